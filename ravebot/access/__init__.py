@@ -1,0 +1,1 @@
+"""Who gets in: the firewall (nftables), SSH keys, readiness probes."""

@@ -1,0 +1,93 @@
+"""What the firewall should hold, as plain facts: the pool computes them, the firewall makes them true."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+
+class Service(StrEnum):
+    """What a port leads to."""
+
+    SSH = "ssh"
+    WEB = "web"
+
+
+@dataclass(frozen=True, order=True)
+class Guest:
+    """A live machine: only its own address, from its own MAC, on its own interface, gets through."""
+
+    tap: str
+    mac: str  # lower case, colons
+    address: str
+
+
+@dataclass(frozen=True, order=True)
+class Forward:
+    """One opened port of the host."""
+
+    service: Service
+    port: int
+    address: str
+    guest_port: int
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The whole desired state of one instance's firewall, beside its static part."""
+
+    guests: frozenset[Guest] = frozenset()
+    forwards: frozenset[Forward] = frozenset()
+
+
+@dataclass(frozen=True)
+class Connections:
+    """Who connected to one of our ports since the last reading: the access audit's raw material."""
+
+    source: str
+    port: int  # of the host
+    connections: int  # new ones since the last reading
+    dropped: int  # new ones refused by the limit since the last reading
+    bytes: int
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What one `ensure` found and did. `flushed`: the static part was missing or altered by someone else."""
+
+    flushed: bool = False
+    added: int = 0
+    removed: int = 0
+
+
+class Firewall(Protocol):
+    """Keeps `Rules` true. Raises `Unavailable` when nftables can't be asked."""
+
+    async def open(self) -> None:
+        """Write the static part and the policy routing rules; ready for `ensure`. May be called again."""
+        ...
+
+    async def ensure(self, rules: Rules) -> Repair:
+        """Read what is there, mend what differs, and verify. Counters are read before anything is rewritten."""
+        ...
+
+    async def connections(self) -> tuple[Connections, ...]:
+        """What was counted since the last call; each connection is returned once."""
+        ...
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yields when someone else touched the ruleset: look again now."""
+        ...
+
+    async def close(self) -> None:
+        """Stop watching. The rules stay: sandboxes outlive the bot."""
+        ...
+
+    async def remove(self) -> None:
+        """Take our table and routing rules away: for `cleanup --all`, when nothing runs any more."""
+        ...

@@ -1,0 +1,1 @@
+"""GitLab's side: webhooks and polling in; notes, emoji and archives out."""

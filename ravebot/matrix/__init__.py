@@ -1,0 +1,1 @@
+"""Matrix's side: sync and commands in; cards, threads and replies out."""

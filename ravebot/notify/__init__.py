@@ -1,0 +1,1 @@
+"""Delivery of the outbox, in order, for as long as it takes."""

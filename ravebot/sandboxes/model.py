@@ -1,0 +1,208 @@
+"""What a sandbox, a machine and a merge request are: frozen facts, shared by every other module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+SandboxId = NewType("SandboxId", int)
+MachineId = NewType("MachineId", int)
+ProjectId = NewType("ProjectId", int)
+
+
+class SandboxState(StrEnum):
+    """Where in its life a sandbox is."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why a sandbox ended."""
+
+    EXPIRED = "expired"
+    STOPPED = "stopped"
+    MERGED = "merged"
+    CLOSED = "closed"
+    SUPERSEDED = "superseded"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+class MachineState(StrEnum):
+    """What our database wants of a machine."""
+
+    BUILDING = "building"
+    WARM = "warm"
+    LEASED = "leased"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+class Observed(StrEnum):
+    """What the provider says of a machine. UNKNOWN: it could not be asked; never to be read as ABSENT."""
+
+    ABSENT = "absent"
+    OFF = "off"
+    AGENT_SILENT = "running, agent silent"
+    AGENT_ANSWERS = "running, agent answers"
+    CRASHED = "crashed"
+    PAUSED = "paused"
+    UNKNOWN = "unknown"
+
+
+class Stage(StrEnum):
+    """The steps from a claimed machine to an announced sandbox, in order."""
+
+    HOST_KEYS = "host keys"
+    AUTHORIZE = "authorize"
+    COPY = "copy"
+    SETUP = "setup"
+    TEST = "test"
+    OPEN_PORTS = "open ports"
+    ANNOUNCE = "announce"
+
+
+CLAIM_STAGES: tuple[Stage, ...] = tuple(Stage)
+UPDATE_STAGES: tuple[Stage, ...] = (Stage.COPY, Stage.SETUP, Stage.TEST, Stage.ANNOUNCE)
+
+
+@dataclass(frozen=True, order=True)
+class MergeRequestRef:
+    """A merge request's identity: the numeric project id and the number that people see (`!42`)."""
+
+    project_id: int
+    iid: int
+
+
+@dataclass(frozen=True)
+class Person:
+    """A GitLab user, by id and user name (without `@`)."""
+
+    id: int
+    username: str
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """What we know of a merge request, as GitLab last told us. Titles and branches are untrusted text."""
+
+    ref: MergeRequestRef
+    project_path: str
+    title: str
+    web_url: str
+    source_branch: str
+    source_project_id: int
+    head_sha: str
+    author: Person
+    people: tuple[Person, ...] = ()  # assignees and reviewers
+    draft: bool = False
+    state: str = "opened"  # opened, closed, merged, locked
+    approved_sha: str | None = None  # of a fork: the head that a Developer let in with `/sandbox start SHA`
+    note_id: int | None = None  # the status note, once posted
+
+    @property
+    def from_fork(self) -> bool:
+        return self.source_project_id != self.ref.project_id
+
+    @property
+    def full_ref(self) -> str:
+        """As people write it: `group/app!42`."""
+        return f"{self.project_path}!{self.ref.iid}"
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who caused something: `kind` is gitlab, matrix, shell or ravebot; `name` is their name there."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "ravebot" else f"{self.name} ({self.kind})"
+
+
+RAVEBOT = Actor("ravebot", "ravebot")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One VM that a provider runs for us. `address` and `mac` are assigned by us, never read from the guest."""
+
+    id: MachineId
+    name: str
+    uuid: str
+    state: MachineState
+    image: str
+    address: str
+    mac: str
+    tap: str
+    created_at: datetime
+    state_since: datetime
+    sandbox_id: SandboxId | None = None
+    host_keys: tuple[str, ...] = ()
+    restarts: int = 0
+    create_attempted_at: datetime | None = None
+    booted_at: datetime | None = None  # first answer of the guest agent
+    cpu_seconds: float = 0.0
+    memory_peak_bytes: int = 0
+    paused_by_us: bool = False
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How one stage went. `tail` is the bounded end of its output, untrusted."""
+
+    stage: Stage
+    ok: bool
+    seconds: float
+    tail: str = ""
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What one merge request gets: a lease on a machine, with access, owner, expiry and history."""
+
+    id: SandboxId
+    mr: MergeRequestRef
+    state: SandboxState
+    requested_by: Actor
+    created_at: datetime
+    state_since: datetime
+    sha: str  # what it should run
+    running_sha: str | None = None  # what was last copied in and set up
+    machine_id: MachineId | None = None
+    stage: Stage | None = None  # None while nothing is under way
+    stage_started_at: datetime | None = None
+    attempt: int = 1  # of the whole sandbox: a new machine each
+    stage_attempt: int = 0
+    ssh_port: int | None = None
+    web_port: int | None = None
+    web_scheme: str | None = None  # http or https, probed at ready; None: nothing answered
+    ready_at: datetime | None = None
+    expires_at: datetime | None = None
+    end_reason: EndReason | None = None
+    end_detail: str = ""
+    ended_at: datetime | None = None
+    warned: frozenset[int] = frozenset()  # thresholds in seconds that were told
+    refreshed_at: datetime | None = None  # card and note last rewritten
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the append-only log."""
+
+    id: int
+    at: datetime
+    kind: str
+    actor: Actor
+    mr: MergeRequestRef | None = None
+    sandbox_id: SandboxId | None = None
+    machine_id: MachineId | None = None
+    data: dict[str, object] = field(default_factory=dict)

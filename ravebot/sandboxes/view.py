@@ -1,0 +1,121 @@
+"""Everything a person may be shown of one sandbox, gathered once; the card and the status note render it.
+
+All texts from people or guests (title, branch, stage tails, details) are raw here: whoever renders escapes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
+
+
+@dataclass(frozen=True)
+class HistoryLine:
+    """One event as a person reads it."""
+
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to get in, set while the ports are open."""
+
+    host: str
+    user: str
+    ssh_port: int
+    web_port: int
+    web_scheme: str | None
+    host_key_alias: str
+    host_keys: tuple[str, ...]
+
+    @property
+    def ssh_command(self) -> str:
+        """To copy into a shell; the alias keeps a port that was used before from crying wolf."""
+        return f"ssh -o HostKeyAlias={self.host_key_alias} -p {self.ssh_port} {self.user}@{self.host}"
+
+    @property
+    def web_url(self) -> str | None:
+        """None where nothing answered on the guest's web port."""
+        if self.web_scheme is None:
+            return None
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.web_scheme}://{host}:{self.web_port}/"
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        return tuple(fingerprint(key) for key in self.host_keys)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The account of an ended sandbox."""
+
+    lived: timedelta | None  # from ready to end; None when it never was ready
+    cpu_seconds: float
+    memory_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class SandboxView:
+    """One sandbox, ready to be rendered."""
+
+    sandbox: Sandbox
+    mr: MergeRequest
+    now: datetime
+    access: Access | None = None
+    queue_position: int | None = None  # 1 is next
+    queue_wait: timedelta | None = None  # an estimate; None when there is none
+    queue_reason: str = ""  # why it waits, when it is not only its turn
+    stages: tuple[StageResult, ...] = ()  # of the latest run of the chain
+    history: tuple[HistoryLine, ...] = ()  # oldest first
+    summary: Summary | None = None
+    notice: str = ""  # e.g. "the last update failed: …"
+
+    @property
+    def live(self) -> bool:
+        return self.sandbox.state is not SandboxState.ENDED
+
+
+def fingerprint(public_key: str) -> str:
+    """`SHA256:…` of an OpenSSH public key line, as `ssh-keygen -l` prints it; ValueError when it is none."""
+    parts = public_key.split()
+    if len(parts) < 2:
+        raise ValueError("not an OpenSSH public key line")
+    try:
+        blob = base64.b64decode(parts[1], validate=True)
+    except binascii.Error as error:
+        raise ValueError("not an OpenSSH public key line") from error
+    digest = hashlib.sha256(blob).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def in_words(span: timedelta) -> str:
+    """A duration as people say it: `1 h 40 min`, `25 s`, `2 d 3 h`."""
+    seconds = max(0, round(span.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 60:
+        rest = seconds % 60
+        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def in_bytes(count: int) -> str:
+    """A size as people say it: `1.5 GiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
