@@ -1,0 +1,245 @@
+"""The database file: one writer, one reader, migrations, and the lock that keeps a second bot out.
+
+A write is one function run under a lock inside `BEGIN IMMEDIATE`; it may await nothing but the transaction it is
+given. Sharing a connection between tasks without that loses acknowledged rows to somebody else's rollback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiosqlite
+
+from ravebot.clock import Clock, to_us
+from ravebot.errors import StoreError
+from ravebot.store.signals import Signals
+
+T = TypeVar("T")
+Value = str | int | float | None
+
+
+class Transaction:
+    """One running transaction: what every function of the store works on. `now` is read once, at its start."""
+
+    def __init__(self, connection: aiosqlite.Connection, now: datetime) -> None:
+        self._connection = connection
+        self.now = now
+        self.now_us = to_us(now)
+        self._wakes: set[str] = set()
+
+    async def execute(self, sql: str, parameters: Iterable[Value] = ()) -> int:
+        """Run one statement; returns the id of the row it inserted, or 0."""
+        cursor = await self._connection.execute(sql, tuple(parameters))
+        row_id = cursor.lastrowid or 0
+        await cursor.close()
+        return row_id
+
+    async def changed(self, sql: str, parameters: Iterable[Value] = ()) -> int:
+        """Run one statement; returns how many rows it changed."""
+        cursor = await self._connection.execute(sql, tuple(parameters))
+        count = cursor.rowcount
+        await cursor.close()
+        return count
+
+    async def all(self, sql: str, parameters: Iterable[Value] = ()) -> list[sqlite3.Row]:
+        return list(await self._connection.execute_fetchall(sql, tuple(parameters)))
+
+    async def one(self, sql: str, parameters: Iterable[Value] = ()) -> sqlite3.Row | None:
+        rows = await self.all(sql, parameters)
+        return rows[0] if rows else None
+
+    def wake(self, signal: str) -> None:
+        """After the commit, wake whoever waits for that signal."""
+        self._wakes.add(signal)
+
+    @property
+    def wakes(self) -> frozenset[str]:
+        return frozenset(self._wakes)
+
+
+class Database:
+    """The open database of one instance."""
+
+    def __init__(self, path: Path, clock: Clock, signals: Signals | None = None) -> None:
+        self.path = path
+        self.signals = signals or Signals()
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._write_lock = asyncio.Lock()
+        self._read_lock = asyncio.Lock()
+        self._running: set[asyncio.Task[object]] = set()
+        self._writer: aiosqlite.Connection
+        self._reader: aiosqlite.Connection
+        self.instance_id = ""
+
+    async def __aenter__(self) -> Self:
+        await self._hold_lock()
+        try:
+            self._writer = await self._stack.enter_async_context(_connect(self.path))
+            await _prepare_writer(self._writer, self.path)
+            self._reader = await self._stack.enter_async_context(_connect(self.path))
+            await self._reader.execute("PRAGMA query_only = ON")
+            self.instance_id = await self.write(_instance_id)
+        except sqlite3.DatabaseError as error:
+            await self._stack.aclose()
+            raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._stack.aclose()
+
+    async def write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `function` in one transaction and commit, or roll back what it did when it raises.
+
+        The caller's cancellation does not cut it short: it commits or fails as a whole.
+        """
+        task = asyncio.ensure_future(self._write(function))
+        self._running.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(self._running.discard)  # type: ignore[arg-type]
+        return await asyncio.shield(task)
+
+    async def _write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
+        async with self._write_lock:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(self._writer, self._clock.now())
+            try:
+                result = await function(transaction)
+                await self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    await self._writer.execute("ROLLBACK")
+                raise
+        for signal in transaction.wakes:
+            self.signals.wake(signal)
+        return result
+
+    async def read(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `function` on one consistent snapshot; it can't write."""
+        async with self._read_lock:
+            await self._reader.execute("BEGIN")
+            try:
+                return await function(Transaction(self._reader, self._clock.now()))
+            finally:
+                await self._reader.execute("ROLLBACK")
+
+    async def _hold_lock(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self.path.with_suffix(".lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "an unknown process"
+            os.close(descriptor)
+            raise StoreError(
+                f"another ravebot uses {self.path.parent}: {holder}; stop it first, or give this one another state_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        started = self._clock.now().strftime("%Y-%m-%d %H:%M:%S UTC")
+        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
+        self._stack.callback(os.close, descriptor)
+
+
+def _connect(path: Path) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(path, isolation_level=None)
+    return connection
+
+
+async def _prepare_writer(connection: aiosqlite.Connection, path: Path) -> None:
+    connection.row_factory = sqlite3.Row
+    path.chmod(0o600)
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+        await connection.execute(f"PRAGMA {pragma}")
+    await migrate(connection, migrations())
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered SQL files that ship with this version, in order."""
+    folder = resources.files("ravebot.store.migrations")
+    found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
+    return [(int(name[:4]), text) for name, text in found]
+
+
+async def migrate(connection: aiosqlite.Connection, steps: list[tuple[int, str]]) -> None:
+    """Bring the database to the last step, each step in one transaction, so that an interrupted one changes nothing.
+
+    Raises StoreError for a database that a newer ravebot wrote.
+    """
+    rows = list(await connection.execute_fetchall("PRAGMA user_version"))
+    version = int(rows[0][0])
+    newest = steps[-1][0]
+    if version > newest:
+        raise StoreError(
+            f"the database is of version {version}, this ravebot knows up to {newest}: install the newer ravebot again"
+        )
+    for number, text in steps:
+        if number <= version:
+            continue
+        await connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements(text):
+                await connection.execute(statement)
+            await connection.execute(f"PRAGMA user_version = {number:d}")
+            await connection.execute("COMMIT")
+        except BaseException:
+            await connection.execute("ROLLBACK")
+            raise
+
+
+def statements(script: str) -> list[str]:
+    """The single statements of an SQL script; `executescript` would commit behind our back."""
+    found: list[str] = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            found.append(pending.strip())
+            pending = ""
+    if pending.strip():
+        raise ValueError("the script ends inside a statement")
+    return found
+
+
+async def _instance_id(tx: Transaction) -> str:
+    row = await tx.one("SELECT value FROM meta WHERE key = 'instance_id'")
+    if row:
+        return str(row["value"])
+    fresh = secrets.token_hex(5)
+    await tx.execute("INSERT INTO meta (key, value) VALUES ('instance_id', ?)", (fresh,))
+    return fresh
+
+
+async def get_meta(tx: Transaction, key: str) -> str | None:
+    """A single remembered value (instance id, Matrix sync token, …)."""
+    row = await tx.one("SELECT value FROM meta WHERE key = ?", (key,))
+    return str(row["value"]) if row else None
+
+
+async def set_meta(tx: Transaction, key: str, value: str) -> None:
+    await tx.execute(
+        "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (key, value),
+    )
+
+
+def dump_json(value: object) -> str:
+    """Canonical JSON: sorted keys, no spaces, so that the same value is the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

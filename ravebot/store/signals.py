@@ -1,0 +1,32 @@
+"""Wake-ups between the loops of one process; a lost one costs a little time, never a fact: every loop also looks by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+INTAKE = "intake"
+POOL = "pool"
+OUTBOX_MATRIX = "outbox:matrix"
+OUTBOX_GITLAB = "outbox:gitlab"
+
+
+class Signals:
+    """Named events, each waited for by one loop."""
+
+    def __init__(self) -> None:
+        self._events: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def wake(self, name: str) -> None:
+        self._events[name].set()
+
+    async def wait(self, name: str, timeout_seconds: float) -> bool:
+        """Wait for the signal or the time, whichever comes first; whether it was the signal."""
+        event = self._events[name]
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        event.clear()
+        return True
