@@ -90,6 +90,7 @@ class Database:
             self._writer = await self._stack.enter_async_context(_connect(self.path))
             await _prepare_writer(self._writer, self.path)
             self._reader = await self._stack.enter_async_context(_connect(self.path))
+            self._reader.row_factory = sqlite3.Row
             await self._reader.execute("PRAGMA query_only = ON")
             self.instance_id = await self.write(_instance_id)
         except sqlite3.DatabaseError as error:
@@ -159,8 +160,7 @@ class Database:
 
 
 def _connect(path: Path) -> aiosqlite.Connection:
-    connection = aiosqlite.connect(path, isolation_level=None)
-    return connection
+    return aiosqlite.connect(path, isolation_level=None)
 
 
 async def _prepare_writer(connection: aiosqlite.Connection, path: Path) -> None:
