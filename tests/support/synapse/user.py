@@ -1,0 +1,208 @@
+"""Somebody with a Matrix account: says things, reads rooms, waits for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+Json = dict[str, Any]
+
+
+class MatrixError(Exception):
+    """The homeserver refused: status and body."""
+
+    def __init__(self, status: int, body: Json) -> None:
+        super().__init__(f"{status} {body}")
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as a client shows it: with its last edit applied."""
+
+    event_id: str
+    sender: str
+    content: Json  # of the last edit, or the original
+    at_ms: int
+    edits: int = 0
+    redacted: bool = False
+    original: Json | None = None
+
+    @property
+    def body(self) -> str:
+        return str(self.content.get("body", ""))
+
+    @property
+    def html(self) -> str:
+        return str(self.content.get("formatted_body", ""))
+
+    @property
+    def kind(self) -> str:
+        return str(self.content.get("msgtype", ""))
+
+    @property
+    def mentions(self) -> Json:
+        mentions = self.content.get("m.mentions", {})
+        assert isinstance(mentions, dict)
+        return mentions
+
+    @property
+    def thread_root(self) -> str | None:
+        relation = (self.original or self.content).get("m.relates_to", {})
+        return relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+
+
+class MatrixUser:
+    """A logged-in account."""
+
+    def __init__(self, url: str, user_id: str, password: str, access_token: str, device_id: str) -> None:
+        self.url = url
+        self.user_id = user_id
+        self.password = password
+        self.access_token = access_token
+        self.device_id = device_id
+        self._transaction = 0
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(self, method: str, *path: str, body: Json | None = None, **query: str | int) -> Json:
+        """One request of the client-server API (version 3); path parts are quoted here."""
+        if self._session is None:
+            headers = {"Authorization": f"Bearer {self.access_token}"}
+            self._session = aiohttp.ClientSession(self.url, headers=headers)
+        target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
+        async with self._session.request(method, target, json=body, params=query) as answer:
+            parsed: Json = await answer.json()
+            if answer.status != 200:
+                raise MatrixError(answer.status, parsed)
+            return parsed
+
+    async def create_room(
+        self,
+        alias: str | None = None,
+        invite: Iterable[str] = (),
+        *,
+        name: str = "",
+        public: bool = False,
+        direct: bool = False,
+    ) -> str:
+        """A new room's id; `alias` is its local part (`dev` for `#dev:localhost`)."""
+        body: Json = {"preset": "public_chat" if public else "private_chat", "invite": list(invite)}
+        if alias:
+            body["room_alias_name"] = alias
+        if name:
+            body["name"] = name
+        if direct:
+            body |= {"is_direct": True, "preset": "trusted_private_chat"}
+        return str((await self.call("POST", "createRoom", body=body))["room_id"])
+
+    async def direct_chat(self, user_id: str) -> str:
+        """A direct chat as clients make one: flagged in the invite, and in the own account data."""
+        room = await self.create_room(invite=[user_id], direct=True)
+        await self.call("PUT", "user", self.user_id, "account_data", "m.direct", body={user_id: [room]})
+        return room
+
+    async def join(self, room: str) -> str:
+        return str((await self.call("POST", "join", room, body={}))["room_id"])
+
+    async def invite(self, room: str, user_id: str) -> None:
+        await self.call("POST", "rooms", room, "invite", body={"user_id": user_id})
+
+    async def leave(self, room: str) -> None:
+        await self.call("POST", "rooms", room, "leave", body={})
+
+    async def kick(self, room: str, user_id: str, *, reason: str = "") -> None:
+        await self.call("POST", "rooms", room, "kick", body={"user_id": user_id, "reason": reason})
+
+    async def ban(self, room: str, user_id: str) -> None:
+        await self.call("POST", "rooms", room, "ban", body={"user_id": user_id})
+
+    async def members(self, room: str) -> set[str]:
+        return set((await self.call("GET", "rooms", room, "joined_members"))["joined"])
+
+    async def send(self, room: str, text: str, **extra: Any) -> str:
+        """Say something; `extra` are further keys of the content. Returns the event id."""
+        return await self.send_content(room, {"msgtype": "m.text", "body": text} | extra)
+
+    async def send_content(self, room: str, content: Json, *, kind: str = "m.room.message") -> str:
+        self._transaction += 1
+        transaction = f"{time.monotonic_ns()}.{self._transaction}"
+        answer = await self.call("PUT", "rooms", room, "send", kind, transaction, body=content)
+        return str(answer["event_id"])
+
+    async def redact(self, room: str, event_id: str) -> None:
+        self._transaction += 1
+        transaction = f"{time.monotonic_ns()}.{self._transaction}"
+        await self.call("PUT", "rooms", room, "redact", event_id, transaction, body={})
+
+    async def sync(self, since: str | None = None, *, timeout_ms: int = 0) -> Json:
+        query: dict[str, str | int] = {"timeout": timeout_ms}
+        if since:
+            query["since"] = since
+        return await self.call("GET", "sync", **query)
+
+    async def events(self, room: str) -> list[Json]:
+        """Every event of the room that this user may see, oldest first, as they are."""
+        found: list[Json] = []
+        query: dict[str, str | int] = {"dir": "b", "limit": 500}
+        while True:
+            page = await self.call("GET", "rooms", room, "messages", **query)
+            found += page["chunk"]
+            if not page["chunk"] or "end" not in page:
+                return found[::-1]
+            query["from"] = page["end"]
+
+    async def messages(self, room: str) -> list[Message]:
+        """The whole timeline, oldest first; edits are applied to what they edit, not listed."""
+        return timeline(await self.events(room))
+
+    async def wait_for(
+        self, room: str, predicate: Callable[[Message], bool], timeout: float = 15.0
+    ) -> Message:
+        """The first message, also one that is there already, that fits; TimeoutError shows what was there instead."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        since = str((await self.sync())["next_batch"])
+        while True:
+            messages = await self.messages(room)
+            for message in messages:
+                if predicate(message):
+                    return message
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                seen = "\n".join(f"{message.sender}: {message.body!r}" for message in messages)
+                raise TimeoutError(f"no such message in {timeout} s; there were:\n{seen}")
+            answer = await self.sync(since, timeout_ms=min(int(left * 1000), 5000))
+            since = str(answer["next_batch"])
+
+
+def timeline(events: Iterable[Json]) -> list[Message]:
+    """Messages out of events, oldest first; an edit counts only when it is its author's own."""
+    messages: dict[str, Message] = {}
+    for event in events:
+        if event["type"] != "m.room.message":
+            continue
+        content = event["content"]
+        relation = content.get("m.relates_to", {})
+        target = messages.get(str(relation.get("event_id")))
+        if relation.get("rel_type") == "m.replace" and target and target.sender == event["sender"]:
+            messages[target.event_id] = Message(
+                target.event_id, target.sender, content["m.new_content"], target.at_ms, target.edits + 1,
+                target.redacted, target.original,
+            )  # fmt: skip
+        elif relation.get("rel_type") != "m.replace":
+            messages[event["event_id"]] = Message(
+                event["event_id"], event["sender"], content, event["origin_server_ts"],
+                redacted="redacted_because" in event.get("unsigned", {}), original=content,
+            )  # fmt: skip
+    return list(messages.values())
