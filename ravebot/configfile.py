@@ -1,0 +1,164 @@
+"""Reads the configuration file and the secrets it names, and lists everything wrong with them at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ravebot import configchecks, configkeys
+from ravebot.config import Config
+from ravebot.errors import ConfigError
+from ravebot.secretfiles import SECRET_KEYS, Secrets, read_secret
+from ravebot.yamltree import KeyPath, Problem, Tree, Value, dotted, parse
+
+MAX_BYTES = 1024 * 1024
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration that can be used."""
+
+    config: Config
+    secrets: Secrets
+    warnings: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+class InvalidConfigError(ConfigError):
+    """The file can't be used; `problems` says everything that is wrong, in the order of its lines."""
+
+    def __init__(self, path: Path, problems: tuple[Problem, ...]) -> None:
+        self.path = path
+        self.problems = problems
+        lines = [
+            f"{path}:{problem.line}: {problem}" if problem.line else f"{path}: {problem}"
+            for problem in problems
+        ]
+        super().__init__("\n".join(lines))
+
+
+def load(path: Path) -> LoadedConfig:
+    """Read, validate and cross-check the file, and read its secrets.
+
+    Raises InvalidConfigError with every problem.
+    """
+    tree = parse(_read(path))
+    config, problems, wrong = _validate(tree)
+    problems = [*tree.problems, *problems]
+    secrets, unreadable = _secrets(tree)
+    problems += unreadable
+    warnings: list[str] = []
+    if config is not None:
+        findings = configchecks.check(config)
+        problems += [
+            Problem(tree.line_of(finding.path), dotted(finding.path), finding.message)
+            for finding in findings.errors
+            if not _covers(finding.path, wrong)
+        ]
+        warnings = [f"{dotted(finding.path)}: {finding.message}" for finding in findings.warnings]
+    if config is None or problems:
+        raise InvalidConfigError(path, tuple(sorted(set(problems))))
+    return LoadedConfig(config, secrets, tuple(warnings), path)
+
+
+def _read(path: Path) -> str:
+    def fail(message: str) -> InvalidConfigError:
+        return InvalidConfigError(path, (Problem(0, "", message),))
+
+    try:
+        # Not blocking: a named pipe must not hang the start.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            raw = file.read(MAX_BYTES + 1) or b""
+    except FileNotFoundError:
+        raise fail("there is no such file; config.example.yaml shows what belongs in it") from None
+    except IsADirectoryError:
+        raise fail("this is a folder: name the YAML file in it") from None
+    except OSError as error:
+        raise fail(f"can't be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise fail("larger than 1 MiB: this is no configuration")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InvalidConfigError(path, (Problem(line, "", "not UTF-8 text: save it as UTF-8"),)) from None
+
+
+def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
+    """Validate; after errors go on without what was wrong, to find what only a whole file can show.
+
+    Returns the configuration, if there is enough for one, the problems, and the paths it was built without.
+    """
+    if not isinstance(tree.value, dict):
+        if tree.problems:
+            return None, [], set()
+        message = "this is no mapping of keys; config.example.yaml shows what belongs here"
+        return None, [Problem(1, "", message)], set()
+    value: dict[str, Value] = tree.value
+    found: dict[configkeys.Complaint, None] = {}
+    unknown: set[KeyPath] = set()
+    wrong: set[KeyPath] = set()
+    config = None
+    for _ in range(_MAX_ROUNDS):
+        try:
+            config = Config.model_validate(value)
+            break
+        except ValidationError as error:
+            fresh = [
+                item for item in configkeys.complaints(error, tree.value) if not _covers(item.path, wrong)
+            ]
+        found.update(dict.fromkeys(fresh))
+        removable = [item for item in fresh if item.path and not item.missing]
+        if not removable:
+            break
+        unknown |= {item.path for item in removable if item.unknown}
+        wrong |= {item.path for item in removable if not item.unknown}
+        value = _without(tree.value, unknown | wrong)
+    unreadable = {problem.path for problem in tree.problems}  # null to the validator: one complaint is enough
+    problems = [Problem(tree.line_of(item.path), dotted(item.path), item.message) for item in found]
+    return config, [problem for problem in problems if problem.path not in unreadable], wrong
+
+
+def _covers(path: KeyPath, wrong: set[KeyPath]) -> bool:
+    """Whether what is at `path` was made different by leaving out something wrong at or below it."""
+    return any(item[: len(path)] == path for item in wrong)
+
+
+def _without(value: Value, paths: set[KeyPath], here: KeyPath = ()) -> dict[str, Value]:
+    copy = _copy_without(value, paths, here)
+    return copy if isinstance(copy, dict) else {}
+
+
+def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
+    if isinstance(value, dict):
+        return {
+            key: _copy_without(child, paths, (*here, key))
+            for key, child in value.items()
+            if (*here, key) not in paths
+        }
+    if isinstance(value, list):
+        # A list that holds an error goes as a whole: without one item, the others' places would move.
+        if any(path[: len(here)] == here and len(path) > len(here) for path in paths):
+            return []
+        return [_copy_without(child, paths, (*here, index)) for index, child in enumerate(value)]
+    return value
+
+
+def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name, keys in SECRET_KEYS.items():
+        value: Value = tree.value
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, str) or not Path(value).is_absolute():
+            continue  # absent, or wrong in a way that the validation tells
+        try:
+            found[name] = read_secret(Path(value))
+        except ValueError as error:
+            problems.append(Problem(tree.line_of(keys), dotted(keys), str(error)))
+    return Secrets(**found), problems

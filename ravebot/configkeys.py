@@ -1,0 +1,140 @@
+"""Turns what pydantic found wrong into sentences for the person who wrote the file.
+
+No sentence repeats a value: somebody may have put a secret where a file name belongs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ravebot.config import Config, PortRange
+from ravebot.yamltree import KeyPath, Value, dotted
+
+_WRITTEN_LIKE = {
+    "user_id": 'write a Matrix id in quotes, like "@ravebot:example.org"',
+    "admins": 'write Matrix ids in quotes, like "@ops:example.org"',
+    "users": 'write Matrix id: GitLab user name, like "@alice:example.org": alice',
+    "room": 'write a room in quotes, like "#dev:example.org" or "!id:example.org"',
+    "command_prefix": 'write the word that commands begin with, in quotes, like "!rave"',
+    "listen": 'write an address and a port, like "127.0.0.1:8080"',
+    "instance": "write up to 16 lower-case letters, digits and inner hyphens",
+    "host": "write the host name or address that people connect to, without scheme or port",
+    "user": "write a Unix user name",
+    "http": "write a path that begins with /",
+}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing wrong at a key path; `missing`: there is no such key; `unknown`: there should be none."""
+
+    path: KeyPath
+    message: str
+    missing: bool = False
+    unknown: bool = False
+
+
+def complaints(error: ValidationError, value: Value) -> list[Complaint]:
+    """Everything that pydantic found, once each, in its order."""
+    found: dict[Complaint, None] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        found.setdefault(_complaint(detail, value))
+    return list(found)
+
+
+def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
+    path, variant = _real_path(detail["loc"], value)
+    kind = detail["type"]
+    if variant:
+        return Complaint(path, f"write it as {variant}")
+    if kind == "missing":
+        return Complaint(path, "this key is missing", missing=True)
+    if kind == "extra_forbidden":
+        return Complaint(path, _unknown(path), unknown=True)
+    if kind in ("string_pattern_mismatch", "string_type"):
+        named = next((key for key in reversed(path) if isinstance(key, str) and key in _WRITTEN_LIKE), None)
+        if named:
+            return Complaint(path, _WRITTEN_LIKE[named])
+    if kind == "string_type":
+        return Complaint(path, "write text here; put quotes around it if it begins with @, ! or #")
+    if kind in ("model_type", "dict_type"):
+        return Complaint(path, "keys with values belong here")
+    if kind == "tuple_type":
+        return Complaint(path, "a list belongs here, like [one, two]")
+    if kind == "too_short":
+        return Complaint(path, "give at least one")
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be")
+    return Complaint(path, message[:1].lower() + message[1:])
+
+
+def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, str]:
+    """The keys that pydantic's location means and, inside an either-or, how its forms are written.
+
+    Pydantic mixes in the names of either-or forms and `[key]`.
+    """
+    path: list[int | str] = []
+    for place, key in enumerate(location):
+        if isinstance(value, dict) and isinstance(key, str) and (key in value or place == len(location) - 1):
+            if key == "[key]":
+                break
+            path.append(key)
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            path.append(key)
+            value = value[key]
+        else:
+            forms = _forms(tuple(path))
+            if len(forms) > 1:
+                return tuple(path), " or ".join(f"{{{next(iter(keys_of(form)))}: …}}" for form in forms)
+            break
+    return tuple(path), ""
+
+
+def _unknown(path: KeyPath) -> str:
+    *parents, key = path
+    known = {name for form in _forms(tuple(parents)) for name in keys_of(form)}
+    near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6)
+    if near:
+        return f"unknown key; did you mean {near[0]}?"
+    elsewhere = sorted(dotted(other) for other in every_key() if other[-1] == key)
+    if elsewhere:
+        return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
+    return f"unknown key; known here: {', '.join(sorted(known))}"
+
+
+def every_key(model: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """The path of every key there is, without list positions."""
+    for name, annotation in keys_of(model).items():
+        yield (*path, name)
+        for form in _models_in(annotation):
+            yield from every_key(form, (*path, name))
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, object]:
+    """A section's keys as they are written in the file, with their types."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _forms(path: KeyPath) -> list[type[BaseModel]]:
+    """The sections that may stand at that path: several where it is an either-or."""
+    forms: list[type[BaseModel]] = [Config]
+    for key in path:
+        if isinstance(key, int):
+            continue
+        forms = [inner for form in forms if key in keys_of(form) for inner in _models_in(keys_of(form)[key])]
+    return forms
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [] if annotation is PortRange else [annotation]  # written as one text
+    if get_origin(annotation) in (tuple, Union, types.UnionType, Annotated, dict):
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []

@@ -1,0 +1,74 @@
+"""Secrets are read from files of their own, which nobody but their owner may read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, repr=False)
+class Secrets:
+    """Every secret the configuration names; None where it names none."""
+
+    matrix_password: str | None = None
+    matrix_access_token: str | None = None
+    store_passphrase: str | None = None
+    gitlab_token: str = ""
+    webhook_secret: str | None = None
+    webhook_signing: str | None = None
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+    def values(self) -> frozenset[str]:
+        """All of them, to be kept out of logs."""
+        found = (getattr(self, item.name) for item in fields(self))
+        return frozenset(value for value in found if value)
+
+
+SECRET_KEYS: dict[str, tuple[str, ...]] = {
+    "matrix_password": ("matrix", "password_file"),
+    "matrix_access_token": ("matrix", "access_token_file"),
+    "store_passphrase": ("matrix", "store_passphrase_file"),
+    "gitlab_token": ("gitlab", "token_file"),
+    "webhook_secret": ("gitlab", "webhook", "secret_token_file"),
+    "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
+}
+"""Which key of the configuration names the file of which secret."""
+
+
+def read_secret(path: Path) -> str:
+    """The one line that the file holds. Raises ValueError, saying what to do and never showing the secret."""
+    try:
+        # Not blocking: a named pipe in a secret's place must not hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}: put the secret in it, then chmod 600 {path}") from None
+    except OSError as error:
+        reason = error.strerror
+        raise ValueError(f"{path} can't be read ({reason}): it must belong to ravebot's user") from error
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+            raise ValueError(f"{path} is {what}: name a file that holds the secret")
+        if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ValueError(f"others may read or write {path}: chmod 600 {path}")
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than 64 KiB: that is no secret of one line")
+    try:
+        text = raw.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    if not text:
+        raise ValueError(f"{path} is empty: put the secret in it")
+    if not text.isprintable():
+        raise ValueError(
+            f"{path} holds more than one line or control characters: only the secret belongs in it"
+        )
+    return text

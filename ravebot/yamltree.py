@@ -1,0 +1,157 @@
+"""A YAML text as plain values, with the line of every key, so that a complaint can say where.
+
+Stricter than YAML: the same key twice is an error, keys are text, and what aliases expand to is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import yaml
+
+Key = str | int
+KeyPath = tuple[Key, ...]
+Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None | object
+
+MAX_VALUES = 50_000
+MAX_DEPTH = 32
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong: the line (from 1; 0: none), the key path and what to do about it."""
+
+    line: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+@dataclass
+class Tree:
+    """What a text holds: `value`, the line of every key path, and what is wrong with it as YAML."""
+
+    value: Value = None
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line_of(self, path: KeyPath) -> int:
+        """The line of that key, or of the nearest one around it that is there."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def dotted(path: KeyPath) -> str:
+    """A key path as people write it: `matrix.rooms[0].projects`."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+def parse(text: str) -> Tree:
+    """Read YAML; never raises for what the text holds: what is wrong is in `problems`."""
+    loader = yaml.SafeLoader("")
+    tree = Tree()
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            tree.value = _Reader(loader, tree).read(node, ())
+    except _TooLargeError:
+        tree.problems.append(Problem(0, "", f"aliases or nesting expand to more than {MAX_VALUES} values"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        hint = "; put quotes around text that begins with @ ! # * & % or `" if "token" in what else ""
+        tree.problems.append(Problem(mark.line + 1 if mark else 0, "", f"this is not YAML: {what}{hint}"))
+    except yaml.YAMLError as error:
+        tree.problems.append(Problem(0, "", f"this is not YAML: {' '.join(str(error).split())}"))
+    except RecursionError:
+        tree.problems.append(Problem(0, "", "this is nested too deeply"))
+    finally:
+        loader.dispose()
+    return tree
+
+
+class _TooLargeError(Exception):
+    """More values, or deeper, than any configuration has."""
+
+
+class _Reader:
+    """Turns nodes into values, noting lines and problems on the way."""
+
+    def __init__(self, loader: yaml.SafeLoader, tree: Tree) -> None:
+        self._loader = loader
+        self._tree = tree
+        self._count = 0
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Value:
+        self._count += 1
+        if self._count > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise _TooLargeError
+        self._tree.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(child, (*path, index)) for index, child in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Value:
+        try:
+            return self._loader.construct_object(node)  # type: ignore[no-any-return]  # untyped there
+        except yaml.constructor.ConstructorError:
+            written = f"{node.tag} {node.value}".strip()
+            self._complain(
+                node, path, f'YAML reads a leading ! as a tag; put quotes around it: "{written[:60]}"'
+            )
+        except ValueError as error:
+            self._complain(
+                node, path, f"YAML can't read this value ({error}); put quotes around it if it is text"
+            )
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> Value:
+        own: dict[str, Value] = {}
+        merged: dict[str, Value] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for source in self._merge_sources(value_node, path):
+                    merged = {**source, **merged}
+                continue
+            key = self._key(key_node, path)
+            if key is None:
+                continue
+            if key in own:
+                first = self._tree.line_of((*path, key))
+                self._complain(
+                    key_node, (*path, key), f"this key is there twice, first in line {first}: remove one"
+                )
+                continue
+            self._tree.lines[(*path, key)] = key_node.start_mark.line + 1
+            own[key] = self.read(value_node, (*path, key))
+        return {**merged, **own}
+
+    def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
+        key = self.read(node, (*path, "?")) if isinstance(node, yaml.ScalarNode) else None
+        self._tree.lines.pop((*path, "?"), None)
+        if isinstance(key, str):
+            return key
+        self._complain(node, path, "a key must be text; put quotes around it")
+        return None
+
+    def _merge_sources(self, node: yaml.Node, path: KeyPath) -> Iterator[dict[str, Value]]:
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            value = self.read(source, path)
+            if isinstance(value, dict):
+                yield value
+            else:
+                self._complain(node, path, "<< takes a mapping or a list of mappings")
+
+    def _complain(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+        self._tree.problems.append(Problem(node.start_mark.line + 1, dotted(path), message))
