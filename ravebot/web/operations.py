@@ -1,0 +1,108 @@
+"""What an operator's shell may ask of the running bot, and the answers, as they cross the admin socket in JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ravebot.sandboxes.model import Actor
+
+
+@dataclass(frozen=True)
+class SandboxLine:
+    """One live sandbox, in `ravebot list`. Titles and details are untrusted text."""
+
+    ref: str  # group/app!42
+    title: str
+    state: str
+    stage: str  # what is under way; empty when nothing is
+    queue_position: int | None
+    owner: str
+    sha: str
+    machine: str
+    ssh_command: str
+    web_url: str
+    created_at: datetime
+    ready_at: datetime | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a request was taken on, and what to tell who asked; what then happens is in the event log."""
+
+    accepted: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class CleanupReport:
+    """What a cleanup did; `kept` says of what was left alone and why."""
+
+    ended: tuple[str, ...] = ()  # sandboxes
+    machines: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """One event, as a person reads it. `detail` is JSON text."""
+
+    id: int
+    at: datetime
+    kind: str
+    actor: str
+    ref: str
+    machine: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Events, oldest first. `head` is the hash of the newest event of the whole log; `broken` the ids of those
+    whose hash does not follow from what is before them, None when that was not checked.
+    """
+
+    lines: tuple[AuditLine, ...]
+    head: str
+    broken: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class UsageLine:
+    """What one project's sandboxes used."""
+
+    project: str
+    sandboxes: int
+    lived: timedelta
+    cpu_seconds: float
+    memory_peak_bytes: int
+
+
+class Operations(Protocol):
+    """The running bot, as the shell sees it. Raises `Refused` with a text for the person who asked."""
+
+    async def list(self) -> tuple[SandboxLine, ...]:
+        """Every sandbox that has not ended, the queue last and in its order."""
+        ...
+
+    async def stop(self, ref: str, actor: Actor) -> Outcome:
+        """End the sandbox of `group/app!42`."""
+        ...
+
+    async def cleanup(
+        self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
+    ) -> CleanupReport:
+        """End sandboxes older than that, or all; remove what is left over."""
+        ...
+
+    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
+        """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
+        ...
+
+    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
+        """What was used by sandboxes that were ready after that moment, by project."""
+        ...
