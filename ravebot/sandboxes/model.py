@@ -103,6 +103,7 @@ class MergeRequest:
     people: tuple[Person, ...] = ()  # assignees and reviewers
     draft: bool = False
     state: str = "opened"  # opened, closed, merged, locked
+    updated_at: datetime | None = None  # by GitLab's clock: older news than this is stale
     approved_sha: str | None = None  # of a fork: the head that a Developer let in with `/sandbox start SHA`
     note_id: int | None = None  # the status note, once posted
 
@@ -151,6 +152,11 @@ class Machine:
     booted_at: datetime | None = None  # first answer of the guest agent
     cpu_seconds: float = 0.0
     memory_peak_bytes: int = 0
+    memory_bytes: int = 0  # given to it
+    disk_bytes: int = 0
+    cpu_before_restart: float = 0.0
+    silent_since: datetime | None = None  # since when the guest agent does not answer
+    unhealthy_told: bool = False
     paused_by_us: bool = False
 
 
@@ -176,6 +182,9 @@ class Sandbox:
     created_at: datetime
     state_since: datetime
     sha: str  # what it should run
+    wait_reason: str = ""  # why it is queued, beyond its turn
+    not_before: datetime | None = None  # backoff after a failed build
+    notice: str = ""  # what went wrong with the last update
     running_sha: str | None = None  # what was last copied in and set up
     machine_id: MachineId | None = None
     stage: Stage | None = None  # None while nothing is under way
@@ -185,6 +194,7 @@ class Sandbox:
     ssh_port: int | None = None
     web_port: int | None = None
     web_scheme: str | None = None  # http or https, probed at ready; None: nothing answered
+    ports_open: bool = False
     ready_at: datetime | None = None
     expires_at: datetime | None = None
     end_reason: EndReason | None = None

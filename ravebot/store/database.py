@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from importlib import resources
@@ -52,6 +52,19 @@ class Transaction:
         count = cursor.rowcount
         await cursor.close()
         return count
+
+    async def insert(self, table: str, values: Mapping[str, Value]) -> int:
+        """Insert a row and return its id; the names are ours, never from outside."""
+        marks = ", ".join("?" for _ in values)
+        return await self.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", values.values())  # noqa: S608 - constant names
+
+    async def upsert(self, table: str, key: tuple[str, ...], values: Mapping[str, Value]) -> int:
+        """Insert a row, or overwrite the one with the same key; the names are ours, never from outside."""
+        columns = ", ".join(values)
+        marks = ", ".join("?" for _ in values)
+        news = ", ".join(f"{column} = excluded.{column}" for column in values if column not in key)
+        sql = f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {news}"  # noqa: S608 - constant names
+        return await self.execute(sql, values.values())
 
     async def all(self, sql: str, parameters: Iterable[Value] = ()) -> list[sqlite3.Row]:
         return list(await self._connection.execute_fetchall(sql, tuple(parameters)))

@@ -37,6 +37,7 @@ CREATE TABLE merge_requests (
     people            TEXT NOT NULL,            -- JSON [[id, username], …]
     draft             INTEGER NOT NULL,
     state             TEXT NOT NULL,
+    updated_at        INTEGER,                  -- by GitLab's clock: older news than this is stale
     approved_sha      TEXT,
     note_id           INTEGER,
     PRIMARY KEY (project_id, iid)
@@ -62,6 +63,9 @@ CREATE TABLE machines (
     booted_at           INTEGER,
     cpu_seconds         REAL NOT NULL DEFAULT 0,
     memory_peak_bytes   INTEGER NOT NULL DEFAULT 0,
+    silent_since        INTEGER,                -- since when the guest agent does not answer
+    unhealthy_told      INTEGER NOT NULL DEFAULT 0,
+    cpu_before_restart  REAL NOT NULL DEFAULT 0,
     paused_by_us        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE UNIQUE INDEX machines_address ON machines (address) WHERE state <> 'gone';
@@ -72,6 +76,8 @@ CREATE TABLE sandboxes (
     project_id       INTEGER NOT NULL,
     iid              INTEGER NOT NULL,
     state            TEXT NOT NULL,
+    wait_reason      TEXT NOT NULL,             -- why it is queued, beyond its turn
+    not_before       INTEGER,                   -- backoff after a failed build
     requested_kind   TEXT NOT NULL,
     requested_by     TEXT NOT NULL,
     created_at       INTEGER NOT NULL,
@@ -91,6 +97,7 @@ CREATE TABLE sandboxes (
     expires_at       INTEGER,
     end_reason       TEXT,
     end_detail       TEXT NOT NULL,
+    notice           TEXT NOT NULL,             -- what went wrong with the last update
     ended_at         INTEGER,
     refreshed_at     INTEGER,
     FOREIGN KEY (project_id, iid) REFERENCES merge_requests (project_id, iid)
@@ -106,7 +113,6 @@ CREATE INDEX sandboxes_mr ON sandboxes (project_id, iid, id);
 CREATE TABLE warnings (
     sandbox_id INTEGER NOT NULL REFERENCES sandboxes (id),
     threshold  INTEGER NOT NULL,                -- seconds before expiry
-    warned_at  INTEGER NOT NULL,
     PRIMARY KEY (sandbox_id, threshold)
 ) STRICT;
 

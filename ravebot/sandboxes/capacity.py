@@ -1,0 +1,113 @@
+"""Who may have a machine now: places, memory and disk that is promised, ports, and the queue."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ravebot.sandboxes.model import Machine, Sandbox, SandboxState
+
+MEMORY_RESERVE_BYTES = 256 * 1024**2
+"""What is left to the host itself, beside what is in use already."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the host has left."""
+
+    memory_available_bytes: int
+    disk_free_bytes: int
+    disk_promised_bytes: int  # what existing overlays may still grow by
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one more machine takes."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+def shortage(host: Host, machines: Iterable[Machine], need: Need) -> str:
+    """Why the host can't take one more machine, as people read it; empty when it can."""
+    growth = sum(max(0, machine.memory_bytes - machine.memory_peak_bytes) for machine in machines)
+    memory = host.memory_available_bytes - growth - MEMORY_RESERVE_BYTES
+    if memory < need.memory_bytes:
+        return f"the host is short of memory: {_gib(max(0, memory))} left, {_gib(need.memory_bytes)} needed"
+    disk = host.disk_free_bytes - host.disk_promised_bytes
+    if disk < need.disk_bytes:
+        return f"the host is short of disk: {_gib(max(0, disk))} not promised yet, {_gib(need.disk_bytes)} needed"
+    return ""
+
+
+def _gib(count: int) -> str:
+    return f"{count / 1024**3:.1f} GiB"
+
+
+def admit(sandboxes: Iterable[Sandbox], machines: Iterable[Machine], max_running: int, now: datetime) -> list[Sandbox]:
+    """The queued sandboxes that have a place now, oldest first.
+
+    A machine takes its place until it is gone. A sandbox whose predecessor on the same merge request still stops, or
+    that waits after a failed build, lets others pass.
+    """
+    everything = list(sandboxes)
+    free = max_running - sum(1 for _ in machines)
+    stopping = {sandbox.mr for sandbox in everything if sandbox.state is SandboxState.STOPPING}
+    admitted = []
+    for sandbox in everything:
+        if len(admitted) >= free:
+            break
+        waits = sandbox.not_before is not None and sandbox.not_before > now
+        if sandbox.state is SandboxState.QUEUED and sandbox.mr not in stopping and not waits:
+            admitted.append(sandbox)
+    return admitted
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the queue a sandbox stands: 1 is next; `wait` is an estimate."""
+
+    position: int
+    wait: timedelta | None
+
+
+def queue(
+    sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime
+) -> Mapping[int, Place]:
+    """The place of every queued sandbox, by its id: a running one that expires first frees the first place."""
+    everything = list(sandboxes)
+    ends = sorted(
+        max(now, sandbox.expires_at or now + lifetime)
+        for sandbox in everything
+        if sandbox.state in (SandboxState.STARTING, SandboxState.READY)
+    )
+    stopping = sum(1 for sandbox in everything if sandbox.state is SandboxState.STOPPING)
+    free = [now] * max(0, max_running - len(ends))  # one that stops frees its place in seconds
+    places = sorted(free + ends)
+    found: dict[int, Place] = {}
+    queued = [sandbox for sandbox in everything if sandbox.state is SandboxState.QUEUED]
+    for index, sandbox in enumerate(queued):
+        rounds, slot = divmod(index, len(places)) if places else (0, 0)
+        wait = places[slot] - now + rounds * lifetime if places else None
+        found[sandbox.id] = Place(index + 1, wait if wait or not stopping else timedelta(0))
+    return found
+
+
+def pick_port(ports: Iterable[int], taken: frozenset[int], last_use: Mapping[int, int]) -> int | None:
+    """The least recently used free port; None when every one is taken."""
+    free = [port for port in ports if port not in taken]
+    return min(free, key=lambda port: (last_use.get(port, 0), port), default=None)
+
+
+def pick_address(subnet: ipaddress.IPv4Network, taken: frozenset[str], last: str | None) -> str | None:
+    """The next free guest address after the one given out last; the subnet's first is the bridge's own."""
+    first, end = int(subnet.network_address) + 2, int(subnet.broadcast_address)
+    count = end - first
+    start = int(ipaddress.IPv4Address(last)) + 1 - first if last else 0
+    for step in range(count):
+        address = str(ipaddress.IPv4Address(first + (start + step) % count))
+        if address not in taken:
+            return address
+    return None

@@ -1,0 +1,207 @@
+"""What is to be done: DESIGN's two tables, as tables.
+
+Pure: the pool observes, asks here, and acts; the intents (what people and GitLab want) ask here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from ravebot.sandboxes.model import MachineState, Observed, Sandbox, SandboxState
+
+M, O = MachineState, Observed  # noqa: E741 - the table reads better with one letter each
+
+
+class Do(StrEnum):
+    """The one step to take with a machine."""
+
+    NOTHING = "nothing"
+    CREATE = "create"
+    START = "start"
+    PROBE = "probe"  # ask the agent whether it answers
+    CLAIM = "claim"  # it is up: hand it to its sandbox
+    GIVE_UP = "give up"  # the build failed: stop it, count the failure
+    STOP = "stop"  # not wanted any more
+    REFILL = "refill"  # a warm one is lost: gone, another takes its place
+    LOST = "lost"  # tell, end its sandbox (or try it on another machine)
+    RESTART = "restart"  # tell, restart once
+    CHECK = "check"  # health, usage, expiry
+    RESUME = "resume"
+    FREE_SPACE = "free space"  # the host's disk is full: tell, resume when there is room; never restart
+    SHUT_DOWN = "shut down"  # ask once; past the grace destroy
+    DESTROY = "destroy"
+    DELETE = "delete"  # undefine, delete the disk
+    FORGET = "forget"  # free disk, lease, rules, then ports
+
+
+MACHINES: Final = MappingProxyType(
+    {
+        (M.BUILDING, O.ABSENT): Do.CREATE,
+        (M.BUILDING, O.OFF): Do.START,
+        (M.BUILDING, O.AGENT_SILENT): Do.PROBE,
+        (M.BUILDING, O.AGENT_ANSWERS): Do.CLAIM,
+        (M.BUILDING, O.CRASHED): Do.GIVE_UP,
+        (M.BUILDING, O.PAUSED): Do.GIVE_UP,
+        (M.WARM, O.ABSENT): Do.REFILL,
+        (M.WARM, O.OFF): Do.STOP,
+        (M.WARM, O.AGENT_SILENT): Do.PROBE,
+        (M.WARM, O.AGENT_ANSWERS): Do.CLAIM,
+        (M.WARM, O.CRASHED): Do.STOP,
+        (M.WARM, O.PAUSED): Do.RESUME,
+        (M.LEASED, O.ABSENT): Do.LOST,
+        (M.LEASED, O.OFF): Do.RESTART,
+        (M.LEASED, O.AGENT_SILENT): Do.CHECK,
+        (M.LEASED, O.AGENT_ANSWERS): Do.CHECK,
+        (M.LEASED, O.CRASHED): Do.RESTART,
+        (M.LEASED, O.PAUSED): Do.FREE_SPACE,
+        (M.STOPPING, O.ABSENT): Do.FORGET,
+        (M.STOPPING, O.OFF): Do.DELETE,
+        (M.STOPPING, O.AGENT_SILENT): Do.SHUT_DOWN,
+        (M.STOPPING, O.AGENT_ANSWERS): Do.SHUT_DOWN,
+        (M.STOPPING, O.CRASHED): Do.DESTROY,
+        (M.STOPPING, O.PAUSED): Do.DESTROY,
+    }
+)
+"""Wanted × observed. UNKNOWN is in no cell: what could not be seen is left alone."""
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What, beside the two states, a cell of the table turns on."""
+
+    age: timedelta = timedelta(0)  # since the build began
+    build_timeout: timedelta = timedelta(minutes=5)
+    state_age: timedelta = timedelta(0)  # since it was asked to stop
+    grace: timedelta = timedelta(seconds=30)
+    restarts: int = 0
+    silent_for: timedelta | None = None  # the agent's silence of a leased machine; None: it answers
+    starting: bool = False  # its sandbox's chain is under way, and has time limits of its own
+    paused_by_us: bool = False
+
+
+UNHEALTHY_AFTER = timedelta(minutes=1)
+RESTART_AFTER = timedelta(minutes=3)
+MAX_RESTARTS = 1
+
+
+def decide_machine(wanted: MachineState, observed: Observed, facts: MachineFacts) -> Do:
+    """The one step for a machine. Raises KeyError for a machine that is gone: it is nobody's business."""
+    if observed is O.UNKNOWN:
+        return Do.NOTHING
+    step = MACHINES[wanted, observed]
+    if wanted is M.BUILDING and step in (Do.CREATE, Do.START, Do.PROBE) and facts.age >= facts.build_timeout:
+        return Do.GIVE_UP
+    if wanted is M.WARM and step is Do.RESUME and not facts.paused_by_us:
+        return Do.STOP
+    if step is Do.RESTART and facts.restarts >= MAX_RESTARTS:
+        return Do.LOST
+    if step is Do.CHECK and not facts.starting and facts.silent_for is not None:
+        if facts.silent_for >= RESTART_AFTER and facts.restarts < MAX_RESTARTS:
+            return Do.RESTART
+    elif step is Do.SHUT_DOWN and facts.state_age >= facts.grace:
+        return Do.DESTROY
+    return step
+
+
+class Happened(StrEnum):
+    """What may happen to a sandbox."""
+
+    MACHINE_READY = "machine ready"
+    CODE_UPDATED = "code updated"
+    END_ASKED = "end asked"  # merged, closed, stop
+    START_ASKED = "start asked"  # reopened, start
+    DEADLINE = "deadline"
+    MACHINE_LOST = "machine lost"
+    STAGE_FAILED = "stage failed"
+
+
+class Then(StrEnum):
+    """What follows for the sandbox."""
+
+    NOTHING = "nothing"
+    BEGIN = "begin"  # queued → starting
+    TAKE_SHA = "take the new SHA"
+    END = "end"  # → ended, nothing to take down
+    NEXT_STAGE = "next stage"
+    RESTART_AT_COPY = "restart at copy"
+    STOP = "stop"  # → stopping
+    FAIL = "fail"  # tell, → stopping (failed)
+    RETRY = "retry"  # on a new machine, at most MAX_ATTEMPTS
+    UPDATE = "update"  # copy, setup, tests again; ports stay
+    WARN_OR_EXPIRE = "warn or expire"
+    TELL = "tell"  # and keep it
+    END_LOST = "end, lost"
+    NEW_BEHIND = "new one, queued behind it"
+    NEW = "new one"
+
+
+MAX_ATTEMPTS = 3
+
+S, H = SandboxState, Happened
+SANDBOXES: Final = MappingProxyType(
+    {
+        (S.QUEUED, H.MACHINE_READY): Then.BEGIN,
+        (S.QUEUED, H.CODE_UPDATED): Then.TAKE_SHA,
+        (S.QUEUED, H.END_ASKED): Then.END,
+        (S.STARTING, H.MACHINE_READY): Then.NEXT_STAGE,
+        (S.STARTING, H.CODE_UPDATED): Then.RESTART_AT_COPY,
+        (S.STARTING, H.END_ASKED): Then.STOP,
+        (S.STARTING, H.DEADLINE): Then.FAIL,
+        (S.STARTING, H.MACHINE_LOST): Then.RETRY,
+        (S.STARTING, H.STAGE_FAILED): Then.FAIL,
+        (S.READY, H.CODE_UPDATED): Then.UPDATE,
+        (S.READY, H.END_ASKED): Then.STOP,
+        (S.READY, H.DEADLINE): Then.WARN_OR_EXPIRE,
+        (S.READY, H.MACHINE_LOST): Then.END_LOST,
+        (S.READY, H.STAGE_FAILED): Then.TELL,
+        (S.STOPPING, H.START_ASKED): Then.NEW_BEHIND,
+        (S.STOPPING, H.MACHINE_LOST): Then.END,
+        (S.ENDED, H.START_ASKED): Then.NEW,
+    }
+)
+"""State × what happened; what is not named changes nothing."""
+
+
+def decide_sandbox(state: SandboxState, happened: Happened, attempt: int = 1) -> Then:
+    """What follows for a sandbox on its `attempt`-th machine."""
+    then = SANDBOXES.get((state, happened), Then.NOTHING)
+    return Then.END_LOST if then is Then.RETRY and attempt >= MAX_ATTEMPTS else then
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """What a ready sandbox's clock asks for."""
+
+    expire: bool = False
+    warn: int | None = None  # the threshold to tell of, in seconds
+    warned: frozenset[int] = frozenset()  # the thresholds that are settled after this
+    expires_at: datetime | None = None  # a new one, when nobody would have been warned in time
+
+
+LAST_CHANCE = timedelta(minutes=10)
+"""How far ahead the expiry is put for people whom nothing had warned (downtime, a clock jump)."""
+
+
+def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: datetime) -> Expiry:
+    """Warn, expire or wait. One warning at a time: the nearest threshold tells it all."""
+    assert sandbox.expires_at
+    thresholds = sorted(int(span.total_seconds()) for span in warn_before)
+    left = (sandbox.expires_at - now).total_seconds()
+    if left <= 0:
+        if not thresholds or thresholds[0] in sandbox.warned:
+            return Expiry(expire=True)
+        chance = LAST_CHANCE
+        return Expiry(warn=thresholds[0], warned=frozenset(thresholds), expires_at=now + chance)
+    due = [threshold for threshold in thresholds if left <= threshold and threshold not in sandbox.warned]
+    if not due:
+        return Expiry(warned=sandbox.warned)
+    return Expiry(warn=due[0], warned=sandbox.warned | frozenset(t for t in thresholds if left <= t))
+
+
+def settled_thresholds(warn_before: tuple[timedelta, ...], left: timedelta) -> frozenset[int]:
+    """Thresholds that a sandbox with `left` to go is past from the start, and that would only be noise."""
+    return frozenset(int(span.total_seconds()) for span in warn_before if span >= left)

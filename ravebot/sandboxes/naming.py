@@ -1,0 +1,29 @@
+"""The names of machines: ours, stored before the create, never used twice."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Names:
+    """What one machine is called at libvirt, on the wire and on the host."""
+
+    name: str
+    uuid: str
+    mac: str
+    tap: str  # host-side interface: Linux allows 15 characters
+
+
+def names(instance: str, random: bytes) -> Names:
+    """The names of a new machine from 16 random bytes."""
+    digest = hashlib.sha256(random).digest()
+    mark = digest[:5].hex()
+    return Names(
+        name=f"rave-{instance}-{mark}",
+        uuid=str(uuid.UUID(bytes=digest[:16], version=4)),
+        mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[5:8]),  # QEMU's own prefix
+        tap=f"rv{mark}",
+    )

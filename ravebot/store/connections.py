@@ -1,0 +1,66 @@
+"""The access audit: who connected to which sandbox, when, how often, how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import SandboxId
+from ravebot.store.database import Transaction
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What one source did with one service of one sandbox."""
+
+    sandbox_id: SandboxId
+    service: str
+    source: str
+    first_at: datetime
+    last_at: datetime
+    count: int
+    dropped: int  # refused by the limit
+    bytes: int
+
+
+async def add(tx: Transaction, seen: Connection) -> bool:
+    """Add to what is known; True when that source was never seen at that service before."""
+    known = await tx.changed(
+        "UPDATE connections SET last_at = MAX(last_at, ?), count = count + ?, dropped = dropped + ?, bytes = bytes + ?"
+        " WHERE sandbox_id = ? AND service = ? AND source = ?",
+        (to_us(seen.last_at), seen.count, seen.dropped, seen.bytes, seen.sandbox_id, seen.service, seen.source),
+    )
+    if known:
+        return False
+    await tx.insert(
+        "connections",
+        {
+            "sandbox_id": seen.sandbox_id,
+            "service": seen.service,
+            "source": seen.source,
+            "first_at": to_us(seen.first_at),
+            "last_at": to_us(seen.last_at),
+            "count": seen.count,
+            "dropped": seen.dropped,
+            "bytes": seen.bytes,
+        },
+    )
+    return True
+
+
+async def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Connection, ...]:
+    rows = await tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
+    return tuple(
+        Connection(
+            SandboxId(row["sandbox_id"]),
+            row["service"],
+            row["source"],
+            from_us(row["first_at"]),
+            from_us(row["last_at"]),
+            row["count"],
+            row["dropped"],
+            row["bytes"],
+        )
+        for row in rows
+    )

@@ -1,0 +1,109 @@
+"""The append-only log: what happened, when, to what, who caused it; each row carries the hash of the row before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import Actor, Event, MachineId, MergeRequestRef, SandboxId
+from ravebot.store.database import Transaction, dump_json
+
+_GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check of the whole log found. `broken_at`: the first row whose hash is wrong or that is missing."""
+
+    rows: int
+    head: str
+    broken_at: int | None = None
+
+
+async def append(
+    tx: Transaction,
+    kind: str,
+    actor: Actor,
+    *,
+    mr: MergeRequestRef | None = None,
+    sandbox_id: SandboxId | None = None,
+    machine_id: MachineId | None = None,
+    data: dict[str, object] | None = None,
+) -> Event:
+    """Add one line; it commits with what it tells of."""
+    last = await tx.one("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1")
+    number, before = (last["id"] + 1, last["hash"]) if last else (1, _GENESIS)
+    row = {
+        "id": number,
+        "at": tx.now_us,
+        "kind": kind,
+        "actor_kind": actor.kind,
+        "actor": actor.name,
+        "project_id": mr.project_id if mr else None,
+        "iid": mr.iid if mr else None,
+        "sandbox_id": sandbox_id,
+        "machine_id": machine_id,
+        "data": dump_json(data or {}),
+    }
+    await tx.insert("events", {**row, "hash": _hash(before, row)})
+    return Event(number, tx.now, kind, actor, mr, sandbox_id, machine_id, data or {})
+
+
+async def verify(tx: Transaction) -> Verification:
+    """Recompute every hash; finds a row changed, removed inside or put in between (a cut tail: compare `head`)."""
+    before, count, expected = _GENESIS, 0, 1
+    while rows := await tx.all("SELECT * FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):
+        for row in rows:
+            content = {key: row[key] for key in row.keys() if key != "hash"}  # noqa: SIM118 - a Row iterates values
+            if row["id"] != expected or row["hash"] != _hash(before, content):
+                return Verification(count, before, expected)
+            before, count, expected = row["hash"], count + 1, expected + 1
+    return Verification(count, before)
+
+
+async def head(tx: Transaction) -> str:
+    """The hash of the newest row."""
+    row = await tx.one("SELECT hash FROM events ORDER BY id DESC LIMIT 1")
+    return str(row["hash"]) if row else _GENESIS
+
+
+async def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
+    """Its newest lines, oldest first."""
+    rows = await tx.all("SELECT * FROM events WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))
+    return tuple(_event(row) for row in reversed(rows))
+
+
+async def of_merge_request(tx: Transaction, ref: MergeRequestRef, limit: int = 200) -> tuple[Event, ...]:
+    rows = await tx.all(
+        "SELECT * FROM events WHERE project_id = ? AND iid = ? ORDER BY id DESC LIMIT ?",
+        (ref.project_id, ref.iid, limit),
+    )
+    return tuple(_event(row) for row in reversed(rows))
+
+
+async def newest(tx: Transaction, limit: int, since: datetime | None = None) -> tuple[Event, ...]:
+    rows = await tx.all(
+        "SELECT * FROM events WHERE at >= ? ORDER BY id DESC LIMIT ?", (to_us(since) if since else 0, limit)
+    )
+    return tuple(_event(row) for row in reversed(rows))
+
+
+def _hash(before: str, row: dict[str, object]) -> str:
+    return hashlib.sha256((before + dump_json(row)).encode()).hexdigest()
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(
+        id=row["id"],
+        at=from_us(row["at"]),
+        kind=row["kind"],
+        actor=Actor(row["actor_kind"], row["actor"]),
+        mr=MergeRequestRef(row["project_id"], row["iid"]) if row["iid"] is not None else None,
+        sandbox_id=row["sandbox_id"],
+        machine_id=row["machine_id"],
+        data=json.loads(row["data"]),
+    )

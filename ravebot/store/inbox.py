@@ -1,0 +1,73 @@
+"""What was asked of us by GitLab and Matrix, kept from its receipt until it was acted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ravebot.clock import to_us
+from ravebot.store.database import Transaction
+from ravebot.store.signals import INTAKE
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row that waits. Within a lane, rows are acted on in the order in which they came."""
+
+    id: int
+    source: str  # gitlab, matrix
+    lane: str
+    kind: str
+    body: str  # as it came, untrusted
+    attempts: int
+
+
+async def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: str) -> bool:
+    """Keep a delivery; False when the same one was there already."""
+    added = await tx.changed(
+        "INSERT INTO inbox (source, delivery_key, lane, kind, body, received_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (source, delivery_key) DO NOTHING",
+        (source, key, lane, kind, body, tx.now_us),
+    )
+    if added:
+        tx.wake(INTAKE)
+    return bool(added)
+
+
+async def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
+    """The oldest waiting row of every lane whose time has come."""
+    rows = await tx.all(
+        "SELECT i.id, i.source, i.lane, i.kind, i.body, i.attempts FROM inbox i WHERE i.handled_at IS NULL"
+        " AND i.next_attempt_at <= ? AND NOT EXISTS (SELECT 1 FROM inbox o WHERE o.handled_at IS NULL"
+        " AND o.lane = i.lane AND o.source = i.source AND o.id < i.id) ORDER BY i.id LIMIT ?",
+        (tx.now_us, limit),
+    )
+    return tuple(Request(**dict(row)) for row in rows)
+
+
+async def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
+    """Note that a row was acted on; False when it had been before, and whatever was to be done must not be."""
+    return bool(
+        await tx.changed(
+            "UPDATE inbox SET handled_at = ?, outcome = ? WHERE id = ? AND handled_at IS NULL",
+            (tx.now_us, outcome, request_id),
+        )
+    )
+
+
+async def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
+    """Try a row again later; the rest of its lane waits behind it."""
+    await tx.execute(
+        "UPDATE inbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
+        (to_us(tx.now + delay), request_id),
+    )
+
+
+async def pending(tx: Transaction) -> int:
+    row = await tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
+    return int(row["n"]) if row else 0
+
+
+async def forget_handled(tx: Transaction, older_than: timedelta) -> int:
+    """Drop bodies that were acted on long ago; GitLab redelivers for hours, so the keys must outlive that."""
+    return await tx.changed("DELETE FROM inbox WHERE handled_at < ?", (to_us(tx.now - older_than),))

@@ -1,0 +1,138 @@
+"""Machines, and sightings of things that have no row."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import datetime
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import Machine, MachineId, MachineState, SandboxId
+from ravebot.store.database import Transaction, Value, dump_json
+
+
+async def insert(tx: Transaction, machine: Machine) -> Machine:
+    """Store a machine before anything is created; its `id` is given here."""
+    values = _values(machine)
+    del values["id"]
+    found = await get(tx, MachineId(await tx.insert("machines", values)))
+    assert found
+    return found
+
+
+async def save(tx: Transaction, machine: Machine) -> None:
+    """Write the whole row; `machine` must have been read in this same transaction."""
+    await tx.upsert("machines", ("id",), _values(machine))
+
+
+async def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
+    row = await tx.one("SELECT * FROM machines WHERE id = ?", (machine_id,))
+    return _machine(row) if row else None
+
+
+async def live(tx: Transaction) -> tuple[Machine, ...]:
+    """All that are not gone."""
+    return tuple(_machine(row) for row in await tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
+
+
+async def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
+    """Every machine that it ever had, oldest first."""
+    rows = await tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
+    return tuple(_machine(row) for row in rows)
+
+
+async def any_ever(tx: Transaction) -> bool:
+    return await tx.one("SELECT 1 FROM machines LIMIT 1") is not None
+
+
+async def last_address(tx: Transaction) -> str | None:
+    """The address given out last, so that the next one is another."""
+    row = await tx.one("SELECT address FROM machines ORDER BY id DESC LIMIT 1")
+    return str(row["address"]) if row else None
+
+
+async def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine | None:
+    """Another live machine that announced the same host key: one of them lies, or the image has a baked-in key."""
+    for machine in await live(tx):
+        if machine.id != other_than and key in machine.host_keys:
+            return machine
+    return None
+
+
+async def sighted(tx: Transaction, kind: str, name: str) -> datetime | None:
+    """Remember that a thing of ours without a row was seen; when it was seen first, or None when this is the first."""
+    row = await tx.one("SELECT first_seen FROM sightings WHERE kind = ? AND name = ?", (kind, name))
+    if row:
+        return from_us(row["first_seen"])
+    await tx.execute("INSERT INTO sightings (kind, name, first_seen) VALUES (?, ?, ?)", (kind, name, tx.now_us))
+    return None
+
+
+async def sightings(tx: Transaction) -> frozenset[tuple[str, str]]:
+    return frozenset((row["kind"], row["name"]) for row in await tx.all("SELECT kind, name FROM sightings"))
+
+
+async def forget_sighting(tx: Transaction, kind: str, name: str) -> None:
+    await tx.execute("DELETE FROM sightings WHERE kind = ? AND name = ?", (kind, name))
+
+
+def _machine(row: sqlite3.Row) -> Machine:
+    def moment(name: str) -> datetime | None:
+        return from_us(row[name]) if row[name] is not None else None
+
+    return Machine(
+        id=MachineId(row["id"]),
+        name=row["name"],
+        uuid=row["uuid"],
+        state=MachineState(row["state"]),
+        image=row["image"],
+        address=row["address"],
+        mac=row["mac"],
+        tap=row["tap"],
+        created_at=from_us(row["created_at"]),
+        state_since=from_us(row["state_since"]),
+        sandbox_id=SandboxId(row["sandbox_id"]) if row["sandbox_id"] is not None else None,
+        host_keys=tuple(json.loads(row["host_keys"])),
+        restarts=row["restarts"],
+        create_attempted_at=moment("create_attempted_at"),
+        booted_at=moment("booted_at"),
+        cpu_seconds=row["cpu_seconds"],
+        memory_peak_bytes=row["memory_peak_bytes"],
+        memory_bytes=row["memory_bytes"],
+        disk_bytes=row["disk_bytes"],
+        cpu_before_restart=row["cpu_before_restart"],
+        silent_since=moment("silent_since"),
+        unhealthy_told=bool(row["unhealthy_told"]),
+        paused_by_us=bool(row["paused_by_us"]),
+    )
+
+
+def _values(machine: Machine) -> dict[str, Value]:
+    def us(moment: datetime | None) -> int | None:
+        return to_us(moment) if moment is not None else None
+
+    return {
+        "id": machine.id,
+        "name": machine.name,
+        "uuid": machine.uuid,
+        "state": machine.state,
+        "image": machine.image,
+        "address": machine.address,
+        "mac": machine.mac,
+        "tap": machine.tap,
+        "memory_bytes": machine.memory_bytes,
+        "disk_bytes": machine.disk_bytes,
+        "created_at": to_us(machine.created_at),
+        "state_since": to_us(machine.state_since),
+        "sandbox_id": machine.sandbox_id,
+        "host_keys": dump_json(list(machine.host_keys)),
+        "restarts": machine.restarts,
+        "create_attempted_at": us(machine.create_attempted_at),
+        "booted_at": us(machine.booted_at),
+        "cpu_seconds": machine.cpu_seconds,
+        "memory_peak_bytes": machine.memory_peak_bytes,
+        "cpu_before_restart": machine.cpu_before_restart,
+        "silent_since": us(machine.silent_since),
+        "unhealthy_told": int(machine.unhealthy_told),
+        "paused_by_us": int(machine.paused_by_us),
+    }

@@ -1,0 +1,112 @@
+"""Merge requests as GitLab last told us of them, and what we keep about them: the note's id, a fork's approval."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+from ravebot.store.database import Transaction, dump_json
+
+
+async def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
+    row = await tx.one("SELECT * FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
+    return _merge_request(row) if row else None
+
+
+async def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
+    """By what people write: `group/app!42`."""
+    row = await tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
+    return _merge_request(row) if row else None
+
+
+async def of_project(tx: Transaction, project_id: int, state: str = "opened") -> tuple[MergeRequest, ...]:
+    rows = await tx.all(
+        "SELECT * FROM merge_requests WHERE project_id = ? AND state = ? ORDER BY iid", (project_id, state)
+    )
+    return tuple(_merge_request(row) for row in rows)
+
+
+async def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
+    """All that were open when last heard of."""
+    rows = await tx.all("SELECT * FROM merge_requests WHERE state = 'opened' ORDER BY project_id, iid")
+    return tuple(_merge_request(row) for row in rows)
+
+
+async def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | None, MergeRequest]:
+    """Keep what GitLab told; returns what was known before (None: nothing) and what is known now.
+
+    News older than what is known (a webhook that came late) changes nothing.
+    """
+    before = await get(tx, told.ref)
+    if before and before.updated_at and told.updated_at and told.updated_at < before.updated_at:
+        return before, before
+    after = told
+    if before:
+        author = told.author if told.author.username else Person(told.author.id, before.author.username)
+        after = replace(
+            told,
+            author=author,
+            approved_sha=before.approved_sha,
+            note_id=before.note_id,
+            updated_at=told.updated_at or before.updated_at,
+        )
+    if after != before:
+        await _save(tx, after)
+    return before, after
+
+
+async def approve(tx: Transaction, ref: MergeRequestRef, sha: str) -> None:
+    """Let a fork's code in, at that commit only."""
+    await tx.execute(
+        "UPDATE merge_requests SET approved_sha = ? WHERE project_id = ? AND iid = ?", (sha, ref.project_id, ref.iid)
+    )
+
+
+async def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -> None:
+    await tx.execute(
+        "UPDATE merge_requests SET note_id = ? WHERE project_id = ? AND iid = ?", (note_id, ref.project_id, ref.iid)
+    )
+
+
+async def _save(tx: Transaction, mr: MergeRequest) -> None:
+    values = {
+        "project_id": mr.ref.project_id,
+        "iid": mr.ref.iid,
+        "project_path": mr.project_path,
+        "title": mr.title,
+        "web_url": mr.web_url,
+        "source_branch": mr.source_branch,
+        "source_project_id": mr.source_project_id,
+        "head_sha": mr.head_sha,
+        "author_id": mr.author.id,
+        "author_username": mr.author.username,
+        "people": dump_json([[person.id, person.username] for person in mr.people]),
+        "draft": int(mr.draft),
+        "state": mr.state,
+        "updated_at": to_us(mr.updated_at) if mr.updated_at else None,
+        "approved_sha": mr.approved_sha,
+        "note_id": mr.note_id,
+    }
+    await tx.upsert("merge_requests", ("project_id", "iid"), values)
+
+
+def _merge_request(row: sqlite3.Row) -> MergeRequest:
+    return MergeRequest(
+        ref=MergeRequestRef(row["project_id"], row["iid"]),
+        project_path=row["project_path"],
+        title=row["title"],
+        web_url=row["web_url"],
+        source_branch=row["source_branch"],
+        source_project_id=row["source_project_id"],
+        head_sha=row["head_sha"],
+        author=Person(row["author_id"], row["author_username"]),
+        people=tuple(Person(int(id_), str(name)) for id_, name in json.loads(row["people"])),
+        draft=bool(row["draft"]),
+        state=row["state"],
+        updated_at=from_us(row["updated_at"]) if row["updated_at"] is not None else None,
+        approved_sha=row["approved_sha"],
+        note_id=row["note_id"],
+    )

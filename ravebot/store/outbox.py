@@ -1,0 +1,154 @@
+"""What must still be told to Matrix or GitLab: written with the change it tells of, kept until the far end has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import SandboxId
+from ravebot.store.database import Transaction, dump_json
+from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
+
+MATRIX = "matrix"
+GITLAB = "gitlab"
+
+
+class Kind(StrEnum):
+    """What is to be told; `CARD` and `NOTE` carry no text, they are rendered when they are sent."""
+
+    CARD = "card"
+    NOTE = "note"
+    HISTORY = "history"  # a line in the card's thread
+    WARNING = "warning"
+    REPLY = "reply"
+    SAY = "say"
+    EMOJI = "emoji"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One row. `lane` is a room, or `project!iid`; order is kept within it. `attempted`: it may have arrived."""
+
+    id: int
+    target: str
+    lane: str
+    kind: Kind
+    sandbox_id: SandboxId | None
+    created_at: datetime
+    attempted: bool
+    attempts: int
+    body: dict[str, object] = field(default_factory=dict)
+
+
+async def add(
+    tx: Transaction,
+    target: str,
+    lane: str,
+    kind: Kind,
+    *,
+    sandbox_id: SandboxId | None = None,
+    body: dict[str, object] | None = None,
+    merge_key: str | None = None,
+) -> None:
+    """Queue a message. With a merge key it is dropped while one like it waits unsent: that one, rendered when it
+    is sent, will tell this change too."""
+    await tx.execute(
+        "INSERT INTO outbox (target, lane, kind, merge_key, sandbox_id, body, created_at)"
+        " SELECT ?, ?, ?, ?, ?, ?, ? WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox"
+        " WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NULL)",
+        (target, lane, kind, merge_key, sandbox_id, dump_json(body or {}), tx.now_us, merge_key, merge_key),
+    )
+    tx.wake(OUTBOX_MATRIX if target == MATRIX else OUTBOX_GITLAB)
+
+
+async def heads(tx: Transaction, target: str, busy: frozenset[str], limit: int) -> tuple[Message, ...]:
+    """The oldest unsent row of every lane that is not busy and whose time has come."""
+    rows = await tx.all(
+        "SELECT * FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
+        " GROUP BY lane) AND next_attempt_at <= ? ORDER BY id",
+        (target, tx.now_us),
+    )
+    free = [row for row in rows if row["lane"] not in busy]
+    return tuple(
+        Message(
+            id=row["id"],
+            target=row["target"],
+            lane=row["lane"],
+            kind=Kind(row["kind"]),
+            sandbox_id=row["sandbox_id"],
+            created_at=from_us(row["created_at"]),
+            attempted=row["attempted_at"] is not None,
+            attempts=row["attempts"],
+            body=json.loads(row["body"]),
+        )
+        for row in free[:limit]
+    )
+
+
+async def attempt(tx: Transaction, message_id: int) -> None:
+    """Note, before it is sent, that it may have arrived from now on."""
+    await tx.execute(
+        "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1 WHERE id = ?",
+        (tx.now_us, message_id),
+    )
+
+
+async def delivered(tx: Transaction, message_id: int, result: str) -> None:
+    """Note that the far end has it (`result`: its id there) or refused it for good."""
+    await tx.execute("UPDATE outbox SET delivered_at = ?, result = ? WHERE id = ?", (tx.now_us, result, message_id))
+
+
+async def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
+    """Try again later; the rest of its lane waits behind it."""
+    await tx.execute("UPDATE outbox SET next_attempt_at = ? WHERE id = ?", (to_us(tx.now + delay), message_id))
+
+
+async def next_due(tx: Transaction, target: str) -> datetime | None:
+    """When the earliest postponed lane head is due."""
+    row = await tx.one(
+        "SELECT MIN(next_attempt_at) AS due FROM outbox WHERE id IN"
+        " (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL GROUP BY lane)",
+        (target,),
+    )
+    return from_us(row["due"]) if row and row["due"] is not None else None
+
+
+async def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:
+    """How many wait, and since when the oldest does."""
+    row = await tx.one(
+        "SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM outbox WHERE target = ? AND delivered_at IS NULL",
+        (target,),
+    )
+    assert row
+    return row["n"], from_us(row["oldest"]) if row["oldest"] is not None else None
+
+
+async def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
+    return await tx.changed("DELETE FROM outbox WHERE delivered_at < ?", (to_us(tx.now - older_than),))
+
+
+async def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> str | None:
+    """The Matrix event id of a sandbox's card in a room."""
+    row = await tx.one("SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
+    return str(row["event_id"]) if row else None
+
+
+async def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, event_id: str) -> None:
+    await tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, "event_id": event_id})
+
+
+async def sandbox_of_card(tx: Transaction, event_id: str) -> SandboxId | None:
+    row = await tx.one("SELECT sandbox_id FROM cards WHERE event_id = ?", (event_id,))
+    return SandboxId(row["sandbox_id"]) if row else None
+
+
+async def rooms(tx: Transaction) -> dict[str, str]:
+    """Room ids of the configured names, as far as they are known."""
+    return {row["name"]: row["room_id"] for row in await tx.all("SELECT name, room_id FROM rooms")}
+
+
+async def set_room(tx: Transaction, name: str, room_id: str) -> None:
+    await tx.upsert("rooms", ("name",), {"name": name, "room_id": room_id})

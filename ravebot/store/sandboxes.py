@@ -1,0 +1,193 @@
+"""Sandboxes, their warnings and the results of their stages."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import (
+    Actor,
+    EndReason,
+    MachineId,
+    MergeRequestRef,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+    Stage,
+    StageResult,
+)
+from ravebot.store.database import Transaction, Value
+
+
+async def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
+    """A new queued sandbox."""
+    fresh = Sandbox(SandboxId(0), ref, SandboxState.QUEUED, actor, tx.now, tx.now, sha)
+    values = _values(fresh)
+    del values["id"]
+    row_id = await tx.insert("sandboxes", values)
+    found = await get(tx, SandboxId(row_id))
+    assert found
+    return found
+
+
+async def save(tx: Transaction, sandbox: Sandbox) -> None:
+    """Write the whole row; `sandbox` must have been read in this same transaction."""
+    await tx.upsert("sandboxes", ("id",), _values(sandbox))
+    await tx.execute("DELETE FROM warnings WHERE sandbox_id = ?", (sandbox.id,))
+    for threshold in sandbox.warned:
+        await tx.execute("INSERT INTO warnings VALUES (?, ?)", (sandbox.id, threshold))
+
+
+async def get(tx: Transaction, sandbox_id: SandboxId) -> Sandbox | None:
+    found = await _select(tx, "WHERE s.id = ?", (sandbox_id,))
+    return found[0] if found else None
+
+
+async def live(tx: Transaction) -> tuple[Sandbox, ...]:
+    """All that have not ended, oldest first: the queue is in this order."""
+    return await _select(tx, "WHERE s.state <> 'ended' ORDER BY s.id")
+
+
+async def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
+    """The one that is queued, starting or ready; there is at most one."""
+    found = await _select(
+        tx,
+        "WHERE s.project_id = ? AND s.iid = ? AND s.state IN ('queued', 'starting', 'ready')",
+        (ref.project_id, ref.iid),
+    )
+    return found[0] if found else None
+
+
+async def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
+    """The newest one, whatever became of it."""
+    found = await _select(
+        tx, "WHERE s.project_id = ? AND s.iid = ? ORDER BY s.id DESC LIMIT 1", (ref.project_id, ref.iid)
+    )
+    return found[0] if found else None
+
+
+async def ended_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
+    return await _select(tx, "WHERE s.ended_at >= ? ORDER BY s.id", (to_us(moment),))
+
+
+async def last_use_of_ports(tx: Transaction) -> dict[int, int]:
+    """For every port ever given out, the number of the last sandbox that had it."""
+    rows = await tx.all(
+        "SELECT ssh_port AS port, MAX(id) AS last FROM sandboxes WHERE ssh_port IS NOT NULL GROUP BY ssh_port"
+        " UNION ALL"
+        " SELECT web_port, MAX(id) FROM sandboxes WHERE web_port IS NOT NULL GROUP BY web_port"
+    )
+    return {row["port"]: row["last"] for row in rows}
+
+
+async def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
+    """Keep how a stage went."""
+    await tx.execute(
+        "INSERT INTO stage_results (sandbox_id, attempt, sha, stage, ok, seconds, tail, at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            sandbox.id,
+            sandbox.stage_attempt,
+            sandbox.sha,
+            result.stage,
+            int(result.ok),
+            result.seconds,
+            result.tail,
+            tx.now_us,
+        ),
+    )
+
+
+async def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
+    """The results of the latest run of the chain, in order."""
+    rows = await tx.all(
+        "SELECT stage, ok, seconds, tail, attempt FROM stage_results WHERE sandbox_id = ? AND attempt ="
+        " (SELECT MAX(attempt) FROM stage_results WHERE sandbox_id = ?) ORDER BY id",
+        (sandbox.id, sandbox.id),
+    )
+    return tuple(
+        StageResult(Stage(row["stage"]), bool(row["ok"]), row["seconds"], row["tail"], row["attempt"]) for row in rows
+    )
+
+
+async def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:
+    rows = await tx.all(
+        "SELECT s.*, (SELECT group_concat(threshold) FROM warnings w WHERE w.sandbox_id = s.id) AS warned"  # noqa: S608 - `where` is one of the constants above
+        " FROM sandboxes s " + where,
+        parameters,
+    )
+    return tuple(_sandbox(row) for row in rows)
+
+
+def _moment(value: int | None) -> datetime | None:
+    return from_us(value) if value is not None else None
+
+
+def _us(moment: datetime | None) -> int | None:
+    return to_us(moment) if moment is not None else None
+
+
+def _sandbox(row: sqlite3.Row) -> Sandbox:
+    return Sandbox(
+        id=SandboxId(row["id"]),
+        mr=MergeRequestRef(row["project_id"], row["iid"]),
+        state=SandboxState(row["state"]),
+        requested_by=Actor(row["requested_kind"], row["requested_by"]),
+        created_at=from_us(row["created_at"]),
+        state_since=from_us(row["state_since"]),
+        sha=row["sha"],
+        wait_reason=row["wait_reason"],
+        not_before=_moment(row["not_before"]),
+        notice=row["notice"],
+        running_sha=row["running_sha"],
+        machine_id=MachineId(row["machine_id"]) if row["machine_id"] is not None else None,
+        stage=Stage(row["stage"]) if row["stage"] else None,
+        stage_started_at=_moment(row["stage_started_at"]),
+        attempt=row["attempt"],
+        stage_attempt=row["stage_attempt"],
+        ssh_port=row["ssh_port"],
+        web_port=row["web_port"],
+        web_scheme=row["web_scheme"],
+        ports_open=bool(row["ports_open"]),
+        ready_at=_moment(row["ready_at"]),
+        expires_at=_moment(row["expires_at"]),
+        end_reason=EndReason(row["end_reason"]) if row["end_reason"] else None,
+        end_detail=row["end_detail"],
+        ended_at=_moment(row["ended_at"]),
+        warned=frozenset(int(text) for text in (row["warned"] or "").split(",") if text),
+        refreshed_at=_moment(row["refreshed_at"]),
+    )
+
+
+def _values(sandbox: Sandbox) -> dict[str, Value]:
+    return {
+        "id": sandbox.id,
+        "project_id": sandbox.mr.project_id,
+        "iid": sandbox.mr.iid,
+        "state": sandbox.state,
+        "wait_reason": sandbox.wait_reason,
+        "not_before": _us(sandbox.not_before),
+        "notice": sandbox.notice,
+        "requested_kind": sandbox.requested_by.kind,
+        "requested_by": sandbox.requested_by.name,
+        "created_at": to_us(sandbox.created_at),
+        "state_since": to_us(sandbox.state_since),
+        "sha": sandbox.sha,
+        "running_sha": sandbox.running_sha,
+        "machine_id": sandbox.machine_id,
+        "stage": sandbox.stage,
+        "stage_started_at": _us(sandbox.stage_started_at),
+        "attempt": sandbox.attempt,
+        "stage_attempt": sandbox.stage_attempt,
+        "ssh_port": sandbox.ssh_port,
+        "web_port": sandbox.web_port,
+        "web_scheme": sandbox.web_scheme,
+        "ports_open": int(sandbox.ports_open),
+        "ready_at": _us(sandbox.ready_at),
+        "expires_at": _us(sandbox.expires_at),
+        "end_reason": sandbox.end_reason,
+        "end_detail": sandbox.end_detail,
+        "ended_at": _us(sandbox.ended_at),
+        "refreshed_at": _us(sandbox.refreshed_at),
+    }
