@@ -1,4 +1,4 @@
-"""What an operator's shell may ask of the running bot, and the answers, as they cross the admin socket in JSON."""
+"""What the shell may ask of the running bot, and the answers, as they cross the admin socket in JSON."""
 
 from __future__ import annotations
 
@@ -62,13 +62,16 @@ class AuditLine:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Events, oldest first. `head` is the hash of the newest event of the whole log; `broken` the ids of those
-    whose hash does not follow from what is before them, None when that was not checked.
+    """Events, oldest first.
+
+    `head` is the hash of the newest event of the whole log. `checked_rows` is None when no check was asked
+    for, else how many rows hold together; `broken_at` is the first that does not.
     """
 
     lines: tuple[AuditLine, ...]
     head: str
-    broken: tuple[int, ...] | None = None
+    checked_rows: int | None = None
+    broken_at: int | None = None
 
 
 @dataclass(frozen=True)

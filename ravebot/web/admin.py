@@ -1,0 +1,258 @@
+"""The admin socket: JSON over HTTP on a Unix socket in the state folder, for the bot's own user and root."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ravebot.errors import Forbidden, RavebotError, Refused, StoreError, Unavailable
+from ravebot.sandboxes.model import Actor
+from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, UsageLine
+
+SOCKET_NAME = "admin.sock"
+_MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
+T = TypeVar("T")
+
+
+class _Question(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ListQuestion(_Question):
+    pass
+
+
+class StopQuestion(_Question):
+    ref: str = Field(max_length=500)
+
+
+class CleanupQuestion(_Question):
+    older_than: timedelta | None = None
+    everything: bool = False
+    force: bool = False
+    adopt: bool = False
+
+
+class AuditQuestion(_Question):
+    ref: str | None = Field(None, max_length=500)
+    verify: bool = False
+    limit: int = Field(100, ge=1, le=100_000)
+
+
+class UsageQuestion(_Question):
+    since: datetime | None = None
+
+
+_LIST = TypeAdapter(tuple[SandboxLine, ...])
+_OUTCOME = TypeAdapter(Outcome)
+_CLEANUP = TypeAdapter(CleanupReport)
+_AUDIT = TypeAdapter(AuditReport)
+_USAGE = TypeAdapter(tuple[UsageLine, ...])
+
+
+def socket_path(state_dir: Path) -> Path:
+    """Where the bot of that state folder listens."""
+    return state_dir / SOCKET_NAME
+
+
+def make_app(operations: Operations) -> web.Application:
+    """One POST route per question; the answer is its dataclass in JSON, or `{"error": …}`."""
+
+    async def show_list(_: ListQuestion, __: Actor) -> bytes:
+        return _LIST.dump_json(await operations.list())
+
+    async def stop(asked: StopQuestion, actor: Actor) -> bytes:
+        return _OUTCOME.dump_json(await operations.stop(asked.ref, actor))
+
+    async def cleanup(asked: CleanupQuestion, actor: Actor) -> bytes:
+        report = await operations.cleanup(
+            older_than=asked.older_than,
+            everything=asked.everything,
+            force=asked.force,
+            adopt=asked.adopt,
+            actor=actor,
+        )
+        return _CLEANUP.dump_json(report)
+
+    async def audit(asked: AuditQuestion, _: Actor) -> bytes:
+        return _AUDIT.dump_json(await operations.audit(asked.ref, asked.verify, asked.limit))
+
+    async def usage(asked: UsageQuestion, _: Actor) -> bytes:
+        return _USAGE.dump_json(await operations.usage(asked.since))
+
+    app = web.Application(client_max_size=64 * 1024)
+    app.router.add_post("/list", _route(ListQuestion, show_list))
+    app.router.add_post("/stop", _route(StopQuestion, stop))
+    app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
+    app.router.add_post("/audit", _route(AuditQuestion, audit))
+    app.router.add_post("/usage", _route(UsageQuestion, usage))
+    return app
+
+
+Q = TypeVar("Q", bound=_Question)
+
+
+def _route(
+    question: type[Q], answer: Callable[[Q, Actor], Awaitable[bytes]]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            asked = question.model_validate_json(await request.read() or b"{}")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        try:
+            return web.Response(body=await answer(asked, _peer(request)), content_type="application/json")
+        except Refused as error:
+            return _error(409, str(error))
+        except RavebotError as error:
+            return _error(503, str(error))
+
+    return handle
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def _peer(request: web.Request) -> Actor:
+    """Who asks, by the kernel's word (SO_PEERCRED, unix(7)), never by theirs."""
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is None:
+        return Actor("shell", "unknown")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", raw)
+    try:
+        return Actor("shell", pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return Actor("shell", f"uid {uid}")
+
+
+@asynccontextmanager
+async def serve(app: web.Application, path: Path) -> AsyncIterator[None]:
+    """Listen while the block runs. Raises StoreError when the path can't be used.
+
+    A socket that a killed bot left behind is replaced: the database's lock, which the caller holds, is what keeps a
+    second bot out.
+    """
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        listener, inode = _bind(path)
+        try:
+            await web.SockSite(runner, listener).start()
+            yield
+        finally:
+            _remove_socket(path, inode)
+    finally:
+        await runner.cleanup()
+
+
+def _bind(path: Path) -> tuple[socket.socket, int]:
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise StoreError(f"{path} is too long for a Unix socket: give state_dir a shorter path")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_socket(path)
+        # The unbound socket's mode becomes the file's: there is no moment when others could connect.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+        listener.setblocking(False)
+        return listener, path.lstat().st_ino
+    except OSError as error:
+        listener.close()
+        raise StoreError(f"the admin socket {path} can't be made: {error.strerror}") from error
+
+
+def _remove_socket(path: Path, inode: int | None = None) -> None:
+    """Only a socket, and with an inode only that one: never a file that somebody put there."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISSOCK(there.st_mode) and inode in (None, there.st_ino):
+        path.unlink()
+
+
+class NotRunningError(RavebotError):
+    """No bot listens there."""
+
+
+@dataclass(frozen=True)
+class AdminClient:
+    """The same operations, asked over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
+
+    path: Path
+
+    async def list(self) -> tuple[SandboxLine, ...]:
+        return await self._ask("list", ListQuestion(), _LIST)
+
+    async def stop(self, ref: str) -> Outcome:
+        return await self._ask("stop", StopQuestion(ref=ref), _OUTCOME)
+
+    async def cleanup(
+        self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool
+    ) -> CleanupReport:
+        question = CleanupQuestion(older_than=older_than, everything=everything, force=force, adopt=adopt)
+        return await self._ask("cleanup", question, _CLEANUP)
+
+    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
+        return await self._ask("audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)
+
+    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
+        return await self._ask("usage", UsageQuestion(since=since), _USAGE)
+
+    async def _ask(self, what: str, question: _Question, answer: TypeAdapter[T]) -> T:
+        # A cleanup waits for graceful stops; the shell's user can interrupt it.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        connector = aiohttp.UnixConnector(os.fspath(self.path))
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                session.post(f"http://ravebot/{what}", data=question.model_dump_json()) as response,
+            ):
+                status, body = response.status, await response.read()
+        except aiohttp.ClientConnectorError as error:
+            raise _not_reached(self.path, error.os_error) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unavailable(f"the bot behind {self.path} broke off: {error}; see its log") from error
+        if status != 200:
+            raise _refusal(status, body)
+        try:
+            return answer.validate_json(body)
+        except ValidationError as error:
+            raise Unavailable("the running bot answers in another way: is it of another version?") from error
+
+
+def _not_reached(path: Path, error: OSError) -> RavebotError:
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        return NotRunningError(f"no ravebot is running on {path.parent}: start it with `ravebot run`")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Forbidden(f"{path} is not yours: ask as the user that runs ravebot, or as root")
+    return Unavailable(f"{path} can't be reached: {error.strerror}")
+
+
+def _refusal(status: int, body: bytes) -> RavebotError:
+    try:
+        answer: Mapping[str, object] = json.loads(body)
+        message = str(answer["error"])
+    except (ValueError, KeyError, TypeError):
+        return Unavailable(f"the running bot failed at this (HTTP {status}): see its log")
+    return Refused(message) if status in (400, 409) else Unavailable(message)

@@ -1,0 +1,160 @@
+"""What is counted and measured for Prometheus; methods are named by what happened.
+
+Every label takes its values from a small fixed set; others become `other`, so that no input makes new series.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from ravebot.sandboxes.model import EndReason, SandboxState, Stage
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too large", "failed")
+SYNC_RESULTS = ("ok", "failed", "refused")
+TARGETS = ("matrix", "gitlab")
+DELIVERY_RESULTS = ("delivered", "retried", "given up")
+PROVIDER_CALLS = (
+    "open", "create", "start", "resume", "shutdown", "destroy", "delete", "list", "ping", "run", "copy_in",
+    "authorize_keys", "host_keys", "usage", "host",
+)  # fmt: skip
+START_STEPS = ("boot", *Stage)
+"""What a start is made of: the machine until its agent answers, then the stages."""
+
+_STAGE_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+_PASS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_LIFE_SECONDS = (60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+
+
+def _one_of(known: tuple[str, ...], value: str) -> str:
+    return value if value in known else "other"
+
+
+class Metrics:
+    """One process's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ravebot_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"ravebot_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"ravebot_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self._requested = counter("sandboxes_requested", "Sandboxes that were asked for.")
+        self._became_ready = counter("sandboxes_ready", "Sandboxes that became ready.")
+        self._ended = counter("sandboxes_ended", "Sandboxes that ended, by reason.", "reason")
+        self._lived = histogram("sandbox_lifetime_seconds", "From ready to end.", _LIFE_SECONDS)
+        self._until_ready = histogram("sandbox_start_seconds", "From asked for to ready.", _STAGE_SECONDS)
+        self._stages = histogram(
+            "stage_seconds", "How long each step of a start took.", _STAGE_SECONDS, "stage", "ok"
+        )
+        self._sandboxes = gauge("sandboxes", "Sandboxes by state.", "state")
+        self._memory = gauge("host_memory_available_bytes", "Memory the host has left for machines.")
+        self._disk = gauge("host_disk_free_bytes", "Free disk in the storage pool.")
+        self._promised = gauge("host_disk_promised_bytes", "What the machines' disks may still grow by.")
+        self._pending = gauge("outbox_pending", "Messages not yet delivered.", "target")
+        self._oldest = gauge(
+            "outbox_oldest_seconds", "Age of the oldest message not yet delivered.", "target"
+        )
+        self._deliveries = counter("outbox_deliveries", "Attempts to deliver, by result.", "target", "result")
+        self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
+        self._webhook_seconds = histogram("webhook_seconds", "From received to answered.", _REQUEST_SECONDS)
+        self._syncs = counter("matrix_syncs", "Matrix syncs, by result.", "result")
+        self._polls = counter("gitlab_polls", "Looks for what webhooks did not tell, by result.", "result")
+        self._passes = histogram("pool_pass_seconds", "One pass of the pool's loop.", _PASS_SECONDS)
+        self._provider_errors = counter("provider_errors", "Calls to the provider that failed.", "call")
+        self._provider = gauge("provider_connected", "1 while the provider answers.")
+        self._repairs = counter(
+            "firewall_repairs", "Times the firewall had been changed by others.", "flushed"
+        )
+        self._dropped = counter("connections_dropped", "New connections over the limit.", "service")
+        self._orphans = counter("orphans_removed", "Machines and disks that belonged to nothing.")
+        for reason in EndReason:
+            self._ended.labels(reason.value)
+        for result in WEBHOOK_RESULTS:
+            self._webhooks.labels(result)
+
+    def sandbox_requested(self) -> None:
+        self._requested.inc()
+
+    def sandbox_ready(self, after: timedelta) -> None:
+        self._became_ready.inc()
+        self._until_ready.observe(after.total_seconds())
+
+    def sandbox_ended(self, reason: EndReason, lived: timedelta | None) -> None:
+        """`lived` is from ready to end; None when it never was ready."""
+        self._ended.labels(reason.value).inc()
+        if lived is not None:
+            self._lived.observe(lived.total_seconds())
+
+    def stage_done(self, stage: str, ok: bool, seconds: float) -> None:
+        """`stage` is one of START_STEPS."""
+        self._stages.labels(_one_of(START_STEPS, stage), "yes" if ok else "no").observe(seconds)
+
+    def counted(self, by_state: dict[SandboxState, int]) -> None:
+        """How many sandboxes are in each state now; those not named are none."""
+        for state in SandboxState:
+            if state is not SandboxState.ENDED:
+                self._sandboxes.labels(state.value).set(by_state.get(state, 0))
+
+    def capacity_seen(
+        self, memory_available_bytes: int, disk_free_bytes: int, disk_promised_bytes: int
+    ) -> None:
+        self._memory.set(memory_available_bytes)
+        self._disk.set(disk_free_bytes)
+        self._promised.set(disk_promised_bytes)
+
+    def outbox_seen(self, target: str, pending: int, oldest: timedelta | None) -> None:
+        label = _one_of(TARGETS, target)
+        self._pending.labels(label).set(pending)
+        self._oldest.labels(label).set(oldest.total_seconds() if oldest is not None else 0)
+
+    def delivery_tried(self, target: str, result: str) -> None:
+        """`result` is one of DELIVERY_RESULTS."""
+        self._deliveries.labels(_one_of(TARGETS, target), _one_of(DELIVERY_RESULTS, result)).inc()
+
+    def webhook_answered(self, result: str, seconds: float) -> None:
+        """`result` is one of WEBHOOK_RESULTS."""
+        self._webhooks.labels(_one_of(WEBHOOK_RESULTS, result)).inc()
+        self._webhook_seconds.observe(seconds)
+
+    def synced(self, result: str) -> None:
+        """`result` is one of SYNC_RESULTS."""
+        self._syncs.labels(_one_of(SYNC_RESULTS, result)).inc()
+
+    def polled(self, ok: bool) -> None:
+        self._polls.labels("ok" if ok else "failed").inc()
+
+    def pass_done(self, seconds: float) -> None:
+        self._passes.observe(seconds)
+
+    def provider_failed(self, call: str) -> None:
+        """`call` is one of PROVIDER_CALLS."""
+        self._provider_errors.labels(_one_of(PROVIDER_CALLS, call)).inc()
+
+    def provider_seen(self, connected: bool) -> None:
+        self._provider.set(1 if connected else 0)
+
+    def firewall_repaired(self, flushed: bool) -> None:
+        self._repairs.labels("yes" if flushed else "no").inc()
+
+    def connections_dropped(self, service: str, count: int) -> None:
+        """`service` is ssh or web."""
+        self._dropped.labels(_one_of(("ssh", "web"), service)).inc(count)
+
+    def orphan_removed(self) -> None:
+        self._orphans.inc()
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format, to be served as CONTENT_TYPE."""
+        return generate_latest(self.registry)

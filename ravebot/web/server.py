@@ -1,0 +1,104 @@
+"""The HTTP app on `http.listen`: the webhook, and how the bot is, for load balancers and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+from aiohttp import web
+
+from ravebot.errors import ConfigError, RavebotError
+from ravebot.web.metrics import CONTENT_TYPE, Metrics
+
+WEBHOOK_PATH = "/webhooks/gitlab"
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""A last guard; the webhook handler has a limit of its own and answers better."""
+CHECK_TIMEOUT_SECONDS = 5.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one part is; `detail` is for people and holds no secret."""
+
+    ok: bool
+    detail: str = ""
+
+
+Checks = Mapping[str, Callable[[], Awaitable[Check]]]
+
+
+def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Application:
+    """The app; `checks` are what /readyz asks, by name."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        results = await run_checks(checks)
+        ready = all(check.ok for check in results.values())
+        body = {"ready": ready, "checks": {name: asdict(check) for name, check in results.items()}}
+        return web.json_response(body, status=200 if ready else 503)
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard])
+    app.router.add_post(WEBHOOK_PATH, webhook)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", show_metrics)
+    return app
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    response.headers["Server"] = "ravebot"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+async def run_checks(checks: Checks, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> dict[str, Check]:
+    """Ask all at once; one that does not answer in time, or fails on purpose, is not ok."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {name: group.create_task(_run_check(ask, timeout_seconds)) for name, ask in checks.items()}
+    return {name: task.result() for name, task in tasks.items()}
+
+
+async def _run_check(ask: Callable[[], Awaitable[Check]], timeout_seconds: float) -> Check:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await ask()
+    except TimeoutError:
+        return Check(False, f"no answer within {timeout_seconds:g} s")
+    except RavebotError as error:
+        return Check(False, str(error))
+
+
+@asynccontextmanager
+async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+    """Serve while the block runs; yields the address that was bound (port 0 picks one).
+
+    Raises ConfigError when the address can't be had.
+    """
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=512)
+        try:
+            await site.start()
+        except (OSError, socket.gaierror) as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"http.listen: {host}:{port} can't be used: {reason}; take another address"
+            ) from error
+        bound = runner.addresses[0]
+        yield bound[0], bound[1]
+    finally:
+        await runner.cleanup()
