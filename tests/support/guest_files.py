@@ -1,0 +1,77 @@
+"""What the tiny test guest is made of beside programs: its init and its few scripts."""
+
+from __future__ import annotations
+
+INIT = """\
+#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o mode=755 run /run
+mkdir /run/lock
+chmod 1777 /tmp /dev/shm
+while read -r module; do insmod "$module"; done </etc/modules
+ip link set lo up
+mount -t ext4 /dev/vda /srv
+mkdir -p /srv/merge-request /home/agent
+chown -R agent:agent /srv/merge-request /home/agent
+
+knob() { case " $(cat /proc/cmdline) " in *" rave.$1"[\\ =]*) return 0 ;; esac; return 1; }
+
+if knob fixedhostkey; then
+    cp /etc/dropbear/fixed_host_key /etc/dropbear/host_key
+else
+    dropbearkey -t ed25519 -f /etc/dropbear/host_key >/dev/null 2>&1
+fi
+dropbearkey -y -f /etc/dropbear/host_key | grep '^ssh-' >/etc/ssh/ssh_host_ed25519_key.pub
+dropbear -s -r /etc/dropbear/host_key
+knob noshutdown && printf '#!/bin/sh\\nexit 0\\n' >/sbin/shutdown
+{
+    knob noagent || echo '::respawn:/usr/sbin/qemu-ga -m virtio-serial -p /dev/agent -t /run'
+    knob noweb || echo '::respawn:/bin/nc -ll -p 3002 -e /bin/web-connection'
+    knob noshutdown || echo '::respawn:/bin/acpid -d -l /dev/null'
+    echo '::respawn:/bin/udhcpc -f -i eth0 -t 20 -T 1 -A 1 -s /bin/dhcp-event'
+} >/etc/inittab
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && ln -s "/dev/${port##*/}" /dev/agent
+done
+exec /bin/init
+"""
+
+ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/home/agent:/bin/sh\n",
+    "shadow": "root:*:19000::::::\nagent:*:19000::::::\n",
+    "group": "root:x:0:\nagent:x:1000:\n",
+    "shells": "/bin/sh\n",
+    "hosts": "127.0.0.1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    "profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n",
+    "acpid.conf": "",
+    "acpi.map": "",
+}
+
+SCRIPTS = {
+    "sbin/shutdown": "#!/bin/sh\nsync\nmount -o remount,ro /srv\nexec /bin/poweroff -f\n",
+    "etc/acpi/PWRF/00000080": "#!/bin/sh\nexec /sbin/shutdown\n",
+    "bin/noise": "#!/bin/sh\nexec cat /dev/urandom\n",
+    # A process per connection enters the folder anew, so it serves what was just moved into its place.
+    "bin/web-connection": "#!/bin/sh\nexec su agent -c 'exec httpd -i -h /srv/merge-request'\n",
+    "bin/dhcp-event": """\
+#!/bin/sh
+steal=$(sed -n 's/.*rave\\.stealaddress=\\([0-9.]*\\).*/\\1/p' /proc/cmdline)
+case "$1" in
+deconfig) ip link set "$interface" up ;;
+bound | renew)
+    ip addr flush dev "$interface"
+    ip addr add "${steal:-$ip}/$mask" dev "$interface"
+    for gateway in $router; do ip route replace default via "$gateway"; done
+    : >/etc/resolv.conf
+    for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
+    ;;
+esac
+""",
+}
