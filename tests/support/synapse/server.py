@@ -30,9 +30,9 @@ _STOP_SECONDS = 20
 class Synapse:
     """`async with Synapse(folder) as synapse:` runs one and removes all of it afterwards.
 
-    `folder` is made when it is missing, and removed at the end with what is in it; without one, a temporary folder
-    is used. To keep a server in the background, call `start()` and leave it: `stop()` and `remove()` end it, also
-    from another process that knows the folder (`Synapse(folder)` finds port, secret and process id there).
+    `folder` is made when it is missing, and removed at the end with what is in it; without one, a temporary
+    folder is used. To keep a server in the background, call `start()` and leave it: `stop()` and `remove()`
+    end it, also from another process: `Synapse(folder)` finds port, secret and process id there.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Synapse:
             self._write_config()
         with (self.folder / "stdout").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "synapse.app.homeserver", "--config-path", str(self.folder / "homeserver.yaml"),
+                sys.executable, "-m", "synapse.app.homeserver", "--config-path", "homeserver.yaml",
                 cwd=self.folder, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"}, start_new_session=True,
             )  # fmt: skip

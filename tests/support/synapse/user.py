@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -76,13 +76,15 @@ class MatrixUser:
             await self._session.close()
             self._session = None
 
-    async def call(self, method: str, *path: str, body: Json | None = None, **query: str | int) -> Json:
+    async def call(
+        self, method: str, *path: str, body: Json | None = None, query: Mapping[str, str | int] | None = None
+    ) -> Json:
         """One request of the client-server API (version 3); path parts are quoted here."""
         if self._session is None:
             headers = {"Authorization": f"Bearer {self.access_token}"}
             self._session = aiohttp.ClientSession(self.url, headers=headers)
         target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
-        async with self._session.request(method, target, json=body, params=query) as answer:
+        async with self._session.request(method, target, json=body, params=query or {}) as answer:
             parsed: Json = await answer.json()
             if answer.status != 200:
                 raise MatrixError(answer.status, parsed)
@@ -150,14 +152,14 @@ class MatrixUser:
         query: dict[str, str | int] = {"timeout": timeout_ms}
         if since:
             query["since"] = since
-        return await self.call("GET", "sync", **query)
+        return await self.call("GET", "sync", query=query)
 
     async def events(self, room: str) -> list[Json]:
         """Every event of the room that this user may see, oldest first, as they are."""
         found: list[Json] = []
         query: dict[str, str | int] = {"dir": "b", "limit": 500}
         while True:
-            page = await self.call("GET", "rooms", room, "messages", **query)
+            page = await self.call("GET", "rooms", room, "messages", query=query)
             found += page["chunk"]
             if not page["chunk"] or "end" not in page:
                 return found[::-1]
@@ -170,7 +172,7 @@ class MatrixUser:
     async def wait_for(
         self, room: str, predicate: Callable[[Message], bool], timeout: float = 15.0
     ) -> Message:
-        """The first message, also one that is there already, that fits; TimeoutError shows what was there instead."""
+        """The first message that fits, also one of before; TimeoutError shows what was there instead."""
         deadline = asyncio.get_running_loop().time() + timeout
         since = str((await self.sync())["next_batch"])
         while True:
@@ -197,9 +199,14 @@ def timeline(events: Iterable[Json]) -> list[Message]:
         target = messages.get(str(relation.get("event_id")))
         if relation.get("rel_type") == "m.replace" and target and target.sender == event["sender"]:
             messages[target.event_id] = Message(
-                target.event_id, target.sender, content["m.new_content"], target.at_ms, target.edits + 1,
-                target.redacted, target.original,
-            )  # fmt: skip
+                target.event_id,
+                target.sender,
+                content.get("m.new_content", {}),
+                target.at_ms,
+                target.edits + 1,
+                target.redacted,
+                target.original,
+            )
         elif relation.get("rel_type") != "m.replace":
             messages[event["event_id"]] = Message(
                 event["event_id"], event["sender"], content, event["origin_server_ts"],

@@ -1,0 +1,255 @@
+"""One login at a Matrix homeserver, and the few requests we make of it.
+
+nio carries the requests (and, later, the encryption); the answers are judged here, at one place, because nio
+returns errors instead of raising them, retries on its own terms and ignores `Retry-After`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from nio import AsyncClient
+
+from ravebot.config import MatrixConfig
+from ravebot.errors import Forbidden, Unavailable
+from ravebot.matrix.answers import Json, LoginLost, judge
+
+_TIMEOUT_SECONDS = 30.0
+_JOIN_TIMEOUT_SECONDS = 60.0  # joining over federation is slow
+_SYNC_MARGIN_SECONDS = 20.0  # what a long poll may take beyond what we asked for
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_DEVICE_NAME = "ravebot"
+
+
+class MatrixClient:
+    """The bot's account. Its methods raise Unavailable (try later), Forbidden or NotFound, and nothing else.
+
+    `secret` is the password or the access token, whichever `config` names the file of. Device id and token
+    are kept in `state_dir/matrix.json`: transaction ids are per device and must stay valid over a restart.
+    """
+
+    def __init__(self, config: MatrixConfig, secret: str, state_dir: Path) -> None:
+        self.homeserver = str(config.homeserver).rstrip("/")
+        self._config = config
+        self._secret = secret
+        self._login_file = state_dir / "matrix.json"
+        self._nio = AsyncClient(self.homeserver, config.user_id)
+        self._ready = False
+
+    @property
+    def user_id(self) -> str:
+        return self._config.user_id
+
+    @property
+    def device_id(self) -> str:
+        """Empty before `open`."""
+        return str(self._nio.device_id or "")
+
+    async def open(self) -> None:
+        """Log in, or take up the login of before. After Unavailable it may be called again."""
+        if self._ready:
+            return
+        kept = self._kept_login()
+        if self._config.access_token_file is not None:
+            self._nio.access_token = self._secret
+        elif kept is not None:
+            self._nio.access_token = kept["access_token"]
+        else:
+            await self._log_in(device_id=None)
+        try:
+            me = await self._request("GET", ["account", "whoami"])
+        except LoginLost:
+            if self._config.password_file is None or kept is None:
+                raise
+            await self._log_in(device_id=kept["device_id"])
+            me = await self._request("GET", ["account", "whoami"])
+        if me.get("user_id") != self.user_id:
+            raise Forbidden(
+                f"the Matrix login belongs to {me.get('user_id')}, but matrix.user_id is {self.user_id}: "
+                "correct one of them"
+            )
+        self._nio.user_id, self._nio.device_id = self.user_id, str(me.get("device_id") or "")
+        if self._config.password_file is not None:
+            self._keep_login()
+        self._ready = True
+
+    async def close(self) -> None:
+        await self._nio.close()
+
+    async def resolve(self, name: str) -> str:
+        """The id of a room named by alias or id. An id is returned unseen."""
+        if name.startswith("!"):
+            return name
+        answer = await self._request("GET", ["directory", "room", name])
+        return _text(answer, "room_id")
+
+    async def join(self, room: str) -> str:
+        """Join a room by alias or id (again: nothing happens); returns its id."""
+        answer = await self._request("POST", ["join", room], body={}, timeout=_JOIN_TIMEOUT_SECONDS)
+        return _text(answer, "room_id")
+
+    async def leave(self, room_id: str) -> None:
+        """Leave a room, or reject the invite to it."""
+        await self._request("POST", ["rooms", room_id, "leave"], body={})
+
+    async def joined_rooms(self) -> frozenset[str]:
+        answer = await self._request("GET", ["joined_rooms"])
+        rooms = answer.get("joined_rooms")
+        return frozenset(str(room) for room in rooms) if isinstance(rooms, list) else frozenset()
+
+    async def direct_members(self, room_id: str) -> frozenset[str]:
+        """Who is in a room, ourselves included: with two, it is a direct chat."""
+        answer = await self._request("GET", ["rooms", room_id, "joined_members"])
+        joined = answer.get("joined")
+        return frozenset(joined) if isinstance(joined, dict) else frozenset()
+
+    async def send(
+        self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
+    ) -> str:
+        """Send one event; the same `txn_id` again is answered with the same event id and sends nothing."""
+        path = ["rooms", room_id, "send", event_type, txn_id]
+        return _text(await self._request("PUT", path, body=content), "event_id")
+
+    async def sync(
+        self, since: str | None, timeout_ms: int, filter: Mapping[str, object] | None = None
+    ) -> Json:
+        """What happened since that token, waiting up to `timeout_ms` for something to happen."""
+        query: dict[str, str] = {"timeout": str(timeout_ms), "set_presence": "offline"}
+        if since is not None:
+            query["since"] = since
+        if filter is not None:
+            query["filter"] = json.dumps(filter, separators=(",", ":"))
+        timeout = timeout_ms / 1000 + _SYNC_MARGIN_SECONDS
+        return await self._request("GET", ["sync"], query=query, timeout=timeout)
+
+    async def messages(
+        self,
+        room_id: str,
+        start: str,
+        *,
+        to: str | None = None,
+        limit: int = 100,
+        filter: Mapping[str, object] | None = None,
+    ) -> tuple[list[Json], str | None]:
+        """One page of a room's events back from `start`, newest first, and where the next page starts."""
+        query = {"dir": "b", "from": start, "limit": str(limit)}
+        if to is not None:
+            query["to"] = to
+        if filter is not None:
+            query["filter"] = json.dumps(filter, separators=(",", ":"))
+        answer = await self._request("GET", ["rooms", room_id, "messages"], query=query)
+        chunk, end = answer.get("chunk"), answer.get("end")
+        events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
+        return events, end if isinstance(end, str) else None
+
+    async def _log_in(self, device_id: str | None) -> None:
+        body: dict[str, object] = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.user_id},
+            "password": self._secret,
+            "initial_device_display_name": _DEVICE_NAME,
+        }
+        if device_id:
+            body["device_id"] = device_id
+        self._nio.access_token = ""
+        try:
+            answer = await self._request("POST", ["login"], body=body)
+        except Forbidden as error:
+            raise Forbidden(
+                f"Matrix refused to log in {self.user_id}: check matrix.password_file ({error})"
+            ) from error
+        self._nio.access_token, self._nio.device_id = (
+            _text(answer, "access_token"),
+            _text(answer, "device_id"),
+        )
+        self._keep_login()
+
+    def _kept_login(self) -> dict[str, str] | None:
+        """The login of before, when it was this account's at this homeserver."""
+        try:
+            kept = json.loads(self._login_file.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        wanted = {"homeserver": self.homeserver, "user_id": self.user_id}
+        if not isinstance(kept, dict) or any(kept.get(key) != value for key, value in wanted.items()):
+            return None
+        return kept if all(isinstance(kept.get(key), str) for key in ("access_token", "device_id")) else None
+
+    def _keep_login(self) -> None:
+        """By whole-file replacement: a crash leaves the old file or the new one."""
+        facts = {
+            "homeserver": self.homeserver,
+            "user_id": self.user_id,
+            "device_id": self._nio.device_id,
+            "access_token": self._nio.access_token,
+        }
+        self._login_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self._login_file.with_suffix(".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o600)
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(descriptor)
+        fresh.replace(self._login_file)
+
+    async def _request(
+        self,
+        method: str,
+        path: Sequence[str],
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+        timeout: float = _TIMEOUT_SECONDS,
+    ) -> Json:
+        """One request, no retries. The token travels in the header, so that no URL ever holds it."""
+        target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
+        if query:
+            target += "?" + urlencode(query)
+        headers = {"Content-Type": "application/json"}
+        if self._nio.access_token:
+            headers["Authorization"] = f"Bearer {self._nio.access_token}"
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        try:
+            async with asyncio.timeout(timeout + 5):
+                answer = await self._nio.send(method, target, data, headers, timeout=timeout)
+                async with answer:
+                    raw = await _read(answer)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = str(error) or type(error).__name__
+            raise Unavailable(f"Matrix at {self.homeserver} does not answer: {why}") from error
+        try:
+            return judge(answer.status, answer.headers.get("Retry-After"), raw)
+        except LoginLost as error:
+            raise LoginLost(self._advice(error)) from error
+
+    def _advice(self, error: Exception) -> str:
+        if self._config.access_token_file is not None:
+            return f"Matrix refused our access token ({error}): put a new one in matrix.access_token_file"
+        return (
+            f"Matrix ended our login ({error}): restart ravebot to log in again with matrix.password_file; "
+            "if that fails too, the account is deactivated or locked"
+        )
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """The whole answer, as long as it is of sane size."""
+    raw = bytearray()
+    async for chunk in answer.content.iter_chunked(256 * 1024):
+        raw += chunk
+        if len(raw) > _MAX_ANSWER_BYTES:
+            raise aiohttp.ClientPayloadError(f"an answer of more than {_MAX_ANSWER_BYTES} bytes")
+    return bytes(raw)
+
+
+def _text(answer: Json, key: str) -> str:
+    value = answer.get(key)
+    if not isinstance(value, str):
+        raise Unavailable(f"Matrix answered without {key}: is matrix.homeserver really a Matrix homeserver?")
+    return value

@@ -1,0 +1,91 @@
+"""What counts as said to us: a raw room event in, a message or nothing out.
+
+Pure; every field may be a lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ravebot.matrix.answers import Json
+
+
+@dataclass(frozen=True)
+class IncomingMessage:
+    """Something a person or agent said. `at_ms` is the sender's server's word, milliseconds since 1970."""
+
+    event_id: str
+    room_id: str
+    sender: str
+    text: str
+    thread_root: str | None
+    direct: bool  # nobody else is in the room
+    at_ms: int
+
+
+def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage | None:
+    """The message in an event; None for our own, notices (other bots), edits and whatever is malformed."""
+    content = event.get("content")
+    event_id, sender, at_ms = event.get("event_id"), event.get("sender"), event.get("origin_server_ts")
+    if event.get("type") != "m.room.message" or not isinstance(content, dict) or "state_key" in event:
+        return None
+    if not isinstance(event_id, str) or not isinstance(sender, str) or sender == our_user_id:
+        return None
+    text = content.get("body")
+    if content.get("msgtype") != "m.text" or not isinstance(text, str):
+        return None
+    relation = content.get("m.relates_to")
+    relation = relation if isinstance(relation, dict) else {}
+    if relation.get("rel_type") == "m.replace" or "m.new_content" in content:
+        return None
+    root = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    if "m.in_reply_to" in relation:
+        text = without_reply_fallback(text)
+    return IncomingMessage(
+        event_id=event_id,
+        room_id=room_id,
+        sender=sender,
+        text=text,
+        thread_root=root if isinstance(root, str) else None,
+        direct=False,
+        at_ms=at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0,
+    )
+
+
+def without_reply_fallback(text: str) -> str:
+    """A reply without the quoted lines that older clients put before it.
+
+    https://spec.matrix.org/v1.12/client-server-api/#fallbacks-for-rich-replies (removed in 1.13).
+    """
+    lines = text.split("\n")
+    quoted = 0
+    while quoted < len(lines) and (lines[quoted].startswith("> ") or lines[quoted] == ">"):
+        quoted += 1
+    if quoted and quoted < len(lines) and not lines[quoted].strip():
+        quoted += 1
+    return "\n".join(lines[quoted:])
+
+
+def our_join(events: Sequence[Json], our_user_id: str) -> int | None:
+    """Where among the events we came into the room last; a change of our name or picture is no coming in."""
+    for index in range(len(events) - 1, -1, -1):
+        event = events[index]
+        if event.get("type") == "m.room.member" and event.get("state_key") == our_user_id:
+            if _membership(event.get("content")) != "join":
+                continue
+            unsigned = event.get("unsigned")
+            before = unsigned.get("prev_content") if isinstance(unsigned, dict) else None
+            if _membership(before) != "join":
+                return index
+    return None
+
+
+def since_we_joined(events: Sequence[Json], our_user_id: str) -> Sequence[Json]:
+    """The events, oldest first, less those of before we came in: they were not said to us."""
+    index = our_join(events, our_user_id)
+    return events if index is None else events[index + 1 :]
+
+
+def _membership(content: object) -> object:
+    return content.get("membership") if isinstance(content, dict) else None
