@@ -148,8 +148,8 @@ def _peer(request: web.Request) -> Actor:
 async def serve(app: web.Application, path: Path) -> AsyncIterator[None]:
     """Listen while the block runs. Raises StoreError when the path can't be used.
 
-    A socket that a killed bot left behind is replaced: the database's lock, which the caller holds, is what keeps a
-    second bot out.
+    A socket that a killed bot left behind is replaced: the database's lock, which the caller holds, is what keeps
+    a second bot out.
     """
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
     await runner.setup()
@@ -197,7 +197,7 @@ class NotRunningError(RavebotError):
 
 @dataclass(frozen=True)
 class AdminClient:
-    """The same operations, asked over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
+    """The same, asked over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
 
     path: Path
 

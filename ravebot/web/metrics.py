@@ -55,17 +55,13 @@ class Metrics:
         self._ended = counter("sandboxes_ended", "Sandboxes that ended, by reason.", "reason")
         self._lived = histogram("sandbox_lifetime_seconds", "From ready to end.", _LIFE_SECONDS)
         self._until_ready = histogram("sandbox_start_seconds", "From asked for to ready.", _STAGE_SECONDS)
-        self._stages = histogram(
-            "stage_seconds", "How long each step of a start took.", _STAGE_SECONDS, "stage", "ok"
-        )
+        self._stages = histogram("stage_seconds", "How long each step of a start took.", _STAGE_SECONDS, "stage", "ok")
         self._sandboxes = gauge("sandboxes", "Sandboxes by state.", "state")
         self._memory = gauge("host_memory_available_bytes", "Memory the host has left for machines.")
         self._disk = gauge("host_disk_free_bytes", "Free disk in the storage pool.")
         self._promised = gauge("host_disk_promised_bytes", "What the machines' disks may still grow by.")
         self._pending = gauge("outbox_pending", "Messages not yet delivered.", "target")
-        self._oldest = gauge(
-            "outbox_oldest_seconds", "Age of the oldest message not yet delivered.", "target"
-        )
+        self._oldest = gauge("outbox_oldest_seconds", "Age of the oldest message not yet delivered.", "target")
         self._deliveries = counter("outbox_deliveries", "Attempts to deliver, by result.", "target", "result")
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
         self._webhook_seconds = histogram("webhook_seconds", "From received to answered.", _REQUEST_SECONDS)
@@ -74,9 +70,7 @@ class Metrics:
         self._passes = histogram("pool_pass_seconds", "One pass of the pool's loop.", _PASS_SECONDS)
         self._provider_errors = counter("provider_errors", "Calls to the provider that failed.", "call")
         self._provider = gauge("provider_connected", "1 while the provider answers.")
-        self._repairs = counter(
-            "firewall_repairs", "Times the firewall had been changed by others.", "flushed"
-        )
+        self._repairs = counter("firewall_repairs", "Times the firewall had been changed by others.", "flushed")
         self._dropped = counter("connections_dropped", "New connections over the limit.", "service")
         self._orphans = counter("orphans_removed", "Machines and disks that belonged to nothing.")
         for reason in EndReason:
@@ -107,9 +101,7 @@ class Metrics:
             if state is not SandboxState.ENDED:
                 self._sandboxes.labels(state.value).set(by_state.get(state, 0))
 
-    def capacity_seen(
-        self, memory_available_bytes: int, disk_free_bytes: int, disk_promised_bytes: int
-    ) -> None:
+    def capacity_seen(self, memory_available_bytes: int, disk_free_bytes: int, disk_promised_bytes: int) -> None:
         self._memory.set(memory_available_bytes)
         self._disk.set(disk_free_bytes)
         self._promised.set(disk_promised_bytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -47,7 +46,8 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard])
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.on_response_prepare.append(_add_headers)
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -55,13 +55,10 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     return app
 
 
-@web.middleware
-async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    response = await handler(request)
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "ravebot"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
-    return response
 
 
 async def run_checks(checks: Checks, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> dict[str, Check]:
@@ -93,11 +90,9 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[tup
         site = web.TCPSite(runner, host, port, backlog=512)
         try:
             await site.start()
-        except (OSError, socket.gaierror) as error:
+        except OSError as error:
             reason = error.strerror or str(error)
-            raise ConfigError(
-                f"http.listen: {host}:{port} can't be used: {reason}; take another address"
-            ) from error
+            raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; take another address") from error
         bound = runner.addresses[0]
         yield bound[0], bound[1]
     finally:

@@ -1,0 +1,173 @@
+"""The admin socket, client and server, over a real Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import socket
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from ravebot.errors import Refused, StoreError, Unavailable
+from ravebot.sandboxes.model import Actor
+from ravebot.web import admin
+from ravebot.web.admin import AdminClient, NotRunningError, socket_path
+from ravebot.web.operations import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, UsageLine
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+LINE = SandboxLine(
+    ref="group/app!42",
+    title="Ünïcode `and` <b>",
+    state="ready",
+    stage="",
+    queue_position=None,
+    owner="alice",
+    sha="a" * 40,
+    machine="rave-1",
+    ssh_command="ssh -p 2200 agent@sandboxes.example.org",
+    web_url="http://sandboxes.example.org:3000/",
+    created_at=NOW,
+    ready_at=NOW,
+    expires_at=NOW + timedelta(hours=2),
+)
+AUDIT = AuditReport((AuditLine(7, NOW, "ready", "ravebot", "group/app!42", "rave-1", "{}"),), "f" * 64, 7, None)
+
+
+class Bot:
+    """An in-memory bot that remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    async def list(self) -> tuple[SandboxLine, ...]:
+        return (LINE,)
+
+    async def stop(self, ref: str, actor: Actor) -> Outcome:
+        self.asked.append((ref, actor))
+        if ref == "group/app!1":
+            raise Refused("there is no sandbox of group/app!1")
+        if ref == "group/app!2":
+            raise Unavailable("the provider is away")
+        if ref == "group/app!3":
+            raise RuntimeError("a mistake of ours")
+        return Outcome(True, "stopping")
+
+    async def cleanup(
+        self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
+    ) -> CleanupReport:
+        self.asked.append((older_than, everything, force, adopt, actor))
+        return CleanupReport(ended=("group/app!42",))
+
+    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
+        self.asked.append((ref, verify, limit))
+        return AUDIT
+
+    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
+        self.asked.append(since)
+        return (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
+
+
+async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None:
+    bot, path = Bot(), socket_path(tmp_path)
+    async with admin.serve(admin.make_app(bot), path):
+        client = AdminClient(path)
+        assert await client.list() == (LINE,)
+        assert await client.stop("group/app!42") == Outcome(True, "stopping")
+        report = await client.cleanup(older_than=timedelta(hours=4), everything=False, force=True, adopt=False)
+        assert report == CleanupReport(ended=("group/app!42",))
+        assert await client.audit("group/app!42", True, 50) == AUDIT
+        assert await client.usage(NOW) == (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
+    me = Actor("shell", getpass.getuser())
+    assert bot.asked == [
+        ("group/app!42", me),
+        (timedelta(hours=4), False, True, False, me),
+        ("group/app!42", True, 50),
+        NOW,
+    ]
+
+
+async def test_the_socket_is_its_owners_alone_and_gone_at_the_end(tmp_path: Path) -> None:
+    path = socket_path(tmp_path)
+    async with admin.serve(admin.make_app(Bot()), path):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert not path.exists()
+
+
+async def test_a_socket_left_by_a_killed_bot_is_replaced(tmp_path: Path) -> None:
+    path = socket_path(tmp_path)
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    with pytest.raises(NotRunningError, match="ravebot run"):
+        await AdminClient(path).list()
+    async with admin.serve(admin.make_app(Bot()), path):
+        assert await AdminClient(path).list() == (LINE,)
+
+
+async def test_an_ordinary_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+    path = socket_path(tmp_path)
+    path.write_text("mine")
+    with pytest.raises(StoreError, match="can't be made"):
+        async with admin.serve(admin.make_app(Bot()), path):
+            pass
+    assert path.read_text() == "mine"
+
+
+async def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="shorter path"):
+        async with admin.serve(admin.make_app(Bot()), tmp_path / ("x" * 120)):
+            pass
+
+
+async def test_without_a_bot_the_client_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(NotRunningError, match="start it with `ravebot run`"):
+        await AdminClient(socket_path(tmp_path)).list()
+
+
+async def test_a_refusal_and_a_failure_reach_the_person_who_asked(tmp_path: Path) -> None:
+    path = socket_path(tmp_path)
+    async with admin.serve(admin.make_app(Bot()), path):
+        client = AdminClient(path)
+        with pytest.raises(Refused, match="there is no sandbox of group/app!1"):
+            await client.stop("group/app!1")
+        with pytest.raises(Unavailable, match="the provider is away"):
+            await client.stop("group/app!2")
+        with pytest.raises(Unavailable, match="see its log"):
+            await client.stop("group/app!3")
+        assert await client.list() == (LINE,)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"ref": 3}', b'{"reff": "x"}', b'{"ref": "' + b"x" * 600 + b'"}', b"\xff"]
+)
+async def test_a_malformed_question_is_refused_and_nothing_is_done(tmp_path: Path, body: bytes) -> None:
+    bot, path = Bot(), socket_path(tmp_path)
+    async with (
+        admin.serve(admin.make_app(bot), path),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.post("http://ravebot/stop", data=body) as response,
+    ):
+        assert response.status == 400
+        assert "error" in await response.json()
+    assert bot.asked == []
+
+
+async def test_an_answer_of_another_version_is_no_crash(tmp_path: Path) -> None:
+    path = socket_path(tmp_path)
+
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n[{"new": 1}]')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(other, path)
+    async with server:
+        with pytest.raises(Unavailable, match="another version"):
+            await AdminClient(path).list()

@@ -1,0 +1,105 @@
+"""The HTTP app over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ravebot.errors import ConfigError, Unavailable
+from ravebot.web.metrics import Metrics
+from ravebot.web.server import Check, Checks, make_app, run_checks, serve
+
+pytestmark = pytest.mark.integration
+
+
+async def accept(request: web.Request) -> web.Response:
+    await request.read()
+    return web.Response(status=204)
+
+
+async def fine() -> Check:
+    return Check(True, "answers")
+
+
+async def away() -> Check:
+    raise Unavailable("GitLab does not answer")
+
+
+async def hangs() -> Check:
+    await asyncio.sleep(3600)
+    return Check(True)
+
+
+@asynccontextmanager
+async def running(checks: Checks, metrics: Metrics | None = None) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    async with (
+        serve(make_app(accept, checks, metrics or Metrics()), "127.0.0.1", 0) as (host, port),
+        aiohttp.ClientSession() as session,
+    ):
+        yield session, f"http://{host}:{port}"
+
+
+async def test_healthz_answers_also_when_nothing_is_ready() -> None:
+    async with running({"gitlab": away}) as (session, url), session.get(f"{url}/healthz") as response:
+        assert (response.status, await response.text()) == (200, "ok\n")
+
+
+async def test_readyz_says_of_each_part_how_it_is() -> None:
+    async with running({"matrix": fine, "provider": fine}) as (session, url), session.get(f"{url}/readyz") as response:
+        assert response.status == 200
+        body = await response.json()
+    assert body["ready"] is True
+    assert body["checks"]["matrix"] == {"ok": True, "detail": "answers"}
+
+
+async def test_readyz_is_503_when_one_part_fails_and_names_it() -> None:
+    async with running({"matrix": fine, "gitlab": away}) as (session, url), session.get(f"{url}/readyz") as response:
+        assert response.status == 503
+        body = await response.json()
+    assert body["ready"] is False
+    assert body["checks"]["gitlab"] == {"ok": False, "detail": "GitLab does not answer"}
+    assert body["checks"]["matrix"]["ok"] is True
+
+
+async def test_a_check_that_hangs_is_not_ok_and_does_not_hold_up_the_others() -> None:
+    results = await run_checks({"hangs": hangs, "fine": fine}, timeout_seconds=0.05)
+    assert results == {"hangs": Check(False, "no answer within 0.05 s"), "fine": Check(True, "answers")}
+
+
+async def test_metrics_are_served_in_prometheus_text_format() -> None:
+    metrics = Metrics()
+    metrics.webhook_answered("accepted", 0.004)
+    async with running({}, metrics) as (session, url), session.get(f"{url}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        assert 'ravebot_webhooks_total{result="accepted"} 1.0' in await response.text()
+
+
+async def test_webhooks_go_to_the_handler_and_other_paths_nowhere() -> None:
+    async with running({}) as (session, url):
+        async with session.post(f"{url}/webhooks/gitlab", data=b"{}") as response:
+            assert response.status == 204
+            assert response.headers["Server"] == "ravebot"
+        async with session.get(f"{url}/webhooks/gitlab") as response:
+            assert response.status == 405
+        async with session.get(f"{url}/nothing-here") as response:
+            assert response.status == 404
+            assert response.headers["Server"] == "ravebot"
+
+
+async def test_an_address_in_use_says_which_key_to_change() -> None:
+    app = make_app(accept, {}, Metrics())
+    async with serve(app, "127.0.0.1", 0) as (host, port):
+        with pytest.raises(ConfigError, match=rf"http\.listen: 127\.0\.0\.1:{port} can't be used"):
+            async with serve(make_app(accept, {}, Metrics()), host, port):
+                pass
+
+
+async def test_a_name_that_does_not_resolve_says_which_key_to_change() -> None:
+    with pytest.raises(ConfigError, match=r"http\.listen"):
+        async with serve(make_app(accept, {}, Metrics()), "no-such-host.invalid", 8080):
+            pass
