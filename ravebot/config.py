@@ -70,8 +70,9 @@ class PortRange(BaseModel):
             raise ValueError("the first port of a range must not be above the last")
         return self
 
-    def __iter__(self):  # type: ignore[no-untyped-def, override]  # noqa: ANN204 - pydantic's own yields fields
-        return iter(range(self.first, self.last + 1))
+    @property
+    def ports(self) -> range:
+        return range(self.first, self.last + 1)
 
     def __contains__(self, port: int) -> bool:
         return self.first <= port <= self.last

@@ -55,7 +55,7 @@ def admit(sandboxes: Iterable[Sandbox], machines: Iterable[Machine], max_running
     everything = list(sandboxes)
     free = max_running - sum(1 for _ in machines)
     stopping = {sandbox.mr for sandbox in everything if sandbox.state is SandboxState.STOPPING}
-    admitted = []
+    admitted: list[Sandbox] = []
     for sandbox in everything:
         if len(admitted) >= free:
             break
@@ -73,9 +73,7 @@ class Place:
     wait: timedelta | None
 
 
-def queue(
-    sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime
-) -> Mapping[int, Place]:
+def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Mapping[int, Place]:
     """The place of every queued sandbox, by its id: a running one that expires first frees the first place."""
     everything = list(sandboxes)
     ends = sorted(

@@ -98,14 +98,15 @@ class Database:
         self.instance_id = ""
 
     async def __aenter__(self) -> Self:
-        await self._hold_lock()
+        self._hold_lock()
+        self.instance_id = instance_id(self.path.parent)
+        os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
             self._writer = await self._stack.enter_async_context(_connect(self.path))
-            await _prepare_writer(self._writer, self.path)
+            await _prepare_writer(self._writer)
             self._reader = await self._stack.enter_async_context(_connect(self.path))
             self._reader.row_factory = sqlite3.Row
             await self._reader.execute("PRAGMA query_only = ON")
-            self.instance_id = await self.write(_instance_id)
         except sqlite3.DatabaseError as error:
             await self._stack.aclose()
             raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
@@ -114,8 +115,9 @@ class Database:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._running:
             await asyncio.wait(self._running)
         await self._stack.aclose()
@@ -126,8 +128,8 @@ class Database:
         The caller's cancellation does not cut it short: it commits or fails as a whole.
         """
         task = asyncio.ensure_future(self._write(function))
-        self._running.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._running.discard)  # type: ignore[arg-type]
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
     async def _write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
@@ -154,7 +156,7 @@ class Database:
             finally:
                 await self._reader.execute("ROLLBACK")
 
-    async def _hold_lock(self) -> None:
+    def _hold_lock(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.path.with_suffix(".lock")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -176,9 +178,8 @@ def _connect(path: Path) -> aiosqlite.Connection:
     return aiosqlite.connect(path, isolation_level=None)
 
 
-async def _prepare_writer(connection: aiosqlite.Connection, path: Path) -> None:
+async def _prepare_writer(connection: aiosqlite.Connection) -> None:
     connection.row_factory = sqlite3.Row
-    path.chmod(0o600)
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
         await connection.execute(f"PRAGMA {pragma}")
     await migrate(connection, migrations())
@@ -231,13 +232,20 @@ def statements(script: str) -> list[str]:
     return found
 
 
-async def _instance_id(tx: Transaction) -> str:
-    row = await tx.one("SELECT value FROM meta WHERE key = 'instance_id'")
-    if row:
-        return str(row["value"])
-    fresh = secrets.token_hex(5)
-    await tx.execute("INSERT INTO meta (key, value) VALUES ('instance_id', ?)", (fresh,))
-    return fresh
+def instance_id(state_dir: Path) -> str:
+    """The random id of this installation, made at the first call.
+
+    It stands beside the database, not in it: an empty database must still know which machines are its own.
+    """
+    path = state_dir / "instance-id"
+    try:
+        return path.read_text("ascii").strip()
+    except FileNotFoundError:
+        fresh = secrets.token_hex(5)
+        part = path.with_suffix(".part")
+        part.write_text(fresh + "\n", "ascii")
+        part.replace(path)
+        return fresh
 
 
 async def get_meta(tx: Transaction, key: str) -> str | None:

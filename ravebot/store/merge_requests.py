@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
-from ravebot.store.database import Transaction, dump_json
+from ravebot.store.database import Transaction, Value, dump_json
 
 
 async def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
@@ -72,7 +72,7 @@ async def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -
 
 
 async def _save(tx: Transaction, mr: MergeRequest) -> None:
-    values = {
+    values: dict[str, Value] = {
         "project_id": mr.ref.project_id,
         "iid": mr.ref.iid,
         "project_path": mr.project_path,

@@ -1,4 +1,7 @@
-"""Wake-ups between the loops of one process; a lost one costs a little time, never a fact: every loop also looks by itself."""
+"""Wake-ups between the loops of one process.
+
+A lost one costs a little time, never a fact: every loop also looks by itself.
+"""
 
 from __future__ import annotations
 

@@ -197,3 +197,9 @@ CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events
     BEGIN SELECT RAISE (ABORT, 'the event log is append-only'); END;
 CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events
     BEGIN SELECT RAISE (ABORT, 'the event log is append-only'); END;
+
+CREATE TABLE images (
+    image    TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,                  -- in a row
+    held     TEXT NOT NULL                      -- why nothing is built from it until a person says retry
+) STRICT;

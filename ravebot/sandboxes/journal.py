@@ -1,0 +1,66 @@
+"""One event, and the outbox rows for everyone who must hear of it, in the caller's transaction."""
+
+from __future__ import annotations
+
+from ravebot.config import Config
+from ravebot.sandboxes.model import RAVEBOT, Actor, MachineId, MergeRequest, MergeRequestRef, Sandbox
+from ravebot.sandboxes.telling import TELLINGS
+from ravebot.store import events, merge_requests, outbox
+from ravebot.store.database import Transaction
+from ravebot.store.outbox import GITLAB, MATRIX, Kind
+
+
+def note_lane(ref: MergeRequestRef) -> str:
+    """The outbox lane of a merge request's note, comments and emoji."""
+    return f"{ref.project_id}!{ref.iid}"
+
+
+class Journal:
+    """Writes the event log and the outbox together."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    async def record(
+        self,
+        tx: Transaction,
+        kind: str,
+        actor: Actor = RAVEBOT,
+        *,
+        sandbox: Sandbox,
+        machine_id: MachineId | None = None,
+        data: dict[str, object] | None = None,
+    ) -> None:
+        """Log what happened to a sandbox and tell of it as `TELLINGS` says."""
+        event = await events.append(
+            tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data
+        )
+        telling = TELLINGS.get(kind)
+        if telling is None:
+            return
+        mr = await merge_requests.get(tx, sandbox.mr)
+        assert mr
+        await self.refresh(tx, sandbox, mr)
+        text = telling.words(event.data)
+        for room in self._config.rooms_of(mr.project_path):
+            if telling.thread:
+                await outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
+            if telling.say:
+                await outbox.add(tx, MATRIX, room, Kind.SAY, body={"text": f"{mr.full_ref}: {text}"})
+            if telling.warn:
+                await outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
+        if telling.warn:
+            await outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
+
+    async def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
+        """Have the card and the status note rewritten."""
+        for room in self._config.rooms_of(mr.project_path):
+            await outbox.add(tx, MATRIX, room, Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
+        await self.refresh_note(tx, mr.ref)
+
+    async def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
+        """Have the status note rewritten, for a merge request with or without a sandbox."""
+        lane = note_lane(ref)
+        await outbox.add(
+            tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", body={"project": ref.project_id, "iid": ref.iid}
+        )

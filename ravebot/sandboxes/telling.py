@@ -1,0 +1,116 @@
+"""Which event is told where, and in which words: one table. Texts are raw; whoever renders them escapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Final
+
+from ravebot.sandboxes.model import Event
+from ravebot.sandboxes.view import in_bytes, in_words
+
+Data = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """`words`: the event as a line of history. `thread`: it is also sent as a message in the card's thread;
+    `say`: as a message of its own in the room; `warn`: as a warning that mentions the owner, in room and MR."""
+
+    words: Callable[[Data], str]
+    thread: bool = False
+    say: bool = False
+    warn: bool = False
+
+
+def _text(data: Data, key: str) -> str:
+    return str(data.get(key) or "")
+
+
+def _span(data: Data, key: str) -> str:
+    value = data.get(key)
+    return in_words(timedelta(seconds=float(value))) if isinstance(value, int | float) else "?"
+
+
+def _by(data: Data) -> str:
+    return f" by {data['by']}" if data.get("by") else ""
+
+
+def _tail(data: Data) -> str:
+    tail = _text(data, "tail").strip()
+    return f"\n{tail[-1500:]}" if tail else ""
+
+
+def _ended(data: Data) -> str:
+    peak = data.get("memory_peak_bytes")
+    parts = [f"ended: {_text(data, 'reason')}"]
+    if data.get("detail"):
+        parts.append(_text(data, "detail"))
+    if data.get("lived_seconds") is not None:
+        parts.append(f"lived {_span(data, 'lived_seconds')}")
+        parts.append(f"CPU time {_span(data, 'cpu_seconds')}")
+        parts.append(f"memory at most {in_bytes(peak) if isinstance(peak, int) else '?'}")
+    return ", ".join(parts)
+
+
+def _stage_failed(data: Data) -> str:
+    return f"{_text(data, 'stage')} failed after {_span(data, 'seconds')}: {_text(data, 'why')}{_tail(data)}"
+
+
+def _stopping(data: Data) -> str:
+    return f"stopping: {_text(data, 'reason')}{_by(data)}" + (f", {data['detail']}" if data.get("detail") else "")
+
+
+TELLINGS: Final = MappingProxyType(
+    {
+        "sandbox.queued": Telling(lambda d: f"asked for{_by(d)}, commit {_text(d, 'sha')[:8]}"),
+        "sandbox.waiting": Telling(lambda d: f"waits: {_text(d, 'reason')}", say=True),
+        "sandbox.starting": Telling(lambda d: f"machine {_text(d, 'machine')} is being started"),
+        "machine.booted": Telling(lambda d: f"machine is up after {_span(d, 'seconds')}"),
+        "stage.done": Telling(lambda d: f"{_text(d, 'stage')} done in {_span(d, 'seconds')}"),
+        "stage.failed": Telling(_stage_failed, thread=True),
+        "sandbox.ready": Telling(lambda d: f"ready after {_span(d, 'seconds')}", thread=True),
+        "sandbox.code": Telling(
+            lambda d: f"new commit {_text(d, 'sha')[:8]}{_by(d)}: the sandbox takes it", thread=True
+        ),
+        "sandbox.updated": Telling(lambda d: f"now runs {_text(d, 'sha')[:8]}", thread=True),
+        "sandbox.update_failed": Telling(
+            lambda d: f"could not take {_text(d, 'sha')[:8]}: {_text(d, 'why')}; the sandbox goes on as it was",
+            thread=True,
+        ),
+        "sandbox.extended": Telling(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}", thread=True),
+        "sandbox.warned": Telling(lambda d: f"warned: {_span(d, 'left')} left", warn=True),
+        "sandbox.stopping": Telling(_stopping, thread=True),
+        "sandbox.ended": Telling(_ended, thread=True),
+        "sandbox.requeued": Telling(
+            lambda d: f"{_text(d, 'why')}; tried again on a new machine (attempt {_text(d, 'attempt')})", thread=True
+        ),
+        "build.held": Telling(
+            lambda d: f"no more machines are built from this image: {_text(d, 'why')}. Mend it, then say `retry`",
+            say=True,
+        ),
+        "build.resumed": Telling(lambda d: f"machines are built again{_by(d)}", say=True),
+        "machine.forced": Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
+        "machine.unhealthy": Telling(lambda d: "the machine does not answer", thread=True),
+        "machine.healthy": Telling(lambda d: "the machine answers again", thread=True),
+        "machine.restarted": Telling(lambda d: f"machine restarted: {_text(d, 'why')}", thread=True),
+        "machine.disk_full": Telling(
+            lambda d: f"machine paused: {_text(d, 'why')}; it goes on when there is room", say=True
+        ),
+        "machine.resumed": Telling(lambda d: "machine goes on", thread=True),
+        "web.found": Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})", thread=True),
+        "fork.approved": Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),
+        "firewall.repaired": Telling(
+            lambda d: "someone removed the firewall's rules; they are back and access works again", say=True
+        ),
+    }
+)
+"""Events that are not here (refusals, access audit, sweeps) stay in the log."""
+
+
+def words(event: Event) -> str:
+    """The event as a line of history; empty when it is not one for people."""
+    telling = TELLINGS.get(event.kind)
+    return telling.words(event.data) if telling else ""
