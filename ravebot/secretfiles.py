@@ -51,14 +51,17 @@ def read_secret(path: Path) -> str:
     except OSError as error:
         reason = error.strerror
         raise ValueError(f"{path} can't be read ({reason}): it must belong to ravebot's user") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
             raise ValueError(f"{path} is {what}: name a file that holds the secret")
         if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ValueError(f"others may read or write {path}: chmod 600 {path}")
-        raw = file.read(MAX_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            raw = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > MAX_BYTES:
         raise ValueError(f"{path} is larger than 64 KiB: that is no secret of one line")
     try:
@@ -68,7 +71,5 @@ def read_secret(path: Path) -> str:
     if not text:
         raise ValueError(f"{path} is empty: put the secret in it")
     if not text.isprintable():
-        raise ValueError(
-            f"{path} holds more than one line or control characters: only the secret belongs in it"
-        )
+        raise ValueError(f"{path} holds more than one line or control characters: only the secret belongs in it")
     return text

@@ -1,0 +1,361 @@
+"""Every mistake in a configuration is told at once, with its line, its key and what to do."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ravebot.configfile import InvalidConfigError, LoadedConfig, load
+from ravebot.configkeys import every_key
+from ravebot.yamltree import KeyPath, Problem
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
+HIDDEN = "hush-hush-4711"
+
+MINIMAL = """\
+matrix:
+  homeserver: https://matrix.example.org
+  user_id: "@ravebot:example.org"
+  password_file: {secrets}/matrix
+  admins: ["@ops:example.org"]
+  rooms:
+    - {{room: "#dev:example.org", projects: [group/app]}}
+gitlab:
+  url: https://gitlab.example.org
+  token_file: {secrets}/gitlab
+  projects: [group/app]
+  webhook: {{secret_token_file: {secrets}/webhook}}
+sandbox: {{host: sandboxes.example.org}}
+access: {{allow_from: [192.0.2.0/24]}}
+provider: {{image: /images/sandbox.qcow2}}
+"""
+
+
+class Folder:
+    """A folder with a configuration that is right, to be spoiled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("matrix", "gitlab", "webhook"):
+            self.secret(name)
+
+    def secret(self, name: str, content: str | bytes = HIDDEN, mode: int = 0o600) -> Path:
+        file = self.path / name
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        file.chmod(mode)
+        return file
+
+    def load(self, text: str | bytes | None = None) -> LoadedConfig:
+        file = self.path / "config.yaml"
+        text = self.minimal() if text is None else text
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        return load(file)
+
+    def minimal(self, *changes: tuple[str, str]) -> str:
+        text = MINIMAL.format(secrets=self.path)
+        for before, after in changes:
+            assert before in text
+            text = text.replace(before, after)
+        return text
+
+    def problems(self, text: str | bytes | None = None) -> list[Problem]:
+        with pytest.raises(InvalidConfigError) as caught:
+            self.load(text)
+        return list(caught.value.problems)
+
+    def one(self, *changes: tuple[str, str]) -> Problem:
+        problems = self.problems(self.minimal(*changes))
+        assert len(problems) == 1, problems
+        return problems[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_a_right_file_loads_with_its_secrets_and_defaults(folder: Folder) -> None:
+    folder.secret("gitlab", "token\n")
+    loaded = folder.load()
+    assert loaded.config.pool.lifetime == timedelta(hours=2)
+    assert loaded.secrets.gitlab_token == "token"
+    assert loaded.secrets.webhook_signing is None
+    assert loaded.warnings == ()
+
+
+def test_secrets_show_nothing_of_themselves(folder: Folder) -> None:
+    loaded = folder.load()
+    assert HIDDEN not in repr(loaded)
+    assert HIDDEN not in f"{loaded.secrets} {loaded!s}"
+    assert loaded.secrets.values() == {HIDDEN}
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(folder: Folder) -> None:
+    (folder.path / "webhook").unlink()
+    text = folder.minimal(
+        ("homeserver: https://matrix.example.org", "homesever: https://matrix.example.org"),
+        ("projects: [group/app]\n  webhook", "projects: []\n  poll: soon\n  webhook"),
+        ("sandbox: {host: sandboxes.example.org}", "sandbox: {host: example.org, memory: lots}"),
+    )
+    with pytest.raises(InvalidConfigError) as caught:
+        folder.load(text + "lifetime: 2h\n")
+    assert [(problem.line, problem.path) for problem in caught.value.problems] == [
+        (1, "matrix.homeserver"),
+        (2, "matrix.homesever"),
+        (11, "gitlab.projects"),
+        (12, "gitlab.poll"),
+        (13, "gitlab.webhook.secret_token_file"),
+        (14, "sandbox.memory"),
+        (17, "lifetime"),
+    ]
+    assert f"{folder.path}/config.yaml:12: gitlab.poll: write a duration like 90s" in str(caught.value)
+
+
+def test_mistakes_between_keys_are_told_together_with_the_others(folder: Folder) -> None:
+    text = folder.minimal(("host: sandboxes.example.org", "host: gitlab.example.org, vcpu: 2"))
+    assert [problem.path for problem in folder.problems(text)] == ["sandbox.host", "sandbox.vcpu"]
+
+
+def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folder) -> None:
+    text = folder.minimal() + "pool: {lifetime: forever, max_lifetime: 1h, max_running: 1}\n"
+    assert [problem.path for problem in folder.problems(text)] == ["pool.lifetime"]
+
+
+@pytest.mark.parametrize(
+    ("added", "path", "says"),
+    [
+        ("pool: {lifetme: 2h}", "pool.lifetme", "did you mean lifetime?"),
+        ("lifetime: 2h", "lifetime", "did you mean pool.lifetime?"),
+        ("instnce: x", "instnce", "did you mean instance?"),
+        ("http: {zzz: 1}", "http.zzz", "known here: listen, public_url"),
+        ("pool: {lifetime: 2 hours}", "pool.lifetime", "write a duration like"),
+        ("pool: {lifetime: 9h}", "pool", "lifetime must not be above max_lifetime"),
+        ("pool: {lifetime: 0s}", "pool.lifetime", "more than nothing"),
+        ("pool: {max_running: two}", "pool.max_running", "valid integer"),
+        ("pool: {max_running: 90, max_running: 2}", "pool.max_running", "twice, first in line 16"),
+        ("pool: {warn_before: 30m}", "pool.warn_before", "a list belongs here"),
+        ("pool: []", "pool", "keys with values belong here"),
+        ("instance: Main!", "instance", "lower-case"),
+        ("state_dir: var", "state_dir", "absolute path"),
+        ("http: {listen: 8080}", "http.listen", "an address and a port"),
+        ("http: {listen: '127.0.0.1:99999'}", "http.listen", "from 1 to 65535"),
+        ("agents: [{name: a}, {name: a}]", "agents", "2 agents are called a"),
+        ("agents: [{name: a, ssh_keys: [not a key]}]", "agents[0].ssh_keys[0]", ".pub file"),
+        ("1: x", "", "a key must be text"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line_and_what_to_do(folder: Folder, added: str, path: str, says: str) -> None:
+    (problem,) = folder.problems(folder.minimal() + added + "\n")
+    assert (problem.line, problem.path) == (16, path)
+    assert says in problem.message
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "path", "says"),
+    [
+        ("ssh_ports: 22-99", "sandbox.ssh_ports", "greater than or equal to 1024"),
+        ("ssh_ports: 2299-2200", "sandbox.ssh_ports", "must not be above the last"),
+        ("ssh_ports: 3050-3060", "sandbox", "must not overlap"),
+        ("ssh_ports: 8000-8099", "sandbox.ssh_ports", "ravebot's own"),
+        ("ssh_ports: 2200-2200", "sandbox.ssh_ports", "fewer ports than pool.max_running"),
+        ("memory: 4 gigs", "sandbox.memory", "write a size"),
+        ("allow: [10.80.0.0/28]", "sandbox.allow[0]", "own subnet"),
+        ("allow: [host.example.org]", "sandbox.allow[0]", "IPv4 network"),
+        ("smoke_tests: [{htp: /x}]", "sandbox.smoke_tests[0]", "{http: …} or {run: …}"),
+        ("smoke_tests: [{http: x}]", "sandbox.smoke_tests[0]", "{http: …} or {run: …}"),
+        ("timeouts: {copy: never}", "sandbox.timeouts.copy", "duration"),
+        ("connections_per_minute: {ssh: 0}", "sandbox.connections_per_minute.ssh", "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_the_sandbox_section_is_told(folder: Folder, sandbox: str, path: str, says: str) -> None:
+    problem = folder.one(("host: sandboxes.example.org", f"host: sandboxes.example.org, {sandbox}"))
+    assert problem.path == path
+    assert says in problem.message
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["gitlab.example.org", "GitLab.Example.org.", "matrix.example.org", "rave.example.org", "example.org", "org"],
+)
+def test_sandboxes_must_not_share_cookies_with_gitlab_matrix_or_ravebot(folder: Folder, host: str) -> None:
+    text = folder.minimal(("host: sandboxes.example.org", f"host: {host}"))
+    problems = folder.problems(text + "http: {public_url: 'https://rave.example.org'}\n")
+    assert {problem.path for problem in problems} == {"sandbox.host"}
+    assert "cookies" in problems[0].message
+
+
+def test_a_host_that_only_ends_alike_is_no_parent_domain(folder: Folder) -> None:
+    folder.load(folder.minimal(("host: sandboxes.example.org", "host: ple.org")))
+
+
+def test_unquoted_names_that_yaml_takes_for_something_else_are_explained(folder: Folder) -> None:
+    (problem,) = folder.problems(folder.minimal(('admins: ["@ops:example.org"]', "admins: [@ops:example.org]")))
+    assert problem.line == 5
+    assert "quotes" in problem.message
+    problem = folder.one(('  admins: ["@ops:example.org"]', "  command_prefix: !rave"))
+    assert (problem.line, problem.path) == (5, "matrix.command_prefix")
+    assert "quotes" in problem.message
+    problem = folder.one(('{room: "#dev:example.org", projects: [group/app]}', "{room: dev, projects: [group/app]}"))
+    assert problem.path == "matrix.rooms[0].room"
+    assert '"#dev:example.org"' in problem.message
+
+
+def test_no_message_repeats_a_value_where_a_secret_may_have_been_pasted(folder: Folder) -> None:
+    text = folder.minimal((f"token_file: {folder.path}/gitlab", f"token_file: {HIDDEN}"))
+    with pytest.raises(InvalidConfigError) as caught:
+        folder.load(text + f"pasword: {HIDDEN}\n")
+    assert len(caught.value.problems) == 2
+    assert HIDDEN not in str(caught.value)
+
+
+def test_exactly_one_login_is_wanted(folder: Folder) -> None:
+    (problem,) = folder.problems(folder.minimal((f"  password_file: {folder.path}/matrix\n", "")))
+    assert (problem.path, problem.message) == ("matrix", "give exactly one of password_file and access_token_file")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o660])
+def test_a_secret_that_others_may_read_or_write_is_refused(folder: Folder, mode: int) -> None:
+    file = folder.secret("gitlab", mode=mode)
+    problem = folder.one()
+    assert problem.path == "gitlab.token_file"
+    assert f"chmod 600 {file}" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "is empty"),
+        (" \n\t\n", "is empty"),
+        ("one\ntwo\n", "more than one line"),
+        ("a\x00b", "control characters"),
+        (b"\xff\xfe", "not UTF-8"),
+        ("x" * 70_000, "larger than 64 KiB"),
+    ],
+)
+def test_a_secret_file_that_holds_no_secret_is_refused(folder: Folder, content: str | bytes, says: str) -> None:
+    folder.secret("webhook", content)
+    problem = folder.one()
+    assert problem.path == "gitlab.webhook.secret_token_file"
+    assert says in problem.message
+
+
+def test_a_secret_that_is_missing_a_folder_or_a_pipe_is_refused(folder: Folder) -> None:
+    for name in ("matrix", "gitlab", "webhook"):
+        (folder.path / name).unlink()
+    (folder.path / "gitlab").mkdir(mode=0o700)
+    os.mkfifo(folder.path / "webhook", 0o600)
+    messages = {problem.path: problem.message for problem in folder.problems()}
+    assert "there is no file" in messages["matrix.password_file"]
+    assert "is a folder" in messages["gitlab.token_file"]
+    assert "no ordinary file" in messages["gitlab.webhook.secret_token_file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no mapping"),
+        ("- a\n- b\n", "no mapping"),
+        ("matrix: [", "not YAML"),
+        ("a: b: c\n", "not YAML"),
+        ("a: 1\n---\nb: 2\n", "not YAML"),
+        ("a: &a [*a]\n", "expand to more than"),
+        ("[" * 2000 + "]" * 2000, "nest"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        ("a: \x07\n", "not YAML"),
+        ("a: " + "x" * 1_100_000, "larger than 1 MiB"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_so(folder: Folder, text: str | bytes, says: str) -> None:
+    problems = folder.problems(text)
+    assert any(says in problem.message for problem in problems), problems
+
+
+def test_aliases_that_multiply_are_stopped_early(folder: Folder) -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    assert any("expand to more than" in problem.message for problem in folder.problems(bomb))
+
+
+def test_anchors_and_merge_keys_work(folder: Folder) -> None:
+    text = folder.minimal(("projects: [group/app]}", "projects: &ours [group/app]}")).replace(
+        "  projects: [group/app]\n", "  projects: *ours\n"
+    )
+    text += "pool: {<<: [{max_running: 3, lifetime: 1h}, {lifetime: 3h}], lifetime: 30m, warn_before: [10m]}\n"
+    config = folder.load(text).config
+    assert config.gitlab.projects == ("group/app",)
+    assert (config.pool.max_running, config.pool.lifetime) == (3, timedelta(minutes=30))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"), [("missing", "no such file"), ("folder", "is a folder"), ("pipe", "no mapping")]
+)
+def test_a_path_that_is_no_file_is_told_so(tmp_path: Path, what: str, says: str) -> None:
+    path = tmp_path / "config.yaml"
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(InvalidConfigError, match=says):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("allow_from: [192.0.2.0/24]", "allow_from: []", "access.allow_from: is empty"),
+        ("url: https://gitlab.", "url: http://gitlab.", "gitlab.url: is plain http"),
+        ("projects: [group/app]}", "projects: [group/other]}", "group/other is not among gitlab.projects"),
+        ("host: sandboxes.", "host: x.gitlab.", "lies below GitLab's host name"),
+        ('  admins: ["@ops:example.org"]\n', "", "nobody can invite"),
+    ],
+)
+def test_what_is_unwise_is_a_warning(folder: Folder, before: str, after: str, says: str) -> None:
+    (warning,) = folder.load(folder.minimal((before, after))).warnings
+    assert says in warning
+
+
+def example_with_secrets(folder: Folder) -> str:
+    for name in ("matrix-password", "matrix-store-passphrase", "gitlab-token", "gitlab-webhook"):
+        folder.secret(name)
+    return EXAMPLE.read_text().replace("/etc/ravebot/secrets", str(folder.path))
+
+
+def test_the_example_is_right_but_for_its_secret_files(folder: Folder) -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        load(EXAMPLE)
+    assert all("there is no file" in problem.message for problem in caught.value.problems)
+    loaded = folder.load(example_with_secrets(folder))
+    assert [warning.split(":")[0] for warning in loaded.warnings] == ["access.allow_from"]
+
+
+def test_the_example_shows_every_key_there_is() -> None:
+    """Commented keys count, where the comment is the key at its place."""
+    shown: set[KeyPath] = set()
+    lines = [line.replace("# ", "", 1) if is_commented_key(line) else line for line in EXAMPLE.read_text().splitlines()]
+    collect(yaml.safe_load("\n".join(lines)), (), shown)
+    shown |= {("agents", "name"), ("agents", "ssh_keys")} & commented("agents", "name", "ssh_keys")
+    shown |= {("sandbox", "smoke_tests", key) for key in ("http", "run") if f"{{{key}: " in EXAMPLE.read_text()}
+    assert set(every_key()) - shown == set()
+
+
+def is_commented_key(line: str) -> bool:
+    key, found, value = line.strip().removeprefix("# ").partition(": ")
+    return line.strip().startswith("# ") and bool(found) and key.isidentifier() and value.startswith("/")
+
+
+def commented(section: str, *keys: str) -> set[KeyPath]:
+    return {(section, key) for key in keys if f"  {key}: " in EXAMPLE.read_text()}
+
+
+def collect(value: object, path: KeyPath, found: set[KeyPath]) -> None:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            found.add((*path, key))
+            collect(child, (*path, key), found)
+    elif isinstance(value, list):
+        for child in value:
+            collect(child, path, found)
