@@ -116,9 +116,7 @@ class MatrixClient:
         path = ["rooms", room_id, "send", event_type, txn_id]
         return _text(await self._request("PUT", path, body=content), "event_id")
 
-    async def sync(
-        self, since: str | None, timeout_ms: int, filter: Mapping[str, object] | None = None
-    ) -> Json:
+    async def sync(self, since: str | None, timeout_ms: int, filter: Mapping[str, object] | None = None) -> Json:
         """What happened since that token, waiting up to `timeout_ms` for something to happen."""
         query: dict[str, str] = {"timeout": str(timeout_ms), "set_presence": "offline"}
         if since is not None:
@@ -161,9 +159,7 @@ class MatrixClient:
         try:
             answer = await self._request("POST", ["login"], body=body)
         except Forbidden as error:
-            raise Forbidden(
-                f"Matrix refused to log in {self.user_id}: check matrix.password_file ({error})"
-            ) from error
+            raise Forbidden(f"Matrix refused to log in {self.user_id}: check matrix.password_file ({error})") from error
         self._nio.access_token, self._nio.device_id = (
             _text(answer, "access_token"),
             _text(answer, "device_id"),
