@@ -1,0 +1,140 @@
+"""Structured logs: one line an event, JSON unless a person watches, and never a secret."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TextIO
+from urllib.parse import quote
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+HIDDEN = "[hidden]"
+LEVELS = ("debug", "info", "warning", "error")
+QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "aiosqlite", "httpcore", "asyncssh", "peewee")
+"""Libraries whose chatter below warnings tells an operator nothing."""
+
+_MIN_SECRET = 4
+_TOKENS = re.compile(
+    r"""(?ix)
+      (?<=[?&;]) (access_token|private_token|job_token|token|secret|password|key|signature) = [^&\s"'<>]+
+    | (?<=://) [^/\s:@]+ : [^/\s@]+ (?=@)
+    | \b (?: bearer | basic ) \s+ [\w.~+/=-]{8,}
+    | \b (?: glpat | gloas | gldt | glrt | glcbt | glptt | glft | glsoat ) - [\w.-]{10,}
+    | \b syt_ \w+ | \b whsec_ [\w+/=]{8,}
+    """
+)
+
+
+class Redaction:
+    """Replaces known secrets, and whatever looks like a token, in everything that is logged."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: tuple[str, ...] = ()
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Also hide these from now on: a token that came with a login, for example."""
+        plain = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
+        known = {*self._secrets, *plain, *(quote(secret, safe="") for secret in plain)}
+        # The longest first: one secret may be part of another.
+        self._secrets = tuple(sorted(known, key=len, reverse=True))
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {key: self.value(value) for key, value in event.items()}
+
+    def value(self, value: object) -> object:
+        """The same value without secrets; objects of other kinds become their text when that holds one."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.value(key): self.value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self.value(item) for item in value]
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        shown = repr(value)
+        hidden = self.text(shown)
+        return value if hidden == shown and not isinstance(value, bytes | BaseException) else hidden
+
+    def text(self, text: str) -> str:
+        """The same text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return _TOKENS.sub(_hide, text)
+
+
+def _hide(match: re.Match[str]) -> str:
+    return f"{match[1]}={HIDDEN}" if match[1] else HIDDEN
+
+
+def _drop_record(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop("_record", None)
+    event.pop("_from_structlog", None)
+    return event
+
+
+def _facts_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """When, how bad, what: where a person's eye looks."""
+    first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **event}
+
+
+def _one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A message made of untrusted text can't move the cursor or fake another line; values are quoted anyway."""
+    text = str(event.get("event", ""))
+    event["event"] = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return event
+
+
+def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Redaction:
+    """Route structlog and the standard library's logging to the stream (stderr). May be called again.
+
+    Returns the redaction, to be told of secrets that come later.
+    """
+    stream = sys.stderr if stream is None else stream
+    pretty = stream.isatty()
+    redaction = Redaction(secrets)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if pretty else "iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: list[Processor] = (
+        [_one_line, structlog.dev.ConsoleRenderer(colors=True, pad_event_to=36)]
+        if pretty
+        else [_facts_first, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[_drop_record, redaction, *renderer], use_get_message=True
+        )
+    )
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return redaction

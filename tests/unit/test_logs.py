@@ -1,0 +1,135 @@
+"""Logs are one JSON line an event and hold no secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from ravebot import logs
+
+SECRET = 'hush/"4711'
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where the logs go; the process's own logging is put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in logs.QUIET}
+    yield io.StringIO()
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, old in levels.items():
+        logging.getLogger(name).setLevel(old)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_an_event_is_one_json_line_with_its_facts(stream: io.StringIO) -> None:
+    logs.set_up("info", stream=stream)
+    structlog.get_logger("ravebot.pool").info("sandbox ready", sandbox_id=7, ref="group/app!42", title="a\nb")
+    (line,) = lines(stream)
+    assert list(line)[:3] == ["timestamp", "level", "event"]
+    assert {
+        "sandbox_id": 7,
+        "event": "sandbox ready",
+        "title": "a\nb",
+        "logger": "ravebot.pool",
+    }.items() <= line.items()
+
+
+def test_libraries_that_use_the_standard_logging_come_out_the_same_way(stream: io.StringIO) -> None:
+    logs.set_up("info", [SECRET], stream)
+    logging.getLogger("aiohttp.server").error("failed with %s", SECRET, extra={"status": 500})
+    (line,) = lines(stream)
+    assert (line["event"], line["level"], line["status"]) == ("failed with [hidden]", "error", 500)
+
+
+def test_what_is_below_the_level_is_left_out_and_libraries_chatter_too(stream: io.StringIO) -> None:
+    logs.set_up("info", stream=stream)
+    structlog.get_logger("ravebot.pool").debug("detail")
+    logging.getLogger("nio.client").info("chatter")
+    structlog.get_logger("ravebot.pool").warning("told")
+    assert [line["event"] for line in lines(stream)] == ["told"]
+
+
+def test_setting_up_again_does_not_log_twice(stream: io.StringIO) -> None:
+    logs.set_up("info", stream=stream)
+    logs.set_up("debug", stream=stream)
+    structlog.get_logger("ravebot").debug("once")
+    assert len(lines(stream)) == 1
+
+
+def test_known_secrets_are_hidden_wherever_they_are(stream: io.StringIO) -> None:
+    logs.set_up("info", [SECRET], stream)
+    log = structlog.get_logger("ravebot")
+    log.info(f"said {SECRET}", plain=SECRET, deep={"a": [SECRET, (SECRET,)], SECRET: 1}, error=ValueError(SECRET))
+    log.info("bytes", body=SECRET.encode(), url="https://x/?q=hush%2F%224711")
+    log.info("formatted %s", SECRET)
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        log.exception("it broke")
+    text = stream.getvalue()
+    assert "4711" not in text
+    assert text.count("[hidden]") >= 9
+    assert len(lines(stream)) == 4
+
+
+def test_a_secret_that_is_learned_later_is_hidden_from_then_on(stream: io.StringIO) -> None:
+    redaction = logs.set_up("info", stream=stream)
+    redaction.add(["learned-later"])
+    structlog.get_logger("ravebot").info("login", token="learned-later")
+    assert "learned-later" not in stream.getvalue()
+
+
+def test_the_longer_of_two_overlapping_secrets_is_hidden_whole() -> None:
+    assert logs.Redaction(["abcd", "abcdefgh"]).text("x abcdefgh y") == "x [hidden] y"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET /sync?access_token=abc123&since=1", "GET /sync?access_token=[hidden]&since=1"),
+        ("https://user:pass@gitlab.example.org/x", "https://[hidden]@gitlab.example.org/x"),
+        ("Authorization: Bearer abcdefgh12345678", "Authorization: [hidden]"),
+        ("token glpat-AbCdEfGhIjKlMnOp was used", "token [hidden] was used"),
+        ("syt_cmF2ZQ_abcdefgh", "[hidden]"),
+    ],
+)
+def test_what_looks_like_a_token_is_hidden_though_nobody_registered_it(text: str, shown: str) -> None:
+    assert logs.Redaction().text(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["https://gitlab.example.org/group/app/-/merge_requests/42?tab=diffs", "host:22 user@host", "12:30:05", ""]
+)
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert logs.Redaction(["ab"]).text(text) == text
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_lines_are_for_people_and_untrusted_text_cannot_fake_one(stream: io.StringIO) -> None:
+    terminal = Terminal()
+    logs.set_up("info", [SECRET], terminal)
+    structlog.get_logger("ravebot").info("branch a\nb\x1b[2J", title="c\nd\x1b[2J", secret=SECRET)
+    text = terminal.getvalue()
+    assert text.count("\n") == 1
+    assert "\x1b[2J" not in text
+    assert "4711" not in text
+    assert "branch a" in text
