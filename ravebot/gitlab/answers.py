@@ -1,0 +1,122 @@
+"""GitLab's API answers as facts of ours (https://docs.gitlab.com/api/). Raises Malformed for what is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import asyncssh
+
+from ravebot.gitlab.events import MAX_COMMENT
+from ravebot.gitlab.fields import (
+    Json,
+    Malformed,
+    flag,
+    identifier,
+    listing,
+    mapping,
+    optional_identifier,
+    sha,
+    state,
+    text,
+    web_url,
+)
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+
+_KEY_TYPES = frozenset({
+    "ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Note:
+    """A comment as the API lists it."""
+
+    id: int
+    author: Person
+    text: str
+    system: bool
+
+
+def person(body: Json) -> Person:
+    return Person(identifier(body, "id"), text(body, "username", 255))
+
+
+def version(body: Json) -> str:
+    return text(body, "version", 100)
+
+
+def project(body: Json) -> tuple[int, str]:
+    return identifier(body, "id"), text(body, "path_with_namespace", 1024)
+
+
+def merge_request(body: Json) -> MergeRequest:
+    """`head_sha` is "" while the merge request has no commit."""
+    iid = identifier(body, "iid")
+    path, separator, number = text(mapping(body, "references"), "full", 1100).rpartition("!")
+    if not separator or number != str(iid):
+        raise Malformed("references.full is no full reference")
+    people = [
+        person(item) for key in ("assignees", "reviewers") for item in listing(body, key) if isinstance(item, dict)
+    ]
+    return MergeRequest(
+        ref=MergeRequestRef(identifier(body, "project_id"), iid),
+        project_path=path,
+        title=text(body, "title", 1024),
+        web_url=web_url(body, "web_url"),
+        source_branch=text(body, "source_branch", 1024),
+        # null when the fork was deleted: 0 is no project, so the merge request still counts as a fork's
+        source_project_id=optional_identifier(body, "source_project_id") or 0,
+        head_sha=sha(body, "sha") if body.get("sha") else "",
+        author=person(mapping(body, "author")),
+        people=tuple(dict.fromkeys(people)),
+        draft=flag(body, "draft"),
+        state=state(body),
+    )
+
+
+def access_level(body: Json) -> int:
+    """The role's number; 0 for a member who is blocked or still awaits approval."""
+    if body.get("state") != "active" or body.get("membership_state", "active") != "active":
+        return 0
+    return optional_identifier(body, "access_level") or 0
+
+
+def ssh_key(body: Json, now: datetime) -> str | None:
+    """Type and Base64 of a key to log in with; None for one that expired, only signs, or is no key."""
+    if body.get("usage_type", "auth_and_signing") not in {"auth", "auth_and_signing"}:
+        return None
+    if body.get("expires_at") is not None and _moment(text(body, "expires_at", 50)) <= now:
+        return None
+    try:
+        key = asyncssh.import_public_key(text(body, "key", 16_384))
+        kind, blob = key.export_public_key("openssh").decode().split()[:2]
+    except (asyncssh.KeyImportError, asyncssh.KeyExportError, ValueError):
+        return None
+    return f"{kind} {blob}" if kind in _KEY_TYPES else None
+
+
+def _moment(written: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(written)
+    except ValueError as error:
+        raise Malformed("expires_at is no date") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def note(body: Json) -> Note:
+    return Note(
+        identifier(body, "id"), person(mapping(body, "author")), text(body, "body", MAX_COMMENT), flag(body, "system")
+    )
+
+
+def note_id(body: Json) -> int:
+    """Of a note just posted. GitLab answers without an id when it took all of it for quick actions."""
+    return identifier(body, "id")
+
+
+def award(body: Json) -> tuple[int, str]:
+    """Who gave which emoji."""
+    return identifier(mapping(body, "user"), "id"), text(body, "name", 255)

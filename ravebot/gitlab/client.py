@@ -1,0 +1,184 @@
+"""GitLab's API as ravebot needs it: an async face over python-gitlab, which blocks.
+
+Errors are ours: NotFound, Forbidden, Refused (an archive that is too large), and Unavailable, which knows when to
+come back. Nothing is tried again here: a POST that is could post twice. That is the caller's, who has rows to tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from ravebot.clock import Clock, SystemClock
+from ravebot.config import matches_project
+from ravebot.errors import NotFound, Unavailable
+from ravebot.gitlab import answers, download
+from ravebot.gitlab.events import CommentPosted
+from ravebot.gitlab.fields import Malformed
+from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+
+T = TypeVar("T")
+_THREADS = 4
+_SLOW_THREADS = 2
+
+
+class GitLab:
+    """One GitLab, one token. Safe to call from many tasks; `close` when done."""
+
+    def __init__(
+        self, url: str, token: str, clock: Clock | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._clock = clock or SystemClock()
+        self._transport = Transport(self.url, token, self._clock, timeout_seconds)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
+        # Archives take long: on threads of their own, they hold up no note.
+        self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
+
+    async def close(self) -> None:
+        """Let calls under way end, and take no more."""
+        for pool in (self._pool, self._slow_pool):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        self._transport.close()
+
+    async def me(self) -> Person:
+        """The user that the token belongs to: the bot."""
+        return await self._call(lambda: answers.person(self._transport.get("/user")))
+
+    async def version(self) -> str:
+        """GitLab's version, such as `18.0.0-ee`."""
+        return await self._call(lambda: answers.version(self._transport.get("/version")))
+
+    async def project(self, path_or_id: str | int) -> tuple[int, str]:
+        """A project's numeric id and full path."""
+        address = f"/projects/{quote(str(path_or_id), safe='')}"
+        return await self._call(lambda: answers.project(self._transport.get(address)))
+
+    async def merge_request(self, ref: MergeRequestRef) -> MergeRequest:
+        """A merge request as it is now."""
+        return await self._call(lambda: answers.merge_request(self._transport.get(_address(ref))))
+
+    async def open_merge_requests(self, patterns: tuple[str, ...]) -> list[MergeRequest]:
+        """Every open merge request of the projects that match and that the token's user is a member of."""
+
+        def gather() -> list[MergeRequest]:
+            found: list[MergeRequest] = []
+            for item in self._transport.list("/projects", membership=True, simple=True, archived=False):
+                project_id, path = answers.project(item)
+                if matches_project(patterns, path):
+                    each = self._transport.list(
+                        f"/projects/{project_id}/merge_requests", state="opened", scope="all", sort="asc"
+                    )
+                    found.extend(answers.merge_request(body) for body in each)
+            return found
+
+        return await self._call(gather)
+
+    async def access_level(self, project_id: int, user_id: int) -> int:
+        """The user's role on the project, inherited ones included (30 is Developer); 0 for none."""
+
+        def ask() -> int:
+            try:
+                return answers.access_level(self._transport.get(f"/projects/{project_id:d}/members/all/{user_id:d}"))
+            except NotFound:
+                return 0
+
+        return await self._call(ask)
+
+    async def user(self, username: str) -> Person | None:
+        """The user of that name, whatever its case."""
+
+        def ask() -> Person | None:
+            people = [answers.person(item) for item in self._transport.list("/users", username=username)]
+            return next((one for one in people if one.username.lower() == username.lower()), None)
+
+        return await self._call(ask)
+
+    async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
+        """The SSH keys that user may log in with: type and Base64 only; none that expired or only sign."""
+        now = self._clock.now()
+
+        def ask() -> tuple[str, ...]:
+            keys = [answers.ssh_key(item, now) for item in self._transport.list(f"/users/{user_id:d}/keys")]
+            return tuple(dict.fromkeys(key for key in keys if key))
+
+        return await self._call(ask)
+
+    async def archive(self, project_id: int, sha: str, target: Path, max_bytes: int) -> int:
+        """Write the source at that commit to `target` as tar.gz; returns its size in bytes.
+
+        Raises Refused when it is larger than `max_bytes`. When it raises, nothing is left at `target`.
+        """
+        address = f"/projects/{project_id:d}/repository/archive.tar.gz"
+        return await self._call(
+            lambda: download.save(self._transport, address, sha, target, max_bytes), self._slow_pool
+        )
+
+    async def create_note(self, ref: MergeRequestRef, body: str) -> int:
+        """Post a plain comment; returns its id."""
+        return await self._call(lambda: answers.note_id(self._transport.post(f"{_address(ref)}/notes", {"body": body})))
+
+    async def edit_note(self, ref: MergeRequestRef, note_id: int, body: str) -> None:
+        """Rewrite our comment, which notifies nobody. NotFound when somebody deleted it."""
+        await self._call(lambda: self._transport.put(f"{_address(ref)}/notes/{note_id:d}", {"body": body}))
+
+    async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str) -> int | None:
+        """The first comment by that author that begins with the marker."""
+
+        def search() -> int | None:
+            for item in self._transport.list(
+                f"{_address(ref)}/notes", sort="asc", order_by="created_at", activity_filter="only_comments"
+            ):
+                note = answers.note(item)
+                if note.author.id == author_id and note.text.startswith(marker):
+                    return note.id
+            return None
+
+        return await self._call(search)
+
+    async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
+        """People's comments newer than that one, oldest first, for catching up on lost webhooks."""
+
+        def gather() -> list[CommentPosted]:
+            found: list[CommentPosted] = []
+            for item in self._transport.list(
+                f"{_address(ref)}/notes", sort="desc", order_by="created_at", activity_filter="only_comments"
+            ):
+                note = answers.note(item)
+                if note.id <= note_id:
+                    break
+                if not note.system:
+                    found.append(CommentPosted(ref, project_path, note.id, note.author, note.text, None))
+            return found[::-1]
+
+        return await self._call(gather)
+
+    async def react(self, ref: MergeRequestRef, note_id: int, emoji: str) -> None:
+        """Put an emoji (`eyes`, `white_check_mark`, …) on a comment; it being there already is fine."""
+        address = f"{_address(ref)}/notes/{note_id:d}/award_emoji"
+
+        def award() -> None:
+            try:
+                self._transport.post(address, {"name": emoji})
+            except NotFound:
+                # GitLab says 404 both for a note that is gone and for an emoji that we gave before.
+                me = answers.person(self._transport.get("/user"))
+                if (me.id, emoji) not in [answers.award(item) for item in self._transport.list(address)]:
+                    raise
+
+        await self._call(award)
+
+    async def _call(self, function: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool or self._pool, function)
+        except Malformed as error:
+            raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
+
+
+def _address(ref: MergeRequestRef) -> str:
+    return f"/projects/{ref.project_id:d}/merge_requests/{ref.iid:d}"

@@ -1,0 +1,140 @@
+"""What a webhook's body says, as facts of ours: pure, and distrustful of every field.
+
+https://docs.gitlab.com/user/project/integrations/webhook_events/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ravebot.gitlab.fields import (
+    Malformed,
+    flag,
+    identifier,
+    listing,
+    mapping,
+    optional_identifier,
+    sha,
+    state,
+    text,
+    web_url,
+)
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+
+__all__ = ["CommentPosted", "Ignored", "Malformed", "MergeRequestChanged", "parse"]
+
+MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
+
+
+@dataclass(frozen=True)
+class MergeRequestChanged:
+    """A merge request was opened, changed, closed, …; `mr` is complete but for what the payload lacks.
+
+    The author's user name is in no field of its own: it is "" unless the author also acted, is assigned or reviews.
+    `action` is GitLab's (open, close, reopen, update, merge, approved, …) or None. `by.id` is 0 on old servers.
+    """
+
+    mr: MergeRequest
+    action: str | None
+    code_changed: bool
+    by: Person
+
+
+@dataclass(frozen=True)
+class CommentPosted:
+    """A person's new comment on a merge request. `mr` names people by id only; None when it came by polling."""
+
+    ref: MergeRequestRef
+    project_path: str
+    note_id: int
+    author: Person
+    text: str
+    mr: MergeRequest | None
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Nothing for us."""
+
+    why: str
+
+
+def parse(body: Mapping[str, object]) -> MergeRequestChanged | CommentPosted | Ignored:
+    """Read a webhook's body. Raises Malformed when an event of ours lacks what it must have."""
+    kind = body.get("object_kind")
+    if kind == "merge_request":
+        return _merge_request_changed(body)
+    if kind == "note":
+        return _comment(body)
+    if isinstance(kind, str) or isinstance(body.get("event_name"), str):
+        return Ignored("an event of another kind")
+    raise Malformed("object_kind is missing: this is no GitLab webhook")
+
+
+def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
+    attributes = mapping(body, "object_attributes")
+    by = _person(mapping(body, "user"))
+    people = _people(body, "assignees") + _people(body, "reviewers")
+    action = attributes.get("action")
+    if action is not None and not isinstance(action, str):
+        raise Malformed("object_attributes.action is no text")
+    action = action[:50] if action else None
+    mr = _merge_request(body, attributes, tuple(dict.fromkeys(people)), (by, *people))
+    return MergeRequestChanged(mr, action, action == "update" and isinstance(attributes.get("oldrev"), str), by)
+
+
+def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:
+    attributes = mapping(body, "object_attributes")
+    if attributes.get("noteable_type") != "MergeRequest":
+        return Ignored("a comment on something else than a merge request")
+    if attributes.get("action", "create") != "create":  # absent before GitLab 16.11
+        return Ignored("an edited comment")
+    if flag(attributes, "system"):
+        return Ignored("a note that GitLab wrote itself")
+    author = Person(identifier(attributes, "author_id"), text(mapping(body, "user"), "username", 255))
+    told = mapping(body, "merge_request")
+    known = [author, *(Person(user_id, "") for key in ("assignee_ids", "reviewer_ids") for user_id in _ids(told, key))]
+    mr = _merge_request(body, told, tuple(known[1:]), tuple(known))
+    note = text(attributes, "note", MAX_COMMENT)
+    return CommentPosted(mr.ref, mr.project_path, identifier(attributes, "id"), author, note, mr)
+
+
+def _merge_request(
+    body: Mapping[str, object],
+    attributes: Mapping[str, object],
+    people: tuple[Person, ...],
+    known: tuple[Person, ...],
+) -> MergeRequest:
+    author_id = identifier(attributes, "author_id")
+    names = (person.username for person in known if person.id == author_id and person.username)
+    commit = attributes.get("last_commit")
+    project_id = identifier(attributes, "target_project_id")
+    return MergeRequest(
+        ref=MergeRequestRef(project_id, identifier(attributes, "iid")),
+        project_path=text(mapping(body, "project"), "path_with_namespace", 1024),
+        title=text(attributes, "title", 1024),
+        web_url=web_url(attributes, "url"),
+        source_branch=text(attributes, "source_branch", 1024),
+        # null when the fork was deleted: 0 is no project, so the merge request still counts as a fork's
+        source_project_id=optional_identifier(attributes, "source_project_id") or 0,
+        head_sha=sha(commit, "id") if isinstance(commit, Mapping) else "",
+        author=Person(author_id, next(names, "")),
+        people=people,
+        draft=flag(attributes, "draft") or flag(attributes, "work_in_progress"),
+        state=state(attributes),
+    )
+
+
+def _person(body: Mapping[str, object]) -> Person:
+    return Person(optional_identifier(body, "id") or 0, text(body, "username", 255))
+
+
+def _people(body: Mapping[str, object], key: str) -> list[Person]:
+    people = [_person(item) for item in listing(body, key) if isinstance(item, Mapping)]
+    return [person for person in people if person.id]
+
+
+def _ids(body: Mapping[str, object], key: str) -> list[int]:
+    found = [item for item in listing(body, key) if isinstance(item, int) and not isinstance(item, bool)]
+    return list(dict.fromkeys(item for item in found if item > 0))

@@ -1,0 +1,89 @@
+"""Fields of GitLab's JSON, checked as they are read: the one place where its untyped answers become typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ravebot.errors import RavebotError
+
+_MAX_ID = 2**63 - 1
+_MAX_LIST = 200  # GitLab allows 200 assignees or reviewers
+_SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_STATES = frozenset({"opened", "closed", "merged", "locked"})
+
+Json = Mapping[str, object]
+
+
+class Malformed(RavebotError):
+    """What claims to come from GitLab lacks a field or has nonsense in it."""
+
+
+def mapping(body: Json, key: str) -> Json:
+    value = body.get(key)
+    if not isinstance(value, Mapping):
+        raise Malformed(f"{key} is missing or no object")
+    return value
+
+
+def listing(body: Json, key: str) -> Sequence[object]:
+    """The list, cut to a sane length; empty when it is absent."""
+    value = body.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Malformed(f"{key} is no list")
+    return value[:_MAX_LIST]
+
+
+def text(body: Json, key: str, limit: int) -> str:
+    """The text, cut at `limit` characters; lone surrogates, which nothing can store, become `?`."""
+    value = body.get(key)
+    if not isinstance(value, str):
+        raise Malformed(f"{key} is missing or no text")
+    return value[:limit].encode("utf-8", "replace").decode()
+
+
+def identifier(body: Json, key: str) -> int:
+    value = optional_identifier(body, key)
+    if value is None:
+        raise Malformed(f"{key} is missing")
+    return value
+
+
+def optional_identifier(body: Json, key: str) -> int | None:
+    """A positive number, or None where it is absent or null."""
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_ID:
+        raise Malformed(f"{key} is no positive number")
+    return value
+
+
+def flag(body: Json, key: str) -> bool:
+    value = body.get(key, False)
+    if value is not None and not isinstance(value, bool):
+        raise Malformed(f"{key} is neither true nor false")
+    return bool(value)
+
+
+def sha(body: Json, key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not _SHA.fullmatch(value):
+        raise Malformed(f"{key} is no commit id")
+    return value
+
+
+def state(body: Json) -> str:
+    value = body.get("state")
+    if not isinstance(value, str) or value not in _STATES:
+        raise Malformed("state is none of opened, closed, merged, locked")
+    return value
+
+
+def web_url(body: Json, key: str) -> str:
+    value = text(body, key, 4096)
+    if not re.fullmatch(r"https?://[!-~]{1,2000}", value) or re.search(r"[<>\"'`()\\|]", value):
+        raise Malformed(f"{key} is no web address")
+    return value

@@ -1,0 +1,152 @@
+"""python-gitlab with its sharp edges off: timeouts, no retries, errors of ours, JSON checked for its outer shape.
+
+It keeps neither the response headers of an error nor a limit on waiting for 429, so both are handled here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import gitlab
+import requests
+from gitlab.exceptions import GitlabAuthenticationError, GitlabError, GitlabParsingError, RedirectError
+
+from ravebot.clock import Clock
+from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
+from ravebot.gitlab.fields import Json, Malformed
+
+T = TypeVar("T")
+TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
+_LONGEST_WAIT_SECONDS = 3600.0
+_TRY_LATER = frozenset({408, 409, 425, 429})  # 409: GitLab's "Resource lock"
+
+
+class _Client:
+    """One thread's connection; `retry_after` is the header of the last answer."""
+
+    def __init__(self, url: str, token: str, timeout_seconds: float) -> None:
+        self.retry_after = ""
+        self.session = requests.Session()
+        self.session.hooks["response"].append(self._remember)
+        self.api = gitlab.Gitlab(
+            url,
+            private_token=token,
+            timeout=timeout_seconds,
+            per_page=100,
+            retry_transient_errors=False,
+            keep_base_url=True,  # never follow a page link, and with it send the token, to another host
+            user_agent="ravebot",
+            session=self.session,
+        )
+
+    def _remember(self, response: requests.Response, *_args: object, **_kwargs: object) -> None:
+        self.retry_after = response.headers.get("Retry-After", "")
+
+
+class Transport:
+    """Requests to one GitLab; every method blocks, and raises NotFound, Forbidden, Unavailable or Malformed."""
+
+    def __init__(self, url: str, token: str, clock: Clock, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._url, self._token = url, token
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+
+    def get(self, path: str) -> Json:
+        return _object(self._run(lambda api: api.http_get(path, obey_rate_limit=False)))
+
+    def post(self, path: str, body: Mapping[str, str]) -> Json:
+        return _object(self._run(lambda api: api.http_post(path, post_data=dict(body), obey_rate_limit=False)))
+
+    def put(self, path: str, body: Mapping[str, str]) -> Json:
+        return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
+
+    def list(self, path: str, **query: str | bool) -> Iterator[Json]:
+        """Every item of every page, fetched as they are used."""
+        pages = self._run(
+            lambda api: iter(api.http_list(path, query_data=dict(query), iterator=True, obey_rate_limit=False))
+        )
+        end = object()
+        while (item := self._run(lambda _api: next(pages, end))) is not end:
+            yield _object(item)
+
+    def stream(self, path: str, take: Callable[[requests.Response], T], **query: str) -> T:
+        """Give the open response to `take`, piece by piece from the network."""
+
+        def run(api: gitlab.Gitlab) -> T:
+            response = api.http_request("get", path, query_data=dict(query), streamed=True, obey_rate_limit=False)
+            with response:
+                return take(response)
+
+        return self._run(run)
+
+    def _run(self, function: Callable[[gitlab.Gitlab], T]) -> T:
+        client = self._client()
+        try:
+            return function(client.api)
+        except (GitlabError, requests.RequestException) as error:
+            raise self._translated(error, client.retry_after) from error
+
+    def _client(self) -> _Client:
+        client: _Client | None = getattr(self._local, "client", None)
+        if client is None:
+            client = self._local.client = _Client(self._url, self._token, self._timeout_seconds)
+            self._sessions.append(client.session)
+        return client
+
+    def _translated(self, error: GitlabError | requests.RequestException, retry_after: str) -> RavebotError:
+        if isinstance(error, requests.exceptions.SSLError):
+            return Unavailable(f"GitLab's certificate at {self._url} is not trusted: install its CA on this host")
+        if isinstance(error, requests.RequestException):
+            return Unavailable(f"GitLab at {self._url} does not answer ({type(error).__name__})")
+        if isinstance(error, GitlabParsingError):
+            return Malformed("no JSON")
+        if isinstance(error, RedirectError):
+            return Unavailable(f"GitLab redirects {self._url} elsewhere: set gitlab.url to where it redirects to")
+        status = error.response_code or 0
+        said = _said(error)
+        if isinstance(error, GitlabAuthenticationError) or status == 401:
+            return Forbidden(
+                "GitLab refuses our token (401): it was revoked or has expired; put a new one with scope api into "
+                "gitlab.token_file and restart"
+            )
+        if status == 404:
+            return NotFound(f"GitLab has no such thing, or the bot may not see it ({said})")
+        if status in _TRY_LATER or status >= 500 or status < 400:
+            wait = retry_after_seconds(retry_after, self._clock.now())
+            return Unavailable(f"GitLab answers {status} for now ({said})", wait)
+        return Forbidden(f"GitLab refuses it ({status}: {said}): give the bot's user the role Developer there")
+
+
+def retry_after_seconds(header: str, now: datetime) -> float | None:
+    """A Retry-After header in seconds, from a number or a date (RFC 9110, 10.2.3); None when it is neither."""
+    try:
+        seconds = float(header) if header.strip().isdigit() else (parsedate_to_datetime(header) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if not math.isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)
+
+
+def _said(error: GitlabError) -> str:
+    message = error.error_message
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    return re.sub(r"[^ -~]+", " ", text)[:200].strip()
+
+
+def _object(value: object) -> Json:
+    if not isinstance(value, Mapping):
+        raise Malformed("no JSON object")
+    return value

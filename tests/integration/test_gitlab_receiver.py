@@ -1,0 +1,210 @@
+"""Webhooks from the stand-in over HTTP to the receiver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import ClientSession, web
+
+from ravebot.clock import SystemClock
+from ravebot.errors import StoreError
+from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
+from ravebot.gitlab.receiver import webhook_handler
+from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
+from tests.support.gitlab import DEVELOPER, GitLabServer
+
+pytestmark = pytest.mark.integration
+
+SIGNING_TOKEN = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+SECRETS = WebhookSecrets("a plain secret", signing_key(SIGNING_TOKEN))
+
+
+class Receiver:
+    """The handler on a port, over a set of keys where the store would be."""
+
+    def __init__(self) -> None:
+        self.accepted: list[Delivery] = []
+        self.results: list[str] = []
+        self.broken = False
+        self.url = ""
+
+    async def accept(self, delivery: Delivery) -> bool:
+        if self.broken:
+            raise StoreError("the disk is full")
+        if delivery.key in {one.key for one in self.accepted}:
+            return False
+        self.accepted.append(delivery)
+        return True
+
+    def events(self) -> list[object]:
+        return [parse(json.loads(delivery.body)) for delivery in self.accepted]
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    handler = webhook_handler(SECRETS, SystemClock(), receiver.accept, receiver.results.append, max_body_bytes=100_000)
+    app.router.add_post("/webhooks/gitlab", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/webhooks/gitlab"
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def gitlab() -> AsyncIterator[GitLabServer]:
+    async with GitLabServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("secret", [{"secret_token": "a plain secret"}, {"signing_token": SIGNING_TOKEN}])
+async def test_a_merge_requests_life_arrives_in_order_with_either_secret(
+    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, str]
+) -> None:
+    alice, bob = gitlab.add_user("alice"), gitlab.add_user("bob")
+    project = gitlab.add_project("group/app")
+    gitlab.set_role(project, alice, DEVELOPER)
+    gitlab.add_hook(project, receiver.url, **secret)
+    mr = gitlab.open_merge_request(project, alice, "Add login", "login", draft=True, reviewers=(bob,))
+    first = mr.sha
+    gitlab.push(mr, {"new.txt": "x"})
+    gitlab.mark_ready(mr)
+    gitlab.comment(mr, bob, "looks good")
+    gitlab.comment(mr, bob, "please\n/sandbox extend 1h")
+    gitlab.close(mr)
+    gitlab.reopen(mr)
+    gitlab.merge(mr)
+    await gitlab.settle()
+
+    events = receiver.events()
+    changes = [event for event in events if isinstance(event, MergeRequestChanged)]
+    assert [(change.action, change.code_changed, change.mr.state) for change in changes] == [
+        ("open", False, "opened"),
+        ("update", True, "opened"),
+        ("update", False, "opened"),
+        ("close", False, "closed"),
+        ("reopen", False, "opened"),
+        ("merge", False, "merged"),
+    ]
+    assert changes[0].mr.head_sha == first
+    assert changes[0].mr.draft
+    assert not changes[2].mr.draft
+    assert (changes[0].mr.author.username, [one.username for one in changes[0].mr.people]) == ("alice", ["bob"])
+    (comment,) = [event for event in events if isinstance(event, CommentPosted)]
+    assert (comment.author.id, comment.ref, comment.project_path) == (bob.id, changes[0].mr.ref, "group/app")
+    assert {delivery.lane for delivery in receiver.accepted} == {f"{project.id}!1"}
+    assert receiver.results.count("ignored") == 1
+    assert {(attempt.status, attempt.answer) for attempt in gitlab.deliveries} <= {(202, b""), (200, b"")}
+
+
+async def test_a_delivery_sent_again_is_stored_once(gitlab: GitLabServer, receiver: Receiver) -> None:
+    alice = gitlab.add_user("alice")
+    project = gitlab.add_project("group/app")
+    gitlab.add_hook(project, receiver.url, secret_token="a plain secret")
+    gitlab.open_merge_request(project, alice)
+    await gitlab.settle()
+    gitlab.redeliver()
+    await gitlab.settle()
+    assert receiver.results == ["accepted", "duplicate"]
+    assert [attempt.status for attempt in gitlab.deliveries] == [202, 200]
+
+
+@pytest.mark.parametrize("secret", [{}, {"secret_token": "wrong"}, {"signing_token": "whsec_" + "A" * 44}])
+async def test_a_forged_token_is_refused_and_stores_nothing(
+    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, str]
+) -> None:
+    project = gitlab.add_project("group/app")
+    gitlab.add_hook(project, receiver.url, **secret)
+    gitlab.open_merge_request(project, gitlab.add_user("mallory"))
+    await gitlab.settle()
+    assert [attempt.status for attempt in gitlab.deliveries] == [401]
+    assert receiver.results == ["forged"]
+    assert receiver.accepted == []
+
+
+async def test_what_cannot_be_stored_is_not_acknowledged_and_comes_again(
+    gitlab: GitLabServer, receiver: Receiver
+) -> None:
+    project = gitlab.add_project("group/app")
+    gitlab.add_hook(project, receiver.url, secret_token="a plain secret", retries=0)
+    receiver.broken = True
+    gitlab.open_merge_request(project, gitlab.add_user("alice"))
+    await gitlab.settle()
+    assert [attempt.status for attempt in gitlab.deliveries] == [503]
+    receiver.broken = False
+    gitlab.redeliver()
+    await gitlab.settle()
+    assert receiver.results == ["unavailable", "accepted"]
+
+
+async def test_hostile_texts_arrive_as_plain_facts(gitlab: GitLabServer, receiver: Receiver) -> None:
+    project = gitlab.add_project("group/app")
+    gitlab.add_hook(project, receiver.url, secret_token="a plain secret")
+    title = "/close\n@all <script>alert(1)</script> \u202e \x00 " + "x" * 10_000
+    gitlab.open_merge_request(project, gitlab.add_user("mallory"), title, "/close `@all` | <b>")
+    await gitlab.settle()
+    (event,) = receiver.events()
+    assert isinstance(event, MergeRequestChanged)
+    assert event.mr.title == title[:1024]
+    assert event.mr.source_branch == "/close `@all` | <b>"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "result"),
+    [
+        (b"", 400, "malformed"),
+        (b"not json", 400, "malformed"),
+        (b"\xff\xfe", 400, "malformed"),
+        (b"[" * 50_000, 400, "malformed"),
+        (b"[]", 400, "malformed"),
+        (b"{}", 400, "malformed"),
+        (b'{"object_kind": "merge_request"}', 400, "malformed"),
+        (b'{"object_kind": "note", "object_attributes": {"noteable_type": "MergeRequest"}}', 400, "malformed"),
+        (b'{"object_kind": "push"}', 200, "ignored"),
+        (b'{"event_name": "project_create"}', 200, "ignored"),
+        (b'{"object_kind": "note", "object_attributes": {"noteable_type": "Issue"}}', 200, "ignored"),
+        (b"x" * 100_001, 413, "too_large"),
+    ],
+)
+async def test_a_body_that_makes_no_sense_gets_a_clear_answer(
+    receiver: Receiver, body: bytes, status: int, result: str
+) -> None:
+    async with (
+        ClientSession(headers={"X-Gitlab-Token": "a plain secret"}) as session,
+        session.post(receiver.url, data=body) as response,
+    ):
+        text = await response.text()
+    assert (response.status, receiver.results, receiver.accepted) == (status, [result], [])
+    assert (text == "") == (status == 200)
+
+
+async def test_a_large_body_without_a_length_is_refused_while_it_is_read(receiver: Receiver) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 1000
+
+    async with (
+        ClientSession(headers={"X-Gitlab-Token": "a plain secret"}) as session,
+        session.post(receiver.url, data=endless()) as response,
+    ):
+        assert response.status == 413
+    assert receiver.results == ["too_large"]
+
+
+async def test_paused_hooks_lose_events(gitlab: GitLabServer, receiver: Receiver) -> None:
+    alice = gitlab.add_user("alice")
+    project = gitlab.add_project("group/app")
+    gitlab.add_hook(None, receiver.url, secret_token="a plain secret")
+    gitlab.hooks_paused = True
+    mr = gitlab.open_merge_request(project, alice)
+    gitlab.hooks_paused = False
+    gitlab.close(mr)
+    await gitlab.settle()
+    assert [event.action for event in receiver.events() if isinstance(event, MergeRequestChanged)] == ["close"]

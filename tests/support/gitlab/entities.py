@@ -1,0 +1,116 @@
+"""API answers in the shape of GitLab's documentation (https://docs.gitlab.com/api/)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tests.support.gitlab.state import Award, MergeRequest, Note, Project, SshKey, User
+
+Json = dict[str, object]
+
+
+def api_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def user(base: str, person: User) -> Json:
+    return {
+        "id": person.id,
+        "username": person.username,
+        "name": person.name,
+        "state": "active" if person.active else "blocked",
+        "locked": False,
+        "avatar_url": None,
+        "web_url": f"{base}/{person.username}",
+    }
+
+
+def ssh_key(key: SshKey) -> Json:
+    return {
+        "id": key.id,
+        "title": key.title,
+        "created_at": "2026-01-01T00:00:00.000Z",
+        "expires_at": key.expires_at,
+        "key": key.key,
+        "usage_type": key.usage_type,
+    }
+
+
+def project(base: str, what: Project) -> Json:
+    return {
+        "id": what.id,
+        "name": what.name,
+        "path": what.name,
+        "path_with_namespace": what.path,
+        "web_url": f"{base}/{what.path}",
+        "default_branch": "main",
+        "archived": False,
+        "visibility": "public" if what.public else "private",
+    }
+
+
+def member(base: str, person: User, level: int) -> Json:
+    return {**user(base, person), "access_level": level, "expires_at": None, "membership_state": "active"}
+
+
+def merge_request(base: str, mr: MergeRequest) -> Json:
+    return {
+        "id": mr.id,
+        "iid": mr.iid,
+        "project_id": mr.project.id,
+        "title": mr.title,
+        "description": mr.description,
+        "state": mr.state,
+        "created_at": api_time(mr.created_at),
+        "updated_at": api_time(mr.updated_at),
+        "target_branch": "main",
+        "source_branch": mr.branch,
+        "author": user(base, mr.author),
+        "assignees": [user(base, person) for person in mr.assignees],
+        "assignee": user(base, mr.assignees[0]) if mr.assignees else None,
+        "reviewers": [user(base, person) for person in mr.reviewers],
+        "source_project_id": mr.source_project.id,
+        "target_project_id": mr.project.id,
+        "labels": mr.labels,
+        "draft": mr.draft,
+        "work_in_progress": mr.draft,
+        "sha": mr.sha,
+        "merge_commit_sha": None,
+        "references": {"short": f"!{mr.iid}", "relative": f"!{mr.iid}", "full": f"{mr.project.path}!{mr.iid}"},
+        "web_url": f"{base}/{mr.project.path}/-/merge_requests/{mr.iid}",
+        "user_notes_count": sum(not note.system for note in mr.notes.values()),
+    }
+
+
+def note(base: str, mr: MergeRequest, what: Note) -> Json:
+    return {
+        "id": what.id,
+        "type": None,
+        "body": what.body,
+        "author": user(base, what.author),
+        "created_at": api_time(what.created_at),
+        "updated_at": api_time(what.updated_at),
+        "system": what.system,
+        "noteable_id": mr.id,
+        "noteable_type": "MergeRequest",
+        "project_id": mr.project.id,
+        "noteable_iid": mr.iid,
+        "resolvable": False,
+        "confidential": False,
+        "internal": False,
+        "imported": False,
+        "commands_changes": {},
+    }
+
+
+def award(base: str, on: Note, what: Award) -> Json:
+    return {
+        "id": what.id,
+        "name": what.name,
+        "user": user(base, what.user),
+        "created_at": api_time(on.created_at),
+        "updated_at": api_time(on.created_at),
+        "awardable_id": on.id,
+        "awardable_type": "Note",
+        "url": None,
+    }

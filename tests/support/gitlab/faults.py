@@ -1,0 +1,127 @@
+"""What can be wrong with this GitLab: errors, silence, lost answers, rate limits; and the log of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request that reached the API. `status` None: it never got an answer."""
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+    status: int | None
+    at: float  # monotonic seconds
+
+
+@dataclass(eq=False)
+class Fault:
+    status: int | None  # None: no answer at all
+    left: int | None  # None: until cleared
+    retry_after: str | None
+    method: str | None
+    path: re.Pattern[str]
+    after: bool  # the request takes effect, only its answer is lost
+
+    def hits(self, request: web.Request) -> bool:
+        return self.method in {None, request.method} and self.path.search(request.rel_url.raw_path) is not None
+
+
+class Faults:
+    """The switches; they are set from tests' threads and read on the server's loop."""
+
+    def __init__(self) -> None:
+        self.log: list[Request] = []
+        self.faults: list[Fault] = []
+        self.truncate_archives = False
+        self._window: deque[float] = deque()
+        self._limit: tuple[int, float] | None = None
+        self._cleared = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, fault: Fault) -> None:
+        self.faults.append(fault)
+
+    def limit(self, requests: int, per_seconds: float) -> None:
+        self._limit = (requests, per_seconds)
+        self._window.clear()
+
+    def clear(self) -> None:
+        """All well again; whoever waits for an answer is cut off."""
+        self.faults.clear()
+        self._limit = None
+        self.truncate_archives = False
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        self._cleared.set()
+        self._cleared = asyncio.Event()
+
+    async def apply(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer, or fail to, as the switches say; every request is logged."""
+        body = await request.read()
+        status: int | None = None
+        try:
+            response = await self._answer(request, handler)
+            status = response.status
+        finally:
+            url = request.rel_url
+            self.log.append(Request(request.method, url.raw_path, url.query_string, body, status, time.monotonic()))
+        return response
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        fault = next((fault for fault in self.faults if fault.hits(request)), None)
+        if fault is None:
+            return self._over_limit() or await handler(request)
+        if fault.left is not None:
+            fault.left -= 1
+            if fault.left <= 0:
+                self.faults.remove(fault)
+        if fault.after:
+            await handler(request)
+        if fault.status is None:
+            await self._cleared.wait()
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError
+        headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+        if fault.status == 429:
+            return web.Response(status=429, text="Retry later\n", headers=headers)
+        return web.json_response(
+            {"message": f"{fault.status} Internal Server Error"}, status=fault.status, headers=headers
+        )
+
+    def _over_limit(self) -> web.Response | None:
+        if self._limit is None:
+            return None
+        requests, seconds = self._limit
+        now = time.monotonic()
+        while self._window and self._window[0] <= now - seconds:
+            self._window.popleft()
+        if len(self._window) < requests:
+            self._window.append(now)
+            return None
+        wait = self._window[0] + seconds - now
+        headers = {
+            "Retry-After": str(max(1, round(wait + 0.5))),
+            "RateLimit-Limit": str(requests),
+            "RateLimit-Remaining": "0",
+            "RateLimit-Reset": str(int(time.time() + wait + 1)),
+        }
+        return web.Response(status=429, text="Retry later\n", headers=headers)

@@ -1,0 +1,131 @@
+"""The stand-in itself: the API and pages on a loopback port, on a thread and loop of their own.
+
+Its own loop, so that neither a client that blocks nor a test's busy loop can stall it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from tests.support.gitlab.actions import Actions
+from tests.support.gitlab.api import Api
+from tests.support.gitlab.faults import Fault, Faults, Request
+from tests.support.gitlab.pages import Pages
+
+
+class GitLabServer(Actions):
+    """A running GitLab: `async with GitLabServer() as gitlab:`, or plain `with`; see `Actions`."""
+
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        super().__init__()
+        self._host, self._port = host, port
+        self._faults = Faults()
+        self._thread = threading.Thread(target=self._run, name="gitlab-stand-in", daemon=True)
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+        self._problem: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        if self._problem is not None:
+            raise self._problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._faults.clear()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every API request so far, oldest first."""
+        return list(self._faults.log)
+
+    def fail(
+        self,
+        status: int = 500,
+        count: int | None = None,
+        *,
+        retry_after: int | str | None = None,
+        method: str | None = None,
+        path: str = "",
+        after: bool = False,
+    ) -> None:
+        """Answer the next `count` requests (None: until `restore`) with an error.
+
+        `method` and `path` (a regular expression) narrow it down. With `after` the request is carried out and
+        only its answer is replaced: what a crash between the two looks like.
+        """
+        wait = None if retry_after is None else str(retry_after)
+        self._faults.add(Fault(status, count, wait, method, re.compile(path), after))
+
+    def drop(self, count: int | None = None, *, method: str | None = None, path: str = "", after: bool = False) -> None:
+        """Do not answer at all; the connection stays open until `restore`."""
+        self._faults.add(Fault(None, count, None, method, re.compile(path), after))
+
+    def rate_limit(self, requests: int, per_seconds: float = 60) -> None:
+        """Allow so many requests in any such time, then 429 with Retry-After."""
+        self._faults.limit(requests, per_seconds)
+
+    def truncate_archives(self) -> None:
+        """Cut the connection in the middle of every archive until `restore`."""
+        self._faults.truncate_archives = True
+
+    def restore(self) -> None:
+        """End every fault and limit."""
+        self._faults.clear()
+
+    async def settle(self, timeout_seconds: float = 30) -> None:
+        """Wait until every webhook was delivered or given up; TimeoutError when that takes too long."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.hooks.pending:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.hooks.pending} webhooks are still under way")
+            await asyncio.sleep(0.005)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as problem:
+            self._problem = problem
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        app = web.Application()
+        app.add_subapp("/api/v4", Api(self, self._faults).application())
+        Pages(self).add_to(app)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._host, self._port)
+            await site.start()
+            port = runner.addresses[0][1]
+            self.url = f"http://{self._host}:{port}"
+            self._faults.start()
+            await self.hooks.start()
+            self._started.set()
+            await self._stop.wait()
+            await self.hooks.stop()
+        finally:
+            await runner.cleanup()

@@ -1,0 +1,214 @@
+"""What this GitLab knows: users, projects, merge requests, notes; and who may see what."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+GUEST, REPORTER, DEVELOPER, MAINTAINER = 10, 20, 30, 40
+
+Files = Mapping[str, "bytes | str"]
+
+
+@dataclass(frozen=True)
+class SshKey:
+    id: int
+    title: str
+    key: str
+    usage_type: str = "auth_and_signing"
+    expires_at: str | None = None
+
+
+@dataclass(eq=False)
+class User:
+    id: int
+    username: str
+    name: str
+    keys: list[SshKey] = field(default_factory=list)
+    active: bool = True
+
+
+@dataclass(eq=False)
+class Project:
+    id: int
+    path: str
+    public: bool
+    members: dict[int, int] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    head: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Award:
+    id: int
+    user: User
+    name: str
+
+
+@dataclass(eq=False)
+class Note:
+    id: int
+    author: User
+    body: str
+    created_at: datetime
+    updated_at: datetime
+    system: bool = False
+    awards: list[Award] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class MergeRequest:
+    id: int
+    iid: int
+    project: Project
+    source_project: Project
+    author: User
+    title: str
+    description: str
+    branch: str
+    sha: str
+    created_at: datetime
+    updated_at: datetime
+    state: str = "opened"
+    assignees: list[User] = field(default_factory=list)
+    reviewers: list[User] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    notes: dict[int, Note] = field(default_factory=dict)
+
+    @property
+    def draft(self) -> bool:
+        return re.match(r"\s*(\[draft\]|\(draft\)|draft:|draft - )", self.title, re.IGNORECASE) is not None
+
+
+@dataclass(frozen=True)
+class Mention:
+    """An `@name` that GitLab would have told somebody of."""
+
+    mr: MergeRequest
+    note: Note
+    name: str
+
+
+@dataclass(frozen=True)
+class QuickAction:
+    """A `/command` that GitLab took out of a note and ran."""
+
+    mr: MergeRequest
+    user: User
+    command: str
+    argument: str
+
+
+class State:
+    """Everything, behind one lock: tests call from their thread, HTTP from the server's."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.users: dict[int, User] = {}
+        self.projects: dict[int, Project] = {}
+        self.merge_requests: list[MergeRequest] = []
+        self.tokens: dict[str, User] = {}
+        self.mentions: list[Mention] = []
+        self.quick_actions: list[QuickAction] = []
+        self._ids = itertools.count(1000)
+        self._clock = datetime.now(UTC)
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def now(self) -> datetime:
+        """The time, never twice the same, so that orders by time are total."""
+        self._clock = max(datetime.now(UTC), self._clock + timedelta(milliseconds=1))
+        return self._clock
+
+    def add_user(self, username: str, keys: tuple[SshKey | str, ...]) -> User:
+        if self.user_named(username):
+            raise ValueError(f"there is a user {username} already")
+        user = User(self.next_id(), username, username.replace("-", " ").title())
+        for key in keys:
+            user.keys.append(key if isinstance(key, SshKey) else SshKey(self.next_id(), "laptop", key))
+        self.users[user.id] = user
+        return user
+
+    def user_named(self, username: str) -> User | None:
+        return next((user for user in self.users.values() if user.username.lower() == username.lower()), None)
+
+    def add_project(self, path: str, files: Files, *, public: bool = False) -> Project:
+        if self.project_at(path):
+            raise ValueError(f"there is a project {path} already")
+        project = Project(self.next_id(), path, public)
+        project.head = self.commit(project, files)
+        self.projects[project.id] = project
+        return project
+
+    def project_at(self, path: str) -> Project | None:
+        return next((project for project in self.projects.values() if project.path == path), None)
+
+    def commit(self, project: Project, files: Files) -> str:
+        """Store a tree and name it; the name is a SHA-1 like Git's."""
+        tree = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+        digest = hashlib.sha1(f"{project.path} {self.next_id()}".encode())
+        for name, content in sorted(tree.items()):
+            digest.update(name.encode() + b"\0" + content)
+        sha = digest.hexdigest()
+        project.commits[sha] = tree
+        return sha
+
+    def add_merge_request(
+        self,
+        project: Project,
+        author: User,
+        title: str,
+        branch: str,
+        files: Files,
+        source: Project,
+        description: str,
+    ) -> MergeRequest:
+        iid = 1 + max((mr.iid for mr in self.merge_requests if mr.project is project), default=0)
+        sha = self.commit(source, {**project.commits[project.head], **files})
+        project.commits[sha] = source.commits[sha]
+        now = self.now()
+        mr = MergeRequest(
+            self.next_id(),
+            iid,
+            project,
+            source,
+            author,
+            title,
+            description,
+            branch,
+            sha,
+            created_at=now,
+            updated_at=now,
+        )
+        self.merge_requests.append(mr)
+        return mr
+
+    def merge_request(self, project: Project, iid: int) -> MergeRequest | None:
+        return next((mr for mr in self.merge_requests if mr.project is project and mr.iid == iid), None)
+
+    def add_note(self, mr: MergeRequest, author: User, body: str, *, system: bool = False) -> Note:
+        now = self.now()
+        note = Note(self.next_id(), author, body, now, now, system=system)
+        mr.notes[note.id] = note
+        mr.updated_at = now
+        return note
+
+    def level(self, project: Project, user: User) -> int:
+        """The user's role there; 0 for a stranger."""
+        return project.members.get(user.id, 0)
+
+    def can_see(self, project: Project, user: User) -> bool:
+        return project.public or self.level(project, user) >= GUEST
+
+    def can_read_code(self, project: Project, user: User) -> bool:
+        return project.public or self.level(project, user) >= REPORTER
