@@ -1,0 +1,135 @@
+"""The access audit's arithmetic: what visitors' counters grew by since they were last handed out.
+
+The counters live in the kernel and only grow; what was handed out is noted beside them, also in the kernel (as
+comments of the elements of the set `told`), so that a restart of ours neither repeats nor forgets a visit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from ravebot.access.rules import Connections
+
+
+class Visitor(NamedTuple):
+    """Who, at which port of the host."""
+
+    source: str
+    port: int
+
+
+class Count(NamedTuple):
+    """A dynamic element's counter, and in how many seconds it expires: how long ago the last packet was."""
+
+    packets: int
+    bytes: int
+    expires: int
+
+
+_NONE = Count(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A visitor's counters as they stand, and when they last moved."""
+
+    connections: int = 0
+    dropped: int = 0
+    bytes: int = 0
+    last_connection: datetime | None = None
+    last_seen: datetime | None = None
+
+    def __str__(self) -> str:
+        return f"{self.connections} {self.dropped} {self.bytes}"
+
+    @classmethod
+    def parse(cls, text: str) -> Totals:
+        """What `str` wrote; anything else is nothing told yet."""
+        parts = text.split()
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+            return cls()
+        connections, dropped, moved = map(int, parts)
+        return cls(connections, dropped, moved)
+
+
+def totals(
+    seen: Mapping[Visitor, Count],
+    dropped: Mapping[Visitor, Count],
+    traffic: Mapping[Visitor, Count],
+    now: datetime,
+    timeout_seconds: int,
+) -> dict[Visitor, Totals]:
+    """The three counters of each visitor together."""
+
+    def moved(count: Count | None) -> datetime | None:
+        return now - timedelta(seconds=max(0, timeout_seconds - count.expires)) if count else None
+
+    result = {}
+    for visitor in {*seen, *dropped, *traffic}:
+        new, refused, passed = seen.get(visitor), dropped.get(visitor), traffic.get(visitor)
+        arrivals = [moment for moment in (moved(new), moved(refused)) if moment]
+        result[visitor] = Totals(
+            connections=(new or _NONE).packets,
+            dropped=(refused or _NONE).packets,
+            bytes=(passed or _NONE).bytes,
+            last_connection=max(arrivals, default=None),
+            last_seen=max([*arrivals, *(moment for moment in (moved(passed),) if moment)], default=now),
+        )
+    return result
+
+
+def grown(
+    current: Mapping[Visitor, Totals], told: Mapping[Visitor, Totals], since: datetime | None
+) -> list[Connections]:
+    """What is new in `current`. `since` is the previous reading: no visit in the result can be older than that."""
+    result = []
+    for visitor, total in sorted(current.items(), key=lambda item: item[0]):
+        before = told.get(visitor, Totals())
+        connections = _growth(total.connections, before.connections)
+        dropped = _growth(total.dropped, before.dropped)
+        moved_bytes = _growth(total.bytes, before.bytes)
+        if not (connections or dropped or moved_bytes) or total.last_seen is None:
+            continue
+        # Of one arrival the counter knows the moment; of several it knows only the last.
+        first = total.last_connection if connections + dropped == 1 and total.last_connection else since
+        result.append(
+            Connections(
+                source=visitor.source,
+                port=visitor.port,
+                connections=connections,
+                dropped=dropped,
+                bytes=moved_bytes,
+                first_seen=min(first or total.last_connection or total.last_seen, total.last_seen),
+                last_seen=total.last_seen,
+            )
+        )
+    return result
+
+
+def merged(parts: Iterable[Connections]) -> tuple[Connections, ...]:
+    """One entry for each visitor."""
+    result: dict[Visitor, Connections] = {}
+    for part in parts:
+        visitor = Visitor(part.source, part.port)
+        known = result.get(visitor)
+        result[visitor] = part if known is None else _together(known, part)
+    return tuple(result.values())
+
+
+def _growth(current: int, told: int) -> int:
+    # A counter below what was told has expired and begun anew.
+    return current - told if current >= told else current
+
+
+def _together(one: Connections, other: Connections) -> Connections:
+    return replace(
+        one,
+        connections=one.connections + other.connections,
+        dropped=one.dropped + other.dropped,
+        bytes=one.bytes + other.bytes,
+        first_seen=min(one.first_seen, other.first_seen),
+        last_seen=max(one.last_seen, other.last_seen),
+    )

@@ -1,0 +1,96 @@
+"""The few nftables expressions and statements that our rules are made of, as nft's JSON (libnftables-json(5))."""
+
+from __future__ import annotations
+
+from ravebot.access.nft import JsonObject
+
+VISITOR: JsonObject = {
+    "concat": [
+        {"ct": {"key": "ip saddr", "dir": "original"}},
+        {"ct": {"key": "proto-dst", "dir": "original"}},
+    ]
+}
+"""Who connected to which port of the host; as the connection began, so that it is the same for its replies."""
+
+HOST_PORT: JsonObject = {"ct": {"key": "proto-dst", "dir": "original"}}
+
+DROP: JsonObject = {"drop": None}
+ACCEPT: JsonObject = {"accept": None}
+
+
+def match(left: JsonObject, right: object, op: str = "==") -> JsonObject:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def payload(protocol: str, field: str) -> JsonObject:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def meta(key: str) -> JsonObject:
+    return {"meta": {"key": key}}
+
+
+def concat(*parts: JsonObject) -> JsonObject:
+    return {"concat": list(parts)}
+
+
+def came_from(interface: str, op: str = "==") -> JsonObject:
+    return match(meta("iifname"), interface, op)
+
+
+def goes_to(interface: str, op: str = "==") -> JsonObject:
+    return match(meta("oifname"), interface, op)
+
+
+def protocol(name: str) -> JsonObject:
+    """Of layer 4. Needed before HOST_PORT: nft takes the port's type from it."""
+    return match(meta("l4proto"), name)
+
+
+def connection_state(*states: str) -> JsonObject:
+    return match({"ct": {"key": "state"}}, list(states), "in")
+
+
+def connection_status(bit: str, present: bool = True) -> JsonObject:
+    return match({"ct": {"key": "status"}}, bit, "in" if present else "!")
+
+
+def direction(name: str) -> JsonObject:
+    return match({"ct": {"key": "direction"}}, name)
+
+
+def to_this_host() -> JsonObject:
+    return match({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
+
+
+def has_mark(bit: int, present: bool = True) -> JsonObject:
+    return match({"&": [meta("mark"), bit]}, bit if present else 0)
+
+
+def set_mark(bit: int) -> JsonObject:
+    return {"mangle": {"key": meta("mark"), "value": {"|": [meta("mark"), bit]}}}
+
+
+def jump(chain: str) -> JsonObject:
+    return {"jump": {"target": chain}}
+
+
+def goto(chain: str) -> JsonObject:
+    return {"goto": {"target": chain}}
+
+
+def counted_in(name: str) -> JsonObject:
+    """Count this packet in a dynamic set, under its visitor."""
+    return {"set": {"op": "update", "elem": VISITOR, "set": f"@{name}", "stmt": [{"counter": None}]}}
+
+
+def within_rate(name: str, per_minute: int) -> JsonObject:
+    """Goes on while the visitor's token bucket has one; not when it is empty, nor when the set is full."""
+    limit: JsonObject = {"rate": per_minute, "burst": per_minute, "per": "minute"}
+    return {"set": {"op": "update", "elem": VISITOR, "set": f"@{name}", "stmt": [{"limit": limit}]}}
+
+
+def networks(prefixes: list[str]) -> object:
+    """Networks such as `10.0.0.0/8` as the right side of a match."""
+    parts = [prefix.partition("/") for prefix in prefixes]
+    return {"set": [{"prefix": {"addr": address, "len": int(length or 32)}} for address, _, length in parts]}

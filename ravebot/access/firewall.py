@@ -1,0 +1,230 @@
+"""The firewall as observed state: keeps one instance's nftables tables and routing rules as the pool wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from ravebot.access import snapshot as snapshots
+from ravebot.access.audit import Totals, Visitor, grown, merged, totals
+from ravebot.access.conflicts import conflicts
+from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.routing import Routing
+from ravebot.access.rules import Connections, Repair, Rules
+from ravebot.access.ruleset import (
+    AUDIT_TIMEOUT_SECONDS,
+    FAMILIES,
+    OF_FORWARDS,
+    OF_GUESTS,
+    SETS,
+    Elements,
+    Ruleset,
+    SetOf,
+    element_commands,
+    elements,
+)
+from ravebot.access.snapshot import Form, Snapshot
+from ravebot.access.watch import Monitor
+from ravebot.clock import Clock
+from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.errors import Unavailable
+
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ROUTING_EVERY = timedelta(seconds=15)
+
+
+class NftFirewall:
+    """`ravebot.access.rules.Firewall` over the nft command.
+
+    `prefix` goes before every command (such as `ip netns exec NAME`). The routing rules, which a flush of nftables does
+    not touch, are looked at no more often than every `routing_every`, and after each repair.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance_id: str,
+        bridge: BridgeConfig,
+        sandbox: SandboxConfig,
+        access: AccessConfig,
+        clock: Clock,
+        prefix: Sequence[str] = (),
+        routing_every: timedelta = _ROUTING_EVERY,
+    ) -> None:
+        if not _INSTANCE.fullmatch(instance_id):
+            raise ValueError("an instance id for nftables is made of letters, digits, '.', '_' and '-'")
+        self._tools = NetworkTools(prefix)
+        self._ruleset = Ruleset(f"ravebot-{instance_id}", bridge, sandbox, access)
+        self._routing = Routing(self._tools, bridge.name, sandbox)
+        self._monitor = Monitor(self._tools)
+        self._clock = clock
+        self._routing_every = routing_every.total_seconds()
+        self._routing_checked: float | None = None
+        self._lock = asyncio.Lock()
+        self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
+        self._counted: dict[Visitor, Totals] = {}  # at the last reading, for when a flush takes the counters
+        self._told: dict[Visitor, Totals] = {}
+        self._untold: list[Connections] = []  # saved from a rewrite
+        self._read_at: datetime | None = None  # when `connections` last handed out
+
+    async def open(self) -> None:
+        """Write the static part and the routing rules; elements that are there (an earlier run's) stay."""
+        async with self._lock:
+            await self._open()
+
+    async def ensure(self, rules: Rules) -> Repair:
+        """Read what is there, mend what differs, and verify; raises Unavailable when that can't be done."""
+        wanted = elements(rules)
+        async with self._lock:
+            if not self._forms:
+                await self._open()
+            rerouted = await self._ensure_routing()
+            found = await self._look()
+            flushed = found.forms != self._forms
+            added, removed = _differences(wanted, found.elements)
+            if flushed:
+                await self._rewrite(wanted, found)
+                rerouted |= await self._ensure_routing(now=True)
+            elif any(added.values()) or any(removed.values()):
+                await self._tools.apply(
+                    [
+                        *element_commands("delete", self._ruleset.table, removed),
+                        *element_commands("add", self._ruleset.table, added),
+                    ]
+                )
+                await self._verify(wanted)
+            return Repair(flushed=flushed or rerouted, added=_count(added), removed=_count(removed))
+
+    async def connections(self) -> tuple[Connections, ...]:
+        """What was counted since the last call, also by an earlier run; each connection is returned once.
+
+        `bytes` are those of both directions. Times are as exact as the kernel's counters: a second for the last
+        packet, and for the first of several connections the previous reading.
+        """
+        async with self._lock:
+            now = self._clock.now()
+            table = await self._tools.table("inet", self._ruleset.table)
+            found = snapshots.read({"inet": table})
+            if table is not None:
+                self._note(found)
+                await self._tell(found)
+            handed_out = merged([*self._untold, *grown(self._counted, self._told, self._read_at)])
+            self._untold = []
+            self._told = dict(self._counted)
+            self._read_at = now
+            return handed_out
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yields when someone else touched the ruleset: look again now."""
+        return self._monitor.changes()
+
+    async def find_conflicts(self) -> list[str]:
+        """Other tables' chains that would drop what we accept, each with the command that mends it."""
+        listed = await self._tools.ruleset()
+        return conflicts(listed, own_table=self._ruleset.table, bridge=self._ruleset.bridge.name)
+
+    async def close(self) -> None:
+        """Stop watching. The rules stay: sandboxes outlive the bot."""
+        await self._monitor.close()
+
+    async def remove(self) -> None:
+        """Take our tables and routing rules away; forwarding stays on."""
+        async with self._lock:
+            await self._tools.apply(self._ruleset.delete())
+            await self._routing.remove()
+            self._forms = {}
+
+    async def _open(self) -> None:
+        await self._ensure_routing(now=True)
+        found = await self._look()
+        if not self._forms or found.forms != self._forms:
+            await self._rewrite(found.elements, found)
+
+    async def _ensure_routing(self, now: bool = False) -> bool:
+        time = asyncio.get_running_loop().time()
+        if not now and self._routing_checked is not None and time - self._routing_checked < self._routing_every:
+            return False
+        changed = await self._routing.ensure()
+        self._routing_checked = time
+        return changed
+
+    async def _look(self) -> Snapshot:
+        tables = await asyncio.gather(*(self._tools.table(family, self._ruleset.table) for family in FAMILIES))
+        found = snapshots.read(dict(zip(FAMILIES, tables, strict=True)))
+        if "inet" in found.forms:
+            self._note(found)
+        return found
+
+    def _note(self, found: Snapshot) -> None:
+        now = self._clock.now()
+        self._counted = totals(found.seen, found.dropped, found.traffic, now, AUDIT_TIMEOUT_SECONDS)
+        self._told = {visitor: Totals.parse(text) for visitor, text in found.told.items()}
+
+    async def _rewrite(self, wanted: Elements, found: Snapshot) -> None:
+        commands = self._ruleset.write()
+        await self._tools.apply([*commands, *element_commands("add", self._ruleset.table, wanted)])
+        self._untold += grown(self._counted, self._told, self._read_at)
+        self._counted, self._told = {}, {}
+        written = await self._verify(wanted)
+        for family in FAMILIES:
+            if len(written.forms.get(family, ())) != _definitions(commands, family):
+                raise Unavailable(f"the {family} firewall table was altered while it was written; trying again")
+        self._forms = written.forms
+
+    async def _verify(self, wanted: Elements) -> Snapshot:
+        found = await self._look()
+        added, removed = _differences(wanted, found.elements)
+        if any(added.values()) or any(removed.values()):
+            raise Unavailable(
+                "the firewall does not hold what was just written: someone else is changing it; trying again"
+            )
+        return found
+
+    async def _tell(self, found: Snapshot) -> None:
+        """Note in the kernel what is about to be handed out: a crash right after may lose it, never repeat it."""
+        told = {visitor: str(total) for visitor, total in self._counted.items()}
+        gone = [visitor for visitor, text in found.told.items() if told.get(visitor) != text]
+        new = [visitor for visitor, text in told.items() if found.told.get(visitor) != text]
+        commands: list[JsonObject] = []
+        target: JsonObject = {"family": "inet", "table": self._ruleset.table, "name": "told"}
+        if gone:
+            commands.append({"delete": {"element": {**target, "elem": [_key(visitor) for visitor in gone]}}})
+        if new:
+            noted = [{"elem": {"val": _key(visitor), "comment": told[visitor]}} for visitor in new]
+            commands.append({"add": {"element": {**target, "elem": noted}}})
+        if commands:
+            await self._tools.apply(commands)
+
+
+def _key(visitor: Visitor) -> JsonObject:
+    return {"concat": list(visitor)}
+
+
+def _differences(wanted: Elements, found: Elements) -> tuple[Elements, Elements]:
+    """What to add and what to remove, for each set."""
+    none: frozenset[tuple[str | int, ...]] = frozenset()
+    added = {of: wanted.get(of, none) - found.get(of, none) for of in SETS}
+    removed = {of: found.get(of, none) - wanted.get(of, none) for of in SETS}
+    return added, removed
+
+
+def _count(changes: Elements) -> int:
+    """How many guests and forwards are concerned: each is an element in several sets."""
+
+    def most(group: tuple[SetOf, ...]) -> int:
+        return max(len(changes[of]) for of in group)
+
+    return most(OF_FORWARDS) + most(OF_GUESTS)
+
+
+def _definitions(commands: list[JsonObject], family: str) -> int:
+    """How many tables, sets, chains and rules these commands leave in that family."""
+    made = [body for command in commands for body in _added(command) if body.get("family") == family]
+    return sum("table" in body for body in made) + 1
+
+
+def _added(command: JsonObject) -> list[JsonObject]:
+    added = command.get("add")
+    return [body for body in added.values() if isinstance(body, dict)] if isinstance(added, dict) else []

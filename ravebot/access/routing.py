@@ -1,0 +1,100 @@
+"""The policy routing rules beneath the firewall: they hold the guests back while someone's reload has flushed nftables.
+
+A packet from our bridge to a private address (or, without egress, to any) is refused by the routing itself, unless
+our own prerouting chain marked it. The rules name the bridge, so they can be written before it exists, and belong to
+the one instance that owns it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import cast
+
+from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.ruleset import MAY_PASS, PRIVATE_RANGES
+from ravebot.config import SandboxConfig
+from ravebot.errors import Unavailable
+
+PRIORITY = "1000"
+"""Before the tables of VPN tools (5000 and above) and the main table (32766)."""
+
+_FORWARDING = "net.ipv4.ip_forward"
+
+
+class Routing:
+    """Keeps the rules of one bridge, and forwarding, as they should be."""
+
+    def __init__(self, tools: NetworkTools, bridge: str, sandbox: SandboxConfig) -> None:
+        self._tools = tools
+        self._bridge = bridge
+        ranges = PRIVATE_RANGES if sandbox.egress == "internet" else ("0.0.0.0/0",)
+        self._wanted = frozenset(ranges)
+        self._mark = (0, MAY_PASS)
+        self._with_ipv6 = Path("/proc/sys/net/ipv6").exists()
+
+    async def ensure(self) -> bool:
+        """Put back what is missing, take away what is too much; whether anything had to be. Raises Unavailable."""
+        found, found6, forwarding = await asyncio.gather(
+            self._found("-4"), self._found("-6"), self._tools.run("sysctl", "-n", _FORWARDING)
+        )
+        missing = [("-4", rule) for rule in sorted(self._rules("-4") - found)]
+        missing += [("-6", rule) for rule in sorted(self._rules("-6") - found6)]
+        excess = [("-4", rule) for rule in found - self._rules("-4")]
+        excess += [("-6", rule) for rule in found6 - self._rules("-6")]
+        for family, rule in missing:
+            await self._change("add", family, rule)
+        for family, rule in excess:
+            await self._change("del", family, rule)
+        stopped = forwarding.strip() != "1"
+        if stopped:
+            await self._tools.run("sysctl", "-q", "-w", f"{_FORWARDING}=1")
+        return bool(missing or excess or stopped)
+
+    async def remove(self) -> None:
+        """Take the rules of our bridge away. Forwarding stays on: others may have come to need it."""
+        for family in ("-4", "-6"):
+            for rule in await self._found(family):
+                await self._change("del", family, rule)
+
+    def _rules(self, family: str) -> frozenset[tuple[str, ...]]:
+        """As arguments of `ip rule`, in the same form as `_found`."""
+        start = ("pref", PRIORITY, "iif", self._bridge)
+        if family == "-6":
+            return frozenset([(*start, "prohibit")]) if self._with_ipv6 else frozenset()
+        value, mask = self._mark
+        mark = ("fwmark", f"{value:#x}/{mask:#x}")
+        return frozenset((*start, "to", network, *mark, "prohibit") for network in self._wanted)
+
+    async def _found(self, family: str) -> frozenset[tuple[str, ...]]:
+        if family == "-6" and not self._with_ipv6:
+            return frozenset()
+        output = await self._tools.ip(family, "-j", "rule", "show")
+        try:
+            listed = cast(list[JsonObject], json.loads(output))
+        except ValueError as error:
+            raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
+        return frozenset(
+            self._read(family, rule)
+            for rule in listed
+            if rule.get("iif") == self._bridge and rule.get("action") == "prohibit"
+        )
+
+    def _read(self, family: str, rule: JsonObject) -> tuple[str, ...]:
+        parts = ["pref", str(rule["priority"]), "iif", self._bridge]
+        if "dst" in rule:
+            parts += ["to", f"{rule['dst']}/{rule.get('dstlen', 32)}"]
+        elif family == "-4":
+            parts += ["to", "0.0.0.0/0"]
+        if "fwmask" in rule:
+            parts += ["fwmark", f"{int(str(rule['fwmark']), 16):#x}/{int(str(rule['fwmask']), 16):#x}"]
+        return (*parts, "prohibit")
+
+    async def _change(self, verb: str, family: str, rule: tuple[str, ...]) -> None:
+        try:
+            await self._tools.ip(family, "rule", verb, *rule)
+        except Unavailable as error:
+            # Someone was faster: it is as we want it.
+            if "File exists" not in str(error) and "No such file" not in str(error):
+                raise

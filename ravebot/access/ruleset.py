@@ -1,0 +1,295 @@
+"""What our nftables tables say: the static part of one instance, written whole, and the elements of its sandboxes.
+
+Three tables of one name. `bridge` vouches, by a bit of the packet's mark, for frames that carry the address and MAC
+assigned to their tap, and lets no frame pass from port to port. `arp` and `inet` drop what comes over our bridge
+without that bit (so a missing bridge table means that nothing passes), and `inet` does the rest.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ravebot.access import expressions as x
+from ravebot.access.nft import JsonObject
+from ravebot.access.rules import Rules, Service
+from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+
+FAMILIES = ("inet", "bridge", "arp")
+
+MAY_PASS = 0x01000000
+"""Mark bit: a guest's packet that may go to a private address (a reply to a visitor, or an allowed destination)."""
+VOUCHED = 0x02000000
+"""Mark bit: came from the tap, MAC and address that belong together. Only read for packets from our own bridge."""
+
+AUDIT_TIMEOUT_SECONDS = 3600
+"""How long a visitor's counters stay after the last packet; they are read far more often."""
+_RATE_TIMEOUT_SECONDS = 120  # after a minute of quiet a bucket is full again, and forgetting it changes nothing
+_RATE_SIZE = 32768
+_AUDIT_SIZE = 65536
+
+PRIVATE_RANGES = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
+)  # fmt: skip
+"""Not the internet: https://www.iana.org/assignments/iana-ipv4-special-registry and multicast."""
+
+Element = tuple[str | int, ...]
+Elements = Mapping["SetOf", frozenset[Element]]
+
+
+@dataclass(frozen=True)
+class SetOf:
+    """A set or map whose elements follow the sandboxes; a map's element is its key, then its value."""
+
+    family: str
+    name: str
+    key: tuple[str, ...]
+    value: str | None = None
+
+
+ADDRESSES = SetOf("inet", "addresses", ("inet_service",), "ipv4_addr")
+PORTS = SetOf("inet", "ports", ("inet_service",), "inet_service")
+OPENED = SetOf("inet", "opened", ("inet_service", "ipv4_addr", "inet_service"))
+SSH_PORTS = SetOf("inet", "ssh_ports", ("inet_service",))
+LIVE = SetOf("inet", "live", ("ipv4_addr",))
+GUESTS = SetOf("bridge", "guests", ("ifname", "ether_addr", "ipv4_addr"))
+LINKS = SetOf("bridge", "links", ("ifname", "ether_addr"))
+TAPS = SetOf("bridge", "taps", ("ifname",))
+
+OF_FORWARDS = (ADDRESSES, PORTS, OPENED, SSH_PORTS)
+OF_GUESTS = (LIVE, GUESTS, LINKS, TAPS)
+SETS = OF_FORWARDS + OF_GUESTS
+
+
+def elements(rules: Rules) -> Elements:
+    """The elements that make these rules true."""
+    return {
+        # Two maps, because nft 1.0.6 can't be told in JSON of a map to an address with a port.
+        ADDRESSES: frozenset((forward.port, forward.address) for forward in rules.forwards),
+        PORTS: frozenset((forward.port, forward.guest_port) for forward in rules.forwards),
+        OPENED: frozenset((forward.port, forward.address, forward.guest_port) for forward in rules.forwards),
+        SSH_PORTS: frozenset((forward.port,) for forward in rules.forwards if forward.service is Service.SSH),
+        LIVE: frozenset((guest.address,) for guest in rules.guests),
+        GUESTS: frozenset((guest.tap, guest.mac, guest.address) for guest in rules.guests),
+        LINKS: frozenset((guest.tap, guest.mac) for guest in rules.guests),
+        TAPS: frozenset((guest.tap,) for guest in rules.guests),
+    }
+
+
+def element_commands(verb: str, table: str, changes: Elements) -> list[JsonObject]:
+    """nft commands that `add` or `delete` these elements."""
+    return [
+        {
+            verb: {
+                "element": {
+                    "family": of.family,
+                    "table": table,
+                    "name": of.name,
+                    "elem": [_written(of, element) for element in sorted(wanted)],
+                }
+            }
+        }
+        for of, wanted in changes.items()
+        if wanted
+    ]
+
+
+def _written(of: SetOf, element: Element) -> object:
+    if of.value is not None:
+        return [element[0], element[1]]
+    return element[0] if len(element) == 1 else {"concat": list(element)}
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """The static part, from the configuration."""
+
+    table: str
+    bridge: BridgeConfig
+    sandbox: SandboxConfig
+    access: AccessConfig
+
+    def write(self) -> list[JsonObject]:
+        """nft commands that write all tables anew, whether they were there or not."""
+        tables: list[JsonObject] = [{"add": table} for table in self._tables()]
+        return [*self.delete(), *tables, *self._sets(), *self._bridge(), *self._arp(), *self._inet()]
+
+    def delete(self) -> list[JsonObject]:
+        """nft commands that take our tables away, if they are there."""
+        return [{verb: table} for table in self._tables() for verb in ("add", "delete")]
+
+    def _tables(self) -> list[JsonObject]:
+        return [{"table": {"family": family, "name": self.table}} for family in FAMILIES]
+
+    def _sets(self) -> Iterable[JsonObject]:
+        for of in SETS:
+            body: JsonObject = {"family": of.family, "table": self.table, "name": of.name}
+            body["type"] = of.key[0] if len(of.key) == 1 else list(of.key)
+            if of.value is None:
+                yield {"add": {"set": body}}
+            else:
+                yield {"add": {"map": {**body, "map": of.value}}}
+        visitor = ["ipv4_addr", "inet_service"]
+        for name, size, timeout in (
+            ("rates", _RATE_SIZE, _RATE_TIMEOUT_SECONDS),
+            ("seen", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+            ("traffic", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+            ("dropped", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+        ):
+            body = {"family": "inet", "table": self.table, "name": name, "type": visitor, "size": size}
+            yield {"add": {"set": {**body, "flags": ["timeout"], "timeout": timeout}}}
+        body = {"family": "inet", "table": self.table, "name": "told", "type": visitor}
+        yield {"add": {"set": body}}
+
+    def _chain(
+        self, family: str, name: str, rules: Iterable[list[JsonObject]], hook: tuple[str, str, int] | None = None
+    ) -> Iterable[JsonObject]:
+        body: JsonObject = {"family": family, "table": self.table, "name": name}
+        if hook:
+            kind, where, priority = hook
+            body |= {"type": kind, "hook": where, "prio": priority, "policy": "accept"}
+        yield {"add": {"chain": body}}
+        for rule in rules:
+            yield {"add": {"rule": {"family": family, "table": self.table, "chain": name, "expr": rule}}}
+
+    def _bridge(self) -> Iterable[JsonObject]:
+        tap, sender = x.meta("iifname"), x.payload("ether", "saddr")
+        guest = x.match(x.concat(tap, sender, x.payload("ip", "saddr")), "@guests")
+        link = x.match(x.concat(tap, sender), "@links")
+        own_arp = x.match(x.concat(tap, x.payload("arp", "saddr ether"), x.payload("arp", "saddr ip")), "@guests")
+        asks_for_address = [
+            x.match(x.payload("ip", "saddr"), "0.0.0.0"),  # noqa: S104 - a DHCP client's source, not a bind
+            x.match(x.payload("udp", "sport"), 68),
+            x.match(x.payload("udp", "dport"), 67),
+        ]
+        vouch = x.set_mark(VOUCHED)
+        yield from self._chain(
+            "bridge",
+            "vouching",
+            [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch]],
+            ("filter", "prerouting", -300),
+        )
+        yield from self._chain(
+            "bridge",
+            "between_ports",
+            [[x.came_from("@taps"), x.DROP], [x.goes_to("@taps"), x.DROP]],
+            ("filter", "forward", 0),
+        )
+
+    def _arp(self) -> Iterable[JsonObject]:
+        unvouched = [x.came_from(self.bridge.name), x.has_mark(VOUCHED, present=False), x.DROP]
+        yield from self._chain("arp", "arriving", [unvouched], ("filter", "input", 0))
+
+    def _inet(self) -> Iterable[JsonObject]:
+        bridge = self.bridge.name
+        redirect: JsonObject = {"dnat": {"family": "ip", "addr": _looked_up("addresses"), "port": _looked_up("ports")}}
+        subnet = x.networks([str(self.bridge.subnet)])
+        # Chains that others jump to come first.
+        yield from self._chain("inet", "admitted", [[x.protocol("tcp"), x.counted_in("seen")]])
+        yield from self._chain("inet", "limits", self._limits())
+        yield from self._chain("inet", "opened_port", self._opened_port())
+        yield from self._chain("inet", "to_guest", self._to_guest())
+        yield from self._chain("inet", "from_guest", self._from_guest())
+        yield from self._chain("inet", "to_host", self._to_host())
+        yield from self._chain("inet", "marking", self._marking(), ("filter", "prerouting", -150))
+        yield from self._chain(
+            "inet",
+            "redirecting",
+            [[x.came_from(bridge, "!="), x.to_this_host(), redirect]],
+            ("nat", "prerouting", -100),
+        )
+        not_loopback = x.match(x.payload("ip", "daddr"), x.networks(["127.0.0.0/8"]), "!=")
+        yield from self._chain(
+            "inet", "redirecting_own", [[not_loopback, x.to_this_host(), redirect]], ("nat", "output", -100)
+        )
+        yield from self._chain(
+            "inet",
+            "forwarding",
+            [
+                [x.came_from(bridge), x.goes_to(bridge), x.DROP],
+                [x.goes_to(bridge), x.goto("to_guest")],
+                [x.came_from(bridge), x.goto("from_guest")],
+            ],
+            ("filter", "forward", 0),
+        )
+        yield from self._chain("inet", "arriving", [[x.came_from(bridge), x.goto("to_host")]], ("filter", "input", 0))
+        to_subnet = x.match(x.payload("ip", "daddr"), subnet)
+        own = [x.direction("original"), x.connection_status("dnat"), to_subnet, x.goto("opened_port")]
+        yield from self._chain("inet", "leaving", [own], ("filter", "output", 0))
+        from_subnet = x.match(x.payload("ip", "saddr"), subnet)
+        yield from self._chain(
+            "inet",
+            "masquerading",
+            [[from_subnet, x.goes_to(bridge, "!="), {"masquerade": None}]],
+            ("nat", "postrouting", 100),
+        )
+
+    def _marking(self) -> Iterable[list[JsonObject]]:
+        ours = x.came_from(self.bridge.name)
+        yield [ours, x.has_mark(VOUCHED, present=False), x.DROP]
+        yield [ours, x.direction("reply"), x.connection_status("dnat"), x.set_mark(MAY_PASS)]
+        for entry in self.sandbox.allow:
+            network, _, port = entry.partition(":")
+            destination = x.match(x.payload("ip", "daddr"), x.networks([str(ipaddress.IPv4Network(network))]))
+            if not port:
+                yield [ours, destination, x.set_mark(MAY_PASS)]
+            for transport in ("tcp", "udp") if port else ():
+                to_port = x.match(x.payload(transport, "dport"), int(port))
+                yield [ours, destination, to_port, x.set_mark(MAY_PASS)]
+
+    def _limits(self) -> Iterable[list[JsonObject]]:
+        limits = self.sandbox.connections_per_minute
+        ssh, web = x.match(x.HOST_PORT, "@ssh_ports"), x.match(x.HOST_PORT, "@ssh_ports", "!=")
+        yield [x.protocol("tcp"), ssh, x.within_rate("rates", limits.ssh), x.goto("admitted")]
+        yield [x.protocol("tcp"), web, x.within_rate("rates", limits.web), x.goto("admitted")]
+        yield [x.protocol("tcp"), x.counted_in("dropped"), x.DROP]
+        yield [x.DROP]
+
+    def _opened_port(self) -> Iterable[list[JsonObject]]:
+        leads_here = x.concat(x.HOST_PORT, x.payload("ip", "daddr"), x.payload("tcp", "dport"))
+        yield [x.connection_status("dnat", present=False), x.DROP]
+        # Asked of every packet, so that closing a port cuts its connections too.
+        yield [x.protocol("tcp"), x.match(leads_here, "@opened", "!="), x.DROP]
+        # A repeated SYN is new but confirmed: counted once.
+        yield [x.connection_state("new"), x.connection_status("confirmed", present=False), x.jump("limits")]
+        yield [x.protocol("tcp"), x.counted_in("traffic"), x.ACCEPT]
+        yield [x.protocol("tcp"), x.ACCEPT]
+        yield [x.DROP]
+
+    def _to_guest(self) -> Iterable[list[JsonObject]]:
+        yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
+        yield [x.match(x.payload("ip", "daddr"), "@live", "!="), x.DROP]
+        yield [x.connection_state("invalid"), x.DROP]
+        yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
+        yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
+        if self.access.allow_from:
+            friends = [str(network) for network in ipaddress.collapse_addresses(self.access.allow_from)]
+            yield [x.match(x.payload("ip", "saddr"), x.networks(friends), "!="), x.DROP]
+        yield [x.goto("opened_port")]
+
+    def _from_guest(self) -> Iterable[list[JsonObject]]:
+        yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
+        yield [x.connection_state("invalid"), x.DROP]
+        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.counted_in("traffic"), x.ACCEPT]
+        yield [x.has_mark(MAY_PASS), x.ACCEPT]
+        yield [x.match(x.payload("ip", "daddr"), x.networks(list(PRIVATE_RANGES))), x.DROP]
+        yield [x.ACCEPT if self.sandbox.egress == "internet" else x.DROP]
+
+    def _to_host(self) -> Iterable[list[JsonObject]]:
+        yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
+        yield [x.match(x.payload("udp", "sport"), 68), x.match(x.payload("udp", "dport"), 67), x.ACCEPT]
+        if self.sandbox.egress == "internet":
+            to_bridge = x.match(x.payload("ip", "daddr"), x.networks([str(self.bridge.subnet)]))
+            for transport in ("udp", "tcp"):
+                yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.ACCEPT]
+        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.counted_in("traffic"), x.ACCEPT]
+        yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
+        yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
+        yield [x.has_mark(MAY_PASS), x.ACCEPT]
+        yield [x.DROP]
+
+
+def _looked_up(name: str) -> JsonObject:
+    return {"map": {"key": x.payload("tcp", "dport"), "data": f"@{name}"}}

@@ -1,0 +1,90 @@
+"""What nftables holds of our tables, read back: the static part's form, the elements, and the visitors' counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from ravebot.access.audit import Count, Visitor
+from ravebot.access.nft import JsonObject
+from ravebot.access.ruleset import SETS, Element, SetOf
+
+Form = tuple[JsonObject, ...]
+"""A table's definitions in the kernel's order, without handles and elements: equal when nobody altered it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Our tables at one moment. A family that has no table is missing from `forms`."""
+
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    elements: Mapping[SetOf, frozenset[Element]] = field(default_factory=dict)
+    seen: Mapping[Visitor, Count] = field(default_factory=dict)
+    traffic: Mapping[Visitor, Count] = field(default_factory=dict)
+    dropped: Mapping[Visitor, Count] = field(default_factory=dict)
+    told: Mapping[Visitor, str] = field(default_factory=dict)
+
+
+def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
+    """From each family's table as nft lists it. Elements that are not of our making's shape are kept as they are."""
+    contents = {
+        (family, str(body["name"])): cast(list[object], body.get("elem", []))
+        for family, listed in tables.items()
+        for entry in listed or ()
+        for kind, body in _bodies(entry)
+        if kind in ("set", "map")
+    }
+    return Snapshot(
+        forms={family: _form(listed) for family, listed in tables.items() if listed is not None},
+        elements={of: frozenset(_element(of, raw) for raw in contents.get((of.family, of.name), [])) for of in SETS},
+        seen=_counts(contents.get(("inet", "seen"), [])),
+        traffic=_counts(contents.get(("inet", "traffic"), [])),
+        dropped=_counts(contents.get(("inet", "dropped"), [])),
+        told={
+            _visitor(body): str(body.get("comment", ""))
+            for raw in contents.get(("inet", "told"), [])
+            if (body := _extended(raw))
+        },
+    )
+
+
+def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
+    return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
+
+
+def _form(listed: list[JsonObject]) -> Form:
+    return tuple(
+        {kind: {key: value for key, value in body.items() if key not in ("handle", "elem")}}
+        for entry in listed
+        for kind, body in _bodies(entry)
+    )
+
+
+def _element(of: SetOf, raw: object) -> Element:
+    if of.value is not None:
+        return tuple(cast(list[str | int], raw))
+    value = _extended(raw).get("val", raw)
+    if isinstance(value, dict):
+        return tuple(cast(list[str | int], value.get("concat", [])))
+    return (cast(str | int, value),)
+
+
+def _extended(raw: object) -> JsonObject:
+    """An element that carries more than its value: `{"elem": {"val": …, "counter": …}}`; empty for a plain one."""
+    return cast(JsonObject, raw["elem"]) if isinstance(raw, dict) and "elem" in raw else {}
+
+
+def _visitor(body: JsonObject) -> Visitor:
+    source, port = cast(dict[str, list[str | int]], body["val"])["concat"]
+    return Visitor(str(source), int(port))
+
+
+def _counts(raw: list[object]) -> dict[Visitor, Count]:
+    counts = {}
+    for body in (_extended(element) for element in raw):
+        counter = cast(dict[str, int] | None, body.get("counter"))
+        if counter:
+            expires = cast(int, body.get("expires", 0))
+            counts[_visitor(body)] = Count(counter["packets"], counter["bytes"], expires)
+    return counts

@@ -1,0 +1,100 @@
+"""Notices that someone else changed the ruleset: `nft monitor`, less our own transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from ravebot.access.nft import NetworkTools
+
+_GENERATION = re.compile(rb"^# new generation \d+ by process (\d+)")
+"""One such line ends each transaction in nft's text output; its JSON output does not say who made it."""
+
+_QUIET_SECONDS = 0.05
+_BURST_SECONDS = 0.5
+_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+_LINE_LIMIT = 4096
+
+
+class Monitor:
+    """Runs `nft monitor`, again whenever it ends."""
+
+    def __init__(self, tools: NetworkTools) -> None:
+        self._tools = tools
+        self._closed = asyncio.Event()
+        self._running: set[asyncio.subprocess.Process] = set()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yields once after a burst of foreign transactions, and after each restart: it may have missed some."""
+        failures = 0
+        while not self._closed.is_set():
+            process = await self._start()
+            if process is not None:
+                try:
+                    if failures:
+                        yield
+                    async for _ in self._foreign(process):
+                        failures = 0
+                        yield
+                finally:
+                    await self._end(process)
+            pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+            failures += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), pause)
+
+    async def close(self) -> None:
+        """Let every `changes` end."""
+        self._closed.set()
+        for process in tuple(self._running):
+            await self._end(process)
+
+    async def _start(self) -> asyncio.subprocess.Process | None:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._tools.prefix,
+                "nft",
+                "monitor",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        except OSError:
+            return None
+        self._running.add(process)
+        return process
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        self._running.discard(process)
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+    async def _foreign(self, process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+        assert process.stdout is not None
+        loop = asyncio.get_running_loop()
+        rest = b""
+        pending_since: float | None = None
+        while True:
+            try:
+                timeout = None if pending_since is None else _QUIET_SECONDS
+                chunk = await asyncio.wait_for(process.stdout.read(65536), timeout)
+            except TimeoutError:
+                chunk = None
+            if chunk:
+                *lines, rest = (rest + chunk).split(b"\n")
+                rest = rest[:_LINE_LIMIT]  # a set's elements may make a line of any length; only its start matters
+                if pending_since is None and any(map(self._is_foreign, lines)):
+                    pending_since = loop.time()
+            if pending_since is not None and (not chunk or loop.time() - pending_since > _BURST_SECONDS):
+                pending_since = None
+                yield
+            if chunk == b"":
+                return
+
+    def _is_foreign(self, line: bytes) -> bool:
+        match = _GENERATION.match(line)
+        return match is not None and not self._tools.is_own(int(match[1]))
