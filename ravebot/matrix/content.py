@@ -1,0 +1,154 @@
+"""The content of a message event: plain and HTML side by side, mentions always explicit, never too large."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ravebot.matrix.text import one_line
+
+Content = dict[str, Any]
+
+MAX_CONTENT_BYTES = 40_000
+"""Events are limited to 64 KiB with their envelope and signatures
+(https://spec.matrix.org/latest/client-server-api/#size-limits); an edit adds a short copy for old clients."""
+
+_FALLBACK_CHARACTERS = 1000
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of text in both forms. `html` is trusted: whoever makes one has escaped what is in it."""
+
+    plain: str
+    html: str
+
+
+def theirs(text: str, limit: int = 200) -> Span:
+    """Text of a person or a guest, made harmless."""
+    shown = one_line(text, limit)
+    return Span(shown, html.escape(shown))
+
+
+def words(text: str) -> Span:
+    """Our own words; what stands between backticks is shown as code."""
+    marked = _CODE.sub(lambda match: f"<code>{match[1]}</code>", html.escape(text))
+    return Span(text, marked.replace("\n", "<br>"))
+
+
+def code(text: str) -> Span:
+    """Something to copy: a command, a fingerprint."""
+    return Span(text, f"<code>{html.escape(text)}</code>")
+
+
+def bold(text: str) -> Span:
+    return Span(text, f"<strong>{html.escape(text)}</strong>")
+
+
+def link(url: str, text: str) -> Span:
+    """A link, or only its text where the URL is not of the web."""
+    if not re.match(r"https?://[^\s<>\"']+\Z", url):
+        return Span(text, html.escape(text))
+    return Span(f"{text} {url}" if text != url else url, f'<a href="{html.escape(url)}">{html.escape(text)}</a>')
+
+
+def pill(user_id: str) -> Span:
+    """A person's name as clients show a mention; whom it notifies is said by `m.mentions` alone."""
+    return Span(user_id, f'<a href="https://matrix.to/#/{html.escape(user_id)}">{html.escape(user_id)}</a>')
+
+
+def preformatted(text: str) -> Span:
+    """The output of a program."""
+    return Span(text, f"<pre><code>{html.escape(text)}</code></pre>")
+
+
+def joined(spans: Iterable[Span], plain: str = " ", marked: str = " ") -> Span:
+    listed = list(spans)
+    return Span(plain.join(span.plain for span in listed), marked.join(span.html for span in listed))
+
+
+def facts(rows: Iterable[tuple[str, Span]]) -> Span:
+    """A table of two columns, to be read at a glance."""
+    listed = list(rows)
+    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{span.html}</td></tr>" for name, span in listed)
+    plain = "\n".join(f"{name}: {span.plain}" for name, span in listed)
+    return Span(plain, f"<table>{cells}</table>")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Span]]) -> Span:
+    """A table with a head; in plain text, one line a row."""
+    listed = list(rows)
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell.html}</td>" for cell in row) + "</tr>" for row in listed)
+    plain = "\n".join(" · ".join(cell.plain for cell in row if cell.plain) for row in listed)
+    return Span(plain, f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def message(parts: Iterable[Span], *, mentions: Sequence[str] = ()) -> Content:
+    """A notice made of parts; with `mentions` a text that notifies exactly these users.
+
+    Notices are never notified about, whatever they mention: the push rule `.m.rule.suppress_notices` comes first
+    (https://spec.matrix.org/latest/client-server-api/#default-override-rules).
+    """
+    whole = joined(parts, "\n", "\n")
+    return {
+        "msgtype": "m.text" if mentions else "m.notice",
+        "body": whole.plain,
+        "format": "org.matrix.custom.html",
+        "formatted_body": whole.html,
+        "m.mentions": {"user_ids": list(mentions)} if mentions else {},
+    }
+
+
+def size_bytes(content: Content) -> int:
+    """What the content takes in an event."""
+    return len(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+
+
+def first_that_fits(contents: Iterable[Content]) -> Content:
+    """The first content that an event can carry; they come the fullest first, and the last is taken anyway."""
+    content: Content = {}
+    for content in contents:
+        if size_bytes(content) <= MAX_CONTENT_BYTES:
+            break
+    return content
+
+
+def edit_of(event_id: str, content: Content) -> Content:
+    """The content that replaces an earlier message's; clients without edits are shown its beginning."""
+    body = content["body"]
+    shown = body if len(body) <= _FALLBACK_CHARACTERS else body[:_FALLBACK_CHARACTERS] + "…"
+    fresh = {key: value for key, value in content.items() if key != "m.relates_to"}
+    return {
+        "msgtype": content["msgtype"],
+        "body": f"* {shown}",
+        "m.mentions": {},
+        "m.new_content": fresh,
+        "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
+    }
+
+
+def in_thread(root_event_id: str, content: Content) -> Content:
+    """The content as a message of the thread under that event."""
+    relation = {
+        "rel_type": "m.thread",
+        "event_id": root_event_id,
+        "is_falling_back": True,
+        "m.in_reply_to": {"event_id": root_event_id},
+    }
+    return content | {"m.relates_to": relation}
+
+
+def as_reply(content: Content, reply_to: str | None, thread: str | None = None) -> Content:
+    """The content as an answer to an event, in the thread that this was said in, if any."""
+    if reply_to is None:
+        return content if thread is None else in_thread(thread, content)
+    relation: Content = {"m.in_reply_to": {"event_id": reply_to}}
+    if thread is not None:
+        relation |= {"rel_type": "m.thread", "event_id": thread, "is_falling_back": False}
+    return content | {"m.relates_to": relation}

@@ -1,0 +1,93 @@
+"""What is answered to a command: lists, the queue, help, and short words. Pure; every text of others is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ravebot.matrix.commands import REF_HELP, help_rows
+from ravebot.matrix.content import (
+    Content,
+    Span,
+    as_reply,
+    code,
+    first_that_fits,
+    joined,
+    link,
+    message,
+    preformatted,
+    table,
+    theirs,
+    words,
+)
+from ravebot.matrix.text import block, one_line
+from ravebot.sandboxes.model import SandboxState
+from ravebot.sandboxes.view import SandboxView, in_words
+
+_MOST_ROWS = (60, 25, 10)
+
+
+def render_reply(text: str, reply_to: str | None, thread: str | None = None, *, output: str = "") -> Content:
+    """Words for the one who asked; what is between backticks becomes code. `output` is shown as a program's."""
+    lines = [words(one_line(line, 1500)) for line in text.split("\n")[:60]]
+    parts = [joined(lines, "\n", "<br>")]
+    if output.strip():
+        parts.append(preformatted(block(output, 6000)))
+    return as_reply(message(parts), reply_to, thread)
+
+
+def render_list(views: Sequence[SandboxView]) -> Content:
+    """The sandboxes there are, one row each."""
+    if not views:
+        return message([words("There is no sandbox now.")])
+    return _rows(views, ("Merge request", "State", "Ends", "Owner"), _listed)
+
+
+def render_queue(views: Sequence[SandboxView]) -> Content:
+    """Who waits, next first."""
+    waiting = [view for view in views if view.sandbox.state is SandboxState.QUEUED]
+    if not waiting:
+        return message([words("Nobody waits for a sandbox.")])
+    waiting.sort(key=lambda view: (view.queue_position is None, view.queue_position or 0))
+    return _rows(waiting, ("Place", "Merge request", "To go", "Why"), _queued)
+
+
+def render_help(prefix: str) -> Content:
+    """The table of commands."""
+    rows = [(code(usage), words(purpose)) for usage, purpose in help_rows(prefix)]
+    return message([table(("Command", "What it does"), rows), words(REF_HELP)])
+
+
+def _rows(views: Sequence[SandboxView], head: Sequence[str], row: Callable[[SandboxView], Sequence[Span]]) -> Content:
+    def rendered(most: int) -> Content:
+        parts = [table(head, map(row, views[:most]))]
+        if len(views) > most:
+            parts.append(words(f"and {len(views) - most} more"))
+        return message(parts)
+
+    return first_that_fits(map(rendered, _MOST_ROWS))
+
+
+def _listed(view: SandboxView) -> Sequence[Span]:
+    sandbox = view.sandbox
+    ends = f"in {in_words(sandbox.expires_at - view.now)}" if sandbox.expires_at and view.live else ""
+    stage = f": {sandbox.stage.value}" if sandbox.stage and view.live else ""
+    return (
+        joined((_ref(view), theirs(view.mr.title, 80))),
+        words(sandbox.state.value + stage),
+        words(ends),
+        theirs(view.mr.author.username, 60),
+    )
+
+
+def _queued(view: SandboxView) -> Sequence[Span]:
+    return (
+        words(str(view.queue_position or "?")),
+        joined((_ref(view), theirs(view.mr.title, 80))),
+        words(f"about {in_words(view.queue_wait)}" if view.queue_wait else "not known"),
+        theirs(view.queue_reason or "waits for its turn", 120),
+    )
+
+
+def _ref(view: SandboxView) -> Span:
+    name = f"{one_line(view.mr.project_path, 255)}!{view.mr.ref.iid}"
+    return Span(name, link(view.mr.web_url, name).html)

@@ -1,0 +1,120 @@
+"""Which room is which: the configured names, the ids behind them, and whether we are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.config import Room, matches_project
+from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.matrix.answers import LoginLost
+from ravebot.matrix.client import MatrixClient
+
+_log = structlog.get_logger(__name__)
+
+_RETRY = timedelta(seconds=30)
+"""How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
+
+
+@dataclass(frozen=True)
+class RoomStatus:
+    """One configured room. `problem` says what is missing and how to mend it; "" when nothing is."""
+
+    name: str
+    projects: tuple[str, ...]
+    room_id: str | None = None
+    joined: bool = False
+    problem: str = "not looked up yet"
+    next_try: datetime | None = None
+
+
+class RoomDirectory:
+    """Resolves and joins the configured rooms when they are needed, and again later where that failed."""
+
+    def __init__(self, client: MatrixClient, rooms: tuple[Room, ...], clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._rooms = {room.room: RoomStatus(room.room, room.projects) for room in rooms}
+
+    async def ensure(self, name: str) -> str:
+        """The id of a configured room that we are in. Raises Unavailable, and NotFound or Forbidden with advice.
+
+        A room that failed a moment ago is not tried again yet: Unavailable says when.
+        """
+        status = self._rooms[name]
+        if status.joined and status.room_id is not None:
+            return status.room_id
+        now = self._clock.now()
+        if status.next_try is not None and status.next_try > now:
+            raise Unavailable(f"{name}: {status.problem}", (status.next_try - now).total_seconds())
+        try:
+            room_id = await self._client.join(name)
+        except LoginLost:
+            raise
+        except NotFound as error:
+            advice = f"there is no room {name}, or its alias is gone: correct matrix.rooms or create it"
+            self._rooms[name] = replace(status, problem=advice, next_try=now + _RETRY)
+            raise NotFound(f"{advice} ({error})") from error
+        except Forbidden as error:
+            advice = f"we may not join {name}: invite {self._client.user_id} there, as one of matrix.admins"
+            self._rooms[name] = replace(status, problem=advice, next_try=now + _RETRY)
+            raise Forbidden(f"{advice} ({error})") from error
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None)
+        _log.info("matrix_room_ready", room=name, room_id=room_id)
+        return room_id
+
+    async def refresh(self) -> tuple[RoomStatus, ...]:
+        """Try every room that is not ready, and tell of all. Raises Unavailable when Matrix does not answer."""
+        for name in self._rooms:
+            try:
+                await self.ensure(name)
+            except (NotFound, Forbidden) as error:
+                if isinstance(error, LoginLost):
+                    raise
+            except Unavailable:
+                if self._rooms[name].next_try is None:
+                    raise
+        return self.statuses()
+
+    def statuses(self) -> tuple[RoomStatus, ...]:
+        """What is known now, without asking."""
+        return tuple(self._rooms.values())
+
+    def room_id(self, name: str) -> str | None:
+        """The id of a configured room that we are in; None while we are not."""
+        status = self._rooms.get(name)
+        return status.room_id if status and status.joined else None
+
+    def joined(self, room_id: str) -> None:
+        """We came into some room: try the configured ones again now, it may be one of them."""
+        for name, status in self._rooms.items():
+            if not status.joined:
+                self._rooms[name] = replace(status, next_try=None)
+
+    def left(self, room_id: str) -> None:
+        """We were put out of a room, or left it."""
+        for name, status in self._rooms.items():
+            if status.room_id == room_id and status.joined:
+                problem = f"we were removed from {name}: invite {self._client.user_id} again"
+                self._rooms[name] = replace(status, joined=False, problem=problem)
+                _log.warning("matrix_room_lost", room=name, room_id=room_id)
+
+    def names_of(self, project_path: str) -> tuple[str, ...]:
+        """The configured names of the rooms that a project is mapped to."""
+        return tuple(name for name, status in self._rooms.items() if matches_project(status.projects, project_path))
+
+    def is_mapped(self, room_id: str) -> bool:
+        """Whether any project is mapped to that room."""
+        return bool(self._patterns(room_id))
+
+    def maps(self, room_id: str, project_path: str) -> bool:
+        """Whether that project is mapped to that room."""
+        return matches_project(self._patterns(room_id), project_path)
+
+    def _patterns(self, room_id: str) -> tuple[str, ...]:
+        """A room may be configured twice, by alias and by id."""
+        found = (status.projects for status in self._rooms.values() if status.joined and status.room_id == room_id)
+        return tuple(pattern for projects in found for pattern in projects)

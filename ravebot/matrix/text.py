@@ -1,0 +1,57 @@
+"""Text from people and guests, made harmless before it is shown: the one place that does it."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+_ELLIPSIS = "…"
+_WORD_JOINER = "\u2060"
+_TAB_AND_SPACE = " \t\r\v\f"
+# Control, format (bidi overrides, zero-width, tags), surrogate, private use, unassigned, line and paragraph
+# separators: none of them is seen, all of them can change what is seen around them.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_PING = re.compile(r"(?<!\w)@(?=\w)")
+_MAX_COMBINING = 4
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text as one line of at most `limit` characters that pings nobody and hides nothing."""
+    return _shorten(_unping(" ".join(_visible(text, limit).split())), limit)
+
+
+def block(text: str, limit: int = 2000) -> str:
+    """The text's end, with its line breaks, in at most `limit` characters: for the output of programs."""
+    tail = text[-limit * 2 :]
+    lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
+    shown = _unping("\n".join(lines).strip("\n"))
+    return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
+
+
+def escaped(text: str, limit: int = 200) -> str:
+    """`one_line` for HTML, also inside a quoted attribute."""
+    return html.escape(one_line(text, limit))
+
+
+def _visible(text: str, limit: int) -> str:
+    """Without what can't be seen; whitespace becomes spaces, and towers of combining marks are cut."""
+    shown: list[str] = []
+    marks = 0
+    for character in text[: limit * 4]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if character in _TAB_AND_SPACE or character == "\n" or category in ("Zl", "Zp"):
+            shown.append(" ")
+        elif category not in _INVISIBLE and marks <= _MAX_COMBINING:
+            shown.append(character)
+    return "".join(shown)
+
+
+def _unping(text: str) -> str:
+    """`@room` and `@alice` stay readable, but no client takes them for a mention."""
+    return _PING.sub("@" + _WORD_JOINER, text)
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
