@@ -73,9 +73,8 @@ MACHINES: Final = MappingProxyType(
 class MachineFacts:
     """What, beside the two states, a cell of the table turns on."""
 
-    age: timedelta = timedelta(0)  # since the build began
     build_timeout: timedelta = timedelta(minutes=5)
-    state_age: timedelta = timedelta(0)  # since it was asked to stop
+    state_age: timedelta = timedelta(0)  # since it began to build, or was asked to stop
     grace: timedelta = timedelta(seconds=30)
     restarts: int = 0
     silent_for: timedelta | None = None  # the agent's silence of a leased machine; None: it answers
@@ -93,7 +92,9 @@ def decide_machine(wanted: MachineState, observed: Observed, facts: MachineFacts
     if observed is O.UNKNOWN:
         return Do.NOTHING
     step = MACHINES[wanted, observed]
-    if wanted is M.BUILDING and step in (Do.CREATE, Do.START, Do.PROBE) and facts.age >= facts.build_timeout:
+    if step is Do.CREATE and facts.restarts:
+        return Do.LOST  # it was in use before: an empty one in its place would be another machine
+    if wanted is M.BUILDING and step in (Do.CREATE, Do.START, Do.PROBE) and facts.state_age >= facts.build_timeout:
         return Do.GIVE_UP
     if wanted is M.WARM and step is Do.RESUME and not facts.paused_by_us:
         return Do.STOP

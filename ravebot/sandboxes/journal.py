@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ravebot.config import Config
-from ravebot.sandboxes.model import RAVEBOT, Actor, MachineId, MergeRequest, MergeRequestRef, Sandbox
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.model import RAVEBOT, Actor, Event, MachineId, MergeRequest, MergeRequestRef, Sandbox
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.store import events, merge_requests, outbox
 from ravebot.store.database import Transaction
@@ -18,8 +19,9 @@ def note_lane(ref: MergeRequestRef) -> str:
 class Journal:
     """Writes the event log and the outbox together."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, meter: Meter) -> None:
         self._config = config
+        self._meter = meter
 
     async def record(
         self,
@@ -35,6 +37,7 @@ class Journal:
         event = await events.append(
             tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data
         )
+        self._count(kind, sandbox, event)
         telling = TELLINGS.get(kind)
         if telling is None:
             return
@@ -51,6 +54,15 @@ class Journal:
                 await outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
         if telling.warn:
             await outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
+
+    def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:
+        if kind == "sandbox.queued":
+            self._meter.sandbox_requested()
+        elif kind == "sandbox.ready":
+            self._meter.sandbox_ready(event.at - sandbox.created_at)
+        elif kind == "sandbox.ended" and sandbox.end_reason:
+            lived = event.at - sandbox.ready_at if sandbox.ready_at else None
+            self._meter.sandbox_ended(sandbox.end_reason, lived)
 
     async def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
         """Have the card and the status note rewritten."""

@@ -199,7 +199,7 @@ class Lifecycle:
             sandbox, stage=Stage.HOST_KEYS, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1
         )
         await sandboxes.save(tx, claimed)
-        data: dict[str, object] = {"seconds": (tx.now - machine.created_at).total_seconds()}
+        data: dict[str, object] = {"seconds": (tx.now - machine.state_since).total_seconds()}
         await self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
         return claimed
 

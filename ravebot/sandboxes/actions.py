@@ -1,0 +1,171 @@
+"""What `decide_machine` said, carried out: each action does its work at the provider and ends in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import structlog
+
+from ravebot.config import Config
+from ravebot.errors import MachineNotFound, Unavailable
+from ravebot.providers.base import Provider
+from ravebot.sandboxes.builds import Builds
+from ravebot.sandboxes.decide import Do
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.guard import Guard
+from ravebot.sandboxes.health import Health
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import Machine, MachineState, SandboxState
+from ravebot.sandboxes.steps import change, sandbox_on
+from ravebot.store import machines, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.store.signals import POOL
+
+log = structlog.get_logger()
+
+_DISK_NEEDED_TO_RESUME = 512 * 1024**2
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Carries out what `decide_machine` said."""
+
+    config: Config
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    guard: Guard
+    meter: Meter
+    builds: Builds
+    health: Health
+
+    async def perform(self, do: Do, machine: Machine) -> None:
+        """Do it. Raises a RavebotError when it is to be tried again later."""
+        try:
+            await self._perform(do, machine)
+        except MachineNotFound:
+            log.info("machine went away meanwhile", machine=machine.name, action=do.value)
+        except Unavailable:
+            self.meter.provider_failed(do.value)
+            raise
+
+    async def _perform(self, do: Do, machine: Machine) -> None:
+        match do:
+            case Do.CREATE | Do.START | Do.PROBE | Do.CLAIM:
+                await self.builds.build(do, machine)
+            case Do.GIVE_UP:
+                await self.builds.give_up(machine)
+            case Do.STOP:
+                await change(self.database, machine, self.lifecycle.take_down)
+            case Do.LOST | Do.REFILL:
+                await self._lost(machine)
+            case Do.RESTART:
+                await self._restart(machine)
+            case Do.CHECK:
+                await self.health.check(machine)
+            case Do.RESUME:
+                await self.provider.resume(machine.name)
+            case Do.FREE_SPACE:
+                await self._wait_for_space(machine)
+            case Do.SHUT_DOWN:
+                await self.health.sample(machine)
+                await self.provider.shutdown(machine.name)
+                await asyncio.sleep(1)
+            case Do.DESTROY:
+                await self._destroy(machine)
+            case Do.DELETE | Do.FORGET:
+                await self.provider.delete(machine.name)
+                await self.guard.ensure(without=machine.id)
+                await change(self.database, machine, self.lifecycle.machine_gone)
+                self.health.forget(machine)
+            case Do.NOTHING:
+                pass
+
+    async def _lost(self, machine: Machine) -> None:
+        async def lost(tx: Transaction, fresh: Machine) -> None:
+            sandbox = await sandbox_on(tx, fresh)
+            if sandbox:
+                await self.lifecycle.machine_lost(tx, sandbox, fresh, "its machine is gone")
+            else:
+                await self.lifecycle.take_down(tx, fresh)
+
+        await change(self.database, machine, lost)
+
+    async def _restart(self, machine: Machine) -> None:
+        """Switch it off and build it up again from its disk: the whole claim chain runs anew."""
+
+        async def counted(tx: Transaction, fresh: Machine) -> None:
+            sandbox = await sandbox_on(tx, fresh)
+            if sandbox is None or sandbox.state not in (SandboxState.STARTING, SandboxState.READY):
+                return
+            await machines.save(
+                tx,
+                replace(
+                    fresh,
+                    state=MachineState.BUILDING,
+                    state_since=tx.now,
+                    restarts=fresh.restarts + 1,
+                    silent_since=None,
+                    unhealthy_told=False,
+                    cpu_before_restart=fresh.cpu_seconds,
+                ),
+            )
+            again = replace(
+                sandbox,
+                state=SandboxState.STARTING,
+                state_since=tx.now,
+                ports_open=False,
+                stage=None,
+                stage_started_at=None,
+            )
+            await sandboxes.save(tx, again)
+            data: dict[str, object] = {"why": "it was off or did not answer"}
+            await self.lifecycle.journal.record(tx, "machine.restarted", sandbox=again, machine_id=fresh.id, data=data)
+            tx.wake(POOL)
+
+        await self.health.sample(machine)
+        await self.provider.destroy(machine.name)
+        await change(self.database, machine, counted)
+        self.health.forget(machine)
+
+    async def _destroy(self, machine: Machine) -> None:
+        await self.health.sample(machine)
+
+        async def tell(tx: Transaction, fresh: Machine) -> None:
+            sandbox = await sandbox_on(tx, fresh)
+            if sandbox and "switched off" not in sandbox.end_detail:
+                detail = "; ".join(filter(None, [sandbox.end_detail, "switched off after the grace"]))
+                forced = replace(sandbox, end_detail=detail)
+                await sandboxes.save(tx, forced)
+                data: dict[str, object] = {"grace": self.config.pool.shutdown_grace.total_seconds()}
+                await self.lifecycle.journal.record(
+                    tx, "machine.forced", sandbox=forced, machine_id=fresh.id, data=data
+                )
+
+        await change(self.database, machine, tell)
+        await self.provider.destroy(machine.name)
+
+    async def _wait_for_space(self, machine: Machine) -> None:
+        async def tell(tx: Transaction, fresh: Machine) -> None:
+            sandbox = await sandbox_on(tx, fresh)
+            if sandbox and not fresh.unhealthy_told:
+                await machines.save(tx, replace(fresh, unhealthy_told=True))
+                data: dict[str, object] = {"why": "the host's disk is full"}
+                await self.lifecycle.journal.record(
+                    tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=data
+                )
+
+        async def told(tx: Transaction, fresh: Machine) -> None:
+            sandbox = await sandbox_on(tx, fresh)
+            await machines.save(tx, replace(fresh, unhealthy_told=False))
+            if sandbox:
+                await self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=fresh.id)
+
+        await change(self.database, machine, tell)
+        host = await self.provider.host()
+        if host.disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
+            await self.provider.resume(machine.name)
+            await change(self.database, machine, told)
+        else:
+            await asyncio.sleep(5)

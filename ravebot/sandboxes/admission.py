@@ -1,0 +1,106 @@
+"""Gives queued sandboxes their place: a machine's row, an address and ports, all in one transaction."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.config import Config
+from ravebot.providers.base import Provider
+from ravebot.sandboxes import capacity
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
+from ravebot.sandboxes.naming import names
+from ravebot.sandboxes.observation import Wanted, wanted
+from ravebot.store import images, machines, sandboxes
+from ravebot.store.database import Database, Transaction
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Lets in who has a place. `busy_ports` says which ports of the host are taken by others."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    meter: Meter
+    busy_ports: Callable[[], Awaitable[frozenset[int]]]
+
+    async def run(self, state: Wanted) -> bool:
+        """One pass over the queue; whether somebody was let in."""
+        now = self.clock.now()
+        if not capacity.admit(state.sandboxes, state.machines, self.config.pool.max_running, now):
+            return False
+        host = await self.provider.host()
+        self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
+        left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
+        busy = await self.busy_ports()
+        return await self.database.write(lambda tx: self._admit(tx, left, busy))
+
+    async def _admit(self, tx: Transaction, host: capacity.Host, busy: frozenset[int]) -> bool:
+        state = await wanted(tx)
+        running = list(state.machines)
+        let_in = False
+        for sandbox in capacity.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
+            why = await self._obstacle(tx, host, running)
+            if not why:
+                machine = await self._place(tx, sandbox, busy)
+                if machine is not None:
+                    running.append(machine)
+                    let_in = True
+                    continue
+                why = "every port or address is taken"
+            await self.lifecycle.wait(tx, sandbox, why)
+            break  # the queue is in order: nobody passes one that waits for the host
+        return let_in
+
+    async def _obstacle(self, tx: Transaction, host: capacity.Host, running: list[Machine]) -> str:
+        provider = self.config.provider
+        record = await images.get(tx, str(provider.image))
+        if record.held:
+            return f"no machines are built: {record.held}"
+        need = capacity.Need(self.config.sandbox.memory, self.config.sandbox.disk)
+        fresh = [machine for machine in running if machine.create_attempted_at is None]
+        promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
+        left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
+        return capacity.shortage(left, running, need)
+
+    async def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
+        settings = self.config.sandbox
+        last_use = await sandboxes.last_use_of_ports(tx)
+        live = await sandboxes.live(tx)
+        taken = busy | {port for one in live for port in (one.ssh_port, one.web_port) if port}
+        ssh_port = capacity.pick_port(settings.ssh_ports.ports, taken, last_use)
+        web_port = capacity.pick_port(settings.web_ports.ports, taken, last_use)
+        addresses = frozenset(machine.address for machine in await machines.live(tx))
+        subnet = self.config.provider.bridge.subnet
+        address = capacity.pick_address(ipaddress.IPv4Network(subnet), addresses, await machines.last_address(tx))
+        if ssh_port is None or web_port is None or address is None:
+            return None
+        fresh = names(self.config.instance, os.urandom(16))
+        machine = Machine(
+            id=MachineId(0),
+            name=fresh.name,
+            uuid=fresh.uuid,
+            state=MachineState.BUILDING,
+            image=str(self.config.provider.image),
+            address=address,
+            mac=fresh.mac,
+            tap=fresh.tap,
+            created_at=tx.now,
+            state_since=tx.now,
+            memory_bytes=settings.memory,
+            disk_bytes=settings.disk,
+        )
+        _, machine = await self.lifecycle.begin(tx, sandbox, machine, ssh_port, web_port)
+        return machine

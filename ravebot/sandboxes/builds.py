@@ -1,0 +1,125 @@
+"""Builds a machine for a sandbox: create, start, wait for its agent, claim it, and begin the chain."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.config import Config
+from ravebot.errors import MachineNotFound, ProviderError, RavebotError
+from ravebot.providers.base import MachineSpec, Provider
+from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.decide import Do
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.guard import Guard
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import Machine, MachineState, Sandbox
+from ravebot.sandboxes.steps import change, sandbox_and_merge_request
+from ravebot.store import machines
+from ravebot.store.database import Database, Transaction
+
+log = structlog.get_logger()
+
+PING = timedelta(seconds=2)
+
+
+@dataclass(frozen=True)
+class Builds:
+    """Every step may be entered again, wherever an earlier process left it."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    chain: Chain
+    guard: Guard
+    meter: Meter
+
+    async def build(self, do: Do, machine: Machine) -> None:
+        """From `do` (create, start or probe) to the end of the chain."""
+        ahead = asyncio.create_task(self._fetch_ahead(machine))
+        try:
+            if await self._boot(do, machine):
+                await self._claim(machine)
+        finally:
+            ahead.cancel()
+            await asyncio.wait({ahead})
+
+    async def _boot(self, do: Do, machine: Machine) -> bool:
+        try:
+            if do is Do.CREATE:
+                await change(self.database, machine, _note_attempt)
+                await self.provider.create(self._spec(machine))
+            if do in (Do.CREATE, Do.START):
+                await self.guard.ensure()  # no machine starts before the firewall is verified
+                await self.provider.start(machine.name)
+            deadline = machine.state_since + self.config.pool.build_timeout
+            while not await self.provider.ping(machine.name, PING):
+                if self.clock.now() >= deadline:
+                    return False  # the next pass gives it up
+                await asyncio.sleep(0.1)
+        except MachineNotFound:
+            raise
+        except ProviderError as error:
+            why = str(error)
+            await change(
+                self.database,
+                machine,
+                lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=True),
+            )
+            return False
+        return True
+
+    async def _claim(self, machine: Machine) -> None:
+        async def claim(tx: Transaction) -> Sandbox | None:
+            fresh = await machines.get(tx, machine.id)
+            if fresh is None or fresh.state is not MachineState.BUILDING:
+                return None
+            self.meter.stage_done("boot", True, (tx.now - fresh.state_since).total_seconds())
+            return await self.lifecycle.claim(tx, fresh)
+
+        if sandbox := await self.database.write(claim):
+            await self.chain.run(sandbox.id)
+
+    async def give_up(self, machine: Machine) -> None:
+        """It took too long, or broke."""
+        why = f"the machine did not answer within {self.config.pool.build_timeout} of being created"
+        await change(
+            self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=False)
+        )
+
+    async def _fetch_ahead(self, machine: Machine) -> None:
+        """While the machine boots, get the code; a failure here shows again, and is told, at its own stage."""
+        sandbox, mr = await self.database.read(lambda tx: sandbox_and_merge_request(tx, machine))
+        if sandbox is None or mr is None:
+            return
+        try:
+            await self.chain.sources.archive(mr, sandbox.sha)
+        except RavebotError as error:
+            log.info("code not fetched ahead", sandbox=sandbox.id, error=str(error))
+
+    def _spec(self, machine: Machine) -> MachineSpec:
+        provider = self.config.provider
+        return MachineSpec(
+            name=machine.name,
+            uuid=machine.uuid,
+            mac=machine.mac,
+            address=machine.address,
+            tap=machine.tap,
+            memory_bytes=machine.memory_bytes,
+            vcpus=self.config.sandbox.vcpus,
+            disk_bytes=machine.disk_bytes,
+            image=provider.image,
+            kernel=provider.kernel,
+            initrd=provider.initrd,
+            cmdline=provider.cmdline,
+        )
+
+
+async def _note_attempt(tx: Transaction, machine: Machine) -> None:
+    await machines.save(tx, replace(machine, create_attempted_at=tx.now))

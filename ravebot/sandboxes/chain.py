@@ -1,0 +1,283 @@
+"""The chain from a claimed machine to an announced sandbox, stage by stage; each ends in one transaction.
+
+Where it stands is in the database, so that it can be entered again at any stage, after a restart as well as after new
+code. Nothing here decides for itself how a sandbox goes on after a failure: `decide` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.config import Config, HttpTest
+from ravebot.errors import Forbidden, GuestError, GuestTimeout, NotFound, Refused
+from ravebot.providers.base import Provider
+from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
+from ravebot.sandboxes.edges import Meter, WebProbe
+from ravebot.sandboxes.guestjobs import GuestJobs
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import (
+    CLAIM_STAGES,
+    UPDATE_STAGES,
+    EndReason,
+    Machine,
+    MergeRequest,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+    Stage,
+    StageResult,
+)
+from ravebot.sandboxes.sources import Sources
+from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage works on, as it was when it began."""
+
+    sandbox: Sandbox
+    machine: Machine
+    mr: MergeRequest
+
+
+class BuildBrokenError(GuestError):
+    """The machine is not what it should be: no fault of the merge request's."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Runs stages. `guard` makes the firewall true for what the database wants now, or raises `Unavailable`."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    sources: Sources
+    jobs: GuestJobs
+    web: WebProbe
+    guard: Callable[[], Awaitable[None]]
+    meter: Meter
+
+    async def run(self, sandbox_id: SandboxId) -> None:
+        """Take stage after stage until none is under way.
+
+        Raises `Unavailable` when a part we depend on is away: the same stage is entered again later.
+        """
+        while work := await self.database.read(lambda tx: _load(tx, sandbox_id)):
+            stage = work.sandbox.stage
+            assert stage
+            try:
+                tail = await self._perform(stage, work)
+            except (GuestError, Refused, NotFound, Forbidden) as error:
+                await self._failed(work, stage, error)
+                return
+            if not await self._advance(work, stage, tail):
+                return
+
+    async def _perform(self, stage: Stage, work: Work) -> str | None:
+        """Do one stage; returns the tail of its output, or None when there was nothing to do."""
+        match stage:
+            case Stage.HOST_KEYS:
+                await self._host_keys(work)
+            case Stage.AUTHORIZE:
+                await self.authorize(work.machine, work.mr)
+            case Stage.COPY:
+                archive = await self.sources.archive(work.mr, work.sandbox.sha)
+                await self.jobs.put_code(work.machine.name, archive, self._time_left(work, stage))
+                await self.sources.forget(work.mr, work.sandbox.sha)
+            case Stage.SETUP:
+                present = await self.jobs.present(work.machine.name, self.config.sandbox.setup)
+                return await self._jobs(work, stage, present)
+            case Stage.TEST:
+                return await self._tests(work)
+            case Stage.OPEN_PORTS:
+                await self._open_ports(work)
+            case Stage.ANNOUNCE:
+                return None
+        return ""
+
+    def _time_left(self, work: Work, stage: Stage) -> timedelta:
+        """What the stage has left; after a downtime at least enough to ask how it went meanwhile."""
+        timeouts = self.config.sandbox.timeouts
+        limits = {Stage.COPY: timeouts.copy_in, Stage.SETUP: timeouts.setup, Stage.TEST: timeouts.test}
+        started = work.sandbox.stage_started_at or self.clock.now()
+        return max(timedelta(seconds=30), started + limits.get(stage, timeouts.other) - self.clock.now())
+
+    async def _host_keys(self, work: Work) -> None:
+        name = work.machine.name
+        limit = self._time_left(work, Stage.HOST_KEYS)
+        keys: tuple[str, ...] = ()
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                while not keys:
+                    if await self.provider.ping(name, timedelta(seconds=2)):
+                        keys = await self.provider.host_keys(name)
+                    if not keys:
+                        await asyncio.sleep(0.2)
+        except TimeoutError as error:
+            raise BuildBrokenError(
+                "the machine shows no SSH host key: does its image meet the guest contract?"
+            ) from error
+
+        async def keep(tx: Transaction) -> Machine | None:
+            machine = await machines.get(tx, work.machine.id)
+            assert machine
+            for key in keys:
+                if other := await machines.with_host_key(tx, key, machine.id):
+                    return other
+            await machines.save(tx, replace(machine, host_keys=keys))
+            return None
+
+        if other := await self.database.write(keep):
+            raise BuildBrokenError(
+                f"the machine shows the host key of another one, {other.name}: keys must not be baked in"
+            )
+
+    async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
+        """Let exactly the keys of the merge request's people and of the agents in; returns them."""
+        agents = [key for agent in self.config.agents for key in agent.ssh_keys]
+        keys = await self.sources.keys(mr, agents)
+        await self.provider.authorize_keys(machine.name, self.config.sandbox.user, keys)
+        return keys
+
+    async def _jobs(self, work: Work, stage: Stage, commands: tuple[str, ...]) -> str | None:
+        tail: str | None = None
+        for index, command in enumerate(commands):
+            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
+            done = await self.jobs.run_job(
+                work.machine.name, key, command, self._environment(work), self._time_left(work, stage)
+            )
+            tail = done.output
+            if done.exit_code != 0:
+                raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
+        return tail
+
+    def _environment(self, work: Work) -> dict[str, str]:
+        return {
+            "RAVE_PROJECT": work.mr.project_path,
+            "RAVE_MR": str(work.mr.ref.iid),
+            "RAVE_SHA": work.sandbox.sha,
+            "RAVE_BRANCH": work.mr.source_branch.replace("\0", ""),
+            "RAVE_WEB_URL": f"http://{self.config.sandbox.host}:{work.sandbox.web_port}/",
+        }
+
+    async def _tests(self, work: Work) -> str | None:
+        tail: str | None = None
+        for index, test in enumerate(self.config.sandbox.smoke_tests):
+            if isinstance(test, HttpTest):
+                await self.web.expect(
+                    work.machine.address, self.config.sandbox.web_port, test.http, self._time_left(work, Stage.TEST)
+                )
+                tail = (tail or "") + f"GET {test.http}: answered\n"
+                continue
+            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-test-{index}"
+            done = await self.jobs.run_job(
+                work.machine.name, key, test.run, self._environment(work), self._time_left(work, Stage.TEST)
+            )
+            tail = (tail or "") + done.output
+            if done.exit_code != 0:
+                raise GuestError(f"`{test.run}` ended with code {done.exit_code}\n{done.output}")
+        return tail
+
+    async def _open_ports(self, work: Work) -> None:
+        async def opened(tx: Transaction) -> None:
+            sandbox = await sandboxes.get(tx, work.sandbox.id)
+            if sandbox and _same(sandbox, work.sandbox):
+                await sandboxes.save(tx, replace(sandbox, ports_open=True))
+
+        await self.database.write(opened)
+        await self.guard()
+        scheme = await self.web.scheme(work.machine.address, self.config.sandbox.web_port)
+
+        async def found(tx: Transaction) -> None:
+            sandbox = await sandboxes.get(tx, work.sandbox.id)
+            if sandbox and _same(sandbox, work.sandbox):
+                await sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
+
+        await self.database.write(found)
+
+    async def _advance(self, work: Work, stage: Stage, tail: str | None) -> bool:
+        """Commit a stage's end and go to the next; False when something else happened to the sandbox meanwhile."""
+
+        async def step(tx: Transaction) -> float | None:
+            sandbox = await sandboxes.get(tx, work.sandbox.id)
+            if sandbox is None or not _same(sandbox, work.sandbox):
+                return None
+            seconds = (tx.now - (sandbox.stage_started_at or tx.now)).total_seconds()
+            if tail is not None:
+                await sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
+                data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
+                await self.lifecycle.journal.record(
+                    tx, "stage.done", sandbox=sandbox, machine_id=work.machine.id, data=data
+                )
+            if stage is Stage.ANNOUNCE:
+                await self.lifecycle.ready(tx, sandbox)
+                return seconds
+            order = UPDATE_STAGES if sandbox.state is SandboxState.READY else CLAIM_STAGES
+            following = order[order.index(stage) + 1]
+            await sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now))
+            return seconds
+
+        seconds = await self.database.write(step)
+        if seconds is not None and tail is not None:
+            self.meter.stage_done(stage.value, True, seconds)
+        return seconds is not None
+
+    async def _failed(self, work: Work, stage: Stage, error: Exception) -> None:
+        why, _, tail = str(error).partition("\n")
+        log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
+
+        async def step(tx: Transaction) -> float:
+            seconds = (tx.now - (work.sandbox.stage_started_at or tx.now)).total_seconds()
+            sandbox = await sandboxes.get(tx, work.sandbox.id)
+            machine = await machines.get(tx, work.machine.id)
+            if sandbox is None or machine is None or not _same(sandbox, work.sandbox):
+                return seconds
+            if isinstance(error, BuildBrokenError) and sandbox.state is SandboxState.STARTING:
+                await self.lifecycle.build_failed(tx, machine, why, for_good=False)
+                return seconds
+            result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
+            await sandboxes.add_result(tx, sandbox, result)
+            data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": tail}
+            await self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
+            happened = Happened.DEADLINE if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
+            if decide_sandbox(sandbox.state, happened) is Then.FAIL:
+                await self.lifecycle.stop(tx, sandbox, EndReason.FAILED, detail=f"{stage.value}: {why}")
+                return seconds
+            kept = replace(sandbox, stage=None, stage_started_at=None, notice=f"the last update failed: {why}")
+            await sandboxes.save(tx, kept)
+            failed: dict[str, object] = {"sha": sandbox.sha, "why": why}
+            await self.lifecycle.journal.record(tx, "sandbox.update_failed", sandbox=kept, data=failed)
+            return seconds
+
+        self.meter.stage_done(stage.value, False, await self.database.write(step))
+
+
+async def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:
+    sandbox = await sandboxes.get(tx, sandbox_id)
+    if sandbox is None or sandbox.stage is None:
+        return None
+    machine = await machines.get(tx, sandbox.machine_id)
+    mr = await merge_requests.get(tx, sandbox.mr)
+    return Work(sandbox, machine, mr) if machine and mr else None
+
+
+def _same(now: Sandbox, then: Sandbox) -> bool:
+    """Whether a stage's result still counts: neither new code nor an end came in between."""
+    return (now.state, now.stage, now.stage_attempt, now.machine_id, now.sha) == (
+        then.state,
+        then.stage,
+        then.stage_attempt,
+        then.machine_id,
+        then.sha,
+    )

@@ -1,0 +1,71 @@
+"""Slow actions in flight, at most one per machine; the loop starts them and never waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+import structlog
+
+from ravebot.errors import RavebotError
+from ravebot.sandboxes.decide import Do
+from ravebot.sandboxes.model import MachineId
+
+log = structlog.get_logger()
+
+_RETRY_FIRST_SECONDS, _RETRY_MOST_SECONDS = 1.0, 30.0
+
+
+@dataclass
+class _Flight:
+    do: Do
+    task: asyncio.Task[None]
+
+
+class Flights:
+    """The running actions by machine, and how long a machine whose action failed is left alone."""
+
+    def __init__(self, group: asyncio.TaskGroup, on_end: Callable[[], None]) -> None:
+        self._group = group
+        self._on_end = on_end
+        self._flights: dict[MachineId, _Flight] = {}
+        self._failures: dict[MachineId, int] = {}
+        self._not_before: dict[MachineId, float] = {}
+
+    def busy(self, machine_id: MachineId) -> Do | None:
+        """What is under way with that machine."""
+        flight = self._flights.get(machine_id)
+        return flight.do if flight else None
+
+    def any(self) -> bool:
+        return bool(self._flights)
+
+    def may_start(self, machine_id: MachineId) -> bool:
+        now = asyncio.get_running_loop().time()
+        return machine_id not in self._flights and self._not_before.get(machine_id, 0.0) <= now
+
+    def cancel(self, machine_id: MachineId) -> None:
+        """Give up what is under way: the machine is wanted otherwise now."""
+        if flight := self._flights.get(machine_id):
+            flight.task.cancel()
+        self._not_before.pop(machine_id, None)
+
+    def start(self, machine_id: MachineId, do: Do, action: Coroutine[object, object, None]) -> None:
+        self._flights[machine_id] = _Flight(do, self._group.create_task(self._run(machine_id, do, action)))
+
+    async def _run(self, machine_id: MachineId, do: Do, action: Coroutine[object, object, None]) -> None:
+        try:
+            await action
+        except RavebotError as error:
+            failures = self._failures.get(machine_id, 0) + 1
+            pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2 ** (failures - 1))
+            self._failures[machine_id] = failures
+            self._not_before[machine_id] = asyncio.get_running_loop().time() + pause
+            log.warning("action failed, tried again", machine=machine_id, action=do.value, error=str(error), in_s=pause)
+        else:
+            self._failures.pop(machine_id, None)
+            self._not_before.pop(machine_id, None)
+        finally:
+            del self._flights[machine_id]
+            self._on_end()

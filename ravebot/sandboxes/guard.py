@@ -1,0 +1,88 @@
+"""Keeps the firewall true for what the database wants, and the access audit that is read from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import structlog
+
+from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.journal import Journal
+from ravebot.sandboxes.model import RAVEBOT, MachineId, SandboxState
+from ravebot.sandboxes.observation import rules, wanted
+from ravebot.store import connections, events, sandboxes
+from ravebot.store.connections import Connection
+from ravebot.store.database import Database, Transaction
+
+log = structlog.get_logger()
+
+
+class Guard:
+    """One at a time: `ensure` reads what is wanted, makes it so, and reports what others had done."""
+
+    def __init__(self, firewall: Firewall, database: Database, journal: Journal, meter: Meter, web_port: int) -> None:
+        self._firewall = firewall
+        self._database = database
+        self._journal = journal
+        self._meter = meter
+        self._web_port = web_port
+        self._lock = asyncio.Lock()
+        self._last: Rules | None = None
+
+    async def ensure(self, without: MachineId | None = None) -> None:
+        """Make the firewall true, `without` a machine that is going. Raises `Unavailable`."""
+        async with self._lock:
+            state = await self._database.read(wanted)
+            desired = rules(state, self._web_port, without)
+            repair = await self._firewall.ensure(desired)
+            ours = desired == self._last
+            self._last = desired
+        if repair.flushed or (ours and (repair.added or repair.removed)):
+            await self._report(repair)
+
+    async def _report(self, repair: Repair) -> None:
+        log.warning("firewall mended", flushed=repair.flushed, added=repair.added, removed=repair.removed)
+        self._meter.firewall_repaired(repair.flushed)
+
+        async def tell(tx: Transaction) -> None:
+            data: dict[str, object] = {
+                "flushed": repair.flushed, "added": repair.added, "removed": repair.removed
+            }  # fmt: skip
+            open_ones = [sandbox for sandbox in await sandboxes.live(tx) if sandbox.ports_open]
+            for sandbox in open_ones:
+                await self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data)
+            if not open_ones:
+                await events.append(tx, "firewall.repaired", RAVEBOT, data=data)
+
+        await self._database.write(tell)
+
+    async def audit(self) -> None:
+        """Move what the firewall counted into the database."""
+        seen = await self._firewall.connections()
+        if seen:
+            await self._database.write(lambda tx: self._keep(tx, seen))
+
+    async def _keep(self, tx: Transaction, seen: Iterable[Connections]) -> None:
+        by_port = {}
+        for sandbox in await sandboxes.live(tx):
+            if sandbox.state is not SandboxState.QUEUED:
+                by_port[sandbox.ssh_port] = (sandbox, Service.SSH)
+                by_port[sandbox.web_port] = (sandbox, Service.WEB)
+        for one in seen:
+            sandbox, service = by_port.get(one.port, (None, None))
+            if sandbox is None or service is None:
+                continue
+            first = await connections.add(
+                tx,
+                Connection(
+                    sandbox.id, service, one.source, one.first_seen, one.last_seen,
+                    one.connections, one.dropped, one.bytes,
+                ),
+            )  # fmt: skip
+            if one.dropped:
+                self._meter.connections_dropped(service, one.dropped)
+            if first:
+                data: dict[str, object] = {"service": service.value, "source": one.source}
+                await self._journal.record(tx, "access.first", sandbox=sandbox, data=data)

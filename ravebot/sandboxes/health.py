@@ -1,0 +1,129 @@
+"""How a leased machine is: whether it answers, what it uses, who may log in, whether its web port answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from ravebot.clock import Clock
+from ravebot.config import Config
+from ravebot.errors import ProviderError
+from ravebot.providers.base import Provider
+from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.decide import UNHEALTHY_AFTER
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import Machine, MachineId, MachineState, Person, Sandbox, SandboxState
+from ravebot.sandboxes.steps import change, sandbox_and_merge_request, sandbox_on
+from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+
+PING = timedelta(seconds=2)
+KEYS_EVERY = timedelta(minutes=5)
+NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
+
+
+@dataclass(frozen=True)
+class _KeysSet:
+    """For whom and when keys were set last. Only remembered: after a restart they are set anew."""
+
+    people: frozenset[Person]
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Health:
+    """Looks, and notes what it saw."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    chain: Chain
+    _keys: dict[MachineId, _KeysSet] = field(default_factory=dict)
+
+    async def check(self, machine: Machine) -> None:
+        """A leased machine: go on with its chain, or see whether it is well, what it uses, who may log in."""
+        sandbox, mr = await self.database.read(lambda tx: sandbox_and_merge_request(tx, machine))
+        if sandbox is None or mr is None:
+            return
+        if sandbox.stage is not None:
+            await self.chain.run(sandbox.id)
+            return
+        await self.sample(machine)
+        answers = await self.provider.ping(machine.name, PING)
+        await change(self.database, machine, lambda tx, fresh: self._note_health(tx, fresh, answers))
+        if not answers:
+            return
+        now = self.clock.now()
+        people = frozenset((mr.author, *mr.people))
+        last = self._keys.get(machine.id)
+        if last is None or last.people != people or now - last.at >= KEYS_EVERY:
+            keys = await self.chain.authorize(machine, mr)
+            self._keys[machine.id] = _KeysSet(people, now)
+            await self._note(sandbox, notice_keys=not keys)
+        if sandbox.web_scheme is None and sandbox.ports_open:
+            scheme = await self.chain.web.scheme(machine.address, self.config.sandbox.web_port)
+            if scheme:
+                await self._note(sandbox, scheme=scheme)
+
+    async def sample(self, machine: Machine) -> None:
+        """Keep what the machine used so far; the account at its end is made of this."""
+        try:
+            used = await self.provider.usage(machine.name)
+        except ProviderError:
+            return
+
+        async def keep(tx: Transaction, fresh: Machine) -> None:
+            await machines.save(
+                tx,
+                replace(
+                    fresh,
+                    cpu_seconds=max(fresh.cpu_seconds, fresh.cpu_before_restart + used.cpu_seconds),
+                    memory_peak_bytes=max(fresh.memory_peak_bytes, used.memory_peak_bytes),
+                ),
+            )
+
+        await change(self.database, machine, keep)
+
+    def forget(self, machine: Machine) -> None:
+        """It is gone."""
+        self._keys.pop(machine.id, None)
+
+    async def _note(self, then: Sandbox, *, notice_keys: bool | None = None, scheme: str | None = None) -> None:
+        async def write(tx: Transaction) -> None:
+            sandbox = await sandboxes.get(tx, then.id)
+            if sandbox is None or sandbox.state is not SandboxState.READY:
+                return
+            if scheme:
+                found = replace(sandbox, web_scheme=scheme)
+                await sandboxes.save(tx, found)
+                await self.lifecycle.journal.record(tx, "web.found", sandbox=found, data={"scheme": scheme})
+            if notice_keys is not None and notice_keys != (sandbox.notice == NO_KEYS):
+                told = replace(sandbox, notice=NO_KEYS if notice_keys else "")
+                if not notice_keys or not sandbox.notice:
+                    await sandboxes.save(tx, told)
+                    mr = await merge_requests.get(tx, sandbox.mr)
+                    assert mr
+                    await self.lifecycle.journal.refresh(tx, told, mr)
+
+        await self.database.write(write)
+
+    async def _note_health(self, tx: Transaction, machine: Machine, answers: bool) -> None:
+        sandbox = await sandbox_on(tx, machine)
+        if sandbox is None or machine.state is not MachineState.LEASED:
+            return
+        if answers:
+            if machine.silent_since is None:
+                return
+            await machines.save(tx, replace(machine, silent_since=None, unhealthy_told=False))
+            if machine.unhealthy_told:
+                await self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
+            return
+        silent_since = machine.silent_since or tx.now
+        tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
+        await machines.save(
+            tx, replace(machine, silent_since=silent_since, unhealthy_told=machine.unhealthy_told or tell)
+        )
+        if tell:
+            await self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)

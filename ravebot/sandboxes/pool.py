@@ -1,0 +1,228 @@
+"""The pool's loop: compare what should be with what is, and take one step for each machine and sandbox.
+
+Nothing is remembered in a timer: a pass looks at the database, the provider, the firewall and the clock, so a restart
+simply goes on. Slow work flies beside the loop; a pass never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.config import Config
+from ravebot.errors import RavebotError, Unavailable
+from ravebot.providers.base import Listing, Provider
+from ravebot.sandboxes.actions import Actions
+from ravebot.sandboxes.admission import Admission
+from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.flights import Flights
+from ravebot.sandboxes.guard import Guard
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
+from ravebot.sandboxes.sweep import Sweep, must_not_touch
+from ravebot.store import merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.store.signals import POOL
+
+log = structlog.get_logger()
+
+SHORTEST_PAUSE_SECONDS = 0.02
+BUSY_PAUSE_SECONDS = 1.0
+IDLE_PAUSE_SECONDS = 5.0
+CHECK_EVERY = timedelta(seconds=20)
+AUDIT_EVERY = timedelta(seconds=5)
+REFRESH_EVERY = timedelta(minutes=10)
+"""How often card and note are rewritten, so that "in 1 h 40 min" stays true."""
+
+_SWEEP = MachineId(0)
+"""What the sweep flies as: it is no machine's."""
+
+GUEST_WORK = frozenset({Do.CREATE, Do.START, Do.PROBE, Do.CLAIM, Do.CHECK})
+"""What is given up at once when the machine is not wanted any more."""
+
+
+@dataclass
+class Pool:
+    """Decides which sandboxes and machines there should be, and has it done."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    provider: Provider
+    lifecycle: Lifecycle
+    actions: Actions
+    admission: Admission
+    guard: Guard
+    sweep: Sweep
+    meter: Meter
+
+    def __post_init__(self) -> None:
+        self.blocked = ""
+        """Why the pool keeps its hands off everything; empty when it works."""
+        self._opened = False
+        self._codes: dict[MachineId, str] = {}  # the commit that what flies was started for
+        self._checked: dict[MachineId, datetime] = {}
+        self._audited: datetime | None = None
+        self._swept: datetime | None = None
+
+    async def run(self) -> None:
+        """Pass after pass, for ever."""
+        async with asyncio.TaskGroup() as group:
+            flights = Flights(group, lambda: self.database.signals.wake(POOL))
+            while True:
+                pause = IDLE_PAUSE_SECONDS
+                try:
+                    pause = await self.one_pass(flights)
+                except Unavailable as error:
+                    log.warning("pool pass not finished", error=str(error))
+                await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
+                await self.database.signals.wait(POOL, pause)
+
+    async def one_pass(self, flights: Flights) -> float:
+        """Take every step that is due; returns how many seconds may go by until the next look."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        state = await self.database.read(wanted)
+        listing = await self._list()
+        if listing is not None and await self.database.read(lambda tx: must_not_touch(tx, listing)):
+            if not self.blocked:
+                log.error("an empty database meets machines of its own instance: run `ravebot cleanup --adopt`")
+            self.blocked = "machines of this instance exist that the database does not know: see ravebot cleanup"
+            return IDLE_PAUSE_SECONDS
+        self.blocked = ""
+        self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
+        await self._fence()
+        if listing is not None and await self._let_in(state):
+            state = await self.database.read(wanted)
+        busy = await self._step_machines(flights, state, listing)
+        await self._step_sandboxes(state)
+        now = self.clock.now()
+        if listing is not None and (self._swept is None or now - self._swept >= self.config.pool.orphan_sweep):
+            self._swept = now
+            if flights.may_start(_SWEEP):
+                flights.start(_SWEEP, Do.DELETE, self.sweep.run(listing))
+        self.meter.pass_done(loop.time() - started)
+        return BUSY_PAUSE_SECONDS if busy or flights.any() else IDLE_PAUSE_SECONDS
+
+    async def _list(self) -> Listing | None:
+        """What the provider holds, or None when it can't be known now: then nothing is concluded from it."""
+        try:
+            if not self._opened:
+                await self.provider.open()
+                self._opened = True
+            listing = await self.provider.list()
+        except RavebotError as error:
+            log.warning("provider could not be asked", error=str(error))
+            self.meter.provider_failed("list")
+            self.meter.provider_seen(False)
+            return None
+        self.meter.provider_seen(True)
+        return listing
+
+    async def _fence(self) -> None:
+        try:
+            await self.guard.ensure()
+            now = self.clock.now()
+            if self._audited is None or now - self._audited >= AUDIT_EVERY:
+                self._audited = now
+                await self.guard.audit()
+        except Unavailable as error:
+            log.error("firewall could not be verified: no machine is started", error=str(error))
+
+    async def _let_in(self, state: Wanted) -> bool:
+        try:
+            return await self.admission.run(state)
+        except RavebotError as error:
+            log.warning("nobody can be let in now", error=str(error))
+            return False
+
+    async def _step_machines(self, flights: Flights, state: Wanted, listing: Listing | None) -> bool:
+        """Start what is due with each machine; whether any is on its way somewhere."""
+        seen = observed(listing)
+        by_id = state.by_id
+        now = self.clock.now()
+        moving = False
+        for machine in state.machines:
+            sandbox = by_id.get(machine.sandbox_id) if machine.sandbox_id else None
+            moving = moving or machine.state is not MachineState.LEASED or sandbox is None
+            moving = moving or sandbox.state is not SandboxState.READY
+            flying = flights.busy(machine.id)
+            if flying in GUEST_WORK and (machine.state is MachineState.STOPPING or self._overtaken(machine, sandbox)):
+                flights.cancel(machine.id)
+            if not flights.may_start(machine.id):
+                continue
+            facts = self._facts(machine, sandbox, now)
+            do = decide_machine(machine.state, state_of(machine, seen, listing), facts)
+            if do is Do.CHECK and not self._check_due(machine, sandbox, now):
+                continue
+            if do is not Do.NOTHING:
+                self._codes[machine.id] = sandbox.sha if sandbox else ""
+                flights.start(machine.id, do, self.actions.perform(do, machine))
+        return moving
+
+    def _overtaken(self, machine: Machine, sandbox: Sandbox | None) -> bool:
+        """Whether what flies works on code that is not wanted any more."""
+        return sandbox is not None and sandbox.stage is not None and self._codes.get(machine.id) != sandbox.sha
+
+    def _facts(self, machine: Machine, sandbox: Sandbox | None, now: datetime) -> MachineFacts:
+        pool = self.config.pool
+        return MachineFacts(
+            state_age=now - machine.state_since,
+            build_timeout=pool.build_timeout,
+            grace=pool.shutdown_grace,
+            restarts=machine.restarts,
+            silent_for=now - machine.silent_since if machine.silent_since else None,
+            starting=sandbox is not None and sandbox.stage is not None,
+            paused_by_us=machine.paused_by_us,
+        )
+
+    def _check_due(self, machine: Machine, sandbox: Sandbox | None, now: datetime) -> bool:
+        if sandbox is None or sandbox.stage is not None:
+            return True
+        last = self._checked.get(machine.id)
+        if last is not None and now - last < CHECK_EVERY:
+            return False
+        self._checked[machine.id] = now
+        return True
+
+    async def _step_sandboxes(self, state: Wanted) -> None:
+        now = self.clock.now()
+        for sandbox in state.sandboxes:
+            if sandbox.state is SandboxState.READY:
+                expiry = decide_expiry(sandbox, self.config.pool.warn_before, now)
+                stale = sandbox.refreshed_at is None or now - sandbox.refreshed_at >= REFRESH_EVERY
+                if expiry.expire or expiry.warn is not None or stale:
+                    await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
+
+    async def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
+        """What a ready sandbox's clock asks for, decided again on what is true in this transaction."""
+        sandbox = await sandboxes.get(tx, sandbox_id)
+        if sandbox is None or sandbox.state is not SandboxState.READY:
+            return
+        expiry = decide_expiry(sandbox, self.config.pool.warn_before, tx.now)
+        if expiry.expire:
+            await self.lifecycle.stop(tx, sandbox, EndReason.EXPIRED)
+            return
+        fresh = replace(
+            sandbox,
+            warned=expiry.warned,
+            expires_at=expiry.expires_at or sandbox.expires_at,
+            refreshed_at=tx.now,
+        )
+        await sandboxes.save(tx, fresh)
+        if expiry.warn is not None:
+            assert fresh.expires_at
+            data: dict[str, object] = {"left": (fresh.expires_at - tx.now).total_seconds()}
+            await self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
+            return
+        mr = await merge_requests.get(tx, fresh.mr)
+        assert mr
+        await self.lifecycle.journal.refresh(tx, fresh, mr)

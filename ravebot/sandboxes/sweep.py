@@ -1,0 +1,86 @@
+"""Removes what carries our instance's tag and has no row: at its second sighting, so that nothing half made is hit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.errors import ProviderError
+from ravebot.providers.base import Listing, Provider
+from ravebot.sandboxes.edges import Meter
+from ravebot.sandboxes.model import RAVEBOT
+from ravebot.store import events, machines
+from ravebot.store.database import Database, Transaction, get_meta
+
+log = structlog.get_logger()
+
+ADOPTED = "adopted"
+"""The remembered word of `cleanup --adopt`: machines that an empty database met may be swept."""
+
+MACHINE, VOLUME = "machine", "volume"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Looks at every listing, acts after `every` at the earliest."""
+
+    clock: Clock
+    database: Database
+    provider: Provider
+    meter: Meter
+    every: timedelta
+
+    async def run(self, listing: Listing) -> None:
+        """Remember the first sighting of what has no row; remove what was sighted long enough ago."""
+        strangers = await self.database.read(lambda tx: _strangers(tx, listing))
+        known = await self.database.read(machines.sightings)
+        if strangers or known:
+            due = await self.database.write(lambda tx: self._sight(tx, strangers))
+            for kind, name in due:
+                await self._remove(kind, name)
+
+    async def _sight(self, tx: Transaction, strangers: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
+        for kind, name in await machines.sightings(tx) - strangers:
+            await machines.forget_sighting(tx, kind, name)
+        due = []
+        for kind, name in sorted(strangers):
+            first = await machines.sighted(tx, kind, name)
+            if first is not None and tx.now - first >= self.every:
+                due.append((kind, name))
+        return due
+
+    async def _remove(self, kind: str, name: str) -> None:
+        try:
+            if kind == MACHINE:
+                await self.provider.delete(name)
+            else:
+                await self.provider.delete_volume(name)
+        except ProviderError as error:
+            log.warning("orphan could not be removed", kind=kind, name=name, error=str(error))
+            return
+
+        async def removed(tx: Transaction) -> None:
+            await machines.forget_sighting(tx, kind, name)
+            await events.append(tx, "orphan.removed", RAVEBOT, data={"kind": kind, "name": name})
+
+        await self.database.write(removed)
+        self.meter.orphan_removed()
+        log.warning("orphan removed", kind=kind, name=name)
+
+
+async def _strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
+    names = {machine.name for machine in await machines.live(tx)}
+    found = {(MACHINE, machine.name) for machine in listing.machines if machine.name not in names}
+    listed = names | {machine.name for machine in listing.machines}
+    found |= {(VOLUME, volume) for volume in listing.volumes if not any(name in volume for name in listed)}
+    return frozenset(found)
+
+
+async def must_not_touch(tx: Transaction, listing: Listing) -> bool:
+    """Whether an empty database meets machines of its own instance: then a person decides."""
+    if not listing.machines or await machines.any_ever(tx):
+        return False
+    return await get_meta(tx, ADOPTED) is None

@@ -1,0 +1,98 @@
+"""Gathers what may be shown of a sandbox from the database; `view` says what that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ravebot.config import Config
+from ravebot.sandboxes import capacity
+from ravebot.sandboxes.model import MachineId, MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.telling import words
+from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from ravebot.store import events, machines, merge_requests, sandboxes
+from ravebot.store.database import Transaction
+
+HISTORY_LINES = 6
+
+
+@dataclass(frozen=True)
+class Views:
+    """Builds views inside a transaction."""
+
+    config: Config
+
+    async def one(self, tx: Transaction, sandbox_id: SandboxId) -> SandboxView | None:
+        sandbox = await sandboxes.get(tx, sandbox_id)
+        mr = await merge_requests.get(tx, sandbox.mr) if sandbox else None
+        return await self._view(tx, sandbox, mr) if sandbox and mr else None
+
+    async def latest(self, tx: Transaction, ref: MergeRequestRef) -> SandboxView | None:
+        """Of the newest sandbox of a merge request; a queued one beats the stopping one before it."""
+        sandbox = await sandboxes.latest(tx, ref)
+        return await self.one(tx, sandbox.id) if sandbox else None
+
+    async def live(self, tx: Transaction) -> tuple[SandboxView, ...]:
+        """Of everything that has not ended, oldest first."""
+        found = []
+        for sandbox in await sandboxes.live(tx):
+            mr = await merge_requests.get(tx, sandbox.mr)
+            assert mr
+            found.append(await self._view(tx, sandbox, mr))
+        return tuple(found)
+
+    async def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> SandboxView:
+        log = await events.of_sandbox(tx, sandbox.id, limit=50)
+        lines = [HistoryLine(event.at, text) for event in log if (text := words(event))]
+        place = None
+        if sandbox.state is SandboxState.QUEUED:
+            pool = self.config.pool
+            places = capacity.queue(await sandboxes.live(tx), pool.max_running, pool.lifetime, tx.now)
+            place = places.get(sandbox.id)
+        return SandboxView(
+            sandbox=sandbox,
+            mr=mr,
+            now=tx.now,
+            access=await self._access(tx, sandbox),
+            queue_position=place.position if place else None,
+            queue_wait=place.wait if place else None,
+            queue_reason=sandbox.wait_reason,
+            stages=await sandboxes.results(tx, sandbox),
+            history=tuple(lines[-HISTORY_LINES:]),
+            summary=await self._summary(tx, sandbox),
+            notice=_notice(sandbox, mr),
+        )
+
+    async def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
+        machine = await machines.get(tx, sandbox.machine_id)
+        if not sandbox.ports_open or machine is None or not sandbox.ssh_port or not sandbox.web_port:
+            return None
+        return Access(
+            host=self.config.sandbox.host,
+            user=self.config.sandbox.user,
+            ssh_port=sandbox.ssh_port,
+            web_port=sandbox.web_port,
+            web_scheme=sandbox.web_scheme,
+            host_key_alias=machine.name,
+            host_keys=machine.host_keys,
+        )
+
+    async def _summary(self, tx: Transaction, sandbox: Sandbox) -> Summary | None:
+        if sandbox.ended_at is None:
+            return None
+        had = await machines.of_sandbox(tx, sandbox.id)
+        return Summary(
+            lived=sandbox.ended_at - sandbox.ready_at if sandbox.ready_at else None,
+            cpu_seconds=sum(machine.cpu_seconds for machine in had),
+            memory_peak_bytes=max((machine.memory_peak_bytes for machine in had), default=0),
+        )
+
+
+def _notice(sandbox: Sandbox, mr: MergeRequest) -> str:
+    if mr.from_fork and mr.approved_sha != mr.head_sha and sandbox.state is not SandboxState.ENDED:
+        return f"the fork has a new commit that nobody let in yet: say start {mr.head_sha}"
+    return sandbox.notice
+
+
+async def machine_name(tx: Transaction, machine_id: MachineId | None) -> str:
+    machine = await machines.get(tx, machine_id)
+    return machine.name if machine else ""
