@@ -34,10 +34,7 @@ class InvalidConfigError(ConfigError):
     def __init__(self, path: Path, problems: tuple[Problem, ...]) -> None:
         self.path = path
         self.problems = problems
-        lines = [
-            f"{path}:{problem.line}: {problem}" if problem.line else f"{path}: {problem}"
-            for problem in problems
-        ]
+        lines = [f"{path}:{problem.line}: {problem}" if problem.line else f"{path}: {problem}" for problem in problems]
         super().__init__("\n".join(lines))
 
 
@@ -63,6 +60,16 @@ def load(path: Path) -> LoadedConfig:
     if config is None or problems:
         raise InvalidConfigError(path, tuple(sorted(set(problems))))
     return LoadedConfig(config, secrets, tuple(warnings), path)
+
+
+def read_state_dir(path: Path) -> Path:
+    """Only `state_dir`: who asks the running bot something need not wait for the rest of the file to be right."""
+    tree = parse(_read(path))
+    found = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
+    if tree.problems:
+        raise InvalidConfigError(path, tuple(tree.problems))
+    default = Config.model_fields["state_dir"].default
+    return Path(found) if isinstance(found, str) else Path(default)
 
 
 def _read(path: Path) -> str:
@@ -108,9 +115,7 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
             config = Config.model_validate(value)
             break
         except ValidationError as error:
-            fresh = [
-                item for item in configkeys.complaints(error, tree.value) if not _covers(item.path, wrong)
-            ]
+            fresh = [item for item in configkeys.complaints(error, tree.value) if not _covers(item.path, wrong)]
         found.update(dict.fromkeys(fresh))
         removable = [item for item in fresh if item.path and not item.missing]
         if not removable:
@@ -136,9 +141,7 @@ def _without(value: Value, paths: set[KeyPath], here: KeyPath = ()) -> dict[str,
 def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
     if isinstance(value, dict):
         return {
-            key: _copy_without(child, paths, (*here, key))
-            for key, child in value.items()
-            if (*here, key) not in paths
+            key: _copy_without(child, paths, (*here, key)) for key, child in value.items() if (*here, key) not in paths
         }
     if isinstance(value, list):
         # A list that holds an error goes as a whole: without one item, the others' places would move.

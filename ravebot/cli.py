@@ -1,0 +1,321 @@
+"""The `ravebot` command. What a subcommand needs is imported inside it, so that each starts fast."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Coroutine
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+from pydantic import TypeAdapter
+
+from ravebot import terminal
+from ravebot.config import parse_duration
+from ravebot.configfile import InvalidConfigError, LoadedConfig, load, read_state_dir
+from ravebot.errors import RavebotError
+
+if TYPE_CHECKING:
+    from ravebot.web.admin import AdminClient
+    from ravebot.web.operations import AuditReport, CleanupReport
+
+T = TypeVar("T")
+
+DEFAULT_CONFIG = Path("/etc/ravebot/config.yaml")
+FAILED, UNUSABLE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Gives every GitLab merge request an isolated sandbox VM and runs it from Matrix.",
+    epilog="Ends with 0 when all is well, 1 when something failed or was refused, 2 for a mistake on the command "
+    "line or in the configuration, 3 when no ravebot is running.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+output = terminal.Output()
+
+ConfigPath = Annotated[
+    Path, typer.Option("--config", "-c", envvar="RAVEBOT_CONFIG", help="The configuration file.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Level(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def main() -> NoReturn:
+    """Run the command; what fails on purpose is told in a sentence, without a traceback."""
+    try:
+        app()
+    except InvalidConfigError as error:
+        terminal.show_invalid(output, error)
+        sys.exit(UNUSABLE)
+    except RavebotError as error:
+        output.complain(f"ravebot: {terminal.clean(str(error))}")
+        sys.exit(_exit_code(error))
+    except BrokenPipeError:
+        # Who read us has gone; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        output.complain(f"ravebot: {error}")
+        sys.exit(FAILED)
+    sys.exit(0)
+
+
+def _exit_code(error: RavebotError) -> int:
+    from ravebot.web.admin import NotRunningError
+
+    return NOT_RUNNING if isinstance(error, NotRunningError) else FAILED
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.raw(f"ravebot {version('ravebot')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigPath = DEFAULT_CONFIG,
+    log_level: Annotated[Level, typer.Option(help="How much to log.")] = Level.INFO,
+) -> None:
+    """Run the bot until it is told to stop (Ctrl-C or SIGTERM); sandboxes go on without it."""
+    from ravebot import logs
+    from ravebot.app import run as run_app
+
+    loaded = load(config)
+    logs.set_up(log_level.value, loaded.secrets.values())
+    for warning in loaded.warnings:
+        output.complain(f"warning: {warning}", "yellow")
+    asyncio.run(_until_told_to_stop(run_app(loaded)))
+
+
+async def _until_told_to_stop(running: Coroutine[object, object, None]) -> None:
+    task = asyncio.ensure_future(running)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+@app.command()
+def check_config(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """List everything that is wrong with the configuration, with file, line and key."""
+    try:
+        loaded = load(config)
+    except InvalidConfigError as error:
+        if not as_json:
+            raise
+        output.raw(json.dumps({"ok": False, "problems": [asdict(problem) for problem in error.problems]}, indent=2))
+        raise typer.Exit(UNUSABLE) from error
+    if as_json:
+        output.raw(json.dumps({"ok": True, "warnings": list(loaded.warnings)}, indent=2))
+        return
+    for warning in loaded.warnings:
+        output.complain(f"warning: {warning}", "yellow")
+    output.say(f"{config} is right.", "green")
+
+
+@app.command()
+def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Check everything a new installation can have wrong, and say how to mend it."""
+    from ravebot.doctor import Finding, Verdict, examine, show
+
+    findings = asyncio.run(examine(load(config)))
+    if as_json:
+        output.raw(TypeAdapter(list[Finding]).dump_json(findings, indent=2).decode())
+    else:
+        show(output, findings)
+    if any(finding.verdict is Verdict.FAILED for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command("list")
+def list_sandboxes(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show every sandbox that is running or queued, and how to get in."""
+    from ravebot.web.operations import SandboxLine
+
+    lines = asyncio.run(_client(config).list())
+    if as_json:
+        _print_json(tuple[SandboxLine, ...], lines)
+    else:
+        terminal.show_sandboxes(output, lines, datetime.now(UTC))
+
+
+@app.command()
+def stop(
+    ref: Annotated[str, typer.Argument(help="Which sandbox, like group/app!42 (in quotes: ! is the shell's).")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """End a merge request's sandbox."""
+    outcome = asyncio.run(_client(config).stop(ref))
+    if not outcome.accepted:
+        output.complain(terminal.clean(outcome.message))
+        raise typer.Exit(FAILED)
+    output.say(terminal.clean(outcome.message))
+
+
+@app.command()
+def cleanup(
+    config: ConfigPath = DEFAULT_CONFIG,
+    older_than: Annotated[
+        str | None, typer.Option(help="End sandboxes that were asked for longer ago, like 4h.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="End every sandbox; needs --force.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not wait for guests to shut down.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Treat machines of this instance that the database does not know as ours.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """End sandboxes and remove what is left over; works with the bot down, too."""
+    if everything and older_than is not None:
+        raise typer.BadParameter("give one of --older-than and --all")
+    if not (everything or older_than or adopt):
+        raise typer.BadParameter("say what to clean up: --older-than 4h, --all --force, or --adopt")
+    if everything and not force:
+        raise typer.BadParameter("--all ends every sandbox of this instance: add --force if that is what you want")
+    age = _duration(older_than) if older_than else None
+    report = asyncio.run(_cleanup(config, age, everything, force, adopt))
+    from ravebot.web.operations import CleanupReport
+
+    if as_json:
+        _print_json(CleanupReport, report)
+    else:
+        terminal.show_cleanup(output, report)
+    if report.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def audit(
+    ref: Annotated[str | None, typer.Argument(help="Only this merge request, like group/app!42.")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the whole log for changes.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the last events.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Show what happened, who caused it, and the newest event's hash; works with the bot down, too."""
+    from ravebot.web.operations import AuditReport
+
+    report = asyncio.run(_audit(config, ref, verify, limit))
+    if as_json:
+        _print_json(AuditReport, report)
+    else:
+        terminal.show_audit(output, report)
+    if report.broken_at is not None:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def usage(
+    config: ConfigPath = DEFAULT_CONFIG,
+    since: Annotated[str | None, typer.Option(help="Only from then on: 7d for a week back, or 2026-01-31.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the sandboxes of each project used."""
+    from ravebot.web.operations import UsageLine
+
+    lines = asyncio.run(_client(config).usage(_moment(since) if since else None))
+    if as_json:
+        _print_json(tuple[UsageLine, ...], lines)
+    else:
+        terminal.show_usage(output, lines)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def demo(context: typer.Context) -> None:
+    """Show the whole bot at work on throwaway parts; needs the repository."""
+    script = Path(__file__).parents[1] / "dev"
+    if not os.access(script, os.X_OK):
+        output.complain("The demo is part of the repository: run `./dev demo` in a checkout of it.")
+        raise typer.Exit(FAILED)
+    raise typer.Exit(subprocess.run([script, "demo", *context.args], check=False).returncode)
+
+
+def _client(config: Path) -> AdminClient:
+    from ravebot.web.admin import AdminClient, socket_path
+
+    return AdminClient(socket_path(read_state_dir(config)))
+
+
+async def _cleanup(
+    config: Path, older_than: timedelta | None, everything: bool, force: bool, adopt: bool
+) -> CleanupReport:
+    from ravebot.web.admin import NotRunningError
+
+    try:
+        return await _client(config).cleanup(older_than=older_than, everything=everything, force=force, adopt=adopt)
+    except NotRunningError:
+        from ravebot.cleanup import cleanup as clean_up
+
+        loaded: LoadedConfig = load(config)
+        output.complain("No ravebot is running: cleaning up without it.", "dim")
+
+        def progress(text: str) -> None:
+            output.complain(terminal.clean(text), "dim")
+
+        return await clean_up(loaded, older_than, everything, force, adopt, progress)
+
+
+async def _audit(config: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
+    from ravebot import audit as offline
+    from ravebot.web.admin import NotRunningError
+
+    try:
+        return await _client(config).audit(ref, verify, limit)
+    except NotRunningError:
+        return await offline.read_offline(read_state_dir(config), ref, verify, limit)
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.now(UTC) - parse_duration(text)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter("write how long ago, like 7d, or a date like 2026-01-31") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _print_json(kind: type[T], value: T) -> None:
+    output.raw(TypeAdapter(kind).dump_json(value, indent=2).decode())

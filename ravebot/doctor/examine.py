@@ -1,0 +1,57 @@
+"""All checks in the order in which one mends: what later ones rest on comes first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ravebot.access.nft import NetworkTools
+from ravebot.configfile import LoadedConfig
+from ravebot.doctor import gitlab, machines, matrix, network, state
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.services import Answer
+
+_SKEW_NOTICED_SECONDS = 30
+_SKEW_HARMFUL_SECONDS = 300
+"""Signed webhooks older than five minutes are refused."""
+
+
+async def examine(loaded: LoadedConfig, tools: NetworkTools | None = None) -> list[Finding]:
+    """Look at everything, change nothing. `tools`: in which network namespace the host's rules are looked at."""
+    config = loaded.config
+    on_matrix, on_gitlab, on_machines, on_network = await asyncio.gather(
+        _all(matrix.check(loaded)),
+        _all(gitlab.check(loaded)),
+        _all(machines.check(config)),
+        _all(network.check(config, tools or NetworkTools(), state.instance_id(config.state_dir))),
+    )
+    everything: list[Finding | Answer] = [
+        *state.configuration(loaded),
+        state.versions(),
+        state.state_folder(config.state_dir),
+        state.database(config.state_dir),
+        *on_matrix,
+        *on_gitlab,
+        *on_machines,
+        *on_network,
+    ]
+    findings = [item for item in everything if isinstance(item, Finding)]
+    return [*findings, *clock([item for item in everything if isinstance(item, Answer)])]
+
+
+async def _all(found: AsyncIterator[Finding] | AsyncIterator[Finding | Answer]) -> list[Finding | Answer]:
+    return [item async for item in found]
+
+
+def clock(answers: list[Answer]) -> list[Finding]:
+    """How far this host's clock is from those of GitLab and Matrix; the nearest counts."""
+    apart = min((answer.ahead_seconds for answer in answers if answer.ahead_seconds is not None), key=abs, default=None)
+    if apart is None:
+        return []
+    detail = f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the others"
+    mend = "let the time be kept: timedatectl set-ntp true"
+    if abs(apart) > _SKEW_HARMFUL_SECONDS:
+        return [failed("clock", detail, mend)]
+    if abs(apart) > _SKEW_NOTICED_SECONDS:
+        return [warning("clock", detail, mend)]
+    return [ok("clock", "agrees with the others")]

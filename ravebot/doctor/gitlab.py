@@ -1,0 +1,118 @@
+"""Checks of the GitLab side: the token, its role on each project, and the webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from urllib.parse import quote
+
+from ravebot.config import Config
+from ravebot.configfile import LoadedConfig
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.services import Answer, get
+from ravebot.errors import Unavailable
+from ravebot.web.server import WEBHOOK_PATH
+
+DEVELOPER = 30
+"""https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
+_EXPIRES_SOON = timedelta(days=14)
+
+
+async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
+    """Findings, and the answers whose clock is worth comparing."""
+    base = str(loaded.config.gitlab.url).rstrip("/")
+    api = f"{base}/api/v4"
+    headers = {"PRIVATE-TOKEN": loaded.secrets.gitlab_token}
+    try:
+        me = await get(f"{api}/user", headers)
+    except Unavailable as error:
+        mend = "check gitlab.url, the network and the certificate"
+        yield failed("gitlab", f"{base} can't be reached: {error}", mend)
+        return
+    yield me
+    if me.status in (401, 403):
+        mend = "put a token with the scope api into gitlab.token_file"
+        yield failed("gitlab token", f"refused by {base} ({me.status}): expired, revoked or without scope", mend)
+        return
+    username = me.field("username")
+    if me.status != 200 or not isinstance(username, str):
+        mend = "gitlab.url must be GitLab's base address, without /api"
+        yield failed("gitlab", f"{base} answers {me.status} and is no GitLab", mend)
+        return
+    yield ok("gitlab", f"{base} answers; ravebot is @{username} there")
+    try:
+        yield await _token(api, headers)
+        for pattern in loaded.config.gitlab.projects:
+            if "*" in pattern:
+                yield ok("gitlab project", f"{pattern}: a pattern; roles and webhooks under it are not looked at")
+                continue
+            async for finding in _project(loaded.config, api, headers, pattern):
+                yield finding
+    except Unavailable as error:
+        yield failed("gitlab", f"broke off: {error}", "try again; see GitLab's log")
+
+
+async def _token(api: str, headers: dict[str, str]) -> Finding:
+    """https://docs.gitlab.com/api/personal_access_tokens/ (group and project tokens answer there, too)."""
+    token = await get(f"{api}/personal_access_tokens/self", headers)
+    scopes = token.field("scopes")
+    if token.status != 200 or not isinstance(scopes, list):
+        return ok("gitlab token", "accepted; its scopes can't be asked for")
+    if "api" not in scopes:
+        mend = "make a token with the scope api"
+        return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", mend)
+    expires = token.field("expires_at")
+    if isinstance(expires, str):
+        try:
+            day = date.fromisoformat(expires[:10])
+        except ValueError:
+            return ok("gitlab token", "scope api")
+        if day - datetime.now(UTC).date() < _EXPIRES_SOON:
+            return warning("gitlab token", f"expires on {day}", "rotate it in time")
+        return ok("gitlab token", f"scope api, expires on {day}")
+    return ok("gitlab token", "scope api")
+
+
+async def _project(config: Config, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
+    address = f"{api}/projects/{quote(path, safe='')}"
+    project = await get(address, headers)
+    if project.status != 200:
+        mend = "add the bot to it as Developer, or change gitlab.projects"
+        yield failed("gitlab project", f"{path} is not there or not visible ({project.status})", mend)
+        return
+    levels = [
+        level
+        for kind in ("project_access", "group_access")
+        if isinstance(level := project.field("permissions", kind, "access_level"), int)
+    ]
+    if max(levels, default=0) < DEVELOPER:
+        yield failed("gitlab project", f"{path}: the bot is no Developer", "give the bot the role Developer or more")
+        return
+    yield ok("gitlab project", f"{path}: role enough")
+    yield await _webhook(config, address, headers, path)
+
+
+async def _webhook(config: Config, address: str, headers: dict[str, str], path: str) -> Finding:
+    name = "gitlab webhook"
+    base = str(config.http.public_url or "https://ADDRESS-OF-RAVEBOT").rstrip("/")
+    wanted = f"{base}{WEBHOOK_PATH}"
+    how = f"in {path}: Settings, Webhooks: {wanted}, with the secret, for comments and merge request events"
+    hooks = await get(f"{address}/hooks?per_page=100", headers)
+    if hooks.status in (401, 403, 404):
+        return warning(name, f"{path}: only a Maintainer may look", f"make sure by hand that it is set {how}")
+    listed = hooks.body if isinstance(hooks.body, list) else []
+    ours = [hook for hook in listed if isinstance(hook, dict) and str(hook.get("url", "")).partition("?")[0] == wanted]
+    if not ours:
+        return failed(name, f"{path} has none to {wanted}", f"set it {how}")
+    hook = ours[0]
+    missing = [
+        title
+        for key, title in (("merge_requests_events", "merge request events"), ("note_events", "comments"))
+        if not hook.get(key)
+    ]
+    if missing:
+        return failed(name, f"{path}: not sent for {' and '.join(missing)}", f"switch them on {how}")
+    if hook.get("alert_status") not in (None, "executable"):
+        mend = f"mend the cause (GitLab shows recent events there), then send a test {how}"
+        return failed(name, f"{path}: disabled by GitLab after failures", mend)
+    return ok(name, f"{path} sends to {wanted}")

@@ -1,0 +1,121 @@
+"""Checks of what machines need: libvirt, the image, disk, memory, KVM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+
+import psutil
+
+from ravebot.config import Config, LibvirtConfig
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.errors import ProviderError, RavebotError
+from ravebot.providers.libvirt.connection import Connection, Handle
+from ravebot.providers.libvirt.disks import image_size
+from ravebot.providers.libvirt.probe import probe_kvm
+from ravebot.sandboxes.view import in_bytes
+
+_EMULATOR = "qemu-system-x86_64"
+
+
+async def libvirt(config: LibvirtConfig) -> Finding:
+    """Whether it answers, and its version."""
+    connection = Connection(config.uri, name="doctor", threads=1)
+    try:
+        version = await connection.call(_version)
+    except RavebotError as error:
+        mend = "start libvirtd (systemctl start libvirtd) and let ravebot's user into the group libvirt"
+        return failed("libvirt", f"{config.uri}: {error}", mend)
+    finally:
+        await connection.close()
+    return ok("libvirt", f"{config.uri}, version {version}")
+
+
+def _version(handle: Handle) -> str:
+    number = int(handle.getLibVersion())
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def image(config: Config) -> Finding:
+    path = config.provider.image
+    try:
+        size = image_size(path)
+    except ProviderError as error:
+        return failed("image", str(error))
+    if size > config.sandbox.disk:
+        detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
+        return failed("image", detail, "raise sandbox.disk, or take a smaller image")
+    hidden = next((folder for folder in path.parents if not folder.stat().st_mode & 0o001), None)
+    if hidden is not None:
+        mend = f"chmod o+x {hidden}, or put the image elsewhere"
+        return warning("image", f"QEMU's user may not get to {path}: {hidden} is closed to others", mend)
+    return ok("image", f"{path}, {in_bytes(size)}")
+
+
+def boot_files(config: LibvirtConfig) -> Finding | None:
+    """Kernel and initrd of a direct boot; None where there is none."""
+    if config.kernel is None or config.initrd is None:
+        return None
+    unreadable = [str(path) for path in (config.kernel, config.initrd) if not os.access(path, os.R_OK)]
+    if unreadable:
+        mend = "put them there, or change provider.kernel and provider.initrd"
+        return failed("direct boot", f"can't be read: {', '.join(unreadable)}", mend)
+    return ok("direct boot", f"{config.kernel}, {config.initrd}")
+
+
+def disk(config: Config) -> Finding:
+    """Whether all sandboxes that may run find room when they fill their disks."""
+    folder = config.provider.storage_pool
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
+    free = shutil.disk_usage(there).free
+    wanted = config.sandbox.disk
+    if free < wanted:
+        detail = f"{in_bytes(free)} free in {there}, one sandbox may fill {in_bytes(wanted)}"
+        return failed("storage pool", detail, "free space, lower sandbox.disk, or change provider.storage_pool")
+    if free < wanted * config.pool.max_running:
+        detail = f"{in_bytes(free)} free in {there}, too little for {config.pool.max_running} sandboxes at once"
+        return warning("storage pool", detail, "free space, or lower pool.max_running or sandbox.disk")
+    return ok("storage pool", f"{folder}, {in_bytes(free)} free")
+
+
+def memory(config: Config) -> Finding:
+    """Whether all sandboxes that may run fit into memory."""
+    total = int(psutil.virtual_memory().total)
+    wanted = config.sandbox.memory
+    if total < wanted:
+        detail = f"{in_bytes(total)} in all, one sandbox takes {in_bytes(wanted)}"
+        return failed("memory", detail, "lower sandbox.memory")
+    if total < wanted * config.pool.max_running:
+        detail = f"{in_bytes(total)} in all, too little for {config.pool.max_running} sandboxes at once"
+        return warning("memory", detail, "lower pool.max_running or sandbox.memory: the rest waits in the queue")
+    return ok("memory", f"{in_bytes(total)} in all")
+
+
+async def kvm(config: LibvirtConfig) -> Finding:
+    """Tried by booting: a device that opens proves nothing."""
+    if config.accelerator == "tcg":
+        return warning("kvm", "switched off by provider.accelerator: machines are emulated, slowly")
+    probe = await probe_kvm(shutil.which(_EMULATOR) or _EMULATOR)
+    if probe.works:
+        return ok("kvm", probe.reason)
+    mend = "switch virtualization on in the firmware (in a VM: nested virtualization), load kvm_intel or kvm_amd"
+    if config.accelerator == "kvm":
+        return failed("kvm", f"does not work: {probe.reason}", mend)
+    return warning("kvm", f"does not work, so machines are emulated, slowly: {probe.reason}", mend)
+
+
+async def check(config: Config) -> AsyncIterator[Finding]:
+    """All of them."""
+    if config.provider.uri.startswith("qemu:") and shutil.which(_EMULATOR) is None:
+        yield failed("qemu", f"{_EMULATOR} is not installed", "apt-get install qemu-system-x86 qemu-utils")
+    yield await libvirt(config.provider)
+    yield image(config)
+    boot = boot_files(config.provider)
+    if boot is not None:
+        yield boot
+    yield disk(config)
+    yield memory(config)
+    yield await kvm(config.provider)

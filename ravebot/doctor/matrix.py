@@ -1,0 +1,78 @@
+"""Checks of the Matrix side. Never logs in: that would make another device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+from ravebot.configfile import LoadedConfig
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.services import Answer, get
+from ravebot.errors import Unavailable
+
+
+async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
+    """Findings, and the answers whose clock is worth comparing."""
+    base = str(loaded.config.matrix.homeserver).rstrip("/")
+    try:
+        versions = await get(f"{base}/_matrix/client/versions")
+    except Unavailable as error:
+        mend = "check matrix.homeserver, the network and the certificate"
+        yield failed("matrix", f"{base} can't be reached: {error}", mend)
+        return
+    if versions.status != 200 or not isinstance(versions.field("versions"), list):
+        mend = "matrix.homeserver must be the client API's base address"
+        yield failed("matrix", f"{base} answers {versions.status} and is no Matrix homeserver", mend)
+        return
+    yield versions
+    yield ok("matrix", f"{base} answers")
+    token = loaded.secrets.matrix_access_token or _kept_token(loaded.config.state_dir)
+    if token is None:
+        yield ok("matrix login", "not tried: `ravebot run` logs in with the password, once, and keeps the device")
+        return
+    async for finding in _account(loaded, base, token):
+        yield finding
+
+
+async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator[Finding]:
+    headers = {"Authorization": f"Bearer {token}"}
+    wanted = loaded.config.matrix.user_id
+    try:
+        me = await get(f"{base}/_matrix/client/v3/account/whoami", headers)
+        if me.status != 200:
+            mend = "give a new access_token_file, or with a password remove matrix.json from state_dir"
+            yield failed("matrix login", f"the token is refused ({me.status} {me.field('errcode')})", mend)
+            return
+        if me.field("user_id") != wanted:
+            mend = f"take a token of {wanted}, or change matrix.user_id"
+            yield failed("matrix login", f"the token belongs to {me.field('user_id')}", mend)
+            return
+        yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
+        joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
+        for room in loaded.config.matrix.rooms:
+            yield await _room(base, headers, room.room, joined if isinstance(joined, list) else [])
+    except Unavailable as error:
+        yield failed("matrix login", f"broke off: {error}", "try again; see the homeserver's log")
+
+
+async def _room(base: str, headers: dict[str, str], name: str, joined: list[object]) -> Finding:
+    room_id: object = name
+    if name.startswith("#"):
+        found = await get(f"{base}/_matrix/client/v3/directory/room/{quote(name, safe='')}", headers)
+        room_id = found.field("room_id")
+        if found.status != 200:
+            return failed("matrix room", f"there is no room {name}", "make it, or change matrix.rooms")
+    if room_id not in joined:
+        return warning("matrix room", f"not in {name} yet", "have one of matrix.admins invite ravebot there")
+    return ok("matrix room", name)
+
+
+def _kept_token(state_dir: Path) -> str | None:
+    try:
+        kept = json.loads((state_dir / "matrix.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    token = kept.get("access_token") if isinstance(kept, dict) else None
+    return token if isinstance(token, str) else None

@@ -1,0 +1,125 @@
+"""Checks of the host's network: nftables, ports, addresses, what would stand in the sandboxes' way."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from ravebot.access.conflicts import conflicts
+from ravebot.access.listeners import listening_ports
+from ravebot.access.nft import NetworkTools
+from ravebot.config import Config
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.errors import Unavailable
+
+_CAP_NET_ADMIN = 12  # linux/capability.h
+_THREADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="doctor-dns")
+
+
+async def check(config: Config, tools: NetworkTools, instance_id: str | None) -> AsyncIterator[Finding]:
+    """All of them; `tools` says in which network namespace."""
+    yield await sandbox_host(config.sandbox.host)
+    yield await ports(config)
+    if config.provider.network != "bridge":
+        yield warning("network", "provider.network is none: nobody can reach the machines")
+        return
+    if not may_change_network():
+        yield failed("permission", "ravebot may not change the network", "run it as root or with CAP_NET_ADMIN")
+    yield await firewall(config, tools, instance_id)
+    yield await forwarding(tools)
+    yield await routes(config, tools)
+
+
+def may_change_network(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process has CAP_NET_ADMIN: proc(5), CapEff."""
+    line = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+
+
+async def firewall(config: Config, tools: NetworkTools, instance_id: str | None) -> Finding:
+    """Whether nftables can be asked, and whether another's rules drop what we let through."""
+    try:
+        listed = await tools.ruleset()
+    except Unavailable as error:
+        return failed("nftables", str(error), "apt-get install nftables, and run as root or with CAP_NET_ADMIN")
+    egress = config.sandbox.egress != "none"
+    found = conflicts(listed, own_table=f"ravebot-{instance_id}", bridge=config.provider.bridge.name, egress=egress)
+    if found:
+        return failed("firewall", "; ".join(found), "do what is said after each")
+    return ok("firewall", "nftables answers; nobody's rules drop the sandboxes' traffic")
+
+
+async def forwarding(tools: NetworkTools) -> Finding:
+    try:
+        value = (await tools.run("sysctl", "-n", "net.ipv4.ip_forward")).strip()
+    except Unavailable as error:
+        return failed("forwarding", str(error), "apt-get install procps")
+    if value != "1":
+        mend = "to have it from the start: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/50-ravebot.conf"
+        return warning("forwarding", "is off; `ravebot run` switches it on", mend)
+    return ok("forwarding", "is on")
+
+
+async def routes(config: Config, tools: NetworkTools) -> Finding:
+    """Whether the bridge's subnet, or its name, belongs to something else on this host."""
+    bridge = config.provider.bridge
+    try:
+        listed = json.loads(await tools.ip("-j", "-4", "route", "show", "table", "main") or "[]")
+        links = json.loads(await tools.ip("-j", "-d", "link", "show") or "[]")
+    except (Unavailable, ValueError) as error:
+        return failed("bridge", f"the host's routes can't be read: {error}", "apt-get install iproute2")
+    for route in listed:
+        target = route.get("dst", "default")
+        if target == "default" or route.get("dev") == bridge.name:
+            continue
+        if ipaddress.IPv4Network(target, strict=False).overlaps(bridge.subnet):
+            detail = f"{bridge.subnet} overlaps {target}, which this host reaches by {route.get('dev')}"
+            return failed("bridge", detail, "take another provider.bridge.subnet")
+    for link in links:
+        if link.get("ifname") == bridge.name and link.get("linkinfo", {}).get("info_kind") != "bridge":
+            return failed("bridge", f"{bridge.name} is no bridge here", "take another provider.bridge.name")
+    return ok("bridge", f"{bridge.name}, {bridge.subnet}")
+
+
+async def ports(config: Config) -> Finding:
+    """Ports inside the ranges that the host listens on itself are never given out."""
+    try:
+        taken = await listening_ports()
+    except Unavailable as error:
+        return warning("ports", str(error), "run the doctor as root")
+    ssh, web = config.sandbox.ssh_ports, config.sandbox.web_ports
+    found = sorted(port for port in taken if port in ssh or port in web)
+    if not found:
+        return ok("ports", f"{ssh.first}-{ssh.last} and {web.first}-{web.last} are free")
+    listed = ", ".join(map(str, found[:10])) + (", …" if len(found) > 10 else "")
+    left = min(sum(port not in taken for port in range(span.first, span.last + 1)) for span in (ssh, web))
+    if left < config.pool.max_running:
+        return failed("ports", f"this host listens on {listed}: {left} left", "take other ranges")
+    return warning("ports", f"this host itself listens on {listed}: not given out", "or take other ranges")
+
+
+async def sandbox_host(name: str) -> Finding:
+    """It must lead to an address of this host that others reach."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return failed("sandbox.host", f"{name} can't be resolved: {reason}", "add it to DNS, or change sandbox.host")
+    addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
+    shown = ", ".join(sorted(addresses))
+    if all(ipaddress.ip_address(address).is_loopback for address in addresses):
+        mend = "let it be an address of this host that others reach: ports are not forwarded on loopback"
+        return failed("sandbox.host", f"{name} is {shown}", mend)
+    own = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
+    if not addresses & own:
+        mend = "right behind address translation that forwards the port ranges here; else change sandbox.host"
+        return warning("sandbox.host", f"{name} is {shown}, no address of this host", mend)
+    return ok("sandbox.host", f"{name} is {shown}")

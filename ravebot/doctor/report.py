@@ -1,0 +1,41 @@
+"""The doctor's findings as a person reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from ravebot.doctor.finding import Finding, Verdict
+from ravebot.terminal import Cell, Output, clean
+
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red"}
+
+
+def show(output: Output, findings: Sequence[Finding]) -> None:
+    """A table with the mends in it on a terminal; a tab-separated line each in a pipe."""
+    if output.console.is_terminal:
+        output.console.print(_table(findings))
+    else:
+        rows = ((Cell(f.verdict.value), f.name, f.detail, f.mend) for f in findings)
+        output.table(("verdict", "check", "found", "mend"), rows)
+    counts = Counter(finding.verdict for finding in findings)
+    worst = next((v for v in (Verdict.FAILED, Verdict.WARNING) if counts[v]), Verdict.OK)
+    text = f"{counts[Verdict.OK]} ok, {counts[Verdict.WARNING]} to look at, {counts[Verdict.FAILED]} failed"
+    output.complain(text, _STYLES[worst])
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        style = _STYLES[finding.verdict]
+        found = Text(clean(finding.detail))
+        if finding.mend:
+            found.append(f"\n→ {clean(finding.mend)}", style=style)
+        table.add_row(Text(finding.verdict.value, style=style), Text(clean(finding.name), style="bold"), found)
+    return table

@@ -1,0 +1,63 @@
+"""What the checks of Matrix and GitLab share: one bounded GET, and how far the clocks are apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+
+from ravebot.errors import Unavailable
+
+_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `body` is its JSON, or None. `ahead_seconds`: our clock against theirs."""
+
+    status: int
+    body: object
+    ahead_seconds: float | None
+
+    def field(self, *keys: str) -> object:
+        """What is at those keys of nested objects; None where there is nothing."""
+        value = self.body
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
+    """One GET without redirects: those would carry tokens elsewhere. Raises Unavailable, saying why."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+            session.get(url, headers=headers, allow_redirects=False) as response,
+        ):
+            raw = await response.content.read(_MAX_BYTES)
+            return Answer(response.status, _json(raw), _ahead(response.headers.get("Date")))
+    except TimeoutError as error:
+        raise Unavailable("no answer within 10 s") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise Unavailable(str(error) or type(error).__name__) from error
+
+
+def _json(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def _ahead(date: str | None) -> float | None:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    if theirs.tzinfo is None:
+        return None
+    return (datetime.now(UTC) - theirs).total_seconds()

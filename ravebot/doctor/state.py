@@ -1,0 +1,106 @@
+"""Checks of what is ours on this host: Python, the state folder, the database."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import platform
+import sqlite3
+import stat
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from ravebot.audit import database_path
+from ravebot.configfile import LoadedConfig
+from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.store.database import migrations
+
+
+def configuration(loaded: LoadedConfig) -> list[Finding]:
+    """That it loaded says that file and secrets are right; what is unwise comes as warnings."""
+    unwise = [warning("configuration", text) for text in loaded.warnings]
+    return unwise or [ok("configuration", f"{loaded.path} and its secret files are right")]
+
+
+def versions() -> Finding:
+    """For whoever reads a report of trouble."""
+    python, sqlite = platform.python_version(), sqlite3.sqlite_version
+    return ok("versions", f"ravebot {version('ravebot')}, Python {python}, SQLite {sqlite}")
+
+
+def instance_id(state_dir: Path) -> str | None:
+    """The installation's random id, once it has run."""
+    path = database_path(state_dir)
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'instance_id'").fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row else None
+
+
+def state_folder(path: Path) -> Finding:
+    name = "state folder"
+    if not path.exists():
+        parent = next(folder for folder in path.parents if folder.exists())
+        if not os.access(parent, os.W_OK):
+            mend = f"as root: install -d -m 700 -o {_user()} {path}"
+            return failed(name, f"{path} is not there and can't be made in {parent}", mend)
+        return ok(name, f"{path} is not there yet: `ravebot run` makes it")
+    if not path.is_dir():
+        return failed(name, f"{path} is not a folder", "move it away, or change state_dir")
+    facts = path.stat()
+    if not os.access(path, os.W_OK | os.X_OK):
+        return failed(name, f"{path} can't be written by {_user()}", f"as root: chown -R {_user()} {path}")
+    if facts.st_mode & stat.S_IWOTH:
+        return failed(name, f"everybody may write in {path}", f"chmod 700 {path}")
+    if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return warning(name, f"others may look into {path}", f"chmod 700 {path}")
+    if facts.st_uid != os.geteuid():
+        mend = "ask the doctor as the user that runs ravebot"
+        return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", mend)
+    return ok(name, str(path))
+
+
+def database(state_dir: Path) -> Finding:
+    """Its version, whether a bot holds it, and the hash of the newest event, to be kept elsewhere."""
+    path = database_path(state_dir)
+    name = "database"
+    if not path.exists():
+        return ok(name, f"{path} is not there yet: `ravebot run` makes it")
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
+            schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            newest = migrations()[-1][0]
+            if schema > newest:
+                mend = "install the newer ravebot again"
+                return failed(name, f"of version {schema}; this ravebot knows up to {newest}", mend)
+            damage = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if damage != "ok":
+                return failed(name, f"{path} is damaged: {damage}", "stop ravebot and restore a backup")
+            row = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
+    except (sqlite3.Error, OSError) as error:
+        return failed(name, f"{path} can't be read: {error}", "check its owner and mode, or restore a backup")
+    events = f"event {row[0]}, hash {row[1]}" if row else "no events yet"
+    return ok(name, f"version {schema}, {_holder(path)}; {events}")
+
+
+def _holder(path: Path) -> str:
+    lock = path.with_suffix(".lock")
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "not in use"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "in use by " + (os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process")
+    finally:
+        os.close(descriptor)
+    return "not in use"
+
+
+def _user() -> str:
+    return getpass.getuser()

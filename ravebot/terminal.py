@@ -1,0 +1,179 @@
+"""What the shell commands print: tables and colour on a terminal, tab-separated lines in a pipe.
+
+Texts from people and guests are shown without control characters: they can't move the cursor or fake a line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ravebot.configfile import InvalidConfigError
+from ravebot.sandboxes.view import in_bytes, in_words
+from ravebot.web.operations import AuditReport, CleanupReport, SandboxLine, UsageLine
+
+_STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
+
+
+def clean(text: str) -> str:
+    """The text in one line, with what can't be printed replaced by its escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table and how it looks on a terminal."""
+
+    text: str
+    style: str = ""
+
+
+class Output:
+    """Where the answers go; errors and notes go to stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """A sentence of ours; whole lines in a pipe, folded at words on a terminal."""
+        self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
+
+    def complain(self, text: str, style: str = "red") -> None:
+        """To stderr."""
+        self.errors.print(Text(text, style=style), soft_wrap=not self.errors.is_terminal)
+
+    def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
+        """A table; in a pipe tab-separated lines under a line of titles."""
+        cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+        if not self.console.is_terminal:
+            for line in [[title.upper() for title in titles], *([clean(cell.text) for cell in row] for row in cells)]:
+                sys.stdout.write("\t".join(line) + "\n")
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for title in titles:
+            table.add_column(title, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(clean(cell.text), style=cell.style) for cell in row))
+        self.console.print(table)
+
+    def raw(self, text: str) -> None:
+        """Unfolded and unstyled, for machines and for copying."""
+        sys.stdout.write(text + "\n")
+
+
+def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) -> None:
+    """`ravebot list`."""
+    if not lines and output.console.is_terminal:
+        output.say("No sandbox is running or queued.")
+        return
+    if not output.console.is_terminal:
+        titles = ("sandbox", "state", "owner", "commit", "expires", "machine", "ssh", "web", "title")
+        output.table(
+            titles,
+            (
+                (
+                    line.ref, _state(line), line.owner, line.sha, _utc(line.expires_at), line.machine,
+                    line.ssh_command, line.web_url, line.title,
+                )
+                for line in lines
+            ),
+        )  # fmt: skip
+        return
+    output.table(
+        ("Sandbox", "State", "Owner", "Commit", "Ends"),
+        (
+            (
+                Cell(line.ref, "bold"),
+                Cell(_state(line), _STATE_STYLES.get(line.state, "")),
+                line.owner,
+                line.sha[:8],
+                f"in {in_words(line.expires_at - now)}" if line.expires_at else "",
+            )
+            for line in lines
+        ),
+    )
+    for line in lines:
+        if line.ssh_command:
+            output.console.print()
+            output.say(clean(line.ref), "bold")
+            output.raw(f"  {clean(line.ssh_command)}")
+            if line.web_url:
+                output.raw(f"  {clean(line.web_url)}")
+
+
+def _state(line: SandboxLine) -> str:
+    if line.queue_position is not None:
+        return f"{line.state}, place {line.queue_position}"
+    return f"{line.state}: {line.stage}" if line.stage else line.state
+
+
+def _utc(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+def show_audit(output: Output, report: AuditReport) -> None:
+    """`ravebot audit`: the events, then the head's hash and how the check went."""
+    rows = ((_utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
+    output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
+    note = output.complain if not output.console.is_terminal else output.say
+    note(f"Hash of the newest event: {report.head}", "dim")
+    if report.broken_at is not None:
+        output.complain(
+            f"The log was tampered with or damaged: event {report.broken_at} is missing or not what it was; "
+            "compare with a backup of the database."
+        )
+    elif report.checked_rows is not None:
+        note(f"All {report.checked_rows} events hold together.", "green")
+
+
+def show_usage(output: Output, lines: Sequence[UsageLine]) -> None:
+    """`ravebot usage`."""
+    output.table(
+        ("Project", "Sandboxes", "Lived", "CPU time", "Peak memory"),
+        (
+            (
+                Cell(line.project, "bold"),
+                str(line.sandboxes),
+                in_words(line.lived),
+                f"{line.cpu_seconds:.0f} s",
+                in_bytes(line.memory_peak_bytes),
+            )
+            for line in lines
+        ),
+    )
+
+
+def show_cleanup(output: Output, report: CleanupReport) -> None:
+    """`ravebot cleanup`: what went, what stayed and why."""
+    groups = (
+        ("ended", report.ended, ""),
+        ("machine removed", report.machines, ""),
+        ("disk removed", report.volumes, ""),
+        ("kept", report.kept, "yellow"),
+    )
+    rows = [(Cell(what, style), name) for what, names, style in groups for name in names]
+    if rows:
+        output.table(("What", "Which"), rows)
+    elif not report.failed:
+        output.say("There was nothing to clean up.")
+    for failure in report.failed:
+        output.complain(clean(failure))
+
+
+def show_invalid(output: Output, error: InvalidConfigError) -> None:
+    """Every problem of a configuration file, one a line: file, line, key, what to do."""
+    for problem in error.problems:
+        place = f"{error.path}:{problem.line}" if problem.line else str(error.path)
+        text = Text.assemble(
+            (f"{place}: ", "bold"), (f"{problem.path}: " if problem.path else "", "cyan"), problem.message
+        )
+        output.errors.print(text, soft_wrap=not output.errors.is_terminal)
+    count = len(error.problems)
+    output.complain(f"{count} problem{'s' if count > 1 else ''}; the configuration is not used as it is.")
