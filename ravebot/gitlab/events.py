@@ -94,8 +94,8 @@ def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:
         return Ignored("a note that GitLab wrote itself")
     author = Person(identifier(attributes, "author_id"), text(mapping(body, "user"), "username", 255))
     told = mapping(body, "merge_request")
-    known = [author, *(Person(user_id, "") for key in ("assignee_ids", "reviewer_ids") for user_id in _ids(told, key))]
-    mr = _merge_request(body, told, tuple(known[1:]), tuple(known))
+    people = tuple(Person(one, "") for one in dict.fromkeys((*_ids(told, "assignee_ids"), *_ids(told, "reviewer_ids"))))
+    mr = _merge_request(body, told, people, (author,))
     note = text(attributes, "note", MAX_COMMENT)
     return CommentPosted(mr.ref, mr.project_path, identifier(attributes, "id"), author, note, mr)
 
@@ -137,4 +137,4 @@ def _people(body: Mapping[str, object], key: str) -> list[Person]:
 
 def _ids(body: Mapping[str, object], key: str) -> list[int]:
     found = [item for item in listing(body, key) if isinstance(item, int) and not isinstance(item, bool)]
-    return list(dict.fromkeys(item for item in found if item > 0))
+    return [item for item in found if item > 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -66,7 +67,7 @@ async def gitlab() -> AsyncIterator[GitLabServer]:
 
 @pytest.mark.parametrize("secret", [{"secret_token": "a plain secret"}, {"signing_token": SIGNING_TOKEN}])
 async def test_a_merge_requests_life_arrives_in_order_with_either_secret(
-    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, str]
+    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, Any]
 ) -> None:
     alice, bob = gitlab.add_user("alice"), gitlab.add_user("bob")
     project = gitlab.add_project("group/app")
@@ -118,7 +119,7 @@ async def test_a_delivery_sent_again_is_stored_once(gitlab: GitLabServer, receiv
 
 @pytest.mark.parametrize("secret", [{}, {"secret_token": "wrong"}, {"signing_token": "whsec_" + "A" * 44}])
 async def test_a_forged_token_is_refused_and_stores_nothing(
-    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, str]
+    gitlab: GitLabServer, receiver: Receiver, secret: dict[str, Any]
 ) -> None:
     project = gitlab.add_project("group/app")
     gitlab.add_hook(project, receiver.url, **secret)

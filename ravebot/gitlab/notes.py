@@ -1,0 +1,213 @@
+"""The comments we write on merge requests, as GitLab's Markdown. Pure; everything from people or guests is escaped."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from ravebot.gitlab.commands import WORD, help_lines
+from ravebot.gitlab.escape import block, code, text
+from ravebot.sandboxes.model import EndReason, MergeRequest, MergeRequestRef, SandboxState, Stage, StageResult
+from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
+
+_HISTORY_LINES = 10
+_REPLY_LINES = 20
+
+_ENDED = {
+    EndReason.EXPIRED: "its time was up",
+    EndReason.STOPPED: "somebody stopped it",
+    EndReason.MERGED: "the merge request was merged",
+    EndReason.CLOSED: "the merge request was closed",
+    EndReason.SUPERSEDED: "another one took its place",
+    EndReason.FAILED: "it could not be set up",
+    EndReason.LOST: "its machine was lost",
+}
+_TO_TYPE = {
+    SandboxState.QUEUED: ("stop",),
+    SandboxState.STARTING: ("stop", "rebuild"),
+    SandboxState.READY: ("extend 1h", "rebuild", "stop"),
+}
+
+
+def marker(ref: MergeRequestRef, instance_id: str, what: str = "status") -> str:
+    """The hidden first line by which a comment of ours is found again; `what` tells several on one merge request apart.
+
+    Nobody else can put it there: text of others never begins a comment of ours.
+    """
+    return f"<!-- ravebot {_plain(instance_id)} {ref.project_id:d}!{ref.iid:d} {_plain(what)} -->"
+
+
+def render_note(view: SandboxView, marker: str) -> str:
+    """The status note: all of one sandbox at a glance, rewritten as things change."""
+    parts = [f"{marker}\n### {_headline(view)}"]
+    if view.notice:
+        parts.append(f"⚠️ **{text(view.notice, 500)}**")
+    if view.access:
+        parts.append(f"```sh\n{view.access.ssh_command}\n```")
+    parts.append(_table(_rows(view)))
+    parts.extend(_failure(result) for result in _failures(view.stages))
+    if view.history:
+        parts.append(_history(view.history))
+    if view.mr.state == "opened":
+        parts.append(_next(view))
+    return "\n\n".join(parts) + "\n"
+
+
+def render_fork_waiting(mr: MergeRequest, marker: str) -> str:
+    """The note of a fork's merge request whose head nobody has let in yet."""
+    return (
+        f"{marker}\n### 🔒 Sandbox waits for a Developer\n\n"
+        "This merge request comes from a fork, so its code runs only when somebody with the role Developer or more has "
+        "looked at it. To let in exactly the commit that is its head now, and no later one, comment:\n\n"
+        f"> {code(f'{WORD} start {mr.head_sha}')}\n\n{_table([('Commit', _commit(mr, mr.head_sha))])}\n"
+    )
+
+
+def render_draft_waiting(mr: MergeRequest, marker: str) -> str:
+    """The note of a draft, where drafts wait."""
+    return (
+        f"{marker}\n### 📝 Sandbox waits: this is a draft\n\n"
+        "One starts when the merge request is marked as ready, or when a Developer comments "
+        f"{code(f'{WORD} start')}.\n\n{_table([('Commit', _commit(mr, mr.head_sha))])}\n"
+    )
+
+
+def render_warning(view: SandboxView, username: str, marker: str = "") -> str:
+    """A short comment of its own (an edit notifies nobody) that tells the owner, and only them, of the end to come."""
+    expires = view.sandbox.expires_at
+    when = f"at {_moment(expires)}, in {in_words(expires - view.now)}" if expires else "soon"
+    return f"{_opening(marker, username)}This sandbox ends {when}. To keep it longer, {_comment('extend 1h')}.\n"
+
+
+def render_reply(message: str, username: str | None = None, marker: str = "") -> str:
+    """An answer to somebody's command: plain text, line by line; pings them when their name is given."""
+    lines = [text(line, 500) for line in message.splitlines()[:_REPLY_LINES] if line.strip()] or ["Done."]
+    return _opening(marker, username) + "\n\n".join(lines) + "\n"
+
+
+def render_help(username: str | None = None, marker: str = "") -> str:
+    """Every command, from the command table."""
+    table = _table([(code(usage), text(purpose)) for usage, purpose in help_lines()], bold=False)
+    return f"{_opening(marker, username)}Developers of this project can type, in a comment of their own:\n\n{table}\n"
+
+
+def _headline(view: SandboxView) -> str:
+    sandbox = view.sandbox
+    if sandbox.state is SandboxState.QUEUED:
+        return f"🕒 Sandbox waits in the queue{_queue(view)}"
+    if sandbox.state is SandboxState.STARTING:
+        return f"⏳ Sandbox is starting: {_stage(sandbox.stage)}"
+    if sandbox.state is SandboxState.STOPPING:
+        return f"🔻 Sandbox is being stopped: {_why(sandbox.end_reason)}"
+    if sandbox.state is SandboxState.ENDED:
+        return f"⚪ Sandbox ended: {_why(sandbox.end_reason)}"
+    if sandbox.stage is not None:
+        return f"🟡 Sandbox is ready, and being updated: {_stage(sandbox.stage)}"
+    return "🟢 Sandbox is ready"
+
+
+def _queue(view: SandboxView) -> str:
+    if view.queue_position is None:
+        return ""
+    wait = f", about {in_words(view.queue_wait)} to go" if view.queue_wait is not None else ""
+    return f": {'next' if view.queue_position == 1 else f'number {view.queue_position:d}'}{wait}"
+
+
+def _stage(stage: Stage | None) -> str:
+    return stage.value if stage else "a machine is being made"
+
+
+def _why(reason: EndReason | None) -> str:
+    return _ENDED[reason] if reason else "as asked"
+
+
+def _rows(view: SandboxView) -> list[tuple[str, str]]:
+    sandbox = view.sandbox
+    rows: list[tuple[str, str]] = []
+    if sandbox.state is SandboxState.QUEUED and view.queue_reason:
+        rows.append(("Waits because", text(view.queue_reason, 300)))
+    if view.access:
+        web = view.access.web_url
+        rows.append(("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet"))
+        rows.append(("Host key", "<br>".join(code(one) for one in view.access.fingerprints) or "—"))
+    rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha)))
+    if sandbox.running_sha and sandbox.running_sha != sandbox.sha and view.live:
+        rows.append(("Newest commit", code(sandbox.sha[:12])))
+    if sandbox.expires_at and view.live:
+        left = in_words(sandbox.expires_at - view.now)
+        rows.append(("Expires", f"{_moment(sandbox.expires_at)}, in {left} (as of {view.now:%H:%M})"))
+    if view.stages:
+        rows.append(("Stages", "<br>".join(_outcome(result) for result in view.stages)))
+    if sandbox.end_detail and not view.live:
+        rows.append(("What was wrong", text(sandbox.end_detail, 500)))
+    if view.summary:
+        rows.extend(_account(view.summary))
+    rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
+    return rows
+
+
+def _account(summary: Summary) -> list[tuple[str, str]]:
+    lived = in_words(summary.lived) if summary.lived is not None else "never was ready"
+    return [
+        ("Lived", lived),
+        ("CPU time", in_words(timedelta(seconds=summary.cpu_seconds))),
+        ("Peak memory", in_bytes(summary.memory_peak_bytes)),
+    ]
+
+
+def _commit(mr: MergeRequest, sha: str) -> str:
+    return f"{code(sha[:12])} on {code(mr.source_branch, 100)}"
+
+
+def _outcome(result: StageResult) -> str:
+    again = f", attempt {result.attempt:d}" if result.attempt > 1 else ""
+    seconds = f"{result.seconds:.1f} s" if result.seconds < 10 else in_words(timedelta(seconds=result.seconds))
+    return f"{'✅' if result.ok else '❌'} {result.stage.value} ({seconds}{again})"
+
+
+def _failures(stages: tuple[StageResult, ...]) -> list[StageResult]:
+    return [result for result in stages if not result.ok and result.tail.strip()][-2:]
+
+
+def _failure(result: StageResult) -> str:
+    return _details(f"❌ {result.stage.value} failed; the end of its output", block(result.tail))
+
+
+def _history(lines: tuple[HistoryLine, ...]) -> str:
+    shown = "\n".join(f"- {_moment(line.at)}: {text(line.text, 200)}" for line in lines[-_HISTORY_LINES:])
+    return _details("What happened", shown)
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
+
+
+def _table(rows: list[tuple[str, str]], *, bold: bool = True) -> str:
+    cells = [f"| **{name}** | {value} |" if bold else f"| {name} | {value} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *cells])
+
+
+def _next(view: SandboxView) -> str:
+    commands = _TO_TYPE.get(view.sandbox.state)
+    if commands:
+        return f"To change it, {_comment(*commands)}."
+    return f"For a new one, {_comment(f'start {view.mr.head_sha}' if view.mr.from_fork else 'start')}."
+
+
+def _comment(*commands: str) -> str:
+    """Commands stand in code and inside a line, so that GitLab and we ourselves leave them alone."""
+    return "comment " + " or ".join(code(f"{WORD} {command}") for command in commands)
+
+
+def _opening(marker: str, username: str | None) -> str:
+    """The marker's line, and `@name: ` for a name that can be one; anything else pings nobody."""
+    ping = f"@{username}: " if username and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}", username) else ""
+    return f"{marker}\n{ping}" if marker else ping
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _plain(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9:_.]", "", value)[:64]

@@ -1,0 +1,319 @@
+"""The client against the stand-in: answers, roles, paging, and every way of not answering."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from ravebot.clock import ManualClock
+from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
+from ravebot.gitlab.client import GitLab
+from ravebot.sandboxes.model import MergeRequestRef, Person
+from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Project, User
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def public_key(kind: str = "ssh-ed25519") -> str:
+    return asyncssh.generate_private_key(kind).export_public_key("openssh").decode().strip()
+
+
+@dataclass
+class Scene:
+    """A GitLab with a project, the bot and an author, and the client under test."""
+
+    gitlab: GitLabServer
+    client: GitLab
+    token: str
+    bot: User
+    alice: User
+    project: Project
+    mr: MergeRequest
+
+    @property
+    def ref(self) -> MergeRequestRef:
+        return MergeRequestRef(self.project.id, self.mr.iid)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with GitLabServer() as gitlab:
+        bot, alice = gitlab.add_user("ravebot"), gitlab.add_user("alice")
+        project = gitlab.add_project("group/sub/app", {"README.md": "hello", "bin/run": "#!/bin/sh\n"})
+        gitlab.set_role(project, bot, MAINTAINER)
+        gitlab.set_role(project, alice, DEVELOPER)
+        mr = gitlab.open_merge_request(project, alice, "Add login", "login", {"src/login.py": "x = 1\n"})
+        token = gitlab.token_for(bot)
+        client = GitLab(gitlab.url, token, ManualClock(NOW), timeout_seconds=0.5)
+        try:
+            yield Scene(gitlab, client, token, bot, alice, project, mr)
+        finally:
+            gitlab.restore()
+            await client.close()
+
+
+async def test_who_we_are_and_what_we_talk_to(scene: Scene) -> None:
+    assert await scene.client.me() == Person(scene.bot.id, "ravebot")
+    assert await scene.client.version() == "18.0.0-ee"
+
+
+async def test_a_project_is_found_by_path_and_by_id(scene: Scene) -> None:
+    there = (scene.project.id, "group/sub/app")
+    assert await scene.client.project("group/sub/app") == there
+    assert await scene.client.project(scene.project.id) == there
+
+
+async def test_a_project_we_may_not_see_is_not_found(scene: Scene) -> None:
+    scene.gitlab.add_project("secret/app")
+    with pytest.raises(NotFound):
+        await scene.client.project("secret/app")
+    with pytest.raises(NotFound):
+        await scene.client.project("../../user")
+
+
+async def test_a_merge_request_is_read_whole(scene: Scene) -> None:
+    bob = scene.gitlab.add_user("bob")
+    fork = scene.gitlab.add_project("bob/app")
+    theirs = scene.gitlab.open_merge_request(
+        fork,
+        bob,
+        "Fix",
+        "fix",
+        fork_of=scene.project,
+        draft=True,
+        assignees=(scene.alice,),
+        reviewers=(bob, scene.alice),
+    )
+    mr = await scene.client.merge_request(MergeRequestRef(scene.project.id, theirs.iid))
+    assert mr.full_ref == "group/sub/app!2"
+    assert (mr.title, mr.source_branch, mr.head_sha) == ("Draft: Fix", "fix", theirs.sha)
+    assert mr.author == Person(bob.id, "bob")
+    assert mr.people == (Person(scene.alice.id, "alice"), Person(bob.id, "bob"))
+    assert mr.draft
+    assert mr.from_fork
+    assert mr.source_project_id == fork.id
+    assert mr.state == "opened"
+    assert mr.web_url == f"{scene.gitlab.url}/group/sub/app/-/merge_requests/2"
+
+
+async def test_open_merge_requests_are_found_over_many_pages_in_matching_projects_only(scene: Scene) -> None:
+    for number in range(120):
+        scene.gitlab.open_merge_request(scene.project, scene.alice, f"Change {number}")
+    scene.gitlab.close(scene.mr)
+    other = scene.gitlab.add_project("other/app")
+    scene.gitlab.set_role(other, scene.bot, DEVELOPER)
+    scene.gitlab.open_merge_request(other, scene.alice)
+    strange = scene.gitlab.add_project("group/strange", public=True)
+    scene.gitlab.open_merge_request(strange, scene.alice)
+    found = await scene.client.open_merge_requests(("group/*",))
+    assert [mr.ref.iid for mr in found] == list(range(2, 122))
+    assert {mr.project_path for mr in found} == {"group/sub/app"}
+
+
+async def test_roles_are_asked_by_id_and_strangers_have_none(scene: Scene) -> None:
+    guest, stranger = scene.gitlab.add_user("guest"), scene.gitlab.add_user("stranger")
+    scene.gitlab.set_role(scene.project, guest, GUEST)
+    people = (scene.alice.id, guest.id, stranger.id, 999_999)
+    assert [await scene.client.access_level(scene.project.id, one) for one in people] == [30, 10, 0, 0]
+    scene.alice.active = False
+    assert await scene.client.access_level(scene.project.id, scene.alice.id) == 0
+
+
+async def test_a_user_is_found_by_name_whatever_its_case(scene: Scene) -> None:
+    assert await scene.client.user("Alice") == Person(scene.alice.id, "alice")
+    assert await scene.client.user("nobody") is None
+
+
+async def test_only_keys_to_log_in_with_are_given_and_only_type_and_blob(scene: Scene) -> None:
+    good, rsa, signing, expired, soon = (
+        public_key(), public_key("ssh-rsa"), public_key(), public_key(), public_key("ecdsa-sha2-nistp256")
+    )  # fmt: skip
+    add = scene.gitlab.add_key
+    add(scene.alice, good + " alice@laptop\nssh-ed25519 AAAA injected")
+    add(scene.alice, f"{rsa} comment with spaces")
+    add(scene.alice, signing, usage_type="signing")
+    add(scene.alice, expired, expires_at=(NOW - timedelta(days=1)).isoformat())
+    add(scene.alice, soon, expires_at=(NOW + timedelta(days=1)).isoformat(), usage_type="auth")
+    add(scene.alice, 'command="rm -rf /" ' + public_key())
+    add(scene.alice, "not a key at all")
+    keys = await scene.client.ssh_keys(scene.alice.id)
+    assert keys == tuple(" ".join(key.split()[:2]) for key in (good, rsa, soon))
+
+
+async def test_the_archive_of_a_commit_is_saved_whole(scene: Scene, tmp_path: Path) -> None:
+    target = tmp_path / "source.tar.gz"
+    size = await scene.client.archive(scene.project.id, scene.mr.sha, target, 10_000_000)
+    assert size == target.stat().st_size
+    with tarfile.open(target) as archive:
+        top = f"app-{scene.mr.sha}-{scene.mr.sha}"
+        names = {entry.name: entry.mode for entry in archive}
+    assert {f"{top}/README.md", f"{top}/src/login.py", f"{top}/bin/run"} <= set(names)
+    assert names[f"{top}/bin/run"] & 0o100
+
+
+async def test_an_archive_that_is_too_large_is_refused_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
+    sha = scene.gitlab.push(scene.mr, {"large.bin": os.urandom(400_000)})
+    target = tmp_path / "source.tar.gz"
+    with pytest.raises(Refused, match=r"larger than 98 KiB.*sandbox\.max_source"):
+        await scene.client.archive(scene.project.id, sha, target, 100_000)
+    assert not target.exists()
+
+
+async def test_an_archive_cut_short_is_no_archive(scene: Scene, tmp_path: Path) -> None:
+    scene.gitlab.truncate_archives()
+    target = tmp_path / "source.tar.gz"
+    with pytest.raises(Unavailable):
+        await scene.client.archive(scene.project.id, scene.mr.sha, target, 10_000_000)
+    assert not target.exists()
+
+
+async def test_a_commit_that_is_gone_is_not_found(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        await scene.client.archive(scene.project.id, "0" * 40, tmp_path / "source.tar.gz", 10_000_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_note_is_posted_found_edited_and_missed_when_deleted(scene: Scene) -> None:
+    marker = "<!-- ravebot:abc -->"
+    scene.gitlab.comment(scene.mr, scene.alice, f"{marker}\nI am not the bot")
+    for number in range(130):
+        scene.gitlab.comment(scene.mr, scene.alice, f"chatter {number}")
+    assert await scene.client.find_note(scene.ref, scene.bot.id, marker) is None
+    note_id = await scene.client.create_note(scene.ref, f"{marker}\nfirst")
+    assert await scene.client.find_note(scene.ref, scene.bot.id, marker) == note_id
+    await scene.client.edit_note(scene.ref, note_id, f"{marker}\nsecond")
+    note = scene.mr.notes[note_id]
+    assert note.body == f"{marker}\nsecond"
+    scene.gitlab.delete_note(scene.mr, note)
+    with pytest.raises(NotFound):
+        await scene.client.edit_note(scene.ref, note_id, f"{marker}\nthird")
+    assert await scene.client.find_note(scene.ref, scene.bot.id, marker) is None
+
+
+async def test_comments_after_one_are_listed_oldest_first_without_gitlabs_own(scene: Scene) -> None:
+    first = scene.gitlab.comment(scene.mr, scene.alice, "first")
+    assert first is not None
+    scene.gitlab.push(scene.mr, {"a": "b"})
+    scene.gitlab.comment(scene.mr, scene.alice, "/sandbox stop")
+    scene.gitlab.comment(scene.mr, scene.bot, "done")
+    found = await scene.client.notes_after(scene.ref, first.id, "group/sub/app")
+    assert [(one.author.username, one.text) for one in found] == [("alice", "/sandbox stop"), ("ravebot", "done")]
+    assert await scene.client.notes_after(scene.ref, found[-1].note_id) == []
+
+
+async def test_reacting_twice_gives_one_emoji(scene: Scene) -> None:
+    note = scene.gitlab.comment(scene.mr, scene.alice, "/sandbox start")
+    assert note is not None
+    await scene.client.react(scene.ref, note.id, "eyes")
+    await scene.client.react(scene.ref, note.id, "eyes")
+    await scene.client.react(scene.ref, note.id, "white_check_mark")
+    assert scene.gitlab.emoji(note) == ["eyes", "white_check_mark"]
+    with pytest.raises(NotFound):
+        await scene.client.react(scene.ref, 424242, "eyes")
+
+
+async def test_a_revoked_token_says_what_to_do_and_not_what_it_was(scene: Scene) -> None:
+    scene.gitlab.revoke(scene.token)
+    with pytest.raises(Forbidden, match=r"gitlab\.token_file") as caught:
+        await scene.client.me()
+    assert scene.token not in str(caught.value)
+    assert scene.token not in repr(caught.value.__cause__)
+
+
+async def test_a_role_too_low_is_forbidden(scene: Scene) -> None:
+    scene.gitlab.set_role(scene.project, scene.bot, GUEST)
+    with pytest.raises(Forbidden, match="403"):
+        await scene.client.create_note(scene.ref, "hello")
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+async def test_a_server_error_is_unavailable_and_is_not_tried_again_behind_our_back(scene: Scene, status: int) -> None:
+    scene.gitlab.fail(status)
+    with pytest.raises(Unavailable, match=str(status)):
+        await scene.client.create_note(scene.ref, "hello")
+    assert len(scene.gitlab.requests) == 1
+    scene.gitlab.restore()
+    await scene.client.create_note(scene.ref, "hello")
+    assert [note.body for note in scene.gitlab.notes(scene.mr)] == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0.0),
+        ("999999999", 3600.0),
+        ("soon", None),
+        (None, None),
+    ],
+)
+async def test_how_long_to_wait_is_read_from_a_number_or_a_date(
+    scene: Scene, header: str | None, seconds: float | None
+) -> None:
+    scene.gitlab.fail(429, retry_after=header)
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        await scene.client.merge_request(scene.ref)
+    assert caught.value.retry_after_seconds == seconds
+    assert time.monotonic() - started < 5
+
+
+async def test_the_rate_limit_is_told_and_passes(scene: Scene) -> None:
+    scene.gitlab.rate_limit(2, per_seconds=0.3)
+    await scene.client.me()
+    await scene.client.me()
+    with pytest.raises(Unavailable) as caught:
+        await scene.client.me()
+    assert caught.value.retry_after_seconds == 1
+    await asyncio.sleep(0.35)
+    await scene.client.me()
+
+
+async def test_a_silent_server_is_unavailable_in_time_and_leaves_the_loop_free(scene: Scene) -> None:
+    scene.gitlab.drop()
+    started = time.monotonic()
+    results = await asyncio.gather(*(scene.client.me() for _ in range(4)), return_exceptions=True)
+    assert all(isinstance(result, Unavailable) for result in results)
+    assert time.monotonic() - started < 3
+    scene.gitlab.restore()
+    assert (await scene.client.me()).username == "ravebot"
+
+
+async def test_a_post_whose_answer_was_lost_is_found_again_by_marker(scene: Scene) -> None:
+    scene.gitlab.drop(1, method="POST", after=True)
+    with pytest.raises(Unavailable):
+        await scene.client.create_note(scene.ref, "<!-- m -->\nonce")
+    scene.gitlab.restore()
+    found = await scene.client.find_note(scene.ref, scene.bot.id, "<!-- m -->")
+    assert [note.id for note in scene.gitlab.notes(scene.mr)] == [found]
+
+
+async def test_nothing_listening_is_unavailable() -> None:
+    client = GitLab("http://127.0.0.1:9", "token", timeout_seconds=1)
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await client.me()
+    finally:
+        await client.close()
+
+
+async def test_a_page_that_is_not_gitlab_is_unavailable_with_a_reason(scene: Scene) -> None:
+    client = GitLab(f"{scene.gitlab.url}/not/gitlab", "token", timeout_seconds=1)
+    try:
+        with pytest.raises((NotFound, Unavailable)):
+            await client.me()
+    finally:
+        await client.close()
