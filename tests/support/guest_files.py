@@ -50,8 +50,6 @@ ETC = {
     "hosts": "127.0.0.1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
     "profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n",
-    "acpid.conf": "",
-    "acpi.map": "",
 }
 
 SCRIPTS = {

@@ -1,0 +1,154 @@
+"""What we define in libvirt, as XML: domains, the network, the storage pool and its volumes.
+
+Formats: https://libvirt.org/formatdomain.html, formatnetwork.html, formatstorage.html.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from ravebot.config import BridgeConfig
+from ravebot.providers.base import MachineSpec
+
+NAMESPACE = "urn:ravebot:machine:1"
+"""Of the element in a definition's metadata that says which instance it belongs to."""
+
+ElementTree.register_namespace("rave", NAMESPACE)
+
+
+def domain_xml(spec: MachineSpec, *, instance_id: str, kind: str, disk: str, network: str | None, console: Path) -> str:
+    """A machine's definition. `kind` is libvirt's domain type (kvm, qemu, test), `disk` the overlay's path."""
+    root = Element("domain", type=kind)
+    _add(root, "name", spec.name)
+    _add(root, "uuid", spec.uuid)
+    _add_metadata(root, instance_id)
+    _add(root, "memory", str(spec.memory_bytes), unit="bytes")
+    _add(root, "vcpu", str(spec.vcpus))
+    _add_boot(root, spec, kind)
+    features = _add(root, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    if kind == "kvm":
+        _add(root, "cpu", mode="host-passthrough")
+    _add(root, "clock", offset="utc")
+    _add(root, "on_poweroff", "destroy")
+    _add(root, "on_reboot", "restart")
+    _add(root, "on_crash", "destroy")
+    devices = _add(root, "devices")
+    _add_disk(devices, "vda", disk, "qcow2")
+    if spec.source_volume is not None:
+        _add(_add_disk(devices, "vdb", str(spec.source_volume), "raw"), "readonly")
+    if network is not None:
+        _add_interface(devices, spec, network)
+    serial = _add(devices, "serial", type="file")
+    _add(serial, "source", path=str(console), append="on")
+    _add(serial, "target", port="0")
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    _add(devices, "controller", type="usb", model="none")
+    _add(devices, "memballoon", model="virtio")
+    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    if kind != "test":
+        _add(devices, "panic", model="isa")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool) -> str:
+    """A bridge for which libvirt runs DHCP (and DNS, if `dns`) and makes no firewall rules: those are ours."""
+    root = Element("network")
+    _add(root, "name", name)
+    _add_metadata(root, instance_id)
+    _add(root, "forward", mode="open")
+    _add(root, "bridge", name=bridge.name, stp="off", delay="0")
+    if not dns:
+        _add(root, "dns", enable="no")
+    ip = _add(root, "ip", address=gateway(bridge), netmask=str(bridge.subnet.netmask))
+    _add(ip, "dhcp")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def gateway(bridge: BridgeConfig) -> str:
+    """The host's own address on the bridge: the first of the subnet."""
+    return str(bridge.subnet.network_address + 1)
+
+
+def dhcp_host_xml(*, name: str, mac: str, address: str) -> str:
+    """A fixed lease; its `name` finds it again when the machine is deleted."""
+    return ElementTree.tostring(Element("host", mac=mac, name=name, ip=address), encoding="unicode")
+
+
+def pool_xml(name: str, folder: Path) -> str:
+    """A storage pool that is a folder, made by libvirt if it is missing."""
+    root = Element("pool", type="dir")
+    _add(root, "name", name)
+    target = _add(root, "target")
+    _add(target, "path", str(folder))
+    _add(_add(target, "permissions"), "mode", "0711")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def overlay_xml(name: str, *, capacity_bytes: int, base: Path) -> str:
+    """A qcow2 volume that holds only what differs from `base`, which is qcow2 too."""
+    root = Element("volume", type="file")
+    _add(root, "name", name)
+    _add(root, "capacity", str(capacity_bytes), unit="bytes")
+    target = _add(root, "target")
+    _add(target, "format", type="qcow2")
+    _add(target, "compat", "1.1")
+    _add(_add(target, "permissions"), "mode", "0600")
+    backing = _add(root, "backingStore")
+    _add(backing, "path", str(base))
+    _add(backing, "format", type="qcow2")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def instance_in(metadata: str) -> str | None:
+    """The instance id that our metadata element carries; None when it is not as we write it."""
+    try:
+        return ElementTree.fromstring(metadata).get("instance")  # noqa: S314 - libvirt made it, not a guest
+    except ElementTree.ParseError:
+        return None
+
+
+def _add_metadata(root: Element, instance_id: str) -> None:
+    SubElement(_add(root, "metadata"), f"{{{NAMESPACE}}}machine", instance=instance_id)
+
+
+def _add_boot(root: Element, spec: MachineSpec, kind: str) -> None:
+    system = _add(root, "os")
+    kind_of_machine = _add(system, "type", "hvm", arch="x86_64")
+    if kind != "test":
+        kind_of_machine.set("machine", "q35")
+    if spec.kernel is not None and spec.initrd is not None:
+        _add(system, "kernel", str(spec.kernel))
+        _add(system, "initrd", str(spec.initrd))
+        _add(system, "cmdline", spec.cmdline)
+    else:
+        _add(system, "boot", dev="hd")
+
+
+def _add_disk(devices: Element, target: str, path: str, format_: str) -> Element:
+    disk = _add(devices, "disk", type="file", device="disk")
+    # A full host disk then pauses the machine, which goes on when there is space again.
+    _add(disk, "driver", name="qemu", type=format_, discard="unmap", error_policy="stop", rerror_policy="stop")
+    _add(disk, "source", file=path)
+    _add(disk, "target", dev=target, bus="virtio")
+    return disk
+
+
+def _add_interface(devices: Element, spec: MachineSpec, network: str) -> None:
+    interface = _add(devices, "interface", type="network")
+    _add(interface, "source", network=network)
+    _add(interface, "mac", address=spec.mac)
+    _add(interface, "target", dev=spec.tap)
+    _add(interface, "model", type="virtio")
+    _add(interface, "port", isolated="yes")
+    _add(interface, "rom", enabled="no")  # no network boot: it only costs time
+
+
+def _add(parent: Element, tag: str, text: str | None = None, **attributes: str) -> Element:
+    child = SubElement(parent, tag, attributes)
+    child.text = text
+    return child

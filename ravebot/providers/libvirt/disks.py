@@ -1,0 +1,149 @@
+"""The disks of our machines: qcow2 overlays in a storage pool that belongs to this instance alone."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import libvirt
+
+from ravebot.errors import ProviderError
+from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.definitions import overlay_xml, pool_xml
+
+_QCOW2_MAGIC = b"QFI\xfb"
+_QCOW2_HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing offset, backing size, cluster bits, size
+_EXTERNAL_DATA_FILE = 1 << 2  # incompatible feature bit, at byte 72 of version 3
+_SUFFIX = ".qcow2"
+
+
+def image_size(image: Path) -> int:
+    """The virtual size in bytes of a qcow2 image. Raises ProviderError when it is none that may be a base.
+
+    One that refers to another file is refused: it would show that file of the host to the guest.
+    The header's form: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.txt
+    """
+    try:
+        with image.open("rb") as file:
+            header = file.read(104)
+    except OSError as error:
+        raise ProviderError(
+            f"the image {image} can't be read ({error.strerror}): put one there or change provider.image"
+        ) from error
+    if len(header) < 72 or header[:4] != _QCOW2_MAGIC:
+        raise ProviderError(
+            f"the image {image} is not a qcow2 image: convert it with `qemu-img convert -O qcow2`,"
+            " or change provider.image"
+        )
+    _, version, backing_offset, _, _, size = _QCOW2_HEADER.unpack_from(header)
+    features = int.from_bytes(header[72:80], "big") if version >= 3 else 0
+    if backing_offset or features & _EXTERNAL_DATA_FILE:
+        raise ProviderError(f"the image {image} refers to another file: make it whole with `qemu-img convert -O qcow2`")
+    return int(size)
+
+
+class Disks:
+    """The storage pool `rave-<instance id>` and the volumes in it. Every method is called in a worker thread."""
+
+    def __init__(self, instance_id: str, folder: Path) -> None:
+        self.pool = f"rave-{instance_id}"
+        self.folder = folder
+        self._prefix = f"rave-{instance_id}-"
+
+    def volume_of(self, machine: str) -> str:
+        """The name of a machine's disk."""
+        return f"{self._prefix}{machine}{_SUFFIX}"
+
+    def ensure(self, handle: Handle) -> Handle:
+        """The storage pool, made and started when it is not there."""
+        try:
+            pool = handle.storagePoolLookupByName(self.pool)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+                raise
+            pool = self._define(handle)
+        if not pool.isActive():
+            try:
+                pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            except libvirt.libvirtError:
+                if not pool.isActive():  # not just someone faster
+                    raise
+        return pool
+
+    def refresh(self, handle: Handle) -> None:
+        """Let libvirt look at the folder again: it remembers what was there."""
+        with suppress(libvirt.libvirtError):  # refused while a volume is being made; the next time will do
+            self.ensure(handle).refresh()
+
+    def _define(self, handle: Handle) -> Handle:
+        try:
+            return handle.storagePoolDefineXML(pool_xml(self.pool, self.folder))
+        except libvirt.libvirtError as error:
+            with suppress(libvirt.libvirtError):
+                return handle.storagePoolLookupByName(self.pool)
+            raise ProviderError(
+                f"the folder {self.folder} can't be this instance's storage pool ({error}):"
+                " give provider.storage_pool a folder of its own"
+            ) from error
+
+    def names(self, handle: Handle) -> tuple[str, ...]:
+        """Every volume of ours."""
+        return tuple(name for name in self.ensure(handle).listVolumes() if name.startswith(self._prefix))
+
+    def create_overlay(self, handle: Handle, machine: str, *, image: Path, size_bytes: int) -> str:
+        """Make a machine's disk, in place of one that was half made, and return its path."""
+        base_bytes = image_size(image)
+        if base_bytes > size_bytes:
+            raise ProviderError(
+                f"the image {image} is {base_bytes} bytes large, a sandbox's disk only {size_bytes}:"
+                " make sandbox.disk at least as large"
+            )
+        self.delete(handle, self.volume_of(machine))
+        xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
+        return str(self.ensure(handle).createXML(xml, 0).path())
+
+    def path(self, handle: Handle, machine: str) -> str | None:
+        """Where a machine's disk is, if it has one."""
+        volume = self._lookup(handle, self.volume_of(machine))
+        return None if volume is None else str(volume.path())
+
+    def delete(self, handle: Handle, volume: str) -> None:
+        """Remove a volume of ours, if it is there. Raises ProviderError for a name that is not ours."""
+        if not volume.startswith(self._prefix):
+            raise ProviderError(f"the volume {volume} does not belong to this instance: it is left alone")
+        found = self._lookup(handle, volume)
+        if found is not None:
+            try:
+                found.delete(0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+                    raise
+
+    def allocated_bytes(self, handle: Handle, machine: str) -> int:
+        """What a machine's disk really takes."""
+        volume = self._lookup(handle, self.volume_of(machine))
+        return 0 if volume is None else int(volume.info()[2])
+
+    def promised_bytes(self, handle: Handle) -> int:
+        """What our overlays may still grow by."""
+        promised = 0
+        for volume in self.ensure(handle).listAllVolumes():
+            if volume.name().startswith(self._prefix):
+                with suppress(libvirt.libvirtError):  # deleted meanwhile
+                    _, capacity, allocation = volume.info()
+                    promised += max(0, capacity - allocation)
+        return promised
+
+    def space(self, handle: Handle) -> tuple[int, int]:
+        """Total and free bytes where the disks are, as libvirt says."""
+        _, total, _, free = self.ensure(handle).info()
+        return int(total), int(free)
+
+    def _lookup(self, handle: Handle, volume: str) -> Handle | None:
+        try:
+            return self.ensure(handle).storageVolLookupByName(volume)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                return None
+            raise

@@ -1,0 +1,204 @@
+"""The domains of our instance: found by the tag in their metadata, so that nobody else's is ever touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import libvirt
+
+from ravebot.errors import MachineNotFound, ProviderError
+from ravebot.providers.base import ObservedMachine
+from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.definitions import NAMESPACE, instance_in
+from ravebot.sandboxes.model import Observed
+
+AGENT_TIMEOUT_SECONDS = 5
+"""For agent calls that libvirt makes on its own account; without it they wait for ever."""
+
+_NO_METADATA = {libvirt.VIR_ERR_NO_DOMAIN_METADATA}
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: Observed.AGENT_SILENT,
+    libvirt.VIR_DOMAIN_BLOCKED: Observed.AGENT_SILENT,
+    libvirt.VIR_DOMAIN_SHUTDOWN: Observed.AGENT_SILENT,
+    libvirt.VIR_DOMAIN_PAUSED: Observed.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: Observed.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: Observed.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: Observed.CRASHED,
+}
+_BY_REASON = {
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP): Observed.AGENT_SILENT,
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED): Observed.CRASHED,
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED): Observed.CRASHED,
+}
+_PAUSE_REASONS = {
+    libvirt.VIR_DOMAIN_PAUSED_USER: "user",
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "ioerror",
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "migration",
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: "save",
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: "dump",
+    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: "snapshot",
+    libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutting down",
+}
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+def observed(state: int, reason: int) -> Observed:
+    """What libvirt's state and reason mean. A state that we don't know is UNKNOWN, which nobody acts on."""
+    return _BY_REASON.get((state, reason)) or _STATES.get(state, Observed.UNKNOWN)
+
+
+def pause_reason(state: int, reason: int) -> str:
+    """Why a machine is paused, in libvirt's words; empty when it is not."""
+    return _PAUSE_REASONS.get(reason, "unknown") if state == libvirt.VIR_DOMAIN_PAUSED else ""
+
+
+class Domains:
+    """Everything done to domains. Every method but `is_known` is called in a worker thread."""
+
+    def __init__(self, instance_id: str) -> None:
+        self._instance_id = instance_id
+        self._tags: dict[str, bool] = {}  # by UUID: whether ours; spares a call per domain and listing
+
+    def is_known(self, uuid: str) -> bool:
+        """Whether a domain is known to be ours, without asking libvirt: for its event thread."""
+        return self._tags.get(uuid, False)
+
+    def find(self, handle: Handle, name: str) -> Handle | None:
+        """Our domain of that name, if there is one. Raises ProviderError when the name is someone else's."""
+        try:
+            domain = handle.lookupByName(name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+        if not self._is_ours(domain):
+            raise ProviderError(
+                f"a machine named {name} exists in libvirt and is not ours: it is left alone; rename or remove it"
+            )
+        return domain
+
+    def get(self, handle: Handle, name: str) -> Handle:
+        """The same. Raises MachineNotFound when there is none."""
+        domain = self.find(handle, name)
+        if domain is None:
+            raise MachineNotFound(f"libvirt has no machine {name}")
+        return domain
+
+    def define(self, handle: Handle, xml: str) -> None:
+        """Make a definition, which starts nothing and is not started with the host."""
+        domain = handle.defineXML(xml)
+        self._tags[domain.UUIDString()] = True
+
+    def start(self, handle: Handle, name: str) -> None:
+        domain = self.get(handle, name)
+        if not domain.isActive():
+            try:
+                domain.create()
+            except libvirt.libvirtError:
+                if not domain.isActive():  # not just someone faster
+                    raise
+        self.limit_agent(domain)
+
+    def limit_agent(self, domain: Handle) -> None:
+        """Let no agent call on this running domain wait for ever."""
+        with suppress(libvirt.libvirtError):  # the test driver has no agent; a domain may just have ended
+            domain.agentSetResponseTimeout(AGENT_TIMEOUT_SECONDS, 0)
+
+    def resume(self, handle: Handle, name: str) -> None:
+        domain = self.get(handle, name)
+        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            domain.resume()
+
+    def press_power_button(self, handle: Handle, name: str) -> bool:
+        """Ask by ACPI. False: it is off already."""
+        domain = self.get(handle, name)
+        if not domain.isActive():
+            return False
+        flags = 0 if handle.getType() == "TEST" else libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        try:
+            domain.shutdownFlags(flags)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # off or paused by now
+                raise
+        return True
+
+    def destroy(self, handle: Handle, name: str) -> None:
+        domain = self.find(handle, name)
+        if domain is not None and domain.isActive():
+            try:
+                domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                    raise
+
+    def remove(self, handle: Handle, name: str) -> None:
+        """End it and take its definition away, if it is there."""
+        self.destroy(handle, name)
+        domain = self.find(handle, name)
+        if domain is not None:
+            try:
+                domain.undefineFlags(_UNDEFINE)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    domain.undefine()
+                elif error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+
+    def observe(self, handle: Handle) -> tuple[ObservedMachine, ...]:
+        """All of ours in as few calls as libvirt allows."""
+        seen: dict[str, bool] = {}
+        machines = []
+        for domain, state, reason in self._states(handle):
+            uuid = domain.UUIDString()
+            try:
+                seen[uuid] = self._is_ours(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+                continue
+            if seen[uuid]:
+                machines.append(
+                    ObservedMachine(domain.name(), uuid, observed(state, reason), pause_reason(state, reason))
+                )
+        self._forget_all_but(seen)
+        return tuple(machines)
+
+    def _states(self, handle: Handle) -> Iterator[tuple[Handle, int, int]]:
+        try:
+            stats = handle.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # by the test driver
+                raise
+        else:
+            for domain, values in stats:
+                yield domain, values["state.state"], values["state.reason"]
+            return
+        for domain in handle.listAllDomains():
+            with suppress(libvirt.libvirtError):  # gone meanwhile
+                state, reason = domain.state()
+                yield domain, state, reason
+
+    def _is_ours(self, domain: Handle) -> bool:
+        uuid = domain.UUIDString()
+        ours = self._tags.get(uuid)
+        if ours is None:
+            try:
+                element = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0)
+                ours = instance_in(element) == self._instance_id
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in _NO_METADATA:
+                    raise
+                ours = False
+            self._tags[uuid] = ours
+        return ours
+
+    def _forget_all_but(self, seen: dict[str, bool]) -> None:
+        for uuid in self._tags.keys() - seen.keys():
+            self._tags.pop(uuid, None)

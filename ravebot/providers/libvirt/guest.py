@@ -1,0 +1,263 @@
+"""Talking to the guest agent, of which every word may be a lie, or late, or never come.
+
+Agent commands: https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
+from ravebot.providers.libvirt.connection import Connection, Handle
+from ravebot.providers.libvirt.domains import Domains
+from ravebot.providers.libvirt.hostkeys import parse_host_keys
+
+CHUNK_BYTES = 64 * 1024
+# libvirt 9.0 garbles a command that does not fit into its socket's send buffer (208 KiB by default) in one
+# write, and the agent is deaf from then on: seen from 180,000 bytes in base64 on, at 128 KiB never.
+_LONGEST_COMMAND = 128 * 1024
+_CALL_SECONDS = 15.0
+_FIRST_POLL_SECONDS = 0.02
+_SLOWEST_POLL_SECONDS = 0.5
+_PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The command writes to a file, not to the agent's pipe: a service that it leaves running would hold the pipe
+# open for ever. Every second a file that has grown is cut to its tail, so endless output fills nothing.
+_RUN = """\
+umask 077
+folder=$(mktemp -d) || exit 125
+( while sleep 1; do
+    if [ "$(wc -c <"$folder/log")" -gt 1048576 ]; then
+        tail -c LIMIT "$folder/log" >"$folder/new" && mv "$folder/new" "$folder/before"
+        : >"$folder/log"
+    fi
+done ) </dev/null >/dev/null 2>&1 &
+cutter=$!
+: >"$folder/log"
+"$@" >>"$folder/log" 2>&1
+code=$?
+kill "$cutter"
+cat "$folder/before" "$folder/log" 2>/dev/null | tail -c LIMIT
+rm -rf "$folder"
+exit "$code"
+""".replace("LIMIT", str(OUTPUT_LIMIT_BYTES))
+_MOVE = '[ ! -d "$2" ] && chmod "$3" "$1" && mv -f "$1" "$2" || { rm -f "$1"; exit 1; }'
+_HOST_KEYS = "cat /etc/ssh/ssh_host_*_key.pub"
+
+
+class GuestAgents:
+    """The agents of all guests, over connections of their own, so that a stuck one holds up nobody else.
+
+    Of each machine at most one call is under way, so that a hostile guest can hold one thread, not all.
+    """
+
+    def __init__(self, connections: Sequence[Connection], domains: Domains) -> None:
+        self._connections = tuple(connections)
+        self._domains = domains
+        self._under_way: dict[str, Future[Any]] = {}
+
+    async def ping(self, name: str, timeout: timedelta) -> bool:
+        """Whether the agent answers in time."""
+        try:
+            await self._ask(name, "guest-ping", timeout.total_seconds())
+        except GuestError:
+            return False
+        return True
+
+    async def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        timeout: timedelta,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> RunResult:
+        """Run a command as root; see the contract."""
+        deadline = _now() + timeout.total_seconds()
+        variables = {"PATH": _PATH, **(environment or {})}
+        started = await self._ask(
+            name,
+            "guest-exec",
+            min(_CALL_SECONDS, timeout.total_seconds()),
+            {
+                "path": "/bin/sh",
+                "arg": ["-c", _RUN, "sh", *argv],
+                "env": [f"{key}={value}" for key, value in variables.items()],
+                "input-data": base64.b64encode(stdin).decode(),
+                "capture-output": True,
+            },
+        )
+        pid = _field(started, "pid", int)
+        pause = _FIRST_POLL_SECONDS
+        while True:
+            left = deadline - _now()
+            if left <= 0:
+                raise GuestTimeout(f"{argv[0]} did not end within {timeout.total_seconds():.0f} s")
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
+            with suppress(GuestTimeout):  # a busy guest may miss one question; the deadline is what counts
+                status = await self._ask(name, "guest-exec-status", min(_CALL_SECONDS, max(left, 1)), {"pid": pid})
+                if _field(status, "exited", bool):
+                    return _result(status)
+
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int) -> None:
+        """Write a host file into the guest beside its target, then move it there."""
+        if not target.startswith("/") or "\0" in target:
+            raise ProviderError("a file is copied to an absolute path")
+        beside = f"{target}.{secrets.token_hex(6)}"
+        opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": beside, "mode": "wb"})
+        guest_file = _field({"handle": opened}, "handle", int)
+        try:
+            await self._write(name, source, guest_file)
+        finally:
+            with suppress(GuestError, ProviderError):
+                await self._ask(name, "guest-file-close", _CALL_SECONDS, {"handle": guest_file})
+        done = await self.run(
+            name, ("sh", "-c", _MOVE, "sh", beside, target, f"{mode:o}"), timeout=timedelta(seconds=_CALL_SECONDS)
+        )
+        if done.exit_code != 0:
+            raise GuestError(f"{target} could not be put in place in the guest: {done.output.strip()[-200:]}")
+
+    async def _write(self, name: str, source: Path, guest_file: int) -> None:
+        offset = 0
+        while chunk := await asyncio.to_thread(_read, source, offset):
+            answer = await self._ask(
+                name,
+                "guest-file-write",
+                _CALL_SECONDS,
+                {"handle": guest_file, "buf-b64": base64.b64encode(chunk).decode()},
+            )
+            count = _field(answer, "count", int)
+            if not 0 < count <= len(chunk):
+                raise GuestError("the guest agent wrote nothing: is the guest's disk full?")
+            offset += count
+
+    async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
+        """Make these the only authorized keys of that user."""
+        if any(not key.isprintable() for key in keys):
+            raise ProviderError("an SSH key must be one line of printable characters")
+        arguments = {"username": user, "keys": list(keys), "reset": True}
+        await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
+
+    async def host_keys(self, name: str) -> tuple[str, ...]:
+        """The guest's public SSH host keys."""
+        done = await self.run(name, ("sh", "-c", _HOST_KEYS), timeout=timedelta(seconds=_CALL_SECONDS))
+        if done.exit_code != 0:
+            raise GuestError("the guest has no SSH host keys in /etc/ssh: does its image start an SSH server?")
+        return parse_host_keys(done.output)
+
+    def begin_shutdown(self, name: str) -> None:
+        """Ask the agent to end the guest, without waiting for it; no agent call can be made meanwhile."""
+        if name in self._under_way:
+            return
+
+        def work(handle: Handle) -> None:
+            domain = self._domains.get(handle, name)
+            self._domains.limit_agent(domain)
+            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+
+        self._submit(name, work)
+
+    async def _ask(
+        self, name: str, command: str, timeout_seconds: float, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """The agent's answer to one command. Raises GuestError, GuestTimeout, MachineNotFound, Unavailable."""
+        question: dict[str, object] = {"execute": command}
+        if arguments:
+            question["arguments"] = arguments
+        text = json.dumps(question)
+        if len(text) > _LONGEST_COMMAND:
+            raise ProviderError(f"this is too long for the guest agent ({len(text)} bytes): copy it in as a file")
+        whole_seconds = max(1, math.ceil(timeout_seconds))
+
+        def work(handle: Handle) -> object:
+            domain = self._domains.get(handle, name)
+            self._domains.limit_agent(domain)
+            return libvirt_qemu.qemuAgentCommand(domain, text, whole_seconds, 0)
+
+        try:
+            answer = await self._alone(name, work, timeout_seconds)
+        except MachineNotFound:
+            raise
+        except ProviderError as error:
+            raise GuestError(f"{command} failed in the guest: {error}") from error
+        try:
+            return json.loads(str(answer))["return"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise GuestError(f"the guest agent's answer to {command} makes no sense") from error
+
+    async def _alone(self, name: str, work: Callable[[Handle], object], timeout_seconds: float) -> object:
+        deadline = _now() + timeout_seconds
+        while (other := self._under_way.get(name)) is not None and not other.done():
+            if await _unfinished(other, deadline - _now()):
+                raise GuestTimeout("the guest agent still owes the answer to an earlier call")
+        future = self._submit(name, work)
+        if await _unfinished(future, deadline - _now()):
+            raise GuestTimeout(f"the guest agent did not answer within {timeout_seconds:g} s")
+        return future.result()
+
+    def _submit(self, name: str, work: Callable[[Handle], object]) -> Future[Any]:
+        future: Future[Any] = self._connection(name).submit(work)
+        self._under_way[name] = future
+        future.add_done_callback(lambda done: self._forget(name, done))
+        return future
+
+    def _forget(self, name: str, done: Future[Any]) -> None:
+        if self._under_way.get(name) is done:
+            del self._under_way[name]
+
+    def _connection(self, name: str) -> Connection:
+        return self._connections[hash(name) % len(self._connections)]
+
+
+async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:
+    waiter = asyncio.wrap_future(future)
+    # Read the outcome even if nobody waits any more, so that asyncio does not call it forgotten.
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+    done, _ = await asyncio.wait({waiter}, timeout=max(0.0, timeout_seconds))
+    return not done
+
+
+def _result(status: object) -> RunResult:
+    assert isinstance(status, dict)
+    code = status.get("exitcode")
+    signal = status.get("signal")
+    try:
+        output = base64.b64decode(str(status.get("out-data", "")), validate=True)
+    except binascii.Error as error:
+        raise GuestError("the guest agent's answer makes no sense: its output is no base64") from error
+    if not isinstance(code, int):
+        code = 128 + signal if isinstance(signal, int) else 255
+    return RunResult(code, output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace"))
+
+
+def _field(answer: object, name: str, kind: type[Any]) -> Any:
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if type(value) is not kind:
+        raise GuestError(f"the guest agent's answer makes no sense: it lacks {name}")
+    return value
+
+
+def _read(source: Path, offset: int) -> bytes:
+    with source.open("rb") as file:
+        file.seek(offset)
+        return file.read(CHUNK_BYTES)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,128 @@
+"""The network that all our machines share: a bridge with fixed leases and no rules of libvirt's own."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import libvirt
+
+from ravebot.config import BridgeConfig
+from ravebot.errors import ProviderError
+from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.definitions import dhcp_host_xml, gateway, network_xml
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One fixed DHCP entry; `name` is the machine's."""
+
+    name: str
+    mac: str
+    address: str
+
+
+class Network:
+    """The network `rave-<start of the instance id>`. Every method is called in a worker thread."""
+
+    def __init__(self, instance_id: str, bridge: BridgeConfig, *, dns: bool) -> None:
+        self.name = f"rave-{instance_id[:8]}"
+        self._bridge = bridge
+        self._dns = dns
+        self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
+
+    def ensure(self, handle: Handle) -> Handle:
+        """The network, active and as configured. Raises ProviderError when it can't be made so."""
+        network = self._lookup(handle)
+        if network is not None and not self._as_configured(network):
+            if self.leases(handle):
+                raise ProviderError(
+                    f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
+                    " has machines: stop the sandboxes first, or put the configuration back"
+                )
+            with suppress(libvirt.libvirtError):
+                network.destroy()
+            network.undefine()
+            network = None
+        try:
+            if network is None:
+                network = handle.networkDefineXML(self._xml)
+            if not network.isActive():
+                network.create()
+        except libvirt.libvirtError as error:
+            with suppress(libvirt.libvirtError):
+                if network is not None and network.isActive():
+                    return network
+            raise ProviderError(
+                f"the bridge {self._bridge.name} with {self._bridge.subnet} can't be made ({error}):"
+                " is provider.bridge used by something else?"
+            ) from error
+        return network
+
+    def leases(self, handle: Handle) -> tuple[Lease, ...]:
+        """Every fixed entry."""
+        network = self._lookup(handle)
+        if network is None:
+            return ()
+        flags = 0 if network.isActive() else libvirt.VIR_NETWORK_XML_INACTIVE
+        root = _parsed(network.XMLDesc(flags))
+        return tuple(
+            Lease(host.get("name", ""), host.get("mac", "").lower(), host.get("ip", ""))
+            for host in root.iterfind("ip/dhcp/host")
+        )
+
+    def add_lease(self, handle: Handle, lease: Lease) -> None:
+        """Give a machine its address. Raises ProviderError when the address or the MAC is another's."""
+        network = self.ensure(handle)
+        for other in self.leases(handle):
+            if other == lease:
+                return
+            if other.name == lease.name:
+                self._update(network, other, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE)
+            elif other.mac == lease.mac or other.address == lease.address:
+                raise ProviderError(
+                    f"{lease.address} ({lease.mac}) can't be given to {lease.name}: {other.name} has"
+                    f" {other.address} ({other.mac})"
+                )
+        self._update(network, lease, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST)
+
+    def remove_lease(self, handle: Handle, *, name: str | None = None, mac: str | None = None) -> None:
+        """Take back the entries of that machine name or MAC, if there are any."""
+        network = self._lookup(handle)
+        if network is None:
+            return
+        for lease in self.leases(handle):
+            if (name is not None and lease.name == name) or (mac is not None and lease.mac == mac.lower()):
+                self._update(network, lease, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE)
+
+    def _update(self, network: Handle, lease: Lease, command: int) -> None:
+        flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+        if network.isActive():
+            flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+        xml = dhcp_host_xml(name=lease.name, mac=lease.mac, address=lease.address)
+        network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml, flags)
+
+    def _as_configured(self, network: Handle) -> bool:
+        root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+        bridge, dns, ip = root.find("bridge"), root.find("dns"), root.find("ip")
+        return (
+            bridge is not None
+            and bridge.get("name") == self._bridge.name
+            and (dns is None or dns.get("enable") != "no") == self._dns
+            and ip is not None
+            and ip.get("address") == gateway(self._bridge)
+            and ip.get("netmask") == str(self._bridge.subnet.netmask)
+        )
+
+    def _lookup(self, handle: Handle) -> Handle | None:
+        try:
+            return handle.networkLookupByName(self.name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                return None
+            raise
+
+
+def _parsed(xml: str) -> ElementTree.Element:
+    return ElementTree.fromstring(xml)  # noqa: S314 - libvirt made it, not a guest

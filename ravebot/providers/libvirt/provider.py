@@ -1,0 +1,290 @@
+"""The provider contract on one libvirt host; each part of the work is a module beside this one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+from xml.etree import ElementTree
+
+import libvirt
+import psutil
+
+from ravebot.config import LibvirtConfig
+from ravebot.errors import ProviderError, Unavailable
+from ravebot.providers.base import (
+    Capabilities,
+    HostUsage,
+    Listing,
+    MachineSpec,
+    ProviderEvent,
+    RunResult,
+    Usage,
+)
+from ravebot.providers.libvirt.connection import Connection, Handle
+from ravebot.providers.libvirt.definitions import domain_xml
+from ravebot.providers.libvirt.disks import Disks
+from ravebot.providers.libvirt.domains import Domains
+from ravebot.providers.libvirt.events import Events
+from ravebot.providers.libvirt.guest import GuestAgents
+from ravebot.providers.libvirt.network import Lease, Network
+from ravebot.providers.libvirt.probe import probe_kvm
+
+T = TypeVar("T")
+_CONTROL_THREADS = 8
+_AGENT_CONNECTIONS = 4
+_AGENT_THREADS = 4  # a connection; libvirtd serves at most 5 requests of one connection at once
+_CONNECTED_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+
+
+class LibvirtProvider:
+    """Machines on one libvirt host, all tagged with this instance's id; others' are never seen or touched.
+
+    `instance` is the installation's name, `instance_id` its random id, `egress` is internet or none;
+    consoles are written to `state_dir`/console and outlive their machines.
+    """
+
+    def __init__(self, config: LibvirtConfig, *, instance: str, instance_id: str, egress: str, state_dir: Path) -> None:
+        self._config = config
+        self._instance = instance
+        self._instance_id = instance_id
+        self._consoles = state_dir / "console"
+        self._domains = Domains(instance_id)
+        self._disks = Disks(instance_id, config.storage_pool)
+        self._network = (
+            Network(instance_id, config.bridge, dns=egress != "none") if config.network == "bridge" else None
+        )
+        self._events = Events(self._domains.is_known)
+        self._control = Connection(
+            config.uri,
+            name="libvirt-control",
+            threads=_CONTROL_THREADS,
+            on_open=self._events.register,
+            on_lost=self._events.lost,
+        )
+        # libvirt's test driver keeps a state of its own for each connection, and has no agents anyway.
+        agents = (
+            [self._control]
+            if config.uri.startswith("test:")
+            else [
+                Connection(config.uri, name=f"libvirt-agent-{number}", threads=_AGENT_THREADS)
+                for number in range(_AGENT_CONNECTIONS)
+            ]
+        )
+        self._connections = tuple(dict.fromkeys((self._control, *agents)))
+        self._agents = GuestAgents(agents, self._domains)
+        self._capabilities: Capabilities | None = None
+
+    async def open(self) -> Capabilities:
+        """Connect, and make or mend the storage pool and the network; the first time, probe for KVM."""
+        self._consoles.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._call(self._prepare)
+        if self._capabilities is None:
+            self._capabilities = await self._probe()
+        return self._capabilities
+
+    def _prepare(self, handle: Handle) -> None:
+        self._disks.ensure(handle)
+        self._disks.refresh(handle)
+        if self._network is not None:
+            self._network.ensure(handle)
+
+    async def _probe(self) -> Capabilities:
+        kind, details = await self._call(_facts)
+        if kind == "TEST":
+            return Capabilities(accelerated=False, guest_agent=False, details=details)
+        wanted = self._config.accelerator
+        if wanted == "auto":
+            probe = await probe_kvm(details["emulator"])
+            return Capabilities(probe.works, details={**details, "accelerator": probe.reason})
+        return Capabilities(wanted == "kvm", details={**details, "accelerator": "set by provider.accelerator"})
+
+    async def close(self) -> None:
+        """Close every connection; machines go on running."""
+        await asyncio.gather(*(connection.close() for connection in self._connections))
+
+    async def connected(self) -> bool:
+        """Whether libvirt answers now."""
+        try:
+            async with asyncio.timeout(_CONNECTED_SECONDS):
+                await self._call(lambda handle: handle.getLibVersion())
+        except (TimeoutError, Unavailable, ProviderError):
+            return False
+        return True
+
+    async def create(self, spec: MachineSpec) -> None:
+        """Make address, disk and definition, in this order: a definition means that all of it is there."""
+        capabilities = self._capabilities or await self.open()
+        for path, key in ((spec.kernel, "kernel"), (spec.initrd, "initrd")):
+            if path is not None and not await asyncio.to_thread(path.is_file):
+                raise ProviderError(f"{path} is missing: put one there or change provider.{key}")
+        await self._call(lambda handle: self._create(handle, spec, capabilities))
+
+    def _create(self, handle: Handle, spec: MachineSpec, capabilities: Capabilities) -> None:
+        domain = self._domains.find(handle, spec.name)
+        if domain is not None and domain.UUIDString() != spec.uuid:
+            raise ProviderError(f"a machine {spec.name} of ours exists with another UUID: it is left alone")
+        if self._network is not None:
+            self._network.add_lease(handle, Lease(spec.name, spec.mac, spec.address))
+        disk = self._disks.path(handle, spec.name) if domain is not None else None
+        if disk is None:
+            disk = self._disks.create_overlay(handle, spec.name, image=spec.image, size_bytes=spec.disk_bytes)
+        if domain is None:
+            accelerated = "kvm" if capabilities.accelerated else "qemu"
+            xml = domain_xml(
+                spec,
+                instance_id=self._instance_id,
+                kind="test" if handle.getType() == "TEST" else accelerated,
+                disk=disk,
+                network=None if self._network is None else self._network.name,
+                console=self._consoles / f"{spec.name}.log",
+            )
+            self._domains.define(handle, xml)
+
+    async def start(self, name: str) -> None:
+        """Start it if it is off, with the network there."""
+
+        def work(handle: Handle) -> None:
+            if self._network is not None:
+                self._network.ensure(handle)
+            self._domains.start(handle, name)
+
+        await self._call(work)
+
+    async def resume(self, name: str) -> None:
+        """Go on after a pause."""
+        await self._call(lambda handle: self._domains.resume(handle, name))
+
+    async def shutdown(self, name: str) -> None:
+        """Ask by agent and by power button, and wait for neither."""
+        if await self._call(lambda handle: self._domains.press_power_button(handle, name)):
+            self._agents.begin_shutdown(name)
+
+    async def destroy(self, name: str) -> None:
+        """Pull the plug."""
+        await self._call(lambda handle: self._domains.destroy(handle, name))
+
+    async def delete(self, name: str) -> None:
+        """Remove definition, disk and fixed lease. The console's log stays: it is kept for days."""
+
+        def work(handle: Handle) -> None:
+            self._domains.remove(handle, name)
+            self._disks.delete(handle, self._disks.volume_of(name))
+            if self._network is not None:
+                self._network.remove_lease(handle, name=name)
+
+        await self._call(work)
+
+    async def delete_volume(self, volume: str) -> None:
+        """Remove a disk that belongs to no machine."""
+        await self._call(lambda handle: self._disks.delete(handle, volume))
+
+    async def delete_address(self, mac: str) -> None:
+        """Remove a fixed lease that belongs to no machine."""
+        network = self._network
+        if network is not None:
+            await self._call(lambda handle: network.remove_lease(handle, mac=mac))
+
+    async def list(self) -> Listing:
+        """Everything of ours; a handful of calls, however many machines there are."""
+        return await self._call(self._list)
+
+    def _list(self, handle: Handle) -> Listing:
+        leases = self._network.leases(handle) if self._network is not None else ()
+        return Listing(
+            machines=self._domains.observe(handle),
+            volumes=self._disks.names(handle),
+            addresses=tuple(lease.mac for lease in leases),
+        )
+
+    async def ping(self, name: str, timeout: timedelta) -> bool:
+        """Whether the guest agent answers in time."""
+        return await self._agents.ping(name, timeout)
+
+    async def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        timeout: timedelta,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> RunResult:
+        """Run a command in the guest as root and wait for its end."""
+        return await self._agents.run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
+
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
+        """Write a host file to an absolute path in the guest."""
+        await self._agents.copy_in(name, source, target, mode=mode)
+
+    async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
+        """Make these the only authorized SSH keys of that user."""
+        await self._agents.authorize_keys(name, user, keys)
+
+    async def host_keys(self, name: str) -> tuple[str, ...]:
+        """The guest's public SSH host keys."""
+        return await self._agents.host_keys(name)
+
+    async def usage(self, name: str) -> Usage:
+        """What it used since it was started; memory is what it holds now, so keep the largest."""
+
+        def work(handle: Handle) -> Usage:
+            domain = self._domains.get(handle, name)
+            disk_bytes = self._disks.allocated_bytes(handle, name)
+            try:
+                return Usage(domain.info()[4] / 1e9, domain.memoryStats().get("rss", 0) * 1024, disk_bytes)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_SUPPORT):
+                    raise
+                return Usage(0.0, 0, disk_bytes)
+
+        return await self._call(work)
+
+    async def host(self) -> HostUsage:
+        """What the host has, where the disks are and in memory."""
+
+        def work(handle: Handle) -> HostUsage:
+            promised = self._disks.promised_bytes(handle)
+            if self._disks.folder.is_dir():
+                space = psutil.disk_usage(str(self._disks.folder))
+                total, free = space.total, space.free
+            else:
+                total, free = self._disks.space(handle)
+            memory = psutil.virtual_memory()
+            return HostUsage(memory.total, memory.available, total, free, promised)
+
+        return await self._call(work)
+
+    async def events(self) -> AsyncIterator[ProviderEvent]:
+        """What happens to our machines; while libvirt is away, reconnecting is tried every second."""
+        subscription = self._events.subscribe()
+        try:
+            while True:
+                try:
+                    await self._call(lambda _handle: None)
+                except (Unavailable, ProviderError):
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                for event in await subscription.take():
+                    yield event
+        finally:
+            self._events.unsubscribe(subscription)
+
+    async def _call(self, work: Callable[[Handle], T]) -> T:
+        return await self._control.call(work)
+
+
+def _facts(handle: Handle) -> tuple[str, dict[str, str]]:
+    kind = str(handle.getType())
+    details = {"libvirt": _version(handle.getLibVersion()), "hypervisor": f"{kind} {_version(handle.getVersion())}"}
+    if kind == "QEMU":
+        capabilities = ElementTree.fromstring(handle.getDomainCapabilities(None, "x86_64", None, "qemu"))  # noqa: S314
+        details["emulator"] = capabilities.findtext("path") or "qemu-system-x86_64"
+    return kind, details
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
