@@ -24,15 +24,22 @@ from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.view import SandboxView, in_words
 
 _MOST_ROWS = (60, 25, 10)
+_REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
+"""Lines of text and characters of output."""
 
 
 def render_reply(text: str, reply_to: str | None, thread: str | None = None, *, output: str = "") -> Content:
     """Words for the one who asked; what is between backticks becomes code. `output` is shown as a program's."""
-    lines = [words(one_line(line, 1500)) for line in text.split("\n")[:60]]
+    rendered = (message(_said(text, lines, output, tail)) for lines, tail in _REPLY_DETAIL)
+    return as_reply(first_that_fits(rendered), reply_to, thread)
+
+
+def _said(text: str, most_lines: int, output: str, tail: int) -> list[Span]:
+    lines = [words(one_line(line, 1000)) for line in text.split("\n")[:most_lines]]
     parts = [joined(lines, "\n", "<br>")]
     if output.strip():
-        parts.append(preformatted(block(output, 6000)))
-    return as_reply(message(parts), reply_to, thread)
+        parts.append(preformatted(block(output, tail)))
+    return parts
 
 
 def render_list(views: Sequence[SandboxView]) -> Content:

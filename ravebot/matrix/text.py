@@ -12,7 +12,7 @@ _TAB_AND_SPACE = " \t\r\v\f"
 # Control, format (bidi overrides, zero-width, tags), surrogate, private use, unassigned, line and paragraph
 # separators: none of them is seen, all of them can change what is seen around them.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_PING = re.compile(r"(?<!\w)@(?=\w)")
+_PING = re.compile(r"@(?=room)|(?<!\w)@(?=\w)", re.IGNORECASE)
 _MAX_COMBINING = 4
 
 

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravebot.matrix.commands import VERBS, Command, Ref, Usage, help_rows, parse
+
+ONE = ("group/app",)
+TWO = ("group/app", "tools/cli")
+REF = Ref("group/app", 42)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("!rave", Command("help")),
+        ("!rave help", Command("help")),
+        ("  !rave   list  ", Command("list")),
+        ("!Rave LIST", Command("list")),
+        ("!rave show !42", Command("show", REF)),
+        ("!rave show 42", Command("show", REF)),
+        ("!rave show other/group/app.js!7", Command("show", Ref("other/group/app.js", 7))),
+        ("!rave extend !42", Command("extend", REF)),
+        ("!rave extend !42 1h30m", Command("extend", REF, timedelta(minutes=90))),
+        ("!rave extend !42 1h 30m", Command("extend", REF, timedelta(minutes=90))),
+        ("!rave start 42 DEADBEEF", Command("start", REF, sha="deadbeef")),
+        ("!rave stop !42\nbecause it is done", Command("stop", REF)),
+        ("!rave whoami", Command("whoami")),
+    ],
+)
+def test_what_people_type_is_understood(text: str, command: Command) -> None:
+    assert parse(text, "!rave", ONE) == command
+
+
+@pytest.mark.parametrize("text", ["", "hello", "!raven list", "say !rave list", "\n", "!rav", "!", "> !rave list"])
+def test_what_is_not_for_us_is_left_alone(text: str) -> None:
+    assert parse(text, "!rave", ONE) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("!rave lsit", "did you mean `!rave list`"),
+        ("!rave extned !42", "did you mean `!rave extend REF [1h]`"),
+        ("!rave xyzzy", "`!rave help`"),
+        ("!rave show", "say which merge request"),
+        ("!rave show forty-two", "no merge request"),
+        ("!rave show !0", "no merge request"),
+        ("!rave show ٤٢", "no merge request"),
+        ("!rave show !99999999999999999999", "no merge request"),
+        ("!rave show ../../etc/passwd!1 --force", "does not belong"),
+        ("!rave extend !42 soon", "write a duration"),
+        ("!rave extend !42 0s", "longer than nothing"),
+        ("!rave extend !42 999999999999d", "write a duration"),
+        ("!rave stop !42 now", "does not belong"),
+        ("!rave list everything", "does not belong"),
+        ("!rave start !42 main", "hexadecimal"),
+        ("!rave show " + "9" * 5000, "too long"),
+    ],
+)
+def test_what_is_wrong_is_answered_with_how_it_would_be(text: str, advice: str) -> None:
+    answer = parse(text, "!rave", ONE)
+    assert isinstance(answer, Usage)
+    assert advice in answer.message
+
+
+def test_a_short_reference_in_a_room_of_several_projects_is_asked_back() -> None:
+    answer = parse("!rave stop !42", "!rave", TWO)
+    assert isinstance(answer, Usage)
+    assert "group/app!42 or tools/cli!42" in answer.message
+
+
+def test_a_short_reference_where_no_project_is_known_is_asked_back() -> None:
+    answer = parse("!rave stop 42", "!rave", ())
+    assert isinstance(answer, Usage)
+    assert "group/app!42" in answer.message
+
+
+def test_help_lists_every_command_with_the_configured_prefix() -> None:
+    rows = dict(help_rows("!box"))
+    assert len(rows) == len(VERBS)
+    assert "!box extend REF [1h]" in rows
+    assert all(rows.values())
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_command_can_be_typed_as_its_own_usage_says(verb: object) -> None:
+    usage = next(row for row, _ in help_rows("!rave") if row.split()[1] == verb.name)  # type: ignore[attr-defined]
+    typed = usage.replace("REF", "!42").replace("[1h]", "1h").replace("[SHA]", "deadbeef")
+    assert isinstance(parse(typed, "!rave", ONE), Command)
+
+
+@given(st.text(max_size=2000), st.sampled_from(["!rave ", "!rave show ", "!rave extend !42 ", "!rave start !42 ", ""]))
+def test_no_text_breaks_the_parser_or_is_repeated_at_length(text: str, start: str) -> None:
+    answer = parse(start + text, "!rave", TWO)
+    if isinstance(answer, Usage):
+        assert len(answer.message) < 600
+        assert "\n" not in answer.message

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravebot.matrix.incoming import our_join, read_message, since_we_joined, without_reply_fallback
+from ravebot.matrix.invites import inviter
+
+US = "@ravebot:example.org"
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def event(**changed: Any) -> dict[str, Any]:
+    return {
+        "type": "m.room.message",
+        "event_id": "$1",
+        "sender": "@alice:example.org",
+        "origin_server_ts": 1_700_000_000_000,
+        "content": {"msgtype": "m.text", "body": "!rave list"},
+    } | changed
+
+
+def member(membership: str, *, before: str | None = None, user: str = US, event_id: str = "$m") -> dict[str, Any]:
+    unsigned = {"prev_content": {"membership": before}} if before else {}
+    content = {"membership": membership}
+    return event(
+        type="m.room.member", state_key=user, sender=user, content=content, unsigned=unsigned, event_id=event_id
+    )
+
+
+def test_a_message_is_read() -> None:
+    message = read_message(event(), "!room", US)
+    assert message is not None
+    assert (message.event_id, message.room_id, message.text) == ("$1", "!room", "!rave list")
+    assert message.at_ms == 1_700_000_000_000
+
+
+@pytest.mark.parametrize("field", ["type", "event_id", "sender", "origin_server_ts", "content"])
+@given(value=json_value)
+def test_no_field_of_an_event_breaks_the_reading(field: str, value: Any) -> None:
+    read_message(event(**{field: value}), "!room", US)
+
+
+@pytest.mark.parametrize("field", ["msgtype", "body", "m.relates_to", "m.new_content"])
+@given(value=json_value)
+def test_no_field_of_a_content_breaks_the_reading(field: str, value: Any) -> None:
+    message = read_message(event(content={"msgtype": "m.text", "body": "x"} | {field: value}), "!room", US)
+    assert message is None or isinstance(message.text, str)
+
+
+@given(value=json_value)
+def test_no_invite_breaks_the_reading(value: Any) -> None:
+    assert inviter({"invite_state": value}, US) is None
+    assert inviter({"invite_state": {"events": value}}, US) is None
+
+
+def test_a_time_that_is_no_time_is_none() -> None:
+    for at in (-1, 2**80, True, "now", None):
+        message = read_message(event(origin_server_ts=at), "!room", US)
+        assert message is not None
+        assert message.at_ms == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("> <@a:b> quoted\n\nanswer", "answer"),
+        ("> <@a:b> quoted\n> more\n>\n\nanswer\n> kept", "answer\n> kept"),
+        ("> only a quote", ""),
+        ("no quote", "no quote"),
+        (">!rave stop", ">!rave stop"),
+    ],
+)
+def test_the_quote_before_a_reply_is_stripped(text: str, stripped: str) -> None:
+    assert without_reply_fallback(text) == stripped
+
+
+def test_only_what_came_after_our_last_join_counts() -> None:
+    old, new = event(event_id="$old"), event(event_id="$new")
+    assert since_we_joined([old, member("join", before="invite"), new], US) == [new]
+    assert since_we_joined([old, member("join"), new, member("leave"), old, member("join"), new], US) == [new]
+
+
+def test_a_change_of_our_picture_or_somebody_elses_join_hides_nothing() -> None:
+    old, new = event(event_id="$old"), event(event_id="$new")
+    events = [old, member("join", before="join"), member("join", user="@bob:example.org"), new]
+    assert our_join(events, US) is None
+    assert since_we_joined(events, US) == events
+
+
+def test_an_inviter_is_who_sent_the_invite_to_us_and_nobody_else() -> None:
+    def room(*events: dict[str, Any]) -> dict[str, Any]:
+        return {"invite_state": {"events": list(events)}}
+
+    for_us = {"type": "m.room.member", "state_key": US, "sender": "@ops:x", "content": {"membership": "invite"}}
+    assert inviter(room(for_us), US) == "@ops:x"
+    assert inviter(room(for_us | {"state_key": "@bob:x"}), US) is None
+    assert inviter(room(for_us | {"content": {"membership": "join"}}), US) is None
+    assert inviter(room(for_us | {"type": "m.room.message"}), US) is None
+    assert inviter(room(for_us | {"state_key": "@bob:x", "sender": "@admin:x"}, for_us), US) == "@ops:x"
