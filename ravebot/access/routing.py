@@ -17,8 +17,11 @@ from ravebot.access.ruleset import MAY_PASS, PRIVATE_RANGES
 from ravebot.config import SandboxConfig
 from ravebot.errors import Unavailable
 
-PRIORITY = "1000"
+_FIRST_PRIORITY = 1000
 """Before the tables of VPN tools (5000 and above) and the main table (32766)."""
+_EVERYWHERE = "0.0.0.0/0"
+_PRIORITIES = {network: _FIRST_PRIORITY + number for number, network in enumerate((_EVERYWHERE, *PRIVATE_RANGES))}
+"""Each its own, for the kernel takes a rule without a destination to delete for any of that priority."""
 
 _FORWARDING = "net.ipv4.ip_forward"
 
@@ -29,9 +32,7 @@ class Routing:
     def __init__(self, tools: NetworkTools, bridge: str, sandbox: SandboxConfig) -> None:
         self._tools = tools
         self._bridge = bridge
-        ranges = PRIVATE_RANGES if sandbox.egress == "internet" else ("0.0.0.0/0",)
-        self._wanted = frozenset(ranges)
-        self._mark = (0, MAY_PASS)
+        self._refused = PRIVATE_RANGES if sandbox.egress == "internet" else (_EVERYWHERE,)
         self._with_ipv6 = Path("/proc/sys/net/ipv6").exists()
 
     async def ensure(self) -> bool:
@@ -60,12 +61,14 @@ class Routing:
 
     def _rules(self, family: str) -> frozenset[tuple[str, ...]]:
         """As arguments of `ip rule`, in the same form as `_found`."""
-        start = ("pref", PRIORITY, "iif", self._bridge)
+        bridge = ("iif", self._bridge)
         if family == "-6":
-            return frozenset([(*start, "prohibit")]) if self._with_ipv6 else frozenset()
-        value, mask = self._mark
-        mark = ("fwmark", f"{value:#x}/{mask:#x}")
-        return frozenset((*start, "to", network, *mark, "prohibit") for network in self._wanted)
+            return frozenset([("pref", str(_FIRST_PRIORITY), *bridge, "prohibit")] if self._with_ipv6 else [])
+        unmarked = ("fwmark", f"0x0/{MAY_PASS:#x}")
+        return frozenset(
+            ("pref", str(_PRIORITIES[network]), *bridge, "to", network, *unmarked, "prohibit")
+            for network in self._refused
+        )
 
     async def _found(self, family: str) -> frozenset[tuple[str, ...]]:
         if family == "-6" and not self._with_ipv6:
@@ -86,7 +89,7 @@ class Routing:
         if "dst" in rule:
             parts += ["to", f"{rule['dst']}/{rule.get('dstlen', 32)}"]
         elif family == "-4":
-            parts += ["to", "0.0.0.0/0"]
+            parts += ["to", _EVERYWHERE]
         if "fwmask" in rule:
             parts += ["fwmark", f"{int(str(rule['fwmark']), 16):#x}/{int(str(rule['fwmask']), 16):#x}"]
         return (*parts, "prohibit")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ravebot.access.rules import Forward, Guest, Rules, Service
+from ravebot.access.rules import Rules
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import Router
 
@@ -27,8 +29,133 @@ async def test_an_opened_port_leads_to_its_guest_and_no_other_port_does(router: 
     await firewall.open()
     repair = await firewall.ensure(rules_of((guest, 2200, 3000)))
     assert not repair.flushed
+    assert repair.added == 3
     assert await router.client.aconnect(router.host_address, 2200) == f"ssh {router.client_address}"
     assert await router.client.aconnect(router.host_address, 3000) == f"web {router.client_address}"
     assert await router.client.aconnect(router.host_address, 2201) is None
     assert await router.client.aconnect(guest.address, 22) is None
+
+
+async def test_a_private_client_and_the_host_itself_reach_the_port_too(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.friend.aconnect(router.host_address, 2200) == f"ssh {router.friend_address}"
     assert await router.host.aconnect(router.host_address, 2200) == f"ssh {router.host_address}"
+    assert await router.host.aconnect("127.0.0.1", 2200) is None
+
+
+async def test_a_client_outside_allow_from_is_refused_and_one_inside_is_not(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    firewall = firewall_of(router, allow_from=("192.168.0.0/16", "192.168.77.0/24"))
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.friend.aconnect(router.host_address, 2200) == f"ssh {router.friend_address}"
+    assert await router.client.aconnect(router.host_address, 2200) is None
+    assert [visit.source for visit in await firewall.connections()] == [router.friend_address]
+
+
+async def test_traffic_routed_through_the_host_to_such_a_port_elsewhere_is_left_alone(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    router.friend.serve(2200, "elsewhere")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.client.aconnect(router.friend_address, 2200) == f"elsewhere {router.client_address}"
+
+
+async def test_the_connection_over_the_limit_is_dropped_and_counted_for_that_source_and_port_alone(
+    router: Router,
+) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    guest.namespace.serve(3002, "web")
+    firewall = firewall_of(router, connections_per_minute={"ssh": 3, "web": 300})
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    answers = [await router.client.aconnect(router.host_address, 2200, 0.5) for _ in range(4)]
+    assert answers == [f"ssh {router.client_address}"] * 3 + [None]
+    assert await router.client.aconnect(router.host_address, 3000) is not None
+    assert await router.friend.aconnect(router.host_address, 2200) is not None
+    visits = {(visit.source, visit.port): visit for visit in await firewall.connections()}
+    assert visits[router.client_address, 2200].connections == 3
+    assert visits[router.client_address, 2200].dropped >= 1
+    assert visits[router.client_address, 3000].dropped == 0
+    assert visits[router.friend_address, 2200].dropped == 0
+
+
+async def test_the_audit_names_the_source_with_counts_bytes_and_times_once(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    started = datetime.now(UTC)
+    held = await asyncio.to_thread(router.client.hold, router.host_address, 2200)
+    assert await asyncio.to_thread(held.echo, "x" * 5000) == "x" * 5000
+    (visit,) = await firewall.connections()
+    assert (visit.source, visit.port, visit.connections, visit.dropped) == (router.client_address, 2200, 1, 0)
+    assert 10_000 < visit.bytes < 20_000
+    assert started - timedelta(seconds=2) < visit.first_seen <= visit.last_seen <= datetime.now(UTC)
+    assert await firewall.connections() == ()
+    assert await asyncio.to_thread(held.echo, "again") == "again"
+    (later,) = await firewall.connections()
+    assert later.connections == 0
+    assert 0 < later.bytes < 2000
+
+
+async def test_a_new_process_hands_out_what_was_not_told_and_nothing_twice(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    first = firewall_of(router)
+    await first.ensure(rules)
+    await router.client.aconnect(router.host_address, 2200)
+    assert [visit.connections for visit in await first.connections()] == [1]
+    await router.client.aconnect(router.host_address, 2200)
+    second = firewall_of(router)
+    await second.open()
+    assert (await second.ensure(rules)).added == 0
+    assert [visit.connections for visit in await second.connections()] == [1]
+    await router.client.aconnect(router.host_address, 2200)
+    assert [visit.connections for visit in await second.connections()] == [1]
+    assert await second.connections() == ()
+
+
+async def test_taking_a_guest_out_cuts_its_open_connections(router: Router) -> None:
+    guest, other = router.guest(2), router.guest(3)
+    for machine in (guest, other):
+        machine.namespace.serve(22, "ssh")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    doomed = await asyncio.to_thread(router.client.hold, router.host_address, 2200)
+    kept = await asyncio.to_thread(router.client.hold, router.host_address, 2201)
+    assert await asyncio.to_thread(doomed.echo, "one") == "one"
+    repair = await firewall.ensure(rules_of((other, 2201, 3001)))
+    assert (repair.added, repair.removed) == (0, 3)
+    assert await asyncio.to_thread(doomed.echo, "two") == "TimeoutError"
+    assert await asyncio.to_thread(kept.echo, "two") == "two"
+
+
+async def test_closing_a_port_cuts_its_connections_while_the_guest_lives_on(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    router.internet.serve(80, "internet")
+    firewall = firewall_of(router)
+    rules = rules_of((guest, 2200, 3000))
+    await firewall.ensure(rules)
+    held = await asyncio.to_thread(router.client.hold, router.host_address, 2200)
+    assert await asyncio.to_thread(held.echo, "one") == "one"
+    await firewall.ensure(Rules(guests=rules.guests))
+    assert await asyncio.to_thread(held.echo, "two") == "TimeoutError"
+    assert await guest.namespace.aconnect(router.internet_address, 80) is not None
+
+
+async def test_a_port_moves_to_another_guest_in_one_step(router: Router) -> None:
+    guest, other = router.guest(2), router.guest(3)
+    guest.namespace.serve(22, "first")
+    other.namespace.serve(22, "second")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.client.aconnect(router.host_address, 2200) == f"first {router.client_address}"
+    await firewall.ensure(rules_of((other, 2200, 3000)))
+    assert await router.client.aconnect(router.host_address, 2200) == f"second {router.client_address}"

@@ -25,7 +25,8 @@ def answer(connection):
         connection.sendall(sys.argv[3].encode() + b" " + connection.getpeername()[0].encode() + b"\\n")
         while data := connection.recv(65536):
             connection.sendall(data)
-with socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=100) as server:
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], int(sys.argv[2])), family=family, backlog=100) as server:
     print("listening", flush=True)
     while True:
         threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
@@ -153,12 +154,12 @@ class Namespace:
         assert process.stdout is not None and process.stdout.readline() == "listening\n", process.communicate()
         return process
 
-    def connect(self, address: str, port: int, timeout: float = 1.0) -> str | None:
+    def connect(self, address: str, port: int, timeout: float = 0.7) -> str | None:
         """What a server of `serve` greets with; None when there is no way through."""
         done = self.run([sys.executable, "-c", CONNECT, address, str(port), str(timeout)])
         return done.stdout.strip() if done.returncode == 0 else None
 
-    async def aconnect(self, address: str, port: int, timeout: float = 1.0) -> str | None:
+    async def aconnect(self, address: str, port: int, timeout: float = 0.7) -> str | None:
         return await asyncio.to_thread(self.connect, address, port, timeout)
 
     def hold(self, address: str, port: int) -> HeldConnection:

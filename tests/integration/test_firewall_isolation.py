@@ -1,0 +1,226 @@
+"""What a hostile guest can reach: nothing but the internet, in its own name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.firewall import firewall_of, rules_of
+from tests.support.netns import GuestMachine, Namespace, Router
+
+pytestmark = pytest.mark.integration
+
+ASK_UDP = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(1)
+    client.bind(("", int(sys.argv[3])))
+    client.sendto(b"question", (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(client.recv(100).decode())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+ANSWER_UDP = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("0.0.0.0", int(sys.argv[1])))
+    print("listening", flush=True)
+    while True:
+        data, who = server.recvfrom(100)
+        server.sendto(b"answer", who)
+"""
+
+
+FORGE_ARP = """
+import socket, sys
+def mac(text): return bytes.fromhex(text.replace(":", ""))
+own, sender_mac, sender_ip, target_ip = sys.argv[1:5]
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    arp = bytes.fromhex("0001080006040001") + mac(sender_mac) + socket.inet_aton(sender_ip) + bytes(6)
+    raw.send(bytes(6 * [255]) + mac(own) + bytes.fromhex("0806") + arp + socket.inet_aton(target_ip))
+"""
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    with Router() as made:
+        yield made
+
+
+def ask(namespace: Namespace, address: str, port: int, source_port: int = 0) -> str:
+    done = namespace.run([sys.executable, "-c", ASK_UDP, address, str(port), str(source_port)])
+    return done.stdout.strip()
+
+
+def answer(namespace: Namespace, port: int) -> subprocess.Popen[str]:
+    process = namespace.start([sys.executable, "-c", ANSWER_UDP, str(port)])
+    assert process.stdout is not None and process.stdout.readline() == "listening\n", process.communicate()
+    return process
+
+
+async def two_guests(router: Router) -> tuple[GuestMachine, GuestMachine]:
+    guest, other = router.guest(2), router.guest(3)
+    guest.namespace.serve(22, "ssh")
+    other.namespace.serve(22, "other")
+    return guest, other
+
+
+async def test_a_guest_reaches_the_internet_masqueraded_and_neither_guest_host_nor_private_neighbour(
+    router: Router,
+) -> None:
+    guest, other = await two_guests(router)
+    router.internet.serve(80, "internet")
+    router.friend.serve(80, "private")
+    router.host.serve(80, "host")
+    inside = guest.namespace
+    # Without a firewall all of it is open: otherwise this test would prove nothing.
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True)
+    assert inside.connect(other.address, 22) == f"other {guest.address}"
+    assert inside.connect(router.gateway, 80) == f"host {guest.address}"
+    assert inside.connect(router.friend_address, 80) == f"private {guest.address}"
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    assert inside.connect(router.internet_address, 80) == "internet 198.51.100.1"
+    assert inside.connect(other.address, 22) is None
+    assert inside.connect(router.gateway, 80) is None
+    assert inside.connect(router.host_address, 80) is None
+    assert inside.connect("192.168.77.1", 80) is None
+    assert inside.connect(router.friend_address, 80) is None
+    assert inside.connect(router.host_address, 2201) is None
+
+
+async def test_guests_do_not_reach_each_other_over_the_gateway_either(router: Router) -> None:
+    guest, other = await two_guests(router)
+    for one, to in ((guest, other), (other, guest)):
+        one.namespace.ip("route", "add", f"{to.address}/32", "via", router.gateway)
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True)
+    assert guest.namespace.connect(other.address, 22) is not None
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    assert guest.namespace.connect(other.address, 22) is None
+
+
+async def test_of_the_host_a_guest_gets_dhcp_and_dns_and_without_egress_only_dhcp(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    router.internet.serve(80, "internet")
+    for port in (53, 67, 123):
+        answer(router.host, port)
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert ask(guest.namespace, router.gateway, 53) == "answer"
+    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert ask(guest.namespace, router.gateway, 123) == "TimeoutError"
+    assert ask(guest.namespace, router.host_address, 53) == "TimeoutError"
+    assert guest.namespace.connect(router.internet_address, 80) is not None
+    closed = firewall_of(router, egress="none")
+    await closed.ensure(rules_of((guest, 2200, 3000)))
+    assert ask(guest.namespace, router.gateway, 53) == "TimeoutError"
+    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert guest.namespace.connect(router.internet_address, 80) is None
+    assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
+
+
+async def test_an_allowed_private_destination_is_reached_at_its_port_only(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    router.friend.serve(443, "allowed")
+    router.friend.serve(80, "private")
+    router.host.serve(8443, "host")
+    firewall = firewall_of(router, allow=(f"{router.friend_address}:443", "192.168.77.1:8443"), egress="none")
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert guest.namespace.connect(router.friend_address, 443) == "allowed 192.168.77.1"
+    assert guest.namespace.connect(router.friend_address, 80) is None
+    assert guest.namespace.connect("192.168.77.1", 8443) == f"host {guest.address}"
+    assert guest.namespace.connect(router.gateway, 8443) is None
+
+
+async def test_another_address_is_dropped_while_the_guests_own_goes_on(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    router.internet.serve(80, "internet")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    guest.namespace.address("eth0", "10.80.0.66/24")
+    spoof = (
+        "import socket; s = socket.create_connection(('198.51.100.2', 80), 1, source_address=('10.80.0.66', 0));"
+        "print(s.recv(99))"
+    )
+    assert guest.namespace.run([sys.executable, "-c", spoof]).returncode != 0
+    # The guest's own kernel may still be asking for the gateway in the false name: give it time to give up.
+    assert guest.namespace.connect(router.internet_address, 80, timeout=10) is not None
+
+
+async def test_a_guest_cannot_take_a_live_guests_address(router: Router) -> None:
+    guest, other = await two_guests(router)
+    router.internet.serve(80, "internet")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    assert router.client.connect(router.host_address, 2201) == f"other {router.client_address}"
+    guest.namespace.ip("addr", "flush", "dev", "eth0")
+    guest.namespace.address("eth0", f"{other.address}/24")
+    guest.namespace.route("default", router.gateway)
+    guest.namespace.run([sys.executable, "-c", FORGE_ARP, guest.mac, guest.mac, other.address, router.gateway])
+    assert guest.namespace.connect(router.internet_address, 80) is None
+    assert router.client.connect(router.host_address, 2201) == f"other {router.client_address}"
+
+
+async def test_another_mac_is_dropped(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    router.internet.serve(80, "internet")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert guest.namespace.connect(router.internet_address, 80) is not None
+    guest.namespace.ip("link", "set", "eth0", "address", "52:54:00:00:01:99")
+    guest.namespace.ip("route", "replace", "default", "via", router.gateway)
+    assert guest.namespace.connect(router.internet_address, 80) is None
+    guest.namespace.ip("link", "set", "eth0", "address", guest.mac)
+    guest.namespace.ip("route", "replace", "default", "via", router.gateway)
+    assert guest.namespace.connect(router.internet_address, 80) is not None
+
+
+def neighbours(router: Router) -> dict[str, str]:
+    lines = router.host.run(["ip", "neigh", "show", "dev", router.bridge]).stdout.splitlines()
+    return {parts[0]: parts[2] for line in lines if "lladdr" in (parts := line.split())}
+
+
+async def test_arp_with_another_sender_does_not_reach_the_host(router: Router) -> None:
+    guest, other = await two_guests(router)
+    firewall = firewall_of(router)
+    forged = [sys.executable, "-c", FORGE_ARP, guest.mac, guest.mac]
+    guest.namespace.run([*forged, "10.80.0.99", router.gateway], check=True)
+    assert neighbours(router)["10.80.0.99"] == guest.mac  # open without us, or the rest proves nothing
+    await firewall.ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    guest.namespace.run([*forged, "10.80.0.98", router.gateway], check=True)
+    guest.namespace.run([*forged, other.address, router.gateway], check=True)
+    assert "10.80.0.98" not in neighbours(router)
+    assert neighbours(router).get(other.address) != guest.mac
+    guest.namespace.run([*forged, guest.address, router.gateway], check=True)
+    assert neighbours(router)[guest.address] == guest.mac
+
+
+async def test_a_guest_that_is_not_live_reaches_nothing_even_as_a_live_one(router: Router) -> None:
+    guest, other = await two_guests(router)
+    router.internet.serve(80, "internet")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((other, 2201, 3001)))
+    assert guest.namespace.connect(router.internet_address, 80) is None
+    guest.namespace.ip("addr", "flush", "dev", "eth0")
+    guest.namespace.ip("link", "set", "eth0", "address", other.mac)
+    guest.namespace.address("eth0", f"{other.address}/24")
+    guest.namespace.route("default", router.gateway)
+    assert guest.namespace.connect(router.internet_address, 80) is None
+
+
+async def test_ipv6_does_not_get_past_the_bridge(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    guest.namespace.ip("addr", "add", "fd00:80::2/64", "dev", "eth0", "nodad")
+    router.host.ip("addr", "add", "fd00:80::1/64", "dev", router.bridge, "nodad")
+    router.host.serve(80, "host", "fd00:80::1")
+    assert guest.namespace.connect("fd00:80::1", 80) == "host fd00:80::2"
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert guest.namespace.connect("fd00:80::1", 80) is None

@@ -1,0 +1,244 @@
+"""The firewall as observed state: what others do to it is noticed, mended and reported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+
+from ravebot.access.rules import Repair, Rules
+from ravebot.errors import Unavailable
+from tests.support.firewall import firewall_of, rules_of
+from tests.support.netns import Router
+
+pytestmark = pytest.mark.integration
+
+UNCHANGED = Repair()
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    with Router() as made:
+        yield made
+
+
+async def test_a_second_pass_finds_nothing_to_do(router: Router) -> None:
+    guest = router.guest(2)
+    firewall = firewall_of(router)
+    await firewall.open()
+    assert await firewall.ensure(Rules()) == UNCHANGED
+    rules = rules_of((guest, 2200, 3000))
+    assert (await firewall.ensure(rules)).added == 3
+    assert await firewall.ensure(rules) == UNCHANGED
+    await firewall.open()
+    assert await firewall.ensure(rules) == UNCHANGED
+
+
+async def test_it_opens_before_the_bridge_exists(router: Router) -> None:
+    router.host.ip("link", "del", router.bridge)
+    firewall = firewall_of(router)
+    await firewall.open()
+    assert await firewall.ensure(Rules()) == UNCHANGED
+    router.host.ip("link", "add", router.bridge, "type", "bridge")
+    router.host.address(router.bridge, f"{router.gateway}/24")
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.friend.aconnect(router.host_address, 2200) is not None
+    assert await guest.namespace.aconnect(router.friend_address, 80) is None
+
+
+async def test_after_a_flush_guests_stay_isolated_and_one_pass_mends_and_reports_it(router: Router) -> None:
+    guest, other = router.guest(2), router.guest(3)
+    guest.namespace.serve(22, "ssh")
+    other.namespace.serve(22, "other")
+    router.friend.serve(80, "private")
+    firewall = firewall_of(router)
+    rules = rules_of((guest, 2200, 3000), (other, 2201, 3001))
+    other.namespace.ip("route", "add", f"{guest.address}/32", "via", router.gateway)
+    await firewall.ensure(rules)
+    await router.client.aconnect(router.host_address, 2200)
+    await firewall.ensure(rules)
+    router.host.nft("flush ruleset")
+    # Beneath the firewall, the routing holds.
+    assert guest.namespace.connect(router.friend_address, 80) is None
+    assert other.namespace.connect(guest.address, 22) is None
+    repair = await firewall.ensure(rules)
+    assert (repair.flushed, repair.added) == (True, 6)
+    assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
+    assert router.friend.connect(router.host_address, 2200) == f"ssh {router.friend_address}"
+    assert guest.namespace.connect(router.friend_address, 80) is None
+    assert await firewall.ensure(rules) == UNCHANGED
+    visits = {visit.source: visit.connections for visit in await firewall.connections()}
+    assert visits == {router.client_address: 2, router.friend_address: 1}, "what the flush took was read before"
+    assert await firewall.connections() == ()
+
+
+async def test_without_egress_nothing_at_all_gets_out_while_flushed(router: Router) -> None:
+    guest = router.guest(2)
+    # Known to the internet, so that only the routing rules stand between them.
+    router.internet.route(router.subnet, "198.51.100.1")
+    router.internet.serve(80, "internet")
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True)
+    assert guest.namespace.connect(router.internet_address, 80) is not None
+    firewall = firewall_of(router, egress="none")
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    router.host.nft("flush ruleset")
+    assert guest.namespace.connect(router.internet_address, 80) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "chain"), [("inet", "from_guest"), ("inet", "marking"), ("bridge", "vouching"), ("arp", "arriving")]
+)
+async def test_one_rule_taken_out_by_hand_is_noticed_and_put_back(router: Router, family: str, chain: str) -> None:
+    guest = router.guest(2)
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    before = _listed(router, family)
+    handle = next(rule["handle"] for rule in before if rule.get("chain") == chain)
+    router.host.nft(f"delete rule {family} ravebot-test {chain} handle {handle}")
+    assert (await firewall.ensure(rules)).flushed
+    assert [rule.get("expr") for rule in _listed(router, family)] == [rule.get("expr") for rule in before]
+    assert await firewall.ensure(rules) == UNCHANGED
+
+
+async def test_a_rule_slipped_in_by_hand_is_taken_out(router: Router) -> None:
+    firewall = firewall_of(router)
+    await firewall.open()
+    before = _listed(router, "inet")
+    router.host.nft("insert rule inet ravebot-test from_guest accept")
+    assert (await firewall.ensure(Rules())).flushed
+    assert len(_listed(router, "inet")) == len(before)
+
+
+async def test_elements_taken_out_or_put_in_by_hand_are_mended_and_counted(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    router.host.nft("delete element inet ravebot-test opened { 2200 . 10.80.0.2 . 22 }")
+    router.host.nft("add element inet ravebot-test live { 10.80.0.77 }")
+    assert router.client.connect(router.host_address, 2200) is None
+    assert await firewall.ensure(rules) == Repair(flushed=False, added=1, removed=1)
+    assert router.client.connect(router.host_address, 2200) is not None
+
+
+async def test_routing_rules_and_forwarding_are_mended_too(router: Router) -> None:
+    firewall = firewall_of(router)
+    await firewall.open()
+    before = router.host.run(["ip", "rule"]).stdout
+    assert before.count(f"iif {router.bridge} prohibit") == 11
+    router.host.ip("rule", "del", "pref", "1002")
+    router.host.ip("-6", "rule", "flush")
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"], check=True)
+    assert (await firewall.ensure(Rules())).flushed
+    assert sorted(router.host.run(["ip", "rule"]).stdout.splitlines()) == sorted(before.splitlines())
+    assert "prohibit" in router.host.run(["ip", "-6", "rule"]).stdout
+    assert router.host.run(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout.strip() == "1"
+
+
+async def test_a_changed_configuration_replaces_the_static_part_and_keeps_the_sandboxes(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    await firewall_of(router).ensure(rules)
+    assert router.client.connect(router.host_address, 2200) is not None
+    stricter = firewall_of(router, allow_from=("192.168.77.0/24",), egress="none")
+    await stricter.open()
+    assert router.client.connect(router.host_address, 2200) is None
+    assert router.friend.connect(router.host_address, 2200) is not None
+    assert await stricter.ensure(rules) == UNCHANGED
+    assert router.host.run(["ip", "rule"]).stdout.count("prohibit") == 1
+
+
+async def test_a_foreign_change_is_told_of_and_our_own_are_not(router: Router) -> None:
+    firewall = firewall_of(router)
+    await firewall.open()
+    told = asyncio.Queue[None]()
+
+    async def listen() -> None:
+        async with aclosing(firewall.changes()) as changes:
+            async for change in changes:
+                told.put_nowait(change)
+
+    listener = asyncio.create_task(listen())
+    await asyncio.sleep(0.5)
+    guest = router.guest(2)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(told.get(), 0.5)
+    router.host.nft("flush ruleset")
+    await asyncio.wait_for(told.get(), 2)
+    assert (await firewall.ensure(rules_of((guest, 2200, 3000)))).flushed
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(told.get(), 0.5)
+    for number in range(20):
+        router.host.nft(f"add table ip foreign{number}")
+    await asyncio.wait_for(told.get(), 2)
+    await asyncio.sleep(0.7)
+    assert told.qsize() < 5, "a burst is told of once or twice, not for every change"
+    await firewall.close()
+    await asyncio.wait_for(listener, 2)
+
+
+async def test_two_instances_do_not_touch_each_other(router: Router) -> None:
+    router.host.ip("link", "add", "rb1", "type", "bridge")
+    router.host.address("rb1", "10.81.0.1/24")
+    one, two = router.guest(2), router.guest(2, "rb1", "10.81.0")
+    one.namespace.serve(22, "one")
+    two.namespace.serve(22, "two")
+    first = firewall_of(router)
+    second = firewall_of(router, instance_id="other", bridge="rb1", subnet="10.81.0.0/24", egress="none")
+    rules_one, rules_two = rules_of((one, 2200, 3000)), rules_of((two, 2300, 3100))
+    await first.ensure(rules_one)
+    await second.ensure(rules_two)
+    assert router.client.connect(router.host_address, 2200) == f"one {router.client_address}"
+    assert router.client.connect(router.host_address, 2300) == f"two {router.client_address}"
+    assert one.namespace.connect(two.address, 22) is None
+    assert two.namespace.connect(one.address, 22) is None
+    assert one.namespace.connect(router.host_address, 2300) is None
+    await second.remove()
+    assert "rb1" not in router.host.run(["ip", "rule"]).stdout + router.host.run(["ip", "-6", "rule"]).stdout
+    assert "ravebot-other" not in router.host.run(["nft", "list", "tables"]).stdout
+    assert await first.ensure(rules_one) == UNCHANGED
+    assert [visit.port for visit in await first.connections()] == [2200]
+    await second.remove()
+    assert (await second.ensure(rules_two)).added == 3, "after a removal, ensure writes everything again"
+
+
+async def test_a_docker_like_drop_is_found_and_gone_once_mended_as_told(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await firewall.find_conflicts() == []
+    router.host.nft(
+        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+    )
+    assert router.client.connect(router.host_address, 2200) is None
+    found = await firewall.find_conflicts()
+    assert [line.partition(":")[0] for line in found] == [
+        "the chain ip filter FORWARD drops connections to the sandboxes",
+        "the chain ip filter FORWARD drops the sandboxes' way to the internet",
+    ]
+    for command in found[0].partition("`")[2].rstrip("`").split("; "):
+        assert router.host.run(command.split()).returncode == 0
+    assert await firewall.find_conflicts() == []
+    assert router.client.connect(router.host_address, 2200) is not None
+
+
+async def test_a_missing_nft_or_namespace_is_unavailable_and_says_so(router: Router) -> None:
+    firewall = firewall_of(router)
+    router.host.close()
+    with pytest.raises(Unavailable, match="failed"):
+        await firewall.ensure(Rules())
+
+
+def _listed(router: Router, family: str) -> list[dict[str, object]]:
+    output = router.host.run(["nft", "-j", "list", "table", family, "ravebot-test"], check=True).stdout
+    return [entry["rule"] for entry in json.loads(output)["nftables"] if "rule" in entry]
