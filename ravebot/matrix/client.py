@@ -20,9 +20,7 @@ from ravebot.config import MatrixConfig
 from ravebot.errors import Forbidden, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
 
-_TIMEOUT_SECONDS = 30.0
-_JOIN_TIMEOUT_SECONDS = 60.0  # joining over federation is slow
-_SYNC_MARGIN_SECONDS = 20.0  # what a long poll may take beyond what we asked for
+_JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _DEVICE_NAME = "ravebot"
 
@@ -32,12 +30,14 @@ class MatrixClient:
 
     `secret` is the password or the access token, whichever `config` names the file of. Device id and token
     are kept in `state_dir/matrix.json`: transaction ids are per device and must stay valid over a restart.
+    `timeout_seconds` is for a whole request; a long poll's waiting comes on top.
     """
 
-    def __init__(self, config: MatrixConfig, secret: str, state_dir: Path) -> None:
+    def __init__(self, config: MatrixConfig, secret: str, state_dir: Path, *, timeout_seconds: float = 30.0) -> None:
         self.homeserver = str(config.homeserver).rstrip("/")
         self._config = config
         self._secret = secret
+        self._timeout_seconds = timeout_seconds
         self._login_file = state_dir / "matrix.json"
         self._nio = AsyncClient(self.homeserver, config.user_id)
         self._ready = False
@@ -91,7 +91,7 @@ class MatrixClient:
 
     async def join(self, room: str) -> str:
         """Join a room by alias or id (again: nothing happens); returns its id."""
-        answer = await self._request("POST", ["join", room], body={}, timeout=_JOIN_TIMEOUT_SECONDS)
+        answer = await self._request("POST", ["join", room], body={}, extra_seconds=_JOIN_EXTRA_SECONDS)
         return _text(answer, "room_id")
 
     async def leave(self, room_id: str) -> None:
@@ -123,8 +123,7 @@ class MatrixClient:
             query["since"] = since
         if filter is not None:
             query["filter"] = json.dumps(filter, separators=(",", ":"))
-        timeout = timeout_ms / 1000 + _SYNC_MARGIN_SECONDS
-        return await self._request("GET", ["sync"], query=query, timeout=timeout)
+        return await self._request("GET", ["sync"], query=query, extra_seconds=timeout_ms / 1000)
 
     async def messages(
         self,
@@ -202,7 +201,7 @@ class MatrixClient:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
-        timeout: float = _TIMEOUT_SECONDS,
+        extra_seconds: float = 0.0,
     ) -> Json:
         """One request, no retries. The token travels in the header, so that no URL ever holds it."""
         target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
@@ -213,8 +212,9 @@ class MatrixClient:
             headers["Authorization"] = f"Bearer {self._nio.access_token}"
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         try:
-            async with asyncio.timeout(timeout + 5):
-                answer = await self._nio.send(method, target, data, headers, timeout=timeout)
+            seconds = self._timeout_seconds + extra_seconds
+            async with asyncio.timeout(seconds):
+                answer = await self._nio.send(method, target, data, headers, timeout=seconds)
                 async with answer:
                     raw = await _read(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

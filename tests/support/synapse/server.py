@@ -164,9 +164,7 @@ class Synapse:
                 if ended or asyncio.get_running_loop().time() > deadline:
                     output = (self.folder / "stdout").read_text(errors="replace")[-4000:]
                     await self.stop()
-                    raise RuntimeError(
-                        f"Synapse did not start on port {self.port}:\n{output}\n{self.log[-4000:]}"
-                    )
+                    raise RuntimeError(f"Synapse did not start on port {self.port}:\n{output}\n{self.log[-4000:]}")
                 await asyncio.sleep(0.05)
 
 

@@ -152,6 +152,11 @@ class MatrixUser:
         query: dict[str, str | int] = {"timeout": timeout_ms}
         if since:
             query["since"] = since
+        else:
+            # Synapse answers the same first sync again from a cache: a timeout, which it does not wait for then,
+            # makes each a request of its own.
+            self._transaction += 1
+            query["timeout"] = self._transaction
         return await self.call("GET", "sync", query=query)
 
     async def events(self, room: str) -> list[Json]:
@@ -169,9 +174,7 @@ class MatrixUser:
         """The whole timeline, oldest first; edits are applied to what they edit, not listed."""
         return timeline(await self.events(room))
 
-    async def wait_for(
-        self, room: str, predicate: Callable[[Message], bool], timeout: float = 15.0
-    ) -> Message:
+    async def wait_for(self, room: str, predicate: Callable[[Message], bool], timeout: float = 15.0) -> Message:
         """The first message that fits, also one of before; TimeoutError shows what was there instead."""
         deadline = asyncio.get_running_loop().time() + timeout
         since = str((await self.sync())["next_batch"])

@@ -1,0 +1,213 @@
+"""Rooms, and who is notified there, against a real Synapse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from ravebot.clock import ManualClock
+from ravebot.config import MatrixConfig
+from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.matrix.cards import edit_of, in_thread, render_card, render_warning
+from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.rooms import RoomDirectory
+from ravebot.sandboxes.model import (
+    Actor,
+    MergeRequest,
+    MergeRequestRef,
+    Person,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+)
+from ravebot.sandboxes.view import SandboxView
+from tests.support.synapse import MatrixUser, Synapse
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
+    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def account(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("ravebot")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def alice(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("alice")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bob(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("bob")
+
+
+def config(synapse: Synapse, account: MatrixUser, *rooms: tuple[str, str]) -> MatrixConfig:
+    return MatrixConfig.model_validate(
+        {
+            "homeserver": synapse.url,
+            "user_id": account.user_id,
+            "password_file": "/unused",
+            "rooms": [{"room": room, "projects": [project]} for room, project in rooms],
+        }
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(synapse: Synapse, account: MatrixUser, tmp_path: Path) -> AsyncIterator[MatrixClient]:
+    client = MatrixClient(config(synapse, account), account.password, tmp_path)
+    await client.open()
+    yield client
+    await client.close()
+
+
+def directory(client: MatrixClient, clock: ManualClock, settings: MatrixConfig) -> RoomDirectory:
+    return RoomDirectory(client, settings.rooms, clock)
+
+
+async def test_a_public_room_is_joined_by_its_alias_and_mapped_to_its_projects(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("open", public=True)
+    rooms = directory(
+        client, ManualClock(), config(synapse, account, ("#open:localhost", "group/*"), (room, "tools/x"))
+    )
+    assert not rooms.is_mapped(room)
+    assert await rooms.ensure("#open:localhost") == room
+    assert rooms.room_id("#open:localhost") == room
+    assert rooms.maps(room, "group/app")
+    assert not rooms.maps(room, "tools/x")
+    await rooms.refresh()
+    assert rooms.maps(room, "tools/x")
+    assert rooms.names_of("tools/x") == (room,)
+    assert [status.problem for status in rooms.statuses()] == ["", ""]
+
+
+async def test_a_private_room_says_that_an_invite_is_missing_and_works_after_it(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room("closed")
+    rooms = directory(client, clock, config(synapse, account, ("#closed:localhost", "group/*")))
+    with pytest.raises(Forbidden, match="invite @ravebot:localhost"):
+        await rooms.ensure("#closed:localhost")
+    await alice.invite(room, client.user_id)
+    with pytest.raises(Unavailable) as raised:
+        await rooms.ensure("#closed:localhost")
+    assert raised.value.retry_after_seconds == 30
+    clock.advance(timedelta(seconds=30))
+    assert await rooms.ensure("#closed:localhost") == room
+
+
+async def test_a_join_elsewhere_lets_the_configured_room_be_tried_at_once(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("invited")
+    rooms = directory(client, ManualClock(), config(synapse, account, ("#invited:localhost", "group/*")))
+    with pytest.raises(Forbidden):
+        await rooms.ensure("#invited:localhost")
+    await alice.invite(room, client.user_id)
+    await client.join(room)
+    rooms.joined(room)
+    assert await rooms.ensure("#invited:localhost") == room
+
+
+async def test_a_room_that_does_not_exist_is_told_and_hinders_no_other(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("beside", public=True)
+    settings = config(synapse, account, ("#nowhere:localhost", "a/*"), ("#beside:localhost", "b/*"))
+    rooms = directory(client, ManualClock(), settings)
+    statuses = await rooms.refresh()
+    assert [status.joined for status in statuses] == [False, True]
+    assert "matrix.rooms" in statuses[0].problem
+    assert rooms.room_id("#beside:localhost") == room
+    with pytest.raises(Unavailable):
+        await rooms.ensure("#nowhere:localhost")
+    fresh = directory(client, ManualClock(), settings)
+    with pytest.raises(NotFound):
+        await fresh.ensure("#nowhere:localhost")
+
+
+async def test_a_room_we_were_put_out_of_is_no_longer_mapped(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("left", public=True)
+    rooms = directory(client, ManualClock(), config(synapse, account, ("#left:localhost", "group/*")))
+    await rooms.ensure("#left:localhost")
+    rooms.left(room)
+    assert rooms.room_id("#left:localhost") is None
+    assert not rooms.maps(room, "group/app")
+    assert "invite" in rooms.statuses()[0].problem
+
+
+def sandbox_of(username: str, expires_in: timedelta) -> SandboxView:
+    ref = MergeRequestRef(1, 42)
+    title = f"@room @{username}:localhost {username}"
+    mr = MergeRequest(ref, "group/app", title, "https://gitlab.example.org/x", "b", 1, "a" * 40, Person(1, username))
+    sandbox = Sandbox(
+        SandboxId(1),
+        ref,
+        SandboxState.READY,
+        Actor("gitlab", username),
+        NOW,
+        NOW,
+        "a" * 40,
+        expires_at=NOW + expires_in,
+    )
+    return SandboxView(sandbox, mr, NOW)
+
+
+async def highlights(user: MatrixUser, room: str) -> tuple[int, int]:
+    """Unread messages that notify, and those of them that are highlighted."""
+    joined: dict[str, Any] = (await user.sync())["rooms"]["join"]
+    counts = joined[room]["unread_notifications"]
+    return counts["notification_count"], counts["highlight_count"]
+
+
+async def test_a_card_notifies_nobody_and_a_warning_highlights_its_owner_only(
+    client: MatrixClient, alice: MatrixUser, bob: MatrixUser
+) -> None:
+    room = await alice.create_room(invite=[client.user_id, bob.user_id])
+    await bob.join(room)
+    await client.join(room)
+    for user in (alice, bob):
+        last = (await user.events(room))[-1]["event_id"]
+        await user.call("POST", "rooms", room, "receipt", "m.read", last, body={})
+    view = sandbox_of("alice", timedelta(minutes=10))
+    card = await client.send(room, render_card(view), "card")
+    await client.send(room, edit_of(card, render_card(view)), "edit")
+    await client.send(room, in_thread(card, render_warning(view, None)), "quiet")
+    assert await highlights(alice, room) == (0, 0)
+    assert await highlights(bob, room) == (0, 0)
+    await client.send(room, render_warning(view, alice.user_id), "warning")
+    assert await highlights(alice, room) == (1, 1)
+    assert (await highlights(bob, room))[1] == 0
+
+
+async def test_an_edited_card_is_read_as_one_message_and_its_thread_hangs_under_it(
+    client: MatrixClient, alice: MatrixUser
+) -> None:
+    room = await alice.create_room(invite=[client.user_id])
+    await client.join(room)
+    before, after = sandbox_of("alice", timedelta(hours=2)), sandbox_of("alice", timedelta(hours=3))
+    card = await client.send(room, render_card(before), "c1")
+    await client.send(room, in_thread(card, render_warning(before, None)), "c2")
+    await client.send(room, edit_of(card, render_card(after)), "c3")
+    messages = await alice.messages(room)
+    assert [message.thread_root for message in messages] == [None, card]
+    assert messages[0].edits == 1
+    assert "in 3 h" in messages[0].body
+    assert "in 3 h" in messages[0].html
