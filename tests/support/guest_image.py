@@ -32,6 +32,7 @@ _MODULES = (
     "virtio_balloon",
     "button",
     "evdev",
+    "pvpanic_mmio",
 )
 _PROGRAMS = ("/usr/sbin/qemu-ga", "/usr/sbin/dropbear", "/usr/bin/dropbearkey")
 _FOLDERS = (
@@ -62,9 +63,7 @@ def build_guest(cache: Path) -> GuestImage:
     programs = [Path(program) for program in (_BUSYBOX, *_PROGRAMS)]
     for program in programs:
         if not program.exists():
-            raise GuestImageError(
-                f"{program} is missing: install busybox-static, dropbear-bin and qemu-guest-agent"
-            )
+            raise GuestImageError(f"{program} is missing: install busybox-static, dropbear-bin and qemu-guest-agent")
     libraries = _libraries(_PROGRAMS)
     key = _digest([kernel, *modules, *programs, *libraries])
     done = cache / f"guest-{key}"
@@ -142,9 +141,7 @@ def _initramfs(root: Path, target: Path, modules: list[Path], libraries: list[Pa
     for module in modules:
         plain = module.name.removesuffix(".xz")
         content = module.read_bytes()
-        (root / "lib/modules" / plain).write_bytes(
-            lzma.decompress(content) if module.suffix == ".xz" else content
-        )
+        (root / "lib/modules" / plain).write_bytes(lzma.decompress(content) if module.suffix == ".xz" else content)
         order.append(f"/lib/modules/{plain}\n")
     (root / "etc/modules").write_text("".join(order))
     for name, text in ETC.items():

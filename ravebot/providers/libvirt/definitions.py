@@ -94,6 +94,7 @@ def overlay_xml(name: str, *, capacity_bytes: int, base: Path) -> str:
     root = Element("volume", type="file")
     _add(root, "name", name)
     _add(root, "capacity", str(capacity_bytes), unit="bytes")
+    _add(root, "allocation", "0", unit="bytes")  # it grows as it is written to
     target = _add(root, "target")
     _add(target, "format", type="qcow2")
     _add(target, "compat", "1.1")

@@ -65,7 +65,8 @@ class Disks:
             pool = self._define(handle)
         if not pool.isActive():
             try:
-                pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+                pool.build(0)
+                pool.create(0)
             except libvirt.libvirtError:
                 if not pool.isActive():  # not just someone faster
                     raise

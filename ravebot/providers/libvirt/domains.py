@@ -41,12 +41,8 @@ _PAUSE_REASONS = {
     libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: "snapshot",
     libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutting down",
 }
-_UNDEFINE = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-)
+_UNDEFINE = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+_UNDEFINE_IN_QEMU = _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 
 
 def observed(state: int, reason: int) -> Observed:
@@ -121,7 +117,7 @@ class Domains:
         domain = self.get(handle, name)
         if not domain.isActive():
             return False
-        flags = 0 if handle.getType() == "TEST" else libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        flags = 0 if _is_test_driver(handle) else libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
         try:
             domain.shutdownFlags(flags)
         except libvirt.libvirtError as error:
@@ -144,11 +140,9 @@ class Domains:
         domain = self.find(handle, name)
         if domain is not None:
             try:
-                domain.undefineFlags(_UNDEFINE)
+                domain.undefineFlags(_UNDEFINE if _is_test_driver(handle) else _UNDEFINE_IN_QEMU)
             except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                    domain.undefine()
-                elif error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
 
     def observe(self, handle: Handle) -> tuple[ObservedMachine, ...]:
@@ -202,3 +196,8 @@ class Domains:
     def _forget_all_but(self, seen: dict[str, bool]) -> None:
         for uuid in self._tags.keys() - seen.keys():
             self._tags.pop(uuid, None)
+
+
+def _is_test_driver(handle: Handle) -> bool:
+    """libvirt's in-memory driver, which knows fewer flags."""
+    return bool(handle.getType() == "TEST")

@@ -1,0 +1,385 @@
+"""The provider contract on real QEMU machines behind a real bridge, and all that only a real guest can do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from ravebot.config import LibvirtConfig
+from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, MachineSpec, ProviderEvent
+from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.providers.libvirt.probe import boot, boot_sector, probe_kvm
+from ravebot.sandboxes.model import Observed
+from tests.integration.provider_contract import (
+    ProviderBench,
+    ProviderContract,
+    bridge_of_its_own,
+    observed,
+    open_folder,
+    wait_for_state,
+)
+from tests.support.guest_image import build_guest
+from tests.support.libvirtd import ensure_libvirtd, restart_libvirtd
+
+pytestmark = pytest.mark.integration
+SECOND = timedelta(seconds=1)
+BOOT_SECONDS = 60
+
+
+@contextmanager
+def qemu_bench() -> Iterator[ProviderBench]:
+    ensure_libvirtd()
+    with open_folder() as folder:
+        guest = build_guest(folder / "guest")
+        config = LibvirtConfig(
+            uri="qemu:///system",
+            accelerator="tcg",
+            bridge=bridge_of_its_own(),
+            image=guest.image,
+            kernel=guest.kernel,
+            initrd=guest.initrd,
+            cmdline=guest.cmdline,
+            storage_pool=folder / "disks",
+        )
+        bench = ProviderBench(config, folder)
+        try:
+            yield bench
+        finally:
+            bench.clean()
+
+
+@pytest.fixture
+def bench() -> Iterator[ProviderBench]:
+    with qemu_bench() as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[tuple[ProviderBench, MachineSpec]]:
+    """One well-behaved running guest, shared by the tests that leave it as it was."""
+    with qemu_bench() as bench:
+        spec = bench.spec()
+        asyncio.run(boot_up(bench.provider, spec))
+        yield bench, spec
+        asyncio.run(bench.provider.close())
+
+
+async def boot_up(provider: LibvirtProvider, spec: MachineSpec) -> None:
+    await provider.open()
+    await provider.create(spec)
+    await provider.start(spec.name)
+    await wait_for_agent(provider, spec.name)
+
+
+async def wait_for_agent(provider: LibvirtProvider, name: str) -> None:
+    async with asyncio.timeout(BOOT_SECONDS):
+        while not await provider.ping(name, SECOND):
+            await asyncio.sleep(0.05)
+
+
+def key_pair() -> tuple[asyncssh.SSHKey, str]:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    return key, " ".join(key.export_public_key().decode().split()[:2])
+
+
+async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...]) -> str:
+    """Log in over SSH and say who we are there; only the given host keys are accepted."""
+    known = asyncssh.import_known_hosts("".join(f"{address} {host_key}\n" for host_key in host_keys))
+    options = {"username": "agent", "client_keys": [key], "agent_path": None, "known_hosts": known}
+    async with asyncssh.connect(address, **options) as connection:
+        return str((await connection.run("id -un", check=True)).stdout).strip()
+
+
+class TestLibvirtQemu(ProviderContract):
+    """The shared contract."""
+
+
+class TestAGuestThatBehaves:
+    async def test_its_host_key_is_read_and_an_authorized_key_logs_in(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        host_keys = await bench.provider.host_keys(spec.name)
+        assert [key.split()[0] for key in host_keys] == ["ssh-ed25519"]
+        (first, first_public), (second, second_public) = key_pair(), key_pair()
+        await bench.provider.authorize_keys(spec.name, "agent", [first_public])
+        assert await log_in(spec.address, first, host_keys) == "agent"
+        await bench.provider.authorize_keys(spec.name, "agent", [second_public])
+        assert await log_in(spec.address, second, host_keys) == "agent"
+        with pytest.raises(asyncssh.PermissionDenied):
+            await log_in(spec.address, first, host_keys)
+        await bench.provider.authorize_keys(spec.name, "agent", [])
+        with pytest.raises(asyncssh.PermissionDenied):
+            await log_in(spec.address, second, host_keys)
+
+    async def test_a_key_of_two_lines_is_refused(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        with pytest.raises(ProviderError, match="one line"):
+            await bench.provider.authorize_keys(spec.name, "agent", ["ssh-ed25519 AAAA\nssh-rsa BBBB"])
+
+    async def test_keys_for_a_user_that_is_not_there_are_the_guests_error(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        with pytest.raises(GuestError):
+            await bench.provider.authorize_keys(spec.name, "nobody-there", [key_pair()[1]])
+
+    async def test_a_command_gets_its_input_and_environment_and_gives_its_end(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(
+            spec.name,
+            ("sh", "-c", 'echo "$RAVE_TEXT" "$1"; cat; echo wrong >&2; exit 7', "sh", "a  b; $(id)"),
+            timeout=20 * SECOND,
+            environment={"RAVE_TEXT": "$HOME 'quoted'"},
+            stdin=b"from stdin\n",
+        )
+        assert (done.exit_code, done.output) == (7, "$HOME 'quoted' a  b; $(id)\nfrom stdin\nwrong\n")
+
+    async def test_a_command_that_leaves_a_service_running_ends(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(spec.name, ("sh", "-c", "sleep 60 & echo left"), timeout=15 * SECOND)
+        assert (done.exit_code, done.output) == (0, "left\n")
+
+    async def test_binary_noise_is_cut_to_its_end(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(
+            spec.name, ("sh", "-c", "timeout 3 /bin/noise; echo the end"), timeout=40 * SECOND
+        )
+        assert len(done.output) <= OUTPUT_LIMIT_BYTES
+        assert done.output.endswith("the end\n")
+
+    async def test_a_command_that_does_not_end_in_time_times_out(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        started = time.monotonic()
+        with pytest.raises(GuestTimeout, match="did not end"):
+            await bench.provider.run(spec.name, ("sleep", "20"), timeout=2 * SECOND)
+        assert time.monotonic() - started < 4
+
+    async def test_input_that_is_too_long_for_the_agent_is_refused_and_the_agent_lives(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        with pytest.raises(ProviderError, match="copy it in"):
+            await bench.provider.run(spec.name, ("cat",), timeout=5 * SECOND, stdin=b"x" * 200_000)
+        assert await bench.provider.ping(spec.name, 5 * SECOND)
+
+    async def test_a_file_is_copied_in_whole_and_replaces_what_was_there(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        source = bench.folder / "source"
+        for size in (0, 1, 300_001):
+            source.write_bytes(os.urandom(size))
+            await bench.provider.copy_in(spec.name, source, "/srv/with 'quote'", mode=0o640)
+            done = await bench.provider.run(
+                spec.name,
+                ("sh", "-c", 'sha256sum <"$1"; stat -c %a "$1"; ls /srv | grep -c quote', "sh", "/srv/with 'quote'"),
+                timeout=20 * SECOND,
+            )
+            digest = hashlib.sha256(source.read_bytes()).hexdigest()
+            assert done.output == f"{digest}  -\n640\n1\n"
+
+    async def test_a_file_can_not_be_copied_where_there_is_no_folder(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        source = bench.folder / "source"
+        source.write_text("text")
+        with pytest.raises(GuestError):
+            await bench.provider.copy_in(spec.name, source, "/no/such/folder/file")
+        with pytest.raises(GuestError, match="put in place"):
+            await bench.provider.copy_in(spec.name, source, "/srv")
+
+    async def test_it_has_the_address_that_it_was_given_and_no_name_service(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(
+            spec.name, ("sh", "-c", "ip -4 -o addr show eth0; cat /etc/resolv.conf"), timeout=20 * SECOND
+        )
+        assert f"inet {spec.address}/24 " in done.output
+        assert "nameserver" not in done.output
+        assert (await bench.provider.list()).addresses == (spec.mac,)
+
+    async def test_an_address_or_mac_is_never_given_twice(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        taken = bench.spec()
+        for change in ({"address": spec.address}, {"mac": spec.mac}):
+            with pytest.raises(ProviderError, match="can't be given"):
+                await bench.provider.create(MachineSpec(**{**vars(taken), **change}))
+        assert len((await bench.provider.list()).volumes) == 1
+
+    async def test_its_console_is_kept_in_the_state_folder(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        log = bench.folder / f"state-{bench.instance_id}" / "console" / f"{spec.name}.log"
+        assert "udhcpc" in log.read_text(errors="replace")
+
+    async def test_libvirt_restarts_under_it_and_it_goes_on(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        told: list[ProviderEvent] = []
+
+        async def listen() -> None:
+            async for event in bench.provider.events():
+                told.append(event)
+
+        listening = asyncio.create_task(listen())
+        under_way = asyncio.create_task(bench.provider.run(spec.name, ("sleep", "30"), timeout=40 * SECOND))
+        try:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(restart_libvirtd)
+            with pytest.raises(Unavailable):
+                await under_way
+            machine = await observed(bench.provider, spec.name)
+            assert machine is not None
+            assert machine.state is Observed.AGENT_SILENT
+            await wait_for_agent(bench.provider, spec.name)
+            async with asyncio.timeout(15):
+                while ProviderEvent("", "connected") not in told:
+                    await asyncio.sleep(0.05)
+            told.clear()
+            bench.stranger = bench.reconnected()
+            bench.stranger.lookupByName(spec.name).suspend()
+            await bench.provider.resume(spec.name)
+            async with asyncio.timeout(15):
+                while not any(event.name == spec.name for event in told):
+                    await asyncio.sleep(0.05)
+        finally:
+            under_way.cancel()
+            listening.cancel()
+
+
+class TestAHostileGuest:
+    async def test_one_that_never_answers_times_out_and_is_destroyed_at_once(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec("rave.noagent")
+        await provider.open()
+        await provider.create(spec)
+        await provider.start(spec.name)
+        started = time.monotonic()
+        assert not await provider.ping(spec.name, SECOND)
+        assert time.monotonic() - started < 3
+        with pytest.raises(GuestError):
+            await provider.host_keys(spec.name)
+        started = time.monotonic()
+        await provider.destroy(spec.name)
+        assert time.monotonic() - started < 3
+
+    async def test_an_agent_that_falls_silent_holds_up_neither_stop_nor_destroy(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec()
+        await boot_up(provider, spec)
+        await provider.run(
+            spec.name, ("sh", "-c", "(sleep 1; killall -STOP qemu-ga) >/dev/null 2>&1 &"), timeout=20 * SECOND
+        )
+        await asyncio.sleep(2)
+        stuck = [asyncio.create_task(provider.run(spec.name, ("true",), timeout=30 * SECOND)) for _ in range(8)]
+        try:
+            await asyncio.sleep(0.5)
+            started = time.monotonic()
+            assert not await provider.ping(spec.name, SECOND)
+            await provider.shutdown(spec.name)
+            await provider.destroy(spec.name)
+            assert time.monotonic() - started < 5
+            await wait_for_state(provider, spec.name, Observed.OFF)
+        finally:
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+
+    async def test_one_that_hangs_at_shutdown_is_destroyed(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec("rave.noshutdown")
+        await boot_up(provider, spec)
+        await provider.shutdown(spec.name)
+        await asyncio.sleep(4)
+        machine = await observed(provider, spec.name)
+        assert machine is not None
+        assert machine.state is Observed.AGENT_SILENT
+        await provider.destroy(spec.name)
+        await wait_for_state(provider, spec.name, Observed.OFF)
+
+    async def test_two_with_the_same_host_key_show_it(self, bench: ProviderBench) -> None:
+        provider = bench.provider
+        specs = [bench.spec("rave.fixedhostkey"), bench.spec("rave.fixedhostkey"), bench.spec()]
+        await asyncio.gather(*(boot_up(provider, spec) for spec in specs))
+        first, second, honest = [await provider.host_keys(spec.name) for spec in specs]
+        assert first == second != honest
+
+
+class TestAnEnd:
+    async def test_a_guest_that_is_asked_ends_itself(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec()
+        await boot_up(provider, spec)
+        started = time.monotonic()
+        await provider.shutdown(spec.name)
+        assert time.monotonic() - started < 2
+        await wait_for_state(provider, spec.name, Observed.OFF)
+
+    async def test_a_guest_without_an_agent_heeds_the_power_button(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec("rave.noagent")
+        await provider.open()
+        await provider.create(spec)
+        await provider.start(spec.name)
+        async with asyncio.timeout(BOOT_SECONDS):
+            while (machine := await observed(provider, spec.name)) and machine.state is not Observed.OFF:
+                await provider.shutdown(spec.name)
+                await asyncio.sleep(1)
+
+    async def test_a_kernel_panic_is_seen_as_a_crash(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec()
+        await boot_up(provider, spec)
+        with suppress(GuestError):
+            await provider.run(spec.name, ("sh", "-c", "echo c >/proc/sysrq-trigger"), timeout=3 * SECOND)
+        await wait_for_state(provider, spec.name, Observed.CRASHED)
+
+    async def test_a_full_host_disk_pauses_and_space_lets_it_go_on(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec()
+        disks = bench.config.storage_pool
+        disks.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=711", "disks", str(disks)], check=True)
+        try:
+            await boot_up(provider, spec)
+            fill = "dd if=/dev/urandom of=/srv/fill bs=1M count=48 && sync && echo written"
+            filling = asyncio.create_task(provider.run(spec.name, ("sh", "-c", fill), timeout=90 * SECOND))
+            paused = await wait_for_state(provider, spec.name, Observed.PAUSED, seconds=60)
+            assert paused.pause_reason == "ioerror"
+            subprocess.run(["mount", "-o", "remount,size=200m", str(disks)], check=True)
+            await provider.resume(spec.name)
+            assert (await filling).output.endswith("written\n")
+            await provider.delete(spec.name)
+        finally:
+            await bench.clean_instance(bench.instance_id)
+            subprocess.run(["umount", "--lazy", str(disks)], check=True)
+
+
+class TestTheProbe:
+    async def test_it_boots_with_emulation_everywhere(self, tmp_path: Path) -> None:
+        disk = tmp_path / "boot.img"
+        disk.write_bytes(boot_sector())
+        assert (await boot("qemu-system-x86_64", "tcg", disk)).works
+
+    async def test_a_disk_that_does_not_boot_is_no_success(self, tmp_path: Path) -> None:
+        disk = tmp_path / "boot.img"
+        disk.write_bytes(secrets.token_bytes(8) * 64)
+        assert not (await boot("qemu-system-x86_64", "tcg", disk)).works
+
+    async def test_no_device_and_no_emulator_are_reasons(self, tmp_path: Path) -> None:
+        missing = await probe_kvm("qemu-system-x86_64", tmp_path / "kvm")
+        assert (missing.works, "can't be opened" in missing.reason) == (False, True)
+        disk = tmp_path / "boot.img"
+        disk.write_bytes(boot_sector())
+        absent = await boot(str(tmp_path / "qemu"), "tcg", disk)
+        assert (absent.works, "can't be started" in absent.reason) == (False, True)
