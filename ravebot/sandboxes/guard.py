@@ -10,7 +10,7 @@ import structlog
 from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.model import RAVEBOT, MachineId, SandboxState
+from ravebot.sandboxes.model import RAVEBOT, MachineId, Sandbox, SandboxState
 from ravebot.sandboxes.observation import rules, wanted
 from ravebot.store import connections, events, sandboxes
 from ravebot.store.connections import Connection
@@ -65,15 +65,15 @@ class Guard:
             await self._database.write(lambda tx: self._keep(tx, seen))
 
     async def _keep(self, tx: Transaction, seen: Iterable[Connections]) -> None:
-        by_port = {}
+        by_port: dict[int | None, tuple[Sandbox, Service]] = {}
         for sandbox in await sandboxes.live(tx):
             if sandbox.state is not SandboxState.QUEUED:
                 by_port[sandbox.ssh_port] = (sandbox, Service.SSH)
                 by_port[sandbox.web_port] = (sandbox, Service.WEB)
         for one in seen:
-            sandbox, service = by_port.get(one.port, (None, None))
-            if sandbox is None or service is None:
+            if one.port not in by_port:
                 continue
+            sandbox, service = by_port[one.port]
             first = await connections.add(
                 tx,
                 Connection(

@@ -49,7 +49,7 @@ class Journal:
             if telling.thread:
                 await outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
             if telling.say:
-                await outbox.add(tx, MATRIX, room, Kind.SAY, body={"text": f"{mr.full_ref}: {text}"})
+                await outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
                 await outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
         if telling.warn:

@@ -135,7 +135,7 @@ class Pool:
                 self._audited = now
                 await self.guard.audit()
         except Unavailable as error:
-            log.error("firewall could not be verified: no machine is started", error=str(error))
+            log.warning("firewall could not be verified: no machine is started", error=str(error))
 
     async def _let_in(self, state: Wanted) -> bool:
         try:
@@ -152,8 +152,8 @@ class Pool:
         moving = False
         for machine in state.machines:
             sandbox = by_id.get(machine.sandbox_id) if machine.sandbox_id else None
-            moving = moving or machine.state is not MachineState.LEASED or sandbox is None
-            moving = moving or sandbox.state is not SandboxState.READY
+            settled = machine.state is MachineState.LEASED and sandbox and sandbox.state is SandboxState.READY
+            moving = moving or not settled
             flying = flights.busy(machine.id)
             if flying in GUEST_WORK and (machine.state is MachineState.STOPPING or self._overtaken(machine, sandbox)):
                 flights.cancel(machine.id)

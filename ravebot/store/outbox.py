@@ -64,27 +64,34 @@ async def add(
     tx.wake(OUTBOX_MATRIX if target == MATRIX else OUTBOX_GITLAB)
 
 
-async def heads(tx: Transaction, target: str, busy: frozenset[str], limit: int) -> tuple[Message, ...]:
-    """The oldest unsent row of every lane that is not busy and whose time has come."""
+async def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
+    """The lanes whose oldest unsent row's time has come, longest waiting first."""
     rows = await tx.all(
-        "SELECT * FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
+        "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
         " GROUP BY lane) AND next_attempt_at <= ? ORDER BY id",
         (target, tx.now_us),
     )
-    free = [row for row in rows if row["lane"] not in busy]
-    return tuple(
-        Message(
-            id=row["id"],
-            target=row["target"],
-            lane=row["lane"],
-            kind=Kind(row["kind"]),
-            sandbox_id=row["sandbox_id"],
-            created_at=from_us(row["created_at"]),
-            attempted=row["attempted_at"] is not None,
-            attempts=row["attempts"],
-            body=json.loads(row["body"]),
-        )
-        for row in free[:limit]
+    return tuple(row["lane"] for row in rows)
+
+
+async def head(tx: Transaction, target: str, lane: str) -> Message | None:
+    """The oldest unsent row of a lane, when its time has come."""
+    row = await tx.one(
+        "SELECT * FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL ORDER BY id LIMIT 1",
+        (target, lane),
+    )
+    if row is None or row["next_attempt_at"] > tx.now_us:
+        return None
+    return Message(
+        id=row["id"],
+        target=row["target"],
+        lane=row["lane"],
+        kind=Kind(row["kind"]),
+        sandbox_id=row["sandbox_id"],
+        created_at=from_us(row["created_at"]),
+        attempted=row["attempted_at"] is not None,
+        attempts=row["attempts"],
+        body=json.loads(row["body"]),
     )
 
 
@@ -106,14 +113,14 @@ async def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
     await tx.execute("UPDATE outbox SET next_attempt_at = ? WHERE id = ?", (to_us(tx.now + delay), message_id))
 
 
-async def next_due(tx: Transaction, target: str) -> datetime | None:
-    """When the earliest postponed lane head is due."""
+async def seconds_to_next(tx: Transaction, target: str) -> float | None:
+    """How long until the earliest postponed row is due; None when none is postponed."""
     row = await tx.one(
-        "SELECT MIN(next_attempt_at) AS due FROM outbox WHERE id IN"
-        " (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL GROUP BY lane)",
-        (target,),
+        "SELECT MIN(next_attempt_at) AS due FROM outbox"
+        " WHERE target = ? AND delivered_at IS NULL AND next_attempt_at > ?",
+        (target, tx.now_us),
     )
-    return from_us(row["due"]) if row and row["due"] is not None else None
+    return (row["due"] - tx.now_us) / 1e6 if row and row["due"] is not None else None
 
 
 async def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:

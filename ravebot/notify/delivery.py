@@ -1,0 +1,120 @@
+"""Sends the outbox's rows of one target, lane by lane: order within a lane, retries for as long as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from random import SystemRandom
+from typing import Protocol
+
+import structlog
+
+from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.store import outbox
+from ravebot.store.database import Database, Transaction
+from ravebot.store.outbox import Message
+
+log = structlog.get_logger()
+
+LANES_AT_ONCE = 8
+_FIRST_SECONDS, _MOST_SECONDS, _REFUSED_SECONDS = 0.5, 15.0, 60.0
+_LOOK_SECONDS = 5.0
+_RANDOM = SystemRandom()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The far end has it. `keep` runs in the transaction that notes so."""
+
+    result: str
+    keep: Callable[[Transaction], Awaitable[None]] | None = None
+
+
+class Sender(Protocol):
+    """Renders and sends one row; what it did before a crash it must not do twice.
+
+    Raises Unavailable, Forbidden or NotFound: the row is tried again, the rest of its lane waits.
+    """
+
+    async def send(self, message: Message) -> Sent: ...
+
+
+@dataclass(frozen=True)
+class _Later:
+    delay: timedelta
+
+
+class Delivery:
+    """The loop of one target; `on_result` is told target and `delivered` or `retried`."""
+
+    def __init__(
+        self, database: Database, target: str, signal: str, sender: Sender, on_result: Callable[[str, str], None]
+    ) -> None:
+        self._database = database
+        self._target = target
+        self._signal = signal
+        self._sender = sender
+        self._on_result = on_result
+        self._busy: set[str] = set()
+        self._paused_until = 0.0  # by the loop's clock; the server asked for it
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                lanes = await self._database.read(lambda tx: outbox.due_lanes(tx, self._target))
+                for lane in lanes:
+                    if lane not in self._busy and len(self._busy) < LANES_AT_ONCE:
+                        self._busy.add(lane)
+                        group.create_task(self._drain(lane))
+                due = await self._database.read(lambda tx: outbox.seconds_to_next(tx, self._target))
+                await self._database.signals.wait(self._signal, min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS)))
+
+    async def _drain(self, lane: str) -> None:
+        """Send what is due in a lane; the end of one row and the attempt at the next are one transaction."""
+        done: tuple[Message, Sent | _Later] | None = None
+        try:
+            while message := await self._database.write(partial(self._next, lane=lane, done=done)):
+                done = (message, await self._deliver(message))
+        finally:
+            self._busy.discard(lane)
+            self._database.signals.wake(self._signal)
+
+    async def _next(self, tx: Transaction, lane: str, done: tuple[Message, Sent | _Later] | None) -> Message | None:
+        if done is not None:
+            message, outcome = done
+            if isinstance(outcome, _Later):
+                await outbox.postpone(tx, message.id, outcome.delay)
+                return None
+            await outbox.delivered(tx, message.id, outcome.result)
+            if outcome.keep:
+                await outcome.keep(tx)
+        following = await outbox.head(tx, self._target, lane)
+        if following:
+            await outbox.attempt(tx, following.id)
+        return following
+
+    async def _deliver(self, message: Message) -> Sent | _Later:
+        loop = asyncio.get_running_loop()
+        if self._paused_until > loop.time():
+            await asyncio.sleep(self._paused_until - loop.time())
+        try:
+            sent = await self._sender.send(message)
+        except Unavailable as error:
+            seconds = error.retry_after_seconds
+            if seconds is not None:
+                self._paused_until = max(self._paused_until, loop.time() + seconds)
+            grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(message.attempts, 10))
+            delay = max(seconds or 0.0, grown * (0.5 + _RANDOM.random() / 2))
+        except (Forbidden, NotFound) as error:
+            delay = _REFUSED_SECONDS
+            log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
+        else:
+            self._on_result(self._target, "delivered")
+            return sent
+        self._on_result(self._target, "retried")
+        log.info("message not delivered yet", to=self._target, lane=message.lane, row=message.id, in_s=round(delay, 1))
+        return _Later(timedelta(seconds=delay))

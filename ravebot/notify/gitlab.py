@@ -1,0 +1,118 @@
+"""Tells the merge requests: the status note and its edits, warnings and answers as notes of their own, emoji."""
+
+from __future__ import annotations
+
+from ravebot.errors import NotFound
+from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.notes import (
+    marker,
+    render_draft_waiting,
+    render_fork_waiting,
+    render_help,
+    render_note,
+    render_reply,
+    render_warning,
+)
+from ravebot.notify.delivery import Sent
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
+from ravebot.sandboxes.view import SandboxView
+from ravebot.sandboxes.views import Views
+from ravebot.store import merge_requests
+from ravebot.store.database import Database, Transaction
+from ravebot.store.outbox import Kind, Message
+
+
+class GitLabSender:
+    """A note is edited by its stored id; before one is posted, it is looked for by author and hidden marker."""
+
+    def __init__(self, database: Database, views: Views, gitlab: GitLab) -> None:
+        self._database = database
+        self._views = views
+        self._gitlab = gitlab
+        self._me: int | None = None
+
+    async def send(self, message: Message) -> Sent:
+        ref = _ref(message.lane)
+        try:
+            match message.kind:
+                case Kind.NOTE:
+                    return await self._note(ref)
+                case Kind.EMOJI:
+                    await self._gitlab.react(ref, _number(message, "note_id"), str(message.body["emoji"]))
+                    return Sent("awarded")
+                case Kind.WARNING | Kind.REPLY:
+                    return await self._comment(ref, message)
+        except NotFound as error:
+            return Sent(f"dropped: {error}")
+        return Sent("dropped: not for GitLab")
+
+    async def _note(self, ref: MergeRequestRef) -> Sent:
+        mark = marker(ref, self._database.instance_id)
+        mr, view = await self._database.read(lambda tx: self._look(tx, ref))
+        body = _status(mr, view, mark) if mr else None
+        if mr is None or body is None:
+            return Sent("dropped: nothing to tell")
+        if mr.note_id is not None:
+            try:
+                await self._gitlab.edit_note(ref, mr.note_id, body)
+                return Sent(str(mr.note_id))
+            except NotFound:  # somebody deleted it: post another
+                pass
+        note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
+        if note_id is not None:
+            await self._gitlab.edit_note(ref, note_id, body)
+        else:
+            note_id = await self._gitlab.create_note(ref, body)
+        found = note_id
+        return Sent(str(found), lambda tx: merge_requests.set_note(tx, ref, found))
+
+    async def _look(self, tx: Transaction, ref: MergeRequestRef) -> tuple[MergeRequest | None, SandboxView | None]:
+        return await merge_requests.get(tx, ref), await self._views.latest(tx, ref)
+
+    async def _comment(self, ref: MergeRequestRef, message: Message) -> Sent:
+        mark = marker(ref, self._database.instance_id, f"{message.kind.value}-{message.id}")
+        body = await self._comment_body(message, mark)
+        if body is None:
+            return Sent("dropped: nothing to tell any more")
+        if message.attempted and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
+            return Sent(str(found))
+        return Sent(str(await self._gitlab.create_note(ref, body)))
+
+    async def _comment_body(self, message: Message, mark: str) -> str | None:
+        username = str(message.body.get("username") or "") or None
+        if message.kind is Kind.REPLY:
+            if message.body.get("help"):
+                return render_help(username, mark)
+            return render_reply(str(message.body.get("text", "")), username, mark)
+        sandbox_id = message.sandbox_id
+        view = await self._database.read(lambda tx: self._views.one(tx, SandboxId(sandbox_id or 0)))
+        return render_warning(view, view.mr.author.username, mark) if view and view.live else None
+
+    async def _own_id(self) -> int:
+        if self._me is None:
+            self._me = (await self._gitlab.me()).id
+        return self._me
+
+
+def _status(mr: MergeRequest, view: SandboxView | None, mark: str) -> str | None:
+    """The status note's text; None where there is nothing to say of a merge request."""
+    if view is not None and (view.live or mr.state != "opened"):
+        return render_note(view, mark)
+    if mr.state == "opened" and mr.from_fork and mr.approved_sha != mr.head_sha:
+        return render_fork_waiting(mr, mark)
+    if view is not None:
+        return render_note(view, mark)
+    if mr.state == "opened" and mr.draft:
+        return render_draft_waiting(mr, mark)
+    return None
+
+
+def _ref(lane: str) -> MergeRequestRef:
+    project_id, _, iid = lane.partition("!")
+    return MergeRequestRef(int(project_id), int(iid))
+
+
+def _number(message: Message, key: str) -> int:
+    value = message.body.get(key)
+    assert isinstance(value, int)
+    return value
