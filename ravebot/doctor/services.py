@@ -42,6 +42,10 @@ async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
             return Answer(response.status, _json(raw), _ahead(response.headers.get("Date")))
     except TimeoutError as error:
         raise Unavailable("no answer within 10 s") from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Unavailable(f"its certificate is not trusted: {error.certificate_error}") from error
+    except aiohttp.ClientConnectorError as error:
+        raise Unavailable(error.os_error.strerror or str(error.os_error)) from error
     except (aiohttp.ClientError, ValueError) as error:
         raise Unavailable(str(error) or type(error).__name__) from error
 

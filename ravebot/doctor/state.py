@@ -32,13 +32,10 @@ def versions() -> Finding:
 
 def instance_id(state_dir: Path) -> str | None:
     """The installation's random id, once it has run."""
-    path = database_path(state_dir)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
-            row = connection.execute("SELECT value FROM meta WHERE key = 'instance_id'").fetchone()
-    except sqlite3.Error:
+        return (state_dir / "instance-id").read_text("utf-8").strip() or None
+    except (OSError, ValueError):
         return None
-    return str(row[0]) if row else None
 
 
 def state_folder(path: Path) -> Finding:

@@ -1,0 +1,300 @@
+"""The doctor against services on loopback, a network namespace, libvirt and QEMU's own tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from ravebot.access.nft import NetworkTools
+from ravebot.configfile import LoadedConfig, load
+from ravebot.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
+from ravebot.web.server import serve
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "glpat-hush-hush-4711"
+CONFIG = """\
+state_dir: {folder}/state
+matrix:
+  homeserver: {url}
+  user_id: "@ravebot:example.org"
+  access_token_file: {folder}/secret
+  rooms:
+    - {{room: "#dev:example.org", projects: [group/app]}}
+gitlab:
+  url: {url}
+  token_file: {folder}/secret
+  projects: [group/app, "tools/*"]
+  webhook: {{secret_token_file: {folder}/secret}}
+http: {{public_url: "https://rave.example.org"}}
+sandbox: {{host: 192.0.2.7, disk: 1GiB, memory: 64MiB}}
+access: {{allow_from: [192.0.2.0/24]}}
+provider: {{image: {folder}/image.qcow2, storage_pool: {folder}/disks}}
+"""
+GOOD: dict[str, tuple[int, object]] = {
+    "/_matrix/client/versions": (200, {"versions": ["v1.11"]}),
+    "/_matrix/client/v3/account/whoami": (200, {"user_id": "@ravebot:example.org", "device_id": "DEV"}),
+    "/_matrix/client/v3/joined_rooms": (200, {"joined_rooms": ["!dev:example.org"]}),
+    "/_matrix/client/v3/directory/room/#dev:example.org": (200, {"room_id": "!dev:example.org"}),
+    "/api/v4/user": (200, {"id": 1, "username": "ravebot"}),
+    "/api/v4/personal_access_tokens/self": (200, {"scopes": ["api"], "expires_at": "2999-01-01"}),
+    "/api/v4/projects/group/app": (200, {"id": 7, "permissions": {"project_access": {"access_level": 30}}}),
+    "/api/v4/projects/group/app/hooks": (
+        200,
+        [{"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_events": True, "note_events": True}],
+    ),
+}
+
+
+@asynccontextmanager
+async def services(answers: dict[str, tuple[int, object]]) -> AsyncIterator[str]:
+    """Both services' JSON on one loopback port; what is not known is 404."""
+
+    async def answer(request: web.Request) -> web.Response:
+        status, body = answers.get(request.path, (404, {"errcode": "M_NOT_FOUND"}))
+        if isinstance(body, str):
+            return web.Response(text=body, status=status)
+        return web.json_response(body, status=status)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with serve(app, "127.0.0.1", 0) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+def loaded(folder: Path, url: str) -> LoadedConfig:
+    secret = folder / "secret"
+    secret.write_text(TOKEN)
+    secret.chmod(0o600)
+    file = folder / "config.yaml"
+    file.write_text(CONFIG.format(folder=folder, url=url))
+    return load(file)
+
+
+async def judged(
+    folder: Path, check: object, changes: dict[str, tuple[int, object]] | None = None
+) -> dict[str, Finding]:
+    async with services({**GOOD, **(changes or {})}) as url:
+        found = [item async for item in check(loaded(folder, url)) if isinstance(item, Finding)]  # type: ignore[operator]
+    assert all(TOKEN not in f"{finding}" for finding in found)
+    return {finding.name: finding for finding in reversed(found)}  # the first of each name: the pattern's comes last
+
+
+async def test_right_services_are_all_right(tmp_path: Path) -> None:
+    found = {**await judged(tmp_path, matrix.check), **await judged(tmp_path, gitlab.check)}
+    assert {finding.verdict for finding in found.values()} == {Verdict.OK}
+    assert set(found) == {
+        "matrix", "matrix login", "matrix room", "gitlab", "gitlab token", "gitlab project", "gitlab webhook",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "name", "verdict", "says"),
+    [
+        ("/_matrix/client/versions", (404, "nginx"), "matrix", Verdict.FAILED, "no Matrix homeserver"),
+        ("/_matrix/client/versions", (200, ["x"]), "matrix", Verdict.FAILED, "no Matrix homeserver"),
+        (
+            "/_matrix/client/v3/account/whoami",
+            (401, {"errcode": "M_UNKNOWN_TOKEN"}),
+            "matrix login",
+            Verdict.FAILED,
+            "M_UNKNOWN_TOKEN",
+        ),
+        (
+            "/_matrix/client/v3/account/whoami",
+            (200, {"user_id": "@other:example.org"}),
+            "matrix login",
+            Verdict.FAILED,
+            "@other:example.org",
+        ),
+        ("/_matrix/client/v3/joined_rooms", (200, {"joined_rooms": []}), "matrix room", Verdict.WARNING, "invite"),
+        (
+            "/_matrix/client/v3/directory/room/#dev:example.org",
+            (404, {"errcode": "M_NOT_FOUND"}),
+            "matrix room",
+            Verdict.FAILED,
+            "no room",
+        ),
+    ],
+)
+async def test_what_is_wrong_with_matrix_is_told(
+    tmp_path: Path, path: str, answer: tuple[int, object], name: str, verdict: Verdict, says: str
+) -> None:
+    finding = (await judged(tmp_path, matrix.check, {path: answer}))[name]
+    assert finding.verdict is verdict
+    assert says in f"{finding.detail} {finding.mend}"
+    assert finding.mend
+
+
+HOOKS = "/api/v4/projects/group/app/hooks"
+HOOK = {"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_events": True, "note_events": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "name", "verdict", "says"),
+    [
+        ("/api/v4/user", (401, {"message": "401 Unauthorized"}), "gitlab token", Verdict.FAILED, "scope api"),
+        ("/api/v4/user", (200, "<html>"), "gitlab", Verdict.FAILED, "no GitLab"),
+        ("/api/v4/user", (302, ""), "gitlab", Verdict.FAILED, "no GitLab"),
+        (
+            "/api/v4/personal_access_tokens/self",
+            (200, {"scopes": ["read_api"]}),
+            "gitlab token",
+            Verdict.FAILED,
+            "read_api",
+        ),
+        (
+            "/api/v4/personal_access_tokens/self",
+            (200, {"scopes": ["api"], "expires_at": "2020-01-01"}),
+            "gitlab token",
+            Verdict.WARNING,
+            "expires on 2020-01-01",
+        ),
+        ("/api/v4/projects/group/app", (404, {}), "gitlab project", Verdict.FAILED, "not visible"),
+        (
+            "/api/v4/projects/group/app",
+            (200, {"permissions": {"project_access": {"access_level": 20}, "group_access": None}}),
+            "gitlab project",
+            Verdict.FAILED,
+            "Developer",
+        ),
+        (HOOKS, (403, {}), "gitlab webhook", Verdict.WARNING, "only a Maintainer"),
+        (HOOKS, (200, []), "gitlab webhook", Verdict.FAILED, "https://rave.example.org/webhooks/gitlab"),
+        (HOOKS, (200, [{**HOOK, "note_events": False}]), "gitlab webhook", Verdict.FAILED, "comments"),
+        (HOOKS, (200, [{**HOOK, "alert_status": "disabled"}]), "gitlab webhook", Verdict.FAILED, "disabled"),
+    ],
+)
+async def test_what_is_wrong_with_gitlab_is_told(
+    tmp_path: Path, path: str, answer: tuple[int, object], name: str, verdict: Verdict, says: str
+) -> None:
+    finding = (await judged(tmp_path, gitlab.check, {path: answer}))[name]
+    assert finding.verdict is verdict
+    assert says in f"{finding.detail} {finding.mend}"
+    assert finding.mend
+
+
+async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> None:
+    async with services(GOOD) as url:
+        whole = loaded(tmp_path, url)
+        text = (tmp_path / "config.yaml").read_text().replace("access_token_file", "password_file")
+        (tmp_path / "config.yaml").write_text(text)
+        whole = load(tmp_path / "config.yaml")
+        names = [item.detail async for item in matrix.check(whole) if isinstance(item, Finding)]
+        assert "not tried" in names[-1]
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "matrix.json").write_text(json.dumps({"access_token": "kept"}))
+        names = [item.name async for item in matrix.check(whole) if isinstance(item, Finding)]
+        assert names == ["matrix", "matrix login", "matrix room"]
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetworkTools]:
+    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield NetworkTools(["ip", "netns", "exec", name])
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+async def test_a_fresh_network_has_nothing_in_the_way(tmp_path: Path, namespace: NetworkTools) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    assert (await network.firewall(config, namespace, None)).verdict is Verdict.OK
+    assert (await network.routes(config, namespace)).verdict is Verdict.OK
+
+
+async def test_another_tables_drop_is_found_with_its_mend(tmp_path: Path, namespace: NetworkTools) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    await namespace.run("nft", "add", "table", "ip", "other")
+    await namespace.run(
+        "nft", "add", "chain", "ip", "other", "forward", "{ type filter hook forward priority 0; policy drop; }"
+    )
+    finding = await network.firewall(config, namespace, None)
+    assert finding.verdict is Verdict.FAILED
+    assert "ip other forward" in finding.detail
+
+
+async def test_a_subnet_that_the_host_reaches_another_way_is_found(tmp_path: Path, namespace: NetworkTools) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    await namespace.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    await namespace.ip("address", "add", "10.80.0.5/16", "dev", "lan0")
+    await namespace.ip("link", "set", "lan0", "up")
+    finding = await network.routes(config, namespace)
+    assert finding.verdict is Verdict.FAILED
+    assert "10.80.0.0/16" in finding.detail
+    assert "lan0" in finding.detail
+
+
+async def test_an_interface_of_another_kind_with_the_bridges_name_is_found(
+    tmp_path: Path, namespace: NetworkTools
+) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    await namespace.ip("link", "add", "ravebot0", "type", "veth", "peer", "name", "lan1")
+    assert (await network.routes(config, namespace)).verdict is Verdict.FAILED
+    await namespace.ip("link", "delete", "ravebot0")
+    await namespace.ip("link", "add", "ravebot0", "type", "bridge")
+    assert (await network.routes(config, namespace)).verdict is Verdict.OK
+
+
+async def test_forwarding_that_is_off_is_told(namespace: NetworkTools) -> None:
+    await namespace.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+    assert (await network.forwarding(namespace)).verdict is Verdict.WARNING
+    await namespace.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    assert (await network.forwarding(namespace)).verdict is Verdict.OK
+
+
+async def test_a_port_that_the_host_listens_on_is_told(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        config = loaded(tmp_path, "http://127.0.0.1:1").config
+        text = (tmp_path / "config.yaml").read_text().replace("memory:", f"web_ports: {port}-{port + 1}, memory:")
+        (tmp_path / "config.yaml").write_text(text)
+        config = load(tmp_path / "config.yaml").config
+        finding = await network.ports(config)
+    assert finding.verdict is Verdict.FAILED
+    assert str(port) in finding.detail
+
+
+async def test_a_right_image_is_told_from_a_wrong_one(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    assert machines.image(config).verdict is Verdict.FAILED
+    (tmp_path / "image.qcow2").write_bytes(b"<html>404</html>" * 100)
+    assert "not a qcow2 image" in machines.image(config).detail
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(tmp_path / "image.qcow2")]
+    subprocess.run([*create, "3G"], check=True)
+    assert "larger than sandbox.disk" in machines.image(config).detail
+    subprocess.run([*create, "64M"], check=True)
+    assert machines.image(config).verdict is not Verdict.FAILED
+    assert "64 MiB" in machines.image(config).detail or "o+x" in machines.image(config).mend
+
+
+async def test_libvirt_is_asked_and_its_absence_told(tmp_path: Path) -> None:
+    provider = loaded(tmp_path, "http://127.0.0.1:1").config.provider
+    here = await machines.libvirt(provider.model_copy(update={"uri": "test:///default"}))
+    assert here.verdict is Verdict.OK
+    nowhere = provider.model_copy(update={"uri": "qemu+unix:///system?socket=/nowhere/libvirt-sock"})
+    absent = await machines.libvirt(nowhere)
+    assert absent.verdict is Verdict.FAILED
+    assert "libvirtd" in absent.mend
+
+
+async def test_the_whole_examination_ends_with_services_away_and_shows_no_secret(
+    tmp_path: Path, namespace: NetworkTools
+) -> None:
+    findings = await examine(loaded(tmp_path, "http://127.0.0.1:1"), namespace)
+    verdicts = {finding.name: finding.verdict for finding in findings}
+    assert verdicts["configuration"] is Verdict.WARNING or verdicts["configuration"] is Verdict.OK
+    assert verdicts["matrix"] is Verdict.FAILED
+    assert verdicts["gitlab"] is Verdict.FAILED
+    assert {"state folder", "database", "libvirt", "image", "kvm", "ports", "bridge"} <= set(verdicts)
+    assert all(TOKEN not in f"{finding}" for finding in findings)
+    assert not (tmp_path / "state").exists()

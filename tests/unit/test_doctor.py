@@ -1,0 +1,162 @@
+"""The doctor's judgements that need no other machine, and how they are shown."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ravebot.clock import ManualClock
+from ravebot.config import Config
+from ravebot.doctor import Finding, Verdict, machines, network, show, state
+from ravebot.doctor.examine import clock
+from ravebot.doctor.services import Answer
+from ravebot.sandboxes.model import RAVEBOT
+from ravebot.store import events
+from ravebot.store.database import Database
+from ravebot.terminal import Output
+
+
+def config(**changes: object) -> Config:
+    whole: dict[str, object] = {
+        "matrix": {"homeserver": "https://matrix.example.org", "user_id": "@r:example.org", "password_file": "/x"},
+        "gitlab": {
+            "url": "https://gitlab.example.org",
+            "token_file": "/x",
+            "projects": ["group/app"],
+            "webhook": {"secret_token_file": "/x"},
+        },
+        "sandbox": {"host": "sandboxes.example.org"},
+        "provider": {"image": "/images/sandbox.qcow2"},
+    }
+    return Config.model_validate({**whole, **changes})
+
+
+def test_a_state_folder_that_is_not_there_yet_is_no_fault(tmp_path: Path) -> None:
+    assert state.state_folder(tmp_path / "a" / "b").verdict is Verdict.OK
+
+
+def test_a_file_in_the_state_folders_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    assert state.state_folder(tmp_path / "state").verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [(0o700, Verdict.OK), (0o750, Verdict.WARNING), (0o777, Verdict.FAILED)])
+def test_a_state_folder_that_others_get_into_is_told_with_the_mend(tmp_path: Path, mode: int, verdict: Verdict) -> None:
+    tmp_path.chmod(mode)
+    finding = state.state_folder(tmp_path)
+    assert finding.verdict is verdict
+    assert finding.mend == ("" if verdict is Verdict.OK else f"chmod 700 {tmp_path}")
+
+
+async def test_the_database_is_told_with_its_holder_and_newest_hash(tmp_path: Path) -> None:
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        await database.write(lambda tx: events.append(tx, "started", RAVEBOT))
+        head = await database.read(events.head)
+        held = state.database(tmp_path)
+        assert state.instance_id(tmp_path) == database.instance_id
+    assert held.verdict is Verdict.OK
+    assert "in use by process" in held.detail
+    assert f"event 1, hash {head}" in held.detail
+    assert "not in use" in state.database(tmp_path).detail
+
+
+async def test_a_database_from_a_newer_version_is_told(tmp_path: Path) -> None:
+    async with Database(tmp_path / "ravebot.db", ManualClock()) as database:
+        await database.write(lambda tx: tx.execute("PRAGMA user_version = 999"))
+    finding = state.database(tmp_path)
+    assert finding.verdict is Verdict.FAILED
+    assert "newer" in finding.mend
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ravebot.db").write_bytes(b"not a database" * 100)
+    assert state.database(tmp_path).verdict is Verdict.FAILED
+    assert state.instance_id(tmp_path) is None
+
+
+def test_too_little_memory_for_one_fails_and_for_all_is_a_warning() -> None:
+    sandbox = {"host": "sandboxes.example.org", "memory": "100000GiB"}
+    assert machines.memory(config(sandbox=sandbox)).verdict is Verdict.FAILED
+    sandbox["memory"] = "1MiB"
+    assert machines.memory(config(sandbox=sandbox)).verdict is Verdict.OK
+    sandbox["memory"] = "1GiB"
+    finding = machines.memory(config(sandbox=sandbox, pool={"max_running": 10_000}))
+    assert finding.verdict is Verdict.WARNING
+
+
+def test_too_little_disk_for_one_fails_and_for_all_is_a_warning(tmp_path: Path) -> None:
+    provider = {"image": "/images/sandbox.qcow2", "storage_pool": str(tmp_path / "not" / "yet")}
+    sandbox = {"host": "sandboxes.example.org", "disk": "10000000GiB"}
+    assert machines.disk(config(sandbox=sandbox, provider=provider)).verdict is Verdict.FAILED
+    sandbox["disk"] = "1MiB"
+    assert machines.disk(config(sandbox=sandbox, provider=provider)).verdict is Verdict.OK
+    sandbox["disk"] = "512MiB"
+    many = machines.disk(config(sandbox=sandbox, provider=provider, pool={"max_running": 10_000}))
+    assert many.verdict is Verdict.WARNING
+
+
+def test_a_direct_boots_files_must_be_there(tmp_path: Path) -> None:
+    provider = {"image": "/i", "kernel": str(tmp_path / "vmlinuz"), "initrd": str(tmp_path / "initrd")}
+    (tmp_path / "vmlinuz").write_bytes(b"x")
+    finding = machines.boot_files(config(provider=provider).provider)
+    assert finding is not None
+    assert finding.verdict is Verdict.FAILED
+    assert f"{tmp_path}/initrd" in finding.detail
+    assert f"{tmp_path}/vmlinuz" not in finding.detail
+    assert machines.boot_files(config().provider) is None
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "may"), [("000001ffffffffff", True), ("0000000000001000", True), ("00000000a80425fb", False)]
+)
+def test_the_permission_is_read_from_the_process_own_capabilities(tmp_path: Path, capabilities: str, may: bool) -> None:
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tpython\nCapEff:\t{capabilities}\n")
+    assert network.may_change_network(status) is may
+
+
+async def test_a_sandbox_host_that_others_cannot_reach_is_told() -> None:
+    assert (await network.sandbox_host("127.0.0.1")).verdict is Verdict.FAILED
+    assert (await network.sandbox_host("no-such-host.invalid")).verdict is Verdict.FAILED
+    assert (await network.sandbox_host("192.0.2.77")).verdict is Verdict.WARNING
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict"),
+    [(2.0, Verdict.OK), (-45.0, Verdict.WARNING), (400.0, Verdict.FAILED), (-4000.0, Verdict.FAILED)],
+)
+def test_a_clock_that_is_off_is_told(ahead: float, verdict: Verdict) -> None:
+    (finding,) = clock([Answer(200, None, ahead), Answer(200, None, None), Answer(200, None, ahead * 2)])
+    assert finding.verdict is verdict
+    assert ("ahead" if ahead > 0 else "behind") in finding.detail or verdict is Verdict.OK
+
+
+def test_without_an_answer_nothing_is_said_of_the_clock() -> None:
+    assert clock([]) == []
+
+
+def shown(width: int | None) -> str:
+    """The report as a terminal of that width shows it."""
+    output = Output()
+    text = io.StringIO()
+    output.console = Console(file=text, force_terminal=True, width=width, color_system=None, highlight=False)
+    output.errors = output.console
+    findings = [
+        Finding("gitlab", Verdict.OK, "answers"),
+        Finding("image", Verdict.FAILED, "evil\x1b[2J\nline " + "long " * 30, "put one there"),
+    ]
+    show(output, findings)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_fits_the_terminal_and_untrusted_text_cannot_move_the_cursor(width: int) -> None:
+    text = shown(width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    assert "→ put one there" in text
+    assert "1 ok, 0 to look at, 1 failed" in text
