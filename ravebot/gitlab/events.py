@@ -109,12 +109,12 @@ def _merge_request(
     author_id = identifier(attributes, "author_id")
     names = (person.username for person in known if person.id == author_id and person.username)
     commit = attributes.get("last_commit")
-    project_id = identifier(attributes, "target_project_id")
+    project_id, iid = identifier(attributes, "target_project_id"), identifier(attributes, "iid")
     return MergeRequest(
-        ref=MergeRequestRef(project_id, identifier(attributes, "iid")),
+        ref=MergeRequestRef(project_id, iid),
         project_path=text(mapping(body, "project"), "path_with_namespace", 1024),
         title=text(attributes, "title", 1024),
-        web_url=web_url(attributes, "url"),
+        web_url=_address(body, attributes, iid),
         source_branch=text(attributes, "source_branch", 1024),
         # null when the fork was deleted: 0 is no project, so the merge request still counts as a fork's
         source_project_id=optional_identifier(attributes, "source_project_id") or 0,
@@ -124,6 +124,13 @@ def _merge_request(
         draft=flag(attributes, "draft") or flag(attributes, "work_in_progress"),
         state=state(attributes),
     )
+
+
+def _address(body: Mapping[str, object], attributes: Mapping[str, object], iid: int) -> str:
+    """Where to look at it; comments of older servers give only the project's address."""
+    if "url" in attributes:
+        return web_url(attributes, "url")
+    return f"{web_url(mapping(body, 'project'), 'web_url')}/-/merge_requests/{iid:d}"
 
 
 def _person(body: Mapping[str, object]) -> Person:

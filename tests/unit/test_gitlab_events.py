@@ -117,6 +117,15 @@ def test_a_note_of_an_old_server_has_no_action_and_counts() -> None:
     assert isinstance(parse(body), CommentPosted)
 
 
+def test_a_note_of_an_old_server_gives_only_the_projects_address() -> None:
+    body = commented()
+    del body["merge_request"]["url"]
+    event = parse(body)
+    assert isinstance(event, CommentPosted)
+    assert event.mr is not None
+    assert event.mr.web_url == "https://gitlab.example.org/group/app/-/merge_requests/1"
+
+
 @pytest.mark.parametrize("kind", ["push", "pipeline", "issue", "wiki_page", "something_new"])
 def test_other_events_are_ignored(kind: str) -> None:
     assert isinstance(parse({"object_kind": kind}), Ignored)

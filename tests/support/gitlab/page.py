@@ -2,10 +2,103 @@
 
 from __future__ import annotations
 
-import html
+from datetime import datetime
+from html import escape
 
-from tests.support.gitlab.state import MergeRequest
+from tests.support.gitlab.markdown import emoji, to_html
+from tests.support.gitlab.state import MergeRequest, Note, User
+
+_STYLE = """
+:root { color-scheme: light; --line: #dcdcde; --soft: #737278; --link: #1068bf; }
+* { box-sizing: border-box; }
+body { margin: 0; font: 14px/1.5 "GitLab Sans", Inter, system-ui, "Segoe UI", Roboto, sans-serif; color: #28272d;
+  background: #fff; }
+.bar { background: #171321; color: #fff; padding: 10px 24px; font-weight: 600; display: flex; gap: 10px; }
+.bar span { font-weight: 400; opacity: .7; }
+main { max-width: 990px; margin: 0 auto; padding: 20px 24px 64px; }
+.path { color: var(--soft); }
+h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere; }
+.meta { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; padding-bottom: 16px; color: #535158;
+  border-bottom: 1px solid var(--line); }
+.badge { border-radius: 12px; padding: 2px 10px; font-weight: 600; color: #fff; }
+.opened { background: #108548; } .closed { background: #dd2b0e; } .merged { background: #1f75cb; }
+.locked { background: #737278; }
+.branch { font: 12px/1.6 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; background: #ececef;
+  border-radius: 4px; padding: 1px 6px; overflow-wrap: anywhere; }
+.description { padding: 16px 0; border-bottom: 1px solid var(--line); margin-bottom: 20px; }
+.note { border: 1px solid var(--line); border-radius: 6px; margin: 14px 0 14px 48px; position: relative; }
+.note > header { padding: 8px 16px; display: flex; gap: 8px; align-items: baseline; color: var(--soft); }
+.note > header b { color: #28272d; }
+.note > header a { margin-left: auto; color: var(--soft); text-decoration: none; }
+.avatar { position: absolute; left: -48px; top: 4px; width: 32px; height: 32px; border-radius: 50%; color: #fff;
+  font-weight: 600; display: grid; place-items: center; background: #6666c4; }
+.avatar.bot { background: #c24b38; }
+.md { padding: 0 16px 12px; overflow-wrap: anywhere; }
+.md > :first-child { margin-top: 0; } .md > :last-child { margin-bottom: 0; }
+.md h3 { font-size: 17px; margin: 4px 0 12px; }
+.md table { border-collapse: collapse; margin: 0 0 16px; }
+.md td, .md th { border: 1px solid var(--line); padding: 6px 12px; text-align: left; vertical-align: top; }
+.md thead:not(:has(th:not(:empty))) { display: none; }
+.md code { font: 12px/1.5 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; background: #ececef;
+  border-radius: 4px; padding: 1px 4px; }
+.md pre { background: #fbfafd; border: 1px solid var(--line); border-radius: 4px; padding: 10px 12px; overflow: auto; }
+.md pre code { background: none; padding: 0; white-space: pre; }
+.md blockquote { margin: 0 0 16px; padding: 4px 16px; border-left: 4px solid var(--line); color: #535158; }
+.md details { margin: 0 0 12px; } .md summary { cursor: pointer; color: var(--link); }
+.md a { color: var(--link); }
+.awards { padding: 0 16px 12px; display: flex; gap: 6px; }
+.awards span { border: 1px solid var(--line); border-radius: 12px; padding: 1px 10px; }
+.system { margin: 10px 0 10px 48px; color: var(--soft); } .system b { color: #28272d; }
+"""
 
 
 def render(mr: MergeRequest) -> str:
-    return f"<!doctype html><title>{html.escape(mr.title)}</title>"
+    """The whole page; every text of a person's is escaped or sanitised."""
+    badge = {"opened": "Open", "closed": "Closed", "merged": "Merged"}.get(mr.state, mr.state)
+    title, path = escape(mr.title), escape(mr.project.path)
+    source = mr.branch if mr.source_project is mr.project else f"{mr.source_project.path}:{mr.branch}"
+    description = to_html(mr.description) or "<p class='path'>No description</p>"
+    people = "".join(
+        f" · {name} <b>{', '.join(escape(person.name) for person in who)}</b>"
+        for name, who in (("assigned to", mr.assignees), ("reviewed by", mr.reviewers))
+        if who
+    )
+    notes = "".join(_system(note) if note.system else _note(note, mr.author) for note in mr.notes.values())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title} (!{mr.iid}) · {path}</title><style>{_STYLE}</style></head><body>
+<div class="bar">GitLab <span>stand-in for tests</span></div>
+<main><div class="path">{path} / Merge requests / !{mr.iid}</div>
+<h1>{title}</h1>
+<div class="meta"><span class="badge {escape(mr.state)}">{escape(badge)}</span>
+<b>{escape(mr.author.name)}</b> wants to merge <span class="branch">{escape(source)}</span> into
+<span class="branch">main</span> · {_when(mr.created_at)}{people}</div>
+<div class="description md">{description}</div>
+{notes}
+</main></body></html>
+"""
+
+
+def _note(note: Note, author: User) -> str:
+    role = "Author" if note.author is author else ""
+    edited = f" · edited {_when(note.updated_at)}" if note.updated_at != note.created_at else ""
+    counts: dict[str, int] = {}
+    for award in note.awards:
+        counts[award.name] = counts.get(award.name, 0) + 1
+    awards = "".join(f"<span>{escape(emoji(name))} {count}</span>" for name, count in counts.items())
+    initial = escape(note.author.name[:1].upper())
+    kind = "avatar bot" if "bot" in note.author.username else "avatar"
+    return f"""<article class="note" id="note_{note.id}"><div class="{kind}">{initial}</div>
+<header><b>{escape(note.author.name)}</b> @{escape(note.author.username)} · {_when(note.created_at)}{edited}
+<a href="#note_{note.id}">{role}</a></header>
+<div class="md">{to_html(note.body)}</div>{f'<div class="awards">{awards}</div>' if awards else ""}</article>
+"""
+
+
+def _system(note: Note) -> str:
+    who = escape(note.author.name)
+    return f'<div class="system">● <b>{who}</b> {escape(note.body)} · {_when(note.created_at)}</div>\n'
+
+
+def _when(moment: datetime) -> str:
+    return f"<time datetime='{moment.isoformat()}'>{moment:%H:%M:%S} UTC</time>"

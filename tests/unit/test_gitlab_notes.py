@@ -1,0 +1,200 @@
+"""What the status note shows in every state, and that hostile facts change nothing about its shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from ravebot.gitlab.commands import parse_comment
+from ravebot.gitlab.notes import (
+    marker,
+    render_draft_waiting,
+    render_fork_waiting,
+    render_help,
+    render_note,
+    render_reply,
+    render_warning,
+)
+from ravebot.sandboxes.model import (
+    Actor,
+    EndReason,
+    MergeRequest,
+    MergeRequestRef,
+    Person,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+    Stage,
+    StageResult,
+)
+from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from tests.support.gitlab.notes import mentions, take_quick_actions
+
+NOW = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
+REF = MergeRequestRef(7, 42)
+MARKER = marker(REF, "0a1b2c3d4e")
+SHA, OLD = "a1b2c3d4e5" * 4, "0123456789" * 4
+MR = MergeRequest(
+    REF, "group/app", "Add login", "https://h/group/app/-/merge_requests/42", "login", 7, SHA, Person(1, "alice")
+)
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGk0TnVtYmVyT2ZCeXRlc0ZvclRlc3RpbmdPbmx5ISEh"
+ACCESS = Access("sandboxes.example.org", "agent", 2203, 3003, "https", "rave-main-42", (HOST_KEY,))
+HOSTILE = (
+    "/close\n@all <script>alert(1)</script> </details> ``` | \u202e \x00 <!-- ravebot 0a1b2c3d4e 7!42 status -->\n"
+    "/merge\n/sandbox stop\n[x](http://evil.example) group/app#1 " + "x" * 10_000
+)
+
+
+def view(state: SandboxState = SandboxState.READY, **changes: object) -> SandboxView:
+    sandbox = Sandbox(
+        SandboxId(5), REF, state, Actor("gitlab", "alice"), NOW, NOW, SHA,
+        running_sha=SHA, ready_at=NOW, expires_at=NOW + timedelta(hours=1, minutes=40),
+    )  # fmt: skip
+    return replace(SandboxView(sandbox, MR, NOW), **changes)  # type: ignore[arg-type] # tests name the fields
+
+
+def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
+    stages = (StageResult(Stage.COPY, True, 1.25), StageResult(Stage.TEST, True, 75, attempt=2))
+    history = (HistoryLine(NOW, "ready after 31 s"),)
+    note = render_note(view(access=ACCESS, stages=stages, history=history), MARKER)
+    assert note.startswith(f"{MARKER}\n### 🟢 Sandbox is ready\n")
+    for part in (
+        "```sh\nssh -o HostKeyAlias=rave-main-42 -p 2203 agent@sandboxes.example.org\n```",
+        "| **Web** | <https://sandboxes.example.org:3003/> |",
+        f"| **Host key** | `{ACCESS.fingerprints[0]}` |",
+        "| **Commit** | `a1b2c3d4e5a1` on `login` |",
+        "| **Expires** | 2026-03-01 14:00 UTC, in 1 h 40 min (as of 12:20) |",
+        "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s, attempt 2) |",
+        "| **Asked for by** | alice (gitlab) |",
+        "- 2026-03-01 12:20 UTC: ready after 31 s",
+        "comment `/sandbox extend 1h` or `/sandbox rebuild` or `/sandbox stop`.",
+    ):
+        assert part in note, part
+
+
+def test_a_web_port_that_does_not_answer_is_said_so() -> None:
+    note = render_note(view(access=replace(ACCESS, web_scheme=None)), MARKER)
+    assert "nothing answers on the web port (3003) yet" in note
+
+
+def test_the_queue_tells_position_wait_and_reason() -> None:
+    queued = view(SandboxState.QUEUED, queue_position=3, queue_wait=timedelta(minutes=12), queue_reason="disk is short")
+    note = render_note(queued, MARKER)
+    assert "### 🕒 Sandbox waits in the queue: number 3, about 12 min to go\n" in note
+    assert "| **Waits because** | disk is short |" in note
+    assert "queue: next\n" in render_note(view(SandboxState.QUEUED, queue_position=1), MARKER)
+
+
+@pytest.mark.parametrize("state", list(SandboxState))
+def test_every_state_has_a_headline_of_its_own(state: SandboxState) -> None:
+    headlines = {render_note(view(one), MARKER).splitlines()[1] for one in SandboxState}
+    assert len(headlines) == len(SandboxState)
+    assert render_note(view(state), MARKER).count("### ") == 1
+
+
+@pytest.mark.parametrize("reason", list(EndReason))
+def test_an_ended_sandbox_says_why_and_what_it_used(reason: EndReason) -> None:
+    ended = view(SandboxState.ENDED, summary=Summary(timedelta(hours=1, minutes=58), 182.4, 812 * 1024**2))
+    ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=reason, end_detail="exit code 3"))
+    note = render_note(ended, MARKER)
+    for part in (
+        "| **Lived** | 1 h 58 min |",
+        "| **CPU time** | 3 min 2 s |",
+        "| **Peak memory** | 812 MiB |",
+        "exit code 3",
+    ):
+        assert part in note
+    assert "Expires" not in note
+    assert "For a new one, comment `/sandbox start`." in note
+
+
+def test_an_ended_sandbox_of_a_fork_asks_for_the_commit_and_a_merged_one_for_nothing() -> None:
+    ended = view(SandboxState.ENDED)
+    assert f"`/sandbox start {SHA}`" in render_note(replace(ended, mr=replace(MR, source_project_id=9)), MARKER)
+    assert "/sandbox" not in render_note(replace(ended, mr=replace(MR, state="merged")), MARKER)
+
+
+def test_a_failed_stage_shows_the_end_of_its_output_in_a_box() -> None:
+    failed = (StageResult(Stage.SETUP, False, 12, tail=f"```\n</details>\n{HOSTILE[:300]}"),)
+    note = render_note(view(stages=failed, notice="the last update failed: setup"), MARKER)
+    assert "❌ setup (12 s)" in note
+    assert "⚠️ **the last update failed: setup**" in note
+    kinds = [token.type for token in MarkdownIt("commonmark").enable("table").parse(note)]
+    assert kinds.count("fence") == 1
+    assert kinds[kinds.index("fence") - 1] == kinds[kinds.index("fence") + 1] == "html_block"
+
+
+def test_an_update_under_way_names_both_commits() -> None:
+    updating = view()
+    updating = replace(updating, sandbox=replace(updating.sandbox, running_sha=OLD, stage=Stage.SETUP))
+    note = render_note(updating, MARKER)
+    assert "being updated: setup" in note
+    assert "| **Commit** | `012345678901` on `login` |\n| **Newest commit** | `a1b2c3d4e5a1` |" in note
+
+
+def test_a_waiting_fork_prints_the_line_for_exactly_its_head() -> None:
+    note = render_fork_waiting(MR, MARKER)
+    assert note.startswith(MARKER)
+    assert f"`/sandbox start {SHA}`" in note
+    assert "`/sandbox start`" in render_draft_waiting(MR, MARKER)
+
+
+def test_a_warning_pings_the_owner_only() -> None:
+    warning = render_warning(view(notice="@bob"), "alice")
+    assert mentions(warning) == ["alice"]
+    assert "at 2026-03-01 14:00 UTC, in 1 h 40 min" in warning
+    assert mentions(render_warning(view(), "all) @bob")) == []
+
+
+def test_a_reply_is_plain_text_for_one_person() -> None:
+    reply = render_reply("There is no @all\n/close", "alice")
+    assert mentions(reply) == ["alice"]
+    assert take_quick_actions(reply)[1] == []
+    assert mentions(render_help("alice")) == ["alice"]
+    assert "| `/sandbox extend [1h]` |" in render_help()
+
+
+def test_markers_tell_merge_requests_instances_and_purposes_apart() -> None:
+    markers = {
+        marker(ref, instance, what)
+        for ref in (REF, MergeRequestRef(7, 43), MergeRequestRef(74, 2))
+        for instance in ("a", "b")
+        for what in ("status", "warning:5:600")
+    }
+    assert len(markers) == 12
+    assert marker(REF, "a --> <script>", "-->") == "<!-- ravebot ascript 7!42  -->"
+
+
+def _hostile_notes(state: SandboxState, words: str) -> list[str]:
+    mr = replace(MR, title=words, source_branch=words, source_project_id=9)
+    stages = (StageResult(Stage.TEST, False, 1, f"{words}!"),)
+    history = (HistoryLine(NOW, words),)
+    shown = view(state, mr=mr, access=ACCESS, notice=words, queue_reason=words, stages=stages, history=history)
+    sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
+    shown = replace(shown, sandbox=sandbox)
+    return [render_note(shown, MARKER), render_fork_waiting(mr, MARKER), render_draft_waiting(mr, MARKER)]
+
+
+@given(st.sampled_from(SandboxState), st.just(HOSTILE) | st.text())
+def test_hostile_facts_ping_nobody_command_nothing_and_add_no_element(state: SandboxState, words: str) -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    for note, calm in zip(_hostile_notes(state, f"{words}."), _hostile_notes(state, "calm words."), strict=True):
+        assert mentions(note) == []
+        assert take_quick_actions(note)[1] == []
+        assert parse_comment(note) is None
+        assert len(note) < 30_000
+        assert [one.type for one in parser.parse(note)] == [one.type for one in parser.parse(calm)]
+
+
+@given(st.just(HOSTILE) | st.text())
+def test_hostile_words_in_an_answer_stay_words(words: str) -> None:
+    for answer in (render_reply(words), render_reply(f"no: {words}"), render_warning(view(), f"{words} ")):
+        assert mentions(answer) == []
+        assert take_quick_actions(answer)[1] == []
+        assert parse_comment(answer) is None
+        assert len(answer) < 20_000
