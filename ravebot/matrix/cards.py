@@ -130,7 +130,7 @@ def _rows(view: SandboxView, prefix: str, events: int) -> Iterator[tuple[str, Sp
         yield "Account", words(_account(view.summary))
     if view.history and events:
         lines = [_event(line) for line in view.history[-events:]]
-        yield "Lately", joined(lines, "; ", "<br>")
+        yield "Lately (UTC)", joined(lines, "; ", "<br>")
     yield "Say", _next(view, prefix)
 
 

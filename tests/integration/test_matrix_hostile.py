@@ -1,0 +1,326 @@
+"""Homeservers and proxies that misbehave: real HTTP on loopback, answers that a good server never gives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ravebot.clock import SystemClock
+from ravebot.config import MatrixConfig
+from ravebot.errors import Forbidden, Unavailable
+from ravebot.matrix.answers import LoginLost
+from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.sync import SyncLoop
+
+pytestmark = pytest.mark.integration
+
+US = "@ravebot:localhost"
+ROOM = "!room:localhost"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def homeserver(answer: Handler) -> AsyncIterator[str]:
+    """A server that answers every request with `answer`; yields its URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def client_of(url: str, folder: Path, *, timeout_seconds: float = 5.0) -> AsyncIterator[MatrixClient]:
+    config = MatrixConfig.model_validate({"homeserver": url, "user_id": US, "access_token_file": "/unused"})
+    client = MatrixClient(config, "syt_secret", folder, timeout_seconds=timeout_seconds)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+class Journal:
+    """In memory; listens since `s0`."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.next_batch: str | None = "s0"
+
+    async def token(self) -> str | None:
+        return self.next_batch
+
+    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+        self.texts += [message.text for message in messages]
+        self.next_batch = next_batch
+
+
+class EnoughError(Exception):
+    """The test has seen enough."""
+
+
+class Pauses:
+    """Stands in for sleeping: notes how long it would have been, and ends the loop after so many."""
+
+    def __init__(self, most: int) -> None:
+        self.seconds: list[float] = []
+        self._most = most
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        if len(self.seconds) >= self._most:
+            raise EnoughError
+
+
+async def listen(url: str, folder: Path, pauses: Pauses, journal: Journal | None = None) -> list[str]:
+    """Run the loop until it ends by itself or has paused often enough; returns how its rounds went."""
+    results: list[str] = []
+    async with client_of(url, folder) as client:
+        loop = SyncLoop(
+            client,
+            journal or Journal(),
+            SystemClock(),
+            on_result=results.append,
+            sleep=pauses,
+            jitter=lambda: 1.0,
+        )
+        with pytest.raises(EnoughError):
+            await asyncio.wait_for(loop.run(), 30)
+    return results
+
+
+def said(number: int) -> dict[str, Any]:
+    return {
+        "type": "m.room.message",
+        "event_id": f"${number}",
+        "sender": "@alice:localhost",
+        "origin_server_ts": number,
+        "content": {"msgtype": "m.text", "body": str(number)},
+    }
+
+
+def synced(token: str, **rooms: Any) -> web.Response:
+    return web.json_response({"next_batch": token, "rooms": rooms})
+
+
+def limited(*events: dict[str, Any]) -> dict[str, Any]:
+    return {ROOM: {"timeline": {"events": list(events), "limited": True, "prev_batch": "p1"}}}
+
+
+async def test_a_failing_server_is_asked_ever_more_slowly(tmp_path: Path) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=502, text="<html>Bad Gateway</html>")
+
+    pauses = Pauses(10)
+    async with homeserver(answer) as url:
+        results = await listen(url, tmp_path, pauses)
+    assert pauses.seconds == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert asked == 10
+    assert results == ["unavailable"] * 10
+
+
+async def test_a_limiting_server_is_left_alone_for_as_long_as_its_header_says(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"errcode": "M_LIMIT_EXCEEDED"}, status=429, headers={"Retry-After": "77"})
+
+    pauses = Pauses(2)
+    async with homeserver(answer) as url:
+        await listen(url, tmp_path, pauses)
+    assert pauses.seconds == [77, 77]
+
+
+async def test_a_server_that_answers_nothing_at_once_is_not_polled_hot(tmp_path: Path) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return synced("s1")
+
+    pauses = Pauses(4)
+    async with homeserver(answer) as url:
+        results = await listen(url, tmp_path, pauses)
+    assert pauses.seconds == [0.5, 1, 2, 4]
+    assert asked <= 8
+    assert set(results) == {"ok"}
+
+
+async def test_a_sync_of_the_wrong_shape_breaks_nothing(tmp_path: Path) -> None:
+    odd: list[Any] = [
+        {"join": []},
+        {"join": {ROOM: []}},
+        {"join": {ROOM: {"timeline": []}}},
+        {"join": {ROOM: {"timeline": {"events": {}, "limited": True}}}},
+        {"join": {ROOM: {"timeline": {"events": [None, 1, [], {"type": 5}, {"type": "m.room.member"}]}}}},
+        {"invite": {ROOM: {"invite_state": {"events": "no"}}}, "leave": 7},
+        [],
+        None,
+    ]
+    answers = iter(odd)
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": ["odd"]})
+        if "since" not in request.query:
+            return synced("s0")
+        rooms = next(answers, None)
+        last = {"join": {ROOM: {"timeline": {"events": [said(1)]}}}} if rooms is None else rooms
+        return web.json_response({"next_batch": "s1", "rooms": last})
+
+    journal = Journal()
+
+    async with homeserver(answer) as url:
+        async with client_of(url, tmp_path) as client:
+            task = asyncio.create_task(SyncLoop(client, journal, SystemClock()).run())
+            while not journal.texts and not task.done():
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+    assert journal.texts[0] == "1"
+
+
+async def test_a_gap_that_breaks_off_is_read_again_whole(tmp_path: Path) -> None:
+    pages = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal pages
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.path.endswith("/messages"):
+            pages += 1
+            assert request.query["to"] == "s0"
+            if pages == 2:
+                return web.Response(status=500)
+            first = request.query["from"] == "p1"
+            return web.json_response(
+                {"chunk": [said(3), said(2)] if first else [said(1)]} | ({"end": "p2"} if first else {})
+            )
+        if request.query.get("since") == "s0":
+            return synced("s1", join=limited(said(4)))
+        return synced("s1")
+
+    journal, pauses = Journal(), Pauses(2)
+    async with homeserver(answer) as url:
+        await listen(url, tmp_path, pauses, journal)
+    assert journal.texts == ["1", "2", "3", "4"]
+    assert pages == 4
+
+
+async def test_a_login_that_ends_inside_a_gap_loses_nothing(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/messages"):
+            return web.json_response({"errcode": "M_UNKNOWN_TOKEN"}, status=401)
+        return synced("s1", join=limited(said(4)))
+
+    journal = Journal()
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        with pytest.raises(LoginLost, match="access_token_file"):
+            await SyncLoop(client, journal, SystemClock()).run()
+    assert (journal.texts, journal.next_batch) == ([], "s0")
+
+
+async def test_a_gap_without_end_is_given_up_and_told(tmp_path: Path) -> None:
+    pages = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal pages
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.path.endswith("/messages"):
+            pages += 1
+            return web.json_response({"chunk": [said(pages)], "end": f"p{pages}"})
+        return synced("s1", join=limited()) if request.query.get("since") == "s0" else synced("s1")
+
+    journal = Journal()
+    async with homeserver(answer) as url:
+        await listen(url, tmp_path, Pauses(1), journal)
+    assert pages == len(journal.texts) == 200
+
+
+async def test_a_server_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+    over = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        await over.wait()
+        return web.Response()
+
+    async with homeserver(answer) as url, client_of(url, tmp_path, timeout_seconds=0.2) as client:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await asyncio.wait_for(client.resolve("#x:localhost"), 5)
+        over.set()
+
+
+async def test_an_answer_without_end_is_cut_off(tmp_path: Path) -> None:
+    sent = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while sent < 200:
+            await response.write(b" " * 1024 * 1024)
+            sent += 1
+        return response
+
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await client.resolve("#x:localhost")
+    assert sent < 100
+
+
+async def test_a_redirect_elsewhere_does_not_take_our_token_along(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.json_response({"room_id": ROOM})
+
+    async with homeserver(elsewhere) as target:
+
+        async def answer(request: web.Request) -> web.Response:
+            if request.path.endswith("/whoami"):
+                seen.append(request.headers.get("Authorization"))
+                return web.json_response({"user_id": US, "device_id": "D"})
+            return web.Response(status=307, headers={"Location": target + request.path})
+
+        async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+            await client.open()
+            assert await client.resolve("#x:localhost") == ROOM
+    assert seen == ["Bearer syt_secret", None]
+
+
+async def test_no_secret_is_in_a_url_an_error_or_a_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        urls.append(str(request.url))
+        status = 200 if request.path.endswith("/whoami") else 403
+        return web.json_response({"user_id": US, "device_id": "D", "errcode": "M_FORBIDDEN"}, status=status)
+
+    caplog.set_level(logging.DEBUG)
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        await client.open()
+        with pytest.raises(Forbidden, match="refused") as raised:
+            await client.sync(None, 0)
+    written = capsys.readouterr()
+    shown = "".join([*urls, str(raised.value), caplog.text, written.out, written.err])
+    assert "syt_secret" not in shown
+    assert len(urls) == 2
