@@ -108,10 +108,10 @@ def run(
     log_level: Annotated[Level, typer.Option(help="How much to log.")] = Level.INFO,
 ) -> None:
     """Run the bot until it is told to stop (Ctrl-C or SIGTERM); sandboxes go on without it."""
+    loaded = load(config)
     from ravebot import logs
     from ravebot.app import run as run_app
 
-    loaded = load(config)
     logs.set_up(log_level.value, loaded.secrets.values())
     for warning in loaded.warnings:
         output.complain(f"warning: {warning}", "yellow")
@@ -174,7 +174,9 @@ def list_sandboxes(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -
 
 @app.command()
 def stop(
-    ref: Annotated[str, typer.Argument(help="Which sandbox, like group/app!42 (in quotes: ! is the shell's).")],
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="Which sandbox, like group/app!42 (in quotes: ! is the shell's).")
+    ],
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """End a merge request's sandbox."""
@@ -219,7 +221,9 @@ def cleanup(
 
 @app.command()
 def audit(
-    ref: Annotated[str | None, typer.Argument(help="Only this merge request, like group/app!42.")] = None,
+    ref: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="Only this merge request, like group/app!42.")
+    ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     verify: Annotated[bool, typer.Option("--verify", help="Check the whole log for changes.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the last events.")] = 100,
@@ -246,7 +250,8 @@ def usage(
     """Show what the sandboxes of each project used."""
     from ravebot.web.operations import UsageLine
 
-    lines = asyncio.run(_client(config).usage(_moment(since) if since else None))
+    moment = _moment(since) if since else None
+    lines = asyncio.run(_client(config).usage(moment))
     if as_json:
         _print_json(tuple[UsageLine, ...], lines)
     else:
@@ -256,11 +261,17 @@ def usage(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def demo(context: typer.Context) -> None:
     """Show the whole bot at work on throwaway parts; needs the repository."""
-    script = Path(__file__).parents[1] / "dev"
-    if not os.access(script, os.X_OK):
+    script = demo_script(Path(__file__).parents[1])
+    if script is None:
         output.complain("The demo is part of the repository: run `./dev demo` in a checkout of it.")
         raise typer.Exit(FAILED)
     raise typer.Exit(subprocess.run([script, "demo", *context.args], check=False).returncode)
+
+
+def demo_script(checkout: Path) -> Path | None:
+    """The repository's `dev`, where that folder is a checkout of it."""
+    script = checkout / "dev"
+    return script if os.access(script, os.X_OK) else None
 
 
 def _client(config: Path) -> AdminClient:

@@ -151,7 +151,7 @@ async def serve(app: web.Application, path: Path) -> AsyncIterator[None]:
     A socket that a killed bot left behind is replaced: the database's lock, which the caller holds, is what keeps
     a second bot out.
     """
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
         listener, inode = _bind(path)

@@ -1,0 +1,70 @@
+"""Mistakes on the command line are told before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ravebot.cli import app, demo_script
+from ravebot.terminal import clean
+
+COMMANDS = ("run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "demo")
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+    return result.exit_code, result.output
+
+
+def test_help_names_every_command_and_what_the_exit_codes_mean() -> None:
+    code, text = invoke("--help")
+    assert code == 0
+    assert all(command in text for command in COMMANDS)
+    assert "3 when no ravebot is running" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    code, text = invoke(command, "--help")
+    assert code == 0
+    assert "Usage:" in text
+
+
+def test_the_version_is_printed() -> None:
+    assert invoke("--version") == (0, "ravebot 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("cleanup",), "say what to clean up"),
+        (("cleanup", "--all"), "add --force"),
+        (("cleanup", "--all", "--force", "--older-than", "4h"), "one of --older-than and --all"),
+        (("cleanup", "--older-than", "4 hours"), "write a duration like"),
+        (("usage", "--since", "yesterday"), "write how long ago"),
+        (("audit", "--limit", "0"), "--limit"),
+        (("stop",), "REF"),
+        (("nonsense",), "No such command"),
+        (("run", "--log-level", "loud"), "loud"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_and_ends_with_2(arguments: tuple[str, ...], says: str) -> None:
+    code, text = invoke(*arguments)
+    assert code == 2
+    assert says in text
+
+
+def test_text_from_people_is_shown_in_one_line_without_control_characters() -> None:
+    assert clean("a\nb\tc\x1b[2Jd\u202ee") == "a\\nb\\tc\\x1b[2Jd\\u202ee"
+    assert clean("Ünïcode 🎉 stays") == "Ünïcode 🎉 stays"
+
+
+def test_the_demo_without_a_checkout_says_where_it_is(tmp_path: Path) -> None:
+    assert demo_script(tmp_path) is None
+    script = tmp_path / "dev"
+    script.write_text("#!/bin/sh\n")
+    assert demo_script(tmp_path) is None
+    script.chmod(0o755)
+    assert demo_script(tmp_path) == script
