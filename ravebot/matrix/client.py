@@ -17,7 +17,7 @@ import aiohttp
 from nio import AsyncClient
 
 from ravebot.config import MatrixConfig
-from ravebot.errors import Forbidden, Unavailable
+from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
 
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
@@ -52,7 +52,7 @@ class MatrixClient:
         return str(self._nio.device_id or "")
 
     async def open(self) -> None:
-        """Log in, or take up the login of before. After Unavailable it may be called again."""
+        """Log in, or take up the login of before. May be called again: after Unavailable, and after LoginLost."""
         if self._ready:
             return
         kept = self._kept_login()
@@ -108,6 +108,14 @@ class MatrixClient:
         answer = await self._request("GET", ["rooms", room_id, "joined_members"])
         joined = answer.get("joined")
         return frozenset(joined) if isinstance(joined, dict) else frozenset()
+
+    async def is_encrypted(self, room_id: str) -> bool:
+        """Whether messages in a room we are in are meant to be encrypted."""
+        try:
+            await self._request("GET", ["rooms", room_id, "state", "m.room.encryption", ""])
+        except NotFound:
+            return False
+        return True
 
     async def send(
         self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
@@ -223,6 +231,7 @@ class MatrixClient:
         try:
             return judge(answer.status, answer.headers.get("Retry-After"), raw)
         except LoginLost as error:
+            self._ready = False
             raise LoginLost(self._advice(error)) from error
 
     def _advice(self, error: Exception) -> str:

@@ -44,26 +44,38 @@ class RoomDirectory:
 
         A room that failed a moment ago is not tried again yet: Unavailable says when.
         """
-        status = self._rooms[name]
+        status = self._rooms.get(name)
+        if status is None:
+            raise NotFound(f"{name} is not among matrix.rooms any more")
         if status.joined and status.room_id is not None:
             return status.room_id
         now = self._clock.now()
         if status.next_try is not None and status.next_try > now:
             raise Unavailable(f"{name}: {status.problem}", (status.next_try - now).total_seconds())
         try:
+            room_id = await self._enter(name)
+        except LoginLost:
+            raise
+        except (NotFound, Forbidden) as error:
+            self._rooms[name] = replace(status, problem=str(error), next_try=now + _RETRY)
+            raise
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None)
+        _log.info("matrix_room_ready", room=name, room_id=room_id)
+        return room_id
+
+    async def _enter(self, name: str) -> str:
+        try:
             room_id = await self._client.join(name)
         except LoginLost:
             raise
         except NotFound as error:
             advice = f"there is no room {name}, or its alias is gone: correct matrix.rooms or create it"
-            self._rooms[name] = replace(status, problem=advice, next_try=now + _RETRY)
             raise NotFound(f"{advice} ({error})") from error
         except Forbidden as error:
             advice = f"we may not join {name}: invite {self._client.user_id} there, as one of matrix.admins"
-            self._rooms[name] = replace(status, problem=advice, next_try=now + _RETRY)
             raise Forbidden(f"{advice} ({error})") from error
-        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None)
-        _log.info("matrix_room_ready", room=name, room_id=room_id)
+        if await self._client.is_encrypted(room_id):
+            raise Forbidden(f"{name} is encrypted, which ravebot can't do yet: map a room without encryption")
         return room_id
 
     async def refresh(self) -> tuple[RoomStatus, ...]:

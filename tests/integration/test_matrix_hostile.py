@@ -185,13 +185,12 @@ async def test_a_sync_of_the_wrong_shape_breaks_nothing(tmp_path: Path) -> None:
 
     journal = Journal()
 
-    async with homeserver(answer) as url:
-        async with client_of(url, tmp_path) as client:
-            task = asyncio.create_task(SyncLoop(client, journal, SystemClock()).run())
-            while not journal.texts and not task.done():
-                await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.wait([task])
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        task = asyncio.create_task(SyncLoop(client, journal, SystemClock()).run())
+        while not journal.texts and not task.done():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
     assert journal.texts[0] == "1"
 
 

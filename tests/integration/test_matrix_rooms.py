@@ -141,6 +141,27 @@ async def test_a_room_that_does_not_exist_is_told_and_hinders_no_other(
         await fresh.ensure("#nowhere:localhost")
 
 
+async def test_an_encrypted_room_is_never_written_to_in_clear(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("secret", public=True)
+    encryption = {"algorithm": "m.megolm.v1.aes-sha2"}
+    await alice.call("PUT", "rooms", room, "state", "m.room.encryption", "", body=encryption)
+    rooms = directory(client, ManualClock(), config(synapse, account, ("#secret:localhost", "group/*")))
+    with pytest.raises(Forbidden, match="without encryption"):
+        await rooms.ensure("#secret:localhost")
+    assert rooms.room_id("#secret:localhost") is None
+    assert "encrypted" in rooms.statuses()[0].problem
+
+
+async def test_a_room_that_is_no_longer_configured_is_not_found(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser
+) -> None:
+    rooms = directory(client, ManualClock(), config(synapse, account))
+    with pytest.raises(NotFound, match=r"matrix\.rooms"):
+        await rooms.ensure("#gone:localhost")
+
+
 async def test_a_room_we_were_put_out_of_is_no_longer_mapped(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:

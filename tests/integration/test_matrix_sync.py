@@ -281,7 +281,7 @@ async def test_an_outage_is_waited_out_without_haste_and_nothing_is_lost(
     room = await shared_room(bot, alice)
     async with bot.listening():
         await synapse.stop()
-        await asyncio.sleep(4)
+        await asyncio.sleep(1.5)
         failed = bot.results.count("unavailable")
         await synapse.start()
         await alice.send(room, "back")
@@ -302,3 +302,5 @@ async def test_an_ended_login_ends_the_loop_and_says_what_to_do(bot: Bot) -> Non
         assert done
         with pytest.raises(Forbidden, match="password_file"):
             task.result()
+    await bot.client.open()
+    assert (await bot.client.sync(None, 0))["next_batch"]
