@@ -100,8 +100,9 @@ class NftFirewall:
     async def connections(self) -> tuple[Connections, ...]:
         """What was counted since the last call, also by an earlier run; each connection is returned once.
 
-        `bytes` are those of both directions. Times are as exact as the kernel's counters: a second for the last
-        packet, and for the first of several connections the previous reading.
+        `bytes` are those of both directions; `dropped` counts every try, a client's own repeats included. Times are as
+        exact as the kernel's counters: a second for the last packet, and for the first of several connections the
+        previous reading.
         """
         async with self._lock:
             now = self._clock.now()
@@ -123,7 +124,12 @@ class NftFirewall:
     async def find_conflicts(self) -> list[str]:
         """Other tables' chains that would drop what we accept, each with the command that mends it."""
         listed = await self._tools.ruleset()
-        return conflicts(listed, own_table=self._ruleset.table, bridge=self._ruleset.bridge.name)
+        return conflicts(
+            listed,
+            own_table=self._ruleset.table,
+            bridge=self._ruleset.bridge.name,
+            egress=self._ruleset.sandbox.egress == "internet",
+        )
 
     async def close(self) -> None:
         """Stop watching. The rules stay: sandboxes outlive the bot."""
@@ -151,8 +157,7 @@ class NftFirewall:
         return changed
 
     async def _look(self) -> Snapshot:
-        tables = await asyncio.gather(*(self._tools.table(family, self._ruleset.table) for family in FAMILIES))
-        found = snapshots.read(dict(zip(FAMILIES, tables, strict=True)))
+        found = snapshots.read(await self._tools.tables(self._ruleset.table, FAMILIES))
         if "inet" in found.forms:
             self._note(found)
         return found

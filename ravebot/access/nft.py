@@ -14,6 +14,7 @@ from ravebot.errors import Unavailable
 JsonObject = dict[str, object]
 
 _MESSAGE_LIMIT = 500
+_CROWDED_BYTES = 500_000
 
 
 class NetworkTools:
@@ -22,6 +23,7 @@ class NetworkTools:
     def __init__(self, prefix: Sequence[str] = (), timeout_seconds: float = 10.0) -> None:
         self.prefix = tuple(prefix)
         self._timeout_seconds = timeout_seconds
+        self._crowded = False
         self._own_pids: deque[int] = deque(maxlen=1000)
 
     async def apply(self, commands: Sequence[JsonObject]) -> None:
@@ -37,6 +39,16 @@ class NetworkTools:
                 return None
             raise
         return _objects(output)
+
+    async def tables(self, name: str, families: Sequence[str]) -> dict[str, list[JsonObject] | None]:
+        """The tables of that name. One call reads everything, until others hold so much that one each is cheaper."""
+        if not self._crowded:
+            output = await self._nft("-j", "list", "ruleset")
+            self._crowded = len(output) > _CROWDED_BYTES
+            listed = _objects(output)
+            return {family: _of_table(listed, family, name) for family in families}
+        tables = await asyncio.gather(*(self.table(family, name) for family in families))
+        return dict(zip(families, tables, strict=True))
 
     async def ruleset(self) -> list[JsonObject]:
         """Everything that nftables holds, of everyone."""
@@ -89,3 +101,13 @@ def _objects(output: str) -> list[JsonObject]:
     except (ValueError, KeyError, TypeError) as error:
         raise Unavailable("nft answered with something else than its JSON; is it older than 1.0?") from error
     return [entry for entry in listed if "metainfo" not in entry]
+
+
+def _of_table(listed: list[JsonObject], family: str, name: str) -> list[JsonObject] | None:
+    found = []
+    for entry in listed:
+        for kind, body in entry.items():
+            described = cast(JsonObject, body)
+            if described.get("family") == family and described.get("name" if kind == "table" else "table") == name:
+                found.append(entry)
+    return found or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from ravebot.access.audit import Count, Visitor
 from ravebot.access.nft import JsonObject
@@ -27,7 +27,8 @@ class Snapshot:
 
 
 def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
-    """From each family's table as nft lists it. Elements that are not of our making's shape are kept as they are."""
+    """From each family's table as nft lists it. Sets that someone made anew in another shape are read as empty."""
+    forms = {family: _form(listed) for family, listed in tables.items() if listed is not None}
     contents = {
         (family, str(body["name"])): cast(list[object], body.get("elem", []))
         for family, listed in tables.items()
@@ -35,18 +36,21 @@ def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
         for kind, body in _bodies(entry)
         if kind in ("set", "map")
     }
-    return Snapshot(
-        forms={family: _form(listed) for family, listed in tables.items() if listed is not None},
-        elements={of: frozenset(_element(of, raw) for raw in contents.get((of.family, of.name), [])) for of in SETS},
-        seen=_counts(contents.get(("inet", "seen"), [])),
-        traffic=_counts(contents.get(("inet", "traffic"), [])),
-        dropped=_counts(contents.get(("inet", "dropped"), [])),
-        told={
-            _visitor(body): str(body.get("comment", ""))
-            for raw in contents.get(("inet", "told"), [])
-            if (body := _extended(raw))
-        },
-    )
+    try:
+        return Snapshot(
+            forms=forms,
+            elements={of: _elements(of, contents.get((of.family, of.name), [])) for of in SETS},
+            seen=_counts(contents.get(("inet", "seen"), [])),
+            traffic=_counts(contents.get(("inet", "traffic"), [])),
+            dropped=_counts(contents.get(("inet", "dropped"), [])),
+            told={
+                _visitor(body): str(body.get("comment", ""))
+                for raw in contents.get(("inet", "told"), [])
+                if (body := _extended(raw))
+            },
+        )
+    except (KeyError, TypeError, ValueError):
+        return Snapshot(forms=forms)
 
 
 def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
@@ -61,13 +65,17 @@ def _form(listed: list[JsonObject]) -> Form:
     )
 
 
-def _element(of: SetOf, raw: object) -> Element:
+def _elements(of: SetOf, raw: list[Any]) -> frozenset[Element]:
     if of.value is not None:
-        return tuple(cast(list[str | int], raw))
-    value = _extended(raw).get("val", raw)
-    if isinstance(value, dict):
-        return tuple(cast(list[str | int], value.get("concat", [])))
-    return (cast(str | int, value),)
+        return frozenset((_plain(key), value) for key, value in raw)
+    if len(of.key) == 1:
+        return frozenset((_plain(value),) for value in raw)
+    return frozenset(tuple(_plain(value)["concat"]) for value in raw)
+
+
+def _plain(raw: Any) -> Any:
+    """Without a comment or timeout that someone gave it by hand."""
+    return raw["elem"]["val"] if type(raw) is dict and "elem" in raw else raw
 
 
 def _extended(raw: object) -> JsonObject:

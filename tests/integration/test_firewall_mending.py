@@ -115,6 +115,29 @@ async def test_a_rule_slipped_in_by_hand_is_taken_out(router: Router) -> None:
     assert len(_listed(router, "inet")) == len(before)
 
 
+async def test_a_set_made_anew_in_another_shape_is_mended(router: Router) -> None:
+    guest = router.guest(2)
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    router.host.nft("flush ruleset; table inet ravebot-test { set opened { type mark; elements = { 1 }; }; }")
+    assert (await firewall.ensure(rules)).flushed
+    assert await firewall.ensure(rules) == UNCHANGED
+
+
+async def test_beside_a_large_foreign_set_it_works_all_the_same(router: Router) -> None:
+    guest = router.guest(2)
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    blocked = ", ".join(f"172.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in range(50_000))
+    router.host.nft(f"table ip blocklist {{ set blocked {{ type ipv4_addr; elements = {{ {blocked} }}; }}; }}")
+    assert await firewall.ensure(rules) == UNCHANGED
+    router.host.nft("delete table bridge ravebot-test")
+    assert (await firewall.ensure(rules)).flushed
+    assert await firewall.ensure(rules) == UNCHANGED
+
+
 async def test_elements_taken_out_or_put_in_by_hand_are_mended_and_counted(router: Router) -> None:
     guest = router.guest(2)
     guest.namespace.serve(22, "ssh")
