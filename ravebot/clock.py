@@ -24,17 +24,6 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-class ScaledClock:
-    """A clock that runs `factor` times as fast from the moment it is made; the demo uses it to show an expiry."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-        self._origin = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self._origin + (datetime.now(UTC) - self._origin) * self.factor
-
-
 class ManualClock:
     """A clock that stands still until it is moved; for tests."""
 

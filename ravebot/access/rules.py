@@ -91,3 +91,26 @@ class Firewall(Protocol):
     async def remove(self) -> None:
         """Take our table and routing rules away: for `cleanup --all`, when nothing runs any more."""
         ...
+
+
+class NoFirewall:
+    """For `network: none`: machines without a network need no guarding, and get no ports."""
+
+    async def open(self) -> None:
+        """Nothing to write."""
+
+    async def ensure(self, rules: Rules) -> Repair:
+        return Repair()
+
+    async def connections(self) -> tuple[Connections, ...]:
+        return ()
+
+    async def changes(self) -> AsyncIterator[None]:
+        return
+        yield  # makes this an iterator: nothing ever changes
+
+    async def close(self) -> None:
+        """Nothing to stop."""
+
+    async def remove(self) -> None:
+        """Nothing to take away."""

@@ -62,7 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A guest command's end. `output` is stdout and stderr together, the last OUTPUT_LIMIT_BYTES, undecodable bytes replaced."""
+    """A guest command's end. `output` is the last OUTPUT_LIMIT_BYTES of stdout and stderr together, as text."""
 
     exit_code: int
     output: str

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import structlog
 
 from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
+from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import RAVEBOT, MachineId, Sandbox, SandboxState
@@ -30,13 +31,20 @@ class Guard:
         self._web_port = web_port
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
+        self.problem = "not verified yet"
+        """Why the firewall is not known to be right; empty when it is."""
 
     async def ensure(self, without: MachineId | None = None) -> None:
         """Make the firewall true, `without` a machine that is going. Raises `Unavailable`."""
         async with self._lock:
             state = await self._database.read(wanted)
             desired = rules(state, self._web_port, without)
-            repair = await self._firewall.ensure(desired)
+            try:
+                repair = await self._firewall.ensure(desired)
+            except Unavailable as error:
+                self.problem = str(error)
+                raise
+            self.problem = ""
             ours = desired == self._last
             self._last = desired
         if repair.flushed or (ours and (repair.added or repair.removed)):

@@ -8,7 +8,6 @@ from datetime import timedelta
 import structlog
 
 from ravebot.clock import Clock
-from ravebot.errors import ProviderError
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT
@@ -35,32 +34,29 @@ class Sweep:
 
     async def run(self, listing: Listing) -> None:
         """Remember the first sighting of what has no row; remove what was sighted long enough ago."""
-        strangers = await self.database.read(lambda tx: _strangers(tx, listing))
+        found = await self.database.read(lambda tx: strangers(tx, listing))
         known = await self.database.read(machines.sightings)
-        if strangers or known:
-            due = await self.database.write(lambda tx: self._sight(tx, strangers))
+        if found or known:
+            due = await self.database.write(lambda tx: self._sight(tx, found))
             for kind, name in due:
-                await self._remove(kind, name)
+                await self.remove(kind, name)
 
-    async def _sight(self, tx: Transaction, strangers: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
-        for kind, name in await machines.sightings(tx) - strangers:
+    async def _sight(self, tx: Transaction, found: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
+        for kind, name in await machines.sightings(tx) - found:
             await machines.forget_sighting(tx, kind, name)
         due = []
-        for kind, name in sorted(strangers):
+        for kind, name in sorted(found):
             first = await machines.sighted(tx, kind, name)
             if first is not None and tx.now - first >= self.every:
                 due.append((kind, name))
         return due
 
-    async def _remove(self, kind: str, name: str) -> None:
-        try:
-            if kind == MACHINE:
-                await self.provider.delete(name)
-            else:
-                await self.provider.delete_volume(name)
-        except ProviderError as error:
-            log.warning("orphan could not be removed", kind=kind, name=name, error=str(error))
-            return
+    async def remove(self, kind: str, name: str) -> None:
+        """Remove one; the sweep tries again when that fails."""
+        if kind == MACHINE:
+            await self.provider.delete(name)
+        else:
+            await self.provider.delete_volume(name)
 
         async def removed(tx: Transaction) -> None:
             await machines.forget_sighting(tx, kind, name)
@@ -71,7 +67,8 @@ class Sweep:
         log.warning("orphan removed", kind=kind, name=name)
 
 
-async def _strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
+async def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
+    """What of a listing has no row: kind and name."""
     names = {machine.name for machine in await machines.live(tx)}
     found = {(MACHINE, machine.name) for machine in listing.machines if machine.name not in names}
     listed = names | {machine.name for machine in listing.machines}

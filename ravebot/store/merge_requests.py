@@ -22,11 +22,10 @@ async def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | N
     return _merge_request(row) if row else None
 
 
-async def of_project(tx: Transaction, project_id: int, state: str = "opened") -> tuple[MergeRequest, ...]:
-    rows = await tx.all(
-        "SELECT * FROM merge_requests WHERE project_id = ? AND state = ? ORDER BY iid", (project_id, state)
-    )
-    return tuple(_merge_request(row) for row in rows)
+async def project_paths(tx: Transaction) -> tuple[str, ...]:
+    """Every project that we have heard of."""
+    rows = await tx.all("SELECT DISTINCT project_path FROM merge_requests ORDER BY project_path")
+    return tuple(row["project_path"] for row in rows)
 
 
 async def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
@@ -68,6 +67,21 @@ async def approve(tx: Transaction, ref: MergeRequestRef, sha: str) -> None:
 async def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -> None:
     await tx.execute(
         "UPDATE merge_requests SET note_id = ? WHERE project_id = ? AND iid = ?", (note_id, ref.project_id, ref.iid)
+    )
+
+
+async def last_comment(tx: Transaction, ref: MergeRequestRef) -> int | None:
+    """The newest comment that polling has seen; None when it never looked."""
+    row = await tx.one(
+        "SELECT last_comment FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid)
+    )
+    return row["last_comment"] if row else None
+
+
+async def set_last_comment(tx: Transaction, ref: MergeRequestRef, note_id: int) -> None:
+    await tx.execute(
+        "UPDATE merge_requests SET last_comment = ? WHERE project_id = ? AND iid = ?",
+        (note_id, ref.project_id, ref.iid),
     )
 
 

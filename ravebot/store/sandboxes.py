@@ -67,8 +67,9 @@ async def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     return found[0] if found else None
 
 
-async def ended_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
-    return await _select(tx, "WHERE s.ended_at >= ? ORDER BY s.id", (to_us(moment),))
+async def ready_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
+    """Those that became ready at that moment or later."""
+    return await _select(tx, "WHERE s.ready_at >= ? ORDER BY s.id", (to_us(moment),))
 
 
 async def last_use_of_ports(tx: Transaction) -> dict[int, int]:

@@ -40,6 +40,7 @@ CREATE TABLE merge_requests (
     updated_at        INTEGER,                  -- by GitLab's clock: older news than this is stale
     approved_sha      TEXT,
     note_id           INTEGER,
+    last_comment      INTEGER,                  -- the newest that polling has seen
     PRIMARY KEY (project_id, iid)
 ) STRICT;
 

@@ -1,0 +1,172 @@
+"""`ravebot cleanup`: ends sandboxes and removes what is left over, beside the running bot or without it."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ravebot.audit import database_path
+from ravebot.clock import SystemClock
+from ravebot.configfile import LoadedConfig
+from ravebot.errors import RavebotError
+from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
+from ravebot.providers.base import Provider
+from ravebot.sandboxes.decide import Do
+from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
+from ravebot.sandboxes.sweep import ADOPTED, MACHINE, VOLUME, strangers
+from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction, set_meta
+from ravebot.web.metrics import Metrics
+from ravebot.web.operations import CleanupReport
+
+Progress = Callable[[str], None]
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be cleaned up. `force`: guests are not asked to shut down first."""
+
+    older_than: timedelta | None
+    everything: bool
+    force: bool
+    adopt: bool
+    actor: Actor
+
+    @property
+    def orphans_too(self) -> bool:
+        return self.everything or self.adopt
+
+    def hits(self, sandbox: Sandbox, age: timedelta) -> bool:
+        if sandbox.state is SandboxState.ENDED:
+            return False
+        return self.everything or (self.older_than is not None and age >= self.older_than)
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Cleans one instance. With a running bot its pool takes the machines down; without one, this does."""
+
+    database: Database
+    core: Core
+    provider: Provider
+
+    async def beside_bot(self, wish: Wish, patience: timedelta) -> CleanupReport:
+        """Mark, let the pool work, and report when the machines are gone or the patience is."""
+        ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
+        if wish.force:
+            for machine in hit:
+                await self.provider.destroy(machine.name)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience.total_seconds()
+        left = {machine.id: machine.name for machine in hit}
+        while left and loop.time() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+            live = {machine.id for machine in await self.database.read(machines.live)}
+            left = {machine_id: name for machine_id, name in left.items() if machine_id in live}
+        removed, volumes, failed = await self._orphans(wish)
+        gone = [machine.name for machine in hit if machine.id not in left]
+        kept = tuple(f"{name} is still being taken down" for name in left.values())
+        return CleanupReport(ended, (*gone, *removed), volumes, kept, failed)
+
+    async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
+        """Mark and take down, the bot being down."""
+        await self.provider.open()
+        ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
+        for ref in ended:
+            progress(f"{ref}: ending")
+        gone: list[str] = []
+        failed: list[str] = []
+        stopping = [
+            machine for machine in await self.database.read(machines.live) if machine.state is MachineState.STOPPING
+        ]
+        for machine in {one.id: one for one in (*hit, *stopping)}.values():
+            progress(f"{machine.name}: taking down")
+            try:
+                await self._take_down(machine, timedelta(0) if wish.force else grace)
+                gone.append(machine.name)
+            except RavebotError as error:
+                failed.append(f"{machine.name}: {error}")
+        removed, volumes, more = await self._orphans(wish)
+        for name in (*removed, *volumes):
+            progress(f"{name}: removed, it belonged to nothing")
+        return CleanupReport(ended, (*gone, *removed), volumes, (), (*failed, *more))
+
+    async def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
+        """End the sandboxes that are meant; returns their references, and the machines to go."""
+        if wish.adopt or wish.everything:
+            await set_meta(tx, ADOPTED, "yes")
+        ended: list[str] = []
+        hit: list[Machine] = []
+        for sandbox in await sandboxes.live(tx):
+            if not wish.hits(sandbox, tx.now - sandbox.created_at):
+                continue
+            mr = await merge_requests.get(tx, sandbox.mr)
+            assert mr
+            machine = await machines.get(tx, sandbox.machine_id)
+            await self.core.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, wish.actor, "cleaned up")
+            ended.append(mr.full_ref)
+            if machine and machine.state is not MachineState.GONE:
+                hit.append(machine)
+        return tuple(ended), hit
+
+    async def _take_down(self, machine: Machine, grace: timedelta) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace.total_seconds()
+        if grace:
+            await self.provider.shutdown(machine.name)
+        while loop.time() < deadline and await self._runs(machine):
+            await asyncio.sleep(_POLL_SECONDS)
+        await self.provider.destroy(machine.name)
+        await self.core.pool.actions.perform(Do.FORGET, machine)
+
+    async def _runs(self, machine: Machine) -> bool:
+        listing = await self.provider.list()
+        return any(one.name == machine.name and one.state is not Observed.OFF for one in listing.machines)
+
+    async def _orphans(self, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """What carries our tag and has no row: on a person's word it goes at its first sighting."""
+        if not wish.orphans_too:
+            return (), (), ()
+        listing = await self.provider.list()
+        found = await self.database.read(lambda tx: strangers(tx, listing))
+        failed: list[str] = []
+        done: dict[str, list[str]] = {MACHINE: [], VOLUME: []}
+        for kind, name in sorted(found):
+            try:
+                await self.core.pool.sweep.remove(kind, name)
+                done[kind].append(name)
+            except RavebotError as error:
+                failed.append(f"{name}: {error}")
+        return tuple(done[MACHINE]), tuple(done[VOLUME]), tuple(failed)
+
+
+async def cleanup(
+    loaded: LoadedConfig,
+    older_than: timedelta | None,
+    everything: bool,
+    force: bool,
+    adopt: bool,
+    progress: Progress,
+) -> CleanupReport:
+    """Clean up with the bot down. Raises StoreError when it runs after all."""
+    config, clock = loaded.config, SystemClock()
+    async with Database(database_path(config.state_dir), clock) as database:
+        provider = make_provider(config, database.instance_id)
+        firewall = make_firewall(config, database.instance_id, clock)
+        gitlab = make_gitlab(config, loaded.secrets.gitlab_token, clock)
+        try:
+            core = make_core(config, database, clock, provider, firewall, gitlab, Metrics())
+            wish = Wish(older_than, everything, force, adopt, Actor("shell", getpass.getuser()))
+            report = await Cleaner(database, core, provider).alone(wish, config.pool.shutdown_grace, progress)
+            if everything and not report.failed:
+                await firewall.remove()
+                progress("firewall: our tables and routing rules are gone")
+            return report
+        finally:
+            await gitlab.close()
+            await firewall.close()
+            await provider.close()

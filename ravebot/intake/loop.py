@@ -1,0 +1,104 @@
+"""Works through the inbox, lane by lane: order within a lane, and nothing is lost while a part is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from ravebot.errors import RavebotError, Unavailable
+from ravebot.store import inbox
+from ravebot.store.database import Database, Transaction
+from ravebot.store.inbox import Request
+from ravebot.store.signals import INTAKE
+
+log = structlog.get_logger()
+
+AT_ONCE = 8
+_FIRST_SECONDS, _MOST_SECONDS = 1.0, 60.0
+_LOOK_SECONDS = 5.0
+
+Step = Callable[[Transaction], Awaitable[str]]
+"""What a request comes to: run in the transaction that marks it as handled; returns the outcome for the log."""
+
+
+class Handler(Protocol):
+    """Reads a request, asks GitLab what must be asked, returns the step; after `Unavailable` it is called again."""
+
+    async def handle(self, request: Request) -> Step: ...
+
+    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+        """Called once, when a request has to wait: tell whoever asked."""
+        ...
+
+    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+        """Called when a request can't be done at all: tell whoever asked."""
+        ...
+
+
+class Intake:
+    """The loop over the inbox."""
+
+    def __init__(self, database: Database, handlers: Mapping[str, Handler]) -> None:
+        self._database = database
+        self._handlers = handlers
+        self._busy: set[tuple[str, str]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for request in await self._database.read(lambda tx: inbox.heads(tx, 100)):
+                    lane = (request.source, request.lane)
+                    if lane not in self._busy and len(self._busy) < AT_ONCE:
+                        self._busy.add(lane)
+                        group.create_task(self._work(request))
+                await self._database.signals.wait(INTAKE, _LOOK_SECONDS)
+
+    async def _work(self, request: Request) -> None:
+        try:
+            await self._act(request)
+        finally:
+            self._busy.discard((request.source, request.lane))
+            self._database.signals.wake(INTAKE)
+
+    async def _act(self, request: Request) -> None:
+        handler = self._handlers[request.source]
+        try:
+            step = await handler.handle(request)
+            outcome = await self._database.write(partial(_finish, request=request, step=step))
+        except Unavailable as error:
+            delay = max(error.retry_after_seconds or 0.0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**request.attempts))
+            log.warning("request waits", request=request.id, error=str(error), in_s=delay)
+            await self._database.write(partial(_delay, request=request, handler=handler, why=str(error), seconds=delay))
+        except RavebotError as error:
+            log.warning("request refused", request=request.id, kind=request.kind, error=str(error))
+            await self._database.write(partial(_give_up, request=request, handler=handler, why=str(error)))
+        # Whatever a hostile payload brings to light must not end the bot, nor come back for ever at each start.
+        except Exception:
+            log.exception("request could not be handled: this is a bug of ravebot's", request=request.id)
+            why = "ravebot could not make sense of that; its log says more"
+            await self._database.write(partial(_give_up, request=request, handler=handler, why=why))
+        else:
+            log.info("request handled", request=request.id, source=request.source, lane=request.lane, outcome=outcome)
+
+
+async def _finish(tx: Transaction, request: Request, step: Step) -> str:
+    outcome = await step(tx)
+    await inbox.handled(tx, request.id, outcome)
+    return outcome
+
+
+async def _delay(tx: Transaction, request: Request, handler: Handler, why: str, seconds: float) -> None:
+    if request.attempts == 0:
+        await handler.delayed(tx, request, why)
+    await inbox.postpone(tx, request.id, timedelta(seconds=seconds))
+
+
+async def _give_up(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
+    await handler.failed(tx, request, why)
+    await inbox.handled(tx, request.id, f"given up: {why}")

@@ -1,0 +1,217 @@
+"""Acts on what was said in the rooms: commands, answered in the room in which they were given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from ravebot.config import Config, matches_project
+from ravebot.gitlab.client import GitLab
+from ravebot.intake.loop import Step
+from ravebot.intake.people import People
+from ravebot.matrix.cards import render_card, render_why
+from ravebot.matrix.commands import Command, Ref, Usage, parse
+from ravebot.matrix.content import as_reply
+from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
+from ravebot.sandboxes.intents import Intents, Outcome
+from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.sandboxes.view import SandboxView
+from ravebot.sandboxes.views import Views
+from ravebot.store import events, inbox, merge_requests, outbox
+from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.inbox import Request
+from ravebot.store.outbox import MATRIX, Kind
+
+SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
+_NEEDS_HEAD = frozenset({"start", "rebuild"})
+
+
+@dataclass(frozen=True)
+class MatrixJournal:
+    """What the sync loop hears goes to the inbox together with how far it has heard."""
+
+    database: Database
+    prefix: str
+
+    async def token(self) -> str | None:
+        return await self.database.read(lambda tx: get_meta(tx, SYNC_TOKEN))
+
+    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+        async def write(tx: Transaction) -> None:
+            for message in messages:
+                if message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
+                    body = json.dumps(asdict(message))
+                    await inbox.add(
+                        tx, source="matrix", key=message.event_id, lane=message.room_id, kind="message", body=body
+                    )
+            await set_meta(tx, SYNC_TOKEN, next_batch)
+
+        await self.database.write(write)
+
+
+@dataclass(frozen=True)
+class MatrixIntake:
+    """The handler of the inbox's `matrix` rows."""
+
+    config: Config
+    gitlab: GitLab
+    people: People
+    intents: Intents
+    views: Views
+    database: Database
+
+    async def handle(self, request: Request) -> Step:
+        message = IncomingMessage(**json.loads(request.body))
+        patterns = await self._patterns(message)
+        command = parse(message.text, self.config.matrix.command_prefix, await self._projects(patterns))
+        if command is None:
+            return _nothing
+        if isinstance(command, Usage):
+            return self._says(message, render_reply(command.message, None), "usage")
+        if command.ref is None:
+            return await self._about_room(message, command, patterns)
+        return await self._about_one(message, command, command.ref, patterns)
+
+    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+        message = IncomingMessage(**json.loads(request.body))
+        text = f"I can't do that right now and try again until I can: {why}"
+        await self._reply(tx, message, render_reply(text, None))
+
+    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+        message = IncomingMessage(**json.loads(request.body))
+        await self._reply(tx, message, render_reply(why, None))
+
+    async def _patterns(self, message: IncomingMessage) -> tuple[str, ...]:
+        """The projects of the room, as configured; in a direct chat all."""
+        if message.direct:
+            return self.config.gitlab.projects
+        ids = await self.database.read(outbox.rooms)
+        return tuple(
+            pattern
+            for room in self.config.matrix.rooms
+            if message.room_id in (room.room, ids.get(room.room))
+            for pattern in room.projects
+        )
+
+    async def _projects(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        """The projects that a bare `!42` may mean: those named in full, and those heard of."""
+        heard = await self.database.read(merge_requests.project_paths)
+        named = {pattern for pattern in patterns if "*" not in pattern}
+        return tuple(sorted(named | {path for path in heard if matches_project(patterns, path)}))
+
+    async def _about_room(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
+        decision = await self.people.from_room(
+            command.verb, message.sender, project_id=None, mapped=bool(patterns), direct=message.direct
+        )
+        if not decision.allowed:
+            return self._refuses(message, command, decision.rule)
+        prefix = self.config.matrix.command_prefix
+        if command.verb == "help":
+            return self._says(message, render_help(prefix), "help")
+        if command.verb == "whoami":
+            return self._says(message, render_reply(await self._whoami(message, patterns), None), "whoami")
+        views = await self.database.read(self.views.live)
+        shown = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
+        if command.verb == "queue":
+            return self._says(message, render_queue(shown), "queue")
+        return self._says(message, render_list(shown), "list")
+
+    async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:
+        lines = [f"You are `{message.sender}`."]
+        if message.sender in self.config.matrix.admins:
+            lines.append("You are one of `matrix.admins`: you may do everything, in rooms that are mapped.")
+        username = self.config.matrix.users.get(message.sender)
+        if username is None:
+            lines.append("No GitLab user is tied to that in `matrix.users`: ask an admin.")
+            return "\n".join(lines)
+        lines.append(f"On GitLab you are `{username}`.")
+        for path in await self._projects(patterns):
+            project_id, _ = await self.gitlab.project(path)
+            decision = await self.people.from_room(
+                "stop", message.sender, project_id=project_id, mapped=True, direct=message.direct
+            )
+            lines.append(f"`{path}`: {'you may command' if decision.allowed else 'you may not'} ({decision.rule})")
+        return "\n".join(lines)
+
+    async def _about_one(self, message: IncomingMessage, command: Command, ref: Ref, patterns: tuple[str, ...]) -> Step:
+        mapped = matches_project(patterns, ref.project_path)
+        if not mapped or not self.config.serves(ref.project_path):
+            rule = "this room is not mapped to that project" if not mapped else "that project gets no sandboxes"
+            return self._refuses(message, command, rule)
+        mr = await self.people.merge_request(ref.project_path, ref.iid)
+        decision = await self.people.from_room(
+            command.verb, message.sender, project_id=mr.ref.project_id, mapped=mapped, direct=message.direct
+        )
+        if not decision.allowed:
+            return self._refuses(message, command, decision.rule)
+        if command.verb in ("show", "why", "logs"):
+            view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
+            return self._says(message, self._shown(command.verb, view, mr), command.verb)
+        fresh = await self.gitlab.merge_request(mr.ref) if command.verb in _NEEDS_HEAD else mr
+        return lambda tx: self._obey(tx, message, command, fresh)
+
+    def _shown(self, verb: str, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
+        prefix = self.config.matrix.command_prefix
+        if view is None:
+            return render_reply(f"`{mr.full_ref}` never had a sandbox; say `{prefix} start {mr.full_ref}`.", None)
+        if verb == "show":
+            return render_card(view, prefix)
+        if verb == "why":
+            return render_why(view)
+        output = "\n".join(
+            f"== {result.stage.value}: {'ok' if result.ok else 'failed'}, {result.seconds:.1f} s\n{result.tail}"
+            for result in view.stages
+            if result.tail.strip()
+        )
+        if not output:
+            return render_reply(f"Nothing was printed by set-up and tests of `{mr.full_ref}`.", None)
+        return render_reply(f"Set-up and tests of `{mr.full_ref}`:", None, output=output)
+
+    async def _obey(self, tx: Transaction, message: IncomingMessage, command: Command, told: MergeRequest) -> str:
+        actor = Actor("matrix", message.sender)
+        _, mr = await merge_requests.observe(tx, told)
+        intents = self.intents
+        match command.verb:
+            case "start":
+                outcome = await intents.start(tx, mr, actor, command.sha)
+            case "stop":
+                outcome = await intents.stop(tx, mr, actor)
+            case "extend":
+                outcome = await intents.extend(tx, mr, actor, command.duration)
+            case "rebuild":
+                outcome = await intents.rebuild(tx, mr, actor)
+            case "retry":
+                outcome = await intents.retry(tx, mr, actor)
+            case _:
+                outcome = Outcome(False, "that can't be done here")
+        await self._reply(tx, message, render_reply(outcome.message, None))
+        return outcome.message
+
+    def _says(self, message: IncomingMessage, content: Mapping[str, object], outcome: str) -> Step:
+        async def step(tx: Transaction) -> str:
+            await self._reply(tx, message, content)
+            return outcome
+
+        return step
+
+    def _refuses(self, message: IncomingMessage, command: Command, rule: str) -> Step:
+        async def step(tx: Transaction) -> str:
+            data: dict[str, object] = {"verb": command.verb, "ref": str(command.ref or ""), "rule": rule}
+            await events.append(tx, "command.refused", Actor("matrix", message.sender), data=data)
+            await self._reply(tx, message, render_reply(f"Refused: {rule}", None))
+            return f"refused: {rule}"
+
+        return step
+
+    async def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
+        """In the same lane as the room's cards, so that answers and news keep their order."""
+        names = {room_id: name for name, room_id in (await outbox.rooms(tx)).items()}
+        lane = names.get(message.room_id, message.room_id)
+        body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
+        await outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
+
+
+async def _nothing(_: Transaction) -> str:
+    return "not for us"

@@ -1,0 +1,109 @@
+"""What the shell may ask of the running bot, answered from the database and the pool."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ravebot.audit import report
+from ravebot.cleanup import Cleaner, Wish
+from ravebot.config import Config
+from ravebot.parts import Core
+from ravebot.providers.base import Provider
+from ravebot.sandboxes.intents import Outcome as Result
+from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
+from ravebot.sandboxes.view import SandboxView
+from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.web.operations import AuditReport, CleanupReport, Outcome, SandboxLine, UsageLine
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Fulfils `web.operations.Operations`."""
+
+    config: Config
+    database: Database
+    core: Core
+    provider: Provider
+
+    async def list(self) -> tuple[SandboxLine, ...]:
+        """Every sandbox that has not ended, the queue last and in its order."""
+
+        async def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
+            views = await self.core.views.live(tx)
+            ordered = sorted(views, key=lambda view: view.sandbox.state is SandboxState.QUEUED)
+            return tuple([await _line(tx, view) for view in ordered])
+
+        return await self.database.read(gather)
+
+    async def stop(self, ref: str, actor: Actor) -> Outcome:
+        """End the sandbox of `group/app!42`."""
+
+        async def write(tx: Transaction) -> Result:
+            project, _, number = ref.rpartition("!")
+            known = await merge_requests.find(tx, project, int(number)) if number.isdecimal() else None
+            if known is None:
+                return Result(False, f"no merge request {ref} is known here; write one like group/app!42")
+            return await self.core.intents.stop(tx, known, actor)
+
+        result = await self.database.write(write)
+        return Outcome(result.accepted, result.message)
+
+    async def cleanup(
+        self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
+    ) -> CleanupReport:
+        """End sandboxes older than that, or all; remove what is left over."""
+        cleaner = Cleaner(self.database, self.core, self.provider)
+        patience = self.config.pool.shutdown_grace + timedelta(seconds=30)
+        return await cleaner.beside_bot(Wish(older_than, everything, force, adopt, actor), patience)
+
+    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
+        """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
+        return await self.database.read(lambda tx: report(tx, ref, verify, limit))
+
+    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
+        """What was used by sandboxes that were ready after that moment, by project."""
+
+        async def gather(tx: Transaction) -> tuple[UsageLine, ...]:
+            found = await sandboxes.ready_since(tx, since or datetime.min.replace(tzinfo=UTC))
+            by_project: defaultdict[str, list[Sandbox]] = defaultdict(list)
+            for sandbox in found:
+                mr = await merge_requests.get(tx, sandbox.mr)
+                assert mr
+                by_project[mr.project_path].append(sandbox)
+            return tuple([await _usage(tx, project, group) for project, group in sorted(by_project.items())])
+
+        return await self.database.read(gather)
+
+
+async def _usage(tx: Transaction, project: str, group: list[Sandbox]) -> UsageLine:
+    lived, cpu_seconds, peak = timedelta(0), 0.0, 0
+    for sandbox in group:
+        assert sandbox.ready_at
+        lived += (sandbox.ended_at or tx.now) - sandbox.ready_at
+        for machine in await machines.of_sandbox(tx, sandbox.id):
+            cpu_seconds += machine.cpu_seconds
+            peak = max(peak, machine.memory_peak_bytes)
+    return UsageLine(project, len(group), lived, cpu_seconds, peak)
+
+
+async def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
+    sandbox = view.sandbox
+    machine = await machines.get(tx, sandbox.machine_id)
+    return SandboxLine(
+        ref=view.mr.full_ref,
+        title=view.mr.title,
+        state=sandbox.state.value,
+        stage=sandbox.stage.value if sandbox.stage else "",
+        queue_position=view.queue_position,
+        owner=view.mr.author.username,
+        sha=sandbox.sha,
+        machine=machine.name if machine else "",
+        ssh_command=view.access.ssh_command if view.access else "",
+        web_url=(view.access.web_url or "") if view.access else "",
+        created_at=sandbox.created_at,
+        ready_at=sandbox.ready_at,
+        expires_at=sandbox.expires_at,
+    )

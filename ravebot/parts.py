@@ -1,0 +1,140 @@
+"""Puts the parts together: which adapter fulfils which contract, for the bot and for `cleanup` alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ravebot.access.firewall import NftFirewall
+from ravebot.access.listeners import listening_ports
+from ravebot.access.probes import HttpProbe
+from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.clock import Clock
+from ravebot.config import Config
+from ravebot.gitlab.client import GitLab
+from ravebot.providers.base import Provider
+from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.sandboxes.actions import Actions
+from ravebot.sandboxes.admission import Admission
+from ravebot.sandboxes.builds import Builds
+from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.edges import CodeHost, Meter
+from ravebot.sandboxes.guard import Guard
+from ravebot.sandboxes.guestjobs import GuestJobs
+from ravebot.sandboxes.health import Health
+from ravebot.sandboxes.intents import Intents
+from ravebot.sandboxes.journal import Journal
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.pool import Pool
+from ravebot.sandboxes.sources import Sources
+from ravebot.sandboxes.sweep import Sweep
+from ravebot.sandboxes.views import Views
+from ravebot.store.database import Database
+
+
+def make_provider(config: Config, instance_id: str) -> Provider:
+    return LibvirtProvider(
+        config.provider,
+        instance=config.instance,
+        instance_id=instance_id,
+        egress=config.sandbox.egress,
+        state_dir=config.state_dir,
+    )
+
+
+def make_firewall(config: Config, instance_id: str, clock: Clock) -> Firewall:
+    if config.provider.network == "none":
+        return NoFirewall()
+    return NftFirewall(
+        instance_id=instance_id,
+        bridge=config.provider.bridge,
+        sandbox=config.sandbox,
+        access=config.access,
+        clock=clock,
+    )
+
+
+@dataclass(frozen=True)
+class Core:
+    """The pool, what it works with, and the ways in."""
+
+    lifecycle: Lifecycle
+    intents: Intents
+    views: Views
+    guard: Guard
+    sources: Sources
+    pool: Pool
+
+
+def make_core(
+    config: Config,
+    database: Database,
+    clock: Clock,
+    provider: Provider,
+    firewall: Firewall,
+    code_host: CodeHost,
+    meter: Meter,
+) -> Core:
+    """Everything that decides and acts, without the doors (HTTP, Matrix) and the outbox."""
+    journal = Journal(config, meter)
+    lifecycle = Lifecycle(config, journal)
+    guard = Guard(firewall, database, journal, meter, config.sandbox.web_port)
+    sources = Sources(code_host, config.state_dir / "sources", config.sandbox.max_source)
+    chain = Chain(
+        config=config,
+        clock=clock,
+        database=database,
+        provider=provider,
+        lifecycle=lifecycle,
+        sources=sources,
+        jobs=GuestJobs(provider, config.sandbox.user),
+        web=HttpProbe(),
+        guard=guard.ensure,
+        meter=meter,
+    )
+    builds = Builds(
+        config=config,
+        clock=clock,
+        database=database,
+        provider=provider,
+        lifecycle=lifecycle,
+        chain=chain,
+        guard=guard,
+        meter=meter,
+    )
+    health = Health(config=config, clock=clock, database=database, provider=provider, lifecycle=lifecycle, chain=chain)
+    actions = Actions(
+        config=config,
+        database=database,
+        provider=provider,
+        lifecycle=lifecycle,
+        guard=guard,
+        meter=meter,
+        builds=builds,
+        health=health,
+    )
+    admission = Admission(
+        config=config,
+        clock=clock,
+        database=database,
+        provider=provider,
+        lifecycle=lifecycle,
+        meter=meter,
+        busy_ports=listening_ports,
+    )
+    pool = Pool(
+        config=config,
+        clock=clock,
+        database=database,
+        provider=provider,
+        lifecycle=lifecycle,
+        actions=actions,
+        admission=admission,
+        guard=guard,
+        sweep=Sweep(clock, database, provider, meter, config.pool.orphan_sweep),
+        meter=meter,
+    )
+    return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool)
+
+
+def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:
+    return GitLab(str(config.gitlab.url), token, clock)
