@@ -7,22 +7,25 @@ come back. Nothing is tried again here: a POST that is could post twice. That is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
+
+import structlog
 
 from ravebot.clock import Clock, SystemClock
 from ravebot.config import matches_project
 from ravebot.errors import NotFound, Unavailable
 from ravebot.gitlab import answers, download
 from ravebot.gitlab.events import CommentPosted
-from ravebot.gitlab.fields import Malformed
+from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 T = TypeVar("T")
+_log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
 
@@ -41,7 +44,8 @@ class GitLab:
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
 
     async def close(self) -> None:
-        """Let calls under way end, and take no more."""
+        """Take no more calls, and let those under way end (a download at its next piece)."""
+        self._transport.stopping.set()
         for pool in (self._pool, self._slow_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
@@ -68,13 +72,13 @@ class GitLab:
 
         def gather() -> list[MergeRequest]:
             found: list[MergeRequest] = []
-            for item in self._transport.list("/projects", membership=True, simple=True, archived=False):
+            for item in self._transport.list("/projects", membership="true", simple="true", archived="false"):
                 project_id, path = answers.project(item)
                 if matches_project(patterns, path):
                     each = self._transport.list(
                         f"/projects/{project_id}/merge_requests", state="opened", scope="all", sort="asc"
                     )
-                    found.extend(answers.merge_request(body) for body in each)
+                    found.extend(_readable(each, answers.merge_request))
             return found
 
         return await self._call(gather)
@@ -94,7 +98,7 @@ class GitLab:
         """The user of that name, whatever its case."""
 
         def ask() -> Person | None:
-            people = [answers.person(item) for item in self._transport.list("/users", username=username)]
+            people = _readable(self._transport.list("/users", username=username), answers.person)
             return next((one for one in people if one.username.lower() == username.lower()), None)
 
         return await self._call(ask)
@@ -104,7 +108,8 @@ class GitLab:
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
-            keys = [answers.ssh_key(item, now) for item in self._transport.list(f"/users/{user_id:d}/keys")]
+            listed = self._transport.list(f"/users/{user_id:d}/keys")
+            keys = _readable(listed, lambda item: answers.ssh_key(item, now))
             return tuple(dict.fromkeys(key for key in keys if key))
 
         return await self._call(ask)
@@ -131,10 +136,7 @@ class GitLab:
         """The first comment by that author that begins with the marker."""
 
         def search() -> int | None:
-            for item in self._transport.list(
-                f"{_address(ref)}/notes", sort="asc", order_by="created_at", activity_filter="only_comments"
-            ):
-                note = answers.note(item)
+            for note in _readable(self._notes(ref, "asc"), answers.note):
                 if note.author.id == author_id and note.text.startswith(marker):
                     return note.id
             return None
@@ -146,10 +148,7 @@ class GitLab:
 
         def gather() -> list[CommentPosted]:
             found: list[CommentPosted] = []
-            for item in self._transport.list(
-                f"{_address(ref)}/notes", sort="desc", order_by="created_at", activity_filter="only_comments"
-            ):
-                note = answers.note(item)
+            for note in _readable(self._notes(ref, "desc"), answers.note):
                 if note.id <= note_id:
                     break
                 if not note.system:
@@ -173,11 +172,24 @@ class GitLab:
 
         await self._call(award)
 
+    def _notes(self, ref: MergeRequestRef, sort: str) -> Iterator[Json]:
+        address = f"{_address(ref)}/notes"
+        return self._transport.list(address, sort=sort, order_by="created_at", activity_filter="only_comments")
+
     async def _call(self, function: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool or self._pool, function)
         except Malformed as error:
             raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
+
+
+def _readable(items: Iterable[Json], read: Callable[[Json], T]) -> Iterator[T]:
+    """What `read` makes of each; one that makes no sense is logged and left out, so that the others still count."""
+    for item in items:
+        try:
+            yield read(item)
+        except Malformed as error:
+            _log.warning("gitlab_item_skipped", id=item.get("id"), reason=str(error))
 
 
 def _address(ref: MergeRequestRef) -> str:

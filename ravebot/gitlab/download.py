@@ -29,6 +29,8 @@ def save(transport: Transport, address: str, sha: str, target: Path, max_bytes: 
                 size += len(chunk)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
+                if transport.stopping.is_set():
+                    raise Unavailable("ravebot is stopping")
                 if time.monotonic() > deadline:
                     raise Unavailable("GitLab takes more than ten minutes to send the source archive")
                 file.write(chunk)

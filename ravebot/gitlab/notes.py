@@ -10,7 +10,8 @@ from ravebot.gitlab.escape import block, code, text
 from ravebot.sandboxes.model import EndReason, MergeRequest, MergeRequestRef, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
 
-_HISTORY_LINES = 10
+_HISTORY_LINES = 12
+_LATEST_LINES = 3
 _REPLY_LINES = 20
 
 _ENDED = {
@@ -46,7 +47,7 @@ def render_note(view: SandboxView, marker: str) -> str:
         parts.append(f"```sh\n{view.access.ssh_command}\n```")
     parts.append(_table(_rows(view)))
     parts.extend(_failure(result) for result in _failures(view.stages))
-    if view.history:
+    if len(view.history) > _LATEST_LINES:
         parts.append(_history(view.history))
     if view.mr.state == "opened":
         parts.append(_next(view))
@@ -100,7 +101,7 @@ def _headline(view: SandboxView) -> str:
     if sandbox.state is SandboxState.STOPPING:
         return f"🔻 Sandbox is being stopped: {_why(sandbox.end_reason)}"
     if sandbox.state is SandboxState.ENDED:
-        return f"⚪ Sandbox ended: {_why(sandbox.end_reason)}"
+        return f"🏁 Sandbox ended: {_why(sandbox.end_reason)}"
     if sandbox.stage is not None:
         return f"🟡 Sandbox is ready, and being updated: {_stage(sandbox.stage)}"
     return "🟢 Sandbox is ready"
@@ -143,6 +144,9 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     if view.summary:
         rows.extend(_account(view.summary))
     rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
+    if view.history:
+        latest = view.history[-_LATEST_LINES:]
+        rows.append(("Latest", "<br>".join(f"{line.at:%H:%M:%S} {text(line.text, 200)}" for line in latest)))
     return rows
 
 
@@ -174,8 +178,10 @@ def _failure(result: StageResult) -> str:
 
 
 def _history(lines: tuple[HistoryLine, ...]) -> str:
-    shown = "\n".join(f"- {_moment(line.at)}: {text(line.text, 200)}" for line in lines[-_HISTORY_LINES:])
-    return _details("What happened", shown)
+    shown = "\n".join(
+        f"- {line.at:%Y-%m-%d %H:%M:%S} UTC: {text(line.text, 200)}" for line in lines[-_HISTORY_LINES:-_LATEST_LINES]
+    )
+    return _details("What happened before", shown)
 
 
 def _details(summary: str, body: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import gitlab
 import requests
@@ -25,6 +26,10 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
 _TRY_LATER = frozenset({408, 409, 425, 429})  # 409: GitLab's "Resource lock"
+
+
+class _Elsewhere(requests.RequestException):
+    """GitLab redirects to another host, where our token must not go (requests takes only Authorization away)."""
 
 
 class _Client:
@@ -47,6 +52,8 @@ class _Client:
 
     def _remember(self, response: requests.Response, *_args: object, **_kwargs: object) -> None:
         self.retry_after = response.headers.get("Retry-After", "")
+        if response.is_redirect and not _same_host(response.url, response.headers["Location"]):
+            raise _Elsewhere
 
 
 class Transport:
@@ -58,8 +65,10 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
+        self.stopping = threading.Event()
 
     def close(self) -> None:
+        """Close every connection, when no call is under way any more."""
         for session in self._sessions:
             session.close()
 
@@ -72,7 +81,7 @@ class Transport:
     def put(self, path: str, body: Mapping[str, str]) -> Json:
         return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
 
-    def list(self, path: str, **query: str | bool) -> Iterator[Json]:
+    def list(self, path: str, **query: str) -> Iterator[Json]:
         """Every item of every page, fetched as they are used."""
         pages = self._run(
             lambda api: iter(api.http_list(path, query_data=dict(query), iterator=True, obey_rate_limit=False))
@@ -106,14 +115,14 @@ class Transport:
         return client
 
     def _translated(self, error: GitlabError | requests.RequestException, retry_after: str) -> RavebotError:
+        if isinstance(error, RedirectError | _Elsewhere):
+            return Unavailable(f"GitLab redirects {self._url} elsewhere: set gitlab.url to where it redirects to")
         if isinstance(error, requests.exceptions.SSLError):
             return Unavailable(f"GitLab's certificate at {self._url} is not trusted: install its CA on this host")
         if isinstance(error, requests.RequestException):
             return Unavailable(f"GitLab at {self._url} does not answer ({type(error).__name__})")
         if isinstance(error, GitlabParsingError):
             return Malformed("no JSON")
-        if isinstance(error, RedirectError):
-            return Unavailable(f"GitLab redirects {self._url} elsewhere: set gitlab.url to where it redirects to")
         status = error.response_code or 0
         said = _said(error)
         if isinstance(error, GitlabAuthenticationError) or status == 401:
@@ -127,6 +136,14 @@ class Transport:
             wait = retry_after_seconds(retry_after, self._clock.now())
             return Unavailable(f"GitLab answers {status} for now ({said})", wait)
         return Forbidden(f"GitLab refuses it ({status}: {said}): give the bot's user the role Developer there")
+
+
+def _same_host(here: str, location: str) -> bool:
+    try:
+        there = urlsplit(urljoin(here, location))
+    except ValueError:
+        return False
+    return urlsplit(here)[:2] == there[:2]
 
 
 def retry_after_seconds(header: str, now: datetime) -> float | None:

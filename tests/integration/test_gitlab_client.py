@@ -6,7 +6,8 @@ import asyncio
 import os
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from aiohttp import web
 
 from ravebot.clock import ManualClock
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
@@ -310,10 +312,68 @@ async def test_nothing_listening_is_unavailable() -> None:
         await client.close()
 
 
-async def test_a_page_that_is_not_gitlab_is_unavailable_with_a_reason(scene: Scene) -> None:
-    client = GitLab(f"{scene.gitlab.url}/not/gitlab", "token", timeout_seconds=1)
+async def test_a_connection_that_is_closed_is_unavailable(scene: Scene) -> None:
+    scene.gitlab.hang_up(method="POST", after=True)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await scene.client.create_note(scene.ref, "hello")
+    assert len(scene.gitlab.notes(scene.mr)) == 1
+
+
+@pytest.mark.parametrize("location", ["{}/api/v4/user", "http://[/"])
+async def test_the_token_does_not_follow_a_redirect_to_another_host(scene: Scene, location: str) -> None:
+    headers = {"Location": location.format(scene.gitlab.url)}
+    async with _answering(lambda: web.Response(status=302, headers=headers)) as url:
+        client = GitLab(url, scene.token, timeout_seconds=1)
+        try:
+            with pytest.raises(Unavailable, match=r"set gitlab\.url to where it redirects to"):
+                await client.me()
+        finally:
+            await client.close()
+    assert scene.gitlab.requests == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.Response(text="<h1>Welcome</h1>", content_type="text/html"),
+        lambda: web.Response(text="not json", content_type="application/json"),
+        lambda: web.json_response(["a", "list"]),
+        lambda: web.json_response({"id": "seven", "username": None}),
+    ],
+)
+async def test_an_answer_that_is_not_gitlabs_is_unavailable_with_a_reason(answer: Callable[[], web.Response]) -> None:
+    async with _answering(answer) as url:
+        client = GitLab(url, "token", timeout_seconds=1)
+        try:
+            with pytest.raises(Unavailable, match="not its API"):
+                await client.me()
+        finally:
+            await client.close()
+
+
+async def test_one_item_that_makes_no_sense_does_not_hide_the_others() -> None:
+    people = [{"id": None, "username": "alice"}, {"id": 7, "username": "alice"}]
+    async with _answering(lambda: web.json_response(people)) as url:
+        client = GitLab(url, "token", timeout_seconds=1)
+        try:
+            assert await client.user("alice") == Person(7, "alice")
+        finally:
+            await client.close()
+
+
+@asynccontextmanager
+async def _answering(answer: Callable[[], web.Response]) -> AsyncIterator[str]:
+    """A server that answers everything the same."""
+
+    async def handle(_request: web.Request) -> web.Response:
+        return answer()
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
     try:
-        with pytest.raises((NotFound, Unavailable)):
-            await client.me()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await client.close()
+        await runner.cleanup()

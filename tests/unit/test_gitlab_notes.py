@@ -71,7 +71,7 @@ def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
         "| **Expires** | 2026-03-01 14:00 UTC, in 1 h 40 min (as of 12:20) |",
         "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s, attempt 2) |",
         "| **Asked for by** | alice (gitlab) |",
-        "- 2026-03-01 12:20 UTC: ready after 31 s",
+        "| **Latest** | 12:20:00 ready after 31 s |",
         "comment `/sandbox extend 1h` or `/sandbox rebuild` or `/sandbox stop`.",
     ):
         assert part in note, part
@@ -173,7 +173,7 @@ def test_markers_tell_merge_requests_instances_and_purposes_apart() -> None:
 def _hostile_notes(state: SandboxState, words: str) -> list[str]:
     mr = replace(MR, title=words, source_branch=words, source_project_id=9)
     stages = (StageResult(Stage.TEST, False, 1, f"{words}!"),)
-    history = (HistoryLine(NOW, words),)
+    history = (HistoryLine(NOW, words),) * 5
     shown = view(state, mr=mr, access=ACCESS, notice=words, queue_reason=words, stages=stages, history=history)
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
     shown = replace(shown, sandbox=sandbox)

@@ -174,9 +174,12 @@ class Actions:
         *,
         secret_token: str | None = None,
         signing_token: str | None = None,
-        retries: int = 3,
+        retries: int = 0,
     ) -> Hook:
-        """A webhook of the project, or (None) a system hook; what fails is tried again `retries` times."""
+        """A webhook of the project, or (None) a system hook.
+
+        Like GitLab, it does not try again what failed, unless `retries` says how often.
+        """
         with self.state.lock:
             return self.hooks.add(url, project.id if project else None, secret_token, signing_token, retries)
 

@@ -34,6 +34,7 @@ class Fault:
     method: str | None
     path: re.Pattern[str]
     after: bool  # the request takes effect, only its answer is lost
+    hang_up: bool = False  # instead of silence
 
     def hits(self, request: web.Request) -> bool:
         return self.method in {None, request.method} and self.path.search(request.rel_url.raw_path) is not None
@@ -96,7 +97,8 @@ class Faults:
         if fault.after:
             await handler(request)
         if fault.status is None:
-            await self._cleared.wait()
+            if not fault.hang_up:
+                await self._cleared.wait()
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError

@@ -82,6 +82,12 @@ class GitLabServer(Actions):
         """Do not answer at all; the connection stays open until `restore`."""
         self._faults.add(Fault(None, count, None, method, re.compile(path), after))
 
+    def hang_up(
+        self, count: int | None = None, *, method: str | None = None, path: str = "", after: bool = False
+    ) -> None:
+        """Close the connection instead of answering, as a server that is restarted does."""
+        self._faults.add(Fault(None, count, None, method, re.compile(path), after, hang_up=True))
+
     def rate_limit(self, requests: int, per_seconds: float = 60) -> None:
         """Allow so many requests in any such time, then 429 with Retry-After."""
         self._faults.limit(requests, per_seconds)
