@@ -20,8 +20,8 @@ T = TypeVar("T")
 _METHODS = frozenset(
     {
         "add_hook", "add_key", "add_project", "add_user", "assign", "close", "comment", "drop", "fail", "hang_up",
-        "mark_ready", "merge", "notes", "open_merge_request", "push", "rate_limit", "redeliver", "reopen", "restore", "retitle",
-        "set_role", "token_for", "truncate_archives",
+        "mark_ready", "merge", "notes", "open_merge_request", "push", "rate_limit", "redeliver", "reopen", "restore",
+        "retitle", "set_role", "token_for", "truncate_archives",
     }
 )  # fmt: skip
 _USERS = frozenset({"user", "author", "by"})
