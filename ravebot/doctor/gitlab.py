@@ -10,7 +10,8 @@ from ravebot.config import Config
 from ravebot.configfile import LoadedConfig
 from ravebot.doctor.finding import Finding, failed, ok, warning
 from ravebot.doctor.services import Answer, get
-from ravebot.errors import Unavailable
+from ravebot.errors import ConfigError, Unavailable
+from ravebot.gitlab.webhook import signing_key
 from ravebot.web.server import WEBHOOK_PATH
 
 DEVELOPER = 30
@@ -20,6 +21,11 @@ _EXPIRES_SOON = timedelta(days=14)
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     """Findings, and the answers whose clock is worth comparing."""
+    if loaded.secrets.webhook_signing is not None:
+        try:
+            signing_key(loaded.secrets.webhook_signing)
+        except ConfigError as error:
+            yield failed("gitlab webhook", f"gitlab.webhook.signing_token_file: {error}", "copy it from GitLab again")
     base = str(loaded.config.gitlab.url).rstrip("/")
     api = f"{base}/api/v4"
     headers = {"PRIVATE-TOKEN": loaded.secrets.gitlab_token}

@@ -10,18 +10,17 @@ from datetime import timedelta
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too large", "failed")
+WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
 TARGETS = ("matrix", "gitlab")
 DELIVERY_RESULTS = ("delivered", "retried", "given up")
-PROVIDER_CALLS = (
-    "open", "create", "start", "resume", "shutdown", "destroy", "delete", "list", "ping", "run", "copy_in",
-    "authorize_keys", "host_keys", "usage", "host",
-)  # fmt: skip
+PROVIDER_CALLS = ("list", *Do)
+"""What may be asked of the provider: the listing, and the steps of the table."""
 START_STEPS = ("boot", *Stage)
 """What a start is made of: the machine until its agent answers, then the stages."""
 
