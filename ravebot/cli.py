@@ -115,17 +115,31 @@ def run(
     logs.set_up(log_level.value, loaded.secrets.values())
     for warning in loaded.warnings:
         output.complain(f"warning: {warning}", "yellow")
-    asyncio.run(_until_told_to_stop(run_app(loaded)))
+    asyncio.run(until_told_to_stop(run_app(loaded)))
 
 
-async def _until_told_to_stop(running: Coroutine[object, object, None]) -> None:
+async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
+    """Let it run until it ends, or SIGTERM or SIGINT asks it to; what it fails with on purpose comes out bare."""
     task = asyncio.ensure_future(running)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     await asyncio.wait([task])
-    if not task.cancelled():
+    if task.cancelled():
+        return
+    try:
         task.result()
+    except BaseExceptionGroup as group:
+        raise _only_reason(group) or group from group
+
+
+def _only_reason(group: BaseExceptionGroup[BaseException]) -> RavebotError | None:
+    """The first error of ours in it, where there are no others: nobody needs a traceback of those."""
+    ours, others = group.split(RavebotError)
+    reason: BaseException | None = ours
+    while isinstance(reason, BaseExceptionGroup):
+        reason = reason.exceptions[0]
+    return reason if others is None and isinstance(reason, RavebotError) else None
 
 
 @app.command()

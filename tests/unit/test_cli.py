@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from ravebot.cli import app, demo_script
+from ravebot.cli import app, demo_script, until_told_to_stop
+from ravebot.errors import StoreError, Unavailable
 from ravebot.terminal import clean
 
 COMMANDS = ("run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "demo")
@@ -68,3 +72,36 @@ def test_the_demo_without_a_checkout_says_where_it_is(tmp_path: Path) -> None:
     assert demo_script(tmp_path) is None
     script.chmod(0o755)
     assert demo_script(tmp_path) == script
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_bot_after_its_own_cleaning_up(number: signal.Signals) -> None:
+    done: list[str] = []
+
+    async def bot() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.01)
+            done.append("cleaned up")
+
+    await until_told_to_stop(bot())
+    assert done == ["cleaned up"]
+
+
+async def test_what_fails_on_purpose_comes_out_without_its_task_groups() -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def bot(*errors: Exception) -> None:
+        async with asyncio.TaskGroup() as outer:
+            for error in errors:
+                outer.create_task(fail(error))
+
+    with pytest.raises(Unavailable, match="gone"):
+        await until_told_to_stop(bot(Unavailable("gone")))
+    with pytest.raises(StoreError, match="held"):
+        await until_told_to_stop(fail(StoreError("held")))
+    with pytest.raises(BaseExceptionGroup):
+        await until_told_to_stop(bot(Unavailable("gone"), KeyError("a mistake of ours")))
