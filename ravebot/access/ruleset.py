@@ -171,6 +171,10 @@ class Ruleset:
             [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch]],
             ("filter", "prerouting", -300),
         )
+        # Not IPv6, and no protocol that the host may speak beneath IP. Spanning tree passes this hook by: the bridge
+        # must have it off.
+        foreign = x.match(x.payload("ether", "type"), {"set": ["ip", "arp"]}, "!=")
+        yield from self._chain("bridge", "arriving", [[x.came_from("@taps"), foreign, x.DROP]], ("filter", "input", 0))
         yield from self._chain(
             "bridge",
             "between_ports",

@@ -215,6 +215,44 @@ async def test_a_guest_that_is_not_live_reaches_nothing_even_as_a_live_one(route
     assert guest.namespace.connect(router.internet_address, 80) is None
 
 
+SEND_FRAME = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    raw.send(bytes.fromhex(sys.argv[1]) + bytes(46))
+"""
+
+COUNT_FRAMES = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as raw:
+    raw.bind((sys.argv[1], 0x88B5))
+    print("listening", flush=True)
+    raw.settimeout(3)
+    try:
+        while raw.recvfrom(100)[1][2] == socket.PACKET_OUTGOING:
+            pass
+        print("came")
+    except TimeoutError:
+        print("none")
+"""
+
+
+async def test_frames_that_are_neither_ip_nor_arp_do_not_arrive(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    mac = router.host.run(["cat", f"/sys/class/net/{router.bridge}/address"]).stdout.strip().replace(":", "")
+    frame = f"{mac}{guest.mac.replace(':', '')}88b5"
+
+    def arrives() -> str:
+        listener = router.host.start([sys.executable, "-c", COUNT_FRAMES, router.bridge])
+        assert listener.stdout is not None and listener.stdout.readline() == "listening\n"
+        guest.namespace.run([sys.executable, "-c", SEND_FRAME, frame], check=True)
+        return listener.stdout.readline().strip()
+
+    assert arrives() == "came"
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert arrives() == "none"
+
+
 async def test_ipv6_does_not_get_past_the_bridge(router: Router) -> None:
     guest, _ = await two_guests(router)
     guest.namespace.ip("addr", "add", "fd00:80::2/64", "dev", "eth0", "nodad")
