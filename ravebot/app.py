@@ -127,7 +127,10 @@ class Bot:
                 )
             )
 
-        handler = webhook_handler(self.secrets, self.clock, accept, lambda result: self.metrics.webhook_answered(result, 0.0))
+        def count(result: str) -> None:
+            self.metrics.webhook_answered(result, 0.0)
+
+        handler = webhook_handler(self.secrets, self.clock, accept, count)
         return make_app(handler, self._checks(), self.metrics)
 
     async def _matrix(self) -> None:

@@ -31,7 +31,9 @@ def _text(data: Data, key: str) -> str:
 
 def _span(data: Data, key: str) -> str:
     value = data.get(key)
-    return in_words(timedelta(seconds=float(value))) if isinstance(value, int | float) else "?"
+    if not isinstance(value, int | float):
+        return "?"
+    return f"{value:.1f} s" if value < 10 else in_words(timedelta(seconds=float(value)))
 
 
 def _by(data: Data) -> str:

@@ -1,0 +1,351 @@
+"""Everything real on one machine: Synapse, the GitLab stand-in, libvirt, and ravebot as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import libvirt
+import yaml
+
+from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project
+from tests.support.guest_image import GuestImage, build_guest
+from tests.support.libvirtd import ensure_libvirtd
+from tests.support.netns import Namespace
+from tests.support.synapse import MatrixUser, Message, Synapse
+
+ROOT = Path(__file__).resolve().parents[2]
+GUEST_CACHE = ROOT / ".cache" / "guest"
+SAMPLE = {
+    "README.md": "# A sample project\n",
+    "index.html": "<!doctype html><title>Sample</title><h1>It works</h1>\n",
+}
+
+
+@dataclass
+class Bot:
+    """ravebot as people run it: a process with a configuration file, which can be killed at any moment."""
+
+    config: Path
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ravebot", "run", "-c", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+            )
+
+    async def stop(self) -> None:
+        """As an init system ends it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self.process.wait, 20)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """As a power cut ends it."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+            self.process = None
+
+    async def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`ravebot …` with this configuration."""
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "ravebot", arguments[0], "-c", str(self.config), *arguments[1:]],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+
+
+class Stage:
+    """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section."""
+
+    def __init__(self, changes: dict[str, Any] | None = None, *, cmdline: str = "", gitlab_port: int = 0) -> None:
+        self._changes = changes or {}
+        self._cmdline = cmdline
+        self._gitlab_port = gitlab_port
+        self._stack = AsyncExitStack()
+        self.number = secrets.randbelow(200) + 20
+        self.mark = secrets.token_hex(2)
+        self.folder: Path
+        self.synapse: Synapse
+        self.gitlab: GitLabServer
+        self.guest: GuestImage
+        self.client: Namespace
+        self.bot: Bot
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._set_up()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.bot.log.exists():
+            print(f"--- ravebot's log\n{self.bot.log.read_text(errors='replace')[-12_000:]}")
+        await self._stack.aclose()
+
+    async def _set_up(self) -> None:
+        # QEMU, which libvirt runs as another user, must get into it.
+        self.folder = Path(tempfile.mkdtemp(prefix="ravebot-stage-"))
+        self.folder.chmod(0o711)
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        await asyncio.to_thread(ensure_libvirtd)
+        cache = self.folder / "guest"
+        if GUEST_CACHE.exists():  # what ./dev built
+            await asyncio.to_thread(shutil.copytree, GUEST_CACHE, cache)
+        self.guest = await asyncio.to_thread(build_guest, cache)
+        self.client = self._stack.enter_context(Namespace("client"))
+        self.client.link_host("eth0", f"10.79.{self.number}.2/24", f"{self.host}/24")
+        self.client.route("default", self.host)
+        self.gitlab = await self._stack.enter_async_context(GitLabServer(self._gitlab_port))
+        self.synapse = await self._stack.enter_async_context(Synapse(self.folder / "synapse"))
+        await self._people()
+        self._configure()
+        self.bot = Bot(self.folder / "config.yaml", self.folder / "ravebot.log")
+        self._stack.push_async_callback(self._clean)
+
+    @property
+    def host(self) -> str:
+        """The host's address as the client sees it."""
+        return f"10.79.{self.number}.1"
+
+    @property
+    def subnet(self) -> IPv4Network:
+        return IPv4Network(f"10.78.{self.number}.0/24")
+
+    @property
+    def bridge(self) -> str:
+        return f"rvt{self.mark}"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    async def _people(self) -> None:
+        self.keys = {name: self._key(name) for name in ("alice", "mallory")}
+        gitlab = self.gitlab
+        self.ravebot = gitlab.add_user("ravebot")
+        self.alice = gitlab.add_user("alice", [self.public_key("alice")])
+        self.bob = gitlab.add_user("bob")
+        self.guest_user = gitlab.add_user("gina")
+        self.project: Project = gitlab.add_project("group/app", SAMPLE)
+        gitlab.set_role(self.project, self.ravebot, MAINTAINER)
+        gitlab.set_role(self.project, self.alice, DEVELOPER)
+        gitlab.set_role(self.project, self.bob, DEVELOPER)
+        gitlab.set_role(self.project, self.guest_user, GUEST)
+        self.matrix_bot: MatrixUser = await self.synapse.user("ravebot")
+        self.matrix_alice: MatrixUser = await self.synapse.user("alice")
+        self.matrix_ops: MatrixUser = await self.synapse.user("ops")
+        self.matrix_gina: MatrixUser = await self.synapse.user("gina")
+        others = [self.matrix_bot.user_id, self.matrix_alice.user_id, self.matrix_gina.user_id]
+        self.room = await self.matrix_ops.create_room("dev", invite=others, name="dev")
+        await self.matrix_alice.join(self.room)
+        await self.matrix_gina.join(self.room)
+
+    def _key(self, name: str) -> Path:
+        path = self.folder / f"id_{name}"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path)], check=True)
+        return path
+
+    def public_key(self, name: str) -> str:
+        return self.keys[name].with_suffix(".pub").read_text().strip()
+
+    def _secret(self, name: str, text: str) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(0o600)
+        return str(path)
+
+    def _configure(self) -> None:
+        port = 20_000 + self.number * 20
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.http = f"http://127.0.0.1:{free.getsockname()[1]}"
+        config: dict[str, Any] = {
+            "instance": f"t{self.mark}",
+            "state_dir": str(self.state_dir),
+            "matrix": {
+                "homeserver": self.synapse.url,
+                "user_id": self.matrix_bot.user_id,
+                "password_file": self._secret("matrix-password", self.matrix_bot.password),
+                "admins": [self.matrix_ops.user_id],
+                "users": {self.matrix_alice.user_id: "alice", self.matrix_gina.user_id: "gina"},
+                "rooms": [{"room": "#dev:localhost", "projects": ["group/*"]}],
+            },
+            "gitlab": {
+                "url": self.gitlab.url,
+                "token_file": self._secret("gitlab-token", self.gitlab.token_for(self.ravebot)),
+                "projects": ["group/*"],
+                "webhook": {"secret_token_file": self._secret("webhook-secret", "correct horse battery")},
+            },
+            "http": {"listen": self.http.removeprefix("http://")},
+            "pool": {"max_running": 2, "shutdown_grace": "10s", "build_timeout": "90s"},
+            "sandbox": {
+                "memory": "256MiB",
+                "vcpus": 1,
+                "disk": "1GiB",
+                "host": self.host,
+                "ssh_ports": f"{port}-{port + 9}",
+                "web_ports": f"{port + 10}-{port + 19}",
+            },
+            "provider": {
+                "accelerator": "tcg",
+                "bridge": {"name": self.bridge, "subnet": str(self.subnet)},
+                "storage_pool": str(self.folder / "disks"),
+                "image": str(self.guest.image),
+                "kernel": str(self.guest.kernel),
+                "initrd": str(self.guest.initrd),
+                "cmdline": f"{self.guest.cmdline} {self._cmdline}".strip(),
+            },
+        }
+        for section, values in self._changes.items():
+            config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        self.gitlab.add_hook(self.project, f"{self.http}/webhooks/gitlab", secret_token="correct horse battery")
+
+    async def _clean(self) -> None:
+        """Whatever a test left: its machines, disks, network and rules."""
+        await self.bot.kill()
+        done = await self.bot.command("cleanup", "--all", "--force")
+        if done.returncode != 0:
+            print(f"cleanup failed: {done.stdout}{done.stderr}")
+        await asyncio.to_thread(self._remove_network)
+
+    def _remove_network(self) -> None:
+        instance_id = (self.state_dir / "instance-id").read_text().strip() if self.state_dir.exists() else "none"
+        connection = libvirt.open("qemu:///system")
+        for network in connection.listAllNetworks():
+            if network.bridgeName() == self.bridge:
+                if network.isActive():
+                    network.destroy()
+                network.undefine()
+        for pool in connection.listAllStoragePools():
+            if instance_id in pool.name():
+                if pool.isActive():
+                    pool.destroy()
+                pool.undefine()
+        connection.close()
+
+    async def start(self, timeout: float = 40) -> None:
+        """Start ravebot and wait until it says that it is ready."""
+        self.bot.start()
+        await self.until(self.is_ready, timeout, "ravebot is not ready")
+
+    async def is_ready(self) -> bool:
+        assert self.bot.process is None or self.bot.process.poll() is None, self.bot.log.read_text()[-3000:]
+        with suppress(aiohttp.ClientError):
+            async with aiohttp.ClientSession() as session, session.get(f"{self.http}/readyz") as answer:
+                return answer.status == 200
+        return False
+
+    async def readiness(self) -> dict[str, Any]:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.http}/readyz") as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
+
+    async def metrics(self) -> str:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.http}/metrics") as answer:
+            return await answer.text()
+
+    async def until(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
+        """Wait until the condition (plain or async) holds, and return what it gave."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"{what}, after {timeout} s\n{self.bot.log.read_text(errors='replace')[-6000:]}")
+            await asyncio.sleep(0.1)
+
+    def open_merge_request(self, title: str = "Add a feature", branch: str = "feature", **more: Any) -> MergeRequest:
+        files = more.pop("files", {"feature.txt": "new\n"})
+        return self.gitlab.open_merge_request(self.project, self.alice, title, branch, files, **more)
+
+    def note(self, mr: MergeRequest) -> Note | None:
+        """The status note; more than one is an error."""
+        found = [note for note in self.gitlab.notes(mr) if " status -->" in note.body]
+        assert len(found) <= 1, [note.body for note in found]
+        return found[0] if found else None
+
+    async def note_says(self, mr: MergeRequest, text: str, timeout: float = 60) -> Note:
+        def look() -> Note | None:
+            note = self.note(mr)
+            return note if note and text in note.body else None
+
+        found: Note = await self.until(look, timeout, f"the note does not say {text!r}: {self.note(mr)}")
+        return found
+
+    async def ready(self, mr: MergeRequest, timeout: float = 90) -> Note:
+        return await self.note_says(mr, "ssh -o HostKeyAlias=", timeout)
+
+    async def cards(self, mr: MergeRequest) -> list[Message]:
+        """The cards of that merge request's sandboxes, as they read now."""
+        messages = await self.matrix_ops.messages(self.room)
+        ref = f"!{mr.iid}"
+        return [
+            message
+            for message in messages
+            if message.sender == self.matrix_bot.user_id
+            and message.thread_root is None
+            and "m.in_reply_to" not in json.dumps(message.content)
+            and ref in message.body
+            and "State" in message.body
+        ]
+
+    def ssh(
+        self, note: Note, user: str, *command: str, extra: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Log in from the client's machine with the command that the note shows, trusting only the announced key."""
+        line = next(line for line in note.body.splitlines() if line.startswith("ssh "))
+        known = self.folder / "known_hosts"
+        options = [
+            *("-i", str(self.keys[user]), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
+            *("-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={known}-{secrets.token_hex(4)}"),
+            *("-o", "ConnectTimeout=15", "-o", "LogLevel=VERBOSE", *extra),
+        ]
+        first, *rest = line.split()
+        return self.client.run([first, *options, *rest, *command], timeout=60)
+
+    async def web(self, note: Note) -> str:
+        """What the web link of the note answers to the client's machine."""
+        url = re.search(rf"https?://{re.escape(self.host)}:\d+/", note.body)
+        assert url, note.body
+        done = await self.client.arun(["wget", "-q", "-O", "-", "-T", "10", url[0]])
+        return done.stdout
