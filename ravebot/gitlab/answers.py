@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import asyncssh
 
@@ -15,6 +15,7 @@ from ravebot.gitlab.fields import (
     identifier,
     listing,
     mapping,
+    moment,
     optional_identifier,
     sha,
     state,
@@ -73,6 +74,7 @@ def merge_request(body: Json) -> MergeRequest:
         people=tuple(dict.fromkeys(people)),
         draft=flag(body, "draft"),
         state=state(body),
+        updated_at=moment(body, "updated_at"),
     )
 
 
@@ -87,22 +89,16 @@ def ssh_key(body: Json, now: datetime) -> str | None:
     """Type and Base64 of a key to log in with; None for one that expired, only signs, or is no key."""
     if body.get("usage_type", "auth_and_signing") not in {"auth", "auth_and_signing"}:
         return None
-    if body.get("expires_at") is not None and _moment(text(body, "expires_at", 50)) <= now:
-        return None
+    if body.get("expires_at") is not None:
+        expires = moment(body, "expires_at")
+        if expires is None or expires <= now:
+            return None
     try:
         key = asyncssh.import_public_key(text(body, "key", 16_384))
         kind, blob = key.export_public_key("openssh").decode().split()[:2]
     except (asyncssh.KeyImportError, asyncssh.KeyExportError, ValueError):
         return None
     return f"{kind} {blob}" if kind in _KEY_TYPES else None
-
-
-def _moment(written: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(written)
-    except ValueError as error:
-        raise Malformed("expires_at is no date") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def note(body: Json) -> Note:

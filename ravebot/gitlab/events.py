@@ -14,6 +14,7 @@ from ravebot.gitlab.fields import (
     identifier,
     listing,
     mapping,
+    moment,
     optional_identifier,
     sha,
     state,
@@ -123,6 +124,7 @@ def _merge_request(
         people=people,
         draft=flag(attributes, "draft") or flag(attributes, "work_in_progress"),
         state=state(attributes),
+        updated_at=moment(attributes, "updated_at"),
     )
 
 

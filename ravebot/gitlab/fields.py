@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from ravebot.errors import RavebotError
 
@@ -80,6 +81,22 @@ def state(body: Json) -> str:
     if not isinstance(value, str) or value not in _STATES:
         raise Malformed("state is none of opened, closed, merged, locked")
     return value
+
+
+def moment(body: Json, key: str) -> datetime | None:
+    """The moment as UTC; None where it is absent or can't be read.
+
+    Whole seconds: webhooks (`2026-03-01 12:00:00 UTC`) know no more, and the API's milliseconds would make a webhook
+    of the same second look older than what was read before it.
+    """
+    value = body.get(key)
+    if not isinstance(value, str) or len(value) > 50:
+        return None
+    try:
+        read = datetime.fromisoformat(value.replace(" UTC", "+00:00"))
+        return (read if read.tzinfo else read.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def web_url(body: Json, key: str) -> str:

@@ -146,7 +146,7 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
     if view.history:
         latest = view.history[-_LATEST_LINES:]
-        rows.append(("Latest", "<br>".join(f"{line.at:%H:%M:%S} {text(line.text, 200)}" for line in latest)))
+        rows.append(("Latest (UTC)", "<br>".join(f"{line.at:%H:%M:%S} {text(line.text, 200)}" for line in latest)))
     return rows
 
 

@@ -19,7 +19,7 @@ from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeReques
 from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, delivery
 
 MAX_BODY_BYTES = 5 * 1024**2
-_BODY_SECONDS = 10
+BODY_SECONDS = 10.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,6 +30,7 @@ def webhook_handler(
     accept: Callable[[Delivery], Awaitable[bool]],
     on_result: Callable[[str], None],
     max_body_bytes: int = MAX_BODY_BYTES,
+    body_seconds: float = BODY_SECONDS,
 ) -> Handler:
     """The handler. `accept` returns once the delivery is committed: true when new, false when we had it already.
 
@@ -46,7 +47,7 @@ def webhook_handler(
             if "webhook-signature" not in request.headers:
                 # The token needs no body: whoever has none of our secrets makes us read nothing.
                 authenticate(request.headers, b"", secrets, clock.now())
-            body = await _body(request, max_body_bytes)
+            body = await _body(request, max_body_bytes, body_seconds)
             if body is None:
                 return "too_large", web.Response(status=413, text=f"at most {max_body_bytes} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
@@ -56,7 +57,7 @@ def webhook_handler(
         except Malformed as error:
             return "malformed", web.Response(status=400, text=f"{error}\n")
         except TimeoutError:
-            return "malformed", web.Response(status=408, text=f"the body took more than {_BODY_SECONDS} s\n")
+            return "malformed", web.Response(status=408, text=f"the body took more than {body_seconds:g} s\n")
         if isinstance(event, Ignored):
             return "ignored", web.Response(status=200)
         try:
@@ -68,12 +69,12 @@ def webhook_handler(
     return handle
 
 
-async def _body(request: web.Request, limit: int) -> bytes | None:
+async def _body(request: web.Request, limit: int, seconds: float) -> bytes | None:
     """The body, or None when it is larger than that; read piece by piece, so that a large one is never held."""
     if (request.content_length or 0) > limit:
         return None
     body = bytearray()
-    async with asyncio.timeout(_BODY_SECONDS):
+    async with asyncio.timeout(seconds):
         async for chunk in request.content.iter_any():
             body += chunk
             if len(body) > limit:

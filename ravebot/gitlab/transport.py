@@ -135,7 +135,9 @@ class Transport:
         if status in _TRY_LATER or status >= 500 or status < 400:
             wait = retry_after_seconds(retry_after, self._clock.now())
             return Unavailable(f"GitLab answers {status} for now ({said})", wait)
-        return Forbidden(f"GitLab refuses it ({status}: {said}): give the bot's user the role Developer there")
+        if status == 403:
+            return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
+        return Forbidden(f"GitLab does not take what we asked ({status}: {said})")
 
 
 def _same_host(here: str, location: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import ClientSession, web
@@ -47,7 +49,9 @@ class Receiver:
 async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
-    handler = webhook_handler(SECRETS, SystemClock(), receiver.accept, receiver.results.append, max_body_bytes=100_000)
+    handler = webhook_handler(
+        SECRETS, SystemClock(), receiver.accept, receiver.results.append, max_body_bytes=100_000, body_seconds=1
+    )
     app.router.add_post("/webhooks/gitlab", handler)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -197,6 +201,24 @@ async def test_a_large_body_without_a_length_is_refused_while_it_is_read(receive
     ):
         assert response.status == 413
     assert receiver.results == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "result"), [("guess", 401, "forged"), ("a plain secret", 408, "malformed")]
+)
+async def test_a_body_that_never_comes_is_not_waited_for(
+    receiver: Receiver, token: str, status: int, result: str
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(receiver.url).port)
+    try:
+        head = f"POST /webhooks/gitlab HTTP/1.1\r\nHost: x\r\nX-Gitlab-Token: {token}\r\nContent-Length: 90000\r\n\r\n"
+        writer.write(head.encode() + b'{"object_kind"')
+        await writer.drain()
+        answer = await asyncio.wait_for(reader.readline(), 5)
+    finally:
+        writer.close()
+    assert f" {status} ".encode() in answer
+    assert receiver.results == [result]
 
 
 async def test_paused_hooks_lose_events(gitlab: GitLabServer, receiver: Receiver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -51,6 +52,26 @@ def test_a_merge_request_is_complete_from_its_payload() -> None:
     assert mr.author == Person(attributes["author_id"], "alice")
     assert [person.username for person in mr.people] == ["bob", "alice"]
     assert (mr.state, mr.draft, mr.from_fork) == ("opened", False, False)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2026-03-01 12:00:00 UTC", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        ("2026-03-01T12:00:00.987Z", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        ("2026-03-01T14:00:00+02:00", datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        ("yesterday", None),
+        ("0001-01-01T00:00:00+23:00", None),
+        (1740830400, None),
+        (None, None),
+    ],
+)
+def test_the_time_of_a_change_is_read_in_both_spellings_to_the_second(written: object, read: datetime | None) -> None:
+    body = opened()
+    body["object_attributes"]["updated_at"] = written
+    event = parse(body)
+    assert isinstance(event, MergeRequestChanged)
+    assert event.mr.updated_at == read
 
 
 def test_an_author_who_is_named_nowhere_has_no_name() -> None:

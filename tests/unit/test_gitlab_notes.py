@@ -71,7 +71,7 @@ def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
         "| **Expires** | 2026-03-01 14:00 UTC, in 1 h 40 min (as of 12:20) |",
         "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s, attempt 2) |",
         "| **Asked for by** | alice (gitlab) |",
-        "| **Latest** | 12:20:00 ready after 31 s |",
+        "| **Latest (UTC)** | 12:20:00 ready after 31 s |",
         "comment `/sandbox extend 1h` or `/sandbox rebuild` or `/sandbox stop`.",
     ):
         assert part in note, part
