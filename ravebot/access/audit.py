@@ -1,7 +1,7 @@
 """The access audit's arithmetic: what visitors' counters grew by since they were last handed out.
 
-The counters live in the kernel and only grow; what was handed out is noted beside them, also in the kernel (as
-comments of the elements of the set `told`), so that a restart of ours neither repeats nor forgets a visit.
+The counters live in the kernel and only grow; what was handed out (the set `told`) and what a rewrite saved from
+being lost (`saved`) are noted beside them, as comments of elements.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ravebot.access.rules import Connections
+from ravebot.clock import from_us, to_us
 
 
 class Visitor(NamedTuple):
@@ -48,10 +49,10 @@ class Totals:
     @classmethod
     def parse(cls, text: str) -> Totals:
         """What `str` wrote; anything else is nothing told yet."""
-        parts = text.split()
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        numbers = _numbers(text, 3)
+        if not numbers:
             return cls()
-        connections, dropped, moved = map(int, parts)
+        connections, dropped, moved = numbers
         return cls(connections, dropped, moved)
 
 
@@ -117,6 +118,30 @@ def merged(parts: Iterable[Connections]) -> tuple[Connections, ...]:
         known = result.get(visitor)
         result[visitor] = part if known is None else _together(known, part)
     return tuple(result.values())
+
+
+def to_text(visit: Connections) -> str:
+    """A visit in less than the 128 bytes of an element's comment."""
+    first, last = to_us(visit.first_seen), to_us(visit.last_seen)
+    return f"{visit.connections} {visit.dropped} {visit.bytes} {first} {last}"
+
+
+def from_text(visitor: Visitor, text: str) -> Connections | None:
+    """What `to_text` wrote; None for anything else."""
+    numbers = _numbers(text, 5)
+    if not numbers:
+        return None
+    connections, dropped, moved, first, last = numbers
+    try:
+        return Connections(*visitor, connections, dropped, moved, from_us(first), from_us(last))
+    except OverflowError:
+        return None
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    parts = text.split()
+    well_formed = len(parts) == count and all(part.isascii() and part.isdigit() for part in parts)
+    return [int(part) for part in parts] if well_formed else []
 
 
 def _growth(current: int, told: int) -> int:

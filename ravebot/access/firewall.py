@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from ravebot.access import snapshot as snapshots
-from ravebot.access.audit import Totals, Visitor, grown, merged, totals
 from ravebot.access.conflicts import conflicts
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.routing import Routing
 from ravebot.access.rules import Connections, Repair, Rules
 from ravebot.access.ruleset import (
-    AUDIT_TIMEOUT_SECONDS,
     FAMILIES,
     OF_FORWARDS,
     OF_GUESTS,
@@ -26,6 +24,7 @@ from ravebot.access.ruleset import (
     elements,
 )
 from ravebot.access.snapshot import Form, Snapshot
+from ravebot.access.visits import Visits
 from ravebot.access.watch import Monitor
 from ravebot.clock import Clock
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
@@ -64,10 +63,7 @@ class NftFirewall:
         self._routing_checked: float | None = None
         self._lock = asyncio.Lock()
         self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
-        self._counted: dict[Visitor, Totals] = {}  # at the last reading, for when a flush takes the counters
-        self._told: dict[Visitor, Totals] = {}
-        self._untold: list[Connections] = []  # saved from a rewrite
-        self._read_at: datetime | None = None  # when `connections` last handed out
+        self._visits = Visits(self._ruleset.table)
 
     async def open(self) -> None:
         """Write the static part and the routing rules; elements that are there (an earlier run's) stay."""
@@ -85,7 +81,7 @@ class NftFirewall:
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
             if flushed:
-                await self._rewrite(wanted, found)
+                await self._rewrite(wanted)
                 rerouted |= await self._ensure_routing(now=True)
             elif any(added.values()) or any(removed.values()):
                 await self._tools.apply(
@@ -109,13 +105,10 @@ class NftFirewall:
             table = await self._tools.table("inet", self._ruleset.table)
             found = snapshots.read({"inet": table})
             if table is not None:
-                self._note(found)
-                await self._tell(found)
-            handed_out = merged([*self._untold, *grown(self._counted, self._told, self._read_at)])
-            self._untold = []
-            self._told = dict(self._counted)
-            self._read_at = now
-            return handed_out
+                self._visits.note(found, now)
+                if settled := self._visits.settle(found):
+                    await self._tools.apply(settled)
+            return self._visits.hand_out(now)
 
     def changes(self) -> AsyncIterator[None]:
         """Yields when someone else touched the ruleset: look again now."""
@@ -146,7 +139,7 @@ class NftFirewall:
         await self._ensure_routing(now=True)
         found = await self._look()
         if not self._forms or found.forms != self._forms:
-            await self._rewrite(found.elements, found)
+            await self._rewrite(found.elements)
 
     async def _ensure_routing(self, now: bool = False) -> bool:
         time = asyncio.get_running_loop().time()
@@ -159,22 +152,17 @@ class NftFirewall:
     async def _look(self) -> Snapshot:
         found = snapshots.read(await self._tools.tables(self._ruleset.table, FAMILIES))
         if "inet" in found.forms:
-            self._note(found)
+            self._visits.note(found, self._clock.now())
         return found
 
-    def _note(self, found: Snapshot) -> None:
-        now = self._clock.now()
-        self._counted = totals(found.seen, found.dropped, found.traffic, now, AUDIT_TIMEOUT_SECONDS)
-        self._told = {visitor: Totals.parse(text) for visitor, text in found.told.items()}
-
-    async def _rewrite(self, wanted: Elements, found: Snapshot) -> None:
-        commands = self._ruleset.write()
-        await self._tools.apply([*commands, *element_commands("add", self._ruleset.table, wanted)])
-        self._untold += grown(self._counted, self._told, self._read_at)
-        self._counted, self._told = {}, {}
+    async def _rewrite(self, wanted: Elements) -> None:
+        static = self._ruleset.write()
+        await self._tools.apply(
+            [*static, *element_commands("add", self._ruleset.table, wanted), *self._visits.carry_over()]
+        )
         written = await self._verify(wanted)
         for family in FAMILIES:
-            if len(written.forms.get(family, ())) != _definitions(commands, family):
+            if len(written.forms.get(family, ())) != _definitions(static, family):
                 raise Unavailable(f"the {family} firewall table was altered while it was written; trying again")
         self._forms = written.forms
 
@@ -186,25 +174,6 @@ class NftFirewall:
                 "the firewall does not hold what was just written: someone else is changing it; trying again"
             )
         return found
-
-    async def _tell(self, found: Snapshot) -> None:
-        """Note in the kernel what is about to be handed out: a crash right after may lose it, never repeat it."""
-        told = {visitor: str(total) for visitor, total in self._counted.items()}
-        gone = [visitor for visitor, text in found.told.items() if told.get(visitor) != text]
-        new = [visitor for visitor, text in told.items() if found.told.get(visitor) != text]
-        commands: list[JsonObject] = []
-        target: JsonObject = {"family": "inet", "table": self._ruleset.table, "name": "told"}
-        if gone:
-            commands.append({"delete": {"element": {**target, "elem": [_key(visitor) for visitor in gone]}}})
-        if new:
-            noted = [{"elem": {"val": _key(visitor), "comment": told[visitor]}} for visitor in new]
-            commands.append({"add": {"element": {**target, "elem": noted}}})
-        if commands:
-            await self._tools.apply(commands)
-
-
-def _key(visitor: Visitor) -> JsonObject:
-    return {"concat": list(visitor)}
 
 
 def _differences(wanted: Elements, found: Elements) -> tuple[Elements, Elements]:

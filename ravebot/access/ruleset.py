@@ -140,8 +140,8 @@ class Ruleset:
         ):
             body = {"family": "inet", "table": self.table, "name": name, "type": visitor, "size": size}
             yield {"add": {"set": {**body, "flags": ["timeout"], "timeout": timeout}}}
-        body = {"family": "inet", "table": self.table, "name": "told", "type": visitor}
-        yield {"add": {"set": body}}
+        for name in ("told", "saved"):
+            yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": visitor}}}
 
     def _chain(
         self, family: str, name: str, rules: Iterable[list[JsonObject]], hook: tuple[str, str, int] | None = None

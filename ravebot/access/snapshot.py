@@ -24,6 +24,7 @@ class Snapshot:
     traffic: Mapping[Visitor, Count] = field(default_factory=dict)
     dropped: Mapping[Visitor, Count] = field(default_factory=dict)
     told: Mapping[Visitor, str] = field(default_factory=dict)
+    saved: Mapping[Visitor, str] = field(default_factory=dict)
 
 
 def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
@@ -43,11 +44,8 @@ def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
             seen=_counts(contents.get(("inet", "seen"), [])),
             traffic=_counts(contents.get(("inet", "traffic"), [])),
             dropped=_counts(contents.get(("inet", "dropped"), [])),
-            told={
-                _visitor(body): str(body.get("comment", ""))
-                for raw in contents.get(("inet", "told"), [])
-                if (body := _extended(raw))
-            },
+            told=_comments(contents.get(("inet", "told"), [])),
+            saved=_comments(contents.get(("inet", "saved"), [])),
         )
     except (KeyError, TypeError, ValueError):
         return Snapshot(forms=forms)
@@ -96,3 +94,7 @@ def _counts(raw: list[object]) -> dict[Visitor, Count]:
             expires = cast(int, body.get("expires", 0))
             counts[_visitor(body)] = Count(counter["packets"], counter["bytes"], expires)
     return counts
+
+
+def _comments(raw: list[object]) -> dict[Visitor, str]:
+    return {_visitor(body): str(body.get("comment", "")) for body in map(_extended, raw) if body}

@@ -112,6 +112,8 @@ async def test_a_new_process_hands_out_what_was_not_told_and_nothing_twice(route
     await router.client.aconnect(router.host_address, 2200)
     assert [visit.connections for visit in await first.connections()] == [1]
     await router.client.aconnect(router.host_address, 2200)
+    crashed = firewall_of(router)
+    await crashed.open()
     second = firewall_of(router)
     await second.open()
     assert (await second.ensure(rules)).added == 0

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ravebot.access.audit import Count, Totals, Visitor, grown, merged, totals
+from ravebot.access.audit import Count, Totals, Visitor, from_text, grown, merged, to_text, totals
 from ravebot.access.rules import Connections
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -56,6 +56,15 @@ def test_what_was_saved_from_a_rewrite_is_added_to_what_came_after() -> None:
 
 def test_what_was_told_is_read_back() -> None:
     assert Totals.parse(str(at(3, 2, 1))) == Totals(3, 2, 1)
+
+
+def test_a_visit_saved_from_a_rewrite_is_read_back_and_fits_into_a_comment() -> None:
+    visit = Connections("192.0.2.7", 2200, 2**32, 2**32, 2**60, seconds_ago(20), seconds_ago(10))
+    assert from_text(SOMEONE, to_text(visit)) == visit
+    assert len(to_text(visit)) < 128
+    assert from_text(SOMEONE, "") is None
+    assert from_text(SOMEONE, "1 1 1 1") is None
+    assert from_text(SOMEONE, f"1 1 1 {10**30} {10**30}") is None
 
 
 @pytest.mark.parametrize("text", ["", "1 2", "1 2 x", "-1 2 3", "1 2 3 4", "٣ 1 1"])
