@@ -109,12 +109,14 @@ def run(
 ) -> None:
     """Run the bot until it is told to stop (Ctrl-C or SIGTERM); sandboxes go on without it."""
     loaded = load(config)
+    import structlog
+
     from ravebot import logs
     from ravebot.app import run as run_app
 
     logs.set_up(log_level.value, loaded.secrets.values())
     for warning in loaded.warnings:
-        output.complain(f"warning: {warning}", "yellow")
+        structlog.get_logger("ravebot").warning("unwise configuration", about=warning)
     asyncio.run(until_told_to_stop(run_app(loaded)))
 
 

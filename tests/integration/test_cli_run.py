@@ -1,0 +1,124 @@
+"""`ravebot run` as a process: it starts with Matrix and GitLab away, says so, and ends when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from ravebot.web.admin import socket_path
+from tests.integration.test_cli import HIDDEN, Installation
+
+pytestmark = pytest.mark.integration
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Installation:
+    """An installation on libvirt's in-memory driver, without a network, whose services nobody answers for."""
+    installation = Installation(tmp_path)
+    text = installation.config.read_text()
+    for service in ("matrix", "gitlab"):
+        text = text.replace(f"https://{service}.example.org", "http://127.0.0.1:1")
+    text = text[: text.index("provider:")]
+    text += (
+        f"provider: {{uri: 'test:///default', network: none, image: {tmp_path}/i, storage_pool: {tmp_path}/disks}}\n"
+    )
+    text += f"http: {{listen: '127.0.0.1:{free_port()}'}}\n"
+    installation.config.write_text(text)
+    return installation
+
+
+def address(here: Installation) -> str:
+    return "http://" + here.config.read_text().rpartition("listen: '")[2].partition("'")[0]
+
+
+async def healthy(url: str) -> None:
+    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        while True:
+            with suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/healthz") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def running(here: Installation) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await here.start("run")
+    try:
+        await healthy(address(here))
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def test_it_runs_without_its_services_says_so_and_ends_with_0_when_told(here: Installation) -> None:
+    async with running(here) as process:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{address(here)}/readyz") as response:
+                body = await response.json()
+                assert response.status == 503
+            async with session.get(f"{address(here)}/metrics") as response:
+                assert "ravebot_sandboxes" in await response.text()
+        assert body["checks"]["gitlab"]["ok"] is False
+        assert body["checks"]["provider"]["ok"] is True
+        code, output, errors = await here.run("list")
+        assert (code, len(output.splitlines()), errors) == (0, 1, "")
+        code, output, _ = await here.run("audit", "--verify")
+        assert code == 0
+        process.send_signal(signal.SIGTERM)
+        _, errors_raw = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert HIDDEN.encode() not in errors_raw
+    assert "ravebot runs" in [json.loads(line)["event"] for line in errors_raw.splitlines()]
+    assert not socket_path(here.state).exists()
+
+
+async def test_a_second_one_on_the_same_state_refuses_and_names_the_first(here: Installation) -> None:
+    async with running(here) as process:
+        code, _, errors = await here.run("run")
+    assert code == 1
+    assert f"process {process.pid}" in errors.splitlines()[-1]
+
+
+async def test_after_a_kill_the_next_one_starts_and_answers_on_the_socket(here: Installation) -> None:
+    async with running(here) as process:
+        process.kill()
+        await process.communicate()
+    assert socket_path(here.state).exists()
+    code, _, errors = await here.run("list")
+    assert code == 3
+    assert "ravebot run" in errors
+    async with running(here):
+        code, _, _ = await here.run("list")
+        assert code == 0
+
+
+async def test_an_address_that_is_taken_ends_the_start_with_the_key_to_change(here: Installation) -> None:
+    async with running(here):
+        other = here.config.read_text().replace(f"{here.state}", f"{here.state}-2")
+        here.config.write_text(other)
+        code, _, errors = await here.run("run")
+    assert code == 1
+    assert "http.listen" in errors
+
+
+async def test_cleanup_works_with_the_bot_down(here: Installation) -> None:
+    code, output, errors = await here.run("cleanup", "--all", "--force")
+    assert (code, output.strip()) == (0, "There was nothing to clean up.")
+    assert "No ravebot is running" in errors
