@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def image_size(image: Path) -> int:
     return int(size)
 
 
+def check_base(image: Path, size_bytes: int) -> None:
+    """Raise ProviderError unless that image can be the base of a disk of that size."""
+    base_bytes = image_size(image)
+    if base_bytes > size_bytes:
+        raise ProviderError(
+            f"the image {image} is {base_bytes} bytes large, a sandbox's disk only {size_bytes}:"
+            " make sandbox.disk at least as large"
+        )
+
+
 class Disks:
     """The storage pool `rave-<instance id>` and the volumes in it. Every method is called in a worker thread."""
 
@@ -50,6 +61,7 @@ class Disks:
         self.pool = f"rave-{instance_id}"
         self.folder = folder
         self._prefix = f"rave-{instance_id}-"
+        self._making = threading.Lock()  # of worker threads: two that find the pool missing make it once
 
     def volume_of(self, machine: str) -> str:
         """The name of a machine's disk."""
@@ -57,6 +69,10 @@ class Disks:
 
     def ensure(self, handle: Handle) -> Handle:
         """The storage pool, made and started when it is not there."""
+        with self._making:
+            return self._ensure(handle)
+
+    def _ensure(self, handle: Handle) -> Handle:
         try:
             pool = handle.storagePoolLookupByName(self.pool)
         except libvirt.libvirtError as error:
@@ -64,12 +80,8 @@ class Disks:
                 raise
             pool = self._define(handle)
         if not pool.isActive():
-            try:
-                pool.build(0)
-                pool.create(0)
-            except libvirt.libvirtError:
-                if not pool.isActive():  # not just someone faster
-                    raise
+            pool.build(0)
+            pool.create(0)
         return pool
 
     def refresh(self, handle: Handle) -> None:
@@ -81,8 +93,6 @@ class Disks:
         try:
             return handle.storagePoolDefineXML(pool_xml(self.pool, self.folder))
         except libvirt.libvirtError as error:
-            with suppress(libvirt.libvirtError):
-                return handle.storagePoolLookupByName(self.pool)
             raise ProviderError(
                 f"the folder {self.folder} can't be this instance's storage pool ({error}):"
                 " give provider.storage_pool a folder of its own"
@@ -94,12 +104,6 @@ class Disks:
 
     def create_overlay(self, handle: Handle, machine: str, *, image: Path, size_bytes: int) -> str:
         """Make a machine's disk, in place of one that was half made, and return its path."""
-        base_bytes = image_size(image)
-        if base_bytes > size_bytes:
-            raise ProviderError(
-                f"the image {image} is {base_bytes} bytes large, a sandbox's disk only {size_bytes}:"
-                " make sandbox.disk at least as large"
-            )
         self.delete(handle, self.volume_of(machine))
         xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
         return str(self.ensure(handle).createXML(xml, 0).path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -30,10 +31,15 @@ class Network:
         self.name = f"rave-{instance_id[:8]}"
         self._bridge = bridge
         self._dns = dns
+        self._making = threading.Lock()  # of worker threads: two that find the network missing make it once
         self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
 
     def ensure(self, handle: Handle) -> Handle:
         """The network, active and as configured. Raises ProviderError when it can't be made so."""
+        with self._making:
+            return self._ensure(handle)
+
+    def _ensure(self, handle: Handle) -> Handle:
         network = self._lookup(handle)
         if network is not None and not self._as_configured(network):
             if self.leases(handle):
@@ -51,9 +57,6 @@ class Network:
             if not network.isActive():
                 network.create()
         except libvirt.libvirtError as error:
-            with suppress(libvirt.libvirtError):
-                if network is not None and network.isActive():
-                    return network
             raise ProviderError(
                 f"the bridge {self._bridge.name} with {self._bridge.subnet} can't be made ({error}):"
                 " is provider.bridge used by something else?"

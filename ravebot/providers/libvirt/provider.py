@@ -25,7 +25,7 @@ from ravebot.providers.base import (
 )
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.definitions import domain_xml
-from ravebot.providers.libvirt.disks import Disks
+from ravebot.providers.libvirt.disks import Disks, check_base
 from ravebot.providers.libvirt.domains import Domains
 from ravebot.providers.libvirt.events import Events
 from ravebot.providers.libvirt.guest import GuestAgents
@@ -127,9 +127,11 @@ class LibvirtProvider:
         domain = self._domains.find(handle, spec.name)
         if domain is not None and domain.UUIDString() != spec.uuid:
             raise ProviderError(f"a machine {spec.name} of ours exists with another UUID: it is left alone")
+        disk = self._disks.path(handle, spec.name) if domain is not None else None
+        if disk is None:
+            check_base(spec.image, spec.disk_bytes)
         if self._network is not None:
             self._network.add_lease(handle, Lease(spec.name, spec.mac, spec.address))
-        disk = self._disks.path(handle, spec.name) if domain is not None else None
         if disk is None:
             disk = self._disks.create_overlay(handle, spec.name, image=spec.image, size_bytes=spec.disk_bytes)
         if domain is None:
