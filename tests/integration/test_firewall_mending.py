@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import aclosing
 
+import psutil
 import pytest
 
 from ravebot.access.rules import Repair, Rules
@@ -207,6 +208,36 @@ async def test_a_foreign_change_is_told_of_and_our_own_are_not(router: Router) -
     assert told.qsize() < 5, "a burst is told of once or twice, not for every change"
     await firewall.close()
     await asyncio.wait_for(listener, 2)
+
+
+async def test_a_monitor_that_was_killed_is_started_again_and_asks_for_a_look(router: Router) -> None:
+    firewall = firewall_of(router)
+    await firewall.open()
+    changes = firewall.changes()
+    change = asyncio.ensure_future(anext(changes))
+    async with asyncio.timeout(5):
+        while not (monitors := [child for child in psutil.Process().children() if "monitor" in child.cmdline()]):
+            await asyncio.sleep(0.05)
+    for monitor in monitors:
+        monitor.kill()
+    await asyncio.wait_for(change, 5)
+    router.host.nft("add table ip foreign")
+    await asyncio.wait_for(anext(changes), 5)
+    await firewall.close()
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(anext(changes), 5)
+    assert not [child for child in psutil.Process().children() if "monitor" in child.cmdline()]
+
+
+async def test_after_close_the_rules_stay_and_passes_at_once_do_not_disturb_each_other(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    repairs = await asyncio.gather(*(firewall.ensure(rules) for _ in range(4)), firewall.open(), firewall.connections())
+    assert sum(repair.added for repair in repairs if isinstance(repair, Repair)) == 3
+    await firewall.close()
+    assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
 
 
 async def test_two_instances_do_not_touch_each_other(router: Router) -> None:
