@@ -42,9 +42,7 @@ def by_password(synapse: Synapse, account: MatrixUser) -> MatrixConfig:
 
 
 def by_token(synapse: Synapse, user_id: str) -> MatrixConfig:
-    return MatrixConfig.model_validate(
-        {"homeserver": synapse.url, "user_id": user_id, "access_token_file": "/unused"}
-    )
+    return MatrixConfig.model_validate({"homeserver": synapse.url, "user_id": user_id, "access_token_file": "/unused"})
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -87,9 +85,7 @@ async def test_a_login_that_the_server_ended_is_renewed_on_the_same_device(
     assert again.device_id == client.device_id
 
 
-async def test_a_damaged_login_file_leads_to_a_new_login(
-    synapse: Synapse, account: MatrixUser, tmp_path: Path
-) -> None:
+async def test_a_damaged_login_file_leads_to_a_new_login(synapse: Synapse, account: MatrixUser, tmp_path: Path) -> None:
     (tmp_path / "matrix.json").write_text('{"device_id": ')
     client = MatrixClient(by_password(synapse, account), account.password, tmp_path)
     await client.open()
@@ -161,9 +157,7 @@ async def test_the_same_transaction_after_a_restart_is_one_message(
     assert [message.body for message in await alice.messages(room)] == ["once"]
 
 
-async def test_rooms_are_found_by_alias_and_missing_ones_are_not_found(
-    client: MatrixClient, alice: MatrixUser
-) -> None:
+async def test_rooms_are_found_by_alias_and_missing_ones_are_not_found(client: MatrixClient, alice: MatrixUser) -> None:
     room = await alice.create_room("found", public=True)
     assert await client.resolve("#found:localhost") == room
     assert await client.resolve(room) == room
@@ -180,9 +174,7 @@ async def test_a_room_we_are_not_in_takes_nothing_from_us(client: MatrixClient, 
         await client.join(room)
 
 
-async def test_a_message_that_is_too_large_is_refused_for_good(
-    client: MatrixClient, alice: MatrixUser
-) -> None:
+async def test_a_message_that_is_too_large_is_refused_for_good(client: MatrixClient, alice: MatrixUser) -> None:
     room = await alice.create_room(invite=[client.user_id])
     await client.join(room)
     with pytest.raises(Forbidden, match="413"):
@@ -195,9 +187,7 @@ async def test_who_is_in_a_room_is_told(client: MatrixClient, alice: MatrixUser)
     assert await client.direct_members(room) == {client.user_id, alice.user_id}
 
 
-async def test_a_server_that_is_not_there_is_unavailable(
-    synapse: Synapse, account: MatrixUser, tmp_path: Path
-) -> None:
+async def test_a_server_that_is_not_there_is_unavailable(synapse: Synapse, account: MatrixUser, tmp_path: Path) -> None:
     config = MatrixConfig.model_validate(
         {"homeserver": "http://127.0.0.1:1", "user_id": account.user_id, "password_file": "/unused"}
     )
