@@ -73,9 +73,7 @@ def _ports(config: Config) -> Iterator[Finding]:
         yield Finding(("http", "listen"), "a port is a number from 1 to 65535")
     for name, ports in (("ssh_ports", config.sandbox.ssh_ports), ("web_ports", config.sandbox.web_ports)):
         if listen in ports:
-            yield Finding(
-                ("sandbox", name), f"port {listen} is ravebot's own (http.listen): take another range"
-            )
+            yield Finding(("sandbox", name), f"port {listen} is ravebot's own (http.listen): take another range")
         if ports.last - ports.first + 1 < config.pool.max_running:
             yield Finding(("sandbox", name), "fewer ports than pool.max_running: widen the range")
 
@@ -177,14 +175,10 @@ def _rooms(config: Config) -> Iterator[Finding]:
     for place, room in enumerate(config.matrix.rooms):
         for index, project in enumerate(room.projects):
             if "*" not in project and not matches_project(config.gitlab.projects, project):
-                yield Finding(
-                    ("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects"
-                )
+                yield Finding(("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects")
 
 
 def _useless_warnings(config: Config) -> Iterator[Finding]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:
-            yield Finding(
-                ("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never"
-            )
+            yield Finding(("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never")

@@ -107,13 +107,9 @@ class _Reader:
             return self._loader.construct_object(node)  # type: ignore[no-any-return]  # untyped there
         except yaml.constructor.ConstructorError:
             written = f"{node.tag} {node.value}".strip()
-            self._complain(
-                node, path, f'YAML reads a leading ! as a tag; put quotes around it: "{written[:60]}"'
-            )
+            self._complain(node, path, f'YAML reads a leading ! as a tag; put quotes around it: "{written[:60]}"')
         except ValueError as error:
-            self._complain(
-                node, path, f"YAML can't read this value ({error}); put quotes around it if it is text"
-            )
+            self._complain(node, path, f"YAML can't read this value ({error}); put quotes around it if it is text")
         return None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> Value:
@@ -129,9 +125,7 @@ class _Reader:
                 continue
             if key in own:
                 first = self._tree.line_of((*path, key))
-                self._complain(
-                    key_node, (*path, key), f"this key is there twice, first in line {first}: remove one"
-                )
+                self._complain(key_node, (*path, key), f"this key is there twice, first in line {first}: remove one")
                 continue
             self._tree.lines[(*path, key)] = key_node.start_mark.line + 1
             own[key] = self.read(value_node, (*path, key))
