@@ -13,6 +13,7 @@ from ravebot.clock import Clock
 from ravebot.config import Config, matches_project
 from ravebot.errors import NotFound, RavebotError
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.webhook import note_key
 from ravebot.intake.gitlab import POLLED_NOTE, polled
@@ -72,10 +73,9 @@ class Poller:
         present = await self._gitlab.open_merge_requests(self._config.gitlab.projects)
         known = {mr.ref: mr for mr in await self._database.read(merge_requests.opened)}
         for mr in present:
-            before = known.pop(mr.ref, None)
+            known.pop(mr.ref, None)
             await self._told(mr)
-            if before is None or before.updated_at != mr.updated_at:
-                await self._comments(mr)
+            await self._comments(mr)
         for ref in known:
             try:
                 await self._told(await self._gitlab.merge_request(ref))
@@ -98,6 +98,8 @@ class Poller:
     async def _keep(self, tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
         if await self._looked_at(tx, mr):
             for comment in comments:
+                if parse_comment(comment.text) is None:
+                    continue
                 await inbox.add(
                     tx,
                     source="gitlab",

@@ -63,6 +63,8 @@ class Views:
         )
 
     async def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
+        if sandbox.state is not SandboxState.READY:
+            return None  # what is not announced yet may still be closed again
         machine = await machines.get(tx, sandbox.machine_id)
         if not sandbox.ports_open or machine is None or not sandbox.ssh_port or not sandbox.web_port:
             return None

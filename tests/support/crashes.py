@@ -1,0 +1,101 @@
+"""Kills ravebot as a power cut would, right after chosen steps of its database, and starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.stage import Stage
+
+_STEP = """
+SELECT (SELECT kind || ' by ' || actor_kind FROM events ORDER BY id DESC LIMIT 1),
+       (SELECT COUNT(*) FROM events),
+       (SELECT state FROM machines ORDER BY id DESC LIMIT 1),
+       (SELECT state || ' ' || COALESCE(stage, '') FROM sandboxes ORDER BY id DESC LIMIT 1),
+       (SELECT COUNT(*) FROM inbox),
+       (SELECT COUNT(*) FROM inbox WHERE handled_at IS NOT NULL),
+       (SELECT COUNT(*) FROM outbox WHERE attempted_at IS NOT NULL),
+       (SELECT COUNT(*) FROM outbox WHERE delivered_at IS NOT NULL),
+       (SELECT group_concat(target || ' ' || kind || CASE WHEN delivered_at IS NULL THEN ' in flight' ELSE '' END)
+          FROM (SELECT * FROM outbox WHERE attempted_at IS NOT NULL ORDER BY id DESC LIMIT 1))
+"""
+
+
+@dataclass
+class Reaper:
+    """Kills after every few steps while it is at work; `points` are the steps after which it struck."""
+
+    stage: Stage
+    seed: int
+    steps_between: tuple[int, int] = (1, 4)
+    points: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._stop = threading.Event()
+
+    async def work(self, most: int) -> None:
+        """Kill and restart until it was done `most` times or `rest` is called."""
+        self._stop.clear()
+        done = 0
+        while done < most and not self._stop.is_set():
+            steps = self._random.randint(*self.steps_between)
+            delay = self._random.choice((0.0, 0.0, 0.003, 0.01, 0.03))
+            if not await asyncio.to_thread(self._wait_for_steps, steps, delay):
+                return
+            await self.stage.bot.kill()
+            self.points.append(self._where())
+            self.stage.bot.start()
+            done += 1
+
+    def rest(self) -> None:
+        self._stop.set()
+
+    def _wait_for_steps(self, steps: int, delay: float) -> bool:
+        process = self.stage.bot.process
+        assert process
+        before = _look(self.stage.state_dir / "ravebot.db")
+        while steps and not self._stop.is_set():
+            assert process.poll() is None, f"it ended by itself: {self.stage.bot.log.read_text()[-4000:]}"
+            time.sleep(0.001)
+            now = _look(self.stage.state_dir / "ravebot.db")
+            if now != before and now is not None:
+                before, steps = now, steps - 1
+        if self._stop.is_set():
+            return False
+        time.sleep(delay)
+        process.kill()
+        return True
+
+    def _where(self) -> str:
+        row = _look(self.stage.state_dir / "ravebot.db")
+        return " | ".join(str(part) for part in row[0:1] + row[2:4] + row[8:9]) if row else "empty"
+
+
+def _look(path: Path) -> tuple[object, ...] | None:
+    if not path.exists():
+        return None
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1)
+    try:
+        found: tuple[object, ...] | None = connection.execute(_STEP).fetchone()
+    except sqlite3.OperationalError:  # the tables are not there yet, or it was killed a moment ago
+        return None
+    else:
+        return found
+    finally:
+        connection.close()
+
+
+def rows(stage: Stage, sql: str, *parameters: object) -> list[sqlite3.Row]:
+    """Read ravebot's database from beside it."""
+    connection = sqlite3.connect(f"file:{stage.state_dir / 'ravebot.db'}?mode=ro", uri=True, timeout=5)
+    connection.row_factory = sqlite3.Row
+    try:
+        return connection.execute(sql, parameters).fetchall()
+    finally:
+        connection.close()

@@ -1,0 +1,55 @@
+"""What an instance still has in libvirt, nftables and its database; after the end that is nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import libvirt
+
+from tests.support.crashes import rows
+from tests.support.stage import Stage
+
+
+def machines(stage: Stage) -> list[str]:
+    """Domains of the stage's instance."""
+    connection = libvirt.open("qemu:///system")
+    try:
+        return sorted(d.name() for d in connection.listAllDomains() if d.name().startswith(f"rave-t{stage.mark}-"))
+    finally:
+        connection.close()
+
+
+def disks(stage: Stage) -> list[str]:
+    """Files in the storage pool's folder."""
+    folder = stage.folder / "disks"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def addresses(stage: Stage) -> list[str]:
+    """DHCP entries in the stage's network."""
+    connection = libvirt.open("qemu:///system")
+    try:
+        xml = [net.XMLDesc() for net in connection.listAllNetworks() if net.bridgeName() == stage.bridge]
+    finally:
+        connection.close()
+    return [line.strip() for text in xml for line in text.splitlines() if "<host " in line]
+
+
+def rules(stage: Stage) -> list[str]:
+    """Elements of the instance's nftables maps and sets that name a guest or a port (not the visitors' counters)."""
+    instance_id = (stage.state_dir / "instance-id").read_text().strip()
+    listed = subprocess.run(["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    found = []
+    for item in json.loads(listed)["nftables"]:
+        for kind in ("map", "set"):
+            one = item.get(kind)
+            if one and instance_id in one["table"] and "timeout" not in one.get("flags", []):
+                found += [f"{one['name']}: {element}" for element in one.get("elem", [])]
+    return [line for line in found if str(stage.subnet.network_address).rsplit(".", 1)[0] + "." in line]
+
+
+def ports(stage: Stage) -> list[int]:
+    """Ports that are given out."""
+    found = rows(stage, "SELECT ssh_port, web_port FROM sandboxes WHERE state <> 'ended'")
+    return [port for row in found for port in row if port is not None]
