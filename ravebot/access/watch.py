@@ -12,8 +12,8 @@ from ravebot.access.nft import NetworkTools
 _GENERATION = re.compile(rb"^# new generation \d+ by process (\d+)")
 """One such line ends each transaction in nft's text output; its JSON output does not say who made it."""
 
-_QUIET_SECONDS = 0.05
-_BURST_SECONDS = 0.5
+_PAUSE_SECONDS = 0.2
+_SETTLE_SECONDS = 0.5  # by then nft listens; it does not say when
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 _LINE_LIMIT = 4096
 
@@ -34,6 +34,7 @@ class Monitor:
             if process is not None:
                 try:
                     if failures:
+                        await asyncio.sleep(_SETTLE_SECONDS)
                         yield
                     async for _ in self._foreign(process):
                         failures = 0
@@ -67,33 +68,22 @@ class Monitor:
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        self._running.discard(process)
-        if process.returncode is None:
+        if process in self._running:  # a second signal to a dying process would take its exit code from asyncio
+            self._running.discard(process)
             with suppress(ProcessLookupError):
                 process.kill()
         await process.wait()
 
     async def _foreign(self, process: asyncio.subprocess.Process) -> AsyncIterator[None]:
         assert process.stdout is not None
-        loop = asyncio.get_running_loop()
         rest = b""
-        pending_since: float | None = None
-        while True:
-            try:
-                timeout = None if pending_since is None else _QUIET_SECONDS
-                chunk = await asyncio.wait_for(process.stdout.read(65536), timeout)
-            except TimeoutError:
-                chunk = None
-            if chunk:
-                *lines, rest = (rest + chunk).split(b"\n")
-                rest = rest[:_LINE_LIMIT]  # a set's elements may make a line of any length; only its start matters
-                if pending_since is None and any(map(self._is_foreign, lines)):
-                    pending_since = loop.time()
-            if pending_since is not None and (not chunk or loop.time() - pending_since > _BURST_SECONDS):
-                pending_since = None
+        while chunk := await process.stdout.read(65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[:_LINE_LIMIT]  # a set's elements may make a line of any length; only its start matters
+            if any(map(self._is_foreign, lines)):
                 yield
-            if chunk == b"":
-                return
+                # The first change is told at once; what follows it is read, and told of, together.
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     def _is_foreign(self, line: bytes) -> bool:
         match = _GENERATION.match(line)

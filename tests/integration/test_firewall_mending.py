@@ -221,8 +221,11 @@ async def test_a_monitor_that_was_killed_is_started_again_and_asks_for_a_look(ro
     for monitor in monitors:
         monitor.kill()
     await asyncio.wait_for(change, 5)
-    router.host.nft("add table ip foreign")
-    await asyncio.wait_for(anext(changes), 5)
+    change = asyncio.ensure_future(anext(changes))
+    async with asyncio.timeout(10):
+        while not change.done():  # until the new monitor listens
+            router.host.nft("add table ip foreign; delete table ip foreign")
+            await asyncio.sleep(0.1)
     await firewall.close()
     with pytest.raises(StopAsyncIteration):
         await asyncio.wait_for(anext(changes), 5)
