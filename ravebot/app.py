@@ -127,10 +127,7 @@ class Bot:
                 )
             )
 
-        def count(result: str) -> None:
-            self.metrics.webhook_answered(result, 0.0)
-
-        handler = webhook_handler(self.secrets, self.clock, accept, count)
+        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered)
         return make_app(handler, self._checks(), self.metrics)
 
     async def _matrix(self) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
+import structlog
 from aiohttp import web
 
 from ravebot.clock import Clock
@@ -17,6 +19,8 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
 from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, delivery
+
+log = structlog.get_logger()
 
 MAX_BODY_BYTES = 5 * 1024**2
 BODY_SECONDS = 10.0
@@ -28,18 +32,22 @@ def webhook_handler(
     secrets: WebhookSecrets,
     clock: Clock,
     accept: Callable[[Delivery], Awaitable[bool]],
-    on_result: Callable[[str], None],
+    on_result: Callable[[str, float], None],
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,
 ) -> Handler:
     """The handler. `accept` returns once the delivery is committed: true when new, false when we had it already.
 
-    `on_result` is told accepted, duplicate, ignored, forged, malformed, too_large or unavailable.
+    `on_result` is told accepted, duplicate, ignored, forged, malformed, too_large or unavailable, and how long it
+    took in seconds.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        began = time.perf_counter()
         result, response = await _answer(request)
-        on_result(result)
+        on_result(result, time.perf_counter() - began)
+        if response.status >= 400:
+            log.warning("webhook refused", result=result, why=response.text, sender=request.remote)
         return response
 
     async def _answer(request: web.Request) -> tuple[str, web.Response]:

@@ -50,7 +50,12 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     handler = webhook_handler(
-        SECRETS, SystemClock(), receiver.accept, receiver.results.append, max_body_bytes=100_000, body_seconds=1
+        SECRETS,
+        SystemClock(),
+        receiver.accept,
+        lambda result, _: receiver.results.append(result),
+        max_body_bytes=100_000,
+        body_seconds=1,
     )
     app.router.add_post("/webhooks/gitlab", handler)
     runner = web.AppRunner(app)
