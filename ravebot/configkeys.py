@@ -64,6 +64,8 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
             return Complaint(path, _WRITTEN_LIKE[named])
     if kind == "string_type":
         return Complaint(path, "write text here; put quotes around it if it begins with @, ! or #")
+    if kind == "path_type":
+        return Complaint(path, "write an absolute path")
     if kind in ("model_type", "dict_type"):
         return Complaint(path, "keys with values belong here")
     if kind == "tuple_type":
@@ -82,7 +84,7 @@ def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, 
     path: list[int | str] = []
     for place, key in enumerate(location):
         if isinstance(value, dict) and isinstance(key, str) and (key in value or place == len(location) - 1):
-            if key == "[key]":
+            if key == "[key]" and key not in value:
                 break
             path.append(key)
             value = value.get(key)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ravebot.configfile import InvalidConfigError, LoadedConfig, load
 from ravebot.configkeys import every_key
@@ -146,6 +148,8 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         ("agents: [{name: a}, {name: a}]", "agents", "2 agents are called a"),
         ("agents: [{name: a, ssh_keys: [not a key]}]", "agents[0].ssh_keys[0]", ".pub file"),
         ("1: x", "", "a key must be text"),
+        ("'[key]': x", "[key]", "unknown key"),
+        ("state_dir: 7", "state_dir", "absolute path"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_what_to_do(folder: Folder, added: str, path: str, says: str) -> None:
@@ -316,6 +320,37 @@ def test_a_path_that_is_no_file_is_told_so(tmp_path: Path, what: str, says: str)
 def test_what_is_unwise_is_a_warning(folder: Folder, before: str, after: str, says: str) -> None:
     (warning,) = folder.load(folder.minimal((before, after))).warnings
     assert says in warning
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["2h", "@a:b", "9" * 40]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_stands_anywhere_is_told_and_never_a_crash(folder: Folder, data: st.DataObject) -> None:
+    """One place of the example, at any depth, is replaced by anything."""
+    whole = yaml.safe_load(example_with_secrets(folder))
+    place, at = whole, data.draw(st.sampled_from(sorted(whole)))
+    while isinstance(place[at], dict | list) and place[at] and data.draw(st.booleans()):
+        place = place[at]
+        at = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    place[at] = data.draw(ANYTHING)
+    messages = ["none"]
+    try:
+        folder.load(yaml.safe_dump(whole, allow_unicode=True))
+    except InvalidConfigError as error:
+        messages = [problem.message for problem in error.problems]
+    assert messages
+    assert all(message and "<class" not in message for message in messages)
 
 
 def example_with_secrets(folder: Folder) -> str:
