@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+import aiohttp
 import asyncssh
 import pytest
 
@@ -36,6 +37,7 @@ from tests.support.libvirtd import ensure_libvirtd, restart_libvirtd
 pytestmark = pytest.mark.integration
 SECOND = timedelta(seconds=1)
 BOOT_SECONDS = 60
+WEB_PORT = 3002
 
 
 @contextmanager
@@ -102,6 +104,39 @@ async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...])
         return str((await connection.run("id -un", check=True)).stdout).strip()
 
 
+# Takes the agent's place: answers what keeps libvirt in step, and lies (or pours out noise) after that.
+LIAR = """\
+#!/bin/sh
+exec 3<>/dev/agent
+while sleep 1; do
+    while read -r line <&3; do
+        case "$line" in
+        *guest-sync*) echo "{\\"return\\":$(echo "$line" | tr -cd 0-9)}" >&3 ;;
+        *) ANSWER ;;
+        esac
+    done
+done
+"""
+LIES = """echo '{"return":{"pid":"many","handle":[],"exited":"maybe","count":-1}}' >&3"""
+NOISE = "cat /dev/urandom >&3"
+
+
+async def replace_agent(bench: ProviderBench, spec: MachineSpec, answer: str) -> None:
+    script = bench.folder / "liar"
+    script.write_text(LIAR.replace("ANSWER", answer))
+    await bench.provider.copy_in(spec.name, script, "/usr/sbin/liar", mode=0o755)
+
+    async def reconnected() -> None:
+        async for event in bench.provider.events():
+            if event == ProviderEvent(spec.name, "agent connected"):
+                return
+
+    swap = "(sleep 1; mv /usr/sbin/liar /usr/sbin/qemu-ga; killall qemu-ga) >/dev/null 2>&1 &"
+    swapped = asyncio.create_task(reconnected())
+    await bench.provider.run(spec.name, ("sh", "-c", swap), timeout=20 * SECOND)
+    await asyncio.wait_for(swapped, 20)
+
+
 class TestLibvirtQemu(ProviderContract):
     """The shared contract."""
 
@@ -153,14 +188,32 @@ class TestAGuestThatBehaves:
         bench, spec = guest
         done = await bench.provider.run(spec.name, ("sh", "-c", "sleep 60 & echo left"), timeout=15 * SECOND)
         assert (done.exit_code, done.output) == (0, "left\n")
+        done = await bench.provider.run(spec.name, ("sh", "-c", "pidof sleep"), timeout=15 * SECOND)
+        assert done.exit_code == 0
 
     async def test_binary_noise_is_cut_to_its_end(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
         bench, spec = guest
         done = await bench.provider.run(
             spec.name, ("sh", "-c", "timeout 3 /bin/noise; echo the end"), timeout=40 * SECOND
         )
-        assert len(done.output) <= OUTPUT_LIMIT_BYTES
+        assert OUTPUT_LIMIT_BYTES / 2 < len(done.output) <= OUTPUT_LIMIT_BYTES
         assert done.output.endswith("the end\n")
+
+    async def test_the_end_of_long_text_is_kept_whole(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(spec.name, ("seq", "1", "50000"), timeout=60 * SECOND)
+        whole = "".join(f"{number}\n" for number in range(1, 50001))
+        assert done.output == whole[-OUTPUT_LIMIT_BYTES:]
+
+    async def test_a_command_leaves_nothing_behind_and_what_it_makes_is_for_others_to_read(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        count = ("sh", "-c", "ls /tmp | wc -l; touch /run/made; stat -c %a /run/made")
+        first = await bench.provider.run(spec.name, count, timeout=20 * SECOND)
+        second = await bench.provider.run(spec.name, count, timeout=20 * SECOND)
+        assert first.output == second.output
+        assert first.output.endswith("\n644\n")
 
     async def test_a_command_that_does_not_end_in_time_times_out(
         self, guest: tuple[ProviderBench, MachineSpec]
@@ -225,6 +278,24 @@ class TestAGuestThatBehaves:
                 await bench.provider.create(MachineSpec(**{**vars(taken), **change}))
         assert len((await bench.provider.list()).volumes) == 1
 
+    async def test_it_serves_the_code_that_was_last_moved_into_place(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        url = f"http://{spec.address}:{WEB_PORT}/"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(url) as answer:
+                assert answer.status == 404
+            for text in ("first", "second"):
+                move = (
+                    'mkdir /srv/next && echo "$1" >/srv/next/index.html'
+                    " && rm -rf /srv/merge-request && mv /srv/next /srv/merge-request"
+                )
+                done = await bench.provider.run(spec.name, ("sh", "-c", move, "sh", text), timeout=20 * SECOND)
+                assert done.exit_code == 0
+                async with session.get(url) as answer:
+                    assert await answer.text() == f"{text}\n"
+
     async def test_its_console_is_kept_in_the_state_folder(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
         bench, spec = guest
         log = bench.folder / f"state-{bench.instance_id}" / "console" / f"{spec.name}.log"
@@ -239,16 +310,15 @@ class TestAGuestThatBehaves:
                 told.append(event)
 
         listening = asyncio.create_task(listen())
-        under_way = asyncio.create_task(bench.provider.run(spec.name, ("sleep", "30"), timeout=40 * SECOND))
+        command = ("sh", "-c", "sleep 6; echo survived")
+        under_way = asyncio.create_task(bench.provider.run(spec.name, command, timeout=40 * SECOND))
         try:
             await asyncio.sleep(1)
             await asyncio.to_thread(restart_libvirtd)
-            with pytest.raises(Unavailable):
-                await under_way
             machine = await observed(bench.provider, spec.name)
             assert machine is not None
             assert machine.state is Observed.AGENT_SILENT
-            await wait_for_agent(bench.provider, spec.name)
+            assert (await under_way).output == "survived\n"
             async with asyncio.timeout(15):
                 while ProviderEvent("", "connected") not in told:
                     await asyncio.sleep(0.05)
@@ -299,6 +369,33 @@ class TestAHostileGuest:
             for task in stuck:
                 task.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
+
+    async def test_an_agent_that_lies_is_found_out(self, bench: ProviderBench) -> None:
+        provider, spec = bench.provider, bench.spec()
+        await boot_up(provider, spec)
+        await replace_agent(bench, spec, LIES)
+        source = bench.folder / "source"
+        source.write_text("text")
+        for lie in (
+            provider.run(spec.name, ("true",), timeout=5 * SECOND),
+            provider.host_keys(spec.name),
+            provider.copy_in(spec.name, source, "/srv/file"),
+        ):
+            with pytest.raises(GuestError, match="makes no sense"):
+                await lie
+
+    async def test_an_agent_that_pours_out_noise_harms_nothing(self, bench: ProviderBench) -> None:
+        provider, spec, calm = bench.provider, bench.spec(), bench.spec()
+        await asyncio.gather(boot_up(provider, spec), boot_up(provider, calm))
+        await replace_agent(bench, spec, NOISE)
+        started = time.monotonic()
+        with pytest.raises(GuestError):
+            await provider.run(spec.name, ("true",), timeout=5 * SECOND)
+        assert time.monotonic() - started < 8
+        assert await provider.ping(calm.name, 5 * SECOND)
+        started = time.monotonic()
+        await provider.delete(spec.name)
+        assert time.monotonic() - started < 5
 
     async def test_one_that_hangs_at_shutdown_is_destroyed(self, bench: ProviderBench) -> None:
         provider, spec = bench.provider, bench.spec("rave.noshutdown")
@@ -363,6 +460,38 @@ class TestAnEnd:
         finally:
             await bench.clean_instance(bench.instance_id)
             subprocess.run(["umount", "--lazy", str(disks)], check=True)
+
+
+class TestTheConnection:
+    async def test_libvirt_that_is_not_there_is_unavailable_and_found_when_it_is_back(
+        self, bench: ProviderBench
+    ) -> None:
+        socket = bench.folder / "libvirt-sock"
+        config = bench.config.model_copy(update={"uri": f"qemu+unix:///system?socket={socket}"})
+        provider = bench.another(bench.instance_id, config)
+        told: list[ProviderEvent] = []
+
+        async def listen() -> None:
+            async for event in provider.events():
+                told.append(event)
+
+        listening = asyncio.create_task(listen())
+        try:
+            assert not await provider.connected()
+            with pytest.raises(Unavailable, match="is libvirtd running"):
+                await provider.list()
+            with pytest.raises(Unavailable):
+                await provider.ping("rave-test-any", SECOND)
+            assert told == []
+            socket.symlink_to("/run/libvirt/libvirt-sock")
+            async with asyncio.timeout(5):
+                while ProviderEvent("", "connected") not in told:
+                    await asyncio.sleep(0.05)
+            assert await provider.connected()
+            assert (await provider.list()).machines == ()
+        finally:
+            listening.cancel()
+            await provider.close()
 
 
 class TestTheProbe:

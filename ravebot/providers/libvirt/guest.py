@@ -21,7 +21,7 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError
+from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
@@ -35,24 +35,31 @@ _CALL_SECONDS = 15.0
 _FIRST_POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The command writes to a file, not to the agent's pipe: a service that it leaves running would hold the pipe
-# open for ever. Every second a file that has grown is cut to its tail, so endless output fills nothing.
+# The command writes to a pipe whose reader keeps only the end of it in files, so that endless output fills nothing.
+# It is not the agent's own pipe: a service that the command leaves running would hold that open for ever. For such
+# a service the reader stays, and a second after the command's end what was kept is the answer.
+# Small blocks, because each read is one: of a program that writes line by line a thousand lines are kept.
 _RUN = """\
-umask 077
-folder=$(mktemp -d) || exit 125
-( while sleep 1; do
-    if [ "$(wc -c <"$folder/log")" -gt 1048576 ]; then
-        tail -c LIMIT "$folder/log" >"$folder/new" && mv "$folder/new" "$folder/before"
-        : >"$folder/log"
-    fi
-done ) </dev/null >/dev/null 2>&1 &
-cutter=$!
-: >"$folder/log"
-"$@" >>"$folder/log" 2>&1
+umask 022
+folder=$(mktemp -d) && mkfifo "$folder/pipe" || exit 125
+(
+    exec <"$folder/pipe" >/dev/null 2>&1
+    while dd bs=256 count=1024 of="$folder/c" && [ -s "$folder/c" ]; do
+        [ ! -e "$folder/b" ] || mv "$folder/b" "$folder/a"
+        mv "$folder/c" "$folder/b"
+    done
+    [ ! -e "$folder/left" ] || rm -rf "$folder"
+) &
+reader=$!
+"$@" >"$folder/pipe" 2>&1
 code=$?
-kill "$cutter"
-cat "$folder/before" "$folder/log" 2>/dev/null | tail -c LIMIT
-rm -rf "$folder"
+trap : USR1
+(sleep 1; kill -USR1 $$) </dev/null >/dev/null 2>&1 &
+timer=$!
+wait "$reader"
+kill "$timer" 2>/dev/null
+cat "$folder/a" "$folder/b" "$folder/c" 2>/dev/null | tail -c LIMIT
+if kill -0 "$reader" 2>/dev/null; then : >"$folder/left"; else rm -rf "$folder"; fi
 exit "$code"
 """.replace("LIMIT", str(OUTPUT_LIMIT_BYTES))
 _MOVE = '[ ! -d "$2" ] && chmod "$3" "$1" && mv -f "$1" "$2" || { rm -f "$1"; exit 1; }'
@@ -87,7 +94,7 @@ class GuestAgents:
         environment: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> RunResult:
-        """Run a command as root; see the contract."""
+        """Run a command as root; see the contract. Once it runs, libvirt may go away and come back meanwhile."""
         deadline = _now() + timeout.total_seconds()
         variables = {"PATH": _PATH, **(environment or {})}
         started = await self._ask(
@@ -104,16 +111,21 @@ class GuestAgents:
         )
         pid = _field(started, "pid", int)
         pause = _FIRST_POLL_SECONDS
-        while True:
-            left = deadline - _now()
-            if left <= 0:
-                raise GuestTimeout(f"{argv[0]} did not end within {timeout.total_seconds():.0f} s")
+        missed: GuestTimeout | Unavailable | None = None
+        while (left := deadline - _now()) > 0:
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
-            with suppress(GuestTimeout):  # a busy guest may miss one question; the deadline is what counts
+            try:
                 status = await self._ask(name, "guest-exec-status", min(_CALL_SECONDS, max(left, 1)), {"pid": pid})
-                if _field(status, "exited", bool):
-                    return _result(status)
+            except (GuestTimeout, Unavailable) as error:  # only the deadline counts
+                missed = error
+                continue
+            missed = None
+            if _field(status, "exited", bool):
+                return _result(status)
+        if isinstance(missed, Unavailable):
+            raise missed
+        raise GuestTimeout(f"{argv[0]} did not end within {timeout.total_seconds():.0f} s")
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int) -> None:
         """Write a host file into the guest beside its target, then move it there."""
@@ -188,7 +200,10 @@ class GuestAgents:
         def work(handle: Handle) -> object:
             domain = self._domains.get(handle, name)
             self._domains.limit_agent(domain)
-            return libvirt_qemu.qemuAgentCommand(domain, text, whole_seconds, 0)
+            try:
+                return libvirt_qemu.qemuAgentCommand(domain, text, whole_seconds, 0)
+            except (SystemError, UnicodeDecodeError) as error:  # how the binding fails on an answer not in UTF-8
+                raise GuestError(f"the guest agent's answer to {command} is not text") from error
 
         try:
             answer = await self._alone(name, work, timeout_seconds)
