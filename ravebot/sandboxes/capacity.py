@@ -70,7 +70,7 @@ class Place:
     """Where in the queue a sandbox stands: 1 is next; `wait` is an estimate."""
 
     position: int
-    wait: timedelta | None
+    wait: timedelta
 
 
 def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Mapping[int, Place]:
@@ -81,15 +81,13 @@ def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, n
         for sandbox in everything
         if sandbox.state in (SandboxState.STARTING, SandboxState.READY)
     )
-    stopping = sum(1 for sandbox in everything if sandbox.state is SandboxState.STOPPING)
     free = [now] * max(0, max_running - len(ends))  # one that stops frees its place in seconds
-    places = sorted(free + ends)
+    places = sorted(free + ends)[-max_running:]  # of too many running ones the first to end make no place
     found: dict[int, Place] = {}
     queued = [sandbox for sandbox in everything if sandbox.state is SandboxState.QUEUED]
     for index, sandbox in enumerate(queued):
-        rounds, slot = divmod(index, len(places)) if places else (0, 0)
-        wait = places[slot] - now + rounds * lifetime if places else None
-        found[sandbox.id] = Place(index + 1, wait if wait or not stopping else timedelta(0))
+        rounds, slot = divmod(index, len(places))
+        found[sandbox.id] = Place(index + 1, places[slot] - now + rounds * lifetime)
     return found
 
 

@@ -185,6 +185,8 @@ class Expiry:
 
 LAST_CHANCE = timedelta(minutes=10)
 """How far ahead the expiry is put for people whom nothing had warned (downtime, a clock jump)."""
+LATE = timedelta(minutes=1)
+"""A last warning that comes so much after its threshold, or later, is one that a downtime held up."""
 
 
 def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: datetime) -> Expiry:
@@ -195,12 +197,14 @@ def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: dat
     if left <= 0:
         if not thresholds or thresholds[0] in sandbox.warned:
             return Expiry(expire=True)
-        chance = LAST_CHANCE
-        return Expiry(warn=thresholds[0], warned=frozenset(thresholds), expires_at=now + chance)
+        return Expiry(warn=thresholds[0], warned=frozenset(thresholds), expires_at=now + LAST_CHANCE)
     due = [threshold for threshold in thresholds if left <= threshold and threshold not in sandbox.warned]
     if not due:
         return Expiry(warned=sandbox.warned)
-    return Expiry(warn=due[0], warned=sandbox.warned | frozenset(t for t in thresholds if left <= t))
+    late = due[0] == thresholds[0] and left <= thresholds[0] - LATE.total_seconds()
+    chance = now + LAST_CHANCE if late and sandbox.expires_at < now + LAST_CHANCE else None
+    settled = sandbox.warned | frozenset(threshold for threshold in thresholds if left <= threshold)
+    return Expiry(warn=due[0], warned=settled, expires_at=chance)
 
 
 def settled_thresholds(warn_before: tuple[timedelta, ...], left: timedelta) -> frozenset[int]:
