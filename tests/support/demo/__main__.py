@@ -1,0 +1,71 @@
+"""The command: `./dev demo [--keep]`, and with a demo that was kept `./dev demo say|comment|push|open|…`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+_NEEDED = ("libvirt", "rich", "nio", "synapse", "aiohttp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when everything that was told was also seen."""
+    given = _parser().parse_args(arguments)
+    missing = ", ".join(module for module in _NEEDED if find_spec(module) is None)
+    if missing:
+        return _sorry(f"these Python packages are missing: {missing}. Run it as ./dev demo, which installs them")
+    if not given.command and os.geteuid() != 0:
+        return _sorry("virtual machines, bridges and firewall rules need root: run it as ./dev demo, which asks sudo")
+    # Only now: these import what was just looked for.
+    from tests.support.demo.play import work
+    from tests.support.demo.run import Demo
+    from tests.support.demo.watch import DemoError
+
+    if not given.command:
+        return asyncio.run(Demo(given.keep, given.port, given.picture).run())
+    try:
+        print(asyncio.run(work(given.command, getattr(given, "text", ""), given.who, given.ref)))
+    except DemoError as error:
+        return _sorry(str(error))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./dev demo",
+        description="Show the whole bot at work: a throwaway Synapse, a GitLab stand-in, a real virtual machine.",
+        epilog="Without a command, the demo runs; the commands work one that was kept, from another terminal.",
+    )
+    parser.add_argument("--keep", action="store_true", help="leave everything running to play with, until Ctrl-C")
+    parser.add_argument("--port", type=int, default=0, help="of the GitLab stand-in on 127.0.0.1; default: a free one")
+    parser.add_argument("--picture", type=Path, help="save what was shown as an SVG picture")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, text, purpose in (
+        ("say", "TEXT", "say something in the room"),
+        ("comment", "TEXT", "comment on the merge request"),
+        ("push", "GREETING", "push a commit with another greeting to its branch"),
+        ("open", "TITLE", "open another merge request"),
+        ("close", "", "close the merge request"),
+        ("merge", "", "merge it"),
+        ("reopen", "", "reopen it"),
+    ):
+        command = commands.add_parser(name, help=purpose)
+        command.add_argument("--as", dest="who", default="alice", help="who does it; default: alice")
+        command.add_argument("--mr", dest="ref", default="!1", help="which merge request; default: !1")
+        if text:
+            command.add_argument("text", metavar=text)
+    return parser
+
+
+def _sorry(message: str) -> int:
+    print(f"demo: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Eyes on the room and on the merge request: prints what changes there as it changes, and waits for what should."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import aiohttp
+
+from tests.support.demo.readable import Kind, Row, rows_of
+from tests.support.demo.screen import Screen
+from tests.support.gitlab import MergeRequest, Note
+from tests.support.gitlab.markdown import emoji, to_html
+from tests.support.stage import Stage
+from tests.support.synapse.user import MatrixError
+
+T = TypeVar("T")
+_LOOK_SECONDS = 0.1
+
+
+class DemoError(Exception):
+    """Something that the demo tells of did not happen; the message says what."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message of the room, with its newest edit."""
+
+    sender: str
+    body: str
+    rows: tuple[Row, ...]
+    mentions: tuple[str, ...]
+    thread: bool
+    reply: bool
+    card: bool
+
+
+@dataclass
+class Watch:
+    """What was seen so far, of one merge request; `room` and `merge_request` look until they are cancelled."""
+
+    stage: Stage
+    screen: Screen
+    since: str  # where the room's story begins
+    mr: MergeRequest | None = None
+    messages: dict[str, Said] = field(default_factory=dict)
+    first_card_at: datetime | None = None
+    note: Note | None = None
+    note_rows: tuple[Row, ...] = ()
+    _notes: dict[int, str] = field(default_factory=dict)
+    _awards: set[tuple[int, str]] = field(default_factory=set)
+
+    @property
+    def cards(self) -> list[Said]:
+        return [message for message in self.messages.values() if message.card]
+
+    def card_says(self, label: str, text: str) -> bool:
+        """Whether the newest card has that text in the row of that label."""
+        return bool(self.cards) and text in fact(self.cards[-1].rows, label)
+
+    def note_headline(self) -> str:
+        return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
+
+    async def until(self, what: str, condition: Callable[[], T], timeout: float = 30) -> T:
+        """What the condition gives, once that is true of something. Raises DemoError, saying `what` was not seen."""
+        deadline = time.monotonic() + timeout
+        while not (found := condition()):
+            process = self.stage.bot.process
+            if process is None or process.poll() is not None:
+                raise DemoError(f"ravebot ended while the demo waited for this: {what}")
+            if time.monotonic() > deadline:
+                raise DemoError(f"this was not seen in {timeout:.0f} s: {what}")
+            await asyncio.sleep(_LOOK_SECONDS)
+        return found
+
+    async def room(self) -> None:
+        """As Alice's client sees it. Raises DemoError when Synapse is gone."""
+        since = self.since
+        while True:
+            try:
+                answer = await self.stage.matrix_alice.sync(since, timeout_ms=5000)
+            except (aiohttp.ClientError, MatrixError) as error:
+                raise DemoError(f"Synapse does not answer any more: {error}") from error
+            since = str(answer["next_batch"])
+            room = answer.get("rooms", {}).get("join", {}).get(self.stage.room, {})
+            for event in room.get("timeline", {}).get("events", []):
+                if event["type"] == "m.room.message":
+                    self._heard(event)
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        content = event["content"]
+        relation = content.get("m.relates_to", {})
+        edited = relation.get("event_id") if relation.get("rel_type") == "m.replace" else None
+        shown = content["m.new_content"] if edited else content
+        before = self.messages.get(edited or "")
+        thread, reply = relation.get("rel_type") == "m.thread", "m.in_reply_to" in relation
+        html = shown.get("formatted_body")
+        said = Said(
+            sender=event["sender"].removeprefix("@").partition(":")[0],
+            body=shown["body"],
+            rows=tuple(rows_of(html)) if html else (Row(Kind.TEXT, shown["body"]),),
+            mentions=tuple(shown.get("m.mentions", {}).get("user_ids", ())),
+            thread=before.thread if before else thread,
+            reply=before.reply if before else reply,
+            card="<table>" in (html or "") and not thread and not reply,
+        )
+        self.messages[edited or event["event_id"]] = said
+        if said.card:
+            self.first_card_at = self.first_card_at or datetime.now(UTC)
+            self._told("room", "edits the card" if edited else "posts a card", said.rows, "State", before)
+        else:
+            self.screen.said("room", said.sender, f"{'(in the thread) ' if said.thread else ''}{said.body}")
+
+    def _told(self, where: str, doing: str, rows: tuple[Row, ...], label: str, before: Said | None) -> None:
+        """Edits come with every step; a line for each change of state is enough."""
+        state = fact(rows, label)
+        if before is None or fact(before.rows, label) != state:
+            self.screen.said(where, "ravebot", f"{doing}: {state}")
+
+    async def merge_request(self) -> None:
+        while True:
+            if self.mr:
+                for note in self.stage.gitlab.notes(self.mr):
+                    self._look(note)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _look(self, note: Note) -> None:
+        self._read(note)
+        for name in self.stage.gitlab.emoji(note):
+            if (note.id, name) not in self._awards:
+                self._awards.add((note.id, name))
+                self.screen.said("MR", "ravebot", f"reacts with {emoji(name)} to “{note.body}”")
+
+    def _read(self, note: Note) -> None:
+        if self._notes.get(note.id) == note.body:
+            return
+        first = note.id not in self._notes
+        self._notes[note.id] = note.body
+        if " status -->" not in note.body:
+            shown = "\n".join(row.text for row in rows_of(to_html(note.body)))
+            self.screen.said("MR", note.author.username, shown)
+            return
+        before = self.note_headline()
+        self.note, self.note_rows = note, tuple(rows_of(to_html(note.body)))
+        if self.note_headline() != before:
+            self.screen.said("MR", "ravebot", f"{'posts' if first else 'edits'} the note: {self.note_headline()}")
+
+
+def fact(rows: tuple[Row, ...], label: str) -> str:
+    """The text of the row with that label; empty when there is none."""
+    return next((row.text for row in rows if row.label == label), "")
