@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.integration
 SECOND = timedelta(seconds=1)
 BOOT_SECONDS = 60
 WEB_PORT = 3002
+CODE = b"the code of a large merge request\n"
 
 
 @contextmanager
@@ -72,7 +74,9 @@ def bench() -> Iterator[ProviderBench]:
 def guest() -> Iterator[tuple[ProviderBench, MachineSpec]]:
     """One well-behaved running guest, shared by the tests that leave it as it was."""
     with qemu_bench() as bench:
-        spec = bench.spec()
+        code = bench.folder / "code.raw"
+        code.write_bytes(CODE.ljust(1024 * 1024, b"\0"))
+        spec = replace(bench.spec(), source_volume=code)
         asyncio.run(boot_up(bench.provider, spec))
         yield bench, spec
         asyncio.run(bench.provider.close())
@@ -183,6 +187,15 @@ class TestAGuestThatBehaves:
             stdin=b"from stdin\n",
         )
         assert (done.exit_code, done.output) == (7, "$HOME 'quoted' a  b; $(id)\nfrom stdin\nwrong\n")
+
+    async def test_large_code_is_there_as_a_disk_that_can_not_be_written_to(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        read = await bench.provider.run(spec.name, ("head", "-n", "1", "/dev/vdb"), timeout=20 * SECOND)
+        assert read.output.encode() == CODE
+        write = ("sh", "-c", "echo changed | dd of=/dev/vdb conv=fsync")
+        assert (await bench.provider.run(spec.name, write, timeout=20 * SECOND)).exit_code != 0
 
     async def test_a_command_that_leaves_a_service_running_ends(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
         bench, spec = guest

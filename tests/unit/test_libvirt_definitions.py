@@ -39,6 +39,7 @@ def domain(spec: MachineSpec = SPEC, kind: str = "kvm", network: str | None = "r
     return ElementTree.fromstring(
         domain_xml(
             spec,
+            instance="main",
             instance_id="00112233",
             kind=kind,
             disk="/disks/one.qcow2",
@@ -60,7 +61,8 @@ def test_a_machine_has_the_size_that_was_asked_for() -> None:
     assert root.findtext("vcpu") == "2"
 
 
-def test_a_machine_carries_its_instances_tag() -> None:
+def test_a_machine_carries_its_instances_name_and_tag() -> None:
+    assert domain().findtext("title") == "ravebot sandbox of instance main"
     tag = domain().find(f"metadata/{{{NAMESPACE}}}machine")
     assert tag is not None
     assert instance_in(ElementTree.tostring(tag, encoding="unicode")) == "00112233"

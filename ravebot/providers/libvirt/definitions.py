@@ -18,11 +18,14 @@ NAMESPACE = "urn:ravebot:machine:1"
 ElementTree.register_namespace("rave", NAMESPACE)
 
 
-def domain_xml(spec: MachineSpec, *, instance_id: str, kind: str, disk: str, network: str | None, console: Path) -> str:
+def domain_xml(
+    spec: MachineSpec, *, instance: str, instance_id: str, kind: str, disk: str, network: str | None, console: Path
+) -> str:
     """A machine's definition. `kind` is libvirt's domain type (kvm, qemu, test), `disk` the overlay's path."""
     root = Element("domain", type=kind)
     _add(root, "name", spec.name)
     _add(root, "uuid", spec.uuid)
+    _add(root, "title", f"ravebot sandbox of instance {instance}")
     _add_metadata(root, instance_id)
     _add(root, "memory", str(spec.memory_bytes), unit="bytes")
     _add(root, "vcpu", str(spec.vcpus))

@@ -138,6 +138,7 @@ class LibvirtProvider:
             accelerated = "kvm" if capabilities.accelerated else "qemu"
             xml = domain_xml(
                 spec,
+                instance=self._instance,
                 instance_id=self._instance_id,
                 kind="test" if handle.getType() == "TEST" else accelerated,
                 disk=disk,
