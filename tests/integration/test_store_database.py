@@ -1,0 +1,278 @@
+"""The database file: one writer, consistent reads, migrations, and the lock that keeps a second bot out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiosqlite
+import pytest
+
+from ravebot.clock import ManualClock
+from ravebot.errors import StoreError
+from ravebot.store.database import Database, Transaction, get_meta, migrate, migrations, set_meta, statements
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    async with Database(tmp_path / "state" / "ravebot.db", ManualClock()) as database:
+        yield database
+
+
+async def keys(database: Database) -> set[str]:
+    return {row["key"] for row in await database.read(lambda tx: tx.all("SELECT key FROM meta"))}
+
+
+async def test_one_tasks_rollback_does_not_take_anothers_row_with_it(database: Database) -> None:
+    async def fails(tx: Transaction) -> None:
+        await set_meta(tx, "lost", "x")
+        await asyncio.sleep(0.02)
+        raise ValueError("on purpose")
+
+    async def works(tx: Transaction, key: str) -> None:
+        await set_meta(tx, key, "x")
+
+    failing = asyncio.create_task(database.write(fails))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(*(database.write(lambda tx, key=key: works(tx, key)) for key in ("a", "b", "c")))  # type: ignore[misc]  # mypy does not infer lambdas with defaults
+    with pytest.raises(ValueError, match="on purpose"):
+        await failing
+    assert await keys(database) == {"a", "b", "c"}
+
+
+async def test_a_write_whose_caller_is_cancelled_is_whole(database: Database) -> None:
+    async def slow(tx: Transaction) -> None:
+        await set_meta(tx, "first", "x")
+        await asyncio.sleep(0.02)
+        await set_meta(tx, "second", "x")
+
+    task = asyncio.create_task(database.write(slow))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await database.write(lambda tx: set_meta(tx, "after", "x"))
+    assert await keys(database) == {"first", "second", "after"}
+
+
+async def test_a_write_that_is_under_way_when_the_database_closes_is_finished(tmp_path: Path) -> None:
+    async def slow(tx: Transaction) -> None:
+        await asyncio.sleep(0.02)
+        await set_meta(tx, "late", "x")
+
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        task = asyncio.create_task(database.write(slow))
+        await asyncio.sleep(0)
+    await task
+    async with Database(path, ManualClock()) as database:
+        assert await keys(database) == {"late"}
+
+
+async def test_a_cancelled_write_at_any_moment_leaves_all_or_nothing_and_a_database_that_works(
+    database: Database,
+) -> None:
+    async def pair(tx: Transaction, number: int) -> None:
+        await set_meta(tx, f"one {number}", "x")
+        await set_meta(tx, f"two {number}", "x")
+
+    for number in range(25):
+        task = asyncio.create_task(database.write(lambda tx, number=number: pair(tx, number)))  # type: ignore[misc]  # as above
+        for _ in range(number):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+    await database.write(lambda tx: set_meta(tx, "after", "x"))
+    found = await keys(database)
+    assert "after" in found
+    for number in range(25):
+        assert (f"one {number}" in found) == (f"two {number}" in found)
+
+
+@pytest.mark.parametrize("pause", [0, 0.0002])
+async def test_a_cancelled_read_at_any_moment_leaves_a_database_that_works(database: Database, pause: float) -> None:
+    await database.write(lambda tx: set_meta(tx, "key", "x"))
+    for number in range(25):
+        task = asyncio.create_task(database.read(lambda tx: get_meta(tx, "key")))
+        for _ in range(number):
+            await asyncio.sleep(pause)
+        task.cancel()
+        await asyncio.wait({task})
+        assert await database.read(lambda tx: get_meta(tx, "key")) == "x"
+
+
+async def test_a_read_can_not_write(database: Database) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await database.read(lambda tx: set_meta(tx, "key", "x"))
+    await database.write(lambda tx: set_meta(tx, "other", "x"))
+    assert await keys(database) == {"other"}
+
+
+async def test_a_read_sees_one_moment_whatever_is_written_meanwhile(database: Database) -> None:
+    async def twice(tx: Transaction) -> tuple[str | None, str | None]:
+        first = await get_meta(tx, "key")
+        await database.write(lambda other: set_meta(other, "key", "new"))
+        return first, await get_meta(tx, "key")
+
+    await database.write(lambda tx: set_meta(tx, "key", "old"))
+    assert await database.read(twice) == ("old", "old")
+    assert await database.read(lambda tx: get_meta(tx, "key")) == "new"
+
+
+async def test_a_write_sees_what_was_written_just_before(database: Database) -> None:
+    async def count_up(tx: Transaction) -> None:
+        seen = await get_meta(tx, "n")
+        await set_meta(tx, "n", str(int(seen or 0) + 1))
+
+    await asyncio.gather(*(database.write(count_up) for _ in range(50)))
+    assert await database.read(lambda tx: get_meta(tx, "n")) == "50"
+
+
+async def test_waiters_are_woken_after_the_commit_and_not_by_a_failure(database: Database) -> None:
+    async def wakes(tx: Transaction) -> None:
+        tx.wake("pool")
+
+    async def fails(tx: Transaction) -> None:
+        tx.wake("pool")
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        await database.write(fails)
+    assert not await database.signals.wait("pool", 0.01)
+    await database.write(wakes)
+    assert await database.signals.wait("pool", 1)
+    assert not await database.signals.wait("pool", 0.01)
+
+
+async def test_only_we_can_read_the_files(database: Database) -> None:
+    await database.write(lambda tx: set_meta(tx, "key", "x"))
+    folder = database.path.parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.iterdir():
+        if path.name.startswith("ravebot."):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+async def test_what_is_committed_is_on_the_disk(database: Database) -> None:
+    async def pragma(tx: Transaction) -> tuple[object, object]:
+        journal, synchronous = await tx.one("PRAGMA journal_mode"), await tx.one("PRAGMA synchronous")
+        assert journal
+        assert synchronous
+        return journal[0], synchronous[0]
+
+    assert await database.write(pragma) == ("wal", 2)
+
+
+async def test_a_second_bot_on_the_same_folder_is_refused_and_told_who_holds_it(database: Database) -> None:
+    with pytest.raises(StoreError, match=rf"process {os.getpid()}, started 2026-01-01 12:00:00 UTC; stop it first"):
+        async with Database(database.path, ManualClock()):
+            pass
+    await database.write(lambda tx: set_meta(tx, "still", "here"))
+
+
+async def test_the_folder_is_free_again_after_a_clean_end_and_after_a_failed_start(tmp_path: Path) -> None:
+    path = tmp_path / "ravebot.db"
+    path.write_bytes(b"this is no database at all, just text of some length")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="can't be used"):
+            async with Database(path, ManualClock()):
+                pass
+    path.unlink()
+    for _ in range(2):
+        async with Database(path, ManualClock()):
+            pass
+
+
+async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, sys\nfrom pathlib import Path\n"
+        "from ravebot.clock import ManualClock\nfrom ravebot.store.database import Database\n"
+        "async def main():\n"
+        "    async with Database(Path(sys.argv[1]), ManualClock()):\n"
+        "        print('held', flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    path = tmp_path / "ravebot.db"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
+        with pytest.raises(StoreError, match=f"process {holder.pid}"):
+            async with Database(path, ManualClock()):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    async with Database(path, ManualClock()) as database:
+        await database.write(lambda tx: set_meta(tx, "key", "x"))
+
+
+async def test_the_instance_keeps_its_id_also_when_the_database_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        first = database.instance_id
+    assert len(first) == 10
+    path.unlink()
+    async with Database(path, ManualClock()) as database:
+        assert database.instance_id == first
+
+
+async def test_an_empty_id_file_is_refused_rather_than_taken_for_an_id(tmp_path: Path) -> None:
+    (tmp_path / "instance-id").write_text("\n")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="is empty"):
+            async with Database(tmp_path / "ravebot.db", ManualClock()):
+                pass
+
+
+async def test_a_fresh_database_has_the_newest_version(database: Database) -> None:
+    row = await database.read(lambda tx: tx.one("PRAGMA user_version"))
+    assert row
+    assert row[0] == migrations()[-1][0]
+
+
+async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        await database.write(lambda tx: set_meta(tx, "key", "x"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    with pytest.raises(StoreError, match=r"version 999, this ravebot knows up to .* install the newer ravebot again"):
+        async with Database(path, ManualClock()):
+            pass
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT value FROM meta").fetchall() == [("x",)]
+
+
+async def test_an_interrupted_migration_leaves_the_old_database_intact(tmp_path: Path) -> None:
+    first = (1, "CREATE TABLE old (a INTEGER) STRICT;\nINSERT INTO old VALUES (7);")
+    broken = (2, "CREATE TABLE new (b INTEGER) STRICT;\nDELETE FROM old;\nINSERT INTO nowhere VALUES (1);")
+    mended = (2, "CREATE TABLE new (b INTEGER) STRICT;")
+    async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as connection:
+        await migrate(connection, [first])
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            await migrate(connection, [first, broken])
+        assert list(await connection.execute_fetchall("PRAGMA user_version")) == [(1,)]
+        assert list(await connection.execute_fetchall("SELECT name FROM sqlite_schema")) == [("old",)]
+        assert list(await connection.execute_fetchall("SELECT a FROM old")) == [(7,)]
+        await migrate(connection, [first, mended])
+        await migrate(connection, [first, mended])
+        assert list(await connection.execute_fetchall("PRAGMA user_version")) == [(2,)]
+        assert list(await connection.execute_fetchall("SELECT a FROM old")) == [(7,)]
+
+
+def test_a_script_is_cut_into_its_statements() -> None:
+    table = "-- a; comment\nCREATE TABLE t (a TEXT DEFAULT ';');\n"
+    script = table + "CREATE TRIGGER x BEFORE DELETE ON t\n BEGIN SELECT 1; END;\n"
+    assert len(statements(script)) == 2
+    with pytest.raises(ValueError, match="inside a statement"):
+        statements("CREATE TABLE t (a TEXT)")
