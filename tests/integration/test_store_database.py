@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import aiosqlite
@@ -42,7 +43,7 @@ async def test_one_tasks_rollback_does_not_take_anothers_row_with_it(database: D
 
     failing = asyncio.create_task(database.write(fails))
     await asyncio.sleep(0.005)
-    await asyncio.gather(*(database.write(lambda tx, key=key: works(tx, key)) for key in ("a", "b", "c")))  # type: ignore[misc]  # mypy does not infer lambdas with defaults
+    await asyncio.gather(*(database.write(partial(works, key=key)) for key in ("a", "b", "c")))
     with pytest.raises(ValueError, match="on purpose"):
         await failing
     assert await keys(database) == {"a", "b", "c"}
@@ -85,7 +86,7 @@ async def test_a_cancelled_write_at_any_moment_leaves_all_or_nothing_and_a_datab
         await set_meta(tx, f"two {number}", "x")
 
     for number in range(25):
-        task = asyncio.create_task(database.write(lambda tx, number=number: pair(tx, number)))  # type: ignore[misc]  # as above
+        task = asyncio.create_task(database.write(partial(pair, number=number)))
         for _ in range(number):
             await asyncio.sleep(0)
         task.cancel()

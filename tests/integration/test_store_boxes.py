@@ -1,0 +1,200 @@
+"""Inbox and outbox: nothing twice, nothing lost, order within a lane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.sandboxes.model import SandboxId
+from ravebot.store import inbox, outbox
+from ravebot.store.outbox import GITLAB, MATRIX, Kind
+from ravebot.store.signals import INTAKE, OUTBOX_GITLAB, OUTBOX_MATRIX
+from tests.support.records import World, a_world
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def receive(world: World, key: str, lane: str = "7!1", source: str = "gitlab") -> bool:
+    return await world.write(
+        lambda tx: inbox.add(tx, source=source, key=key, lane=lane, kind="note", body=f"body of {key}")
+    )
+
+
+async def heads(world: World) -> list[str]:
+    return [request.body.removeprefix("body of ") for request in await world.read(lambda tx: inbox.heads(tx, 100))]
+
+
+async def finish(world: World, key: str, outcome: str = "done") -> bool:
+    rows = await world.read(lambda tx: tx.all("SELECT id FROM inbox WHERE delivery_key = ?", (key,)))
+    return await world.write(lambda tx: inbox.handled(tx, rows[0]["id"], outcome))
+
+
+async def test_the_same_delivery_twice_is_one_row_also_after_it_was_handled(world: World) -> None:
+    assert await receive(world, "k1")
+    assert not await receive(world, "k1", lane="another")
+    assert await heads(world) == ["k1"]
+    assert await finish(world, "k1")
+    assert not await receive(world, "k1")
+    assert await heads(world) == []
+
+
+async def test_the_same_key_of_another_source_is_another_delivery(world: World) -> None:
+    assert await receive(world, "k1", source="gitlab")
+    assert await receive(world, "k1", source="matrix")
+
+
+async def test_only_the_oldest_of_each_lane_is_next(world: World) -> None:
+    for key, lane in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")):
+        await receive(world, key, lane)
+    assert await heads(world) == ["a1", "b1"]
+    await finish(world, "a1")
+    assert await heads(world) == ["b1", "a2"]
+
+
+async def test_lanes_of_two_sources_do_not_wait_for_each_other(world: World) -> None:
+    await receive(world, "k1", "same", "gitlab")
+    await receive(world, "k2", "same", "matrix")
+    assert await heads(world) == ["k1", "k2"]
+
+
+async def test_a_postponed_row_holds_its_lane_until_its_time_and_no_other(world: World) -> None:
+    for key, lane in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        await receive(world, key, lane)
+    first = (await world.read(lambda tx: inbox.heads(tx, 1)))[0]
+    await world.write(lambda tx: inbox.postpone(tx, first.id, timedelta(seconds=5)))
+    assert await heads(world) == ["b1"]
+    world.pass_by(seconds=5)
+    assert await heads(world) == ["a1", "b1"]
+    assert (await world.read(lambda tx: inbox.heads(tx, 1)))[0].attempts == 1
+
+
+async def test_a_row_is_handled_once(world: World) -> None:
+    await receive(world, "k1")
+    assert await finish(world, "k1", "first")
+    assert not await finish(world, "k1", "second")
+    row = await world.read(lambda tx: tx.one("SELECT outcome FROM inbox"))
+    assert row
+    assert row["outcome"] == "first"
+
+
+async def test_what_waits_is_never_forgotten_and_what_was_handled_long_ago_is(world: World) -> None:
+    for key in ("old", "waiting", "new"):
+        await receive(world, key, key)
+    await finish(world, "old")
+    world.pass_by(days=15)
+    await finish(world, "new")
+    assert await world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14))) == 1
+    assert await world.read(inbox.pending) == 1
+    assert not await receive(world, "new")
+
+
+async def test_a_new_delivery_wakes_the_intake_and_a_doubled_one_does_not(world: World) -> None:
+    await receive(world, "k1")
+    assert await world.database.signals.wait(INTAKE, 1)
+    await receive(world, "k1")
+    assert not await world.database.signals.wait(INTAKE, 0.01)
+
+
+async def tell(world: World, lane: str, kind: Kind = Kind.CARD, merge_key: str | None = None,
+               target: str = MATRIX) -> None:  # fmt: skip
+    await world.write(
+        lambda tx: outbox.add(tx, target, lane, kind, sandbox_id=SandboxId(1), body={"n": 1}, merge_key=merge_key)
+    )
+
+
+async def test_a_change_is_merged_into_the_one_that_waits_unsent(world: World) -> None:
+    for _ in range(3):
+        await tell(world, "room", merge_key="card:1:room")
+    await tell(world, "room", merge_key="card:2:room")
+    await tell(world, "room", Kind.HISTORY)
+    await tell(world, "room", Kind.HISTORY)
+    assert await world.told_kinds() == ["matrix card", "matrix card", "matrix history", "matrix history"]
+
+
+async def test_a_change_after_an_attempt_is_a_row_of_its_own_for_the_attempted_may_have_arrived(world: World) -> None:
+    await tell(world, "room", merge_key="card")
+    first = await world.read(lambda tx: outbox.head(tx, MATRIX, "room"))
+    assert first
+    assert not first.attempted
+    await world.write(lambda tx: outbox.attempt(tx, first.id))
+    await tell(world, "room", merge_key="card")
+    await tell(world, "room", merge_key="card")
+    assert len(await world.outbox()) == 2
+    again = await world.read(lambda tx: outbox.head(tx, MATRIX, "room"))
+    assert again
+    assert (again.id, again.attempted, again.attempts) == (first.id, True, 1)
+    await world.write(lambda tx: outbox.delivered(tx, first.id, "$event"))
+    following = await world.read(lambda tx: outbox.head(tx, MATRIX, "room"))
+    assert following
+    assert (following.id, following.attempted) == (first.id + 1, False)
+
+
+async def test_the_first_attempts_time_is_kept(world: World) -> None:
+    await tell(world, "room")
+    await world.write(lambda tx: outbox.attempt(tx, 1))
+    world.pass_by(hours=1)
+    await world.write(lambda tx: outbox.attempt(tx, 1))
+    row = await world.read(lambda tx: tx.one("SELECT attempted_at - created_at AS after, attempts FROM outbox"))
+    assert row
+    assert tuple(row) == (0, 2)
+
+
+async def test_a_lane_is_due_when_its_oldest_row_is(world: World) -> None:
+    for lane in ("a", "b", "a"):
+        await tell(world, lane, Kind.HISTORY)
+    await tell(world, "7!1", Kind.NOTE, target=GITLAB)
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a", "b")
+    assert await world.read(lambda tx: outbox.due_lanes(tx, GITLAB)) == ("7!1",)
+    await world.write(lambda tx: outbox.postpone(tx, 1, timedelta(seconds=5)))
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("b",)
+    assert await world.read(lambda tx: outbox.head(tx, MATRIX, "a")) is None
+    assert await world.read(lambda tx: outbox.seconds_to_next(tx, MATRIX)) == 5
+    assert await world.read(lambda tx: outbox.seconds_to_next(tx, GITLAB)) is None
+    world.pass_by(seconds=5)
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a", "b")
+
+
+async def test_the_backlog_says_how_many_wait_and_since_when(world: World) -> None:
+    assert await world.read(lambda tx: outbox.backlog(tx, MATRIX)) == (0, None)
+    asked = world.clock.now()
+    await tell(world, "room", Kind.HISTORY)
+    world.pass_by(minutes=1)
+    await tell(world, "room", Kind.HISTORY)
+    assert await world.read(lambda tx: outbox.backlog(tx, MATRIX)) == (2, asked)
+    await world.write(lambda tx: outbox.delivered(tx, 1, "x"))
+    assert (await world.read(lambda tx: outbox.backlog(tx, MATRIX)))[0] == 1
+    world.pass_by(days=15)
+    assert await world.write(lambda tx: outbox.forget_delivered(tx, timedelta(days=14))) == 1
+    assert (await world.read(lambda tx: outbox.backlog(tx, MATRIX)))[0] == 1
+
+
+@pytest.mark.parametrize(("target", "signal"), [(MATRIX, OUTBOX_MATRIX), (GITLAB, OUTBOX_GITLAB)])
+async def test_a_message_wakes_its_own_delivery(world: World, target: str, signal: str) -> None:
+    await tell(world, "lane", target=target)
+    assert await world.database.signals.wait(signal, 1)
+
+
+async def test_a_card_is_found_by_its_sandbox_and_room_and_by_its_event(world: World) -> None:
+    one = SandboxId(1)
+    assert await world.read(lambda tx: outbox.card(tx, one, "room")) is None
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", "$a"))
+    await world.write(lambda tx: outbox.set_card(tx, one, "other", "$b"))
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", "$c"))
+    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == "$c"
+    assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$b")) == 1
+    assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$a")) is None
+
+
+async def test_the_id_of_a_room_is_remembered_and_may_change(world: World) -> None:
+    await world.write(lambda tx: outbox.set_room(tx, "#dev", "!one"))
+    await world.write(lambda tx: outbox.set_room(tx, "#dev", "!two"))
+    assert await world.read(outbox.rooms) == {"#dev": "!two"}
