@@ -74,9 +74,7 @@ def _wait_until_it_opens() -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     while not _opens():
         if time.monotonic() > deadline:
-            raise LibvirtdError(
-                f"{SYSTEM_URI} did not open within {_WAIT_SECONDS:.0f} s: run libvirtd -v to see why"
-            )
+            raise LibvirtdError(f"{SYSTEM_URI} did not open within {_WAIT_SECONDS:.0f} s: run libvirtd -v to see why")
         time.sleep(0.05)
 
 
