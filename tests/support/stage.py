@@ -57,6 +57,7 @@ class Bot:
                 stderr=output,
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
+                start_new_session=True,  # a terminal's Ctrl-C is not for it: who started it ends it
             )
 
     async def stop(self) -> None:
@@ -84,6 +85,7 @@ class Bot:
             text=True,
             cwd=ROOT,
             check=False,
+            start_new_session=True,
         )
 
 
