@@ -65,8 +65,7 @@ def _remember(facts: Facts) -> None:
 
 def _tell(stage: Stage, mr: MergeRequest, screen: Screen, people: dict[str, MatrixUser]) -> None:
     screen.chapter("Yours to play with, until Ctrl-C")
-    screen.say("What happens in the room and on the merge request goes on being shown here. Everything listens on this")
-    screen.say("host only.")
+    screen.say("What happens goes on being shown here. Everything listens on this host only.")
     screen.say("\nThe merge request's page, with the note:")
     screen.copyable(page(stage, mr))
     screen.say("The room #dev on the homeserver (for curl, or Element on this host), and who is in it:")

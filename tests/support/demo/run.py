@@ -29,55 +29,55 @@ class Demo:
         self._keep, self._port, self._picture = keep, port, picture
         self._screen = Screen(Console(highlight=False, markup=False, emoji=False, record=picture is not None))
         self._interrupted = False
+        self._through = False  # the story was told to its end
 
     async def run(self) -> int:
-        task = asyncio.create_task(self._told())
+        stage = Stage(SETTINGS, gitlab_port=self._port)
+        stack = AsyncExitStack()
+        playing = asyncio.create_task(self._play(stage, stack))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self._interrupt, task)
-        await asyncio.wait({task})
-        code = _INTERRUPTED if task.cancelled() else task.result()
-        if self._interrupted:
-            self._screen.say("Everything that the demo started is gone.")
+            asyncio.get_running_loop().add_signal_handler(number, self._interrupt, playing)
+        await asyncio.wait({playing})
+        problem = "" if playing.cancelled() else playing.result()
+        if hasattr(stage, "bot"):  # set up to its end
+            problem = "\n".join(filter(None, (problem, await self._take_away(stage, stack))))
+        if problem:
+            self._screen.failed(problem)
+        elif self._through:
+            self._screen.say("All of this was seen to happen, none of it was played.", "bold")
         if self._picture:
             self._screen.console.save_svg(str(self._picture), title="./dev demo")
-        return 0 if self._interrupted and self._keep else code
+        if problem:
+            return _FAILED
+        return 0 if self._through else _INTERRUPTED
 
-    def _interrupt(self, task: asyncio.Task[int]) -> None:
-        if self._interrupted:
+    def _interrupt(self, playing: asyncio.Task[str]) -> None:
+        if self._interrupted or playing.done():
             self._screen.say("Still taking everything away: a moment, please.")
             return
         self._interrupted = True
-        self._screen.say("\nInterrupted: taking everything away again …")
-        task.cancel()
+        self._screen.say("")
+        playing.cancel()
 
-    async def _told(self) -> int:
-        stage = Stage(SETTINGS, gitlab_port=self._port)
-        stack = AsyncExitStack()
-        problem = ""
+    async def _play(self, stage: Stage, stack: AsyncExitStack) -> str:
+        """Set the stage and tell the story; what went wrong, empty when nothing did."""
         try:
-            try:
-                await self._set(stage, stack)
-                problem = await self._tell(stage)
-            finally:
-                async with self._screen.waiting("Taking everything away"):
-                    instance_id = _instance_id(stage)
-                    await stack.aclose()
+            await self._set(stage, stack)
+            await self._tell(stage)
+        except (DemoError, AssertionError) as error:
+            log = stage.bot.log.read_text(errors="replace").splitlines() if stage.bot.log.exists() else []
+            return "\n".join([str(error), "The end of ravebot's log:", *log[-_LOG_LINES:]])
         except (GuestImageError, LibvirtdError, RuntimeError) as error:
-            return self._failed(str(error))
-        except OSError as error:
-            return self._failed(f"{error}. Is the port taken? --port gives another one")
+            return f"{error}\n./dev demo installs what is missing; ./dev setup does only that."
         except subprocess.CalledProcessError as error:
-            said = (error.stderr or b"").decode() if isinstance(error.stderr, bytes) else error.stderr
-            return self._failed(
-                f"`{' '.join(map(str, error.cmd))}` failed: {said}\n"
-                "In a container, root also needs to be let (CAP_NET_ADMIN, CAP_SYS_ADMIN, /dev/net/tun)."
+            said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr or ""
+            return (
+                f"`{' '.join(map(str, error.cmd))}` failed: {said.strip()}\n"
+                "Where this is root in a container, it also needs CAP_NET_ADMIN and CAP_SYS_ADMIN."
             )
-        problem = problem or await asyncio.to_thread(_left_over, stage, instance_id)
-        if problem:
-            return self._failed(problem)
-        self._screen.seen("nothing is left: no machine, no network, no firewall rule, no file")
-        self._screen.say("All of this was seen to happen, none of it was played.", "bold")
-        return 0
+        except OSError as error:
+            return f"{error}\nWhere it is a port that is taken: --port gives GitLab's stand-in another one."
+        return ""
 
     async def _set(self, stage: Stage, stack: AsyncExitStack) -> None:
         screen = self._screen
@@ -87,40 +87,41 @@ class Demo:
         screen.seen(f"Synapse, a real Matrix homeserver: {stage.synapse.url}")
         screen.seen(f"a stand-in for GitLab: {stage.gitlab.url}")
 
-    async def _tell(self, stage: Stage) -> str:
-        """What went wrong; empty when nothing did."""
+    async def _tell(self, stage: Stage) -> None:
         screen = self._screen
+        since = str((await stage.matrix_alice.sync())["next_batch"])
+        async with screen.waiting("ravebot starts"):
+            await stage.start()
+        parts = ", ".join((await stage.readiness())["checks"])
+        screen.seen(f"ravebot, ready by its own word ({parts}): {stage.http}/readyz")
+        story = Story(stage, screen, Watch(stage, screen, since), self._keep)
         try:
-            since = str((await stage.matrix_alice.sync())["next_batch"])
-            async with screen.waiting("ravebot starts"):
-                await stage.start()
-            parts = ", ".join((await stage.readiness())["checks"])
-            screen.seen(f"ravebot, ready by its own word ({parts}): {stage.http}/readyz")
-            await Story(stage, screen, Watch(stage, screen, since), self._keep).tell()
-        except (DemoError, AssertionError) as error:
-            log = stage.bot.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            return "\n".join([str(error), "The end of ravebot's log:", *log])
-        return ""
+            await story.tell()
+        finally:
+            self._through = story.through
 
-    def _failed(self, problem: str) -> int:
-        self._screen.failed(problem)
-        return _FAILED
-
-
-def _instance_id(stage: Stage) -> str:
-    """What the names of everything of that ravebot contain; a word of no meaning where it never ran."""
-    path = stage.state_dir / "instance-id" if hasattr(stage, "folder") else None
-    return path.read_text().strip() if path and path.exists() else "never-ran"
+    async def _take_away(self, stage: Stage, stack: AsyncExitStack) -> str:
+        """What is left over all the same; empty when nothing is."""
+        identity = stage.state_dir / "instance-id"
+        instance_id = identity.read_text().strip() if identity.exists() else None
+        async with self._screen.waiting("Taking everything away"):
+            await stage.bot.stop()
+            await stack.aclose()
+            left = await asyncio.to_thread(_left_over, stage, instance_id)
+        if not left:
+            self._screen.seen("nothing is left: no machine, no network, no firewall rule, no file")
+        return left
 
 
-def _left_over(stage: Stage, instance_id: str) -> str:
-    """What is still there after the end; empty when nothing is."""
+def _left_over(stage: Stage, instance_id: str | None) -> str:
     tables = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, text=True, check=True).stdout
     names = {entry["table"]["name"] for entry in json.loads(tables)["nftables"] if "table" in entry}
+    rules = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=True).stdout.splitlines()
     left = {
         "machines": machines(stage),
         "network": [stage.bridge] if Path("/sys/class/net", stage.bridge).exists() else [],
-        "firewall tables": [name for name in names if instance_id in name],
+        "firewall tables": [name for name in names if instance_id and instance_id in name],
+        "routing rules": [rule for rule in rules if f"iif {stage.bridge} " in rule],
         "files": [str(stage.folder)] if stage.folder.exists() else [],
     }
     return "; ".join(f"left over: {what} {', '.join(found)}" for what, found in left.items() if found)

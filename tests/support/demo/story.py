@@ -38,6 +38,7 @@ class Story:
     screen: Screen
     watch: Watch
     keep: bool = False
+    through: bool = False  # told to its end
 
     async def tell(self) -> None:
         """From the first webhook to the last figure; with `keep`, until it is cancelled."""
@@ -58,6 +59,7 @@ class Story:
         await self._extended(mr)
         asked = None if self.keep else await self._ended(mr, doors)
         await self._times(asked)
+        self.through = True
         if self.keep:
             async with playground(self.stage, mr, self.screen):
                 await asyncio.Event().wait()
@@ -112,7 +114,7 @@ class Story:
         stranger = await doors.log_in(stage.keys["mallory"], known, "true")
         if stranger.returncode == 0 or "Permission denied" not in stranger.stderr:
             raise DemoError(f"another key should be refused, but: {stranger.stderr or 'it was let in'}")
-        screen.seen("Mallory's key does not")
+        screen.seen("Mallory's key does not open it")
         page = await doors.fetch()
         if mr.sha not in page:
             raise DemoError(f"{doors.web} does not show commit {mr.sha}: {page[:200]}")
