@@ -76,7 +76,7 @@ class Actions:
                 await self._destroy(machine)
             case Do.DELETE | Do.FORGET:
                 await self.provider.delete(machine.name)
-                await self.guard.ensure(without=machine.id)
+                await self.guard.let_go(machine)
                 await change(self.database, machine, self.lifecycle.machine_gone)
                 self.health.forget(machine)
             case Do.NOTHING:

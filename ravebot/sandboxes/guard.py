@@ -11,7 +11,7 @@ from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.model import RAVEBOT, MachineId, Sandbox, SandboxState
+from ravebot.sandboxes.model import RAVEBOT, Machine, MachineId, Sandbox, SandboxState
 from ravebot.sandboxes.observation import rules, wanted
 from ravebot.store import connections, events, sandboxes
 from ravebot.store.connections import Connection
@@ -31,14 +31,21 @@ class Guard:
         self._web_port = web_port
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
+        self._going: set[MachineId] = set()
         self.problem = "not verified yet"
         """Why the firewall is not known to be right; empty when it is."""
 
-    async def ensure(self, without: MachineId | None = None) -> None:
-        """Make the firewall true, `without` a machine that is going. Raises `Unavailable`."""
+    async def let_go(self, machine: Machine) -> None:
+        """Take a machine's rules away, for good: its row follows, and no pass in between may bring them back."""
+        self._going.add(machine.id)
+        await self.ensure()
+
+    async def ensure(self) -> None:
+        """Make the firewall true. Raises `Unavailable`."""
         async with self._lock:
             state = await self._database.read(wanted)
-            desired = rules(state, self._web_port, without)
+            self._going &= {machine.id for machine in state.machines}
+            desired = rules(state, self._web_port, frozenset(self._going))
             try:
                 repair = await self._firewall.ensure(desired)
             except Unavailable as error:

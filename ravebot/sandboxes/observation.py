@@ -40,15 +40,15 @@ def state_of(machine: Machine, seen: Mapping[str, Observed], listing: Listing | 
     return seen.get(machine.name, Observed.ABSENT)
 
 
-def rules(state: Wanted, web_port: int, without: MachineId | None = None) -> Rules:
+def rules(state: Wanted, web_port: int, without: frozenset[MachineId] = frozenset()) -> Rules:
     """What the firewall should hold: every machine that is not gone, and the ports of the open sandboxes."""
     guests = frozenset(
-        Guest(machine.tap, machine.mac, machine.address) for machine in state.machines if machine.id != without
+        Guest(machine.tap, machine.mac, machine.address) for machine in state.machines if machine.id not in without
     )
     leased = {
         machine.id: machine
         for machine in state.machines
-        if machine.state is MachineState.LEASED and machine.id != without
+        if machine.state is MachineState.LEASED and machine.id not in without
     }
     forwards: set[Forward] = set()
     for sandbox in state.sandboxes:
