@@ -1,0 +1,214 @@
+"""A sandbox from the opened merge request to its end, on real parts: who gets in, what gets out, and the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.crashes import rows
+from tests.support.gitlab import MergeRequest, Note
+from tests.support.inside import inside
+from tests.support.stage import Stage
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+
+TRY = "timeout 4 nc {address} {port} </dev/null"
+
+
+def machine_of(stage: Stage, mr: MergeRequest) -> tuple[str, str]:
+    """The name and address of the machine that a merge request has now."""
+    found = rows(
+        stage,
+        "SELECT m.name, m.address FROM machines m JOIN sandboxes s ON s.machine_id = m.id"
+        " WHERE s.iid = ? ORDER BY s.id DESC LIMIT 1",
+        mr.iid,
+    )
+    return found[0]["name"], found[0]["address"]
+
+
+def port_of(note: Note) -> int:
+    found = re.search(r"-p (\d+) ", note.body)
+    assert found, note.body
+    return int(found[1])
+
+
+async def test_two_sandboxes_let_in_their_people_and_keep_everything_else_out_and_a_third_waits() -> None:
+    changes = {"sandbox": {"connections_per_minute": {"ssh": 30, "web": 300}}}
+    async with Stage(changes) as stage:
+        await stage.start()
+        first = stage.open_merge_request("First", "one")
+        second = stage.open_merge_request("Second", "two")
+        note, other_note = await asyncio.gather(stage.ready(first), stage.ready(second))
+
+        await only_the_announced_key_and_host(stage, note)
+        assert "It works" in await stage.web(note)
+        await guests_reach_nobody(stage, first, second, other_note)
+        await a_stolen_address_is_no_use(stage, first, second, other_note)
+        third = stage.open_merge_request("Third", "three")
+        await stage.note_says(third, "waits in the queue")
+        await connections_over_the_limit_are_dropped_and_all_are_audited(stage, note)
+
+        stage.gitlab.close(first)
+        await stage.note_says(first, "Sandbox ended: the merge request was closed")
+        freed = await stage.ready(third)
+        assert await asyncio.to_thread(stage.ssh, freed, "alice", "true")
+        stage.gitlab.merge(second)
+        stage.gitlab.merge(third)
+        for mr in (second, third):
+            await stage.note_says(mr, "Sandbox ended: the merge request was merged")
+            assert len(await stage.cards(mr)) == 1
+        assert_nothing_left(stage)
+
+
+async def only_the_announced_key_and_host(stage: Stage, note: Note) -> None:
+    known = stage.folder / "announced"
+    trusting = ("-o", f"UserKnownHostsFile={known}")
+    good = await asyncio.to_thread(
+        stage.ssh, note, "alice", "id -un && cat /srv/merge-request/feature.txt", extra=trusting
+    )
+    assert (good.returncode, good.stdout) == (0, "agent\nnew\n"), good.stderr
+    listed = subprocess.run(["ssh-keygen", "-lf", str(known)], check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"SHA256:\S+", listed) == re.findall(r"SHA256:[\w+/]+", note.body)
+    stranger = await asyncio.to_thread(stage.ssh, note, "mallory", "true")
+    assert stranger.returncode == 255
+    assert "Permission denied" in stranger.stderr
+    password = ("-o", "PubkeyAuthentication=no", "-o", "PreferredAuthentications=password,keyboard-interactive")
+    refused = await asyncio.to_thread(stage.ssh, note, "alice", "true", extra=password)
+    assert refused.returncode == 255
+    assert "Permission denied (publickey)" in refused.stderr
+
+
+async def guests_reach_nobody(stage: Stage, first: MergeRequest, second: MergeRequest, other_note: Note) -> None:
+    """Neither each other, nor the host on any of its addresses, nor a private neighbour: but all is there to be had."""
+    name, _ = machine_of(stage, first)
+    _, neighbour = machine_of(stage, second)
+    gateway = str(stage.subnet.network_address + 1)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(Listener(9191))
+        stage.client.serve(9192)
+        assert "hello" in (stage.client.connect(stage.host, 9191) or "")  # it does listen
+        for address, port in ((neighbour, 22), (neighbour, 3002), (gateway, 9191), (stage.host, 9191)):
+            code, said = await asyncio.to_thread(inside, name, TRY.format(address=address, port=port))
+            assert unreached(code, said), (address, port, said)
+        code, said = await asyncio.to_thread(inside, name, TRY.format(address=f"10.79.{stage.number}.2", port=9192))
+        assert unreached(code, said), said
+        code, said = await asyncio.to_thread(inside, name, TRY.format(address=stage.host, port=port_of(other_note)))
+        assert unreached(code, said), said
+        code, said = await asyncio.to_thread(inside, name, f"ping -c 1 -W 2 {neighbour}")
+        assert code != 0, said
+
+
+def unreached(code: int, said: str) -> bool:
+    """Neither a service's greeting nor a good end; nc's own complaint may be there."""
+    return code != 0 and not re.search("SSH-|hello|HTTP", said)
+
+
+async def a_stolen_address_is_no_use(stage: Stage, first: MergeRequest, second: MergeRequest, other_note: Note) -> None:
+    thief, own = machine_of(stage, first)
+    _, stolen = machine_of(stage, second)
+    gateway = str(stage.subnet.network_address + 1)
+    asking = f"timeout 4 nslookup localhost {gateway}"
+    code, said = await asyncio.to_thread(inside, thief, asking)
+    assert code == 0, said
+    take = f"ip addr flush dev eth0; ip addr add {stolen}/24 dev eth0; arping -c 3 -U -I eth0 {stolen}; {asking}"
+    code, said = await asyncio.to_thread(inside, thief, take)
+    assert code != 0, said
+    still = await asyncio.to_thread(stage.ssh, other_note, "alice", "hostname -i; cat /srv/merge-request/feature.txt")
+    assert still.returncode == 0, still.stderr
+    back = f"ip addr flush dev eth0; ip addr add {own}/24 dev eth0; ip route add default via {gateway}; {asking}"
+    code, said = await asyncio.to_thread(inside, thief, back)
+    assert code == 0, said
+
+
+async def connections_over_the_limit_are_dropped_and_all_are_audited(stage: Stage, note: Note) -> None:
+    port = port_of(note)
+    # One process for all: forty quick connections, of which thirty may pass.
+    script = (
+        "import socket,sys\nopen_ones=[]\n"
+        "for _ in range(40):\n"
+        "    s=socket.socket(); s.settimeout(0.3)\n"
+        f"    try: s.connect(('{stage.host}',{port})); open_ones.append(s)\n"
+        "    except OSError: pass\n"
+        "print(len(open_ones))"
+    )
+    done = await stage.client.arun(["python3", "-c", script], timeout=60)
+    assert 0 < int(done.stdout) < 40, done
+
+    async def counted() -> bool:
+        dropped = re.search(r'connections_dropped_total{service="ssh"} (\d+)', await stage.metrics())
+        return bool(dropped and int(dropped[1]) > 0)
+
+    await stage.until(counted, 20, "what was dropped is not counted")
+    seen = rows(stage, "SELECT service, source, count, dropped, bytes FROM connections")
+    assert {row["source"] for row in seen} == {f"10.79.{stage.number}.2"}
+    assert {row["service"] for row in seen} == {"ssh", "web"}
+    assert sum(row["dropped"] for row in seen) > 0
+    audit = await stage.bot.command("audit")
+    assert "access.first" in audit.stdout
+    assert f"10.79.{stage.number}.2" in audit.stdout
+
+
+def assert_nothing_left(stage: Stage) -> None:
+    assert leftovers.machines(stage) == []
+    assert leftovers.disks(stage) == []
+    assert leftovers.addresses(stage) == []
+    assert leftovers.rules(stage) == []
+    assert leftovers.ports(stage) == []
+
+
+async def test_the_owner_is_warned_can_extend_and_the_end_is_graceful_and_accounted_for() -> None:
+    pool = {"lifetime": "40s", "max_lifetime": "75s", "warn_before": ["30s", "10s"], "shutdown_grace": "20s"}
+    async with Stage({"pool": pool}) as stage:
+        await stage.start()
+        mr = stage.open_merge_request()
+        await stage.ready(mr)
+        warning = await stage.matrix_ops.wait_for(
+            stage.room, lambda m: "ends" in m.body and "extend" in m.body and bool(m.mentions.get("user_ids")), 40
+        )
+        assert warning.mentions == {"user_ids": [stage.matrix_alice.user_id]}
+        await stage.matrix_alice.send(stage.room, f"!rave extend !{mr.iid} 20s")
+        await stage.matrix_ops.wait_for(stage.room, lambda m: "is extended by 20 s" in m.body, 20)
+        stage.gitlab.comment(mr, stage.alice, "/sandbox extend 1h")
+        ended = await stage.note_says(mr, "Sandbox ended: its time was up", 120)
+        told = [note.body for note in stage.gitlab.notes(mr) if "This sandbox ends" in note.body]
+        assert told
+        assert all("@alice" in body for body in told)
+        assert {mention.name for mention in stage.gitlab.mentions} == {"alice"}
+        assert re.search(r"\*\*Lived\*\* \| 1 min", ended.body), ended.body
+        assert re.search(r"\*\*CPU time\*\* \| \d", ended.body)
+        assert re.search(r"\*\*Peak memory\*\* \| \d", ended.body)
+        row = rows(stage, "SELECT expires_at - ready_at AS lived, end_reason, end_detail FROM sandboxes")[0]
+        assert row["lived"] == 75_000_000  # as long as max_lifetime allows, and no longer
+        assert (row["end_reason"], row["end_detail"]) == ("expired", "")  # nobody had to switch it off
+        await stage.until(
+            lambda: not rows(stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL"), 20, "still telling"
+        )
+        (card,) = await stage.cards(mr)
+        assert "State: ended" in card.body
+        assert_nothing_left(stage)
+
+
+class Listener:
+    """A service of the host, on every address of it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def __enter__(self) -> None:
+        script = (
+            "import socket\n"
+            f"s=socket.create_server(('0.0.0.0',{self._port}))\nprint('listening',flush=True)\n"
+            "while True:\n    c,_=s.accept(); c.sendall(b'hello\\n'); c.close()\n"
+        )
+        self._process = subprocess.Popen(["python3", "-c", script], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "listening\n"
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
