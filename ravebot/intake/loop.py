@@ -47,14 +47,17 @@ class Intake:
         self._database = database
         self._handlers = handlers
         self._busy: set[tuple[str, str]] = set()
+        self._ended: set[int] = set()  # what ended while the heads were being read, which may name it still
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
+                self._ended.clear()
                 for request in await self._database.read(lambda tx: inbox.heads(tx, 100)):
                     lane = (request.source, request.lane)
-                    if lane not in self._busy and len(self._busy) < AT_ONCE:
+                    free = lane not in self._busy and request.id not in self._ended
+                    if free and len(self._busy) < AT_ONCE:
                         self._busy.add(lane)
                         group.create_task(self._work(request))
                 await self._database.signals.wait(INTAKE, _LOOK_SECONDS)
@@ -64,6 +67,7 @@ class Intake:
             await self._act(request)
         finally:
             self._busy.discard((request.source, request.lane))
+            self._ended.add(request.id)
             self._database.signals.wake(INTAKE)
 
     async def _act(self, request: Request) -> None:
@@ -88,6 +92,8 @@ class Intake:
 
 
 async def _finish(tx: Transaction, request: Request, step: Step) -> str:
+    if not await inbox.waits(tx, request.id):
+        return "was handled before"
     outcome = await step(tx)
     await inbox.handled(tx, request.id, outcome)
     return outcome

@@ -37,12 +37,16 @@ async def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, b
 async def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest waiting row of every lane whose time has come."""
     rows = await tx.all(
-        "SELECT i.id, i.source, i.lane, i.kind, i.body, i.attempts FROM inbox i WHERE i.handled_at IS NULL"
-        " AND i.next_attempt_at <= ? AND NOT EXISTS (SELECT 1 FROM inbox o WHERE o.handled_at IS NULL"
-        " AND o.lane = i.lane AND o.source = i.source AND o.id < i.id) ORDER BY i.id LIMIT ?",
+        "SELECT id, source, lane, kind, body, attempts FROM inbox WHERE id IN (SELECT MIN(id) FROM inbox"
+        " WHERE handled_at IS NULL GROUP BY source, lane) AND next_attempt_at <= ? ORDER BY id LIMIT ?",
         (tx.now_us, limit),
     )
     return tuple(Request(**dict(row)) for row in rows)
+
+
+async def waits(tx: Transaction, request_id: int) -> bool:
+    """Whether a row is still to be acted on."""
+    return await tx.one("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NULL", (request_id,)) is not None
 
 
 async def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
