@@ -1,0 +1,120 @@
+"""What several benchmarks need: the whole bot with its one place taken, webhooks sent as GitLab does, a reader."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from tests.support.crashes import rows
+from tests.support.gitlab import MergeRequest, payloads
+from tests.support.stage import Stage
+from tests.support.synapse import MatrixUser
+
+SECRET = "correct horse battery"  # the stage's webhook secret
+QUIET = {"gitlab": {"poll": "1h"}, "pool": {"max_running": 1, "lifetime": "4h"}}
+
+
+@asynccontextmanager
+async def busy_stage() -> AsyncIterator[Stage]:
+    """Everything real; the one place is taken by a sandbox that is ready, so that all further ones queue."""
+    async with Stage(QUIET) as stage:
+        await stage.start()
+        await stage.ready(stage.open_merge_request("The first", "first"), 180)
+        await told_everything(stage)
+        stage.gitlab.hooks_paused = True  # from now on the benchmark sends them itself
+        yield stage
+
+
+async def told_everything(stage: Stage) -> None:
+    """Wait until nothing is left in inbox and outbox."""
+    await stage.until(lambda: not _waiting(stage), 240, "the bot does not get done")
+
+
+def _waiting(stage: Stage) -> list[sqlite3.Row]:
+    return rows(
+        stage,
+        "SELECT 1 FROM outbox WHERE delivered_at IS NULL UNION ALL SELECT 1 FROM inbox WHERE handled_at IS NULL",
+    )
+
+
+def webhook_body(stage: Stage, mr: MergeRequest, action: str) -> dict[str, object]:
+    """What GitLab would send now; give it to `Webhooks`."""
+    changes: dict[str, object] = {} if action == "open" else {"title": {"previous": "", "current": mr.title}}
+    return payloads.merge_request_event(stage.gitlab.url, mr, stage.alice, action, changes=changes)
+
+
+class Webhooks:
+    """Posts like GitLab: a new connection for each."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._url = f"{stage.http}/webhooks/gitlab"
+        self._session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def post(self, body: bytes) -> tuple[int, float]:
+        """The status, and how many seconds until it was there."""
+        headers = {
+            "Content-Type": "application/json",
+            "X-Gitlab-Event": "Merge Request Hook",
+            "X-Gitlab-Token": SECRET,
+            "Idempotency-Key": str(uuid.uuid4()),
+        }
+        began = time.perf_counter()
+        async with self._session.post(self._url, data=body, headers=headers) as answer:
+            await answer.read()
+            return answer.status, time.perf_counter() - began
+
+
+async def paced(count: int, per_second: float) -> AsyncIterator[int]:
+    """0 to `count`, each when its time has come, whatever became of those before."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    for number in range(count):
+        await asyncio.sleep(max(0.0, start + number / per_second - loop.time()))
+        yield number
+
+
+@dataclass
+class RoomReader:
+    """A member of the room who long-polls; notes when each message came into view."""
+
+    user: MatrixUser
+    room: str
+    seen: dict[str, float] = field(default_factory=dict)
+    """Event ids, in the order in which they came, and when (`perf_counter`)."""
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Until cancelled; `ready` is set when it listens."""
+        since = str((await self.user.sync())["next_batch"])
+        while True:
+            answer = await self.user.sync(since, timeout_ms=20_000)
+            now = time.perf_counter()
+            since = str(answer["next_batch"])
+            joined = answer.get("rooms", {}).get("join", {}).get(self.room, {})
+            for event in joined.get("timeline", {}).get("events", []):
+                if event["type"] == "m.room.message" and event["event_id"] not in self.seen:
+                    self.seen[event["event_id"]] = now
+                    self.events[event["event_id"]] = event
+
+
+def database_bytes(stage: Stage) -> int:
+    return sum(path.stat().st_size for path in Path(stage.state_dir).glob("ravebot.db*"))
