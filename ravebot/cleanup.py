@@ -16,7 +16,7 @@ from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_prov
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
-from ravebot.sandboxes.sweep import ADOPTED, MACHINE, VOLUME, strangers
+from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction, set_meta
 from ravebot.web.metrics import Metrics
@@ -134,14 +134,15 @@ class Cleaner:
         listing = await self.provider.list()
         found = await self.database.read(lambda tx: strangers(tx, listing))
         failed: list[str] = []
-        done: dict[str, list[str]] = {MACHINE: [], VOLUME: []}
+        done: dict[str, list[str]] = {MACHINE: [], VOLUME: [], ADDRESS: []}
         for kind, name in sorted(found):
             try:
                 await self.core.pool.sweep.remove(kind, name)
                 done[kind].append(name)
             except RavebotError as error:
                 failed.append(f"{name}: {error}")
-        return tuple(done[MACHINE]), tuple(done[VOLUME]), tuple(failed)
+        entries = (f"DHCP entry {mac}" for mac in done[ADDRESS])
+        return tuple(done[MACHINE]), (*done[VOLUME], *entries), tuple(failed)
 
 
 async def cleanup(

@@ -146,6 +146,10 @@ class Provider(Protocol):
         """Remove a disk of our instance that belongs to no machine."""
         ...
 
+    async def delete_address(self, mac: str) -> None:
+        """Remove a DHCP entry of our instance that belongs to no machine."""
+        ...
+
     async def list(self) -> Listing:
         """Everything that carries our instance's tag."""
         ...

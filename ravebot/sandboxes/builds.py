@@ -27,6 +27,10 @@ log = structlog.get_logger()
 PING = timedelta(seconds=2)
 
 
+class UnbuildableError(ProviderError):
+    """It can't be created from that image and definition, however often it is tried."""
+
+
 @dataclass(frozen=True)
 class Builds:
     """Every step may be entered again, wherever an earlier process left it."""
@@ -54,7 +58,8 @@ class Builds:
         try:
             if do is Do.CREATE:
                 await change(self.database, machine, _note_attempt)
-                await self.provider.create(self._spec(machine))
+                await self.provider.open()  # whatever all machines share may have been taken away since
+                await self._create(machine)
             if do in (Do.CREATE, Do.START):
                 await self.guard.ensure()  # no machine starts before the firewall is verified
                 await self.provider.start(machine.name)
@@ -66,14 +71,23 @@ class Builds:
         except MachineNotFound:
             raise
         except ProviderError as error:
-            why = str(error)
-            await change(
-                self.database,
-                machine,
-                lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=True),
-            )
+            await self._failed(machine, error)
             return False
         return True
+
+    async def _create(self, machine: Machine) -> None:
+        try:
+            await self.provider.create(self._spec(machine))
+        except MachineNotFound:
+            raise
+        except ProviderError as error:
+            raise UnbuildableError(str(error)) from error
+
+    async def _failed(self, machine: Machine, error: ProviderError) -> None:
+        why, for_good = str(error), isinstance(error, UnbuildableError)
+        await change(
+            self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=for_good)
+        )
 
     async def _claim(self, machine: Machine) -> None:
         async def claim(tx: Transaction) -> Sandbox | None:

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 ADOPTED = "adopted"
 """The remembered word of `cleanup --adopt`: machines that an empty database met may be swept."""
 
-MACHINE, VOLUME = "machine", "volume"
+MACHINE, VOLUME, ADDRESS = "machine", "volume", "address"  # the kinds of sightings
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Sweep:
         """Remove one; the sweep tries again when that fails."""
         if kind == MACHINE:
             await self.provider.delete(name)
-        else:
+        elif kind == VOLUME:
             await self.provider.delete_volume(name)
+        else:
+            await self.provider.delete_address(name)
 
         async def removed(tx: Transaction) -> None:
             await machines.forget_sighting(tx, kind, name)
@@ -69,10 +71,12 @@ class Sweep:
 
 async def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
     """What of a listing has no row: kind and name."""
-    names = {machine.name for machine in await machines.live(tx)}
+    live = await machines.live(tx)
+    names = {machine.name for machine in live}
     found = {(MACHINE, machine.name) for machine in listing.machines if machine.name not in names}
     listed = names | {machine.name for machine in listing.machines}
     found |= {(VOLUME, volume) for volume in listing.volumes if not any(name in volume for name in listed)}
+    found |= {(ADDRESS, mac) for mac in listing.addresses} - {(ADDRESS, machine.mac) for machine in live}
     return frozenset(found)
 
 

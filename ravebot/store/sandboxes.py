@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import (
@@ -97,6 +97,13 @@ async def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> 
             result.tail,
             tx.now_us,
         ),
+    )
+
+
+async def forget_output(tx: Transaction, older_than: timedelta) -> int:
+    """Drop what set-up and tests printed long ago; how they went stays."""
+    return await tx.changed(
+        "UPDATE stage_results SET tail = '' WHERE at < ? AND tail <> ''", (to_us(tx.now - older_than),)
     )
 
 
