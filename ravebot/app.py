@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 from aiohttp import web as aiohttp_web
@@ -20,6 +22,7 @@ from ravebot.config import Config
 from ravebot.configfile import LoadedConfig
 from ravebot.errors import ConfigError, Forbidden, RavebotError
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.reachable import Reachable
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.webhook import Delivery as WebhookDelivery
 from ravebot.gitlab.webhook import WebhookSecrets, signing_key
@@ -37,7 +40,7 @@ from ravebot.notify.matrix import MatrixSender
 from ravebot.operator import Operator
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
-from ravebot.store import events, inbox, outbox
+from ravebot.store import events, inbox, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
 from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX, POOL
@@ -48,6 +51,7 @@ from ravebot.web.server import Check, Checks, make_app, serve
 log = structlog.get_logger()
 
 _KEEP_HANDLED = timedelta(days=14)
+_KEEP_OUTPUT = timedelta(days=7)
 _MATRIX_SILENT = timedelta(seconds=120)
 _OUTBOX_OLD = timedelta(minutes=5)
 _REFUSED_PAUSE_SECONDS = 60.0
@@ -73,6 +77,7 @@ class Bot:
 
     def __post_init__(self) -> None:
         self.matrix_problem = "not connected yet"
+        self.reachable = Reachable(self.gitlab)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -189,6 +194,8 @@ class Bot:
         while True:
             await self.database.write(lambda tx: inbox.forget_handled(tx, _KEEP_HANDLED))
             await self.database.write(lambda tx: outbox.forget_delivered(tx, _KEEP_HANDLED))
+            await self.database.write(lambda tx: sandboxes.forget_output(tx, _KEEP_OUTPUT))
+            await asyncio.to_thread(_forget_consoles, self.config.state_dir / "console", _KEEP_OUTPUT)
             log.info("event log", head=await self.database.read(events.head))
             await asyncio.sleep(24 * 3600)
 
@@ -209,8 +216,8 @@ class Bot:
         }
 
     async def _check_matrix(self) -> Check:
-        if self.matrix_problem:
-            return Check(False, self.matrix_problem)
+        if problem := self.matrix_problem or self.sync.problem:
+            return Check(False, problem)
         last = self.sync.last_success
         if last is None or self.clock.now() - last > _MATRIX_SILENT:
             return Check(False, f"last synced {last or 'never'}: is the homeserver up?")
@@ -218,7 +225,9 @@ class Bot:
         return Check(not problems, "; ".join(problems) or f"synced {last:%H:%M:%S}")
 
     async def _check_gitlab(self) -> Check:
-        if self.poller.last_error:
+        if problem := await self.reachable.problem():
+            return Check(False, problem)
+        if self.poller.last_success is None and self.poller.last_error:
             return Check(False, self.poller.last_error)
         last = self.poller.last_success
         return Check(last is not None, f"looked at {last:%H:%M:%S}" if last else "not looked at yet")
@@ -243,6 +252,14 @@ class Bot:
             if oldest and self.clock.now() - oldest > _OUTBOX_OLD:
                 return Check(False, f"{count} messages wait for {target}, the oldest since {oldest:%H:%M:%S}")
         return Check(True)
+
+
+def _forget_consoles(folder: Path, older_than: timedelta) -> None:
+    """Remove what machines of long ago wrote to their consoles; one that still writes is never that old."""
+    oldest = time.time() - older_than.total_seconds()
+    for path in folder.glob("*.log*"):
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -82,6 +82,8 @@ class SyncLoop:
         self._direct: dict[str, bool] = {}
         self._begun = False
         self.last_success: datetime | None = None
+        self.problem = ""
+        """Why the last round failed; empty when it did not."""
 
     async def run(self) -> None:
         """Runs for ever. Raises Forbidden when our login is refused for good, and what the journal raises."""
@@ -93,12 +95,13 @@ class SyncLoop:
                 await self._invites.answer()
             except Unavailable as error:
                 failures += 1
+                self.problem = str(error)
                 self._on_result("unavailable")
                 pause = pause_seconds(failures, error.retry_after_seconds, self._jitter())
                 _log.warning("matrix_sync_failed", error=str(error), failures=failures, pause_seconds=pause)
                 await self._sleep(pause)
                 continue
-            failures = 0
+            failures, self.problem = 0, ""
             self.last_success = self._clock.now()
             self._on_result("ok")
             # A server or proxy that answers at once with nothing, again and again, must not be polled hot.
