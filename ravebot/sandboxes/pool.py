@@ -81,7 +81,7 @@ class Pool:
                 pause = IDLE_PAUSE_SECONDS
                 try:
                     pause = await self.one_pass(flights)
-                except Unavailable as error:
+                except RavebotError as error:
                     log.warning("pool pass not finished", error=str(error))
                 await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
                 await self.database.signals.wait(POOL, pause)

@@ -125,7 +125,8 @@ class Database:
     async def write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `function` in one transaction and commit, or roll back what it did when it raises.
 
-        The caller's cancellation does not cut it short: it commits or fails as a whole.
+        The caller's cancellation does not cut it short: it commits or fails as a whole. Raises StoreError when the
+        database can't be written now (the disk is full, for example).
         """
         task = asyncio.ensure_future(self._write(function))
         self._running.add(task)
@@ -134,18 +135,25 @@ class Database:
 
     async def _write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._write_lock:
-            await self._writer.execute("BEGIN IMMEDIATE")
-            transaction = Transaction(self._writer, self._clock.now())
             try:
-                result = await function(transaction)
-                await self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    await self._writer.execute("ROLLBACK")
-                raise
+                result, transaction = await self._transact(function)
+            except sqlite3.OperationalError as error:
+                raise StoreError(f"the database {self.path} can't be written: {error}") from error
         for signal in transaction.wakes:
             self.signals.wake(signal)
         return result
+
+    async def _transact(self, function: Callable[[Transaction], Awaitable[T]]) -> tuple[T, Transaction]:
+        await self._writer.execute("BEGIN IMMEDIATE")
+        transaction = Transaction(self._writer, self._clock.now())
+        try:
+            result = await function(transaction)
+            await self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                await self._writer.execute("ROLLBACK")
+            raise
+        return result, transaction
 
     async def read(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `function` on one consistent snapshot; it can't write."""
