@@ -19,6 +19,7 @@ from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineState, Sandbox
 from ravebot.sandboxes.steps import change, sandbox_and_merge_request
+from ravebot.sandboxes.view import in_words
 from ravebot.store import machines
 from ravebot.store.database import Database, Transaction
 
@@ -102,7 +103,7 @@ class Builds:
 
     async def give_up(self, machine: Machine) -> None:
         """It took too long, or broke."""
-        why = f"the machine did not answer within {self.config.pool.build_timeout} of being created"
+        why = f"the machine did not answer within {in_words(self.config.pool.build_timeout)} of being created"
         await change(
             self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=False)
         )

@@ -39,6 +39,8 @@ from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
 
+_LEAST_TIME = timedelta(seconds=30)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -110,8 +112,9 @@ class Chain:
         """What the stage has left; after a downtime at least enough to ask how it went meanwhile."""
         timeouts = self.config.sandbox.timeouts
         limits = {Stage.COPY: timeouts.copy_in, Stage.SETUP: timeouts.setup, Stage.TEST: timeouts.test}
+        limit = limits.get(stage, timeouts.other)
         started = work.sandbox.stage_started_at or self.clock.now()
-        return max(timedelta(seconds=30), started + limits.get(stage, timeouts.other) - self.clock.now())
+        return max(min(_LEAST_TIME, limit), started + limit - self.clock.now())
 
     async def _host_keys(self, work: Work) -> None:
         name = work.machine.name

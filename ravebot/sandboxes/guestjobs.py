@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider, RunResult
+from ravebot.sandboxes.view import in_words
 
 CODE_FOLDER = "/srv/merge-request"
 _ARCHIVE = "/srv/.merge-request.tar.gz"
@@ -147,7 +148,7 @@ class GuestJobs:
                     pause = min(1.0, pause * 1.5)
         except TimeoutError as error:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
-            raise GuestTimeout(f"not done after {timeout}\n{output[-1500:]}") from error
+            raise GuestTimeout(f"not done after {in_words(timeout)}\n{output[-1500:]}") from error
 
     async def _sh(
         self,
