@@ -1,0 +1,143 @@
+"""README.md promises nothing that is not there: its commands, tables, configuration and links are checked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from ravebot.access.rules import Service
+from ravebot.cli import app
+from ravebot.config import matches_project
+from ravebot.configfile import load
+from ravebot.gitlab.commands import help_lines
+from ravebot.matrix.commands import help_rows
+from ravebot.web.metrics import Metrics
+from ravebot.web.server import WEBHOOK_PATH
+
+pytestmark = pytest.mark.integration
+
+_ROOT = Path(__file__).resolve().parents[2]
+_README = (_ROOT / "README.md").read_text()
+
+
+def _table(head: str) -> list[tuple[str, str]]:
+    """The rows of the table whose first column is called that, as (code, text)."""
+    lines = iter(_README.splitlines())
+    for line in lines:
+        if line.startswith(f"| {head} |"):
+            break
+    next(lines)
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        match = re.fullmatch(r"\| `(.+?)` \| (.+) \|", line)
+        assert match, line
+        rows.append((match[1], match[2]))
+    return rows
+
+
+def _block(language: str) -> str:
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1
+    return blocks[0]
+
+
+def _shell() -> TyperGroup:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group
+
+
+def test_the_table_of_matrix_commands_is_the_code_s() -> None:
+    assert _table("say") == list(help_rows("!rave"))
+
+
+def test_the_table_of_comments_is_the_code_s() -> None:
+    assert _table("comment") == list(help_lines())
+
+
+def test_the_table_of_shell_commands_is_the_code_s() -> None:
+    expected = [(f"ravebot {name}", command.help) for name, command in _shell().commands.items()]
+    assert _table("run") == expected
+
+
+def test_every_dev_command_that_is_named_is_there() -> None:
+    usage = subprocess.run([_ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
+    named = set(re.findall(r"\./dev (\w+)", _README))
+    assert named == set(re.findall(r"^  (\w+) {2,}", usage, re.MULTILINE))
+
+
+def test_every_ravebot_command_that_is_named_is_there_with_its_options() -> None:
+    commands = _shell().commands
+    named = re.findall(r"\bravebot (check-config|[a-z]+)((?: --[a-z-]+)*)", "\n".join(_commands()))
+    assert named
+    for name, options in named:
+        assert name in commands, f"ravebot {name}"
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(options.split()) <= known, f"ravebot {name}{options}"
+
+
+def _commands() -> list[str]:
+    """Text that stands as code: inline, in indented blocks, and in what the service starts."""
+    inline = re.findall(r"`(ravebot [^`]+)`", _README)
+    indented = re.findall(r"^    (ravebot .*?)(?:  +#.*)?$", _README, re.MULTILINE)
+    return [*inline, *indented, *re.findall(r"ExecStart=\S*/(.*)", _README)]
+
+
+def test_the_configuration_loads(tmp_path: Path) -> None:
+    given = yaml.safe_load(_block("yaml"))
+    for section, key in ((given["matrix"], "password_file"), (given["gitlab"], "token_file"),
+                         (given["gitlab"]["webhook"], "secret_token_file")):  # fmt: skip
+        secret = tmp_path / Path(section[key]).name
+        secret.write_text("secret of the test")
+        secret.chmod(0o600)
+        section[key] = str(secret)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(given))
+
+    loaded = load(path)
+
+    assert loaded.warnings == ()
+    assert matches_project(loaded.config.gitlab.projects, "group/app")
+    assert not loaded.config.provider.image.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
+    assert not loaded.config.provider.storage_pool.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
+
+
+def test_links_lead_to_files_of_the_repository() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", _README)
+    assert targets
+    missing = [target for target in targets if "://" not in target and not (_ROOT / target).is_file()]
+    assert missing == []
+
+
+def test_files_and_folders_that_are_named_are_there() -> None:
+    named = set(re.findall(r"(?<![/\w])(?:ravebot|tests)/[a-z]+/|\btests/[a-z_/]+\.py\b|\bbenchmarks/", _README))
+    assert [name for name in named if not (_ROOT / name).exists()] == []
+
+
+def test_metrics_and_paths_that_are_named_are_there() -> None:
+    metrics = Metrics()
+    metrics.stage_done("boot", True, 1.0)
+    metrics.outbox_seen("matrix", 0, None)
+    metrics.firewall_repaired(True)
+    metrics.connections_dropped(Service.SSH, 1)
+    exposed = metrics.exposition().decode()
+    names = re.findall(r"`(ravebot_\w+)`", _README)
+    assert names
+    assert [name for name in names if name not in exposed] == []
+    assert WEBHOOK_PATH in _README
+
+
+def test_the_systemd_unit_starts_what_is_installed_and_is_understood(tmp_path: Path) -> None:
+    unit = _block("ini")
+    assert "ExecStart=/opt/ravebot/bin/ravebot run" in unit
+    sections = re.findall(r"^\[(\w+)\]$", unit, re.MULTILINE)
+    assert sections == ["Unit", "Service", "Install"]
+    assert "CAP_NET_ADMIN" in unit
