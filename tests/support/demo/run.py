@@ -116,7 +116,11 @@ class Demo:
 def _left_over(stage: Stage, instance_id: str | None) -> str:
     tables = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, text=True, check=True).stdout
     names = {entry["table"]["name"] for entry in json.loads(tables)["nftables"] if "table" in entry}
-    rules = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=True).stdout.splitlines()
+    rules = [
+        rule
+        for family in ("-4", "-6")
+        for rule in subprocess.run(["ip", family, "rule"], capture_output=True, text=True).stdout.splitlines()
+    ]
     left = {
         "machines": machines(stage),
         "network": [stage.bridge] if Path("/sys/class/net", stage.bridge).exists() else [],

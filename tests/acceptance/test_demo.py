@@ -1,0 +1,139 @@
+"""`./dev demo` as people run it, but in a pipe: a process that ends well, and told what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.acceptance
+
+_ROOT = Path(__file__).resolve().parents[2]
+_WHOLE_SECONDS = 280
+
+
+async def _start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "-m", "tests.support.demo", *arguments,
+        cwd=_ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask it to clean up, also when the test failed in between."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+        await process.wait()
+
+
+async def _read_until(process: asyncio.subprocess.Process, text: str) -> str:
+    """Everything up to the line with that text."""
+    assert process.stdout
+    told = ""
+    while text not in told:
+        line = (await process.stdout.readline()).decode()
+        assert line, f"the demo ended without {text!r}:\n{told}"
+        told += line
+    return told
+
+
+async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> None:
+    process = await _start()
+    try:
+        async with asyncio.timeout(_WHOLE_SECONDS):
+            output, _ = await process.communicate()
+    finally:
+        await _end(process)
+    told = output.decode()
+
+    assert process.returncode == 0, told
+    order = [
+        "ravebot, ready by its own word",
+        "opens group/app!1",
+        "🟢 Sandbox is ready",
+        "Alice's key opens the door",
+        "the host key is the announced one, SHA256:",
+        "Mallory's key does not open it",
+        "answers with a page of commit",
+        "<h1>Hello from the sandbox!</h1>",
+        "!rave extend !1 10s",
+        "warned, in both places",
+        "it lives an hour longer",
+        "/sandbox stop",
+        "🏁 Sandbox ended",
+        "the machine is gone, and its ports are closed",
+        "Where the time went",
+        "nothing is left",
+        "All of this was seen to happen",
+    ]
+    places = [told.find(text) for text in order]
+    assert -1 not in places, f"missing: {[text for text in order if text not in told]}\n{told}"
+    assert places == sorted(places), told
+    assert re.search(r"^ +ssh -i /\S+ .*HostKeyAlias=\S+ -p \d+ agent@[\d.]+$", told, re.MULTILINE), told
+    for step in ("queued", "agent answers", "copy", "setup", "card in Alice's room", "machine gone"):
+        assert re.search(rf"{step}.* \d+\.\d\d s", told), f"no time for {step}\n{told}"
+    assert "\x1b[" not in told, "a pipe gets no colours"
+
+
+async def test_an_interrupt_at_any_time_takes_everything_away() -> None:
+    process = await _start()
+    try:
+        async with asyncio.timeout(_WHOLE_SECONDS):
+            told = await _read_until(process, "edits the card: starting")
+            process.send_signal(signal.SIGINT)
+            output, _ = await process.communicate()
+    finally:
+        await _end(process)
+    told += output.decode()
+
+    assert process.returncode == 130, told
+    assert "nothing is left" in told
+    assert "All of this was seen" not in told, "it was not"
+
+
+async def test_a_demo_that_was_kept_can_be_worked_from_another_terminal() -> None:
+    kept = await _start("--keep")
+    try:
+        async with asyncio.timeout(_WHOLE_SECONDS):
+            told = await _read_until(kept, "ravebot list -c ")
+            said = await _start("say", "!rave list")
+            assert await said.wait() == 0, said
+            told += await _read_until(kept, "room   alice: !rave list")
+            commented = await _start("comment", "/sandbox stop")
+            assert await commented.wait() == 0, commented
+            told += await _read_until(kept, "🏁 Sandbox ended")
+            kept.send_signal(signal.SIGINT)
+            output, _ = await kept.communicate()
+    finally:
+        await _end(kept)
+    told += output.decode()
+
+    assert kept.returncode == 0, told
+    assert "nothing is left" in told
+    late = await _start("say", "hello?")
+    answer, _ = await late.communicate()
+    assert late.returncode == 1
+    assert "no demo was kept running" in answer.decode()
+
+
+async def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(ignore, "127.0.0.1", 0) as taken:
+        port = taken.sockets[0].getsockname()[1]
+        process = await _start("--port", str(port))
+        try:
+            async with asyncio.timeout(_WHOLE_SECONDS):
+                output, _ = await process.communicate()
+        finally:
+            await _end(process)
+
+    assert process.returncode == 1
+    assert "--port" in output.decode()
