@@ -110,7 +110,7 @@ def _headline(view: SandboxView) -> str:
 def _queue(view: SandboxView) -> str:
     if view.queue_position is None:
         return ""
-    wait = f", about {in_words(view.queue_wait)} to go" if view.queue_wait is not None else ""
+    wait = f", about {in_words(view.queue_wait)} to go" if view.queue_wait else ""
     return f": {'next' if view.queue_position == 1 else f'number {view.queue_position:d}'}{wait}"
 
 

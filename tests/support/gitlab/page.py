@@ -26,7 +26,7 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
 .branch { font: 12px/1.6 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; background: #ececef;
   border-radius: 4px; padding: 1px 6px; overflow-wrap: anywhere; }
 .description { padding: 16px 0; border-bottom: 1px solid var(--line); margin-bottom: 20px; }
-.description.md { padding-left: 0; }
+.description.md { padding: 16px 0; }
 .note { border: 1px solid var(--line); border-radius: 6px; margin: 14px 0 14px 48px; position: relative; }
 .note > header { padding: 8px 16px; display: flex; gap: 8px; align-items: baseline; color: var(--soft); }
 .note > header b { color: #28272d; }
