@@ -76,19 +76,29 @@ class Intake:
             step = await handler.handle(request)
             outcome = await self._database.write(partial(_finish, request=request, step=step))
         except Unavailable as error:
-            delay = max(error.retry_after_seconds or 0.0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**request.attempts))
+            grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(request.attempts, 10))
+            delay = max(error.retry_after_seconds or 0.0, grown)
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
             await self._database.write(partial(_delay, request=request, handler=handler, why=str(error), seconds=delay))
         except RavebotError as error:
             log.warning("request refused", request=request.id, kind=request.kind, error=str(error))
-            await self._database.write(partial(_give_up, request=request, handler=handler, why=str(error)))
+            await self._give_up(request, handler, str(error))
         # Whatever a hostile payload brings to light must not end the bot, nor come back for ever at each start.
         except Exception:
             log.exception("request could not be handled: this is a bug of ravebot's", request=request.id)
             why = "ravebot could not make sense of that; its log says more"
-            await self._database.write(partial(_give_up, request=request, handler=handler, why=why))
+            await self._give_up(request, handler, why)
         else:
             log.info("request handled", request=request.id, source=request.source, lane=request.lane, outcome=outcome)
+
+    async def _give_up(self, request: Request, handler: Handler, why: str) -> None:
+        """Tell whoever asked, where that can be made out, and set the request aside."""
+        try:
+            await self._database.write(partial(_refuse, request=request, handler=handler, why=why))
+        # What can't be read at all can't be answered either.
+        except Exception:
+            log.exception("nobody could be told of a request that was given up", request=request.id)
+            await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {why}"))
 
 
 async def _finish(tx: Transaction, request: Request, step: Step) -> str:
@@ -105,6 +115,6 @@ async def _delay(tx: Transaction, request: Request, handler: Handler, why: str, 
     await inbox.postpone(tx, request.id, timedelta(seconds=seconds))
 
 
-async def _give_up(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
+async def _refuse(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
     await handler.failed(tx, request, why)
     await inbox.handled(tx, request.id, f"given up: {why}")

@@ -102,21 +102,33 @@ class MatrixIntake:
         return tuple(sorted(named | {path for path in heard if matches_project(patterns, path)}))
 
     async def _about_room(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
+        if command.verb in ("list", "queue"):
+            return await self._several(message, command, patterns)
         decision = await self.people.from_room(
             command.verb, message.sender, project_id=None, mapped=bool(patterns), direct=message.direct
         )
         if not decision.allowed:
             return self._refuses(message, command, decision.rule)
-        prefix = self.config.matrix.command_prefix
         if command.verb == "help":
-            return self._says(message, render_help(prefix), "help")
-        if command.verb == "whoami":
-            return self._says(message, render_reply(await self._whoami(message, patterns), None), "whoami")
+            return self._says(message, render_help(self.config.matrix.command_prefix), "help")
+        return self._says(message, render_reply(await self._whoami(message, patterns), None), "whoami")
+
+    async def _several(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
+        """The sandboxes of the projects that the asker may see from here, each project decided on by itself."""
         views = await self.database.read(self.views.live)
-        shown = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
-        if command.verb == "queue":
-            return self._says(message, render_queue(shown), "queue")
-        return self._says(message, render_list(shown), "list")
+        views = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
+        mapped = bool(patterns) and not message.direct
+        decisions = {
+            project_id: await self.people.from_room(
+                command.verb, message.sender, project_id=project_id, mapped=mapped, direct=message.direct
+            )
+            for project_id in ({view.mr.ref.project_id for view in views} or {None})
+        }
+        shown = tuple(view for view in views if decisions[view.mr.ref.project_id].allowed)
+        refusals = [decision.rule for decision in decisions.values() if not decision.allowed]
+        if refusals and not shown and not (mapped and not views and self.people.is_known(message.sender)):
+            return self._refuses(message, command, refusals[0])
+        return self._says(message, render_queue(shown) if command.verb == "queue" else render_list(shown), command.verb)
 
     async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:
         lines = [f"You are `{message.sender}`."]
@@ -149,8 +161,8 @@ class MatrixIntake:
         if command.verb in ("show", "why", "logs"):
             view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
             return self._says(message, self._shown(command.verb, view, mr), command.verb)
-        fresh = await self.gitlab.merge_request(mr.ref) if command.verb in _NEEDS_HEAD else mr
-        return lambda tx: self._obey(tx, message, command, fresh)
+        fresh = await self.gitlab.merge_request(mr.ref) if command.verb in _NEEDS_HEAD else None
+        return lambda tx: self._obey(tx, message, command, mr, fresh)
 
     def _shown(self, verb: str, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
@@ -169,9 +181,18 @@ class MatrixIntake:
             return render_reply(f"Nothing was printed by set-up and tests of `{mr.full_ref}`.", None)
         return render_reply(f"Set-up and tests of `{mr.full_ref}`:", None, output=output)
 
-    async def _obey(self, tx: Transaction, message: IncomingMessage, command: Command, told: MergeRequest) -> str:
+    async def _obey(
+        self,
+        tx: Transaction,
+        message: IncomingMessage,
+        command: Command,
+        found: MergeRequest,
+        fresh: MergeRequest | None,
+    ) -> str:
         actor = Actor("matrix", message.sender)
-        _, mr = await merge_requests.observe(tx, told)
+        mr = await merge_requests.get(tx, found.ref)
+        if mr is None or fresh is not None:  # what was only looked up before may be older than what is known by now
+            _, mr = await merge_requests.observe(tx, fresh or found)
         intents = self.intents
         match command.verb:
             case "start":

@@ -55,6 +55,10 @@ class People:
             access_level=level or None,
         )
 
+    def is_known(self, sender: str) -> bool:
+        """Whether a Matrix user is an admin, or tied to a GitLab user."""
+        return sender in self.config.matrix.admins or sender in self.config.matrix.users
+
     async def level_of(self, username: str, project_id: int) -> int:
         """GitLab's access level; 0 for none."""
         if username not in self._ids:

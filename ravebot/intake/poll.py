@@ -11,7 +11,7 @@ import structlog
 
 from ravebot.clock import Clock
 from ravebot.config import Config, matches_project
-from ravebot.errors import NotFound, RavebotError
+from ravebot.errors import Forbidden, NotFound, RavebotError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted
@@ -79,8 +79,8 @@ class Poller:
         for ref in known:
             try:
                 await self._told(await self._gitlab.merge_request(ref))
-            except NotFound:
-                log.info("merge request is gone", project=ref.project_id, iid=ref.iid)
+            except (NotFound, Forbidden) as error:
+                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
         await self._database.write(self._note_look)
 
     async def _told(self, mr: MergeRequest) -> None:

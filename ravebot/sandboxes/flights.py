@@ -59,7 +59,7 @@ class Flights:
             await action
         except RavebotError as error:
             failures = self._failures.get(machine_id, 0) + 1
-            pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2 ** (failures - 1))
+            pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2 ** min(failures - 1, 10))
             self._failures[machine_id] = failures
             self._not_before[machine_id] = asyncio.get_running_loop().time() + pause
             log.warning("action failed, tried again", machine=machine_id, action=do.value, error=str(error), in_s=pause)

@@ -56,7 +56,7 @@ class Intents:
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
-        fresh = before is None or before.state != "opened"
+        fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged"))
         undrafted = before is not None and before.draft and not mr.draft and self.config.gitlab.drafts == "wait"
         if not may_start or not (fresh or undrafted):
             if before and before.head_sha != mr.head_sha and self._must_wait(mr):
@@ -103,6 +103,7 @@ class Intents:
             return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
         if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
             return Outcome(False, f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first")
+        approves = False
         if mr.from_fork and mr.approved_sha != mr.head_sha:
             if sha is None:
                 return Outcome(
@@ -110,18 +111,23 @@ class Intents:
                     f"{mr.full_ref} comes from a fork: look at its code, then say start with its commit, {mr.head_sha}",
                 )
             await merge_requests.approve(tx, mr.ref, mr.head_sha)
-            mr = replace(mr, approved_sha=mr.head_sha)
+            mr, approves = replace(mr, approved_sha=mr.head_sha), True
         sandbox = await sandboxes.current(tx, mr.ref)
         if sandbox is not None:
             if sandbox.sha != mr.head_sha:
                 await self._take(tx, sandbox, mr.head_sha, actor)
+                if approves:
+                    await self._approved(tx, sandbox, mr, actor)
                 return Outcome(True, f"the sandbox of {mr.full_ref} takes commit {mr.head_sha[:8]}")
             return Outcome(True, f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}")
         fresh = await self.lifecycle.queue(tx, mr, actor)
-        if mr.from_fork:
-            data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-            await self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=fresh, data=data)
+        if approves:
+            await self._approved(tx, fresh, mr, actor)
         return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")
+
+    async def _approved(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> None:
+        data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
+        await self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=sandbox, data=data)
 
     async def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         sandbox = await sandboxes.current(tx, mr.ref)
@@ -144,7 +150,7 @@ class Intents:
             return Outcome(False, "an extension is longer than nothing: say for example extend 1h")
         longest = self.config.pool.max_lifetime
         end = sandbox.ready_at + longest
-        until = min(max(sandbox.expires_at, tx.now) + by, max(end, sandbox.expires_at))
+        until = min(max(sandbox.expires_at, tx.now) + min(by, longest), max(end, sandbox.expires_at))
         granted = until - sandbox.expires_at
         if granted <= timedelta(0):
             return Outcome(
@@ -184,7 +190,7 @@ class Intents:
         """Go on after failures: lift the image's hold, drop the backoff, run the chain or the sandbox again."""
         image = str(self.config.provider.image)
         record = await images.get(tx, image)
-        if record.failures:
+        if record != ImageRecord(image):
             await images.save(tx, ImageRecord(image))
         sandbox = await sandboxes.current(tx, mr.ref)
         if sandbox is None:

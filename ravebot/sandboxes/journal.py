@@ -58,7 +58,7 @@ class Journal:
     def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:
         if kind == "sandbox.queued":
             self._meter.sandbox_requested()
-        elif kind == "sandbox.ready":
+        elif kind == "sandbox.ready" and sandbox.ready_at == event.at:  # not after a restart of its machine
             self._meter.sandbox_ready(event.at - sandbox.created_at)
         elif kind == "sandbox.ended" and sandbox.end_reason:
             lived = event.at - sandbox.ready_at if sandbox.ready_at else None

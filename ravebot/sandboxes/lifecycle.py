@@ -67,8 +67,8 @@ class Lifecycle:
         return sandbox, machine
 
     async def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
-        """Tell once why a sandbox stays in the queue."""
-        if reason == sandbox.wait_reason:
+        """Tell once why a sandbox stays in the queue: figures after the colon change with every look."""
+        if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
         waiting = replace(sandbox, wait_reason=reason)
         await sandboxes.save(tx, waiting)
@@ -149,7 +149,9 @@ class Lifecycle:
         elif then is Then.END_LOST:
             await self.stop(tx, sandbox, EndReason.LOST, detail=why)
 
-    async def requeue(self, tx: Transaction, sandbox: Sandbox, why: str, not_before: timedelta | None) -> None:
+    async def requeue(
+        self, tx: Transaction, sandbox: Sandbox, why: str, not_before: timedelta | None, wait_reason: str = ""
+    ) -> None:
         """Back to the queue's front (it is in order of asking), for a new machine."""
         waiting = replace(
             sandbox,
@@ -162,6 +164,7 @@ class Lifecycle:
             stage=None,
             stage_started_at=None,
             attempt=sandbox.attempt + 1,
+            wait_reason=wait_reason,
             not_before=tx.now + not_before if not_before else None,
         )
         await sandboxes.save(tx, waiting)
@@ -178,7 +181,8 @@ class Lifecycle:
         await self.take_down(tx, machine)
         sandbox = await sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
         if sandbox and sandbox.state is SandboxState.STARTING and sandbox.machine_id == machine.id:
-            await self.requeue(tx, sandbox, why, not_before=BUILD_BACKOFF * 3 ** (failures - 1))
+            pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
+            await self.requeue(tx, sandbox, why, pause, wait_reason=f"no machines are built: {why}" if hold else "")
             if hold and not record.held:
                 data: dict[str, object] = {"why": why, "image": machine.image}
                 await self.journal.record(tx, "build.held", sandbox=sandbox, machine_id=machine.id, data=data)
@@ -191,7 +195,9 @@ class Lifecycle:
             return None
         if decide_sandbox(sandbox.state, Happened.MACHINE_READY) is not Then.NEXT_STAGE:
             return None
-        await images.save(tx, ImageRecord(machine.image))
+        record = await images.get(tx, machine.image)
+        if record.failures:
+            await images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
         await machines.save(
             tx, replace(machine, state=MachineState.LEASED, state_since=tx.now, booted_at=tx.now, silent_since=None)
         )
@@ -229,7 +235,8 @@ class Lifecycle:
         if update:
             await self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
         else:
-            data: dict[str, object] = {"seconds": (tx.now - fresh.created_at).total_seconds(), "sha": fresh.sha}
+            since = fresh.created_at if first else sandbox.state_since
+            data: dict[str, object] = {"seconds": (tx.now - since).total_seconds(), "sha": fresh.sha}
             await self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
         tx.wake(POOL)
         return fresh

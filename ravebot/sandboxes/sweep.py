@@ -47,7 +47,8 @@ class Sweep:
         due = []
         for kind, name in sorted(found):
             first = await machines.sighted(tx, kind, name)
-            if first is not None and tx.now - first >= self.every:
+            # Half: a sweep that comes a moment early would else put it off for another whole period.
+            if first is not None and tx.now - first >= self.every / 2:
                 due.append((kind, name))
         return due
 

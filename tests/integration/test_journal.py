@@ -1,0 +1,105 @@
+"""One event and what tells of it: together in one transaction, or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ravebot.sandboxes.model import Sandbox
+from ravebot.sandboxes.telling import TELLINGS
+from ravebot.store.database import Transaction
+from tests.support.records import ROOM, World, a_merge_request, a_world
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def record(world: World, sandbox: Sandbox, kind: str, **data: object) -> None:
+    await world.write(lambda tx: world.lifecycle.journal.record(tx, kind, sandbox=sandbox, data=data))
+
+
+@pytest.mark.parametrize("kind", TELLINGS)
+async def test_every_telling_goes_where_the_table_says(world: World, kind: str) -> None:
+    sandbox = await world.queued(a_merge_request())
+    await world.empty_outbox()
+    await record(world, sandbox, kind)
+    telling = TELLINGS[kind]
+    expected = ["matrix card", "gitlab note"]
+    expected += ["matrix history"] * telling.thread + ["matrix say"] * telling.say
+    expected += ["matrix warning", "gitlab warning"] * telling.warn
+    assert await world.told_kinds() == expected
+    assert (await world.kinds())[-1] == kind
+
+
+async def test_what_is_only_for_the_log_is_told_to_nobody(world: World) -> None:
+    sandbox = await world.queued(a_merge_request())
+    await world.empty_outbox()
+    await record(world, sandbox, "access.first", source="10.0.0.1")
+    assert await world.outbox() == []
+    assert (await world.events())[-1].data == {"source": "10.0.0.1"}
+
+
+async def test_changes_in_quick_succession_are_one_card_and_one_note_but_every_line_of_history(world: World) -> None:
+    sandbox = await world.queued(a_merge_request())
+    for _ in range(3):
+        await record(world, sandbox, "sandbox.extended", seconds=60)
+    kinds = await world.told_kinds()
+    assert sorted(kinds) == ["gitlab note", "matrix card"] + ["matrix history"] * 3
+
+
+async def test_a_line_of_history_carries_its_words_and_goes_to_the_projects_room(world: World) -> None:
+    sandbox = await world.queued(a_merge_request())
+    await record(world, sandbox, "sandbox.extended", seconds=3600, by="alice (gitlab)")
+    [(_, lane, _, body)] = [row for row in await world.outbox() if row[2] == "history"]
+    assert lane == ROOM
+    assert json.loads(body) == {"text": "extended by 1 h by alice (gitlab)"}
+
+
+async def test_notes_have_the_lane_of_their_merge_request(world: World) -> None:
+    await world.queued(a_merge_request(3))
+    assert {lane for target, lane, _, _ in await world.outbox() if target == "gitlab"} == {"7!3"}
+
+
+async def test_a_project_with_two_rooms_is_told_of_in_both_and_one_with_none_only_in_its_note(tmp_path: Path) -> None:
+    rooms = [{"room": "#a:x", "projects": ["group/*"]}, {"room": "#b:x", "projects": ["group/app"]}]
+    async with a_world(tmp_path, matrix={"rooms": rooms}) as world:
+        await world.queued(a_merge_request(1))
+        await world.queued(a_merge_request(2, project_path="elsewhere/app"))
+        assert [(lane, kind) for _, lane, kind, _ in await world.outbox()] == [
+            ("#a:x", "card"), ("#b:x", "card"), ("7!1", "note"), ("7!2", "note"),
+        ]  # fmt: skip
+
+
+async def test_when_the_transaction_fails_neither_event_nor_telling_remains(world: World) -> None:
+    sandbox = await world.queued(a_merge_request())
+    before = (await world.kinds(), await world.outbox())
+
+    async def fails(tx: Transaction) -> None:
+        await world.lifecycle.journal.record(tx, "sandbox.extended", sandbox=sandbox, data={"seconds": 1})
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        await world.write(fails)
+    assert (await world.kinds(), await world.outbox()) == before
+
+
+async def test_the_time_to_ready_is_measured_once_a_sandbox(world: World) -> None:
+    mr = a_merge_request()
+    await world.claimed(mr)
+    world.pass_by(seconds=20)
+    sandbox = await world.latest(mr)
+    await world.write(lambda tx: world.lifecycle.ready(tx, sandbox))
+    world.pass_by(hours=1)
+    restarted = await world.latest(mr)
+    await record(world, restarted, "sandbox.ready", seconds=5)
+    text = world.metrics.exposition().decode()
+    assert "ravebot_sandbox_start_seconds_count 1.0" in text
+    assert "ravebot_sandbox_start_seconds_sum 20.0" in text

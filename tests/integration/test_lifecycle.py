@@ -1,0 +1,336 @@
+"""The steps of a sandbox's life, each with its event and what it changes, over a real database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ravebot.sandboxes.model import EndReason, Machine, MachineState, SandboxState, Stage
+from ravebot.store import images, machines, sandboxes
+from ravebot.store.database import Transaction
+from ravebot.store.images import ImageRecord
+from ravebot.store.signals import POOL
+from tests.support.records import BY_ALICE, NOON, A, World, a_merge_request, a_world
+
+pytestmark = pytest.mark.integration
+
+MR = a_merge_request()
+S = SandboxState
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def gone(world: World, machine: Machine) -> None:
+    await world.write(lambda tx: world.lifecycle.machine_gone(tx, machine))
+
+
+async def build_fails(world: World, why: str = "it did not answer", *, for_good: bool = False) -> None:
+    machine = await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.build_failed(tx, machine, why, for_good=for_good))
+    await gone(world, machine)
+
+
+async def record_of_image(world: World) -> ImageRecord:
+    return await world.read(lambda tx: images.get(tx, str(world.config.provider.image)))
+
+
+async def test_a_whole_life_leaves_one_event_for_each_step(world: World) -> None:
+    await world.ready(MR)
+    sandbox = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, BY_ALICE))
+    await gone(world, await world.machine(MR))
+    assert await world.kinds() == [
+        "sandbox.queued", "sandbox.starting", "machine.booted", "sandbox.ready", "sandbox.stopping", "sandbox.ended",
+    ]  # fmt: skip
+
+
+async def test_a_queued_one_wakes_the_pool_and_holds_nothing(world: World) -> None:
+    sandbox = await world.queued(MR)
+    assert await world.database.signals.wait(POOL, 1)
+    assert (sandbox.state, sandbox.sha, sandbox.machine_id, sandbox.ssh_port) == (S.QUEUED, A, None, None)
+    assert sandbox.requested_by == BY_ALICE
+
+
+async def test_a_place_is_a_machine_and_ports_taken_in_one_transaction(world: World) -> None:
+    sandbox = await world.started(MR)
+    machine = await world.machine(MR)
+    assert (sandbox.state, sandbox.ssh_port, sandbox.web_port) == (S.STARTING, 42200, 43000)
+    assert (machine.state, machine.sandbox_id) == (MachineState.BUILDING, sandbox.id)
+    assert sandbox.stage is None
+
+
+async def test_the_chain_begins_when_the_machine_answers(world: World) -> None:
+    await world.started(MR)
+    world.pass_by(seconds=8)
+    machine = await world.machine(MR)
+    sandbox = await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+    assert sandbox
+    assert (sandbox.stage, sandbox.stage_attempt) == (Stage.HOST_KEYS, 1)
+    leased = await world.machine(MR)
+    assert (leased.state, leased.booted_at) == (MachineState.LEASED, NOON + timedelta(seconds=8))
+    assert (await world.events())[-1].data == {"seconds": 8.0}
+
+
+async def test_a_machine_that_nobody_wants_any_more_is_taken_down_instead_of_claimed(world: World) -> None:
+    sandbox = await world.started(MR)
+    machine = await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.requeue(tx, sandbox, "why", None))
+    assert await world.write(lambda tx: world.lifecycle.claim(tx, machine)) is None
+    found = await world.read(lambda tx: machines.get(tx, machine.id))
+    assert found
+    assert found.state is MachineState.STOPPING
+
+
+async def test_a_claim_that_comes_after_the_stop_changes_nothing(world: World) -> None:
+    sandbox = await world.started(MR)
+    machine = await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.stop(tx, sandbox, EndReason.STOPPED))
+    assert await world.write(lambda tx: world.lifecycle.claim(tx, machine)) is None
+    assert (await world.machine(MR)).state is MachineState.STOPPING
+    assert (await world.latest(MR)).state is S.STOPPING
+
+
+async def test_lifetime_starts_at_ready(world: World) -> None:
+    await world.claimed(MR)
+    world.pass_by(minutes=3)
+    sandbox = await world.latest(MR)
+    ready = await world.write(lambda tx: world.lifecycle.ready(tx, sandbox))
+    assert ready.ready_at == world.clock.now()
+    assert ready.expires_at == world.clock.now() + timedelta(hours=2)
+    assert (ready.running_sha, ready.stage, ready.warned) == (A, None, frozenset())
+    assert (await world.events())[-1].data == {"seconds": 180.0, "sha": A}
+
+
+async def test_a_restart_of_the_machine_does_not_start_the_lifetime_anew(world: World) -> None:
+    ready = await world.ready(MR)
+    world.pass_by(hours=1)
+    again = replace(ready, state=S.STARTING, stage=Stage.ANNOUNCE, state_since=world.clock.now())
+    await world.write(lambda tx: sandboxes.save(tx, again))
+    world.pass_by(seconds=9)
+    after = await world.write(lambda tx: world.lifecycle.ready(tx, again))
+    assert (after.ready_at, after.expires_at) == (ready.ready_at, ready.expires_at)
+    assert (await world.events())[-1].data["seconds"] == 9.0
+
+
+async def test_an_update_that_is_through_is_told_as_such_and_clears_the_notice(world: World) -> None:
+    ready = await world.ready(MR)
+    updating = replace(ready, sha="f" * 40, stage=Stage.ANNOUNCE, notice="the last update failed")
+    after = await world.write(lambda tx: world.lifecycle.ready(tx, updating))
+    assert (after.state, after.running_sha, after.notice) == (S.READY, "f" * 40, "")
+    assert (await world.kinds())[-1] == "sandbox.updated"
+
+
+async def test_a_short_lifetime_does_not_begin_with_warnings(tmp_path: Path) -> None:
+    async with a_world(tmp_path, pool={"lifetime": "20m"}) as world:
+        assert (await world.ready(MR)).warned == frozenset({1800})
+
+
+async def test_a_queued_one_ends_at_once(world: World) -> None:
+    sandbox = await world.queued(MR)
+    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.CLOSED, BY_ALICE))
+    ended = await world.latest(MR)
+    assert (ended.state, ended.end_reason, ended.ended_at) == (S.ENDED, EndReason.CLOSED, NOON)
+    assert await world.kinds() == ["sandbox.queued", "sandbox.ended"]
+
+
+@pytest.mark.parametrize("how_far", ["started", "claimed", "ready"])
+async def test_one_with_a_machine_closes_its_ports_first_and_ends_when_the_machine_is_gone(
+    world: World, how_far: str
+) -> None:
+    sandbox = await getattr(world, how_far)(MR)
+    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.MERGED, BY_ALICE, "done"))
+    stopping = await world.latest(MR)
+    machine = await world.machine(MR)
+    assert (stopping.state, stopping.ports_open, stopping.stage) == (S.STOPPING, False, None)
+    assert machine.state is MachineState.STOPPING
+    world.pass_by(seconds=5)
+    await gone(world, machine)
+    ended = await world.latest(MR)
+    assert (ended.state, ended.end_reason, ended.end_detail) == (S.ENDED, EndReason.MERGED, "done")
+    assert (await world.machine(MR)).state is MachineState.GONE
+
+
+@pytest.mark.parametrize("how_far", ["queued", "started", "claimed", "ready"])
+async def test_ending_twice_is_ending_once(world: World, how_far: str) -> None:
+    sandbox = await getattr(world, how_far)(MR)
+    for reason in (EndReason.STOPPED, EndReason.MERGED):
+        current = await world.latest(MR)
+        await world.write(partial(world.lifecycle.end_asked, sandbox=current, reason=reason, actor=BY_ALICE))
+    ended = await world.latest(MR)
+    assert ended.id == sandbox.id
+    assert ended.end_reason is EndReason.STOPPED
+    kinds = await world.kinds()
+    assert kinds.count("sandbox.stopping") + kinds.count("sandbox.ended") == 1
+
+
+async def test_the_end_gives_the_account_of_every_machine_that_the_sandbox_had(world: World) -> None:
+    await world.started(MR)
+    first = await world.machine(MR)
+    await world.write(lambda tx: machines.save(tx, replace(first, cpu_seconds=10.0, memory_peak_bytes=500)))
+    await build_fails(world)
+    await world.begin(await world.latest(MR))
+    second = await world.machine(MR)
+    assert second.id != first.id
+    await world.write(lambda tx: world.lifecycle.claim(tx, second))
+    claimed = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.ready(tx, claimed))
+    used = replace(await world.machine(MR), cpu_seconds=5.5, memory_peak_bytes=300)
+    await world.write(lambda tx: machines.save(tx, used))
+    world.pass_by(hours=2)
+    ready = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.stop(tx, ready, EndReason.EXPIRED))
+    await gone(world, await world.machine(MR))
+    assert (await world.events())[-1].data == {
+        "reason": "expired", "detail": "", "lived_seconds": 7200.0, "cpu_seconds": 15.5, "memory_peak_bytes": 500,
+    }  # fmt: skip
+
+
+async def test_the_end_of_an_old_machine_does_not_end_a_sandbox_that_has_another_by_now(world: World) -> None:
+    await world.started(MR)
+    old = await world.machine(MR)
+    sandbox = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.machine_lost(tx, sandbox, old, "its machine is gone"))
+    waiting = await world.latest(MR)
+    await world.begin(waiting)
+    started = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.stop(tx, started, EndReason.STOPPED))
+    await gone(world, old)
+    assert (await world.latest(MR)).state is S.STOPPING
+    await gone(world, await world.machine(MR))
+    assert (await world.latest(MR)).state is S.ENDED
+
+
+async def test_a_machine_lost_while_starting_is_replaced_at_most_twice(world: World) -> None:
+    await world.queued(MR)
+    for attempt in (1, 2, 3):
+        sandbox = await world.latest(MR)
+        assert (sandbox.state, sandbox.attempt) == (S.QUEUED, attempt)
+        assert (sandbox.machine_id, sandbox.ssh_port, sandbox.web_port) == (None, None, None)
+        await world.begin(sandbox)
+        started, machine = await world.latest(MR), await world.machine(MR)
+        await world.write(partial(world.lifecycle.machine_lost, sandbox=started, machine=machine, why="gone"))
+        assert (await world.read(lambda tx: machines.live(tx)))[-1].state is MachineState.STOPPING
+    lost = await world.latest(MR)
+    assert (lost.state, lost.end_reason, lost.end_detail) == (S.STOPPING, EndReason.LOST, "gone")
+    await gone(world, await world.machine(MR))
+    assert (await world.latest(MR)).state is S.ENDED
+    assert (await world.kinds()).count("sandbox.requeued") == 2
+
+
+async def test_a_machine_lost_under_a_ready_sandbox_ends_it(world: World) -> None:
+    ready, machine = await world.ready(MR), await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.machine_lost(tx, ready, machine, "its machine is gone"))
+    assert (await world.latest(MR)).end_reason is EndReason.LOST
+    assert (await world.machine(MR)).state is MachineState.STOPPING
+
+
+async def test_failed_builds_are_tried_again_after_longer_and_longer(world: World) -> None:
+    await world.queued(MR)
+    pauses = []
+    for _ in range(2):
+        await world.begin(await world.latest(MR))
+        await build_fails(world)
+        sandbox = await world.latest(MR)
+        assert sandbox.state is S.QUEUED
+        assert sandbox.not_before
+        pauses.append((sandbox.not_before - world.clock.now()).total_seconds())
+    assert pauses == [10, 30]
+    assert (await record_of_image(world)).held == ""
+
+
+async def test_three_failed_builds_in_a_row_hold_the_image_and_the_room_is_told_once(world: World) -> None:
+    await world.queued(MR)
+    for _ in range(3):
+        await world.begin(await world.latest(MR))
+        await build_fails(world, "it did not answer")
+    assert await record_of_image(world) == ImageRecord(str(world.config.provider.image), 3, "it did not answer")
+    assert (await world.kinds()).count("build.held") == 1
+    assert (await world.told_kinds()).count("matrix say") == 1
+
+
+async def test_an_image_that_can_not_work_is_held_at_once(world: World) -> None:
+    await world.started(MR)
+    await build_fails(world, "the image is missing", for_good=True)
+    assert (await record_of_image(world)).held == "the image is missing"
+
+
+async def test_a_build_that_works_starts_the_count_anew(world: World) -> None:
+    await world.queued(MR)
+    for _ in range(2):
+        await world.begin(await world.latest(MR))
+        await build_fails(world)
+    await world.begin(await world.latest(MR))
+    machine = await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+    assert (await record_of_image(world)).failures == 0
+
+
+async def test_a_hold_is_not_lifted_by_a_build_that_was_under_way_already(world: World) -> None:
+    await world.started(MR)
+    held = ImageRecord(str(world.config.provider.image), 3, "it did not answer")
+    await world.write(lambda tx: images.save(tx, held))
+    machine = await world.machine(MR)
+    await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+    assert (await record_of_image(world)).held == "it did not answer"
+
+
+async def test_very_many_failures_still_make_a_pause_that_can_be_written_down(world: World) -> None:
+    await world.started(MR)
+    await world.write(lambda tx: images.save(tx, ImageRecord(str(world.config.provider.image), 500)))
+    await build_fails(world)
+    sandbox = await world.latest(MR)
+    assert sandbox.not_before
+    assert sandbox.not_before - world.clock.now() < timedelta(minutes=10)
+
+
+async def test_the_build_failure_of_one_that_is_stopping_does_not_bring_it_back(world: World) -> None:
+    sandbox = await world.started(MR)
+    await world.write(lambda tx: world.lifecycle.stop(tx, sandbox, EndReason.STOPPED))
+    await build_fails(world)
+    assert (await world.latest(MR)).state is S.ENDED
+
+
+async def test_why_it_waits_is_told_once_however_the_figures_change(world: World) -> None:
+    await world.queued(MR)
+    for left in ("1.2", "1.1", "1.0"):
+        waiting = await world.latest(MR)
+        why = f"the host is short of memory: {left} GiB left, 4.0 GiB needed"
+        await world.write(partial(world.lifecycle.wait, sandbox=waiting, reason=why))
+    assert (await world.kinds()).count("sandbox.waiting") == 1
+    assert (await world.told_kinds()).count("matrix say") == 1
+    waiting = await world.latest(MR)
+    await world.write(lambda tx: world.lifecycle.wait(tx, waiting, "every port or address is taken"))
+    assert (await world.kinds()).count("sandbox.waiting") == 2
+    await world.begin(await world.latest(MR))
+    assert (await world.latest(MR)).wait_reason == ""
+
+
+@pytest.mark.parametrize("step", ["queue", "stop", "ready", "requeue"])
+async def test_a_step_whose_transaction_fails_changes_nothing_and_tells_nobody(world: World, step: str) -> None:
+    claimed = await world.claimed(MR)
+    before = (await world.latest(MR), await world.machine(MR), await world.kinds(), await world.outbox())
+    life = world.lifecycle
+
+    async def fails(tx: Transaction) -> None:
+        if step == "queue":
+            await life.queue(tx, replace(MR, head_sha="x"), BY_ALICE)
+        elif step == "stop":
+            await life.stop(tx, claimed, EndReason.STOPPED)
+        elif step == "ready":
+            await life.ready(tx, claimed)
+        else:
+            await life.requeue(tx, claimed, "why", None)
+        raise ValueError("on purpose")
+
+    with pytest.raises(Exception, match=r"on purpose|UNIQUE"):
+        await world.write(fails)
+    assert (await world.latest(MR), await world.machine(MR), await world.kinds(), await world.outbox()) == before
