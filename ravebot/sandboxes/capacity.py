@@ -76,19 +76,22 @@ class Place:
 def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Mapping[int, Place]:
     """The place of every queued sandbox, by its id: a running one that expires first frees the first place."""
     everything = list(sandboxes)
+    waiting = [sandbox for sandbox in everything if sandbox.state is SandboxState.QUEUED]
+    others = [sandbox for sandbox in everything if sandbox.state is not SandboxState.QUEUED]
+    return {sandbox.id: place(n, others, max_running, lifetime, now) for n, sandbox in enumerate(waiting, 1)}
+
+
+def place(position: int, others: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Place:
+    """The place of the one that is so many-th in the queue, while those `others` have a machine."""
     ends = sorted(
         max(now, sandbox.expires_at or now + lifetime)
-        for sandbox in everything
+        for sandbox in others
         if sandbox.state in (SandboxState.STARTING, SandboxState.READY)
     )
     free = [now] * max(0, max_running - len(ends))  # one that stops frees its place in seconds
     places = sorted(free + ends)[-max_running:]  # of too many running ones the first to end make no place
-    found: dict[int, Place] = {}
-    queued = [sandbox for sandbox in everything if sandbox.state is SandboxState.QUEUED]
-    for index, sandbox in enumerate(queued):
-        rounds, slot = divmod(index, len(places))
-        found[sandbox.id] = Place(index + 1, places[slot] - now + rounds * lifetime)
-    return found
+    rounds, slot = divmod(position - 1, len(places))
+    return Place(position, places[slot] - now + rounds * lifetime)
 
 
 def pick_port(ports: Iterable[int], taken: frozenset[int], last_use: Mapping[int, int]) -> int | None:

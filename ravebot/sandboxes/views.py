@@ -46,15 +46,16 @@ class Views:
         place = None
         if sandbox.state is SandboxState.QUEUED:
             pool = self.config.pool
-            places = capacity.queue(await sandboxes.live(tx), pool.max_running, pool.lifetime, tx.now)
-            place = places.get(sandbox.id)
+            position = await sandboxes.queue_position(tx, sandbox.id)
+            others = await sandboxes.with_machine(tx)
+            place = capacity.place(position, others, pool.max_running, pool.lifetime, tx.now)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,
             now=tx.now,
             access=await self._access(tx, sandbox),
             queue_position=place.position if place else None,
-            queue_wait=place.wait if place else None,
+            queue_wait=place.wait if place and not sandbox.wait_reason else None,
             queue_reason=sandbox.wait_reason,
             stages=await sandboxes.results(tx, sandbox),
             history=tuple(lines[-HISTORY_LINES:]),

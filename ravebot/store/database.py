@@ -31,7 +31,11 @@ Value = str | int | float | None
 
 
 class Transaction:
-    """One running transaction: what every function of the store works on. `now` is read once, at its start."""
+    """One running transaction: what every function of the store works on. `now` is read once, at its start.
+
+    Each call is one trip to the connection's thread; a statement that changes something is done after its one step,
+    so its cursor is left to the garbage collector instead of being closed by a second trip.
+    """
 
     def __init__(self, connection: aiosqlite.Connection, now: datetime) -> None:
         self._connection = connection
@@ -42,16 +46,12 @@ class Transaction:
     async def execute(self, sql: str, parameters: Iterable[Value] = ()) -> int:
         """Run one statement; returns the id of the row it inserted, or 0."""
         cursor = await self._connection.execute(sql, tuple(parameters))
-        row_id = cursor.lastrowid or 0
-        await cursor.close()
-        return row_id
+        return cursor.lastrowid or 0
 
     async def changed(self, sql: str, parameters: Iterable[Value] = ()) -> int:
         """Run one statement; returns how many rows it changed."""
         cursor = await self._connection.execute(sql, tuple(parameters))
-        count = cursor.rowcount
-        await cursor.close()
-        return count
+        return cursor.rowcount
 
     async def insert(self, table: str, values: Mapping[str, Value]) -> int:
         """Insert a row and return its id; the names are ours, never from outside."""

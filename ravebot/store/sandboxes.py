@@ -49,6 +49,19 @@ async def live(tx: Transaction) -> tuple[Sandbox, ...]:
     return await _select(tx, "WHERE s.state <> 'ended' ORDER BY s.id")
 
 
+async def with_machine(tx: Transaction) -> tuple[Sandbox, ...]:
+    """Those that are starting, ready or stopping, oldest first."""
+    return await _select(tx, "WHERE s.state <> 'ended' AND s.state <> 'queued' ORDER BY s.id")
+
+
+async def queue_position(tx: Transaction, sandbox_id: SandboxId) -> int:
+    """How many-th a queued one is: 1 is next."""
+    row = await tx.one(
+        "SELECT COUNT(*) AS n FROM sandboxes WHERE state <> 'ended' AND state = 'queued' AND id <= ?", (sandbox_id,)
+    )
+    return int(row["n"]) if row else 0
+
+
 async def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     """The one that is queued, starting or ready; there is at most one."""
     found = await _select(

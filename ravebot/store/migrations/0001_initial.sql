@@ -20,7 +20,7 @@ CREATE TABLE inbox (
     outcome         TEXT,
     UNIQUE (source, delivery_key)
 ) STRICT;
-CREATE INDEX inbox_pending ON inbox (id) WHERE handled_at IS NULL;
+CREATE INDEX inbox_pending ON inbox (source, lane, id) WHERE handled_at IS NULL;
 CREATE INDEX inbox_handled ON inbox (handled_at) WHERE handled_at IS NOT NULL;
 
 CREATE TABLE merge_requests (
@@ -69,6 +69,8 @@ CREATE TABLE machines (
     cpu_before_restart  REAL NOT NULL DEFAULT 0,
     paused_by_us        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE INDEX machines_live ON machines (id) WHERE state <> 'gone';
+CREATE INDEX machines_sandbox ON machines (sandbox_id);
 CREATE UNIQUE INDEX machines_address ON machines (address) WHERE state <> 'gone';
 CREATE UNIQUE INDEX machines_tap ON machines (tap) WHERE state <> 'gone';
 
@@ -108,7 +110,7 @@ CREATE UNIQUE INDEX sandboxes_one_per_mr ON sandboxes (project_id, iid)
     WHERE state IN ('queued', 'starting', 'ready');
 CREATE UNIQUE INDEX sandboxes_ssh_port ON sandboxes (ssh_port) WHERE state <> 'ended';
 CREATE UNIQUE INDEX sandboxes_web_port ON sandboxes (web_port) WHERE state <> 'ended';
-CREATE INDEX sandboxes_live ON sandboxes (state) WHERE state <> 'ended';
+CREATE INDEX sandboxes_live ON sandboxes (id) WHERE state <> 'ended';
 CREATE INDEX sandboxes_mr ON sandboxes (project_id, iid, id);
 
 CREATE TABLE warnings (
@@ -154,6 +156,7 @@ CREATE TABLE outbox (
     result          TEXT
 ) STRICT;
 CREATE INDEX outbox_pending ON outbox (target, lane, id) WHERE delivered_at IS NULL;
+CREATE INDEX outbox_merge ON outbox (merge_key) WHERE delivered_at IS NULL;
 CREATE INDEX outbox_delivered ON outbox (delivered_at) WHERE delivered_at IS NOT NULL;
 
 CREATE TABLE cards (
