@@ -65,7 +65,7 @@ async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> No
         "!rave extend !1 10s",
         "warned, in both places",
         "it lives an hour longer",
-        "/sandbox stop",
+        "alice: /sandbox stop",
         "🏁 Sandbox ended",
         "the machine is gone, and its ports are closed",
         "Where the time went",
