@@ -117,17 +117,23 @@ class MatrixIntake:
         """The sandboxes of the projects that the asker may see from here, each project decided on by itself."""
         views = await self.database.read(self.views.live)
         views = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
-        mapped = bool(patterns) and not message.direct
+        projects: set[int | None] = {view.mr.ref.project_id for view in views}
         decisions = {
             project_id: await self.people.from_room(
-                command.verb, message.sender, project_id=project_id, mapped=mapped, direct=message.direct
+                command.verb,
+                message.sender,
+                project_id=project_id,
+                mapped=bool(patterns) and not message.direct,  # a direct chat is no room whose readers may read all
+                direct=message.direct,
             )
-            for project_id in ({view.mr.ref.project_id for view in views} or {None})
+            for project_id in projects or {None}
         }
         shown = tuple(view for view in views if decisions[view.mr.ref.project_id].allowed)
-        refusals = [decision.rule for decision in decisions.values() if not decision.allowed]
-        if refusals and not shown and not (mapped and not views and self.people.is_known(message.sender)):
-            return self._refuses(message, command, refusals[0])
+        nothing_to_hide = not views and bool(patterns) and self.people.is_known(message.sender)
+        if not shown and not nothing_to_hide:
+            refusal = next((decision for decision in decisions.values() if not decision.allowed), None)
+            if refusal:
+                return self._refuses(message, command, refusal.rule)
         return self._says(message, render_queue(shown) if command.verb == "queue" else render_list(shown), command.verb)
 
     async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:

@@ -1,0 +1,216 @@
+"""Delivery of the outbox: order within a lane, retries for as long as it takes, and nothing told twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ravebot.clock import SystemClock
+from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.notify.delivery import Delivery
+from ravebot.sandboxes.model import SandboxId
+from ravebot.store import outbox
+from ravebot.store.database import Database
+from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.signals import OUTBOX_MATRIX
+from tests.support.edges import FarEnd
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    async with Database(tmp_path / "ravebot.db", SystemClock()) as database:
+        yield database
+
+
+@pytest.fixture
+def far_end() -> FarEnd:
+    return FarEnd()
+
+
+@asynccontextmanager
+async def delivering(database: Database, far_end: FarEnd, results: list[str] | None = None) -> AsyncIterator[None]:
+    """The loop, ended as a crash ends it: without a word."""
+
+    def note(_target: str, result: str) -> None:
+        if results is not None:
+            results.append(result)
+
+    delivery = Delivery(database, MATRIX, OUTBOX_MATRIX, far_end, note)
+    task = asyncio.create_task(delivery.run())
+    try:
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def tell(database: Database, lane: str, *texts: str, merge_key: str | None = None) -> None:
+    for text in texts:
+        await database.write(
+            partial(
+                outbox.add,
+                target=MATRIX,
+                lane=lane,
+                kind=Kind.SAY,
+                sandbox_id=SandboxId(1),
+                body={"text": text},
+                merge_key=merge_key,
+            )
+        )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def texts(far_end: FarEnd, lane: str | None = None) -> list[str]:
+    return [str(message.body["text"]) for message in far_end.got if lane in (None, message.lane)]
+
+
+async def waiting(database: Database) -> int:
+    return (await database.read(lambda tx: outbox.backlog(tx, MATRIX)))[0]
+
+
+async def test_messages_arrive_in_order_lane_by_lane(database: Database, far_end: FarEnd) -> None:
+    numbers = [str(number) for number in range(20)]
+    for number in numbers:
+        await tell(database, "a", f"a{number}")
+        await tell(database, "b", f"b{number}")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 40)
+        assert texts(far_end, "a") == [f"a{number}" for number in numbers]
+        assert texts(far_end, "b") == [f"b{number}" for number in numbers]
+        await asyncio.sleep(0.05)
+    assert len(far_end.tried) == 40
+    assert await waiting(database) == 0
+
+
+async def test_a_message_that_comes_later_is_sent_at_once(database: Database, far_end: FarEnd) -> None:
+    async with delivering(database, far_end):
+        await asyncio.sleep(0.05)
+        await tell(database, "a", "late")
+        await until(lambda: texts(far_end) == ["late"], 0.5)
+
+
+async def test_a_lane_waits_for_its_failed_message_and_other_lanes_do_not(database: Database, far_end: FarEnd) -> None:
+    far_end.refuses["a"] = Unavailable("down")
+    await tell(database, "a", "first", "second")
+    results: list[str] = []
+    async with delivering(database, far_end, results):
+        await tell(database, "b", "other")
+        await until(lambda: texts(far_end) == ["other"])
+        await until(lambda: results.count("retried") >= 2)
+        far_end.refuses.clear()
+        await until(lambda: len(far_end.got) == 3)
+    assert texts(far_end, "a") == ["first", "second"]
+
+
+async def test_pauses_between_tries_grow(database: Database, far_end: FarEnd) -> None:
+    far_end.errors = [Unavailable("down")] * 3
+    await tell(database, "a", "text")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 1, 10)
+    moments = [moment for _, moment in far_end.tried]
+    pauses = [later - earlier for earlier, later in pairwise(moments)]
+    assert len(pauses) == 3
+    for pause, grown in zip(pauses, (0.5, 1.0, 2.0), strict=True):
+        assert grown / 2 - 0.01 <= pause <= grown + 0.5
+
+
+async def test_a_server_that_says_when_to_come_back_is_left_alone_by_every_lane(
+    database: Database, far_end: FarEnd
+) -> None:
+    far_end.errors = [Unavailable("slow down", 0.6)]
+    await tell(database, "a", "first")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.tried) == 1)
+        await asyncio.sleep(0.05)
+        await tell(database, "b", "second")
+        await until(lambda: len(far_end.got) == 2)
+    first, *later = [moment for _, moment in far_end.tried]
+    assert all(moment - first >= 0.6 for moment in later)
+
+
+@pytest.mark.parametrize("error", [Forbidden("no power in the room"), NotFound("no such room")])
+async def test_what_is_refused_is_kept_and_tried_much_later(
+    database: Database, far_end: FarEnd, error: Exception
+) -> None:
+    far_end.refuses["a"] = error
+    await tell(database, "a", "text")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.tried) == 1)
+        await tell(database, "b", "other")
+        await until(lambda: texts(far_end) == ["other"])
+    due = await database.read(lambda tx: outbox.seconds_to_next(tx, MATRIX))
+    assert due is not None
+    assert 50 < due <= 60
+
+
+async def test_changes_that_come_while_the_server_is_away_are_sent_as_one(database: Database, far_end: FarEnd) -> None:
+    far_end.errors = [Unavailable("down")]
+    await tell(database, "a", "one", merge_key="card")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.tried) == 1)
+        for number in range(10):
+            await tell(database, "a", f"change {number}", merge_key="card")
+        await until(lambda: len(far_end.got) == 2)
+        await asyncio.sleep(0.05)
+    assert len(far_end.got) == 2
+
+
+async def test_after_a_crash_between_send_and_note_the_same_row_is_sent_again_and_known_as_attempted(
+    database: Database, far_end: FarEnd
+) -> None:
+    far_end.stuck = asyncio.Event()
+    await tell(database, "a", "first", "second")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 1)
+    far_end.stuck = None
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 3)
+    assert [(message.id, message.attempted) for message in far_end.got] == [(1, False), (1, True), (2, False)]
+    assert await waiting(database) == 0
+
+
+async def test_a_crash_before_the_answer_leaves_the_attempt_in_the_database(
+    database: Database, far_end: FarEnd
+) -> None:
+    far_end.stuck = asyncio.Event()
+    await tell(database, "a", "first")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 1)
+        row = await database.read(lambda tx: tx.one("SELECT attempted_at, delivered_at FROM outbox"))
+        assert row
+        assert row["attempted_at"] is not None
+        assert row["delivered_at"] is None
+
+
+async def test_what_was_told_is_never_sent_again_by_a_new_process(database: Database, far_end: FarEnd) -> None:
+    await tell(database, "a", "text")
+    for _ in range(3):
+        async with delivering(database, far_end):
+            await until(lambda: len(far_end.got) == 1)
+            await asyncio.sleep(0.02)
+    assert len(far_end.got) == 1
+    row = await database.read(lambda tx: tx.one("SELECT result FROM outbox"))
+    assert row
+    assert row["result"] == "$1"
+
+
+async def test_a_hundred_lanes_are_all_served(database: Database, far_end: FarEnd) -> None:
+    for number in range(100):
+        await tell(database, f"lane {number}", "text")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 100)
