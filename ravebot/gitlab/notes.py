@@ -146,8 +146,13 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
     if view.history:
         latest = view.history[-_LATEST_LINES:]
-        rows.append(("Latest (UTC)", "<br>".join(f"{line.at:%H:%M:%S} {text(line.text, 200)}" for line in latest)))
+        rows.append(("Latest (UTC)", "<br>".join(f"{line.at:%H:%M:%S} {_event(line)}" for line in latest)))
     return rows
+
+
+def _event(line: HistoryLine) -> str:
+    """Its first line: the output below it has a place of its own."""
+    return text(line.text.partition("\n")[0], 200)
 
 
 def _account(summary: Summary) -> list[tuple[str, str]]:
@@ -179,7 +184,7 @@ def _failure(result: StageResult) -> str:
 
 def _history(lines: tuple[HistoryLine, ...]) -> str:
     shown = "\n".join(
-        f"- {line.at:%Y-%m-%d %H:%M:%S} UTC: {text(line.text, 200)}" for line in lines[-_HISTORY_LINES:-_LATEST_LINES]
+        f"- {line.at:%Y-%m-%d %H:%M:%S} UTC: {_event(line)}" for line in lines[-_HISTORY_LINES:-_LATEST_LINES]
     )
     return _details("What happened before", shown)
 
