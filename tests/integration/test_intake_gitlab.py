@@ -1,0 +1,360 @@
+"""Webhooks and comments from the stand-in, acted on: who may, what is answered, and what happens while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
+from ravebot.gitlab.webhook import delivery
+from ravebot.intake.gitlab import GitLabIntake
+from ravebot.intake.loop import Intake
+from ravebot.intake.people import People
+from ravebot.intake.poll import Poller
+from ravebot.sandboxes.model import MergeRequestRef, SandboxState
+from ravebot.store import inbox, sandboxes
+from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project, User
+from tests.support.gitlab import payloads as hooks
+from tests.support.records import World, a_world
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Desk:
+    """A GitLab, our client to it, the inbox and whoever works through it."""
+
+    server: GitLabServer
+    world: World
+    gitlab: GitLab
+    poller: Poller
+    project: Project
+    alice: User
+    gina: User
+    bot: User
+
+    def open(self, branch: str = "feature", **more: Any) -> MergeRequest:
+        return self.server.open_merge_request(self.project, self.alice, "Add a feature", branch, **more)
+
+    async def deliver(self, body: dict[str, Any], key: str = "") -> bool:
+        """As the receiver stores a webhook."""
+        raw = json.dumps(body).encode()
+        event = parse(json.loads(raw))
+        assert isinstance(event, MergeRequestChanged | CommentPosted)
+        row = delivery({"Idempotency-Key": key} if key else {}, raw, event)
+        return await self.world.write(
+            lambda tx: inbox.add(tx, source="gitlab", key=row.key, lane=row.lane, kind=row.kind, body=row.body)
+        )
+
+    async def tell(self, mr: MergeRequest, action: str = "open") -> None:
+        await self.deliver(hooks.merge_request_event(self.server.url, mr, mr.author, action))
+
+    async def say(self, mr: MergeRequest, user: User, text: str, *, webhook: bool = True) -> Note:
+        note = self.server.comment(mr, user, text)
+        assert note
+        if webhook:
+            await self.deliver(hooks.note_event(self.server.url, mr, note, user, "create"))
+        return note
+
+    async def work(self, *, seconds: float = 5) -> None:
+        """Run the intake until no request is left."""
+        intake = Intake(self.world.database, {"gitlab": self.handler()})
+        task = asyncio.create_task(intake.run())
+        try:
+            async with asyncio.timeout(seconds):
+                while await self.world.read(inbox.pending):
+                    assert not task.done(), task
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def handler(self) -> GitLabIntake:
+        people = People(self.world.config, self.world.database, self.gitlab)
+        return GitLabIntake(self.world.config, self.gitlab, people, self.world.intents)
+
+    async def outcomes(self) -> list[str]:
+        rows = await self.world.read(
+            lambda tx: tx.all("SELECT outcome FROM inbox WHERE handled_at NOT NULL ORDER BY id")
+        )
+        return [row["outcome"] for row in rows]
+
+    async def answers(self) -> list[str]:
+        """What waits to be told to GitLab beside notes: emoji by name, replies by text."""
+        found = [(kind, json.loads(body)) for _, _, kind, body in await self.world.outbox()]
+        return [
+            str(body.get("emoji") or body.get("text") or "help") for kind, body in found if kind in ("emoji", "reply")
+        ]
+
+    async def states(self) -> list[str]:
+        return [sandbox.state.value for sandbox in await self.world.read(sandboxes.live)]
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with GitLabServer() as server, a_world(tmp_path, gitlab={"url": server.url}) as world:
+        bot, alice, gina = server.add_user("ravebot"), server.add_user("alice"), server.add_user("gina")
+        project = server.add_project("group/app", public=True)
+        for user, level in ((bot, MAINTAINER), (alice, DEVELOPER), (gina, GUEST)):
+            server.set_role(project, user, level)
+        gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
+        try:
+            poller = Poller(world.config, world.database, gitlab, world.intents, world.clock, lambda _ok: None)
+            yield Desk(server, world, gitlab, poller, project, alice, gina, bot)
+        finally:
+            server.restore()
+            await gitlab.close()
+
+
+async def test_an_opened_merge_request_is_queued_and_a_merged_one_ended(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    assert await desk.states() == ["queued"]
+    desk.server.merge(mr)
+    await desk.tell(mr, "merge")
+    await desk.work()
+    assert await desk.states() == []
+    assert await desk.outcomes() == ["queued", "ending: merged"]
+    [event] = [event for event in await desk.world.events() if event.kind == "sandbox.queued"]
+    assert (event.actor.kind, event.actor.name) == ("gitlab", "alice")
+
+
+async def test_a_project_that_is_not_configured_is_left_alone(desk: Desk) -> None:
+    stranger = desk.server.add_project("elsewhere/app")
+    mr = desk.server.open_merge_request(stranger, desk.alice)
+    await desk.tell(mr)
+    await desk.say(mr, desk.alice, "/sandbox start")
+    await desk.work()
+    assert await desk.outcomes() == ["elsewhere/app is not one of gitlab.projects"] * 2
+    assert await desk.world.outbox() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "emoji", "state"),
+    [
+        ("/sandbox start", "white_check_mark", ["queued"]),
+        ("please\n/sandbox stop\n", "white_check_mark", []),
+        ("/sandbox rebuild", "white_check_mark", ["queued"]),
+    ],
+)
+async def test_a_developers_comment_is_obeyed_and_acknowledged_with_an_emoji(
+    desk: Desk, text: str, emoji: str, state: list[str]
+) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.say(mr, desk.alice, text)
+    await desk.work()
+    assert await desk.answers() == [emoji]
+    assert await desk.states() == state
+
+
+async def test_an_extension_is_refused_with_its_reason_where_there_is_nothing_to_extend(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.say(mr, desk.alice, "/sandbox extend 1h")
+    await desk.work()
+    emoji, text = await desk.answers()
+    assert emoji == "no_entry_sign"
+    assert text.startswith("only a sandbox that was ready can be extended")
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "extend 1h", "rebuild"])
+async def test_a_guest_is_refused_by_rule_and_the_refusal_is_logged(desk: Desk, verb: str) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.say(mr, desk.gina, f"/sandbox {verb}")
+    await desk.work()
+    rule = "gina is Guest in that project, and it takes Developer or more"
+    assert await desk.answers() == ["no_entry_sign", f"refused: {rule}"]
+    event = (await desk.world.events())[-1]
+    assert (event.kind, event.actor.name, event.data["rule"]) == ("command.refused", "gina", rule)
+    assert await desk.states() == ["queued"]
+
+
+async def test_somebody_who_is_no_member_is_refused(desk: Desk) -> None:
+    mr, mallory = desk.open(), desk.server.add_user("mallory")
+    await desk.say(mr, mallory, "/sandbox start")
+    await desk.work()
+    assert (await desk.answers())[1] == "refused: mallory is no member of that project on GitLab"
+    assert await desk.states() == []
+
+
+async def test_anybody_gets_help_and_a_wrong_command_is_told_its_usage(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.say(mr, desk.gina, "/sandbox help")
+    await desk.say(mr, desk.alice, "/sandbox strat")
+    await desk.say(mr, desk.alice, "/sandbox extend soon")
+    await desk.work()
+    emoji, helped, *wrong = await desk.answers()
+    assert (emoji, helped) == ("white_check_mark", "help")
+    assert wrong[0] == "no_entry_sign"
+    assert wrong[1] == "There is no such command; did you mean /sandbox start?"
+    assert wrong[3].startswith("/sandbox extend [1h]: write a duration like")
+
+
+async def test_our_own_comments_are_not_commands(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.say(mr, desk.bot, "/sandbox start")
+    await desk.work()
+    assert await desk.outcomes() == ["our own comment"]
+    assert await desk.world.outbox() == []
+
+
+async def test_a_forks_commit_is_let_in_by_a_developers_comment_and_no_ones_else(desk: Desk) -> None:
+    mallory = desk.server.add_user("mallory")
+    fork = desk.server.add_project("mallory/app", public=True)
+    desk.server.set_role(fork, mallory, MAINTAINER)
+    mr = desk.server.open_merge_request(fork, mallory, fork_of=desk.project)
+    await desk.tell(mr)
+    await desk.say(mr, mallory, f"/sandbox start {mr.sha}")
+    await desk.say(mr, desk.alice, "/sandbox start")
+    await desk.work()
+    assert await desk.states() == []
+    await desk.say(mr, desk.alice, f"/sandbox start {mr.sha[:12]}")
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
+async def test_a_comment_names_the_head_that_gitlab_has_now_not_the_one_last_heard_of(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    head = desk.server.push(mr, {"new.txt": "new"})
+    await desk.say(mr, desk.alice, f"/sandbox start {head[:8]}")
+    await desk.work()
+    assert [sandbox.sha for sandbox in await desk.world.read(sandboxes.live)] == [head]
+
+
+async def test_a_doubled_delivery_is_acted_on_once(desk: Desk) -> None:
+    mr = desk.open()
+    body = hooks.merge_request_event(desk.server.url, mr, desk.alice, "open")
+    assert await desk.deliver(body, "one key")
+    assert not await desk.deliver(body, "one key")
+    await desk.work()
+    assert await desk.outcomes() == ["queued"]
+
+
+async def test_a_comment_that_webhook_and_polling_both_bring_is_acted_on_once(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    note = await desk.say(mr, desk.alice, "/sandbox start")
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.answers() == ["white_check_mark"]
+    other = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    await desk.poller.look()
+    await desk.deliver(hooks.note_event(desk.server.url, mr, other, desk.alice, "create"))
+    await desk.work()
+    assert await desk.answers() == ["white_check_mark", "white_check_mark"]
+    keys = await desk.world.read(lambda tx: tx.all("SELECT delivery_key FROM inbox ORDER BY id"))
+    assert [row["delivery_key"] for row in keys] == [f"note:{note.id}", f"note:{other.id}"]
+
+
+async def test_while_gitlab_is_away_commands_are_kept_and_then_obeyed_in_their_order(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    desk.server.fail(503)
+    for verb in ("stop", "start", "stop"):
+        await desk.say(mr, desk.alice, f"/sandbox {verb}")
+    with suppress(TimeoutError):
+        await desk.work(seconds=0.3)
+    assert {request.status for request in desk.server.requests[-1:]} == {503}
+    assert await desk.world.read(inbox.pending) == 3
+    assert await desk.answers() == []
+    desk.server.restore()
+    desk.world.pass_by(minutes=1)
+    await desk.work()
+    assert await desk.answers() == ["white_check_mark"] * 3
+    kinds = [kind for kind in await desk.world.kinds() if kind.startswith("sandbox.")]
+    assert kinds == ["sandbox.queued", "sandbox.ended"] * 2
+
+
+async def test_gitlabs_word_on_when_to_come_back_is_kept(desk: Desk) -> None:
+    mr = desk.open()
+    desk.server.fail(429, retry_after=300)
+    await desk.say(mr, desk.alice, "/sandbox start")
+    with suppress(TimeoutError):
+        await desk.work(seconds=0.3)
+    row = await desk.world.read(lambda tx: tx.one("SELECT next_attempt_at - received_at AS pause FROM inbox"))
+    assert row
+    assert row["pause"] == 300 * 1_000_000
+
+
+async def test_an_outage_of_weeks_does_not_end_the_intake(desk: Desk) -> None:
+    mr = desk.open()
+    desk.server.fail(503)
+    await desk.say(mr, desk.alice, "/sandbox start")
+    await desk.world.write(lambda tx: tx.execute("UPDATE inbox SET attempts = 5000"))
+    with suppress(TimeoutError):
+        await desk.work(seconds=0.3)
+    row = await desk.world.read(lambda tx: tx.one("SELECT attempts, next_attempt_at - received_at AS pause FROM inbox"))
+    assert row
+    assert (row["attempts"], row["pause"]) == (5001, 60 * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["no json", "[]", "null", "{}", '{"object_kind": "note"}', "[" * 5_000,
+     '{"object_kind": "merge_request", "object_attributes": 5}'],
+)  # fmt: skip
+async def test_what_can_not_be_read_is_set_aside_and_the_lane_goes_on(desk: Desk, body: str) -> None:
+    await desk.world.write(
+        lambda tx: inbox.add(tx, source="gitlab", key="poison", lane=f"{desk.project.id}!1", kind="note", body=body)
+    )
+    await desk.tell(desk.open())
+    with capture_logs() as logs:
+        await desk.work()
+    assert len(logs) >= 2
+    first, second = await desk.outcomes()
+    assert first.startswith("given up: ")
+    assert second == "queued"
+
+
+async def test_a_comment_on_a_merge_request_that_gitlab_no_longer_has_is_answered_and_set_aside(desk: Desk) -> None:
+    mr = desk.open()
+    note = desk.server.comment(mr, desk.alice, "/sandbox start")
+    assert note
+    body = hooks.note_event(desk.server.url, mr, note, desk.alice, "create")
+    mr.iid = 99
+    await desk.deliver(body)
+    await desk.work()
+    assert (await desk.outcomes())[0].startswith("given up: GitLab has no such thing")
+    assert (await desk.answers())[0] == "no_entry_sign"
+
+
+async def test_a_wake_up_is_enough_to_act_at_once(desk: Desk) -> None:
+    mr = desk.open()
+    intake = Intake(desk.world.database, {"gitlab": desk.handler()})
+    task = asyncio.create_task(intake.run())
+    try:
+        await asyncio.sleep(0.05)
+        await desk.tell(mr)
+        async with asyncio.timeout(1):
+            while not await desk.states():
+                await asyncio.sleep(0.005)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_merge_requests_of_one_burst_are_all_handled(desk: Desk) -> None:
+    for number in range(30):
+        await desk.tell(desk.open(f"branch-{number}"))
+    await desk.work()
+    assert await desk.states() == [SandboxState.QUEUED.value] * 30
+    assert (await desk.world.read(sandboxes.live))[0].mr == MergeRequestRef(desk.project.id, 1)

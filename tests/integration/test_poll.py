@@ -1,0 +1,176 @@
+"""Polling catches up on what webhooks missed, from the stand-in as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from ravebot.errors import Unavailable
+from ravebot.store import inbox, merge_requests, sandboxes
+from tests.integration.test_intake_gitlab import Desk, desk
+
+pytestmark = pytest.mark.integration
+__all__ = ["desk"]  # the fixture, from where it is made
+
+
+async def inbox_bodies(desk: Desk) -> int:
+    return await desk.world.read(inbox.pending)
+
+
+async def test_the_first_look_ever_only_notes_what_is_open_and_obeys_no_old_comment(desk: Desk) -> None:
+    mr = desk.open()
+    desk.server.comment(mr, desk.alice, "/sandbox start")
+    await desk.poller.look()
+    assert await desk.states() == []
+    assert await inbox_bodies(desk) == 0
+    assert [one.title for one in await desk.world.read(merge_requests.opened)] == ["Add a feature"]
+    await desk.poller.look()
+    assert await desk.states() == []
+    assert await inbox_bodies(desk) == 0
+
+
+async def test_a_merge_request_that_no_webhook_told_of_is_queued_at_the_next_look(desk: Desk) -> None:
+    await desk.poller.look()
+    desk.open()
+    await desk.poller.look()
+    assert await desk.states() == ["queued"]
+    [event] = await desk.world.events()
+    assert event.actor.kind == "ravebot"
+
+
+@pytest.mark.parametrize("how", ["merge", "close"])
+async def test_an_end_that_no_webhook_told_of_is_found(desk: Desk, how: str) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    getattr(desk.server, how)(mr)
+    await desk.poller.look()
+    assert await desk.states() == []
+    assert (await desk.world.events())[-1].data["reason"] == {"merge": "merged", "close": "closed"}[how]
+
+
+async def test_a_reopening_that_no_webhook_told_of_is_found(desk: Desk) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    for step in (desk.server.close, desk.server.reopen):
+        step(mr)
+        await desk.poller.look()
+    assert len(await desk.world.read(lambda tx: tx.all("SELECT id FROM sandboxes"))) == 2
+    assert await desk.states() == ["queued"]
+
+
+async def test_new_code_that_no_webhook_told_of_is_found(desk: Desk) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    head = desk.server.push(mr, {"new.txt": "new"})
+    await desk.poller.look()
+    assert [sandbox.sha for sandbox in await desk.world.read(sandboxes.live)] == [head]
+
+
+async def test_looking_again_changes_nothing(desk: Desk) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    desk.server.comment(mr, desk.alice, "/sandbox start")
+    await desk.poller.look()
+    before = (await desk.world.kinds(), await desk.world.outbox(), await inbox_bodies(desk))
+    for _ in range(3):
+        await desk.poller.look()
+    assert (await desk.world.kinds(), await desk.world.outbox(), await inbox_bodies(desk)) == before
+
+
+async def test_a_comment_that_no_webhook_brought_is_obeyed(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    await desk.say(mr, desk.alice, "/sandbox start", webhook=False)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == ["queued"]
+    assert await desk.answers() == ["white_check_mark"]
+
+
+async def test_a_lost_comment_is_found_also_when_a_later_webhook_came_through(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    await desk.say(mr, desk.alice, "/sandbox start", webhook=False)
+    desk.server.push(mr, {"new.txt": "new"})
+    await desk.tell(mr, "update")
+    await desk.work()
+    assert await desk.states() == []
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
+async def test_comments_that_could_not_be_read_are_read_at_the_next_look(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    await desk.say(mr, desk.alice, "/sandbox start", webhook=False)
+    desk.server.fail(500, path="/notes")
+    with pytest.raises(Unavailable):
+        await desk.poller.look()
+    desk.server.restore()
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
+async def test_only_what_asks_something_of_us_goes_to_the_inbox(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    for text in ("Looks good", "> /sandbox stop", "```\n/sandbox stop\n```"):
+        await desk.say(mr, desk.alice, text, webhook=False)
+    await desk.poller.look()
+    assert await inbox_bodies(desk) == 0
+
+
+async def test_more_merge_requests_and_comments_than_fit_on_a_page_are_all_seen(desk: Desk) -> None:
+    await desk.poller.look()
+    for number in range(105):
+        desk.open(f"branch-{number}")
+    first = desk.server.state.merge_requests[0]
+    desk.server.comment(first, desk.alice, "/sandbox stop")
+    for number in range(104):
+        desk.server.comment(first, desk.alice, f"remark {number}")
+    await desk.poller.look()
+    assert len(await desk.states()) == 105
+    assert await inbox_bodies(desk) == 1
+
+
+async def test_a_look_that_fails_concludes_nothing(desk: Desk) -> None:
+    await desk.poller.look()
+    desk.open()
+    await desk.poller.look()
+    for status in (500, 401, 429, None):
+        if status is None:
+            desk.server.hang_up()
+        else:
+            desk.server.fail(status)
+        with pytest.raises(Exception, match="GitLab"):
+            await desk.poller.look()
+        desk.server.restore()
+    assert await desk.states() == ["queued"]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_merge_request_that_we_may_not_see_any_more_keeps_its_sandbox_and_holds_up_no_other(
+    desk: Desk, status: int
+) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    mr.state = "locked"  # not in the list of open ones
+    other = desk.open("other")
+    desk.server.fail(status, path=rf"/merge_requests/{mr.iid}$")
+    await desk.poller.look()
+    assert await desk.states() == ["queued", "queued"]
+    assert other.iid == 2
+
+
+async def test_a_project_that_is_configured_later_has_its_own_first_look(desk: Desk) -> None:
+    stranger = desk.server.add_project("elsewhere/app")
+    desk.server.set_role(stranger, desk.bot, 40)
+    desk.server.open_merge_request(stranger, desk.alice)
+    await desk.poller.look()
+    assert await desk.world.read(merge_requests.opened) == ()
