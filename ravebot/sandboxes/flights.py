@@ -52,7 +52,15 @@ class Flights:
         self._not_before.pop(machine_id, None)
 
     def start(self, machine_id: MachineId, do: Do, action: Coroutine[object, object, None]) -> None:
-        self._flights[machine_id] = _Flight(do, self._group.create_task(self._run(machine_id, do, action)))
+        task = self._group.create_task(self._run(machine_id, do, action))
+        self._flights[machine_id] = _Flight(do, task)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            action.close()  # it never ran when it was cancelled before its first step
+            del self._flights[machine_id]
+            self._on_end()
+
+        task.add_done_callback(ended)
 
     async def _run(self, machine_id: MachineId, do: Do, action: Coroutine[object, object, None]) -> None:
         try:
@@ -66,6 +74,3 @@ class Flights:
         else:
             self._failures.pop(machine_id, None)
             self._not_before.pop(machine_id, None)
-        finally:
-            del self._flights[machine_id]
-            self._on_end()
