@@ -36,7 +36,7 @@ class Guests:
     """
 
     def __init__(self, inner: Provider) -> None:
-        self._inner = inner
+        self.inner = inner
         self.fails: dict[str, RavebotError] = {}
         self.calls: list[tuple[str, str]] = []
         self.silent: set[str] = set()
@@ -60,46 +60,50 @@ class Guests:
 
     async def open(self) -> Capabilities:
         await self._called("open")
-        return await self._inner.open()
+        return await self.inner.open()
 
     async def close(self) -> None:
-        await self._inner.close()
+        await self.inner.close()
 
     async def connected(self) -> bool:
-        return not self.fails and await self._inner.connected()
+        return not self.fails and await self.inner.connected()
 
     async def create(self, spec: MachineSpec) -> None:
         await self._called("create", spec.name)
-        await self._inner.create(spec)
+        await self.inner.create(spec)
 
     async def start(self, name: str) -> None:
         await self._called("start", name)
-        await self._inner.start(name)
+        await self.inner.start(name)
 
     async def resume(self, name: str) -> None:
         await self._called("resume", name)
-        await self._inner.resume(name)
+        await self.inner.resume(name)
 
     async def shutdown(self, name: str) -> None:
         await self._called("shutdown", name)
         if not self.ignores_shutdown:
-            await self._inner.destroy(name)
+            await self.inner.destroy(name)
 
     async def destroy(self, name: str) -> None:
         await self._called("destroy", name)
-        await self._inner.destroy(name)
+        await self.inner.destroy(name)
 
     async def delete(self, name: str) -> None:
         await self._called("delete", name)
-        await self._inner.delete(name)
+        await self.inner.delete(name)
 
     async def delete_volume(self, volume: str) -> None:
         await self._called("delete_volume", volume)
-        await self._inner.delete_volume(volume)
+        await self.inner.delete_volume(volume)
+
+    async def delete_address(self, mac: str) -> None:
+        await self._called("delete_address", mac)
+        await self.inner.delete_address(mac)
 
     async def list(self) -> Listing:
         await self._called("list")
-        return await self._inner.list()
+        return await self.inner.list()
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
         await self._called("ping", name)
@@ -143,7 +147,7 @@ class Guests:
         return self.host_usage
 
     def events(self) -> AsyncIterator[ProviderEvent]:
-        return self._inner.events()
+        return self.inner.events()
 
 
 @dataclass
@@ -152,6 +156,7 @@ class Shelf:
 
     machines: dict[str, ObservedMachine] = field(default_factory=dict)
     volumes: set[str] = field(default_factory=set)
+    addresses: set[str] = field(default_factory=set)
 
     def put(self, name: str, state: Observed = Observed.AGENT_SILENT, *, disk: bool = True) -> None:
         self.machines[name] = ObservedMachine(name, f"uuid of {name}", state)
@@ -196,8 +201,11 @@ class Shelf:
     async def delete_volume(self, volume: str) -> None:
         self.volumes.discard(volume)
 
+    async def delete_address(self, mac: str) -> None:
+        self.addresses.discard(mac)
+
     async def list(self) -> Listing:
-        return Listing(tuple(self.machines.values()), tuple(sorted(self.volumes)))
+        return Listing(tuple(self.machines.values()), tuple(sorted(self.volumes)), tuple(sorted(self.addresses)))
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
         return True

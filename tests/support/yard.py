@@ -1,0 +1,100 @@
+"""A pool at work: our own parts over a database, with a provider and a firewall of the test's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ravebot.clock import ManualClock
+from ravebot.parts import Core, make_core
+from ravebot.providers.base import Provider
+from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.sandboxes.flights import Flights
+from ravebot.sandboxes.model import MachineId, MergeRequest
+from ravebot.sandboxes.views import Views
+from ravebot.store import events
+from ravebot.store.database import Database
+from ravebot.web.metrics import Metrics
+from tests.support.edges import Code, Fence, Guests
+from tests.support.records import World, make_config
+
+
+@asynccontextmanager
+async def talking_guests(folder: Path) -> AsyncIterator[Guests]:
+    """A provider of an instance of its own on libvirt's in-memory driver; its machines are removed at the end."""
+    instance_id = secrets.token_hex(5)
+    config = make_config(folder)
+    inner = LibvirtProvider(
+        config.provider, instance="test", instance_id=instance_id, egress="none", state_dir=folder / instance_id
+    )
+    try:
+        yield Guests(inner)
+        for machine in (await inner.list()).machines:
+            await inner.delete(machine.name)
+    finally:
+        await inner.close()
+
+
+@dataclass
+class Yard(World):
+    """A world with its pool."""
+
+    core: Core
+    provider: Provider
+    fence: Fence
+    code: Code
+    flights: Flights
+
+    async def go(self) -> float:
+        """One pass, and all that it started."""
+        pause = await self.core.pool.one_pass(self.flights)
+        await self.land()
+        return pause
+
+    async def land(self, seconds: float = 5) -> None:
+        async with asyncio.timeout(seconds):
+            while self.flights.any():
+                await asyncio.sleep(0.001)
+
+    async def until(self, condition: Callable[[], Any], passes: int = 30) -> None:
+        """Pass after pass, a second apart, until the condition (plain or async) holds."""
+        for _ in range(passes):
+            found = condition()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await self.go()
+            self.pass_by(seconds=1)
+        raise AssertionError(f"not after {passes} passes; events: {await self.kinds()}")
+
+    async def is_in(self, mr: MergeRequest, state: str) -> bool:
+        return (await self.latest(mr)).state.value == state
+
+    async def make_ready(self, mr: MergeRequest) -> None:
+        await self.told(mr)
+        await self.until(lambda: self.is_in(mr, "ready"))
+
+    async def log(self, kind: str) -> list[dict[str, object]]:
+        """The data of every event of that kind."""
+        return [event.data for event in await self.read(lambda tx: events.newest(tx, 1000)) if event.kind == kind]
+
+
+@asynccontextmanager
+async def a_yard(folder: Path, provider: Provider, fence: Fence | None = None, **changes: Any) -> AsyncIterator[Yard]:
+    """Its pool is run pass by pass; what still flies at the end is cut off, as by a crash."""
+    folder.mkdir(exist_ok=True)
+    config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
+    fence, code = fence or Fence(), Code()
+    async with Database(folder / "ravebot.db", clock) as database:
+        core = make_core(config, database, clock, provider, fence, code, metrics)
+        core.sources.clear()
+        async with asyncio.TaskGroup() as group:
+            flights = Flights(group, lambda: None)
+            yield Yard(config, clock, database, core.lifecycle, core.intents, Views(config), metrics,
+                       core, provider, fence, code, flights)  # fmt: skip
+            for number in range(100):
+                flights.cancel(MachineId(number))
