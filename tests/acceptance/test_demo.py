@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
+import libvirt
 import pytest
 
 pytestmark = pytest.mark.acceptance
@@ -17,12 +23,41 @@ _ROOT = Path(__file__).resolve().parents[2]
 _WHOLE_SECONDS = 280
 
 
-async def _start(*arguments: str) -> asyncio.subprocess.Process:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where a demo keeps its files, so that they can be told from another's. QEMU's user must get into it."""
+    path = Path(tempfile.mkdtemp(prefix="ravebot-demo-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+async def _start(*arguments: str, folder: Path | None = None) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-u", "-m", "tests.support.demo", *arguments,
         cwd=_ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "COLUMNS": "80"} | ({"TMPDIR": str(folder)} if folder else {}),
     )  # fmt: skip
+
+
+def _lines_until(pipe: TextIO, text: str) -> str:
+    told = ""
+    while text not in told:
+        line = pipe.readline()
+        assert line, f"the demo ended without {text!r}:\n{told}"
+        told += line
+    return told
+
+
+def _machines_with_disks_in(folder: Path) -> list[str]:
+    connection = libvirt.open("qemu:///system")
+    found = []
+    for domain in connection.listAllDomains():
+        with suppress(libvirt.libvirtError):  # another test's, gone meanwhile
+            if str(folder) in domain.XMLDesc():
+                found.append(domain.name())
+    connection.close()
+    return found
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -81,8 +116,8 @@ async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> No
     assert "\x1b[" not in told, "a pipe gets no colours"
 
 
-async def test_an_interrupt_at_any_time_takes_everything_away() -> None:
-    process = await _start()
+async def test_an_interrupt_takes_everything_away(folder: Path) -> None:
+    process = await _start(folder=folder)
     try:
         async with asyncio.timeout(_WHOLE_SECONDS):
             told = await _read_until(process, "edits the card: starting")
@@ -95,6 +130,30 @@ async def test_an_interrupt_at_any_time_takes_everything_away() -> None:
     assert process.returncode == 130, told
     assert "nothing is left" in told
     assert "All of this was seen" not in told, "it was not"
+    assert list(folder.iterdir()) == []
+    assert _machines_with_disks_in(folder) == []
+
+
+async def test_a_reader_who_leaves_takes_everything_away_too(folder: Path) -> None:
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "-m", "tests.support.demo",
+        cwd=_ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=writing, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    os.close(writing)
+    try:
+        async with asyncio.timeout(_WHOLE_SECONDS):
+            with os.fdopen(reading) as pipe:
+                told = await asyncio.to_thread(_lines_until, pipe, "posts the note")
+            _, errors = await process.communicate()
+    finally:
+        await _end(process)
+
+    assert process.returncode == 130, (told, errors)
+    assert errors == b""
+    assert list(folder.iterdir()) == []
+    assert _machines_with_disks_in(folder) == []
 
 
 async def test_a_demo_that_was_kept_can_be_worked_from_another_terminal() -> None:

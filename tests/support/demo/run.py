@@ -9,8 +9,6 @@ import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from rich.console import Console
-
 from tests.support.demo.screen import Screen
 from tests.support.demo.story import SETTINGS, Story, machines
 from tests.support.demo.watch import DemoError, Watch
@@ -27,7 +25,7 @@ class Demo:
 
     def __init__(self, keep: bool, port: int, picture: Path | None) -> None:
         self._keep, self._port, self._picture = keep, port, picture
-        self._screen = Screen(Console(highlight=False, markup=False, emoji=False, record=picture is not None))
+        self._screen = Screen(record=picture is not None)
         self._interrupted = False
         self._through = False  # the story was told to its end
 
@@ -35,12 +33,15 @@ class Demo:
         stage = Stage(SETTINGS, gitlab_port=self._port)
         stack = AsyncExitStack()
         playing = asyncio.create_task(self._play(stage, stack))
+        self._screen.on_lost = playing.cancel
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._interrupt, playing)
         await asyncio.wait({playing})
         problem = "" if playing.cancelled() else playing.result()
         if hasattr(stage, "bot"):  # set up to its end
             problem = "\n".join(filter(None, (problem, await self._take_away(stage, stack))))
+        elif self._interrupted:
+            self._screen.say("The stage was not set yet; what there was of it is taken away again.")
         if problem:
             self._screen.failed(problem)
         elif self._through:
@@ -56,8 +57,8 @@ class Demo:
             self._screen.say("Still taking everything away: a moment, please.")
             return
         self._interrupted = True
-        self._screen.say("")
         playing.cancel()
+        self._screen.say("")
 
     async def _play(self, stage: Stage, stack: AsyncExitStack) -> str:
         """Set the stage and tell the story; what went wrong, empty when nothing did."""
@@ -65,8 +66,10 @@ class Demo:
             await self._set(stage, stack)
             await self._tell(stage)
         except (DemoError, AssertionError) as error:
+            # The stage's own assertions carry much of the log after their first line.
+            what = str(error) if isinstance(error, DemoError) else str(error).partition("\n")[0]
             log = stage.bot.log.read_text(errors="replace").splitlines() if stage.bot.log.exists() else []
-            return "\n".join([str(error), "The end of ravebot's log:", *log[-_LOG_LINES:]])
+            return "\n".join([what, "The end of ravebot's log:", *log[-_LOG_LINES:]])
         except (GuestImageError, LibvirtdError, RuntimeError) as error:
             return f"{error}\n./dev demo installs what is missing; ./dev setup does only that."
         except subprocess.CalledProcessError as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -18,13 +21,22 @@ _STYLES = {"alice": "cyan", "mallory": "red", "ravebot": "magenta"}
 _REPEAT_SECONDS = 10
 
 
-class Screen:
-    """Everything the demo prints goes through here, in order."""
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to us what to do; rich would exit on the spot, and nothing would be taken away."""
+        raise BrokenPipeError
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, markup=False, emoji=False)
+
+class Screen:
+    """Everything the demo prints goes through here, in order.
+
+    When whoever read it is gone (a closed pipe or terminal), `on_lost` is called, once, and the rest is silence.
+    """
+
+    def __init__(self, *, record: bool = False) -> None:
+        self.console: Console = _Console(highlight=False, markup=False, emoji=False, record=record)
+        self.on_lost: Callable[[], object] = lambda: None
         self._began = time.monotonic()
-        self._last = 0.0
 
     @property
     def rich(self) -> bool:
@@ -33,8 +45,8 @@ class Screen:
 
     def chapter(self, title: str) -> None:
         if self.rich:
-            self.console.print()
-            self.console.rule(Text(title, style="bold"), align="left", style="blue")
+            self._print("")
+            self._print(Rule(Text(title, style="bold"), align="left", style="blue"))
         else:
             self._line(f"\n== {title}")
 
@@ -64,11 +76,11 @@ class Screen:
         grid.add_column(style=_STYLES.get(who, "bold"), no_wrap=True, min_width=7)
         grid.add_column(ratio=1, overflow="fold")
         grid.add_row(at, where, who, Text(text))
-        self.console.print(grid)
+        self._print(grid)
 
     def copyable(self, command: str) -> None:
         """A command on lines of its own, never folded by us, so that it can be copied."""
-        self.console.print(Text(f"  {command}", style="bold green"), soft_wrap=True)
+        self._print(Text(f"  {command}", style="bold green"), soft_wrap=True)
 
     def message(self, title: str, rows: Sequence[Row], style: str) -> None:
         """A whole message as people see it."""
@@ -81,7 +93,7 @@ class Screen:
             return
         width = max((len(row.label) for row in rows), default=0)
         body = Group(*(_rendered(row, width) for row in rows))
-        self.console.print(Panel(body, title=Text(title), title_align="left", border_style=style, padding=(0, 1)))
+        self._print(Panel(body, title=Text(title), title_align="left", border_style=style, padding=(0, 1)))
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """The first column is text, the others are figures."""
@@ -97,7 +109,7 @@ class Screen:
             table.add_column(title, justify="right" if number else "left")
         for cells in listed:
             table.add_row(*(Text(cell) for cell in cells))
-        self.console.print(table)
+        self._print(table)
 
     @asynccontextmanager
     async def waiting(self, text: str) -> AsyncIterator[None]:
@@ -110,7 +122,7 @@ class Screen:
             yield
         finally:
             ticker.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, OSError):
                 await ticker
 
     async def _spin(self, text: str, began: float) -> None:
@@ -130,10 +142,19 @@ class Screen:
             return
         grid = Table.grid(padding=(0, 1))
         grid.add_row(Text(sign, style=sign_style), Text(text, style=style, overflow="fold"))
-        self.console.print(grid)
+        self._print(grid)
+
+    def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
+        try:
+            self.console.print(what, soft_wrap=soft_wrap)
+        except OSError:
+            self.console.quiet = True
+            # What is buffered must not fail again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.on_lost()
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=not self.rich)
+        self._print(Text(text, style=style), soft_wrap=not self.rich)
 
 
 def _rendered(row: Row, label_width: int) -> RenderableType:
