@@ -14,7 +14,7 @@ from ravebot.matrix.cards import render_card, render_why
 from ravebot.matrix.commands import Command, Ref, Usage, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
-from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
+from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.sandboxes.view import SandboxView
@@ -111,7 +111,7 @@ class MatrixIntake:
             return self._refuses(message, command, decision.rule)
         if command.verb == "help":
             return self._says(message, render_help(self.config.matrix.command_prefix), "help")
-        return self._says(message, render_reply(await self._whoami(message, patterns), None), "whoami")
+        return self._says(message, render_whoami(message.sender, await self._whoami(message, patterns)), "whoami")
 
     async def _several(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
         """The sandboxes of the projects that the asker may see from here, each project decided on by itself."""
@@ -137,7 +137,7 @@ class MatrixIntake:
         return self._says(message, render_queue(shown) if command.verb == "queue" else render_list(shown), command.verb)
 
     async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:
-        lines = [f"You are `{message.sender}`."]
+        lines: list[str] = []
         if message.sender in self.config.matrix.admins:
             lines.append("You are one of `matrix.admins`: you may do everything, in rooms that are mapped.")
         username = self.config.matrix.users.get(message.sender)

@@ -34,6 +34,14 @@ def render_reply(text: str, reply_to: str | None, thread: str | None = None, *, 
     return as_reply(first_that_fits(rendered), reply_to, thread)
 
 
+def render_whoami(user_id: str, text: str) -> Content:
+    """Who asked, by the very id that `matrix.users` wants, and what `text` says of them."""
+    name = user_id if user_id.isascii() and user_id.isprintable() else one_line(user_id, 255)
+    who = joined((words("You are"), code(name)))
+    said = (joined((who, *_said(text, lines, "", 0)), "\n", "<br>") for lines, _ in _REPLY_DETAIL)
+    return first_that_fits(message([whole]) for whole in said)
+
+
 def _said(text: str, most_lines: int, output: str, tail: int) -> list[Span]:
     lines = [words(one_line(line, 1000)) for line in text.split("\n")[:most_lines]]
     parts = [joined(lines, "\n", "<br>")]
