@@ -1,0 +1,256 @@
+"""What people may type, who may, and what they are answered: in rooms, in merge requests, in a shell."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from tests.support.crashes import rows
+from tests.support.gitlab import DEVELOPER, MergeRequest, Note, User
+from tests.support.stage import Stage
+from tests.support.synapse import MatrixUser, Message
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+ABOUT_ONE = ("show", "start", "stop", "extend", "rebuild", "retry", "logs", "why")
+
+
+@dataclass
+class Place:
+    """The stage with its people, and a draft whose sandbox a person must ask for."""
+
+    stage: Stage
+    draft: MergeRequest
+    umar: MatrixUser  # in the room, but tied to nobody on GitLab
+    elsewhere: str  # a room that is mapped to nothing
+    direct: str  # ops alone with the bot
+
+    async def ask(self, who: MatrixUser, text: str, room: str = "") -> Message:
+        """Say that and return what the bot answers to it."""
+        asked = await who.send(room or self.stage.room, text)
+        bot = self.stage.matrix_bot.user_id
+        return await who.wait_for(
+            room or self.stage.room, lambda m: m.sender == bot and asked in json.dumps(m.original), 20
+        )
+
+    async def said(self, who: MatrixUser, text: str, room: str = "") -> str:
+        return (await self.ask(who, text, room)).body
+
+    async def comment(self, mr: MergeRequest, user: User, text: str) -> tuple[str, str]:
+        """Comment and return the bot's emoji, and its answer when there is one."""
+        before = {note.id for note in self.stage.gitlab.notes(mr)}
+        note = self.stage.gitlab.comment(mr, user, text)
+        assert note
+        await self.stage.until(lambda: note.awards, 20, f"no emoji for {text}")
+        (award,) = note.awards
+        assert award.user is self.stage.ravebot
+        if award.name == "white_check_mark" and "help" not in text:
+            return award.name, ""
+
+        def answer() -> list[Note]:
+            return [
+                n
+                for n in self.stage.gitlab.notes(mr)
+                if n.author is self.stage.ravebot and n.id not in before and " status -->" not in n.body
+            ]
+
+        found = await self.stage.until(answer, 20, f"no answer to {text}")
+        return award.name, re.sub(r"[\u2060\\]", "", found[0].body)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place() -> AsyncIterator[Place]:
+    async with Stage({"gitlab": {"drafts": "wait"}}) as stage:
+        await stage.start()
+        umar = await stage.synapse.user("umar")
+        await stage.matrix_ops.invite(stage.room, umar.user_id)
+        await umar.join(stage.room)
+        elsewhere = await stage.matrix_ops.create_room(
+            invite=[stage.matrix_bot.user_id, stage.matrix_alice.user_id], name="elsewhere"
+        )
+        await stage.matrix_alice.join(elsewhere)
+        direct = await stage.matrix_ops.direct_chat(stage.matrix_bot.user_id)
+        await stage.until(lambda: is_in(stage, elsewhere, direct), 20, "the bot does not follow the admin's invites")
+        draft = stage.open_merge_request("Not yet", "draft", draft=True)
+        await stage.note_says(draft, "Sandbox waits: this is a draft")
+        yield Place(stage, draft, umar, elsewhere, direct)
+
+
+async def is_in(stage: Stage, *rooms: str) -> bool:
+    return all([stage.matrix_bot.user_id in await stage.matrix_ops.members(room) for room in rooms])
+
+
+async def test_everybody_in_a_mapped_room_may_read_help_and_list(place: Place) -> None:
+    stage = place.stage
+    for who in (place.umar, stage.matrix_gina, stage.matrix_alice, stage.matrix_ops):
+        assert "!rave extend REF [1h]" in await place.said(who, "!rave help")
+        assert "There is no sandbox now" in await place.said(who, "!rave list")
+        assert f"You are {who.user_id}" in await place.said(who, "!rave whoami")
+
+
+async def test_every_refusal_names_its_rule_and_is_in_the_log(place: Place) -> None:
+    stage, ref = place.stage, f"!{place.draft.iid}"
+    before = len(rows(stage, "SELECT 1 FROM events WHERE kind = 'command.refused'"))
+    for verb in ABOUT_ONE:
+        refused = await place.said(stage.matrix_gina, f"!rave {verb} {ref}")
+        assert refused.endswith("gina is Guest in that project, and it takes Developer or more"), refused
+        assert "not tied to a GitLab user" in await place.said(place.umar, f"!rave {verb} {ref}")
+    assert "not tied to a GitLab user" in await place.said(place.umar, "!rave queue")
+    other = await place.said(stage.matrix_alice, f"!rave start group/app{ref}", place.elsewhere)
+    assert "this room is not mapped to that project" in other
+    assert "not mapped" in await place.said(stage.matrix_alice, "!rave list", place.elsewhere)
+    assert "not mapped" in await place.said(stage.matrix_ops, f"!rave stop group/app{ref}", place.elsewhere)
+    assert "not mapped" in await place.said(stage.matrix_alice, "!rave stop other/thing!1")
+    refusals = rows(stage, "SELECT data FROM events WHERE kind = 'command.refused'")[before:]
+    assert len(refusals) == 2 * len(ABOUT_ONE) + 5
+    assert all(json.loads(row["data"])["rule"] for row in refusals)
+    assert not rows(stage, "SELECT 1 FROM sandboxes")
+
+
+async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from_start_to_stop(place: Place) -> None:
+    stage, mr, alice = place.stage, place.draft, place.stage.matrix_alice
+    ref = f"!{mr.iid}"
+    assert "never had a sandbox" in await place.said(alice, f"!rave show {ref}")
+    assert "is on its way" in await place.said(alice, f"!rave start {ref}")
+    assert "Nobody waits" in await place.said(alice, "!rave queue") or await place.said(alice, "!rave queue")
+    note = await stage.ready(mr)
+    assert "has a sandbox already: it is ready" in await place.said(alice, f"!rave start {ref}")
+    shown = await place.said(alice, f"!rave show {ref}")
+    assert "ssh -o HostKeyAlias=" in shown
+    assert "ready after" in await place.said(alice, f"!rave why group/app{ref}")
+    assert "Nothing was printed" in await place.said(alice, f"!rave logs {mr.iid}")
+    listed = await place.said(place.umar, "!rave list")
+    assert f"group/app{ref}" in listed
+    assert "ssh" not in listed
+    assert "by 1 h, until" in await place.said(alice, f"!rave extend {ref}")
+    assert "by 30 min, until" in await place.said(alice, f"!rave extend {ref} 30m")
+    assert "not 2 d: 8 h is the longest" in await place.said(alice, f"!rave extend {ref} 2d")
+    assert "has its longest lifetime already" in await place.said(alice, f"!rave extend {ref} 1h")
+    assert "copied in and set up again" in await place.said(alice, f"!rave retry {ref}")
+    assert "you may command" in await place.said(alice, "!rave whoami")
+    assert "you may not" in await place.said(stage.matrix_gina, "!rave whoami")
+    before = re.search("HostKeyAlias=([^ ]+)", note.body)
+    assert before
+    assert "the old one ends first" in await place.said(alice, f"!rave rebuild {ref}")
+    await stage.until(lambda: is_another(stage, mr, before[1]), 90, "it was not rebuilt")
+    assert f"group/app{ref}" in await place.said(stage.matrix_ops, "!rave list", place.direct)
+    direct = await place.said(stage.matrix_ops, f"!rave stop group/app{ref}", place.direct)
+    assert "is being stopped" in direct
+    await stage.note_says(mr, "Sandbox ended: somebody stopped it")
+    assert "has no sandbox" in await place.said(alice, f"!rave stop {ref}")
+    assert "only a sandbox that was ready can be extended" in await place.said(alice, f"!rave extend {ref}")
+
+
+async def is_another(stage: Stage, mr: MergeRequest, before: str) -> bool:
+    note = stage.note(mr)
+    return bool(note and "HostKeyAlias=" in note.body and before not in note.body)
+
+
+async def test_comments_on_the_merge_request_command_its_sandbox_and_are_acknowledged(place: Place) -> None:
+    stage, mr = place.stage, place.draft
+    yes, no = "white_check_mark", "no_entry_sign"
+    emoji, answer = await place.comment(mr, stage.guest_user, "/sandbox start")
+    assert emoji == no
+    assert "gina is Guest in that project" in answer
+    assert stage.gitlab.comment(mr, stage.bob, "I like `/sandbox stop`, and\n> /sandbox stop\n")
+    assert await place.comment(mr, stage.bob, "Please.\n/sandbox start") == (yes, "")
+    await stage.ready(mr)
+    assert await place.comment(mr, stage.bob, "/sandbox extend 45m") == (yes, "")
+    await stage.note_says(mr, "extended by 45 min")
+    emoji, answer = await place.comment(mr, stage.bob, "/sandbox help")
+    assert (emoji, "/sandbox rebuild" in answer) == (yes, True)
+    emoji, answer = await place.comment(mr, stage.bob, "/sandbox start deadbeefdeadbeef")
+    assert emoji == no
+    assert "the head of group/app" in answer
+    (sandbox,) = rows(stage, "SELECT id FROM sandboxes WHERE state <> 'ended'")
+    assert await place.comment(mr, stage.bob, "/sandbox stop") == (yes, "")
+    await stage.note_says(mr, "Sandbox ended: somebody stopped it")
+    emoji, answer = await place.comment(mr, stage.bob, "/sandbox rebuild")
+    assert emoji == yes
+    await stage.until(lambda: newest(stage, mr) > sandbox["id"], 10, "nothing was rebuilt")
+    assert await place.comment(mr, stage.bob, "/sandbox stop") == (yes, "")
+
+
+def newest(stage: Stage, mr: MergeRequest) -> int:
+    found = rows(stage, "SELECT MAX(id) AS id FROM sandboxes WHERE iid = ?", mr.iid)
+    return int(found[0]["id"] or 0)
+
+
+async def test_a_fork_starts_only_for_the_very_commit_that_a_developer_let_in(place: Place) -> None:
+    stage = place.stage
+    mallory = stage.gitlab.add_user("mallory", [stage.public_key("mallory")])
+    fork = stage.gitlab.add_project("mallory/app", {"README.md": "# A fork\n"}, public=True)
+    stage.gitlab.set_role(fork, mallory, DEVELOPER)
+    mr = stage.gitlab.open_merge_request(
+        fork, mallory, "Trust me", "patch", {"feature.txt": "forked\n"}, fork_of=stage.project
+    )
+    note = await stage.note_says(mr, "Sandbox waits for a Developer")
+    assert f"/sandbox start {mr.sha}" in note.body
+    no = "no_entry_sign"
+    emoji, answer = await place.comment(mr, mallory, f"/sandbox start {mr.sha}")
+    assert (emoji, "is no member of that project" in answer) == (no, True)
+    emoji, answer = await place.comment(mr, stage.bob, "/sandbox start")
+    assert (emoji, mr.sha in answer) == (no, True)
+    old = mr.sha
+    stage.gitlab.push(mr, {"feature.txt": "changed while somebody looked\n"}, mallory)
+    emoji, answer = await place.comment(mr, stage.bob, f"/sandbox start {old}")
+    assert (emoji, "look at it first" in answer) == (no, True)
+    assert newest(stage, mr) == 0
+    assert await place.comment(mr, stage.bob, f"/sandbox start {mr.sha}") == ("white_check_mark", "")
+    note = await stage.ready(mr)
+    let_in = mr.sha
+    assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout.startswith("changed")
+    stage.gitlab.push(mr, {"feature.txt": "evil\n"}, mallory)
+    await stage.note_says(mr, f"say start {mr.sha}")
+    assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout.startswith("changed")
+    assert rows(stage, "SELECT running_sha FROM sandboxes WHERE iid = ?", mr.iid)[0]["running_sha"] == let_in
+    assert await place.comment(mr, stage.bob, f"/sandbox start {mr.sha}") == ("white_check_mark", "")
+    await stage.note_says(mr, f"now runs {mr.sha[:8]}")
+    assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout == "evil\n"
+
+
+async def test_reopening_starts_a_new_sandbox_and_the_shell_shows_and_ends_it(place: Place) -> None:
+    stage = place.stage
+    fork = next(mr for mr in stage.gitlab.state.merge_requests if mr.source_project is not mr.project)
+    mr = stage.open_merge_request("Comes and goes", "again")
+    await stage.until(lambda: newest(stage, mr), 20, "there is no sandbox")
+    first = newest(stage, mr)
+    stage.gitlab.close(mr)
+    await stage.note_says(mr, "Sandbox ended: the merge request was closed")
+    stage.gitlab.reopen(mr)
+    await stage.until(lambda: newest(stage, mr) > first, 20, "reopening starts nothing")
+    await stage.ready(mr)
+    listed = json.loads((await stage.bot.command("list", "--json")).stdout)
+    assert {line["ref"]: line["state"] for line in listed} == {
+        f"group/app!{fork.iid}": "ready",
+        f"group/app!{mr.iid}": "ready",
+    }
+    ended = await stage.bot.command("stop", f"group/app!{mr.iid}")
+    assert (ended.returncode, "is being stopped" in ended.stdout) == (0, True)
+    await stage.note_says(mr, "Sandbox ended: somebody stopped it")
+    again = await stage.bot.command("stop", f"group/app!{mr.iid}")
+    assert (again.returncode, "has no sandbox" in again.stderr) == (1, True)
+    assert (await stage.bot.command("stop", "nonsense")).returncode == 1
+
+
+async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Place) -> None:
+    stage = place.stage
+    used = json.loads((await stage.bot.command("usage", "--json")).stdout)
+    assert [(line["project"], line["sandboxes"] >= 4, line["cpu_seconds"] > 0) for line in used] == [
+        ("group/app", True, True)
+    ]
+    audit = await stage.bot.command("audit", "--verify")
+    assert audit.returncode == 0
+    assert "events hold together" in audit.stderr
+    assert "fork.approved" in (await stage.bot.command("audit", "--limit", "1000")).stdout
+    checked = await stage.bot.command("check-config")
+    assert (checked.returncode, "is right" in checked.stdout) == (0, True), checked.stderr
+    doctor = await stage.bot.command("doctor", "--json")
+    findings = json.loads(doctor.stdout)
+    assert [f for f in findings if f["verdict"] == "failed"] == []
+    assert "Traceback" not in doctor.stderr + stage.bot.log.read_text()
