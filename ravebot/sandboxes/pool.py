@@ -38,6 +38,8 @@ SHORTEST_PAUSE_SECONDS = 0.02
 BUSY_PAUSE_SECONDS = 1.0
 IDLE_PAUSE_SECONDS = 5.0
 CHECK_EVERY = timedelta(seconds=20)
+CHECKS_AT_ONCE = 16
+"""How many machines are asked at the same time how they are: more would time out waiting for the provider."""
 AUDIT_EVERY = timedelta(seconds=5)
 REFRESH_EVERY = timedelta(minutes=10)
 """How often card and note are rewritten, so that "in 1 h 40 min" stays true."""
@@ -150,6 +152,7 @@ class Pool:
         by_id = state.by_id
         now = self.clock.now()
         moving = False
+        checking = sum(flights.busy(machine.id) is Do.CHECK for machine in state.machines)
         for machine in state.machines:
             sandbox = by_id.get(machine.sandbox_id) if machine.sandbox_id else None
             settled = machine.state is MachineState.LEASED and sandbox and sandbox.state is SandboxState.READY
@@ -161,8 +164,10 @@ class Pool:
                 continue
             facts = self._facts(machine, sandbox, now)
             do = decide_machine(machine.state, state_of(machine, seen, listing), facts)
-            if do is Do.CHECK and not self._check_due(machine, sandbox, now):
-                continue
+            if do is Do.CHECK:
+                if not self._check_due(machine, sandbox, now, checking):
+                    continue
+                checking += 1
             if do is not Do.NOTHING:
                 self._codes[machine.id] = sandbox.sha if sandbox else ""
                 flights.start(machine.id, do, self.actions.perform(do, machine))
@@ -184,9 +189,11 @@ class Pool:
             paused_by_us=machine.paused_by_us,
         )
 
-    def _check_due(self, machine: Machine, sandbox: Sandbox | None, now: datetime) -> bool:
+    def _check_due(self, machine: Machine, sandbox: Sandbox | None, now: datetime, checking: int) -> bool:
         if sandbox is None or sandbox.stage is not None:
             return True
+        if checking >= CHECKS_AT_ONCE:
+            return False
         last = self._checked.get(machine.id)
         if last is not None and now - last < CHECK_EVERY:
             return False

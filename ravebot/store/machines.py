@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, SandboxId
@@ -27,18 +29,18 @@ async def save(tx: Transaction, machine: Machine) -> None:
 
 async def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
     row = await tx.one("SELECT * FROM machines WHERE id = ?", (machine_id,))
-    return _machine(row) if row else None
+    return _machines([row])[0] if row else None
 
 
 async def live(tx: Transaction) -> tuple[Machine, ...]:
     """All that are not gone."""
-    return tuple(_machine(row) for row in await tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
+    return _machines(await tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
 
 
 async def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
     """Every machine that it ever had, oldest first."""
     rows = await tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
-    return tuple(_machine(row) for row in rows)
+    return _machines(rows)
 
 
 async def any_ever(tx: Transaction) -> bool:
@@ -76,7 +78,15 @@ async def forget_sighting(tx: Transaction, kind: str, name: str) -> None:
     await tx.execute("DELETE FROM sightings WHERE kind = ? AND name = ?", (kind, name))
 
 
-def _machine(row: sqlite3.Row) -> Machine:
+def _machines(rows: list[sqlite3.Row]) -> tuple[Machine, ...]:
+    names = tuple(rows[0].keys()) if rows else ()
+    return tuple(_machine(names, tuple(row)) for row in rows)
+
+
+@lru_cache(maxsize=4096)  # every pass reads all that live, and most are as they were
+def _machine(names: tuple[str, ...], values: tuple[Any, ...]) -> Machine:
+    row = dict(zip(names, values, strict=True))
+
     def moment(name: str) -> datetime | None:
         return from_us(row[name]) if row[name] is not None else None
 

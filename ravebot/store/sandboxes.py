@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import (
@@ -138,7 +139,8 @@ async def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = (
         " FROM sandboxes s " + where,
         parameters,
     )
-    return tuple(_sandbox(row) for row in rows)
+    names = tuple(rows[0].keys()) if rows else ()
+    return tuple(_sandbox(names, tuple(row)) for row in rows)
 
 
 def _moment(value: int | None) -> datetime | None:
@@ -149,7 +151,9 @@ def _us(moment: datetime | None) -> int | None:
     return to_us(moment) if moment is not None else None
 
 
-def _sandbox(row: sqlite3.Row) -> Sandbox:
+@lru_cache(maxsize=4096)  # every pass reads all that live, and most are as they were
+def _sandbox(names: tuple[str, ...], values: tuple[Any, ...]) -> Sandbox:
+    row = dict(zip(names, values, strict=True))
     return Sandbox(
         id=SandboxId(row["id"]),
         mr=MergeRequestRef(row["project_id"], row["iid"]),
