@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 _NEEDED = ("libvirt", "rich", "nio", "synapse", "aiohttp")
 
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tests.support.demo.watch import DemoError
 
     if not given.command:
-        return asyncio.run(Demo(given.keep, given.port, given.picture).run())
+        return asyncio.run(Demo(given.keep, given.port).run())
     try:
         print(asyncio.run(work(given.command, getattr(given, "text", ""), given.who, given.ref)))
     except DemoError as error:
@@ -43,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running to play with, until Ctrl-C")
     parser.add_argument("--port", type=int, default=0, help="of the GitLab stand-in on 127.0.0.1; default: a free one")
-    parser.add_argument("--picture", type=Path, help="save what was shown as an SVG picture")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, text, purpose in (
         ("say", "TEXT", "say something in the room"),

@@ -23,9 +23,9 @@ _LOG_LINES = 12
 class Demo:
     """`run` gives the exit code: 0 only when everything that was told was seen, and nothing is left."""
 
-    def __init__(self, keep: bool, port: int, picture: Path | None) -> None:
-        self._keep, self._port, self._picture = keep, port, picture
-        self._screen = Screen(record=picture is not None)
+    def __init__(self, keep: bool, port: int) -> None:
+        self._keep, self._port = keep, port
+        self._screen = Screen()
         self._interrupted = False
         self._through = False  # the story was told to its end
 
@@ -46,8 +46,6 @@ class Demo:
             self._screen.failed(problem)
         elif self._through:
             self._screen.say("All of this was seen to happen, none of it was played.", "bold")
-        if self._picture:
-            self._screen.console.save_svg(str(self._picture), title="./dev demo")
         if problem:
             return _FAILED
         return 0 if self._through else _INTERRUPTED

@@ -33,8 +33,8 @@ class Screen:
     When whoever read it is gone (a closed pipe or terminal), `on_lost` is called, once, and the rest is silence.
     """
 
-    def __init__(self, *, record: bool = False) -> None:
-        self.console: Console = _Console(highlight=False, markup=False, emoji=False, record=record)
+    def __init__(self) -> None:
+        self.console: Console = _Console(highlight=False, markup=False, emoji=False)
         self.on_lost: Callable[[], object] = lambda: None
         self._began = time.monotonic()
 
