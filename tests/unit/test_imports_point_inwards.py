@@ -48,7 +48,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.web": (*INNER, "ravebot.web"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
+    "ravebot.chat": ("ravebot",),
+    "ravebot.housekeeping": ("ravebot",),
     "ravebot.parts": ("ravebot",),
+    "ravebot.readiness": ("ravebot",),
     "ravebot.operator": ("ravebot",),
     "ravebot.cleanup": ("ravebot",),
     "ravebot.doctor": ("ravebot",),

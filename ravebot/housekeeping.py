@@ -1,0 +1,62 @@
+"""What is done now and then: forgetting what is old, and counting what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ravebot.clock import Clock
+from ravebot.store import events, inbox, outbox, sandboxes
+from ravebot.store.database import Database
+from ravebot.store.outbox import GITLAB, MATRIX
+from ravebot.web.metrics import Metrics
+
+log = structlog.get_logger()
+
+KEEP_HANDLED = timedelta(days=14)
+"""GitLab and Matrix may deliver again what was delivered: the keys must outlive that."""
+KEEP_OUTPUT = timedelta(days=7)
+_DAY_SECONDS = 24 * 3600
+_COUNT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Housekeeping:
+    """Two loops; events are kept for good."""
+
+    clock: Clock
+    database: Database
+    metrics: Metrics
+    consoles: Path
+
+    async def forget(self) -> None:
+        """Daily: drop old rows and consoles, and log the event log's head, so that a cut tail is found."""
+        while True:
+            await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
+            await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
+            await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+            await asyncio.to_thread(_forget_consoles, self.consoles, KEEP_OUTPUT)
+            log.info("event log", head=await self.database.read(events.head))
+            await asyncio.sleep(_DAY_SECONDS)
+
+    async def count(self) -> None:
+        """Keep the outbox's gauges true."""
+        while True:
+            for target in (MATRIX, GITLAB):
+                count, oldest = await self.database.read(partial(outbox.backlog, target=target))
+                self.metrics.outbox_seen(target, count, self.clock.now() - oldest if oldest else None)
+            await asyncio.sleep(_COUNT_SECONDS)
+
+
+def _forget_consoles(folder: Path, older_than: timedelta) -> None:
+    """Remove what machines of long ago wrote; a console that is still written to is never that old."""
+    oldest = time.time() - older_than.total_seconds()
+    for path in folder.glob("*.log*"):
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
