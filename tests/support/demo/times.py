@@ -65,7 +65,7 @@ def start_rows(
     whole = (ready.at - opened).total_seconds()
     rows += [
         row("ready → seen in note and card", (ready_seen - ready.at).total_seconds(), ready_seen),
-        ("of it everything but the machine's boot", _seconds(whole - boot), ""),
+        ("opened → ready, but for the machine's boot", _seconds(whole - boot), ""),
         row("webhook sent → card in Alice's room", (card_seen - opened).total_seconds(), card_seen),
     ]
     return rows
