@@ -1,0 +1,224 @@
+"""Commands from rooms and direct chats: who may, what is answered, and what is kept when GitLab is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+
+import pytest
+
+from ravebot.intake.loop import Intake
+from ravebot.intake.matrix import MatrixIntake, MatrixJournal
+from ravebot.intake.people import People
+from ravebot.matrix.incoming import IncomingMessage
+from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.store import inbox, merge_requests, outbox, sandboxes
+from tests.integration.test_intake_gitlab import Desk, desk
+from tests.support.gitlab import MergeRequest
+from tests.support.records import ROOM, B
+
+pytestmark = pytest.mark.integration
+__all__ = ["desk"]  # the fixture, from where it is made
+
+ALICE, GINA, OPS, EVE = "@alice:example.org", "@gina:example.org", "@ops:example.org", "@eve:evil.example"
+DEV = "!dev:example.org"
+
+
+class Chat:
+    """A room and whoever works through what is said in it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.journal = MatrixJournal(desk.world.database, "!rave")
+        self._said = 0
+
+    async def say(self, sender: str, text: str, *, room: str = DEV, direct: bool = False) -> None:
+        self._said += 1
+        message = IncomingMessage(f"$event{self._said}", room, sender, text, None, direct, 0)
+        await self.journal.save((message,), f"batch {self._said}")
+
+    async def work(self, seconds: float = 5) -> None:
+        world = self.desk.world
+        people = People(world.config, world.database, self.desk.gitlab)
+        handler = MatrixIntake(world.config, self.desk.gitlab, people, world.intents, world.views, world.database)
+        task = asyncio.create_task(Intake(world.database, {"matrix": handler}).run())
+        try:
+            async with asyncio.timeout(seconds):
+                while await world.read(inbox.pending):
+                    assert not task.done(), task
+                    await asyncio.sleep(0.005)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def ask(self, sender: str, text: str, *, room: str = DEV, direct: bool = False) -> str:
+        """What is answered."""
+        await self.say(sender, text, room=room, direct=direct)
+        await self.work()
+        replies = await self.replies()
+        return replies[-1] if replies else ""
+
+    async def replies(self) -> list[str]:
+        return [
+            json.loads(body)["content"]["body"]
+            for _, _, kind, body in await self.desk.world.outbox()
+            if kind == "reply"
+        ]
+
+
+@pytest.fixture
+async def chat(desk: Desk) -> Chat:
+    await desk.world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
+    return Chat(desk)
+
+
+@pytest.fixture
+async def mr(desk: Desk) -> MergeRequest:
+    """One that runs nothing yet."""
+    found = desk.open()
+    await desk.poller.look()
+    return found
+
+
+async def test_a_developer_starts_and_stops_and_is_answered_in_the_rooms_lane(chat: Chat, mr: MergeRequest) -> None:
+    assert await chat.ask(ALICE, "!rave start group/app!1") == "a sandbox for group/app!1 is on its way"
+    assert await chat.desk.states() == ["queued"]
+    assert await chat.ask(ALICE, "!RAVE stop 1") == "the sandbox of group/app!1 is being stopped"
+    assert await chat.desk.states() == []
+    assert {lane for target, lane, kind, _ in await chat.desk.world.outbox() if kind == "reply"} == {ROOM}
+    queued = [event for event in await chat.desk.world.events() if event.kind == "sandbox.queued"]
+    assert str(queued[0].actor) == f"{ALICE} (matrix)"
+
+
+@pytest.mark.parametrize(
+    ("who", "why"),
+    [
+        (GINA, "Refused: gina is Guest in that project, and it takes Developer or more"),
+        (EVE, "Refused: your Matrix account is not tied to a GitLab user: ask an admin to add it to matrix.users"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["start", "stop", "extend", "rebuild", "retry", "show", "logs", "why"])
+async def test_others_are_refused_by_rule_and_it_is_logged(
+    chat: Chat, mr: MergeRequest, who: str, why: str, verb: str
+) -> None:
+    assert await chat.ask(who, f"!rave {verb} !1") == why
+    event = (await chat.desk.world.events())[-1]
+    assert (event.kind, event.actor.name) == ("command.refused", who)
+    assert event.data == {"verb": verb, "ref": "group/app!1", "rule": why.removeprefix("Refused: ")}
+    assert await chat.desk.states() == []
+
+
+async def test_an_admin_may_do_everything(chat: Chat, mr: MergeRequest) -> None:
+    assert "on its way" in await chat.ask(OPS, "!rave start 1")
+
+
+async def test_a_room_that_is_not_mapped_gives_nothing_away(chat: Chat, mr: MergeRequest) -> None:
+    for who in (ALICE, EVE):
+        for command in ("start group/app!1", "show group/app!1", "list", "queue"):
+            assert (await chat.ask(who, f"!rave {command}", room="!other:example.org")).startswith(
+                "Refused: this room is not mapped to that project"
+            )
+    assert await chat.desk.states() == []
+
+
+async def test_readers_of_a_room_may_list_and_developers_may_see_the_queue(chat: Chat, mr: MergeRequest) -> None:
+    assert await chat.ask(EVE, "!rave list") == "There is no sandbox now."
+    assert await chat.ask(ALICE, "!rave queue") == "Nobody waits for a sandbox."
+    await chat.ask(ALICE, "!rave start 1")
+    for who, command in ((EVE, "list"), (ALICE, "list"), (ALICE, "queue"), (OPS, "queue")):
+        assert "group/app!1" in await chat.ask(who, f"!rave {command}"), (who, command)
+    for who in (EVE, GINA):
+        assert (await chat.ask(who, "!rave queue")).startswith("Refused: ")
+
+
+async def test_in_a_direct_chat_lists_show_only_what_the_asker_may_see(chat: Chat, mr: MergeRequest) -> None:
+    await chat.ask(ALICE, "!rave start 1")
+    for command in ("list", "queue"):
+        for who in (ALICE, OPS):
+            assert "group/app!1" in await chat.ask(who, f"!rave {command}", room="!direct:x", direct=True)
+        for who in (EVE, GINA):
+            answer = await chat.ask(who, f"!rave {command}", room="!direct:x", direct=True)
+            assert answer.startswith("Refused: "), (who, answer)
+            assert "group/app!1" not in answer
+
+
+async def test_a_stranger_in_a_direct_chat_is_refused_also_when_there_is_nothing_to_list(chat: Chat) -> None:
+    assert (await chat.ask(EVE, "!rave list", room="!direct:x", direct=True)).startswith("Refused: ")
+    assert await chat.ask(ALICE, "!rave list", room="!direct:x", direct=True) == "There is no sandbox now."
+
+
+async def test_help_and_whoami_say_what_there_is(chat: Chat, mr: MergeRequest) -> None:
+    assert "!rave extend REF [1h]" in await chat.ask(EVE, "!rave help")
+    mine = await chat.ask(ALICE, "!rave whoami")
+    assert "On GitLab you are `alice`." in mine
+    assert "`group/app`: you may command (alice is Developer in that project)" in mine
+    assert "ask an admin" in await chat.ask(EVE, "!rave whoami")
+
+
+async def test_a_wrong_command_is_told_its_usage(chat: Chat, mr: MergeRequest) -> None:
+    assert await chat.ask(ALICE, "!rave strat 1") == "There is no such command; did you mean `!rave start REF [SHA]`?"
+    assert "say which merge request" in await chat.ask(ALICE, "!rave stop")
+    assert "write a duration like" in await chat.ask(ALICE, "!rave extend 1 soon")
+
+
+async def test_a_merge_request_that_does_not_exist_is_said_so(chat: Chat, mr: MergeRequest) -> None:
+    assert (await chat.ask(ALICE, "!rave show 77")).startswith("GitLab has no such thing")
+
+
+async def test_a_command_about_one_that_was_never_heard_of_asks_gitlab(chat: Chat) -> None:
+    chat.desk.open()
+    assert "on its way" in await chat.ask(ALICE, "!rave start group/app!1")
+
+
+async def test_what_was_looked_up_before_does_not_undo_what_came_in_between(chat: Chat, mr: MergeRequest) -> None:
+    """A stop needs no question to GitLab: it must leave what is known of the merge request alone."""
+    await chat.ask(ALICE, "!rave start 1")
+    ref = MergeRequestRef(chat.desk.project.id, 1)
+    await chat.desk.world.write(
+        lambda tx: tx.execute("UPDATE merge_requests SET head_sha = ?, title = ?", (B, "Newer"))
+    )
+    await chat.ask(ALICE, "!rave stop 1")
+    known = await chat.desk.world.read(lambda tx: merge_requests.get(tx, ref))
+    assert known
+    assert (known.head_sha, known.title) == (B, "Newer")
+
+
+async def test_while_gitlab_is_away_it_is_said_once_and_done_later(chat: Chat, mr: MergeRequest) -> None:
+    chat.desk.server.fail(503)
+    await chat.say(ALICE, "!rave start 1")
+    for _ in range(2):
+        with suppress(TimeoutError):
+            await chat.work(0.2)
+        chat.desk.world.pass_by(minutes=2)
+    [told] = await chat.replies()
+    assert told.startswith("I can't do that right now and try again until I can: GitLab answers 503")
+    chat.desk.server.restore()
+    await chat.work()
+    assert (await chat.replies())[-1] == "a sandbox for group/app!1 is on its way"
+    assert len(await chat.desk.world.read(sandboxes.live)) == 1
+
+
+async def test_only_what_begins_with_the_prefix_is_kept_and_the_token_always(chat: Chat) -> None:
+    for text in ("hello", "say !rave list", "", "\ud83d!rave"):
+        await chat.say(ALICE, text)
+    assert await chat.desk.world.read(inbox.pending) == 0
+    assert await chat.journal.token() == "batch 4"
+    await chat.say(ALICE, "  !Rave list")
+    assert await chat.desk.world.read(inbox.pending) == 1
+
+
+async def test_a_message_that_a_sync_brings_twice_is_acted_on_once(chat: Chat, mr: MergeRequest) -> None:
+    message = IncomingMessage("$same", DEV, ALICE, "!rave start 1", None, False, 0)
+    for batch in ("one", "two"):
+        await chat.journal.save((message, message), batch)
+    await chat.work()
+    assert len(await chat.replies()) == 1
+
+
+@pytest.mark.parametrize("text", ["!rave start \ud800", "!rave show " + "9" * 400, "!rave\u202e list", "!rave \x00"])
+async def test_hostile_text_is_answered_or_ignored_and_breaks_nothing(chat: Chat, mr: MergeRequest, text: str) -> None:
+    await chat.say(ALICE, text)
+    await chat.work()
+    assert "on its way" in await chat.ask(ALICE, "!rave start 1")
