@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import getpass
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 from ravebot.audit import database_path
 from ravebot.clock import SystemClock
 from ravebot.configfile import LoadedConfig
-from ravebot.errors import RavebotError
+from ravebot.errors import MachineNotFound, RavebotError
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
@@ -57,9 +58,12 @@ class Cleaner:
     async def beside_bot(self, wish: Wish, patience: timedelta) -> CleanupReport:
         """Mark, let the pool work, and report when the machines are gone or the patience is."""
         ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
-        if wish.force:
-            for machine in hit:
+        failed: list[str] = []
+        for machine in hit if wish.force else ():
+            try:
                 await self.provider.destroy(machine.name)
+            except RavebotError as error:
+                failed.append(f"{machine.name}: {error}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_seconds()
         left = {machine.id: machine.name for machine in hit}
@@ -67,10 +71,10 @@ class Cleaner:
             await asyncio.sleep(_POLL_SECONDS)
             live = {machine.id for machine in await self.database.read(machines.live)}
             left = {machine_id: name for machine_id, name in left.items() if machine_id in live}
-        removed, volumes, failed = await self._orphans(wish)
+        removed, volumes, more = await self._orphans(wish)
         gone = [machine.name for machine in hit if machine.id not in left]
         kept = tuple(f"{name} is still being taken down" for name in left.values())
-        return CleanupReport(ended, (*gone, *removed), volumes, kept, failed)
+        return CleanupReport(ended, (*gone, *removed), volumes, kept, (*failed, *more))
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
         """Mark and take down, the bot being down."""
@@ -117,7 +121,8 @@ class Cleaner:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace.total_seconds()
         if grace:
-            await self.provider.shutdown(machine.name)
+            with suppress(MachineNotFound):  # it was never made
+                await self.provider.shutdown(machine.name)
         while loop.time() < deadline and await self._runs(machine):
             await asyncio.sleep(_POLL_SECONDS)
         await self.provider.destroy(machine.name)

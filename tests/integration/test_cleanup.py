@@ -1,0 +1,166 @@
+"""Cleanup beside the running bot and without it: what is meant is gone, what is not is untouched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.cleanup import Cleaner, Wish
+from ravebot.errors import Unavailable
+from ravebot.sandboxes.model import Actor, EndReason
+from ravebot.store import machines
+from tests.support.edges import Guests, Shelf
+from tests.support.records import a_merge_request
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+MR, SECOND = a_merge_request(1), a_merge_request(2)
+OPS = Actor("shell", "root")
+ALL = Wish(None, everything=True, force=True, adopt=False, actor=OPS)
+GRACE = timedelta(seconds=1)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+async def yard(tmp_path: Path, shelf: Shelf) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, Guests(shelf)) as yard:
+        yield yard
+
+
+def cleaner(yard: Yard) -> Cleaner:
+    return Cleaner(yard.database, yard.core, yard.provider)
+
+
+@asynccontextmanager
+async def running(yard: Yard) -> AsyncIterator[None]:
+    loop = asyncio.create_task(yard.core.pool.run())
+    try:
+        yield
+    finally:
+        loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await loop
+
+
+async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, shelf: Shelf) -> None:
+    await yard.make_ready(MR)
+    await yard.told(SECOND)
+    name = (await yard.machine(MR)).name
+    shelf.put("rave-test-stray")
+    shelf.volumes.add("rave-test-lonely.qcow2")
+    said: list[str] = []
+    report = await cleaner(yard).alone(ALL, GRACE, said.append)
+    assert sorted(report.ended) == ["group/app!1", "group/app!2"]
+    assert sorted(report.machines) == sorted([name, "rave-test-stray"])
+    assert report.failed == ()
+    assert (shelf.machines, shelf.volumes) == ({}, set())
+    assert yard.fence.rules.guests == frozenset()
+    assert [(await yard.latest(mr)).state.value for mr in (MR, SECOND)] == ["ended", "ended"]
+    assert (await yard.latest(MR)).end_reason is EndReason.STOPPED
+    assert any(name in line for line in said)
+
+
+async def test_a_machine_that_was_never_made_is_cleaned_away_without_a_complaint(tmp_path: Path, shelf: Shelf) -> None:
+    async with a_yard(tmp_path, shelf) as yard:
+        await yard.started(MR)
+        assert shelf.machines == {}
+        report = await cleaner(yard).alone(replace(ALL, force=False), GRACE, lambda _line: None)
+        assert report.failed == ()
+        assert await yard.is_in(MR, "ended")
+        assert await yard.read(machines.live) == ()
+
+
+async def test_only_what_is_old_enough_goes(yard: Yard, shelf: Shelf) -> None:
+    await yard.make_ready(MR)
+    yard.pass_by(hours=1)
+    await yard.make_ready(SECOND)
+    shelf.put("rave-test-stray")
+    wish = Wish(timedelta(minutes=50), everything=False, force=True, adopt=False, actor=OPS)
+    report = await cleaner(yard).alone(wish, GRACE, lambda _line: None)
+    assert report.ended == ("group/app!1",)
+    assert set(shelf.machines) == {(await yard.machine(SECOND)).name, "rave-test-stray"}
+    assert await yard.is_in(SECOND, "ready")
+
+
+async def test_without_force_guests_are_asked_first_and_switched_off_after_the_grace(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.ignores_shutdown = True
+    yard.provider.calls.clear()
+    await cleaner(yard).alone(replace(ALL, force=False), timedelta(milliseconds=300), lambda _line: None)
+    calls = [call for call, _ in yard.provider.calls if call in ("shutdown", "destroy", "delete")]
+    assert calls == ["shutdown", "destroy", "delete"]
+
+
+async def test_with_force_guests_are_not_asked(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
+    assert yard.provider.count("shutdown") == 0
+
+
+async def test_what_could_not_be_removed_is_reported_and_gone_the_next_time(yard: Yard, shelf: Shelf) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.fails["delete"] = Unavailable("libvirt is away")
+    report = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
+    assert report.machines == ()
+    assert "libvirt is away" in report.failed[0]
+    assert await yard.is_in(MR, "stopping")
+    yard.provider.fails.clear()
+    again = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
+    assert again.failed == ()
+    assert shelf.machines == {}
+    assert await yard.is_in(MR, "ended")
+
+
+async def test_an_empty_database_adopts_what_it_is_told_to_and_removes_it(yard: Yard, shelf: Shelf) -> None:
+    shelf.put("rave-test-from-before")
+    wish = Wish(None, everything=False, force=False, adopt=True, actor=OPS)
+    await yard.go()
+    assert yard.core.pool.blocked
+    report = await cleaner(yard).beside_bot(wish, GRACE)
+    assert report.machines == ("rave-test-from-before",)
+    await yard.go()
+    assert not yard.core.pool.blocked
+
+
+async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, shelf: Shelf) -> None:
+    async with running(yard):
+        await yard.told(MR)
+        async with asyncio.timeout(5):
+            while not await yard.is_in(MR, "ready"):
+                await asyncio.sleep(0.01)
+        name = (await yard.machine(MR)).name
+        report = await cleaner(yard).beside_bot(ALL, timedelta(seconds=5))
+        assert (report.ended, report.machines, report.kept) == (("group/app!1",), (name,), ())
+        assert shelf.machines == {}
+        assert await yard.is_in(MR, "ended")
+
+
+async def test_beside_the_bot_what_takes_too_long_is_said_to_be_under_way(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    name = (await yard.machine(MR)).name
+    report = await cleaner(yard).beside_bot(replace(ALL, everything=False, older_than=timedelta(0)), timedelta(0))
+    assert report.kept == (f"{name} is still being taken down",)
+
+
+async def test_beside_the_bot_a_provider_that_is_away_does_not_lose_the_wish(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.fails["destroy"] = Unavailable("libvirt is away")
+    wish = replace(ALL, everything=False, older_than=timedelta(0))
+    report = await cleaner(yard).beside_bot(wish, timedelta(0))
+    assert report.ended == ("group/app!1",)
+    assert any("libvirt is away" in line for line in report.failed)
+    assert await yard.is_in(MR, "stopping")

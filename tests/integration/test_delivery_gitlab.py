@@ -1,0 +1,207 @@
+"""What the merge request shows, through the stand-in: one status note, warnings and answers once, whatever crashes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+
+import pytest
+
+from ravebot.errors import Unavailable
+from ravebot.notify.gitlab import GitLabSender
+from ravebot.sandboxes.journal import note_lane
+from ravebot.sandboxes.model import MergeRequestRef, SandboxId
+from ravebot.store import merge_requests, outbox
+from ravebot.store.outbox import GITLAB, Kind
+from tests.integration.test_intake_gitlab import Desk, desk
+from tests.support.gitlab import MergeRequest, Note
+
+pytestmark = pytest.mark.integration
+__all__ = ["desk"]  # the fixture, from where it is made
+
+
+class Post:
+    """Delivers the outbox by hand, a row at a time, so that a test can stop between any two steps."""
+
+    def __init__(self, desk: Desk, mr: MergeRequest) -> None:
+        self.desk, self.mr = desk, mr
+        self.ref = MergeRequestRef(mr.project.id, mr.iid)
+        self.restart()
+
+    def restart(self) -> None:
+        """As a new process begins."""
+        self.sender = GitLabSender(self.desk.world.database, self.desk.world.views, self.desk.gitlab)
+
+    async def send(self, *, crash: bool = False) -> str | None:
+        """Send the oldest row; with `crash` nothing is noted after it was sent. What came of it."""
+        world, lane = self.desk.world, note_lane(self.ref)
+        message = await world.read(lambda tx: outbox.head(tx, GITLAB, lane))
+        if message is None:
+            return None
+        await world.write(lambda tx: outbox.attempt(tx, message.id))
+        sent = await self.sender.send(message)
+        if crash:
+            self.restart()
+            return sent.result
+        await world.write(partial(outbox.delivered, message_id=message.id, result=sent.result))
+        if sent.keep:
+            await world.write(sent.keep)
+        return sent.result
+
+    async def drain(self) -> None:
+        while await self.send() is not None:
+            pass
+
+    async def tell(self, kind: Kind, **body: object) -> None:
+        add = partial(outbox.add, target=GITLAB, lane=note_lane(self.ref), kind=kind, body=body)
+        await self.desk.world.write(partial(add, sandbox_id=SandboxId(1)))
+
+    async def refresh(self) -> None:
+        await self.desk.world.write(lambda tx: self.desk.world.lifecycle.journal.refresh_note(tx, self.ref))
+
+    def notes(self) -> list[Note]:
+        return [note for note in self.desk.server.notes(self.mr) if note.author is self.desk.bot]
+
+
+@pytest.fixture
+async def post(desk: Desk) -> Post:
+    """The post of a merge request whose sandbox is queued, its note not yet posted."""
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    return Post(desk, mr)
+
+
+async def test_the_status_note_is_posted_once_and_then_edited(post: Post) -> None:
+    await post.drain()
+    [note] = post.notes()
+    assert "Sandbox waits in the queue" in note.body
+    post.desk.server.merge(post.mr)
+    await post.desk.tell(post.mr, "merge")
+    await post.desk.work()
+    await post.drain()
+    [edited] = post.notes()
+    assert edited is note
+    assert "Sandbox ended: the merge request was merged" in note.body
+
+
+async def test_a_crash_between_the_posting_and_its_note_leaves_one_note(post: Post) -> None:
+    await post.send(crash=True)
+    assert len(post.notes()) == 1
+    await post.drain()
+    [note] = post.notes()
+    known = await post.desk.world.read(lambda tx: merge_requests.get(tx, post.ref))
+    assert known
+    assert known.note_id == note.id
+
+
+async def test_an_answer_that_was_lost_leaves_one_note(post: Post) -> None:
+    post.desk.server.fail(502, 1, method="POST", path="/notes$", after=True)
+    with pytest.raises(Unavailable):
+        await post.send()
+    await post.drain()
+    assert len(post.notes()) == 1
+
+
+async def test_a_note_that_somebody_deleted_is_posted_anew(post: Post) -> None:
+    await post.drain()
+    [note] = post.notes()
+    post.desk.server.delete_note(post.mr, note)
+    await post.refresh()
+    await post.drain()
+    [again] = post.notes()
+    assert again.id != note.id
+    await post.refresh()
+    await post.drain()
+    assert post.notes() == [again]
+
+
+async def test_somebody_elses_copy_of_our_marker_is_not_taken_for_our_note(post: Post) -> None:
+    await post.drain()
+    [note] = post.notes()
+    post.desk.server.delete_note(post.mr, note)
+    copy = post.desk.server.comment(post.mr, post.desk.gina, note.body)
+    assert copy
+    await post.refresh()
+    await post.drain()
+    assert len(post.notes()) == 1
+    assert copy.body == note.body
+
+
+@pytest.mark.parametrize("how", ["crash", "lost answer"])
+@pytest.mark.parametrize("kind", [Kind.WARNING, Kind.REPLY])
+async def test_warnings_and_answers_are_not_doubled(post: Post, kind: Kind, how: str) -> None:
+    await post.drain()
+    await post.tell(kind, text="refused: you may not", username="alice")
+    if how == "crash":
+        await post.send(crash=True)
+    else:
+        post.desk.server.fail(502, 1, method="POST", path="/notes$", after=True)
+        with pytest.raises(Unavailable):
+            await post.send()
+    assert len(post.notes()) == 2
+    await post.drain()
+    assert len(post.notes()) == 2
+    assert [mention.name for mention in post.desk.server.mentions] == ["alice"]
+
+
+async def test_two_answers_with_the_same_words_are_two_notes(post: Post) -> None:
+    await post.drain()
+    for _ in range(2):
+        await post.tell(Kind.REPLY, text="refused: you may not")
+    await post.send(crash=True)
+    await post.drain()
+    assert len(post.notes()) == 3
+
+
+async def test_a_warning_that_comes_after_the_end_is_not_sent(post: Post) -> None:
+    await post.drain()
+    await post.tell(Kind.WARNING)
+    post.desk.server.close(post.mr)
+    await post.desk.tell(post.mr, "close")
+    await post.desk.work()
+    assert await post.send() == "dropped: nothing to tell any more"
+    await post.drain()
+    assert len(post.notes()) == 1
+
+
+async def test_an_emoji_is_put_on_the_comment_once(post: Post) -> None:
+    comment = post.desk.server.comment(post.mr, post.desk.alice, "/sandbox stop")
+    assert comment
+    await post.drain()
+    await post.tell(Kind.EMOJI, note_id=comment.id, emoji="white_check_mark")
+    await post.send(crash=True)
+    await post.drain()
+    assert post.desk.server.emoji(comment) == ["white_check_mark"]
+
+
+async def test_an_emoji_for_a_comment_that_is_gone_is_dropped_and_the_lane_goes_on(post: Post) -> None:
+    await post.drain()
+    await post.tell(Kind.EMOJI, note_id=987654, emoji="white_check_mark")
+    await post.tell(Kind.REPLY, text="refused: you may not")
+    dropped = await post.send()
+    assert dropped
+    assert dropped.startswith("dropped: ")
+    await post.drain()
+    assert len(post.notes()) == 2
+
+
+async def test_a_forks_merge_request_shows_the_line_to_say(desk: Desk) -> None:
+    mallory = desk.server.add_user("mallory")
+    fork = desk.server.add_project("mallory/app", public=True)
+    mr = desk.server.open_merge_request(fork, mallory, "/close @all <script>", fork_of=desk.project)
+    await desk.tell(mr)
+    await desk.work()
+    post = Post(desk, mr)
+    await post.drain()
+    [note] = post.notes()
+    assert f"/sandbox start {mr.sha}" in note.body
+    assert desk.server.quick_actions == []
+    assert desk.server.mentions == []
+
+
+async def test_rate_limits_say_when_to_come_back(post: Post) -> None:
+    post.desk.server.fail(429, 1, retry_after=17)
+    with pytest.raises(Unavailable) as caught:
+        await post.send()
+    assert caught.value.retry_after_seconds == timedelta(seconds=17).total_seconds()
