@@ -58,6 +58,11 @@ def domain_xml(
     return ElementTree.tostring(root, encoding="unicode")
 
 
+NOBODYS_MAC = "02:00:00:00:00:01"
+"""Has a fixed lease from the start: libvirt restarts dnsmasq, which takes two seconds, when the first lease comes and
+when the last one goes. The address is the host's own, and the firewall lets no guest use either."""
+
+
 def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool) -> str:
     """A bridge for which libvirt runs DHCP (and DNS, if `dns`) and makes no firewall rules: those are ours."""
     root = Element("network")
@@ -68,7 +73,7 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
     if not dns:
         _add(root, "dns", enable="no")
     ip = _add(root, "ip", address=gateway(bridge), netmask=str(bridge.subnet.netmask))
-    _add(ip, "dhcp")
+    _add(_add(ip, "dhcp"), "host", mac=NOBODYS_MAC, ip=gateway(bridge))
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -12,7 +12,7 @@ import libvirt
 from ravebot.config import BridgeConfig
 from ravebot.errors import ProviderError
 from ravebot.providers.libvirt.connection import Handle
-from ravebot.providers.libvirt.definitions import dhcp_host_xml, gateway, network_xml
+from ravebot.providers.libvirt.definitions import NOBODYS_MAC, dhcp_host_xml, gateway, network_xml
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,17 @@ class Network:
             ) from error
         return network
 
+    def remove(self, handle: Handle) -> None:
+        """Take the network and its bridge away, if they are there."""
+        with self._making:
+            network = self._lookup(handle)
+            if network is not None:
+                if network.isActive():
+                    network.destroy()
+                network.undefine()
+
     def leases(self, handle: Handle) -> tuple[Lease, ...]:
-        """Every fixed entry."""
+        """Every machine's fixed entry."""
         network = self._lookup(handle)
         if network is None:
             return ()
@@ -73,6 +82,7 @@ class Network:
         return tuple(
             Lease(host.get("name", ""), host.get("mac", "").lower(), host.get("ip", ""))
             for host in root.iterfind("ip/dhcp/host")
+            if host.get("mac", "").lower() != NOBODYS_MAC
         )
 
     def add_lease(self, handle: Handle, lease: Lease) -> None:
