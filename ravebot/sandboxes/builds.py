@@ -63,6 +63,7 @@ class Builds:
                 await self._create(machine)
             if do in (Do.CREATE, Do.START):
                 await self.guard.ensure()  # no machine starts before the firewall is verified
+                log.info("machine starts", machine=machine.name)
                 await self.provider.start(machine.name)
             deadline = machine.state_since + self.config.pool.build_timeout
             while not await self.provider.ping(machine.name, PING):

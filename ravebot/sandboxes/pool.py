@@ -101,10 +101,10 @@ class Pool:
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
         self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
-        await self._fence()
         if listing is not None and await self._let_in(state):
             state = await self.database.read(wanted)
         busy = await self._step_machines(flights, state, listing)
+        await self._fence()  # beside what was just started, which sees to the firewall itself before a machine runs
         await self._step_sandboxes(state)
         now = self.clock.now()
         if listing is not None and (self._swept is None or now - self._swept >= self.config.pool.orphan_sweep):
