@@ -171,6 +171,8 @@ async def cleanup(
             if everything and not report.failed:
                 await firewall.remove()
                 progress("firewall: our tables and routing rules are gone")
+                await provider.remove()
+                progress("provider: our network and storage pool are gone")
             return report
         finally:
             await gitlab.close()

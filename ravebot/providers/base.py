@@ -150,6 +150,10 @@ class Provider(Protocol):
         """Remove a DHCP entry of our instance that belongs to no machine."""
         ...
 
+    async def remove(self) -> None:
+        """Take away what all machines share: for `cleanup --all`, when nothing of ours is left in it."""
+        ...
+
     async def list(self) -> Listing:
         """Everything that carries our instance's tag."""
         ...

@@ -127,5 +127,7 @@ async def test_all_with_the_bot_down_leaves_nothing_of_the_instance(stage: Stage
     assert instance_id not in tables
     routing = subprocess.run(["ip", "rule"], check=True, capture_output=True, text=True).stdout
     assert stage.bridge not in routing
+    links = subprocess.run(["ip", "-brief", "link"], check=True, capture_output=True, text=True).stdout
+    assert stage.bridge not in links
     done = await stage.bot.command("cleanup", "--all", "--force")
     assert (done.returncode, "nothing to clean up" in done.stdout) == (0, True), done

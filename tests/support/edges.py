@@ -66,6 +66,10 @@ class Guests:
     async def close(self) -> None:
         await self.inner.close()
 
+    async def remove(self) -> None:
+        await self._called("remove")
+        await self.inner.remove()
+
     async def connected(self) -> bool:
         return not self.fails and await self.inner.connected()
 
@@ -204,6 +208,9 @@ class Shelf:
 
     async def delete_address(self, mac: str) -> None:
         self.addresses.discard(mac)
+
+    async def remove(self) -> None:
+        """Nothing is shared by these machines."""
 
     async def list(self) -> Listing:
         return Listing(tuple(self.machines.values()), tuple(sorted(self.volumes)), tuple(sorted(self.addresses)))

@@ -27,13 +27,13 @@ def disks(stage: Stage) -> list[str]:
 
 
 def addresses(stage: Stage) -> list[str]:
-    """DHCP entries in the stage's network."""
+    """Machines' DHCP entries in the stage's network."""
     connection = libvirt.open("qemu:///system")
     try:
         xml = [net.XMLDesc() for net in connection.listAllNetworks() if net.bridgeName() == stage.bridge]
     finally:
         connection.close()
-    return [line.strip() for text in xml for line in text.splitlines() if "<host " in line]
+    return [line.strip() for text in xml for line in text.splitlines() if "<host " in line and " name=" in line]
 
 
 def rules(stage: Stage) -> list[str]:

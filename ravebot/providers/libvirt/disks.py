@@ -73,16 +73,28 @@ class Disks:
             return self._ensure(handle)
 
     def _ensure(self, handle: Handle) -> Handle:
-        try:
-            pool = handle.storagePoolLookupByName(self.pool)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
-                raise
-            pool = self._define(handle)
+        pool = self._pool(handle) or self._define(handle)
         if not pool.isActive():
             pool.build(0)
             pool.create(0)
         return pool
+
+    def _pool(self, handle: Handle) -> Handle | None:
+        try:
+            return handle.storagePoolLookupByName(self.pool)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                return None
+            raise
+
+    def remove(self, handle: Handle) -> None:
+        """Let libvirt forget the pool; the folder and what is in it stay."""
+        with self._making:
+            pool = self._pool(handle)
+            if pool is not None:
+                if pool.isActive():
+                    pool.destroy()
+                pool.undefine()
 
     def refresh(self, handle: Handle) -> None:
         """Let libvirt look at the folder again: it remembers what was there."""

@@ -191,6 +191,16 @@ class LibvirtProvider:
         if network is not None:
             await self._call(lambda handle: network.remove_lease(handle, mac=mac))
 
+    async def remove(self) -> None:
+        """Remove the network, and the storage pool, whose folder stays. `open` makes both again."""
+
+        def work(handle: Handle) -> None:
+            if self._network is not None:
+                self._network.remove(handle)
+            self._disks.remove(handle)
+
+        await self._call(work)
+
     async def list(self) -> Listing:
         """Everything of ours; a handful of calls, however many machines there are."""
         return await self._call(self._list)
