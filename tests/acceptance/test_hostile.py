@@ -347,7 +347,7 @@ async def test_an_image_that_is_missing_or_none_holds_builds_until_somebody_mend
 
 
 async def test_a_guest_that_never_answers_is_told_of_tried_later_and_held_after_three() -> None:
-    async with Stage({"pool": {"max_running": 2, "build_timeout": "6s"}}, cmdline="rave.noagent") as stage:
+    async with Stage({"pool": {"max_running": 2, "build_timeout": "3s"}}, cmdline="rave.noagent") as stage:
         await stage.start()
         first, second = (stage.open_merge_request(f"Deaf {n}", f"deaf-{n}") for n in (1, 2))
         for mr in (first, second):

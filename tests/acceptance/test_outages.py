@@ -264,8 +264,9 @@ async def test_removed_firewall_rules_are_put_back_within_a_pass_and_that_is_tol
         await asyncio.sleep(3)
         assert visits.empty(), "the guest reaches the host although the rules are back"
         assert await life.lets_in()
+        assert "done" in (await knocking).stdout  # it knocked all the time
     finally:
-        await knocking
+        await asyncio.wait({knocking})
         server.close()
     said = await stage.matrix_ops.wait_for(stage.room, lambda m: "someone removed the firewall's rules" in m.body)
     assert f"!{mr.iid}" in said.body
