@@ -8,7 +8,7 @@ from datetime import timedelta
 from ravebot.config import Config
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Actor, EndReason, MergeRequest, MergeRequestRef, Sandbox, SandboxState, Stage
+from ravebot.sandboxes.model import Actor, EndReason, MergeRequest, Sandbox, SandboxState, Stage
 from ravebot.sandboxes.view import in_words
 from ravebot.store import images, merge_requests, sandboxes
 from ravebot.store.database import Transaction
@@ -205,9 +205,3 @@ class Intents:
             await self._take(tx, sandbox, mr.head_sha if not self._must_wait(mr) else sandbox.sha, actor)
             return Outcome(True, f"{mr.full_ref}: the code is copied in and set up again")
         return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: nothing to retry")
-
-
-async def find_ref(tx: Transaction, project_path: str, iid: int) -> MergeRequestRef | None:
-    """The identity of a merge request that we have heard of."""
-    mr = await merge_requests.find(tx, project_path, iid)
-    return mr.ref if mr else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ravebot.config import Config
 from ravebot.sandboxes import capacity
-from ravebot.sandboxes.model import MachineId, MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
 from ravebot.store import events, machines, merge_requests, sandboxes
@@ -94,8 +94,3 @@ def _notice(sandbox: Sandbox, mr: MergeRequest) -> str:
     if mr.from_fork and mr.approved_sha != mr.head_sha and sandbox.state is not SandboxState.ENDED:
         return f"the fork has a new commit that nobody let in yet: say start {mr.head_sha}"
     return sandbox.notice
-
-
-async def machine_name(tx: Transaction, machine_id: MachineId | None) -> str:
-    machine = await machines.get(tx, machine_id)
-    return machine.name if machine else ""

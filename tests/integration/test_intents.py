@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ravebot.sandboxes.intents import Outcome, find_ref
+from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, EndReason, Person, Sandbox, SandboxState, Stage
 from ravebot.store import images, sandboxes
 from ravebot.store.images import ImageRecord
@@ -452,9 +451,3 @@ async def test_retry_runs_the_chain_of_a_ready_one_again(world: World) -> None:
 async def test_retry_without_a_sandbox_starts_one(world: World) -> None:
     await world.told(MR, may_start=False)
     assert (await wish(world, "retry")).message == "a sandbox for group/app!1 is on its way"
-
-
-async def test_a_reference_is_found_where_it_was_heard_of(world: World) -> None:
-    await world.queued(MR)
-    assert await world.read(partial(find_ref, project_path="group/app", iid=1)) == MR.ref
-    assert await world.read(partial(find_ref, project_path="group/app", iid=2)) is None
