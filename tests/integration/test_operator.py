@@ -1,0 +1,78 @@
+"""What the shell is answered from the database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.operator import Operator
+from ravebot.sandboxes.model import Actor
+from tests.support.edges import Guests, Shelf
+from tests.support.records import a_merge_request
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
+OPS = Actor("shell", "root")
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, Guests(Shelf())) as yard:
+        yield yard
+
+
+def operator(yard: Yard) -> Operator:
+    return Operator(yard.config, yard.database, yard.core, yard.provider)
+
+
+async def test_the_list_has_the_queue_last_and_says_how_to_get_in(yard: Yard) -> None:
+    await yard.make_ready(SECOND)
+    await yard.make_ready(THIRD)
+    await yard.told(MR)
+    lines = await operator(yard).list()
+    assert [(line.ref, line.state, line.queue_position) for line in lines] == [
+        ("group/app!2", "ready", None), ("group/app!3", "ready", None), ("group/app!1", "queued", 1),
+    ]  # fmt: skip
+    assert lines[0].ssh_command.endswith("agent@sandboxes.example.org")
+    assert lines[2].ssh_command == ""
+
+
+async def test_stop_stops_what_is_named_as_people_write_it(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    done = await operator(yard).stop("group/app!1", OPS)
+    assert done.accepted
+    assert await yard.is_in(MR, "stopping")
+
+
+@pytest.mark.parametrize("ref", ["", "!", "group/app", "group/app!", "group/app!x", "group/app!²", "group/app!2",
+                                 "other!1", "group/app!" + "9" * 40])  # fmt: skip
+async def test_a_reference_that_is_none_is_told_how_to_write_one(yard: Yard, ref: str) -> None:
+    await yard.told(MR)
+    refused = await operator(yard).stop(ref, OPS)
+    assert not refused.accepted
+    assert refused.message.endswith("write one like group/app!42")
+
+
+async def test_usage_adds_up_what_a_projects_sandboxes_took(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    yard.pass_by(hours=1)
+    await yard.told(replace(MR, state="merged"))
+    await yard.until(lambda: yard.is_in(MR, "ended"))
+    ended = (await yard.latest(MR)).ended_at
+    await yard.make_ready(SECOND)
+    yard.pass_by(minutes=30)
+    ready = (await yard.latest(SECOND)).ready_at
+    assert ended
+    assert ready
+    [line] = await operator(yard).usage(None)
+    assert (line.project, line.sandboxes) == ("group/app", 2)
+    assert timedelta(hours=1, minutes=30) <= line.lived < timedelta(hours=1, minutes=31)
+    assert line.cpu_seconds >= 1.5
+    [recent] = await operator(yard).usage(ready)
+    assert recent.sandboxes == 1
+    assert await operator(yard).usage(yard.clock.now()) == ()
