@@ -99,6 +99,25 @@ async def test_a_malformed_webhook_is_refused_and_leaves_nothing(stage: Stage) -
     assert await stage.is_ready()
 
 
+async def test_nonsense_in_any_field_of_a_webhook_breaks_nothing(stage: Stage, mr: MergeRequest) -> None:
+    event = json.loads(next(d.message.body for d in stage.gitlab.deliveries))
+    event["project"]["path_with_namespace"] = "other/app"  # what is taken for whole must start nothing
+    nonsense = (None, [], {}, [[]], 7.5, True, -1, 2**70, "", "\ud800", "\0" * 9, "../../x", "a" * 100_000)
+    fields = [(event, key) for key in event]
+    fields += [(event[part], key) for part in ("object_attributes", "project", "user") for key in event[part]]
+    answers = set()
+    for place, key in fields:
+        whole = place[key]
+        for instead in nonsense:
+            place[key] = instead
+            answers.add(await post(stage, json.dumps(event).encode(), key=f"{key} {instead!r:.80}"))
+        place[key] = whole
+    assert answers <= {200, 202, 400}, answers
+    await stage.until(lambda: not rows(stage, "SELECT 1 FROM inbox WHERE handled_at IS NULL"), 30, "the inbox is stuck")
+    assert await stage.is_ready()
+    assert [row["iid"] for row in rows(stage, "SELECT iid FROM sandboxes")] == [mr.iid]
+
+
 async def test_a_forged_or_missing_token_is_refused_and_stores_nothing(stage: Stage, mr: MergeRequest) -> None:
     body = next(d.message.body for d in stage.gitlab.deliveries)
     before = stored(stage)
