@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import CodeHost
 from ravebot.sandboxes.model import MergeRequest
 
@@ -30,14 +31,20 @@ class Sources:
             path.unlink()
 
     async def archive(self, mr: MergeRequest, sha: str) -> Path:
-        """The commit's archive as a file of ours; `forget` it when it is in the guest."""
+        """The commit's archive as a file of ours; `forget` it when it is in the guest.
+
+        Raises `Unavailable` also while our own disk is full.
+        """
         name = f"{mr.ref.project_id}-{sha}.tar.gz"
         path = self.folder / name
         async with self._locks[name]:
             if not await asyncio.to_thread(path.exists):
                 part = path.with_name(f"{name}.{next(self._numbers)}.part")
-                await self.host.archive(mr.ref.project_id, sha, part, self.max_bytes)
-                await asyncio.to_thread(part.replace, path)
+                try:
+                    await self.host.archive(mr.ref.project_id, sha, part, self.max_bytes)
+                    await asyncio.to_thread(part.replace, path)
+                except OSError as error:
+                    raise Unavailable(f"the code can't be kept in {self.folder} ({error.strerror})") from error
         return path
 
     async def forget(self, mr: MergeRequest, sha: str) -> None:

@@ -236,6 +236,24 @@ async def test_who_connected_is_kept_by_source_and_the_first_time_is_an_event(ya
     assert await yard.log("access.first") == [{"service": "ssh", "source": "192.0.2.9"}]
 
 
+async def test_a_disk_of_ours_that_is_full_holds_the_code_up_and_ends_nothing(yard: Yard) -> None:
+    loop = asyncio.create_task(yard.core.pool.run())
+    try:
+        yard.code.disk_full = True
+        await yard.told(MR)
+        await wait_for(lambda: guests(yard).count("authorize_keys") > 0)
+        await asyncio.sleep(0.1)
+        assert not loop.done()
+        yard.code.disk_full = False
+        async with asyncio.timeout(5):
+            while not await yard.is_in(MR, "ready"):
+                await asyncio.sleep(0.01)
+    finally:
+        loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await loop
+
+
 @pytest.mark.parametrize("call", ["create", "start", "ping", "host_keys", "authorize_keys", "run", "copy_in"])
 async def test_the_loop_survives_an_outage_at_any_call_and_finishes_when_it_is_over(yard: Yard, call: str) -> None:
     guests(yard).fails[call] = Unavailable("libvirt is away")

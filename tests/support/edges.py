@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -329,6 +330,7 @@ class Code:
     def __init__(self) -> None:
         self.keys: dict[int, tuple[str, ...]] = {}
         self.error: RavebotError | None = None
+        self.disk_full = False
         self.fetched: list[str] = []
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
@@ -339,5 +341,7 @@ class Code:
     async def archive(self, project_id: int, sha: str, target: Path, max_bytes: int) -> int:
         if self.error:
             raise self.error
+        if self.disk_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         self.fetched.append(sha)
         return target.write_bytes(b"an archive")
