@@ -26,7 +26,7 @@ WORDS: dict[str, tuple[dict[str, object], str]] = {
     "sandbox.code": ({"sha": A, "by": "alice (gitlab)"}, "new commit aaaaaaaa by alice (gitlab): the sandbox takes it"),
     "sandbox.updated": ({"sha": A}, "now runs aaaaaaaa"),
     "sandbox.update_failed": (
-        {"sha": A, "why": "no room"}, "could not take aaaaaaaa: no room; the sandbox goes on as it was",
+        {"sha": A, "why": "no room"}, "could not take aaaaaaaa: no room; the sandbox stays up as it is",
     ),
     "sandbox.extended": ({"seconds": 3600, "by": "alice (gitlab)"}, "extended by 1 h by alice (gitlab)"),
     "sandbox.warned": ({"left": 600}, "warned: 10 min left"),
