@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import psutil
 
@@ -46,11 +47,17 @@ def image(config: Config) -> Finding:
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or take a smaller image")
-    hidden = next((folder for folder in path.parents if not folder.stat().st_mode & 0o001), None)
+    hidden = _closed_to_qemu(path)
     if hidden is not None:
         mend = f"chmod o+x {hidden}, or put the image elsewhere"
         return warning("image", f"QEMU's user may not get to {path}: {hidden} is closed to others", mend)
     return ok("image", f"{path}, {in_bytes(size)}")
+
+
+def _closed_to_qemu(path: Path) -> Path | None:
+    """The folder on the way to `path` that QEMU, which libvirt runs as another user, can't pass through."""
+    there = (folder for folder in path.parents if folder.exists())
+    return next((folder for folder in there if not folder.stat().st_mode & 0o001), None)
 
 
 def boot_files(config: LibvirtConfig) -> Finding | None:
@@ -70,6 +77,10 @@ def disk(config: Config) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
+    hidden = _closed_to_qemu(folder / "disk")
+    if hidden is not None:
+        detail = f"QEMU's user can't get to the disks: {hidden} is closed to others"
+        return failed("storage pool", detail, f"chmod o+x {hidden}, or change provider.storage_pool")
     free = shutil.disk_usage(there).free
     wanted = config.sandbox.disk
     if free < wanted:

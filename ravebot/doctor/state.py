@@ -43,7 +43,7 @@ def state_folder(path: Path) -> Finding:
     if not path.exists():
         parent = next(folder for folder in path.parents if folder.exists())
         if not os.access(parent, os.W_OK):
-            mend = f"as root: install -d -m 700 -o {_user()} {path}"
+            mend = f"as root: install -d -m 711 -o {_user()} {path}"
             return failed(name, f"{path} is not there and can't be made in {parent}", mend)
         return ok(name, f"{path} is not there yet: `ravebot run` makes it")
     if not path.is_dir():
@@ -52,9 +52,9 @@ def state_folder(path: Path) -> Finding:
     if not os.access(path, os.W_OK | os.X_OK):
         return failed(name, f"{path} can't be written by {_user()}", f"as root: chown -R {_user()} {path}")
     if facts.st_mode & stat.S_IWOTH:
-        return failed(name, f"everybody may write in {path}", f"chmod 700 {path}")
-    if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return warning(name, f"others may look into {path}", f"chmod 700 {path}")
+        return failed(name, f"everybody may write in {path}", f"chmod 711 {path}")
+    if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IXGRP | stat.S_IXOTH):
+        return warning(name, f"others may look into {path}", f"chmod 711 {path}")
     if facts.st_uid != os.geteuid():
         mend = "ask the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", mend)

@@ -7,7 +7,15 @@ from datetime import datetime, timedelta
 
 from ravebot.gitlab.commands import WORD, help_lines
 from ravebot.gitlab.escape import block, code, text
-from ravebot.sandboxes.model import EndReason, MergeRequest, MergeRequestRef, SandboxState, Stage, StageResult
+from ravebot.sandboxes.model import (
+    CODE_FOLDER,
+    EndReason,
+    MergeRequest,
+    MergeRequestRef,
+    SandboxState,
+    Stage,
+    StageResult,
+)
 from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
 
 _HISTORY_LINES = 12
@@ -131,7 +139,8 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
         web = view.access.web_url
         rows.append(("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet"))
         rows.append(("Host key", "<br>".join(code(one) for one in view.access.fingerprints) or "—"))
-    rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha)))
+    where = f", in {code(CODE_FOLDER)}" if view.access else ""
+    rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
     if sandbox.running_sha and sandbox.running_sha != sandbox.sha and view.live:
         rows.append(("Newest commit", code(sandbox.sha[:12])))
     if sandbox.expires_at and view.live:
@@ -140,7 +149,7 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     if view.stages:
         rows.append(("Stages", "<br>".join(_outcome(result) for result in view.stages)))
     if sandbox.end_detail and not view.live:
-        rows.append(("What was wrong", text(sandbox.end_detail, 500)))
+        rows.append(("Remark", text(sandbox.end_detail, 500)))
     if view.summary:
         rows.extend(_account(view.summary))
     rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
@@ -169,9 +178,8 @@ def _commit(mr: MergeRequest, sha: str) -> str:
 
 
 def _outcome(result: StageResult) -> str:
-    again = f", attempt {result.attempt:d}" if result.attempt > 1 else ""
     seconds = f"{result.seconds:.1f} s" if result.seconds < 10 else in_words(timedelta(seconds=result.seconds))
-    return f"{'✅' if result.ok else '❌'} {result.stage.value} ({seconds}{again})"
+    return f"{'✅' if result.ok else '❌'} {result.stage.value} ({seconds})"
 
 
 def _failures(stages: tuple[StageResult, ...]) -> list[StageResult]:

@@ -27,7 +27,7 @@ from ravebot.matrix.content import (
     words,
 )
 from ravebot.matrix.text import block, one_line
-from ravebot.sandboxes.model import SandboxState, StageResult
+from ravebot.sandboxes.model import CODE_FOLDER, SandboxState, StageResult
 from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
 
 __all__ = [
@@ -160,6 +160,8 @@ def _commit(view: SandboxView) -> Span:
     parts = [code(one_line(sandbox.running_sha or sandbox.sha)[:8]), words("of"), theirs(view.mr.source_branch, 120)]
     if sandbox.running_sha and sandbox.running_sha != sandbox.sha:
         parts += [words("; next is"), code(one_line(sandbox.sha)[:8])]
+    if view.access is not None:
+        parts += [words("in"), code(CODE_FOLDER)]
     return joined(parts)
 
 

@@ -228,7 +228,8 @@ class Chain:
                 return seconds
             order = UPDATE_STAGES if sandbox.state is SandboxState.READY else CLAIM_STAGES
             following = order[order.index(stage) + 1]
-            await sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now))
+            inside = sandbox.sha if stage is Stage.COPY else sandbox.running_sha
+            await sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
             return seconds
 
         seconds = await self.database.write(step)

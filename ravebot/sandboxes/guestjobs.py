@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider, RunResult
+from ravebot.sandboxes.model import CODE_FOLDER
 from ravebot.sandboxes.view import in_words
 
-CODE_FOLDER = "/srv/merge-request"
 _ARCHIVE = "/srv/.merge-request.tar.gz"
 _CALL = timedelta(seconds=30)
 

@@ -12,6 +12,10 @@ MachineId = NewType("MachineId", int)
 ProjectId = NewType("ProjectId", int)
 
 
+CODE_FOLDER = "/srv/merge-request"
+"""Where the code is in a guest (the guest contract)."""
+
+
 class SandboxState(StrEnum):
     """Where in its life a sandbox is."""
 
@@ -168,7 +172,6 @@ class StageResult:
     ok: bool
     seconds: float
     tail: str = ""
-    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class Sandbox:
     wait_reason: str = ""  # why it is queued, beyond its turn
     not_before: datetime | None = None  # backoff after a failed build
     notice: str = ""  # what went wrong with the last update
-    running_sha: str | None = None  # what was last copied in and set up
+    running_sha: str | None = None  # the code that is in the machine
     machine_id: MachineId | None = None
     stage: Stage | None = None  # None while nothing is under way
     stage_started_at: datetime | None = None

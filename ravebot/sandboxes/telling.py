@@ -79,7 +79,7 @@ TELLINGS: Final = MappingProxyType(
         ),
         "sandbox.updated": Telling(lambda d: f"now runs {_text(d, 'sha')[:8]}", thread=True),
         "sandbox.update_failed": Telling(
-            lambda d: f"could not take {_text(d, 'sha')[:8]}: {_text(d, 'why')}; the sandbox goes on as it was",
+            lambda d: f"could not take {_text(d, 'sha')[:8]}: {_text(d, 'why')}; the sandbox stays up as it is",
             thread=True,
         ),
         "sandbox.extended": Telling(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}", thread=True),

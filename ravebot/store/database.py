@@ -167,7 +167,7 @@ class Database:
                     await self._reader.execute("ROLLBACK")
 
     def _hold_lock(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_state_dir(self.path.parent)
         path = self.path.with_suffix(".lock")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -242,6 +242,14 @@ def statements(script: str) -> list[str]:
     return found
 
 
+def make_state_dir(state_dir: Path) -> None:
+    """Make the state folder, if it is missing: nobody else may list it, but QEMU's user may pass through to the disks
+    and images that may lie in it. Every file of ours there is closed to others by its own mode."""
+    if not state_dir.exists():
+        state_dir.mkdir(parents=True)
+        state_dir.chmod(0o711)
+
+
 def instance_id(state_dir: Path) -> str:
     """The random id of this installation, made at the first call.
 
@@ -254,6 +262,7 @@ def instance_id(state_dir: Path) -> str:
         fresh = secrets.token_hex(5)
         part = path.with_suffix(".part")
         part.write_text(fresh + "\n", "ascii")
+        part.chmod(0o600)
         part.replace(path)
         return fresh
     if not known:

@@ -124,13 +124,11 @@ async def forget_output(tx: Transaction, older_than: timedelta) -> int:
 async def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
     """The results of the latest run of the chain, in order."""
     rows = await tx.all(
-        "SELECT stage, ok, seconds, tail, attempt FROM stage_results WHERE sandbox_id = ? AND attempt ="
+        "SELECT stage, ok, seconds, tail FROM stage_results WHERE sandbox_id = ? AND attempt ="
         " (SELECT MAX(attempt) FROM stage_results WHERE sandbox_id = ?) ORDER BY id",
         (sandbox.id, sandbox.id),
     )
-    return tuple(
-        StageResult(Stage(row["stage"]), bool(row["ok"]), row["seconds"], row["tail"], row["attempt"]) for row in rows
-    )
+    return tuple(StageResult(Stage(row["stage"]), bool(row["ok"]), row["seconds"], row["tail"]) for row in rows)
 
 
 async def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:

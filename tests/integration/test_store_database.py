@@ -156,7 +156,7 @@ async def test_waiters_are_woken_after_the_commit_and_not_by_a_failure(database:
 async def test_only_we_can_read_the_files(database: Database) -> None:
     await database.write(lambda tx: set_meta(tx, "key", "x"))
     folder = database.path.parent
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o711
     for path in folder.iterdir():
         if path.name.startswith("ravebot."):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name

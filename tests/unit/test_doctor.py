@@ -43,12 +43,14 @@ def test_a_file_in_the_state_folders_place_is_told(tmp_path: Path) -> None:
     assert state.state_folder(tmp_path / "state").verdict is Verdict.FAILED
 
 
-@pytest.mark.parametrize(("mode", "verdict"), [(0o700, Verdict.OK), (0o750, Verdict.WARNING), (0o777, Verdict.FAILED)])
+@pytest.mark.parametrize(
+    ("mode", "verdict"), [(0o700, Verdict.OK), (0o711, Verdict.OK), (0o750, Verdict.WARNING), (0o777, Verdict.FAILED)]
+)
 def test_a_state_folder_that_others_get_into_is_told_with_the_mend(tmp_path: Path, mode: int, verdict: Verdict) -> None:
     tmp_path.chmod(mode)
     finding = state.state_folder(tmp_path)
     assert finding.verdict is verdict
-    assert finding.mend == ("" if verdict is Verdict.OK else f"chmod 700 {tmp_path}")
+    assert finding.mend == ("" if verdict is Verdict.OK else f"chmod 711 {tmp_path}")
 
 
 async def test_the_database_is_told_with_its_holder_and_newest_hash(tmp_path: Path) -> None:
@@ -88,8 +90,17 @@ def test_too_little_memory_for_one_fails_and_for_all_is_a_warning() -> None:
     assert finding.verdict is Verdict.WARNING
 
 
-def test_too_little_disk_for_one_fails_and_for_all_is_a_warning(tmp_path: Path) -> None:
-    provider = {"image": "/images/sandbox.qcow2", "storage_pool": str(tmp_path / "not" / "yet")}
+def test_disks_that_qemu_can_not_get_to_are_found(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    provider = {"image": "/images/sandbox.qcow2", "storage_pool": str(closed / "disks")}
+    finding = machines.disk(config(sandbox={"host": "sandboxes.example.org", "disk": "1MiB"}, provider=provider))
+    assert finding.verdict is Verdict.FAILED
+    assert finding.mend.startswith(f"chmod o+x {closed}")
+
+
+def test_too_little_disk_for_one_fails_and_for_all_is_a_warning() -> None:
+    provider = {"image": "/images/sandbox.qcow2", "storage_pool": "/not/there/yet"}
     sandbox = {"host": "sandboxes.example.org", "disk": "10000000GiB"}
     assert machines.disk(config(sandbox=sandbox, provider=provider)).verdict is Verdict.FAILED
     sandbox["disk"] = "1MiB"

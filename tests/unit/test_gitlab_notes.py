@@ -59,7 +59,7 @@ def view(state: SandboxState = SandboxState.READY, **changes: object) -> Sandbox
 
 
 def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
-    stages = (StageResult(Stage.COPY, True, 1.25), StageResult(Stage.TEST, True, 75, attempt=2))
+    stages = (StageResult(Stage.COPY, True, 1.25), StageResult(Stage.TEST, True, 75))
     history = (HistoryLine(NOW, "ready after 31 s"),)
     note = render_note(view(access=ACCESS, stages=stages, history=history), MARKER)
     assert note.startswith(f"{MARKER}\n### 🟢 Sandbox is ready\n")
@@ -67,9 +67,9 @@ def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
         "```sh\nssh -o HostKeyAlias=rave-main-42 -p 2203 agent@sandboxes.example.org\n```",
         "| **Web** | <https://sandboxes.example.org:3003/> |",
         f"| **Host key** | `{ACCESS.fingerprints[0]}` |",
-        "| **Commit** | `a1b2c3d4e5a1` on `login` |",
+        "| **Commit** | `a1b2c3d4e5a1` on `login`, in `/srv/merge-request` |",
         "| **Expires** | 2026-03-01 14:00 UTC, in 1 h 40 min (as of 12:20) |",
-        "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s, attempt 2) |",
+        "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s) |",
         "| **Asked for by** | alice (gitlab) |",
         "| **Latest (UTC)** | 12:20:00 ready after 31 s |",
         "comment `/sandbox extend 1h` or `/sandbox rebuild` or `/sandbox stop`.",
