@@ -29,11 +29,11 @@ class Reachable:
         try:
             await self._gitlab.me()
         except RavebotError as error:
-            problem = str(error)
+            return str(error)
         else:
-            problem = ""
-        asyncio.get_running_loop().call_later(self._fresh_seconds, self._forget)
-        return problem
+            return ""
+        finally:
+            asyncio.get_running_loop().call_later(self._fresh_seconds, self._forget)
 
     def _forget(self) -> None:
         self._question = None
