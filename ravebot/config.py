@@ -195,7 +195,7 @@ class RunTest(Section):
 class StageTimeouts(Section):
     """How long each step from machine to announcement may take."""
 
-    copy_in: Duration = Field(timedelta(minutes=5), alias="copy")
+    copy_in: Duration = Field(timedelta(minutes=10), alias="copy")
     setup: Duration = timedelta(minutes=15)
     test: Duration = timedelta(minutes=10)
     other: Duration = timedelta(minutes=1)

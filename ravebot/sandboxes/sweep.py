@@ -83,6 +83,6 @@ async def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, s
 
 async def must_not_touch(tx: Transaction, listing: Listing) -> bool:
     """Whether an empty database meets machines of its own instance: then a person decides."""
-    if not listing.machines or await machines.any_ever(tx):
+    if not (listing.machines or listing.volumes) or await machines.any_ever(tx):
         return False
     return await get_meta(tx, ADOPTED) is None
