@@ -116,7 +116,8 @@ class Bot:
                     lane=delivery.lane,
                     kind=delivery.kind,
                     body=delivery.body,
-                )
+                ),
+                urgent=True,
             )
 
         readiness = Readiness(

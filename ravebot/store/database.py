@@ -25,6 +25,7 @@ import aiosqlite
 from ravebot.clock import Clock, to_us
 from ravebot.errors import StoreError
 from ravebot.store.signals import Signals
+from ravebot.store.turns import Turns
 
 T = TypeVar("T")
 Value = str | int | float | None
@@ -90,7 +91,7 @@ class Database:
         self.signals = signals or Signals()
         self._clock = clock
         self._stack = AsyncExitStack()
-        self._write_lock = asyncio.Lock()
+        self._turns = Turns()
         self._read_lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._writer: aiosqlite.Connection
@@ -122,19 +123,21 @@ class Database:
             await asyncio.wait(self._running)
         await self._stack.aclose()
 
-    async def write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def write(self, function: Callable[[Transaction], Awaitable[T]], *, urgent: bool = False) -> T:
         """Run `function` in one transaction and commit, or roll back what it did when it raises.
+
+        `urgent` ones (short, and somebody waits for their end) go before all others that wait.
 
         The caller's cancellation does not cut it short: it commits or fails as a whole. Raises StoreError when the
         database can't be written now (the disk is full, for example).
         """
-        task = asyncio.ensure_future(self._write(function))
+        task = asyncio.ensure_future(self._write(function, urgent))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _write(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
-        async with self._write_lock:
+    async def _write(self, function: Callable[[Transaction], Awaitable[T]], urgent: bool) -> T:
+        async with self._turns.take(urgent=urgent):
             try:
                 result, transaction = await self._transact(function)
             except sqlite3.OperationalError as error:
