@@ -54,7 +54,7 @@ class Intake:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._ended.clear()
-                for request in await self._database.read(lambda tx: inbox.heads(tx, 100)):
+                for request in await self._database.read(lambda tx: inbox.heads(tx, 4 * AT_ONCE)):
                     lane = (request.source, request.lane)
                     free = lane not in self._busy and request.id not in self._ended
                     if free and len(self._busy) < AT_ONCE:
