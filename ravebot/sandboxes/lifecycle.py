@@ -182,10 +182,14 @@ class Lifecycle:
         sandbox = await sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
         if sandbox and sandbox.state is SandboxState.STARTING and sandbox.machine_id == machine.id:
             pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
-            await self.requeue(tx, sandbox, why, pause, wait_reason=f"no machines are built: {why}" if hold else "")
+            held = f"no machines are built: {why}" if hold else ""
+            await self.requeue(tx, sandbox, why, pause, wait_reason=held)
             if hold and not record.held:
                 data: dict[str, object] = {"why": why, "image": machine.image}
                 await self.journal.record(tx, "build.held", sandbox=sandbox, machine_id=machine.id, data=data)
+                for other in await sandboxes.live(tx):
+                    if other.state is SandboxState.QUEUED and not other.wait_reason:
+                        await self.wait(tx, other, held)
 
     async def claim(self, tx: Transaction, machine: Machine) -> Sandbox | None:
         """The agent answers: lease the machine to its sandbox, whose chain begins; None when nobody wants it."""
