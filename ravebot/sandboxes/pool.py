@@ -171,6 +171,9 @@ class Pool:
             if do is not Do.NOTHING:
                 self._codes[machine.id] = sandbox.sha if sandbox else ""
                 flights.start(machine.id, do, self.actions.perform(do, machine))
+        for forgotten in self._codes.keys() - {machine.id for machine in state.machines}:
+            del self._codes[forgotten]
+            self._checked.pop(forgotten, None)
         return moving
 
     def _overtaken(self, machine: Machine, sandbox: Sandbox | None) -> bool:
