@@ -140,6 +140,7 @@ class Bot:
 
     async def _watch_firewall(self) -> None:
         async for _ in self.firewall.changes():
+            self.core.guard.alarm()
             self.database.signals.wake(POOL)
 
 

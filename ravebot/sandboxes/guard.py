@@ -12,12 +12,16 @@ from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import RAVEBOT, Machine, MachineId, Sandbox, SandboxState
-from ravebot.sandboxes.observation import rules, wanted
+from ravebot.sandboxes.observation import Wanted, rules, wanted
 from ravebot.store import connections, events, sandboxes
 from ravebot.store.connections import Connection
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
+
+
+LOOK_EVERY_SECONDS = 0.9
+"""A little less than a busy pool's pause: each of its regular passes looks."""
 
 
 class Guard:
@@ -32,8 +36,20 @@ class Guard:
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
         self._going: set[MachineId] = set()
+        self._verified_at: float | None = None  # by the loop's clock; None: look now
         self.problem = "not verified yet"
         """Why the firewall is not known to be right; empty when it is."""
+
+    def alarm(self) -> None:
+        """Somebody touched the ruleset: the next pass looks, whenever the last look was."""
+        self._verified_at = None
+
+    async def watch(self, state: Wanted) -> None:
+        """`ensure`, unless the same was verified a moment ago: a burst of passes need not ask the kernel each time."""
+        now = asyncio.get_running_loop().time()
+        recent = self._verified_at is not None and now - self._verified_at < LOOK_EVERY_SECONDS
+        if not recent or self._wanted(state) != self._last:
+            await self.ensure()
 
     async def let_go(self, machine: Machine) -> None:
         """Take a machine's rules away, for good: its row follows, and no pass in between may bring them back."""
@@ -43,19 +59,24 @@ class Guard:
     async def ensure(self) -> None:
         """Make the firewall true. Raises `Unavailable`."""
         async with self._lock:
+            self._verified_at = asyncio.get_running_loop().time()
             state = await self._database.read(wanted)
             self._going &= {machine.id for machine in state.machines}
-            desired = rules(state, self._web_port, frozenset(self._going))
+            desired = self._wanted(state)
             try:
                 repair = await self._firewall.ensure(desired)
             except Unavailable as error:
                 self.problem = str(error)
+                self._verified_at = None
                 raise
             self.problem = ""
             ours = desired == self._last
             self._last = desired
         if repair.flushed or (ours and (repair.added or repair.removed)):
             await self._report(repair)
+
+    def _wanted(self, state: Wanted) -> Rules:
+        return rules(state, self._web_port, frozenset(self._going))
 
     async def _report(self, repair: Repair) -> None:
         log.warning("firewall mended", flushed=repair.flushed, added=repair.added, removed=repair.removed)

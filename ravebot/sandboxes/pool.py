@@ -34,7 +34,7 @@ from ravebot.store.signals import POOL
 
 log = structlog.get_logger()
 
-SHORTEST_PAUSE_SECONDS = 0.02
+SHORTEST_PAUSE_SECONDS = 0.05
 BUSY_PAUSE_SECONDS = 1.0
 IDLE_PAUSE_SECONDS = 5.0
 CHECK_EVERY = timedelta(seconds=20)
@@ -104,7 +104,7 @@ class Pool:
         if listing is not None and await self._let_in(state):
             state = await self.database.read(wanted)
         busy = await self._step_machines(flights, state, listing)
-        await self._fence()  # beside what was just started, which sees to the firewall itself before a machine runs
+        await self._fence(state)  # after what was just started, which verifies the firewall before a machine runs
         await self._step_sandboxes(state)
         now = self.clock.now()
         if listing is not None and (self._swept is None or now - self._swept >= self.config.pool.orphan_sweep):
@@ -129,9 +129,9 @@ class Pool:
         self.meter.provider_seen(True)
         return listing
 
-    async def _fence(self) -> None:
+    async def _fence(self, state: Wanted) -> None:
         try:
-            await self.guard.ensure()
+            await self.guard.watch(state)
             now = self.clock.now()
             if self._audited is None or now - self._audited >= AUDIT_EVERY:
                 self._audited = now

@@ -1,4 +1,4 @@
-"""The database file: one writer, one reader, migrations, and the lock that keeps a second bot out.
+"""The database file: one writer, a few readers, migrations, and the lock that keeps a second bot out.
 
 A write is one function run under a lock inside `BEGIN IMMEDIATE`; it may await nothing but the transaction it is
 given. Sharing a connection between tasks without that loses acknowledged rows to somebody else's rollback.
@@ -83,6 +83,10 @@ class Transaction:
         return frozenset(self._wakes)
 
 
+READERS = 3
+"""Rendering a card need not wait for a pass of the pool that reads everything."""
+
+
 class Database:
     """The open database of one instance."""
 
@@ -92,10 +96,9 @@ class Database:
         self._clock = clock
         self._stack = AsyncExitStack()
         self._turns = Turns()
-        self._read_lock = asyncio.Lock()
+        self._readers: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()  # the free ones
         self._running: set[asyncio.Task[object]] = set()
         self._writer: aiosqlite.Connection
-        self._reader: aiosqlite.Connection
         self.instance_id = ""
 
     async def __aenter__(self) -> Self:
@@ -105,9 +108,11 @@ class Database:
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._writer = await self._stack.enter_async_context(_connect(self.path))
             await _prepare_writer(self._writer)
-            self._reader = await self._stack.enter_async_context(_connect(self.path))
-            self._reader.row_factory = sqlite3.Row
-            await self._reader.execute("PRAGMA query_only = ON")
+            for _ in range(READERS):
+                reader = await self._stack.enter_async_context(_connect(self.path))
+                reader.row_factory = sqlite3.Row
+                await reader.execute("PRAGMA query_only = ON")
+                self._readers.put_nowait(reader)
         except sqlite3.DatabaseError as error:
             await self._stack.aclose()
             raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
@@ -160,14 +165,17 @@ class Database:
 
     async def read(self, function: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `function` on one consistent snapshot; it can't write."""
-        async with self._read_lock:
+        reader = await self._readers.get()
+        try:
+            await reader.execute("BEGIN")
+            return await function(Transaction(reader, self._clock.now()))
+        finally:
             try:
-                await self._reader.execute("BEGIN")
-                return await function(Transaction(self._reader, self._clock.now()))
-            finally:
                 # A caller that is cancelled while it waits for BEGIN leaves a transaction behind; or none yet.
                 with suppress(sqlite3.OperationalError):
-                    await self._reader.execute("ROLLBACK")
+                    await reader.execute("ROLLBACK")
+            finally:
+                self._readers.put_nowait(reader)
 
     def _hold_lock(self) -> None:
         make_state_dir(self.path.parent)
