@@ -73,6 +73,8 @@ class Intents:
             return "a fork's code needs approval"
         if mr.draft and self.config.gitlab.drafts == "wait":
             return "drafts wait for a person"
+        if not mr.head_sha:
+            return "it has no commit yet"
         return ""
 
     async def _new_code(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> str:
