@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -14,6 +15,8 @@ import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from ravebot.providers.libvirt.probe import probe_kvm
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def machine_facts() -> dict[str, str]:
     return {
         "processors": f"{os.cpu_count()} ({_processor()})",
         "memory": f"{psutil.virtual_memory().total / 1024**3:.1f} GiB",
-        "kvm": "yes" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "no: machines are emulated",
+        "kvm": asyncio.run(probe_kvm("qemu-system-x86_64")).reason,
         "python": platform.python_version(),
         "load at start": f"{os.getloadavg()[0]:.2f}",
         "at": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
