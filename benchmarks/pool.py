@@ -226,13 +226,13 @@ async def _populate(core: Core, database: Database, provider: LibvirtProvider, c
         await provider.start(machine.name)
 
 
-async def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
+def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
     ref = MergeRequestRef(1, number + 1)
     sha = f"{number:040x}"
     author = Person(1, "alice")
     told = MergeRequest(ref, "group/app", f"Change {number}", "http://127.0.0.1:1/", "branch", 1, sha, author)
-    _, mr = await merge_requests.observe(tx, told)
-    sandbox = await core.lifecycle.queue(tx, mr, RAVEBOT)
+    _, mr = merge_requests.observe(tx, told)
+    sandbox = core.lifecycle.queue(tx, mr, RAVEBOT)
     fresh = names(config.instance, uuid.uuid4().bytes)
     subnet = config.provider.bridge.subnet
     machine = Machine(
@@ -240,15 +240,15 @@ async def _one(tx: Transaction, core: Core, config: Config, number: int) -> Mach
         str(subnet.network_address + 2 + number), fresh.mac, fresh.tap, tx.now, tx.now,
         memory_bytes=config.sandbox.memory, disk_bytes=config.sandbox.disk,
     )  # fmt: skip
-    _, machine = await core.lifecycle.begin(tx, sandbox, machine, 10_000 + number, 12_000 + number)
-    claimed = await core.lifecycle.claim(tx, machine)
+    _, machine = core.lifecycle.begin(tx, sandbox, machine, 10_000 + number, 12_000 + number)
+    claimed = core.lifecycle.claim(tx, machine)
     assert claimed
-    await core.lifecycle.ready(tx, replace(claimed, ports_open=True, web_scheme="http"))
+    core.lifecycle.ready(tx, replace(claimed, ports_open=True, web_scheme="http"))
     for target, lane in ((MATRIX, "#dev:localhost"), (GITLAB, f"1!{number + 1}")):
-        while message := await outbox.head(tx, target, lane):
-            await outbox.delivered(tx, message.id, "told")
-    saved = await machines.get(tx, machine.id)
-    found = await sandboxes.get(tx, sandbox.id)
+        while message := outbox.head(tx, target, lane):
+            outbox.delivered(tx, message.id, "told")
+    saved = machines.get(tx, machine.id)
+    found = sandboxes.get(tx, sandbox.id)
     assert saved
     assert found
     assert found.state is SandboxState.READY

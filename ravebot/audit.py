@@ -17,17 +17,14 @@ def database_path(state_dir: Path) -> Path:
     return state_dir / "ravebot.db"
 
 
-async def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:
+def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:
     """The last events of a merge request (`group/app!42`) or of all. Raises Refused for a reference we do not know."""
-    if ref is None:
-        found = await events.newest(tx, limit)
-    else:
-        found = await events.of_merge_request(tx, await _find(tx, ref), limit)
-    lines = tuple([await _line(tx, event) for event in found])
+    found = events.newest(tx, limit) if ref is None else events.of_merge_request(tx, _find(tx, ref), limit)
+    lines = tuple([_line(tx, event) for event in found])
     if not verify:
-        return AuditReport(lines, await events.head(tx))
-    checked = await events.verify(tx)
-    return AuditReport(lines, await events.head(tx), checked.rows, checked.broken_at)
+        return AuditReport(lines, events.head(tx))
+    checked = events.verify(tx)
+    return AuditReport(lines, events.head(tx), checked.rows, checked.broken_at)
 
 
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
@@ -39,17 +36,17 @@ async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: in
         return await database.read(lambda tx: report(tx, ref, verify, limit))
 
 
-async def _find(tx: Transaction, ref: str) -> MergeRequestRef:
+def _find(tx: Transaction, ref: str) -> MergeRequestRef:
     project, _, number = ref.rpartition("!")
-    known = await merge_requests.find(tx, project, int(number)) if project and number.isdecimal() else None
+    known = merge_requests.find(tx, project, int(number)) if project and number.isdecimal() else None
     if known is None:
         raise Refused(f"no merge request {ref} is known here; write one like group/app!42")
     return known.ref
 
 
-async def _line(tx: Transaction, event: Event) -> AuditLine:
-    known = await merge_requests.get(tx, event.mr) if event.mr else None
-    machine = await machines.get(tx, event.machine_id) if event.machine_id else None
+def _line(tx: Transaction, event: Event) -> AuditLine:
+    known = merge_requests.get(tx, event.mr) if event.mr else None
+    machine = machines.get(tx, event.machine_id) if event.machine_id else None
     return AuditLine(
         id=event.id,
         at=event.at,

@@ -99,19 +99,19 @@ class Cleaner:
             progress(f"{name}: removed, it belonged to nothing")
         return CleanupReport(ended, (*gone, *removed), volumes, (), (*failed, *more))
 
-    async def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
+    def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
         if wish.adopt or wish.everything:
-            await set_meta(tx, ADOPTED, "yes")
+            set_meta(tx, ADOPTED, "yes")
         ended: list[str] = []
         hit: list[Machine] = []
-        for sandbox in await sandboxes.live(tx):
+        for sandbox in sandboxes.live(tx):
             if not wish.hits(sandbox, tx.now - sandbox.created_at):
                 continue
-            mr = await merge_requests.get(tx, sandbox.mr)
+            mr = merge_requests.get(tx, sandbox.mr)
             assert mr
-            machine = await machines.get(tx, sandbox.machine_id)
-            await self.core.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, wish.actor, "cleaned up")
+            machine = machines.get(tx, sandbox.machine_id)
+            self.core.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, wish.actor, "cleaned up")
             ended.append(mr.full_ref)
             if machine and machine.state is not MachineState.GONE:
                 hit.append(machine)

@@ -31,22 +31,22 @@ class Operator:
     async def list(self) -> tuple[SandboxLine, ...]:
         """Every sandbox that has not ended, the queue last and in its order."""
 
-        async def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
-            views = await self.core.views.live(tx)
+        def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
+            views = self.core.views.live(tx)
             ordered = sorted(views, key=lambda view: view.sandbox.state is SandboxState.QUEUED)
-            return tuple([await _line(tx, view) for view in ordered])
+            return tuple([_line(tx, view) for view in ordered])
 
         return await self.database.read(gather)
 
     async def stop(self, ref: str, actor: Actor) -> Outcome:
         """End the sandbox of `group/app!42`."""
 
-        async def write(tx: Transaction) -> Result:
+        def write(tx: Transaction) -> Result:
             project, _, number = ref.rpartition("!")
-            known = await merge_requests.find(tx, project, int(number)) if number.isdecimal() else None
+            known = merge_requests.find(tx, project, int(number)) if number.isdecimal() else None
             if known is None:
                 return Result(False, f"no merge request {ref} is known here; write one like group/app!42")
-            return await self.core.intents.stop(tx, known, actor)
+            return self.core.intents.stop(tx, known, actor)
 
         result = await self.database.write(write)
         return Outcome(result.accepted, result.message)
@@ -66,32 +66,32 @@ class Operator:
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
         """What was used by sandboxes that were ready after that moment, by project."""
 
-        async def gather(tx: Transaction) -> tuple[UsageLine, ...]:
-            found = await sandboxes.ready_since(tx, since or datetime.min.replace(tzinfo=UTC))
+        def gather(tx: Transaction) -> tuple[UsageLine, ...]:
+            found = sandboxes.ready_since(tx, since or datetime.min.replace(tzinfo=UTC))
             by_project: defaultdict[str, list[Sandbox]] = defaultdict(list)
             for sandbox in found:
-                mr = await merge_requests.get(tx, sandbox.mr)
+                mr = merge_requests.get(tx, sandbox.mr)
                 assert mr
                 by_project[mr.project_path].append(sandbox)
-            return tuple([await _usage(tx, project, group) for project, group in sorted(by_project.items())])
+            return tuple([_usage(tx, project, group) for project, group in sorted(by_project.items())])
 
         return await self.database.read(gather)
 
 
-async def _usage(tx: Transaction, project: str, group: list[Sandbox]) -> UsageLine:
+def _usage(tx: Transaction, project: str, group: list[Sandbox]) -> UsageLine:
     lived, cpu_seconds, peak = timedelta(0), 0.0, 0
     for sandbox in group:
         assert sandbox.ready_at
         lived += (sandbox.ended_at or tx.now) - sandbox.ready_at
-        for machine in await machines.of_sandbox(tx, sandbox.id):
+        for machine in machines.of_sandbox(tx, sandbox.id):
             cpu_seconds += machine.cpu_seconds
             peak = max(peak, machine.memory_peak_bytes)
     return UsageLine(project, len(group), lived, cpu_seconds, peak)
 
 
-async def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
+def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
     sandbox = view.sandbox
-    machine = await machines.get(tx, sandbox.machine_id)
+    machine = machines.get(tx, sandbox.machine_id)
     return SandboxLine(
         ref=view.mr.full_ref,
         title=view.mr.title,

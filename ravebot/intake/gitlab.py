@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from ravebot.config import Config, parse_duration
@@ -44,13 +44,13 @@ class GitLabIntake:
             case Ignored(why):
                 return _only(why)
 
-    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+    def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         """Nobody waits for an answer in seconds here: the emoji comes when GitLab answers again."""
 
-    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+    def failed(self, tx: Transaction, request: Request, why: str) -> None:
         event = _event(request)
         if isinstance(event, CommentPosted) and self.config.serves(event.project_path):
-            await _answer(tx, event, Outcome(False, why))
+            _answer(tx, event, Outcome(False, why))
 
     async def _merge_request(self, event: MergeRequestChanged) -> Step:
         told = event.mr
@@ -83,27 +83,25 @@ class GitLabIntake:
         fresh = await self.gitlab.merge_request(event.ref) if command.verb in _NEEDS_HEAD else None
         return lambda tx: self._obey(tx, event, actor, command, fresh)
 
-    async def _refuse(
-        self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, rule: str
-    ) -> str:
+    def _refuse(self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, rule: str) -> str:
         data: dict[str, object] = {"verb": command.verb, "rule": rule}
-        await events.append(tx, "command.refused", actor, mr=event.ref, data=data)
-        return await _answer(tx, event, Outcome(False, f"refused: {rule}"))
+        events.append(tx, "command.refused", actor, mr=event.ref, data=data)
+        return _answer(tx, event, Outcome(False, f"refused: {rule}"))
 
-    async def _obey(
+    def _obey(
         self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, fresh: MergeRequest | None
     ) -> str:
         if fresh is not None:
-            _, mr = await merge_requests.observe(tx, fresh)
+            _, mr = merge_requests.observe(tx, fresh)
         else:
-            known = await merge_requests.get(tx, event.ref)
+            known = merge_requests.get(tx, event.ref)
             if known is None:
-                return await _answer(tx, event, Outcome(False, "this merge request has no sandbox"))
+                return _answer(tx, event, Outcome(False, "this merge request has no sandbox"))
             mr = known
         wish = self._wishes()[command.verb]
-        return await _answer(tx, event, await wish(tx, mr, actor, command.argument))
+        return _answer(tx, event, wish(tx, mr, actor, command.argument))
 
-    def _wishes(self) -> dict[str, Callable[[Transaction, MergeRequest, Actor, str], Awaitable[Outcome]]]:
+    def _wishes(self) -> dict[str, Callable[[Transaction, MergeRequest, Actor, str], Outcome]]:
         intents = self.intents
         return {
             "start": lambda tx, mr, actor, sha: intents.start(tx, mr, actor, sha or None),
@@ -127,25 +125,25 @@ def _event(request: Request) -> MergeRequestChanged | CommentPosted | Ignored:
 
 
 def _only(outcome: str) -> Step:
-    async def step(_: Transaction) -> str:
+    def step(_: Transaction) -> str:
         return outcome
 
     return step
 
 
-async def _answer(tx: Transaction, event: CommentPosted, outcome: Outcome) -> str:
+def _answer(tx: Transaction, event: CommentPosted, outcome: Outcome) -> str:
     """An emoji says that it was heard; words only where something is wrong, the note tells the rest."""
     lane = note_lane(event.ref)
     emoji = ACCEPTED if outcome.accepted else REFUSED
-    await outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})
+    outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})
     if not outcome.accepted:
         body: dict[str, object] = {"text": outcome.message, "username": event.author.username}
-        await outbox.add(tx, GITLAB, lane, Kind.REPLY, body=body)
+        outbox.add(tx, GITLAB, lane, Kind.REPLY, body=body)
     return outcome.message
 
 
-async def _help(tx: Transaction, event: CommentPosted) -> str:
+def _help(tx: Transaction, event: CommentPosted) -> str:
     lane = note_lane(event.ref)
-    await outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": ACCEPTED})
-    await outbox.add(tx, GITLAB, lane, Kind.REPLY, body={"help": True, "username": event.author.username})
+    outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": ACCEPTED})
+    outbox.add(tx, GITLAB, lane, Kind.REPLY, body={"help": True, "username": event.author.username})
     return "help"

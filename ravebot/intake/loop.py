@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -22,7 +22,7 @@ AT_ONCE = 8
 _FIRST_SECONDS, _MOST_SECONDS = 1.0, 60.0
 _LOOK_SECONDS = 5.0
 
-Step = Callable[[Transaction], Awaitable[str]]
+Step = Callable[[Transaction], str]
 """What a request comes to: run in the transaction that marks it as handled; returns the outcome for the log."""
 
 
@@ -31,11 +31,11 @@ class Handler(Protocol):
 
     async def handle(self, request: Request) -> Step: ...
 
-    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+    def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         """Called once, when a request has to wait: tell whoever asked."""
         ...
 
-    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+    def failed(self, tx: Transaction, request: Request, why: str) -> None:
         """Called when a request can't be done at all: tell whoever asked."""
         ...
 
@@ -101,20 +101,20 @@ class Intake:
             await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {why}"))
 
 
-async def _finish(tx: Transaction, request: Request, step: Step) -> str:
-    if not await inbox.waits(tx, request.id):
+def _finish(tx: Transaction, request: Request, step: Step) -> str:
+    if not inbox.waits(tx, request.id):
         return "was handled before"
-    outcome = await step(tx)
-    await inbox.handled(tx, request.id, outcome)
+    outcome = step(tx)
+    inbox.handled(tx, request.id, outcome)
     return outcome
 
 
-async def _delay(tx: Transaction, request: Request, handler: Handler, why: str, seconds: float) -> None:
+def _delay(tx: Transaction, request: Request, handler: Handler, why: str, seconds: float) -> None:
     if request.attempts == 0:
-        await handler.delayed(tx, request, why)
-    await inbox.postpone(tx, request.id, timedelta(seconds=seconds))
+        handler.delayed(tx, request, why)
+    inbox.postpone(tx, request.id, timedelta(seconds=seconds))
 
 
-async def _refuse(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
-    await handler.failed(tx, request, why)
-    await inbox.handled(tx, request.id, f"given up: {why}")
+def _refuse(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
+    handler.failed(tx, request, why)
+    inbox.handled(tx, request.id, f"given up: {why}")

@@ -39,14 +39,14 @@ class MatrixJournal:
         return await self.database.read(lambda tx: get_meta(tx, SYNC_TOKEN))
 
     async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
-        async def write(tx: Transaction) -> None:
+        def write(tx: Transaction) -> None:
             for message in messages:
                 if message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
                     body = json.dumps(asdict(message))
-                    await inbox.add(
+                    inbox.add(
                         tx, source="matrix", key=message.event_id, lane=message.room_id, kind="message", body=body
                     )
-            await set_meta(tx, SYNC_TOKEN, next_batch)
+            set_meta(tx, SYNC_TOKEN, next_batch)
 
         await self.database.write(write)
 
@@ -74,14 +74,14 @@ class MatrixIntake:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
 
-    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+    def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         message = IncomingMessage(**json.loads(request.body))
         text = f"I can't do that right now and try again until I can: {why}"
-        await self._reply(tx, message, render_reply(text, None))
+        self._reply(tx, message, render_reply(text, None))
 
-    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+    def failed(self, tx: Transaction, request: Request, why: str) -> None:
         message = IncomingMessage(**json.loads(request.body))
-        await self._reply(tx, message, render_reply(why, None))
+        self._reply(tx, message, render_reply(why, None))
 
     async def _patterns(self, message: IncomingMessage) -> tuple[str, ...]:
         """The projects of the room, as configured; in a direct chat all."""
@@ -187,7 +187,7 @@ class MatrixIntake:
             return render_reply(f"Nothing was printed by set-up and tests of `{mr.full_ref}`.", None)
         return render_reply(f"Set-up and tests of `{mr.full_ref}`:", None, output=output)
 
-    async def _obey(
+    def _obey(
         self,
         tx: Transaction,
         message: IncomingMessage,
@@ -196,49 +196,49 @@ class MatrixIntake:
         fresh: MergeRequest | None,
     ) -> str:
         actor = Actor("matrix", message.sender)
-        mr = await merge_requests.get(tx, found.ref)
+        mr = merge_requests.get(tx, found.ref)
         if mr is None or fresh is not None:  # what was only looked up before may be older than what is known by now
-            _, mr = await merge_requests.observe(tx, fresh or found)
+            _, mr = merge_requests.observe(tx, fresh or found)
         intents = self.intents
         match command.verb:
             case "start":
-                outcome = await intents.start(tx, mr, actor, command.sha)
+                outcome = intents.start(tx, mr, actor, command.sha)
             case "stop":
-                outcome = await intents.stop(tx, mr, actor)
+                outcome = intents.stop(tx, mr, actor)
             case "extend":
-                outcome = await intents.extend(tx, mr, actor, command.duration)
+                outcome = intents.extend(tx, mr, actor, command.duration)
             case "rebuild":
-                outcome = await intents.rebuild(tx, mr, actor)
+                outcome = intents.rebuild(tx, mr, actor)
             case "retry":
-                outcome = await intents.retry(tx, mr, actor)
+                outcome = intents.retry(tx, mr, actor)
             case _:
                 outcome = Outcome(False, "that can't be done here")
-        await self._reply(tx, message, render_reply(outcome.message, None))
+        self._reply(tx, message, render_reply(outcome.message, None))
         return outcome.message
 
     def _says(self, message: IncomingMessage, content: Mapping[str, object], outcome: str) -> Step:
-        async def step(tx: Transaction) -> str:
-            await self._reply(tx, message, content)
+        def step(tx: Transaction) -> str:
+            self._reply(tx, message, content)
             return outcome
 
         return step
 
     def _refuses(self, message: IncomingMessage, command: Command, rule: str) -> Step:
-        async def step(tx: Transaction) -> str:
+        def step(tx: Transaction) -> str:
             data: dict[str, object] = {"verb": command.verb, "ref": str(command.ref or ""), "rule": rule}
-            await events.append(tx, "command.refused", Actor("matrix", message.sender), data=data)
-            await self._reply(tx, message, render_reply(f"Refused: {rule}", None))
+            events.append(tx, "command.refused", Actor("matrix", message.sender), data=data)
+            self._reply(tx, message, render_reply(f"Refused: {rule}", None))
             return f"refused: {rule}"
 
         return step
 
-    async def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
+    def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
         """In the same lane as the room's cards, so that answers and news keep their order."""
-        names = {room_id: name for name, room_id in (await outbox.rooms(tx)).items()}
+        names = {room_id: name for name, room_id in outbox.rooms(tx).items()}
         lane = names.get(message.room_id, message.room_id)
         body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
-        await outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
+        outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
 
 
-async def _nothing(_: Transaction) -> str:
+def _nothing(_: Transaction) -> str:
     return "not for us"

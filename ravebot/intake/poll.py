@@ -84,8 +84,8 @@ class Poller:
         await self._database.write(self._note_look)
 
     async def _told(self, mr: MergeRequest) -> None:
-        async def write(tx: Transaction) -> str:
-            return await self._intents.merge_request_told(tx, mr, RAVEBOT, may_start=await self._looked_at(tx, mr))
+        def write(tx: Transaction) -> str:
+            return self._intents.merge_request_told(tx, mr, RAVEBOT, may_start=self._looked_at(tx, mr))
 
         await self._database.write(write)
 
@@ -95,12 +95,12 @@ class Poller:
         if comments:
             await self._database.write(partial(self._keep, mr=mr, comments=comments))
 
-    async def _keep(self, tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
-        if await self._looked_at(tx, mr):
+    def _keep(self, tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
+        if self._looked_at(tx, mr):
             for comment in comments:
                 if parse_comment(comment.text) is None:
                     continue
-                await inbox.add(
+                inbox.add(
                     tx,
                     source="gitlab",
                     key=note_key(comment.note_id),
@@ -108,15 +108,15 @@ class Poller:
                     kind=POLLED_NOTE,
                     body=polled(comment),
                 )
-        await merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
+        merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 
-    async def _looked_at(self, tx: Transaction, mr: MergeRequest) -> bool:
+    def _looked_at(self, tx: Transaction, mr: MergeRequest) -> bool:
         """Whether an earlier look, with one of today's patterns, would have seen this merge request's project."""
         for pattern in self._config.gitlab.projects:
-            if matches_project((pattern,), mr.project_path) and await get_meta(tx, f"looked_at:{pattern}"):
+            if matches_project((pattern,), mr.project_path) and get_meta(tx, f"looked_at:{pattern}"):
                 return True
         return False
 
-    async def _note_look(self, tx: Transaction) -> None:
+    def _note_look(self, tx: Transaction) -> None:
         for pattern in self._config.gitlab.projects:
-            await set_meta(tx, f"looked_at:{pattern}", "yes")
+            set_meta(tx, f"looked_at:{pattern}", "yes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -30,7 +30,7 @@ class Sent:
     """The far end has it. `keep` runs in the transaction that notes so."""
 
     result: str
-    keep: Callable[[Transaction], Awaitable[None]] | None = None
+    keep: Callable[[Transaction], None] | None = None
 
 
 class Sender(Protocol):
@@ -83,18 +83,18 @@ class Delivery:
             self._busy.discard(lane)
             self._database.signals.wake(self._signal)
 
-    async def _next(self, tx: Transaction, lane: str, done: tuple[Message, Sent | _Later] | None) -> Message | None:
+    def _next(self, tx: Transaction, lane: str, done: tuple[Message, Sent | _Later] | None) -> Message | None:
         if done is not None:
             message, outcome = done
             if isinstance(outcome, _Later):
-                await outbox.postpone(tx, message.id, outcome.delay)
+                outbox.postpone(tx, message.id, outcome.delay)
                 return None
-            await outbox.delivered(tx, message.id, outcome.result)
+            outbox.delivered(tx, message.id, outcome.result)
             if outcome.keep:
-                await outcome.keep(tx)
-        following = await outbox.head(tx, self._target, lane)
+                outcome.keep(tx)
+        following = outbox.head(tx, self._target, lane)
         if following:
-            await outbox.attempt(tx, following.id)
+            outbox.attempt(tx, following.id)
         return following
 
     async def _deliver(self, message: Message) -> Sent | _Later:

@@ -66,8 +66,8 @@ class GitLabSender:
         found = note_id
         return Sent(str(found), lambda tx: merge_requests.set_note(tx, ref, found))
 
-    async def _look(self, tx: Transaction, ref: MergeRequestRef) -> tuple[MergeRequest | None, SandboxView | None]:
-        return await merge_requests.get(tx, ref), await self._views.latest(tx, ref)
+    def _look(self, tx: Transaction, ref: MergeRequestRef) -> tuple[MergeRequest | None, SandboxView | None]:
+        return merge_requests.get(tx, ref), self._views.latest(tx, ref)
 
     async def _comment(self, ref: MergeRequestRef, message: Message) -> Sent:
         mark = marker(ref, self._database.instance_id, f"{message.kind.value}-{message.id}")

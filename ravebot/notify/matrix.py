@@ -53,11 +53,11 @@ class MatrixSender:
             return Sent(event_id, lambda tx: outbox.set_card(tx, sandbox_id, message.lane, event_id))
         return Sent(event_id)
 
-    async def _look(self, tx: Transaction, message: Message) -> tuple[SandboxView | None, str | None]:
+    def _look(self, tx: Transaction, message: Message) -> tuple[SandboxView | None, str | None]:
         if message.sandbox_id is None:
             return None, None
         sandbox_id = SandboxId(message.sandbox_id)
-        return await self._views.one(tx, sandbox_id), await outbox.card(tx, sandbox_id, message.lane)
+        return self._views.one(tx, sandbox_id), outbox.card(tx, sandbox_id, message.lane)
 
     def _content(self, message: Message, view: SandboxView | None, card: str | None) -> Mapping[str, object] | None:
         if message.kind is Kind.REPLY:

@@ -83,23 +83,23 @@ class Actions:
                 pass
 
     async def _lost(self, machine: Machine) -> None:
-        async def lost(tx: Transaction, fresh: Machine) -> None:
-            sandbox = await sandbox_on(tx, fresh)
+        def lost(tx: Transaction, fresh: Machine) -> None:
+            sandbox = sandbox_on(tx, fresh)
             if sandbox:
-                await self.lifecycle.machine_lost(tx, sandbox, fresh, "its machine is gone")
+                self.lifecycle.machine_lost(tx, sandbox, fresh, "its machine is gone")
             else:
-                await self.lifecycle.take_down(tx, fresh)
+                self.lifecycle.take_down(tx, fresh)
 
         await change(self.database, machine, lost)
 
     async def _restart(self, machine: Machine) -> None:
         """Switch it off and build it up again from its disk: the whole claim chain runs anew."""
 
-        async def counted(tx: Transaction, fresh: Machine) -> None:
-            sandbox = await sandbox_on(tx, fresh)
+        def counted(tx: Transaction, fresh: Machine) -> None:
+            sandbox = sandbox_on(tx, fresh)
             if sandbox is None or sandbox.state not in (SandboxState.STARTING, SandboxState.READY):
                 return
-            await machines.save(
+            machines.save(
                 tx,
                 replace(
                     fresh,
@@ -119,9 +119,9 @@ class Actions:
                 stage=None,
                 stage_started_at=None,
             )
-            await sandboxes.save(tx, again)
+            sandboxes.save(tx, again)
             data: dict[str, object] = {"why": "it was off or did not answer"}
-            await self.lifecycle.journal.record(tx, "machine.restarted", sandbox=again, machine_id=fresh.id, data=data)
+            self.lifecycle.journal.record(tx, "machine.restarted", sandbox=again, machine_id=fresh.id, data=data)
             tx.wake(POOL)
 
         await self.health.sample(machine)
@@ -132,35 +132,31 @@ class Actions:
     async def _destroy(self, machine: Machine) -> None:
         await self.health.sample(machine)
 
-        async def tell(tx: Transaction, fresh: Machine) -> None:
-            sandbox = await sandbox_on(tx, fresh)
+        def tell(tx: Transaction, fresh: Machine) -> None:
+            sandbox = sandbox_on(tx, fresh)
             if sandbox and "switched off" not in sandbox.end_detail:
                 detail = "; ".join(filter(None, [sandbox.end_detail, "switched off after the grace"]))
                 forced = replace(sandbox, end_detail=detail)
-                await sandboxes.save(tx, forced)
+                sandboxes.save(tx, forced)
                 data: dict[str, object] = {"grace": self.config.pool.shutdown_grace.total_seconds()}
-                await self.lifecycle.journal.record(
-                    tx, "machine.forced", sandbox=forced, machine_id=fresh.id, data=data
-                )
+                self.lifecycle.journal.record(tx, "machine.forced", sandbox=forced, machine_id=fresh.id, data=data)
 
         await change(self.database, machine, tell)
         await self.provider.destroy(machine.name)
 
     async def _wait_for_space(self, machine: Machine) -> None:
-        async def tell(tx: Transaction, fresh: Machine) -> None:
-            sandbox = await sandbox_on(tx, fresh)
+        def tell(tx: Transaction, fresh: Machine) -> None:
+            sandbox = sandbox_on(tx, fresh)
             if sandbox and not fresh.unhealthy_told:
-                await machines.save(tx, replace(fresh, unhealthy_told=True))
+                machines.save(tx, replace(fresh, unhealthy_told=True))
                 data: dict[str, object] = {"why": "the host's disk is full"}
-                await self.lifecycle.journal.record(
-                    tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=data
-                )
+                self.lifecycle.journal.record(tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=data)
 
-        async def told(tx: Transaction, fresh: Machine) -> None:
-            sandbox = await sandbox_on(tx, fresh)
-            await machines.save(tx, replace(fresh, unhealthy_told=False))
+        def told(tx: Transaction, fresh: Machine) -> None:
+            sandbox = sandbox_on(tx, fresh)
+            machines.save(tx, replace(fresh, unhealthy_told=False))
             if sandbox:
-                await self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=fresh.id)
+                self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=fresh.id)
 
         await change(self.database, machine, tell)
         host = await self.provider.host()

@@ -47,26 +47,26 @@ class Admission:
         busy = await self.busy_ports()
         return await self.database.write(lambda tx: self._admit(tx, left, busy))
 
-    async def _admit(self, tx: Transaction, host: capacity.Host, busy: frozenset[int]) -> bool:
-        state = await wanted(tx)
+    def _admit(self, tx: Transaction, host: capacity.Host, busy: frozenset[int]) -> bool:
+        state = wanted(tx)
         running = list(state.machines)
         let_in = False
         for sandbox in capacity.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
-            why = await self._obstacle(tx, host, running)
+            why = self._obstacle(tx, host, running)
             if not why:
-                machine = await self._place(tx, sandbox, busy)
+                machine = self._place(tx, sandbox, busy)
                 if machine is not None:
                     running.append(machine)
                     let_in = True
                     continue
                 why = "every port or address is taken"
-            await self.lifecycle.wait(tx, sandbox, why)
+            self.lifecycle.wait(tx, sandbox, why)
             break  # the queue is in order: nobody passes one that waits for the host
         return let_in
 
-    async def _obstacle(self, tx: Transaction, host: capacity.Host, running: list[Machine]) -> str:
+    def _obstacle(self, tx: Transaction, host: capacity.Host, running: list[Machine]) -> str:
         provider = self.config.provider
-        record = await images.get(tx, str(provider.image))
+        record = images.get(tx, str(provider.image))
         if record.held:
             return f"no machines are built: {record.held}"
         need = capacity.Need(self.config.sandbox.memory, self.config.sandbox.disk)
@@ -75,16 +75,16 @@ class Admission:
         left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
         return capacity.shortage(left, running, need)
 
-    async def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
+    def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
         settings = self.config.sandbox
-        last_use = await sandboxes.last_use_of_ports(tx)
-        live = await sandboxes.live(tx)
+        last_use = sandboxes.last_use_of_ports(tx)
+        live = sandboxes.live(tx)
         taken = busy | {port for one in live for port in (one.ssh_port, one.web_port) if port}
         ssh_port = capacity.pick_port(settings.ssh_ports.ports, taken, last_use)
         web_port = capacity.pick_port(settings.web_ports.ports, taken, last_use)
-        addresses = frozenset(machine.address for machine in await machines.live(tx))
+        addresses = frozenset(machine.address for machine in machines.live(tx))
         subnet = self.config.provider.bridge.subnet
-        address = capacity.pick_address(ipaddress.IPv4Network(subnet), addresses, await machines.last_address(tx))
+        address = capacity.pick_address(ipaddress.IPv4Network(subnet), addresses, machines.last_address(tx))
         if ssh_port is None or web_port is None or address is None:
             return None
         fresh = names(self.config.instance, os.urandom(16))
@@ -102,5 +102,5 @@ class Admission:
             memory_bytes=settings.memory,
             disk_bytes=settings.disk,
         )
-        _, machine = await self.lifecycle.begin(tx, sandbox, machine, ssh_port, web_port)
+        _, machine = self.lifecycle.begin(tx, sandbox, machine, ssh_port, web_port)
         return machine

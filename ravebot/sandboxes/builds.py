@@ -92,12 +92,12 @@ class Builds:
         )
 
     async def _claim(self, machine: Machine) -> None:
-        async def claim(tx: Transaction) -> Sandbox | None:
-            fresh = await machines.get(tx, machine.id)
+        def claim(tx: Transaction) -> Sandbox | None:
+            fresh = machines.get(tx, machine.id)
             if fresh is None or fresh.state is not MachineState.BUILDING:
                 return None
             self.meter.stage_done("boot", True, (tx.now - fresh.state_since).total_seconds())
-            return await self.lifecycle.claim(tx, fresh)
+            return self.lifecycle.claim(tx, fresh)
 
         if sandbox := await self.database.write(claim):
             await self.chain.run(sandbox.id)
@@ -137,5 +137,5 @@ class Builds:
         )
 
 
-async def _note_attempt(tx: Transaction, machine: Machine) -> None:
-    await machines.save(tx, replace(machine, create_attempted_at=tx.now))
+def _note_attempt(tx: Transaction, machine: Machine) -> None:
+    machines.save(tx, replace(machine, create_attempted_at=tx.now))

@@ -132,13 +132,13 @@ class Chain:
                 "the machine shows no SSH host key: does its image meet the guest contract?"
             ) from error
 
-        async def keep(tx: Transaction) -> Machine | None:
-            machine = await machines.get(tx, work.machine.id)
+        def keep(tx: Transaction) -> Machine | None:
+            machine = machines.get(tx, work.machine.id)
             assert machine
             for key in keys:
-                if other := await machines.with_host_key(tx, key, machine.id):
+                if other := machines.with_host_key(tx, key, machine.id):
                     return other
-            await machines.save(tx, replace(machine, host_keys=keys))
+            machines.save(tx, replace(machine, host_keys=keys))
             return None
 
         if other := await self.database.write(keep):
@@ -193,43 +193,41 @@ class Chain:
         return tail
 
     async def _open_ports(self, work: Work) -> None:
-        async def opened(tx: Transaction) -> None:
-            sandbox = await sandboxes.get(tx, work.sandbox.id)
+        def opened(tx: Transaction) -> None:
+            sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox and _same(sandbox, work.sandbox):
-                await sandboxes.save(tx, replace(sandbox, ports_open=True))
+                sandboxes.save(tx, replace(sandbox, ports_open=True))
 
         await self.database.write(opened)
         await self.guard()
         scheme = await self.web.scheme(work.machine.address, self.config.sandbox.web_port)
 
-        async def found(tx: Transaction) -> None:
-            sandbox = await sandboxes.get(tx, work.sandbox.id)
+        def found(tx: Transaction) -> None:
+            sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox and _same(sandbox, work.sandbox):
-                await sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
+                sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
 
         await self.database.write(found)
 
     async def _advance(self, work: Work, stage: Stage, tail: str | None) -> bool:
         """Commit a stage's end and go to the next; False when something else happened to the sandbox meanwhile."""
 
-        async def step(tx: Transaction) -> float | None:
-            sandbox = await sandboxes.get(tx, work.sandbox.id)
+        def step(tx: Transaction) -> float | None:
+            sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox is None or not _same(sandbox, work.sandbox):
                 return None
             seconds = (tx.now - (sandbox.stage_started_at or tx.now)).total_seconds()
             if tail is not None:
-                await sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
+                sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
                 data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
-                await self.lifecycle.journal.record(
-                    tx, "stage.done", sandbox=sandbox, machine_id=work.machine.id, data=data
-                )
+                self.lifecycle.journal.record(tx, "stage.done", sandbox=sandbox, machine_id=work.machine.id, data=data)
             if stage is Stage.ANNOUNCE:
-                await self.lifecycle.ready(tx, sandbox)
+                self.lifecycle.ready(tx, sandbox)
                 return seconds
             order = UPDATE_STAGES if sandbox.state is SandboxState.READY else CLAIM_STAGES
             following = order[order.index(stage) + 1]
             inside = sandbox.sha if stage is Stage.COPY else sandbox.running_sha
-            await sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
+            sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
             return seconds
 
         seconds = await self.database.write(step)
@@ -241,38 +239,38 @@ class Chain:
         why, _, tail = str(error).partition("\n")
         log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
 
-        async def step(tx: Transaction) -> float:
+        def step(tx: Transaction) -> float:
             seconds = (tx.now - (work.sandbox.stage_started_at or tx.now)).total_seconds()
-            sandbox = await sandboxes.get(tx, work.sandbox.id)
-            machine = await machines.get(tx, work.machine.id)
+            sandbox = sandboxes.get(tx, work.sandbox.id)
+            machine = machines.get(tx, work.machine.id)
             if sandbox is None or machine is None or not _same(sandbox, work.sandbox):
                 return seconds
             if isinstance(error, BuildBrokenError) and sandbox.state is SandboxState.STARTING:
-                await self.lifecycle.build_failed(tx, machine, why, for_good=False)
+                self.lifecycle.build_failed(tx, machine, why, for_good=False)
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
-            await sandboxes.add_result(tx, sandbox, result)
+            sandboxes.add_result(tx, sandbox, result)
             data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": tail}
-            await self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
+            self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
             happened = Happened.DEADLINE if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
             if decide_sandbox(sandbox.state, happened) is Then.FAIL:
-                await self.lifecycle.stop(tx, sandbox, EndReason.FAILED, detail=f"{stage.value}: {why}")
+                self.lifecycle.stop(tx, sandbox, EndReason.FAILED, detail=f"{stage.value}: {why}")
                 return seconds
             kept = replace(sandbox, stage=None, stage_started_at=None, notice=f"the last update failed: {why}")
-            await sandboxes.save(tx, kept)
+            sandboxes.save(tx, kept)
             failed: dict[str, object] = {"sha": sandbox.sha, "why": why}
-            await self.lifecycle.journal.record(tx, "sandbox.update_failed", sandbox=kept, data=failed)
+            self.lifecycle.journal.record(tx, "sandbox.update_failed", sandbox=kept, data=failed)
             return seconds
 
         self.meter.stage_done(stage.value, False, await self.database.write(step))
 
 
-async def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:
-    sandbox = await sandboxes.get(tx, sandbox_id)
+def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:
+    sandbox = sandboxes.get(tx, sandbox_id)
     if sandbox is None or sandbox.stage is None:
         return None
-    machine = await machines.get(tx, sandbox.machine_id)
-    mr = await merge_requests.get(tx, sandbox.mr)
+    machine = machines.get(tx, sandbox.machine_id)
+    mr = merge_requests.get(tx, sandbox.mr)
     return Work(sandbox, machine, mr) if machine and mr else None
 
 

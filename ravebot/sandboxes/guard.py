@@ -82,15 +82,15 @@ class Guard:
         log.warning("firewall mended", flushed=repair.flushed, added=repair.added, removed=repair.removed)
         self._meter.firewall_repaired(repair.flushed)
 
-        async def tell(tx: Transaction) -> None:
+        def tell(tx: Transaction) -> None:
             data: dict[str, object] = {
                 "flushed": repair.flushed, "added": repair.added, "removed": repair.removed
             }  # fmt: skip
-            open_ones = [sandbox for sandbox in await sandboxes.live(tx) if sandbox.ports_open]
+            open_ones = [sandbox for sandbox in sandboxes.live(tx) if sandbox.ports_open]
             for sandbox in open_ones:
-                await self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data)
+                self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data)
             if not open_ones:
-                await events.append(tx, "firewall.repaired", RAVEBOT, data=data)
+                events.append(tx, "firewall.repaired", RAVEBOT, data=data)
 
         await self._database.write(tell)
 
@@ -100,9 +100,9 @@ class Guard:
         if seen:
             await self._database.write(lambda tx: self._keep(tx, seen))
 
-    async def _keep(self, tx: Transaction, seen: Iterable[Connections]) -> None:
+    def _keep(self, tx: Transaction, seen: Iterable[Connections]) -> None:
         by_port: dict[int | None, tuple[Sandbox, Service]] = {}
-        for sandbox in await sandboxes.live(tx):
+        for sandbox in sandboxes.live(tx):
             if sandbox.state is not SandboxState.QUEUED:
                 by_port[sandbox.ssh_port] = (sandbox, Service.SSH)
                 by_port[sandbox.web_port] = (sandbox, Service.WEB)
@@ -110,7 +110,7 @@ class Guard:
             if one.port not in by_port:
                 continue
             sandbox, service = by_port[one.port]
-            first = await connections.add(
+            first = connections.add(
                 tx,
                 Connection(
                     sandbox.id, service, one.source, one.first_seen, one.last_seen,
@@ -121,4 +121,4 @@ class Guard:
                 self._meter.connections_dropped(service, one.dropped)
             if first:
                 data: dict[str, object] = {"service": service.value, "source": one.source}
-                await self._journal.record(tx, "access.first", sandbox=sandbox, data=data)
+                self._journal.record(tx, "access.first", sandbox=sandbox, data=data)

@@ -74,8 +74,8 @@ class Health:
         except ProviderError:
             return
 
-        async def keep(tx: Transaction, fresh: Machine) -> None:
-            await machines.save(
+        def keep(tx: Transaction, fresh: Machine) -> None:
+            machines.save(
                 tx,
                 replace(
                     fresh,
@@ -91,39 +91,37 @@ class Health:
         self._keys.pop(machine.id, None)
 
     async def _note(self, then: Sandbox, *, notice_keys: bool | None = None, scheme: str | None = None) -> None:
-        async def write(tx: Transaction) -> None:
-            sandbox = await sandboxes.get(tx, then.id)
+        def write(tx: Transaction) -> None:
+            sandbox = sandboxes.get(tx, then.id)
             if sandbox is None or sandbox.state is not SandboxState.READY:
                 return
             if scheme:
                 found = replace(sandbox, web_scheme=scheme)
-                await sandboxes.save(tx, found)
-                await self.lifecycle.journal.record(tx, "web.found", sandbox=found, data={"scheme": scheme})
+                sandboxes.save(tx, found)
+                self.lifecycle.journal.record(tx, "web.found", sandbox=found, data={"scheme": scheme})
             if notice_keys is not None and notice_keys != (sandbox.notice == NO_KEYS):
                 told = replace(sandbox, notice=NO_KEYS if notice_keys else "")
                 if not notice_keys or not sandbox.notice:
-                    await sandboxes.save(tx, told)
-                    mr = await merge_requests.get(tx, sandbox.mr)
+                    sandboxes.save(tx, told)
+                    mr = merge_requests.get(tx, sandbox.mr)
                     assert mr
-                    await self.lifecycle.journal.refresh(tx, told, mr)
+                    self.lifecycle.journal.refresh(tx, told, mr)
 
         await self.database.write(write)
 
-    async def _note_health(self, tx: Transaction, machine: Machine, answers: bool) -> None:
-        sandbox = await sandbox_on(tx, machine)
+    def _note_health(self, tx: Transaction, machine: Machine, answers: bool) -> None:
+        sandbox = sandbox_on(tx, machine)
         if sandbox is None or machine.state is not MachineState.LEASED:
             return
         if answers:
             if machine.silent_since is None:
                 return
-            await machines.save(tx, replace(machine, silent_since=None, unhealthy_told=False))
+            machines.save(tx, replace(machine, silent_since=None, unhealthy_told=False))
             if machine.unhealthy_told:
-                await self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
+                self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
             return
         silent_since = machine.silent_since or tx.now
         tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
-        await machines.save(
-            tx, replace(machine, silent_since=silent_since, unhealthy_told=machine.unhealthy_told or tell)
-        )
+        machines.save(tx, replace(machine, silent_since=silent_since, unhealthy_told=machine.unhealthy_told or tell))
         if tell:
-            await self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)
+            self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)

@@ -33,26 +33,24 @@ class Intents:
     config: Config
     lifecycle: Lifecycle
 
-    async def merge_request_told(
-        self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True
-    ) -> str:
+    def merge_request_told(self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True) -> str:
         """GitLab tells how a merge request is now; returns what was done, for the log.
 
         Without `may_start` (merge requests that were open before ravebot came) it is only noted.
         """
-        before, mr = await merge_requests.observe(tx, told)
-        sandbox = await sandboxes.current(tx, mr.ref)
+        before, mr = merge_requests.observe(tx, told)
+        sandbox = sandboxes.current(tx, mr.ref)
         if mr.state in ("merged", "closed"):
             if sandbox is None:
                 return "nothing to end"
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
-            await self.lifecycle.end_asked(tx, sandbox, reason, actor)
+            self.lifecycle.end_asked(tx, sandbox, reason, actor)
             return f"ending: {reason.value}"
         if sandbox is not None:
             if mr.head_sha != sandbox.sha:
-                return await self._new_code(tx, sandbox, mr, actor)
+                return self._new_code(tx, sandbox, mr, actor)
             if before and (before.people != mr.people or before.title != mr.title or before.draft != mr.draft):
-                await self.lifecycle.journal.refresh(tx, sandbox, mr)
+                self.lifecycle.journal.refresh(tx, sandbox, mr)
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
@@ -60,12 +58,12 @@ class Intents:
         undrafted = before is not None and before.draft and not mr.draft and self.config.gitlab.drafts == "wait"
         if not may_start or not (fresh or undrafted):
             if before and before.head_sha != mr.head_sha and self._must_wait(mr):
-                await self.lifecycle.journal.refresh_note(tx, mr.ref)
+                self.lifecycle.journal.refresh_note(tx, mr.ref)
             return "noted"
         if why := self._must_wait(mr):
-            await self.lifecycle.journal.refresh_note(tx, mr.ref)
+            self.lifecycle.journal.refresh_note(tx, mr.ref)
             return f"waits: {why}"
-        await self.lifecycle.queue(tx, mr, actor)
+        self.lifecycle.queue(tx, mr, actor)
         return "queued"
 
     def _must_wait(self, mr: MergeRequest) -> str:
@@ -77,14 +75,14 @@ class Intents:
             return "it has no commit yet"
         return ""
 
-    async def _new_code(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> str:
+    def _new_code(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> str:
         if mr.from_fork and mr.approved_sha != mr.head_sha:
-            await self.lifecycle.journal.refresh(tx, sandbox, mr)
+            self.lifecycle.journal.refresh(tx, sandbox, mr)
             return "a fork's new code needs approval"
-        await self._take(tx, sandbox, mr.head_sha, actor)
+        self._take(tx, sandbox, mr.head_sha, actor)
         return "new code"
 
-    async def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
+    def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
         then = decide_sandbox(sandbox.state, Happened.CODE_UPDATED)
         if then is Then.NOTHING:
             return
@@ -94,12 +92,12 @@ class Intents:
         )
         if restart:
             taken = replace(taken, stage=Stage.COPY, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1)
-        await sandboxes.save(tx, taken)
+        sandboxes.save(tx, taken)
         data: dict[str, object] = {"sha": sha, "by": str(actor)}
-        await self.lifecycle.journal.record(tx, "sandbox.code", actor, sandbox=taken, data=data)
+        self.lifecycle.journal.record(tx, "sandbox.code", actor, sandbox=taken, data=data)
         tx.wake(POOL)
 
-    async def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
+    def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
         """Give it a sandbox; of a fork only with the very head's SHA, which lets that commit in."""
         if mr.state != "opened":
             return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
@@ -112,39 +110,39 @@ class Intents:
                     False,
                     f"{mr.full_ref} comes from a fork: look at its code, then say start with its commit, {mr.head_sha}",
                 )
-            await merge_requests.approve(tx, mr.ref, mr.head_sha)
+            merge_requests.approve(tx, mr.ref, mr.head_sha)
             mr, approves = replace(mr, approved_sha=mr.head_sha), True
-        sandbox = await sandboxes.current(tx, mr.ref)
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None:
             if sandbox.sha != mr.head_sha:
-                await self._take(tx, sandbox, mr.head_sha, actor)
+                self._take(tx, sandbox, mr.head_sha, actor)
                 if approves:
-                    await self._approved(tx, sandbox, mr, actor)
+                    self._approved(tx, sandbox, mr, actor)
                 return Outcome(True, f"the sandbox of {mr.full_ref} takes commit {mr.head_sha[:8]}")
             return Outcome(True, f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}")
-        fresh = await self.lifecycle.queue(tx, mr, actor)
+        fresh = self.lifecycle.queue(tx, mr, actor)
         if approves:
-            await self._approved(tx, fresh, mr, actor)
+            self._approved(tx, fresh, mr, actor)
         return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")
 
-    async def _approved(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> None:
+    def _approved(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> None:
         data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        await self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=sandbox, data=data)
+        self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=sandbox, data=data)
 
-    async def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
-        sandbox = await sandboxes.current(tx, mr.ref)
+    def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None:
-            latest = await sandboxes.latest(tx, mr.ref)
+            latest = sandboxes.latest(tx, mr.ref)
             if latest and latest.state is SandboxState.STOPPING:
                 return Outcome(True, f"the sandbox of {mr.full_ref} is stopping already")
             return Outcome(False, f"{mr.full_ref} has no sandbox")
-        await self.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, actor)
+        self.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, actor)
         return Outcome(True, f"the sandbox of {mr.full_ref} is being stopped")
 
-    async def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
+    def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
         """Add to the lifetime, up to `max_lifetime` after it became ready."""
         by = by or DEFAULT_EXTENSION
-        sandbox = await sandboxes.current(tx, mr.ref)
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None or sandbox.expires_at is None or sandbox.ready_at is None:
             state = f"it is {sandbox.state.value}" if sandbox else "there is none"
             return Outcome(False, f"only a sandbox that was ready can be extended, and {state} for {mr.full_ref}")
@@ -165,45 +163,45 @@ class Intents:
             warned=frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold)),
             refreshed_at=tx.now,
         )
-        await sandboxes.save(tx, extended)
+        sandboxes.save(tx, extended)
         data: dict[str, object] = {"seconds": granted.total_seconds(), "by": str(actor)}
-        await self.lifecycle.journal.record(tx, "sandbox.extended", actor, sandbox=extended, data=data)
+        self.lifecycle.journal.record(tx, "sandbox.extended", actor, sandbox=extended, data=data)
         limited = f" (not {in_words(by)}: {in_words(longest)} is the longest)" if granted < by else ""
         return Outcome(
             True,
             f"{mr.full_ref} is extended by {in_words(granted)}{limited}, until {until:%H:%M} UTC, in {in_words(left)}",
         )
 
-    async def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
+    def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         """End it and start a new one on a fresh machine."""
         if mr.state != "opened":
             return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
         if why := (mr.from_fork and self._must_wait(mr)):
             return Outcome(False, f"{mr.full_ref}: {why}: say start {mr.head_sha}")
-        sandbox = await sandboxes.current(tx, mr.ref)
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None and sandbox.state is SandboxState.QUEUED:
             return Outcome(True, f"{mr.full_ref} is in the queue: it gets a fresh machine anyway")
         if sandbox is not None:
-            await self.lifecycle.end_asked(tx, sandbox, EndReason.SUPERSEDED, actor, "rebuilt")
-        await self.lifecycle.queue(tx, mr, actor)
+            self.lifecycle.end_asked(tx, sandbox, EndReason.SUPERSEDED, actor, "rebuilt")
+        self.lifecycle.queue(tx, mr, actor)
         return Outcome(True, f"{mr.full_ref} gets a fresh machine" + (", the old one ends first" if sandbox else ""))
 
-    async def retry(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
+    def retry(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         """Go on after failures: lift the image's hold, drop the backoff, run the chain or the sandbox again."""
         image = str(self.config.provider.image)
-        record = await images.get(tx, image)
+        record = images.get(tx, image)
         if record != ImageRecord(image):
-            await images.save(tx, ImageRecord(image))
-        sandbox = await sandboxes.current(tx, mr.ref)
+            images.save(tx, ImageRecord(image))
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None:
-            return await self.start(tx, mr, actor)
+            return self.start(tx, mr, actor)
         if record.held:
-            await self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
+            self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
         tx.wake(POOL)
         if sandbox.state is SandboxState.QUEUED:
-            await sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
+            sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
             return Outcome(True, f"{mr.full_ref} is tried again")
         if sandbox.state is SandboxState.READY and sandbox.stage is None:
-            await self._take(tx, sandbox, mr.head_sha if not self._must_wait(mr) else sandbox.sha, actor)
+            self._take(tx, sandbox, mr.head_sha if not self._must_wait(mr) else sandbox.sha, actor)
             return Outcome(True, f"{mr.full_ref}: the code is copied in and set up again")
         return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: nothing to retry")

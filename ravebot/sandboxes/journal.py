@@ -23,7 +23,7 @@ class Journal:
         self._config = config
         self._meter = meter
 
-    async def record(
+    def record(
         self,
         tx: Transaction,
         kind: str,
@@ -34,26 +34,24 @@ class Journal:
         data: dict[str, object] | None = None,
     ) -> None:
         """Log what happened to a sandbox and tell of it as `TELLINGS` says."""
-        event = await events.append(
-            tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data
-        )
+        event = events.append(tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data)
         self._count(kind, sandbox, event)
         telling = TELLINGS.get(kind)
         if telling is None:
             return
-        mr = await merge_requests.get(tx, sandbox.mr)
+        mr = merge_requests.get(tx, sandbox.mr)
         assert mr
-        await self.refresh(tx, sandbox, mr)
+        self.refresh(tx, sandbox, mr)
         text = telling.words(event.data)
         for room in self._config.rooms_of(mr.project_path):
             if telling.thread:
-                await outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
+                outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
             if telling.say:
-                await outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
+                outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
-                await outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
+                outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
         if telling.warn:
-            await outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
+            outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
 
     def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:
         if kind == "sandbox.queued":
@@ -64,15 +62,15 @@ class Journal:
             lived = event.at - sandbox.ready_at if sandbox.ready_at else None
             self._meter.sandbox_ended(sandbox.end_reason, lived)
 
-    async def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
+    def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
         """Have the card and the status note rewritten."""
         for room in self._config.rooms_of(mr.project_path):
-            await outbox.add(tx, MATRIX, room, Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
-        await self.refresh_note(tx, mr.ref)
+            outbox.add(tx, MATRIX, room, Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
+        self.refresh_note(tx, mr.ref)
 
-    async def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
+    def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
         """Have the status note rewritten, for a merge request with or without a sandbox."""
         lane = note_lane(ref)
-        await outbox.add(
+        outbox.add(
             tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", body={"project": ref.project_id, "iid": ref.iid}
         )

@@ -38,19 +38,19 @@ class Lifecycle:
     config: Config
     journal: Journal
 
-    async def queue(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Sandbox:
+    def queue(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Sandbox:
         """A new sandbox, waiting for its place."""
-        sandbox = await sandboxes.insert(tx, mr.ref, mr.head_sha, actor)
+        sandbox = sandboxes.insert(tx, mr.ref, mr.head_sha, actor)
         data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        await self.journal.record(tx, "sandbox.queued", actor, sandbox=sandbox, data=data)
+        self.journal.record(tx, "sandbox.queued", actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
         return sandbox
 
-    async def begin(
+    def begin(
         self, tx: Transaction, sandbox: Sandbox, machine: Machine, ssh_port: int, web_port: int
     ) -> tuple[Sandbox, Machine]:
         """Give a queued sandbox its place: a machine to be built, and ports."""
-        machine = await machines.insert(tx, replace(machine, sandbox_id=sandbox.id))
+        machine = machines.insert(tx, replace(machine, sandbox_id=sandbox.id))
         sandbox = replace(
             sandbox,
             state=SandboxState.STARTING,
@@ -61,32 +61,32 @@ class Lifecycle:
             wait_reason="",
             not_before=None,
         )
-        await sandboxes.save(tx, sandbox)
+        sandboxes.save(tx, sandbox)
         data: dict[str, object] = {"machine": machine.name}
-        await self.journal.record(tx, "sandbox.starting", sandbox=sandbox, machine_id=machine.id, data=data)
+        self.journal.record(tx, "sandbox.starting", sandbox=sandbox, machine_id=machine.id, data=data)
         return sandbox, machine
 
-    async def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
+    def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
         """Tell once why a sandbox stays in the queue: figures after the colon change with every look."""
         if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
         waiting = replace(sandbox, wait_reason=reason)
-        await sandboxes.save(tx, waiting)
+        sandboxes.save(tx, waiting)
         if reason:
-            await self.journal.record(tx, "sandbox.waiting", sandbox=waiting, data={"reason": reason})
+            self.journal.record(tx, "sandbox.waiting", sandbox=waiting, data={"reason": reason})
 
-    async def end_asked(
+    def end_asked(
         self, tx: Transaction, sandbox: Sandbox, reason: EndReason, actor: Actor, detail: str = ""
     ) -> Sandbox:
         """End it: at once when it has nothing yet, else by taking its machine down."""
         then = decide_sandbox(sandbox.state, Happened.END_ASKED)
         if then is Then.END:
-            return await self._end(tx, replace(sandbox, end_reason=reason, end_detail=detail), actor)
+            return self._end(tx, replace(sandbox, end_reason=reason, end_detail=detail), actor)
         if then is Then.STOP:
-            return await self.stop(tx, sandbox, reason, actor, detail)
+            return self.stop(tx, sandbox, reason, actor, detail)
         return sandbox
 
-    async def stop(
+    def stop(
         self, tx: Transaction, sandbox: Sandbox, reason: EndReason, actor: Actor = RAVEBOT, detail: str = ""
     ) -> Sandbox:
         """Close the ports and have the machine taken down; `machine_gone` ends it."""
@@ -100,35 +100,35 @@ class Lifecycle:
             end_reason=reason,
             end_detail=detail,
         )
-        await sandboxes.save(tx, stopping)
+        sandboxes.save(tx, stopping)
         data: dict[str, object] = {"reason": reason.value, "detail": detail}
         if actor != RAVEBOT:
             data["by"] = str(actor)
-        await self.journal.record(tx, "sandbox.stopping", actor, sandbox=stopping, data=data)
-        machine = await machines.get(tx, sandbox.machine_id)
+        self.journal.record(tx, "sandbox.stopping", actor, sandbox=stopping, data=data)
+        machine = machines.get(tx, sandbox.machine_id)
         if machine and machine.state is not MachineState.GONE:
-            await self.take_down(tx, machine)
+            self.take_down(tx, machine)
             return stopping
-        return await self._end(tx, stopping, actor)
+        return self._end(tx, stopping, actor)
 
-    async def take_down(self, tx: Transaction, machine: Machine) -> None:
+    def take_down(self, tx: Transaction, machine: Machine) -> None:
         """Want a machine gone."""
         if machine.state not in (MachineState.STOPPING, MachineState.GONE):
-            await machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
+            machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
         tx.wake(POOL)
 
-    async def machine_gone(self, tx: Transaction, machine: Machine) -> None:
+    def machine_gone(self, tx: Transaction, machine: Machine) -> None:
         """Nothing of it is left at the provider and in the firewall: free its place, end its sandbox."""
-        await machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
+        machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
         tx.wake(POOL)
-        sandbox = await sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
+        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
         if sandbox and sandbox.state is SandboxState.STOPPING and sandbox.machine_id == machine.id:
-            await self._end(tx, sandbox, RAVEBOT)
+            self._end(tx, sandbox, RAVEBOT)
 
-    async def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor) -> Sandbox:
+    def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor) -> Sandbox:
         ended = replace(sandbox, state=SandboxState.ENDED, state_since=tx.now, ended_at=tx.now, wait_reason="")
-        await sandboxes.save(tx, ended)
-        had = await machines.of_sandbox(tx, sandbox.id)
+        sandboxes.save(tx, ended)
+        had = machines.of_sandbox(tx, sandbox.id)
         data: dict[str, object] = {
             "reason": ended.end_reason.value if ended.end_reason else "",
             "detail": ended.end_detail,
@@ -136,20 +136,20 @@ class Lifecycle:
             "cpu_seconds": sum(machine.cpu_seconds for machine in had),
             "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
         }
-        await self.journal.record(tx, "sandbox.ended", actor, sandbox=ended, machine_id=sandbox.machine_id, data=data)
+        self.journal.record(tx, "sandbox.ended", actor, sandbox=ended, machine_id=sandbox.machine_id, data=data)
         tx.wake(POOL)
         return ended
 
-    async def machine_lost(self, tx: Transaction, sandbox: Sandbox, machine: Machine, why: str) -> None:
+    def machine_lost(self, tx: Transaction, sandbox: Sandbox, machine: Machine, why: str) -> None:
         """The machine went from under the sandbox: another one while it was starting, else the end."""
-        await self.take_down(tx, machine)
+        self.take_down(tx, machine)
         then = decide_sandbox(sandbox.state, Happened.MACHINE_LOST, sandbox.attempt)
         if then is Then.RETRY:
-            await self.requeue(tx, sandbox, why, not_before=None)
+            self.requeue(tx, sandbox, why, not_before=None)
         elif then is Then.END_LOST:
-            await self.stop(tx, sandbox, EndReason.LOST, detail=why)
+            self.stop(tx, sandbox, EndReason.LOST, detail=why)
 
-    async def requeue(
+    def requeue(
         self, tx: Transaction, sandbox: Sandbox, why: str, not_before: timedelta | None, wait_reason: str = ""
     ) -> None:
         """Back to the queue's front (it is in order of asking), for a new machine."""
@@ -167,53 +167,53 @@ class Lifecycle:
             wait_reason=wait_reason,
             not_before=tx.now + not_before if not_before else None,
         )
-        await sandboxes.save(tx, waiting)
+        sandboxes.save(tx, waiting)
         data: dict[str, object] = {"why": why, "attempt": waiting.attempt}
-        await self.journal.record(tx, "sandbox.requeued", sandbox=waiting, machine_id=sandbox.machine_id, data=data)
+        self.journal.record(tx, "sandbox.requeued", sandbox=waiting, machine_id=sandbox.machine_id, data=data)
         tx.wake(POOL)
 
-    async def build_failed(self, tx: Transaction, machine: Machine, why: str, *, for_good: bool) -> None:
+    def build_failed(self, tx: Transaction, machine: Machine, why: str, *, for_good: bool) -> None:
         """Take the machine down, try again later; three in a row, or one that can't work, hold the image."""
-        record = await images.get(tx, machine.image)
+        record = images.get(tx, machine.image)
         failures = record.failures + 1
         hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
-        await images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
-        await self.take_down(tx, machine)
-        sandbox = await sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
+        images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
+        self.take_down(tx, machine)
+        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
         if sandbox and sandbox.state is SandboxState.STARTING and sandbox.machine_id == machine.id:
             pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
             held = f"no machines are built: {why}" if hold else ""
-            await self.requeue(tx, sandbox, why, pause, wait_reason=held)
+            self.requeue(tx, sandbox, why, pause, wait_reason=held)
             if hold and not record.held:
                 data: dict[str, object] = {"why": why, "image": machine.image}
-                await self.journal.record(tx, "build.held", sandbox=sandbox, machine_id=machine.id, data=data)
-                for other in await sandboxes.live(tx):
+                self.journal.record(tx, "build.held", sandbox=sandbox, machine_id=machine.id, data=data)
+                for other in sandboxes.live(tx):
                     if other.state is SandboxState.QUEUED and not other.wait_reason:
-                        await self.wait(tx, other, held)
+                        self.wait(tx, other, held)
 
-    async def claim(self, tx: Transaction, machine: Machine) -> Sandbox | None:
+    def claim(self, tx: Transaction, machine: Machine) -> Sandbox | None:
         """The agent answers: lease the machine to its sandbox, whose chain begins; None when nobody wants it."""
-        sandbox = await sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
+        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
         if sandbox is None or sandbox.machine_id != machine.id:
-            await self.take_down(tx, machine)
+            self.take_down(tx, machine)
             return None
         if decide_sandbox(sandbox.state, Happened.MACHINE_READY) is not Then.NEXT_STAGE:
             return None
-        record = await images.get(tx, machine.image)
+        record = images.get(tx, machine.image)
         if record.failures:
-            await images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
-        await machines.save(
+            images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
+        machines.save(
             tx, replace(machine, state=MachineState.LEASED, state_since=tx.now, booted_at=tx.now, silent_since=None)
         )
         claimed = replace(
             sandbox, stage=Stage.HOST_KEYS, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1
         )
-        await sandboxes.save(tx, claimed)
+        sandboxes.save(tx, claimed)
         data: dict[str, object] = {"seconds": (tx.now - machine.state_since).total_seconds()}
-        await self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
+        self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
         return claimed
 
-    async def ready(self, tx: Transaction, sandbox: Sandbox) -> Sandbox:
+    def ready(self, tx: Transaction, sandbox: Sandbox) -> Sandbox:
         """The chain is through: announce it. Lifetime starts at the first time."""
         pool = self.config.pool
         first = sandbox.ready_at is None
@@ -235,12 +235,12 @@ class Lifecycle:
                 expires_at=tx.now + pool.lifetime,
                 warned=settled_thresholds(pool.warn_before, pool.lifetime),
             )
-        await sandboxes.save(tx, fresh)
+        sandboxes.save(tx, fresh)
         if update:
-            await self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
+            self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
         else:
             since = fresh.created_at if first else sandbox.state_since
             data: dict[str, object] = {"seconds": (tx.now - since).total_seconds(), "sha": fresh.sha}
-            await self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
+            self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
         tx.wake(POOL)
         return fresh

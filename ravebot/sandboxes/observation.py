@@ -24,8 +24,8 @@ class Wanted:
         return {sandbox.id: sandbox for sandbox in self.sandboxes}
 
 
-async def wanted(tx: Transaction) -> Wanted:
-    return Wanted(await sandboxes.live(tx), await machines.live(tx))
+def wanted(tx: Transaction) -> Wanted:
+    return Wanted(sandboxes.live(tx), machines.live(tx))
 
 
 def observed(listing: Listing | None) -> Mapping[str, Observed]:

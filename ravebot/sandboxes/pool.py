@@ -212,14 +212,14 @@ class Pool:
                 if expiry.expire or expiry.warn is not None or stale:
                     await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
 
-    async def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
+    def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
         """What a ready sandbox's clock asks for, decided again on what is true in this transaction."""
-        sandbox = await sandboxes.get(tx, sandbox_id)
+        sandbox = sandboxes.get(tx, sandbox_id)
         if sandbox is None or sandbox.state is not SandboxState.READY:
             return
         expiry = decide_expiry(sandbox, self.config.pool.warn_before, tx.now)
         if expiry.expire:
-            await self.lifecycle.stop(tx, sandbox, EndReason.EXPIRED)
+            self.lifecycle.stop(tx, sandbox, EndReason.EXPIRED)
             return
         fresh = replace(
             sandbox,
@@ -227,12 +227,12 @@ class Pool:
             expires_at=expiry.expires_at or sandbox.expires_at,
             refreshed_at=tx.now,
         )
-        await sandboxes.save(tx, fresh)
+        sandboxes.save(tx, fresh)
         if expiry.warn is not None:
             assert fresh.expires_at
             data: dict[str, object] = {"left": (fresh.expires_at - tx.now).total_seconds()}
-            await self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
+            self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
             return
-        mr = await merge_requests.get(tx, fresh.mr)
+        mr = merge_requests.get(tx, fresh.mr)
         assert mr
-        await self.lifecycle.journal.refresh(tx, fresh, mr)
+        self.lifecycle.journal.refresh(tx, fresh, mr)

@@ -41,12 +41,12 @@ class Sweep:
             for kind, name in due:
                 await self.remove(kind, name)
 
-    async def _sight(self, tx: Transaction, found: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
-        for kind, name in await machines.sightings(tx) - found:
-            await machines.forget_sighting(tx, kind, name)
+    def _sight(self, tx: Transaction, found: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
+        for kind, name in machines.sightings(tx) - found:
+            machines.forget_sighting(tx, kind, name)
         due = []
         for kind, name in sorted(found):
-            first = await machines.sighted(tx, kind, name)
+            first = machines.sighted(tx, kind, name)
             # Half: a sweep that comes a moment early would else put it off for another whole period.
             if first is not None and tx.now - first >= self.every / 2:
                 due.append((kind, name))
@@ -61,18 +61,18 @@ class Sweep:
         else:
             await self.provider.delete_address(name)
 
-        async def removed(tx: Transaction) -> None:
-            await machines.forget_sighting(tx, kind, name)
-            await events.append(tx, "orphan.removed", RAVEBOT, data={"kind": kind, "name": name})
+        def removed(tx: Transaction) -> None:
+            machines.forget_sighting(tx, kind, name)
+            events.append(tx, "orphan.removed", RAVEBOT, data={"kind": kind, "name": name})
 
         await self.database.write(removed)
         self.meter.orphan_removed()
         log.warning("orphan removed", kind=kind, name=name)
 
 
-async def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
+def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
     """What of a listing has no row: kind and name."""
-    live = await machines.live(tx)
+    live = machines.live(tx)
     names = {machine.name for machine in live}
     found = {(MACHINE, machine.name) for machine in listing.machines if machine.name not in names}
     listed = names | {machine.name for machine in listing.machines}
@@ -81,8 +81,8 @@ async def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, s
     return frozenset(found)
 
 
-async def must_not_touch(tx: Transaction, listing: Listing) -> bool:
+def must_not_touch(tx: Transaction, listing: Listing) -> bool:
     """Whether an empty database meets machines of its own instance: then a person decides."""
-    if not (listing.machines or listing.volumes) or await machines.any_ever(tx):
+    if not (listing.machines or listing.volumes) or machines.any_ever(tx):
         return False
-    return await get_meta(tx, ADOPTED) is None
+    return get_meta(tx, ADOPTED) is None

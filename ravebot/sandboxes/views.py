@@ -21,52 +21,52 @@ class Views:
 
     config: Config
 
-    async def one(self, tx: Transaction, sandbox_id: SandboxId) -> SandboxView | None:
-        sandbox = await sandboxes.get(tx, sandbox_id)
-        mr = await merge_requests.get(tx, sandbox.mr) if sandbox else None
-        return await self._view(tx, sandbox, mr) if sandbox and mr else None
+    def one(self, tx: Transaction, sandbox_id: SandboxId) -> SandboxView | None:
+        sandbox = sandboxes.get(tx, sandbox_id)
+        mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
+        return self._view(tx, sandbox, mr) if sandbox and mr else None
 
-    async def latest(self, tx: Transaction, ref: MergeRequestRef) -> SandboxView | None:
+    def latest(self, tx: Transaction, ref: MergeRequestRef) -> SandboxView | None:
         """Of the newest sandbox of a merge request; a queued one beats the stopping one before it."""
-        sandbox = await sandboxes.latest(tx, ref)
-        return await self.one(tx, sandbox.id) if sandbox else None
+        sandbox = sandboxes.latest(tx, ref)
+        return self.one(tx, sandbox.id) if sandbox else None
 
-    async def live(self, tx: Transaction) -> tuple[SandboxView, ...]:
+    def live(self, tx: Transaction) -> tuple[SandboxView, ...]:
         """Of everything that has not ended, oldest first."""
         found = []
-        for sandbox in await sandboxes.live(tx):
-            mr = await merge_requests.get(tx, sandbox.mr)
+        for sandbox in sandboxes.live(tx):
+            mr = merge_requests.get(tx, sandbox.mr)
             assert mr
-            found.append(await self._view(tx, sandbox, mr))
+            found.append(self._view(tx, sandbox, mr))
         return tuple(found)
 
-    async def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> SandboxView:
-        log = await events.of_sandbox(tx, sandbox.id, limit=50)
+    def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> SandboxView:
+        log = events.of_sandbox(tx, sandbox.id, limit=50)
         lines = [HistoryLine(event.at, text) for event in log if (text := words(event))]
         place = None
         if sandbox.state is SandboxState.QUEUED:
             pool = self.config.pool
-            position = await sandboxes.queue_position(tx, sandbox.id)
-            others = await sandboxes.with_machine(tx)
+            position = sandboxes.queue_position(tx, sandbox.id)
+            others = sandboxes.with_machine(tx)
             place = capacity.place(position, others, pool.max_running, pool.lifetime, tx.now)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,
             now=tx.now,
-            access=await self._access(tx, sandbox),
+            access=self._access(tx, sandbox),
             queue_position=place.position if place else None,
             queue_wait=place.wait if place and not sandbox.wait_reason else None,
             queue_reason=sandbox.wait_reason,
-            stages=await sandboxes.results(tx, sandbox),
+            stages=sandboxes.results(tx, sandbox),
             history=tuple(lines[-HISTORY_LINES:]),
-            summary=await self._summary(tx, sandbox),
+            summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
         )
 
-    async def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
+    def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
         if sandbox.state is not SandboxState.READY:
             return None  # what is not announced yet may still be closed again
-        machine = await machines.get(tx, sandbox.machine_id)
+        machine = machines.get(tx, sandbox.machine_id)
         if not sandbox.ports_open or machine is None or not sandbox.ssh_port or not sandbox.web_port:
             return None
         return Access(
@@ -79,10 +79,10 @@ class Views:
             host_keys=machine.host_keys,
         )
 
-    async def _summary(self, tx: Transaction, sandbox: Sandbox) -> Summary | None:
+    def _summary(self, tx: Transaction, sandbox: Sandbox) -> Summary | None:
         if sandbox.ended_at is None:
             return None
-        had = await machines.of_sandbox(tx, sandbox.id)
+        had = machines.of_sandbox(tx, sandbox.id)
         return Summary(
             lived=sandbox.ended_at - sandbox.ready_at if sandbox.ready_at else None,
             cpu_seconds=sum(machine.cpu_seconds for machine in had),

@@ -24,16 +24,16 @@ class Connection:
     bytes: int
 
 
-async def add(tx: Transaction, seen: Connection) -> bool:
+def add(tx: Transaction, seen: Connection) -> bool:
     """Add to what is known; True when that source was never seen at that service before."""
-    known = await tx.changed(
+    known = tx.changed(
         "UPDATE connections SET last_at = MAX(last_at, ?), count = count + ?, dropped = dropped + ?, bytes = bytes + ?"
         " WHERE sandbox_id = ? AND service = ? AND source = ?",
         (to_us(seen.last_at), seen.count, seen.dropped, seen.bytes, seen.sandbox_id, seen.service, seen.source),
     )
     if known:
         return False
-    await tx.insert(
+    tx.insert(
         "connections",
         {
             "sandbox_id": seen.sandbox_id,
@@ -49,8 +49,8 @@ async def add(tx: Transaction, seen: Connection) -> bool:
     return True
 
 
-async def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Connection, ...]:
-    rows = await tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
+def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Connection, ...]:
+    rows = tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
     return tuple(
         Connection(
             SandboxId(row["sandbox_id"]),

@@ -24,7 +24,7 @@ class Verification:
     broken_at: int | None = None
 
 
-async def append(
+def append(
     tx: Transaction,
     kind: str,
     actor: Actor,
@@ -35,7 +35,7 @@ async def append(
     data: dict[str, object] | None = None,
 ) -> Event:
     """Add one line; it commits with what it tells of."""
-    last = await tx.one("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1")
+    last = tx.one("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1")
     number, before = (last["id"] + 1, last["hash"]) if last else (1, _GENESIS)
     row = {
         "id": number,
@@ -49,17 +49,17 @@ async def append(
         "machine_id": machine_id,
         "data": dump_json(data or {}),
     }
-    await tx.insert("events", {**row, "hash": _hash(before, row)})
+    tx.insert("events", {**row, "hash": _hash(before, row)})
     return Event(number, tx.now, kind, actor, mr, sandbox_id, machine_id, data or {})
 
 
-async def verify(tx: Transaction) -> Verification:
+def verify(tx: Transaction) -> Verification:
     """Recompute every hash; finds a row changed, removed inside or put in between (a cut tail: compare `head`)."""
     before, count, expected = _GENESIS, 0, 1
-    early = await tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
+    early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
     if early:
         return Verification(0, before, early["id"])
-    while rows := await tx.all("SELECT * FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):
+    while rows := tx.all("SELECT * FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):
         for row in rows:
             content = {key: row[key] for key in row.keys() if key != "hash"}  # noqa: SIM118 - a Row iterates values
             if row["id"] != expected or row["hash"] != _hash(before, content):
@@ -68,30 +68,28 @@ async def verify(tx: Transaction) -> Verification:
     return Verification(count, before)
 
 
-async def head(tx: Transaction) -> str:
+def head(tx: Transaction) -> str:
     """The hash of the newest row."""
-    row = await tx.one("SELECT hash FROM events ORDER BY id DESC LIMIT 1")
+    row = tx.one("SELECT hash FROM events ORDER BY id DESC LIMIT 1")
     return str(row["hash"]) if row else _GENESIS
 
 
-async def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
+def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
     """Its newest lines, oldest first."""
-    rows = await tx.all("SELECT * FROM events WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))
+    rows = tx.all("SELECT * FROM events WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))
     return tuple(_event(row) for row in reversed(rows))
 
 
-async def of_merge_request(tx: Transaction, ref: MergeRequestRef, limit: int = 200) -> tuple[Event, ...]:
-    rows = await tx.all(
+def of_merge_request(tx: Transaction, ref: MergeRequestRef, limit: int = 200) -> tuple[Event, ...]:
+    rows = tx.all(
         "SELECT * FROM events WHERE project_id = ? AND iid = ? ORDER BY id DESC LIMIT ?",
         (ref.project_id, ref.iid, limit),
     )
     return tuple(_event(row) for row in reversed(rows))
 
 
-async def newest(tx: Transaction, limit: int, since: datetime | None = None) -> tuple[Event, ...]:
-    rows = await tx.all(
-        "SELECT * FROM events WHERE at >= ? ORDER BY id DESC LIMIT ?", (to_us(since) if since else 0, limit)
-    )
+def newest(tx: Transaction, limit: int, since: datetime | None = None) -> tuple[Event, ...]:
+    rows = tx.all("SELECT * FROM events WHERE at >= ? ORDER BY id DESC LIMIT ?", (to_us(since) if since else 0, limit))
     return tuple(_event(row) for row in reversed(rows))
 
 

@@ -16,10 +16,10 @@ class ImageRecord:
     held: str = ""
 
 
-async def get(tx: Transaction, image: str) -> ImageRecord:
-    row = await tx.one("SELECT * FROM images WHERE image = ?", (image,))
+def get(tx: Transaction, image: str) -> ImageRecord:
+    row = tx.one("SELECT * FROM images WHERE image = ?", (image,))
     return ImageRecord(row["image"], row["failures"], row["held"]) if row else ImageRecord(image)
 
 
-async def save(tx: Transaction, record: ImageRecord) -> None:
-    await tx.upsert("images", ("image",), {"image": record.image, "failures": record.failures, "held": record.held})
+def save(tx: Transaction, record: ImageRecord) -> None:
+    tx.upsert("images", ("image",), {"image": record.image, "failures": record.failures, "held": record.held})

@@ -22,9 +22,9 @@ class Request:
     attempts: int
 
 
-async def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: str) -> bool:
+def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: str) -> bool:
     """Keep a delivery; False when the same one was there already."""
-    added = await tx.changed(
+    added = tx.changed(
         "INSERT INTO inbox (source, delivery_key, lane, kind, body, received_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (source, delivery_key) DO NOTHING",
         (source, key, lane, kind, body, tx.now_us),
@@ -34,9 +34,9 @@ async def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, b
     return bool(added)
 
 
-async def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
+def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest waiting row of every lane whose time has come."""
-    rows = await tx.all(
+    rows = tx.all(
         "SELECT id, source, lane, kind, body, attempts FROM inbox WHERE id IN (SELECT MIN(id) FROM inbox"
         " WHERE handled_at IS NULL GROUP BY source, lane) AND next_attempt_at <= ? ORDER BY id LIMIT ?",
         (tx.now_us, limit),
@@ -44,34 +44,34 @@ async def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     return tuple(Request(**dict(row)) for row in rows)
 
 
-async def waits(tx: Transaction, request_id: int) -> bool:
+def waits(tx: Transaction, request_id: int) -> bool:
     """Whether a row is still to be acted on."""
-    return await tx.one("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NULL", (request_id,)) is not None
+    return tx.one("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NULL", (request_id,)) is not None
 
 
-async def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
+def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
     """Note that a row was acted on; False when it had been before, and whatever was to be done must not be."""
     return bool(
-        await tx.changed(
+        tx.changed(
             "UPDATE inbox SET handled_at = ?, outcome = ? WHERE id = ? AND handled_at IS NULL",
             (tx.now_us, outcome, request_id),
         )
     )
 
 
-async def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
+def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
     """Try a row again later; the rest of its lane waits behind it."""
-    await tx.execute(
+    tx.execute(
         "UPDATE inbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
         (to_us(tx.now + delay), request_id),
     )
 
 
-async def pending(tx: Transaction) -> int:
-    row = await tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
+def pending(tx: Transaction) -> int:
+    row = tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
     return int(row["n"]) if row else 0
 
 
-async def forget_handled(tx: Transaction, older_than: timedelta) -> int:
+def forget_handled(tx: Transaction, older_than: timedelta) -> int:
     """Drop bodies that were acted on long ago; GitLab redelivers for hours, so the keys must outlive that."""
-    return await tx.changed("DELETE FROM inbox WHERE handled_at < ?", (to_us(tx.now - older_than),))
+    return tx.changed("DELETE FROM inbox WHERE handled_at < ?", (to_us(tx.now - older_than),))

@@ -13,69 +13,69 @@ from ravebot.sandboxes.model import Machine, MachineId, MachineState, SandboxId
 from ravebot.store.database import Transaction, Value, dump_json
 
 
-async def insert(tx: Transaction, machine: Machine) -> Machine:
+def insert(tx: Transaction, machine: Machine) -> Machine:
     """Store a machine before anything is created; its `id` is given here."""
     values = _values(machine)
     del values["id"]
-    found = await get(tx, MachineId(await tx.insert("machines", values)))
+    found = get(tx, MachineId(tx.insert("machines", values)))
     assert found
     return found
 
 
-async def save(tx: Transaction, machine: Machine) -> None:
+def save(tx: Transaction, machine: Machine) -> None:
     """Write the whole row; `machine` must have been read in this same transaction."""
-    await tx.upsert("machines", ("id",), _values(machine))
+    tx.upsert("machines", ("id",), _values(machine))
 
 
-async def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
-    row = await tx.one("SELECT * FROM machines WHERE id = ?", (machine_id,))
+def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
+    row = tx.one("SELECT * FROM machines WHERE id = ?", (machine_id,))
     return _machines([row])[0] if row else None
 
 
-async def live(tx: Transaction) -> tuple[Machine, ...]:
+def live(tx: Transaction) -> tuple[Machine, ...]:
     """All that are not gone."""
-    return _machines(await tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
+    return _machines(tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
 
 
-async def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
+def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
     """Every machine that it ever had, oldest first."""
-    rows = await tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
+    rows = tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
     return _machines(rows)
 
 
-async def any_ever(tx: Transaction) -> bool:
-    return await tx.one("SELECT 1 FROM machines LIMIT 1") is not None
+def any_ever(tx: Transaction) -> bool:
+    return tx.one("SELECT 1 FROM machines LIMIT 1") is not None
 
 
-async def last_address(tx: Transaction) -> str | None:
+def last_address(tx: Transaction) -> str | None:
     """The address given out last, so that the next one is another."""
-    row = await tx.one("SELECT address FROM machines ORDER BY id DESC LIMIT 1")
+    row = tx.one("SELECT address FROM machines ORDER BY id DESC LIMIT 1")
     return str(row["address"]) if row else None
 
 
-async def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine | None:
+def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine | None:
     """Another live machine that announced the same host key: one of them lies, or the image has a baked-in key."""
-    for machine in await live(tx):
+    for machine in live(tx):
         if machine.id != other_than and key in machine.host_keys:
             return machine
     return None
 
 
-async def sighted(tx: Transaction, kind: str, name: str) -> datetime | None:
+def sighted(tx: Transaction, kind: str, name: str) -> datetime | None:
     """Remember that a thing of ours without a row was seen; when it was seen first, or None when this is the first."""
-    row = await tx.one("SELECT first_seen FROM sightings WHERE kind = ? AND name = ?", (kind, name))
+    row = tx.one("SELECT first_seen FROM sightings WHERE kind = ? AND name = ?", (kind, name))
     if row:
         return from_us(row["first_seen"])
-    await tx.execute("INSERT INTO sightings (kind, name, first_seen) VALUES (?, ?, ?)", (kind, name, tx.now_us))
+    tx.execute("INSERT INTO sightings (kind, name, first_seen) VALUES (?, ?, ?)", (kind, name, tx.now_us))
     return None
 
 
-async def sightings(tx: Transaction) -> frozenset[tuple[str, str]]:
-    return frozenset((row["kind"], row["name"]) for row in await tx.all("SELECT kind, name FROM sightings"))
+def sightings(tx: Transaction) -> frozenset[tuple[str, str]]:
+    return frozenset((row["kind"], row["name"]) for row in tx.all("SELECT kind, name FROM sightings"))
 
 
-async def forget_sighting(tx: Transaction, kind: str, name: str) -> None:
-    await tx.execute("DELETE FROM sightings WHERE kind = ? AND name = ?", (kind, name))
+def forget_sighting(tx: Transaction, kind: str, name: str) -> None:
+    tx.execute("DELETE FROM sightings WHERE kind = ? AND name = ?", (kind, name))
 
 
 def _machines(rows: list[sqlite3.Row]) -> tuple[Machine, ...]:

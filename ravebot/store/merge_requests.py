@@ -13,37 +13,37 @@ from ravebot.store.database import Transaction, Value, dump_json
 _MAX_IID = 2**63 - 1  # SQLite's largest
 
 
-async def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
-    row = await tx.one("SELECT * FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
+def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
+    row = tx.one("SELECT * FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
     return _merge_request(row) if row else None
 
 
-async def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
+def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
     """By what people write: `group/app!42`."""
     if iid > _MAX_IID:
         return None
-    row = await tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
+    row = tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
     return _merge_request(row) if row else None
 
 
-async def project_paths(tx: Transaction) -> tuple[str, ...]:
+def project_paths(tx: Transaction) -> tuple[str, ...]:
     """Every project that we have heard of."""
-    rows = await tx.all("SELECT DISTINCT project_path FROM merge_requests ORDER BY project_path")
+    rows = tx.all("SELECT DISTINCT project_path FROM merge_requests ORDER BY project_path")
     return tuple(row["project_path"] for row in rows)
 
 
-async def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
+def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
     """All that were open when last heard of."""
-    rows = await tx.all("SELECT * FROM merge_requests WHERE state = 'opened' ORDER BY project_id, iid")
+    rows = tx.all("SELECT * FROM merge_requests WHERE state = 'opened' ORDER BY project_id, iid")
     return tuple(_merge_request(row) for row in rows)
 
 
-async def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | None, MergeRequest]:
+def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | None, MergeRequest]:
     """Keep what GitLab told; returns what was known before (None: nothing) and what is known now.
 
     News older than what is known (a webhook that came late) changes nothing.
     """
-    before = await get(tx, told.ref)
+    before = get(tx, told.ref)
     if before and before.updated_at and told.updated_at and told.updated_at < before.updated_at:
         return before, before
     after = told
@@ -57,39 +57,37 @@ async def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | N
             updated_at=told.updated_at or before.updated_at,
         )
     if after != before:
-        await _save(tx, after)
+        _save(tx, after)
     return before, after
 
 
-async def approve(tx: Transaction, ref: MergeRequestRef, sha: str) -> None:
+def approve(tx: Transaction, ref: MergeRequestRef, sha: str) -> None:
     """Let a fork's code in, at that commit only."""
-    await tx.execute(
+    tx.execute(
         "UPDATE merge_requests SET approved_sha = ? WHERE project_id = ? AND iid = ?", (sha, ref.project_id, ref.iid)
     )
 
 
-async def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -> None:
-    await tx.execute(
+def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -> None:
+    tx.execute(
         "UPDATE merge_requests SET note_id = ? WHERE project_id = ? AND iid = ?", (note_id, ref.project_id, ref.iid)
     )
 
 
-async def last_comment(tx: Transaction, ref: MergeRequestRef) -> int | None:
+def last_comment(tx: Transaction, ref: MergeRequestRef) -> int | None:
     """The newest comment that polling has seen; None when it never looked."""
-    row = await tx.one(
-        "SELECT last_comment FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid)
-    )
+    row = tx.one("SELECT last_comment FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
     return row["last_comment"] if row else None
 
 
-async def set_last_comment(tx: Transaction, ref: MergeRequestRef, note_id: int) -> None:
-    await tx.execute(
+def set_last_comment(tx: Transaction, ref: MergeRequestRef, note_id: int) -> None:
+    tx.execute(
         "UPDATE merge_requests SET last_comment = ? WHERE project_id = ? AND iid = ?",
         (note_id, ref.project_id, ref.iid),
     )
 
 
-async def _save(tx: Transaction, mr: MergeRequest) -> None:
+def _save(tx: Transaction, mr: MergeRequest) -> None:
     values: dict[str, Value] = {
         "project_id": mr.ref.project_id,
         "iid": mr.ref.iid,
@@ -108,7 +106,7 @@ async def _save(tx: Transaction, mr: MergeRequest) -> None:
         "approved_sha": mr.approved_sha,
         "note_id": mr.note_id,
     }
-    await tx.upsert("merge_requests", ("project_id", "iid"), values)
+    tx.upsert("merge_requests", ("project_id", "iid"), values)
 
 
 def _merge_request(row: sqlite3.Row) -> MergeRequest:

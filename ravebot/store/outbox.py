@@ -43,7 +43,7 @@ class Message:
     body: dict[str, object] = field(default_factory=dict)
 
 
-async def add(
+def add(
     tx: Transaction,
     target: str,
     lane: str,
@@ -55,7 +55,7 @@ async def add(
 ) -> None:
     """Queue a message. With a merge key it is dropped while one like it waits unsent: that one, rendered when it
     is sent, will tell this change too."""
-    await tx.execute(
+    tx.execute(
         "INSERT INTO outbox (target, lane, kind, merge_key, sandbox_id, body, created_at)"
         " SELECT ?, ?, ?, ?, ?, ?, ? WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox"
         " WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NULL)",
@@ -64,9 +64,9 @@ async def add(
     tx.wake(OUTBOX_MATRIX if target == MATRIX else OUTBOX_GITLAB)
 
 
-async def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
+def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
     """The lanes whose oldest unsent row's time has come, longest waiting first."""
-    rows = await tx.all(
+    rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
         " GROUP BY lane) AND next_attempt_at <= ? ORDER BY id",
         (target, tx.now_us),
@@ -74,9 +74,9 @@ async def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
     return tuple(row["lane"] for row in rows)
 
 
-async def head(tx: Transaction, target: str, lane: str) -> Message | None:
+def head(tx: Transaction, target: str, lane: str) -> Message | None:
     """The oldest unsent row of a lane, when its time has come."""
-    row = await tx.one(
+    row = tx.one(
         "SELECT * FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL ORDER BY id LIMIT 1",
         (target, lane),
     )
@@ -95,27 +95,27 @@ async def head(tx: Transaction, target: str, lane: str) -> Message | None:
     )
 
 
-async def attempt(tx: Transaction, message_id: int) -> None:
+def attempt(tx: Transaction, message_id: int) -> None:
     """Note, before it is sent, that it may have arrived from now on."""
-    await tx.execute(
+    tx.execute(
         "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1 WHERE id = ?",
         (tx.now_us, message_id),
     )
 
 
-async def delivered(tx: Transaction, message_id: int, result: str) -> None:
+def delivered(tx: Transaction, message_id: int, result: str) -> None:
     """Note that the far end has it (`result`: its id there) or refused it for good."""
-    await tx.execute("UPDATE outbox SET delivered_at = ?, result = ? WHERE id = ?", (tx.now_us, result, message_id))
+    tx.execute("UPDATE outbox SET delivered_at = ?, result = ? WHERE id = ?", (tx.now_us, result, message_id))
 
 
-async def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
+def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
     """Try again later; the rest of its lane waits behind it."""
-    await tx.execute("UPDATE outbox SET next_attempt_at = ? WHERE id = ?", (to_us(tx.now + delay), message_id))
+    tx.execute("UPDATE outbox SET next_attempt_at = ? WHERE id = ?", (to_us(tx.now + delay), message_id))
 
 
-async def seconds_to_next(tx: Transaction, target: str) -> float | None:
+def seconds_to_next(tx: Transaction, target: str) -> float | None:
     """How long until the earliest postponed row is due; None when none is postponed."""
-    row = await tx.one(
+    row = tx.one(
         "SELECT MIN(next_attempt_at) AS due FROM outbox"
         " WHERE target = ? AND delivered_at IS NULL AND next_attempt_at > ?",
         (target, tx.now_us),
@@ -123,9 +123,9 @@ async def seconds_to_next(tx: Transaction, target: str) -> float | None:
     return (row["due"] - tx.now_us) / 1e6 if row and row["due"] is not None else None
 
 
-async def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:
+def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:
     """How many wait, and since when the oldest does."""
-    row = await tx.one(
+    row = tx.one(
         "SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM outbox WHERE target = ? AND delivered_at IS NULL",
         (target,),
     )
@@ -133,29 +133,29 @@ async def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:
     return row["n"], from_us(row["oldest"]) if row["oldest"] is not None else None
 
 
-async def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
-    return await tx.changed("DELETE FROM outbox WHERE delivered_at < ?", (to_us(tx.now - older_than),))
+def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
+    return tx.changed("DELETE FROM outbox WHERE delivered_at < ?", (to_us(tx.now - older_than),))
 
 
-async def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> str | None:
+def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> str | None:
     """The Matrix event id of a sandbox's card in a room."""
-    row = await tx.one("SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
+    row = tx.one("SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
     return str(row["event_id"]) if row else None
 
 
-async def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, event_id: str) -> None:
-    await tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, "event_id": event_id})
+def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, event_id: str) -> None:
+    tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, "event_id": event_id})
 
 
-async def sandbox_of_card(tx: Transaction, event_id: str) -> SandboxId | None:
-    row = await tx.one("SELECT sandbox_id FROM cards WHERE event_id = ?", (event_id,))
+def sandbox_of_card(tx: Transaction, event_id: str) -> SandboxId | None:
+    row = tx.one("SELECT sandbox_id FROM cards WHERE event_id = ?", (event_id,))
     return SandboxId(row["sandbox_id"]) if row else None
 
 
-async def rooms(tx: Transaction) -> dict[str, str]:
+def rooms(tx: Transaction) -> dict[str, str]:
     """Room ids of the configured names, as far as they are known."""
-    return {row["name"]: row["room_id"] for row in await tx.all("SELECT name, room_id FROM rooms")}
+    return {row["name"]: row["room_id"] for row in tx.all("SELECT name, room_id FROM rooms")}
 
 
-async def set_room(tx: Transaction, name: str, room_id: str) -> None:
-    await tx.upsert("rooms", ("name",), {"name": name, "room_id": room_id})
+def set_room(tx: Transaction, name: str, room_id: str) -> None:
+    tx.upsert("rooms", ("name",), {"name": name, "room_id": room_id})

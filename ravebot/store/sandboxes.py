@@ -21,51 +21,51 @@ from ravebot.sandboxes.model import (
 from ravebot.store.database import Transaction, Value
 
 
-async def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
+def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
     """A new queued sandbox."""
     fresh = Sandbox(SandboxId(0), ref, SandboxState.QUEUED, actor, tx.now, tx.now, sha)
     values = _values(fresh)
     del values["id"]
-    row_id = await tx.insert("sandboxes", values)
-    found = await get(tx, SandboxId(row_id))
+    row_id = tx.insert("sandboxes", values)
+    found = get(tx, SandboxId(row_id))
     assert found
     return found
 
 
-async def save(tx: Transaction, sandbox: Sandbox) -> None:
+def save(tx: Transaction, sandbox: Sandbox) -> None:
     """Write the whole row; `sandbox` must have been read in this same transaction."""
-    await tx.upsert("sandboxes", ("id",), _values(sandbox))
-    await tx.execute("DELETE FROM warnings WHERE sandbox_id = ?", (sandbox.id,))
+    tx.upsert("sandboxes", ("id",), _values(sandbox))
+    tx.execute("DELETE FROM warnings WHERE sandbox_id = ?", (sandbox.id,))
     for threshold in sandbox.warned:
-        await tx.execute("INSERT INTO warnings VALUES (?, ?)", (sandbox.id, threshold))
+        tx.execute("INSERT INTO warnings VALUES (?, ?)", (sandbox.id, threshold))
 
 
-async def get(tx: Transaction, sandbox_id: SandboxId) -> Sandbox | None:
-    found = await _select(tx, "WHERE s.id = ?", (sandbox_id,))
+def get(tx: Transaction, sandbox_id: SandboxId) -> Sandbox | None:
+    found = _select(tx, "WHERE s.id = ?", (sandbox_id,))
     return found[0] if found else None
 
 
-async def live(tx: Transaction) -> tuple[Sandbox, ...]:
+def live(tx: Transaction) -> tuple[Sandbox, ...]:
     """All that have not ended, oldest first: the queue is in this order."""
-    return await _select(tx, "WHERE s.state <> 'ended' ORDER BY s.id")
+    return _select(tx, "WHERE s.state <> 'ended' ORDER BY s.id")
 
 
-async def with_machine(tx: Transaction) -> tuple[Sandbox, ...]:
+def with_machine(tx: Transaction) -> tuple[Sandbox, ...]:
     """Those that are starting, ready or stopping, oldest first."""
-    return await _select(tx, "WHERE s.state <> 'ended' AND s.state <> 'queued' ORDER BY s.id")
+    return _select(tx, "WHERE s.state <> 'ended' AND s.state <> 'queued' ORDER BY s.id")
 
 
-async def queue_position(tx: Transaction, sandbox_id: SandboxId) -> int:
+def queue_position(tx: Transaction, sandbox_id: SandboxId) -> int:
     """How many-th a queued one is: 1 is next."""
-    row = await tx.one(
+    row = tx.one(
         "SELECT COUNT(*) AS n FROM sandboxes WHERE state <> 'ended' AND state = 'queued' AND id <= ?", (sandbox_id,)
     )
     return int(row["n"]) if row else 0
 
 
-async def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
+def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     """The one that is queued, starting or ready; there is at most one."""
-    found = await _select(
+    found = _select(
         tx,
         "WHERE s.project_id = ? AND s.iid = ? AND s.state IN ('queued', 'starting', 'ready')",
         (ref.project_id, ref.iid),
@@ -73,22 +73,20 @@ async def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     return found[0] if found else None
 
 
-async def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
+def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     """The newest one, whatever became of it."""
-    found = await _select(
-        tx, "WHERE s.project_id = ? AND s.iid = ? ORDER BY s.id DESC LIMIT 1", (ref.project_id, ref.iid)
-    )
+    found = _select(tx, "WHERE s.project_id = ? AND s.iid = ? ORDER BY s.id DESC LIMIT 1", (ref.project_id, ref.iid))
     return found[0] if found else None
 
 
-async def ready_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
+def ready_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
     """Those that became ready at that moment or later."""
-    return await _select(tx, "WHERE s.ready_at >= ? ORDER BY s.id", (to_us(moment),))
+    return _select(tx, "WHERE s.ready_at >= ? ORDER BY s.id", (to_us(moment),))
 
 
-async def last_use_of_ports(tx: Transaction) -> dict[int, int]:
+def last_use_of_ports(tx: Transaction) -> dict[int, int]:
     """For every port ever given out, the number of the last sandbox that had it."""
-    rows = await tx.all(
+    rows = tx.all(
         "SELECT ssh_port AS port, MAX(id) AS last FROM sandboxes WHERE ssh_port IS NOT NULL GROUP BY ssh_port"
         " UNION ALL"
         " SELECT web_port, MAX(id) FROM sandboxes WHERE web_port IS NOT NULL GROUP BY web_port"
@@ -96,9 +94,9 @@ async def last_use_of_ports(tx: Transaction) -> dict[int, int]:
     return {row["port"]: row["last"] for row in rows}
 
 
-async def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
+def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
     """Keep how a stage went."""
-    await tx.execute(
+    tx.execute(
         "INSERT INTO stage_results (sandbox_id, attempt, sha, stage, ok, seconds, tail, at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -114,16 +112,14 @@ async def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> 
     )
 
 
-async def forget_output(tx: Transaction, older_than: timedelta) -> int:
+def forget_output(tx: Transaction, older_than: timedelta) -> int:
     """Drop what set-up and tests printed long ago; how they went stays."""
-    return await tx.changed(
-        "UPDATE stage_results SET tail = '' WHERE at < ? AND tail <> ''", (to_us(tx.now - older_than),)
-    )
+    return tx.changed("UPDATE stage_results SET tail = '' WHERE at < ? AND tail <> ''", (to_us(tx.now - older_than),))
 
 
-async def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
+def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
     """The results of the latest run of the chain, in order."""
-    rows = await tx.all(
+    rows = tx.all(
         "SELECT stage, ok, seconds, tail FROM stage_results WHERE sandbox_id = ? AND attempt ="
         " (SELECT MAX(attempt) FROM stage_results WHERE sandbox_id = ?) ORDER BY id",
         (sandbox.id, sandbox.id),
@@ -131,8 +127,8 @@ async def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
     return tuple(StageResult(Stage(row["stage"]), bool(row["ok"]), row["seconds"], row["tail"]) for row in rows)
 
 
-async def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:
-    rows = await tx.all(
+def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:
+    rows = tx.all(
         "SELECT s.*, (SELECT group_concat(threshold) FROM warnings w WHERE w.sandbox_id = s.id) AS warned"  # noqa: S608 - `where` is one of the constants above
         " FROM sandboxes s " + where,
         parameters,

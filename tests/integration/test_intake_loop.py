@@ -28,16 +28,16 @@ class Remembers:
         self.asked.append(request.id)
         await asyncio.sleep(0.001 * (request.id % 5))
 
-        async def step(_: Transaction) -> str:
+        def step(_: Transaction) -> str:
             self.acted.append(request.id)
             return "done"
 
         return step
 
-    async def delayed(self, tx: Transaction, request: Request, why: str) -> None:
+    def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         raise AssertionError(why)
 
-    async def failed(self, tx: Transaction, request: Request, why: str) -> None:
+    def failed(self, tx: Transaction, request: Request, why: str) -> None:
         raise AssertionError(why)
 
 
@@ -47,10 +47,10 @@ async def test_every_request_of_a_long_backlog_is_asked_for_and_acted_on_once_an
     handler = Remembers()
     async with Database(tmp_path / "state" / "ravebot.db", SystemClock()) as database:
 
-        async def fill(tx: Transaction) -> None:
+        def fill(tx: Transaction) -> None:
             for number in range(600):
                 key, lane = str(number), f"1!{number % 40}"
-                await inbox.add(tx, source="gitlab", key=key, lane=lane, kind="merge_request", body="x" * 3000)
+                inbox.add(tx, source="gitlab", key=key, lane=lane, kind="merge_request", body="x" * 3000)
 
         await database.write(fill)
         loop = asyncio.create_task(Intake(database, {"gitlab": handler}).run())

@@ -82,8 +82,8 @@ async def test_when_the_transaction_fails_neither_event_nor_telling_remains(worl
     sandbox = await world.queued(a_merge_request())
     before = (await world.kinds(), await world.outbox())
 
-    async def fails(tx: Transaction) -> None:
-        await world.lifecycle.journal.record(tx, "sandbox.extended", sandbox=sandbox, data={"seconds": 1})
+    def fails(tx: Transaction) -> None:
+        world.lifecycle.journal.record(tx, "sandbox.extended", sandbox=sandbox, data={"seconds": 1})
         raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):

@@ -320,15 +320,15 @@ async def test_a_step_whose_transaction_fails_changes_nothing_and_tells_nobody(w
     before = (await world.latest(MR), await world.machine(MR), await world.kinds(), await world.outbox())
     life = world.lifecycle
 
-    async def fails(tx: Transaction) -> None:
+    def fails(tx: Transaction) -> None:
         if step == "queue":
-            await life.queue(tx, replace(MR, head_sha="x"), BY_ALICE)
+            life.queue(tx, replace(MR, head_sha="x"), BY_ALICE)
         elif step == "stop":
-            await life.stop(tx, claimed, EndReason.STOPPED)
+            life.stop(tx, claimed, EndReason.STOPPED)
         elif step == "ready":
-            await life.ready(tx, claimed)
+            life.ready(tx, claimed)
         else:
-            await life.requeue(tx, claimed, "why", None)
+            life.requeue(tx, claimed, "why", None)
         raise ValueError("on purpose")
 
     with pytest.raises(Exception, match=r"on purpose|UNIQUE"):

@@ -8,11 +8,12 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import aiosqlite
 import pytest
 
 from ravebot.clock import ManualClock
@@ -33,13 +34,13 @@ async def keys(database: Database) -> set[str]:
 
 
 async def test_one_tasks_rollback_does_not_take_anothers_row_with_it(database: Database) -> None:
-    async def fails(tx: Transaction) -> None:
-        await set_meta(tx, "lost", "x")
-        await asyncio.sleep(0.02)
+    def fails(tx: Transaction) -> None:
+        set_meta(tx, "lost", "x")
+        time.sleep(0.02)
         raise ValueError("on purpose")
 
-    async def works(tx: Transaction, key: str) -> None:
-        await set_meta(tx, key, "x")
+    def works(tx: Transaction, key: str) -> None:
+        set_meta(tx, key, "x")
 
     failing = asyncio.create_task(database.write(fails))
     await asyncio.sleep(0.005)
@@ -50,10 +51,10 @@ async def test_one_tasks_rollback_does_not_take_anothers_row_with_it(database: D
 
 
 async def test_a_write_whose_caller_is_cancelled_is_whole(database: Database) -> None:
-    async def slow(tx: Transaction) -> None:
-        await set_meta(tx, "first", "x")
-        await asyncio.sleep(0.02)
-        await set_meta(tx, "second", "x")
+    def slow(tx: Transaction) -> None:
+        set_meta(tx, "first", "x")
+        time.sleep(0.02)
+        set_meta(tx, "second", "x")
 
     task = asyncio.create_task(database.write(slow))
     await asyncio.sleep(0.01)
@@ -65,9 +66,9 @@ async def test_a_write_whose_caller_is_cancelled_is_whole(database: Database) ->
 
 
 async def test_a_write_that_is_under_way_when_the_database_closes_is_finished(tmp_path: Path) -> None:
-    async def slow(tx: Transaction) -> None:
-        await asyncio.sleep(0.02)
-        await set_meta(tx, "late", "x")
+    def slow(tx: Transaction) -> None:
+        time.sleep(0.02)
+        set_meta(tx, "late", "x")
 
     path = tmp_path / "ravebot.db"
     async with Database(path, ManualClock()) as database:
@@ -81,9 +82,9 @@ async def test_a_write_that_is_under_way_when_the_database_closes_is_finished(tm
 async def test_a_cancelled_write_at_any_moment_leaves_all_or_nothing_and_a_database_that_works(
     database: Database,
 ) -> None:
-    async def pair(tx: Transaction, number: int) -> None:
-        await set_meta(tx, f"one {number}", "x")
-        await set_meta(tx, f"two {number}", "x")
+    def pair(tx: Transaction, number: int) -> None:
+        set_meta(tx, f"one {number}", "x")
+        set_meta(tx, f"two {number}", "x")
 
     for number in range(25):
         task = asyncio.create_task(database.write(partial(pair, number=number)))
@@ -118,10 +119,13 @@ async def test_a_read_can_not_write(database: Database) -> None:
 
 
 async def test_a_read_sees_one_moment_whatever_is_written_meanwhile(database: Database) -> None:
-    async def twice(tx: Transaction) -> tuple[str | None, str | None]:
-        first = await get_meta(tx, "key")
-        await database.write(lambda other: set_meta(other, "key", "new"))
-        return first, await get_meta(tx, "key")
+    loop = asyncio.get_running_loop()
+
+    def twice(tx: Transaction) -> tuple[str | None, str | None]:
+        first = get_meta(tx, "key")
+        written = database.write(lambda other: set_meta(other, "key", "new"))
+        asyncio.run_coroutine_threadsafe(written, loop).result(timeout=10)
+        return first, get_meta(tx, "key")
 
     await database.write(lambda tx: set_meta(tx, "key", "old"))
     assert await database.read(twice) == ("old", "old")
@@ -129,19 +133,19 @@ async def test_a_read_sees_one_moment_whatever_is_written_meanwhile(database: Da
 
 
 async def test_a_write_sees_what_was_written_just_before(database: Database) -> None:
-    async def count_up(tx: Transaction) -> None:
-        seen = await get_meta(tx, "n")
-        await set_meta(tx, "n", str(int(seen or 0) + 1))
+    def count_up(tx: Transaction) -> None:
+        seen = get_meta(tx, "n")
+        set_meta(tx, "n", str(int(seen or 0) + 1))
 
     await asyncio.gather(*(database.write(count_up) for _ in range(50)))
     assert await database.read(lambda tx: get_meta(tx, "n")) == "50"
 
 
 async def test_waiters_are_woken_after_the_commit_and_not_by_a_failure(database: Database) -> None:
-    async def wakes(tx: Transaction) -> None:
+    def wakes(tx: Transaction) -> None:
         tx.wake("pool")
 
-    async def fails(tx: Transaction) -> None:
+    def fails(tx: Transaction) -> None:
         tx.wake("pool")
         raise ValueError("on purpose")
 
@@ -163,8 +167,8 @@ async def test_only_we_can_read_the_files(database: Database) -> None:
 
 
 async def test_what_is_committed_is_on_the_disk(database: Database) -> None:
-    async def pragma(tx: Transaction) -> tuple[object, object]:
-        journal, synchronous = await tx.one("PRAGMA journal_mode"), await tx.one("PRAGMA synchronous")
+    def pragma(tx: Transaction) -> tuple[object, object]:
+        journal, synchronous = tx.one("PRAGMA journal_mode"), tx.one("PRAGMA synchronous")
         assert journal
         assert synchronous
         return journal[0], synchronous[0]
@@ -254,21 +258,21 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path:
         assert connection.execute("SELECT value FROM meta").fetchall() == [("x",)]
 
 
-async def test_an_interrupted_migration_leaves_the_old_database_intact(tmp_path: Path) -> None:
+def test_an_interrupted_migration_leaves_the_old_database_intact(tmp_path: Path) -> None:
     first = (1, "CREATE TABLE old (a INTEGER) STRICT;\nINSERT INTO old VALUES (7);")
     broken = (2, "CREATE TABLE new (b INTEGER) STRICT;\nDELETE FROM old;\nINSERT INTO nowhere VALUES (1);")
     mended = (2, "CREATE TABLE new (b INTEGER) STRICT;")
-    async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as connection:
-        await migrate(connection, [first])
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as connection:
+        migrate(connection, [first])
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-            await migrate(connection, [first, broken])
-        assert list(await connection.execute_fetchall("PRAGMA user_version")) == [(1,)]
-        assert list(await connection.execute_fetchall("SELECT name FROM sqlite_schema")) == [("old",)]
-        assert list(await connection.execute_fetchall("SELECT a FROM old")) == [(7,)]
-        await migrate(connection, [first, mended])
-        await migrate(connection, [first, mended])
-        assert list(await connection.execute_fetchall("PRAGMA user_version")) == [(2,)]
-        assert list(await connection.execute_fetchall("SELECT a FROM old")) == [(7,)]
+            migrate(connection, [first, broken])
+        assert connection.execute("PRAGMA user_version").fetchall() == [(1,)]
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("old",)]
+        assert connection.execute("SELECT a FROM old").fetchall() == [(7,)]
+        migrate(connection, [first, mended])
+        migrate(connection, [first, mended])
+        assert connection.execute("PRAGMA user_version").fetchall() == [(2,)]
+        assert connection.execute("SELECT a FROM old").fetchall() == [(7,)]
 
 
 def test_a_script_is_cut_into_its_statements() -> None:

@@ -23,9 +23,9 @@ REF = MergeRequestRef(7, 1)
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     async with Database(tmp_path / "ravebot.db", ManualClock()) as database:
 
-        async def fill(tx: Transaction) -> None:
+        def fill(tx: Transaction) -> None:
             for number in range(5):
-                await events.append(
+                events.append(
                     tx, f"kind.{number}", Actor("gitlab", "älice"), mr=REF, sandbox_id=SandboxId(3),
                     machine_id=MachineId(4), data={"text": "naïve\n\x00", "number": number},
                 )  # fmt: skip
@@ -124,9 +124,9 @@ async def test_a_cut_tail_shows_in_the_head_that_somebody_kept(database: Databas
 
 
 async def test_a_thousand_rows_and_more_are_checked_to_the_last(database: Database) -> None:
-    async def many(tx: Transaction) -> None:
+    def many(tx: Transaction) -> None:
         for _ in range(1200):
-            await events.append(tx, "many", RAVEBOT)
+            events.append(tx, "many", RAVEBOT)
 
     await database.write(many)
     assert (await database.read(events.verify)).rows == 1205
@@ -135,8 +135,8 @@ async def test_a_thousand_rows_and_more_are_checked_to_the_last(database: Databa
 
 
 async def test_an_event_whose_transaction_fails_is_not_in_the_log(database: Database) -> None:
-    async def fails(tx: Transaction) -> None:
-        await events.append(tx, "never", RAVEBOT)
+    def fails(tx: Transaction) -> None:
+        events.append(tx, "never", RAVEBOT)
         raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):

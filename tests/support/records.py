@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -127,10 +127,10 @@ class World:
     views: Views
     metrics: Metrics
 
-    async def write(self, step: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def write(self, step: Callable[[Transaction], T]) -> T:
         return await self.database.write(step)
 
-    async def read(self, step: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def read(self, step: Callable[[Transaction], T]) -> T:
         return await self.database.read(step)
 
     async def told(self, mr: MergeRequest, **how: bool) -> str:
