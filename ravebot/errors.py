@@ -27,6 +27,10 @@ class Unavailable(RavebotError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class SlowDown(Unavailable):
+    """GitLab or Matrix asks for patience with everything that we send, not only with this."""
+
+
 class ProviderError(RavebotError):
     """The provider understood and failed for good (missing image, bad definition)."""
 
@@ -48,4 +52,8 @@ class NotFound(RavebotError):
 
 
 class Forbidden(RavebotError):
-    """GitLab or Matrix understood and refused for good (token without the scope, no power in the room)."""
+    """GitLab or Matrix understood and refused (token without the scope, no power in the room): a person must act."""
+
+
+class Unacceptable(Forbidden):
+    """GitLab or Matrix will never take this very request, whatever a person does (malformed, too large)."""

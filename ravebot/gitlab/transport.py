@@ -19,7 +19,7 @@ import requests
 from gitlab.exceptions import GitlabAuthenticationError, GitlabError, GitlabParsingError, RedirectError
 
 from ravebot.clock import Clock
-from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
 from ravebot.gitlab.fields import Json, Malformed
 
 T = TypeVar("T")
@@ -106,6 +106,8 @@ class Transport:
             return function(client.api)
         except (GitlabError, requests.RequestException) as error:
             raise self._translated(error, client.retry_after) from error
+        except (LookupError, TypeError, AttributeError) as error:  # what python-gitlab makes of JSON that is no list
+            raise Malformed("no JSON of the form that was asked for") from error
 
     def _client(self) -> _Client:
         client: _Client | None = getattr(self._local, "client", None)
@@ -134,10 +136,11 @@ class Transport:
             return NotFound(f"GitLab has no such thing, or the bot may not see it ({said})")
         if status in _TRY_LATER or status >= 500 or status < 400:
             wait = retry_after_seconds(retry_after, self._clock.now())
-            return Unavailable(f"GitLab answers {status} for now ({said})", wait)
+            kind = Unavailable if wait is None else SlowDown
+            return kind(f"GitLab answers {status} for now ({said})", wait)
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
-        return Forbidden(f"GitLab does not take what we asked ({status}: {said})")
+        return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")
 
 
 def _same_host(here: str, location: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ravebot.errors import RavebotError, Unavailable
+from ravebot.errors import RavebotError, StoreError, Unavailable
 from ravebot.store import inbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.inbox import Request
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 AT_ONCE = 8
 _FIRST_SECONDS, _MOST_SECONDS = 1.0, 60.0
 _LOOK_SECONDS = 5.0
+_STORE_SECONDS = 1.0
 
 Step = Callable[[Transaction], str]
 """What a request comes to: run in the transaction that marks it as handled; returns the outcome for the log."""
@@ -54,7 +55,13 @@ class Intake:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._ended.clear()
-                for request in await self._database.read(lambda tx: inbox.heads(tx, 4 * AT_ONCE)):
+                try:
+                    heads = await self._database.read(lambda tx: inbox.heads(tx, 4 * AT_ONCE))
+                except StoreError as error:
+                    log.warning("inbox could not be read", error=str(error))
+                    await asyncio.sleep(_STORE_SECONDS)
+                    continue
+                for request in heads:
                     lane = (request.source, request.lane)
                     free = lane not in self._busy and request.id not in self._ended
                     if free and len(self._busy) < AT_ONCE:
@@ -65,6 +72,9 @@ class Intake:
     async def _work(self, request: Request) -> None:
         try:
             await self._act(request)
+        except StoreError as error:  # the row stays as it is, for when the database can be written again
+            log.warning("request waits for the database", request=request.id, error=str(error))
+            await asyncio.sleep(_STORE_SECONDS)
         finally:
             self._busy.discard((request.source, request.lane))
             self._ended.add(request.id)
@@ -80,6 +90,8 @@ class Intake:
             delay = max(error.retry_after_seconds or 0.0, grown)
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
             await self._database.write(partial(_delay, request=request, handler=handler, why=str(error), seconds=delay))
+        except StoreError:
+            raise
         except RavebotError as error:
             log.warning("request refused", request=request.id, kind=request.kind, error=str(error))
             await self._give_up(request, handler, str(error))
@@ -95,6 +107,8 @@ class Intake:
         """Tell whoever asked, where that can be made out, and set the request aside."""
         try:
             await self._database.write(partial(_refuse, request=request, handler=handler, why=why))
+        except StoreError:
+            raise
         # What can't be read at all can't be answered either.
         except Exception:
             log.exception("nobody could be told of a request that was given up", request=request.id)

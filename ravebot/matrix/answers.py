@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, SlowDown, Unacceptable, Unavailable
 
 Json = dict[str, Any]
 
@@ -32,7 +32,7 @@ def judge(status: int, retry_after: str | None, raw: bytes) -> Json:
     text = " ".join(str((body or {}).get("error", "")).split())[:300]
     said = f"{status} {code} {text}".strip()
     if status == 429 or code == "M_LIMIT_EXCEEDED":
-        raise Unavailable(f"Matrix asks us to slow down: {said}", _wait_seconds(body, retry_after))
+        raise SlowDown(f"Matrix asks us to slow down: {said}", _wait_seconds(body, retry_after))
     if code in _DEAD_LOGIN:
         raise LoginLost(said)
     if not code.startswith("M_") or status >= 500 or status < 400:
@@ -40,7 +40,7 @@ def judge(status: int, retry_after: str | None, raw: bytes) -> Json:
         raise Unavailable(f"Matrix answered {said}", _wait_seconds(body, retry_after))
     if status == 404:
         raise NotFound(f"Matrix knows no such thing: {said}")
-    raise Forbidden(f"Matrix refused: {said}")
+    raise (Unacceptable if status in (400, 413) else Forbidden)(f"Matrix refused: {said}")
 
 
 def _parsed(raw: bytes) -> Json | None:

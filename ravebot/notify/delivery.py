@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, SlowDown, StoreError, Unacceptable, Unavailable
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
@@ -22,6 +22,7 @@ log = structlog.get_logger()
 LANES_AT_ONCE = 8
 _FIRST_SECONDS, _MOST_SECONDS, _REFUSED_SECONDS = 0.5, 15.0, 60.0
 _LOOK_SECONDS = 5.0
+_STORE_SECONDS = 1.0
 _RANDOM = SystemRandom()
 
 
@@ -36,7 +37,8 @@ class Sent:
 class Sender(Protocol):
     """Renders and sends one row; what it did before a crash it must not do twice.
 
-    Raises Unavailable, Forbidden or NotFound: the row is tried again, the rest of its lane waits.
+    Raises Unavailable, Forbidden or NotFound: the row is tried again, the rest of its lane waits; after SlowDown all
+    lanes do. Raises Unacceptable for a row that can never be sent: it is given up, for the lane must go on.
     """
 
     async def send(self, message: Message) -> Sent: ...
@@ -48,7 +50,7 @@ class _Later:
 
 
 class Delivery:
-    """The loop of one target; `on_result` is told target and `delivered` or `retried`."""
+    """The loop of one target; `on_result` is told target and `delivered`, `retried` or `given up`."""
 
     def __init__(
         self, database: Database, target: str, signal: str, sender: Sender, on_result: Callable[[str, str], None]
@@ -65,13 +67,20 @@ class Delivery:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                lanes = await self._database.read(lambda tx: outbox.due_lanes(tx, self._target))
+                try:
+                    lanes, due = await self._database.read(self._look)
+                except StoreError as error:
+                    log.warning("outbox could not be read", to=self._target, error=str(error))
+                    await asyncio.sleep(_STORE_SECONDS)
+                    continue
                 for lane in lanes:
                     if lane not in self._busy and len(self._busy) < LANES_AT_ONCE:
                         self._busy.add(lane)
                         group.create_task(self._drain(lane))
-                due = await self._database.read(lambda tx: outbox.seconds_to_next(tx, self._target))
                 await self._database.signals.wait(self._signal, min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS)))
+
+    def _look(self, tx: Transaction) -> tuple[tuple[str, ...], float | None]:
+        return outbox.due_lanes(tx, self._target), outbox.seconds_to_next(tx, self._target)
 
     async def _drain(self, lane: str) -> None:
         """Send what is due in a lane; the end of one row and the attempt at the next are one transaction."""
@@ -79,6 +88,10 @@ class Delivery:
         try:
             while message := await self._database.write(partial(self._next, lane=lane, done=done)):
                 done = (message, await self._deliver(message))
+        except StoreError as error:
+            # What was sent and could not be noted is sent again, under the same transaction id or found by its marker.
+            log.warning("outbox could not be written", to=self._target, lane=lane, error=str(error))
+            await asyncio.sleep(_STORE_SECONDS)
         finally:
             self._busy.discard(lane)
             self._database.signals.wake(self._signal)
@@ -105,13 +118,21 @@ class Delivery:
             sent = await self._sender.send(message)
         except Unavailable as error:
             seconds = error.retry_after_seconds
-            if seconds is not None:
-                self._paused_until = max(self._paused_until, loop.time() + seconds)
+            if isinstance(error, SlowDown):
+                self._paused_until = max(self._paused_until, loop.time() + (seconds or 0.0))
             grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(message.attempts, 10))
             delay = max(seconds or 0.0, grown * (0.5 + _RANDOM.random() / 2))
+        except Unacceptable as error:
+            log.warning("message given up", to=self._target, lane=message.lane, row=message.id, error=str(error))
+            self._on_result(self._target, "given up")
+            return Sent(f"refused: {error}")
         except (Forbidden, NotFound) as error:
             delay = _REFUSED_SECONDS
             log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
+        # Whatever an odd answer brings to light must not end the bot; the lane goes on when it is mended.
+        except Exception:
+            delay = _REFUSED_SECONDS
+            log.exception("message could not be sent: this is a bug of ravebot's", to=self._target, row=message.id)
         else:
             self._on_result(self._target, "delivered")
             return sent

@@ -98,11 +98,23 @@ READERS = 3
 """Rendering a card need not wait for a pass of the pool that reads everything."""
 
 
-class Database:
-    """The open database of one instance."""
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
+    }
+)  # fmt: skip
+"""What may be better a moment later; any other error is a mistake of ours, and shown as such."""
 
-    def __init__(self, path: Path, clock: Clock, signals: Signals | None = None) -> None:
+
+class Database:
+    """The open database of one instance; a lock that another process holds is waited for, `patience_seconds` long."""
+
+    def __init__(
+        self, path: Path, clock: Clock, signals: Signals | None = None, *, patience_seconds: float = 5.0
+    ) -> None:
         self.path = path
+        self._patience_seconds = patience_seconds
         self.signals = signals or Signals()
         self._clock = clock
         self._stack = AsyncExitStack()
@@ -117,10 +129,10 @@ class Database:
         try:
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._writer = await self._stack.enter_async_context(_connect(self.path))
+            self._writer = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
             await self._writer.run(_prepare_writer)
             for _ in range(READERS):
-                reader = await self._stack.enter_async_context(_connect(self.path))
+                reader = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
                 await reader.run(_prepare_reader)
                 self._readers.put_nowait(reader)
         except sqlite3.DatabaseError as error:
@@ -156,16 +168,22 @@ class Database:
             try:
                 result, wakes = await self._writer.run(partial(self._transact, "BEGIN IMMEDIATE", function))
             except sqlite3.OperationalError as error:
+                if not _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
+                    raise
                 raise StoreError(f"the database {self.path} can't be written: {error}") from error
         for signal in wakes:
             self.signals.wake(signal)
         return result
 
     async def read(self, function: Callable[[Transaction], T]) -> T:
-        """Run `function` on one consistent snapshot; it can't write."""
+        """Run `function` on one consistent snapshot; it can't write. Raises StoreError when it can't be read now."""
         reader = await self._readers.get()
         try:
             result, _ = await reader.run(partial(self._transact, "BEGIN", function))
+        except sqlite3.OperationalError as error:
+            if not _is_among(error, _PASSING):
+                raise
+            raise StoreError(f"the database {self.path} can't be read: {error}") from error
         finally:  # who is cancelled leaves the thread at work: the next function waits there for its end
             self._readers.put_nowait(reader)
         return result
@@ -203,13 +221,19 @@ class Database:
         self._stack.callback(os.close, descriptor)
 
 
-def _connect(path: Path) -> _Connection:
-    return _Connection(partial(sqlite3.connect, path, isolation_level=None), iter_chunk_size=64)
+def _connect(path: Path, patience_seconds: float) -> _Connection:
+    connect = partial(sqlite3.connect, path, isolation_level=None, timeout=patience_seconds)
+    return _Connection(connect, iter_chunk_size=64)
+
+
+def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
+    """Whether it is one of these primary result codes (https://www.sqlite.org/rescode.html)."""
+    return error.sqlite_errorcode & 0xFF in codes
 
 
 def _prepare_writer(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     migrate(connection, migrations())
 

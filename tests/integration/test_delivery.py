@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.clock import SystemClock
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, SlowDown, Unacceptable, Unavailable
 from ravebot.notify.delivery import Delivery
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import outbox
@@ -132,7 +134,7 @@ async def test_pauses_between_tries_grow(database: Database, far_end: FarEnd) ->
 async def test_a_server_that_says_when_to_come_back_is_left_alone_by_every_lane(
     database: Database, far_end: FarEnd
 ) -> None:
-    far_end.errors = [Unavailable("slow down", 0.6)]
+    far_end.errors = [SlowDown("slow down", 0.6)]
     await tell(database, "a", "first")
     async with delivering(database, far_end):
         await until(lambda: len(far_end.tried) == 1)
@@ -141,6 +143,73 @@ async def test_a_server_that_says_when_to_come_back_is_left_alone_by_every_lane(
         await until(lambda: len(far_end.got) == 2)
     first, *later = [moment for _, moment in far_end.tried]
     assert all(moment - first >= 0.6 for moment in later)
+
+
+async def test_a_lane_that_must_wait_for_itself_holds_up_no_other(database: Database, far_end: FarEnd) -> None:
+    far_end.refuses["a"] = Unavailable("this room is tried again later", 30)
+    await tell(database, "a", "first")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.tried) == 1)
+        await tell(database, "b", "second")
+        await until(lambda: texts(far_end) == ["second"], 0.5)
+    due = await database.read(lambda tx: outbox.seconds_to_next(tx, MATRIX))
+    assert due is not None
+    assert 25 < due <= 30
+
+
+async def test_what_can_never_be_sent_is_given_up_and_its_lane_goes_on(database: Database, far_end: FarEnd) -> None:
+    far_end.errors = [Unacceptable("too large")]
+    await tell(database, "a", "first", "second")
+    results: list[str] = []
+    async with delivering(database, far_end, results):
+        await until(lambda: texts(far_end) == ["second"])
+        await until(lambda: results == ["given up", "delivered"])
+    row = await database.read(lambda tx: tx.one("SELECT result FROM outbox WHERE id = 1"))
+    assert row
+    assert row["result"] == "refused: too large"
+
+
+async def test_a_sender_that_breaks_in_an_unforeseen_way_ends_nothing(database: Database, far_end: FarEnd) -> None:
+    far_end.errors = [KeyError(0)]
+    await tell(database, "a", "first")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.tried) == 1)
+        await tell(database, "b", "second")
+        await until(lambda: texts(far_end) == ["second"])
+    assert await waiting(database) == 1  # and is tried again
+
+
+async def test_while_the_database_is_locked_nothing_is_lost_and_the_loop_goes_on(
+    tmp_path: Path, far_end: FarEnd
+) -> None:
+    async with Database(tmp_path / "ravebot.db", SystemClock(), patience_seconds=0.1) as database:
+        async with delivering(database, far_end):
+            with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+                await tell(database, "a", "first")
+                await until(lambda: len(far_end.got) == 1)
+                far_end.stuck = asyncio.Event()
+                await tell(database, "a", "second")
+                await until(lambda: len(far_end.got) == 2)
+                other.execute("BEGIN IMMEDIATE")
+                far_end.stuck.set()  # it was sent, and that can't be noted now
+                await asyncio.sleep(0.4)
+                other.execute("ROLLBACK")
+            await until(lambda: len(far_end.got) == 3)
+        assert [(message.id, message.attempted) for message in far_end.got] == [(1, False), (2, False), (2, True)]
+        assert await waiting(database) == 0
+
+
+async def test_the_number_of_a_row_is_never_given_out_again(database: Database, far_end: FarEnd) -> None:
+    await tell(database, "a", "first")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 1)
+        while await waiting(database):
+            await asyncio.sleep(0.005)
+    await database.write(lambda tx: outbox.forget_delivered(tx, timedelta(seconds=-60)))
+    await tell(database, "a", "second")
+    async with delivering(database, far_end):
+        await until(lambda: len(far_end.got) == 2)
+    assert [message.id for message in far_end.got] == [1, 2]
 
 
 @pytest.mark.parametrize("error", [Forbidden("no power in the room"), NotFound("no such room")])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,27 @@ async def test_every_request_of_a_long_backlog_is_asked_for_and_acted_on_once_an
     for lane in range(40):
         ours = [number for number in handler.acted if (number - 1) % 40 == lane]
         assert ours == sorted(ours)
+
+
+async def test_a_request_is_kept_while_the_database_is_locked_and_acted_on_once_afterwards(tmp_path: Path) -> None:
+    handler = Remembers()
+    async with Database(tmp_path / "ravebot.db", SystemClock(), patience_seconds=0.1) as database:
+        loop = asyncio.create_task(Intake(database, {"gitlab": handler}).run())
+        try:
+            with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+                await database.write(
+                    lambda tx: inbox.add(tx, source="gitlab", key="1", lane="1!1", kind="merge_request", body="{}")
+                )
+                other.execute("BEGIN IMMEDIATE")
+                await asyncio.sleep(0.5)
+                assert handler.asked
+                assert not handler.acted
+                assert not loop.done()
+                other.execute("ROLLBACK")
+            async with asyncio.timeout(10):
+                while await database.read(inbox.pending):
+                    await asyncio.sleep(0.02)
+        finally:
+            loop.cancel()
+            await asyncio.wait({loop})
+    assert handler.acted == [1]

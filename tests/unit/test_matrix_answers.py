@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
 from ravebot.matrix.answers import LoginLost, judge
 from ravebot.matrix.sync import next_token, pause_seconds
 
@@ -25,12 +25,12 @@ def raw(code: str, **more: Any) -> bytes:
         (403, raw("M_USER_DEACTIVATED"), LoginLost),
         (401, raw("M_USER_LOCKED"), LoginLost),
         (403, raw("M_FORBIDDEN"), Forbidden),
-        (400, raw("M_BAD_JSON"), Forbidden),
-        (413, raw("M_TOO_LARGE"), Forbidden),
+        (400, raw("M_BAD_JSON"), Unacceptable),
+        (413, raw("M_TOO_LARGE"), Unacceptable),
         (404, raw("M_NOT_FOUND"), NotFound),
         (404, raw("M_UNRECOGNIZED"), NotFound),
-        (429, raw("M_LIMIT_EXCEEDED"), Unavailable),
-        (429, b"slow down", Unavailable),
+        (429, raw("M_LIMIT_EXCEEDED"), SlowDown),
+        (429, b"slow down", SlowDown),
         (500, raw("M_UNKNOWN"), Unavailable),
         (502, b"<html>Bad Gateway</html>", Unavailable),
         (404, b"<html>Not Found</html>", Unavailable),

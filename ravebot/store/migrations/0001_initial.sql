@@ -141,7 +141,8 @@ CREATE TABLE sightings (
 ) STRICT;
 
 CREATE TABLE outbox (
-    id              INTEGER PRIMARY KEY,
+    -- Never given out twice, though old rows are forgotten: what is sent carries it, so that twice is once.
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
     target          TEXT NOT NULL,              -- matrix, gitlab
     lane            TEXT NOT NULL,              -- room, or project!iid: order is kept within it
     kind            TEXT NOT NULL,
