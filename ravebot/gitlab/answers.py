@@ -38,6 +38,7 @@ class Note:
     author: Person
     text: str
     system: bool
+    created_at: datetime | None
 
 
 def person(body: Json) -> Person:
@@ -103,7 +104,11 @@ def ssh_key(body: Json, now: datetime) -> str | None:
 
 def note(body: Json) -> Note:
     return Note(
-        identifier(body, "id"), person(mapping(body, "author")), text(body, "body", MAX_COMMENT), flag(body, "system")
+        identifier(body, "id"),
+        person(mapping(body, "author")),
+        text(body, "body", MAX_COMMENT),
+        flag(body, "system"),
+        moment(body, "created_at"),
     )
 
 

@@ -67,19 +67,22 @@ class GitLab:
         """A merge request as it is now."""
         return await self._call(lambda: answers.merge_request(self._transport.get(_address(ref))))
 
-    async def open_merge_requests(self, patterns: tuple[str, ...]) -> list[MergeRequest]:
-        """Every open merge request of the projects that match and that the token's user is a member of."""
+    async def projects(self, patterns: tuple[str, ...]) -> list[tuple[int, str]]:
+        """Id and path of every project that matches and that the token's user is a member of."""
+
+        def gather() -> list[tuple[int, str]]:
+            listed = self._transport.list("/projects", membership="true", simple="true", archived="false")
+            return [one for one in _readable(listed, answers.project) if matches_project(patterns, one[1])]
+
+        return await self._call(gather)
+
+    async def open_merge_requests(self, project_id: int) -> list[MergeRequest]:
+        """Every open merge request of a project, oldest first."""
+        address = f"/projects/{project_id:d}/merge_requests"
 
         def gather() -> list[MergeRequest]:
-            found: list[MergeRequest] = []
-            for item in self._transport.list("/projects", membership="true", simple="true", archived="false"):
-                project_id, path = answers.project(item)
-                if matches_project(patterns, path):
-                    each = self._transport.list(
-                        f"/projects/{project_id}/merge_requests", state="opened", scope="all", sort="asc"
-                    )
-                    found.extend(_readable(each, answers.merge_request))
-            return found
+            listed = self._transport.list(address, state="opened", scope="all", sort="asc")
+            return list(_readable(listed, answers.merge_request))
 
         return await self._call(gather)
 
@@ -152,7 +155,9 @@ class GitLab:
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    found.append(CommentPosted(ref, project_path, note.id, note.author, note.text, None))
+                    found.append(
+                        CommentPosted(ref, project_path, note.id, note.author, note.text, None, note.created_at)
+                    )
             return found[::-1]
 
         return await self._call(gather)

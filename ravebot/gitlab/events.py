@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from ravebot.gitlab.fields import (
     Malformed,
@@ -44,7 +45,10 @@ class MergeRequestChanged:
 
 @dataclass(frozen=True)
 class CommentPosted:
-    """A person's new comment on a merge request. `mr` names people by id only; None when it came by polling."""
+    """A person's new comment on a merge request.
+
+    `mr` names people by id only; it is None, and `created_at` is set, when the comment was found by polling.
+    """
 
     ref: MergeRequestRef
     project_path: str
@@ -52,6 +56,7 @@ class CommentPosted:
     author: Person
     text: str
     mr: MergeRequest | None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True)

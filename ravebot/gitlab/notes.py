@@ -81,6 +81,11 @@ def render_draft_waiting(mr: MergeRequest, marker: str) -> str:
     )
 
 
+def render_never_started(mr: MergeRequest, marker: str) -> str:
+    """The note of a merge request that ended before anybody let a sandbox start."""
+    return f"{marker}\n### 🏁 No sandbox was started: the merge request is {text(mr.state, 20)}\n"
+
+
 def render_warning(view: SandboxView, username: str, marker: str = "") -> str:
     """A short comment of its own (an edit notifies nobody) that tells the owner, and only them, of the end to come."""
     expires = view.sandbox.expires_at

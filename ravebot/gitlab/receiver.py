@@ -22,7 +22,11 @@ from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticat
 
 log = structlog.get_logger()
 
-MAX_BODY_BYTES = 5 * 1024**2
+MAX_BODY_BYTES = 25 * 1024**2
+"""GitLab sends no larger ones: a body has the whole description, and each 4xx brings the hook nearer to its end.
+https://docs.gitlab.com/user/gitlab_com/#webhooks"""
+MAX_UNPROVEN_BYTES = 5 * 1024**2
+"""Of a body that is read before its signature can be checked."""
 BODY_SECONDS = 10.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -52,18 +56,22 @@ def webhook_handler(
 
     async def _answer(request: web.Request) -> tuple[str, web.Response]:
         try:
+            limit = min(max_body_bytes, MAX_UNPROVEN_BYTES)
             if "webhook-signature" not in request.headers:
                 # The token needs no body: whoever has none of our secrets makes us read nothing.
                 authenticate(request.headers, b"", secrets, clock.now())
-            body = await _body(request, max_body_bytes, body_seconds)
+                limit = max_body_bytes
+            body = await _body(request, limit, body_seconds)
             if body is None:
-                return "too_large", web.Response(status=413, text=f"at most {max_body_bytes} bytes\n")
+                return "too_large", web.Response(status=413, text=f"at most {limit} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
             event = _relevant(body)
         except Forged as error:
             return "forged", web.Response(status=401, text=f"{error}\n")
         except Malformed as error:
             return "malformed", web.Response(status=400, text=f"{error}\n")
+        except (web.RequestPayloadError, ConnectionError) as error:
+            return "malformed", web.Response(status=400, text=f"the body can't be read: {type(error).__name__}\n")
         except TimeoutError:
             return "malformed", web.Response(status=408, text=f"the body took more than {body_seconds:g} s\n")
         if isinstance(event, Ignored):

@@ -25,7 +25,12 @@ from ravebot.gitlab.fields import Json, Malformed
 T = TypeVar("T")
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
+_BY_PROXY = frozenset({502, 504})  # GitLab itself may still be at work
 _TRY_LATER = frozenset({408, 409, 425, 429})  # 409: GitLab's "Resource lock"
+
+
+class Unanswered(Unavailable):
+    """A request went out and no answer of GitLab's came: it may have been carried out, or still be."""
 
 
 class _Elsewhere(requests.RequestException):
@@ -122,13 +127,15 @@ class Transport:
         if isinstance(error, requests.exceptions.SSLError):
             return Unavailable(f"GitLab's certificate at {self._url} is not trusted: install its CA on this host")
         if isinstance(error, requests.RequestException):
-            return Unavailable(f"GitLab at {self._url} does not answer ({type(error).__name__})")
+            refused = isinstance(error, requests.ConnectTimeout) or "NewConnectionError" in repr(error)
+            kind = Unavailable if refused else Unanswered
+            return kind(f"GitLab at {self._url} does not answer ({type(error).__name__})")
         if isinstance(error, GitlabParsingError):
             return Malformed("no JSON")
         status = error.response_code or 0
         said = _said(error)
         if isinstance(error, GitlabAuthenticationError) or status == 401:
-            return Forbidden(
+            return Unavailable(
                 "GitLab refuses our token (401): it was revoked or has expired; put a new one with scope api into "
                 "gitlab.token_file and restart"
             )
@@ -136,8 +143,10 @@ class Transport:
             return NotFound(f"GitLab has no such thing, or the bot may not see it ({said})")
         if status in _TRY_LATER or status >= 500 or status < 400:
             wait = retry_after_seconds(retry_after, self._clock.now())
-            kind = Unavailable if wait is None else SlowDown
-            return kind(f"GitLab answers {status} for now ({said})", wait)
+            if wait is not None:
+                return SlowDown(f"GitLab answers {status} for now ({said})", wait)
+            kind = Unanswered if status in _BY_PROXY else Unavailable
+            return kind(f"GitLab answers {status} for now ({said})")
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")

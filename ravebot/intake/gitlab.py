@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ravebot.config import Config, parse_duration
 from ravebot.gitlab.client import GitLab
@@ -113,7 +113,7 @@ class GitLabIntake:
 
 def polled(comment: CommentPosted) -> str:
     """A comment that polling found, as the body of an inbox row of kind POLLED_NOTE."""
-    return json.dumps(asdict(comment))
+    return json.dumps(asdict(replace(comment, created_at=None)))
 
 
 def _event(request: Request) -> MergeRequestChanged | CommentPosted | Ignored:

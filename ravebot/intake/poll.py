@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
-from ravebot.clock import Clock
-from ravebot.config import Config, matches_project
+from ravebot.clock import Clock, from_us, to_us
+from ravebot.config import Config
 from ravebot.errors import Forbidden, NotFound, RavebotError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment
@@ -19,11 +19,14 @@ from ravebot.gitlab.webhook import note_key
 from ravebot.intake.gitlab import POLLED_NOTE, polled
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import RAVEBOT, MergeRequest
+from ravebot.sandboxes.model import RAVEBOT, MergeRequest, ProjectId
 from ravebot.store import inbox, merge_requests
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 
 log = structlog.get_logger()
+
+STILL_OBEYED = timedelta(days=7)
+"""A command that was missed and is older than this is not carried out any more."""
 
 
 class Poller:
@@ -59,64 +62,84 @@ class Poller:
                 await self.look()
             except RavebotError as error:
                 self.last_error = str(error)
-                self._on_result(False)
-                wait = min(period, wait * 2)
-                log.warning("gitlab could not be polled", error=str(error), in_s=wait)
-                await asyncio.sleep(wait)
+                log.warning("gitlab could not be polled", error=str(error))
+            # Whatever an odd answer brings to light must not end the bot.
+            except Exception:
+                self.last_error = "ravebot could not make sense of GitLab's answer; its log says more"
+                log.exception("gitlab could not be polled: this is a bug of ravebot's")
+            else:
+                self.last_success, self.last_error, wait = self._clock.now(), "", 1.0
+                self._on_result(True)
+                await asyncio.sleep(period)
                 continue
-            self.last_success, self.last_error, wait = self._clock.now(), "", 1.0
-            self._on_result(True)
-            await asyncio.sleep(period)
+            self._on_result(False)
+            wait = min(period, wait * 2)
+            await asyncio.sleep(wait)
 
     async def look(self) -> None:
-        """One look at everything."""
-        present = await self._gitlab.open_merge_requests(self._config.gitlab.projects)
-        known = {mr.ref: mr for mr in await self._database.read(merge_requests.opened)}
-        for mr in present:
-            known.pop(mr.ref, None)
-            await self._told(mr)
-            await self._comments(mr)
-        for ref in known:
+        """One look at everything. A project or merge request that we may not see holds up no other."""
+        missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
+        for project_id, path in await self._gitlab.projects(self._config.gitlab.projects):
+            began = self._clock.now()
+            try:
+                present = await self._gitlab.open_merge_requests(project_id)
+            except (NotFound, Forbidden) as error:
+                log.warning("project can't be looked at", project=path, error=str(error))
+                continue
+            for mr in present:
+                missing.discard(mr.ref)
+                await self._told(mr)
+                await self._comments(mr)
+            await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
+        for ref in sorted(missing):
             try:
                 await self._told(await self._gitlab.merge_request(ref))
             except (NotFound, Forbidden) as error:
                 log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
-        await self._database.write(self._note_look)
 
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:
-            return self._intents.merge_request_told(tx, mr, RAVEBOT, may_start=self._looked_at(tx, mr))
+            may_start = _first_look(tx, ProjectId(mr.ref.project_id)) is not None
+            return self._intents.merge_request_told(tx, mr, RAVEBOT, may_start=may_start)
 
         await self._database.write(write)
 
     async def _comments(self, mr: MergeRequest) -> None:
         seen = await self._database.read(lambda tx: merge_requests.last_comment(tx, mr.ref))
-        comments = await self._gitlab.notes_after(mr.ref, seen or 0, mr.project_path)
+        try:
+            comments = await self._gitlab.notes_after(mr.ref, seen or 0, mr.project_path)
+        except (NotFound, Forbidden) as error:
+            log.warning("comments can't be read", mr=mr.full_ref, error=str(error))
+            return
         if comments:
-            await self._database.write(partial(self._keep, mr=mr, comments=comments))
+            await self._database.write(partial(_keep, mr=mr, comments=comments))
 
-    def _keep(self, tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
-        if self._looked_at(tx, mr):
-            for comment in comments:
-                if parse_comment(comment.text) is None:
-                    continue
-                inbox.add(
-                    tx,
-                    source="gitlab",
-                    key=note_key(comment.note_id),
-                    lane=note_lane(mr.ref),
-                    kind=POLLED_NOTE,
-                    body=polled(comment),
-                )
-        merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 
-    def _looked_at(self, tx: Transaction, mr: MergeRequest) -> bool:
-        """Whether an earlier look, with one of today's patterns, would have seen this merge request's project."""
-        for pattern in self._config.gitlab.projects:
-            if matches_project((pattern,), mr.project_path) and get_meta(tx, f"looked_at:{pattern}"):
-                return True
-        return False
+def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
+    """Hand on the commands among them, less what was said before we were there, or too long ago: the keys by which
+    what a webhook brought is known are forgotten some time."""
+    first = _first_look(tx, ProjectId(mr.ref.project_id))
+    since = max(first.replace(microsecond=0), tx.now - STILL_OBEYED) if first else None
+    for comment in comments:
+        recent = since is not None and comment.created_at is not None and comment.created_at >= since
+        if recent and parse_comment(comment.text) is not None:
+            inbox.add(
+                tx,
+                source="gitlab",
+                key=note_key(comment.note_id),
+                lane=note_lane(mr.ref),
+                kind=POLLED_NOTE,
+                body=polled(comment),
+            )
+    merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 
-    def _note_look(self, tx: Transaction) -> None:
-        for pattern in self._config.gitlab.projects:
-            set_meta(tx, f"looked_at:{pattern}", "yes")
+
+def _first_look(tx: Transaction, project_id: ProjectId) -> datetime | None:
+    """When we first saw all of a project; None when we have not yet."""
+    known = get_meta(tx, f"looked_at:{project_id}")
+    return from_us(int(known)) if known else None
+
+
+def _note_look(tx: Transaction, project_id: ProjectId, began: datetime) -> None:
+    if _first_look(tx, project_id) is None:
+        set_meta(tx, f"looked_at:{project_id}", str(to_us(began)))

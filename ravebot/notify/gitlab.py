@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from ravebot.errors import NotFound
+import asyncio
+
+from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import (
     marker,
     render_draft_waiting,
     render_fork_waiting,
     render_help,
+    render_never_started,
     render_note,
     render_reply,
     render_warning,
 )
+from ravebot.gitlab.transport import Unanswered
 from ravebot.notify.delivery import Sent
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
@@ -21,22 +25,31 @@ from ravebot.store import merge_requests
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Kind, Message
 
+STILL_WORKING_SECONDS = 60.0
+"""How long GitLab may be at work on a request after we gave up on its answer: its own limit.
+https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
+_LOOK_AGAIN_SECONDS = 3.0
+
 
 class GitLabSender:
     """A note is edited by its stored id; before one is posted, it is looked for by author and hidden marker."""
 
-    def __init__(self, database: Database, views: Views, gitlab: GitLab) -> None:
+    def __init__(
+        self, database: Database, views: Views, gitlab: GitLab, still_working_seconds: float = STILL_WORKING_SECONDS
+    ) -> None:
         self._database = database
         self._views = views
         self._gitlab = gitlab
         self._me: int | None = None
+        self._still_working_seconds = still_working_seconds
+        self._unanswered: dict[int, float] = {}  # rows whose creation got no answer, and when (by the loop's clock)
 
     async def send(self, message: Message) -> Sent:
         ref = _ref(message.lane)
         try:
             match message.kind:
                 case Kind.NOTE:
-                    return await self._note(ref)
+                    return await self._note(ref, message)
                 case Kind.EMOJI:
                     await self._gitlab.react(ref, _number(message, "note_id"), str(message.body["emoji"]))
                     return Sent("awarded")
@@ -46,7 +59,7 @@ class GitLabSender:
             return Sent(f"dropped: {error}")
         return Sent("dropped: not for GitLab")
 
-    async def _note(self, ref: MergeRequestRef) -> Sent:
+    async def _note(self, ref: MergeRequestRef, message: Message) -> Sent:
         mark = marker(ref, self._database.instance_id)
         mr, view = await self._database.read(lambda tx: self._look(tx, ref))
         body = _status(mr, view, mark) if mr else None
@@ -56,13 +69,14 @@ class GitLabSender:
             try:
                 await self._gitlab.edit_note(ref, mr.note_id, body)
                 return Sent(str(mr.note_id))
-            except NotFound:  # somebody deleted it: post another
+            # Somebody deleted it, or it is of the user whose token we had before.
+            except (NotFound, Forbidden):
                 pass
         note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
         if note_id is not None:
             await self._gitlab.edit_note(ref, note_id, body)
         else:
-            note_id = await self._gitlab.create_note(ref, body)
+            note_id = await self._create(ref, body, message)
         found = note_id
         return Sent(str(found), lambda tx: merge_requests.set_note(tx, ref, found))
 
@@ -76,7 +90,21 @@ class GitLabSender:
             return Sent("dropped: nothing to tell any more")
         if message.attempted and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
             return Sent(str(found))
-        return Sent(str(await self._gitlab.create_note(ref, body)))
+        return Sent(str(await self._create(ref, body, message)))
+
+    async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
+        """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that."""
+        now = asyncio.get_running_loop().time()
+        tried = self._unanswered.get(message.id)
+        if tried is not None and (left := tried + self._still_working_seconds - now) > 0:
+            raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
+        try:
+            note_id = await self._gitlab.create_note(ref, body)
+        except Unanswered:
+            self._unanswered[message.id] = now
+            raise
+        self._unanswered.pop(message.id, None)
+        return note_id
 
     async def _comment_body(self, message: Message, mark: str) -> str | None:
         username = str(message.body.get("username") or "") or None
@@ -104,6 +132,8 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str) -> str | None
         return render_note(view, mark)
     if mr.state == "opened" and mr.draft:
         return render_draft_waiting(mr, mark)
+    if mr.state != "opened" and mr.note_id is not None:  # it said that a sandbox waits
+        return render_never_started(mr, mark)
     return None
 
 

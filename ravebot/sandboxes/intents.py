@@ -42,19 +42,22 @@ class Intents:
         sandbox = sandboxes.current(tx, mr.ref)
         if mr.state in ("merged", "closed"):
             if sandbox is None:
+                if before and before.state == "opened" and mr.note_id is not None:
+                    self.lifecycle.journal.refresh_note(tx, mr.ref)
                 return "nothing to end"
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
             self.lifecycle.end_asked(tx, sandbox, reason, actor)
             return f"ending: {reason.value}"
         if sandbox is not None:
-            if mr.head_sha != sandbox.sha:
+            if mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
             if before and (before.people != mr.people or before.title != mr.title or before.draft != mr.draft):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
-        fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged"))
+        first_commit = before is not None and not before.head_sha and bool(mr.head_sha)
+        fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged") or first_commit)
         undrafted = before is not None and before.draft and not mr.draft and self.config.gitlab.drafts == "wait"
         if not may_start or not (fresh or undrafted):
             if before and before.head_sha != mr.head_sha and self._must_wait(mr):
@@ -101,14 +104,18 @@ class Intents:
         """Give it a sandbox; of a fork only with the very head's SHA, which lets that commit in."""
         if mr.state != "opened":
             return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
+        if not mr.head_sha:
+            return Outcome(False, f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself")
         if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
             return Outcome(False, f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first")
         approves = False
         if mr.from_fork and mr.approved_sha != mr.head_sha:
-            if sha is None:
+            # In full: of a shorter one the fork's author can make a second commit, to be let in unseen.
+            if sha is None or sha.lower() != mr.head_sha.lower():
                 return Outcome(
                     False,
-                    f"{mr.full_ref} comes from a fork: look at its code, then say start with its commit, {mr.head_sha}",
+                    f"{mr.full_ref} comes from a fork: look at its code, then say start with its whole commit,"
+                    f" {mr.head_sha}",
                 )
             merge_requests.approve(tx, mr.ref, mr.head_sha)
             mr, approves = replace(mr, approved_sha=mr.head_sha), True
@@ -176,6 +183,8 @@ class Intents:
         """End it and start a new one on a fresh machine."""
         if mr.state != "opened":
             return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
+        if not mr.head_sha:
+            return Outcome(False, f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself")
         if why := (mr.from_fork and self._must_wait(mr)):
             return Outcome(False, f"{mr.full_ref}: {why}: say start {mr.head_sha}")
         sandbox = sandboxes.current(tx, mr.ref)

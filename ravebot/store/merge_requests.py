@@ -33,8 +33,8 @@ def project_paths(tx: Transaction) -> tuple[str, ...]:
 
 
 def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
-    """All that were open when last heard of."""
-    rows = tx.all("SELECT * FROM merge_requests WHERE state = 'opened' ORDER BY project_id, iid")
+    """All that had not ended when last heard of; one that is `locked` is just being merged."""
+    rows = tx.all("SELECT * FROM merge_requests WHERE state NOT IN ('closed', 'merged') ORDER BY project_id, iid")
     return tuple(_merge_request(row) for row in rows)
 
 

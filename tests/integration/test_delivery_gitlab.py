@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 
 import pytest
 
 from ravebot.errors import Unavailable
+from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId
 from ravebot.store import merge_requests, outbox
 from ravebot.store.outbox import GITLAB, Kind
 from tests.integration.test_intake_gitlab import Desk, desk
-from tests.support.gitlab import MergeRequest, Note
+from tests.support.gitlab import DEVELOPER, MergeRequest, Note
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -114,6 +117,74 @@ async def test_a_note_that_somebody_deleted_is_posted_anew(post: Post) -> None:
     await post.refresh()
     await post.drain()
     assert post.notes() == [again]
+
+
+async def test_a_note_of_the_user_whose_token_we_had_before_is_left_and_another_posted(post: Post) -> None:
+    await post.drain()
+    desk, (old,) = post.desk, post.notes()
+    successor = desk.server.add_user("ravebot2")
+    desk.server.set_role(desk.project, successor, DEVELOPER)
+    gitlab = GitLab(desk.server.url, desk.server.token_for(successor), desk.world.clock, 2)
+    try:
+        post.sender = GitLabSender(desk.world.database, desk.world.views, gitlab)
+        for _ in range(2):
+            await post.refresh()
+            await post.drain()
+    finally:
+        await gitlab.close()
+    fresh = [note for note in desk.server.notes(post.mr) if note.author is successor]
+    assert len(fresh) == 1
+    assert post.notes() == [old]
+
+
+@pytest.mark.parametrize("what", ["note", "reply"])
+async def test_gitlab_that_is_only_slow_makes_no_second_note(post: Post, what: str) -> None:
+    if what == "reply":
+        await post.drain()
+        await post.tell(Kind.REPLY, text="refused: you may not")
+    before = len(post.notes())
+    desk = post.desk
+    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 0.3)
+    post.sender = GitLabSender(desk.world.database, desk.world.views, gitlab, still_working_seconds=5)
+    desk.server.slow(1.0, 1, method="POST", path="/notes$")
+    try:
+        for _ in range(20):  # as delivery does, only faster
+            with suppress(Unavailable):
+                if await post.send() is None:
+                    break
+            await asyncio.sleep(0.1)
+    finally:
+        await gitlab.close()
+    assert len(post.notes()) == before + 1
+
+
+async def test_a_note_that_got_lost_on_its_way_is_posted_when_gitlab_must_be_done_with_it(post: Post) -> None:
+    sender = GitLabSender(post.desk.world.database, post.desk.world.views, post.desk.gitlab, still_working_seconds=0.5)
+    post.sender = sender
+    post.desk.server.hang_up(1, method="POST", path="/notes$")
+    began = asyncio.get_running_loop().time()
+    while not post.notes():
+        with suppress(Unavailable):
+            await post.send()
+        await asyncio.sleep(0.02)
+    assert 0.5 <= asyncio.get_running_loop().time() - began < 3
+
+
+async def test_a_fork_that_is_closed_unseen_is_not_said_to_wait_any_more(desk: Desk) -> None:
+    mallory = desk.server.add_user("mallory")
+    fork = desk.server.add_project("mallory/app", public=True)
+    mr = desk.server.open_merge_request(fork, mallory, fork_of=desk.project)
+    await desk.tell(mr)
+    await desk.work()
+    post = Post(desk, mr)
+    await post.drain()
+    desk.server.close(mr)
+    await desk.tell(mr, "close")
+    await desk.work()
+    await post.drain()
+    [note] = post.notes()
+    assert "No sandbox was started: the merge request is closed" in note.body
+    assert "/sandbox start" not in note.body
 
 
 async def test_somebody_elses_copy_of_our_marker_is_not_taken_for_our_note(post: Post) -> None:

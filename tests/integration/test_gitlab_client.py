@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from ravebot.clock import ManualClock
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
@@ -120,7 +121,9 @@ async def test_open_merge_requests_are_found_over_many_pages_in_matching_project
     scene.gitlab.open_merge_request(other, scene.alice)
     strange = scene.gitlab.add_project("group/strange", public=True)
     scene.gitlab.open_merge_request(strange, scene.alice)
-    found = await scene.client.open_merge_requests(("group/*",))
+    (mine,) = await scene.client.projects(("group/*",))
+    assert mine == (scene.project.id, "group/sub/app")
+    found = await scene.client.open_merge_requests(scene.project.id)
     assert [mr.ref.iid for mr in found] == list(range(2, 122))
     assert {mr.project_path for mr in found} == {"group/sub/app"}
 
@@ -229,10 +232,26 @@ async def test_reacting_twice_gives_one_emoji(scene: Scene) -> None:
 
 async def test_a_revoked_token_says_what_to_do_and_not_what_it_was(scene: Scene) -> None:
     scene.gitlab.revoke(scene.token)
-    with pytest.raises(Forbidden, match=r"gitlab\.token_file") as caught:
+    with pytest.raises(Unavailable, match=r"gitlab\.token_file") as caught:
         await scene.client.me()
     assert scene.token not in str(caught.value)
     assert scene.token not in repr(caught.value.__cause__)
+
+
+async def test_json_of_another_form_is_an_answer_that_is_not_gitlabs() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"login": "please"})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        client = GitLab(str(server.make_url("/")), "token")
+        try:
+            for call in (client.projects(("*",)), client.open_merge_requests(1), client.ssh_keys(1), client.me()):
+                with pytest.raises(Unavailable, match="not its API"):
+                    await call
+        finally:
+            await client.close()
 
 
 async def test_a_role_too_low_is_forbidden(scene: Scene) -> None:

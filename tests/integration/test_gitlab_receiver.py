@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from aiohttp import ClientSession, web
 from ravebot.clock import SystemClock
 from ravebot.errors import StoreError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
-from ravebot.gitlab.receiver import webhook_handler
+from ravebot.gitlab.receiver import MAX_BODY_BYTES, webhook_handler
 from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
 from tests.support.gitlab import DEVELOPER, GitLabServer
 
@@ -47,6 +48,12 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving(100_000) as receiver:
+        yield receiver
+
+
+@asynccontextmanager
+async def receiving(max_body_bytes: int) -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     handler = webhook_handler(
@@ -54,7 +61,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         SystemClock(),
         receiver.accept,
         lambda result, _: receiver.results.append(result),
-        max_body_bytes=100_000,
+        max_body_bytes=max_body_bytes,
         body_seconds=1,
     )
     app.router.add_post("/webhooks/gitlab", handler)
@@ -193,6 +200,42 @@ async def test_a_body_that_makes_no_sense_gets_a_clear_answer(
         text = await response.text()
     assert (response.status, receiver.results, receiver.accepted) == (status, [result], [])
     assert (text == "") == (status == 200)
+
+
+async def test_a_comment_on_a_merge_request_with_the_longest_description_is_taken(gitlab: GitLabServer) -> None:
+    project = gitlab.add_project("group/app")
+    alice = gitlab.add_user("alice")
+    async with receiving(MAX_BODY_BYTES) as receiver:
+        gitlab.add_hook(project, receiver.url, secret_token="a plain secret")
+        mr = gitlab.open_merge_request(project, alice, description="漢" * 1_000_000)
+        gitlab.comment(mr, alice, "/sandbox stop\n" + "漢" * 900_000)
+        await gitlab.settle()
+        assert receiver.results == ["accepted", "accepted"]
+
+
+@pytest.mark.parametrize("proof", [{"X-Gitlab-Token": "a plain secret"}, {"webhook-signature": "v1,x"}])
+async def test_a_body_that_can_not_be_unpacked_is_malformed(receiver: Receiver, proof: dict[str, str]) -> None:
+    async with (
+        ClientSession(headers={**proof, "Content-Encoding": "gzip"}) as session,
+        session.post(receiver.url, data=b"no gzip") as response,
+    ):
+        assert response.status == 400
+    assert receiver.results == ["malformed"]
+
+
+async def test_a_sender_that_hangs_up_in_the_middle_is_counted_and_nothing_more(receiver: Receiver) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(receiver.url).port)
+    head = (
+        "POST /webhooks/gitlab HTTP/1.1\r\nHost: x\r\nX-Gitlab-Token: a plain secret\r\nContent-Length: 90000\r\n\r\n"
+    )
+    writer.write(head.encode() + b'{"object_kind"')
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    async with asyncio.timeout(5):
+        while not receiver.results:
+            await asyncio.sleep(0.01)
+    assert receiver.results == ["malformed"]
 
 
 async def test_a_large_body_without_a_length_is_refused_while_it_is_read(receiver: Receiver) -> None:

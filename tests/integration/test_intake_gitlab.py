@@ -107,7 +107,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     async with GitLabServer() as server, a_world(tmp_path, gitlab={"url": server.url}) as world:
         bot, alice, gina = server.add_user("ravebot"), server.add_user("alice"), server.add_user("gina")
         project = server.add_project("group/app", public=True)
-        for user, level in ((bot, MAINTAINER), (alice, DEVELOPER), (gina, GUEST)):
+        for user, level in ((bot, DEVELOPER), (alice, DEVELOPER), (gina, GUEST)):
             server.set_role(project, user, level)
         gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
         try:
@@ -223,7 +223,7 @@ async def test_a_forks_commit_is_let_in_by_a_developers_comment_and_no_ones_else
     await desk.say(mr, desk.alice, "/sandbox start")
     await desk.work()
     assert await desk.states() == []
-    await desk.say(mr, desk.alice, f"/sandbox start {mr.sha[:12]}")
+    await desk.say(mr, desk.alice, f"/sandbox start {mr.sha}")
     await desk.work()
     assert await desk.states() == ["queued"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, EndReason, Person, Sandbox, SandboxState, Stage
-from ravebot.store import images, sandboxes
+from ravebot.store import images, merge_requests, sandboxes
 from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
 from tests.support.records import NOON, A, B, C, World, a_merge_request, a_world
@@ -240,18 +240,39 @@ async def test_a_forks_code_starts_only_with_the_very_commit_named(world: World)
     refused = await wish(world, "start")
     assert not refused.accepted
     assert A in refused.message
-    for wrong in (B, "aaaaaa", "b" + "a" * 39):
+    # A commit that begins like another is made in no time: only the whole name is the commit that was looked at.
+    for wrong in (B, "aaaaaa", "b" + "a" * 39, A[:12], A[:39]):
         assert not (await wish(world, "start", wrong)).accepted
     assert await count(world) == 0
-    assert (await wish(world, "start", A)).accepted
+    assert (await wish(world, "start", A.upper())).accepted
     assert (await world.mr(FORK)).approved_sha == A
     assert (await world.kinds())[-1] == "fork.approved"
 
 
-async def test_the_start_of_a_commits_name_is_enough(world: World) -> None:
+async def test_a_fork_that_is_closed_before_anybody_let_it_in_has_its_note_say_so(world: World) -> None:
     await world.told(FORK)
-    assert (await wish(world, "start", "AAAAAAAA")).accepted
-    assert (await world.mr(FORK)).approved_sha == A
+    await world.write(lambda tx: merge_requests.set_note(tx, FORK.ref, 17))
+    await world.empty_outbox()
+    await world.told(replace(FORK, state="closed"))
+    assert await world.told_kinds() == ["gitlab note"]
+
+
+async def test_one_without_a_commit_starts_with_its_first_and_not_by_command(world: World) -> None:
+    bare = replace(MR, head_sha="")
+    assert await world.told(bare) == "waits: it has no commit yet"
+    for verb in ("start", "rebuild", "retry"):
+        refused = await wish(world, verb)
+        assert not refused.accepted
+        assert "no commit yet" in refused.message
+    assert await count(world) == 0
+    assert await world.told(replace(MR, head_sha=A)) == "queued"
+    assert (await world.latest(MR)).sha == A
+
+
+async def test_a_head_that_gitlab_does_not_tell_changes_no_running_code(world: World) -> None:
+    await world.told(MR)
+    assert await world.told(replace(MR, head_sha="", title="Other")) == "noted"
+    assert (await world.latest(MR)).sha == A
 
 
 @pytest.mark.parametrize("how_far", ["queued", "claimed", "ready"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from ravebot.errors import Unavailable
+from ravebot.intake.poll import Poller
 from ravebot.store import inbox, merge_requests, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
+from tests.support.gitlab import DEVELOPER, GUEST
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -166,6 +171,96 @@ async def test_a_merge_request_that_we_may_not_see_any_more_keeps_its_sandbox_an
     await desk.poller.look()
     assert await desk.states() == ["queued", "queued"]
     assert other.iid == 2
+
+
+async def test_a_project_that_we_may_not_read_holds_up_no_other(desk: Desk) -> None:
+    await desk.poller.look()
+    closed = desk.server.add_project("group/aaa-private")
+    desk.server.set_role(closed, desk.bot, GUEST)
+    desk.open()
+    await desk.poller.look()
+    assert await desk.states() == ["queued"]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_comments_that_we_may_not_read_hold_up_no_other_merge_request(desk: Desk, status: int) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    desk.open("other")
+    desk.server.fail(status, path=rf"/merge_requests/{mr.iid}/notes")
+    await desk.poller.look()
+    assert await desk.states() == ["queued", "queued"]
+
+
+async def test_a_project_that_we_are_invited_to_later_has_its_own_first_look(desk: Desk) -> None:
+    await desk.poller.look()
+    legacy = desk.server.add_project("group/legacy")
+    old = desk.server.open_merge_request(legacy, desk.alice)
+    desk.server.comment(old, desk.alice, "/sandbox start")
+    desk.server.set_role(legacy, desk.bot, DEVELOPER)
+    await desk.poller.look()
+    await desk.poller.look()
+    assert await desk.states() == []
+    assert await inbox_bodies(desk) == 0
+    desk.server.open_merge_request(legacy, desk.alice, branch="new")
+    await desk.poller.look()
+    assert await desk.states() == ["queued"]
+
+
+async def test_a_command_that_was_obeyed_is_not_obeyed_again_when_its_merge_request_is_reopened_much_later(
+    desk: Desk,
+) -> None:
+    await desk.poller.look()
+    desk.world.clock.advance(datetime.now(UTC) - desk.world.clock.now())  # as the comments' times are
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.say(mr, desk.alice, "/sandbox stop")
+    await desk.work()
+    desk.server.close(mr)
+    await desk.tell(mr, "close")
+    await desk.work()
+    desk.world.clock.advance(timedelta(days=15))
+    await desk.world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14)))
+    desk.server.reopen(mr)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
+async def test_a_merge_that_no_webhook_told_of_is_found_also_when_the_last_look_came_in_the_middle_of_it(
+    desk: Desk,
+) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    mr.state = "locked"
+    await desk.poller.look()
+    assert await desk.states() == ["queued"]
+    mr.state = "merged"
+    await desk.poller.look()
+    assert await desk.states() == []
+
+
+async def test_a_look_that_fails_is_repeated_soon(desk: Desk) -> None:
+    tried: list[bool] = []
+    world = desk.world
+    poller = Poller(world.config, world.database, desk.gitlab, world.intents, world.clock, tried.append)
+    desk.server.fail(401)
+    task = asyncio.create_task(poller.run())
+    try:
+        async with asyncio.timeout(5):
+            while not tried:
+                await asyncio.sleep(0.01)
+        assert tried == [False]
+        assert not task.done()
+        desk.server.restore()
+        async with asyncio.timeout(10):
+            while len(tried) < 2:
+                await asyncio.sleep(0.01)
+        assert tried == [False, True]
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def test_a_project_that_is_configured_later_has_its_own_first_look(desk: Desk) -> None:

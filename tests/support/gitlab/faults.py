@@ -35,6 +35,7 @@ class Fault:
     path: re.Pattern[str]
     after: bool  # the request takes effect, only its answer is lost
     hang_up: bool = False  # instead of silence
+    seconds: float | None = None  # carried out so much later, whether anybody still waits for the answer or not
 
     def hits(self, request: web.Request) -> bool:
         return self.method in {None, request.method} and self.path.search(request.rel_url.raw_path) is not None
@@ -94,6 +95,9 @@ class Faults:
             fault.left -= 1
             if fault.left <= 0:
                 self.faults.remove(fault)
+        if fault.seconds is not None:
+            await asyncio.sleep(fault.seconds)
+            return await handler(request)
         if fault.after:
             await handler(request)
         if fault.status is None:

@@ -88,6 +88,10 @@ class GitLabServer(Actions):
         """Close the connection instead of answering, as a server that is restarted does."""
         self._faults.add(Fault(None, count, None, method, re.compile(path), after, hang_up=True))
 
+    def slow(self, seconds: float, count: int | None = None, *, method: str | None = None, path: str = "") -> None:
+        """Carry the request out so much later, also when the client has lost patience meanwhile."""
+        self._faults.add(Fault(None, count, None, method, re.compile(path), after=True, seconds=seconds))
+
     def rate_limit(self, requests: int, per_seconds: float = 60) -> None:
         """Allow so many requests in any such time, then 429 with Retry-After."""
         self._faults.limit(requests, per_seconds)
