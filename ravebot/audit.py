@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from ravebot.clock import SystemClock
 from ravebot.errors import Refused, StoreError
-from ravebot.sandboxes.model import Event, MergeRequestRef
-from ravebot.store import events, machines, merge_requests
-from ravebot.store.database import Database, Transaction, dump_json
+from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.store import events, merge_requests
+from ravebot.store.database import Database, Transaction
 from ravebot.web.operations import AuditLine, AuditReport
 
 
@@ -19,12 +20,23 @@ def database_path(state_dir: Path) -> Path:
 
 def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:
     """The last events of a merge request (`group/app!42`) or of all. Raises Refused for a reference we do not know."""
-    found = events.newest(tx, limit) if ref is None else events.of_merge_request(tx, _find(tx, ref), limit)
-    lines = tuple([_line(tx, event) for event in found])
-    if not verify:
+    checked = events.verify(tx) if verify else None
+    found = events.lines(tx, limit, _find(tx, ref) if ref is not None else None)
+    lines = tuple([AuditLine(**vars(line)) for line in found])
+    if checked is None:
         return AuditReport(lines, events.head(tx))
-    checked = events.verify(tx)
     return AuditReport(lines, events.head(tx), checked.rows, checked.broken_at)
+
+
+async def read(database: Database, ref: str | None, verify: bool, limit: int) -> AuditReport:
+    """The report. Raises StoreError also where the database was changed so much that it can't be asked."""
+    try:
+        return await database.read(lambda tx: report(tx, ref, verify, limit))
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"the event log in {database.path} can't be read: {error}; it was tampered with or damaged: "
+            "compare with a backup of the database"
+        ) from error
 
 
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
@@ -33,7 +45,7 @@ async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: in
     if not path.is_file():
         raise StoreError(f"there is no database {path}: has ravebot ever run with this state_dir?")
     async with Database(path, SystemClock()) as database:
-        return await database.read(lambda tx: report(tx, ref, verify, limit))
+        return await read(database, ref, verify, limit)
 
 
 def _find(tx: Transaction, ref: str) -> MergeRequestRef:
@@ -42,17 +54,3 @@ def _find(tx: Transaction, ref: str) -> MergeRequestRef:
     if known is None:
         raise Refused(f"no merge request {ref} is known here; write one like group/app!42")
     return known.ref
-
-
-def _line(tx: Transaction, event: Event) -> AuditLine:
-    known = merge_requests.get(tx, event.mr) if event.mr else None
-    machine = machines.get(tx, event.machine_id) if event.machine_id else None
-    return AuditLine(
-        id=event.id,
-        at=event.at,
-        kind=event.kind,
-        actor=str(event.actor),
-        ref=known.full_ref if known else "",
-        machine=machine.name if machine else "",
-        detail=dump_json(event.data),
-    )

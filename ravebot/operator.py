@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ravebot.audit import report
+from ravebot import audit
 from ravebot.cleanup import Cleaner, Wish
 from ravebot.config import Config
 from ravebot.parts import Core
@@ -61,7 +61,7 @@ class Operator:
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
-        return await self.database.read(lambda tx: report(tx, ref, verify, limit))
+        return await audit.read(self.database, ref, verify, limit)
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
         """What was used by sandboxes that were ready after that moment, by project."""

@@ -228,7 +228,8 @@ def _connect(path: Path, patience_seconds: float) -> _Connection:
 
 def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
     """Whether it is one of these primary result codes (https://www.sqlite.org/rescode.html)."""
-    return error.sqlite_errorcode & 0xFF in codes
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
+    return code & 0xFF in codes
 
 
 def _prepare_writer(connection: sqlite3.Connection) -> None:

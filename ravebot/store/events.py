@@ -7,12 +7,17 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import Actor, Event, MachineId, MergeRequestRef, SandboxId
 from ravebot.store.database import Transaction, dump_json
 
 _GENESIS = "0" * 64
+_RAW = (
+    "id, at, CAST(kind AS BLOB) AS kind, CAST(actor_kind AS BLOB) AS actor_kind, CAST(actor AS BLOB) AS actor,"
+    " project_id, iid, sandbox_id, machine_id, CAST(data AS BLOB) AS data, CAST(hash AS BLOB) AS hash"
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,19 @@ class Verification:
     rows: int
     head: str
     broken_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as it stands there, also after somebody changed it: nothing of it is relied on."""
+
+    id: int
+    at: datetime | None  # None: no moment that there is
+    kind: str
+    actor: str
+    ref: str
+    machine: str
+    detail: str  # JSON, as it was written
 
 
 def append(
@@ -59,19 +77,34 @@ def verify(tx: Transaction) -> Verification:
     early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
     if early:
         return Verification(0, before, early["id"])
-    while rows := tx.all("SELECT * FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):
+    while rows := tx.all(f"SELECT {_RAW} FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):  # noqa: S608 - a constant
         for row in rows:
-            content = {key: row[key] for key in row.keys() if key != "hash"}  # noqa: SIM118 - a Row iterates values
-            if row["id"] != expected or row["hash"] != _hash(before, content):
+            content = _decoded(row)
+            found = content.pop("hash")
+            if row["id"] != expected or found != _hash(before, content):
                 return Verification(count, before, expected)
-            before, count, expected = row["hash"], count + 1, expected + 1
+            before, count, expected = found, count + 1, expected + 1
     return Verification(count, before)
 
 
 def head(tx: Transaction) -> str:
     """The hash of the newest row."""
-    row = tx.one("SELECT hash FROM events ORDER BY id DESC LIMIT 1")
-    return str(row["hash"]) if row else _GENESIS
+    row = tx.one("SELECT CAST(hash AS BLOB) AS hash FROM events ORDER BY id DESC LIMIT 1")
+    return str(_decoded(row)["hash"]) if row else _GENESIS
+
+
+def lines(tx: Transaction, limit: int, ref: MergeRequestRef | None = None) -> tuple[Line, ...]:
+    """The newest rows, of one merge request or of all, oldest first, as an audit shows them."""
+    which, parameters = ("WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid)) if ref else ("", ())
+    rows = tx.all(
+        f"SELECT {_RAW},"  # noqa: S608 - constants
+        " (SELECT CAST(project_path AS BLOB) FROM merge_requests AS mr"
+        "  WHERE mr.project_id = events.project_id AND mr.iid = events.iid) AS path,"
+        " (SELECT CAST(name AS BLOB) FROM machines WHERE machines.id = events.machine_id) AS machine"
+        f" FROM events {which} ORDER BY id DESC LIMIT ?",
+        (*parameters, limit),
+    )
+    return tuple(_line(_decoded(row)) for row in reversed(rows))
 
 
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
@@ -80,17 +113,31 @@ def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tupl
     return tuple(_event(row) for row in reversed(rows))
 
 
-def of_merge_request(tx: Transaction, ref: MergeRequestRef, limit: int = 200) -> tuple[Event, ...]:
-    rows = tx.all(
-        "SELECT * FROM events WHERE project_id = ? AND iid = ? ORDER BY id DESC LIMIT ?",
-        (ref.project_id, ref.iid, limit),
-    )
-    return tuple(_event(row) for row in reversed(rows))
-
-
 def newest(tx: Transaction, limit: int, since: datetime | None = None) -> tuple[Event, ...]:
     rows = tx.all("SELECT * FROM events WHERE at >= ? ORDER BY id DESC LIMIT ?", (to_us(since) if since else 0, limit))
     return tuple(_event(row) for row in reversed(rows))
+
+
+def _decoded(row: sqlite3.Row) -> dict[str, Any]:
+    """The row, where `_RAW` kept SQLite's driver from reading text: it raises for what is no UTF-8."""
+    values = {key: row[key] for key in row.keys()}  # noqa: SIM118 - a Row iterates values
+    return {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in values.items()}
+
+
+def _line(row: dict[str, Any]) -> Line:
+    try:
+        at = from_us(row["at"])
+    except OverflowError:
+        at = None
+    return Line(
+        id=row["id"],
+        at=at,
+        kind=row["kind"],
+        actor=str(Actor(row["actor_kind"], row["actor"])),
+        ref=f"{row['path']}!{row['iid']}" if row["path"] else "",
+        machine=row["machine"] or "",
+        detail=row["data"],
+    )
 
 
 def _hash(before: str, row: dict[str, object]) -> str:

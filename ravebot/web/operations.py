@@ -49,10 +49,10 @@ class CleanupReport:
 
 @dataclass(frozen=True)
 class AuditLine:
-    """One event, as a person reads it. `detail` is JSON text."""
+    """One event, as a person reads it; `at` is None where the row was spoiled. `detail` is JSON text."""
 
     id: int
-    at: datetime
+    at: datetime | None
     kind: str
     actor: str
     ref: str

@@ -255,15 +255,36 @@ async def test_the_audit_reads_the_database_while_no_bot_runs(here: Installation
     assert report["checked_rows"] is None
 
 
-async def test_the_audit_finds_a_changed_event_and_ends_with_1(here: Installation) -> None:
-    await fill(here.state)
-    with closing(sqlite3.connect(database_path(here.state))) as connection:
+def tamper(state: Path, sql: str) -> None:
+    with closing(sqlite3.connect(database_path(state))) as connection:
         connection.execute("DROP TRIGGER events_are_never_changed")
-        connection.execute("UPDATE events SET actor = 'mallory' WHERE id = 2")
+        connection.execute(sql)
         connection.commit()
-    code, _, errors = await here.run("audit", "--verify")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["actor = 'mallory'", "data = 'not json'", "at = 9000000000000000000", "data = CAST(x'ff' AS TEXT)"],
+)
+async def test_the_audit_finds_a_changed_event_and_ends_with_1(here: Installation, change: str) -> None:
+    await fill(here.state)
+    tamper(here.state, f"UPDATE events SET {change} WHERE id = 2")
+    code, output, errors = await here.run("audit", "--verify")
     assert code == 1
     assert "event 2 is missing or not what it was" in errors
+    assert len(output.splitlines()) == 5
+    code, output, _ = await here.run("audit", "--verify", "--json")
+    assert (code, json.loads(output)["broken_at"]) == (1, 2)
+    assert (await here.run("audit"))[0] == 0
+
+
+async def test_the_audit_of_a_log_that_was_removed_says_what_to_do(here: Installation) -> None:
+    await fill(here.state)
+    tamper(here.state, "DROP TABLE events")
+    code, _, errors = await here.run("audit", "--verify")
+    assert code == 1
+    assert "no such table: events" in errors
+    assert "compare with a backup" in errors
 
 
 @pytest.mark.parametrize("ref", ["group/app!1", "nonsense", "group/app!²", "!42", "group/app!-1"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.errors import StoreError
 from ravebot.operator import Operator
 from ravebot.sandboxes.model import Actor
 from tests.support.edges import Guests, Shelf
@@ -76,3 +77,9 @@ async def test_usage_adds_up_what_a_projects_sandboxes_took(yard: Yard) -> None:
     [recent] = await operator(yard).usage(ready)
     assert recent.sandboxes == 1
     assert await operator(yard).usage(yard.clock.now()) == ()
+
+
+async def test_a_log_that_was_removed_under_the_running_bot_is_told_as_such(yard: Yard) -> None:
+    await yard.database.write(lambda tx: tx.execute("DROP TABLE events"))
+    with pytest.raises(StoreError, match="compare with a backup"):
+        await operator(yard).audit(None, verify=True, limit=10)

@@ -118,6 +118,11 @@ async def test_a_read_can_not_write(database: Database) -> None:
     assert await keys(database) == {"other"}
 
 
+async def test_text_that_is_none_is_the_drivers_own_error(database: Database) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="decode"):
+        await database.read(lambda tx: tx.one("SELECT CAST(x'ff' AS TEXT)"))
+
+
 async def test_a_read_sees_one_moment_whatever_is_written_meanwhile(database: Database) -> None:
     loop = asyncio.get_running_loop()
 

@@ -69,14 +69,25 @@ async def test_the_database_itself_refuses_to_change_or_remove_a_row(database: D
     assert await broken_at(database) is None
 
 
+SPOILED = ("data = 'not json'", "at = 9000000000000000000", "data = CAST(x'ff' AS TEXT)", "kind = CAST(x'c0' AS TEXT)",
+           "hash = CAST(x'ff' AS TEXT)")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "change",
     ["kind = 'x'", "at = at + 1", "actor = 'mallory'", "actor_kind = 'shell'", "data = '{}'", "iid = 2",
-     "project_id = NULL", "sandbox_id = 9", "machine_id = NULL", f"hash = '{'a' * 64}'"],
+     "project_id = NULL", "sandbox_id = 9", "machine_id = NULL", f"hash = '{'a' * 64}'", *SPOILED],
 )  # fmt: skip
 async def test_a_changed_row_is_found_whatever_was_changed(database: Database, change: str) -> None:
     tamper(database, f"UPDATE events SET {change} WHERE id = 3")
     assert await broken_at(database) == 3
+
+
+@pytest.mark.parametrize("change", SPOILED)
+async def test_a_row_that_was_spoiled_is_shown_with_the_others(database: Database, change: str) -> None:
+    tamper(database, f"UPDATE events SET {change} WHERE id = 5")
+    assert [line.id for line in await database.read(lambda tx: events.lines(tx, 10))] == [1, 2, 3, 4, 5]
+    assert len(await database.read(events.head)) > 0
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -153,7 +164,7 @@ async def test_events_come_back_as_they_went_in_oldest_first(database: Database)
     assert (last.mr, last.machine_id, last.actor) == (REF, MachineId(4), Actor("gitlab", "älice"))
     assert last.data == {"text": "naïve\n\x00", "number": 4}
     assert last.at == ManualClock().now()
-    assert len(await database.read(lambda tx: events.of_merge_request(tx, REF))) == 5
+    assert len(await database.read(lambda tx: events.lines(tx, 10, REF))) == 5
     assert await database.read(lambda tx: events.of_sandbox(tx, SandboxId(99))) == ()
     later = ManualClock().now() + timedelta(seconds=1)
     assert await database.read(lambda tx: events.newest(tx, 10, later)) == ()
