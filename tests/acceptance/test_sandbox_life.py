@@ -162,7 +162,7 @@ def assert_nothing_left(stage: Stage) -> None:
 
 
 async def test_the_owner_is_warned_can_extend_and_the_end_is_graceful_and_accounted_for() -> None:
-    pool = {"lifetime": "40s", "max_lifetime": "75s", "warn_before": ["30s", "10s"], "shutdown_grace": "20s"}
+    pool = {"lifetime": "24s", "max_lifetime": "40s", "warn_before": ["18s", "6s"], "shutdown_grace": "20s"}
     async with Stage({"pool": pool}) as stage:
         await stage.start()
         mr = stage.open_merge_request()
@@ -171,19 +171,19 @@ async def test_the_owner_is_warned_can_extend_and_the_end_is_graceful_and_accoun
             stage.room, lambda m: "ends" in m.body and "extend" in m.body and bool(m.mentions.get("user_ids")), 40
         )
         assert warning.mentions == {"user_ids": [stage.matrix_alice.user_id]}
-        await stage.matrix_alice.send(stage.room, f"!rave extend !{mr.iid} 20s")
-        await stage.matrix_ops.wait_for(stage.room, lambda m: "is extended by 20 s" in m.body, 20)
+        await stage.matrix_alice.send(stage.room, f"!rave extend !{mr.iid} 10s")
+        await stage.matrix_ops.wait_for(stage.room, lambda m: "is extended by 10 s" in m.body, 20)
         stage.gitlab.comment(mr, stage.alice, "/sandbox extend 1h")
         ended = await stage.note_says(mr, "Sandbox ended: its time was up", 120)
         told = [note.body for note in stage.gitlab.notes(mr) if "This sandbox ends" in note.body]
         assert told
         assert all("@alice" in body for body in told)
         assert {mention.name for mention in stage.gitlab.mentions} == {"alice"}
-        assert re.search(r"\*\*Lived\*\* \| 1 min", ended.body), ended.body
+        assert re.search(r"\*\*Lived\*\* \| 4\d s", ended.body), ended.body
         assert re.search(r"\*\*CPU time\*\* \| \d", ended.body)
         assert re.search(r"\*\*Peak memory\*\* \| \d", ended.body)
         row = rows(stage, "SELECT expires_at - ready_at AS lived, end_reason, end_detail FROM sandboxes")[0]
-        assert row["lived"] == 75_000_000  # as long as max_lifetime allows, and no longer
+        assert row["lived"] == 40_000_000  # as long as max_lifetime allows, and no longer
         assert (row["end_reason"], row["end_detail"]) == ("expired", "")  # nobody had to switch it off
         await stage.until(
             lambda: not rows(stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL"), 20, "still telling"
