@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
-import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -47,6 +48,15 @@ output = terminal.Output()
 ConfigPath = Annotated[
     Path, typer.Option("--config", "-c", envvar="RAVEBOT_CONFIG", help="The configuration file.", show_default=True)
 ]
+
+
+def _reference(text: str | None) -> str | None:
+    """As far as it can be judged here: the bot knows which there are."""
+    if text is not None and (len(text) > 500 or not text.isprintable()):
+        raise typer.BadParameter("write one like group/app!42")
+    return text
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -109,6 +119,7 @@ def run(
 ) -> None:
     """Run the bot until it is told to stop (Ctrl-C or SIGTERM); sandboxes go on without it."""
     loaded = load(config)
+    _raise_file_limit()
     import structlog
 
     from ravebot import logs
@@ -118,6 +129,13 @@ def run(
     for warning in loaded.warnings:
         structlog.get_logger("ravebot").warning("unwise configuration", about=warning)
     asyncio.run(until_told_to_stop(run_app(loaded)))
+
+
+def _raise_file_limit() -> None:
+    """The usual soft limit of 1,024 is for programs that use select(), which we do not."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
@@ -191,7 +209,10 @@ def list_sandboxes(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -
 @app.command()
 def stop(
     ref: Annotated[
-        str, typer.Argument(metavar="REF", help="Which sandbox, like group/app!42 (in quotes: ! is the shell's).")
+        str,
+        typer.Argument(
+            metavar="REF", callback=_reference, help="Which sandbox, like group/app!42 (in quotes: ! is the shell's)."
+        ),
     ],
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
@@ -238,7 +259,8 @@ def cleanup(
 @app.command()
 def audit(
     ref: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="Only this merge request, like group/app!42.")
+        str | None,
+        typer.Argument(metavar="[REF]", callback=_reference, help="Only this merge request, like group/app!42."),
     ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     verify: Annotated[bool, typer.Option("--verify", help="Check the whole log for changes.")] = False,
@@ -281,13 +303,18 @@ def demo(context: typer.Context) -> None:
     if script is None:
         output.complain("The demo is part of the repository: run `./dev demo` in a checkout of it.")
         raise typer.Exit(FAILED)
-    raise typer.Exit(subprocess.run([script, "demo", *context.args], check=False).returncode)
+    become(script, ["demo", *context.args])
 
 
 def demo_script(checkout: Path) -> Path | None:
     """The repository's `dev`, where that folder is a checkout of it."""
     script = checkout / "dev"
     return script if os.access(script, os.X_OK) else None
+
+
+def become(script: Path, arguments: Sequence[str]) -> NoReturn:
+    """Go on as that script: nobody stands between it and its terminal's Ctrl-C, which it answers by cleaning up."""
+    os.execv(script, [os.fspath(script), *arguments])  # noqa: S606 - no shell is meant
 
 
 def _client(config: Path) -> AdminClient:

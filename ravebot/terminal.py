@@ -5,6 +5,7 @@ Texts from people and guests are shown without control characters: they can't mo
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Output:
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         if not self.console.is_terminal:
             for line in [[title.upper() for title in titles], *([clean(cell.text) for cell in row] for row in cells)]:
-                sys.stdout.write("\t".join(line) + "\n")
+                self.raw("\t".join(line))
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for title in titles:
@@ -64,7 +65,9 @@ class Output:
         self.console.print(table)
 
     def raw(self, text: str) -> None:
-        """Unfolded and unstyled, for machines and for copying."""
+        """Unfolded and unstyled, for machines and for copying. Raises OSError where standard output is closed."""
+        if sys.stdout is None:  # what Python makes of a descriptor 1 that was not open
+            raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.write(text + "\n")
 
 
@@ -172,7 +175,9 @@ def show_invalid(output: Output, error: InvalidConfigError) -> None:
     for problem in error.problems:
         place = f"{error.path}:{problem.line}" if problem.line else str(error.path)
         text = Text.assemble(
-            (f"{place}: ", "bold"), (f"{problem.path}: " if problem.path else "", "cyan"), problem.message
+            (f"{clean(place)}: ", "bold"),
+            (f"{clean(problem.path)}: " if problem.path else "", "cyan"),
+            clean(problem.message),
         )
         output.errors.print(text, soft_wrap=not output.errors.is_terminal)
     count = len(error.problems)

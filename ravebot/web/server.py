@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
+import structlog
 from aiohttp import web
 
 from ravebot.errors import ConfigError, RavebotError
@@ -16,6 +19,11 @@ WEBHOOK_PATH = "/webhooks/gitlab"
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """A last guard; the webhook handler has a limit of its own and answers better."""
 CHECK_TIMEOUT_SECONDS = 5.0
+IDLE_SECONDS = 10.0
+_MOST_CONNECTIONS, _MOST_BACKLOG = 1000, 128
+_QUIET_SECONDS = 60.0
+
+log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,13 +70,13 @@ async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
 
 
 async def run_checks(checks: Checks, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> dict[str, Check]:
-    """Ask all at once; one that does not answer in time, or fails on purpose, is not ok."""
+    """Ask all at once; one that does not answer in time, or fails, is not ok."""
     async with asyncio.TaskGroup() as group:
-        tasks = {name: group.create_task(_run_check(ask, timeout_seconds)) for name, ask in checks.items()}
+        tasks = {name: group.create_task(_run_check(name, ask, timeout_seconds)) for name, ask in checks.items()}
     return {name: task.result() for name, task in tasks.items()}
 
 
-async def _run_check(ask: Callable[[], Awaitable[Check]], timeout_seconds: float) -> Check:
+async def _run_check(name: str, ask: Callable[[], Awaitable[Check]], timeout_seconds: float) -> Check:
     try:
         async with asyncio.timeout(timeout_seconds):
             return await ask()
@@ -76,24 +84,66 @@ async def _run_check(ask: Callable[[], Awaitable[Check]], timeout_seconds: float
         return Check(False, f"no answer within {timeout_seconds:g} s")
     except RavebotError as error:
         return Check(False, str(error))
+    except Exception:  # a mistake of ours in one check must not hide how the other parts are
+        log.exception("a readiness check failed", check=name)
+        return Check(False, "could not be looked at: see ravebot's log")
+
+
+class _Door:
+    """Lets connections in, and closes at once what is more than `most`: who sends nothing must not cost us every file
+    descriptor that the process may have."""
+
+    def __init__(self, server: web.Server, most: int) -> None:
+        self._server = server
+        self._most = most
+        self._quiet_until = 0.0
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        if len(self._server.connections) < self._most:
+            return self._server()
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            log.warning("too many HTTP connections: new ones are closed", open=self._most)
+        return _Closed()
+
+
+class _Closed(asyncio.Protocol):
+    """The other side of a connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 @asynccontextmanager
-async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+async def serve(
+    app: web.Application, host: str, port: int, *, idle_seconds: float = IDLE_SECONDS
+) -> AsyncIterator[tuple[str, int]]:
     """Serve while the block runs; yields the address that was bound (port 0 picks one).
 
-    Raises ConfigError when the address can't be had.
+    A connection on which that long no request comes, or only part of its head, is closed. Raises ConfigError when the
+    address can't be had.
     """
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    # aiohttp's keep-alive timeout runs from the connection's first moment, until a request's whole head is there.
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=5, keepalive_timeout=idle_seconds
+    )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, backlog=512)
+        assert runner.server
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        door = _Door(runner.server, min(_MOST_CONNECTIONS, files // 4))
+        # asyncio accepts as many as the backlog at one go, before any of them can be closed.
+        backlog = min(_MOST_BACKLOG, files // 8)
         try:
-            await site.start()
+            server = await asyncio.get_running_loop().create_server(door, host, port, backlog=backlog)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; take another address") from error
-        bound = runner.addresses[0]
-        yield bound[0], bound[1]
+        try:
+            bound = server.sockets[0].getsockname()
+            yield bound[0], bound[1]
+        finally:
+            server.close()
     finally:
         await runner.cleanup()

@@ -190,6 +190,25 @@ async def test_a_reader_that_goes_away_is_no_error_message(here: Installation) -
     assert errors == b""
 
 
+async def test_a_standard_output_that_is_closed_is_told(here: Installation) -> None:
+    async with admin.serve(admin.make_app(Bot()), socket_path(here.state)):
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "ravebot", "list",
+            stderr=asyncio.subprocess.PIPE, env=here.environment,
+        )  # fmt: skip
+        _, errors = await process.communicate()
+    assert (process.returncode, b"standard output is closed" in errors) == (1, True)
+    assert b"Traceback" not in errors
+
+
+async def test_what_stands_in_a_configuration_cannot_move_the_cursor(here: Installation) -> None:
+    here.config.write_text(here.config.read_text() + '"\\e[2J": x\n')
+    code, _, errors = await here.run("check-config")
+    assert code == 2
+    assert "\x1b" not in errors
+    assert "\\x1b[2J: unknown key" in errors
+
+
 async def test_an_interrupt_ends_with_130_and_without_a_traceback(here: Installation) -> None:
     bot = Hanging()
     async with admin.serve(admin.make_app(bot), socket_path(here.state)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -107,6 +108,44 @@ async def test_after_a_kill_the_next_one_starts_and_answers_on_the_socket(here: 
     async with running(here):
         code, _, _ = await here.run("list")
         assert code == 0
+
+
+async def test_hundreds_of_silent_connections_cost_nobody_an_answer(here: Installation) -> None:
+    process = await here.start("run")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 256))
+    writers: list[asyncio.StreamWriter] = []
+    try:
+        url = address(here)
+        await healthy(url)
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(400):
+            with suppress(OSError):
+                writers.append((await asyncio.wait_for(asyncio.open_connection(host, int(port)), 5))[1])
+        async with asyncio.timeout(15):
+            await healthy(url)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        for writer in writers:
+            writer.close()
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+    assert b"Too many open files" not in errors
+    assert len(errors.splitlines()) < 60
+
+
+async def test_it_may_open_as_many_files_as_the_hard_limit_allows(here: Installation) -> None:
+    process = await here.start("run")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 512))
+    try:
+        await healthy(address(here))
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (512, 512)
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_an_address_that_is_taken_ends_the_start_with_the_key_to_change(here: Installation) -> None:

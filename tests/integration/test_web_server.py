@@ -30,6 +30,10 @@ async def away() -> Check:
     raise Unavailable("GitLab does not answer")
 
 
+async def mistaken() -> Check:
+    raise KeyError("a mistake of ours")
+
+
 async def hangs() -> Check:
     await asyncio.sleep(3600)
     return Check(True)
@@ -64,6 +68,23 @@ async def test_readyz_is_503_when_one_part_fails_and_names_it() -> None:
     assert body["ready"] is False
     assert body["checks"]["gitlab"] == {"ok": False, "detail": "GitLab does not answer"}
     assert body["checks"]["matrix"]["ok"] is True
+
+
+async def test_a_check_that_raises_what_nobody_foresaw_is_named_like_any_other() -> None:
+    async with running({"x": mistaken, "fine": fine}) as (session, url), session.get(f"{url}/readyz") as response:
+        assert response.status == 503
+        checks = (await response.json())["checks"]
+    assert (checks["x"]["ok"], checks["fine"]["ok"]) == (False, True)
+    assert "see ravebot's log" in checks["x"]["detail"]
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /webhooks/gitlab HTTP/1.1\r\nHost: x\r\nX-Gitlab-Ev"])
+async def test_a_connection_without_a_whole_request_is_closed(said: bytes) -> None:
+    async with serve(make_app(accept, {}, Metrics()), "127.0.0.1", 0, idle_seconds=0.3) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
 
 
 async def test_a_check_that_hangs_is_not_ok_and_does_not_hold_up_the_others() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,10 @@ def test_the_version_is_printed() -> None:
         (("usage", "--since", "yesterday"), "write how long ago"),
         (("audit", "--limit", "0"), "--limit"),
         (("stop",), "REF"),
+        (("stop", "group/app!" + "4" * 500), "write one like group/app!42"),
+        (("stop", "group/\udcff!42"), "write one like group/app!42"),
+        (("audit", "group/app!" + "4" * 500), "write one like group/app!42"),
+        (("audit", "group/\udcff!42"), "write one like group/app!42"),
         (("nonsense",), "No such command"),
         (("run", "--log-level", "loud"), "loud"),
     ],
@@ -72,6 +78,26 @@ def test_the_demo_without_a_checkout_says_where_it_is(tmp_path: Path) -> None:
     assert demo_script(tmp_path) is None
     script.chmod(0o755)
     assert demo_script(tmp_path) == script
+
+
+def test_the_demo_has_the_time_it_takes_to_clean_up_after_an_interrupt(tmp_path: Path) -> None:
+    script = tmp_path / "dev"
+    script.write_text(
+        "#!/bin/sh\ntrap 'sleep 1; echo cleaned up after $*; exit 130' INT\necho ready\nwhile :; do sleep 0.05; done\n"
+    )
+    script.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from ravebot.cli import become; become(Path(sys.argv[1]), sys.argv[2:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(script), "demo", "--keep"],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "cleaned up after demo --keep\n"
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
