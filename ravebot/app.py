@@ -85,7 +85,9 @@ class Bot:
             GitLabSender(self.database, self.core.views, self.gitlab),
             self.metrics.delivery_tried,
         )
-        housekeeping = Housekeeping(self.clock, self.database, self.metrics, self.config.state_dir / "console")
+        housekeeping = Housekeeping(
+            self.clock, self.database, self.provider, self.metrics, self.config.state_dir / "console"
+        )
         operator = Operator(self.config, self.database, self.core, self.provider)
         async with AsyncExitStack() as doors, asyncio.TaskGroup() as group:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))

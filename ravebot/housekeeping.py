@@ -12,6 +12,8 @@ from pathlib import Path
 import structlog
 
 from ravebot.clock import Clock
+from ravebot.errors import RavebotError, StoreError
+from ravebot.providers.base import Provider
 from ravebot.store import events, inbox, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
@@ -32,26 +34,44 @@ class Housekeeping:
 
     clock: Clock
     database: Database
+    provider: Provider
     metrics: Metrics
     consoles: Path
 
     async def forget(self) -> None:
         """Daily: drop old rows and consoles, and log the event log's head, so that a cut tail is found."""
         while True:
-            await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
-            await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
-            await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
-            await asyncio.to_thread(_forget_consoles, self.consoles, KEEP_OUTPUT)
-            log.info("event log", head=await self.database.read(events.head))
+            try:
+                await self._forget()
+            except StoreError as error:
+                log.warning("old rows could not be dropped", error=str(error))
             await asyncio.sleep(_DAY_SECONDS)
 
+    async def _forget(self) -> None:
+        await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
+        await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
+        await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+        await asyncio.to_thread(_forget_consoles, self.consoles, KEEP_OUTPUT)
+        log.info("event log", head=await self.database.read(events.head))
+
     async def count(self) -> None:
-        """Keep the outbox's gauges true."""
+        """Keep the gauges of the outbox and of the host true."""
         while True:
-            for target in (MATRIX, GITLAB):
-                count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-                self.metrics.outbox_seen(target, count, self.clock.now() - oldest if oldest else None)
+            for measure in (self._count_outbox, self._measure_host):
+                try:
+                    await measure()
+                except RavebotError as error:
+                    log.debug("not measured", error=str(error))  # who depends on it tells of it
             await asyncio.sleep(_COUNT_SECONDS)
+
+    async def _count_outbox(self) -> None:
+        for target in (MATRIX, GITLAB):
+            count, oldest = await self.database.read(partial(outbox.backlog, target=target))
+            self.metrics.outbox_seen(target, count, self.clock.now() - oldest if oldest else None)
+
+    async def _measure_host(self) -> None:
+        host = await self.provider.host()
+        self.metrics.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
 
 
 def _forget_consoles(folder: Path, older_than: timedelta) -> None:

@@ -5,7 +5,9 @@ Every label takes its values from a small fixed set; others become `other`, so t
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,6 +20,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
 TARGETS = ("matrix", "gitlab")
+SERVICES = ("ssh", "web")
 DELIVERY_RESULTS = ("delivered", "retried", "given up")
 PROVIDER_CALLS = ("list", *Do)
 """What may be asked of the provider: the listing, and the steps of the table."""
@@ -72,10 +75,25 @@ class Metrics:
         self._repairs = counter("firewall_repairs", "Times the firewall had been changed by others.", "flushed")
         self._dropped = counter("connections_dropped", "New connections over the limit.", "service")
         self._orphans = counter("orphans_removed", "Machines and disks that belonged to nothing.")
-        for reason in EndReason:
-            self._ended.labels(reason.value)
-        for result in WEBHOOK_RESULTS:
-            self._webhooks.labels(result)
+        for unknown in (self._memory, self._disk, self._promised):
+            unknown.set(math.nan)  # 0 would be an alert
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """A series that begins with its first event has no increase that Prometheus could see."""
+        for counter, values in (
+            (self._ended, tuple(reason.value for reason in EndReason)),
+            (self._webhooks, WEBHOOK_RESULTS),
+            (self._syncs, SYNC_RESULTS),
+            (self._polls, ("ok", "failed")),
+            (self._provider_errors, PROVIDER_CALLS),
+            (self._repairs, ("yes", "no")),
+            (self._dropped, SERVICES),
+        ):
+            for value in values:
+                counter.labels(value)
+        for target, result in product(TARGETS, DELIVERY_RESULTS):
+            self._deliveries.labels(target, result)
 
     def sandbox_requested(self) -> None:
         self._requested.inc()
@@ -140,8 +158,8 @@ class Metrics:
         self._repairs.labels("yes" if flushed else "no").inc()
 
     def connections_dropped(self, service: str, count: int) -> None:
-        """`service` is ssh or web."""
-        self._dropped.labels(_one_of(("ssh", "web"), service)).inc(count)
+        """`service` is one of SERVICES."""
+        self._dropped.labels(_one_of(SERVICES, service)).inc(count)
 
     def orphan_removed(self) -> None:
         self._orphans.inc()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
+
+import pytest
 
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
 from ravebot.web.metrics import Metrics
@@ -59,6 +62,29 @@ def test_unknown_labels_become_other_so_that_series_stay_few() -> None:
     assert value(metrics, "stage_seconds_count", stage="other", ok="no") == 100
     assert value(metrics, "provider_errors_total", call="other") == 100
     assert value(metrics, "outbox_deliveries_total", target="other", result="delivered") == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("matrix_syncs_total", {"result": "refused"}),
+        ("gitlab_polls_total", {"result": "failed"}),
+        ("outbox_deliveries_total", {"target": "gitlab", "result": "given up"}),
+        ("outbox_deliveries_total", {"target": "matrix", "result": "retried"}),
+        ("provider_errors_total", {"call": "list"}),
+        ("connections_dropped_total", {"service": "web"}),
+        ("firewall_repairs_total", {"flushed": "yes"}),
+    ],
+)
+def test_what_never_happened_yet_is_counted_as_none(name: str, labels: dict[str, str]) -> None:
+    assert value(Metrics(), name, **labels) == 0
+
+
+def test_what_the_host_has_left_is_not_0_while_nobody_knows() -> None:
+    metrics = Metrics()
+    assert math.isnan(value(metrics, "host_disk_free_bytes") or 0)
+    metrics.capacity_seen(1, 2, 3)
+    assert value(metrics, "host_disk_free_bytes") == 2
 
 
 def test_two_bots_in_one_process_count_apart() -> None:
