@@ -12,14 +12,14 @@ from datetime import timedelta
 from ravebot.audit import database_path
 from ravebot.clock import SystemClock
 from ravebot.configfile import LoadedConfig
-from ravebot.errors import MachineNotFound, RavebotError
+from ravebot.errors import MachineNotFound, RavebotError, StoreError
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
 from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes
-from ravebot.store.database import Database, Transaction, set_meta
+from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
 from ravebot.web.operations import CleanupReport
 
@@ -158,9 +158,13 @@ async def cleanup(
     adopt: bool,
     progress: Progress,
 ) -> CleanupReport:
-    """Clean up with the bot down. Raises StoreError when it runs after all."""
+    """Clean up with the bot down. Raises StoreError when it runs after all, or never ran with this state_dir."""
     config, clock = loaded.config, SystemClock()
-    async with Database(database_path(config.state_dir), clock) as database:
+    path = database_path(config.state_dir)
+    # What was made of a mistyped state_dir would know no machine, and say that all is well.
+    if not path.exists() and not instance_id_path(config.state_dir).exists():
+        raise StoreError(f"neither {path} nor an instance-id beside it is there: is state_dir right?")
+    async with Database(path, clock) as database:
         provider = make_provider(config, database.instance_id)
         firewall = make_firewall(config, database.instance_id, clock)
         gitlab = make_gitlab(config, loaded.secrets.gitlab_token, clock)

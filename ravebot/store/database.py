@@ -298,12 +298,17 @@ def make_state_dir(state_dir: Path) -> None:
         state_dir.chmod(0o711)
 
 
+def instance_id_path(state_dir: Path) -> Path:
+    """Where an installation keeps its random id."""
+    return state_dir / "instance-id"
+
+
 def instance_id(state_dir: Path) -> str:
     """The random id of this installation, made at the first call.
 
     It stands beside the database, not in it: an empty database must still know which machines are its own.
     """
-    path = state_dir / "instance-id"
+    path = instance_id_path(state_dir)
     try:
         known = path.read_text("ascii").strip()
     except FileNotFoundError:

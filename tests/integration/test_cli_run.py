@@ -90,6 +90,16 @@ async def test_it_runs_without_its_services_says_so_and_ends_with_0_when_told(he
     assert not socket_path(here.state).exists()
 
 
+async def test_what_the_host_has_left_is_measured_while_nobody_waits(here: Installation) -> None:
+    async with running(here), aiohttp.ClientSession() as session, asyncio.timeout(20):
+        while True:
+            async with session.get(f"{address(here)}/metrics") as response:
+                rows = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line[:1] == "r")
+            if float(rows["ravebot_host_memory_available_bytes"]) > 0:
+                break
+            await asyncio.sleep(0.2)
+
+
 async def test_a_second_one_on_the_same_state_refuses_and_names_the_first(here: Installation) -> None:
     async with running(here) as process:
         code, _, errors = await here.run("run")
@@ -157,7 +167,21 @@ async def test_an_address_that_is_taken_ends_the_start_with_the_key_to_change(he
     assert "http.listen" in errors
 
 
-async def test_cleanup_works_with_the_bot_down(here: Installation) -> None:
+@pytest.mark.parametrize("kept", ["ravebot.db", "instance-id"])
+async def test_cleanup_works_with_the_bot_down_and_what_is_left_of_its_state(here: Installation, kept: str) -> None:
+    async with running(here):
+        pass
+    for path in here.state.iterdir():
+        if not path.name.startswith(kept) and path.is_file():
+            path.unlink()
     code, output, errors = await here.run("cleanup", "--all", "--force")
     assert (code, output.strip()) == (0, "There was nothing to clean up.")
     assert "No ravebot is running" in errors
+
+
+async def test_cleanup_of_a_state_folder_that_is_none_makes_nothing_and_says_so(here: Installation) -> None:
+    here.state.rmdir()
+    code, output, errors = await here.run("cleanup", "--all", "--force")
+    assert (code, output) == (1, "")
+    assert "is state_dir right?" in errors
+    assert not here.state.exists()

@@ -243,7 +243,8 @@ class Stage:
     async def _clean(self) -> None:
         """Whatever a test left: its machines, disks, network and rules."""
         await self.bot.kill()
-        for _ in range(3):  # another test may just restart libvirtd
+        tries = 3 if (self.state_dir / "instance-id").exists() else 0  # it never ran: there is nothing to clean up
+        for _ in range(tries):  # another test may just restart libvirtd
             await asyncio.to_thread(ensure_libvirtd)
             done = await self.bot.command("cleanup", "--all", "--force")
             if done.returncode == 0:
@@ -252,7 +253,8 @@ class Stage:
         await asyncio.to_thread(self._remove_network)
 
     def _remove_network(self) -> None:
-        instance_id = (self.state_dir / "instance-id").read_text().strip() if self.state_dir.exists() else "none"
+        path = self.state_dir / "instance-id"
+        instance_id = path.read_text().strip() if path.exists() else "none"
         connection = libvirt.open("qemu:///system")
         for network in connection.listAllNetworks():
             with suppress(libvirt.libvirtError):  # another test's, which went away meanwhile
