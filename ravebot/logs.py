@@ -18,6 +18,7 @@ QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "aiosqlite", "httpcor
 """Libraries whose chatter below warnings tells an operator nothing."""
 
 _MIN_SECRET = 4
+_OF_SEVERAL_LINES = ("exception", "stack")
 _TOKENS = re.compile(
     r"""(?ix)
       (?<=[?&;]) (access_token|private_token|job_token|token|secret|password|key|signature) = [^&\s"'<>]+
@@ -67,6 +68,15 @@ class Redaction:
         return _TOKENS.sub(_hide, text)
 
 
+_redaction = Redaction()
+"""One in a process, as the logging that it belongs to."""
+
+
+def hide(secret: str) -> None:
+    """Hide a secret from now on in all that is logged, whatever it looks like: a token that came with a login."""
+    _redaction.add([secret])
+
+
 def _hide(match: re.Match[str]) -> str:
     return f"{match[1]}={HIDDEN}" if match[1] else HIDDEN
 
@@ -83,21 +93,30 @@ def _facts_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**first, **event}
 
 
-def _one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """A message made of untrusted text can't move the cursor or fake another line; values are quoted anyway."""
-    text = str(event.get("event", ""))
-    event["event"] = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return event
+def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Untrusted text can't move the cursor, turn a line round or fake another one; tracebacks keep theirs."""
+    return {key: _shown(value, "\n" if key in _OF_SEVERAL_LINES else "") for key, value in event.items()}
 
 
-def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Redaction:
-    """Route structlog and the standard library's logging to the stream (stderr). May be called again.
+def _shown(value: object, also: str = "") -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    if text.isprintable():
+        return value
+    return "".join(
+        char if char.isprintable() or char in also else char.encode("unicode_escape").decode() for char in text
+    )
 
-    Returns the redaction, to be told of secrets that come later.
+
+def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+    """Route structlog and the standard library's logging to the stream (stderr), without these secrets.
+
+    May be called again; what was hidden stays hidden.
     """
     stream = sys.stderr if stream is None else stream
     pretty = stream.isatty()
-    redaction = Redaction(secrets)
+    _redaction.add(secrets)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -108,14 +127,14 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
         structlog.processors.format_exc_info,
     ]
     renderer: list[Processor] = (
-        [_one_line, structlog.dev.ConsoleRenderer(colors=True, pad_event_to=36)]
+        [_printable, structlog.dev.ConsoleRenderer(colors=True, pad_event_to=36)]
         if pretty
         else [_facts_first, structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[_drop_record, redaction, *renderer], use_get_message=True
+            foreign_pre_chain=shared, processors=[_drop_record, _redaction, *renderer], use_get_message=True
         )
     )
     root = logging.getLogger()
@@ -137,4 +156,3 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    return redaction

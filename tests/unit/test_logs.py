@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -86,8 +87,8 @@ def test_known_secrets_are_hidden_wherever_they_are(stream: io.StringIO) -> None
 
 
 def test_a_secret_that_is_learned_later_is_hidden_from_then_on(stream: io.StringIO) -> None:
-    redaction = logs.set_up("info", stream=stream)
-    redaction.add(["learned-later"])
+    logs.set_up("info", stream=stream)
+    logs.hide("learned-later")
     structlog.get_logger("ravebot").info("login", token="learned-later")
     assert "learned-later" not in stream.getvalue()
 
@@ -133,3 +134,25 @@ def test_on_a_terminal_lines_are_for_people_and_untrusted_text_cannot_fake_one(s
     assert "\x1b[2J" not in text
     assert "4711" not in text
     assert "branch a" in text
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b]0;owned\x07", "\x9b2J", "\u202eevil\u202c", "\u2066x\u2069", "\rfaked", "\x7f", "\x08"]
+)
+def test_on_a_terminal_no_value_of_any_kind_moves_the_cursor_or_turns_the_line(stream: io.StringIO, evil: str) -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return evil
+
+    terminal = Terminal()
+    logs.set_up("info", stream=terminal)
+    log = structlog.get_logger("ravebot")
+    log.info("told", bare=evil, deep={"a": [evil]}, odd=Odd(), error=ValueError(evil), who="käthe 日本")
+    try:
+        raise ValueError(f"first\n{evil}")
+    except ValueError:
+        log.exception("it broke")
+    text = terminal.getvalue()
+    assert not {char for char in evil if not char.isprintable()} & set(re.sub(r"\x1b\[\d+m", "", text))
+    assert "käthe 日本" in text
+    assert len(text.splitlines()) > 5, "a traceback keeps its lines"
