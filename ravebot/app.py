@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web as aiohttp_web
 
+from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.audit import database_path
 from ravebot.chat import Chat
@@ -29,6 +30,7 @@ from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.intake.people import People
 from ravebot.intake.poll import Poller
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
@@ -162,7 +164,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         password = secrets.matrix_password or secrets.matrix_access_token
         if not password:
             raise ConfigError("matrix.password_file or matrix.access_token_file holds nothing")
-        matrix = MatrixClient(config.matrix, password, config.state_dir)
+        matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock)
@@ -174,9 +176,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 matrix,
                 MatrixJournal(database, config.matrix.command_prefix),
                 clock,
-                admins=config.matrix.admins,
+                Invites(matrix, config.matrix.admins, clock, rooms.joined, rooms.is_configured),
                 on_left=rooms.left,
-                on_joined=rooms.joined,
+                on_changed=rooms.changed,
                 on_result=lambda result: metrics.synced("ok" if result == "ok" else "failed"),
             ),
             delivery=Delivery(database, MATRIX, OUTBOX_MATRIX, sender, metrics.delivery_tried),

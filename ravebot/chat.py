@@ -8,9 +8,10 @@ from functools import partial
 
 import structlog
 
-from ravebot.errors import Forbidden, RavebotError
+from ravebot.errors import Forbidden, RavebotError, Unavailable
+from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.rooms import RoomDirectory
+from ravebot.matrix.rooms import RoomDirectory, RoomStatus
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.store import outbox
@@ -37,20 +38,33 @@ class Chat:
     problem: str = "not connected yet"
 
     async def run(self) -> None:
-        """Until cancelled. A login that is refused is tried again now and then: an operator may mend it."""
+        """Until cancelled. A login that is refused is tried again now and then: the account may be unlocked.
+
+        Password and token are read once, at the start: a new one takes a restart.
+        """
         await self._log_in()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_rooms())
+            group.create_task(self.sync.invites.run())
             group.create_task(self.delivery.run())
-            while True:
-                try:
-                    await self.sync.run()
-                except Forbidden as error:
-                    self.problem = str(error)
-                    self.metrics.synced("refused")
-                    log.warning("matrix refuses our login", error=str(error), in_s=_REFUSED_SECONDS)
-                    await asyncio.sleep(_REFUSED_SECONDS)
-                    await self._log_in()
+            await self._listen()
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        renewed = -_REFUSED_SECONDS
+        while True:
+            try:
+                await self.sync.run()
+            except LoginLost as error:
+                self.problem = str(error)
+                self.metrics.synced("refused")
+                # Somebody may only have ended our session, so a new login comes at once; one that is lost again at once
+                # is a server's that takes logins and then nothing else.
+                pause = max(0.0, renewed + _REFUSED_SECONDS - loop.time())
+                log.warning("matrix ended our login", error=str(error), in_s=round(pause, 1))
+                await asyncio.sleep(pause)
+                await self._log_in()
+                renewed = loop.time()
 
     async def _log_in(self) -> None:
         pause = 0.5
@@ -60,8 +74,10 @@ class Chat:
             except RavebotError as error:
                 self.problem = str(error)
                 pause = _REFUSED_SECONDS if isinstance(error, Forbidden) else min(_MOST_SECONDS, pause * 2)
-                log.warning("matrix login failed", error=str(error), in_s=pause)
-                await asyncio.sleep(pause)
+                asked = error.retry_after_seconds if isinstance(error, Unavailable) else None
+                wait = max(pause, asked or 0.0)
+                log.warning("matrix login failed", error=str(error), in_s=wait)
+                await asyncio.sleep(wait)
             else:
                 self.problem = ""
                 return
@@ -70,10 +86,16 @@ class Chat:
         """Be in the configured rooms, and remember their ids."""
         while True:
             try:
-                known = await self.database.read(outbox.rooms)
-                for status in await self.rooms.refresh():
-                    if status.joined and status.room_id and known.get(status.name) != status.room_id:
-                        await self.database.write(partial(outbox.set_room, name=status.name, room_id=status.room_id))
+                async for status in self.rooms.refresh():
+                    await self._remember(status)
             except RavebotError as error:
                 log.warning("rooms could not be looked up", error=str(error))
             await asyncio.sleep(_ROOMS_SECONDS)
+
+    async def _remember(self, status: RoomStatus) -> None:
+        room_id = status.room_id
+        if not status.joined or room_id is None:
+            return
+        known = await self.database.read(outbox.rooms)
+        if known.get(status.name) != room_id:
+            await self.database.write(partial(outbox.set_room, name=status.name, room_id=room_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -25,19 +25,33 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _DEVICE_NAME = "ravebot"
 
 
+def _ignore(_: str) -> None:
+    """Nobody wants to know."""
+
+
 class MatrixClient:
     """The bot's account. Its methods raise Unavailable (try later), Forbidden or NotFound, and nothing else.
 
     `secret` is the password or the access token, whichever `config` names the file of. Device id and token
     are kept in `state_dir/matrix.json`: transaction ids are per device and must stay valid over a restart.
-    `timeout_seconds` is for a whole request; a long poll's waiting comes on top.
+    `timeout_seconds` is for a whole request; a long poll's waiting comes on top. `on_token` is told of every access
+    token that comes with a login, so that no log ever shows it: its form is the homeserver's own affair.
     """
 
-    def __init__(self, config: MatrixConfig, secret: str, state_dir: Path, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        config: MatrixConfig,
+        secret: str,
+        state_dir: Path,
+        *,
+        timeout_seconds: float = 30.0,
+        on_token: Callable[[str], None] = _ignore,
+    ) -> None:
         self.homeserver = str(config.homeserver).rstrip("/")
         self._config = config
         self._secret = secret
         self._timeout_seconds = timeout_seconds
+        self._on_token = on_token
         self._login_file = state_dir / "matrix.json"
         self._nio = AsyncClient(self.homeserver, config.user_id)
         self._ready = False
@@ -59,9 +73,10 @@ class MatrixClient:
         if self._config.access_token_file is not None:
             self._nio.access_token = self._secret
         elif kept is not None:
+            self._on_token(kept["access_token"])
             self._nio.access_token = kept["access_token"]
         else:
-            await self._log_in(device_id=None)
+            await self._log_in(device_id=self.device_id or None)
         try:
             me = await self._request("GET", ["account", "whoami"])
         except LoginLost:
@@ -94,9 +109,9 @@ class MatrixClient:
         answer = await self._request("POST", ["join", room], body={}, extra_seconds=_JOIN_EXTRA_SECONDS)
         return _text(answer, "room_id")
 
-    async def leave(self, room_id: str) -> None:
-        """Leave a room, or reject the invite to it."""
-        await self._request("POST", ["rooms", room_id, "leave"], body={})
+    async def leave(self, room_id: str, reason: str = "") -> None:
+        """Leave a room, or reject the invite to it; those inside may read the reason."""
+        await self._request("POST", ["rooms", room_id, "leave"], body={"reason": reason} if reason else {})
 
     async def joined_rooms(self) -> frozenset[str]:
         answer = await self._request("GET", ["joined_rooms"])
@@ -116,6 +131,14 @@ class MatrixClient:
         except NotFound:
             return False
         return True
+
+    async def is_replaced(self, room_id: str) -> bool:
+        """Whether a room we are in was upgraded: what is said there is read by nobody any more."""
+        try:
+            tombstone = await self._request("GET", ["rooms", room_id, "state", "m.room.tombstone", ""])
+        except NotFound:
+            return False
+        return bool(tombstone.get("replacement_room"))
 
     async def send(
         self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
@@ -166,11 +189,11 @@ class MatrixClient:
         try:
             answer = await self._request("POST", ["login"], body=body)
         except Forbidden as error:
-            raise Forbidden(f"Matrix refused to log in {self.user_id}: check matrix.password_file ({error})") from error
-        self._nio.access_token, self._nio.device_id = (
-            _text(answer, "access_token"),
-            _text(answer, "device_id"),
-        )
+            advice = "check matrix.password_file, then restart ravebot"
+            raise Forbidden(f"Matrix refused to log in {self.user_id}: {advice} ({error})") from error
+        token, device = _text(answer, "access_token"), _text(answer, "device_id")
+        self._on_token(token)
+        self._nio.access_token, self._nio.device_id = token, device
         self._keep_login()
 
     def _kept_login(self) -> dict[str, str] | None:
@@ -179,28 +202,25 @@ class MatrixClient:
             kept = json.loads(self._login_file.read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             return None
+        except OSError as error:
+            raise Unavailable(f"{self._login_file} can't be read: {error}") from error
         wanted = {"homeserver": self.homeserver, "user_id": self.user_id}
         if not isinstance(kept, dict) or any(kept.get(key) != value for key, value in wanted.items()):
             return None
         return kept if all(isinstance(kept.get(key), str) for key in ("access_token", "device_id")) else None
 
     def _keep_login(self) -> None:
-        """By whole-file replacement: a crash leaves the old file or the new one."""
+        """By whole-file replacement: a crash leaves the old file or the new one. Raises Unavailable (disk full)."""
         facts = {
             "homeserver": self.homeserver,
             "user_id": self.user_id,
             "device_id": self._nio.device_id,
             "access_token": self._nio.access_token,
         }
-        self._login_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._login_file.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o600)
-            json.dump(facts, file)
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(self._login_file)
+        try:
+            _write_privately(self._login_file, json.dumps(facts))
+        except OSError as error:
+            raise Unavailable(f"{self._login_file} can't be written: {error}") from error
 
     async def _request(
         self,
@@ -236,11 +256,27 @@ class MatrixClient:
 
     def _advice(self, error: Exception) -> str:
         if self._config.access_token_file is not None:
-            return f"Matrix refused our access token ({error}): put a new one in matrix.access_token_file"
+            return (
+                f"Matrix refused our access token ({error}): put a new one in matrix.access_token_file, "
+                "then restart ravebot"
+            )
         return (
-            f"Matrix ended our login ({error}): restart ravebot to log in again with matrix.password_file; "
-            "if that fails too, the account is deactivated or locked"
+            f"Matrix ended our login ({error}): ravebot logs in again by itself with what matrix.password_file held at "
+            "its start; if that is refused, the account is deactivated or locked, or the password is another now: "
+            "correct that, then restart ravebot"
         )
+
+
+def _write_privately(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    fresh.replace(path)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

@@ -1,8 +1,9 @@
-"""Invites to rooms: taken from the configured admins only."""
+"""Invites to rooms: taken from the configured admins only, and to rooms that we can read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -17,6 +18,11 @@ _log = structlog.get_logger(__name__)
 
 _MAX_REFUSALS = 6
 _MAX_PENDING = 1000
+_REJECT_SECONDS = 10.0
+"""How long a server may take over a rejection: whoever invites from a slow one must not hold up an admin's invite."""
+_LOGIN_SECONDS = 10.0
+_LOOK_SECONDS = 30.0
+_ENCRYPTED = "ravebot can't read encrypted rooms yet: invite it to one without encryption"
 
 
 @dataclass(frozen=True)
@@ -26,79 +32,138 @@ class _Pending:
     due: datetime
     attempts: int = 0
     refusals: int = 0
+    joined: bool = False
+
+
+async def _never(_: str) -> bool:
+    return False
 
 
 class Invites:
-    """What invites are still to be answered. They are state on the server: a restart finds them again."""
+    """What invites are still to be answered. They are state on the server: a restart finds them again.
+
+    `on_joined` is told of each room that we came into; `is_configured` says of a room whether it is one of
+    `matrix.rooms`, where encryption is told of as that room's problem and not answered by leaving.
+    """
 
     def __init__(
-        self, client: MatrixClient, admins: tuple[str, ...], clock: Clock, on_joined: Callable[[str], None]
+        self,
+        client: MatrixClient,
+        admins: tuple[str, ...],
+        clock: Clock,
+        on_joined: Callable[[str], None],
+        is_configured: Callable[[str], Awaitable[bool]] = _never,
     ) -> None:
         self._client = client
         self._admins = frozenset(admins)
         self._clock = clock
         self._on_joined = on_joined
+        self._is_configured = is_configured
         self._pending: dict[str, _Pending] = {}
+        self._news = asyncio.Event()
 
     def note(self, rooms: Mapping[str, Json]) -> None:
         """Remember the rooms of a sync's `invite` part."""
         for room_id, room in rooms.items():
             sender = inviter(room, self._client.user_id)
-            if sender is None or len(self._pending) >= _MAX_PENDING:
+            welcome = sender in self._admins
+            known = self._pending.get(room_id)
+            if sender is None or (known is not None and known.inviter == sender):
                 continue
-            self._pending[room_id] = _Pending(sender, sender in self._admins, self._clock.now())
+            if len(self._pending) >= _MAX_PENDING and not welcome:
+                continue
+            self._pending[room_id] = _Pending(sender, welcome, self._clock.now())
+            self._news.set()
 
     def forget(self, room_id: str) -> None:
         """The invite was taken back, or we left."""
         self._pending.pop(room_id, None)
 
-    def next_try(self) -> datetime | None:
-        """When `answer` has something to do; None when there is nothing."""
-        return min((pending.due for pending in self._pending.values()), default=None)
+    async def run(self) -> None:
+        """Answer invites until cancelled, beside the sync loop: a slow answer must not keep it from hearing."""
+        while True:
+            self._news.clear()
+            await self.answer()
+            due = min((pending.due for pending in self._pending.values()), default=None)
+            wait = _LOOK_SECONDS if due is None else (due - self._clock.now()).total_seconds()
+            try:
+                async with asyncio.timeout(min(_LOOK_SECONDS, max(0.05, wait))):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
 
     async def answer(self) -> None:
-        """Join where an admin asked us to, reject the rest; what fails is tried again. Raises LoginLost."""
-        now = self._clock.now()
-        for room_id, pending in list(self._pending.items()):
-            if pending.due > now:
-                continue
+        """Join where an admin asked us to, reject the rest; what fails is tried again later."""
+        while due := self._next_due():
+            room_id, pending = due
             try:
-                await self._answer(room_id, pending)
+                done = await self._answer(room_id, pending)
             except LoginLost:
-                raise
+                self._again(room_id, pending, pending, _LOGIN_SECONDS)
             except Unavailable as error:
-                wait = error.retry_after_seconds or min(2.0**pending.attempts, 60.0)
-                self._again(room_id, pending, wait)
+                wait = error.retry_after_seconds or min(2.0 ** min(pending.attempts, 6), 60.0)
+                self._again(room_id, pending, pending, wait)
             except (Forbidden, NotFound) as error:
                 # Right after an invite the server may still refuse the join: it has not seen the invite yet.
                 if pending.refusals >= _MAX_REFUSALS or not pending.welcome:
                     _log.warning("matrix_invite_failed", room_id=room_id, error=str(error))
-                    self.forget(room_id)
+                    self._end(room_id, pending)
                 else:
                     later = replace(pending, refusals=pending.refusals + 1)
-                    self._again(room_id, later, 0.5 * 2.0**pending.refusals)
+                    self._again(room_id, pending, later, 0.5 * 2.0**pending.refusals)
             else:
-                self.forget(room_id)
+                if done:
+                    self._end(room_id, pending)
+                else:
+                    self._again(room_id, pending, replace(pending, joined=True), 0.0)
 
-    async def _answer(self, room_id: str, pending: _Pending) -> None:
-        if pending.welcome:
+    def _next_due(self) -> tuple[str, _Pending] | None:
+        """The admins' before the others', else the longest waiting."""
+        now = self._clock.now()
+        due = [item for item in self._pending.items() if item[1].due <= now]
+        return min(due, key=lambda item: (not item[1].welcome, item[1].due), default=None)
+
+    async def _answer(self, room_id: str, pending: _Pending) -> bool:
+        """One step; whether it was the last."""
+        if not pending.welcome:
+            await self._leave(room_id, "")
+            _log.warning("matrix_invite_rejected", room_id=room_id, inviter=pending.inviter)
+            return True
+        if not pending.joined:
             await self._client.join(room_id)
             _log.info("matrix_joined", room_id=room_id, inviter=pending.inviter)
             self._on_joined(room_id)
-        else:
-            await self._client.leave(room_id)
-            _log.warning("matrix_invite_rejected", room_id=room_id, inviter=pending.inviter)
+            return False
+        if await self._client.is_encrypted(room_id) and not await self._is_configured(room_id):
+            await self._leave(room_id, _ENCRYPTED)
+            _log.warning("matrix_encrypted_room_left", room_id=room_id, inviter=pending.inviter)
+        return True
 
-    def _again(self, room_id: str, pending: _Pending, seconds: float) -> None:
-        due = self._clock.now() + timedelta(seconds=seconds)
-        self._pending[room_id] = replace(pending, due=due, attempts=pending.attempts + 1)
+    async def _leave(self, room_id: str, reason: str) -> None:
+        try:
+            async with asyncio.timeout(_REJECT_SECONDS):
+                await self._client.leave(room_id, reason)
+        except TimeoutError as error:
+            raise Unavailable(f"leaving {room_id} takes too long") from error
+
+    def _end(self, room_id: str, pending: _Pending) -> None:
+        """Unless we were invited anew in the meantime."""
+        if self._pending.get(room_id) is pending:
+            self.forget(room_id)
+
+    def _again(self, room_id: str, pending: _Pending, later: _Pending, seconds: float) -> None:
+        if self._pending.get(room_id) is pending:
+            due = self._clock.now() + timedelta(seconds=seconds)
+            self._pending[room_id] = replace(later, due=due, attempts=pending.attempts + 1)
 
 
 def inviter(room: Json, our_user_id: str) -> str | None:
     """Who invited us, from the stripped state of an invite; None when that state shows no invite to us."""
     state = room.get("invite_state")
     events = state.get("events") if isinstance(state, dict) else None
-    for event in events if isinstance(events, list) else []:
+    # The stripped state comes from the inviting server, which may put a forged invite there; our own homeserver
+    # appends the true one, which it has checked, after all that. So the last one counts.
+    for event in reversed(events) if isinstance(events, list) else ():
         if not isinstance(event, dict) or event.get("type") != "m.room.member":
             continue
         content = event.get("content")

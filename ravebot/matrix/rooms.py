@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -9,7 +10,7 @@ import structlog
 
 from ravebot.clock import Clock
 from ravebot.config import Room, matches_project
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
 
@@ -17,6 +18,10 @@ _log = structlog.get_logger(__name__)
 
 _RETRY = timedelta(seconds=30)
 """How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
+_AWAY_SECONDS = 5.0
+"""How long a room whose server does not answer is left alone at first; doubles up to a minute."""
+_SOON = timedelta(seconds=2)
+"""A homeserver moves an upgraded room's aliases right after it has said that the room is replaced."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class RoomStatus:
     joined: bool = False
     problem: str = "not looked up yet"
     next_try: datetime | None = None
+    away: int = 0  # how often in a row nothing answered
 
 
 class RoomDirectory:
@@ -38,6 +44,7 @@ class RoomDirectory:
         self._client = client
         self._clock = clock
         self._rooms = {room.room: RoomStatus(room.room, room.projects) for room in rooms}
+        self._lost = 0
 
     async def ensure(self, name: str) -> str:
         """The id of a configured room that we are in. Raises Unavailable, and NotFound or Forbidden with advice.
@@ -52,16 +59,28 @@ class RoomDirectory:
         now = self._clock.now()
         if status.next_try is not None and status.next_try > now:
             raise Unavailable(f"{name}: {status.problem}", (status.next_try - now).total_seconds())
+        lost = self._lost
         try:
             room_id = await self._enter(name)
+            if lost != self._lost:
+                raise Unavailable(f"{name} may have changed while it was looked at")  # noqa: TRY301 - noted below
         except LoginLost:
             raise
-        except (NotFound, Forbidden) as error:
-            self._rooms[name] = replace(status, problem=str(error), next_try=now + _RETRY)
+        except Unavailable as error:
+            # One alias on a server that is away must not hold up the rooms beside it.
+            wait = max(error.retry_after_seconds or 0.0, min(60.0, _AWAY_SECONDS * 2.0 ** min(status.away, 6)))
+            self._failed(name, error, timedelta(seconds=wait), away=status.away + 1)
             raise
-        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None)
+        except (NotFound, Forbidden) as error:
+            self._failed(name, error, _RETRY)
+            raise
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None, away=0)
         _log.info("matrix_room_ready", room=name, room_id=room_id)
         return room_id
+
+    def _failed(self, name: str, error: RavebotError, wait: timedelta, away: int = 0) -> None:
+        due = self._clock.now() + wait
+        self._rooms[name] = replace(self._rooms[name], problem=str(error), next_try=due, away=away)
 
     async def _enter(self, name: str) -> str:
         try:
@@ -74,22 +93,25 @@ class RoomDirectory:
         except Forbidden as error:
             advice = f"we may not join {name}: invite {self._client.user_id} there, as one of matrix.admins"
             raise Forbidden(f"{advice} ({error})") from error
+        if await self._client.is_replaced(room_id):
+            raise Forbidden(f"{name} is a room that was upgraded to a newer one: name that one in matrix.rooms")
         if await self._client.is_encrypted(room_id):
             raise Forbidden(f"{name} is encrypted, which ravebot can't do yet: map a room without encryption")
         return room_id
 
-    async def refresh(self) -> tuple[RoomStatus, ...]:
-        """Try every room that is not ready, and tell of all. Raises Unavailable when Matrix does not answer."""
-        for name in self._rooms:
+    async def refresh(self) -> AsyncIterator[RoomStatus]:
+        """Try every room that is not ready, and tell of each as soon as it was tried.
+
+        Raises LoginLost, and SlowDown when the homeserver wants no more requests now.
+        """
+        for name in tuple(self._rooms):
             try:
                 await self.ensure(name)
-            except (NotFound, Forbidden) as error:
-                if isinstance(error, LoginLost):
-                    raise
-            except Unavailable:
-                if self._rooms[name].next_try is None:
-                    raise
-        return self.statuses()
+            except (LoginLost, SlowDown):
+                raise
+            except (NotFound, Forbidden, Unavailable):
+                pass  # the status says so
+            yield self._rooms[name]
 
     def statuses(self) -> tuple[RoomStatus, ...]:
         """What is known now, without asking."""
@@ -108,11 +130,39 @@ class RoomDirectory:
 
     def left(self, room_id: str) -> None:
         """We were put out of a room, or left it."""
+        self._lose(room_id, f"we were removed: invite {self._client.user_id} again", None)
+
+    def changed(self, room_id: str) -> None:
+        """A room was encrypted or replaced: nothing is sent there before it was looked at anew."""
+        self._lose(room_id, "it was encrypted or replaced a moment ago, and is looked at anew", _SOON)
+
+    def _lose(self, room_id: str, why: str, wait: timedelta | None) -> None:
+        self._lost += 1
+        due = None if wait is None else self._clock.now() + wait
         for name, status in self._rooms.items():
             if status.room_id == room_id and status.joined:
-                problem = f"we were removed from {name}: invite {self._client.user_id} again"
-                self._rooms[name] = replace(status, joined=False, problem=problem)
-                _log.warning("matrix_room_lost", room=name, room_id=room_id)
+                self._rooms[name] = replace(status, joined=False, problem=f"{name}: {why}", next_try=due)
+                _log.warning("matrix_room_lost", room=name, room_id=room_id, why=why)
+
+    def refused(self, name: str, error: RavebotError) -> None:
+        """What was sent to a configured room was not taken: its name may mean another room by now."""
+        status = self._rooms.get(name)
+        if status is not None and status.joined:
+            self._rooms[name] = replace(status, joined=False)
+            self._failed(name, error, _RETRY)
+            _log.warning("matrix_room_refused", room=name, room_id=status.room_id, error=str(error))
+
+    async def is_configured(self, room_id: str) -> bool:
+        """Whether a room is one of the configured ones, also one that we were never in. Raises LoginLost."""
+        for name, status in tuple(self._rooms.items()):
+            try:
+                if room_id == (status.room_id if status.joined else await self._client.resolve(name)):
+                    return True
+            except LoginLost:
+                raise
+            except (NotFound, Forbidden, Unavailable) as error:
+                _log.info("matrix_alias_not_resolved", room=name, error=str(error))
+        return False
 
     def names_of(self, project_path: str) -> tuple[str, ...]:
         """The configured names of the rooms that a project is mapped to."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import datetime
 from random import SystemRandom
 from typing import Protocol
@@ -15,25 +14,24 @@ from typing import Protocol
 import structlog
 
 from ravebot.clock import Clock
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, since_we_joined
+from ravebot.matrix.hearing import CHANGES, EVENTS, Hearing, is_limited, objects
+from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.invites import Invites
 
 _log = structlog.get_logger(__name__)
 
 _POLL_MS = 30_000
-_EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.member"]}
 _NOTHING: dict[str, object] = {"types": []}
 _QUIET_ROOM: dict[str, object] = dict.fromkeys(("state", "ephemeral", "account_data"), _NOTHING)
+_STATE: dict[str, object] = {"types": list(CHANGES)}  # what of it fell into a gap comes apart from the timeline
 _FILTER: dict[str, object] = {
     "presence": _NOTHING,
     "account_data": _NOTHING,
-    "room": _QUIET_ROOM | {"timeline": _EVENTS | {"limit": 50}},
+    "room": _QUIET_ROOM | {"state": _STATE, "timeline": EVENTS | {"limit": 50}},
 }
-_MAX_PAGES = 200
-"""Of 100 events: how far back a gap is read. A room flooded with more than that is not answered in full."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _QUICK_SECONDS = 0.05
 _RANDOM = SystemRandom()
@@ -54,8 +52,9 @@ class Journal(Protocol):
 class SyncLoop:
     """Hears messages until it is cancelled; `on_left` is told of each room that we are no longer in.
 
-    A message reaches the journal at least once: after a crash before `save` it comes again with the same
-    id. `on_result` is told how each round went: `ok` or `unavailable`. `jitter` is a number from 0 to 1.
+    A message reaches the journal at least once: after a crash before `save`, or a room that could not be read, it
+    comes again with the same id. `on_changed` is told of each room that was encrypted or replaced, `on_result` how
+    each round went: `ok` or `unavailable`. `jitter` is a number from 0 to 1. `invites` has a loop of its own.
     """
 
     def __init__(
@@ -63,10 +62,10 @@ class SyncLoop:
         client: MatrixClient,
         journal: Journal,
         clock: Clock,
+        invites: Invites,
         *,
-        admins: tuple[str, ...] = (),
         on_left: Callable[[str], None] = _ignore,
-        on_joined: Callable[[str], None] = _ignore,
+        on_changed: Callable[[str], None] = _ignore,
         on_result: Callable[[str], None] = _ignore,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         jitter: Callable[[], float] = _RANDOM.random,
@@ -74,30 +73,35 @@ class SyncLoop:
         self._client = client
         self._journal = journal
         self._clock = clock
+        self.invites = invites
         self._on_left = on_left
+        self._on_changed = on_changed
         self._on_result = on_result
         self._sleep = sleep
         self._jitter = jitter
-        self._invites = Invites(client, admins, clock, on_joined)
-        self._direct: dict[str, bool] = {}
+        self._hearing = Hearing(client, clock)
         self._begun = False
         self.last_success: datetime | None = None
         self.problem = ""
         """Why the last round failed; empty when it did not."""
 
     async def run(self) -> None:
-        """Runs for ever. Raises Forbidden when our login is refused for good, and what the journal raises."""
+        """Runs for ever. Raises LoginLost when the homeserver ended our login; any other trouble is waited out."""
         failures = quick = 0
         while True:
             began = asyncio.get_running_loop().time()
             try:
                 idle = await self._round()
-                await self._invites.answer()
-            except Unavailable as error:
+            except LoginLost:
+                raise
+            # A sync that is refused or unknown is a proxy's or an update's doing, and a journal that can't be written
+            # a full disk's: both pass, and whoever stops hearing because of them would need a person to start again.
+            except RavebotError as error:
                 failures += 1
                 self.problem = str(error)
                 self._on_result("unavailable")
-                pause = pause_seconds(failures, error.retry_after_seconds, self._jitter())
+                asked = error.retry_after_seconds if isinstance(error, Unavailable) else None
+                pause = pause_seconds(failures, asked, self._jitter())
                 _log.warning("matrix_sync_failed", error=str(error), failures=failures, pause_seconds=pause)
                 await self._sleep(pause)
                 continue
@@ -116,19 +120,45 @@ class SyncLoop:
         if since is None or not self._begun:
             await self._begin(since)
             return False
-        answer = await self._client.sync(since, self._poll_ms(), _FILTER)
+        answer = await self._client.sync(since, _POLL_MS, _FILTER)
         next_batch = next_token(answer)
         joined, invited, left = (_rooms(answer, part) for part in ("join", "invite", "leave"))
-        messages: list[IncomingMessage] = []
         for room_id, room in joined.items():
-            messages += await self._heard(room_id, room, since)
+            if _has_changed(room):
+                self._on_changed(room_id)
         for room_id in left:
-            self._direct.pop(room_id, None)
-            self._invites.forget(room_id)
+            self._hearing.forget(room_id)
+            self.invites.forget(room_id)
             self._on_left(room_id)
-        self._invites.note(invited)
-        await self._journal.save(tuple(messages), next_batch)
+        self.invites.note(invited)
+        await self._journal.save(await self._heard(joined, since), next_batch)
         return not (joined or left or invited)
+
+    async def _heard(self, joined: dict[str, Json], since: str) -> tuple[IncomingMessage, ...]:
+        """What was said in all rooms. While one can't be read, what the others said is journalled without it.
+
+        The token stays where it is then, so that the next round tries that room again, and loses nothing. The rooms
+        whose reading may take long come last, after the others' words are safe.
+        """
+        messages: list[IncomingMessage] = []
+        trouble: Unavailable | None = None
+        slow = {room_id: self._hearing.failures(room_id) + is_limited(room) for room_id, room in joined.items()}
+        for room_id in sorted(joined, key=slow.__getitem__):
+            if messages and slow[room_id]:
+                await self._journal.save(tuple(messages), since)
+                messages = []
+            try:
+                messages += await self._hearing.heard(room_id, joined[room_id], since)
+            except Unavailable as error:
+                _log.warning("matrix_room_not_heard", room_id=room_id, error=str(error))
+                trouble = error
+                if isinstance(error, SlowDown):
+                    break
+        if trouble is None:
+            return tuple(messages)
+        if messages:
+            await self._journal.save(tuple(messages), since)
+        raise trouble
 
     async def _begin(self, since: str | None) -> None:
         """Find the invites of before this start: a sync by token names each only once.
@@ -139,68 +169,10 @@ class SyncLoop:
         # same text; a limit that changes nothing makes it another.
         room = _QUIET_ROOM | {"timeline": _NOTHING | {"limit": _RANDOM.randint(1, 1_000_000)}}
         answer = await self._client.sync(None, 0, _FILTER | {"room": room})
-        self._invites.note(_rooms(answer, "invite"))
+        self.invites.note(_rooms(answer, "invite"))
         if since is None:
             await self._journal.save((), next_token(answer))
         self._begun = True
-
-    def _poll_ms(self) -> int:
-        due = self._invites.next_try()
-        if due is None:
-            return _POLL_MS
-        return min(_POLL_MS, max(0, round((due - self._clock.now()).total_seconds() * 1000)))
-
-    async def _heard(self, room_id: str, room: Json, since: str) -> list[IncomingMessage]:
-        timeline = room.get("timeline")
-        if not isinstance(timeline, dict):
-            return []
-        events = _objects(timeline.get("events"))
-        start = timeline.get("prev_batch")
-        if timeline.get("limited"):
-            self._direct.pop(room_id, None)
-            if isinstance(start, str) and our_join(events, self._client.user_id) is None:
-                events = await self._gap(room_id, start, since) + events
-        if any(event.get("type") == "m.room.member" for event in events):
-            self._direct.pop(room_id, None)
-        found: list[IncomingMessage] = []
-        for event in since_we_joined(events, self._client.user_id):
-            message = read_message(event, room_id, self._client.user_id)
-            if message is not None:
-                found.append(replace(message, direct=await self._is_direct(room_id)))
-        return found
-
-    async def _gap(self, room_id: str, start: str, since: str) -> list[Json]:
-        """What the sync left out, oldest first."""
-        newest_first: list[Json] = []
-        page: str | None = start
-        for _ in range(_MAX_PAGES):
-            if page is None:
-                break
-            try:
-                events, page = await self._client.messages(room_id, page, to=since, filter=_EVENTS)
-            except LoginLost:
-                raise
-            except (Forbidden, NotFound) as error:
-                _log.warning("matrix_gap_unreadable", room_id=room_id, error=str(error))
-                break
-            newest_first += events
-            if not events or our_join(events, self._client.user_id) is not None:
-                break
-        else:
-            _log.warning("matrix_gap_too_long", room_id=room_id, events=len(newest_first))
-        return newest_first[::-1]
-
-    async def _is_direct(self, room_id: str) -> bool:
-        """Whether nobody but us and one other is in the room."""
-        if room_id not in self._direct:
-            try:
-                members = await self._client.direct_members(room_id)
-            except LoginLost:
-                raise
-            except (Forbidden, NotFound):
-                return False
-            self._direct[room_id] = len(members) == 2
-        return self._direct[room_id]
 
 
 def pause_seconds(failures: int, retry_after_seconds: float | None, jitter: float) -> float:
@@ -225,5 +197,11 @@ def _rooms(answer: Json, part: str) -> dict[str, Json]:
     return {room_id: room for room_id, room in listed.items() if isinstance(room, dict)}
 
 
-def _objects(listed: object) -> list[Json]:
-    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+def _has_changed(room: Json) -> bool:
+    """Whether a room of the sync was encrypted or replaced since the last one."""
+    for part in ("state", "timeline"):
+        section = room.get(part)
+        events = objects(section.get("events")) if isinstance(section, dict) else []
+        if any(event.get("type") in CHANGES and event.get("state_key") == "" for event in events):
+            return True
+    return False

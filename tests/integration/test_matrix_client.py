@@ -85,6 +85,33 @@ async def test_a_login_that_the_server_ended_is_renewed_on_the_same_device(
     assert again.device_id == client.device_id
 
 
+async def test_every_token_that_comes_with_a_login_is_told_so_that_logs_can_hide_it(
+    synapse: Synapse, account: MatrixUser, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        client = MatrixClient(by_password(synapse, account), account.password, tmp_path, on_token=told.append)
+        await client.open()
+        await client.close()
+    token = json.loads((tmp_path / "matrix.json").read_text())["access_token"]
+    assert told == [token, token]
+
+
+async def test_a_login_that_cannot_be_kept_is_tried_again_on_the_same_device(
+    synapse: Synapse, account: MatrixUser, tmp_path: Path
+) -> None:
+    before = await devices(account)
+    (tmp_path / "matrix.new").mkdir()
+    client = MatrixClient(by_password(synapse, account), account.password, tmp_path)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"matrix\.json can't be written"):
+            await client.open()
+    (tmp_path / "matrix.new").rmdir()
+    await client.open()
+    await client.close()
+    assert len(await devices(account) - before) == 1
+
+
 async def test_a_damaged_login_file_leads_to_a_new_login(synapse: Synapse, account: MatrixUser, tmp_path: Path) -> None:
     (tmp_path / "matrix.json").write_text('{"device_id": ')
     client = MatrixClient(by_password(synapse, account), account.password, tmp_path)

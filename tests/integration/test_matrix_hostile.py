@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ravebot.clock import SystemClock
+from ravebot.clock import ManualClock, SystemClock
 from ravebot.config import MatrixConfig
-from ravebot.errors import Forbidden, Unavailable
+from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.invites import Invites
+from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 
 pytestmark = pytest.mark.integration
@@ -84,18 +86,16 @@ class Pauses:
             raise EnoughError
 
 
+def loop_of(client: MatrixClient, journal: Journal, admins: tuple[str, ...] = (), **how: Any) -> SyncLoop:
+    clock = SystemClock()
+    return SyncLoop(client, journal, clock, Invites(client, admins, clock, lambda _: None), **how)
+
+
 async def listen(url: str, folder: Path, pauses: Pauses, journal: Journal | None = None) -> list[str]:
     """Run the loop until it ends by itself or has paused often enough; returns how its rounds went."""
     results: list[str] = []
     async with client_of(url, folder) as client:
-        loop = SyncLoop(
-            client,
-            journal or Journal(),
-            SystemClock(),
-            on_result=results.append,
-            sleep=pauses,
-            jitter=lambda: 1.0,
-        )
+        loop = loop_of(client, journal or Journal(), on_result=results.append, sleep=pauses, jitter=lambda: 1.0)
         with pytest.raises(EnoughError):
             await asyncio.wait_for(loop.run(), 30)
     return results
@@ -161,6 +161,50 @@ async def test_a_server_that_answers_nothing_at_once_is_not_polled_hot(tmp_path:
     assert set(results) == {"ok"}
 
 
+@pytest.mark.parametrize(("status", "code"), [(404, "M_UNRECOGNIZED"), (403, "M_FORBIDDEN"), (400, "M_INVALID_PARAM")])
+async def test_a_sync_that_is_refused_is_tried_again_and_told(tmp_path: Path, status: int, code: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"errcode": code, "error": "not here"}, status=status)
+
+    pauses = Pauses(3)
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        loop = loop_of(client, Journal(), sleep=pauses, jitter=lambda: 1.0)
+        with pytest.raises(EnoughError):
+            await asyncio.wait_for(loop.run(), 30)
+    assert pauses.seconds == [0.5, 1, 2]
+    assert "not here" in loop.problem
+
+
+class LockedJournal(Journal):
+    """One that can't be written at first."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+        if self.failures and messages:
+            self.failures -= 1
+            raise StoreError("the database is full")
+        await super().save(messages, next_batch)
+
+
+async def test_a_journal_that_cannot_be_written_now_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.query.get("since") == "s0":
+            return synced("s1", join={ROOM: {"timeline": {"events": [said(1)]}}})
+        return synced("s1")
+
+    journal, pauses = LockedJournal(2), Pauses(3)
+    async with homeserver(answer) as url:
+        results = await listen(url, tmp_path, pauses, journal)
+    assert pauses.seconds[:2] == [0.5, 1]
+    assert results.count("unavailable") == 2
+    assert (journal.texts, journal.next_batch) == (["1"], "s1")
+
+
 async def test_a_sync_of_the_wrong_shape_breaks_nothing(tmp_path: Path) -> None:
     odd: list[Any] = [
         {"join": []},
@@ -186,7 +230,7 @@ async def test_a_sync_of_the_wrong_shape_breaks_nothing(tmp_path: Path) -> None:
     journal = Journal()
 
     async with homeserver(answer) as url, client_of(url, tmp_path) as client:
-        task = asyncio.create_task(SyncLoop(client, journal, SystemClock()).run())
+        task = asyncio.create_task(loop_of(client, journal).run())
         while not journal.texts and not task.done():
             await asyncio.sleep(0.01)
         task.cancel()
@@ -230,7 +274,7 @@ async def test_a_login_that_ends_inside_a_gap_loses_nothing(tmp_path: Path) -> N
     journal = Journal()
     async with homeserver(answer) as url, client_of(url, tmp_path) as client:
         with pytest.raises(LoginLost, match="access_token_file"):
-            await SyncLoop(client, journal, SystemClock()).run()
+            await loop_of(client, journal).run()
     assert (journal.texts, journal.next_batch) == ([], "s0")
 
 
@@ -243,13 +287,154 @@ async def test_a_gap_without_end_is_given_up_and_told(tmp_path: Path) -> None:
             return web.json_response({"joined": {}})
         if request.path.endswith("/messages"):
             pages += 1
-            return web.json_response({"chunk": [said(pages)], "end": f"p{pages}"})
+            return web.json_response({"chunk": [said(pages)], "end": f"q{pages}"})
         return synced("s1", join=limited()) if request.query.get("since") == "s0" else synced("s1")
 
     journal = Journal()
     async with homeserver(answer) as url:
         await listen(url, tmp_path, Pauses(1), journal)
     assert pages == len(journal.texts) == 200
+
+
+async def test_an_empty_page_does_not_end_a_gap_and_a_page_that_leads_nowhere_does(tmp_path: Path) -> None:
+    pages = {"p1": ([], "p2"), "p2": ([said(2)], "p3"), "p3": ([said(1)], "p3")}
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.path.endswith("/messages"):
+            asked.append(request.query["from"])
+            chunk, end = pages[request.query["from"]]
+            return web.json_response({"chunk": chunk, "end": end})
+        return synced("s1", join=limited(said(3))) if request.query.get("since") == "s0" else synced("s1")
+
+    journal = Journal()
+    async with homeserver(answer) as url:
+        await listen(url, tmp_path, Pauses(1), journal)
+    assert journal.texts == ["1", "2", "3"]
+    assert asked == ["p1", "p2", "p3"]
+
+
+OTHER = "!other:localhost"
+
+
+@pytest.mark.parametrize("broken", ["/messages", "/joined_members"])
+async def test_a_room_that_can_never_be_read_does_not_keep_the_others_from_being_heard(
+    tmp_path: Path, broken: str
+) -> None:
+    tried = 0
+    heard_others = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal tried
+        if request.path.endswith(broken) and ROOM in request.path:
+            tried += 1
+            return web.Response(status=500)
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {US: {}, "@alice:localhost": {}}})
+        if request.path.endswith("/messages"):
+            return web.json_response({"chunk": [said(1)]})
+        if request.query.get("since") == "s0":
+            return synced("s1", join=limited(said(2)) | {OTHER: {"timeline": {"events": [said(7)]}}})
+        return synced("s1")
+
+    class Noting(Journal):
+        async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+            if next_batch == "s0":
+                assert [(message.room_id, message.direct) for message in messages] == [(OTHER, True)]
+                heard_others.set()
+            else:
+                found.extend((message.room_id, message.text, message.direct) for message in messages)
+            await super().save(messages, next_batch)
+
+    found: list[tuple[str, str, bool]] = []
+    journal, pauses = Noting(), Pauses(5)
+    async with homeserver(answer) as url:
+        await listen(url, tmp_path, pauses, journal)
+    assert heard_others.is_set()
+    assert journal.next_batch == "s1"
+    assert tried == 5
+    assert pauses.seconds[:4] == [0.5, 1, 2, 4]
+    whole = [(ROOM, "1", False), (ROOM, "2", False)]
+    assert found == ([(ROOM, "2", True)] if broken == "/messages" else whole)
+
+
+async def test_an_answer_to_an_invite_that_hangs_delays_neither_the_sync_nor_an_admins_invite(tmp_path: Path) -> None:
+    over, joined = asyncio.Event(), asyncio.Event()
+
+    def invite(by: str) -> dict[str, Any]:
+        event = {"type": "m.room.member", "state_key": US, "sender": by, "content": {"membership": "invite"}}
+        return {"invite_state": {"events": [event]}}
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/leave"):
+            await over.wait()
+        if "/join/" in request.path:
+            joined.set()
+            return web.json_response({"room_id": OTHER})
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.path.endswith("/sync") and request.query.get("since") == "s0":
+            evil = {f"!evil{number}:x": invite("@mallory:x") for number in range(3)}
+            return synced("s1", invite=evil | {OTHER: invite("@ops:localhost")})
+        if request.path.endswith("/sync") and request.query.get("since") == "s1":
+            return synced("s2", join={ROOM: {"timeline": {"events": [said(1)]}}})
+        return synced("s2")
+
+    journal = Journal()
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        loop = loop_of(client, journal, ("@ops:localhost",))
+        tasks = [asyncio.create_task(loop.run()), asyncio.create_task(loop.invites.run())]
+        async with asyncio.timeout(3):
+            while not journal.texts:
+                await asyncio.sleep(0.01)
+            await joined.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        over.set()
+
+
+async def test_an_alias_on_a_server_that_is_away_hinders_no_other_room_and_is_left_alone_for_a_while(
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if "/join/" in request.path:
+            name = request.path.rpartition("/")[2]
+            asked.append(name)
+            if name == "#far:away.example":
+                return web.Response(status=502, text="<html>Bad Gateway</html>")
+            return web.json_response({"room_id": ROOM})
+        return web.json_response({"errcode": "M_NOT_FOUND"}, status=404)
+
+    config = MatrixConfig.model_validate(
+        {
+            "homeserver": "http://unused",
+            "user_id": US,
+            "access_token_file": "/unused",
+            "rooms": [{"room": name, "projects": ["a/*"]} for name in ("#far:away.example", "#near:localhost")],
+        }
+    )
+    clock = ManualClock()
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        rooms = RoomDirectory(client, config.rooms, clock)
+        statuses = [status async for status in rooms.refresh()]
+        assert [status.joined for status in statuses] == [False, True]
+        assert "502" in statuses[0].problem
+        assert [status async for status in rooms.refresh()] == statuses
+        assert asked == ["#far:away.example", "#near:localhost"]
+        waits = []
+        for _ in range(6):
+            due = rooms.statuses()[0].next_try
+            assert due
+            waits.append((due - clock.now()).total_seconds())
+            clock.advance(due - clock.now())
+            [status async for status in rooms.refresh()]
+    assert waits == [5, 10, 20, 40, 60, 60]
+    assert asked.count("#near:localhost") == 1
 
 
 async def test_a_server_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ravebot.config import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.cards import edit_of, in_thread, render_card, render_warning
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.rooms import RoomDirectory
+from ravebot.matrix.rooms import RoomDirectory, RoomStatus
 from ravebot.sandboxes.model import (
     Actor,
     MergeRequest,
@@ -77,6 +77,10 @@ def directory(client: MatrixClient, clock: ManualClock, settings: MatrixConfig) 
     return RoomDirectory(client, settings.rooms, clock)
 
 
+async def refreshed(rooms: RoomDirectory) -> list[RoomStatus]:
+    return [status async for status in rooms.refresh()]
+
+
 async def test_a_public_room_is_joined_by_its_alias_and_mapped_to_its_projects(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:
@@ -89,7 +93,7 @@ async def test_a_public_room_is_joined_by_its_alias_and_mapped_to_its_projects(
     assert rooms.room_id("#open:localhost") == room
     assert rooms.maps(room, "group/app")
     assert not rooms.maps(room, "tools/x")
-    await rooms.refresh()
+    await refreshed(rooms)
     assert rooms.maps(room, "tools/x")
     assert rooms.names_of("tools/x") == (room,)
     assert [status.problem for status in rooms.statuses()] == ["", ""]
@@ -130,7 +134,7 @@ async def test_a_room_that_does_not_exist_is_told_and_hinders_no_other(
     room = await alice.create_room("beside", public=True)
     settings = config(synapse, account, ("#nowhere:localhost", "a/*"), ("#beside:localhost", "b/*"))
     rooms = directory(client, ManualClock(), settings)
-    statuses = await rooms.refresh()
+    statuses = await refreshed(rooms)
     assert [status.joined for status in statuses] == [False, True]
     assert "matrix.rooms" in statuses[0].problem
     assert rooms.room_id("#beside:localhost") == room
@@ -141,12 +145,16 @@ async def test_a_room_that_does_not_exist_is_told_and_hinders_no_other(
         await fresh.ensure("#nowhere:localhost")
 
 
+async def encrypt(user: MatrixUser, room: str) -> None:
+    encryption = {"algorithm": "m.megolm.v1.aes-sha2"}
+    await user.call("PUT", "rooms", room, "state", "m.room.encryption", "", body=encryption)
+
+
 async def test_an_encrypted_room_is_never_written_to_in_clear(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:
     room = await alice.create_room("secret", public=True)
-    encryption = {"algorithm": "m.megolm.v1.aes-sha2"}
-    await alice.call("PUT", "rooms", room, "state", "m.room.encryption", "", body=encryption)
+    await encrypt(alice, room)
     rooms = directory(client, ManualClock(), config(synapse, account, ("#secret:localhost", "group/*")))
     with pytest.raises(Forbidden, match="without encryption"):
         await rooms.ensure("#secret:localhost")
@@ -172,6 +180,84 @@ async def test_a_room_we_were_put_out_of_is_no_longer_mapped(
     assert rooms.room_id("#left:localhost") is None
     assert not rooms.maps(room, "group/app")
     assert "invite" in rooms.statuses()[0].problem
+
+
+async def upgrade(user: MatrixUser, room: str) -> str:
+    answer = await user.call("POST", "rooms", room, "upgrade", body={"new_version": "11"})
+    return str(answer["replacement_room"])
+
+
+async def test_an_upgraded_room_is_left_for_the_one_that_its_alias_means_now(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room("upgraded", public=True)
+    rooms = directory(client, clock, config(synapse, account, ("#upgraded:localhost", "group/*")))
+    assert await rooms.ensure("#upgraded:localhost") == room
+    newer = await upgrade(alice, room)
+    rooms.changed(room)
+    with pytest.raises(Unavailable) as raised:
+        await rooms.ensure("#upgraded:localhost")
+    assert raised.value.retry_after_seconds == 2
+    clock.advance(timedelta(seconds=2))
+    assert await rooms.ensure("#upgraded:localhost") == newer
+
+
+async def test_an_upgraded_room_that_is_configured_by_its_id_is_told_and_not_written_to(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room(public=True)
+    rooms = directory(client, clock, config(synapse, account, (room, "group/*")))
+    await rooms.ensure(room)
+    await upgrade(alice, room)
+    rooms.changed(room)
+    clock.advance(timedelta(seconds=2))
+    with pytest.raises(Forbidden, match="upgraded"):
+        await rooms.ensure(room)
+    assert rooms.room_id(room) is None
+    assert r"matrix.rooms" in rooms.statuses()[0].problem
+
+
+async def test_a_room_that_is_encrypted_later_is_no_longer_written_to(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room("later", public=True)
+    rooms = directory(client, clock, config(synapse, account, ("#later:localhost", "group/*")))
+    await rooms.ensure("#later:localhost")
+    await encrypt(alice, room)
+    rooms.changed(room)
+    assert rooms.room_id("#later:localhost") is None
+    clock.advance(timedelta(seconds=2))
+    with pytest.raises(Forbidden, match="without encryption"):
+        await rooms.ensure("#later:localhost")
+    assert "encrypted" in rooms.statuses()[0].problem
+
+
+async def test_a_room_that_refuses_what_we_send_is_entered_anew_after_a_while(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room("silent", public=True)
+    rooms = directory(client, clock, config(synapse, account, ("#silent:localhost", "group/*")))
+    await rooms.ensure("#silent:localhost")
+    rooms.refused("#silent:localhost", Forbidden("no power"))
+    assert (rooms.room_id("#silent:localhost"), rooms.statuses()[0].problem) == (None, "no power")
+    with pytest.raises(Unavailable, match="no power"):
+        await rooms.ensure("#silent:localhost")
+    clock.advance(timedelta(seconds=30))
+    assert await rooms.ensure("#silent:localhost") == room
+
+
+async def test_a_configured_room_is_known_as_such_before_we_were_ever_in(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room, other = await alice.create_room("early"), await alice.create_room()
+    settings = config(synapse, account, ("#missing:localhost", "a/*"), ("#early:localhost", "b/*"))
+    rooms = directory(client, ManualClock(), settings)
+    assert await rooms.is_configured(room)
+    assert not await rooms.is_configured(other)
 
 
 def sandbox_of(username: str, expires_in: timedelta) -> SandboxView:

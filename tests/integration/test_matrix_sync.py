@@ -15,6 +15,7 @@ from ravebot.config import MatrixConfig
 from ravebot.errors import Forbidden
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.invites import Invites
 from ravebot.matrix.sync import SyncLoop
 from tests.support.synapse import MatrixUser, Synapse
 
@@ -86,6 +87,8 @@ class Bot:
         self.journal = MemoryJournal()
         self.left: list[str] = []
         self.joined: list[str] = []
+        self.changed: list[str] = []
+        self.configured: list[str] = []
         self.results: list[str] = []
         self.loop: SyncLoop
 
@@ -96,20 +99,25 @@ class Bot:
             self.client,
             self.journal,
             SystemClock(),
-            admins=self.admins,
+            Invites(self.client, self.admins, SystemClock(), self.joined.append, self.is_configured),
             on_left=self.left.append,
-            on_joined=self.joined.append,
+            on_changed=self.changed.append,
             on_result=self.results.append,
         )
         self.journal.saved.clear()
-        task = asyncio.create_task(self.loop.run())
+        task, answering = asyncio.create_task(self.loop.run()), asyncio.create_task(self.loop.invites.run())
         try:
             if self.journal.next_batch is None:
                 await asyncio.wait_for(self.journal.saved.wait(), 20)
             yield task
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            assert not answering.done(), answering
+            for each in (task, answering):
+                each.cancel()
+            await asyncio.wait([task, answering])
+
+    async def is_configured(self, room_id: str) -> bool:
+        return room_id in self.configured
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -263,6 +271,42 @@ async def test_an_invite_that_came_while_we_were_away_is_taken(bot: Bot, alice: 
     bot.journal.next_batch = str((await bot.account.sync())["next_batch"])
     async with bot.listening():
         await until(lambda: bot.joined == [room])
+
+
+async def encrypt(user: MatrixUser, room: str) -> None:
+    encryption = {"algorithm": "m.megolm.v1.aes-sha2"}
+    await user.call("PUT", "rooms", room, "state", "m.room.encryption", "", body=encryption)
+
+
+async def test_an_admins_encrypted_room_is_left_again_with_a_reason_unless_it_is_configured(
+    bot: Bot, alice: MatrixUser
+) -> None:
+    secret, configured = await alice.create_room(), await alice.create_room()
+    bot.configured.append(configured)
+    for room in (secret, configured):
+        await encrypt(alice, room)
+        await alice.invite(room, bot.client.user_id)
+    async with bot.listening():
+        await until(lambda: bot.left == [secret])
+    state = await alice.call("GET", "rooms", secret, "state", "m.room.member", bot.client.user_id)
+    assert state["membership"] == "leave"
+    assert "without encryption" in state["reason"]
+    assert await bot.client.joined_rooms() == {configured}
+
+
+async def test_a_room_that_is_encrypted_or_upgraded_is_told_of_also_when_that_falls_into_a_gap(
+    bot: Bot, alice: MatrixUser
+) -> None:
+    encrypted, upgraded, gap = [await shared_room(bot, alice) for _ in range(3)]
+    async with bot.listening():
+        await encrypt(alice, encrypted)
+        await alice.call("POST", "rooms", upgraded, "upgrade", body={"new_version": "11"})
+        await until(lambda: set(bot.changed) == {encrypted, upgraded}, lambda: f"{bot.changed}")
+    await encrypt(alice, gap)
+    for number in range(60):
+        await alice.send(gap, f"message {number}")
+    async with bot.listening():
+        await until(lambda: gap in bot.changed)
 
 
 async def test_a_kick_and_a_ban_are_noticed_and_hurt_nothing_else(bot: Bot, alice: MatrixUser) -> None:

@@ -106,3 +106,9 @@ def test_an_inviter_is_who_sent_the_invite_to_us_and_nobody_else() -> None:
     assert inviter(room(for_us | {"content": {"membership": "join"}}), US) is None
     assert inviter(room(for_us | {"type": "m.room.message"}), US) is None
     assert inviter(room(for_us | {"state_key": "@bob:x", "sender": "@admin:x"}, for_us), US) == "@ops:x"
+
+
+def test_an_invite_that_a_remote_server_forged_before_the_true_one_does_not_count() -> None:
+    true = {"type": "m.room.member", "state_key": US, "sender": "@eve:evil", "content": {"membership": "invite"}}
+    forged = true | {"sender": "@ops:x"}
+    assert inviter({"invite_state": {"events": [forged, forged, true]}}, US) == "@eve:evil"
