@@ -6,7 +6,6 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 
 from pydantic import HttpUrl
 
@@ -14,13 +13,19 @@ from ravebot.config import Config, matches_project
 from ravebot.sandboxes.view import fingerprint
 from ravebot.yamltree import KeyPath
 
+_MAX_RUNNING: KeyPath = ("pool", "max_running")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the value at a key path, and what to do about it."""
+    """Something about the value at a key path, and what to do about it.
+
+    `rests_on`: the keys that it follows from, where that is not only the one at `path`.
+    """
 
     path: KeyPath
     message: str
+    rests_on: tuple[KeyPath, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,10 @@ class Findings:
 
 def check(config: Config) -> Findings:
     """Everything that is wrong or unwise between the keys."""
-    errors = (*_hosts(config), *_ports(config), *_networks(config), *_durations(config), *_agents(config))
+    errors = (
+        *_alternatives(config), *_hosts(config), *_ports(config), *_networks(config), *_lifetimes(config),
+        *_agents(config),
+    )  # fmt: skip
     warnings = (*_open_doors(config), *_in_clear(config), *_rooms(config), *_useless_warnings(config))
     return Findings(errors, warnings)
 
@@ -42,40 +50,63 @@ def _host(name: str | None) -> str:
     return (name or "").strip("[]").rstrip(".").casefold()
 
 
-def _services(config: Config) -> Iterator[tuple[str, str]]:
-    yield "GitLab", _host(config.gitlab.url.host)
-    yield "Matrix", _host(config.matrix.homeserver.host)
+def _alternatives(config: Config) -> Iterator[Finding]:
+    """Keys of which one is needed, or both, or neither."""
+    matrix, webhook, provider = config.matrix, config.gitlab.webhook, config.provider
+    if (matrix.password_file is None) == (matrix.access_token_file is None):
+        keys = (("matrix", "password_file"), ("matrix", "access_token_file"))
+        yield Finding(("matrix",), "give exactly one of password_file and access_token_file", keys)
+    if webhook.secret_token_file is None and webhook.signing_token_file is None:
+        where: KeyPath = ("gitlab", "webhook")
+        message = "give secret_token_file or signing_token_file: webhooks without a secret are refused"
+        yield Finding(where, message, ((*where, "secret_token_file"), (*where, "signing_token_file")))
+    if (provider.kernel is None) != (provider.initrd is None):
+        keys = (("provider", "kernel"), ("provider", "initrd"))
+        yield Finding(("provider",), "give kernel and initrd together, or neither", keys)
+
+
+def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
+    """What people also reach in their browsers: its name, its host, the key that says so."""
+    yield "GitLab", _host(config.gitlab.url.host), ("gitlab", "url")
+    yield "Matrix", _host(config.matrix.homeserver.host), ("matrix", "homeserver")
     if config.http.public_url is not None:
-        yield "ravebot", _host(config.http.public_url.host)
+        yield "ravebot", _host(config.http.public_url.host), ("http", "public_url")
 
 
 def _hosts(config: Config) -> Iterator[Finding]:
     """A browser sends cookies to every port of a host, and a parent domain's cookies to all below it."""
     sandbox = _host(config.sandbox.host)
-    for service, host in _services(config):
+    where: KeyPath = ("sandbox", "host")
+    for service, host, key in _services(config):
         if sandbox == host:
             yield Finding(
-                ("sandbox", "host"),
+                where,
                 f"must not be {service}'s host name: its cookies would reach every sandbox's web page; "
                 "give sandboxes a name of their own",
+                (where, key),
             )
         elif host.endswith(f".{sandbox}"):
             yield Finding(
-                ("sandbox", "host"),
+                where,
                 f"must not be a parent domain of {service}'s host ({host}): a sandbox could set its cookies; "
                 "give sandboxes a name of their own",
+                (where, key),
             )
 
 
 def _ports(config: Config) -> Iterator[Finding]:
     _, listen = config.http.address
-    if not 1 <= listen <= 65535:
-        yield Finding(("http", "listen"), "a port is a number from 1 to 65535")
-    for name, ports in (("ssh_ports", config.sandbox.ssh_ports), ("web_ports", config.sandbox.web_ports)):
+    ssh, web = config.sandbox.ssh_ports, config.sandbox.web_ports
+    if ssh.first <= web.last and web.first <= ssh.last:
+        keys = (("sandbox", "ssh_ports"), ("sandbox", "web_ports"))
+        yield Finding(("sandbox",), "ssh_ports and web_ports must not overlap", keys)
+    for name, ports in (("ssh_ports", ssh), ("web_ports", web)):
+        where: KeyPath = ("sandbox", name)
         if listen in ports:
-            yield Finding(("sandbox", name), f"port {listen} is ravebot's own (http.listen): take another range")
+            message = f"port {listen} is ravebot's own (http.listen): take another range"
+            yield Finding(where, message, (where, ("http", "listen")))
         if ports.last - ports.first + 1 < config.pool.max_running:
-            yield Finding(("sandbox", name), "fewer ports than pool.max_running: widen the range")
+            yield Finding(where, "fewer ports than pool.max_running: widen the range", (where, _MAX_RUNNING))
 
 
 def _networks(config: Config) -> Iterator[Finding]:
@@ -83,38 +114,21 @@ def _networks(config: Config) -> Iterator[Finding]:
     where: KeyPath = ("provider", "bridge", "subnet")
     # Network, broadcast and the host's own address are not a guest's.
     if subnet.num_addresses - 3 < config.pool.max_running:
-        yield Finding(where, "fewer addresses than pool.max_running: take a larger subnet")
-    if not subnet.is_private:
-        yield Finding(where, "not a private network: its real owner could not be reached any more")
+        yield Finding(where, "fewer addresses than pool.max_running: take a larger subnet", (where, _MAX_RUNNING))
     for place, text in enumerate(config.sandbox.allow):
         if ipaddress.IPv4Network(text.partition(":")[0]).subnet_of(subnet):
-            yield Finding(
-                ("sandbox", "allow", place),
-                f"lies in the sandboxes' own subnet {subnet}: they are kept apart",
-            )
+            here: KeyPath = ("sandbox", "allow", place)
+            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: they are kept apart", (here, where))
     for place, network in enumerate(config.access.allow_from):
         if network.subnet_of(subnet):
-            yield Finding(
-                ("access", "allow_from", place),
-                f"lies in the sandboxes' own subnet {subnet}: nobody is there",
-            )
+            here = ("access", "allow_from", place)
+            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: nobody is there", (here, where))
 
 
-def _durations(config: Config) -> Iterator[Finding]:
-    pool, timeouts = config.pool, config.sandbox.timeouts
-    positive: dict[KeyPath, timedelta] = {
-        ("pool", "lifetime"): pool.lifetime,
-        ("pool", "build_timeout"): pool.build_timeout,
-        ("pool", "orphan_sweep"): pool.orphan_sweep,
-        ("gitlab", "poll"): config.gitlab.poll,
-        ("sandbox", "timeouts", "copy"): timeouts.copy_in,
-        ("sandbox", "timeouts", "setup"): timeouts.setup,
-        ("sandbox", "timeouts", "test"): timeouts.test,
-        ("sandbox", "timeouts", "other"): timeouts.other,
-    }
-    for path, duration in positive.items():
-        if duration <= timedelta(0):
-            yield Finding(path, "must be more than nothing")
+def _lifetimes(config: Config) -> Iterator[Finding]:
+    if config.pool.lifetime > config.pool.max_lifetime:
+        keys = (("pool", "lifetime"), ("pool", "max_lifetime"))
+        yield Finding(("pool",), "lifetime must not be above max_lifetime", keys)
 
 
 def _agents(config: Config) -> Iterator[Finding]:
@@ -139,7 +153,7 @@ def _open_doors(config: Config) -> Iterator[Finding]:
             "is empty: whoever reaches this host reaches every sandbox's web port; list who may",
         )
     sandbox = _host(config.sandbox.host)
-    for service, host in _services(config):
+    for service, host, _ in _services(config):
         if sandbox.endswith(f".{host}"):
             yield Finding(
                 ("sandbox", "host"),

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ravebot import configchecks, configkeys
 from ravebot.config import Config
+from ravebot.configvalues import StateDir
 from ravebot.errors import ConfigError
 from ravebot.secretfiles import SECRET_KEYS, Secrets, read_secret
 from ravebot.yamltree import KeyPath, Problem, Tree, Value, dotted, parse
 
 MAX_BYTES = 1024 * 1024
+_STATE_DIR: TypeAdapter[Path] = TypeAdapter(StateDir)
 _MAX_ROUNDS = 8
+_STAND_INS: dict[str, Value] = {
+    "matrix": {"homeserver": "https://matrix.invalid", "user_id": "@ravebot:matrix.invalid"},
+    "gitlab": {"url": "https://gitlab.invalid", "token_file": "/dev/null", "projects": ["*"], "webhook": {}},
+    "sandbox": {"host": "sandbox.invalid"},
+    "provider": {"image": "/dev/null"},
+}
+"""For required keys that are missing or wrong, so that the others can be checked against one another all the same."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def load(path: Path) -> LoadedConfig:
         problems += [
             Problem(tree.line_of(finding.path), dotted(finding.path), finding.message)
             for finding in findings.errors
-            if not _covers(finding.path, wrong)
+            if not any(_related(path, wrong) for path in finding.rests_on or (finding.path,))
         ]
         warnings = [f"{dotted(finding.path)}: {finding.message}" for finding in findings.warnings]
     if config is None or problems:
@@ -69,7 +79,11 @@ def read_state_dir(path: Path) -> Path:
     if tree.problems:
         raise InvalidConfigError(path, tuple(tree.problems))
     default = Config.model_fields["state_dir"].default
-    return Path(found) if isinstance(found, str) else Path(default)
+    try:
+        return _STATE_DIR.validate_python(default if found is None else found)
+    except ValidationError as error:
+        (first, *_) = configkeys.complaints(error, None)
+        raise InvalidConfigError(path, (Problem(tree.line_of(("state_dir",)), "state_dir", first.message),)) from error
 
 
 def _read(path: Path) -> str:
@@ -98,7 +112,7 @@ def _read(path: Path) -> str:
 def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
     """Validate; after errors go on without what was wrong, to find what only a whole file can show.
 
-    Returns the configuration, if there is enough for one, the problems, and the paths it was built without.
+    Returns the configuration, if there is enough for one, the problems, and the paths that are not as in the file.
     """
     if not isinstance(tree.value, dict):
         if tree.problems:
@@ -117,15 +131,32 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
         except ValidationError as error:
             fresh = [item for item in configkeys.complaints(error, tree.value) if not _covers(item.path, wrong)]
         found.update(dict.fromkeys(fresh))
-        removable = [item for item in fresh if item.path and not item.missing]
-        if not removable:
+        if not fresh:
             break
-        unknown |= {item.path for item in removable if item.unknown}
-        wrong |= {item.path for item in removable if not item.unknown}
-        value = _without(tree.value, unknown | wrong)
+        unknown |= {item.path for item in fresh if item.unknown}
+        wrong |= {item.path for item in fresh if not item.unknown}
+        value = _completed(_without(tree.value, unknown | wrong), _STAND_INS)
     unreadable = {problem.path for problem in tree.problems}  # null to the validator: one complaint is enough
     problems = [Problem(tree.line_of(item.path), dotted(item.path), item.message) for item in found]
+    wrong |= {path for path in tree.lines if path and dotted(path) in unreadable}
     return config, [problem for problem in problems if problem.path not in unreadable], wrong
+
+
+def _completed(value: dict[str, Value], stand_ins: dict[str, Value]) -> dict[str, Value]:
+    """With something in the place of what is missing; an empty list is what is left of one that held an error."""
+    whole = dict(value)
+    for key, stand_in in stand_ins.items():
+        there = whole.get(key)
+        if isinstance(there, dict) and isinstance(stand_in, dict):
+            whole[key] = _completed(there, stand_in)
+        elif there is None or there == []:
+            whole[key] = stand_in
+    return whole
+
+
+def _related(path: KeyPath, wrong: set[KeyPath]) -> bool:
+    """Whether something wrong is at that path, in it or around it."""
+    return any(item[: len(path)] == path[: len(item)] for item in wrong)
 
 
 def _covers(path: KeyPath, wrong: set[KeyPath]) -> bool:
@@ -154,6 +185,7 @@ def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
 def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
     found: dict[str, str] = {}
     problems: list[Problem] = []
+    owners = _owners(tree)
     for name, keys in SECRET_KEYS.items():
         value: Value = tree.value
         for key in keys:
@@ -161,7 +193,17 @@ def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
         if not isinstance(value, str) or not Path(value).is_absolute():
             continue  # absent, or wrong in a way that the validation tells
         try:
-            found[name] = read_secret(Path(value))
+            found[name] = read_secret(Path(value), owners)
         except ValueError as error:
             problems.append(Problem(tree.line_of(keys), dotted(keys), str(error)))
     return Secrets(**found), problems
+
+
+def _owners(tree: Tree) -> frozenset[int]:
+    """Whose secret files are taken: ours and root's; root also asks for the user that runs ravebot."""
+    owners = {0, os.geteuid()}
+    state_dir = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
+    if os.geteuid() == 0 and isinstance(state_dir, str):
+        with suppress(OSError, ValueError):
+            owners.add(Path(state_dir).stat().st_uid)
+    return frozenset(owners)

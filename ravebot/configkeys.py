@@ -14,7 +14,8 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ravebot.config import Config, PortRange
+from ravebot.config import Config
+from ravebot.configvalues import PortRange
 from ravebot.yamltree import KeyPath, Value, dotted
 
 _WRITTEN_LIKE = {
@@ -25,7 +26,7 @@ _WRITTEN_LIKE = {
     "command_prefix": 'write the word that commands begin with, in quotes, like "!rave"',
     "listen": 'write an address and a port, like "127.0.0.1:8080"',
     "instance": "write up to 16 lower-case letters, digits and inner hyphens",
-    "host": "write the host name or address that people connect to, without scheme or port",
+    "name": "write up to 15 lower-case letters, digits, - and _, beginning with a letter",
     "user": "write a Unix user name",
     "http": "write a path that begins with /",
 }
@@ -44,7 +45,13 @@ class Complaint:
 def complaints(error: ValidationError, value: Value) -> list[Complaint]:
     """Everything that pydantic found, once each, in its order."""
     found: dict[Complaint, None] = {}
-    for detail in error.errors(include_url=False, include_input=False):
+    details = error.errors(include_url=False, include_input=False)
+    for detail in details:
+        where = detail["loc"]
+        if detail["type"] == "too_short" and any(
+            other["loc"][: len(where)] == where and other is not detail for other in details
+        ):
+            continue  # pydantic does not count what is wrong
         found.setdefault(_complaint(detail, value))
     return list(found)
 
@@ -62,6 +69,10 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
         named = next((key for key in reversed(path) if isinstance(key, str) and key in _WRITTEN_LIKE), None)
         if named:
             return Complaint(path, _WRITTEN_LIKE[named])
+    if kind == "string_pattern_mismatch":
+        return Complaint(path, "not written as it should be: config.example.yaml shows how")
+    if kind.startswith("url_"):
+        return Complaint(path, "write an address that begins with https:// or http://, like https://example.org")
     if kind == "string_type":
         return Complaint(path, "write text here; put quotes around it if it begins with @, ! or #")
     if kind == "path_type":
@@ -72,8 +83,7 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
         return Complaint(path, "a list belongs here, like [one, two]")
     if kind == "too_short":
         return Complaint(path, "give at least one")
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be")
-    return Complaint(path, message[:1].lower() + message[1:])
+    return Complaint(path, detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be"))
 
 
 def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, str]:

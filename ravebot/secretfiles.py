@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Container
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -41,8 +42,11 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
 """Which key of the configuration names the file of which secret."""
 
 
-def read_secret(path: Path) -> str:
-    """The one line that the file holds. Raises ValueError, saying what to do and never showing the secret."""
+def read_secret(path: Path, owners: Container[int]) -> str:
+    """The one line that the file holds, which belongs to one of these users.
+
+    Raises ValueError, saying what to do and never showing the secret.
+    """
     try:
         # Not blocking: a named pipe in a secret's place must not hang the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -56,6 +60,8 @@ def read_secret(path: Path) -> str:
         if not stat.S_ISREG(facts.st_mode):
             what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
             raise ValueError(f"{path} is {what}: name a file that holds the secret")
+        if facts.st_uid not in owners:
+            raise ValueError(f"{path} belongs to user {facts.st_uid}, who could change it: chown it to ravebot's user")
         if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ValueError(f"others may read or write {path}: chmod 600 {path}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:

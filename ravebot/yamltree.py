@@ -104,20 +104,26 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Value:
         try:
-            return self._loader.construct_object(node)  # type: ignore[no-any-return]  # untyped there
+            value: Value = self._loader.construct_object(node)
+            if isinstance(value, str):
+                value.encode()  # an escape can name half a character
+            return value
         except yaml.constructor.ConstructorError:
             written = f"{node.tag} {node.value}".strip()
             self._complain(node, path, f'YAML reads a leading ! as a tag; put quotes around it: "{written[:60]}"')
-        except ValueError as error:
-            self._complain(node, path, f"YAML can't read this value ({error}); put quotes around it if it is text")
+        except (ValueError, LookupError, AttributeError, OverflowError):  # what PyYAML makes of `!!int ""` and the like
+            self._complain(node, path, "YAML can't read this value; put quotes around it if it is text")
         return None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> Value:
         own: dict[str, Value] = {}
         merged: dict[str, Value] = {}
+        merged_lines: dict[KeyPath, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
-                for source in self._merge_sources(value_node, path):
+                for source, lines in self._merge_sources(value_node, path):
+                    inherited = {(*path, key) for key in source.keys() - merged.keys()}
+                    merged_lines |= {at: line for at, line in lines.items() if at[: len(path) + 1] in inherited}
                     merged = {**source, **merged}
                 continue
             key = self._key(key_node, path)
@@ -129,6 +135,8 @@ class _Reader:
                 continue
             self._tree.lines[(*path, key)] = key_node.start_mark.line + 1
             own[key] = self.read(value_node, (*path, key))
+        overridden = {(*path, key) for key in own}
+        self._tree.lines |= {at: line for at, line in merged_lines.items() if at[: len(path) + 1] not in overridden}
         return {**merged, **own}
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
@@ -139,11 +147,14 @@ class _Reader:
         self._complain(node, path, "a key must be text; put quotes around it")
         return None
 
-    def _merge_sources(self, node: yaml.Node, path: KeyPath) -> Iterator[dict[str, Value]]:
+    def _merge_sources(self, node: yaml.Node, path: KeyPath) -> Iterator[tuple[dict[str, Value], dict[KeyPath, int]]]:
+        """Each mapping, with the lines of its keys, which are apart: the mapping that it goes into has its own."""
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            kept, self._tree.lines = self._tree.lines, {}
             value = self.read(source, path)
+            lines, self._tree.lines = self._tree.lines, kept
             if isinstance(value, dict):
-                yield value
+                yield value, lines
             else:
                 self._complain(node, path, "<< takes a mapping or a list of mappings")
 

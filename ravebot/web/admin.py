@@ -25,7 +25,7 @@ from ravebot.sandboxes.model import Actor
 from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, UsageLine
 
 SOCKET_NAME = "admin.sock"
-_MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
+MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
 T = TypeVar("T")
 
 
@@ -165,7 +165,7 @@ async def serve(app: web.Application, path: Path) -> AsyncIterator[None]:
 
 
 def _bind(path: Path) -> tuple[socket.socket, int]:
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise StoreError(f"{path} is too long for a Unix socket: give state_dir a shorter path")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

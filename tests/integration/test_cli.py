@@ -148,6 +148,18 @@ async def test_a_missing_configuration_file_is_told(here: Installation) -> None:
     assert "/nowhere/config.yaml: there is no such file" in errors
 
 
+@pytest.mark.parametrize(
+    ("path", "says"), [('"/x\\0"', "absolute path"), (f"/{'x' * 200}", "too long"), ("[]", "path")]
+)
+async def test_a_state_folder_that_cannot_be_is_told_by_every_command(here: Installation, path: str, says: str) -> None:
+    here.config.write_text(here.config.read_text().replace(f"state_dir: {here.state}", f"state_dir: {path}"))
+    for command in ("list", "audit"):
+        code, _, errors = await here.run(command)
+        assert code == 2
+        assert f"{here.config}:1: state_dir: " in errors
+        assert says in errors
+
+
 async def test_the_running_bots_answers_are_printed_for_pipes(here: Installation) -> None:
     async with admin.serve(admin.make_app(Bot()), socket_path(here.state)):
         code, output, errors = await here.run("list")

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from ravebot.config import PortRange, matches_project, parse_duration, parse_size
+from ravebot.config import matches_project
+from ravebot.configvalues import PortRange, StateDir, parse_duration, parse_size
+from ravebot.web.admin import MAX_PATH_BYTES, socket_path
 from tests.support.records import ROOM, make_config
 
 
@@ -79,16 +81,6 @@ def test_a_range_that_is_none_is_refused(text: str) -> None:
         PortRange.model_validate(text)
 
 
-def test_ports_of_ssh_and_web_may_not_overlap(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="must not overlap"):
-        make_config(tmp_path, sandbox={"ssh_ports": "2200-2300", "web_ports": "2300-2400"})
-
-
-def test_a_lifetime_may_not_be_above_the_longest(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="lifetime must not be above max_lifetime"):
-        make_config(tmp_path, pool={"lifetime": "9h", "max_lifetime": "8h"})
-
-
 def test_the_defaults_are_those_of_the_manual(tmp_path: Path) -> None:
     pool = make_config(tmp_path).pool
     assert (pool.max_running, pool.lifetime, pool.max_lifetime) == (2, timedelta(hours=2), timedelta(hours=8))
@@ -115,3 +107,23 @@ def test_a_project_is_told_of_in_its_rooms_only(tmp_path: Path) -> None:
     assert config.rooms_of("other/app") == ()
     assert config.serves("group/app")
     assert not config.serves("other/app")
+
+
+def test_a_room_that_is_listed_twice_is_told_once(tmp_path: Path) -> None:
+    rooms = [{"room": ROOM, "projects": ["group/*"]}, {"room": ROOM, "projects": ["group/app"]}]
+    assert make_config(tmp_path, matrix={"rooms": rooms}).rooms_of("group/app") == (ROOM,)
+
+
+def test_the_longest_state_folder_there_may_be_has_a_path_for_the_admin_socket(tmp_path: Path) -> None:
+    def longest(length: int) -> Path:
+        return Path("/" + "x" * (length - 1))
+
+    adapter: TypeAdapter[Path] = TypeAdapter(StateDir)
+    for length in range(80, 120):
+        fits = len(str(socket_path(longest(length)))) <= MAX_PATH_BYTES
+        try:
+            adapter.validate_python(str(longest(length)))
+        except ValidationError:
+            assert not fits
+        else:
+            assert fits

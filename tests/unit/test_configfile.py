@@ -111,6 +111,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(folder: Folde
         (11, "gitlab.projects"),
         (12, "gitlab.poll"),
         (13, "gitlab.webhook.secret_token_file"),
+        (14, "sandbox.host"),
         (14, "sandbox.memory"),
         (17, "lifetime"),
     ]
@@ -120,6 +121,35 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines(folder: Folde
 def test_mistakes_between_keys_are_told_together_with_the_others(folder: Folder) -> None:
     text = folder.minimal(("host: sandboxes.example.org", "host: gitlab.example.org, vcpu: 2"))
     assert [problem.path for problem in folder.problems(text)] == ["sandbox.host", "sandbox.vcpu"]
+
+
+def test_mistakes_between_keys_are_told_also_when_others_are_missing(folder: Folder) -> None:
+    text = folder.minimal(
+        ("  homeserver: https://matrix.example.org\n", ""),
+        (f"  token_file: {folder.path}/gitlab\n", ""),
+        (f"  password_file: {folder.path}/matrix\n", ""),
+        ("host: sandboxes.example.org", "host: gitlab.example.org, ssh_ports: 8000-8010, web_ports: 8010-8020"),
+        ("image: /images/sandbox.qcow2", "initrd: /images/initrd"),
+    )
+    text += "pool: {lifetime: 9h, max_lifetime: 8h, max_running: 100}\nagents: [{name: a}, {name: a}, {nam: b}]\n"
+    assert {problem.path for problem in folder.problems(text)} == {
+        "matrix.homeserver", "matrix", "gitlab.token_file", "sandbox", "sandbox.host", "sandbox.ssh_ports",
+        "sandbox.web_ports", "provider", "provider.image", "pool", "agents[2].nam", "agents[2].name",
+    }  # fmt: skip
+
+
+def test_what_is_missing_or_wrong_makes_no_complaint_about_what_rests_on_it(folder: Folder) -> None:
+    for before, after, path in (
+        ("sandbox: {host: sandboxes.example.org}\n", "", "sandbox"),
+        ("sandbox: {host: sandboxes.example.org}", "sandbox: {host: ''}", "sandbox.host"),
+        ("sandbox: {host: sandboxes.example.org}", "sandbox: 7", "sandbox"),
+        ("  projects: [group/app]\n", "  projects: ['a b']\n", "gitlab.projects[0]"),
+        (f"  webhook: {{secret_token_file: {folder.path}/webhook}}\n", "", "gitlab.webhook"),
+        (f"  password_file: {folder.path}/matrix\n", "  password_file: !x\n", "matrix.password_file"),
+        ("sandbox: {host: sandboxes.example.org}",
+         "sandbox: {host: sandboxes.example.org, ssh_ports: 8000-8099}\nhttp: {listen: x}", "http.listen"),
+    ):  # fmt: skip
+        assert folder.one((before, after)).path == path
 
 
 def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folder) -> None:
@@ -150,6 +180,16 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         ("1: x", "", "a key must be text"),
         ("'[key]': x", "[key]", "unknown key"),
         ("state_dir: 7", "state_dir", "absolute path"),
+        ('state_dir: "/var/\\0"', "state_dir", "absolute path"),
+        (f"state_dir: /{'x' * 96}", "state_dir", "at most 96 bytes"),
+        ("pool: {lifetime: 366d}", "pool.lifetime", "at most a year"),
+        ("pool: {max_lifetime: 99999999d}", "pool.max_lifetime", "at most a year"),
+        ("pool: {warn_before: [10m, 0s]}", "pool.warn_before[1]", "more than nothing"),
+        ("pool: {warn_before: [10m, 600s]}", "pool.warn_before", "twice"),
+        ("http: {public_url: rave.example.org}", "http.public_url", "like https://example.org"),
+        ("http: {public_url: 'ftp://rave.example.org'}", "http.public_url", "like https://example.org"),
+        ("http: {listen: '127.0.0.1:0'}", "http.listen", "from 1 to 65535"),
+        ("agents: [{name: 'UP'}]", "agents[0].name", "lower-case letters"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_what_to_do(folder: Folder, added: str, path: str, says: str) -> None:
@@ -164,6 +204,15 @@ def test_a_mistake_is_told_with_its_line_and_what_to_do(folder: Folder, added: s
         ("ssh_ports: 22-99", "sandbox.ssh_ports", "greater than or equal to 1024"),
         ("ssh_ports: 2299-2200", "sandbox.ssh_ports", "must not be above the last"),
         ("ssh_ports: 3050-3060", "sandbox", "must not overlap"),
+        ("ssh_ports: 2200", "sandbox.ssh_ports", "a port range like 2200-2299"),
+        ("ssh_ports: [2200]", "sandbox.ssh_ports", "a port range like 2200-2299"),
+        ("memory: 0", "sandbox.memory", "from 64MiB"),
+        ("memory: 4", "sandbox.memory", "from 64MiB"),
+        ("disk: 20MB", "sandbox.disk", "from 64MiB"),
+        ("disk: 999999999999999TiB", "sandbox.disk", "to 1024TiB"),
+        ("max_source: 0", "sandbox.max_source", "from 1MiB"),
+        ('setup: [""]', "sandbox.setup[0]", "write a command"),
+        ("setup: ['./a', ' ']", "sandbox.setup[1]", "write a command"),
         ("ssh_ports: 8000-8099", "sandbox.ssh_ports", "ravebot's own"),
         ("ssh_ports: 2200-2200", "sandbox.ssh_ports", "fewer ports than pool.max_running"),
         ("memory: 4 gigs", "sandbox.memory", "write a size"),
@@ -179,6 +228,47 @@ def test_a_mistake_in_the_sandbox_section_is_told(folder: Folder, sandbox: str, 
     problem = folder.one(("host: sandboxes.example.org", f"host: sandboxes.example.org, {sandbox}"))
     assert problem.path == path
     assert says in problem.message
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "says"),
+    [
+        ("bridge: {name: Upper}", "provider.bridge.name", "lower-case letters"),
+        ("bridge: {subnet: 192.0.2.0/24}", "provider.bridge.subnet", "RFC 1918"),
+        ("bridge: {subnet: 100.64.0.0/24}", "provider.bridge.subnet", "RFC 1918"),
+        ("bridge: {subnet: 10.80.0.0/30}", "provider.bridge.subnet", "room for guests"),
+        ("bridge: {subnet: 10}", "provider.bridge.subnet", "like 192.0.2.0/24"),
+        ("bridge: {subnet: 10.80.0.1/24}", "provider.bridge.subnet", "without bits of a host"),
+        ("kernel: /boot/vmlinuz", "provider", "kernel and initrd together"),
+    ],
+)
+def test_a_mistake_in_the_provider_section_is_told(folder: Folder, provider: str, path: str, says: str) -> None:
+    problem = folder.one(("image: /images/sandbox.qcow2", f"image: /images/sandbox.qcow2, {provider}"))
+    assert problem.path == path
+    assert says in problem.message
+
+
+@pytest.mark.parametrize("network", ["10", "10.5", "192.0.2.1/24", "example.org", "'::/0'"])
+def test_who_may_reach_sandboxes_is_written_as_networks(folder: Folder, network: str) -> None:
+    problem = folder.one(("allow_from: [192.0.2.0/24]", f"allow_from: [{network}]"))
+    assert problem.path == "access.allow_from[0]"
+    assert "like 192.0.2.0/24" in problem.message
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["gitlab.example.org:443", "::1", "'[::1]'", "-a.org", "a-.org", "a..org", ".org", "''", "a_b.org", "a b", "1.2.3",
+     "1.2.3.400", "010.1.1.1", f"{'x' * 64}.org", ".".join(["x" * 63] * 4), "https://a.org", "7"],
+)  # fmt: skip
+def test_a_sandbox_host_that_is_no_address_and_no_name_is_refused(folder: Folder, host: str) -> None:
+    problem = folder.one(("host: sandboxes.example.org", f"host: '{host.strip(chr(39))}'"))
+    assert problem.path == "sandbox.host"
+    assert "without scheme or port" in problem.message
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "a", "sand-boxes.example.org.", "3com.net", f"{'x' * 63}.org"])
+def test_an_address_or_a_name_is_a_sandbox_host(folder: Folder, host: str) -> None:
+    assert folder.load(folder.minimal(("host: sandboxes.example.org", f"host: {host}"))).config.sandbox.host == host
 
 
 @pytest.mark.parametrize(
@@ -227,6 +317,25 @@ def test_a_secret_that_others_may_read_or_write_is_refused(folder: Folder, mode:
     problem = folder.one()
     assert problem.path == "gitlab.token_file"
     assert f"chmod 600 {file}" in problem.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_secret_that_belongs_to_another_user_is_refused(folder: Folder) -> None:
+    file = folder.secret("gitlab")
+    os.chown(file, 12345, 12345)
+    problem = folder.one()
+    assert problem.path == "gitlab.token_file"
+    assert "belongs to user 12345" in problem.message
+    assert "chown" in problem.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_root_reads_the_secrets_of_the_user_that_runs_ravebot(folder: Folder) -> None:
+    state = folder.path / "state"
+    state.mkdir()
+    for path in (state, folder.path / "gitlab"):
+        os.chown(path, 12345, 12345)
+    folder.load(folder.minimal() + f"state_dir: {state}\n")
 
 
 @pytest.mark.parametrize(
@@ -292,6 +401,29 @@ def test_anchors_and_merge_keys_work(folder: Folder) -> None:
     config = folder.load(text).config
     assert config.gitlab.projects == ("group/app",)
     assert (config.pool.max_running, config.pool.lifetime) == (3, timedelta(minutes=30))
+
+
+def test_a_mistake_in_what_was_merged_in_is_told_where_it_is_written(folder: Folder) -> None:
+    text = folder.minimal()
+    text += "pool:\n  lifetime: 1h\n  <<: [{max_running: none,\n    lifetime: 3h},\n    {warm: 7, max_running: 1}]\n"
+    text += "  orphan_sweep: 0s\n  warn_before: [x]\n"
+    found = [(problem.line, problem.path) for problem in folder.problems(text)]
+    assert found == [
+        (18, "pool.max_running"), (20, "pool.warm"), (21, "pool.orphan_sweep"), (22, "pool.warn_before[0]"),
+    ]  # fmt: skip
+    (problem,) = folder.problems(folder.minimal() + "pool:\n  lifetime: x\n  <<: {max_running: 1,\n   lifetime: 3h}\n")
+    assert (problem.line, problem.path) == (17, "pool.lifetime")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int ''", "!!float ''", "!!int '-'", "!!bool foo", "!!timestamp foo", "!!timestamp 2001-99-99", "!!binary x",
+     "!!python/name:os.system x", '"\\ud800"', "9:" * 300 + "9", "9:" * 300 + "9.5", "!!int 0x", "!!float 1:x"],
+)  # fmt: skip
+def test_a_value_that_yaml_cannot_read_is_told_with_its_line(folder: Folder, value: str) -> None:
+    problems = folder.problems(folder.minimal() + f"instance: {value}\npool: {{warm: 7}}\n")
+    assert [(problem.line, problem.path) for problem in problems] == [(16, "instance"), (17, "pool.warm")]
+    assert "quotes" in problems[0].message or "lower-case" in problems[0].message
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
 def test_too_little_memory_for_one_fails_and_for_all_is_a_warning() -> None:
     sandbox = {"host": "sandboxes.example.org", "memory": "100000GiB"}
     assert machines.memory(config(sandbox=sandbox)).verdict is Verdict.FAILED
-    sandbox["memory"] = "1MiB"
+    sandbox["memory"] = "64MiB"
     assert machines.memory(config(sandbox=sandbox)).verdict is Verdict.OK
     sandbox["memory"] = "1GiB"
     finding = machines.memory(config(sandbox=sandbox, pool={"max_running": 10_000}))
@@ -94,16 +94,16 @@ def test_disks_that_qemu_can_not_get_to_are_found(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     provider = {"image": "/images/sandbox.qcow2", "storage_pool": str(closed / "disks")}
-    finding = machines.disk(config(sandbox={"host": "sandboxes.example.org", "disk": "1MiB"}, provider=provider))
+    finding = machines.disk(config(sandbox={"host": "sandboxes.example.org", "disk": "64MiB"}, provider=provider))
     assert finding.verdict is Verdict.FAILED
     assert finding.mend.startswith(f"chmod o+x {closed}")
 
 
 def test_too_little_disk_for_one_fails_and_for_all_is_a_warning() -> None:
     provider = {"image": "/images/sandbox.qcow2", "storage_pool": "/not/there/yet"}
-    sandbox = {"host": "sandboxes.example.org", "disk": "10000000GiB"}
+    sandbox = {"host": "sandboxes.example.org", "disk": "900TiB"}
     assert machines.disk(config(sandbox=sandbox, provider=provider)).verdict is Verdict.FAILED
-    sandbox["disk"] = "1MiB"
+    sandbox["disk"] = "64MiB"
     assert machines.disk(config(sandbox=sandbox, provider=provider)).verdict is Verdict.OK
     sandbox["disk"] = "512MiB"
     many = machines.disk(config(sandbox=sandbox, provider=provider, pool={"max_running": 10_000}))

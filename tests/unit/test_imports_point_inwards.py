@@ -15,6 +15,7 @@ CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config", "ravebot.sandboxes", "ravebot.store")
 CONFIGURATION = (
     "ravebot.config",
+    "ravebot.configvalues",
     "ravebot.yamltree",
     "ravebot.secretfiles",
     "ravebot.configkeys",
@@ -26,7 +27,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
     "ravebot.errors": (),
     "ravebot.clock": (),
-    "ravebot.config": (),
+    "ravebot.config": ("ravebot.configvalues",),
+    "ravebot.configvalues": (),
     "ravebot.yamltree": (),
     "ravebot.secretfiles": (),
     "ravebot.configkeys": CONFIGURATION,
