@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 from ravebot.config import MatrixConfig
+from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
+from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import render_card, render_history, render_said, render_warning
 from ravebot.matrix.content import edit_of, in_thread
 from ravebot.notify.delivery import Sent
-from ravebot.sandboxes.model import SandboxId
+from ravebot.sandboxes.model import SandboxId, SandboxState
 from ravebot.sandboxes.view import HistoryLine, SandboxView
 from ravebot.sandboxes.views import Views
 from ravebot.store import outbox
@@ -24,7 +28,20 @@ class Room(Protocol):
 
 
 class Directory(Protocol):
+    """The configured rooms: `refused` is told when one of them does not take what we send."""
+
     async def ensure(self, name: str) -> str: ...
+
+    def refused(self, name: str, error: RavebotError) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a row is about, as it is now."""
+
+    view: SandboxView | None = None
+    card: str | None = None  # in the room that the row goes to
+    superseded: bool = False
 
 
 class MatrixSender:
@@ -40,29 +57,55 @@ class MatrixSender:
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
     async def send(self, message: Message) -> Sent:
-        if message.lane not in self._names and not message.lane.startswith("!"):
+        configured = message.lane in self._names
+        if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
             return Sent("dropped: the room is not configured any more")
-        room_id = await self._rooms.ensure(message.lane) if message.lane in self._names else message.lane
-        view, card = await self._database.read(lambda tx: self._look(tx, message))
-        content = self._content(message, view, card)
+        room_id = await self._rooms.ensure(message.lane) if configured else message.lane
+        facts = await self._database.read(lambda tx: self._look(tx, message, room_id))
+        content = self._content(message, facts)
         if content is None:
             return Sent("dropped: nothing to tell any more")
-        event_id = await self._client.send(room_id, content, f"rave-{self._database.instance_id}-{message.id}")
+        try:
+            event_id = await self._put(message, room_id, content)
+        except (LoginLost, Unacceptable):
+            raise
+        except (Forbidden, NotFound) as error:
+            if not configured:  # whoever asked has put us out of their room: nobody waits for the answer
+                return Sent(f"dropped: {error}")
+            self._rooms.refused(message.lane, error)
+            raise
         sandbox_id = message.sandbox_id
-        if message.kind is Kind.CARD and card is None and sandbox_id is not None:
-            return Sent(event_id, lambda tx: outbox.set_card(tx, sandbox_id, message.lane, event_id))
+        if message.kind is Kind.CARD and facts.card is None and sandbox_id is not None:
+            return Sent(event_id, lambda tx: outbox.set_card(tx, sandbox_id, message.lane, room_id, event_id))
         return Sent(event_id)
 
-    def _look(self, tx: Transaction, message: Message) -> tuple[SandboxView | None, str | None]:
-        if message.sandbox_id is None:
-            return None, None
-        sandbox_id = SandboxId(message.sandbox_id)
-        return self._views.one(tx, sandbox_id), outbox.card(tx, sandbox_id, message.lane)
+    async def _put(self, message: Message, room_id: str, content: Mapping[str, object]) -> str:
+        transaction = f"rave-{self._database.instance_id}-{message.id}"
+        try:
+            return await self._client.send(room_id, content, transaction)
+        except Unacceptable:
+            if message.kind is not Kind.REPLY or "m.relates_to" not in content:
+                raise
+        # A reply repeats what the asker's message said of its thread, and a server refuses a thread that it does not
+        # know. The answer counts for more than its place; a transaction of its own, for this is another content.
+        plain = {key: value for key, value in content.items() if key != "m.relates_to"}
+        return await self._client.send(room_id, plain, f"{transaction}-plain")
 
-    def _content(self, message: Message, view: SandboxView | None, card: str | None) -> Mapping[str, object] | None:
+    def _look(self, tx: Transaction, message: Message, room_id: str) -> _Facts:
+        if message.sandbox_id is None:
+            return _Facts()
+        sandbox_id = SandboxId(message.sandbox_id)
+        return _Facts(
+            self._views.one(tx, sandbox_id),
+            outbox.card(tx, sandbox_id, message.lane, room_id),
+            message.kind is Kind.WARNING and outbox.superseded(tx, message),
+        )
+
+    def _content(self, message: Message, facts: _Facts) -> Mapping[str, object] | None:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None
+        view, card = facts.view, facts.card
         if view is None:
             return None
         line = HistoryLine(message.created_at, str(message.body.get("text", "")))
@@ -75,7 +118,21 @@ class MatrixSender:
             case Kind.SAY:
                 return render_said(view, line)
             case Kind.WARNING:
-                if not view.live:
+                if facts.superseded or not self._is_due(message, view):
                     return None
                 return render_warning(view, self._owners.get(view.mr.author.username), self._config.command_prefix)
         return None
+
+    def _is_due(self, message: Message, view: SandboxView) -> bool:
+        """Whether the end is still so near: an extension while the warning waited makes it untrue.
+
+        The row names its threshold, in seconds, where it knows it.
+        """
+        sandbox = view.sandbox
+        if sandbox.state is not SandboxState.READY or sandbox.expires_at is None or not sandbox.warned:
+            return False
+        threshold = message.body.get("threshold")
+        if isinstance(threshold, int):
+            return threshold in sandbox.warned
+        farthest = max(self._views.config.pool.warn_before, default=timedelta(0))
+        return sandbox.expires_at - view.now <= farthest

@@ -137,14 +137,30 @@ def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
     return tx.changed("DELETE FROM outbox WHERE delivered_at < ?", (to_us(tx.now - older_than),))
 
 
-def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> str | None:
-    """The Matrix event id of a sandbox's card in a room."""
-    row = tx.one("SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
+def card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str) -> str | None:
+    """The Matrix event id of a sandbox's card in a configured room, as long as that is still the room of that id."""
+    row = tx.one(
+        "SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ? AND room_id = ?", (sandbox_id, room, room_id)
+    )
     return str(row["event_id"]) if row else None
 
 
-def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, event_id: str) -> None:
-    tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, "event_id": event_id})
+def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str, event_id: str) -> None:
+    tx.upsert(
+        "cards",
+        ("sandbox_id", "room"),
+        {"sandbox_id": sandbox_id, "room": room, "room_id": room_id, "event_id": event_id},
+    )
+
+
+def superseded(tx: Transaction, message: Message) -> bool:
+    """Whether a later row of the same kind, about the same sandbox, waits in the same lane."""
+    row = tx.one(
+        "SELECT 1 FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL"
+        " AND id > ? AND kind = ? AND sandbox_id = ? LIMIT 1",
+        (message.target, message.lane, message.id, message.kind, message.sandbox_id),
+    )
+    return row is not None
 
 
 def sandbox_of_card(tx: Transaction, event_id: str) -> SandboxId | None:

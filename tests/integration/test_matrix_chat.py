@@ -1,4 +1,4 @@
-"""The bot's presence in Matrix at a homeserver that has troubles: it comes back by itself and says what is the matter."""
+"""The bot's presence in Matrix at a homeserver in trouble: it comes back by itself and says what is the matter."""
 
 from __future__ import annotations
 

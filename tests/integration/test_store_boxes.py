@@ -185,11 +185,12 @@ async def test_a_message_wakes_its_own_delivery(world: World, target: str, signa
 
 async def test_a_card_is_found_by_its_sandbox_and_room_and_by_its_event(world: World) -> None:
     one = SandboxId(1)
-    assert await world.read(lambda tx: outbox.card(tx, one, "room")) is None
-    await world.write(lambda tx: outbox.set_card(tx, one, "room", "$a"))
-    await world.write(lambda tx: outbox.set_card(tx, one, "other", "$b"))
-    await world.write(lambda tx: outbox.set_card(tx, one, "room", "$c"))
-    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == "$c"
+    assert await world.read(lambda tx: outbox.card(tx, one, "room", "!r")) is None
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$a"))
+    await world.write(lambda tx: outbox.set_card(tx, one, "other", "!o", "$b"))
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$c"))
+    assert await world.read(lambda tx: outbox.card(tx, one, "room", "!r")) == "$c"
+    assert await world.read(lambda tx: outbox.card(tx, one, "room", "!upgraded")) is None
     assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$b")) == 1
     assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$a")) is None
 

@@ -162,7 +162,8 @@ CREATE INDEX outbox_delivered ON outbox (delivered_at) WHERE delivered_at IS NOT
 
 CREATE TABLE cards (
     sandbox_id INTEGER NOT NULL,
-    room       TEXT NOT NULL,
+    room       TEXT NOT NULL,                   -- as configured
+    room_id    TEXT NOT NULL,                   -- in which it was posted: the name may mean another room by now
     event_id   TEXT NOT NULL,
     PRIMARY KEY (sandbox_id, room)
 ) STRICT;

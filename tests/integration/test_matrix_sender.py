@@ -1,0 +1,238 @@
+"""What the rooms are told, through a real Synapse: cards that move along, answers in their place, timely warnings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from ravebot.errors import Forbidden, Unavailable
+from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.rooms import RoomDirectory
+from ravebot.notify.matrix import MatrixSender
+from ravebot.sandboxes.model import Sandbox
+from ravebot.store import outbox, sandboxes
+from ravebot.store.outbox import MATRIX, Kind, Message
+from tests.support.records import World, a_merge_request, a_world
+from tests.support.synapse import MatrixUser, Synapse
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+ALIAS = "#dev:localhost"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
+    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def account(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("ravebot")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def alice(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("alice")
+
+
+@dataclass
+class Desk:
+    """A sender, and the row that it is to send next."""
+
+    world: World
+    client: MatrixClient
+    rooms: RoomDirectory
+    sender: MatrixSender
+    room: str
+
+    async def put(self, kind: Kind, lane: str = ALIAS, sandbox: Sandbox | None = None, **body: object) -> None:
+        await self.world.write(
+            partial(
+                outbox.add,
+                target=MATRIX,
+                lane=lane,
+                kind=kind,
+                sandbox_id=sandbox.id if sandbox else None,
+                body=body,
+            )
+        )
+
+    async def send(self, lane: str = ALIAS) -> str:
+        """Send the oldest row of the lane and note it, as the delivery does."""
+        message = await self.world.read(lambda tx: outbox.head(tx, MATRIX, lane))
+        assert isinstance(message, Message)
+        sent = await self.sender.send(message)
+        if sent.keep:
+            await self.world.write(sent.keep)
+        await self.world.write(lambda tx: outbox.delivered(tx, message.id, sent.result))
+        return sent.result
+
+    async def put_and_send(self, kind: Kind, lane: str = ALIAS, sandbox: Sandbox | None = None, **body: object) -> str:
+        await self.put(kind, lane, sandbox, **body)
+        return await self.send(lane)
+
+    async def sandbox(self) -> Sandbox:
+        """One that is ready, of alice's merge request; what is told of it by itself counts as told."""
+        found = await self.world.ready(a_merge_request())
+        await self.world.empty_outbox()
+        return found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def desk(synapse: Synapse, account: MatrixUser, alice: MatrixUser, tmp_path: Path) -> AsyncIterator[Desk]:
+    settings = {
+        "homeserver": synapse.url,
+        "user_id": account.user_id,
+        "users": {alice.user_id: "alice"},
+        "rooms": [{"room": ALIAS, "projects": ["group/*"]}],
+    }
+    room = await alice.create_room("dev", public=True)
+    async with a_world(tmp_path, matrix=settings) as world:
+        client = MatrixClient(world.config.matrix, account.password, tmp_path)
+        await client.open()
+        rooms = RoomDirectory(client, world.config.matrix.rooms, world.clock)
+        yield Desk(
+            world,
+            client,
+            rooms,
+            MatrixSender(world.config.matrix, world.database, world.views, client, rooms),
+            room,
+        )
+        await client.close()
+    await alice.call("DELETE", "directory", "room", ALIAS)
+
+
+def reply(text: str, thread: str | None = None, to: str | None = None) -> dict[str, object]:
+    content: dict[str, object] = {"msgtype": "m.notice", "body": text}
+    if thread:
+        relation = {"rel_type": "m.thread", "event_id": thread, "m.in_reply_to": {"event_id": to or thread}}
+        content["m.relates_to"] = relation
+    return content
+
+
+async def test_after_a_room_upgrade_the_card_is_posted_anew_where_its_thread_hangs_under_it(
+    desk: Desk, alice: MatrixUser
+) -> None:
+    sandbox = await desk.sandbox()
+    old = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    upgraded = await alice.call("POST", "rooms", desk.room, "upgrade", body={"new_version": "11"})
+    desk.rooms.changed(desk.room)
+    desk.world.pass_by(seconds=2)
+    early = await desk.put_and_send(Kind.HISTORY, sandbox=sandbox, text="before the card")
+    new = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.put_and_send(Kind.HISTORY, sandbox=sandbox, text="after it")
+    before, after = await alice.messages(desk.room), await alice.messages(str(upgraded["replacement_room"]))
+    assert [(message.event_id, message.edits) for message in before] == [(old, 1)]
+    assert [message.event_id for message in after[:2]] == [early, new]
+    assert [message.edits for message in after] == [0, 1, 0]
+    assert [message.thread_root for message in after] == [None, None, new]
+
+
+async def test_a_room_that_refuses_a_message_is_looked_up_anew(desk: Desk, alice: MatrixUser) -> None:
+    await desk.put_and_send(Kind.REPLY, content=reply("in the old one"))
+    upgraded = await alice.call("POST", "rooms", desk.room, "upgrade", body={"new_version": "11"})
+    await desk.put(Kind.REPLY, content=reply("in the new one"))
+    with pytest.raises(Forbidden):
+        await desk.send()
+    with pytest.raises(Unavailable):
+        await desk.send()
+    desk.world.pass_by(seconds=30)
+    await desk.send()
+    said = await alice.messages(str(upgraded["replacement_room"]))
+    assert [message.body for message in said] == ["in the new one"]
+
+
+async def test_an_answer_in_a_thread_that_the_server_does_not_know_is_given_beside_it_and_once(
+    desk: Desk, alice: MatrixUser
+) -> None:
+    await desk.put(Kind.REPLY, content=reply("here", thread="$nowhere:localhost"))
+    message = await desk.world.read(lambda tx: outbox.head(tx, MATRIX, ALIAS))
+    assert message
+    first = await desk.sender.send(message)
+    assert await desk.sender.send(message) == first
+    await desk.send()
+    assert [(said.body, said.thread_root) for said in await alice.messages(desk.room)] == [("here", None)]
+
+
+async def test_what_cannot_be_sent_with_or_without_its_thread_is_refused(desk: Desk) -> None:
+    await desk.put(Kind.REPLY, content=reply("x" * 70_000, thread="$nowhere:localhost"))
+    with pytest.raises(Forbidden, match="413"):
+        await desk.send()
+
+
+async def test_an_answer_for_a_direct_chat_that_put_us_out_is_dropped(desk: Desk, alice: MatrixUser) -> None:
+    direct = await alice.create_room(invite=[desk.client.user_id])
+    await desk.client.join(direct)
+    assert (await desk.put_and_send(Kind.REPLY, direct, content=reply("hello"))).startswith("$")
+    await alice.kick(direct, desk.client.user_id)
+    assert (await desk.put_and_send(Kind.REPLY, direct, content=reply("bye"))).startswith("dropped: ")
+    assert (await desk.put_and_send(Kind.REPLY, "!never:localhost", content=reply("?"))).startswith("dropped: ")
+
+
+async def test_a_login_that_is_lost_drops_no_answer(desk: Desk, account: MatrixUser, alice: MatrixUser) -> None:
+    direct = await alice.direct_chat(desk.client.user_id)
+    await desk.client.join(direct)
+    proof = {"type": "m.login.password", "user": account.user_id, "password": account.password}
+    await account.call("DELETE", "devices", desk.client.device_id, body={"auth": proof})
+    for lane in (direct, ALIAS):
+        await desk.put(Kind.REPLY, lane, content=reply("hello"))
+        with pytest.raises(Forbidden):
+            await desk.send(lane)
+    await desk.client.open()
+    assert (await desk.send(direct)).startswith("$")
+    assert (await desk.send()).startswith("$")
+
+
+async def test_cards_of_a_room_that_is_no_longer_configured_are_dropped_also_by_its_id(desk: Desk) -> None:
+    sandbox = await desk.sandbox()
+    assert (await desk.put_and_send(Kind.CARD, desk.room, sandbox)).startswith("dropped: ")
+
+
+async def near_its_end(desk: Desk, minutes: float, *warned: int) -> Sandbox:
+    sandbox = replace(
+        await desk.sandbox(),
+        expires_at=desk.world.clock.now() + timedelta(minutes=minutes),
+        warned=frozenset(warned),
+    )
+    await desk.world.write(lambda tx: sandboxes.save(tx, sandbox))
+    return sandbox
+
+
+async def test_after_an_outage_only_the_last_of_several_warnings_is_given(desk: Desk, alice: MatrixUser) -> None:
+    sandbox = await near_its_end(desk, 5, 1800, 600)
+    for _ in range(2):
+        await desk.put(Kind.WARNING, sandbox=sandbox)
+    results = [await desk.send(), await desk.send()]
+    assert results[0].startswith("dropped: ")
+    [warning] = await alice.messages(desk.room)
+    assert warning.event_id == results[1]
+    assert warning.mentions == {"user_ids": [alice.user_id]}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "warned", "threshold"),
+    [(80, (), None), (80, (1800, 600), None), (25, (), None), (25, (1800,), 600), (25, (), 1800)],
+)
+async def test_a_warning_that_an_extension_made_untrue_is_not_given(
+    desk: Desk, minutes: float, warned: tuple[int, ...], threshold: int | None
+) -> None:
+    sandbox = await near_its_end(desk, minutes, *warned)
+    body: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    assert (await desk.put_and_send(Kind.WARNING, sandbox=sandbox, **body)).startswith("dropped: ")
+
+
+@pytest.mark.parametrize("threshold", [1800, None])
+async def test_a_warning_that_is_still_true_is_given(desk: Desk, threshold: int | None) -> None:
+    sandbox = await near_its_end(desk, 25, 1800)
+    body: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    assert (await desk.put_and_send(Kind.WARNING, sandbox=sandbox, **body)).startswith("$")
