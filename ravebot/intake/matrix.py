@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ravebot.config import Config, matches_project
+from ravebot.errors import Forbidden, NotFound
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.loop import Step
 from ravebot.intake.people import People
 from ravebot.matrix.cards import render_card, render_why
-from ravebot.matrix.commands import Command, Ref, Usage, parse
+from ravebot.matrix.commands import Command, Ref, Usage, number_in, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
@@ -42,13 +43,19 @@ class MatrixJournal:
         def write(tx: Transaction) -> None:
             for message in messages:
                 if message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
-                    body = json.dumps(asdict(message))
-                    inbox.add(
-                        tx, source="matrix", key=message.event_id, lane=message.room_id, kind="message", body=body
-                    )
+                    body, lane = json.dumps(asdict(message)), self._lane(message)
+                    inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)
 
         await self.database.write(write)
+
+    def _lane(self, message: IncomingMessage) -> str:
+        """Order counts among commands about one merge request, and one that GitLab can't tell of must hold up no other.
+
+        The number is enough: whether `!42` and `group/app!42` are the same is not known yet.
+        """
+        number = number_in(message.text, self.prefix)
+        return message.room_id if number is None else f"{message.room_id} {number}"
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,11 @@ class MatrixIntake:
     database: Database
 
     async def handle(self, request: Request) -> Step:
-        message = IncomingMessage(**json.loads(request.body))
-        patterns = await self._patterns(message)
-        command = parse(message.text, self.config.matrix.command_prefix, await self._projects(patterns))
+        message, patterns = await self._placed(IncomingMessage(**json.loads(request.body)))
+        prefix = self.config.matrix.command_prefix
+        command = parse(message.text, prefix, ())
+        if isinstance(command, Usage) and number_in(message.text, prefix):  # a bare one means something by projects
+            command = parse(message.text, prefix, await self._nameable(message, patterns))
         if command is None:
             return _nothing
         if isinstance(command, Usage):
@@ -83,17 +92,40 @@ class MatrixIntake:
         message = IncomingMessage(**json.loads(request.body))
         self._reply(tx, message, render_reply(why, None))
 
-    async def _patterns(self, message: IncomingMessage) -> tuple[str, ...]:
-        """The projects of the room, as configured; in a direct chat all."""
-        if message.direct:
-            return self.config.gitlab.projects
-        ids = await self.database.read(outbox.rooms)
-        return tuple(
-            pattern
-            for room in self.config.matrix.rooms
-            if message.room_id in (room.room, ids.get(room.room))
-            for pattern in room.projects
-        )
+    async def _placed(self, message: IncomingMessage) -> tuple[IncomingMessage, tuple[str, ...]]:
+        """The projects of the room, as configured; in a direct chat all.
+
+        A mapped room stays one, with its readers' rights, also while only one person is in it.
+        """
+        names = self._names_of(message.room_id, await self.database.read(outbox.rooms))
+        if names:
+            mapped = (room.projects for room in self.config.matrix.rooms if room.room in names)
+            return replace(message, direct=False), tuple(pattern for projects in mapped for pattern in projects)
+        return message, self.config.gitlab.projects if message.direct else ()
+
+    def _names_of(self, room_id: str, ids: Mapping[str, str]) -> tuple[str, ...]:
+        """What a room is called in the configuration; `ids` may hold names that were there once."""
+        configured = (room.room for room in self.config.matrix.rooms)
+        return tuple(name for name in configured if room_id in (name, ids.get(name)))
+
+    async def _nameable(self, message: IncomingMessage, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        """The projects that a bare `!42` may mean, and be told of by name: in a direct chat only the asker's own."""
+        projects = await self._projects(patterns)
+        if not message.direct or message.sender in self.config.matrix.admins:
+            return projects
+        levels = [(path, await self._level(message, path)) for path in projects]
+        return tuple(path for path, level in levels if level)
+
+    async def _level(self, message: IncomingMessage, project_path: str) -> int:
+        """The sender's access level in a project; 0 for none, and where GitLab has no such project any more."""
+        username = self.config.matrix.users.get(message.sender)
+        if username is None:
+            return 0
+        try:
+            project_id, _ = await self.gitlab.project(project_path)
+            return await self.people.level_of(username, project_id)
+        except (NotFound, Forbidden):
+            return 0
 
     async def _projects(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """The projects that a bare `!42` may mean: those named in full, and those heard of."""
@@ -145,11 +177,14 @@ class MatrixIntake:
             lines.append("No GitLab user is tied to that in `matrix.users`: ask an admin.")
             return "\n".join(lines)
         lines.append(f"On GitLab you are `{username}`.")
-        for path in await self._projects(patterns):
-            project_id, _ = await self.gitlab.project(path)
-            decision = await self.people.from_room(
-                "stop", message.sender, project_id=project_id, mapped=True, direct=message.direct
-            )
+        for path in await self._nameable(message, patterns):
+            try:
+                project_id, _ = await self.gitlab.project(path)
+                decision = await self.people.from_room(
+                    "stop", message.sender, project_id=project_id, mapped=True, direct=message.direct
+                )
+            except (NotFound, Forbidden):  # gone on GitLab, or hidden from us: the others count still
+                continue
             lines.append(f"`{path}`: {'you may command' if decision.allowed else 'you may not'} ({decision.rule})")
         return "\n".join(lines)
 
@@ -158,17 +193,34 @@ class MatrixIntake:
         if not mapped or not self.config.serves(ref.project_path):
             rule = "this room is not mapped to that project" if not mapped else "that project gets no sandboxes"
             return self._refuses(message, command, rule)
-        mr = await self.people.merge_request(ref.project_path, ref.iid)
+        # Whoever may not is told only that, in the same words whether or not there is such a merge request or project.
         decision = await self.people.from_room(
-            command.verb, message.sender, project_id=mr.ref.project_id, mapped=mapped, direct=message.direct
+            command.verb,
+            message.sender,
+            project_id=await self._project_id(message.sender, ref),
+            mapped=mapped,
+            direct=message.direct,
         )
         if not decision.allowed:
             return self._refuses(message, command, decision.rule)
+        mr = await self.people.merge_request(ref.project_path, ref.iid)
         if command.verb in ("show", "why", "logs"):
             view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
             return self._says(message, self._shown(command.verb, view, mr), command.verb)
         fresh = await self.gitlab.merge_request(mr.ref) if command.verb in _NEEDS_HEAD else None
         return lambda tx: self._obey(tx, message, command, mr, fresh)
+
+    async def _project_id(self, sender: str, ref: Ref) -> int | None:
+        """By what is known, else by GitLab; None where it has none, or where there is no need to ask."""
+        known = await self.database.read(lambda tx: merge_requests.find(tx, ref.project_path, ref.iid))
+        if known is not None:
+            return known.ref.project_id
+        if sender in self.config.matrix.admins or not self.people.is_known(sender):
+            return None
+        try:
+            return (await self.gitlab.project(ref.project_path))[0]
+        except NotFound:
+            return None
 
     def _shown(self, verb: str, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
@@ -234,8 +286,7 @@ class MatrixIntake:
 
     def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
         """In the same lane as the room's cards, so that answers and news keep their order."""
-        names = {room_id: name for name, room_id in outbox.rooms(tx).items()}
-        lane = names.get(message.room_id, message.room_id)
+        lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
         body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
         outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
 

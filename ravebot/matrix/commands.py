@@ -12,6 +12,7 @@ from ravebot.config import parse_duration
 
 _LONGEST_LINE = 600
 _REF = re.compile(r"(?:(?P<project>[\w.-]+(?:/[\w.-]+)+)?!)?(?P<iid>[1-9]\d{0,8})", re.ASCII)
+_NUMBER = re.compile(r"(?<!\d)[1-9]\d{0,8}\Z", re.ASCII)
 _SHA = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -96,6 +97,13 @@ def parse(text: str, prefix: str, known_projects_in_room: Sequence[str]) -> Comm
         return _command(verb, arguments, known_projects_in_room)
     except ValueError as error:
         return Usage(f"`{verb.usage(prefix)}`: {error}")
+
+
+def number_in(text: str, prefix: str) -> int | None:
+    """The merge request's number in a command, whatever project it means; None where none can be made out."""
+    words = text.lstrip()[len(prefix) : len(prefix) + _LONGEST_LINE].split("\n", 1)[0].split()
+    match = _NUMBER.search(words[1]) if len(words) > 1 else None
+    return int(match[0]) if match else None
 
 
 def help_rows(prefix: str) -> tuple[tuple[str, str], ...]:

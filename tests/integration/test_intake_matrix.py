@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ from ravebot.matrix.incoming import IncomingMessage
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import inbox, merge_requests, outbox, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
-from tests.support.gitlab import MergeRequest
+from tests.support.gitlab import DEVELOPER, MergeRequest
 from tests.support.records import ROOM, B
 
 pytestmark = pytest.mark.integration
@@ -222,3 +223,93 @@ async def test_hostile_text_is_answered_or_ignored_and_breaks_nothing(chat: Chat
     await chat.say(ALICE, text)
     await chat.work()
     assert "on its way" in await chat.ask(ALICE, "!rave start 1")
+
+
+async def test_a_mapped_room_with_one_person_keeps_the_rights_of_its_readers(chat: Chat, mr: MergeRequest) -> None:
+    await chat.ask(ALICE, "!rave start 1")
+    assert "group/app!1" in await chat.ask(EVE, "!rave list", direct=True)
+    assert (await chat.ask(EVE, "!rave stop 1", direct=True)).startswith("Refused: your Matrix account")
+
+
+async def test_a_room_that_was_configured_under_another_name_is_answered_under_its_present_one(
+    chat: Chat, mr: MergeRequest
+) -> None:
+    for old in ("#zz-old:example.org", "#aa-old:example.org"):
+        await chat.desk.world.write(partial(outbox.set_room, name=old, room_id=DEV))
+    await chat.ask(ALICE, "!rave list")
+    assert [lane for target, lane, kind, _ in await chat.desk.world.outbox() if kind == "reply"] == [ROOM]
+
+
+async def test_a_room_that_is_no_longer_configured_is_answered_by_its_id(chat: Chat, mr: MergeRequest) -> None:
+    await chat.desk.world.write(lambda tx: outbox.set_room(tx, "#old:example.org", "!gone:example.org"))
+    assert (await chat.ask(ALICE, "!rave list", room="!gone:example.org")).startswith("Refused: this room is not")
+    assert [lane for _, lane, kind, _ in await chat.desk.world.outbox() if kind == "reply"] == ["!gone:example.org"]
+
+
+async def test_whoami_leaves_out_a_project_that_is_gone(chat: Chat, mr: MergeRequest) -> None:
+    gone = chat.desk.server.add_project("group/gone", public=True)
+    chat.desk.server.set_role(gone, chat.desk.bot, DEVELOPER)
+    chat.desk.server.open_merge_request(gone, chat.desk.alice, "Soon away", "feature")
+    await chat.desk.poller.look()
+    assert "group/gone" in await chat.ask(ALICE, "!rave whoami")
+    chat.desk.server.fail(404, path="/projects/group%2Fgone")
+    mine = await chat.ask(ALICE, "!rave whoami")
+    assert "`group/app`: you may command" in mine
+    assert "group/gone" not in mine
+
+
+async def test_in_a_direct_chat_no_project_is_named_in_which_the_asker_has_no_role(
+    chat: Chat, mr: MergeRequest
+) -> None:
+    for name in ("hidden", "other"):
+        project = chat.desk.server.add_project(f"group/{name}", public=True)
+        chat.desk.server.set_role(project, chat.desk.bot, DEVELOPER)
+        chat.desk.server.open_merge_request(project, chat.desk.bot, "Secret", "feature")
+    await chat.desk.poller.look()
+    whoami = await chat.ask(ALICE, "!rave whoami", room="!direct:x", direct=True)
+    assert "group/app" in whoami
+    assert "group/hidden" not in whoami
+    assert "group/hidden" in await chat.ask(ALICE, "!rave whoami")
+    assert "group/hidden" not in await chat.ask(EVE, "!rave stop 7", room="!direct:x", direct=True)
+    assert "on its way" in await chat.ask(ALICE, "!rave start 1", room="!direct:x", direct=True)
+
+
+async def test_whoever_may_not_is_told_the_same_whether_or_not_there_is_such_a_merge_request(
+    chat: Chat, mr: MergeRequest
+) -> None:
+    unheard = chat.desk.open("unheard")
+    refs = ("group/app!1", f"group/app!{unheard.iid}", "group/app!77", "group/missing!1")
+    before = len(chat.desk.server.requests)
+    strangers = {await chat.ask(EVE, f"!rave show {ref}") for ref in refs}
+    assert len(strangers) == 1
+    assert len(chat.desk.server.requests) == before, "GitLab is asked for nobody whom it does not know"
+    guests = {await chat.ask(GINA, f"!rave show {ref}") for ref in refs[:3]}
+    assert guests == {"Refused: gina is Guest in that project, and it takes Developer or more"}
+    chat.desk.server.set_role(chat.desk.project, chat.desk.gina, 0)
+    chat.desk.world.pass_by(minutes=1)
+    others = {await chat.ask(GINA, f"!rave show {ref}") for ref in refs}
+    assert others == {"Refused: gina is no member of that project on GitLab"}
+    assert "GitLab has no such thing" in await chat.ask(OPS, "!rave show group/app!77")
+
+
+async def test_one_merge_request_that_gitlab_cannot_tell_of_holds_up_no_other_command(
+    chat: Chat, mr: MergeRequest
+) -> None:
+    second = chat.desk.open("second")
+    chat.desk.server.fail(503, path=f"/merge_requests/{mr.iid}$")
+    await chat.say(ALICE, f"!rave start !{mr.iid}")
+    await chat.say(ALICE, f"!rave stop group/app!{mr.iid}")
+    await chat.say(ALICE, f"!rave start {second.iid}")
+    await chat.say(ALICE, "!rave list")
+    with suppress(TimeoutError):
+        await chat.work(0.5)
+    replies = await chat.replies()
+    assert any("a sandbox for group/app!2 is on its way" in reply for reply in replies)
+    assert len(replies) == 3, replies
+    chat.desk.server.restore()
+    chat.desk.world.pass_by(minutes=2)
+    await chat.work()
+    assert (await chat.replies())[-2:] == [
+        "a sandbox for group/app!1 is on its way",
+        "the sandbox of group/app!1 is being stopped",
+    ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.matrix.commands import VERBS, Command, Ref, Usage, help_rows, parse
+from ravebot.matrix.commands import VERBS, Command, Ref, Usage, help_rows, number_in, parse
 
 ONE = ("group/app",)
 TWO = ("group/app", "tools/cli")
@@ -33,6 +33,25 @@ REF = Ref("group/app", 42)
 )
 def test_what_people_type_is_understood(text: str, command: Command) -> None:
     assert parse(text, "!rave", ONE) == command
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("!rave stop 42", 42),
+        ("  !RAVE stop !42 now", 42),
+        ("!rave extend group/app9!42 1h", 42),
+        ("!rave stop\n42", None),
+        ("!rave", None),
+        ("!rave list", None),
+        ("!rave stop !042", None),
+        ("!rave stop " + "9" * 400, None),
+        ("!rave stop 4²", None),
+        ("!rave \ud800 \ud8007", 7),
+    ],
+)
+def test_the_number_that_a_command_is_about_is_read_off_it(text: str, number: int | None) -> None:
+    assert number_in(text, "!rave") == number
 
 
 @pytest.mark.parametrize("text", ["", "hello", "!raven list", "say !rave list", "\n", "!rav", "!", "> !rave list"])
