@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from ravebot.access.nft import NetworkTools
 from ravebot.configfile import LoadedConfig
 from ravebot.doctor import gitlab, machines, matrix, network, state
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, ok, unseen, warning
 from ravebot.doctor.services import Answer
 
 _SKEW_NOTICED_SECONDS = 30
@@ -19,28 +19,29 @@ _SKEW_HARMFUL_SECONDS = 300
 async def examine(loaded: LoadedConfig, tools: NetworkTools | None = None) -> list[Finding]:
     """Look at everything, change nothing. `tools`: in which network namespace the host's rules are looked at."""
     config = loaded.config
-    on_matrix, on_gitlab, on_machines, on_network = await asyncio.gather(
-        _all(matrix.check(loaded)),
-        _all(gitlab.check(loaded)),
-        _all(machines.check(config)),
-        _all(network.check(config, tools or NetworkTools(), state.instance_id(config.state_dir))),
+    on_host, on_matrix, on_gitlab, on_machines, on_network = await asyncio.gather(
+        gathered("state", state.check(loaded)),
+        gathered("matrix", matrix.check(loaded)),
+        gathered("gitlab", gitlab.check(loaded)),
+        gathered("machines", machines.check(config)),
+        gathered("network", network.check(config, tools or NetworkTools(), state.instance_id(config.state_dir))),
     )
-    everything: list[Finding | Answer] = [
-        *state.configuration(loaded),
-        state.versions(),
-        state.state_folder(config.state_dir),
-        state.database(config.state_dir),
-        *on_matrix,
-        *on_gitlab,
-        *on_machines,
-        *on_network,
-    ]
+    everything = [*on_host, *on_matrix, *on_gitlab, *on_machines, *on_network]
     findings = [item for item in everything if isinstance(item, Finding)]
     return [*findings, *clock([item for item in everything if isinstance(item, Answer)])]
 
 
-async def _all(found: AsyncIterator[Finding] | AsyncIterator[Finding | Answer]) -> list[Finding | Answer]:
-    return [item async for item in found]
+async def gathered(
+    name: str, found: AsyncIterator[Finding] | AsyncIterator[Finding | Answer]
+) -> list[Finding | Answer]:
+    """What a series of checks found, as far as it came."""
+    items: list[Finding | Answer] = []
+    try:
+        async for item in found:
+            items.append(item)
+    except (OSError, ValueError) as error:
+        items.append(unseen(name, error))
+    return items
 
 
 def clock(answers: list[Answer]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,3 +35,16 @@ def warning(name: str, detail: str, mend: str = "") -> Finding:
 
 def failed(name: str, detail: str, mend: str = "") -> Finding:
     return Finding(name, Verdict.FAILED, detail, mend)
+
+
+def unseen(name: str, error: Exception) -> Finding:
+    """What to say of a check that the system did not let us make."""
+    return failed(name, f"can't be looked at: {error}", "mend that, or ask the doctor as root")
+
+
+async def guarded(name: str, check: Awaitable[Finding]) -> Finding:
+    """The check's finding; what the system refuses it fails only this one, so that the others are still told."""
+    try:
+        return await check
+    except (OSError, ValueError) as error:
+        return unseen(name, error)

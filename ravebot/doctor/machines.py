@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from ravebot.config import Config, LibvirtConfig
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.errors import ProviderError, RavebotError
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.disks import image_size
@@ -60,15 +61,14 @@ def _closed_to_qemu(path: Path) -> Path | None:
     return next((folder for folder in there if not folder.stat().st_mode & 0o001), None)
 
 
-def boot_files(config: LibvirtConfig) -> Finding | None:
-    """Kernel and initrd of a direct boot; None where there is none."""
-    if config.kernel is None or config.initrd is None:
-        return None
-    unreadable = [str(path) for path in (config.kernel, config.initrd) if not os.access(path, os.R_OK)]
+def boot_files(config: LibvirtConfig) -> Finding:
+    """Kernel and initrd of a direct boot."""
+    files = [path for path in (config.kernel, config.initrd) if path is not None]
+    unreadable = [str(path) for path in files if not os.access(path, os.R_OK)]
     if unreadable:
         mend = "put them there, or change provider.kernel and provider.initrd"
         return failed("direct boot", f"can't be read: {', '.join(unreadable)}", mend)
-    return ok("direct boot", f"{config.kernel}, {config.initrd}")
+    return ok("direct boot", ", ".join(map(str, files)))
 
 
 def disk(config: Config) -> Finding:
@@ -122,11 +122,10 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     """All of them."""
     if config.provider.uri.startswith("qemu:") and shutil.which(_EMULATOR) is None:
         yield failed("qemu", f"{_EMULATOR} is not installed", "apt-get install qemu-system-x86 qemu-utils")
-    yield await libvirt(config.provider)
-    yield image(config)
-    boot = boot_files(config.provider)
-    if boot is not None:
-        yield boot
-    yield disk(config)
-    yield memory(config)
-    yield await kvm(config.provider)
+    yield await guarded("libvirt", libvirt(config.provider))
+    yield await guarded("image", asyncio.to_thread(image, config))
+    if config.provider.kernel is not None:
+        yield await guarded("direct boot", asyncio.to_thread(boot_files, config.provider))
+    yield await guarded("storage pool", asyncio.to_thread(disk, config))
+    yield await guarded("memory", asyncio.to_thread(memory, config))
+    yield await guarded("kvm", kvm(config.provider))

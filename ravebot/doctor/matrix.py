@@ -66,6 +66,10 @@ async def _room(base: str, headers: dict[str, str], name: str, joined: list[obje
             return failed("matrix room", f"there is no room {name}", "make it, or change matrix.rooms")
     if room_id not in joined:
         return warning("matrix room", f"not in {name} yet", "have one of matrix.admins invite ravebot there")
+    state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
+    if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
+        mend = "make one without encryption and name it in matrix.rooms: it can't be switched off in a room"
+        return failed("matrix room", f"{name} is encrypted: ravebot can't speak there yet", mend)
     return ok("matrix room", name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import socket
@@ -16,7 +17,8 @@ from ravebot.access.conflicts import conflicts
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import NetworkTools
 from ravebot.config import Config
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.doctor.state import holder
 from ravebot.errors import Unavailable
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
@@ -25,22 +27,48 @@ _THREADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="doctor-dns")
 
 async def check(config: Config, tools: NetworkTools, instance_id: str | None) -> AsyncIterator[Finding]:
     """All of them; `tools` says in which network namespace."""
-    yield await sandbox_host(config.sandbox.host)
-    yield await ports(config)
+    yield await guarded("http.listen", listen(config))
+    yield await guarded("sandbox.host", sandbox_host(config.sandbox.host))
+    yield await guarded("ports", ports(config))
     if config.provider.network != "bridge":
         yield warning("network", "provider.network is none: nobody can reach the machines")
         return
     if not may_change_network():
         yield failed("permission", "ravebot may not change the network", "run it as root or with CAP_NET_ADMIN")
-    yield await firewall(config, tools, instance_id)
-    yield await forwarding(tools)
-    yield await routes(config, tools)
+    yield await guarded("firewall", firewall(config, tools, instance_id))
+    yield await guarded("forwarding", forwarding(tools))
+    yield await guarded("bridge", routes(config, tools))
 
 
 def may_change_network(status: Path = Path("/proc/self/status")) -> bool:
     """Whether this process has CAP_NET_ADMIN: proc(5), CapEff."""
     line = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
     return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+
+
+async def listen(config: Config) -> Finding:
+    """Whether http.listen can be bound, or is by the ravebot that runs."""
+    name, (host, port) = "http.listen", config.http.address
+    try:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), host, port, start_serving=False)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and port in await asyncio.to_thread(_ports_of, holder(config.state_dir)):
+            return ok(name, f"{config.http.listen}, where ravebot runs")
+        reason = error.strerror or str(error)
+        return failed(
+            name, f"{config.http.listen} can't be used: {reason}", "stop what is there, or change http.listen"
+        )
+    server.close()
+    return ok(name, f"{config.http.listen} is free")
+
+
+def _ports_of(process: int | None) -> frozenset[int]:
+    """Where that process listens; none where we may not look."""
+    try:
+        connections = psutil.Process(process).net_connections("tcp") if process is not None else []
+    except psutil.Error:
+        return frozenset()
+    return frozenset(one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN)
 
 
 async def firewall(config: Config, tools: NetworkTools, instance_id: str | None) -> Finding:

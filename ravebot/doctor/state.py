@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import getpass
 import os
 import platform
+import re
 import sqlite3
 import stat
+from collections.abc import AsyncIterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 from ravebot.audit import database_path
 from ravebot.configfile import LoadedConfig
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.store.database import migrations
+
+
+async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
+    """All of them."""
+    state_dir = loaded.config.state_dir
+    for finding in configuration(loaded):
+        yield finding
+    yield versions()
+    yield await guarded("state folder", asyncio.to_thread(state_folder, state_dir))
+    yield await guarded("database", asyncio.to_thread(database, state_dir))
 
 
 def configuration(loaded: LoadedConfig) -> list[Finding]:
@@ -81,22 +94,29 @@ def database(state_dir: Path) -> Finding:
     except (sqlite3.Error, OSError) as error:
         return failed(name, f"{path} can't be read: {error}", "check its owner and mode, or restore a backup")
     events = f"event {row[0]}, hash {row[1]}" if row else "no events yet"
-    return ok(name, f"version {schema}, {_holder(path)}; {events}")
+    held = _held(path)
+    return ok(name, f"version {schema}, {f'in use by {held}' if held else 'not in use'}; {events}")
 
 
-def _holder(path: Path) -> str:
-    lock = path.with_suffix(".lock")
+def _held(path: Path) -> str:
+    """What the process wrote about itself that holds the database's lock; empty when nobody does."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path.with_suffix(".lock"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return "not in use"
+        return ""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "in use by " + (os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process")
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
     finally:
         os.close(descriptor)
-    return "not in use"
+    return ""
+
+
+def holder(state_dir: Path) -> int | None:
+    """The process id of the ravebot that runs with this state folder."""
+    match = re.match(r"process (\d+)", _held(database_path(state_dir)))
+    return int(match[1]) if match else None
 
 
 def _user() -> str:

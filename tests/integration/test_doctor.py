@@ -123,6 +123,13 @@ async def test_right_services_are_all_right(tmp_path: Path) -> None:
             Verdict.FAILED,
             "no room",
         ),
+        (
+            "/_matrix/client/v3/rooms/!dev:example.org/state/m.room.encryption/",
+            (200, {"algorithm": "m.megolm.v1.aes-sha2"}),
+            "matrix room",
+            Verdict.FAILED,
+            "encrypted",
+        ),
     ],
 )
 async def test_what_is_wrong_with_matrix_is_told(

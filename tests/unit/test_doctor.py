@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 from ravebot.clock import ManualClock
 from ravebot.config import Config
 from ravebot.doctor import Finding, Verdict, machines, network, show, state
-from ravebot.doctor.examine import clock
+from ravebot.doctor.examine import clock, gathered
 from ravebot.doctor.services import Answer
 from ravebot.sandboxes.model import RAVEBOT
 from ravebot.store import events
@@ -114,11 +116,44 @@ def test_a_direct_boots_files_must_be_there(tmp_path: Path) -> None:
     provider = {"image": "/i", "kernel": str(tmp_path / "vmlinuz"), "initrd": str(tmp_path / "initrd")}
     (tmp_path / "vmlinuz").write_bytes(b"x")
     finding = machines.boot_files(config(provider=provider).provider)
-    assert finding is not None
     assert finding.verdict is Verdict.FAILED
     assert f"{tmp_path}/initrd" in finding.detail
     assert f"{tmp_path}/vmlinuz" not in finding.detail
-    assert machines.boot_files(config().provider) is None
+
+
+async def test_one_check_that_the_system_refuses_leaves_the_others_in_the_report() -> None:
+    provider = {"image": "/i", "storage_pool": f"/{'x' * 300}"}  # stat: file name too long
+    found = {finding.name: finding async for finding in machines.check(config(provider=provider))}
+    assert found["storage pool"].verdict is Verdict.FAILED
+    assert "too long" in found["storage pool"].detail
+    assert found["storage pool"].mend
+    assert {"image", "memory", "kvm"} <= set(found)
+
+
+async def test_what_was_found_before_a_series_of_checks_broke_is_kept() -> None:
+    async def breaks() -> AsyncIterator[Finding]:
+        yield Finding("first", Verdict.OK, "fine")
+        raise UnicodeError("label too long")
+
+    first, second = await gathered("series", breaks())
+    assert isinstance(first, Finding)
+    assert isinstance(second, Finding)
+    assert (first.name, second.name, second.verdict) == ("first", "series", Verdict.FAILED)
+    assert "label too long" in second.detail
+
+
+async def test_an_address_that_another_program_holds_is_told_from_one_that_our_own_bot_holds(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        whole = config(http={"listen": f"127.0.0.1:{port}"}, state_dir=str(tmp_path))
+        assert (await network.listen(whole)).verdict is Verdict.FAILED
+        async with Database(tmp_path / "ravebot.db", ManualClock()):  # as by a bot that is this very process
+            assert (await network.listen(whole)).verdict is Verdict.OK
+    assert (await network.listen(whole)).verdict is Verdict.OK
+    elsewhere = await network.listen(config(http={"listen": "192.0.2.1:8080"}))
+    assert elsewhere.verdict is Verdict.FAILED
+    assert "http.listen" in elsewhere.mend
 
 
 @pytest.mark.parametrize(
