@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from typing import TextIO
 
 import libvirt
 import pytest
+
+from tests.support.demo.run import Demo
+from tests.support.demo.story import SETTINGS
+from tests.support.stage import Stage
 
 pytestmark = pytest.mark.acceptance
 
@@ -196,3 +201,21 @@ async def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
 
     assert process.returncode == 1
     assert "--port" in output.decode()
+
+
+class BreaksOff(Stage):
+    """Set up to its end; then what nobody foresaw happens."""
+
+    async def start(self, timeout: float = 40) -> None:
+        await super().start(timeout)
+        raise subprocess.TimeoutExpired(["ssh", "somewhere"], 60)
+
+
+async def test_what_nobody_foresaw_is_told_and_everything_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = BreaksOff(SETTINGS)
+    assert await Demo(False, stage).run() == 1
+    told = capsys.readouterr().out
+    assert "this was not foreseen, in test_demo.py" in told
+    assert "TimeoutExpired" in told
+    assert "nothing is left" in told
+    assert not stage.folder.exists()

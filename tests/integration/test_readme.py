@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
 from ravebot.config import matches_project
@@ -23,6 +25,7 @@ from ravebot.web.server import WEBHOOK_PATH
 pytestmark = pytest.mark.integration
 
 _ROOT = Path(__file__).resolve().parents[2]
+_DEMO = ("tests/support/demo/__init__.py", "tests/support/demo/__main__.py")
 _README = (_ROOT / "README.md").read_text()
 
 
@@ -72,6 +75,25 @@ def test_every_dev_command_that_is_named_is_there() -> None:
     usage = subprocess.run([_ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
     named = set(re.findall(r"\./dev (\w+)", _README))
     assert named == set(re.findall(r"^  (\w+) {2,}", usage, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", ["setup", "lint", "test", "bench", "demo"])
+def test_asking_dev_for_help_sets_nothing_up(tmp_path: Path, command: str) -> None:
+    for name in ("dev", "tests/__init__.py", "tests/support/__init__.py", *_DEMO):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(_ROOT / name, tmp_path / name)
+    before = set(tmp_path.rglob("*"))
+    done = subprocess.run([tmp_path / "dev", command, "--help"], capture_output=True, text=True, timeout=20, check=True)
+    assert "usage: ./dev" in done.stdout.lower()
+    assert ("--keep" in done.stdout, done.stderr) == (True, "")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_benchmarks_that_dev_names_are_there() -> None:
+    usage = subprocess.run([_ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
+    listed = re.search(r"^  bench .*arguments: ([a-z, ]+), --json$", usage, re.MULTILINE)
+    assert listed
+    assert listed[1].split(", ") == list(BENCHMARKS)
 
 
 def test_every_ravebot_command_that_is_named_is_there_with_its_options() -> None:

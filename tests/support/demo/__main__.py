@@ -23,10 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only now: these import what was just looked for.
     from tests.support.demo.play import work
     from tests.support.demo.run import Demo
+    from tests.support.demo.story import SETTINGS
     from tests.support.demo.watch import DemoError
+    from tests.support.stage import Stage
 
     if not given.command:
-        return asyncio.run(Demo(given.keep, given.port).run())
+        return asyncio.run(Demo(given.keep, Stage(SETTINGS, gitlab_port=given.port)).run())
     try:
         print(asyncio.run(work(given.command, getattr(given, "text", ""), given.who, given.ref)))
     except DemoError as error:

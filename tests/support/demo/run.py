@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import subprocess
+import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.support.demo.screen import Screen
-from tests.support.demo.story import SETTINGS, Story, machines
+from tests.support.demo.story import Story, machines
 from tests.support.demo.watch import DemoError, Watch
 from tests.support.guest_image import GuestImageError
 from tests.support.libvirtd import LibvirtdError
@@ -23,14 +25,14 @@ _LOG_LINES = 12
 class Demo:
     """`run` gives the exit code: 0 only when everything that was told was seen, and nothing is left."""
 
-    def __init__(self, keep: bool, port: int) -> None:
-        self._keep, self._port = keep, port
+    def __init__(self, keep: bool, stage: Stage) -> None:
+        self._keep, self._stage = keep, stage
         self._screen = Screen()
         self._interrupted = False
         self._through = False  # the story was told to its end
 
     async def run(self) -> int:
-        stage = Stage(SETTINGS, gitlab_port=self._port)
+        stage = self._stage
         stack = AsyncExitStack()
         playing = asyncio.create_task(self._play(stage, stack))
         self._screen.on_lost = playing.cancel
@@ -66,8 +68,7 @@ class Demo:
         except (DemoError, AssertionError) as error:
             # The stage's own assertions carry much of the log after their first line.
             what = str(error) if isinstance(error, DemoError) else str(error).partition("\n")[0]
-            log = stage.bot.log.read_text(errors="replace").splitlines() if stage.bot.log.exists() else []
-            return "\n".join([what, "The end of ravebot's log:", *log[-_LOG_LINES:]])
+            return "\n".join([what, *_log_of(stage)])
         except (GuestImageError, LibvirtdError, RuntimeError) as error:
             return f"{error}\n./dev demo installs what is missing; ./dev setup does only that."
         except subprocess.CalledProcessError as error:
@@ -76,8 +77,10 @@ class Demo:
                 f"`{' '.join(map(str, error.cmd))}` failed: {said.strip()}\n"
                 "Where this is root in a container, it also needs CAP_NET_ADMIN and CAP_SYS_ADMIN."
             )
-        except OSError as error:
-            return f"{error}\nWhere it is a port that is taken: --port gives GitLab's stand-in another one."
+        except Exception as error:  # whatever it is: it is told, and everything is taken away
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                return f"{error}\n--port gives GitLab's stand-in another one."
+            return "\n".join([_unforeseen(error), *_log_of(stage)])
         return ""
 
     async def _set(self, stage: Stage, stack: AsyncExitStack) -> None:
@@ -102,16 +105,33 @@ class Demo:
             self._through = story.through
 
     async def _take_away(self, stage: Stage, stack: AsyncExitStack) -> str:
-        """What is left over all the same; empty when nothing is."""
-        identity = stage.state_dir / "instance-id"
-        instance_id = identity.read_text().strip() if identity.exists() else None
-        async with self._screen.waiting("Taking everything away"):
-            await stage.bot.stop()
-            await stack.aclose()
-            left = await asyncio.to_thread(_left_over, stage, instance_id)
+        """What is left over all the same, or went wrong at that; empty when nothing is."""
+        try:
+            identity = stage.state_dir / "instance-id"
+            instance_id = identity.read_text().strip() if identity.exists() else None
+            async with self._screen.waiting("Taking everything away"):
+                try:
+                    await stage.bot.stop()
+                finally:
+                    await stack.aclose()
+                left = await asyncio.to_thread(_left_over, stage, instance_id)
+        except Exception as error:
+            return f"Not everything may be taken away: {_unforeseen(error)}"
         if not left:
             self._screen.seen("nothing is left: no machine, no network, no firewall rule, no file")
         return left
+
+
+def _log_of(stage: Stage) -> list[str]:
+    if not hasattr(stage, "bot") or not stage.bot.log.exists():
+        return []
+    return ["The end of ravebot's log:", *stage.bot.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]]
+
+
+def _unforeseen(error: Exception) -> str:
+    """Enough to report it: what it was, and where."""
+    *_, where = traceback.extract_tb(error.__traceback__)
+    return f"this was not foreseen, in {Path(where.filename).name}, line {where.lineno}: {error!r}"
 
 
 def _left_over(stage: Stage, instance_id: str | None) -> str:
