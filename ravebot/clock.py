@@ -37,6 +37,11 @@ class ManualClock:
         self._now += by
 
 
+def is_due(last: datetime | None, every: timedelta, now: datetime) -> bool:
+    """Whether something that was done last at that moment is due; also when the clock was set back since."""
+    return last is None or not timedelta(0) <= now - last < every
+
+
 def to_us(moment: datetime) -> int:
     """Microseconds since 1970 in UTC: how the database keeps a moment."""
     return (moment - _EPOCH) // _MICROSECOND

@@ -35,6 +35,10 @@ class ProviderError(RavebotError):
     """The provider understood and failed for good (missing image, bad definition)."""
 
 
+class ImageError(ProviderError):
+    """The image can't be the base of a machine, however often it is tried."""
+
+
 class MachineNotFound(ProviderError):
     """The provider has no machine of that name."""
 

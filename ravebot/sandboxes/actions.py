@@ -25,6 +25,9 @@ from ravebot.store.signals import POOL
 log = structlog.get_logger()
 
 _DISK_NEEDED_TO_RESUME = 512 * 1024**2
+_PAUSED_SECONDS = 1.0
+_BY_HAND = frozenset({"user", "migration", "save", "dump", "snapshot"})
+"""Why libvirt says that a machine is paused, where resuming it is for whoever paused it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Actions:
             case Do.RESUME:
                 await self.provider.resume(machine.name)
             case Do.FREE_SPACE:
-                await self._wait_for_space(machine)
+                await self._paused(machine)
             case Do.SHUT_DOWN:
                 await self.health.sample(machine)
                 await self.provider.shutdown(machine.name)
@@ -76,9 +79,13 @@ class Actions:
                 await self._destroy(machine)
             case Do.DELETE | Do.FORGET:
                 await self.provider.delete(machine.name)
+                await self.guard.audit()  # who connected last, while the ports are still known as this sandbox's
                 await self.guard.let_go(machine)
+                if machine.sandbox_id is not None:
+                    await self.builds.chain.sources.forget(machine.sandbox_id)
                 await change(self.database, machine, self.lifecycle.machine_gone)
                 self.health.forget(machine)
+                self.builds.chain.sources.drop(machine.sandbox_id)
             case Do.NOTHING:
                 pass
 
@@ -107,7 +114,9 @@ class Actions:
                     state_since=tx.now,
                     restarts=fresh.restarts + 1,
                     silent_since=None,
+                    silent_seen_at=None,
                     unhealthy_told=False,
+                    paused_since=None,
                     cpu_before_restart=fresh.cpu_seconds,
                 ),
             )
@@ -144,24 +153,26 @@ class Actions:
         await change(self.database, machine, tell)
         await self.provider.destroy(machine.name)
 
-    async def _wait_for_space(self, machine: Machine) -> None:
+    async def _paused(self, machine: Machine) -> None:
+        """Told once; a full disk is waited out, what somebody suspended on purpose is theirs to resume."""
+        listing = await self.provider.list()
+        reason = next((one.pause_reason for one in listing.machines if one.name == machine.name), "")
+
         def tell(tx: Transaction, fresh: Machine) -> None:
             sandbox = sandbox_on(tx, fresh)
-            if sandbox and not fresh.unhealthy_told:
-                machines.save(tx, replace(fresh, unhealthy_told=True))
-                data: dict[str, object] = {"why": "the host's disk is full"}
-                self.lifecycle.journal.record(tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=data)
+            if sandbox is None or fresh.paused_since is not None:
+                return
+            machines.save(tx, replace(fresh, paused_since=tx.now))
+            journal = self.lifecycle.journal
+            if reason == "ioerror":
+                why: dict[str, object] = {"why": "the host's disk is full"}
+                journal.record(tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=why)
+            else:
+                data: dict[str, object] = {"why": "on the host" if reason in _BY_HAND else reason}
+                journal.record(tx, "machine.suspended", sandbox=sandbox, machine_id=fresh.id, data=data)
 
-        def told(tx: Transaction, fresh: Machine) -> None:
-            sandbox = sandbox_on(tx, fresh)
-            machines.save(tx, replace(fresh, unhealthy_told=False))
-            if sandbox:
-                self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=fresh.id)
-
-        await change(self.database, machine, tell)
-        host = await self.provider.host()
-        if host.disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
-            await self.provider.resume(machine.name)
-            await change(self.database, machine, told)
-        else:
-            await asyncio.sleep(5)
+        if machine.paused_since is None:
+            await change(self.database, machine, tell)
+        if reason not in _BY_HAND and (await self.provider.host()).disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
+            await self.provider.resume(machine.name)  # that it goes on is told when it answers
+        await asyncio.sleep(_PAUSED_SECONDS)

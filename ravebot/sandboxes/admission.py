@@ -70,7 +70,8 @@ class Admission:
         if record.held:
             return f"no machines are built: {record.held}"
         need = capacity.Need(self.config.sandbox.memory, self.config.sandbox.disk)
-        fresh = [machine for machine in running if machine.create_attempted_at is None]
+        # Until it boots its disk may not be among the host's figures yet; it may count twice for that while.
+        fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
         left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
         return capacity.shortage(left, running, need)

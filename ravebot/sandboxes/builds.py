@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, is_due
 from ravebot.config import Config
-from ravebot.errors import MachineNotFound, ProviderError, RavebotError
+from ravebot.errors import ImageError, MachineNotFound, ProviderError, RavebotError
 from ravebot.providers.base import MachineSpec, Provider
 from ravebot.sandboxes.chain import Chain
 from ravebot.sandboxes.decide import Do
@@ -18,7 +20,7 @@ from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineState, Sandbox
-from ravebot.sandboxes.steps import change, sandbox_and_merge_request
+from ravebot.sandboxes.steps import change, sandbox_on
 from ravebot.sandboxes.view import in_words
 from ravebot.store import machines
 from ravebot.store.database import Database, Transaction
@@ -26,10 +28,8 @@ from ravebot.store.database import Database, Transaction
 log = structlog.get_logger()
 
 PING = timedelta(seconds=2)
-
-
-class UnbuildableError(ProviderError):
-    """It can't be created from that image and definition, however often it is tried."""
+LOOK_EVERY = timedelta(seconds=10)
+"""How long a boot is waited for at a time: then the pool looks whether the machine still runs."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Builds:
         """From `do` (create, start or probe) to the end of the chain."""
         ahead = asyncio.create_task(self._fetch_ahead(machine))
         try:
-            if await self._boot(do, machine):
-                await self._claim(machine)
+            if await self._boot(do, machine) and (sandbox := await self._claim(machine)):
+                await self.chain.run(sandbox.id)
         finally:
             ahead.cancel()
             await asyncio.wait({ahead})
@@ -60,15 +60,15 @@ class Builds:
             if do is Do.CREATE:
                 await change(self.database, machine, _note_attempt)
                 await self.provider.open()  # whatever all machines share may have been taken away since
-                await self._create(machine)
+                await _to_its_end(self.provider.create(self._spec(machine)))
             if do in (Do.CREATE, Do.START):
                 await self.guard.ensure()  # no machine starts before the firewall is verified
                 log.info("machine starts", machine=machine.name)
-                await self.provider.start(machine.name)
-            deadline = machine.state_since + self.config.pool.build_timeout
+                await _to_its_end(self.provider.start(machine.name))
+            began = self.clock.now()
             while not await self.provider.ping(machine.name, PING):
-                if self.clock.now() >= deadline:
-                    return False  # the next pass gives it up
+                if is_due(began, LOOK_EVERY, self.clock.now()):
+                    return False  # the next pass goes on, or gives it up
                 await asyncio.sleep(0.1)
         except MachineNotFound:
             raise
@@ -77,21 +77,13 @@ class Builds:
             return False
         return True
 
-    async def _create(self, machine: Machine) -> None:
-        try:
-            await self.provider.create(self._spec(machine))
-        except MachineNotFound:
-            raise
-        except ProviderError as error:
-            raise UnbuildableError(str(error)) from error
-
     async def _failed(self, machine: Machine, error: ProviderError) -> None:
-        why, for_good = str(error), isinstance(error, UnbuildableError)
+        why, for_good = str(error), isinstance(error, ImageError)
         await change(
             self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=for_good)
         )
 
-    async def _claim(self, machine: Machine) -> None:
+    async def _claim(self, machine: Machine) -> Sandbox | None:
         def claim(tx: Transaction) -> Sandbox | None:
             fresh = machines.get(tx, machine.id)
             if fresh is None or fresh.state is not MachineState.BUILDING:
@@ -99,11 +91,14 @@ class Builds:
             self.meter.stage_done("boot", True, (tx.now - fresh.state_since).total_seconds())
             return self.lifecycle.claim(tx, fresh)
 
-        if sandbox := await self.database.write(claim):
-            await self.chain.run(sandbox.id)
+        return await self.database.write(claim)
 
     async def give_up(self, machine: Machine) -> None:
-        """It took too long, or broke."""
+        """It took too long, or broke; unless it answers now, having come up while nobody looked."""
+        with suppress(ProviderError):
+            if await self.provider.ping(machine.name, PING):
+                await self._claim(machine)
+                return
         why = f"the machine did not answer within {in_words(self.config.pool.build_timeout)} of being created"
         await change(
             self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=False)
@@ -111,11 +106,11 @@ class Builds:
 
     async def _fetch_ahead(self, machine: Machine) -> None:
         """While the machine boots, get the code; a failure here shows again, and is told, at its own stage."""
-        sandbox, mr = await self.database.read(lambda tx: sandbox_and_merge_request(tx, machine))
-        if sandbox is None or mr is None:
+        sandbox = await self.database.read(lambda tx: sandbox_on(tx, machine))
+        if sandbox is None:
             return
         try:
-            await self.chain.sources.archive(mr, sandbox.sha)
+            await self.chain.sources.archive(sandbox)
         except RavebotError as error:
             log.info("code not fetched ahead", sandbox=sandbox.id, error=str(error))
 
@@ -135,6 +130,21 @@ class Builds:
             initrd=provider.initrd,
             cmdline=provider.cmdline,
         )
+
+
+async def _to_its_end(call: Coroutine[object, object, None]) -> None:
+    """Await a call that can't be broken off: what is cancelled goes on in its thread, and a machine that appeared after
+    its row had gone would belong to nobody."""
+    task = asyncio.ensure_future(call)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
 
 
 def _note_attempt(tx: Transaction, machine: Machine) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from ravebot.clock import Clock
 from ravebot.config import Config, HttpTest
-from ravebot.errors import Forbidden, GuestError, GuestTimeout, NotFound, Refused
+from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
 from ravebot.sandboxes.edges import Meter, WebProbe
@@ -27,6 +27,7 @@ from ravebot.sandboxes.model import (
     EndReason,
     Machine,
     MergeRequest,
+    Observed,
     Sandbox,
     SandboxId,
     SandboxState,
@@ -34,7 +35,8 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.sources import Sources
-from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.sandboxes.telling import TAIL_SHOWN
+from ravebot.store import images, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
@@ -80,11 +82,19 @@ class Chain:
             assert stage
             try:
                 tail = await self._perform(stage, work)
-            except (GuestError, Refused, NotFound, Forbidden) as error:
-                await self._failed(work, stage, error)
+            except MachineNotFound:
+                raise
+            except (GuestError, ProviderError, Refused, NotFound, Forbidden) as error:
+                if await self._runs(work.machine):  # else the fault is the machine's, and the table's business
+                    await self._failed(work, stage, error)
                 return
             if not await self._advance(work, stage, tail):
                 return
+
+    async def _runs(self, machine: Machine) -> bool:
+        listing = await self.provider.list()
+        running = (Observed.AGENT_SILENT, Observed.AGENT_ANSWERS)
+        return any(one.name == machine.name and one.state in running for one in listing.machines)
 
     async def _perform(self, stage: Stage, work: Work) -> str | None:
         """Do one stage; returns the tail of its output, or None when there was nothing to do."""
@@ -94,12 +104,11 @@ class Chain:
             case Stage.AUTHORIZE:
                 await self.authorize(work.machine, work.mr)
             case Stage.COPY:
-                archive = await self.sources.archive(work.mr, work.sandbox.sha)
+                archive = await self.sources.archive(work.sandbox)
                 await self.jobs.put_code(work.machine.name, archive, self._time_left(work, stage))
-                await self.sources.forget(work.mr, work.sandbox.sha)
+                await self.sources.forget(work.sandbox.id)
             case Stage.SETUP:
-                present = await self.jobs.present(work.machine.name, self.config.sandbox.setup)
-                return await self._jobs(work, stage, present)
+                return await self._setup(work)
             case Stage.TEST:
                 return await self._tests(work)
             case Stage.OPEN_PORTS:
@@ -120,17 +129,21 @@ class Chain:
         name = work.machine.name
         limit = self._time_left(work, Stage.HOST_KEYS)
         keys: tuple[str, ...] = ()
+        why = "does its image meet the guest contract?"
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 while not keys:
-                    if await self.provider.ping(name, timedelta(seconds=2)):
-                        keys = await self.provider.host_keys(name)
+                    try:
+                        if await self.provider.ping(name, timedelta(seconds=2)):
+                            keys = await self.provider.host_keys(name)
+                    except GuestError as error:  # its SSH server may be making them just now
+                        why = str(error)
+                        if not await self._runs(work.machine):
+                            raise
                     if not keys:
-                        await asyncio.sleep(0.2)
+                        await asyncio.sleep(0.5)
         except TimeoutError as error:
-            raise BuildBrokenError(
-                "the machine shows no SSH host key: does its image meet the guest contract?"
-            ) from error
+            raise BuildBrokenError(f"the machine shows no SSH host key: {why}") from error
 
         def keep(tx: Transaction) -> Machine | None:
             machine = machines.get(tx, work.machine.id)
@@ -139,6 +152,9 @@ class Chain:
                 if other := machines.with_host_key(tx, key, machine.id):
                     return other
             machines.save(tx, replace(machine, host_keys=keys))
+            record = images.get(tx, machine.image)
+            if record.failures:
+                images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
             return None
 
         if other := await self.database.write(keep):
@@ -153,12 +169,14 @@ class Chain:
         await self.provider.authorize_keys(machine.name, self.config.sandbox.user, keys)
         return keys
 
-    async def _jobs(self, work: Work, stage: Stage, commands: tuple[str, ...]) -> str | None:
+    async def _setup(self, work: Work) -> str | None:
+        commands = self.config.sandbox.setup
         tail: str | None = None
-        for index, command in enumerate(commands):
-            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
+        for index in await self.jobs.present(work.machine.name, commands):
+            command = commands[index]
+            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-setup-{index}"
             done = await self.jobs.run_job(
-                work.machine.name, key, command, self._environment(work), self._time_left(work, stage)
+                work.machine.name, key, command, self._environment(work), self._time_left(work, Stage.SETUP)
             )
             tail = done.output
             if done.exit_code != 0:
@@ -250,7 +268,9 @@ class Chain:
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
             sandboxes.add_result(tx, sandbox, result)
-            data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": tail}
+            # Events are kept for good, what was printed is not: the log gets no more of it than people are shown.
+            shown = tail.strip()[-TAIL_SHOWN:]
+            data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": shown}
             self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
             happened = Happened.DEADLINE if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
             if decide_sandbox(sandbox.state, happened) is Then.FAIL:

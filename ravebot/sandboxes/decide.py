@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from ravebot.sandboxes.model import MachineState, Observed, Sandbox, SandboxState
+from ravebot.sandboxes.model import Machine, MachineState, Observed, Sandbox, SandboxState
 
 M, O = MachineState, Observed  # noqa: E741 - the table reads better with one letter each
 
@@ -77,13 +77,15 @@ class MachineFacts:
     state_age: timedelta = timedelta(0)  # since it began to build, or was asked to stop
     grace: timedelta = timedelta(seconds=30)
     restarts: int = 0
-    silent_for: timedelta | None = None  # the agent's silence of a leased machine; None: it answers
+    silent_for: timedelta | None = None  # how long a leased machine's agent was seen silent; None: it answers
     starting: bool = False  # its sandbox's chain is under way, and has time limits of its own
     paused_by_us: bool = False
 
 
 UNHEALTHY_AFTER = timedelta(minutes=1)
 RESTART_AFTER = timedelta(minutes=3)
+LOOKS_APART = timedelta(minutes=1)
+"""Silence at two looks that are further apart (downtime, libvirt away, a clock jump) is no silence in between."""
 MAX_RESTARTS = 1
 
 
@@ -106,6 +108,14 @@ def decide_machine(wanted: MachineState, observed: Observed, facts: MachineFacts
     elif step is Do.SHUT_DOWN and facts.state_age >= facts.grace:
         return Do.DESTROY
     return step
+
+
+def seen_silent(machine: Machine, now: datetime) -> timedelta | None:
+    """How long the agent was seen silent, look after look; None when it answered, or nobody has looked lately."""
+    if machine.silent_since is None or machine.silent_seen_at is None:
+        return None
+    recent = abs(now - machine.silent_seen_at) <= LOOKS_APART
+    return machine.silent_seen_at - machine.silent_since if recent else None
 
 
 class Happened(StrEnum):

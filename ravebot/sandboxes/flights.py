@@ -66,11 +66,20 @@ class Flights:
         try:
             await action
         except RavebotError as error:
-            failures = self._failures.get(machine_id, 0) + 1
-            pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2 ** min(failures - 1, 10))
-            self._failures[machine_id] = failures
-            self._not_before[machine_id] = asyncio.get_running_loop().time() + pause
+            pause = self._failed(machine_id)
             log.warning("action failed, tried again", machine=machine_id, action=do.value, error=str(error), in_s=pause)
+        # Whatever a hostile guest brings to light must not end the bot, nor all other sandboxes' care with it.
+        except Exception:
+            pause = self._failed(machine_id)
+            log.exception("action failed: this is a bug of ravebot's", machine=machine_id, action=do.value, in_s=pause)
         else:
             self._failures.pop(machine_id, None)
             self._not_before.pop(machine_id, None)
+
+    def _failed(self, machine_id: MachineId) -> float:
+        """Leave the machine alone for a while; returns how many seconds."""
+        failures = self._failures.get(machine_id, 0) + 1
+        pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2.0 ** min(failures - 1, 10))
+        self._failures[machine_id] = failures
+        self._not_before[machine_id] = asyncio.get_running_loop().time() + pause
+        return pause

@@ -87,8 +87,9 @@ class Guard:
                 "flushed": repair.flushed, "added": repair.added, "removed": repair.removed
             }  # fmt: skip
             open_ones = [sandbox for sandbox in sandboxes.live(tx) if sandbox.ports_open]
+            told: set[str] = set()
             for sandbox in open_ones:
-                self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data)
+                told |= self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data, not_in=told)
             if not open_ones:
                 events.append(tx, "firewall.repaired", RAVEBOT, data=data)
 

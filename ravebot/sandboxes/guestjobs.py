@@ -8,6 +8,8 @@ or environment, never as shell text.
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,28 +21,49 @@ from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider, RunResult
 from ravebot.sandboxes.model import CODE_FOLDER
 from ravebot.sandboxes.view import in_words
 
-_ARCHIVE = "/srv/.merge-request.tar.gz"
+_ARCHIVE = "/srv/.merge-request"
 _CALL = timedelta(seconds=30)
+_NUMBER = re.compile(r"[0-9]{1,3}")
+
+# Commands reach su's shell on its standard input: with -c, the su of util-linux would put them into a session of their
+# own, and killing the job's would miss them. What varies is in the environment.
+
+# Ends job $1: kills its processes and says so in its status.
+_END_JOB = """
+end_job() {
+  [ ! -f "$1/status" ] || return 0
+  [ ! -f "$1/pid" ] || kill -KILL "-$(cat "$1/pid")" 2>/dev/null || true
+  echo 137 > "$1/status.part" && mv "$1/status.part" "$1/status"
+}
+"""
 
 # $1 archive, $2 user, $3 folder. Unpacked beside the old folder, then renamed; as the user, so that a hostile archive
-# can do no more than that user could anyway.
-_UNPACK = """
+# can do no more than that user could anyway. Whatever an earlier call left at work is ended first.
+_UNPACK = (
+    _END_JOB
+    + """
 set -eu
-old="$3.old" new="$3.new"
-for job in /run/ravebot/jobs/*; do
-  [ -f "$job/pid" ] && [ ! -f "$job/status" ] && kill -KILL -- "-$(cat "$job/pid")" 2>/dev/null || true
-done
-rm -rf "$old" "$new"
-mkdir -p "$new"
-chown "$2" "$new"
-chmod 644 "$1"
-su "$2" -s /bin/sh -c 'cd "$0" && tar -xzf "$1"' "$new" "$1"
-set -- "$1" "$2" "$3" "$new"/*
-[ $# -eq 4 ] && [ -d "$4" ] || { echo "the archive does not hold exactly one folder" >&2; exit 65; }
-if [ -e "$3" ]; then mv "$3" "$old"; fi
-mv "$4" "$3"
-rm -rf "$old" "$new" "$1"
+jobs=/run/ravebot/jobs last=/run/ravebot/unpack
+mkdir -p "$jobs" && chmod 700 /run/ravebot "$jobs"
+[ ! -f "$last" ] || kill -KILL "-$(cat "$last")" 2>/dev/null || true
+for job in "$jobs"/*; do [ ! -d "$job" ] || end_job "$job"; done
+exec setsid sh -euc '
+  echo $$ > "$4.part" && mv "$4.part" "$4"
+  for left in "${1%/*}"/.merge-request.*; do [ "$left" = "$1" ] || rm -f "$left"; done
+  rm -rf "$3.old" "$3.new"
+  mkdir -p "$3.new"
+  chown "$2" "$3.new"
+  chmod 644 "$1"
+  export RAVE_ARCHIVE="$1" RAVE_FOLDER="$3.new"
+  echo "{ exec < /dev/null; cd \\"\\$RAVE_FOLDER\\" && tar -xzf \\"\\$RAVE_ARCHIVE\\"; }" | su "$2" -s /bin/sh
+  set -- "$1" "$2" "$3" "$4" "$3.new"/*
+  [ $# -eq 5 ] && [ -d "$5" ] || { echo "the archive does not hold exactly one folder" >&2; exit 65; }
+  if [ -e "$3" ]; then mv "$3" "$3.old"; fi
+  mv "$5" "$3"
+  rm -rf "$3.old" "$3.new" "$1" "$4"
+' unpack "$1" "$2" "$3" "$last"
 """
+)
 
 # $1 job folder, $2 user, $3 code folder; RAVE_COMMAND is what to run. The output's first 8 MiB are kept, the rest is
 # read and dropped, so that a command that prints without end neither blocks nor fills the disk.
@@ -48,16 +71,18 @@ _START = """
 set -u
 mkdir -p "${1%/*}" && chmod 700 "${1%/*}" || exit 1
 mkdir "$1" 2>/dev/null || exit 0
+export RAVE_FOLDER="$3"
 setsid sh -c '
-  echo $$ > "$1/pid"
+  echo $$ > "$1/pid.part" && mv "$1/pid.part" "$1/pid"
   mkfifo "$1/pipe"
   { head -c 8388608; cat > /dev/null; } < "$1/pipe" > "$1/out" &
   drain=$!
-  su "$2" -s /bin/sh -c "cd \\"\\$0\\" && eval \\"\\$RAVE_COMMAND\\"" "$3" < /dev/null > "$1/pipe" 2>&1
+  echo "{ exec < /dev/null; cd \\"\\$RAVE_FOLDER\\" && eval \\"\\$RAVE_COMMAND\\"; }" |
+    su "$2" -s /bin/sh > "$1/pipe" 2>&1
   code=$?
   for tick in 1 2 3 4 5; do kill -0 $drain 2>/dev/null || break; sleep 0.1; done
   echo $code > "$1/status.part" && mv "$1/status.part" "$1/status"
-' job "$1" "$2" "$3" < /dev/null > /dev/null 2>&1 &
+' job "$1" "$2" < /dev/null > /dev/null 2>&1 &
 """
 
 # $1 job folder, $2 bytes. First line: the exit code, `running`, or `gone` when its process died unaccounted for.
@@ -70,10 +95,7 @@ else echo gone; fi
 exit 0
 """
 
-_KILL = """
-[ -f "$1/pid" ] && kill -KILL -- "-$(cat "$1/pid")" 2>/dev/null
-exit 0
-"""
+_KILL = _END_JOB + 'end_job "$1"; exit 0\n'
 
 # Prints the numbers of the commands whose first word is a file in the code folder, or no file name at all.
 _PRESENT = """
@@ -105,19 +127,27 @@ class GuestJobs:
 
     async def put_code(self, machine: str, archive: Path, timeout: timedelta) -> None:
         """Replace the code folder by what the archive holds; jobs of older code are ended. Raises GuestError."""
-        await self.provider.copy_in(machine, archive, _ARCHIVE)
-        done = await self._sh(machine, _UNPACK, _ARCHIVE, self.user, CODE_FOLDER, timeout=timeout)
+        target = f"{_ARCHIVE}.{secrets.token_hex(4)}"  # an earlier call may still be at work on its own
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout.total_seconds()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.provider.copy_in(machine, archive, target)
+        except TimeoutError as error:
+            raise GuestTimeout(f"the guest did not take the code within {in_words(timeout)}") from error
+        left = timedelta(seconds=max(1.0, deadline - loop.time()))
+        done = await self._sh(machine, _UNPACK, target, self.user, CODE_FOLDER, timeout=left)
         if done.exit_code != 0:
             raise GuestError(f"the code could not be unpacked: {done.output.strip()[-500:] or 'no output'}")
 
-    async def present(self, machine: str, commands: tuple[str, ...]) -> tuple[str, ...]:
-        """Those commands whose script is there; one that names no path is always kept."""
+    async def present(self, machine: str, commands: tuple[str, ...]) -> tuple[int, ...]:
+        """The places of those commands whose script is there; one that names no path is always kept."""
         if not commands:
             return ()
         first = [_first_word(command) for command in commands]
         done = await self._sh(machine, _PRESENT, CODE_FOLDER, *first, timeout=_CALL)
-        found = {int(line) for line in done.output.split() if line.isdigit()}
-        return tuple(command for index, command in enumerate(commands) if index in found)
+        found = {int(line) for line in done.output.split() if _NUMBER.fullmatch(line)}
+        return tuple(index for index in range(len(commands)) if index in found)
 
     async def run_job(
         self, machine: str, key: str, command: str, environment: Mapping[str, str], timeout: timedelta
@@ -138,7 +168,7 @@ class GuestJobs:
                 while True:
                     polled = await self._sh(machine, _POLL, folder, str(OUTPUT_LIMIT_BYTES - 64), timeout=_CALL)
                     word, _, output = polled.output.partition("\n")
-                    if word.strip().isdigit():
+                    if _NUMBER.fullmatch(word.strip()):
                         return JobResult(int(word), output)
                     if word.strip() == "gone":
                         return JobResult(137, output)

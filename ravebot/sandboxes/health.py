@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, is_due
 from ravebot.config import Config
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.chain import Chain
-from ravebot.sandboxes.decide import UNHEALTHY_AFTER
+from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Person, Sandbox, SandboxState
 from ravebot.sandboxes.steps import change, sandbox_and_merge_request, sandbox_on
@@ -58,7 +58,7 @@ class Health:
         now = self.clock.now()
         people = frozenset((mr.author, *mr.people))
         last = self._keys.get(machine.id)
-        if last is None or last.people != people or now - last.at >= KEYS_EVERY:
+        if last is None or last.people != people or is_due(last.at, KEYS_EVERY, now):
             keys = await self.chain.authorize(machine, mr)
             self._keys[machine.id] = _KeysSet(people, now)
             await self._note(sandbox, notice_keys=not keys)
@@ -114,14 +114,20 @@ class Health:
         if sandbox is None or machine.state is not MachineState.LEASED:
             return
         if answers:
-            if machine.silent_since is None:
+            if machine.silent_since is None and machine.paused_since is None:
                 return
-            machines.save(tx, replace(machine, silent_since=None, unhealthy_told=False))
-            if machine.unhealthy_told:
+            well = replace(machine, silent_since=None, silent_seen_at=None, unhealthy_told=False, paused_since=None)
+            machines.save(tx, well)
+            if machine.paused_since:
+                self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=machine.id)
+            elif machine.unhealthy_told:
                 self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
             return
-        silent_since = machine.silent_since or tx.now
+        seen = machine.silent_seen_at
+        silent_since = machine.silent_since if seen and abs(tx.now - seen) <= LOOKS_APART else None
+        silent_since = silent_since or tx.now
         tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
-        machines.save(tx, replace(machine, silent_since=silent_since, unhealthy_told=machine.unhealthy_told or tell))
+        silent = replace(machine, silent_since=silent_since, silent_seen_at=tx.now)
+        machines.save(tx, replace(silent, unhealthy_told=machine.unhealthy_told or tell))
         if tell:
             self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)

@@ -95,6 +95,8 @@ class Intents:
         )
         if restart:
             taken = replace(taken, stage=Stage.COPY, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1)
+        if then is Then.RESTART_AT_COPY:
+            taken = replace(taken, ports_open=False)  # nothing was announced yet
         sandboxes.save(tx, taken)
         data: dict[str, object] = {"sha": sha, "by": str(actor)}
         self.lifecycle.journal.record(tx, "sandbox.code", actor, sandbox=taken, data=data)
@@ -206,6 +208,9 @@ class Intents:
             return self.start(tx, mr, actor)
         if record.held:
             self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
+            for other in sandboxes.live(tx):
+                if other.state is SandboxState.QUEUED and other.id != sandbox.id:
+                    self.lifecycle.wait(tx, other, "")
         tx.wake(POOL)
         if sandbox.state is SandboxState.QUEUED:
             sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))

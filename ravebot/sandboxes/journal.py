@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ravebot.config import Config
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT, Actor, Event, MachineId, MergeRequest, MergeRequestRef, Sandbox
@@ -32,18 +34,23 @@ class Journal:
         sandbox: Sandbox,
         machine_id: MachineId | None = None,
         data: dict[str, object] | None = None,
-    ) -> None:
-        """Log what happened to a sandbox and tell of it as `TELLINGS` says."""
+        not_in: Collection[str] = (),
+    ) -> frozenset[str]:
+        """Log what happened to a sandbox and tell of it as `TELLINGS` says, but for the rooms `not_in`.
+
+        Returns the rooms that hear of it.
+        """
         event = events.append(tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data)
         self._count(kind, sandbox, event)
         telling = TELLINGS.get(kind)
         if telling is None:
-            return
+            return frozenset()
         mr = merge_requests.get(tx, sandbox.mr)
         assert mr
         self.refresh(tx, sandbox, mr)
         text = telling.words(event.data)
-        for room in self._config.rooms_of(mr.project_path):
+        rooms = frozenset(self._config.rooms_of(mr.project_path)) - frozenset(not_in)
+        for room in sorted(rooms):
             if telling.thread:
                 outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
             if telling.say:
@@ -52,6 +59,7 @@ class Journal:
                 outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
         if telling.warn:
             outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
+        return rooms
 
     def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:
         if kind == "sandbox.queued":

@@ -173,7 +173,16 @@ class Lifecycle:
         tx.wake(POOL)
 
     def build_failed(self, tx: Transaction, machine: Machine, why: str, *, for_good: bool) -> None:
-        """Take the machine down, try again later; three in a row, or one that can't work, hold the image."""
+        """Take the machine down, try again later; three in a row, or one that can't work, hold the image.
+
+        A machine that was in use and does not come back after its restart is lost, which is no fault of the image's.
+        """
+        if machine.restarts:
+            self.take_down(tx, machine)
+            lost = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
+            if lost and lost.state is SandboxState.STARTING and lost.machine_id == machine.id:
+                self.stop(tx, lost, EndReason.LOST, detail=f"after its restart: {why}")
+            return
         record = images.get(tx, machine.image)
         failures = record.failures + 1
         hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
@@ -199,9 +208,6 @@ class Lifecycle:
             return None
         if decide_sandbox(sandbox.state, Happened.MACHINE_READY) is not Then.NEXT_STAGE:
             return None
-        record = images.get(tx, machine.image)
-        if record.failures:
-            images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
         machines.save(
             tx, replace(machine, state=MachineState.LEASED, state_since=tx.now, booted_at=tx.now, silent_since=None)
         )

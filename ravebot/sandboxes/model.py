@@ -159,8 +159,10 @@ class Machine:
     memory_bytes: int = 0  # given to it
     disk_bytes: int = 0
     cpu_before_restart: float = 0.0
-    silent_since: datetime | None = None  # since when the guest agent does not answer
+    silent_since: datetime | None = None  # since when the guest agent was seen not to answer, look after look
+    silent_seen_at: datetime | None = None  # the last of these looks
     unhealthy_told: bool = False
+    paused_since: datetime | None = None  # told of; not by us
     paused_by_us: bool = False
 
 

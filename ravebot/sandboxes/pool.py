@@ -14,13 +14,13 @@ from functools import partial
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, is_due
 from ravebot.config import Config
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.actions import Actions
 from ravebot.sandboxes.admission import Admission
-from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine
+from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine, seen_silent
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.flights import Flights
 from ravebot.sandboxes.guard import Guard
@@ -28,7 +28,7 @@ from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
 from ravebot.sandboxes.sweep import Sweep, must_not_touch
-from ravebot.store import merge_requests, sandboxes
+from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import POOL
 
@@ -47,7 +47,7 @@ REFRESH_EVERY = timedelta(minutes=10)
 _SWEEP = MachineId(0)
 """What the sweep flies as: it is no machine's."""
 
-GUEST_WORK = frozenset({Do.CREATE, Do.START, Do.PROBE, Do.CLAIM, Do.CHECK})
+GUEST_WORK = frozenset({Do.CREATE, Do.START, Do.PROBE, Do.CLAIM, Do.CHECK, Do.GIVE_UP})
 """What is given up at once when the machine is not wanted any more."""
 
 
@@ -104,10 +104,12 @@ class Pool:
         if listing is not None and await self._let_in(state):
             state = await self.database.read(wanted)
         busy = await self._step_machines(flights, state, listing)
-        await self._fence(state)  # after what was just started, which verifies the firewall before a machine runs
+        # An empty database may be one that was lost: until it is known which machines run, their rules stay.
+        if listing is not None or state.machines or await self.database.read(machines.any_ever):
+            await self._fence(state)  # after what was just started, which verifies the firewall before a machine runs
         await self._step_sandboxes(state)
         now = self.clock.now()
-        if listing is not None and (self._swept is None or now - self._swept >= self.config.pool.orphan_sweep):
+        if listing is not None and is_due(self._swept, self.config.pool.orphan_sweep, now):
             self._swept = now
             if flights.may_start(_SWEEP):
                 flights.start(_SWEEP, Do.DELETE, self.sweep.run(listing))
@@ -133,7 +135,7 @@ class Pool:
         try:
             await self.guard.watch(state)
             now = self.clock.now()
-            if self._audited is None or now - self._audited >= AUDIT_EVERY:
+            if is_due(self._audited, AUDIT_EVERY, now):
                 self._audited = now
                 await self.guard.audit()
         except Unavailable as error:
@@ -187,7 +189,7 @@ class Pool:
             build_timeout=pool.build_timeout,
             grace=pool.shutdown_grace,
             restarts=machine.restarts,
-            silent_for=now - machine.silent_since if machine.silent_since else None,
+            silent_for=seen_silent(machine, now),
             starting=sandbox is not None and sandbox.stage is not None,
             paused_by_us=machine.paused_by_us,
         )
@@ -197,8 +199,7 @@ class Pool:
             return True
         if checking >= CHECKS_AT_ONCE:
             return False
-        last = self._checked.get(machine.id)
-        if last is not None and now - last < CHECK_EVERY:
+        if not is_due(self._checked.get(machine.id), CHECK_EVERY, now):
             return False
         self._checked[machine.id] = now
         return True
@@ -206,16 +207,16 @@ class Pool:
     async def _step_sandboxes(self, state: Wanted) -> None:
         now = self.clock.now()
         for sandbox in state.sandboxes:
-            if sandbox.state is SandboxState.READY:
+            if _has_deadline(sandbox):
                 expiry = decide_expiry(sandbox, self.config.pool.warn_before, now)
-                stale = sandbox.refreshed_at is None or now - sandbox.refreshed_at >= REFRESH_EVERY
+                stale = is_due(sandbox.refreshed_at, REFRESH_EVERY, now)
                 if expiry.expire or expiry.warn is not None or stale:
                     await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
 
     def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
-        """What a ready sandbox's clock asks for, decided again on what is true in this transaction."""
+        """What a sandbox's clock asks for, decided again on what is true in this transaction."""
         sandbox = sandboxes.get(tx, sandbox_id)
-        if sandbox is None or sandbox.state is not SandboxState.READY:
+        if sandbox is None or not _has_deadline(sandbox):
             return
         expiry = decide_expiry(sandbox, self.config.pool.warn_before, tx.now)
         if expiry.expire:
@@ -236,3 +237,8 @@ class Pool:
         mr = merge_requests.get(tx, fresh.mr)
         assert mr
         self.lifecycle.journal.refresh(tx, fresh, mr)
+
+
+def _has_deadline(sandbox: Sandbox) -> bool:
+    """Ready, or on its way there again after a restart of its machine: its time goes on."""
+    return sandbox.state in (SandboxState.STARTING, SandboxState.READY) and sandbox.expires_at is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -11,18 +10,18 @@ from pathlib import Path
 
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import CodeHost
-from ravebot.sandboxes.model import MergeRequest
+from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxId
 
 
 @dataclass
 class Sources:
-    """Fetches, each thing once however many ask for it at the same time."""
+    """Fetches a sandbox's code, once however many ask for it at the same time; files begin with its number."""
 
     host: CodeHost
     folder: Path
     max_bytes: int
     _numbers: count[int] = field(default_factory=count)  # a cancelled download may still write to its file
-    _locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _locks: dict[SandboxId, asyncio.Lock] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Drop what an earlier process left half fetched."""
@@ -30,27 +29,36 @@ class Sources:
         for path in self.folder.iterdir():
             path.unlink()
 
-    async def archive(self, mr: MergeRequest, sha: str) -> Path:
-        """The commit's archive as a file of ours; `forget` it when it is in the guest.
+    async def archive(self, sandbox: Sandbox) -> Path:
+        """The archive of the commit that it should run; `forget` it when it is in the guest.
 
         Raises `Unavailable` also while our own disk is full.
         """
-        name = f"{mr.ref.project_id}-{sha}.tar.gz"
-        path = self.folder / name
-        async with self._locks[name]:
+        path = self.folder / f"{sandbox.id}-{sandbox.sha}.tar.gz"
+        async with self._locks.setdefault(sandbox.id, asyncio.Lock()):
             if not await asyncio.to_thread(path.exists):
-                part = path.with_name(f"{name}.{next(self._numbers)}.part")
+                await asyncio.to_thread(self._remove, sandbox.id)  # code that is not wanted any more
+                part = path.with_name(f"{path.name}.{next(self._numbers)}.part")
                 try:
-                    await self.host.archive(mr.ref.project_id, sha, part, self.max_bytes)
+                    await self.host.archive(sandbox.mr.project_id, sandbox.sha, part, self.max_bytes)
                     await asyncio.to_thread(part.replace, path)
                 except OSError as error:
                     raise Unavailable(f"the code can't be kept in {self.folder} ({error.strerror})") from error
         return path
 
-    async def forget(self, mr: MergeRequest, sha: str) -> None:
-        name = f"{mr.ref.project_id}-{sha}.tar.gz"
-        async with self._locks[name]:
-            await asyncio.to_thread((self.folder / name).unlink, missing_ok=True)
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """Its code is in the guest, or it ended: keep no file of it."""
+        async with self._locks.setdefault(sandbox_id, asyncio.Lock()):
+            await asyncio.to_thread(self._remove, sandbox_id)
+
+    def drop(self, sandbox_id: SandboxId | None) -> None:
+        """Its machine is gone: nobody fetches for it any more."""
+        if sandbox_id is not None:
+            self._locks.pop(sandbox_id, None)
+
+    def _remove(self, sandbox_id: SandboxId) -> None:
+        for path in self.folder.glob(f"{sandbox_id}-*"):
+            path.unlink(missing_ok=True)
 
     async def keys(self, mr: MergeRequest, agents: Iterable[str]) -> tuple[str, ...]:
         """The keys of author, assignees and reviewers, and of the configured agents; each once, in that order."""

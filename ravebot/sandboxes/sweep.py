@@ -8,6 +8,7 @@ from datetime import timedelta
 import structlog
 
 from ravebot.clock import Clock
+from ravebot.errors import RavebotError
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT
@@ -39,7 +40,10 @@ class Sweep:
         if found or known:
             due = await self.database.write(lambda tx: self._sight(tx, found))
             for kind, name in due:
-                await self.remove(kind, name)
+                try:
+                    await self.remove(kind, name)
+                except RavebotError as error:  # the others need not wait for it
+                    log.warning("orphan could not be removed", kind=kind, name=name, error=str(error))
 
     def _sight(self, tx: Transaction, found: frozenset[tuple[str, str]]) -> list[tuple[str, str]]:
         for kind, name in machines.sightings(tx) - found:

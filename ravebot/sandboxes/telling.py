@@ -13,6 +13,9 @@ from ravebot.sandboxes.view import in_bytes, in_words
 
 Data = Mapping[str, object]
 
+TAIL_SHOWN = 1500
+"""Characters of a failed stage's output that people are told."""
+
 
 @dataclass(frozen=True)
 class Telling:
@@ -42,7 +45,7 @@ def _by(data: Data) -> str:
 
 def _tail(data: Data) -> str:
     tail = _text(data, "tail").strip()
-    return f"\n{tail[-1500:]}" if tail else ""
+    return f"\n{tail[-TAIL_SHOWN:]}" if tail else ""
 
 
 def _ended(data: Data) -> str:
@@ -101,6 +104,7 @@ TELLINGS: Final = MappingProxyType(
         "machine.disk_full": Telling(
             lambda d: f"machine paused: {_text(d, 'why')}; it goes on when there is room", say=True
         ),
+        "machine.suspended": Telling(lambda d: f"machine suspended {_text(d, 'why')}".rstrip(), say=True),
         "machine.resumed": Telling(lambda d: "machine goes on", thread=True),
         "web.found": Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})", thread=True),
         "fork.approved": Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),

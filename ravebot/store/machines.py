@@ -112,7 +112,9 @@ def _machine(names: tuple[str, ...], values: tuple[Any, ...]) -> Machine:
         disk_bytes=row["disk_bytes"],
         cpu_before_restart=row["cpu_before_restart"],
         silent_since=moment("silent_since"),
+        silent_seen_at=moment("silent_seen_at"),
         unhealthy_told=bool(row["unhealthy_told"]),
+        paused_since=moment("paused_since"),
         paused_by_us=bool(row["paused_by_us"]),
     )
 
@@ -143,6 +145,8 @@ def _values(machine: Machine) -> dict[str, Value]:
         "memory_peak_bytes": machine.memory_peak_bytes,
         "cpu_before_restart": machine.cpu_before_restart,
         "silent_since": us(machine.silent_since),
+        "silent_seen_at": us(machine.silent_seen_at),
         "unhealthy_told": int(machine.unhealthy_told),
+        "paused_since": us(machine.paused_since),
         "paused_by_us": int(machine.paused_by_us),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.decide import Do
@@ -85,11 +86,16 @@ async def test_thousands_of_failures_in_a_row_do_not_end_the_loop() -> None:
         assert not flights.any()
 
 
-async def test_what_nobody_thought_of_is_not_hidden() -> None:
+async def test_what_nobody_thought_of_is_logged_ends_nothing_and_is_tried_again() -> None:
     async def breaks() -> None:
         raise ValueError("a bug")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with capture_logs() as logs:
         async with asyncio.TaskGroup() as group:
-            Flights(group, lambda: None).start(ONE, Do.CREATE, breaks())
-    assert caught.group_contains(ValueError, match="a bug")
+            flights = Flights(group, lambda: None)
+            flights.start(ONE, Do.CREATE, breaks())
+            await asyncio.sleep(0.01)
+            assert not flights.may_start(ONE)
+            flights.start(MachineId(2), Do.CREATE, asyncio.sleep(0))
+    assert [(log["log_level"], log["machine"]) for log in logs] == [("error", ONE)]
+    assert "bug" in logs[0]["event"]

@@ -263,14 +263,16 @@ async def test_an_image_that_can_not_work_is_held_at_once(world: World) -> None:
     assert (await record_of_image(world)).held == "the image is missing"
 
 
-async def test_a_build_that_works_starts_the_count_anew(world: World) -> None:
+async def test_a_machine_that_does_not_come_back_from_its_restart_is_lost_and_no_fault_of_the_images(
+    world: World,
+) -> None:
     await world.queued(MR)
-    for _ in range(2):
-        await world.begin(await world.latest(MR))
-        await build_fails(world)
     await world.begin(await world.latest(MR))
-    machine = await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+    restarted = replace(await world.machine(MR), restarts=1)
+    await world.write(lambda tx: machines.save(tx, restarted))
+    await build_fails(world)
+    ending = await world.latest(MR)
+    assert (ending.state.value, ending.end_reason) == ("ended", EndReason.LOST)
     assert (await record_of_image(world)).failures == 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from ravebot.errors import GuestTimeout, ProviderError, Unavailable
+from ravebot.errors import GuestTimeout, ImageError, Unavailable
 from ravebot.sandboxes.model import EndReason, MachineState, Person
 from ravebot.store import machines, sandboxes
 from tests.integration.provider_contract import plain_image
@@ -139,7 +139,7 @@ async def test_a_set_up_that_fails_ends_a_starting_one_with_its_output(yard: Yar
     ended = await yard.latest(MR)
     assert ended.end_reason is EndReason.FAILED
     assert ended.end_detail == "setup: `./.rave/setup` ended with code 3"
-    assert (await yard.log("stage.failed"))[0]["tail"] == "its output\n"
+    assert (await yard.log("stage.failed"))[0]["tail"] == "its output"
     assert await names(yard) == []
 
 
@@ -176,7 +176,7 @@ async def test_while_gitlab_is_away_the_stage_waits_and_goes_on(yard: Yard) -> N
 
 
 async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_retry(yard: Yard) -> None:
-    guests(yard).fails["create"] = ProviderError("the image is missing")
+    guests(yard).fails["create"] = ImageError("the image is missing")
     await yard.told(MR)
     for _ in range(5):
         await yard.go()

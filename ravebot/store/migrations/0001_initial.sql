@@ -64,8 +64,10 @@ CREATE TABLE machines (
     booted_at           INTEGER,
     cpu_seconds         REAL NOT NULL DEFAULT 0,
     memory_peak_bytes   INTEGER NOT NULL DEFAULT 0,
-    silent_since        INTEGER,                -- since when the guest agent does not answer
+    silent_since        INTEGER,                -- since when the guest agent was seen not to answer
+    silent_seen_at      INTEGER,                -- the last of these looks
     unhealthy_told      INTEGER NOT NULL DEFAULT 0,
+    paused_since        INTEGER,
     cpu_before_restart  REAL NOT NULL DEFAULT 0,
     paused_by_us        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
