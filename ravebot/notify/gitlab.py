@@ -18,6 +18,7 @@ from ravebot.gitlab.notes import (
 )
 from ravebot.gitlab.transport import Unanswered
 from ravebot.notify.delivery import Sent
+from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.views import Views
@@ -113,8 +114,13 @@ class GitLabSender:
                 return render_help(username, mark)
             return render_reply(str(message.body.get("text", "")), username, mark)
         sandbox_id = message.sandbox_id
-        view = await self._database.read(lambda tx: self._views.one(tx, SandboxId(sandbox_id or 0)))
-        return render_warning(view, view.mr.author.username, mark) if view and view.live else None
+
+        def look(tx: Transaction) -> SandboxView | None:
+            view = self._views.one(tx, SandboxId(sandbox_id or 0))
+            return view if view and is_due(tx, message, view.sandbox) else None
+
+        view = await self._database.read(look)
+        return render_warning(view, view.mr.author.username, mark) if view else None
 
     async def _own_id(self) -> int:
         if self._me is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol
 
 from ravebot.config import MatrixConfig
@@ -13,7 +12,8 @@ from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import render_card, render_history, render_said, render_warning
 from ravebot.matrix.content import edit_of, in_thread
 from ravebot.notify.delivery import Sent
-from ravebot.sandboxes.model import SandboxId, SandboxState
+from ravebot.notify.warnings import is_due
+from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import HistoryLine, SandboxView
 from ravebot.sandboxes.views import Views
 from ravebot.store import outbox
@@ -41,7 +41,7 @@ class _Facts:
 
     view: SandboxView | None = None
     card: str | None = None  # in the room that the row goes to
-    superseded: bool = False
+    due: bool = True  # of a warning: still true
 
 
 class MatrixSender:
@@ -95,18 +95,16 @@ class MatrixSender:
         if message.sandbox_id is None:
             return _Facts()
         sandbox_id = SandboxId(message.sandbox_id)
-        return _Facts(
-            self._views.one(tx, sandbox_id),
-            outbox.card(tx, sandbox_id, message.lane, room_id),
-            message.kind is Kind.WARNING and outbox.superseded(tx, message),
-        )
+        view = self._views.one(tx, sandbox_id)
+        due = message.kind is not Kind.WARNING or (view is not None and is_due(tx, message, view.sandbox))
+        return _Facts(view, outbox.card(tx, sandbox_id, message.lane, room_id), due)
 
     def _content(self, message: Message, facts: _Facts) -> Mapping[str, object] | None:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None
         view, card = facts.view, facts.card
-        if view is None:
+        if view is None or not facts.due:
             return None
         line = HistoryLine(message.created_at, str(message.body.get("text", "")))
         match message.kind:
@@ -118,21 +116,5 @@ class MatrixSender:
             case Kind.SAY:
                 return render_said(view, line)
             case Kind.WARNING:
-                if facts.superseded or not self._is_due(message, view):
-                    return None
                 return render_warning(view, self._owners.get(view.mr.author.username), self._config.command_prefix)
         return None
-
-    def _is_due(self, message: Message, view: SandboxView) -> bool:
-        """Whether the end is still so near: an extension while the warning waited makes it untrue.
-
-        The row names its threshold, in seconds, where it knows it.
-        """
-        sandbox = view.sandbox
-        if sandbox.state is not SandboxState.READY or sandbox.expires_at is None or not sandbox.warned:
-            return False
-        threshold = message.body.get("threshold")
-        if isinstance(threshold, int):
-            return threshold in sandbox.warned
-        farthest = max(self._views.config.pool.warn_before, default=timedelta(0))
-        return sandbox.expires_at - view.now <= farthest

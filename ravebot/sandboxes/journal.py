@@ -49,6 +49,7 @@ class Journal:
         assert mr
         self.refresh(tx, sandbox, mr)
         text = telling.words(event.data)
+        threshold = {"threshold": event.data.get("threshold")}
         rooms = frozenset(self._config.rooms_of(mr.project_path)) - frozenset(not_in)
         for room in sorted(rooms):
             if telling.thread:
@@ -56,9 +57,9 @@ class Journal:
             if telling.say:
                 outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
-                outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id)
+                outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         if telling.warn:
-            outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id)
+            outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         return rooms
 
     def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:

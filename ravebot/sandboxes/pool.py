@@ -231,7 +231,8 @@ class Pool:
         sandboxes.save(tx, fresh)
         if expiry.warn is not None:
             assert fresh.expires_at
-            data: dict[str, object] = {"left": (fresh.expires_at - tx.now).total_seconds()}
+            left = (fresh.expires_at - tx.now).total_seconds()
+            data: dict[str, object] = {"left": left, "threshold": expiry.warn}
             self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
             return
         mr = merge_requests.get(tx, fresh.mr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -13,8 +14,9 @@ from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import MergeRequestRef, SandboxId
-from ravebot.store import merge_requests, outbox
+from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
+from ravebot.store import merge_requests, outbox, sandboxes
+from ravebot.store.database import Transaction
 from ravebot.store.outbox import GITLAB, Kind
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest, Note
@@ -58,6 +60,20 @@ class Post:
     async def tell(self, kind: Kind, **body: object) -> None:
         add = partial(outbox.add, target=GITLAB, lane=note_lane(self.ref), kind=kind, body=body)
         await self.desk.world.write(partial(add, sandbox_id=SandboxId(1)))
+
+    async def warn(self, *warned: int) -> None:
+        """The sandbox is ready, and its owner is to be told that it ends in ten minutes."""
+        world = self.desk.world
+
+        def write(tx: Transaction) -> None:
+            sandbox = sandboxes.get(tx, SandboxId(1))
+            assert sandbox
+            ends = tx.now + timedelta(minutes=10)
+            ready = replace(sandbox, state=SandboxState.READY, expires_at=ends, warned=frozenset(warned))
+            sandboxes.save(tx, ready)
+
+        await world.write(write)
+        await self.tell(Kind.WARNING, threshold=600)
 
     async def refresh(self) -> None:
         await self.desk.world.write(lambda tx: self.desk.world.lifecycle.journal.refresh_note(tx, self.ref))
@@ -203,7 +219,10 @@ async def test_somebody_elses_copy_of_our_marker_is_not_taken_for_our_note(post:
 @pytest.mark.parametrize("kind", [Kind.WARNING, Kind.REPLY])
 async def test_warnings_and_answers_are_not_doubled(post: Post, kind: Kind, how: str) -> None:
     await post.drain()
-    await post.tell(kind, text="refused: you may not", username="alice")
+    if kind is Kind.WARNING:
+        await post.warn(600)
+    else:
+        await post.tell(kind, text="refused: you may not", username="alice")
     if how == "crash":
         await post.send(crash=True)
     else:
@@ -227,13 +246,27 @@ async def test_two_answers_with_the_same_words_are_two_notes(post: Post) -> None
 
 async def test_a_warning_that_comes_after_the_end_is_not_sent(post: Post) -> None:
     await post.drain()
-    await post.tell(Kind.WARNING)
+    await post.warn(600)
     post.desk.server.close(post.mr)
     await post.desk.tell(post.mr, "close")
     await post.desk.work()
     assert await post.send() == "dropped: nothing to tell any more"
     await post.drain()
     assert len(post.notes()) == 1
+
+
+async def test_after_an_outage_only_the_last_of_several_warnings_is_posted(post: Post) -> None:
+    await post.drain()
+    for _ in range(2):
+        await post.warn(600)
+    await post.drain()
+    assert len(post.notes()) == 2
+
+
+async def test_a_warning_that_an_extension_took_back_is_not_posted(post: Post) -> None:
+    await post.drain()
+    await post.warn()
+    assert await post.send() == "dropped: nothing to tell any more"
 
 
 async def test_an_emoji_is_put_on_the_comment_once(post: Post) -> None:
