@@ -17,6 +17,7 @@ from ravebot.access.ruleset import (
     OF_FORWARDS,
     OF_GUESTS,
     SETS,
+    TAPS,
     Elements,
     Ruleset,
     SetOf,
@@ -76,10 +77,11 @@ class NftFirewall:
         async with self._lock:
             if not self._forms:
                 await self._open()
-            rerouted = await self._ensure_routing()
             found = await self._look()
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
+            # A new guest may be on a bridge that is new itself.
+            rerouted = await self._ensure_routing(now=bool(added[TAPS]))
             if flushed:
                 await self._rewrite(wanted)
                 rerouted |= await self._ensure_routing(now=True)

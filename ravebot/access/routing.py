@@ -2,7 +2,7 @@
 
 A packet from our bridge to a private address (or, without egress, to any) is refused by the routing itself, unless
 our own prerouting chain marked it. The rules name the bridge, so they can be written before it exists, and belong to
-the one instance that owns it.
+the one instance that owns it. Of the bridge itself, what no rule of ours can see is turned off.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Routing:
 
     async def ensure(self) -> bool:
         """Put back what is missing, take away what is too much; whether anything had to be. Raises Unavailable."""
-        found, found6, forwarding = await asyncio.gather(
-            self._found("-4"), self._found("-6"), self._tools.run("sysctl", "-n", _FORWARDING)
+        found, found6, forwarding, learns = await asyncio.gather(
+            self._found("-4"),
+            self._found("-6"),
+            self._tools.run("sysctl", "-n", _FORWARDING),
+            self._learns_from_link_local(),
         )
         missing = [("-4", rule) for rule in sorted(self._rules("-4") - found)]
         missing += [("-6", rule) for rule in sorted(self._rules("-6") - found6)]
@@ -51,6 +54,8 @@ class Routing:
         stopped = forwarding.strip() != "1"
         if stopped:
             await self._tools.run("sysctl", "-q", "-w", f"{_FORWARDING}=1")
+        if learns:  # so is every bridge that was just made: nobody's doing, and nothing to report
+            await self._tools.ip("link", "set", "dev", self._bridge, "type", "bridge", "no_linklocal_learn", "1")
         return bool(missing or excess or stopped)
 
     async def remove(self) -> None:
@@ -58,6 +63,20 @@ class Routing:
         for family in ("-4", "-6"):
             for rule in await self._found(family):
                 await self._change("del", family, rule)
+
+    async def _learns_from_link_local(self) -> bool:
+        """Whether the bridge believes the sender of a frame such as LLDP's, which no rule is asked about."""
+        try:
+            output = await self._tools.ip("-j", "-d", "link", "show", "dev", self._bridge)
+        except Unavailable as error:
+            if "does not exist" in str(error):
+                return False
+            raise
+        for link in _parsed(output):
+            kind = cast(JsonObject, link.get("linkinfo", {}))
+            if cast(JsonObject, kind.get("info_data", {})).get("no_linklocal_learn") == 0:
+                return True
+        return False
 
     def _rules(self, family: str) -> frozenset[tuple[str, ...]]:
         """As arguments of `ip rule`, in the same form as `_found`."""
@@ -73,11 +92,7 @@ class Routing:
     async def _found(self, family: str) -> frozenset[tuple[str, ...]]:
         if family == "-6" and not self._with_ipv6:
             return frozenset()
-        output = await self._tools.ip(family, "-j", "rule", "show")
-        try:
-            listed = cast(list[JsonObject], json.loads(output))
-        except ValueError as error:
-            raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
+        listed = _parsed(await self._tools.ip(family, "-j", "rule", "show"))
         return frozenset(
             self._read(family, rule)
             for rule in listed
@@ -101,3 +116,10 @@ class Routing:
             # Someone was faster: it is as we want it.
             if "File exists" not in str(error) and "No such file" not in str(error):
                 raise
+
+
+def _parsed(output: str) -> list[JsonObject]:
+    try:
+        return cast(list[JsonObject], json.loads(output))
+    except ValueError as error:
+        raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error

@@ -1,8 +1,9 @@
 """What our nftables tables say: the static part of one instance, written whole, and the elements of its sandboxes.
 
 Three tables of one name. `bridge` vouches, by a bit of the packet's mark, for frames that carry the address and MAC
-assigned to their tap, and lets no frame pass from port to port. `arp` and `inet` drop what comes over our bridge
-without that bit (so a missing bridge table means that nothing passes), and `inet` does the rest.
+assigned to their tap, drops the others before the bridge learns from them where a MAC is, and lets no frame pass from
+port to port. `arp` and `inet` drop what comes over our bridge without that bit (so a missing bridge table means that
+nothing passes), and whatever comes from a tap itself; `inet` does the rest.
 """
 
 from __future__ import annotations
@@ -57,14 +58,18 @@ LIVE = SetOf("inet", "live", ("ipv4_addr",))
 GUESTS = SetOf("bridge", "guests", ("ifname", "ether_addr", "ipv4_addr"))
 LINKS = SetOf("bridge", "links", ("ifname", "ether_addr"))
 TAPS = SetOf("bridge", "taps", ("ifname",))
+# Frames to a link-local MAC (01:80:c2:00:00:0X) are the host's to read, and come to these families past the bridge.
+INET_TAPS = SetOf("inet", "taps", ("ifname",))
+ARP_TAPS = SetOf("arp", "taps", ("ifname",))
 
 OF_FORWARDS = (ADDRESSES, PORTS, OPENED, SSH_PORTS)
-OF_GUESTS = (LIVE, GUESTS, LINKS, TAPS)
+OF_GUESTS = (LIVE, GUESTS, LINKS, TAPS, INET_TAPS, ARP_TAPS)
 SETS = OF_FORWARDS + OF_GUESTS
 
 
 def elements(rules: Rules) -> Elements:
     """The elements that make these rules true."""
+    taps = frozenset((guest.tap,) for guest in rules.guests)
     return {
         # Two maps, because nft 1.0.6 can't be told in JSON of a map to an address with a port.
         ADDRESSES: frozenset((forward.port, forward.address) for forward in rules.forwards),
@@ -74,7 +79,9 @@ def elements(rules: Rules) -> Elements:
         LIVE: frozenset((guest.address,) for guest in rules.guests),
         GUESTS: frozenset((guest.tap, guest.mac, guest.address) for guest in rules.guests),
         LINKS: frozenset((guest.tap, guest.mac) for guest in rules.guests),
-        TAPS: frozenset((guest.tap,) for guest in rules.guests),
+        TAPS: taps,
+        INET_TAPS: taps,
+        ARP_TAPS: taps,
     }
 
 
@@ -165,16 +172,15 @@ class Ruleset:
             x.match(x.payload("udp", "dport"), 67),
         ]
         vouch = x.set_mark(VOUCHED)
+        unvouched = [x.came_from("@taps"), x.has_mark(VOUCHED, present=False), x.DROP]
         yield from self._chain(
             "bridge",
             "vouching",
-            [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch]],
+            [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch], unvouched],
             ("filter", "prerouting", -300),
         )
-        # Not IPv6, and no protocol that the host may speak beneath IP. Spanning tree passes this hook by: the bridge
-        # must have it off.
-        foreign = x.match(x.payload("ether", "type"), {"set": ["ip", "arp"]}, "!=")
-        yield from self._chain("bridge", "arriving", [[x.came_from("@taps"), foreign, x.DROP]], ("filter", "input", 0))
+        # Frames to a link-local MAC come here without having been through the chain above.
+        yield from self._chain("bridge", "arriving", [unvouched], ("filter", "input", 0))
         yield from self._chain(
             "bridge",
             "between_ports",
@@ -184,7 +190,8 @@ class Ruleset:
 
     def _arp(self) -> Iterable[JsonObject]:
         unvouched = [x.came_from(self.bridge.name), x.has_mark(VOUCHED, present=False), x.DROP]
-        yield from self._chain("arp", "arriving", [unvouched], ("filter", "input", 0))
+        past_the_bridge = [x.came_from("@taps"), x.DROP]
+        yield from self._chain("arp", "arriving", [past_the_bridge, unvouched], ("filter", "input", 0))
 
     def _inet(self) -> Iterable[JsonObject]:
         bridge = self.bridge.name
@@ -232,6 +239,7 @@ class Ruleset:
 
     def _marking(self) -> Iterable[list[JsonObject]]:
         ours = x.came_from(self.bridge.name)
+        yield [x.came_from("@taps"), x.DROP]
         yield [ours, x.has_mark(VOUCHED, present=False), x.DROP]
         yield [ours, x.direction("reply"), x.connection_status("dnat"), x.set_mark(MAY_PASS)]
         for entry in self.sandbox.allow:

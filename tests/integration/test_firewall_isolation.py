@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -44,6 +45,63 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
     raw.bind(("eth0", 0))
     arp = bytes.fromhex("0001080006040001") + mac(sender_mac) + socket.inet_aton(sender_ip) + bytes(6)
     raw.send(bytes(6 * [255]) + mac(own) + bytes.fromhex("0806") + arp + socket.inet_aton(target_ip))
+"""
+
+# A question to the host in a frame to a link-local MAC, and whether the answer comes back.
+ASK_PAST_THE_BRIDGE = """
+import socket, struct, sys
+def mac(text): return bytes.fromhex(text.replace(":", ""))
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+own, source, target, port, to = sys.argv[1:6]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, \
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    client.bind(("", 5555))
+    client.settimeout(1)
+    raw.bind(("eth0", 0))
+    udp = struct.pack("!HHHH", 5555, int(port), 16, 0) + b"question"
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0)
+    ip += socket.inet_aton(source) + socket.inet_aton(target)
+    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    raw.send(mac(to) + mac(own) + bytes.fromhex("0800") + ip + udp)
+    try:
+        print(client.recv(100).decode())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+ASK_PAST_THE_BRIDGE_IN_IPV6 = """
+import socket, struct, sys
+def mac(text): return bytes.fromhex(text.replace(":", ""))
+def packed(address): return socket.inet_pton(socket.AF_INET6, address)
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return (~total & 0xFFFF) or 0xFFFF
+own, source, target, port, to = sys.argv[1:6]
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    udp = struct.pack("!HHHH", 5555, int(port), 16, 0) + b"question"
+    pseudo = packed(source) + packed(target) + struct.pack("!II", len(udp), 17)
+    udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp)) + udp[8:]
+    header = struct.pack("!IHBB", 0x60000000, len(udp), 17, 64) + packed(source) + packed(target)
+    raw.send(mac(to) + mac(own) + bytes.fromhex("86dd") + header + udp)
+"""
+
+HEAR_UDP = """
+import socket, sys
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+    server.bind(("::", int(sys.argv[1])))
+    server.settimeout(2)
+    print("listening", flush=True)
+    try:
+        print(server.recv(100).decode(), flush=True)
+    except TimeoutError:
+        print("nothing", flush=True)
 """
 
 
@@ -262,3 +320,109 @@ async def test_ipv6_does_not_get_past_the_bridge(router: Router) -> None:
     firewall = firewall_of(router)
     await firewall.ensure(rules_of((guest, 2200, 3000)))
     assert guest.namespace.connect("fd00:80::1", 80) is None
+
+
+LINK_LOCAL = [f"01:80:c2:00:00:{last:02x}" for last in (0, 2, 3, 0xE)]
+
+
+async def test_nothing_reaches_the_host_past_the_bridge_in_frames_to_a_link_local_mac(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    answer(router.host, 123)
+    # The kernel's default. On a host that sets it, this would be stopped by the kernel's own look at the source.
+    for interface in ("all", guest.tap):
+        router.host.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{interface}.rp_filter=0"], check=True)
+
+    def answered() -> set[str]:
+        asking = [sys.executable, "-c", ASK_PAST_THE_BRIDGE, guest.mac, guest.address]
+        return {
+            mac
+            for mac in LINK_LOCAL
+            for target in (router.gateway, "192.168.77.1")
+            if guest.namespace.run([*asking, target, "123", mac]).stdout.strip() == "answer"
+        }
+
+    assert answered() >= {"01:80:c2:00:00:0e", "01:80:c2:00:00:03"}, "open without us, or the rest proves nothing"
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert answered() == set()
+
+
+async def test_nothing_reaches_the_taps_own_ipv6_address_either(router: Router) -> None:
+    guest, _ = await two_guests(router)
+
+    def address(namespace: Namespace, interface: str) -> str:
+        for _ in range(50):
+            lines = namespace.run(["ip", "-6", "-o", "addr", "show", "dev", interface, "scope", "link"]).stdout
+            if lines and "tentative" not in lines:
+                return lines.split("inet6 ")[1].split("/")[0]
+            time.sleep(0.1)
+        raise AssertionError(f"{interface} has no IPv6 address")
+
+    source, target = address(guest.namespace, "eth0"), address(router.host, guest.tap)
+
+    def heard(mac: str) -> str:
+        listener = router.host.start([sys.executable, "-c", HEAR_UDP, "123"])
+        assert listener.stdout is not None and listener.stdout.readline() == "listening\n"
+        asking = [sys.executable, "-c", ASK_PAST_THE_BRIDGE_IN_IPV6, guest.mac, source, target, "123", mac]
+        guest.namespace.run(asking, check=True)
+        return listener.stdout.readline().strip()
+
+    assert heard("01:80:c2:00:00:0e") == "question"
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert heard("01:80:c2:00:00:0e") == "nothing"
+
+
+async def test_arp_past_the_bridge_does_not_reach_the_host(router: Router) -> None:
+    guest, other = await two_guests(router)
+    forge = FORGE_ARP.replace("bytes(6 * [255])", "mac(sys.argv[5])")
+
+    def entries() -> str:
+        forged = [sys.executable, "-c", forge, guest.mac, guest.mac, guest.address, router.gateway]
+        guest.namespace.run([*forged, "01:80:c2:00:00:0e"], check=True)
+        return router.host.run(["ip", "neigh", "show", "dev", guest.tap]).stdout
+
+    for interface in ("all", guest.tap):
+        router.host.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{interface}.rp_filter=0"], check=True)
+    assert guest.mac in entries(), "open without us, or the rest proves nothing"
+    router.host.ip("neigh", "flush", "dev", guest.tap)
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    assert guest.mac not in entries()
+
+
+SEND_FROM = """
+import os, socket, sys
+def mac(text): return bytes.fromhex(text.replace(":", ""))
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    for number in range(int(sys.argv[3])):
+        sender = mac(sys.argv[2]) if sys.argv[2] else b"\2" + os.urandom(5)
+        raw.send(mac(sys.argv[1]) + sender + bytes.fromhex("88b5") + bytes(46))
+"""
+
+
+def learned(router: Router) -> list[str]:
+    """The bridge's table of which MAC is behind which port."""
+    return router.host.run(["bridge", "fdb", "show", "br", router.bridge]).stdout.splitlines()
+
+
+@pytest.mark.parametrize("to", ["ff:ff:ff:ff:ff:ff", *LINK_LOCAL])
+async def test_a_guest_does_not_draw_another_guests_traffic_to_itself(router: Router, to: str) -> None:
+    guest, other = await two_guests(router)
+    claim = [sys.executable, "-c", SEND_FROM, to]
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    held = router.client.hold(router.host_address, 2200)
+    assert held.echo("before") == "before"
+    other.namespace.run([*claim, guest.mac, "1"], check=True)
+    other.namespace.run([*claim, "02:00:00:00:99:99", "1"], check=True)
+    assert held.echo("secret") == "secret"
+    assert not [line for line in learned(router) if "02:00:00:00:99:99" in line]
+    assert [line.split()[2] for line in learned(router) if guest.mac in line] == [guest.tap]
+
+
+async def test_the_bridges_table_is_not_flooded_by_a_guest(router: Router) -> None:
+    guest, other = await two_guests(router)
+    flood = [sys.executable, "-c", SEND_FROM, "ff:ff:ff:ff:ff:ff", "", "3000"]
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    before = len(learned(router))
+    other.namespace.run(flood, check=True)
+    assert len(learned(router)) <= before + 2
+    assert router.client.connect(router.host_address, 2201) == f"other {router.client_address}"
