@@ -45,7 +45,8 @@ async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_
     # GitLab tries a webhook again that found nobody; what is lost all the same is found by polling.
     async with Stage({"gitlab": {"poll": "5s"}}) as stage:
         await stage.start()
-        reapers = [Reaper(stage, seed, steps) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]
+        struck: set[str] = set()
+        reapers = [Reaper(stage, seed, steps, struck) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]
         lives = [await one_life(stage, number, reaper, 14) for number, reaper in enumerate(reapers, 1)]
         await stage.until(stage.is_ready, 40, "ravebot is not ready in the end")
         await stage.until(lambda: told_everything(stage), 60, "something is still to be told")

@@ -94,7 +94,7 @@ async def test_a_malformed_webhook_is_refused_and_leaves_nothing(stage: Stage) -
                     "object_attributes": {"iid": -1}}).encode(),
     ]  # fmt: skip
     assert [await post(stage, body) for body in refused] == [400] * len(refused)
-    assert await post(stage, b"x" * 6 * 1024**2) == 413
+    assert await post(stage, b"x" * 26 * 1024**2) == 413
     assert stored(stage) == before
     assert await stage.is_ready()
 

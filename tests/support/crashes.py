@@ -28,11 +28,12 @@ SELECT (SELECT kind || ' by ' || actor_kind FROM events ORDER BY id DESC LIMIT 1
 
 @dataclass
 class Reaper:
-    """Kills after every few steps while it is at work; `points` are the steps after which it struck."""
+    """Kills after every few steps while it is at work, where nobody `struck` before; `points` are where it did."""
 
     stage: Stage
     seed: int
     steps_between: tuple[int, int] = (1, 4)
+    struck: set[str] = field(default_factory=set)
     points: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,7 +50,8 @@ class Reaper:
             if not await asyncio.to_thread(self._wait_for_steps, steps, delay):
                 return
             await self.stage.bot.kill()
-            self.points.append(self._where())
+            self.points.append(_where(_look(self.stage.state_dir / "ravebot.db")))
+            self.struck.add(self.points[-1])
             self.stage.bot.start()
             done += 1
 
@@ -66,15 +68,17 @@ class Reaper:
             now = _look(self.stage.state_dir / "ravebot.db")
             if now != before and now is not None:
                 before, steps = now, steps - 1
+                if steps == 0 and _where(now) in self.struck:
+                    steps = 1
         if self._stop.is_set():
             return False
         time.sleep(delay)
         process.kill()
         return True
 
-    def _where(self) -> str:
-        row = _look(self.stage.state_dir / "ravebot.db")
-        return " | ".join(str(part) for part in row[0:1] + row[2:4] + row[8:9]) if row else "empty"
+
+def _where(row: tuple[object, ...] | None) -> str:
+    return " | ".join(str(part) for part in row[0:1] + row[2:4] + row[8:9]) if row else "empty"
 
 
 def _look(path: Path) -> tuple[object, ...] | None:
