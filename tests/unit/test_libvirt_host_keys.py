@@ -23,6 +23,16 @@ def test_the_same_key_twice_is_one() -> None:
     assert parse_host_keys(f"{KEY} a\n\n{KEY} b\n") == (KEY,)
 
 
+@pytest.mark.parametrize("junk", ["@", "<>", "`", "|", "\x01", "===="])
+@pytest.mark.parametrize("place", [40, len(BLOB)])
+def test_junk_in_a_key_neither_gets_through_nor_makes_it_another_key(junk: str, place: int) -> None:
+    try:
+        keys = parse_host_keys(f"ssh-ed25519 {BLOB[:place]}{junk}{BLOB[place:]}")
+    except GuestError:
+        return
+    assert keys == (KEY,)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import math
 import secrets
@@ -23,6 +22,7 @@ import libvirt_qemu
 
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
+from ravebot.providers.libvirt.answers import field, returned, run_result
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
 from ravebot.providers.libvirt.hostkeys import parse_host_keys
@@ -109,7 +109,7 @@ class GuestAgents:
                 "capture-output": True,
             },
         )
-        pid = _field(started, "pid", int)
+        pid = field(started, "pid", int)
         pause = _FIRST_POLL_SECONDS
         missed: GuestTimeout | Unavailable | None = None
         while (left := deadline - _now()) > 0:
@@ -121,8 +121,8 @@ class GuestAgents:
                 missed = error
                 continue
             missed = None
-            if _field(status, "exited", bool):
-                return _result(status)
+            if field(status, "exited", bool):
+                return run_result(status)
         if isinstance(missed, Unavailable):
             raise missed
         raise GuestTimeout(f"{argv[0]} did not end within {timeout.total_seconds():.0f} s")
@@ -133,7 +133,7 @@ class GuestAgents:
             raise ProviderError("a file is copied to an absolute path")
         beside = f"{target}.{secrets.token_hex(6)}"
         opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": beside, "mode": "wb"})
-        guest_file = _field({"handle": opened}, "handle", int)
+        guest_file = field({"handle": opened}, "handle", int)
         try:
             await self._write(name, source, guest_file)
         finally:
@@ -154,7 +154,7 @@ class GuestAgents:
                 _CALL_SECONDS,
                 {"handle": guest_file, "buf-b64": base64.b64encode(chunk).decode()},
             )
-            count = _field(answer, "count", int)
+            count = field(answer, "count", int)
             if not 0 < count <= len(chunk):
                 raise GuestError("the guest agent wrote nothing: is the guest's disk full?")
             offset += count
@@ -211,10 +211,7 @@ class GuestAgents:
             raise
         except ProviderError as error:
             raise GuestError(f"{command} failed in the guest: {error}") from error
-        try:
-            return json.loads(str(answer))["return"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise GuestError(f"the guest agent's answer to {command} makes no sense") from error
+        return returned(str(answer), command)
 
     async def _alone(self, name: str, work: Callable[[Handle], object], timeout_seconds: float) -> object:
         deadline = _now() + timeout_seconds
@@ -248,30 +245,13 @@ async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:
     return not done
 
 
-def _result(status: object) -> RunResult:
-    assert isinstance(status, dict)
-    code = status.get("exitcode")
-    signal = status.get("signal")
-    try:
-        output = base64.b64decode(str(status.get("out-data", "")), validate=True)
-    except binascii.Error as error:
-        raise GuestError("the guest agent's answer makes no sense: its output is no base64") from error
-    if not isinstance(code, int):
-        code = 128 + signal if isinstance(signal, int) else 255
-    return RunResult(code, output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace"))
-
-
-def _field(answer: object, name: str, kind: type[Any]) -> Any:
-    value = answer.get(name) if isinstance(answer, dict) else None
-    if type(value) is not kind:
-        raise GuestError(f"the guest agent's answer makes no sense: it lacks {name}")
-    return value
-
-
 def _read(source: Path, offset: int) -> bytes:
-    with source.open("rb") as file:
-        file.seek(offset)
-        return file.read(CHUNK_BYTES)
+    try:
+        with source.open("rb") as file:
+            file.seek(offset)
+            return file.read(CHUNK_BYTES)
+    except OSError as error:
+        raise Unavailable(f"the file {source} can't be read ({error.strerror}) to copy it into a guest") from error
 
 
 def _now() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from ravebot.errors import GuestError
 
@@ -13,7 +13,10 @@ _LONGEST_LINE = 4096
 
 
 def parse_host_keys(text: str) -> tuple[str, ...]:
-    """The keys in the text of `*.pub` files, one a line, as type and blob. Raises GuestError for anything else."""
+    """The keys in the text of `*.pub` files, one a line, as type and blob in their one canonical form.
+
+    Raises GuestError for anything else.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= _MOST_KEYS:
         raise GuestError(f"the guest shows {len(lines)} SSH host keys: 1 to {_MOST_KEYS} are expected")
@@ -24,9 +27,9 @@ def _parsed(line: str) -> str:
     words = line.split(maxsplit=2)
     if len(line) > _LONGEST_LINE or len(words) < 2 or words[0] not in _TYPES or not line.isascii():
         raise GuestError("the guest shows something as an SSH host key that is none")
-    key = f"{words[0]} {words[1]}"
     try:
-        load_ssh_public_key(key.encode())
+        # Written anew, because junk between the letters of base64 is read past, and a key has one form only.
+        key = load_ssh_public_key(f"{words[0]} {words[1]}".encode())
+        return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise GuestError("the guest shows a damaged SSH host key") from error
-    return key
