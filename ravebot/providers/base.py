@@ -35,7 +35,6 @@ class MachineSpec:
     kernel: Path | None = None  # with `initrd` and `cmdline`: direct boot
     initrd: Path | None = None
     cmdline: str = ""
-    source_volume: Path | None = None  # raw image attached read-only: code too large for the agent's channel
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import libvirt
 import pytest
 
 from ravebot.config import BridgeConfig, LibvirtConfig
-from ravebot.errors import MachineNotFound, ProviderError
+from ravebot.errors import ImageError, MachineNotFound, ProviderError
 from ravebot.providers.base import Listing, MachineSpec, ObservedMachine, ProviderEvent
 from ravebot.providers.libvirt import LibvirtProvider
 from ravebot.sandboxes.model import Observed
@@ -279,14 +279,14 @@ class ProviderContract:
             (leaning, "refers to another file"),
             (plain_image(bench.folder / "large.qcow2", "30G"), "sandbox.disk"),
         ):
-            with pytest.raises(ProviderError, match=message):
+            with pytest.raises(ImageError, match=message):
                 await bench.provider.create(replace(bench.spec(), image=image))
         assert await bench.provider.list() == Listing(machines=())
 
     async def test_a_missing_kernel_is_refused_by_its_config_key(self, bench: ProviderBench) -> None:
         await bench.provider.open()
         missing = bench.folder / "no-kernel"
-        with pytest.raises(ProviderError, match=r"provider\.kernel"):
+        with pytest.raises(ImageError, match=r"provider\.kernel"):
             await bench.provider.create(replace(bench.spec(), kernel=missing, initrd=missing))
 
     async def test_a_disk_without_a_machine_is_listed_and_deleted(self, bench: ProviderBench) -> None:

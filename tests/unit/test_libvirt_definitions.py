@@ -97,11 +97,9 @@ def test_a_crash_ends_a_machine_and_a_full_disk_pauses_it() -> None:
     assert attribute(root, "devices/disk/driver", "error_policy") == "stop"
 
 
-def test_large_code_comes_on_a_disk_that_can_not_be_written_to() -> None:
-    root = domain(replace(SPEC, source_volume=Path("/disks/code.img")))
-    second = root.findall("devices/disk")[1]
-    assert second.find("readonly") is not None
-    assert attribute(second, "driver", "type") == "raw"
+def test_a_guest_can_not_put_itself_to_sleep() -> None:
+    for depth in ("mem", "disk"):
+        assert attribute(domain(), f"pm/suspend-to-{depth}", "enabled") == "no"
 
 
 def test_a_kernel_is_booted_directly_and_else_the_disk() -> None:

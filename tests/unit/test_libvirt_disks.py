@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.errors import ProviderError
+from ravebot.errors import ImageError
 from ravebot.providers.libvirt.disks import Disks, check_base, image_size
 
 GIB = 1024**3
@@ -37,13 +37,13 @@ def test_the_size_of_an_image_is_its_virtual_size(tmp_path: Path) -> None:
 def test_what_is_no_image_of_its_own_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     image = tmp_path / "image.qcow2"
     image.write_bytes(content)
-    with pytest.raises(ProviderError, match=message):
+    with pytest.raises(ImageError, match=message):
         image_size(image)
 
 
 def test_a_missing_image_and_a_folder_are_refused_by_the_config_key(tmp_path: Path) -> None:
     for image in (tmp_path / "missing", tmp_path):
-        with pytest.raises(ProviderError, match=r"provider\.image"):
+        with pytest.raises(ImageError, match=r"provider\.image"):
             image_size(image)
 
 
@@ -51,7 +51,7 @@ def test_a_disk_smaller_than_its_image_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
     image.write_bytes(header(size=2 * GIB))
     check_base(image, 2 * GIB)
-    with pytest.raises(ProviderError, match=r"sandbox\.disk"):
+    with pytest.raises(ImageError, match=r"sandbox\.disk"):
         check_base(image, GIB)
 
 

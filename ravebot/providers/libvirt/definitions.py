@@ -39,10 +39,12 @@ def domain_xml(
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "restart")
     _add(root, "on_crash", "destroy")
+    # A guest that puts itself to sleep would hold its memory and answer nobody.
+    sleep = _add(root, "pm")
+    for depth in ("mem", "disk"):
+        _add(sleep, f"suspend-to-{depth}", enabled="no")
     devices = _add(root, "devices")
-    _add_disk(devices, "vda", disk, "qcow2")
-    if spec.source_volume is not None:
-        _add(_add_disk(devices, "vdb", str(spec.source_volume), "raw"), "readonly")
+    _add_disk(devices, disk)
     if network is not None:
         _add_interface(devices, spec, network)
     serial = _add(devices, "serial", type="file")
@@ -138,13 +140,12 @@ def _add_boot(root: Element, spec: MachineSpec, kind: str) -> None:
         _add(system, "boot", dev="hd")
 
 
-def _add_disk(devices: Element, target: str, path: str, format_: str) -> Element:
+def _add_disk(devices: Element, path: str) -> None:
     disk = _add(devices, "disk", type="file", device="disk")
     # A full host disk then pauses the machine, which goes on when there is space again.
-    _add(disk, "driver", name="qemu", type=format_, discard="unmap", error_policy="stop", rerror_policy="stop")
+    _add(disk, "driver", name="qemu", type="qcow2", discard="unmap", error_policy="stop", rerror_policy="stop")
     _add(disk, "source", file=path)
-    _add(disk, "target", dev=target, bus="virtio")
-    return disk
+    _add(disk, "target", dev="vda", bus="virtio")
 
 
 def _add_interface(devices: Element, spec: MachineSpec, network: str) -> None:

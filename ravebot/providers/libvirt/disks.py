@@ -9,7 +9,7 @@ from pathlib import Path
 
 import libvirt
 
-from ravebot.errors import ProviderError
+from ravebot.errors import ImageError, ProviderError
 from ravebot.providers.libvirt.connection import Handle
 from ravebot.providers.libvirt.definitions import overlay_xml, pool_xml
 
@@ -20,7 +20,7 @@ _SUFFIX = ".qcow2"
 
 
 def image_size(image: Path) -> int:
-    """The virtual size in bytes of a qcow2 image. Raises ProviderError when it is none that may be a base.
+    """The virtual size in bytes of a qcow2 image. Raises ImageError when it is none that may be a base.
 
     One that refers to another file is refused: it would show that file of the host to the guest.
     The header's form: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.txt
@@ -29,26 +29,26 @@ def image_size(image: Path) -> int:
         with image.open("rb") as file:
             header = file.read(104)
     except OSError as error:
-        raise ProviderError(
+        raise ImageError(
             f"the image {image} can't be read ({error.strerror}): put one there or change provider.image"
         ) from error
     if len(header) < 72 or header[:4] != _QCOW2_MAGIC:
-        raise ProviderError(
+        raise ImageError(
             f"the image {image} is not a qcow2 image: convert it with `qemu-img convert -O qcow2`,"
             " or change provider.image"
         )
     _, version, backing_offset, _, _, size = _QCOW2_HEADER.unpack_from(header)
     features = int.from_bytes(header[72:80], "big") if version >= 3 else 0
     if backing_offset or features & _EXTERNAL_DATA_FILE:
-        raise ProviderError(f"the image {image} refers to another file: make it whole with `qemu-img convert -O qcow2`")
+        raise ImageError(f"the image {image} refers to another file: make it whole with `qemu-img convert -O qcow2`")
     return int(size)
 
 
 def check_base(image: Path, size_bytes: int) -> None:
-    """Raise ProviderError unless that image can be the base of a disk of that size."""
+    """Raise ImageError unless that image can be the base of a disk of that size."""
     base_bytes = image_size(image)
     if base_bytes > size_bytes:
-        raise ProviderError(
+        raise ImageError(
             f"the image {image} is {base_bytes} bytes large, a sandbox's disk only {size_bytes}:"
             " make sandbox.disk at least as large"
         )

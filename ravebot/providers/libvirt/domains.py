@@ -109,8 +109,11 @@ class Domains:
 
     def resume(self, handle: Handle, name: str) -> None:
         domain = self.get(handle, name)
-        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+        state = domain.state()[0]
+        if state == libvirt.VIR_DOMAIN_PAUSED:
             domain.resume()
+        elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:  # asleep, and deaf to `resume`
+            domain.pMWakeup(0)
 
     def press_power_button(self, handle: Handle, name: str) -> bool:
         """Ask by ACPI. False: it is off already."""

@@ -13,7 +13,7 @@ import libvirt
 import psutil
 
 from ravebot.config import LibvirtConfig
-from ravebot.errors import ProviderError, Unavailable
+from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.base import (
     Capabilities,
     HostUsage,
@@ -120,7 +120,7 @@ class LibvirtProvider:
         capabilities = self._capabilities or await self.open()
         for path, key in ((spec.kernel, "kernel"), (spec.initrd, "initrd")):
             if path is not None and not await asyncio.to_thread(path.is_file):
-                raise ProviderError(f"{path} is missing: put one there or change provider.{key}")
+                raise ImageError(f"{path} is missing: put one there or change provider.{key}")
         await self._call(lambda handle: self._create(handle, spec, capabilities))
 
     def _create(self, handle: Handle, spec: MachineSpec, capabilities: Capabilities) -> None:
