@@ -21,7 +21,7 @@ from tests.support.stage import Stage
 
 SETTINGS = {
     # Two hours become two minutes, so that the warning comes while you look.
-    "pool": {"lifetime": "2m", "warn_before": ["100s"]},
+    "pool": {"lifetime": "2m", "warn_before": ["110s"]},
     "provider": {"accelerator": "auto"},
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
