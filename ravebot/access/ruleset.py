@@ -242,14 +242,21 @@ class Ruleset:
         yield [x.came_from("@taps"), x.DROP]
         yield [ours, x.has_mark(VOUCHED, present=False), x.DROP]
         yield [ours, x.direction("reply"), x.connection_status("dnat"), x.set_mark(MAY_PASS)]
+        for allowed in self._allowed():
+            yield [ours, *allowed, x.set_mark(MAY_PASS)]
+
+    def _allowed(self, *, single_hosts: bool = False) -> Iterable[list[JsonObject]]:
+        """The destinations of sandbox.allow."""
         for entry in self.sandbox.allow:
             network, _, port = entry.partition(":")
-            destination = x.match(x.payload("ip", "daddr"), x.networks([str(ipaddress.IPv4Network(network))]))
+            addresses = ipaddress.IPv4Network(network)
+            if single_hosts and addresses.num_addresses > 1:
+                continue
+            destination = x.match(x.payload("ip", "daddr"), x.networks([str(addresses)]))
             if not port:
-                yield [ours, destination, x.set_mark(MAY_PASS)]
+                yield [destination]
             for transport in ("tcp", "udp") if port else ():
-                to_port = x.match(x.payload(transport, "dport"), int(port))
-                yield [ours, destination, to_port, x.set_mark(MAY_PASS)]
+                yield [destination, x.match(x.payload(transport, "dport"), int(port))]
 
     def _limits(self) -> Iterable[list[JsonObject]]:
         limits = self.sandbox.connections_per_minute
@@ -299,7 +306,9 @@ class Ruleset:
         yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.counted_in("traffic"), x.ACCEPT]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
-        yield [x.has_mark(MAY_PASS), x.ACCEPT]
+        # A network is allowed for what is in it; who means this host, which may be in it too, names its address.
+        for allowed in self._allowed(single_hosts=True):
+            yield [*allowed, x.ACCEPT]
         yield [x.DROP]
 
 

@@ -197,6 +197,19 @@ async def test_an_allowed_private_destination_is_reached_at_its_port_only(router
     assert guest.namespace.connect(router.gateway, 8443) is None
 
 
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "10.0.0.0/8", "10.80.0.0/24:80", "192.168.77.0/24"])
+async def test_an_allowed_network_opens_none_of_the_hosts_own_ports(router: Router, network: str) -> None:
+    guest, _ = await two_guests(router)
+    router.host.serve(80, "host")
+    firewall = firewall_of(router, allow=(network,))
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    for address in (router.gateway, router.host_address, "192.168.77.1"):
+        assert guest.namespace.connect(address, 80) is None
+    router.friend.serve(80, "private")
+    reached = guest.namespace.connect(router.friend_address, 80)
+    assert (reached is not None) == (network in ("0.0.0.0/0", "192.168.77.0/24"))
+
+
 async def test_another_address_is_dropped_while_the_guests_own_goes_on(router: Router) -> None:
     guest, _ = await two_guests(router)
     router.internet.serve(80, "internet")
