@@ -14,6 +14,7 @@ VISITOR: JsonObject = {
 
 HOST_PORT: JsonObject = {"ct": {"key": "proto-dst", "dir": "original"}}
 
+RETURN: JsonObject = {"return": None}
 DROP: JsonObject = {"drop": None}
 ACCEPT: JsonObject = {"accept": None}
 
@@ -71,6 +72,15 @@ def set_mark(bit: int) -> JsonObject:
     return {"mangle": {"key": meta("mark"), "value": {"|": [meta("mark"), bit]}}}
 
 
+def has_connection_mark(bit: int, present: bool = True) -> JsonObject:
+    return match({"&": [{"ct": {"key": "mark"}}, bit]}, bit if present else 0)
+
+
+def set_connection_mark(bit: int) -> JsonObject:
+    mark: JsonObject = {"ct": {"key": "mark"}}
+    return {"mangle": {"key": mark, "value": {"|": [mark, bit]}}}
+
+
 def jump(chain: str) -> JsonObject:
     return {"jump": {"target": chain}}
 
@@ -80,8 +90,13 @@ def goto(chain: str) -> JsonObject:
 
 
 def counted_in(name: str) -> JsonObject:
-    """Count this packet in a dynamic set, under its visitor."""
+    """Count this packet in a dynamic set, under its visitor. Goes on; not when the set is full."""
     return {"set": {"op": "update", "elem": VISITOR, "set": f"@{name}", "stmt": [{"counter": None}]}}
+
+
+def counted_by(name: str) -> JsonObject:
+    """Count this packet in one counter for all."""
+    return {"counter": name}
 
 
 def within_rate(name: str, per_minute: int) -> JsonObject:

@@ -7,9 +7,12 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 
-from ravebot.access import snapshot as snapshots
+import structlog
+
+from ravebot.access.audit import Count
 from ravebot.access.conflicts import conflicts
 from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.reading import Reader
 from ravebot.access.routing import Routing
 from ravebot.access.rules import Connections, Repair, Rules
 from ravebot.access.ruleset import (
@@ -17,7 +20,9 @@ from ravebot.access.ruleset import (
     OF_FORWARDS,
     OF_GUESTS,
     SETS,
+    TABLE_PREFIX,
     TAPS,
+    UNCOUNTED,
     Elements,
     Ruleset,
     SetOf,
@@ -30,6 +35,8 @@ from ravebot.access.watch import Monitor
 from ravebot.clock import Clock
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable
+
+log = structlog.get_logger()
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROUTING_EVERY = timedelta(seconds=15)
@@ -56,7 +63,8 @@ class NftFirewall:
         if not _INSTANCE.fullmatch(instance_id):
             raise ValueError("an instance id for nftables is made of letters, digits, '.', '_' and '-'")
         self._tools = NetworkTools(prefix)
-        self._ruleset = Ruleset(f"ravebot-{instance_id}", bridge, sandbox, access)
+        self._ruleset = Ruleset(f"{TABLE_PREFIX}{instance_id}", bridge, sandbox, access)
+        self._reader = Reader(self._tools, self._ruleset.table, bridge.name)
         self._routing = Routing(self._tools, bridge.name, sandbox)
         self._monitor = Monitor(self._tools)
         self._clock = clock
@@ -78,6 +86,7 @@ class NftFirewall:
             if not self._forms:
                 await self._open()
             found = await self._look()
+            self._insist_on_the_bridge(found)
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
             # A new guest may be on a bridge that is new itself.
@@ -104,12 +113,11 @@ class NftFirewall:
         """
         async with self._lock:
             now = self._clock.now()
-            table = await self._tools.table("inet", self._ruleset.table)
-            found = snapshots.read({"inet": table})
-            if table is not None:
-                self._visits.note(found, now)
+            found = await self._look(books=True)
+            if "inet" in found.forms:
                 if settled := self._visits.settle(found):
                     await self._tools.apply(settled)
+                _report(found)
             return self._visits.hand_out(now)
 
     def changes(self) -> AsyncIterator[None]:
@@ -131,15 +139,18 @@ class NftFirewall:
         await self._monitor.close()
 
     async def remove(self) -> None:
-        """Take our tables and routing rules away; forwarding stays on."""
+        """Take our tables and routing rules away; those that another instance needs too, and forwarding, stay."""
         async with self._lock:
+            found = await self._reader.read()
             await self._tools.apply(self._ruleset.delete())
-            await self._routing.remove()
+            if not found.rivals:
+                await self._routing.remove()
             self._forms = {}
 
     async def _open(self) -> None:
-        await self._ensure_routing(now=True)
         found = await self._look()
+        self._insist_on_the_bridge(found)
+        await self._ensure_routing(now=True)
         if not self._forms or found.forms != self._forms:
             await self._rewrite(found.elements)
 
@@ -151,9 +162,19 @@ class NftFirewall:
         self._routing_checked = time
         return changed
 
-    async def _look(self) -> Snapshot:
-        found = snapshots.read(await self._tools.tables(self._ruleset.table, FAMILIES))
-        if "inet" in found.forms:
+    def _insist_on_the_bridge(self, found: Snapshot) -> None:
+        if found.rivals:
+            other = found.rivals[0]
+            families = " ".join(FAMILIES)
+            raise Unavailable(
+                f"another ravebot, of instance id {other}, has firewall rules for the bridge"
+                f" {self._ruleset.bridge.name}: change provider.bridge.name and its subnet, here or there; if that one"
+                f" is gone, run `for family in {families}; do nft delete table $family {TABLE_PREFIX}{other}; done`"
+            )
+
+    async def _look(self, books: bool = False) -> Snapshot:
+        found = await self._reader.read(books=books)
+        if found.with_books and "inet" in found.forms:
             self._visits.note(found, self._clock.now())
         return found
 
@@ -193,6 +214,18 @@ def _count(changes: Elements) -> int:
         return max(len(changes[of]) for of in group)
 
     return most(OF_FORWARDS) + most(OF_GUESTS)
+
+
+def _report(found: Snapshot) -> None:
+    """Say in the log what the audit will not hold."""
+    missed = {of: found.uncounted.get(name, Count(0, 0, 0)) for of, name in UNCOUNTED.items()}
+    if any(count.packets for count in missed.values()):
+        log.warning(
+            "access audit is incomplete: more visitors at a time than it holds",
+            connections=missed["seen"].packets,
+            dropped=missed["dropped"].packets,
+            bytes=missed["traffic"].bytes,
+        )
 
 
 def _definitions(commands: list[JsonObject], family: str) -> int:

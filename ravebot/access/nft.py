@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 from ravebot.errors import Unavailable
@@ -14,7 +15,20 @@ from ravebot.errors import Unavailable
 JsonObject = dict[str, object]
 
 _MESSAGE_LIMIT = 500
-_CROWDED_BYTES = 500_000
+LONG_BYTES = 100_000
+"""Output of this length takes its time to be read: that is done in a thread."""
+
+
+class TooSlow(Unavailable):
+    """A tool did not end in time."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What nft lists, in the kernel's order, and how long its text was."""
+
+    entries: list[JsonObject]
+    length: int
 
 
 class NetworkTools:
@@ -30,29 +44,28 @@ class NetworkTools:
         """Do all of these nft commands in one transaction, or none; raises Unavailable with nft's message."""
         await self._nft("-j", "-f", "-", stdin=json.dumps({"nftables": list(commands)}).encode())
 
-    async def table(self, family: str, name: str) -> list[JsonObject] | None:
-        """A table with all it holds, in the kernel's order; None where there is no such table."""
+    async def ruleset(self) -> list[JsonObject]:
+        """All that nftables holds, of everyone, but for the elements of named sets: what rules there are."""
+        return (await self.listing(terse=True)).entries
+
+    async def listing(self, *, terse: bool = False) -> Listing:
+        """Everything that nftables holds, of everyone; `terse`: without the elements of named sets, and so fast.
+
+        Raises TooSlow where it is too much to be listed.
+        """
+        output = await self._nft("-j", *(["-t"] if terse else []), "list", "ruleset")
+        return Listing(await _entries(output), len(output))
+
+    async def elements(self, kind: str, family: str, table: str, name: str) -> list[object]:
+        """What is in that set or map, whatever else the table holds; nothing where there is none."""
         try:
-            output = await self._nft("-j", "list", "table", family, name)
+            output = await self._nft("-j", "list", kind, family, table, name)
         except Unavailable as error:
             if "No such file or directory" in str(error):
-                return None
+                return []
             raise
-        return _objects(output)
-
-    async def tables(self, name: str, families: Sequence[str]) -> dict[str, list[JsonObject] | None]:
-        """The tables of that name. One call reads everything, until others hold so much that one each is cheaper."""
-        if not self._crowded:
-            output = await self._nft("-j", "list", "ruleset")
-            self._crowded = len(output) > _CROWDED_BYTES
-            listed = _objects(output)
-            return {family: _of_table(listed, family, name) for family in families}
-        tables = await asyncio.gather(*(self.table(family, name) for family in families))
-        return dict(zip(families, tables, strict=True))
-
-    async def ruleset(self) -> list[JsonObject]:
-        """Everything that nftables holds, of everyone."""
-        return _objects(await self._nft("-j", "list", "ruleset"))
+        bodies = [cast(JsonObject, entry.get(kind, {})) for entry in await _entries(output)]
+        return [element for body in bodies for element in cast(list[object], body.get("elem", []))]
 
     async def ip(self, *arguments: str) -> str:
         return await self.run("ip", *arguments)
@@ -75,7 +88,7 @@ class NetworkTools:
             async with asyncio.timeout(self._timeout_seconds):
                 output, errors = await process.communicate(stdin)
         except TimeoutError as error:
-            raise Unavailable(f"{argv[0]} did not answer in {self._timeout_seconds:g} s") from error
+            raise TooSlow(f"{argv[0]} did not answer in {self._timeout_seconds:g} s") from error
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -95,19 +108,13 @@ class NetworkTools:
         return await self.run("nft", *arguments, stdin=stdin)
 
 
-def _objects(output: str) -> list[JsonObject]:
+async def _entries(output: str) -> list[JsonObject]:
+    return await asyncio.to_thread(_parsed, output) if len(output) > LONG_BYTES else _parsed(output)
+
+
+def _parsed(output: str) -> list[JsonObject]:
     try:
         listed = cast(list[JsonObject], json.loads(output)["nftables"])
     except (ValueError, KeyError, TypeError) as error:
         raise Unavailable("nft answered with something else than its JSON; is it older than 1.0?") from error
     return [entry for entry in listed if "metainfo" not in entry]
-
-
-def _of_table(listed: list[JsonObject], family: str, name: str) -> list[JsonObject] | None:
-    found = []
-    for entry in listed:
-        for kind, body in entry.items():
-            described = cast(JsonObject, body)
-            if described.get("family") == family and described.get("name" if kind == "table" else "table") == name:
-                found.append(entry)
-    return found or None

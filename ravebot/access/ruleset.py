@@ -17,6 +17,8 @@ from ravebot.access.nft import JsonObject
 from ravebot.access.rules import Rules, Service
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
 
+TABLE_PREFIX = "ravebot-"
+"""Of every instance's tables; the instance's id follows."""
 FAMILIES = ("inet", "bridge", "arp")
 
 MAY_PASS = 0x01000000
@@ -24,11 +26,20 @@ MAY_PASS = 0x01000000
 VOUCHED = 0x02000000
 """Mark bit: came from the tap, MAC and address that belong together. Only read for packets from our own bridge."""
 
+COUNTED = 0x08000000
+"""Connection mark bit: its client showed that the address is its own, and was counted."""
+
 AUDIT_TIMEOUT_SECONDS = 3600
 """How long a visitor's counters stay after the last packet; they are read far more often."""
 _RATE_TIMEOUT_SECONDS = 120  # after a minute of quiet a bucket is full again, and forgetting it changes nothing
 _RATE_SIZE = 32768
-_AUDIT_SIZE = 65536
+_AUDIT_SIZE = 4096
+"""Visitors at a time in each set of the audit: what can be read, and written again, in a fraction of a second."""
+
+BOOKS = ("seen", "traffic", "dropped", "told", "saved")
+"""The sets of the access audit."""
+UNCOUNTED = {"seen": "uncounted_connections", "traffic": "uncounted_traffic", "dropped": "uncounted_drops"}
+"""For each set that counts visitors, the counter of what came while it was full."""
 
 PRIVATE_RANGES = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
@@ -150,6 +161,9 @@ class Ruleset:
         for name in ("told", "saved"):
             yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": visitor}}}
 
+        for name in UNCOUNTED.values():
+            yield {"add": {"counter": {"family": "inet", "table": self.table, "name": name}}}
+
     def _chain(
         self, family: str, name: str, rules: Iterable[list[JsonObject]], hook: tuple[str, str, int] | None = None
     ) -> Iterable[JsonObject]:
@@ -198,7 +212,8 @@ class Ruleset:
         redirect: JsonObject = {"dnat": {"family": "ip", "addr": _looked_up("addresses"), "port": _looked_up("ports")}}
         subnet = x.networks([str(self.bridge.subnet)])
         # Chains that others jump to come first.
-        yield from self._chain("inet", "admitted", [[x.protocol("tcp"), x.counted_in("seen")]])
+        yield from self._chain("inet", "arrived", self._arrived())
+        yield from self._chain("inet", "measured", self._measured())
         yield from self._chain("inet", "limits", self._limits())
         yield from self._chain("inet", "opened_port", self._opened_port())
         yield from self._chain("inet", "to_guest", self._to_guest())
@@ -261,21 +276,33 @@ class Ruleset:
     def _limits(self) -> Iterable[list[JsonObject]]:
         limits = self.sandbox.connections_per_minute
         ssh, web = x.match(x.HOST_PORT, "@ssh_ports"), x.match(x.HOST_PORT, "@ssh_ports", "!=")
-        yield [x.protocol("tcp"), ssh, x.within_rate("rates", limits.ssh), x.goto("admitted")]
-        yield [x.protocol("tcp"), web, x.within_rate("rates", limits.web), x.goto("admitted")]
+        yield [x.protocol("tcp"), ssh, x.within_rate("rates", limits.ssh), x.RETURN]
+        yield [x.protocol("tcp"), web, x.within_rate("rates", limits.web), x.RETURN]
         yield [x.protocol("tcp"), x.counted_in("dropped"), x.DROP]
-        yield [x.DROP]
+        yield [x.counted_by(UNCOUNTED["dropped"]), x.DROP]
 
     def _opened_port(self) -> Iterable[list[JsonObject]]:
         leads_here = x.concat(x.HOST_PORT, x.payload("ip", "daddr"), x.payload("tcp", "dport"))
         yield [x.connection_status("dnat", present=False), x.DROP]
+        yield [x.match(x.meta("l4proto"), "tcp", "!="), x.DROP]
         # Asked of every packet, so that closing a port cuts its connections too.
         yield [x.protocol("tcp"), x.match(leads_here, "@opened", "!="), x.DROP]
-        # A repeated SYN is new but confirmed: counted once.
+        # A repeated SYN is new but confirmed: it takes from the limit once.
         yield [x.connection_state("new"), x.connection_status("confirmed", present=False), x.jump("limits")]
+        # Counted with its second packet, which nobody can send who forged the first one's sender.
+        first = [x.connection_state("established"), x.direction("original"), x.has_connection_mark(COUNTED, False)]
+        yield [*first, x.set_connection_mark(COUNTED), x.jump("arrived")]
+        yield [x.goto("measured")]
+
+    def _arrived(self) -> Iterable[list[JsonObject]]:
+        yield [x.protocol("tcp"), x.counted_in("seen"), x.RETURN]
+        yield [x.counted_by(UNCOUNTED["seen"])]
+
+    def _measured(self) -> Iterable[list[JsonObject]]:
+        """Accepts either direction's packets of a connection to an opened port."""
+        yield [x.has_connection_mark(COUNTED, False), x.ACCEPT]
         yield [x.protocol("tcp"), x.counted_in("traffic"), x.ACCEPT]
-        yield [x.protocol("tcp"), x.ACCEPT]
-        yield [x.DROP]
+        yield [x.counted_by(UNCOUNTED["traffic"]), x.ACCEPT]
 
     def _to_guest(self) -> Iterable[list[JsonObject]]:
         yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
@@ -291,7 +318,7 @@ class Ruleset:
     def _from_guest(self) -> Iterable[list[JsonObject]]:
         yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
         yield [x.connection_state("invalid"), x.DROP]
-        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.counted_in("traffic"), x.ACCEPT]
+        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
         yield [x.has_mark(MAY_PASS), x.ACCEPT]
         yield [x.match(x.payload("ip", "daddr"), x.networks(list(PRIVATE_RANGES))), x.DROP]
         yield [x.ACCEPT if self.sandbox.egress == "internet" else x.DROP]
@@ -303,7 +330,7 @@ class Ruleset:
             to_bridge = x.match(x.payload("ip", "daddr"), x.networks([str(self.bridge.subnet)]))
             for transport in ("udp", "tcp"):
                 yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.ACCEPT]
-        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.counted_in("traffic"), x.ACCEPT]
+        yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
         # A network is allowed for what is in it; who means this host, which may be in it too, names its address.

@@ -8,15 +8,20 @@ from typing import Any, cast
 
 from ravebot.access.audit import Count, Visitor
 from ravebot.access.nft import JsonObject
-from ravebot.access.ruleset import SETS, Element, SetOf
+from ravebot.access.ruleset import SETS, UNCOUNTED, Element, SetOf
 
+_OUTSIDE_THE_FORM = ("handle", "elem", "packets", "bytes")
 Form = tuple[JsonObject, ...]
-"""A table's definitions in the kernel's order, without handles and elements: equal when nobody altered it."""
+"""A table's definitions in the kernel's order, without handles, elements and counts: equal when nobody altered it."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Our tables at one moment. A family that has no table is missing from `forms`."""
+    """Our tables at one moment. A family that has no table is missing from `forms`.
+
+    `rivals` are other instances whose tables are about our bridge. Without `with_books`, the visitors' counters were
+    not asked for.
+    """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
     elements: Mapping[SetOf, frozenset[Element]] = field(default_factory=dict)
@@ -25,9 +30,14 @@ class Snapshot:
     dropped: Mapping[Visitor, Count] = field(default_factory=dict)
     told: Mapping[Visitor, str] = field(default_factory=dict)
     saved: Mapping[Visitor, str] = field(default_factory=dict)
+    uncounted: Mapping[str, Count] = field(default_factory=dict)
+    rivals: tuple[str, ...] = ()
+    with_books: bool = True
 
 
-def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
+def read(
+    tables: Mapping[str, list[JsonObject] | None], *, rivals: tuple[str, ...] = (), with_books: bool = True
+) -> Snapshot:
     """From each family's table as nft lists it. Sets that someone made anew in another shape are read as empty."""
     forms = {family: _form(listed) for family, listed in tables.items() if listed is not None}
     contents = {
@@ -40,15 +50,18 @@ def read(tables: Mapping[str, list[JsonObject] | None]) -> Snapshot:
     try:
         return Snapshot(
             forms=forms,
+            rivals=rivals,
+            with_books=with_books,
             elements={of: _elements(of, contents.get((of.family, of.name), [])) for of in SETS},
             seen=_counts(contents.get(("inet", "seen"), [])),
             traffic=_counts(contents.get(("inet", "traffic"), [])),
             dropped=_counts(contents.get(("inet", "dropped"), [])),
             told=_comments(contents.get(("inet", "told"), [])),
             saved=_comments(contents.get(("inet", "saved"), [])),
+            uncounted={name: _counter(tables.get("inet") or [], name) for name in UNCOUNTED.values()},
         )
     except (KeyError, TypeError, ValueError):
-        return Snapshot(forms=forms)
+        return Snapshot(forms=forms, rivals=rivals, with_books=with_books)
 
 
 def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
@@ -57,7 +70,7 @@ def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
 
 def _form(listed: list[JsonObject]) -> Form:
     return tuple(
-        {kind: {key: value for key, value in body.items() if key not in ("handle", "elem")}}
+        {kind: {key: value for key, value in body.items() if key not in _OUTSIDE_THE_FORM}}
         for entry in listed
         for kind, body in _bodies(entry)
     )
@@ -94,6 +107,14 @@ def _counts(raw: list[object]) -> dict[Visitor, Count]:
             expires = cast(int, body.get("expires", 0))
             counts[_visitor(body)] = Count(counter["packets"], counter["bytes"], expires)
     return counts
+
+
+def _counter(listed: list[JsonObject], name: str) -> Count:
+    for entry in listed:
+        body = cast(dict[str, int | str], entry.get("counter", {}))
+        if body.get("name") == name:
+            return Count(int(body["packets"]), int(body["bytes"]), 0)
+    return Count(0, 0, 0)
 
 
 def _comments(raw: list[object]) -> dict[Visitor, str]:

@@ -45,7 +45,12 @@ class Visits:
         told = {visitor: str(total) for visitor, total in self._counted.items()}
         outdated = [visitor for visitor, text in found.told.items() if told.get(visitor) != text]
         fresh = {visitor: text for visitor, text in told.items() if found.told.get(visitor) != text}
-        return [*self._delete("saved", list(found.saved)), *self._delete("told", outdated), *self._add("told", fresh)]
+        return [
+            *self._delete("saved", list(found.saved)),
+            *self._delete("told", outdated),
+            *self._add("told", fresh),
+            *(self._reset(name) for name, count in found.uncounted.items() if count.packets),
+        ]
 
     def hand_out(self, now: datetime) -> tuple[Connections, ...]:
         """What is unread, for the only time."""
@@ -62,6 +67,9 @@ class Visits:
         return self._change(
             "add", name, [{"elem": {"val": _key(visitor), "comment": text}} for visitor, text in texts.items()]
         )
+
+    def _reset(self, counter: str) -> JsonObject:
+        return {"reset": {"counter": {"family": "inet", "table": self._table, "name": counter}}}
 
     def _change(self, verb: str, name: str, elements: list[JsonObject]) -> list[JsonObject]:
         target: JsonObject = {"family": "inet", "table": self._table, "name": name, "elem": elements}

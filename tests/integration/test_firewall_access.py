@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.access.rules import Rules
 from tests.support.firewall import firewall_of, rules_of
@@ -161,3 +164,121 @@ async def test_a_port_moves_to_another_guest_in_one_step(router: Router) -> None
     assert await router.client.aconnect(router.host_address, 2200) == f"first {router.client_address}"
     await firewall.ensure(rules_of((other, 2200, 3000)))
     assert await router.client.aconnect(router.host_address, 2200) == f"second {router.client_address}"
+
+
+FORGE_SYNS = """
+import socket, struct, sys
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+target, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    for number in range(count):
+        source = socket.inet_aton(f"172.{16 + (number >> 16)}.{number >> 8 & 255}.{number & 255}")
+        tcp = struct.pack("!HHIIBBHHH", 4000, port, number, 0, 5 << 4, 2, 1024, 0, 0)
+        pseudo = source + socket.inet_aton(target) + struct.pack("!BBH", 0, 6, len(tcp))
+        tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + source + socket.inet_aton(target)
+        raw.sendto(ip + tcp, (target, 0))
+"""
+
+
+def fill(router: Router, name: str, count: int, port: int = 2200) -> None:
+    """What as many visitors would leave in a set of the audit."""
+    visitors = (f"172.{16 + (number >> 16)}.{number >> 8 & 255}.{number & 255}" for number in range(count))
+    elements = ", ".join(f"{visitor} . {port} counter packets 1 bytes 60" for visitor in visitors)
+    router.host.nft(f"add element inet ravebot-test {name} {{ {elements} }}")
+
+
+async def test_forged_senders_take_no_room_in_the_audit_and_are_no_connections(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    forge = [sys.executable, "-c", FORGE_SYNS, router.host_address, "2200", "500"]
+    await router.client.arun(forge, check=True)
+    assert await router.client.aconnect(router.host_address, 2200) is not None
+    rates = await router.host.arun(["nft", "list", "set", "inet", "ravebot-test", "rates"], check=True)
+    assert rates.stdout.count("172.16.") == 500, "they came, or the rest proves nothing"
+    (visit,) = await firewall.connections()
+    assert (visit.source, visit.connections) == (router.client_address, 1)
+
+
+async def test_a_port_that_is_opened_but_answered_by_nobody_counts_no_connection(router: Router) -> None:
+    guest = router.guest(2)
+    firewall = firewall_of(router)
+    await firewall.ensure(rules_of((guest, 2200, 3000)))
+    assert await router.client.aconnect(router.host_address, 2200) is None
+    assert await firewall.connections() == ()
+
+
+async def test_a_connection_that_outlives_a_flush_is_not_counted_again(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    held = await asyncio.to_thread(router.client.hold, router.host_address, 2200)
+    assert await asyncio.to_thread(held.echo, "one") == "one"
+    assert [visit.connections for visit in await firewall.connections()] == [1]
+    router.host.nft("flush ruleset")
+    assert (await firewall.ensure(rules)).flushed
+    await asyncio.to_thread(held.echo, "two")
+    assert sum(visit.connections for visit in await firewall.connections()) == 0
+
+
+async def test_who_does_not_fit_into_the_audit_still_gets_in_and_is_told_of_once_in_the_log(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router, connections_per_minute={"ssh": 2, "web": 300})
+    await firewall.ensure(rules)
+    for name in ("seen", "traffic", "dropped"):
+        fill(router, name, 4096)
+    answers = [await router.client.aconnect(router.host_address, 2200, 0.5) for _ in range(3)]
+    assert [answer is not None for answer in answers] == [True, True, False]
+    with capture_logs() as logged:
+        visits = await firewall.connections()
+        assert await firewall.connections() == ()
+    assert len(visits) == 4096
+    (line,) = logged
+    assert line["event"].startswith("access audit is incomplete")
+    assert line["connections"] == 2
+    assert line["dropped"] >= 1
+    assert line["bytes"] > 100
+    assert not (await firewall.ensure(rules)).flushed
+
+
+async def test_a_full_audit_and_a_flood_hold_up_nobody(router: Router) -> None:
+    guest = router.guest(2)
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.ensure(rules)
+    for name in ("seen", "traffic", "dropped"):
+        fill(router, name, 4096)
+    visitors = ", ".join(f"172.20.{number >> 8}.{number & 255} . 2200" for number in range(32768))
+    router.host.nft(f"add element inet ravebot-test rates {{ {visitors} }}")
+    await firewall.ensure(rules)  # finds out how much there is
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.monotonic() - before)
+
+    ticking = asyncio.create_task(tick())
+    started = time.monotonic()
+    await firewall.ensure(rules)
+    ensured = time.monotonic() - started
+    assert len(await firewall.connections()) == 4096
+    ticking.cancel()
+    assert ensured < 0.5
+    assert time.monotonic() - started < 3
+    assert longest < 0.5
+    changed = rules_of((guest, 2201, 3001))
+    assert (await firewall.ensure(changed)).added == 2
+    assert (await firewall.ensure(changed)).added == 0

@@ -268,6 +268,45 @@ async def test_two_instances_do_not_touch_each_other(router: Router) -> None:
     assert (await second.ensure(rules_two)).added == 3, "after a removal, ensure writes everything again"
 
 
+async def test_a_second_instance_on_the_same_bridge_writes_nothing_and_says_whose_it_is(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    first = firewall_of(router)
+    await first.ensure(rules)
+    before = written(router)
+    second = firewall_of(router, instance_id="other", egress="none")
+    for asking in (second.open(), second.ensure(Rules())):
+        with pytest.raises(Unavailable, match=r"instance id test.*provider\.bridge\.name"):
+            await asking
+    await second.remove()
+    assert written(router) == before
+    assert await first.ensure(rules) == UNCHANGED
+    assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
+    await first.remove()
+    await second.ensure(Rules())
+
+
+async def test_of_two_that_came_to_share_a_bridge_one_may_go_without_opening_the_other(router: Router) -> None:
+    guest = router.guest(2)
+    rules = rules_of((guest, 2200, 3000))
+    first = firewall_of(router)
+    await first.ensure(rules)
+    rival = (
+        "add table inet ravebot-other; add chain inet ravebot-other c; add rule inet ravebot-other c iifname rb0 drop"
+    )
+    router.host.nft(rival.replace("; ", "\n"))
+    with pytest.raises(Unavailable, match="nft delete table"):
+        await first.ensure(rules)
+    await first.remove()
+    assert router.host.run(["ip", "rule"]).stdout.count("prohibit") == 11
+
+
+def written(router: Router) -> tuple[str, str]:
+    tables = router.host.run(["nft", "-t", "list", "ruleset"], check=True).stdout
+    return tables, router.host.run(["ip", "rule"], check=True).stdout
+
+
 async def test_a_docker_like_drop_is_found_and_gone_once_mended_as_told(router: Router) -> None:
     guest = router.guest(2)
     guest.namespace.serve(22, "ssh")

@@ -1,0 +1,97 @@
+"""Reads what nftables holds of one instance, at a price that neither visitors nor other tables can drive up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import cast
+
+from ravebot.access import snapshot as snapshots
+from ravebot.access.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow
+from ravebot.access.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
+from ravebot.access.snapshot import Snapshot
+
+_CROWDED_BYTES = 300_000
+_CROWDED_SECONDS = 60.0
+_TOO_SLOW_SECONDS = 1800.0
+
+Place = tuple[str, str, str]
+"""A set or map: its kind, family and name."""
+
+_WANTED: tuple[Place, ...] = tuple(("set" if of.value is None else "map", of.family, of.name) for of in SETS)
+_BOOKS: tuple[Place, ...] = tuple(("set", "inet", name) for name in BOOKS)
+
+
+class Reader:
+    """Reads the tables of one name. One call lists everything, until that is so much that only what is asked for is.
+
+    `bridge` is the one that no other instance may name.
+    """
+
+    def __init__(self, tools: NetworkTools, table: str, bridge: str) -> None:
+        self._tools = tools
+        self._table = table
+        self._bridge = bridge
+        self._crowded_until = 0.0
+
+    async def read(self, *, books: bool = False) -> Snapshot:
+        """What is there now; with the access audit if `books` or where that costs nothing. Raises Unavailable."""
+        if asyncio.get_running_loop().time() >= self._crowded_until:
+            try:
+                listing = await self._tools.listing()
+            except TooSlow:  # thanks to others: ours are small
+                self._crowded_until = asyncio.get_running_loop().time() + _TOO_SLOW_SECONDS
+            else:
+                if listing.length > _CROWDED_BYTES:
+                    self._crowded_until = asyncio.get_running_loop().time() + _CROWDED_SECONDS
+                return await self._snapshot(listing, books=True)
+        return await self._read_piecemeal(books)
+
+    async def _read_piecemeal(self, books: bool) -> Snapshot:
+        places = [*_WANTED, *(_BOOKS if books else ())]
+        asking = (self._tools.elements(kind, family, self._table, name) for kind, family, name in places)
+        static, contents = await asyncio.gather(self._tools.listing(terse=True), asyncio.gather(*asking))
+        known = dict(zip(places, contents, strict=True))
+        entries = [{kind: self._filled(kind, body, known) for kind, body in _bodies(entry)} for entry in static.entries]
+        length = static.length + sum(len(content) for content in contents) * 100
+        return await self._snapshot(Listing(cast(list[JsonObject], entries), length), books)
+
+    def _filled(self, kind: str, body: JsonObject, known: dict[Place, list[object]]) -> JsonObject:
+        elements = known.get((kind, str(body.get("family")), str(body.get("name"))))
+        return {**body, "elem": elements} if elements and body.get("table") == self._table else body
+
+    async def _snapshot(self, listing: Listing, books: bool) -> Snapshot:
+        def work() -> Snapshot:
+            tables = {family: _of_table(listing.entries, family, self._table) for family in FAMILIES}
+            rivals = instances_on(listing.entries, self._bridge) - {self._table.removeprefix(TABLE_PREFIX)}
+            return snapshots.read(tables, rivals=tuple(sorted(rivals)), with_books=books)
+
+        return await asyncio.to_thread(work) if listing.length > LONG_BYTES else work()
+
+
+def instances_on(entries: Iterable[JsonObject], bridge: str) -> set[str]:
+    """The ids of those instances whose rules are about that bridge."""
+    found = set()
+    for entry in entries:
+        rule = cast(JsonObject, entry.get("rule", {}))
+        table = str(rule.get("table", ""))
+        if rule.get("family") == "inet" and table.startswith(TABLE_PREFIX):
+            matches = [cast(JsonObject, part.get("match", {})) for part in cast(list[JsonObject], rule.get("expr", []))]
+            if any(
+                match.get("left") == {"meta": {"key": "iifname"}} and match.get("right") == bridge for match in matches
+            ):
+                found.add(table.removeprefix(TABLE_PREFIX))
+    return found
+
+
+def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
+    return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
+
+
+def _of_table(entries: list[JsonObject], family: str, name: str) -> list[JsonObject] | None:
+    found = []
+    for entry in entries:
+        for kind, body in _bodies(entry):
+            if body.get("family") == family and body.get("name" if kind == "table" else "table") == name:
+                found.append(entry)
+    return found or None
