@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -206,4 +207,12 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
 async def run(loaded: LoadedConfig, clock: Clock | None = None) -> None:
     """Run until cancelled; sandboxes go on without us."""
     async with assembled(loaded, clock or SystemClock()) as bot:
+        spare_the_collector()
         await bot.run()
+
+
+def spare_the_collector() -> None:
+    """What was imported and made by now lives as long as the process: the garbage collector need not walk it again and
+    again, which stops the event loop for some 40 ms each time (`./dev bench pool`)."""
+    gc.collect()
+    gc.freeze()
