@@ -1,11 +1,15 @@
-"""One connection to libvirt with threads of its own: opened when needed, and anew after libvirt went away."""
+"""One connection to libvirt with threads of its own: opened when needed, and anew after libvirt went away.
+
+libvirt's calls know no time limit, and to open a connection to a libvirtd that hangs takes for ever: so waiting has an
+end here, and a call that never ends costs no more than its thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -13,6 +17,7 @@ import libvirt
 
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, RavebotError, Unavailable
 from ravebot.providers.libvirt.eventloop import run_event_loop
+from ravebot.providers.libvirt.threads import Threads
 
 T = TypeVar("T")
 Handle = Any
@@ -21,6 +26,8 @@ Handle = Any
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 4
 _CLOSE_SECONDS = 5.0
+_LIMIT_SECONDS = 60.0
+"""The longest honest call starts or ends a large machine on a busy host."""
 _LIBVIRT_GONE = {libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN}
 _TRANSPORT = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE}
@@ -47,7 +54,8 @@ def translated(error: libvirt.libvirtError) -> RavebotError:
 class Connection:
     """Runs functions of a libvirt handle in its own threads and turns libvirt's errors into ours.
 
-    A cancelled caller does not stop its call: it ends in its thread, and no lock is held over it.
+    A caller that was cancelled, or waited for `limit_seconds`, does not stop its call, which ends in its thread; a call
+    whose turn has not come by then is not made.
     `on_open` is called in a worker thread with each new handle, `on_lost` in any thread.
     """
 
@@ -59,34 +67,45 @@ class Connection:
         threads: int,
         on_open: Callable[[Handle], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        limit_seconds: float = _LIMIT_SECONDS,
     ) -> None:
         self.uri = uri
         self.name = name
-        self._threads = threads
+        self._limit_seconds = limit_seconds
+        self._thread_count = threads
+        self._threads: Threads | None = None
         self._on_open = on_open
         self._on_lost = on_lost
         self._lock = threading.Lock()  # held by worker threads while they open, never over an await
         self._handle: Handle | None = None
-        self._executor: ThreadPoolExecutor | None = None
 
-    async def call(self, work: Callable[[Handle], T]) -> T:
-        """What `work` returns, run in one of the threads. Raises our errors only."""
-        return await asyncio.wrap_future(self.submit(work))
+    async def call(self, work: Callable[[Handle], T], *, limit_seconds: float | None = None) -> T:
+        """What `work` returns, run in one of the threads. Raises our errors only; Unavailable after the time limit."""
+        limit = self._limit_seconds if limit_seconds is None else limit_seconds
+        try:
+            async with asyncio.timeout(limit):
+                return await asyncio.wrap_future(self.submit(work))
+        except TimeoutError as error:
+            raise Unavailable(f"libvirt did not answer within {limit:g} s: does libvirtd hang?") from error
 
-    def submit(self, work: Callable[[Handle], T]) -> Any:
-        """The same as a `concurrent.futures.Future`, for a caller that may stop waiting."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=self.name)
-        return self._executor.submit(self._run, work)
+    def submit(self, work: Callable[[Handle], T]) -> Future[T]:
+        """The same for a caller that waits in its own way, or not at all."""
+        if self._threads is None:
+            self._threads = Threads(self._thread_count, self.name)
+        return self._threads.submit(lambda: self._run(work))
 
     async def close(self) -> None:
         """Close the connection; calls still under way end by themselves."""
-        executor, self._executor = self._executor, None
-        if executor is None:
+        threads, self._threads = self._threads, None
+        if threads is None:
             return
+        threads.close()
+        # One of its own, for all others may be stuck. It keeps the handle for as long as closing takes: libvirt's
+        # binding would close it again, and wait, wherever the last reference to it goes.
+        last = Threads(1, f"{self.name}-close")
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.wrap_future(executor.submit(self._drop)), _CLOSE_SECONDS)
-        executor.shutdown(wait=False, cancel_futures=True)
+            await asyncio.wait_for(asyncio.wrap_future(last.submit(self._drop)), _CLOSE_SECONDS)
+        last.close()
 
     def _run(self, work: Callable[[Handle], T]) -> T:
         try:
@@ -99,7 +118,9 @@ class Connection:
             raise failure from error
 
     def _opened(self) -> Handle:
-        with self._lock:
+        if not self._lock.acquire(timeout=self._limit_seconds):
+            raise Unavailable("a connection to libvirt could not be opened for a long time: does libvirtd hang?")
+        try:
             if self._handle is None or not self._handle.isAlive():
                 self._handle = None
                 run_event_loop()
@@ -112,6 +133,8 @@ class Connection:
                     self._on_open(handle)
                 self._handle = handle
             return self._handle
+        finally:
+            self._lock.release()
 
     def _closed_by_libvirt(self, _handle: Handle, _reason: int, _opaque: object) -> None:
         """Called in the event thread, in the middle of closing: the next call finds the handle dead."""

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -32,6 +33,7 @@ CHUNK_BYTES = 64 * 1024
 # write, and the agent is deaf from then on: seen from 180,000 bytes in base64 on, at 128 KiB never.
 _LONGEST_COMMAND = 128 * 1024
 _CALL_SECONDS = 15.0
+_QUEUE_SECONDS = 15.0
 _FIRST_POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 0.5
 _PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,6 +78,8 @@ class GuestAgents:
         self._connections = tuple(connections)
         self._domains = domains
         self._under_way: dict[str, Future[Any]] = {}
+        self._busy = dict.fromkeys(self._connections, 0)  # calls that are under way or wait for their turn
+        self._counting = threading.Lock()
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
         """Whether the agent answers in time."""
@@ -218,23 +222,37 @@ class GuestAgents:
         while (other := self._under_way.get(name)) is not None and not other.done():
             if await _unfinished(other, deadline - _now()):
                 raise GuestTimeout("the guest agent still owes the answer to an earlier call")
-        future = self._submit(name, work)
-        if await _unfinished(future, deadline - _now()):
+        begun: Future[None] = Future()
+
+        def timed(handle: Handle) -> object:
+            begun.set_result(None)
+            return work(handle)
+
+        future = self._submit(name, timed)
+        future.add_done_callback(lambda _: begun.done() or begun.cancel())
+        # That others' agents keep the connections busy is not this guest's fault: its time begins with its call.
+        if await _unfinished(begun, _QUEUE_SECONDS):
+            future.cancel()
+            raise Unavailable(f"no connection to the guest agents came free within {_QUEUE_SECONDS:g} s")
+        if await _unfinished(future, timeout_seconds):
             raise GuestTimeout(f"the guest agent did not answer within {timeout_seconds:g} s")
         return future.result()
 
     def _submit(self, name: str, work: Callable[[Handle], object]) -> Future[Any]:
-        future: Future[Any] = self._connection(name).submit(work)
+        connection = min(self._connections, key=lambda one: self._busy[one])
+        with self._counting:
+            self._busy[connection] += 1
+        future: Future[Any] = connection.submit(work)
         self._under_way[name] = future
-        future.add_done_callback(lambda done: self._forget(name, done))
+        future.add_done_callback(lambda done: self._forget(name, connection, done))
         return future
 
-    def _forget(self, name: str, done: Future[Any]) -> None:
+    def _forget(self, name: str, connection: Connection, done: Future[Any]) -> None:
+        """Called in any thread."""
+        with self._counting:
+            self._busy[connection] -= 1
         if self._under_way.get(name) is done:
             del self._under_way[name]
-
-    def _connection(self, name: str) -> Connection:
-        return self._connections[hash(name) % len(self._connections)]
 
 
 async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:
