@@ -308,6 +308,13 @@ class TestAGuestThatBehaves:
         log = bench.folder / f"state-{bench.instance_id}" / "console" / f"{spec.name}.log"
         assert "udhcpc" in log.read_text(errors="replace")
 
+    async def test_its_lease_is_short_so_that_its_address_is_soon_free_for_another(
+        self, guest: tuple[ProviderBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        log = bench.folder / f"state-{bench.instance_id}" / "console" / f"{spec.name}.log"
+        assert "lease time 120" in log.read_text(errors="replace")
+
     async def test_libvirt_restarts_under_it_and_it_goes_on(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
         bench, spec = guest
         told: list[ProviderEvent] = []
@@ -481,6 +488,42 @@ class TestAnEnd:
         finally:
             await bench.clean_instance(bench.instance_id)
             subprocess.run(["umount", "--lazy", str(disks)], check=True)
+
+
+class TestAChangedNetwork:
+    async def test_what_is_there_is_listed_and_ended_and_only_then_the_new_one_is_made(
+        self, bench: ProviderBench
+    ) -> None:
+        old, spec = bench.provider, bench.spec("rave.noagent")
+        await old.open()
+        await old.create(spec)
+        await old.start(spec.name)
+        new = bench.another(bench.instance_id, bench.config.model_copy(update={"bridge": bridge_of_its_own()}))
+        try:
+            await new.open()
+            assert [machine.name for machine in (await new.list()).machines] == [spec.name]
+            for refused in (new.create(bench.spec()), new.start(spec.name)):
+                with pytest.raises(ProviderError, match=r"provider\.bridge or sandbox\.egress"):
+                    await refused
+            await new.destroy(spec.name)
+            await new.delete(spec.name)
+            await new.delete_address(spec.mac)
+            await new.create(bench.spec())
+            network = bench.stranger.networkLookupByName(f"rave-{bench.instance_id[:8]}")
+            assert network.bridgeName() != bench.config.bridge.name
+        finally:
+            await new.close()
+
+    async def test_it_can_be_taken_away_with_a_machine_of_the_old_one_listed(self, bench: ProviderBench) -> None:
+        await bench.provider.open()
+        await bench.provider.create(bench.spec())
+        new = bench.another(bench.instance_id, bench.config.model_copy(update={"bridge": bridge_of_its_own()}))
+        try:
+            await new.open()
+            await new.remove()
+            assert not [one for one in bench.stranger.listAllNetworks() if bench.instance_id[:8] in one.name()]
+        finally:
+            await new.close()
 
 
 class TestTheConnection:

@@ -131,6 +131,7 @@ def test_without_egress_names_are_not_resolved_either() -> None:
 def test_a_lease_names_machine_mac_and_address() -> None:
     host = ElementTree.fromstring(dhcp_host_xml(name="one", mac=SPEC.mac, address=SPEC.address))
     assert host.attrib == {"name": "one", "mac": SPEC.mac, "ip": SPEC.address}
+    assert (attribute(host, "lease", "expiry"), attribute(host, "lease", "unit")) == ("2", "minutes")
 
 
 def test_an_overlay_says_the_format_of_its_base_so_that_nobody_guesses_it() -> None:

@@ -85,8 +85,13 @@ def gateway(bridge: BridgeConfig) -> str:
 
 
 def dhcp_host_xml(*, name: str, mac: str, address: str) -> str:
-    """A fixed lease; its `name` finds it again when the machine is deleted."""
-    return ElementTree.tostring(Element("host", mac=mac, name=name, ip=address), encoding="unicode")
+    """A fixed lease; its `name` finds it again when the machine is deleted.
+
+    It is a short one, for dnsmasq gives the address to no other machine before it is over.
+    """
+    host = Element("host", mac=mac, name=name, ip=address)
+    _add(host, "lease", expiry="2", unit="minutes")
+    return ElementTree.tostring(host, encoding="unicode")
 
 
 def pool_xml(name: str, folder: Path) -> str:

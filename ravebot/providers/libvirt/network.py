@@ -34,6 +34,15 @@ class Network:
         self._making = threading.Lock()  # of worker threads: two that find the network missing make it once
         self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
 
+    def prepare(self, handle: Handle) -> None:
+        """Make the network and have it active; one that was made otherwise and has machines stays as it is."""
+        with self._making:
+            network = self._lookup(handle)
+            if network is None or not self._keeps_machines(handle, network):
+                self._ensure(handle)
+            elif not network.isActive():
+                network.create()
+
     def ensure(self, handle: Handle) -> Handle:
         """The network, active and as configured. Raises ProviderError when it can't be made so."""
         with self._making:
@@ -42,7 +51,7 @@ class Network:
     def _ensure(self, handle: Handle) -> Handle:
         network = self._lookup(handle)
         if network is not None and not self._as_configured(network):
-            if self.leases(handle):
+            if self._keeps_machines(handle, network):
                 raise ProviderError(
                     f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
                     " has machines: stop the sandboxes first, or put the configuration back"
@@ -115,6 +124,10 @@ class Network:
             flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
         xml = dhcp_host_xml(name=lease.name, mac=lease.mac, address=lease.address)
         network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml, flags)
+
+    def _keeps_machines(self, handle: Handle, network: Handle) -> bool:
+        """Whether it is not as configured and can't be made anew yet."""
+        return not self._as_configured(network) and bool(self.leases(handle))
 
     def _as_configured(self, network: Handle) -> bool:
         root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))

@@ -37,6 +37,7 @@ _CONTROL_THREADS = 8
 _AGENT_CONNECTIONS = 4
 _AGENT_THREADS = 4  # a connection; libvirtd serves at most 5 requests of one connection at once
 _CONNECTED_SECONDS = 5.0
+_LIST_SECONDS = 20.0  # a pass of the pool waits for it
 _RETRY_SECONDS = 1.0
 
 
@@ -79,7 +80,11 @@ class LibvirtProvider:
         self._capabilities: Capabilities | None = None
 
     async def open(self) -> Capabilities:
-        """Connect, and make or mend the storage pool and the network; the first time, probe for KVM."""
+        """Connect, and make or mend the storage pool and the network; the first time, probe for KVM.
+
+        A network of another configuration stays while it has machines, so that they can be ended; until then `create`
+        and `start` refuse.
+        """
         self._consoles.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._call(self._prepare)
         if self._capabilities is None:
@@ -90,7 +95,7 @@ class LibvirtProvider:
         self._disks.ensure(handle)
         self._disks.refresh(handle)
         if self._network is not None:
-            self._network.ensure(handle)
+            self._network.prepare(handle)
 
     async def _probe(self) -> Capabilities:
         kind, details = await self._call(_facts)
@@ -203,7 +208,7 @@ class LibvirtProvider:
 
     async def list(self) -> Listing:
         """Everything of ours; a handful of calls, however many machines there are."""
-        return await self._call(self._list)
+        return await self._control.call(self._list, limit_seconds=_LIST_SECONDS)
 
     def _list(self, handle: Handle) -> Listing:
         leases = self._network.leases(handle) if self._network is not None else ()
