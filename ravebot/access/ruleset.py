@@ -255,6 +255,8 @@ class Ruleset:
     def _marking(self) -> Iterable[list[JsonObject]]:
         ours = x.came_from(self.bridge.name)
         yield [x.came_from("@taps"), x.DROP]
+        # From a guest that a change of provider.bridge left on another bridge, about which no other rule is.
+        yield [x.came_from(self.bridge.name, "!="), x.match(x.payload("ip", "saddr"), "@live"), x.DROP]
         yield [ours, x.has_mark(VOUCHED, present=False), x.DROP]
         yield [ours, x.direction("reply"), x.connection_status("dnat"), x.set_mark(MAY_PASS)]
         for allowed in self._allowed():

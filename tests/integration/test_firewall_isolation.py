@@ -197,6 +197,19 @@ async def test_an_allowed_private_destination_is_reached_at_its_port_only(router
     assert guest.namespace.connect(router.gateway, 8443) is None
 
 
+async def test_a_guest_that_is_left_on_another_bridge_reaches_nothing(router: Router) -> None:
+    router.host.ip("link", "add", "rb9", "type", "bridge")
+    router.host.address("rb9", "10.89.0.1/24")
+    guest = router.guest(2, "rb9", "10.89.0")
+    for neighbour, word in ((router.friend, "private"), (router.internet, "internet"), (router.host, "host")):
+        neighbour.serve(80, word)
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True)
+    assert guest.namespace.connect(router.friend_address, 80) == f"private {guest.address}"
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    for address in (router.friend_address, router.internet_address, "10.89.0.1", router.gateway):
+        assert guest.namespace.connect(address, 80) is None
+
+
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "10.0.0.0/8", "10.80.0.0/24:80", "192.168.77.0/24"])
 async def test_an_allowed_network_opens_none_of_the_hosts_own_ports(router: Router, network: str) -> None:
     guest, _ = await two_guests(router)

@@ -80,7 +80,7 @@ def test_egress_none_takes_dns_and_the_way_out_away() -> None:
 
 @pytest.mark.parametrize(("entry", "count"), [("10.0.5.0/24:443", 2), ("10.0.5.7", 1)])
 def test_an_allowed_destination_is_marked_for_tcp_and_udp_or_whole(entry: str, count: int) -> None:
-    assert len(rules_in(ruleset(allow=[entry]).write(), "marking")) == 3 + count
+    assert len(rules_in(ruleset(allow=[entry]).write(), "marking")) == 4 + count
 
 
 def test_the_configured_limits_are_written() -> None:
