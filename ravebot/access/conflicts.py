@@ -1,48 +1,42 @@
 """Finds what beats our accept: another's base chain that drops new connections to or from the guests.
 
 An accept ends only its own chain; a drop anywhere is final. Docker, ufw and firewalld all bring a forward chain that
-drops by default. Each such chain is walked with a packet of ours; conditions that we can't judge count as not met.
+drops by default. Each such chain is walked with packets of ours; conditions that we can't judge count as not met.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast
 
 from ravebot.access.nft import JsonObject
+from ravebot.access.traffic import Packet, Traffic, packets
 
 Verdict = Literal["accept", "drop", "return"]
 ChainName = tuple[str, str, str]  # family, table, chain
+Rules = Mapping[ChainName, list[list[JsonObject]]]
 
 _MAX_DEPTH = 32
+_PORTS = ("tcp dport", "th dport")
 
 
-@dataclass(frozen=True)
-class Packet:
-    """The first packet of a connection, as far as a rule's conditions may ask."""
+def conflicts(
+    listed: list[JsonObject],
+    *,
+    own_table: str,
+    bridge: str,
+    egress: bool = True,
+    ports: Iterable[range] = (),
+    guest_ports: Iterable[int] = (),
+    uplinks: Iterable[str] = (),
+) -> list[str]:
+    """What `nft -j list ruleset` holds against us: one sentence for each chain and kind of traffic, with a mend.
 
-    what: str
-    hook: str
-    facts: Mapping[str, frozenset[object]]  # what is known: the values that a condition on it accepts
-
-
-def _packets(bridge: str, egress: bool) -> Iterable[Packet]:
-    ours, new = frozenset[object]([bridge]), frozenset[object](["new"])
-    tcp, udp = frozenset[object](["tcp", 6]), frozenset[object](["udp", 17])
-    visit = {"meta oifname": ours, "ct state": new, "ct status": frozenset[object](["dnat"]), "meta l4proto": tcp}
-    yield Packet("connections to the sandboxes", "forward", visit)
-    if egress:
-        leaving = {"meta iifname": ours, "ct state": new, "ct status": frozenset[object](), "meta l4proto": tcp}
-        yield Packet("the sandboxes' way to the internet", "forward", leaving)
-    asking = {"meta iifname": ours, "ct state": new, "meta l4proto": udp, "udp dport": frozenset[object]([67])}
-    yield Packet("the sandboxes' DHCP", "input", asking)
-
-
-def conflicts(listed: list[JsonObject], *, own_table: str, bridge: str, egress: bool = True) -> list[str]:
-    """What `nft -j list ruleset` holds against us: one sentence for each chain and kind of traffic, with a mend."""
+    Drops of some of the host's `ports` or the guests', or of what comes over one of the `uplinks`, are found where
+    these are given.
+    """
     chains: dict[ChainName, JsonObject] = {}
     rules: dict[ChainName, list[list[JsonObject]]] = defaultdict(list)
     for entry in listed:
@@ -53,24 +47,38 @@ def conflicts(listed: list[JsonObject], *, own_table: str, bridge: str, egress: 
             rule = cast(JsonObject, entry["rule"])
             where = str(rule["family"]), str(rule["table"]), str(rule["chain"])
             rules[where].append(cast(list[JsonObject], rule.get("expr", [])))
+    traffic = Traffic(bridge, egress, tuple(ports), tuple(guest_ports), tuple(uplinks))
+    ours = list(packets(traffic, _mentioned_ports(rules)))
     found = []
     for name, chain in chains.items():
         family, table, _ = name
         if family not in ("ip", "inet") or table == own_table:
             continue
-        for packet in _packets(bridge, egress):
+        for packet in ours:
             if chain.get("hook") != packet.hook:
                 continue
             verdict = _walk(name, packet, rules, 0)
             if verdict == "drop" or (verdict != "accept" and chain.get("policy") == "drop"):
-                mend = _mend(name, chains, packet.hook, bridge)
+                mend = _mend(name, chains, packet, bridge)
                 found.append(f"the chain {' '.join(name)} drops {packet.what}: {mend}")
-    return found
+    return list(dict.fromkeys(found))
 
 
-def _walk(
-    name: ChainName, packet: Packet, rules: Mapping[ChainName, list[list[JsonObject]]], depth: int
-) -> Verdict | None:
+def _mentioned_ports(rules: Rules) -> set[int]:
+    asked = (
+        cast(JsonObject, part["match"])
+        for chain in rules.values()
+        for rule in chain
+        for part in rule
+        if "match" in part
+    )
+    values = (
+        value for match in asked if _asked(match.get("left")) in _PORTS for value in _values(match.get("right")) or ()
+    )
+    return {end for value in values for end in (_range(value) or (value,)) if isinstance(end, int)}
+
+
+def _walk(name: ChainName, packet: Packet, rules: Rules, depth: int) -> Verdict | None:
     if depth > _MAX_DEPTH:
         return None
     for rule in rules.get(name, []):
@@ -78,8 +86,9 @@ def _walk(
             continue
         if any(_is_unknown(part) for part in rule):
             continue
-        verdict = _verdict(rule)
-        target = _target(rule)
+        outcome = _outcome(rule, packet)
+        verdict = _verdict(outcome)
+        target = _target(outcome)
         if target is not None:
             kind, chain = target
             inner = _walk((name[0], name[1], chain), packet, rules, depth + 1)
@@ -90,6 +99,20 @@ def _walk(
         elif verdict is not None:
             return verdict
     return None
+
+
+def _outcome(rule: list[JsonObject], packet: Packet) -> list[JsonObject]:
+    """The rule's statements, with what a verdict map says of this packet in the map's place."""
+    return [_looked_up(cast(JsonObject, part["vmap"]), packet) if "vmap" in part else part for part in rule]
+
+
+def _looked_up(vmap: JsonObject, packet: Packet) -> JsonObject:
+    known = packet.facts.get(_asked(vmap.get("key")))
+    data = vmap.get("data")
+    for value, verdict in data["set"] if known and isinstance(data, dict) and "set" in data else []:
+        if value == "*" or any(_fits(value, given) for given in known or ()):
+            return cast(JsonObject, verdict)
+    return {}
 
 
 def _verdict(rule: list[JsonObject]) -> Verdict | None:
@@ -118,8 +141,8 @@ def _rejects(part: JsonObject) -> bool:
 
 
 def _is_unknown(part: JsonObject) -> bool:
-    """A condition that is no match: iptables' modules, limits, verdict maps, set lookups."""
-    return ("xt" in part and not _rejects(part)) or any(key in part for key in ("limit", "vmap", "quota", "ct count"))
+    """A condition that is no match: iptables' modules, limits, set lookups."""
+    return ("xt" in part and not _rejects(part)) or any(key in part for key in ("limit", "quota", "ct count"))
 
 
 def _met(match: JsonObject, packet: Packet) -> bool:
@@ -127,7 +150,7 @@ def _met(match: JsonObject, packet: Packet) -> bool:
     wanted = _values(match.get("right"))
     if known is None or wanted is None:
         return False
-    hit = any(value == given or _fits(value, given) for value in wanted for given in known)
+    hit = any(_fits(value, given) for value in wanted for given in known)
     return hit != (match.get("op") in ("!=", "!"))
 
 
@@ -144,34 +167,44 @@ def _asked(left: object) -> str:
 
 def _values(right: object) -> list[object] | None:
     """The values a match names; None where they can't be told (a named set)."""
-    if isinstance(right, dict):
-        right = right.get("set")
+    if isinstance(right, dict) and "set" in right:
+        right = right["set"]
     if isinstance(right, list):
         return list(right)
-    if isinstance(right, str | int) and not str(right).startswith("@"):
+    if _range(right) or (isinstance(right, str | int) and not str(right).startswith("@")):
         return [right]
     return None
 
 
+def _range(value: object) -> tuple[int, int] | None:
+    ends = value.get("range") if isinstance(value, dict) else None
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int) for end in ends):
+        return ends[0], ends[1]
+    return None
+
+
 def _fits(pattern: object, value: object) -> bool:
-    return isinstance(pattern, str) and isinstance(value, str) and pattern.endswith("*") and fnmatchcase(value, pattern)
+    if ends := _range(pattern):
+        return isinstance(value, int) and ends[0] <= value <= ends[1]
+    if isinstance(pattern, str) and isinstance(value, str) and pattern.endswith("*"):
+        return fnmatchcase(value, pattern)
+    return pattern == value
 
 
-def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], hook: str, bridge: str) -> str:
+def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packet, bridge: str) -> str:
     family, table, chain = name
     siblings = {other for other_family, other_table, other in chains if (other_family, other_table) == (family, table)}
-    ways = ("-i", "-o") if hook == "forward" else ("-i",)
     if table == "firewalld":
         return f"run `firewall-cmd --permanent --zone=trusted --add-interface={bridge}; firewall-cmd --reload`"
     if any(sibling.startswith("ufw-") for sibling in siblings):
-        commands = ["ufw allow in on " + bridge]
-        if hook == "forward":
-            commands = [f"ufw route allow {way} on {bridge}" for way in ("in", "out")]
-        return f"run `{'; '.join(commands)}`"
-    if hook == "forward" and "DOCKER-USER" in siblings:
-        commands = [f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ways]
+        commands = {
+            "input": [f"ufw allow in on {bridge}"],
+            "output": [f"ufw allow out on {bridge}"],
+            "forward": [f"ufw route allow {way} on {bridge}" for way in ("in", "out")],
+        }.get(packet.hook)
+        if commands:
+            return f"run `{'; '.join(commands)}`"
+    if packet.hook == "forward" and "DOCKER-USER" in siblings:
+        commands = [f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o")]
         return f"run `{'; '.join(commands)}` (again at each boot)"
-    names = {"-i": "iifname", "-o": "oifname"}
-    return (
-        f"run `{'; '.join(f'nft insert rule {family} {table} {chain} {names[way]} {bridge} accept' for way in ways)}`"
-    )
+    return f"run `{'; '.join(f'nft insert rule {family} {table} {chain} {mend} accept' for mend in packet.mends)}`"

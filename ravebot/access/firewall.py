@@ -30,6 +30,7 @@ from ravebot.access.ruleset import (
     elements,
 )
 from ravebot.access.snapshot import Form, Snapshot
+from ravebot.access.uplinks import uplinks
 from ravebot.access.visits import Visits
 from ravebot.access.watch import Monitor
 from ravebot.clock import Clock
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROUTING_EVERY = timedelta(seconds=15)
+_SSH_PORT = 22  # in the guest
 
 
 class NftFirewall:
@@ -126,12 +128,16 @@ class NftFirewall:
 
     async def find_conflicts(self) -> list[str]:
         """Other tables' chains that would drop what we accept, each with the command that mends it."""
-        listed = await self._tools.ruleset()
+        sandbox = self._ruleset.sandbox
+        listed, ways_in = await asyncio.gather(self._tools.ruleset(), uplinks(self._tools, sandbox.host))
         return conflicts(
             listed,
             own_table=self._ruleset.table,
             bridge=self._ruleset.bridge.name,
-            egress=self._ruleset.sandbox.egress == "internet",
+            egress=sandbox.egress == "internet",
+            ports=(range(ports.first, ports.last + 1) for ports in (sandbox.ssh_ports, sandbox.web_ports)),
+            guest_ports=(_SSH_PORT, sandbox.web_port),
+            uplinks=ways_in,
         )
 
     async def close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from ravebot.access.conflicts import conflicts
 
 ACCEPT: dict[str, Any] = {"accept": None}
@@ -46,7 +48,25 @@ DOCKER = [
 
 
 def found(*listed: dict[str, Any], egress: bool = True) -> list[str]:
-    return conflicts(list(listed), own_table="ravebot-x", bridge="rb0", egress=egress)
+    return conflicts(
+        list(listed),
+        own_table="ravebot-x",
+        bridge="rb0",
+        egress=egress,
+        ports=(range(2200, 2300), range(3000, 3100)),
+        guest_ports=(22, 3002),
+        uplinks=("eth0",),
+    )
+
+
+VISITS, OWN, EGRESS = "connections to the sandboxes", "the host's own connections", "the sandboxes' way to the internet"
+DHCP, DNS = "the sandboxes' DHCP", "the sandboxes' DNS"
+
+
+def dropped(*listed: dict[str, Any]) -> set[str]:
+    """What kinds of traffic are said to be dropped."""
+    lines = found(*listed)
+    return {what for what in (VISITS, OWN, EGRESS, DHCP, DNS) if any(f"drops {what}" in line for line in lines)}
 
 
 def test_an_empty_ruleset_and_our_own_table_are_no_conflict() -> None:
@@ -73,8 +93,9 @@ def test_it_is_quiet_once_mended() -> None:
 def test_an_accept_of_established_or_of_another_interface_does_not_help() -> None:
     drops = chain("FORWARD", "forward", "drop")
     assert len(found(drops, rule("FORWARD", ESTABLISHED, ACCEPT))) == 2
-    assert len(found(drops, rule("FORWARD", interface("iifname", "eth0"), ACCEPT))) == 2
+    assert len(found(drops, rule("FORWARD", interface("iifname", "eth7"), ACCEPT))) == 2
     assert found(drops, rule("FORWARD", interface("iifname", "eth0", "!="), ACCEPT)) == found(drops)[:1]
+    assert found(drops, rule("FORWARD", interface("iifname", "eth0"), ACCEPT)) == found(drops)[1:]
     assert found(drops, rule("FORWARD", ACCEPT)) == []
     assert found(drops, rule("FORWARD", interface("iifname", "rb*"), ACCEPT)) == found(drops)[:1]
     assert found(drops, rule("FORWARD", where({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT)) == found(drops)[1:]
@@ -106,11 +127,116 @@ def test_a_chain_that_jumps_to_itself_ends() -> None:
 
 def test_ufw_is_told_of_dhcp_too_and_of_the_commands_that_open_it() -> None:
     ufw = [chain("ufw-user-input"), chain("INPUT", "input", "drop"), chain("FORWARD", "forward", "drop")]
-    dhcp, *forward = found(*ufw)
-    assert dhcp.endswith("run `ufw allow in on rb0`")
+    dhcp, dns, *forward = found(*ufw)
+    assert dhcp.endswith("drops the sandboxes' DHCP: run `ufw allow in on rb0`")
+    assert dns.endswith("drops the sandboxes' DNS: run `ufw allow in on rb0`")
     assert forward[0].endswith("run `ufw route allow in on rb0; ufw route allow out on rb0`")
     udp = where({"payload": {"protocol": "udp", "field": "dport"}}, {"set": [53, 67]})
     assert not [line for line in found(*ufw, rule("INPUT", interface("iifname", "rb0"), udp, ACCEPT)) if "DHCP" in line]
+
+
+def vmap(key: dict[str, Any], **verdicts: dict[str, Any]) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": [[value, verdict] for value, verdict in verdicts.items()]}}}
+
+
+STATE: dict[str, Any] = {"ct": {"key": "state"}}
+TCP_PORT: dict[str, Any] = {"payload": {"protocol": "tcp", "field": "dport"}}
+UDP_PORT: dict[str, Any] = {"payload": {"protocol": "udp", "field": "dport"}}
+EVERYTHING_NEW = vmap(STATE, established=ACCEPT, related=ACCEPT, invalid=DROP, new=DROP)
+
+
+@pytest.mark.parametrize(
+    ("base", "rules", "what"),
+    [
+        (("input", "drop"), [[where(UDP_PORT, 67), ACCEPT]], {DNS}),
+        (("input", "drop"), [[where(UDP_PORT, {"set": [{"range": [50, 70]}]}), ACCEPT]], set()),
+        (("input", "accept"), [[where(UDP_PORT, 53), DROP]], {DNS}),
+        (("forward", "accept"), [[EVERYTHING_NEW]], {VISITS, EGRESS}),
+        (("forward", "drop"), [[vmap(STATE, established=ACCEPT, new=ACCEPT)]], set()),
+        (("forward", "drop"), [[vmap(STATE, established=ACCEPT, related=ACCEPT)]], {VISITS, EGRESS}),
+        (("forward", "accept"), [[vmap({"meta": {"key": "iifname"}}, rb0=DROP)]], {EGRESS}),
+        (("forward", "accept"), [[vmap({"meta": {"key": "iifname"}}, docker0=DROP)]], set()),
+        (("forward", "accept"), [[interface("iifname", "eth0"), DROP]], {VISITS}),
+        (("forward", "accept"), [[interface("iifname", "virbr0"), {"reject": None}]], set()),
+        (("forward", "accept"), [[where(TCP_PORT, 3002), DROP]], {VISITS}),
+        (("forward", "accept"), [[where(TCP_PORT, 3306), DROP]], set()),
+        (("prerouting", "accept"), [[where(TCP_PORT, 2207), DROP]], {VISITS}),
+        (("prerouting", "accept"), [[where(TCP_PORT, {"range": [1, 3010]}), DROP]], {VISITS}),
+        (("prerouting", "accept"), [[where(TCP_PORT, 8080), DROP]], set()),
+        (("prerouting", "drop"), [[interface("iifname", "eth0"), ACCEPT]], {EGRESS, DHCP, DNS}),
+        (("output", "drop"), [[ESTABLISHED, ACCEPT]], {OWN}),
+        (("output", "drop"), [[interface("oifname", "rb0"), ACCEPT]], set()),
+        (("input", "drop"), [[vmap(STATE, new={"jump": {"target": "in"}})]], {DHCP, DNS}),
+    ],
+)
+def test_a_drop_is_found_wherever_it_is_and_however_it_is_said(
+    base: tuple[str, str], rules: list[list[dict[str, Any]]], what: set[str]
+) -> None:
+    hook, policy = base
+    assert dropped(chain("base", hook, policy), chain("in"), *(rule("base", *expr) for expr in rules)) == what
+
+
+def test_the_way_through_a_prerouting_chain_is_by_the_ports() -> None:
+    (line,) = found(chain("early", "prerouting"), rule("early", where(TCP_PORT, 2207), DROP))
+    assert "nft insert rule ip filter early tcp dport 2200-2299 accept; nft" in line
+
+
+PLAIN_FIREWALLD = [
+    chain("filter_INPUT", "input", table="firewalld", family="inet"),
+    chain("filter_FORWARD", "forward", table="firewalld", family="inet"),
+    chain("mangle_PREROUTING", "prerouting", table="firewalld", family="inet"),
+    *(
+        rule(f"filter_{hook}", *expr, table="firewalld", family="inet")
+        for hook in ("INPUT", "FORWARD")
+        for expr in (
+            [vmap(STATE, established=ACCEPT, related=ACCEPT)],
+            [where({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT],
+            [interface("iifname", "lo"), ACCEPT],
+            [where(STATE, "invalid", "in"), DROP],
+            [interface("iifname", "rb0"), {"goto": {"target": "trusted"}}],
+            [interface("oifname", "rb0"), {"goto": {"target": "trusted"}}],
+            [{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}],
+        )
+    ),
+    rule("trusted", ACCEPT, table="firewalld", family="inet"),
+    rule(
+        "mangle_PREROUTING",
+        where({"meta": {"key": "nfproto"}}, "ipv6"),
+        where({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False),
+        DROP,
+        table="firewalld",
+        family="inet",
+    ),
+]
+PLAIN_DOCKER = [
+    *DOCKER,
+    *(rule("DOCKER-USER", interface(key, "rb0"), ACCEPT) for key in ("iifname", "oifname")),
+    chain("PREROUTING", "prerouting", table="raw"),
+    rule(
+        "PREROUTING",
+        where({"payload": {"protocol": "ip", "field": "daddr"}}, "172.17.0.2"),
+        interface("iifname", "docker0", "!="),
+        DROP,
+        table="raw",
+    ),
+    rule("DOCKER-FORWARD", interface("oifname", "docker0"), interface("iifname", "docker0", "!="), DROP),
+]
+PLAIN_UFW = [
+    chain("ufw-user-input"),
+    chain("INPUT", "input", "drop"),
+    chain("FORWARD", "forward", "drop"),
+    chain("OUTPUT", "output"),
+    rule("INPUT", {"xt": {"type": "match", "name": "conntrack"}}, DROP),
+    rule("INPUT", {"xt": {"type": "match", "name": "addrtype"}}, {"limit": {"rate": 3}}, {"log": {}}),
+    rule("INPUT", interface("iifname", "rb0"), ACCEPT),
+    rule("FORWARD", interface("iifname", "rb0"), ACCEPT),
+    rule("FORWARD", interface("oifname", "rb0"), ACCEPT),
+]
+
+
+@pytest.mark.parametrize("listed", [PLAIN_FIREWALLD, PLAIN_DOCKER, PLAIN_UFW])
+def test_a_plain_firewall_that_was_opened_for_us_is_not_complained_of(listed: list[dict[str, Any]]) -> None:
+    assert found(*listed) == []
 
 
 def test_without_egress_the_way_out_need_not_be_open() -> None:
