@@ -62,6 +62,7 @@ class ProviderBench:
         self.provider = self.another(self.instance_id)
         self.stranger: Any = libvirt.open(self.config.uri)
         self._numbers = itertools.count(10)
+        self._tokens: set[str] = set()
 
     def another(self, instance_id: str, config: LibvirtConfig | None = None) -> LibvirtProvider:
         """A second provider beside the first."""
@@ -75,7 +76,9 @@ class ProviderBench:
 
     def spec(self, knobs: str = "") -> MachineSpec:
         """A new machine with a small disk."""
-        token = secrets.token_hex(3)
+        while (token := secrets.token_hex(3)) in self._tokens:  # among a thousand, one in thirty times
+            pass
+        self._tokens.add(token)
         address = self.config.bridge.subnet.network_address + next(self._numbers)
         return MachineSpec(
             name=f"rave-test-{token}",
