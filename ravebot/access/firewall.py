@@ -44,6 +44,22 @@ _ROUTING_EVERY = timedelta(seconds=15)
 _SSH_PORT = 22  # in the guest
 
 
+async def conflicts_on_host(
+    tools: NetworkTools, own_table: str, bridge: BridgeConfig, sandbox: SandboxConfig
+) -> list[str]:
+    """Other tables' chains that would drop what we accept, each with its mend. Raises Unavailable."""
+    listed, ways_in = await asyncio.gather(tools.ruleset(), uplinks(tools, sandbox.host))
+    return conflicts(
+        listed,
+        own_table=own_table,
+        bridge=bridge.name,
+        egress=sandbox.egress == "internet",
+        ports=(range(span.first, span.last + 1) for span in (sandbox.ssh_ports, sandbox.web_ports)),
+        guest_ports=(_SSH_PORT, sandbox.web_port),
+        uplinks=ways_in,
+    )
+
+
 class NftFirewall:
     """`ravebot.access.rules.Firewall` over the nft command.
 
@@ -128,17 +144,8 @@ class NftFirewall:
 
     async def find_conflicts(self) -> list[str]:
         """Other tables' chains that would drop what we accept, each with the command that mends it."""
-        sandbox = self._ruleset.sandbox
-        listed, ways_in = await asyncio.gather(self._tools.ruleset(), uplinks(self._tools, sandbox.host))
-        return conflicts(
-            listed,
-            own_table=self._ruleset.table,
-            bridge=self._ruleset.bridge.name,
-            egress=sandbox.egress == "internet",
-            ports=(range(ports.first, ports.last + 1) for ports in (sandbox.ssh_ports, sandbox.web_ports)),
-            guest_ports=(_SSH_PORT, sandbox.web_port),
-            uplinks=ways_in,
-        )
+        ruleset = self._ruleset
+        return await conflicts_on_host(self._tools, ruleset.table, ruleset.bridge, ruleset.sandbox)
 
     async def close(self) -> None:
         """Stop watching. The rules stay: sandboxes outlive the bot."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from ravebot.access.conflicts import conflicts
+from ravebot.access.firewall import conflicts_on_host
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import NetworkTools
 from ravebot.config import Config
@@ -74,11 +74,10 @@ def _ports_of(process: int | None) -> frozenset[int]:
 async def firewall(config: Config, tools: NetworkTools, instance_id: str | None) -> Finding:
     """Whether nftables can be asked, and whether another's rules drop what we let through."""
     try:
-        listed = await tools.ruleset()
+        found = await conflicts_on_host(tools, f"ravebot-{instance_id}", config.provider.bridge, config.sandbox)
     except Unavailable as error:
-        return failed("nftables", str(error), "apt-get install nftables, and run as root or with CAP_NET_ADMIN")
-    egress = config.sandbox.egress != "none"
-    found = conflicts(listed, own_table=f"ravebot-{instance_id}", bridge=config.provider.bridge.name, egress=egress)
+        mend = "apt-get install nftables iproute2, and run as root or with CAP_NET_ADMIN"
+        return failed("nftables", str(error), mend)
     if found:
         return failed("firewall", "; ".join(found), "do what is said after each")
     return ok("firewall", "nftables answers; nobody's rules drop the sandboxes' traffic")

@@ -229,6 +229,17 @@ async def test_another_tables_drop_is_found_with_its_mend(tmp_path: Path, namesp
     assert "ip other forward" in finding.detail
 
 
+async def test_a_drop_of_only_the_sandboxes_ports_is_found(tmp_path: Path, namespace: NetworkTools) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    chain = ("ip", "other", "prerouting")
+    await namespace.run("nft", "add", "table", *chain[:2])
+    await namespace.run("nft", "add", "chain", *chain, "{ type filter hook prerouting priority 0; }")
+    await namespace.run("nft", "add", "rule", *chain, "tcp", "dport", str(config.sandbox.ssh_ports.first), "drop")
+    finding = await network.firewall(config, namespace, None)
+    assert finding.verdict is Verdict.FAILED
+    assert "ip other prerouting" in finding.detail
+
+
 async def test_a_subnet_that_the_host_reaches_another_way_is_found(tmp_path: Path, namespace: NetworkTools) -> None:
     config = loaded(tmp_path, "http://127.0.0.1:1").config
     await namespace.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")

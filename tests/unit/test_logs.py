@@ -13,7 +13,7 @@ import structlog
 
 from ravebot import logs
 
-SECRET = 'hush/"4711'
+SECRET = 'hush/"xyzzy'
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def test_known_secrets_are_hidden_wherever_they_are(stream: io.StringIO) -> None
     logs.set_up("info", [SECRET], stream)
     log = structlog.get_logger("ravebot")
     log.info(f"said {SECRET}", plain=SECRET, deep={"a": [SECRET, (SECRET,)], SECRET: 1}, error=ValueError(SECRET))
-    log.info("bytes", body=SECRET.encode(), url="https://x/?q=hush%2F%224711")
+    log.info("bytes", body=SECRET.encode(), url="https://x/?q=hush%2F%22xyzzy")
     log.info("formatted %s", SECRET)
     try:
         raise ValueError(SECRET)
     except ValueError:
         log.exception("it broke")
     text = stream.getvalue()
-    assert "4711" not in text
+    assert "xyzzy" not in text
     assert text.count("[hidden]") >= 9
     assert len(lines(stream)) == 4
 
@@ -132,7 +132,7 @@ def test_on_a_terminal_lines_are_for_people_and_untrusted_text_cannot_fake_one(s
     text = terminal.getvalue()
     assert text.count("\n") == 1
     assert "\x1b[2J" not in text
-    assert "4711" not in text
+    assert "xyzzy" not in text
     assert "branch a" in text
 
 
