@@ -16,8 +16,6 @@ from ravebot.errors import ConfigError, RavebotError
 from ravebot.web.metrics import CONTENT_TYPE, Metrics
 
 WEBHOOK_PATH = "/webhooks/gitlab"
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""A last guard; the webhook handler has a limit of its own and answers better."""
 CHECK_TIMEOUT_SECONDS = 5.0
 IDLE_SECONDS = 10.0
 _MOST_CONNECTIONS, _MOST_BACKLOG = 1000, 128
@@ -54,7 +52,7 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app = web.Application()
     app.on_response_prepare.append(_add_headers)
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_get("/healthz", healthz)

@@ -69,14 +69,14 @@ async def test_neither_of_two_instances_touches_what_is_the_others_and_a_second_
         assert done.returncode == 0, done.stderr
         await ours.note_says(mrs[0], "Sandbox ended", 30)
         assert leftovers.machines(ours) == []
-        await asyncio.sleep(8)  # some sweeps of both
+        await asyncio.sleep(5)  # some sweeps of both
         assert belongings(others) == held
 
         await ours.bot.kill()
         done = await ours.bot.command("cleanup", "--all", "--force")
         assert done.returncode == 0, done.stderr
         assert not any(belongings(ours).values()), belongings(ours)
-        await asyncio.sleep(6)
+        await asyncio.sleep(4)
         assert belongings(others) == held
         assert await logs_in(others, note)
         assert await others.is_ready()
