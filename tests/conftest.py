@@ -10,6 +10,7 @@ _TESTS = Path(__file__).parent
 _ON_LIBVIRTD = (_TESTS / "acceptance", _TESTS / "integration" / "test_provider_libvirt_qemu.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What `./dev test` runs at the same time: a host has one libvirtd, and tests restart it, so that theirs go one
     after another; of the others each file, because its tests share a Synapse."""

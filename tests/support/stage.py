@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import aiohttp
 import libvirt
+import psutil
 import yaml
 
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project
@@ -89,6 +90,12 @@ class Bot:
         )
 
 
+def _free_number() -> int:
+    """Of which no other stage on this host has the networks."""
+    addresses = {one.address for link in psutil.net_if_addrs().values() for one in link}
+    return secrets.choice([n for n in range(20, 220) if not addresses & {f"10.78.{n}.1", f"10.79.{n}.1"}])
+
+
 class Stage:
     """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section."""
 
@@ -97,7 +104,7 @@ class Stage:
         self._cmdline = cmdline
         self._gitlab_port = gitlab_port
         self._stack = AsyncExitStack()
-        self.number = secrets.randbelow(200) + 20
+        self.number = _free_number()
         self.mark = secrets.token_hex(2)
         self.folder: Path
         self.synapse: Synapse
