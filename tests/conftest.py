@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-_TESTS = Path(__file__).parent
-_ON_LIBVIRTD = (_TESTS / "acceptance", _TESTS / "integration" / "test_provider_libvirt_qemu.py")
+_ON_LIBVIRTD = ("tests/acceptance/", "tests/integration/test_provider_libvirt_qemu.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `./dev test` runs at the same time: a host has one libvirtd, and tests restart it, so that theirs go one
-    after another; of the others each file, because its tests share a Synapse."""
-    for item in items:
-        on_libvirtd = any(item.path.is_relative_to(place) for place in _ON_LIBVIRTD)
-        item.add_marker(pytest.mark.xdist_group("libvirtd" if on_libvirtd else item.path.name))
+class _ByNeed(LoadScopeScheduling):
+    """What `./dev test` runs in one process, beside the other's: a host has one libvirtd, and tests restart it, so that
+    theirs go one after another; of the others each file, because its tests may share a Synapse.
+
+    Not by `--dist loadgroup`, which pytest 9.2 broke: https://github.com/pytest-dev/pytest-xdist/issues/1386
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "libvirtd" if nodeid.startswith(_ON_LIBVIRTD) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _ByNeed(config, log)
