@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from aiohttp import web as aiohttp_web
@@ -41,6 +42,7 @@ from ravebot.operator import Operator
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.readiness import Readiness
+from ravebot.sandboxes import naming
 from ravebot.store import inbox
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
@@ -50,6 +52,9 @@ from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
 log = structlog.get_logger()
+
+_QEMU_LOGS = Path("/var/log/libvirt/qemu")
+"""Where libvirt keeps a log of each machine, which it leaves there for good."""
 
 
 @dataclass
@@ -88,9 +93,11 @@ class Bot:
             GitLabSender(self.database, self.core.views, self.gitlab),
             self.metrics.delivery_tried,
         )
-        housekeeping = Housekeeping(
-            self.clock, self.database, self.provider, self.metrics, self.config.state_dir / "console"
+        logs = (
+            (self.config.state_dir / "console", "*.log*"),
+            (_QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"),
         )
+        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, logs)
         operator = Operator(self.config, self.database, self.core, self.provider)
         async with AsyncExitStack() as doors, asyncio.TaskGroup() as group:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -14,7 +15,7 @@ import structlog
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
-from ravebot.store import events, inbox, outbox, sandboxes
+from ravebot.store import events, inbox, machines, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
 from ravebot.web.metrics import Metrics
@@ -36,10 +37,10 @@ class Housekeeping:
     database: Database
     provider: Provider
     metrics: Metrics
-    consoles: Path
+    logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
-        """Daily: drop old rows and consoles, and log the event log's head, so that a cut tail is found."""
+        """Daily: drop old rows and machines' logs, and log the event log's head, so that a cut tail is found."""
         while True:
             try:
                 await self._forget()
@@ -51,7 +52,9 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
-        await asyncio.to_thread(_forget_consoles, self.consoles, KEEP_OUTPUT)
+        live = frozenset(machine.name for machine in await self.database.read(machines.live))
+        for folder, pattern in self.logs:
+            await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)
         log.info("event log", head=await self.database.read(events.head))
 
     async def count(self) -> None:
@@ -74,9 +77,14 @@ class Housekeeping:
         self.metrics.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
 
 
-def _forget_consoles(folder: Path, older_than: timedelta) -> None:
-    """Remove what machines of long ago wrote; a console that is still written to is never that old."""
+def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:
+    """Remove what machines of long ago wrote; one that lives may just have been quiet."""
     oldest = time.time() - older_than.total_seconds()
-    for path in folder.glob("*.log*"):
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+    for path in folder.glob(pattern):
+        try:
+            if path.name.partition(".")[0] not in live and path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:  # somebody was faster
+            pass
+        except OSError as error:
+            log.warning("old log could not be removed", path=str(path), error=error.strerror)

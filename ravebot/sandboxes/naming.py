@@ -27,3 +27,8 @@ def names(instance: str, random: bytes) -> Names:
         mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[5:8]),  # QEMU's own prefix
         tap=f"rv{mark}",
     )
+
+
+def pattern(instance: str) -> str:
+    """A shell pattern of the names of that instance's machines, and of no other's."""
+    return f"rave-{instance}-{'[0-9a-f]' * 10}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import uuid
+from fnmatch import fnmatchcase
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.sandboxes.naming import names
+from ravebot.sandboxes.naming import names, pattern
 
 
 @given(random=st.binary(min_size=16, max_size=16))
@@ -33,3 +34,10 @@ def test_the_instance_is_in_the_name_and_changes_nothing_else() -> None:
     one, other = names("main", bytes(16)), names("test", bytes(16))
     assert (one.name, other.name) == ("rave-main-374708fff7", "rave-test-374708fff7")
     assert (one.uuid, one.mac, one.tap) == (other.uuid, other.mac, other.tap)
+
+
+@given(random=st.binary(min_size=16, max_size=16))
+def test_the_pattern_is_that_of_the_instances_own_machines_only(random: bytes) -> None:
+    assert fnmatchcase(names("main", random).name, pattern("main"))
+    for other in ("mai", "main-2", "main-0123456789", "test"):
+        assert not fnmatchcase(names(other, random).name, pattern("main"))

@@ -1,0 +1,160 @@
+"""What is forgotten, what is kept, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ravebot.errors import Unavailable
+from ravebot.housekeeping import Housekeeping
+from ravebot.sandboxes.model import Stage, StageResult
+from ravebot.store import inbox, outbox, sandboxes
+from ravebot.store.database import Transaction
+from tests.support.edges import Guests, Shelf
+from tests.support.records import a_merge_request
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+MR = a_merge_request()
+GONE = "rave-test-0123456789"
+DAY = 24 * 3600
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path / "state", Guests(Shelf())) as yard:
+        yield yard
+
+
+def housekeeping(yard: Yard, *logs: tuple[Path, str]) -> Housekeeping:
+    return Housekeeping(yard.clock, yard.database, yard.provider, yard.metrics, logs)
+
+
+@asynccontextmanager
+async def at_work(loop: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(loop)
+    try:
+        yield task
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def until_gone(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while path.exists():
+            await asyncio.sleep(0.01)
+
+
+def log_of(folder: Path, name: str, days_old: float) -> Path:
+    path = folder / name
+    path.write_text("it said this\n")
+    then = time.time() - days_old * DAY
+    os.utime(path, (then, then))
+    return path
+
+
+async def test_logs_of_machines_that_are_long_gone_are_removed_and_no_others(yard: Yard, tmp_path: Path) -> None:
+    await yard.make_ready(MR)
+    live = (await yard.machine(MR)).name
+    old, rolled = log_of(tmp_path, f"{GONE}.log", 8), log_of(tmp_path, f"{GONE}.log.0", 8)
+    kept = [
+        log_of(tmp_path, "rave-test-abcdef0123.log", 6),
+        log_of(tmp_path, f"{live}.log", 8),
+        log_of(tmp_path, "rave-other-0123456789.log", 8),
+        log_of(tmp_path, "mine.log", 8),
+    ]
+    elsewhere = tmp_path / "nowhere", "*.log*"
+    logs = tmp_path, "rave-test-??????????.log*"
+    async with at_work(housekeeping(yard, elsewhere, logs).forget()):
+        await until_gone(old)
+        await until_gone(rolled)
+    assert all(path.exists() for path in kept)
+
+
+async def test_a_log_that_can_not_be_removed_keeps_no_other_from_it(yard: Yard, tmp_path: Path) -> None:
+    stubborn = tmp_path / "a.log"
+    stubborn.mkdir()
+    os.utime(stubborn, (0, 0))
+    old = log_of(tmp_path, "b.log", 8)
+    async with at_work(housekeeping(yard, (tmp_path, "*.log*")).forget()):
+        await until_gone(old)
+    assert stubborn.exists()
+
+
+async def test_rows_are_forgotten_when_nobody_can_ask_for_them_again_and_events_never(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    sandbox = await yard.latest(MR)
+    printed = StageResult(Stage.SETUP, ok=True, seconds=1, tail="what it printed")
+
+    def keep(tx: Transaction) -> None:
+        for key in ("handled", "waits"):
+            inbox.add(tx, source="gitlab", key=key, lane=key, kind="note", body="{}")
+        inbox.handled(tx, 1, "done")
+        outbox.delivered(tx, 1, "$event")
+        sandboxes.add_result(tx, sandbox, printed)
+
+    await yard.write(keep)
+    known = await yard.events()
+    waiting = len(await yard.outbox())
+
+    async def rows(sql: str) -> list[Any]:
+        return [tuple(row) for row in await yard.read(lambda tx: tx.all(sql))]
+
+    async def all_is_forgotten() -> bool:
+        return await rows("SELECT 1 FROM stage_results WHERE tail <> ''") == []
+
+    tidy = housekeeping(yard)
+    yard.pass_by(days=6)
+    async with at_work(tidy.forget()):
+        await asyncio.sleep(0.2)
+    assert not await all_is_forgotten()
+    yard.pass_by(days=9)
+    async with at_work(tidy.forget()), asyncio.timeout(5):
+        while not await all_is_forgotten():
+            await asyncio.sleep(0.01)
+    assert await rows("SELECT delivery_key FROM inbox") == [("waits",)]
+    assert await rows("SELECT COUNT(*) FROM outbox WHERE delivered_at IS NOT NULL") == [(0,)]
+    assert len(await yard.outbox()) == waiting
+    assert await yard.events() == known
+
+
+async def test_the_outbox_is_counted_though_the_provider_is_away_and_the_host_when_it_is_back(yard: Yard) -> None:
+    await yard.told(MR)
+    yard.pass_by(seconds=90)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.fails["host"] = Unavailable("libvirt is away")
+    async with at_work(housekeeping(yard).count()), asyncio.timeout(5):
+        while gauge(yard, 'outbox_oldest_seconds{target="gitlab"}') != 90:
+            await asyncio.sleep(0.01)
+    yard.provider.fails.clear()
+    async with at_work(housekeeping(yard).count()), asyncio.timeout(5):
+        while gauge(yard, "host_disk_free_bytes") != yard.provider.host_usage.disk_free_bytes:
+            await asyncio.sleep(0.01)
+
+
+def gauge(yard: Yard, name: str) -> float:
+    lines = yard.metrics.exposition().decode().splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"ravebot_{name} ")), math.nan)
+
+
+async def test_a_clock_that_was_set_back_loses_nothing(yard: Yard) -> None:
+    def keep(tx: Transaction) -> None:
+        inbox.add(tx, source="gitlab", key="new", lane="new", kind="note", body="{}")
+        inbox.handled(tx, 1, "done")
+
+    await yard.write(keep)
+    yard.clock.advance(timedelta(days=-30))
+    async with at_work(housekeeping(yard).forget()):
+        await asyncio.sleep(0.2)
+    assert await yard.read(lambda tx: tx.one("SELECT 1 FROM inbox")) is not None
