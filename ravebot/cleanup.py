@@ -120,13 +120,15 @@ class Cleaner:
     async def _take_down(self, machine: Machine, grace: timedelta) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace.total_seconds()
+        actions = self.core.pool.actions
+        await actions.health.sample(machine)  # nobody has since the bot went down
         if grace:
             with suppress(MachineNotFound):  # it was never made
                 await self.provider.shutdown(machine.name)
         while loop.time() < deadline and await self._runs(machine):
             await asyncio.sleep(_POLL_SECONDS)
         await self.provider.destroy(machine.name)
-        await self.core.pool.actions.perform(Do.FORGET, machine)
+        await actions.perform(Do.FORGET, machine)
 
     async def _runs(self, machine: Machine) -> bool:
         listing = await self.provider.list()

@@ -13,6 +13,7 @@ import pytest
 
 from ravebot.cleanup import Cleaner, Wish
 from ravebot.errors import Unavailable
+from ravebot.providers.base import Usage
 from ravebot.sandboxes.model import Actor, EndReason
 from ravebot.store import machines
 from tests.support.edges import Guests, Shelf
@@ -68,6 +69,15 @@ async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, shelf
     assert [(await yard.latest(mr)).state.value for mr in (MR, SECOND)] == ["ended", "ended"]
     assert (await yard.latest(MR)).end_reason is EndReason.STOPPED
     assert any(name in line for line in said)
+
+
+async def test_what_it_used_while_the_bot_was_down_is_accounted_for_too(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.used = Usage(cpu_seconds=99.0, memory_peak_bytes=77 * 1024**2, disk_bytes=0)
+    await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
+    [ended] = await yard.log("sandbox.ended")
+    assert (ended["cpu_seconds"], ended["memory_peak_bytes"]) == (99.0, 77 * 1024**2)
 
 
 async def test_a_machine_that_was_never_made_is_cleaned_away_without_a_complaint(tmp_path: Path, shelf: Shelf) -> None:
