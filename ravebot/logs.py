@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 from urllib.parse import quote
 
@@ -109,6 +110,15 @@ def _shown(value: object, also: str = "") -> object:
     )
 
 
+def _json(event: EventDict, default: Callable[[object], object]) -> str:
+    """Letters of all scripts as they are, what moves a cursor or turns a line round as JSON's escapes: logs are also
+    looked at in terminals."""
+    text = json.dumps(event, ensure_ascii=False, default=default)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
 def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Route structlog and the standard library's logging to the stream (stderr), without these secrets.
 
@@ -129,7 +139,7 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
     renderer: list[Processor] = (
         [_printable, structlog.dev.ConsoleRenderer(colors=True, pad_event_to=36)]
         if pretty
-        else [_facts_first, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        else [_facts_first, structlog.processors.JSONRenderer(_json)]
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(

@@ -118,6 +118,18 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert logs.Redaction(["ab"]).text(text) == text
 
 
+@pytest.mark.parametrize("evil", ["\x9b2J", "\u202eevil\u202c", "\u2066x\u2069", "\x7f", "\ud800", "\U000e0001"])
+def test_json_shows_a_terminal_nothing_that_moves_its_cursor_and_means_the_same(stream: io.StringIO, evil: str) -> None:
+    logs.set_up("info", stream=stream)
+    structlog.get_logger("ravebot").info(f"käthe {evil}", title=evil, deep={evil: "日本"})
+    text = stream.getvalue()
+    assert text.removesuffix("\n").isprintable()
+    assert "käthe" in text
+    assert "日本" in text
+    (line,) = lines(stream)
+    assert (line["event"], line["title"], line["deep"]) == (f"käthe {evil}", evil, {evil: "日本"})
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
