@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
+import secrets
 import subprocess
 from contextlib import AsyncExitStack
 
@@ -17,6 +19,7 @@ from tests.support.stage import Stage
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
+LARGE = secrets.token_hex(5 * 1024**2)
 TRY = "timeout 4 nc {address} {port} </dev/null"
 
 
@@ -41,7 +44,8 @@ async def test_two_sandboxes_let_in_their_people_and_keep_everything_else_out_an
     changes = {"sandbox": {"connections_per_minute": {"ssh": 30, "web": 300}}}
     async with Stage(changes) as stage:
         await stage.start()
-        first = stage.open_merge_request("First", "one")
+        # Too much for the guest agent's channel: it goes in on a disk.
+        first = stage.open_merge_request("First", "one", files={"feature.txt": "new\n", "large.txt": LARGE})
         second = stage.open_merge_request("Second", "two")
         note, other_note = await asyncio.gather(stage.ready(first), stage.ready(second))
 
@@ -72,6 +76,9 @@ async def only_the_announced_key_and_host(stage: Stage, note: Note) -> None:
         stage.ssh, note, "alice", "id -un && cat /srv/merge-request/feature.txt", extra=trusting
     )
     assert (good.returncode, good.stdout) == (0, "agent\nnew\n"), good.stderr
+    large = await asyncio.to_thread(stage.ssh, note, "alice", "sha256sum < /srv/merge-request/large.txt")
+    assert large.stdout.split()[0] == hashlib.sha256(LARGE.encode()).hexdigest()
+    assert "agent's channel" not in stage.bot.log.read_text()
     listed = subprocess.run(["ssh-keygen", "-lf", str(known)], check=True, capture_output=True, text=True).stdout
     assert re.findall(r"SHA256:\S+", listed) == re.findall(r"SHA256:[\w+/]+", note.body)
     stranger = await asyncio.to_thread(stage.ssh, note, "mallory", "true")

@@ -53,6 +53,11 @@ def domain_xml(
     channel = _add(devices, "channel", type="unix")
     _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
     _add(devices, "controller", type="usb", model="none")
+    if kind != "test":
+        _add(devices, "controller", type="pci", index="0", model="pcie-root")
+        # One for each virtio device (with the agent's channel's controller) and one to spare: for a parcel.
+        for _ in range(5 if network is None else 6):
+            _add(devices, "controller", type="pci", model="pcie-root-port")
     _add(devices, "memballoon", model="virtio")
     _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     if kind != "test":
@@ -118,6 +123,31 @@ def overlay_xml(name: str, *, capacity_bytes: int, base: Path) -> str:
     _add(backing, "path", str(base))
     _add(backing, "format", type="qcow2")
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def raw_xml(name: str, *, capacity_bytes: int) -> str:
+    """A volume of just these bytes, all of them there."""
+    root = Element("volume", type="file")
+    _add(root, "name", name)
+    _add(root, "capacity", str(capacity_bytes), unit="bytes")
+    target = _add(root, "target")
+    _add(target, "format", type="raw")
+    _add(_add(target, "permissions"), "mode", "0600")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def parcel_xml(path: str, *, target: str, serial: str) -> str:
+    """A read-only disk, to be plugged into a running machine as `target` (vdb, for example).
+
+    The guest finds it by its serial, of at most 20 characters.
+    """
+    disk = Element("disk", type="file", device="disk")
+    _add(disk, "driver", name="qemu", type="raw")
+    _add(disk, "source", file=path)
+    _add(disk, "target", dev=target, bus="virtio")
+    _add(disk, "serial", serial)
+    _add(disk, "readonly")
+    return ElementTree.tostring(disk, encoding="unicode")
 
 
 def instance_in(metadata: str) -> str | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import libvirt
 
-from ravebot.errors import ImageError, ProviderError
+from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.libvirt.connection import Handle
-from ravebot.providers.libvirt.definitions import overlay_xml, pool_xml
+from ravebot.providers.libvirt.definitions import overlay_xml, pool_xml, raw_xml
 
 _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing offset, backing size, cluster bits, size
 _EXTERNAL_DATA_FILE = 1 << 2  # incompatible feature bit, at byte 72 of version 3
 _SUFFIX = ".qcow2"
+_SECTOR_BYTES = 512
 
 
 def image_size(image: Path) -> int:
@@ -120,6 +123,31 @@ class Disks:
         xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
         return str(self.ensure(handle).createXML(xml, 0).path())
 
+    def upload(self, handle: Handle, machine: str, mark: str, source: Path) -> tuple[str, str]:
+        """Make a volume that holds a file, beside the machine's disk; returns its name and path.
+
+        It ends with the file's last sector, filled with zeros. Raises Unavailable when the file can't be read.
+        """
+        name = f"{self._prefix}{machine}.{mark}.raw"
+        try:
+            with source.open("rb") as file:
+                sectors = -(-os.fstat(file.fileno()).st_size // _SECTOR_BYTES)
+                volume = self.ensure(handle).createXML(raw_xml(name, capacity_bytes=sectors * _SECTOR_BYTES), 0)
+                try:
+                    _fill(volume, handle.newStream(), file)
+                except BaseException:
+                    self.delete(handle, name)
+                    raise
+        except OSError as error:
+            raise Unavailable(f"the file {source} can't be read ({error.strerror}) to copy it into a guest") from error
+        return name, str(volume.path())
+
+    def delete_all_of(self, handle: Handle, machine: str) -> None:
+        """Remove a machine's disk, and whatever else is kept for it."""
+        for name in self.names(handle):
+            if name.startswith(f"{self._prefix}{machine}."):
+                self.delete(handle, name)
+
     def path(self, handle: Handle, machine: str) -> str | None:
         """Where a machine's disk is, if it has one."""
         volume = self._lookup(handle, self.volume_of(machine))
@@ -164,3 +192,14 @@ class Disks:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
                 return None
             raise
+
+
+def _fill(volume: Handle, stream: Handle, file: BinaryIO) -> None:
+    volume.upload(stream, 0, 0)
+    try:
+        stream.sendAll(lambda _stream, count, _: file.read(count), None)
+    except BaseException:
+        with suppress(libvirt.libvirtError):
+            stream.abort()
+        raise
+    stream.finish()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from string import ascii_lowercase
+from xml.etree import ElementTree
 
 import libvirt
 
 from ravebot.errors import MachineNotFound, ProviderError
 from ravebot.providers.base import ObservedMachine
 from ravebot.providers.libvirt.connection import Handle
-from ravebot.providers.libvirt.definitions import NAMESPACE, instance_in
+from ravebot.providers.libvirt.definitions import NAMESPACE, instance_in, parcel_xml
 from ravebot.sandboxes.model import Observed
 
 AGENT_TIMEOUT_SECONDS = 5
@@ -114,6 +116,25 @@ class Domains:
             domain.resume()
         elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:  # asleep, and deaf to `resume`
             domain.pMWakeup(0)
+
+    def plug_in(self, handle: Handle, name: str, path: str, serial: str) -> str:
+        """Give a running machine a read-only disk, until it is off; returns what it takes to unplug it."""
+        domain = self.get(handle, name)
+        disks = ElementTree.fromstring(domain.XMLDesc()).iterfind("./devices/disk/target")  # noqa: S314 - libvirt's own
+        taken = {disk.get("dev") for disk in disks}
+        free = next((f"vd{letter}" for letter in ascii_lowercase if f"vd{letter}" not in taken), None)
+        if free is None:
+            raise ProviderError(f"no disk can be plugged into {name} any more")
+        xml = parcel_xml(path, target=free, serial=serial)
+        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return xml
+
+    def unplug(self, handle: Handle, name: str, xml: str) -> None:
+        """Ask the guest to let go of a disk, for some seconds; one that does not keeps it until it is off."""
+        domain = self.find(handle, name)
+        if domain is not None:
+            with suppress(libvirt.libvirtError):
+                domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def press_power_button(self, handle: Handle, name: str) -> bool:
         """Ask by ACPI. False: it is off already."""

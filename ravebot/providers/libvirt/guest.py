@@ -133,9 +133,7 @@ class GuestAgents:
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int) -> None:
         """Write a host file into the guest beside its target, then move it there."""
-        if not target.startswith("/") or "\0" in target:
-            raise ProviderError("a file is copied to an absolute path")
-        beside = f"{target}.{secrets.token_hex(6)}"
+        beside = beside_of(target)
         opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": beside, "mode": "wb"})
         guest_file = field({"handle": opened}, "handle", int)
         try:
@@ -143,6 +141,10 @@ class GuestAgents:
         finally:
             with suppress(GuestError, ProviderError):
                 await self._ask(name, "guest-file-close", _CALL_SECONDS, {"handle": guest_file})
+        await self.put_in_place(name, beside, target, mode=mode)
+
+    async def put_in_place(self, name: str, beside: str, target: str, *, mode: int) -> None:
+        """Move a file within the guest to where it belongs; it is removed when that can't be."""
         done = await self.run(
             name, ("sh", "-c", _MOVE, "sh", beside, target, f"{mode:o}"), timeout=timedelta(seconds=_CALL_SECONDS)
         )
@@ -253,6 +255,13 @@ class GuestAgents:
             self._busy[connection] -= 1
         if self._under_way.get(name) is done:
             del self._under_way[name]
+
+
+def beside_of(target: str) -> str:
+    """Where a file is written before it is put in place. Raises ProviderError for what is no absolute path."""
+    if not target.startswith("/") or "\0" in target:
+        raise ProviderError("a file is copied to an absolute path")
+    return f"{target}.{secrets.token_hex(6)}"
 
 
 async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:

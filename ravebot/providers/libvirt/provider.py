@@ -30,6 +30,7 @@ from ravebot.providers.libvirt.domains import Domains
 from ravebot.providers.libvirt.events import Events
 from ravebot.providers.libvirt.guest import GuestAgents
 from ravebot.providers.libvirt.network import Lease, Network
+from ravebot.providers.libvirt.parcels import Parcels
 from ravebot.providers.libvirt.probe import probe_kvm
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ class LibvirtProvider:
         )
         self._connections = tuple(dict.fromkeys((self._control, *agents)))
         self._agents = GuestAgents(agents, self._domains)
+        self._parcels = Parcels(self._control, self._domains, self._disks, self._agents)
         self._capabilities: Capabilities | None = None
 
     async def open(self) -> Capabilities:
@@ -180,7 +182,7 @@ class LibvirtProvider:
 
         def work(handle: Handle) -> None:
             self._domains.remove(handle, name)
-            self._disks.delete(handle, self._disks.volume_of(name))
+            self._disks.delete_all_of(handle, name)
             if self._network is not None:
                 self._network.remove_lease(handle, name=name)
 
@@ -235,8 +237,9 @@ class LibvirtProvider:
         return await self._agents.run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
-        """Write a host file to an absolute path in the guest."""
-        await self._agents.copy_in(name, source, target, mode=mode)
+        """Write a host file to an absolute path in the guest, a large one by way of a disk."""
+        if not await self._parcels.carry(name, source, target, mode=mode):
+            await self._agents.copy_in(name, source, target, mode=mode)
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user."""
