@@ -149,7 +149,7 @@ async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
         return
     try:
         task.result()
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # of the TaskGroup that everything runs in
         raise _only_reason(group) or group from group
 
 

@@ -6,7 +6,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-_ON_LIBVIRTD = ("tests/acceptance/", "tests/integration/test_provider_libvirt_qemu.py")
+_ON_LIBVIRTD = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
 
 
 class _ByNeed(LoadScopeScheduling):

@@ -14,7 +14,7 @@ from ravebot.access.conflicts import conflicts
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.reading import Reader
 from ravebot.access.routing import Routing
-from ravebot.access.rules import Connections, Repair, Rules
+from ravebot.access.rules import GUEST_SSH_PORT, Connections, Repair, Rules
 from ravebot.access.ruleset import (
     FAMILIES,
     OF_FORWARDS,
@@ -41,7 +41,6 @@ log = structlog.get_logger()
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROUTING_EVERY = timedelta(seconds=15)
-_SSH_PORT = 22  # in the guest
 
 
 async def conflicts_on_host(
@@ -55,7 +54,7 @@ async def conflicts_on_host(
         bridge=bridge.name,
         egress=sandbox.egress == "internet",
         ports=(range(span.first, span.last + 1) for span in (sandbox.ssh_ports, sandbox.web_ports)),
-        guest_ports=(_SSH_PORT, sandbox.web_port),
+        guest_ports=(GUEST_SSH_PORT, sandbox.web_port),
         uplinks=ways_in,
     )
 

@@ -37,7 +37,6 @@ class NetworkTools:
     def __init__(self, prefix: Sequence[str] = (), timeout_seconds: float = 10.0) -> None:
         self.prefix = tuple(prefix)
         self._timeout_seconds = timeout_seconds
-        self._crowded = False
         self._own_pids: deque[int] = deque(maxlen=1000)
 
     async def apply(self, commands: Sequence[JsonObject]) -> None:
@@ -69,6 +68,14 @@ class NetworkTools:
 
     async def ip(self, *arguments: str) -> str:
         return await self.run("ip", *arguments)
+
+    async def ip_listed(self, *arguments: str) -> list[JsonObject]:
+        """What `ip -j` lists; nothing where it prints nothing."""
+        output = await self.ip("-j", *arguments)
+        try:
+            return cast(list[JsonObject], json.loads(output or "[]"))
+        except ValueError as error:
+            raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
 
     async def run(self, *argv: str, stdin: bytes = b"") -> str:
         """What the command printed; raises Unavailable when it failed, is missing, or took too long."""
@@ -106,6 +113,11 @@ class NetworkTools:
 
     async def _nft(self, *arguments: str, stdin: bytes = b"") -> str:
         return await self.run("nft", *arguments, stdin=stdin)
+
+
+def bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
+    """What one entry of a listing describes: its kind (table, set, rule, …), and how it is."""
+    return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
 
 
 async def _entries(output: str) -> list[JsonObject]:

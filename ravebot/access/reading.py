@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from ravebot.access import snapshot as snapshots
-from ravebot.access.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow
+from ravebot.access.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow, bodies
 from ravebot.access.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
 from ravebot.access.snapshot import Snapshot
 
@@ -52,7 +52,7 @@ class Reader:
         asking = (self._tools.elements(kind, family, self._table, name) for kind, family, name in places)
         static, contents = await asyncio.gather(self._tools.listing(terse=True), asyncio.gather(*asking))
         known = dict(zip(places, contents, strict=True))
-        entries = [{kind: self._filled(kind, body, known) for kind, body in _bodies(entry)} for entry in static.entries]
+        entries = [{kind: self._filled(kind, body, known) for kind, body in bodies(entry)} for entry in static.entries]
         length = static.length + sum(len(content) for content in contents) * 100
         return await self._snapshot(Listing(cast(list[JsonObject], entries), length), books)
 
@@ -84,14 +84,10 @@ def instances_on(entries: Iterable[JsonObject], bridge: str) -> set[str]:
     return found
 
 
-def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
-    return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
-
-
 def _of_table(entries: list[JsonObject], family: str, name: str) -> list[JsonObject] | None:
     found = []
     for entry in entries:
-        for kind, body in _bodies(entry):
+        for kind, body in bodies(entry):
             if body.get("family") == family and body.get("name" if kind == "table" else "table") == name:
                 found.append(entry)
     return found or None

@@ -8,7 +8,6 @@ the one instance that owns it. Of the bridge itself, what no rule of ours can se
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import cast
 
@@ -67,12 +66,12 @@ class Routing:
     async def _learns_from_link_local(self) -> bool:
         """Whether the bridge believes the sender of a frame such as LLDP's, which no rule is asked about."""
         try:
-            output = await self._tools.ip("-j", "-d", "link", "show", "dev", self._bridge)
+            links = await self._tools.ip_listed("-d", "link", "show", "dev", self._bridge)
         except Unavailable as error:
             if "does not exist" in str(error):
                 return False
             raise
-        for link in _parsed(output):
+        for link in links:
             kind = cast(JsonObject, link.get("linkinfo", {}))
             if cast(JsonObject, kind.get("info_data", {})).get("no_linklocal_learn") == 0:
                 return True
@@ -92,7 +91,7 @@ class Routing:
     async def _found(self, family: str) -> frozenset[tuple[str, ...]]:
         if family == "-6" and not self._with_ipv6:
             return frozenset()
-        listed = _parsed(await self._tools.ip(family, "-j", "rule", "show"))
+        listed = await self._tools.ip_listed(family, "rule", "show")
         return frozenset(
             self._read(family, rule)
             for rule in listed
@@ -116,10 +115,3 @@ class Routing:
             # Someone was faster: it is as we want it.
             if "File exists" not in str(error) and "No such file" not in str(error):
                 raise
-
-
-def _parsed(output: str) -> list[JsonObject]:
-    try:
-        return cast(list[JsonObject], json.loads(output))
-    except ValueError as error:
-        raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error

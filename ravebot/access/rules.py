@@ -8,6 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+GUEST_SSH_PORT = 22
+"""Where a guest's sshd listens (the guest contract)."""
+
 
 class Service(StrEnum):
     """What a port leads to."""

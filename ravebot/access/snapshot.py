@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ravebot.access.audit import Count, Visitor
-from ravebot.access.nft import JsonObject
+from ravebot.access.nft import JsonObject, bodies
 from ravebot.access.ruleset import SETS, UNCOUNTED, Element, SetOf
 
 _OUTSIDE_THE_FORM = ("handle", "elem", "packets", "bytes")
@@ -44,7 +44,7 @@ def read(
         (family, str(body["name"])): cast(list[object], body.get("elem", []))
         for family, listed in tables.items()
         for entry in listed or ()
-        for kind, body in _bodies(entry)
+        for kind, body in bodies(entry)
         if kind in ("set", "map")
     }
     try:
@@ -64,15 +64,11 @@ def read(
         return Snapshot(forms=forms, rivals=rivals, with_books=with_books)
 
 
-def _bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
-    return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
-
-
 def _form(listed: list[JsonObject]) -> Form:
     return tuple(
         {kind: {key: value for key, value in body.items() if key not in _OUTSIDE_THE_FORM}}
         for entry in listed
-        for kind, body in _bodies(entry)
+        for kind, body in bodies(entry)
     )
 
 

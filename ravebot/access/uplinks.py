@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import cast
 
 from ravebot.access.nft import JsonObject, NetworkTools
-from ravebot.errors import Unavailable
 
 
 async def uplinks(tools: NetworkTools, host: str) -> tuple[str, ...]:
     """Those with a default route, and the one that has the address `host`, if it is one. Raises Unavailable."""
     routes, links = await asyncio.gather(
-        tools.ip("-4", "-j", "route", "show", "default"), tools.ip("-4", "-j", "addr", "show")
+        tools.ip_listed("-4", "route", "show", "default"), tools.ip_listed("-4", "addr", "show")
     )
-    try:
-        found = {str(route["dev"]) for route in cast(list[JsonObject], json.loads(routes or "[]")) if "dev" in route}
-        for link in cast(list[JsonObject], json.loads(links or "[]")):
-            addresses = cast(list[JsonObject], link.get("addr_info", []))
-            found |= {str(link["ifname"]) for address in addresses if address.get("local") == host}
-    except (ValueError, KeyError) as error:
-        raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
+    found = {str(route["dev"]) for route in routes if "dev" in route}
+    for link in links:
+        addresses = cast(list[JsonObject], link.get("addr_info", []))
+        found |= {str(link.get("ifname")) for address in addresses if address.get("local") == host}
     return tuple(sorted(found))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import json
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import psutil
 
 from ravebot.access.firewall import conflicts_on_host
 from ravebot.access.listeners import listening_ports
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.ruleset import TABLE_PREFIX
 from ravebot.config import Config
 from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.doctor.state import holder
@@ -74,7 +75,7 @@ def _ports_of(process: int | None) -> frozenset[int]:
 async def firewall(config: Config, tools: NetworkTools, instance_id: str | None) -> Finding:
     """Whether nftables can be asked, and whether another's rules drop what we let through."""
     try:
-        found = await conflicts_on_host(tools, f"ravebot-{instance_id}", config.provider.bridge, config.sandbox)
+        found = await conflicts_on_host(tools, f"{TABLE_PREFIX}{instance_id}", config.provider.bridge, config.sandbox)
     except Unavailable as error:
         mend = "apt-get install nftables iproute2, and run as root or with CAP_NET_ADMIN"
         return failed("nftables", str(error), mend)
@@ -98,19 +99,20 @@ async def routes(config: Config, tools: NetworkTools) -> Finding:
     """Whether the bridge's subnet, or its name, belongs to something else on this host."""
     bridge = config.provider.bridge
     try:
-        listed = json.loads(await tools.ip("-j", "-4", "route", "show", "table", "main") or "[]")
-        links = json.loads(await tools.ip("-j", "-d", "link", "show") or "[]")
-    except (Unavailable, ValueError) as error:
+        listed = await tools.ip_listed("-4", "route", "show", "table", "main")
+        links = await tools.ip_listed("-d", "link", "show")
+    except Unavailable as error:
         return failed("bridge", f"the host's routes can't be read: {error}", "apt-get install iproute2")
     for route in listed:
-        target = route.get("dst", "default")
+        target = str(route.get("dst", "default"))
         if target == "default" or route.get("dev") == bridge.name:
             continue
         if ipaddress.IPv4Network(target, strict=False).overlaps(bridge.subnet):
             detail = f"{bridge.subnet} overlaps {target}, which this host reaches by {route.get('dev')}"
             return failed("bridge", detail, "take another provider.bridge.subnet")
     for link in links:
-        if link.get("ifname") == bridge.name and link.get("linkinfo", {}).get("info_kind") != "bridge":
+        kind = cast(JsonObject, link.get("linkinfo", {})).get("info_kind")
+        if link.get("ifname") == bridge.name and kind != "bridge":
             return failed("bridge", f"{bridge.name} is no bridge here", "take another provider.bridge.name")
     return ok("bridge", f"{bridge.name}, {bridge.subnet}")
 

@@ -38,7 +38,7 @@ def save(transport: Transport, address: str, sha: str, target: Path, max_bytes: 
 
     try:
         return transport.stream(address, take, sha=sha)
-    except BaseException:
+    except BaseException:  # whatever breaks it off: half an archive is of no use
         target.unlink(missing_ok=True)
         raise
 

@@ -173,24 +173,8 @@ class Chain:
         commands = self.config.sandbox.setup
         tail: str | None = None
         for index in await self.jobs.present(work.machine.name, commands):
-            command = commands[index]
-            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-setup-{index}"
-            done = await self.jobs.run_job(
-                work.machine.name, key, command, self._environment(work), self._time_left(work, Stage.SETUP)
-            )
-            tail = done.output
-            if done.exit_code != 0:
-                raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
+            tail = await self._job(work, Stage.SETUP, index, commands[index])
         return tail
-
-    def _environment(self, work: Work) -> dict[str, str]:
-        return {
-            "RAVE_PROJECT": work.mr.project_path,
-            "RAVE_MR": str(work.mr.ref.iid),
-            "RAVE_SHA": work.sandbox.sha,
-            "RAVE_BRANCH": work.mr.source_branch.replace("\0", ""),
-            "RAVE_WEB_URL": f"http://{self.config.sandbox.host}:{work.sandbox.web_port}/",
-        }
 
     async def _tests(self, work: Work) -> str | None:
         tail: str | None = None
@@ -200,15 +184,28 @@ class Chain:
                     work.machine.address, self.config.sandbox.web_port, test.http, self._time_left(work, Stage.TEST)
                 )
                 tail = (tail or "") + f"GET {test.http}: answered\n"
-                continue
-            key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-test-{index}"
-            done = await self.jobs.run_job(
-                work.machine.name, key, test.run, self._environment(work), self._time_left(work, Stage.TEST)
-            )
-            tail = (tail or "") + done.output
-            if done.exit_code != 0:
-                raise GuestError(f"`{test.run}` ended with code {done.exit_code}\n{done.output}")
+            else:
+                tail = (tail or "") + await self._job(work, Stage.TEST, index, test.run)
         return tail
+
+    async def _job(self, work: Work, stage: Stage, index: int, command: str) -> str:
+        """Run a command in the guest, or adopt it where it runs already; returns the tail of its output."""
+        key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
+        done = await self.jobs.run_job(
+            work.machine.name, key, command, self._environment(work), self._time_left(work, stage)
+        )
+        if done.exit_code != 0:
+            raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
+        return done.output
+
+    def _environment(self, work: Work) -> dict[str, str]:
+        return {
+            "RAVE_PROJECT": work.mr.project_path,
+            "RAVE_MR": str(work.mr.ref.iid),
+            "RAVE_SHA": work.sandbox.sha,
+            "RAVE_BRANCH": work.mr.source_branch.replace("\0", ""),
+            "RAVE_WEB_URL": f"http://{self.config.sandbox.host}:{work.sandbox.web_port}/",
+        }
 
     async def _open_ports(self, work: Work) -> None:
         def opened(tx: Transaction) -> None:

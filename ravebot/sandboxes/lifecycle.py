@@ -22,6 +22,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
     Stage,
 )
+from ravebot.sandboxes.steps import sandbox_on
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.images import ImageRecord
@@ -121,8 +122,8 @@ class Lifecycle:
         """Nothing of it is left at the provider and in the firewall: free its place, end its sandbox."""
         machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
         tx.wake(POOL)
-        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
-        if sandbox and sandbox.state is SandboxState.STOPPING and sandbox.machine_id == machine.id:
+        sandbox = sandbox_on(tx, machine)
+        if sandbox and sandbox.state is SandboxState.STOPPING:
             self._end(tx, sandbox, RAVEBOT)
 
     def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor) -> Sandbox:
@@ -177,33 +178,32 @@ class Lifecycle:
 
         A machine that was in use and does not come back after its restart is lost, which is no fault of the image's.
         """
+        self.take_down(tx, machine)
+        sandbox = sandbox_on(tx, machine)
+        starting = sandbox if sandbox and sandbox.state is SandboxState.STARTING else None
         if machine.restarts:
-            self.take_down(tx, machine)
-            lost = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
-            if lost and lost.state is SandboxState.STARTING and lost.machine_id == machine.id:
-                self.stop(tx, lost, EndReason.LOST, detail=f"after its restart: {why}")
+            if starting:
+                self.stop(tx, starting, EndReason.LOST, detail=f"after its restart: {why}")
             return
         record = images.get(tx, machine.image)
         failures = record.failures + 1
         hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
         images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
-        self.take_down(tx, machine)
-        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
-        if sandbox and sandbox.state is SandboxState.STARTING and sandbox.machine_id == machine.id:
+        if starting:
             pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
             held = f"no machines are built: {why}" if hold else ""
-            self.requeue(tx, sandbox, why, pause, wait_reason=held)
+            self.requeue(tx, starting, why, pause, wait_reason=held)
             if hold and not record.held:
                 data: dict[str, object] = {"why": why, "image": machine.image}
-                self.journal.record(tx, "build.held", sandbox=sandbox, machine_id=machine.id, data=data)
+                self.journal.record(tx, "build.held", sandbox=starting, machine_id=machine.id, data=data)
                 for other in sandboxes.live(tx):
                     if other.state is SandboxState.QUEUED and not other.wait_reason:
                         self.wait(tx, other, held)
 
     def claim(self, tx: Transaction, machine: Machine) -> Sandbox | None:
         """The agent answers: lease the machine to its sandbox, whose chain begins; None when nobody wants it."""
-        sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
-        if sandbox is None or sandbox.machine_id != machine.id:
+        sandbox = sandbox_on(tx, machine)
+        if sandbox is None:
             self.take_down(tx, machine)
             return None
         if decide_sandbox(sandbox.state, Happened.MACHINE_READY) is not Then.NEXT_STAGE:

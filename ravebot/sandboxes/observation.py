@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ravebot.access.rules import Forward, Guest, Rules, Service
+from ravebot.access.rules import GUEST_SSH_PORT, Forward, Guest, Rules, Service
 from ravebot.providers.base import Listing
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Observed, Sandbox, SandboxId, SandboxState
 from ravebot.store import machines, sandboxes
@@ -57,6 +57,6 @@ def rules(state: Wanted, web_port: int, without: frozenset[MachineId] = frozense
             continue
         assert sandbox.ssh_port
         assert sandbox.web_port
-        forwards.add(Forward(Service.SSH, sandbox.ssh_port, machine.address, 22))
+        forwards.add(Forward(Service.SSH, sandbox.ssh_port, machine.address, GUEST_SSH_PORT))
         forwards.add(Forward(Service.WEB, sandbox.web_port, machine.address, web_port))
     return Rules(guests, frozenset(forwards))

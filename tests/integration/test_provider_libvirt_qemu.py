@@ -1,69 +1,34 @@
-"""The provider contract on real QEMU machines behind a real bridge, and all that only a real guest can do wrong."""
+"""The provider contract on real QEMU machines behind a real bridge, and how their lives go on and end."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-import re
-import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from pathlib import Path
+from contextlib import suppress
 
 import aiohttp
 import asyncssh
-import libvirt
 import pytest
 
-from ravebot.config import LibvirtConfig
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, MachineSpec, ProviderEvent
-from ravebot.providers.libvirt import LibvirtProvider
-from ravebot.providers.libvirt.disks import Disks
-from ravebot.providers.libvirt.parcels import LARGE_BYTES
-from ravebot.providers.libvirt.probe import boot, boot_sector, probe_kvm
 from ravebot.sandboxes.model import Observed
 from tests.integration.provider_contract import (
     ProviderBench,
     ProviderContract,
     bridge_of_its_own,
     observed,
-    open_folder,
     wait_for_state,
 )
-from tests.support.guest_image import build_guest
-from tests.support.libvirtd import ensure_libvirtd, restart_libvirtd
+from tests.integration.provider_qemu import BOOT_SECONDS, SECOND, boot_up, qemu_bench, running_guest
+from tests.support.libvirtd import restart_libvirtd
 
 pytestmark = pytest.mark.integration
-SECOND = timedelta(seconds=1)
-BOOT_SECONDS = 60
 WEB_PORT = 3002
-
-
-@contextmanager
-def qemu_bench() -> Iterator[ProviderBench]:
-    ensure_libvirtd()
-    with open_folder() as folder:
-        guest = build_guest(folder / "guest")
-        config = LibvirtConfig(
-            uri="qemu:///system",
-            accelerator="tcg",
-            bridge=bridge_of_its_own(),
-            image=guest.image,
-            kernel=guest.kernel,
-            initrd=guest.initrd,
-            cmdline=guest.cmdline,
-            storage_pool=folder / "disks",
-        )
-        bench = ProviderBench(config, folder)
-        try:
-            yield bench
-        finally:
-            bench.clean()
 
 
 @pytest.fixture
@@ -74,25 +39,8 @@ def bench() -> Iterator[ProviderBench]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[tuple[ProviderBench, MachineSpec]]:
-    """One well-behaved running guest, shared by the tests that leave it as it was."""
-    with qemu_bench() as bench:
-        spec = bench.spec()
-        asyncio.run(boot_up(bench.provider, spec))
-        yield bench, spec
-        asyncio.run(bench.provider.close())
-
-
-async def boot_up(provider: LibvirtProvider, spec: MachineSpec) -> None:
-    await provider.open()
-    await provider.create(spec)
-    await provider.start(spec.name)
-    await wait_for_agent(provider, spec.name)
-
-
-async def wait_for_agent(provider: LibvirtProvider, name: str) -> None:
-    async with asyncio.timeout(BOOT_SECONDS):
-        while not await provider.ping(name, SECOND):
-            await asyncio.sleep(0.05)
+    with running_guest() as guest:
+        yield guest
 
 
 def key_pair() -> tuple[asyncssh.SSHKey, str]:
@@ -106,57 +54,6 @@ async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...])
     options = {"username": "agent", "client_keys": [key], "agent_path": None, "known_hosts": known}
     async with asyncssh.connect(address, **options) as connection:
         return str((await connection.run("id -un", check=True)).stdout).strip()
-
-
-# Takes the agent's place: answers what keeps libvirt in step, and lies (or pours out noise) after that.
-LIAR = """\
-#!/bin/sh
-exec 3<>/dev/agent
-while sleep 1; do
-    while read -r line <&3; do
-        case "$line" in
-        *guest-sync*) echo "{\\"return\\":$(echo "$line" | tr -cd 0-9)}" >&3 ;;
-        *) ANSWER ;;
-        esac
-    done
-done
-"""
-LIES = """echo '{"return":{"pid":"many","handle":[],"exited":"maybe","count":-1}}' >&3"""
-NOISE = "cat /dev/urandom >&3"
-
-
-async def replace_agent(bench: ProviderBench, spec: MachineSpec, answer: str) -> None:
-    script = bench.folder / "liar"
-    script.write_text(LIAR.replace("ANSWER", answer))
-    await bench.provider.copy_in(spec.name, script, "/usr/sbin/liar", mode=0o755)
-
-    async def reconnected() -> None:
-        async for event in bench.provider.events():
-            if event == ProviderEvent(spec.name, "agent connected"):
-                return
-
-    swap = "(sleep 1; mv /usr/sbin/liar /usr/sbin/qemu-ga; killall qemu-ga) >/dev/null 2>&1 &"
-    swapped = asyncio.create_task(reconnected())
-    await bench.provider.run(spec.name, ("sh", "-c", swap), timeout=20 * SECOND)
-    await asyncio.wait_for(swapped, 20)
-
-
-async def copied(bench: ProviderBench, spec: MachineSpec) -> float:
-    """Copy the folder's `source` in and compare; how many seconds the copying took."""
-    source = bench.folder / "source"
-    started = time.monotonic()
-    await bench.provider.copy_in(spec.name, source, "/srv/copied", mode=0o640)
-    seconds = time.monotonic() - started
-    command = ("sh", "-c", "sha256sum </srv/copied; stat -c %a /srv/copied; ls /srv | grep -c copied")
-    done = await bench.provider.run(spec.name, command, timeout=60 * SECOND)
-    assert done.output == f"{hashlib.sha256(source.read_bytes()).hexdigest()}  -\n640\n1\n"
-    return seconds
-
-
-def disks_of(bench: ProviderBench, spec: MachineSpec) -> list[str]:
-    """The disks that a running machine has now."""
-    definition = bench.stranger.lookupByName(spec.name).XMLDesc(0)
-    return re.findall(r"<target dev='(vd.)'", definition)
 
 
 class TestLibvirtQemu(ProviderContract):
@@ -270,30 +167,6 @@ class TestAGuestThatBehaves:
             digest = hashlib.sha256(source.read_bytes()).hexdigest()
             assert done.output == f"{digest}  -\n640\n1\n"
 
-    async def test_a_large_file_goes_in_by_a_disk_which_is_faster_and_gone_afterwards(
-        self, guest: tuple[ProviderBench, MachineSpec]
-    ) -> None:
-        bench, spec = guest
-        seconds = []
-        for size in (LARGE_BYTES - 1, 4 * LARGE_BYTES + 1, 4 * LARGE_BYTES):
-            (bench.folder / "source").write_bytes(os.urandom(size))
-            seconds.append(await copied(bench, spec))
-            assert disks_of(bench, spec) == ["vda"]
-            assert len((await bench.provider.list()).volumes) == 1
-        assert seconds[1] < seconds[0]
-        assert seconds[2] < seconds[0]
-
-    async def test_a_large_file_can_not_be_copied_where_there_is_no_folder_either(
-        self, guest: tuple[ProviderBench, MachineSpec]
-    ) -> None:
-        bench, spec = guest
-        source = bench.folder / "source"
-        source.write_bytes(bytes(LARGE_BYTES))
-        with pytest.raises(GuestError, match="could not be written in the guest"):
-            await bench.provider.copy_in(spec.name, source, "/no/such/folder/file")
-        assert disks_of(bench, spec) == ["vda"]
-        assert len((await bench.provider.list()).volumes) == 1
-
     async def test_a_file_can_not_be_copied_where_there_is_no_folder(
         self, guest: tuple[ProviderBench, MachineSpec]
     ) -> None:
@@ -392,128 +265,6 @@ class TestAGuestThatBehaves:
         finally:
             under_way.cancel()
             listening.cancel()
-
-
-class TestAHostileGuest:
-    async def test_one_that_never_answers_times_out_and_is_destroyed_at_once(self, bench: ProviderBench) -> None:
-        provider, spec = bench.provider, bench.spec("rave.noagent")
-        await provider.open()
-        await provider.create(spec)
-        await provider.start(spec.name)
-        started = time.monotonic()
-        assert not await provider.ping(spec.name, SECOND)
-        assert time.monotonic() - started < 3
-        with pytest.raises(GuestError):
-            await provider.host_keys(spec.name)
-        started = time.monotonic()
-        await provider.destroy(spec.name)
-        assert time.monotonic() - started < 3
-
-    async def test_an_agent_that_falls_silent_holds_up_neither_stop_nor_destroy(self, bench: ProviderBench) -> None:
-        provider, spec = bench.provider, bench.spec()
-        await boot_up(provider, spec)
-        await provider.run(
-            spec.name, ("sh", "-c", "(sleep 1; killall -STOP qemu-ga) >/dev/null 2>&1 &"), timeout=20 * SECOND
-        )
-        await asyncio.sleep(2)
-        stuck = [asyncio.create_task(provider.run(spec.name, ("true",), timeout=30 * SECOND)) for _ in range(8)]
-        try:
-            await asyncio.sleep(0.5)
-            started = time.monotonic()
-            assert not await provider.ping(spec.name, SECOND)
-            await provider.shutdown(spec.name)
-            await provider.destroy(spec.name)
-            assert time.monotonic() - started < 5
-            await wait_for_state(provider, spec.name, Observed.OFF)
-        finally:
-            for task in stuck:
-                task.cancel()
-            await asyncio.gather(*stuck, return_exceptions=True)
-
-    async def test_an_agent_that_lies_is_found_out(self, bench: ProviderBench) -> None:
-        provider, spec = bench.provider, bench.spec()
-        await boot_up(provider, spec)
-        await replace_agent(bench, spec, LIES)
-        source = bench.folder / "source"
-        source.write_text("text")
-        for lie in (
-            provider.run(spec.name, ("true",), timeout=5 * SECOND),
-            provider.host_keys(spec.name),
-            provider.copy_in(spec.name, source, "/srv/file"),
-        ):
-            with pytest.raises(GuestError, match="makes no sense"):
-                await lie
-
-    async def test_an_agent_that_pours_out_noise_harms_nothing(self, bench: ProviderBench) -> None:
-        provider, spec, calm = bench.provider, bench.spec(), bench.spec()
-        await asyncio.gather(boot_up(provider, spec), boot_up(provider, calm))
-        await replace_agent(bench, spec, NOISE)
-        started = time.monotonic()
-        with pytest.raises(GuestError):
-            await provider.run(spec.name, ("true",), timeout=5 * SECOND)
-        assert time.monotonic() - started < 8
-        assert await provider.ping(calm.name, 5 * SECOND)
-        started = time.monotonic()
-        await provider.delete(spec.name)
-        assert time.monotonic() - started < 5
-
-    async def test_one_that_hangs_at_shutdown_is_destroyed(self, bench: ProviderBench) -> None:
-        provider, spec = bench.provider, bench.spec("rave.noshutdown")
-        await boot_up(provider, spec)
-        await provider.shutdown(spec.name)
-        await asyncio.sleep(4)
-        machine = await observed(provider, spec.name)
-        assert machine is not None
-        assert machine.state is Observed.AGENT_SILENT
-        await provider.destroy(spec.name)
-        await wait_for_state(provider, spec.name, Observed.OFF)
-
-    async def test_two_with_the_same_host_key_show_it(self, bench: ProviderBench) -> None:
-        provider = bench.provider
-        specs = [bench.spec("rave.fixedhostkey"), bench.spec("rave.fixedhostkey"), bench.spec()]
-        await asyncio.gather(*(boot_up(provider, spec) for spec in specs))
-        first, second, honest = [await provider.host_keys(spec.name) for spec in specs]
-        assert first == second != honest
-
-
-class TestALargeFile:
-    async def test_it_goes_by_the_agent_where_the_guest_sees_no_new_disks(self, bench: ProviderBench) -> None:
-        spec = bench.spec("acpiphp.disable=1")
-        await boot_up(bench.provider, spec)
-        (bench.folder / "source").write_bytes(os.urandom(LARGE_BYTES))
-        for _ in range(2):  # the second time there is no free place for a disk either
-            await copied(bench, spec)
-            assert len((await bench.provider.list()).volumes) == 1
-
-    async def test_a_disk_of_the_hosts_that_is_full_keeps_nothing_of_it(self, bench: ProviderBench) -> None:
-        provider, spec, disks = bench.provider, bench.spec(), bench.config.storage_pool
-        source = bench.folder / "source"
-        source.write_bytes(os.urandom(2 * LARGE_BYTES))
-        disks.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m,mode=711", "disks", str(disks)], check=True)
-        try:
-            await provider.open()
-            with pytest.raises(libvirt.libvirtError):
-                Disks(bench.instance_id, disks).upload(bench.stranger, spec.name, "0123", source)
-            assert (await provider.list()).volumes == ()
-        finally:
-            await bench.clean_instance(bench.instance_id)
-            subprocess.run(["umount", "--lazy", str(disks)], check=True)
-
-    async def test_what_a_crash_left_of_it_goes_with_the_machine(self, bench: ProviderBench) -> None:
-        provider, spec, other = bench.provider, bench.spec(), bench.spec()
-        await provider.open()
-        await provider.create(spec)
-        await provider.create(other)
-        disks = Disks(bench.instance_id, bench.config.storage_pool)
-        source = bench.folder / "source"
-        source.write_bytes(b"some code")
-        _, path = disks.upload(bench.stranger, spec.name, "0123", source)
-        assert Path(path).read_bytes() == b"some code".ljust(512, b"\0")
-        assert len((await provider.list()).volumes) == 3
-        await provider.delete(spec.name)
-        (left,) = (await provider.list()).volumes
-        assert other.name in left
 
 
 class TestAnEnd:
@@ -642,23 +393,3 @@ class TestTheConnection:
         finally:
             listening.cancel()
             await provider.close()
-
-
-class TestTheProbe:
-    async def test_it_boots_with_emulation_everywhere(self, tmp_path: Path) -> None:
-        disk = tmp_path / "boot.img"
-        disk.write_bytes(boot_sector())
-        assert (await boot("qemu-system-x86_64", "tcg", disk)).works
-
-    async def test_a_disk_that_does_not_boot_is_no_success(self, tmp_path: Path) -> None:
-        disk = tmp_path / "boot.img"
-        disk.write_bytes(secrets.token_bytes(8) * 64)
-        assert not (await boot("qemu-system-x86_64", "tcg", disk)).works
-
-    async def test_no_device_and_no_emulator_are_reasons(self, tmp_path: Path) -> None:
-        missing = await probe_kvm("qemu-system-x86_64", tmp_path / "kvm")
-        assert (missing.works, "can't be opened" in missing.reason) == (False, True)
-        disk = tmp_path / "boot.img"
-        disk.write_bytes(boot_sector())
-        absent = await boot(str(tmp_path / "qemu"), "tcg", disk)
-        assert (absent.works, "can't be started" in absent.reason) == (False, True)

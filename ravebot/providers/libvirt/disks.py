@@ -7,7 +7,6 @@ import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import libvirt
 
@@ -134,8 +133,11 @@ class Disks:
                 sectors = -(-os.fstat(file.fileno()).st_size // _SECTOR_BYTES)
                 volume = self.ensure(handle).createXML(raw_xml(name, capacity_bytes=sectors * _SECTOR_BYTES), 0)
                 try:
-                    _fill(volume, handle.newStream(), file)
-                except BaseException:
+                    stream = handle.newStream()
+                    volume.upload(stream, 0, 0)
+                    stream.sendAll(lambda _stream, count, _: file.read(count), None)
+                    stream.finish()
+                except BaseException:  # whatever breaks it off: half a file is of no use
                     self.delete(handle, name)
                     raise
         except OSError as error:
@@ -192,14 +194,3 @@ class Disks:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
                 return None
             raise
-
-
-def _fill(volume: Handle, stream: Handle, file: BinaryIO) -> None:
-    volume.upload(stream, 0, 0)
-    try:
-        stream.sendAll(lambda _stream, count, _: file.read(count), None)
-    except BaseException:
-        with suppress(libvirt.libvirtError):
-            stream.abort()
-        raise
-    stream.finish()
