@@ -12,6 +12,7 @@ from ravebot.config import parse_duration
 WORD = "/sandbox"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _LINES_READ = 2_000
+_NAME_READ, _ARGUMENT_READ = 50, 100
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,39 @@ _BY_NAME = {verb.name: verb for verb in VERBS}
 
 def parse_comment(text: str) -> NoteCommand | NoteUsage | None:
     """The first command in a comment; None when it has none. Code blocks and quotes are not commands."""
+    words = _first_command(text)
+    if words is None:
+        return None
+    name, argument = words
+    name = name.lower() or "help"
+    verb = _BY_NAME.get(name)
+    if verb is None:
+        near = difflib.get_close_matches(name[:_NAME_READ], _BY_NAME, n=1, cutoff=0.5)
+        hint = f"did you mean {WORD} {near[0]}?" if near else f"there are {', '.join(_BY_NAME)}"
+        return NoteUsage(f"There is no such command; {hint}")
+    try:
+        return NoteCommand(verb.name, verb.check(argument))
+    except ValueError as error:
+        return NoteUsage(f"{verb.usage}: {error}")
+
+
+def command_line(text: str) -> str:
+    """All that must be kept of a comment: a short line that `parse_comment` reads as it reads the whole comment.
+
+    "" when there is no command in it.
+    """
+    words = _first_command(text)
+    return "" if words is None else f"{WORD} {' '.join(words)}".rstrip()
+
+
+def _first_command(text: str) -> tuple[str, str] | None:
+    """Name and argument as they are typed. Each is cut where one more character makes no difference: no name and no
+    argument that is understood is that long."""
     line = next(_command_lines(text), None)
     if line is None:
         return None
     name, _, argument = line.removeprefix(WORD).strip().partition(" ")
-    name = name.lower() or "help"
-    verb = _BY_NAME.get(name)
-    if verb is None:
-        near = difflib.get_close_matches(name[:50], _BY_NAME, n=1, cutoff=0.5)
-        hint = f"did you mean {WORD} {near[0]}?" if near else f"there are {', '.join(_BY_NAME)}"
-        return NoteUsage(f"There is no such command; {hint}")
-    try:
-        return NoteCommand(verb.name, verb.check(" ".join(argument.split())))
-    except ValueError as error:
-        return NoteUsage(f"{verb.usage}: {error}")
+    return name[: _NAME_READ + 1], " ".join(argument.split())[:_ARGUMENT_READ]
 
 
 def _command_lines(text: str) -> Iterator[str]:

@@ -82,12 +82,9 @@ def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
     attributes = mapping(body, "object_attributes")
     by = _person(mapping(body, "user"))
     people = _people(body, "assignees") + _people(body, "reviewers")
-    action = attributes.get("action")
-    if action is not None and not isinstance(action, str):
-        raise Malformed("object_attributes.action is no text")
-    action = action[:50] if action else None
+    action = text(attributes, "action", 50) if attributes.get("action") is not None else None
     mr = _merge_request(body, attributes, tuple(dict.fromkeys(people)), (by, *people))
-    return MergeRequestChanged(mr, action, action == "update" and isinstance(attributes.get("oldrev"), str), by)
+    return MergeRequestChanged(mr, action or None, action == "update" and isinstance(attributes.get("oldrev"), str), by)
 
 
 def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from ravebot.errors import ConfigError, RavebotError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
+from ravebot.gitlab.kept import kept
 
 MAX_SKEW = timedelta(minutes=5)
 _MAX_HEADER = 1024
@@ -39,8 +40,8 @@ class Delivery:
 
     key: str
     lane: str
-    kind: str  # merge_request or note
-    body: str  # JSON, exactly as it came
+    kind: str
+    body: str  # what counts of it (`ravebot.gitlab.kept`)
 
 
 def signing_key(text: str) -> bytes:
@@ -96,8 +97,7 @@ def _check_signature(headers: Mapping[str, str], signatures: str, body: bytes, k
 def delivery(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged | CommentPosted) -> Delivery:
     """What to store of an authenticated webhook whose parsed body is `event`."""
     ref = event.mr.ref if isinstance(event, MergeRequestChanged) else event.ref
-    kind = "merge_request" if isinstance(event, MergeRequestChanged) else "note"
-    return Delivery(_key(headers, body, event), f"{ref.project_id}!{ref.iid}", kind, body.decode())
+    return Delivery(_key(headers, body, event), f"{ref.project_id}!{ref.iid}", *kept(event))
 
 
 def note_key(note_id: int) -> str:

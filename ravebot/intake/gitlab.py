@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 from ravebot.config import Config, parse_duration
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import NoteCommand, NoteUsage, parse_comment
-from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
+from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged
+from ravebot.gitlab.kept import read
 from ravebot.intake.loop import Step
 from ravebot.intake.people import People
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef, Person
+from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store import events, merge_requests, outbox
 from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
 from ravebot.store.outbox import GITLAB, Kind
 
 ACCEPTED, REFUSED = "white_check_mark", "no_entry_sign"
-POLLED_NOTE = "polled_note"
 _NEEDS_HEAD = frozenset({"start", "rebuild"})
 
 
@@ -35,7 +34,7 @@ class GitLabIntake:
     intents: Intents
 
     async def handle(self, request: Request) -> Step:
-        event = _event(request)
+        event = read(request.kind, request.body)
         match event:
             case MergeRequestChanged():
                 return await self._merge_request(event)
@@ -48,7 +47,7 @@ class GitLabIntake:
         """Nobody waits for an answer in seconds here: the emoji comes when GitLab answers again."""
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
-        event = _event(request)
+        event = read(request.kind, request.body)
         if isinstance(event, CommentPosted) and self.config.serves(event.project_path):
             _answer(tx, event, Outcome(False, why))
 
@@ -109,19 +108,6 @@ class GitLabIntake:
             "extend": lambda tx, mr, actor, by: intents.extend(tx, mr, actor, parse_duration(by) if by else None),
             "rebuild": lambda tx, mr, actor, _: intents.rebuild(tx, mr, actor),
         }
-
-
-def polled(comment: CommentPosted) -> str:
-    """A comment that polling found, as the body of an inbox row of kind POLLED_NOTE."""
-    return json.dumps(asdict(replace(comment, created_at=None)))
-
-
-def _event(request: Request) -> MergeRequestChanged | CommentPosted | Ignored:
-    body = json.loads(request.body)
-    if request.kind != POLLED_NOTE:
-        return parse(body)
-    author = Person(**body.pop("author"))
-    return CommentPosted(**{**body, "ref": MergeRequestRef(**body["ref"]), "author": author, "mr": None})
 
 
 def _only(outcome: str) -> Step:

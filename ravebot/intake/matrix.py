@@ -12,7 +12,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.intake.loop import Step
 from ravebot.intake.people import People
 from ravebot.matrix.cards import render_card, render_why
-from ravebot.matrix.commands import Command, Ref, Usage, number_in, parse
+from ravebot.matrix.commands import Command, Ref, Usage, command_line, number_in, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
@@ -43,7 +43,7 @@ class MatrixJournal:
         def write(tx: Transaction) -> None:
             for message in messages:
                 if message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
-                    body, lane = json.dumps(asdict(message)), self._lane(message)
+                    body, lane = _kept(message), self._lane(message)
                     inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)
 
@@ -289,6 +289,11 @@ class MatrixIntake:
         lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
         body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
         outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
+
+
+def _kept(message: IncomingMessage) -> str:
+    """A message as the inbox keeps it until it is acted on: of its text only the line that is a command."""
+    return json.dumps(asdict(replace(message, text=command_line(message.text))))
 
 
 def _nothing(_: Transaction) -> str:

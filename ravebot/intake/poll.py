@@ -15,8 +15,8 @@ from ravebot.errors import Forbidden, NotFound, RavebotError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted
+from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
-from ravebot.intake.gitlab import POLLED_NOTE, polled
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, ProjectId
@@ -123,14 +123,9 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and parse_comment(comment.text) is not None:
-            inbox.add(
-                tx,
-                source="gitlab",
-                key=note_key(comment.note_id),
-                lane=note_lane(mr.ref),
-                kind=POLLED_NOTE,
-                body=polled(comment),
-            )
+            kind, body = kept(comment)
+            key, lane = note_key(comment.note_id), note_lane(mr.ref)
+            inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
     merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 
 

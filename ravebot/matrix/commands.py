@@ -83,7 +83,7 @@ def parse(text: str, prefix: str, known_projects_in_room: Sequence[str]) -> Comm
 
     Only the first line counts. `known_projects_in_room` says what `!42` means where there is exactly one.
     """
-    line = text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip()
+    line = command_line(text)
     addressed = line[: len(prefix)].lower() == prefix.lower()  # phones capitalise what begins a message
     if not addressed or line[len(prefix) : len(prefix) + 1].strip():
         return None
@@ -97,6 +97,11 @@ def parse(text: str, prefix: str, known_projects_in_room: Sequence[str]) -> Comm
         return _command(verb, arguments, known_projects_in_room)
     except ValueError as error:
         return Usage(f"`{verb.usage(prefix)}`: {error}")
+
+
+def command_line(text: str) -> str:
+    """All of a message that `parse` reads: its first line, or as much of it as shows that it is too long."""
+    return text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip()
 
 
 def number_in(text: str, prefix: str) -> int | None:

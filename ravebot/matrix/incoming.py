@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ravebot.matrix.answers import Json
+
+_MAX_ID_BYTES = 255
+"""Of a user, room or event id: https://spec.matrix.org/v1.12/appendices/#common-identifier-format"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
     event_id, sender, at_ms = event.get("event_id"), event.get("sender"), event.get("origin_server_ts")
     if event.get("type") != "m.room.message" or not isinstance(content, dict) or "state_key" in event:
         return None
-    if not isinstance(event_id, str) or not isinstance(sender, str) or sender == our_user_id:
+    if not _is_id(event_id) or not _is_id(sender) or sender == our_user_id:
         return None
     text = content.get("body")
     if content.get("msgtype") != "m.text" or not isinstance(text, str):
@@ -47,10 +51,20 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
         room_id=room_id,
         sender=sender,
         text=text,
-        thread_root=root if isinstance(root, str) else None,
+        thread_root=root if _is_id(root) else None,
         direct=False,
         at_ms=at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0,
     )
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    """Whether it may be an id. A server checks those of the event itself, and not what its content names."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_ID_BYTES:
+        return False
+    try:
+        return len(value.encode()) <= _MAX_ID_BYTES
+    except UnicodeEncodeError:  # half a character, which nothing can store or send
+        return False
 
 
 def without_reply_fallback(text: str) -> str:

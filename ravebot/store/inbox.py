@@ -1,4 +1,5 @@
-"""What was asked of us by GitLab and Matrix, kept from its receipt until it was acted on."""
+"""What was asked of us by GitLab and Matrix, kept from its receipt until it was acted on; its key is kept longer, so
+that the same delivery is known again."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Request:
     source: str  # gitlab, matrix
     lane: str
     kind: str
-    body: str  # as it came, untrusted
+    body: str  # JSON, untrusted
     attempts: int
 
 
@@ -50,10 +51,13 @@ def waits(tx: Transaction, request_id: int) -> bool:
 
 
 def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
-    """Note that a row was acted on; False when it had been before, and whatever was to be done must not be."""
+    """Note that a row was acted on; False when it had been before, and whatever was to be done must not be.
+
+    Its body goes: what people said is not kept longer than it is needed.
+    """
     return bool(
         tx.changed(
-            "UPDATE inbox SET handled_at = ?, outcome = ? WHERE id = ? AND handled_at IS NULL",
+            "UPDATE inbox SET handled_at = ?, outcome = ?, body = '' WHERE id = ? AND handled_at IS NULL",
             (tx.now_us, outcome, request_id),
         )
     )
@@ -73,5 +77,5 @@ def pending(tx: Transaction) -> int:
 
 
 def forget_handled(tx: Transaction, older_than: timedelta) -> int:
-    """Drop bodies that were acted on long ago; GitLab redelivers for hours, so the keys must outlive that."""
+    """Drop the keys of what was acted on long ago; GitLab redelivers for hours, which they must outlive."""
     return tx.changed("DELETE FROM inbox WHERE handled_at < ?", (to_us(tx.now - older_than),))

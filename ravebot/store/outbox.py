@@ -104,8 +104,10 @@ def attempt(tx: Transaction, message_id: int) -> None:
 
 
 def delivered(tx: Transaction, message_id: int, result: str) -> None:
-    """Note that the far end has it (`result`: its id there) or refused it for good."""
-    tx.execute("UPDATE outbox SET delivered_at = ?, result = ? WHERE id = ?", (tx.now_us, result, message_id))
+    """Note that the far end has it (`result`: its id there) or refused it for good; nothing reads its body again."""
+    tx.execute(
+        "UPDATE outbox SET delivered_at = ?, result = ?, body = '{}' WHERE id = ?", (tx.now_us, result, message_id)
+    )
 
 
 def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +13,8 @@ from aiohttp import ClientSession, web
 
 from ravebot.clock import SystemClock
 from ravebot.errors import StoreError
-from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
+from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
+from ravebot.gitlab.kept import read
 from ravebot.gitlab.receiver import MAX_BODY_BYTES, webhook_handler
 from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
 from tests.support.gitlab import DEVELOPER, GitLabServer
@@ -43,7 +43,7 @@ class Receiver:
         return True
 
     def events(self) -> list[object]:
-        return [parse(json.loads(delivery.body)) for delivery in self.accepted]
+        return [read(delivery.kind, delivery.body) for delivery in self.accepted]
 
 
 @pytest.fixture

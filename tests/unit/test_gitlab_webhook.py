@@ -119,7 +119,7 @@ def test_a_delivery_is_known_by_its_idempotency_key_else_by_its_body() -> None:
     keyed = CIMultiDict({"idempotency-key": "0c98-77"})
     first, other = (delivery(keyed, body, _changed()) for body in (b"{}", b"[]"))
     assert first.key == other.key == "delivery:0c98-77"
-    assert (first.lane, first.kind, first.body) == ("7!42", "merge_request", "{}")
+    assert (first.lane, first.kind) == ("7!42", "merge_request")
     bare = CIMultiDict({"X-Gitlab-Event-UUID": "shared"})
     assert delivery(bare, b"{}", _changed()).key == f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
     assert delivery(CIMultiDict({"Idempotency-Key": "x" * 201}), b"{}", _changed()).key.startswith("sha256:")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.matrix.commands import VERBS, Command, Ref, Usage, help_rows, number_in, parse
+from ravebot.matrix.commands import VERBS, Command, Ref, Usage, command_line, help_rows, number_in, parse
 
 ONE = ("group/app",)
 TWO = ("group/app", "tools/cli")
@@ -118,3 +118,16 @@ def test_no_text_breaks_the_parser_or_is_repeated_at_length(text: str, start: st
     if isinstance(answer, Usage):
         assert len(answer.message) < 600
         assert "\n" not in answer.message
+
+
+@given(
+    st.sampled_from(["!rave", " !rave", "!rave show", "!rave start 42", ""]),
+    st.text(alphabet=" \t\n!4\ud83d\u2028xé", max_size=40),
+    st.integers(0, 700),
+)
+def test_the_line_that_is_kept_of_a_message_means_what_the_message_means(said: str, more: str, long: int) -> None:
+    for text in (said + more, said + "x" * long + more, said + " " * long + more):
+        line = command_line(text)
+        assert len(line) <= 601
+        for projects in ((), ONE, TWO):
+            assert parse(line, "!rave", projects) == parse(text, "!rave", projects)

@@ -69,6 +69,20 @@ def test_a_time_that_is_no_time_is_none() -> None:
         assert message.at_ms == 0
 
 
+@pytest.mark.parametrize("root", ["", "$" + "x" * 255, "$" + "é" * 128, "$\ud800", 7, None])
+def test_a_thread_whose_id_is_none_is_no_thread(root: object) -> None:
+    relation = {"rel_type": "m.thread", "event_id": root}
+    message = read_message(event(content={"msgtype": "m.text", "body": "x", "m.relates_to": relation}), "!room", US)
+    assert message is not None
+    assert message.thread_root is None
+
+
+@pytest.mark.parametrize("field", ["event_id", "sender"])
+def test_an_event_whose_ids_are_longer_than_matrix_allows_is_malformed(field: str) -> None:
+    assert read_message(event(**{field: "@" + "x" * 254}), "!room", US) is not None
+    assert read_message(event(**{field: "@" + "x" * 255}), "!room", US) is None
+
+
 @pytest.mark.parametrize(
     ("text", "stripped"),
     [

@@ -1,0 +1,37 @@
+"""An event as the inbox keeps it until it is acted on: the fields that count, each of a bounded length."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from pydantic import TypeAdapter
+
+from ravebot.gitlab.commands import command_line
+from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
+
+MERGE_REQUEST, NOTE = "merge_request", "note"
+RAW_MERGE_REQUEST, RAW_NOTE = "raw_merge_request", "raw_note"
+"""Rows that waited when the database was of version 1, which kept the whole body of each webhook."""
+
+_CHANGE = TypeAdapter(MergeRequestChanged)
+_COMMENT = TypeAdapter(CommentPosted)
+
+
+def kept(event: MergeRequestChanged | CommentPosted) -> tuple[str, str]:
+    """Kind and body of an inbox row.
+
+    Of a comment only its command is kept: neither the rest of its text nor the merge request's description, each of
+    which may be megabytes long.
+    """
+    if isinstance(event, MergeRequestChanged):
+        return MERGE_REQUEST, _CHANGE.dump_json(event).decode()
+    short = replace(event, text=command_line(event.text), mr=None, created_at=None)
+    return NOTE, _COMMENT.dump_json(short).decode()
+
+
+def read(kind: str, body: str) -> MergeRequestChanged | CommentPosted | Ignored:
+    """The event in an inbox row. Raises ValueError or Malformed when there is none."""
+    if kind in (RAW_MERGE_REQUEST, RAW_NOTE):
+        return parse(json.loads(body))
+    return _CHANGE.validate_json(body) if kind == MERGE_REQUEST else _COMMENT.validate_json(body)
