@@ -1,5 +1,9 @@
 """`POST /webhooks/gitlab`: prove, read, store, answer; what the event means is somebody else's work.
 
+The secret token is checked before the body is read. A request with neither the right token nor a well-formed, recent
+signature is refused without its body. A signature can be checked only against the body, so the bodies of all requests
+that have nothing else share a bounded amount of memory; one that finds no room waits, and is then answered 503.
+
 GitLab wants a 2xx with an empty body within ten seconds, for events we ignore too, or it disables the hook.
 https://docs.gitlab.com/user/project/integrations/webhooks/
 """
@@ -18,7 +22,8 @@ from ravebot.clock import Clock
 from ravebot.errors import StoreError
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
-from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, delivery
+from ravebot.gitlab.unproven import NoRoom, Share, Unproven
+from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, delivery, proven_by_headers
 
 log = structlog.get_logger()
 
@@ -27,7 +32,13 @@ MAX_BODY_BYTES = 25 * 1024**2
 https://docs.gitlab.com/user/gitlab_com/#webhooks"""
 MAX_UNPROVEN_BYTES = 5 * 1024**2
 """Of a body that is read before its signature can be checked."""
+MAX_UNPROVEN_TOGETHER_BYTES = 16 * 1024**2
+"""Of all such bodies at a time: three of the largest, and little on a host of virtual machines."""
 BODY_SECONDS = 10.0
+"""How long a body may take; GitLab waits no longer for an answer. Half of it may be spent on waiting for room."""
+_PIECE_BYTES = 16 * 1024
+_RETRY = {"Retry-After": "10"}
+_CROWDED = "too many webhooks with unchecked signatures at a time: try again later, or send the secret token as well\n"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -42,9 +53,10 @@ def webhook_handler(
 ) -> Handler:
     """The handler. `accept` returns once the delivery is committed: true when new, false when we had it already.
 
-    `on_result` is told accepted, duplicate, ignored, forged, malformed, too_large or unavailable, and how long it
-    took in seconds.
+    `on_result` is told accepted, duplicate, ignored, forged, malformed, too_large or unavailable (the store can't be
+    written, or there is no room for an unproven body), and how long it took in seconds.
     """
+    unproven = Unproven(MAX_UNPROVEN_TOGETHER_BYTES, body_seconds / 2)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
@@ -55,16 +67,16 @@ def webhook_handler(
         return response
 
     async def _answer(request: web.Request) -> tuple[str, web.Response]:
+        share = Share(unproven)
         try:
-            limit = min(max_body_bytes, MAX_UNPROVEN_BYTES)
-            if "webhook-signature" not in request.headers:
-                # The token needs no body: whoever has none of our secrets makes us read nothing.
-                authenticate(request.headers, b"", secrets, clock.now())
-                limit = max_body_bytes
-            body = await _body(request, limit, body_seconds)
+            proven = proven_by_headers(request.headers, secrets, clock.now())
+            limit = max_body_bytes if proven else min(max_body_bytes, MAX_UNPROVEN_BYTES)
+            async with asyncio.timeout(body_seconds):
+                body = await _body(request, limit, None if proven else share)
             if body is None:
                 return "too_large", web.Response(status=413, text=f"at most {limit} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
+            share.give_back()
             event = _relevant(body)
         except Forged as error:
             return "forged", web.Response(status=401, text=f"{error}\n")
@@ -74,27 +86,40 @@ def webhook_handler(
             return "malformed", web.Response(status=400, text=f"the body can't be read: {type(error).__name__}\n")
         except TimeoutError:
             return "malformed", web.Response(status=408, text=f"the body took more than {body_seconds:g} s\n")
+        except NoRoom:
+            return "unavailable", web.Response(status=503, text=_CROWDED, headers=_RETRY)
+        finally:
+            share.give_back()
         if isinstance(event, Ignored):
             return "ignored", web.Response(status=200)
         try:
             new = await accept(delivery(request.headers, body, event))
         except StoreError:
-            return "unavailable", web.Response(status=503, text="try again later\n", headers={"Retry-After": "10"})
+            return "unavailable", web.Response(status=503, text="try again later\n", headers=_RETRY)
         return ("accepted" if new else "duplicate"), web.Response(status=202 if new else 200)
 
     return handle
 
 
-async def _body(request: web.Request, limit: int, seconds: float) -> bytes | None:
-    """The body, or None when it is larger than that; read piece by piece, so that a large one is never held."""
-    if (request.content_length or 0) > limit:
+async def _body(request: web.Request, limit: int, share: Share | None) -> bytes | None:
+    """The body, or None when it is larger than that; read piece by piece, so that a large one is never held.
+
+    `share` is that of an unproven sender: room is taken at once for the announced length, and as it grows for what has
+    none or is compressed. Raises NoRoom.
+    """
+    announced = request.content_length or 0
+    if announced > limit:
         return None
+    if share:
+        await share.grow(announced)
     body = bytearray()
-    async with asyncio.timeout(seconds):
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > limit:
-                return None
+    async for chunk in request.content.iter_chunked(_PIECE_BYTES):
+        size = len(body) + len(chunk)
+        if size > limit:
+            return None
+        if share:
+            await share.grow(size)
+        body += chunk
     return bytes(body)
 
 

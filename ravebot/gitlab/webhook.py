@@ -9,9 +9,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from ravebot.errors import ConfigError, RavebotError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
@@ -20,6 +21,7 @@ from ravebot.gitlab.kept import kept
 MAX_SKEW = timedelta(minutes=5)
 _MAX_HEADER = 1024
 _SIGNATURES_READ = 8
+_SIGNATURE = re.compile(r"v1,[A-Za-z0-9+/]{43}=")  # SHA-256 in Base64
 
 
 class Forged(RavebotError):
@@ -55,22 +57,34 @@ def signing_key(text: str) -> bytes:
     return key
 
 
+def proven_by_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: datetime) -> bool:
+    """Whether the sender is proven before the body is read: by the secret token.
+
+    Raises Forged where no body could make the request ours: no secret configured, another token, or none and no
+    signature that could be right. A signature counts only where a signing key is configured.
+    """
+    token, ours = headers.get("X-Gitlab-Token"), secrets.secret_token
+    known = bool(ours and token is not None and hmac.compare_digest(_digest(token), _digest(ours)))
+    if "webhook-signature" in headers and secrets.signing_key is not None:
+        _check_form(headers, now)
+        return known
+    if known:
+        return True
+    if ours and token is not None:
+        raise Forged("the webhook's secret token is not ours: set the same one in GitLab and in secret_token_file")
+    raise Forged("the webhook carries no secret that we know: set its secret or signing token in GitLab")
+
+
 def authenticate(headers: Mapping[str, str], body: bytes, secrets: WebhookSecrets, now: datetime) -> None:
     """Raise Forged unless the request carries our secret.
 
-    Header names must be found whatever their case (as in aiohttp's). A signature that is there must be right; without
-    one the secret token counts, if there is one. No secret configured: everything is forged.
+    Header names must be found whatever their case (as in aiohttp's). A signature that is there must be right, even
+    beside the right token, where a signing key is configured; otherwise the secret token counts. No secret configured:
+    everything is forged.
     """
-    signature = headers.get("webhook-signature")
-    if signature is not None and secrets.signing_key is not None:
-        _check_signature(headers, signature, body, secrets.signing_key, now)
-        return
-    token = headers.get("X-Gitlab-Token")
-    if secrets.secret_token and token is not None:
-        if hmac.compare_digest(_digest(token), _digest(secrets.secret_token)):
-            return
-        raise Forged("the webhook's secret token is not ours: set the same one in GitLab and in secret_token_file")
-    raise Forged("the webhook carries no secret that we know: set its secret or signing token in GitLab")
+    proven_by_headers(headers, secrets, now)
+    if "webhook-signature" in headers and secrets.signing_key is not None:
+        _check_signature(headers, body, secrets.signing_key)
 
 
 def _digest(text: str) -> bytes:
@@ -78,20 +92,33 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _check_signature(headers: Mapping[str, str], signatures: str, body: bytes, key: bytes, now: datetime) -> None:
+def _check_form(headers: Mapping[str, str], now: datetime) -> None:
+    """Raise Forged for a signature that can't be right, whatever the body."""
     identity, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
         raise Forged("the webhook's timestamp is missing or no number")
-    if len(identity) > _MAX_HEADER or len(signatures) > _MAX_HEADER:
+    if len(identity) > _MAX_HEADER or len(headers["webhook-signature"]) > _MAX_HEADER:
         raise Forged("the webhook's signature headers are too long")
-    signed = f"{identity}.{timestamp}.".encode("utf-8", "surrogateescape") + body
-    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest())
-    given = [part.removeprefix("v1,") for part in signatures.split()[:_SIGNATURES_READ] if part.startswith("v1,")]
-    matches = [hmac.compare_digest(one.encode("utf-8", "surrogateescape"), expected) for one in given]
+    if not _signatures(headers):
+        raise Forged("the webhook's signature is none: it looks like v1, and 32 bytes in Base64")
+    if abs(now.timestamp() - int(timestamp)) > MAX_SKEW.total_seconds():
+        raise Forged("the webhook's signature is more than five minutes off: check both machines' clocks")
+
+
+def _signatures(headers: Mapping[str, str]) -> list[str]:
+    """The signatures of a kind that we know; several while their key is changed."""
+    parts = headers["webhook-signature"].split()[:_SIGNATURES_READ]
+    return [part.removeprefix("v1,") for part in parts if _SIGNATURE.fullmatch(part)]
+
+
+def _check_signature(headers: Mapping[str, str], body: bytes, key: bytes) -> None:
+    signed = f"{headers.get('webhook-id', '')}.{headers.get('webhook-timestamp', '')}."
+    digest = hmac.new(key, signed.encode("utf-8", "surrogateescape"), hashlib.sha256)
+    digest.update(body)  # not joined, which would copy the body
+    expected = base64.b64encode(digest.digest()).decode()
+    matches = [hmac.compare_digest(given, expected) for given in _signatures(headers)]
     if not any(matches):
         raise Forged("the webhook's signature is wrong: set the same signing token in GitLab and in signing_token_file")
-    if abs(now - datetime.fromtimestamp(int(timestamp), UTC)) > MAX_SKEW:
-        raise Forged("the webhook's signature is more than five minutes off: check both machines' clocks")
 
 
 def delivery(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged | CommentPosted) -> Delivery:

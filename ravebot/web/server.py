@@ -19,6 +19,9 @@ WEBHOOK_PATH = "/webhooks/gitlab"
 CHECK_TIMEOUT_SECONDS = 5.0
 IDLE_SECONDS = 10.0
 _MOST_CONNECTIONS, _MOST_BACKLOG = 1000, 128
+_BUFFER_BYTES = 16 * 1024
+"""What is read of a body ahead of its handler: twice this, give or take one read of the socket. With aiohttp's default
+of 256 KiB, as many connections as are let in could hold 512 MiB."""
 _QUIET_SECONDS = 60.0
 
 log = structlog.get_logger()
@@ -124,7 +127,12 @@ async def serve(
     """
     # aiohttp's keep-alive timeout runs from the connection's first moment, until a request's whole head is there.
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=5, keepalive_timeout=idle_seconds
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=5,
+        keepalive_timeout=idle_seconds,
+        read_bufsize=_BUFFER_BYTES,
     )
     await runner.setup()
     try:

@@ -213,10 +213,9 @@ async def test_a_comment_on_a_merge_request_with_the_longest_description_is_take
         assert receiver.results == ["accepted", "accepted"]
 
 
-@pytest.mark.parametrize("proof", [{"X-Gitlab-Token": "a plain secret"}, {"webhook-signature": "v1,x"}])
-async def test_a_body_that_can_not_be_unpacked_is_malformed(receiver: Receiver, proof: dict[str, str]) -> None:
+async def test_a_body_that_can_not_be_unpacked_is_malformed(receiver: Receiver) -> None:
     async with (
-        ClientSession(headers={**proof, "Content-Encoding": "gzip"}) as session,
+        ClientSession(headers={"X-Gitlab-Token": "a plain secret", "Content-Encoding": "gzip"}) as session,
         session.post(receiver.url, data=b"no gzip") as response,
     ):
         assert response.status == 400

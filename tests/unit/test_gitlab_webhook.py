@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from ravebot.errors import ConfigError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
-from ravebot.gitlab.webhook import Forged, WebhookSecrets, authenticate, delivery, signing_key
+from ravebot.gitlab.webhook import Forged, WebhookSecrets, authenticate, delivery, proven_by_headers, signing_key
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -90,6 +90,23 @@ def test_nothing_at_all_is_forged() -> None:
 def test_another_signature_is_forged_even_beside_the_right_token(headers: dict[str, str]) -> None:
     with pytest.raises(Forged):
         authenticate(CIMultiDict(headers | {"X-Gitlab-Token": "s3cret"}), BODY, BOTH, NOW)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "headers", "proven"),
+    [
+        (TOKEN, {"X-Gitlab-Token": "s3cret"}, True),
+        (TOKEN, {"X-Gitlab-Token": "s3cret", "webhook-signature": "anything"}, True),
+        (BOTH, {"X-Gitlab-Token": "s3cret"}, True),
+        (BOTH, signed() | {"X-Gitlab-Token": "s3cret"}, True),
+        (BOTH, signed() | {"X-Gitlab-Token": "another"}, False),
+        (SIGNED, signed(key=b"another key that is long enough."), False),
+    ],
+)
+def test_the_token_proves_a_sender_before_the_body_is_read_and_a_signature_does_not(
+    secrets: WebhookSecrets, headers: dict[str, str], proven: bool
+) -> None:
+    assert proven_by_headers(CIMultiDict(headers), secrets, NOW) is proven
 
 
 def test_one_good_signature_among_several_is_enough() -> None:
