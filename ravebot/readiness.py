@@ -43,6 +43,7 @@ class Readiness:
             "provider": self._provider,
             "firewall": self._firewall,
             "outbox": self._outbox,
+            "state": self._state,
         }
 
     async def _matrix(self) -> Check:
@@ -82,3 +83,7 @@ class Readiness:
             if oldest and self.clock.now() - oldest > _OLD:
                 return Check(False, f"{count} messages wait for {target}, the oldest since {oldest:%H:%M:%S}")
         return Check(True)
+
+    async def _state(self) -> Check:
+        problem = await self.database.problem()
+        return Check(not problem, problem)

@@ -25,6 +25,7 @@ import aiosqlite
 
 from ravebot.clock import Clock, to_us
 from ravebot.errors import StoreError
+from ravebot.store.files import OpenFiles
 from ravebot.store.signals import Signals
 from ravebot.store.turns import Turns
 
@@ -122,6 +123,7 @@ class Database:
         self._readers: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()  # the free ones
         self._running: set[asyncio.Task[object]] = set()
         self._writer: _Connection
+        self._files: OpenFiles
         self.instance_id = ""
 
     async def __aenter__(self) -> Self:
@@ -135,6 +137,7 @@ class Database:
                 reader = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
                 await reader.run(_prepare_reader)
                 self._readers.put_nowait(reader)
+            self._files = OpenFiles.of(self.path, instance_id_path(self.path.parent), self.instance_id)
         except sqlite3.DatabaseError as error:
             await self._stack.aclose()
             raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
@@ -156,9 +159,16 @@ class Database:
         `urgent` ones (short, and somebody waits for their end) go before all others that wait.
 
         The caller's cancellation does not cut it short: it commits or fails as a whole. Raises StoreError when the
-        database can't be written now (the disk is full, for example).
+        database can't be written now (the disk is full, or its file was deleted, for example).
         """
-        task = asyncio.ensure_future(self._write(function, urgent))
+
+        def kept(transaction: Transaction) -> T:
+            result = function(transaction)
+            if lost := self._files.lost():  # here, and not now and then: what is acknowledged must be there to stay
+                raise StoreError(f"the database {self.path} can't be written: {lost}")
+            return result
+
+        task = asyncio.ensure_future(self._write(kept, urgent))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
@@ -187,6 +197,14 @@ class Database:
         finally:  # who is cancelled leaves the thread at work: the next function waits there for its end
             self._readers.put_nowait(reader)
         return result
+
+    async def problem(self) -> str:
+        """What is wrong with the state folder's files and what to do; empty when they are those that were opened."""
+        reader = await self._readers.get()
+        try:
+            return await reader.run(lambda _: self._files.problem())
+        finally:
+            self._readers.put_nowait(reader)
 
     def _transact(
         self, begin: str, function: Callable[[Transaction], T], connection: sqlite3.Connection
@@ -242,6 +260,7 @@ def _prepare_writer(connection: sqlite3.Connection) -> None:
 def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA user_version").fetchone()  # opens the files now: later other ones may lie there
 
 
 def migrations() -> list[tuple[int, str]]:

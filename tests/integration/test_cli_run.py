@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 
 from ravebot.web.admin import socket_path
 from tests.integration.test_cli import HIDDEN, Installation
+from tests.unit.test_gitlab_events import opened
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +158,29 @@ async def test_it_may_open_as_many_files_as_the_hard_limit_allows(here: Installa
     finally:
         process.kill()
         await process.communicate()
+
+
+async def test_a_state_folder_that_is_deleted_under_it_is_said_and_no_webhook_is_acknowledged(
+    here: Installation,
+) -> None:
+    async with running(here) as process, aiohttp.ClientSession() as session:
+
+        async def deliver(key: str) -> int:
+            headers = {"X-Gitlab-Token": HIDDEN, "Idempotency-Key": key}
+            async with session.post(f"{address(here)}/webhooks/gitlab", json=opened(), headers=headers) as answer:
+                return answer.status
+
+        assert await deliver("before") == 202
+        shutil.rmtree(here.state)
+        assert await deliver("after") == 503
+        async with session.get(f"{address(here)}/readyz") as response:
+            state = (await response.json())["checks"]["state"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+    assert state["ok"] is False
+    assert "was deleted or moved away" in state["detail"]
 
 
 async def test_an_address_that_is_taken_ends_the_start_with_the_key_to_change(here: Installation) -> None:
