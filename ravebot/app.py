@@ -38,6 +38,8 @@ from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
+from ravebot.notify.operators import Operators
+from ravebot.notify.state import StateWatch
 from ravebot.operator import Operator
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
@@ -71,6 +73,7 @@ class Bot:
     core: Core
     poller: Poller
     chat: Chat
+    state: StateWatch
     secrets: WebhookSecrets
 
     async def run(self) -> None:
@@ -115,6 +118,7 @@ class Bot:
                 self._watch_firewall(),
                 housekeeping.forget(),
                 housekeeping.count(),
+                self.state.run(),
             ):
                 group.create_task(loop)
 
@@ -175,7 +179,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics)
-        rooms = RoomDirectory(matrix, config.matrix.rooms, clock)
+        rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         sender = MatrixSender(config.matrix, database, core.views, matrix, rooms)
         chat = Chat(
             client=matrix,
@@ -204,6 +208,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             core=core,
             poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
             chat=chat,
+            state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=WebhookSecrets(
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,

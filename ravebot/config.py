@@ -57,8 +57,15 @@ class MatrixConfig(Section):
     store_passphrase_file: SecretFile | None = None
     command_prefix: str = Field("!rave", pattern=r"^\S{1,20}$")
     admins: tuple[UserId, ...] = ()
+    operations_room: RoomName | None = None
     users: dict[UserId, str] = {}
     rooms: tuple[Room, ...] = ()
+
+    @property
+    def room_names(self) -> tuple[str, ...]:
+        """Every room that ravebot is to be in, as configured (alias or id), each once."""
+        names = (*(room.room for room in self.rooms), self.operations_room)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class WebhookConfig(Section):

@@ -22,6 +22,7 @@ _WRITTEN_LIKE = {
     "user_id": 'write a Matrix id in quotes, like "@ravebot:example.org"',
     "admins": 'write Matrix ids in quotes, like "@ops:example.org"',
     "users": 'write Matrix id: GitLab user name, like "@alice:example.org": alice',
+    "operations_room": 'write a room in quotes, like "#ops:example.org" or "!id:example.org"',
     "room": 'write a room in quotes, like "#dev:example.org" or "!id:example.org"',
     "command_prefix": 'write the word that commands begin with, in quotes, like "!rave"',
     "listen": 'write an address and a port, like "127.0.0.1:8080"',

@@ -51,8 +51,8 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
             return
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
         joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
-        for room in loaded.config.matrix.rooms:
-            yield await _room(base, headers, room.room, joined if isinstance(joined, list) else [])
+        for room in loaded.config.matrix.room_names:
+            yield await _room(base, headers, room, joined if isinstance(joined, list) else [])
     except Unavailable as error:
         yield failed("matrix login", f"broke off: {error}", "try again; see the homeserver's log")
 
@@ -63,12 +63,14 @@ async def _room(base: str, headers: dict[str, str], name: str, joined: list[obje
         found = await get(f"{base}/_matrix/client/v3/directory/room/{quote(name, safe='')}", headers)
         room_id = found.field("room_id")
         if found.status != 200:
-            return failed("matrix room", f"there is no room {name}", "make it, or change matrix.rooms")
+            return failed(
+                "matrix room", f"there is no room {name}", "make it, or correct its name in the configuration"
+            )
     if room_id not in joined:
         return warning("matrix room", f"not in {name} yet", "have one of matrix.admins invite ravebot there")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
-        mend = "make one without encryption and name it in matrix.rooms: it can't be switched off in a room"
+        mend = "make one without encryption and name it in the configuration: it can't be switched off in a room"
         return failed("matrix room", f"{name} is encrypted: ravebot can't speak there yet", mend)
     return ok("matrix room", name)
 

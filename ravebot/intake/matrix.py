@@ -95,7 +95,8 @@ class MatrixIntake:
     async def _placed(self, message: IncomingMessage) -> tuple[IncomingMessage, tuple[str, ...]]:
         """The projects of the room, as configured; in a direct chat all.
 
-        A mapped room stays one, with its readers' rights, also while only one person is in it.
+        A configured room stays one, with its readers' rights, also while only one person is in it; to
+        `matrix.operations_room` no project is mapped.
         """
         names = self._names_of(message.room_id, await self.database.read(outbox.rooms))
         if names:
@@ -105,8 +106,7 @@ class MatrixIntake:
 
     def _names_of(self, room_id: str, ids: Mapping[str, str]) -> tuple[str, ...]:
         """What a room is called in the configuration; `ids` may hold names that were there once."""
-        configured = (room.room for room in self.config.matrix.rooms)
-        return tuple(name for name in configured if room_id in (name, ids.get(name)))
+        return tuple(name for name in self.config.matrix.room_names if room_id in (name, ids.get(name)))
 
     async def _nameable(self, message: IncomingMessage, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """The projects that a bare `!42` may mean, and be told of by name: in a direct chat only the asker's own."""

@@ -37,6 +37,7 @@ __all__ = [
     "in_thread",
     "render_card",
     "render_history",
+    "render_news",
     "render_said",
     "render_warning",
     "render_why",
@@ -72,6 +73,11 @@ def render_history(line: HistoryLine) -> Content:
 def render_said(view: SandboxView, line: HistoryLine) -> Content:
     """One event that the whole room should see, so it says whose it is."""
     return message([joined((_ref(view), theirs(line.text, 1000)))])
+
+
+def render_news(text: str) -> Content:
+    """What concerns the operators, in our own words. A text, not a notice: nobody is notified of notices."""
+    return message([words(text)]) | {"msgtype": "m.text"}
 
 
 def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") -> Content:

@@ -35,15 +35,20 @@ class RoomStatus:
     problem: str = "not looked up yet"
     next_try: datetime | None = None
     away: int = 0  # how often in a row nothing answered
+    key: str = "matrix.rooms"  # which configures it
 
 
 class RoomDirectory:
     """Resolves and joins the configured rooms when they are needed, and again later where that failed."""
 
-    def __init__(self, client: MatrixClient, rooms: tuple[Room, ...], clock: Clock) -> None:
+    def __init__(
+        self, client: MatrixClient, rooms: tuple[Room, ...], clock: Clock, operations_room: str | None = None
+    ) -> None:
         self._client = client
         self._clock = clock
         self._rooms = {room.room: RoomStatus(room.room, room.projects) for room in rooms}
+        if operations_room is not None and operations_room not in self._rooms:
+            self._rooms[operations_room] = RoomStatus(operations_room, (), key="matrix.operations_room")
         self._lost = 0
 
     async def ensure(self, name: str) -> str:
@@ -61,7 +66,7 @@ class RoomDirectory:
             raise Unavailable(f"{name}: {status.problem}", (status.next_try - now).total_seconds())
         lost = self._lost
         try:
-            room_id = await self._enter(name)
+            room_id = await self._enter(name, status.key)
             if lost != self._lost:
                 raise Unavailable(f"{name} may have changed while it was looked at")  # noqa: TRY301 - noted below
         except LoginLost:
@@ -82,21 +87,21 @@ class RoomDirectory:
         due = self._clock.now() + wait
         self._rooms[name] = replace(self._rooms[name], problem=str(error), next_try=due, away=away)
 
-    async def _enter(self, name: str) -> str:
+    async def _enter(self, name: str, key: str) -> str:
         try:
             room_id = await self._client.join(name)
         except LoginLost:
             raise
         except NotFound as error:
-            advice = f"there is no room {name}, or its alias is gone: correct matrix.rooms or create it"
+            advice = f"there is no room {name}, or its alias is gone: correct {key} or create it"
             raise NotFound(f"{advice} ({error})") from error
         except Forbidden as error:
             advice = f"we may not join {name}: invite {self._client.user_id} there, as one of matrix.admins"
             raise Forbidden(f"{advice} ({error})") from error
         if await self._client.is_replaced(room_id):
-            raise Forbidden(f"{name} is a room that was upgraded to a newer one: name that one in matrix.rooms")
+            raise Forbidden(f"{name} is a room that was upgraded to a newer one: name that one in {key}")
         if await self._client.is_encrypted(room_id):
-            raise Forbidden(f"{name} is encrypted, which ravebot can't do yet: map a room without encryption")
+            raise Forbidden(f"{name} is encrypted, which ravebot can't do yet: name a room without encryption in {key}")
         return room_id
 
     async def refresh(self) -> AsyncIterator[RoomStatus]:

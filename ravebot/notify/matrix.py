@@ -9,7 +9,7 @@ from typing import Protocol
 from ravebot.config import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
 from ravebot.matrix.answers import LoginLost
-from ravebot.matrix.cards import render_card, render_history, render_said, render_warning
+from ravebot.matrix.cards import render_card, render_history, render_news, render_said, render_warning
 from ravebot.matrix.content import edit_of, in_thread
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
@@ -53,7 +53,7 @@ class MatrixSender:
         self._views = views
         self._client = client
         self._rooms = rooms
-        self._names = {room.room for room in config.rooms}
+        self._names = config.room_names
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
     async def send(self, message: Message) -> Sent:
@@ -103,6 +103,8 @@ class MatrixSender:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None
+        if message.kind is Kind.SAY and message.sandbox_id is None:
+            return render_news(str(message.body.get("text", "")))
         view, card = facts.view, facts.card
         if view is None or not facts.due:
             return None

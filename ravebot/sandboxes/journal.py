@@ -58,6 +58,9 @@ class Journal:
                 outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
                 outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
+        operations = self._config.matrix.operations_room
+        if telling.operators and operations is not None and operations not in rooms:
+            outbox.add(tx, MATRIX, operations, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
         if telling.warn:
             outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         return rooms

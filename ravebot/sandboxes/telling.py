@@ -20,11 +20,13 @@ TAIL_SHOWN = 1500
 @dataclass(frozen=True)
 class Telling:
     """`words`: the event as a line of history. `thread`: it is also sent as a message in the card's thread;
-    `say`: as a message of its own in the room; `warn`: as a warning that mentions the owner, in room and MR."""
+    `say`: as a message of its own in the room; `operators`: so also in `matrix.operations_room`; `warn`: as a warning
+    that mentions the owner, in room and MR."""
 
     words: Callable[[Data], str]
     thread: bool = False
     say: bool = False
+    operators: bool = False
     warn: bool = False
 
 
@@ -95,8 +97,9 @@ TELLINGS: Final = MappingProxyType(
         "build.held": Telling(
             lambda d: f"no more machines are built from this image: {_text(d, 'why')}. Mend it, then say `retry`",
             say=True,
+            operators=True,
         ),
-        "build.resumed": Telling(lambda d: f"machines are built again{_by(d)}", say=True),
+        "build.resumed": Telling(lambda d: f"machines are built again{_by(d)}", say=True, operators=True),
         "machine.forced": Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
         "machine.unhealthy": Telling(lambda d: "the machine does not answer", thread=True),
         "machine.healthy": Telling(lambda d: "the machine answers again", thread=True),

@@ -175,11 +175,18 @@ async def test_a_state_folder_that_is_deleted_under_it_is_said_and_no_webhook_is
         assert await deliver("after") == 503
         async with session.get(f"{address(here)}/readyz") as response:
             state = (await response.json())["checks"]["state"]
+        assert process.stderr
+        async with asyncio.timeout(30):
+            while True:
+                line = json.loads(await process.stderr.readline())
+                if line["level"] == "error":
+                    break
         process.send_signal(signal.SIGTERM)
         _, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
     assert b"Traceback" not in errors
     assert state["ok"] is False
+    assert line["problem"] == state["detail"]
     assert "was deleted or moved away" in state["detail"]
 
 

@@ -17,7 +17,7 @@ from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import inbox, merge_requests, outbox, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest
-from tests.support.records import ROOM, B
+from tests.support.records import ROOM, B, make_config
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -313,3 +313,19 @@ async def test_one_merge_request_that_gitlab_cannot_tell_of_holds_up_no_other_co
         "a sandbox for group/app!1 is on its way",
         "the sandbox of group/app!1 is being stopped",
     ]
+
+
+@pytest.mark.parametrize("direct", [False, True])  # with one operator in it, the room looks like a direct chat
+async def test_in_the_operators_room_nothing_is_done_to_any_project(
+    chat: Chat, mr: MergeRequest, desk: Desk, direct: bool
+) -> None:
+    world = desk.world
+    world.config = make_config(
+        world.config.state_dir, gitlab={"url": desk.server.url}, matrix={"operations_room": "#ops:example.org"}
+    )
+    await world.write(lambda tx: outbox.set_room(tx, "#ops:example.org", "!ops:example.org"))
+    for sender in (OPS, ALICE):
+        answer = await chat.ask(sender, f"!rave start group/app!{mr.iid}", room="!ops:example.org", direct=direct)
+        assert answer == "Refused: this room is not mapped to that project"
+    assert await desk.states() == []
+    assert {lane for target, lane, _, _ in await world.outbox() if target == "matrix"} == {"#ops:example.org"}

@@ -39,6 +39,25 @@ async def test_every_telling_goes_where_the_table_says(world: World, kind: str) 
     assert (await world.kinds())[-1] == kind
 
 
+@pytest.mark.parametrize(
+    ("kind", "room", "heard"),
+    [
+        ("build.held", "#ops:example.org", [ROOM, "#ops:example.org"]),
+        ("build.resumed", "#ops:example.org", [ROOM, "#ops:example.org"]),
+        ("firewall.repaired", "#ops:example.org", [ROOM]),
+        ("build.held", ROOM, [ROOM]),
+    ],
+)
+async def test_an_image_that_is_held_is_said_to_the_operators_too_and_to_no_room_twice(
+    tmp_path: Path, kind: str, room: str, heard: list[str]
+) -> None:
+    async with a_world(tmp_path, matrix={"operations_room": room}) as world:
+        sandbox = await world.queued(a_merge_request())
+        await world.empty_outbox()
+        await record(world, sandbox, kind, why="it does not boot")
+        assert [lane for _, lane, told, _ in await world.outbox() if told == "say"] == heard
+
+
 async def test_what_is_only_for_the_log_is_told_to_nobody(world: World) -> None:
     sandbox = await world.queued(a_merge_request())
     await world.empty_outbox()

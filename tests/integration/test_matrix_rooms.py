@@ -162,6 +162,40 @@ async def test_an_encrypted_room_is_never_written_to_in_clear(
     assert "encrypted" in rooms.statuses()[0].problem
 
 
+async def test_the_operators_room_is_entered_like_the_others_and_mapped_to_no_project(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("operators", public=True)
+    settings = config(synapse, account, ("#dev-of-operators:localhost", "*"))
+    rooms = RoomDirectory(client, settings.rooms, ManualClock(), "#operators:localhost")
+    assert await rooms.ensure("#operators:localhost") == room
+    assert rooms.names_of("group/app") == ("#dev-of-operators:localhost",)
+    assert not rooms.is_mapped(room)
+    assert await rooms.is_configured(room)
+
+
+async def test_what_is_wrong_with_the_operators_room_names_its_key(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("secret-operators", public=True)
+    await encrypt(alice, room)
+    for name in ("#secret-operators:localhost", "#no-operators:localhost"):
+        rooms = RoomDirectory(client, (), ManualClock(), name)
+        [status] = await refreshed(rooms)
+        assert not status.joined
+        assert "matrix.operations_room" in status.problem
+
+
+async def test_an_operators_room_that_is_mapped_as_well_keeps_its_projects(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    room = await alice.create_room("both", public=True)
+    settings = config(synapse, account, ("#both:localhost", "group/*"))
+    rooms = RoomDirectory(client, settings.rooms, ManualClock(), "#both:localhost")
+    assert await rooms.ensure("#both:localhost") == room
+    assert rooms.maps(room, "group/app")
+
+
 async def test_a_room_that_is_no_longer_configured_is_not_found(
     synapse: Synapse, client: MatrixClient, account: MatrixUser
 ) -> None:

@@ -127,3 +127,15 @@ def test_the_longest_state_folder_there_may_be_has_a_path_for_the_admin_socket(t
             assert not fits
         else:
             assert fits
+
+
+def test_ravebot_is_in_every_room_that_is_named_once_each(tmp_path: Path) -> None:
+    rooms = [{"room": ROOM, "projects": ["a/*"]}, {"room": "!b:example.org", "projects": ["b/*"]}]
+    for operations, expected in (
+        (None, (ROOM, "!b:example.org")),
+        (ROOM, (ROOM, "!b:example.org")),
+        ("#ops:example.org", (ROOM, "!b:example.org", "#ops:example.org")),
+    ):
+        config = make_config(tmp_path, matrix={"rooms": rooms, "operations_room": operations})
+        assert config.matrix.room_names == expected
+        assert config.rooms_of("a/x") == (ROOM,)

@@ -230,6 +230,13 @@ def test_a_mistake_in_the_sandbox_section_is_told(folder: Folder, sandbox: str, 
     assert says in problem.message
 
 
+@pytest.mark.parametrize("room", ["ops", "'@ops:example.org'", "[]", "{room: '#ops:example.org'}"])
+def test_an_operators_room_that_is_none_is_told_how_to_write_one(folder: Folder, room: str) -> None:
+    problem = folder.one(("  admins:", f"  operations_room: {room}\n  admins:"))
+    assert problem.path == "matrix.operations_room"
+    assert 'write a room in quotes, like "#ops:example.org"' in problem.message
+
+
 @pytest.mark.parametrize(
     ("provider", "path", "says"),
     [
@@ -511,7 +518,7 @@ def test_the_example_shows_every_key_there_is() -> None:
 
 def is_commented_key(line: str) -> bool:
     key, found, value = line.strip().removeprefix("# ").partition(": ")
-    return line.strip().startswith("# ") and bool(found) and key.isidentifier() and value.startswith("/")
+    return line.strip().startswith("# ") and bool(found) and key.isidentifier() and value.startswith(("/", '"#'))
 
 
 def commented(section: str, *keys: str) -> set[KeyPath]:

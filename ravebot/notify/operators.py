@@ -1,0 +1,48 @@
+"""Tells the room of `matrix.operations_room` what concerns the whole installation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ravebot.errors import Forbidden, NotFound, StoreError, Unacceptable
+from ravebot.matrix.answers import LoginLost
+from ravebot.matrix.cards import render_news
+from ravebot.notify.matrix import Directory, Room
+from ravebot.store import outbox
+from ravebot.store.database import Database
+from ravebot.store.outbox import MATRIX, Kind
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Whoever reads that room; `room` is None where there is none: then nobody is told."""
+
+    room: str | None
+    database: Database
+    client: Room
+    directory: Directory
+
+    async def tell(self, text: str, key: str) -> None:
+        """By the outbox, or at once while the database can't be written: news of that, too, must go out.
+
+        `key` names these news: what is sent again under it is the same event. Raises RavebotError when neither way is
+        open; try again later then.
+        """
+        room = self.room
+        if room is None:
+            return
+        try:
+            await self.database.write(lambda tx: outbox.add(tx, MATRIX, room, Kind.SAY, body={"text": text}))
+        except StoreError:
+            await self._send(room, render_news(text), key)
+
+    async def _send(self, room: str, content: Mapping[str, object], key: str) -> None:
+        room_id = await self.directory.ensure(room)
+        try:
+            await self.client.send(room_id, content, f"rave-{self.database.instance_id}-{key}")
+        except (LoginLost, Unacceptable):
+            raise
+        except (Forbidden, NotFound) as error:
+            self.directory.refused(room, error)
+            raise
