@@ -39,6 +39,7 @@ from ravebot.notify.delivery import Delivery
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
 from ravebot.notify.operators import Operators
+from ravebot.notify.stale_notes import StaleNotes
 from ravebot.notify.state import StateWatch
 from ravebot.operator import Operator
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
@@ -102,6 +103,9 @@ class Bot:
         )
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, logs)
         operator = Operator(self.config, self.database, self.core, self.provider)
+        stale_notes = StaleNotes(
+            self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
+        )
         async with AsyncExitStack() as doors, asyncio.TaskGroup() as group:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))
             await doors.enter_async_context(
@@ -119,6 +123,7 @@ class Bot:
                 housekeeping.forget(),
                 housekeeping.count(),
                 self.state.run(),
+                stale_notes.run(),
             ):
                 group.create_task(loop)
 

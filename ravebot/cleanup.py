@@ -18,7 +18,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
 from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
-from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
 from ravebot.web.operations import CleanupReport
@@ -103,6 +103,8 @@ class Cleaner:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
         if wish.adopt or wish.everything:
             set_meta(tx, ADOPTED, "yes")
+            if not machines.any_ever(tx):  # a database that knows nothing may have been lost, notes too
+                stale_notes.expect(tx)
         ended: list[str] = []
         hit: list[Machine] = []
         for sandbox in sandboxes.live(tx):

@@ -135,8 +135,8 @@ class GitLab:
         """Rewrite our comment, which notifies nobody. NotFound when somebody deleted it."""
         await self._call(lambda: self._transport.put(f"{_address(ref)}/notes/{note_id:d}", {"body": body}))
 
-    async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str) -> int | None:
-        """The first comment by that author that begins with the marker."""
+    async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str | tuple[str, ...]) -> int | None:
+        """The first comment by that author that begins with the marker, or with one of several."""
 
         def search() -> int | None:
             for note in _readable(self._notes(ref, "asc"), answers.note):

@@ -81,9 +81,23 @@ def render_draft_waiting(mr: MergeRequest, marker: str) -> str:
     )
 
 
+def render_none(mr: MergeRequest, marker: str) -> str:
+    """The note of a merge request of whose sandbox nothing is known any more: the database was lost."""
+    return (
+        f"{marker}\n### ⚪ No sandbox\n\n"
+        "What ravebot knew of an earlier one was lost, and its machine is gone. One starts when a Developer comments "
+        f"{code(f'{WORD} start')}.\n\n{_table([('Commit', _commit(mr, mr.head_sha))])}\n"
+    )
+
+
+def render_elsewhere(marker: str) -> str:
+    """What an instance that was cleaned away had written, where the one that took its place has a note too."""
+    return f"{marker}\n### ⚪ This sandbox is gone\n\nAnother ravebot took over: its own comment says how things are.\n"
+
+
 def render_never_started(mr: MergeRequest, marker: str) -> str:
-    """The note of a merge request that ended before anybody let a sandbox start."""
-    return f"{marker}\n### 🏁 No sandbox was started: the merge request is {text(mr.state, 20)}\n"
+    """The note of a merge request that ended without a sandbox that we know of."""
+    return f"{marker}\n### 🏁 No sandbox: the merge request is {text(mr.state, 20)}\n"
 
 
 def render_warning(view: SandboxView, username: str, marker: str = "") -> str:

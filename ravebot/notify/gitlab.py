@@ -12,6 +12,7 @@ from ravebot.gitlab.notes import (
     render_fork_waiting,
     render_help,
     render_never_started,
+    render_none,
     render_note,
     render_reply,
     render_warning,
@@ -63,7 +64,8 @@ class GitLabSender:
     async def _note(self, ref: MergeRequestRef, message: Message) -> Sent:
         mark = marker(ref, self._database.instance_id)
         mr, view = await self._database.read(lambda tx: self._look(tx, ref))
-        body = _status(mr, view, mark) if mr else None
+        drafts_wait = self._views.config.gitlab.drafts == "wait"
+        body = _status(mr, view, mark, drafts_wait=drafts_wait) if mr else None
         if mr is None or body is None:
             return Sent("dropped: nothing to tell")
         if mr.note_id is not None:
@@ -128,7 +130,7 @@ class GitLabSender:
         return self._me
 
 
-def _status(mr: MergeRequest, view: SandboxView | None, mark: str) -> str | None:
+def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:
     """The status note's text; None where there is nothing to say of a merge request."""
     if view is not None and (view.live or mr.state != "opened"):
         return render_note(view, mark)
@@ -136,10 +138,10 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str) -> str | None
         return render_fork_waiting(mr, mark)
     if view is not None:
         return render_note(view, mark)
-    if mr.state == "opened" and mr.draft:
+    if mr.state == "opened" and mr.draft and drafts_wait:
         return render_draft_waiting(mr, mark)
-    if mr.state != "opened" and mr.note_id is not None:  # it said that a sandbox waits
-        return render_never_started(mr, mark)
+    if mr.note_id is not None:  # it says something else: that a sandbox waits, or what a lost database knew
+        return render_none(mr, mark) if mr.state == "opened" else render_never_started(mr, mark)
     return None
 
 

@@ -69,6 +69,8 @@ class Pool:
     def __post_init__(self) -> None:
         self.blocked = ""
         """Why the pool keeps its hands off everything; empty when it works."""
+        self.machines_known = False
+        """Whether the last pass saw what the provider holds, and it was none that only a lost database knew."""
         self._opened = False
         self._codes: dict[MachineId, str] = {}  # the commit that what flies was started for
         self._checked: dict[MachineId, datetime] = {}
@@ -95,11 +97,13 @@ class Pool:
         state = await self.database.read(wanted)
         listing = await self._list()
         if listing is not None and await self.database.read(lambda tx: must_not_touch(tx, listing)):
+            self.machines_known = False
             if not self.blocked:
                 log.error("an empty database meets machines of its own instance: run `ravebot cleanup --adopt`")
             self.blocked = "machines of this instance exist that the database does not know: see ravebot cleanup"
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
+        self.machines_known = listing is not None
         self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
         if listing is not None and await self._let_in(state):
             state = await self.database.read(wanted)

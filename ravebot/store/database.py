@@ -95,6 +95,9 @@ class _Connection(aiosqlite.Connection):
         return result
 
 
+STALE_NOTES = "stale_notes"
+"""The row of `meta` that counts the ends of earlier states, whose notes may stand on merge requests still."""
+
 READERS = 3
 """Rendering a card need not wait for a pass of the pool that reads everything."""
 
@@ -129,10 +132,11 @@ class Database:
     async def __aenter__(self) -> Self:
         self._hold_lock()
         try:
+            had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._writer = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
-            await self._writer.run(_prepare_writer)
+            await self._writer.run(partial(_prepare_writer, had_id=had_id))
             for _ in range(READERS):
                 reader = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
                 await reader.run(_prepare_reader)
@@ -250,11 +254,11 @@ def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
     return code & 0xFF in codes
 
 
-def _prepare_writer(connection: sqlite3.Connection) -> None:
+def _prepare_writer(connection: sqlite3.Connection, had_id: bool) -> None:
     connection.row_factory = sqlite3.Row
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
-    migrate(connection, migrations())
+    migrate(connection, migrations(replaces_lost=had_id))
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
@@ -263,11 +267,18 @@ def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA user_version").fetchone()  # opens the files now: later other ones may lie there
 
 
-def migrations() -> list[tuple[int, str]]:
-    """The numbered SQL files that ship with this version, in order."""
+def migrations(*, replaces_lost: bool = False) -> list[tuple[int, str]]:
+    """The numbered SQL files that ship with this version, in order.
+
+    With `replaces_lost`, a database that they make new knows from its first transaction that it replaces a lost one.
+    """
     folder = resources.files("ravebot.store.migrations")
     found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
-    return [(int(name[:4]), text) for name, text in found]
+    steps = [(int(name[:4]), text) for name, text in found]
+    if replaces_lost:
+        number, text = steps[0]
+        steps[0] = (number, f"{text}\nINSERT INTO meta (key, value) VALUES ('{STALE_NOTES}', '1');")
+    return steps
 
 
 def migrate(connection: sqlite3.Connection, steps: list[tuple[int, str]]) -> None:

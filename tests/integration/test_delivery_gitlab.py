@@ -199,7 +199,7 @@ async def test_a_fork_that_is_closed_unseen_is_not_said_to_wait_any_more(desk: D
     await desk.work()
     await post.drain()
     [note] = post.notes()
-    assert "No sandbox was started: the merge request is closed" in note.body
+    assert "No sandbox: the merge request is closed" in note.body
     assert "/sandbox start" not in note.body
 
 

@@ -16,6 +16,7 @@ from ravebot.gitlab.notes import (
     render_draft_waiting,
     render_fork_waiting,
     render_help,
+    render_none,
     render_note,
     render_reply,
     render_warning,
@@ -177,7 +178,8 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
     shown = view(state, mr=mr, access=ACCESS, notice=words, queue_reason=words, stages=stages, history=history)
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
     shown = replace(shown, sandbox=sandbox)
-    return [render_note(shown, MARKER), render_fork_waiting(mr, MARKER), render_draft_waiting(mr, MARKER)]
+    without = [render(mr, MARKER) for render in (render_fork_waiting, render_draft_waiting, render_none)]
+    return [render_note(shown, MARKER), *without]
 
 
 @given(st.sampled_from(SandboxState), st.just(HOSTILE) | st.text())
