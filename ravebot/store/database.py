@@ -169,7 +169,7 @@ class Database:
         def kept(transaction: Transaction) -> T:
             result = function(transaction)
             if lost := self._files.lost():  # here, and not now and then: what is acknowledged must be there to stay
-                raise StoreError(f"the database {self.path} can't be written: {lost}")
+                raise StoreError(f"the database can't be written: {lost}")
             return result
 
         task = asyncio.ensure_future(self._write(kept, urgent))

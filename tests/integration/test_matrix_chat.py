@@ -199,3 +199,18 @@ async def test_a_damaged_login_file_and_one_that_cannot_be_read_are_told_apart(t
         (tmp_path / "matrix.json").rmdir()
         await until(lambda: not chat.problem)
     assert json.loads((tmp_path / "matrix.json").read_text())["device_id"] == "D"
+
+
+async def test_a_login_that_is_renewed_while_the_state_folder_is_away_makes_no_other_in_its_place(
+    tmp_path: Path,
+) -> None:
+    server, folder = Homeserver(), tmp_path / "state"
+    async with chatting(server, folder) as chat:
+        await until(lambda: chat.sync.last_success is not None)
+        away = folder.rename(tmp_path / "away")
+        server.good_token = ""
+        await until(lambda: folder.exists() or "can't be written" in chat.problem)
+        assert not folder.exists()
+        away.rename(folder)
+        await until(lambda: not chat.problem)
+    assert json.loads((folder / "matrix.json").read_text())["access_token"] == server.good_token
