@@ -201,17 +201,22 @@ class Intents:
         """Go on after failures: lift the image's hold, drop the backoff, run the chain or the sandbox again."""
         image = str(self.config.provider.image)
         record = images.get(tx, image)
+        sandbox, started = sandboxes.current(tx, mr.ref), None
+        if sandbox is None:
+            started = self.start(tx, mr, actor)
+            sandbox = sandboxes.current(tx, mr.ref)
+            if sandbox is None:
+                return started
         if record != ImageRecord(image):
             images.save(tx, ImageRecord(image))
-        sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is None:
-            return self.start(tx, mr, actor)
         if record.held:
             self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
             for other in sandboxes.live(tx):
                 if other.state is SandboxState.QUEUED and other.id != sandbox.id:
                     self.lifecycle.wait(tx, other, "")
         tx.wake(POOL)
+        if started is not None:
+            return started
         if sandbox.state is SandboxState.QUEUED:
             sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
             return Outcome(True, f"{mr.full_ref} is tried again")

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.integration
 
 S = SandboxState
 MR = a_merge_request()
+SECOND = a_merge_request(2)
 FORK = a_merge_request(source_project_id=99)
 DRAFT = a_merge_request(draft=True)
 BOB = Actor("matrix", "@bob:example.org")
@@ -459,6 +460,25 @@ async def test_retry_lifts_a_hold_also_when_no_failure_is_counted_any_more(world
     await world.write(lambda tx: images.save(tx, ImageRecord(image, 0, "it broke")))
     await wish(world, "retry")
     assert await world.read(lambda tx: images.get(tx, image)) == ImageRecord(image)
+
+
+async def test_a_hold_that_retry_lifts_for_a_merge_request_without_a_sandbox_is_told_as_well(world: World) -> None:
+    image = str(world.config.provider.image)
+    waits = await world.queued(SECOND)
+    await world.write(lambda tx: sandboxes.save(tx, replace(waits, wait_reason="no machines are built: it broke")))
+    await world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
+    await world.told(MR, may_start=False)
+    assert (await wish(world, "retry")).message == "a sandbox for group/app!1 is on its way"
+    assert (await world.kinds())[-1] == "build.resumed"
+    assert (await world.latest(SECOND)).wait_reason == ""
+
+
+async def test_a_retry_that_is_refused_lifts_no_hold(world: World) -> None:
+    image = str(world.config.provider.image)
+    await world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
+    await world.told(replace(MR, state="closed"))
+    assert not (await wish(world, "retry")).accepted
+    assert await world.read(lambda tx: images.get(tx, image)) == ImageRecord(image, 3, "it broke")
 
 
 async def test_retry_runs_the_chain_of_a_ready_one_again(world: World) -> None:
