@@ -74,7 +74,7 @@ class Readiness:
             return Check(False, self.core.guard.problem)
         if isinstance(self.firewall, NftFirewall):
             conflicts = await self.firewall.find_conflicts()
-            return Check(not conflicts, "; ".join(conflicts))
+            return Check(not conflicts, "; ".join(conflicts) or self.firewall.weakness)
         return Check(True)
 
     async def _outbox(self) -> Check:

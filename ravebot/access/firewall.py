@@ -1,4 +1,4 @@
-"""The firewall as observed state: keeps one instance's nftables tables and routing rules as the pool wants them."""
+"""The firewall as observed state: keeps one instance's tables, routing rules and filters as the pool wants them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import structlog
 
 from ravebot.access.audit import Count
 from ravebot.access.conflicts import conflicts
+from ravebot.access.ingress import Ingress
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.reading import Reader
 from ravebot.access.routing import Routing
-from ravebot.access.rules import GUEST_SSH_PORT, Connections, Repair, Rules
+from ravebot.access.rules import GUEST_SSH_PORT, Connections, Guest, Repair, Rules
 from ravebot.access.ruleset import (
     FAMILIES,
     OF_FORWARDS,
@@ -62,8 +63,9 @@ async def conflicts_on_host(
 class NftFirewall:
     """`ravebot.access.rules.Firewall` over the nft command.
 
-    `prefix` goes before every command (such as `ip netns exec NAME`). The routing rules, which a flush of nftables does
-    not touch, are looked at no more often than every `routing_every`, and after each repair.
+    `prefix` goes before every command (such as `ip netns exec NAME`). What a flush of nftables does not touch, the
+    routing rules and the ingress filters, is looked at no more often than every `routing_every`, and after each repair;
+    the filters also when the bridge or a guest's tap has come since.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class NftFirewall:
         self._ruleset = Ruleset(f"{TABLE_PREFIX}{instance_id}", bridge, sandbox, access)
         self._reader = Reader(self._tools, self._ruleset.table, bridge.name)
         self._routing = Routing(self._tools, bridge.name, sandbox)
+        self._ingress = Ingress(self._tools, bridge, sandbox)
         self._monitor = Monitor(self._tools)
         self._clock = clock
-        self._routing_every = routing_every.total_seconds()
-        self._routing_checked: float | None = None
+        self._beneath_every = routing_every.total_seconds()
+        self._beneath_checked: float | None = None
         self._lock = asyncio.Lock()
         self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
         self._visits = Visits(self._ruleset.table)
@@ -107,10 +110,10 @@ class NftFirewall:
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
             # A new guest may be on a bridge that is new itself.
-            rerouted = await self._ensure_routing(now=bool(added[TAPS]))
+            mended = await self._ensure_beneath(rules.guests, now=bool(added[TAPS]))
             if flushed:
                 await self._rewrite(wanted)
-                rerouted |= await self._ensure_routing(now=True)
+                mended |= await self._ensure_beneath(rules.guests, now=True)
             elif any(added.values()) or any(removed.values()):
                 await self._tools.apply(
                     [
@@ -119,7 +122,7 @@ class NftFirewall:
                     ]
                 )
                 await self._verify(wanted)
-            return Repair(flushed=flushed or rerouted, added=_count(added), removed=_count(removed))
+            return Repair(flushed=flushed or mended, added=_count(added), removed=_count(removed))
 
     async def connections(self) -> tuple[Connections, ...]:
         """What was counted since the last call, also by an earlier run; each connection is returned once.
@@ -137,6 +140,11 @@ class NftFirewall:
                 _report(found)
             return self._visits.hand_out(now)
 
+    @property
+    def weakness(self) -> str:
+        """What would not hold after a flush of nftables, and why; empty when all would."""
+        return self._ingress.problem
+
     def changes(self) -> AsyncIterator[None]:
         """Yields when someone else touched the ruleset: look again now."""
         return self._monitor.changes()
@@ -151,28 +159,34 @@ class NftFirewall:
         await self._monitor.close()
 
     async def remove(self) -> None:
-        """Take our tables and routing rules away; those that another instance needs too, and forwarding, stay."""
+        """Take our tables, routing rules and filters away; what another instance needs too, and forwarding, stays."""
         async with self._lock:
             found = await self._reader.read()
             await self._tools.apply(self._ruleset.delete())
+            bridge = self._ruleset.bridge.name
             if not found.rivals:
                 await self._routing.remove()
+            taps = [str(tap) for (tap,) in found.elements.get(TAPS, ())]
+            await self._ingress.remove(taps if found.rivals else [bridge, *taps])
             self._forms = {}
 
     async def _open(self) -> None:
         found = await self._look()
         self._insist_on_the_bridge(found)
-        await self._ensure_routing(now=True)
+        await self._ensure_beneath(now=True)
         if not self._forms or found.forms != self._forms:
             await self._rewrite(found.elements)
 
-    async def _ensure_routing(self, now: bool = False) -> bool:
+    async def _ensure_beneath(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
+        """Mend what a flush of nftables leaves alone; whether someone had touched it."""
         time = asyncio.get_running_loop().time()
-        if not now and self._routing_checked is not None and time - self._routing_checked < self._routing_every:
-            return False
-        changed = await self._routing.ensure()
-        self._routing_checked = time
-        return changed
+        recent = self._beneath_checked is not None and time - self._beneath_checked < self._beneath_every
+        if recent and not now:
+            return self._ingress.awaits(guests) and await self._ingress.ensure(guests)
+        rerouted = await self._routing.ensure()
+        refiltered = await self._ingress.ensure(guests)
+        self._beneath_checked = time
+        return rerouted or refiltered
 
     def _insist_on_the_bridge(self, found: Snapshot) -> None:
         if found.rivals:

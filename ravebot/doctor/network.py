@@ -14,6 +14,7 @@ from typing import cast
 import psutil
 
 from ravebot.access.firewall import conflicts_on_host
+from ravebot.access.ingress import try_out
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import TABLE_PREFIX
@@ -37,6 +38,7 @@ async def check(config: Config, tools: NetworkTools, instance_id: str | None) ->
     if not may_change_network():
         yield failed("permission", "ravebot may not change the network", "run it as root or with CAP_NET_ADMIN")
     yield await guarded("firewall", firewall(config, tools, instance_id))
+    yield await guarded("ingress filters", ingress_filters(tools))
     yield await guarded("forwarding", forwarding(tools))
     yield await guarded("bridge", routes(config, tools))
 
@@ -82,6 +84,20 @@ async def firewall(config: Config, tools: NetworkTools, instance_id: str | None)
     if found:
         return failed("firewall", "; ".join(found), "do what is said after each")
     return ok("firewall", "nftables answers; nobody's rules drop the sandboxes' traffic")
+
+
+async def ingress_filters(tools: NetworkTools) -> Finding:
+    """Whether this kernel and tc can keep the host's ports shut while someone's reload has flushed nftables."""
+    name = "ingress filters"
+    try:
+        await try_out(tools)
+    except PermissionError as error:
+        return warning(name, f"unknown: {error}", "ask the doctor as root, outside of a container")
+    except Unavailable as error:
+        detail = f"after a flush of nftables the sandboxes could reach the host's ports: {error}"
+        mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+        return warning(name, detail, mend)
+    return ok(name, "the kernel has them: the host's ports stay shut while nftables is flushed")
 
 
 async def forwarding(tools: NetworkTools) -> Finding:

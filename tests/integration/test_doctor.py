@@ -269,6 +269,24 @@ async def test_forwarding_that_is_off_is_told(namespace: NetworkTools) -> None:
     assert (await network.forwarding(namespace)).verdict is Verdict.OK
 
 
+async def test_ingress_filters_are_tried_out_and_leave_nothing(namespace: NetworkTools) -> None:
+    before = await namespace.run("tc", "qdisc", "show")
+    assert (await network.ingress_filters(namespace)).verdict is Verdict.OK
+    assert await namespace.run("tc", "qdisc", "show") == before
+
+
+async def test_ingress_filters_that_can_not_be_had_or_tried_are_told(namespace: NetworkTools, tmp_path: Path) -> None:
+    (tmp_path / "unshare").symlink_to("/usr/bin/unshare")
+    without_tc = await network.ingress_filters(NetworkTools((*namespace.prefix, "env", f"PATH={tmp_path}")))
+    assert without_tc.verdict is Verdict.WARNING
+    assert "could reach the host's ports" in without_tc.detail
+    assert "iproute2" in without_tc.mend
+    confined = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin")
+    unknown = await network.ingress_filters(NetworkTools((*namespace.prefix, *confined)))
+    assert unknown.verdict is Verdict.WARNING
+    assert unknown.detail.startswith("unknown")
+
+
 async def test_a_port_that_the_host_listens_on_is_told(tmp_path: Path) -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:

@@ -1,0 +1,125 @@
+"""A small assembler for classic BPF, the kernel's oldest packet filter language.
+
+Its instructions: https://www.kernel.org/doc/Documentation/networking/filter.txt. A program is written as a list of
+instructions and labels; a label is a plain string. There is one register, into which a part of the frame is loaded;
+offsets count from the frame's first byte (the receiver's MAC). A load past the frame's end ends the program with 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# linux/filter.h
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _LOAD_LENGTH = 0x20, 0x28, 0x30, 0x80
+_AND = 0x54
+_JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
+_RETURN = 0x06
+_EXTENSIONS = 0xFFFFF000  # SKF_AD_OFF: what is known of the packet beside its bytes
+_MARK, _HAS_VLAN_TAG = _EXTENSIONS + 20, _EXTENSIONS + 48
+
+_FARTHEST_JUMP = 255
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; jumps name labels, and an empty label is the next instruction."""
+
+    code: int
+    value: int = 0
+    then: str = ""
+    otherwise: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One instruction as the kernel takes it: jumps count the instructions to skip."""
+
+    code: int
+    skip_then: int
+    skip_otherwise: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.skip_then} {self.skip_otherwise} {self.value}"
+
+
+Program = tuple[Encoded, ...]
+
+
+def load_byte(offset: int) -> Instruction:
+    return Instruction(_LOAD_BYTE, offset)
+
+
+def load_half(offset: int) -> Instruction:
+    """Two bytes."""
+    return Instruction(_LOAD_HALF, offset)
+
+
+def load_word(offset: int) -> Instruction:
+    """Four bytes."""
+    return Instruction(_LOAD_WORD, offset)
+
+
+def load_length() -> Instruction:
+    return Instruction(_LOAD_LENGTH)
+
+
+def load_mark() -> Instruction:
+    """The packet's mark, as nftables sets it."""
+    return Instruction(_LOAD_WORD, _MARK)
+
+
+def load_has_vlan_tag() -> Instruction:
+    """Not 0 if the frame had a VLAN tag, which the kernel has taken out of it."""
+    return Instruction(_LOAD_WORD, _HAS_VLAN_TAG)
+
+
+def keep_bits(mask: int) -> Instruction:
+    return Instruction(_AND, mask)
+
+
+def if_equal(value: int, then: str = "", otherwise: str = "") -> Instruction:
+    return Instruction(_JUMP_EQUAL, value, then, otherwise)
+
+
+def if_at_least(value: int, then: str = "", otherwise: str = "") -> Instruction:
+    return Instruction(_JUMP_AT_LEAST, value, then, otherwise)
+
+
+def if_any_bit(mask: int, then: str = "", otherwise: str = "") -> Instruction:
+    return Instruction(_JUMP_ANY_BIT, mask, then, otherwise)
+
+
+def end_with(verdict: int) -> Instruction:
+    return Instruction(_RETURN, verdict)
+
+
+def assemble(*parts: Instruction | str) -> Program:
+    """The program of these instructions and labels. Raises ValueError for a jump that can't be made."""
+    places: dict[str, int] = {}
+    instructions: list[Instruction] = []
+    for part in parts:
+        if isinstance(part, Instruction):
+            instructions.append(part)
+        elif part in places:
+            raise ValueError(f"the label {part} is there twice")
+        else:
+            places[part] = len(instructions)
+
+    def skip(label: str, here: int) -> int:
+        if not label:
+            return 0
+        distance = places.get(label, -1) - here - 1
+        if not 0 <= distance <= _FARTHEST_JUMP:
+            raise ValueError(f"a jump to {label} from instruction {here} can't be made")
+        return distance
+
+    return tuple(
+        Encoded(one.code, skip(one.then, here), skip(one.otherwise, here), one.value)
+        for here, one in enumerate(instructions)
+    )
+
+
+def bytecode(program: Program) -> str:
+    """As tc(8) takes it: the number of instructions, then each."""
+    return ",".join([str(len(program)), *map(str, program)])

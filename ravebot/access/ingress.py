@@ -1,0 +1,217 @@
+"""The filters at the traffic-control ingress hook: they keep the host's ports shut while nftables is flushed.
+
+Observed state like the routing rules. A tap comes with its machine's start, and has its filter from the next pass on;
+until then, what holds is nftables alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import structlog
+
+from ravebot.access.bpf import Encoded, Program, bytecode
+from ravebot.access.filters import bridge_program, guest_program
+from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.rules import Guest
+from ravebot.config import BridgeConfig, SandboxConfig
+from ravebot.errors import Unavailable
+
+log = structlog.get_logger()
+
+_OURS = ("protocol", "all", "pref", "1", "handle", "0x7276", "bpf")
+"""Which filter of a device is ours. Nobody's comes before a preference of 1; who has it too has another handle."""
+_HOOKS = ("clsact", "ingress")
+"""The queueing disciplines that bring the hook; a device has one of them at most."""
+_GONE = ("Cannot find device", "No such device")
+
+
+class Ingress:
+    """Keeps the filters of one bridge and its guests' taps. `problem` says why they can't be had, or is empty."""
+
+    def __init__(self, tools: NetworkTools, bridge: BridgeConfig, sandbox: SandboxConfig) -> None:
+        self._tools = tools
+        self._bridge = bridge
+        self._dns = sandbox.egress == "internet"
+        self._allowed = {address for entry in sandbox.allow if (address := _single_address(entry))}
+        self._filtered: dict[str, int] = {}  # devices and their numbers, as of the last look
+        self._written: Mapping[str, Program] = {}
+        self.problem = ""
+
+    def awaits(self, guests: Collection[Guest]) -> bool:
+        """Whether the bridge or a tap has come since the last look, perhaps as the successor of one with its name."""
+        devices = (self._bridge.name, *(guest.tap for guest in guests))
+        return not self.problem and any(self._number(one) != self._filtered.get(one, 0) for one in devices)
+
+    async def ensure(self, guests: Collection[Guest]) -> bool:
+        """Put the filters on what is up of the bridge and the taps; whether someone had touched one.
+
+        Where the kernel or tc can't, the sandboxes go on without: nftables and the routing rules hold all the same.
+        """
+        try:
+            touched = await self._ensure(guests)
+        except Unavailable as error:
+            problem = f"after a flush of nftables the sandboxes could reach the host's ports: {error}"
+            if problem != self.problem:
+                log.warning("no ingress filters", problem=problem)
+            self.problem = problem
+            self._filtered = {}
+            return False
+        self.problem = ""
+        return touched
+
+    async def remove(self, devices: Collection[str]) -> None:
+        """Take our filters away from these devices, where they are. Others' stay, and so does the hook."""
+        try:
+            listed = await self._qdiscs()
+            programs = await self._programs([device for device in devices if _has_hook(listed, device)])
+        except Unavailable as error:
+            log.warning("ingress filters could not be looked for", error=str(error))
+            return
+        for device, program in programs.items():
+            if program is not None:
+                await self._change("filter", "del", "dev", device, "ingress", *_OURS)
+        self._filtered = {}
+
+    async def _ensure(self, guests: Collection[Guest]) -> bool:
+        wanted = {guest.tap: guest_program(guest) for guest in guests}
+        wanted[self._bridge.name] = bridge_program(self._bridge, await self._shut(), dns=self._dns)
+        numbers = {device: number for device in wanted if (number := self._number(device))}
+        if numbers == self._filtered:  # the usual case takes one call
+            found = await self._programs(sorted(numbers))
+            if found == {device: wanted[device] for device in numbers}:
+                return False
+        listed = await self._qdiscs()
+        there = {device for device in wanted if device in listed}
+        found = await self._programs([device for device in sorted(there) if _has_hook(listed, device)])
+        touched, failures = False, []
+        for device in sorted(there):
+            if found.get(device) == wanted[device]:
+                continue
+            # Without the hook it is a device that was just made: nobody's doing, and nothing to report.
+            same = numbers.get(device) == self._filtered.get(device, 0)
+            touched |= same and device in found and found[device] != self._written.get(device)
+            program = ("direct-action", "bytecode", bytecode(wanted[device]))
+            try:
+                if device not in found:
+                    await self._change("qdisc", "add", "dev", device, "clsact")
+                await self._change("filter", "replace", "dev", device, "ingress", *_OURS, *program)
+            except Unavailable as error:  # the other devices shall have theirs
+                failures.append(f"{device}: {error}")
+        if failures:
+            raise Unavailable("; ".join(failures))
+        self._filtered = {device: number for device, number in numbers.items() if device in there}
+        self._written = wanted
+        return touched
+
+    async def _shut(self) -> set[str]:
+        """The host's addresses, except for those that the configuration allows: no guest begins TCP to them."""
+        links = await self._tools.ip_listed("-4", "addr", "show")
+        found = {info.get("local") for link in links for info in cast(list[JsonObject], link.get("addr_info", []))}
+        return {str(address) for address in found if address} - self._allowed
+
+    def _number(self, device: str) -> int:
+        """The kernel's, which no other device gets; 0 where there is none of that name."""
+        if self._tools.prefix:
+            return 1  # in another network namespace, whose devices we can't ask for: taken to be there, always the same
+        try:
+            return socket.if_nametoindex(device)
+        except OSError:
+            return 0
+
+    async def _qdiscs(self) -> Mapping[str, set[str]]:
+        """Of each device that is up, its queueing disciplines."""
+        kinds: dict[str, set[str]] = {}
+        for listed in _lists(await self._tools.run("tc", "-j", "qdisc", "show")):
+            for entry in listed:
+                kinds.setdefault(str(entry.get("dev")), set()).add(str(entry.get("kind")))
+        return kinds
+
+    async def _programs(self, devices: list[str]) -> dict[str, Program | None]:
+        """Our filter of each, or None; in one call. Only the devices that are still there are in the answer."""
+        if not devices:
+            return {}
+        # As text, for tc takes it in no other form; these names are from our configuration and our database.
+        asked = "".join(f"filter show dev {device} ingress\n" for device in devices)
+        try:
+            answer = await self._tools.run("tc", "-j", "-batch", "-", stdin=asked.encode())
+        except Unavailable as error:
+            if len(devices) > 1 and _is_gone(error):  # a machine ended just now, and tc does not say whose tap it was
+                one_by_one = [await self._programs([device]) for device in devices]
+                return {device: program for answered in one_by_one for device, program in answered.items()}
+            if _is_gone(error):
+                return {}
+            raise
+        lists = _lists(answer)
+        if len(lists) != len(devices):
+            raise Unavailable("tc listed other filters than it was asked for")
+        return {device: _ours(listed) for device, listed in zip(devices, lists, strict=True)}
+
+    async def _change(self, *arguments: str) -> None:
+        try:
+            await self._tools.run("tc", *arguments)
+        except Unavailable as error:
+            if not _is_gone(error):
+                raise
+
+
+async def try_out(tools: NetworkTools) -> None:
+    """Put a filter on in a network namespace that is gone a moment later. Raises Unavailable where that can't be done.
+
+    PermissionError where only the namespace can't be made: that needs CAP_SYS_ADMIN, which filters do not.
+    """
+    program = bytecode(bridge_program(BridgeConfig(), (), dns=True))
+    commands = (
+        f"qdisc add dev lo clsact\nfilter add dev lo ingress {' '.join(_OURS)} direct-action bytecode '{program}'\n"
+    )
+    try:
+        await tools.run("unshare", "--net", "tc", "-batch", "-", stdin=commands.encode())
+    except Unavailable as error:
+        if "unshare failed" in str(error):
+            raise PermissionError("no network namespace could be made to try it in") from error
+        raise
+
+
+def _single_address(allowed: str) -> str | None:
+    """Of an entry of sandbox.allow; None where it is about a network."""
+    network = ipaddress.IPv4Network(allowed.partition(":")[0])
+    return str(network.network_address) if network.num_addresses == 1 else None
+
+
+def _has_hook(listed: Mapping[str, set[str]], device: str) -> bool:
+    return any(kind in listed.get(device, ()) for kind in _HOOKS)
+
+
+def _is_gone(error: Unavailable) -> bool:
+    return any(text in str(error) for text in _GONE)
+
+
+def _lists(output: str) -> list[list[JsonObject]]:
+    """What tc printed: a JSON list for each command."""
+    decoder, found, rest = json.JSONDecoder(), [], output.strip()
+    try:
+        while rest:
+            listed, end = decoder.raw_decode(rest)
+            found.append(cast(list[JsonObject], listed))
+            rest = rest[end:].strip()
+    except ValueError as error:
+        raise Unavailable("tc answered with something else than JSON; is iproute2 older than 5.0?") from error
+    return found
+
+
+def _ours(listed: list[JsonObject]) -> Program | None:
+    """The program of our filter among these; None where it is not, or is not as we write it."""
+    for entry in listed:
+        options = cast(JsonObject, entry.get("options", {}))
+        of = ("protocol", entry.get("protocol"), "pref", str(entry.get("pref")), "handle", options.get("handle"))
+        if (*of, entry.get("kind")) == _OURS and options.get("direct-action"):
+            code = cast(dict[str, list[dict[str, int]]], options.get("bytecode", {}))
+            try:
+                return tuple(Encoded(one["code"], one["jt"], one["jf"], one["k"]) for one in code["insns"])
+            except (KeyError, TypeError) as error:
+                raise Unavailable("tc lists a filter's program in a form that is not known") from error
+    return None
