@@ -87,7 +87,7 @@ class GitLabSender:
         return merge_requests.get(tx, ref), self._views.latest(tx, ref)
 
     async def _comment(self, ref: MergeRequestRef, message: Message) -> Sent:
-        mark = marker(ref, self._database.instance_id, f"{message.kind.value}-{message.id}")
+        mark = marker(ref, self._database.instance_id, f"{message.kind.value}-{message.key}")
         body = await self._comment_body(message, mark)
         if body is None:
             return Sent("dropped: nothing to tell any more")

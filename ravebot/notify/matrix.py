@@ -80,7 +80,7 @@ class MatrixSender:
         return Sent(event_id)
 
     async def _put(self, message: Message, room_id: str, content: Mapping[str, object]) -> str:
-        transaction = f"rave-{self._database.instance_id}-{message.id}"
+        transaction = f"rave-{self._database.instance_id}-{message.key}"
         try:
             return await self._client.send(room_id, content, transaction)
         except Unacceptable:

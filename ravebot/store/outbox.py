@@ -41,6 +41,12 @@ class Message:
     attempted: bool
     attempts: int
     body: dict[str, object] = field(default_factory=dict)
+    salt: str = ""  # a row from before there were salts has none
+
+    @property
+    def key(self) -> str:
+        """What the far end knows it by. The number alone comes again after a restored backup, with another salt."""
+        return f"{self.id}.{self.salt}" if self.salt else str(self.id)
 
 
 def add(
@@ -56,8 +62,8 @@ def add(
     """Queue a message. With a merge key it is dropped while one like it waits unsent: that one, rendered when it
     is sent, will tell this change too."""
     tx.execute(
-        "INSERT INTO outbox (target, lane, kind, merge_key, sandbox_id, body, created_at)"
-        " SELECT ?, ?, ?, ?, ?, ?, ? WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox"
+        "INSERT INTO outbox (target, lane, kind, merge_key, sandbox_id, body, created_at, salt)"
+        " SELECT ?, ?, ?, ?, ?, ?, ?, lower(hex(randomblob(8))) WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox"
         " WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NULL)",
         (target, lane, kind, merge_key, sandbox_id, dump_json(body or {}), tx.now_us, merge_key, merge_key),
     )
@@ -92,6 +98,7 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
         attempted=row["attempted_at"] is not None,
         attempts=row["attempts"],
         body=json.loads(row["body"]),
+        salt=row["salt"],
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,11 @@ from ravebot.notify.gitlab import GitLabSender
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
 from ravebot.store import merge_requests, outbox, sandboxes
-from ravebot.store.database import Transaction
+from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest, Note
+from tests.support.records import a_database_of_version_1
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -242,6 +244,40 @@ async def test_two_answers_with_the_same_words_are_two_notes(post: Post) -> None
     await post.send(crash=True)
     await post.drain()
     assert len(post.notes()) == 3
+
+
+async def test_after_a_backup_was_restored_an_old_answer_is_not_taken_for_a_new_one(post: Post, tmp_path: Path) -> None:
+    await post.drain()
+    desk = post.desk
+    backup = desk.world.back_up(tmp_path / "backup")
+    await post.tell(Kind.REPLY, text="before the disk broke")
+    await post.drain()
+    async with Database(backup, desk.world.clock) as restored:
+        desk.world = replace(desk.world, database=restored)
+        post.restart()
+        await post.tell(Kind.REPLY, text="after the restore")
+        desk.server.fail(502, 1, method="POST", path="/notes$")
+        with pytest.raises(Unavailable):
+            await post.send()
+        desk.world.pass_by(minutes=2)
+        post.restart()
+        await post.drain()
+    bodies = [note.body for note in post.notes()]
+    assert len(bodies) == 3
+    assert "before the disk broke" in bodies[1]
+    assert "after the restore" in bodies[2]
+
+
+async def test_what_the_version_before_had_posted_is_found_after_the_upgrade(post: Post, tmp_path: Path) -> None:
+    desk, lane = post.desk, note_lane(post.ref)
+    row = {"id": 7, "target": GITLAB, "lane": lane, "kind": "reply", "body": {"text": "hello"}, "attempted_at": 1}
+    async with Database(a_database_of_version_1(tmp_path / "old", row), desk.world.clock) as upgraded:
+        body = f"<!-- ravebot {upgraded.instance_id} {lane} reply7 -->\nhello\n"
+        note_id = await desk.gitlab.create_note(post.ref, body)
+        desk.world = replace(desk.world, database=upgraded)
+        post.restart()
+        assert await post.send() == str(note_id)
+    assert [note.id for note in post.notes()] == [note_id]
 
 
 async def test_a_warning_that_comes_after_the_end_is_not_sent(post: Post) -> None:

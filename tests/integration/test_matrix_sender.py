@@ -18,8 +18,9 @@ from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.matrix import MatrixSender
 from ravebot.sandboxes.model import Sandbox
 from ravebot.store import outbox, sandboxes
+from ravebot.store.database import Database
 from ravebot.store.outbox import MATRIX, Kind, Message
-from tests.support.records import World, a_merge_request, a_world
+from tests.support.records import World, a_database_of_version_1, a_merge_request, a_world
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -168,6 +169,35 @@ async def test_what_cannot_be_sent_with_or_without_its_thread_is_refused(desk: D
     await desk.put(Kind.REPLY, content=reply("x" * 70_000, thread="$nowhere:localhost"))
     with pytest.raises(Forbidden, match="413"):
         await desk.send()
+
+
+async def test_after_a_backup_was_restored_the_room_gets_what_is_said_then(
+    desk: Desk, alice: MatrixUser, tmp_path: Path
+) -> None:
+    backup = desk.world.back_up(tmp_path / "backup")
+    lost = await desk.put_and_send(Kind.REPLY, content=reply("before the disk broke"))
+    async with Database(backup, desk.world.clock) as restored:
+        world = replace(desk.world, database=restored)
+        sender = MatrixSender(world.config.matrix, restored, world.views, desk.client, desk.rooms)
+        after = await replace(desk, world=world, sender=sender).put_and_send(
+            Kind.REPLY, content=reply("after the restore")
+        )
+    said = [(message.event_id, message.body) for message in await alice.messages(desk.room)]
+    assert said == [(lost, "before the disk broke"), (after, "after the restore")]
+
+
+async def test_what_the_version_before_had_sent_is_not_sent_again_after_the_upgrade(
+    desk: Desk, alice: MatrixUser, tmp_path: Path
+) -> None:
+    content = reply("hello")
+    row = {"id": 7, "target": MATRIX, "lane": ALIAS, "kind": "reply", "body": {"content": content}, "attempted_at": 1}
+    async with Database(a_database_of_version_1(tmp_path / "old", row), desk.world.clock) as upgraded:
+        room_id = await desk.rooms.ensure(ALIAS)
+        sent = await desk.client.send(room_id, content, f"rave-{upgraded.instance_id}-7")
+        world = replace(desk.world, database=upgraded)
+        sender = MatrixSender(world.config.matrix, upgraded, world.views, desk.client, desk.rooms)
+        assert await replace(desk, world=world, sender=sender).send() == sent
+    assert [message.event_id for message in await alice.messages(desk.room)] == [sent]
 
 
 async def test_an_answer_for_a_direct_chat_that_put_us_out_is_dropped(desk: Desk, alice: MatrixUser) -> None:

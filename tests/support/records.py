@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ravebot.clock import ManualClock
+from ravebot.clock import ManualClock, to_us
 from ravebot.config import Config
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
@@ -30,7 +32,7 @@ from ravebot.sandboxes.model import (
 )
 from ravebot.sandboxes.views import Views
 from ravebot.store import events, machines, merge_requests, sandboxes
-from ravebot.store.database import Database, Transaction
+from ravebot.store.database import Database, Transaction, dump_json, migrate, migrations
 from ravebot.web.metrics import Metrics
 
 T = TypeVar("T")
@@ -206,7 +208,17 @@ class World:
         await self.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1"))
 
     def pass_by(self, **span: float) -> None:
+        """Move the clock; back, by less than nothing, as whoever sets it does."""
         self.clock.advance(timedelta(**span))
+
+    def back_up(self, folder: Path) -> Path:
+        """A copy of the state as README says to make one; where its database is."""
+        folder.mkdir()
+        copy = folder / self.database.path.name
+        with closing(sqlite3.connect(self.database.path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        shutil.copy(self.database.path.parent / "instance-id", folder)
+        return copy
 
 
 @asynccontextmanager
@@ -217,3 +229,17 @@ async def a_world(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[Worl
     async with Database(folder / "ravebot.db", clock) as database:
         intents = Intents(config, lifecycle)
         yield World(config, clock, database, lifecycle, intents, Views(config), metrics)
+
+
+def a_database_of_version_1(folder: Path, *outbox: dict[str, Any]) -> Path:
+    """As the first version wrote it, with these rows in its outbox (`body` is JSON yet to be written)."""
+    folder.mkdir()
+    path = folder / "ravebot.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection, migrations()[:1])
+        for row in outbox:
+            values = {"body": {}, "created_at": to_us(NOON), **row}
+            values["body"] = dump_json(values["body"])
+            marks = ", ".join("?" for _ in values)
+            connection.execute(f"INSERT INTO outbox ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+    return path

@@ -171,6 +171,11 @@ def test_markers_tell_merge_requests_instances_and_purposes_apart() -> None:
     assert marker(REF, "a --> <script>", "-->") == "<!-- ravebot ascript 7!42  -->"
 
 
+def test_two_rows_never_have_one_marker() -> None:
+    keys = ["1", "12", "1.2000000000000000", "12.0000000000000000", "12.000000000000000a", "1.200000000000000a"]
+    assert len({marker(REF, "a", f"reply-{key}") for key in keys}) == len(keys)
+
+
 def _hostile_notes(state: SandboxState, words: str) -> list[str]:
     mr = replace(MR, title=words, source_branch=words, source_project_id=9)
     stages = (StageResult(Stage.TEST, False, 1, f"{words}!"),)
