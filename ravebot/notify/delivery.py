@@ -129,6 +129,8 @@ class Delivery:
         except (Forbidden, NotFound) as error:
             delay = _REFUSED_SECONDS
             log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
+        except StoreError:
+            raise
         # Whatever an odd answer brings to light must not end the bot; the lane goes on when it is mended.
         except Exception:
             delay = _REFUSED_SECONDS

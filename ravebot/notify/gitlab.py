@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+from datetime import timedelta
 
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import (
     marker,
@@ -23,11 +23,11 @@ from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.views import Views
-from ravebot.store import merge_requests
+from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Kind, Message
 
-STILL_WORKING_SECONDS = 60.0
+STILL_WORKING = timedelta(seconds=60)
 """How long GitLab may be at work on a request after we gave up on its answer: its own limit.
 https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
 _LOOK_AGAIN_SECONDS = 3.0
@@ -36,15 +36,11 @@ _LOOK_AGAIN_SECONDS = 3.0
 class GitLabSender:
     """A note is edited by its stored id; before one is posted, it is looked for by author and hidden marker."""
 
-    def __init__(
-        self, database: Database, views: Views, gitlab: GitLab, still_working_seconds: float = STILL_WORKING_SECONDS
-    ) -> None:
+    def __init__(self, database: Database, views: Views, gitlab: GitLab) -> None:
         self._database = database
         self._views = views
         self._gitlab = gitlab
         self._me: int | None = None
-        self._still_working_seconds = still_working_seconds
-        self._unanswered: dict[int, float] = {}  # rows whose creation got no answer, and when (by the loop's clock)
 
     async def send(self, message: Message) -> Sent:
         ref = _ref(message.lane)
@@ -96,18 +92,22 @@ class GitLabSender:
         return Sent(str(await self._create(ref, body, message)))
 
     async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
-        """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that."""
-        now = asyncio.get_running_loop().time()
-        tried = self._unanswered.get(message.id)
-        if tried is not None and (left := tried + self._still_working_seconds - now) > 0:
+        """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that.
+
+        The try is a column, for whoever made it may have been killed. How long ago it was is counted from when the row
+        was read, before the note was looked for.
+        """
+        ago = message.asked_ago
+        if ago is not None and (left := (STILL_WORKING - ago).total_seconds()) > 0:
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
+        await self._database.write(lambda tx: outbox.asked(tx, message.id))
         try:
-            note_id = await self._gitlab.create_note(ref, body)
+            return await self._gitlab.create_note(ref, body)
         except Unanswered:
-            self._unanswered[message.id] = now
             raise
-        self._unanswered.pop(message.id, None)
-        return note_id
+        except RavebotError:
+            await self._database.write(lambda tx: outbox.answered(tx, message.id))
+            raise
 
     async def _comment_body(self, message: Message, mark: str) -> str | None:
         username = str(message.body.get("username") or "") or None

@@ -41,6 +41,7 @@ class Message:
     attempted: bool
     attempts: int
     body: dict[str, object] = field(default_factory=dict)
+    asked_ago: timedelta | None = None  # since the far end was asked for it, without an answer yet
     salt: str = ""  # a row from before there were salts has none
 
     @property
@@ -88,6 +89,7 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
     )
     if row is None or row["next_attempt_at"] > tx.now_us:
         return None
+    asked_at = row["last_attempt_at"]
     return Message(
         id=row["id"],
         target=row["target"],
@@ -98,16 +100,31 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
         attempted=row["attempted_at"] is not None,
         attempts=row["attempts"],
         body=json.loads(row["body"]),
+        asked_ago=None if asked_at is None else timedelta(microseconds=max(0, tx.now_us - asked_at)),
         salt=row["salt"],
     )
 
 
 def attempt(tx: Transaction, message_id: int) -> None:
-    """Note, before it is sent, that it may have arrived from now on."""
+    """Note, before it is sent, that it may have arrived from now on.
+
+    Where the clock was set back since the far end was asked, that counts as asked now: once, for it is written down.
+    """
     tx.execute(
-        "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1 WHERE id = ?",
-        (tx.now_us, message_id),
+        "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1,"
+        " last_attempt_at = MIN(last_attempt_at, ?) WHERE id = ?",
+        (tx.now_us, tx.now_us, message_id),
     )
+
+
+def asked(tx: Transaction, message_id: int) -> None:
+    """Note, right before a request that must not be made twice, that the far end may be at work on it from now on."""
+    tx.execute("UPDATE outbox SET last_attempt_at = ? WHERE id = ?", (tx.now_us, message_id))
+
+
+def answered(tx: Transaction, message_id: int) -> None:
+    """Note that the far end is not at work on it any more."""
+    tx.execute("UPDATE outbox SET last_attempt_at = NULL WHERE id = ?", (message_id,))
 
 
 def delivered(tx: Transaction, message_id: int, result: str) -> None:

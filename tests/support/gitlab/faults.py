@@ -46,6 +46,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.log: list[Request] = []
+        self.under_way: list[str] = []
         self.faults: list[Fault] = []
         self.truncate_archives = False
         self._window: deque[float] = deque()
@@ -79,10 +80,12 @@ class Faults:
         """Answer, or fail to, as the switches say; every request is logged."""
         body = await request.read()
         status: int | None = None
+        self.under_way.append(request.method)
         try:
             response = await self._answer(request, handler)
             status = response.status
         finally:
+            self.under_way.remove(request.method)
             url = request.rel_url
             self.log.append(Request(request.method, url.raw_path, url.query_string, body, status, time.monotonic()))
         return response

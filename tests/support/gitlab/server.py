@@ -60,6 +60,11 @@ class GitLabServer(Actions):
         """Every API request so far, oldest first."""
         return list(self._faults.log)
 
+    @property
+    def under_way(self) -> list[str]:
+        """The methods of the API requests that came in and are not carried out yet."""
+        return list(self._faults.under_way)
+
     def fail(
         self,
         status: int = 500,
