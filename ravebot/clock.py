@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -40,6 +41,21 @@ class ManualClock:
 def is_due(last: datetime | None, every: timedelta, now: datetime) -> bool:
     """Whether something that was done last at that moment is due; also when the clock was set back since."""
     return last is None or not timedelta(0) <= now - last < every
+
+
+@dataclass(frozen=True)
+class Wait:
+    """From when to when something is left alone; a clock that was set back to before that ends it too."""
+
+    since: datetime
+    until: datetime
+
+    def is_over(self, now: datetime) -> bool:
+        return not self.since <= now < self.until
+
+    def left(self, now: datetime) -> timedelta:
+        """Nothing when it is over."""
+        return timedelta(0) if self.is_over(now) else self.until - now
 
 
 def to_us(moment: datetime) -> int:

@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
@@ -40,14 +40,14 @@ class Hearing:
         self._client = client
         self._clock = clock
         self._direct: dict[str, bool] = {}
-        self._unknown_until: dict[str, datetime] = {}
+        self._unknown: dict[str, Wait] = {}
         self._failures: dict[str, int] = {}
 
     def forget(self, room_id: str) -> None:
         """We are no longer in that room."""
         self._direct.pop(room_id, None)
         self._failures.pop(room_id, None)
-        self._unknown_until.pop(room_id, None)
+        self._unknown.pop(room_id, None)
 
     def failures(self, room_id: str) -> int:
         """How often in a row our questions about that room were not answered."""
@@ -115,10 +115,10 @@ class Hearing:
         """Whether nobody but us and one other is in the room."""
         if room_id in self._direct:
             return self._direct[room_id]
-        if room_id in self._unknown_until:
-            if self._unknown_until[room_id] > self._clock.now():
+        if room_id in self._unknown:
+            if not self._unknown[room_id].is_over(self._clock.now()):
                 return False
-            del self._unknown_until[room_id]
+            del self._unknown[room_id]
         try:
             async with self._patience(room_id):
                 members = await self._client.direct_members(room_id)
@@ -130,7 +130,8 @@ class Hearing:
             if not self._gives_up(room_id, error):
                 raise
             _log.warning("matrix_members_unknown", room_id=room_id, error=str(error))
-            self._unknown_until[room_id] = self._clock.now() + _UNKNOWN
+            now = self._clock.now()
+            self._unknown[room_id] = Wait(now, now + _UNKNOWN)
             return False
         self._direct[room_id] = len(members) == 2
         return self._direct[room_id]

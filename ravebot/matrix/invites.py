@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
@@ -29,7 +29,7 @@ _ENCRYPTED = "ravebot can't read encrypted rooms yet: invite it to one without e
 class _Pending:
     inviter: str
     welcome: bool
-    due: datetime
+    wait: Wait
     attempts: int = 0
     refusals: int = 0
     joined: bool = False
@@ -72,7 +72,8 @@ class Invites:
                 continue
             if len(self._pending) >= _MAX_PENDING and not welcome:
                 continue
-            self._pending[room_id] = _Pending(sender, welcome, self._clock.now())
+            now = self._clock.now()
+            self._pending[room_id] = _Pending(sender, welcome, Wait(now, now))
             self._news.set()
 
     def forget(self, room_id: str) -> None:
@@ -84,10 +85,10 @@ class Invites:
         while True:
             self._news.clear()
             await self.answer()
-            due = min((pending.due for pending in self._pending.values()), default=None)
-            wait = _LOOK_SECONDS if due is None else (due - self._clock.now()).total_seconds()
+            now = self._clock.now()
+            waits = (pending.wait.left(now).total_seconds() for pending in self._pending.values())
             try:
-                async with asyncio.timeout(min(_LOOK_SECONDS, max(0.05, wait))):
+                async with asyncio.timeout(min(_LOOK_SECONDS, max(0.05, min(waits, default=_LOOK_SECONDS)))):
                     await self._news.wait()
             except TimeoutError:
                 pass
@@ -120,8 +121,8 @@ class Invites:
     def _next_due(self) -> tuple[str, _Pending] | None:
         """The admins' before the others', else the longest waiting."""
         now = self._clock.now()
-        due = [item for item in self._pending.items() if item[1].due <= now]
-        return min(due, key=lambda item: (not item[1].welcome, item[1].due), default=None)
+        due = [item for item in self._pending.items() if item[1].wait.is_over(now)]
+        return min(due, key=lambda item: (not item[1].welcome, item[1].wait.until), default=None)
 
     async def _answer(self, room_id: str, pending: _Pending) -> bool:
         """One step; whether it was the last."""
@@ -153,8 +154,9 @@ class Invites:
 
     def _again(self, room_id: str, pending: _Pending, later: _Pending, seconds: float) -> None:
         if self._pending.get(room_id) is pending:
-            due = self._clock.now() + timedelta(seconds=seconds)
-            self._pending[room_id] = replace(later, due=due, attempts=pending.attempts + 1)
+            now = self._clock.now()
+            wait = Wait(now, now + timedelta(seconds=seconds))
+            self._pending[room_id] = replace(later, wait=wait, attempts=pending.attempts + 1)
 
 
 def inviter(room: Json, our_user_id: str) -> str | None:

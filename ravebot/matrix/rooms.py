@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, Wait
 from ravebot.config import Room, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
@@ -33,7 +33,7 @@ class RoomStatus:
     room_id: str | None = None
     joined: bool = False
     problem: str = "not looked up yet"
-    next_try: datetime | None = None
+    wait: Wait | None = None  # for the next try
     away: int = 0  # how often in a row nothing answered
     key: str = "matrix.rooms"  # which configures it
 
@@ -62,8 +62,8 @@ class RoomDirectory:
         if status.joined and status.room_id is not None:
             return status.room_id
         now = self._clock.now()
-        if status.next_try is not None and status.next_try > now:
-            raise Unavailable(f"{name}: {status.problem}", (status.next_try - now).total_seconds())
+        if status.wait is not None and not status.wait.is_over(now):
+            raise Unavailable(f"{name}: {status.problem}", status.wait.left(now).total_seconds())
         lost = self._lost
         try:
             room_id = await self._enter(name, status.key)
@@ -79,13 +79,16 @@ class RoomDirectory:
         except (NotFound, Forbidden) as error:
             self._failed(name, error, _RETRY)
             raise
-        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", next_try=None, away=0)
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", wait=None, away=0)
         _log.info("matrix_room_ready", room=name, room_id=room_id)
         return room_id
 
     def _failed(self, name: str, error: RavebotError, wait: timedelta, away: int = 0) -> None:
-        due = self._clock.now() + wait
-        self._rooms[name] = replace(self._rooms[name], problem=str(error), next_try=due, away=away)
+        self._rooms[name] = replace(self._rooms[name], problem=str(error), wait=self._wait(wait), away=away)
+
+    def _wait(self, span: timedelta) -> Wait:
+        now = self._clock.now()
+        return Wait(now, now + span)
 
     async def _enter(self, name: str, key: str) -> str:
         try:
@@ -131,7 +134,7 @@ class RoomDirectory:
         """We came into some room: try the configured ones again now, it may be one of them."""
         for name, status in self._rooms.items():
             if not status.joined:
-                self._rooms[name] = replace(status, next_try=None)
+                self._rooms[name] = replace(status, wait=None)
 
     def left(self, room_id: str) -> None:
         """We were put out of a room, or left it."""
@@ -143,10 +146,10 @@ class RoomDirectory:
 
     def _lose(self, room_id: str, why: str, wait: timedelta | None) -> None:
         self._lost += 1
-        due = None if wait is None else self._clock.now() + wait
+        until_then = None if wait is None else self._wait(wait)
         for name, status in self._rooms.items():
             if status.room_id == room_id and status.joined:
-                self._rooms[name] = replace(status, joined=False, problem=f"{name}: {why}", next_try=due)
+                self._rooms[name] = replace(status, joined=False, problem=f"{name}: {why}", wait=until_then)
                 _log.warning("matrix_room_lost", room=name, room_id=room_id, why=why)
 
     def refused(self, name: str, error: RavebotError) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from ravebot.clock import Wait
 from ravebot.sandboxes.model import Machine, Sandbox, SandboxState
 
 MEMORY_RESERVE_BYTES = 256 * 1024**2
@@ -59,7 +60,8 @@ def admit(sandboxes: Iterable[Sandbox], machines: Iterable[Machine], max_running
     for sandbox in everything:
         if len(admitted) >= free:
             break
-        waits = sandbox.not_before is not None and sandbox.not_before > now
+        # It was queued and told to wait in one step.
+        waits = sandbox.not_before is not None and not Wait(sandbox.state_since, sandbox.not_before).is_over(now)
         if sandbox.state is SandboxState.QUEUED and sandbox.mr not in stopping and not waits:
             admitted.append(sandbox)
     return admitted

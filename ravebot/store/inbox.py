@@ -39,8 +39,9 @@ def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest waiting row of every lane whose time has come."""
     rows = tx.all(
         "SELECT id, source, lane, kind, body, attempts FROM inbox WHERE id IN (SELECT MIN(id) FROM inbox"
-        " WHERE handled_at IS NULL GROUP BY source, lane) AND next_attempt_at <= ? ORDER BY id LIMIT ?",
-        (tx.now_us, limit),
+        " WHERE handled_at IS NULL GROUP BY source, lane) AND (next_attempt_at <= ? OR postponed_at > ?)"
+        " ORDER BY id LIMIT ?",
+        (tx.now_us, tx.now_us, limit),
     )
     return tuple(Request(**dict(row)) for row in rows)
 
@@ -64,10 +65,10 @@ def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
 
 
 def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
-    """Try a row again later; the rest of its lane waits behind it."""
+    """Try a row again later, or when the clock was set back; the rest of its lane waits behind it."""
     tx.execute(
-        "UPDATE inbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
-        (to_us(tx.now + delay), request_id),
+        "UPDATE inbox SET attempts = attempts + 1, postponed_at = ?, next_attempt_at = ? WHERE id = ?",
+        (tx.now_us, to_us(tx.now + delay), request_id),
     )
 
 

@@ -75,8 +75,8 @@ def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
     """The lanes whose oldest unsent row's time has come, longest waiting first."""
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
-        " GROUP BY lane) AND next_attempt_at <= ? ORDER BY id",
-        (target, tx.now_us),
+        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY id",
+        (target, tx.now_us, tx.now_us),
     )
     return tuple(row["lane"] for row in rows)
 
@@ -87,7 +87,7 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
         "SELECT * FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL ORDER BY id LIMIT 1",
         (target, lane),
     )
-    if row is None or row["next_attempt_at"] > tx.now_us:
+    if row is None or row["postponed_at"] <= tx.now_us < row["next_attempt_at"]:
         return None
     asked_at = row["last_attempt_at"]
     return Message(
@@ -135,16 +135,19 @@ def delivered(tx: Transaction, message_id: int, result: str) -> None:
 
 
 def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
-    """Try again later; the rest of its lane waits behind it."""
-    tx.execute("UPDATE outbox SET next_attempt_at = ? WHERE id = ?", (to_us(tx.now + delay), message_id))
+    """Try again later, or when the clock was set back; the rest of its lane waits behind it."""
+    tx.execute(
+        "UPDATE outbox SET postponed_at = ?, next_attempt_at = ? WHERE id = ?",
+        (tx.now_us, to_us(tx.now + delay), message_id),
+    )
 
 
 def seconds_to_next(tx: Transaction, target: str) -> float | None:
     """How long until the earliest postponed row is due; None when none is postponed."""
     row = tx.one(
         "SELECT MIN(next_attempt_at) AS due FROM outbox"
-        " WHERE target = ? AND delivered_at IS NULL AND next_attempt_at > ?",
-        (target, tx.now_us),
+        " WHERE target = ? AND delivered_at IS NULL AND postponed_at <= ? AND next_attempt_at > ?",
+        (target, tx.now_us, tx.now_us),
     )
     return (row["due"] - tx.now_us) / 1e6 if row and row["due"] is not None else None
 

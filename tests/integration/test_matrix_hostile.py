@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ravebot.config import MatrixConfig
 from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.hearing import Hearing
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
@@ -434,13 +436,72 @@ async def test_an_alias_on_a_server_that_is_away_hinders_no_other_room_and_is_le
         assert asked == ["#far:away.example", "#near:localhost"]
         waits = []
         for _ in range(6):
-            due = rooms.statuses()[0].next_try
-            assert due
-            waits.append((due - clock.now()).total_seconds())
-            clock.advance(due - clock.now())
+            wait = rooms.statuses()[0].wait
+            assert wait
+            waits.append(wait.left(clock.now()).total_seconds())
+            clock.advance(wait.left(clock.now()))
             [status async for status in rooms.refresh()]
     assert waits == [5, 10, 20, 40, 60, 60]
     assert asked.count("#near:localhost") == 1
+
+
+class Recovering:
+    """A homeserver that a proxy says is away, until it is `well`."""
+
+    def __init__(self) -> None:
+        self.well = False
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if not self.well:
+            return web.Response(status=502, text="<html>Bad Gateway</html>")
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {US: {}, "@alice:localhost": {}}})
+        if "/join/" in request.path:
+            return web.json_response({"room_id": ROOM})
+        return web.json_response({"errcode": "M_NOT_FOUND"}, status=404)
+
+
+async def test_a_clock_that_was_set_back_does_not_put_off_an_invite(tmp_path: Path) -> None:
+    server, clock, joined = Recovering(), ManualClock(), list[str]()
+    event = {"type": "m.room.member", "state_key": US, "sender": "@ops:x", "content": {"membership": "invite"}}
+    async with homeserver(server.answer) as url, client_of(url, tmp_path) as client:
+        invites = Invites(client, ("@ops:x",), clock, joined.append)
+        invites.note({OTHER: {"invite_state": {"events": [event]}}})
+        await invites.answer()
+        server.well = True
+        await invites.answer()
+        assert joined == []
+        clock.advance(timedelta(hours=-3))
+        await invites.answer()
+    assert joined == [OTHER]
+
+
+async def test_a_clock_that_was_set_back_does_not_put_off_a_room(tmp_path: Path) -> None:
+    server, clock = Recovering(), ManualClock()
+    settings = {"homeserver": "http://unused", "user_id": US, "access_token_file": "/unused"}
+    config = MatrixConfig.model_validate({**settings, "rooms": [{"room": "#dev:localhost", "projects": ["a/*"]}]})
+    async with homeserver(server.answer) as url, client_of(url, tmp_path) as client:
+        rooms = RoomDirectory(client, config.rooms, clock)
+        [away] = [status async for status in rooms.refresh()]
+        server.well = True
+        assert [status async for status in rooms.refresh()] == [away]
+        clock.advance(timedelta(hours=-3))
+        assert [status.room_id async for status in rooms.refresh()] == [ROOM]
+
+
+async def test_a_clock_that_was_set_back_does_not_put_off_the_look_at_who_is_in_a_room(tmp_path: Path) -> None:
+    server, clock = Recovering(), ManualClock()
+    room = {"timeline": {"events": [said(1)]}}
+    async with homeserver(server.answer) as url, client_of(url, tmp_path) as client:
+        hearing = Hearing(client, clock)
+        for _ in range(4):
+            with pytest.raises(Unavailable):
+                await hearing.heard(ROOM, room, "s0")
+        for well in (False, True):
+            server.well = well
+            assert [message.direct for message in await hearing.heard(ROOM, room, "s0")] == [False]
+        clock.advance(timedelta(hours=-3))
+        assert [message.direct for message in await hearing.heard(ROOM, room, "s0")] == [True]
 
 
 async def test_a_server_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:

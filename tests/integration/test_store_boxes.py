@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.clock import ManualClock
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import inbox, outbox
+from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX, Kind
 from ravebot.store.signals import INTAKE, OUTBOX_GITLAB, OUTBOX_MATRIX
-from tests.support.records import World, a_world
+from tests.support.records import World, a_database_of_version_1, a_world
 
 pytestmark = pytest.mark.integration
 
@@ -75,6 +77,19 @@ async def test_a_postponed_row_holds_its_lane_until_its_time_and_no_other(world:
     world.pass_by(seconds=5)
     assert await heads(world) == ["a1", "b1"]
     assert (await world.read(lambda tx: inbox.heads(tx, 1)))[0].attempts == 1
+
+
+async def test_a_clock_set_back_to_before_a_row_was_postponed_ends_its_wait_and_a_smaller_step_does_not(
+    world: World,
+) -> None:
+    await receive(world, "k1")
+    first = (await world.read(lambda tx: inbox.heads(tx, 1)))[0]
+    await world.write(lambda tx: inbox.postpone(tx, first.id, timedelta(hours=1)))
+    world.pass_by(minutes=30)
+    world.pass_by(minutes=-30)
+    assert await heads(world) == []
+    world.pass_by(seconds=-1)
+    assert await heads(world) == ["k1"]
 
 
 async def test_a_row_is_handled_once(world: World) -> None:
@@ -161,6 +176,34 @@ async def test_a_lane_is_due_when_its_oldest_row_is(world: World) -> None:
     assert await world.read(lambda tx: outbox.seconds_to_next(tx, GITLAB)) is None
     world.pass_by(seconds=5)
     assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a", "b")
+
+
+async def test_a_clock_set_back_to_before_a_message_was_postponed_ends_its_wait(world: World) -> None:
+    await tell(world, "room")
+    await world.write(lambda tx: outbox.postpone(tx, 1, timedelta(hours=1)))
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ()
+    world.pass_by(seconds=-1)
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("room",)
+    assert await world.read(lambda tx: outbox.head(tx, MATRIX, "room"))
+    assert await world.read(lambda tx: outbox.seconds_to_next(tx, MATRIX)) is None
+
+
+async def test_rows_of_the_version_before_are_all_there_after_the_upgrade_and_due(tmp_path: Path) -> None:
+    waits = {"attempts": 3, "next_attempt_at": 10**18}
+    told = {"target": MATRIX, "lane": "room", "kind": "say", **waits}
+    heard = {"source": "gitlab", "delivery_key": "k", "lane": "a", "kind": "note", "body": "body of k", **waits}
+    done = {"source": "gitlab", "delivery_key": "d", "lane": "a", "kind": "note", "handled_at": 5, "outcome": "done"}
+    path = a_database_of_version_1(tmp_path / "old", told, {**told, "delivered_at": 5}, inbox=(heard, done))
+    async with Database(path, ManualClock()) as database:
+        message = await database.read(lambda tx: outbox.head(tx, MATRIX, "room"))
+        assert message
+        assert (message.id, message.key, message.attempts, message.asked_ago) == (1, "1", 3, None)
+        [request] = await database.read(lambda tx: inbox.heads(tx, 9))
+        assert (request.id, request.body, request.attempts) == (1, "body of k", 3)
+        kept = await database.read(
+            lambda tx: tx.all("SELECT handled_at FROM inbox UNION ALL SELECT delivered_at FROM outbox")
+        )
+    assert [row[0] for row in kept] == [None, 5, None, 5]
 
 
 async def test_the_backlog_says_how_many_wait_and_since_when(world: World) -> None:

@@ -231,15 +231,16 @@ async def a_world(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[Worl
         yield World(config, clock, database, lifecycle, intents, Views(config), metrics)
 
 
-def a_database_of_version_1(folder: Path, *outbox: dict[str, Any]) -> Path:
-    """As the first version wrote it, with these rows in its outbox (`body` is JSON yet to be written)."""
+def a_database_of_version_1(folder: Path, *outbox: dict[str, Any], inbox: tuple[dict[str, Any], ...] = ()) -> Path:
+    """As the first version wrote it, with these rows in outbox and inbox (a `body` that is no text is made JSON)."""
     folder.mkdir()
     path = folder / "ravebot.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         migrate(connection, migrations()[:1])
-        for row in outbox:
-            values = {"body": {}, "created_at": to_us(NOON), **row}
-            values["body"] = dump_json(values["body"])
+        told = [("outbox", {"body": {}, "created_at": to_us(NOON), **row}) for row in outbox]
+        heard = [("inbox", {"body": {}, "received_at": to_us(NOON), **row}) for row in inbox]
+        for table, row in told + heard:
+            values = [value if isinstance(value, str | int) else dump_json(value) for value in row.values()]
             marks = ", ".join("?" for _ in values)
-            connection.execute(f"INSERT INTO outbox ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+            connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", values)
     return path

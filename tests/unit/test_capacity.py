@@ -54,6 +54,11 @@ def test_one_that_waits_after_a_failed_build_lets_others_pass_until_its_time_has
     assert ids(admit([later, a_sandbox(2)], [], 1, NOON + timedelta(seconds=10))) == [1]
 
 
+def test_one_that_waits_after_a_failed_build_is_let_in_when_the_clock_was_set_back_to_before_it() -> None:
+    later = a_sandbox(1, not_before=NOON + timedelta(seconds=10))
+    assert ids(admit([later], [], 1, NOON - timedelta(seconds=1))) == [1]
+
+
 def test_memory_that_running_machines_may_still_grow_into_is_not_given_out_again() -> None:
     need = Need(4 * GIB, 20 * GIB)
     grown = a_machine(1, memory_bytes=4 * GIB, memory_peak_bytes=4 * GIB)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.clock import ManualClock, SystemClock, from_us, to_us
+from ravebot.clock import ManualClock, SystemClock, Wait, from_us, to_us
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
 
@@ -45,3 +45,10 @@ def test_a_manual_clock_stands_still_until_it_is_moved() -> None:
     assert clock.now() == first
     clock.advance(timedelta(hours=2))
     assert clock.now() == first + timedelta(hours=2)
+
+
+def test_a_wait_is_over_at_its_end_and_when_the_clock_was_set_back_to_before_it_began() -> None:
+    noon, second = datetime(2026, 1, 1, 12, 0, tzinfo=UTC), timedelta(seconds=1)
+    wait = Wait(noon, noon + 2 * second)
+    assert [wait.is_over(noon + step * second) for step in (-1, 0, 1, 2)] == [True, False, False, True]
+    assert [wait.left(noon + step * second) / second for step in (-1, 0, 1, 2)] == [0, 2, 1, 0]
