@@ -136,5 +136,6 @@ def _first_look(tx: Transaction, project_id: ProjectId) -> datetime | None:
 
 
 def _note_look(tx: Transaction, project_id: ProjectId, began: datetime) -> None:
-    if _first_look(tx, project_id) is None:
+    first = _first_look(tx, project_id)
+    if first is None or first > began:  # the clock was set back since: what is said from now on counts
         set_meta(tx, f"looked_at:{project_id}", str(to_us(began)))

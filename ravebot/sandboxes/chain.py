@@ -122,8 +122,9 @@ class Chain:
         timeouts = self.config.sandbox.timeouts
         limits = {Stage.COPY: timeouts.copy_in, Stage.SETUP: timeouts.setup, Stage.TEST: timeouts.test}
         limit = limits.get(stage, timeouts.other)
-        started = work.sandbox.stage_started_at or self.clock.now()
-        return max(min(_LEAST_TIME, limit), started + limit - self.clock.now())
+        now = self.clock.now()
+        started = min(now, work.sandbox.stage_started_at or now)
+        return max(min(_LEAST_TIME, limit), started + limit - now)
 
     async def _host_keys(self, work: Work) -> None:
         name = work.machine.name

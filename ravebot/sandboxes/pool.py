@@ -26,6 +26,7 @@ from ravebot.sandboxes.flights import Flights
 from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.moments import any_ahead, bring_back
 from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
 from ravebot.sandboxes.sweep import Sweep, must_not_touch
 from ravebot.store import machines, merge_requests, sandboxes
@@ -104,6 +105,10 @@ class Pool:
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
         self.machines_known = listing is not None
+        if any_ahead(state, self.clock.now()):
+            log.warning("the clock was set back: moments that lie in the future count as now")
+            await self.database.write(bring_back)
+            state = await self.database.read(wanted)
         self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
         if listing is not None and await self._let_in(state):
             state = await self.database.read(wanted)

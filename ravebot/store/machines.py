@@ -62,7 +62,13 @@ def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine |
 
 
 def sighted(tx: Transaction, kind: str, name: str) -> datetime | None:
-    """Remember that a thing of ours without a row was seen; when it was seen first, or None when this is the first."""
+    """Remember that a thing of ours without a row was seen; when it was seen first, or None when this is the first.
+
+    Where the clock was set back since, it counts as seen first now.
+    """
+    tx.execute(
+        "UPDATE sightings SET first_seen = MIN(first_seen, ?) WHERE kind = ? AND name = ?", (tx.now_us, kind, name)
+    )
     row = tx.one("SELECT first_seen FROM sightings WHERE kind = ? AND name = ?", (kind, name))
     if row:
         return from_us(row["first_seen"])

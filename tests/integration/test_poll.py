@@ -227,6 +227,21 @@ async def test_a_command_that_was_obeyed_is_not_obeyed_again_when_its_merge_requ
     assert await desk.states() == ["queued"]
 
 
+async def test_commands_are_found_also_when_the_first_look_ever_came_with_a_clock_that_was_ahead(desk: Desk) -> None:
+    real = datetime.now(UTC) - desk.world.clock.now()  # as the comments' times are
+    desk.world.clock.advance(real + timedelta(days=30))
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    desk.world.clock.advance(timedelta(days=-30, minutes=-1))
+    await desk.poller.look()
+    await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == []
+
+
 async def test_a_merge_that_no_webhook_told_of_is_found_also_when_the_last_look_came_in_the_middle_of_it(
     desk: Desk,
 ) -> None:

@@ -1,0 +1,57 @@
+"""After the host's clock was set back: a moment that lies in the future is written down as now, and ages from there.
+
+What was counted from such a moment keeps its length; a pause that began there is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ravebot.sandboxes.model import Machine, Sandbox
+from ravebot.sandboxes.observation import Wanted, wanted
+from ravebot.store import machines, sandboxes
+from ravebot.store.database import Transaction
+
+
+def any_ahead(state: Wanted, now: datetime) -> bool:
+    """Whether there is anything to mend; asked at every pass."""
+    return any(machine.state_since > now for machine in state.machines) or any(
+        sandbox.state_since > now
+        or (sandbox.stage_started_at is not None and sandbox.stage_started_at > now)
+        or (sandbox.ready_at is not None and sandbox.ready_at > now)
+        for sandbox in state.sandboxes
+    )
+
+
+def bring_back(tx: Transaction) -> None:
+    """Write down as now what lies in the future."""
+    state = wanted(tx)
+    for machine in state.machines:
+        if (mended := machine_at(machine, tx.now)) != machine:
+            machines.save(tx, mended)
+    for sandbox in state.sandboxes:
+        if (moved := sandbox_at(sandbox, tx.now)) != sandbox:
+            sandboxes.save(tx, moved)
+
+
+def machine_at(machine: Machine, now: datetime) -> Machine:
+    """The machine as it is at `now`."""
+    return replace(machine, state_since=min(machine.state_since, now))
+
+
+def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
+    """The sandbox as it is at `now`: with its whole lifetime before it and warnings to come, if it was ready later."""
+    started, ready, expires = sandbox.stage_started_at, sandbox.ready_at, sandbox.expires_at
+    mended = replace(
+        sandbox,
+        created_at=min(sandbox.created_at, now),
+        state_since=min(sandbox.state_since, now),
+        stage_started_at=min(started, now) if started else None,
+        not_before=sandbox.not_before if sandbox.state_since <= now else None,
+    )
+    if ready is None or expires is None or ready <= now:
+        return mended
+    left = expires - ready
+    warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
+    return replace(mended, ready_at=now, expires_at=now + left, warned=warned)

@@ -1,0 +1,165 @@
+"""The pool after the host's clock was set back by hours: nothing freezes, and nobody is ended for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.providers.base import RunResult
+from ravebot.sandboxes.model import EndReason
+from ravebot.sandboxes.sweep import ADOPTED
+from ravebot.store import images
+from ravebot.store.database import set_meta
+from tests.support.edges import Guests, Shelf
+from tests.support.records import a_merge_request
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+MR, SECOND = a_merge_request(1), a_merge_request(2)
+
+
+class Timed(Guests):
+    """Notes how long its guests are waited for."""
+
+    def __init__(self, inner: Shelf) -> None:
+        super().__init__(inner)
+        self.waits: list[timedelta] = []
+
+    async def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        timeout: timedelta,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> RunResult:
+        self.waits.append(timeout)
+        return await super().run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+async def yard(tmp_path: Path, shelf: Shelf) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, Timed(shelf)) as yard:
+        yield yard
+
+
+def guests(yard: Yard) -> Timed:
+    assert isinstance(yard.provider, Timed)
+    return yard.provider
+
+
+async def looks(yard: Yard, count: int, **apart: float) -> None:
+    """Passes that wait for nothing that flies."""
+    for _ in range(count):
+        yard.pass_by(**apart)
+        await yard.core.pool.one_pass(yard.flights)
+        await asyncio.sleep(0.13)  # a boot asks the clock every 0.1 s whether to let the pool look
+
+
+async def test_a_guest_that_ignores_the_shutdown_is_switched_off_after_the_grace(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    guests(yard).ignores_shutdown = True
+    await yard.told(replace(MR, state="merged"))
+    await yard.go()
+    yard.pass_by(hours=-3)
+    for _ in range(2):
+        await yard.go()
+        yard.pass_by(seconds=14)
+    assert guests(yard).count("destroy") == 0
+    yard.pass_by(seconds=2)
+    await yard.until(lambda: yard.is_in(MR, "ended"), passes=4)
+    assert (await yard.latest(MR)).end_detail == "switched off after the grace"
+
+
+async def test_a_build_that_never_answers_has_its_whole_time_again_and_then_fails(yard: Yard) -> None:
+    guests(yard).answering = False
+    await yard.told(MR)
+    await looks(yard, 3, seconds=20)
+    yard.pass_by(hours=-3)
+    await looks(yard, 5, seconds=55)
+    image = str(yard.config.provider.image)
+    assert await yard.is_in(MR, "starting")
+    assert (await yard.read(lambda tx: images.get(tx, image))).failures == 0
+    await looks(yard, 4, seconds=30)
+    assert [data["why"] for data in await yard.log("sandbox.requeued")] == [
+        "the machine did not answer within 5 min of being created"
+    ]
+
+
+async def test_one_that_waits_after_a_failed_build_waits_no_longer_for_it(yard: Yard) -> None:
+    await yard.started(MR)
+    machine = await yard.machine(MR)
+    await yard.write(lambda tx: yard.lifecycle.build_failed(tx, machine, "it broke", for_good=False))
+    await yard.write(lambda tx: yard.lifecycle.machine_gone(tx, replace(machine, sandbox_id=None)))
+    await yard.go()
+    assert await yard.is_in(MR, "queued")
+    yard.pass_by(hours=-3)
+    await yard.until(lambda: yard.is_in(MR, "ready"), passes=5)
+
+
+async def test_a_stage_has_no_more_time_than_it_may_take(yard: Yard) -> None:
+    guests(yard).hold["copy_in"] = asyncio.Event()
+    await yard.told(MR)
+    await looks(yard, 3)
+    assert (await yard.latest(MR)).stage == "copy"
+    yard.flights.cancel((await yard.machine(MR)).id)  # a crash
+    yard.pass_by(hours=-3)
+    guests(yard).hold.clear()
+    await yard.until(lambda: yard.is_in(MR, "ready"), passes=5)
+    assert max(guests(yard).waits) <= timedelta(hours=1)
+
+
+async def test_a_sandbox_lives_its_lifetime_again_at_most_and_is_warned_before_its_end(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    yard.pass_by(hours=1, minutes=50, seconds=30)
+    await yard.go()
+    assert (await yard.latest(MR)).warned == {600, 1800}
+    yard.pass_by(days=-30)
+    await yard.go()
+    sandbox = await yard.latest(MR)
+    assert sandbox.expires_at == yard.clock.now() + timedelta(hours=2)
+    assert sandbox.ready_at == yard.clock.now()
+    assert sandbox.refreshed_at == yard.clock.now()
+    before = len(await yard.log("sandbox.warned"))
+    yard.pass_by(hours=1, minutes=50, seconds=30)
+    await yard.go()
+    assert len(await yard.log("sandbox.warned")) == before + 1
+    yard.pass_by(minutes=10)
+    await yard.until(lambda: yard.is_in(MR, "ended"), passes=5)
+    ended = await yard.latest(MR)
+    assert ended.end_reason is EndReason.EXPIRED
+    [account] = await yard.log("sandbox.ended")
+    assert account["lived_seconds"] == pytest.approx(2 * 3600 + 30, abs=5)
+
+
+async def test_a_step_back_that_is_shorter_than_what_was_lived_changes_nothing(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    yard.pass_by(hours=1)
+    await yard.go()
+    before = await yard.latest(MR)
+    yard.pass_by(minutes=-30)
+    await yard.go()
+    assert replace(await yard.latest(MR), refreshed_at=None) == replace(before, refreshed_at=None)
+
+
+async def test_what_has_no_row_is_removed_at_its_second_sighting(yard: Yard, shelf: Shelf) -> None:
+    await yard.write(lambda tx: set_meta(tx, ADOPTED, "yes"))
+    shelf.put("rave-test-stray")
+    await yard.go()
+    yard.pass_by(hours=-3)
+    await yard.go()
+    assert "rave-test-stray" in shelf.machines
+    yard.pass_by(minutes=5)
+    await yard.go()
+    assert shelf.machines == {}
