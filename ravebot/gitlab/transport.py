@@ -33,6 +33,10 @@ class Unanswered(Unavailable):
     """A request went out and no answer of GitLab's came: it may have been carried out, or still be."""
 
 
+class _UnansweredSlowDown(Unanswered, SlowDown):
+    """A proxy gave up on GitLab, and says when to come back."""
+
+
 class _Elsewhere(requests.RequestException):
     """GitLab redirects to another host, where our token must not go (requests takes only Authorization away)."""
 
@@ -143,10 +147,10 @@ class Transport:
             return NotFound(f"GitLab has no such thing, or the bot may not see it ({said})")
         if status in _TRY_LATER or status >= 500 or status < 400:
             wait = retry_after_seconds(retry_after, self._clock.now())
+            why = f"GitLab answers {status} for now ({said})"
             if wait is not None:
-                return SlowDown(f"GitLab answers {status} for now ({said})", wait)
-            kind = Unanswered if status in _BY_PROXY else Unavailable
-            return kind(f"GitLab answers {status} for now ({said})")
+                return (_UnansweredSlowDown if status in _BY_PROXY else SlowDown)(why, wait)
+            return (Unanswered if status in _BY_PROXY else Unavailable)(why)
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")

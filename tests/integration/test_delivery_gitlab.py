@@ -238,6 +238,21 @@ async def test_a_clock_that_was_set_back_makes_a_lost_note_wait_no_longer_than_b
     assert len(post.notes()) == 1
 
 
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_that_gave_up_on_gitlab_is_no_answer_of_gitlabs_also_when_it_says_when_to_come_back(
+    post: Post, status: int
+) -> None:
+    post.desk.server.fail(status, 1, method="POST", path="/notes$", retry_after=1)
+    for seconds in (0, 59):
+        post.desk.world.pass_by(seconds=seconds)
+        with pytest.raises(Unavailable):
+            await post.send()
+    assert post.notes() == []
+    post.desk.world.pass_by(seconds=1)
+    await post.send()
+    assert len(post.notes()) == 1
+
+
 async def test_what_gitlab_refused_for_now_is_posted_at_the_next_try(post: Post) -> None:
     post.desk.server.fail(500, 1, method="POST", path="/notes$")
     with pytest.raises(Unavailable):
