@@ -28,6 +28,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
+_NOTE_THREADS = 8
+"""As many notes as are posted at once: one that waited here for a thread would begin later than its row says."""
 
 
 class GitLab:
@@ -42,11 +44,12 @@ class GitLab:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: on threads of their own, they hold up no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
+        self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
 
     async def close(self) -> None:
         """Take no more calls, and let those under way end (a download at its next piece)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool):
+        for pool in (self._pool, self._slow_pool, self._note_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 
@@ -129,7 +132,9 @@ class GitLab:
 
     async def create_note(self, ref: MergeRequestRef, body: str) -> int:
         """Post a plain comment; returns its id."""
-        return await self._call(lambda: answers.note_id(self._transport.post(f"{_address(ref)}/notes", {"body": body})))
+        return await self._call(
+            lambda: answers.note_id(self._transport.post(f"{_address(ref)}/notes", {"body": body})), self._note_pool
+        )
 
     async def edit_note(self, ref: MergeRequestRef, note_id: int, body: str) -> None:
         """Rewrite our comment, which notifies nobody. NotFound when somebody deleted it."""

@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestServer
 from ravebot.clock import ManualClock
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
 from ravebot.gitlab.client import GitLab
+from ravebot.notify.delivery import LANES_AT_ONCE
 from ravebot.sandboxes.model import MergeRequestRef, Person
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Project, User
 
@@ -397,3 +398,14 @@ async def _answering(answer: Callable[[], web.Response]) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def test_as_many_notes_as_are_posted_at_once_reach_gitlab_at_once(scene: Scene) -> None:
+    scene.gitlab.drop(method="POST", path="/notes$")
+    posting = [asyncio.create_task(scene.client.create_note(scene.ref, f"note {n}")) for n in range(LANES_AT_ONCE)]
+    while scene.gitlab.under_way.count("POST") < LANES_AT_ONCE and not any(task.done() for task in posting):
+        await asyncio.sleep(0.01)
+    assert scene.gitlab.under_way.count("POST") == LANES_AT_ONCE
+    scene.gitlab.restore()
+    await asyncio.wait(posting)
+    assert [type(task.exception()).__name__ for task in posting] == ["Unanswered"] * LANES_AT_ONCE
