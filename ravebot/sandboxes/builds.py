@@ -88,7 +88,7 @@ class Builds:
             fresh = machines.get(tx, machine.id)
             if fresh is None or fresh.state is not MachineState.BUILDING:
                 return None
-            self.meter.stage_done("boot", True, (tx.now - fresh.state_since).total_seconds())
+            self.meter.stage_done("boot", True, tx.seconds_since(fresh.state_since))
             return self.lifecycle.claim(tx, fresh)
 
         return await self.database.write(claim)

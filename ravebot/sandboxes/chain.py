@@ -232,7 +232,7 @@ class Chain:
             sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox is None or not _same(sandbox, work.sandbox):
                 return None
-            seconds = (tx.now - (sandbox.stage_started_at or tx.now)).total_seconds()
+            seconds = tx.seconds_since(sandbox.stage_started_at or tx.now)
             if tail is not None:
                 sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
                 data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
@@ -256,7 +256,7 @@ class Chain:
         log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
 
         def step(tx: Transaction) -> float:
-            seconds = (tx.now - (work.sandbox.stage_started_at or tx.now)).total_seconds()
+            seconds = tx.seconds_since(work.sandbox.stage_started_at or tx.now)
             sandbox = sandboxes.get(tx, work.sandbox.id)
             machine = machines.get(tx, work.machine.id)
             if sandbox is None or machine is None or not _same(sandbox, work.sandbox):

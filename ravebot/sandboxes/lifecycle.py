@@ -127,13 +127,21 @@ class Lifecycle:
             self._end(tx, sandbox, RAVEBOT)
 
     def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor) -> Sandbox:
-        ended = replace(sandbox, state=SandboxState.ENDED, state_since=tx.now, ended_at=tx.now, wait_reason="")
+        ready_at = min(sandbox.ready_at, tx.now) if sandbox.ready_at else None  # the clock may have been set back
+        ended = replace(
+            sandbox,
+            state=SandboxState.ENDED,
+            state_since=tx.now,
+            ready_at=ready_at,
+            ended_at=tx.now,
+            wait_reason="",
+        )
         sandboxes.save(tx, ended)
         had = machines.of_sandbox(tx, sandbox.id)
         data: dict[str, object] = {
             "reason": ended.end_reason.value if ended.end_reason else "",
             "detail": ended.end_detail,
-            "lived_seconds": (tx.now - ended.ready_at).total_seconds() if ended.ready_at else None,
+            "lived_seconds": tx.seconds_since(ended.ready_at) if ended.ready_at else None,
             "cpu_seconds": sum(machine.cpu_seconds for machine in had),
             "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
         }
@@ -215,7 +223,7 @@ class Lifecycle:
             sandbox, stage=Stage.HOST_KEYS, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1
         )
         sandboxes.save(tx, claimed)
-        data: dict[str, object] = {"seconds": (tx.now - machine.state_since).total_seconds()}
+        data: dict[str, object] = {"seconds": tx.seconds_since(machine.state_since)}
         self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
         return claimed
 
@@ -237,6 +245,7 @@ class Lifecycle:
         if first:
             fresh = replace(
                 fresh,
+                created_at=min(fresh.created_at, tx.now),  # the clock may have been set back
                 ready_at=tx.now,
                 expires_at=tx.now + pool.lifetime,
                 warned=settled_thresholds(pool.warn_before, pool.lifetime),
@@ -246,7 +255,7 @@ class Lifecycle:
             self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
         else:
             since = fresh.created_at if first else sandbox.state_since
-            data: dict[str, object] = {"seconds": (tx.now - since).total_seconds(), "sha": fresh.sha}
+            data: dict[str, object] = {"seconds": tx.seconds_since(since), "sha": fresh.sha}
             self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
         tx.wake(POOL)
         return fresh

@@ -42,6 +42,10 @@ class Transaction:
         self.now_us = to_us(now)
         self._wakes: set[str] = set()
 
+    def seconds_since(self, moment: datetime) -> float:
+        """How long ago that was; nothing where the clock was set back to before it."""
+        return max(0.0, (self.now - moment).total_seconds())
+
     def execute(self, sql: str, parameters: Iterable[Value] = ()) -> int:
         """Run one statement; returns the id of the row it inserted, or 0."""
         return self._connection.execute(sql, tuple(parameters)).lastrowid or 0

@@ -65,10 +65,14 @@ def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
 
 
 def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
-    """Try a row again later, or when the clock was set back; the rest of its lane waits behind it."""
+    """Try a row again later, or when the clock was set back; the rest of its lane waits behind it.
+
+    Where the clock was set back since it was received, it counts as received now.
+    """
     tx.execute(
-        "UPDATE inbox SET attempts = attempts + 1, postponed_at = ?, next_attempt_at = ? WHERE id = ?",
-        (tx.now_us, to_us(tx.now + delay), request_id),
+        "UPDATE inbox SET attempts = attempts + 1, postponed_at = ?, next_attempt_at = ?,"
+        " received_at = MIN(received_at, ?) WHERE id = ?",
+        (tx.now_us, to_us(tx.now + delay), tx.now_us, request_id),
     )
 
 

@@ -108,12 +108,13 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
 def attempt(tx: Transaction, message_id: int) -> None:
     """Note, before it is sent, that it may have arrived from now on.
 
-    Where the clock was set back since the far end was asked, that counts as asked now: once, for it is written down.
+    Where the clock was set back since it was written or the far end was asked, that counts as done now: once, for it is
+    written down.
     """
     tx.execute(
         "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1,"
-        " last_attempt_at = MIN(last_attempt_at, ?) WHERE id = ?",
-        (tx.now_us, tx.now_us, message_id),
+        " last_attempt_at = MIN(last_attempt_at, ?), created_at = MIN(created_at, ?) WHERE id = ?",
+        (tx.now_us, tx.now_us, tx.now_us, message_id),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
+from ravebot.clock import ManualClock, from_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database
@@ -186,6 +186,19 @@ async def test_a_clock_set_back_to_before_a_message_was_postponed_ends_its_wait(
     assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("room",)
     assert await world.read(lambda tx: outbox.head(tx, MATRIX, "room"))
     assert await world.read(lambda tx: outbox.seconds_to_next(tx, MATRIX)) is None
+
+
+async def test_the_age_of_what_waits_grows_again_after_the_clock_was_set_back(world: World) -> None:
+    await receive(world, "k1")
+    await tell(world, "room")
+    world.pass_by(hours=-3)
+    now = world.clock.now()
+    await world.write(lambda tx: inbox.postpone(tx, 1, timedelta(seconds=5)))
+    await world.write(lambda tx: outbox.attempt(tx, 1))
+    assert await world.read(lambda tx: outbox.backlog(tx, MATRIX)) == (1, now)
+    row = await world.read(lambda tx: tx.one("SELECT received_at FROM inbox"))
+    assert row
+    assert from_us(row["received_at"]) == now
 
 
 async def test_rows_of_the_version_before_are_all_there_after_the_upgrade_and_due(tmp_path: Path) -> None:
