@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.clock import SystemClock
-from ravebot.errors import Forbidden, NotFound, SlowDown, Unacceptable, Unavailable
+from ravebot.errors import Forbidden, NotFound, SlowDown, StoreError, Unacceptable, Unavailable
 from ravebot.notify.delivery import Delivery
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import outbox
@@ -177,6 +177,17 @@ async def test_a_sender_that_breaks_in_an_unforeseen_way_ends_nothing(database: 
         await tell(database, "b", "second")
         await until(lambda: texts(far_end) == ["second"])
     assert await waiting(database) == 1  # and is tried again
+
+
+async def test_a_sender_that_could_not_write_to_the_database_tries_again_in_a_moment(
+    database: Database, far_end: FarEnd
+) -> None:
+    far_end.errors = [StoreError("the disk is full")]
+    await tell(database, "a", "first")
+    results: list[str] = []
+    async with delivering(database, far_end, results):
+        await until(lambda: results == ["delivered"])
+    assert texts(far_end) == ["first"]
 
 
 async def test_while_the_database_is_locked_nothing_is_lost_and_the_loop_goes_on(
