@@ -44,8 +44,11 @@ UNCOUNTED = {"seen": "uncounted_connections", "traffic": "uncounted_traffic", "d
 PRIVATE_RANGES = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
     "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
+    "168.63.129.16/32",
 )  # fmt: skip
-"""Not the internet: https://www.iana.org/assignments/iana-ipv4-special-registry and multicast."""
+"""Not the internet: https://www.iana.org/assignments/iana-ipv4-special-registry and multicast, and the address at which
+Azure serves its machines: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16. The
+priorities of the routing rules follow this order: a new entry comes last."""
 
 Element = tuple[str | int, ...]
 Elements = Mapping["SetOf", frozenset[Element]]

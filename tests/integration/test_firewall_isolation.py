@@ -153,6 +153,36 @@ async def test_a_guest_reaches_the_internet_masqueraded_and_neither_guest_host_n
     assert inside.connect(router.host_address, 2201) is None
 
 
+AZURE = "168.63.129.16"
+
+
+def with_azure(router: Router) -> None:
+    """What the host of an Azure machine offers it, over the same way as the internet; it answers guests too."""
+    router.internet.address("eth0", f"{AZURE}/32")
+    router.internet.route(router.subnet, "198.51.100.1")
+    router.host.ip("route", "add", AZURE, "via", router.internet_address)
+    router.internet.serve(80, "azure", AZURE)
+    router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True)
+
+
+async def test_a_guest_does_not_reach_azures_own_address_with_the_tables_nor_after_a_flush(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    with_azure(router)
+    assert guest.namespace.connect(AZURE, 80) == f"azure {guest.address}", "open without us, or it proves nothing"
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert guest.namespace.connect(AZURE, 80) is None
+    assert router.host.connect(AZURE, 80) == "azure 198.51.100.1", "the host itself needs it"
+    router.host.nft("flush ruleset")
+    assert guest.namespace.connect(AZURE, 80) is None
+
+
+async def test_azures_own_address_can_be_allowed(router: Router) -> None:
+    guest, _ = await two_guests(router)
+    with_azure(router)
+    await firewall_of(router, allow=(f"{AZURE}:80",)).ensure(rules_of((guest, 2200, 3000)))
+    assert guest.namespace.connect(AZURE, 80) == "azure 198.51.100.1"
+
+
 async def test_guests_do_not_reach_each_other_over_the_gateway_either(router: Router) -> None:
     guest, other = await two_guests(router)
     for one, to in ((guest, other), (other, guest)):

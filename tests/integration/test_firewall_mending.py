@@ -157,7 +157,7 @@ async def test_routing_rules_and_forwarding_are_mended_too(router: Router) -> No
     firewall = firewall_of(router)
     await firewall.open()
     before = router.host.run(["ip", "rule"]).stdout
-    assert before.count(f"iif {router.bridge} prohibit") == 11
+    assert before.count(f"iif {router.bridge} prohibit") == 12
     router.host.ip("rule", "del", "pref", "1002")
     router.host.ip("-6", "rule", "flush")
     router.host.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"], check=True)
@@ -300,7 +300,7 @@ async def test_of_two_that_came_to_share_a_bridge_one_may_go_without_opening_the
     with pytest.raises(Unavailable, match="nft delete table"):
         await first.ensure(rules)
     await first.remove()
-    assert router.host.run(["ip", "rule"]).stdout.count("prohibit") == 11
+    assert router.host.run(["ip", "rule"]).stdout.count("prohibit") == 12
 
 
 def written(router: Router) -> tuple[str, str]:
