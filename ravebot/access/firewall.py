@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import timedelta
 
 import structlog
@@ -18,6 +18,8 @@ from ravebot.access.routing import Routing
 from ravebot.access.rules import GUEST_SSH_PORT, Connections, Guest, Repair, Rules
 from ravebot.access.ruleset import (
     FAMILIES,
+    GUESTS,
+    LIVE,
     OF_FORWARDS,
     OF_GUESTS,
     SETS,
@@ -115,12 +117,15 @@ class NftFirewall:
                 await self._rewrite(wanted)
                 mended |= await self._ensure_beneath(rules.guests, now=True)
             elif any(added.values()) or any(removed.values()):
+                # A successor inherits nothing, even if the bot was killed before it had removed the entries.
+                await self._forget_connections(str(address) for *_, address in added[GUESTS])
                 await self._tools.apply(
                     [
                         *element_commands("delete", self._ruleset.table, removed),
                         *element_commands("add", self._ruleset.table, added),
                     ]
                 )
+                await self._forget_connections(str(address) for (address,) in removed[LIVE])
                 await self._verify(wanted)
             return Repair(flushed=flushed or mended, added=_count(added), removed=_count(removed))
 
@@ -164,6 +169,7 @@ class NftFirewall:
             found = await self._reader.read()
             await self._tools.apply(self._ruleset.delete())
             bridge = self._ruleset.bridge.name
+            await self._forget_connections(str(address) for (address,) in found.elements.get(LIVE, ()))
             if not found.rivals:
                 await self._routing.remove()
             taps = [str(tap) for (tap,) in found.elements.get(TAPS, ())]
@@ -176,6 +182,15 @@ class NftFirewall:
         await self._ensure_beneath(now=True)
         if not self._forms or found.forms != self._forms:
             await self._rewrite(found.elements)
+
+    async def _forget_connections(self, addresses: Iterable[str]) -> None:
+        """Take gone guests' entries, which would stay for up to 5 days, from the kernel's connection table."""
+        gone = sorted(addresses)
+        try:
+            if gone:
+                await self._tools.forget_connections(gone)
+        except Unavailable as error:  # the rules count more: without them the entries lead nowhere
+            log.warning("gone guests' entries stay in the connection table", addresses=gone, reason=str(error))
 
     async def _ensure_beneath(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
         """Mend what a flush of nftables leaves alone; whether someone had touched it."""

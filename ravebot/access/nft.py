@@ -1,11 +1,12 @@
-"""Speaks to the kernel's network tools: nft in JSON, ip and sysctl; each call bounded in time."""
+"""Speaks to the kernel's network tools: nft in JSON, ip, sysctl and conntrack; each call bounded in time."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -32,7 +33,7 @@ class Listing:
 
 
 class NetworkTools:
-    """Runs nft, ip and sysctl, with `prefix` before each (such as `ip netns exec NAME`)."""
+    """Runs nft, ip, sysctl and conntrack, with `prefix` before each (such as `ip netns exec NAME`)."""
 
     def __init__(self, prefix: Sequence[str] = (), timeout_seconds: float = 10.0) -> None:
         self.prefix = tuple(prefix)
@@ -77,6 +78,13 @@ class NetworkTools:
         except ValueError as error:
             raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
 
+    async def forget_connections(self, addresses: Iterable[str]) -> None:
+        """Remove what these began, and what they answer, from the kernel's connection table. Raises Unavailable."""
+        known = sorted(map(ipaddress.IPv4Address, addresses))
+        lines = (f"--delete {end} {address}\n" for address in known for end in ("--orig-src", "--reply-src"))
+        # Called with one such line as its arguments, it would fail where it finds nothing.
+        await self.run("conntrack", "--load-file", "-", stdin="".join(lines).encode())
+
     async def run(self, *argv: str, stdin: bytes = b"") -> str:
         """What the command printed; raises Unavailable when it failed, is missing, or took too long."""
         try:
@@ -88,7 +96,8 @@ class NetworkTools:
                 stderr=asyncio.subprocess.PIPE,
             )
         except OSError as error:
-            raise Unavailable(f"{argv[0]} can't be run: {error}; install nftables, iproute2 and procps") from error
+            packages = "nftables, iproute2, procps and conntrack"
+            raise Unavailable(f"{argv[0]} can't be run: {error}; install {packages}") from error
         if argv[0] == "nft":
             self._own_pids.append(process.pid)
         try:

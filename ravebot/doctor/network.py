@@ -39,6 +39,7 @@ async def check(config: Config, tools: NetworkTools, instance_id: str | None) ->
         yield failed("permission", "ravebot may not change the network", "run it as root or with CAP_NET_ADMIN")
     yield await guarded("firewall", firewall(config, tools, instance_id))
     yield await guarded("ingress filters", ingress_filters(tools))
+    yield await guarded("conntrack", connection_table(tools))
     yield await guarded("forwarding", forwarding(tools))
     yield await guarded("bridge", routes(config, tools))
 
@@ -98,6 +99,16 @@ async def ingress_filters(tools: NetworkTools) -> Finding:
         mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
         return warning(name, detail, mend)
     return ok(name, "the kernel has them: the host's ports stay shut while nftables is flushed")
+
+
+async def connection_table(tools: NetworkTools) -> Finding:
+    """Whether ended sandboxes' entries can be removed from the kernel's connection table."""
+    try:
+        count = (await tools.run("conntrack", "--count")).strip()
+    except Unavailable as error:
+        mend = "apt-get install conntrack, and run as root or with CAP_NET_ADMIN"
+        return warning("conntrack", f"the connections of sandboxes that end stay in the kernel's table: {error}", mend)
+    return ok("conntrack", f"{count} connections in the kernel's table")
 
 
 async def forwarding(tools: NetworkTools) -> Finding:

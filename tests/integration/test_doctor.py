@@ -240,6 +240,13 @@ async def test_a_drop_of_only_the_sandboxes_ports_is_found(tmp_path: Path, names
     assert "ip other prerouting" in finding.detail
 
 
+async def test_a_missing_conntrack_tool_is_told(tmp_path: Path, namespace: NetworkTools) -> None:
+    assert (await network.connection_table(namespace)).verdict is Verdict.OK
+    finding = await network.connection_table(NetworkTools(("/usr/bin/env", f"PATH={tmp_path}")))
+    assert finding.verdict is Verdict.WARNING
+    assert finding.mend.startswith("apt-get install conntrack")
+
+
 async def test_a_subnet_that_the_host_reaches_another_way_is_found(tmp_path: Path, namespace: NetworkTools) -> None:
     config = loaded(tmp_path, "http://127.0.0.1:1").config
     await namespace.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")

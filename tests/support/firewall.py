@@ -20,16 +20,20 @@ def firewall_of(
     bridge: str = Router.bridge,
     subnet: str = Router.subnet,
     allow_from: tuple[str, ...] = (),
+    through: tuple[str, ...] = (),
     **sandbox: Any,
 ) -> NftFirewall:
-    """One with the defaults of the configuration, but for `sandbox` keys; it looks at the routing in every pass."""
+    """One with the defaults of the configuration, but for `sandbox` keys; it looks at the routing in every pass.
+
+    Its commands run in the host's namespace, by the command `through`.
+    """
     return NftFirewall(
         instance_id=instance_id,
         bridge=BridgeConfig.model_validate({"name": bridge, "subnet": subnet}),
         sandbox=SandboxConfig.model_validate({"host": Router.host_address, **sandbox}),
         access=AccessConfig.model_validate({"allow_from": allow_from}),
         clock=SystemClock(),
-        prefix=(host or router.host).prefix,
+        prefix=(*(host or router.host).prefix, *through),
         routing_every=timedelta(0),
     )
 
