@@ -99,10 +99,24 @@ def counted_by(name: str) -> JsonObject:
     return {"counter": name}
 
 
-def within_rate(name: str, per_minute: int) -> JsonObject:
-    """Goes on while the visitor's token bucket has one; not when it is empty, nor when the set is full."""
-    limit: JsonObject = {"rate": per_minute, "burst": per_minute, "per": "minute"}
-    return {"set": {"op": "update", "elem": VISITOR, "set": f"@{name}", "stmt": [{"limit": limit}]}}
+def within_rate(name: str, key: JsonObject, rate: int, per: str, burst: int) -> JsonObject:
+    """Goes on while the key's token bucket has one; not when it is empty, nor when the set is full."""
+    limit: JsonObject = {"rate": rate, "burst": burst, "per": per}
+    return {"set": {"op": "update", "elem": key, "set": f"@{name}", "stmt": [{"limit": limit}]}}
+
+
+def within_count(name: str, key: JsonObject, most: int) -> JsonObject:
+    """Goes on while the key has at most so many connections, this one included; not when the set is full.
+
+    Only for a connection's first packet. The kernel leaves out TCP connections that are closed (TIME_WAIT), and frees a
+    key without connections; the set must have no timeout, or a quiet key would be counted anew.
+    """
+    return {"set": {"op": "add", "elem": key, "set": f"@{name}", "stmt": [{"ct count": {"val": most}}]}}
+
+
+def is_first() -> list[JsonObject]:
+    """The packet that begins a connection; not one that repeats it, which is `new` too but confirmed."""
+    return [connection_state("new"), connection_status("confirmed", present=False)]
 
 
 def networks(prefixes: list[str]) -> object:

@@ -36,6 +36,19 @@ _RATE_SIZE = 32768
 _AUDIT_SIZE = 4096
 """Visitors at a time in each set of the audit: what can be read, and written again, in a fraction of a second."""
 
+_GUEST_CONNECTIONS = 500
+"""What one guest may have open at a time, through the host and to it. With 253 guests (a /24) that is half of the
+262,144 entries that the table has by default; the kernel makes it smaller with less than 4 GiB of memory. A browser
+opens a few dozen, a package manager at most 50. Flows that nobody answers count; a guest's own answers don't."""
+_GUEST_STARTS_PER_SECOND, _GUEST_STARTS_BURST = 20, 500
+"""The kernel keeps a closed TCP connection for 2 minutes and does not count it: so there is a bound on how fast they
+come, too. A guest that does nothing else has 3,400 entries."""
+_VISITOR_CONNECTIONS = 200
+"""What one source may have open to one port: its rate alone would let it gather a full table in a day. There is no
+bound on all visitors of a guest together: it would let any stranger lock the others out."""
+_MOST_GUESTS = 16384
+"""Room in the sets that are about guests, where the subnet is larger: no pool has as many machines."""
+
 BOOKS = ("seen", "traffic", "dropped", "told", "saved")
 """The sets of the access audit."""
 UNCOUNTED = {"seen": "uncounted_connections", "traffic": "uncounted_traffic", "dropped": "uncounted_drops"}
@@ -49,6 +62,8 @@ PRIVATE_RANGES = (
 """Not the internet: https://www.iana.org/assignments/iana-ipv4-special-registry and multicast, and the address at which
 Azure serves its machines: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16. The
 priorities of the routing rules follow this order: a new entry comes last."""
+
+_SENDER = x.payload("ip", "saddr")
 
 Element = tuple[str | int, ...]
 Elements = Mapping["SetOf", frozenset[Element]]
@@ -152,15 +167,24 @@ class Ruleset:
                 yield {"add": {"set": body}}
             else:
                 yield {"add": {"map": {**body, "map": of.value}}}
-        visitor = ["ipv4_addr", "inet_service"]
-        for name, size, timeout in (
-            ("rates", _RATE_SIZE, _RATE_TIMEOUT_SECONDS),
-            ("seen", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
-            ("traffic", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
-            ("dropped", _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
-        ):
-            body = {"family": "inet", "table": self.table, "name": name, "type": visitor, "size": size}
+        visitor, guest = ["ipv4_addr", "inet_service"], "ipv4_addr"
+        guests = min(self.bridge.subnet.num_addresses, _MOST_GUESTS)
+        timed: tuple[tuple[str, object, int, int], ...] = (
+            ("rates", visitor, _RATE_SIZE, _RATE_TIMEOUT_SECONDS),
+            ("starts", guest, guests, _RATE_TIMEOUT_SECONDS),
+            ("seen", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+            ("traffic", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+            ("dropped", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
+        )
+        for name, key, size, timeout in timed:
+            body = {"family": "inet", "table": self.table, "name": name, "type": key, "size": size}
             yield {"add": {"set": {**body, "flags": ["timeout"], "timeout": timeout}}}
+        counting: tuple[tuple[str, object, int], ...] = (
+            ("visits", visitor, _RATE_SIZE),
+            ("flows", guest, guests),
+        )
+        for name, key, size in counting:
+            yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": key, "size": size}}}
         for name in ("told", "saved"):
             yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": visitor}}}
 
@@ -220,6 +244,7 @@ class Ruleset:
         yield from self._chain("inet", "limits", self._limits())
         yield from self._chain("inet", "opened_port", self._opened_port())
         yield from self._chain("inet", "to_guest", self._to_guest())
+        yield from self._chain("inet", "starting", self._starting())
         yield from self._chain("inet", "from_guest", self._from_guest())
         yield from self._chain("inet", "to_host", self._to_host())
         yield from self._chain("inet", "marking", self._marking(), ("filter", "prerouting", -150))
@@ -281,8 +306,10 @@ class Ruleset:
     def _limits(self) -> Iterable[list[JsonObject]]:
         limits = self.sandbox.connections_per_minute
         ssh, web = x.match(x.HOST_PORT, "@ssh_ports"), x.match(x.HOST_PORT, "@ssh_ports", "!=")
-        yield [x.protocol("tcp"), ssh, x.within_rate("rates", limits.ssh), x.RETURN]
-        yield [x.protocol("tcp"), web, x.within_rate("rates", limits.web), x.RETURN]
+        few_open = x.within_count("visits", x.VISITOR, _VISITOR_CONNECTIONS)
+        for service, rate in ((ssh, limits.ssh), (web, limits.web)):
+            in_time = x.within_rate("rates", x.VISITOR, rate, "minute", burst=rate)
+            yield [x.protocol("tcp"), service, in_time, few_open, x.RETURN]
         yield [x.protocol("tcp"), x.counted_in("dropped"), x.DROP]
         yield [x.counted_by(UNCOUNTED["dropped"]), x.DROP]
 
@@ -292,8 +319,8 @@ class Ruleset:
         yield [x.match(x.meta("l4proto"), "tcp", "!="), x.DROP]
         # Asked of every packet, so that closing a port cuts its connections too.
         yield [x.protocol("tcp"), x.match(leads_here, "@opened", "!="), x.DROP]
-        # A repeated SYN is new but confirmed: it takes from the limit once.
-        yield [x.connection_state("new"), x.connection_status("confirmed", present=False), x.jump("limits")]
+        # A repeated SYN takes from the limit once.
+        yield [*x.is_first(), x.jump("limits")]
         # Counted with its second packet, which nobody can send who forged the first one's sender.
         first = [x.connection_state("established"), x.direction("original"), x.has_connection_mark(COUNTED, False)]
         yield [*first, x.set_connection_mark(COUNTED), x.jump("arrived")]
@@ -324,9 +351,17 @@ class Ruleset:
         yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
         yield [x.connection_state("invalid"), x.DROP]
         yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
-        yield [x.has_mark(MAY_PASS), x.ACCEPT]
+        yield [x.has_mark(MAY_PASS), x.goto("starting")]
         yield [x.match(x.payload("ip", "daddr"), x.networks(list(PRIVATE_RANGES))), x.DROP]
-        yield [x.ACCEPT if self.sandbox.egress == "internet" else x.DROP]
+        yield [x.goto("starting") if self.sandbox.egress == "internet" else x.DROP]
+
+    def _starting(self) -> Iterable[list[JsonObject]]:
+        """Accepts what a guest may send, but for the start of a connection too many: that never gets into the table."""
+        # The rate comes first: who floods is not to make the kernel count each time.
+        in_time = x.within_rate("starts", _SENDER, _GUEST_STARTS_PER_SECOND, "second", _GUEST_STARTS_BURST)
+        yield [*x.is_first(), in_time, x.within_count("flows", _SENDER, _GUEST_CONNECTIONS), x.ACCEPT]
+        yield [*x.is_first(), x.DROP]
+        yield [x.ACCEPT]
 
     def _to_host(self) -> Iterable[list[JsonObject]]:
         yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
@@ -334,13 +369,13 @@ class Ruleset:
         if self.sandbox.egress == "internet":
             to_bridge = x.match(x.payload("ip", "daddr"), x.networks([str(self.bridge.subnet)]))
             for transport in ("udp", "tcp"):
-                yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.ACCEPT]
+                yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.goto("starting")]
         yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
         # A network is allowed for what is in it; who means this host, which may be in it too, names its address.
         for allowed in self._allowed(single_hosts=True):
-            yield [*allowed, x.ACCEPT]
+            yield [*allowed, x.goto("starting")]
         yield [x.DROP]
 
 

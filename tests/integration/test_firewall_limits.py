@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +13,50 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.firewall import firewall_of, rules_of
-from tests.support.netns import Router
+from tests.support.netns import GuestMachine, Namespace, Router
 
 pytestmark = pytest.mark.integration
+
+_TABLE = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_SMALL_TABLE = 20_000
+
+# One datagram from each of so many source ports, without a socket for each.
+FLOOD_UDP = """
+import socket, struct, sys, time
+source, target, port, count, passes = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+ends = socket.inet_aton(source) + socket.inet_aton(target)
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    for again in range(passes):
+        time.sleep(2.1 if again else 0)  # what goes on for two seconds is a stream, and never dropped to make room
+        for number in range(count):
+            udp = struct.pack("!HHHH", 1024 + number, port, 9, 0) + b"x"
+            raw.sendto(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + ends + udp, (target, 0))
+            if number % 500 == 0:
+                time.sleep(0.005)
+"""
+
+ECHO_UDP = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    server.bind(("0.0.0.0", int(sys.argv[1])))
+    print("listening", flush=True)
+    while True:
+        data, who = server.recvfrom(100)
+        server.sendto(data, who)
+"""
+
+HOLD_MANY = """
+import socket, sys
+held = []
+for _ in range(int(sys.argv[3])):
+    try:
+        held.append(socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[4])))
+    except OSError:
+        break
+print(len(held), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -20,10 +65,104 @@ def router() -> Iterator[Router]:
         yield made
 
 
+@pytest.fixture
+def small_table() -> Iterator[int]:
+    """How many connections fit into the table of a namespace: one value for all of them, each counts for itself."""
+    if not _TABLE.stat().st_mode & 0o200:
+        pytest.skip("the table's size can only be set in the host's own network namespace")
+    with _TABLE.open("r+") as limit:
+        fcntl.flock(limit, fcntl.LOCK_EX)  # nobody takes the lowered value for the one to put back
+        before = limit.read()
+        _TABLE.write_text(str(_SMALL_TABLE))
+        try:
+            yield _SMALL_TABLE
+        finally:
+            _TABLE.write_text(before)
+
+
+def start(namespace: Namespace, script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Returns when it has printed a line that says it is ready."""
+    process = namespace.start([sys.executable, "-c", script, *map(str, arguments)])
+    assert process.stdout is not None and process.stdout.readline() == "listening\n", process.communicate()
+    return process
+
+
+def flood(guest: GuestMachine, target: str, port: int, count: int, passes: int = 1) -> None:
+    arguments = map(str, (guest.address, target, port, count, passes))
+    guest.namespace.run([sys.executable, "-c", FLOOD_UDP, *arguments], check=True)
+
+
+def hold_many(namespace: Namespace, address: str, port: int, count: int) -> int:
+    """How many connections could be opened one after the other, and are kept open."""
+    process = namespace.start([sys.executable, "-c", HOLD_MANY, address, str(port), str(count), "2"])
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
 def entries(router: Router, address: str) -> int:
     """How many entries of the host's connection table are about that address, at any place."""
     table = router.host.run(["conntrack", "-L"], check=True).stdout.splitlines()
     return sum(f"={address} " in line for line in table)
+
+
+async def test_a_guest_that_opens_flows_without_end_leaves_the_host_the_others_and_visitors_room(
+    router: Router, small_table: int
+) -> None:
+    guest, other = router.guest(2), router.guest(3)
+    guest.namespace.serve(22, "ssh")
+    router.friend.serve(80, "private")
+    router.internet.serve(80, "internet")
+    start(router.internet, ECHO_UDP, 7)
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    flood(guest, router.internet_address, 7, small_table + 5_000, passes=3)
+    answers = [router.host.connect(router.friend_address, 80) for _ in range(5)]
+    assert answers == ["private 192.168.77.1"] * 5
+    assert other.namespace.connect(router.internet_address, 80) == "internet 198.51.100.1"
+    assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
+    assert 100 < entries(router, guest.address) <= 510, "it had what it may have"
+
+
+async def test_flows_that_nobody_answers_and_those_to_the_host_count_too(router: Router) -> None:
+    guest = router.guest(2)
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    flood(guest, "198.51.100.77", 9, 3_000)
+    flood(guest, router.gateway, 53, 3_000)
+    assert 100 < entries(router, guest.address) <= 510
+
+
+async def test_connections_that_come_and_go_quickly_do_not_fill_the_table_either(router: Router) -> None:
+    guest = router.guest(2)
+    router.internet.serve(80, "internet")
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    quick = f"""
+import socket
+for _ in range(1500):
+    with socket.socket() as client:
+        client.settimeout(0.02)
+        try:
+            client.connect(("{router.internet_address}", 80))
+            client.recv(100)
+        except OSError:
+            pass
+"""
+    started = time.monotonic()
+    guest.namespace.run([sys.executable, "-c", quick], check=True)
+    assert entries(router, guest.address) <= 520 + 20 * (time.monotonic() - started)
+
+
+async def test_two_hundred_connections_at_once_are_nobodys_limit(router: Router) -> None:
+    guest = router.guest(2)
+    router.internet.serve(80, "internet")
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert hold_many(guest.namespace, router.internet_address, 80, 200) == 200
+
+
+async def test_one_source_keeps_only_so_many_connections_to_one_port_open(router: Router) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(3002, "web")
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000)))
+    assert hold_many(router.client, router.host_address, 3000, 250) == 200
+    assert router.friend.connect(router.host_address, 3000) == f"web {router.friend_address}"
 
 
 async def test_the_entries_of_a_guest_that_is_taken_out_go_whoever_began_them_and_no_others(router: Router) -> None:
