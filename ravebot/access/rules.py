@@ -11,6 +11,9 @@ from typing import Protocol
 GUEST_SSH_PORT = 22
 """Where a guest's sshd listens (the guest contract)."""
 
+DNS_PER_SECOND, DNS_BURST = 20, 100
+"""How many packets a guest may send to the host's DNS server. A page of a browser takes a few dozen."""
+
 
 class Service(StrEnum):
     """What a port leads to."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ravebot.access import expressions as x
 from ravebot.access.nft import JsonObject
-from ravebot.access.rules import Rules, Service
+from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND, Rules, Service
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
 
 TABLE_PREFIX = "ravebot-"
@@ -43,6 +43,8 @@ opens a few dozen, a package manager at most 50. Flows that nobody answers count
 _GUEST_STARTS_PER_SECOND, _GUEST_STARTS_BURST = 20, 500
 """The kernel keeps a closed TCP connection for 2 minutes and does not count it: so there is a bound on how fast they
 come, too. A guest that does nothing else has 3,400 entries."""
+_DNS_TCP_CONNECTIONS = 4
+"""dnsmasq serves 20 over TCP at once, for everybody (MAX_PROCS in its src/config.h)."""
 _VISITOR_CONNECTIONS = 200
 """What one source may have open to one port: its rate alone would let it gather a full table in a day. There is no
 bound on all visitors of a guest together: it would let any stranger lock the others out."""
@@ -172,6 +174,7 @@ class Ruleset:
         timed: tuple[tuple[str, object, int, int], ...] = (
             ("rates", visitor, _RATE_SIZE, _RATE_TIMEOUT_SECONDS),
             ("starts", guest, guests, _RATE_TIMEOUT_SECONDS),
+            ("questions", guest, guests, _RATE_TIMEOUT_SECONDS),
             ("seen", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
             ("traffic", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
             ("dropped", visitor, _AUDIT_SIZE, AUDIT_TIMEOUT_SECONDS),
@@ -182,6 +185,7 @@ class Ruleset:
         counting: tuple[tuple[str, object, int], ...] = (
             ("visits", visitor, _RATE_SIZE),
             ("flows", guest, guests),
+            ("dns_connections", guest, guests),
         )
         for name, key, size in counting:
             yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": key, "size": size}}}
@@ -245,6 +249,7 @@ class Ruleset:
         yield from self._chain("inet", "opened_port", self._opened_port())
         yield from self._chain("inet", "to_guest", self._to_guest())
         yield from self._chain("inet", "starting", self._starting())
+        yield from self._chain("inet", "asking", self._asking())
         yield from self._chain("inet", "from_guest", self._from_guest())
         yield from self._chain("inet", "to_host", self._to_host())
         yield from self._chain("inet", "marking", self._marking(), ("filter", "prerouting", -150))
@@ -363,13 +368,22 @@ class Ruleset:
         yield [*x.is_first(), x.DROP]
         yield [x.ACCEPT]
 
+    def _asking(self) -> Iterable[list[JsonObject]]:
+        """A guest's packets to the host's DNS server, which has a number of places for all guests' questions."""
+        few_open = x.within_count("dns_connections", _SENDER, _DNS_TCP_CONNECTIONS)
+        in_time = x.within_rate("questions", _SENDER, DNS_PER_SECOND, "second", DNS_BURST)
+        yield [x.protocol("tcp"), *x.is_first(), in_time, few_open, x.goto("starting")]
+        yield [x.protocol("tcp"), *x.is_first(), x.DROP]
+        yield [in_time, x.goto("starting")]
+        yield [x.DROP]
+
     def _to_host(self) -> Iterable[list[JsonObject]]:
         yield [x.match(x.meta("nfproto"), "ipv6"), x.DROP]
         yield [x.match(x.payload("udp", "sport"), 68), x.match(x.payload("udp", "dport"), 67), x.ACCEPT]
         if self.sandbox.egress == "internet":
             to_bridge = x.match(x.payload("ip", "daddr"), x.networks([str(self.bridge.subnet)]))
             for transport in ("udp", "tcp"):
-                yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.goto("starting")]
+                yield [to_bridge, x.match(x.payload(transport, "dport"), 53), x.goto("asking")]
         yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from structlog.testing import capture_logs
 
+from ravebot.config import BridgeConfig
+from ravebot.providers.libvirt.definitions import dnsmasq_options, network_xml
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import GuestMachine, Namespace, Router
 
@@ -58,6 +61,40 @@ print(len(held), flush=True)
 sys.stdin.read()
 """
 
+# Answers every question with 192.0.2.1, but never those for names that begin with "never".
+NAMES = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+    server.bind(("0.0.0.0", 53))
+    print("listening", flush=True)
+    while True:
+        question, who = server.recvfrom(500)
+        if question[13:18] != b"never":
+            end = question.index(0, 12) + 5
+            record = bytes.fromhex("c00c00010001000000000004c0000201")
+            server.sendto(question[:2] + bytes.fromhex("81800001000100000000") + question[12:end] + record, who)
+"""
+
+ASK_NAMES = """
+import socket, struct, sys
+server, label, count, wait = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(wait)
+    answered = 0
+    for number in range(count):
+        name = f"{label}{number}".encode()
+        name = bytes([len(name)]) + name + b"\\7example\\3org\\0"
+        client.sendto(struct.pack("!HHHHHH", number, 0x100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1), (server, 53))
+        if wait:
+            try:
+                answer = client.recv(500)
+                answered += answer[3] & 15 == 0 and answer[6:8] != bytes(2)
+            except TimeoutError:
+                pass
+    print(answered)
+"""
+
 
 @pytest.fixture
 def router() -> Iterator[Router]:
@@ -97,6 +134,12 @@ def hold_many(namespace: Namespace, address: str, port: int, count: int) -> int:
     process = namespace.start([sys.executable, "-c", HOLD_MANY, address, str(port), str(count), "2"])
     assert process.stdout is not None
     return int(process.stdout.readline())
+
+
+def ask_names(namespace: Namespace, label: str, count: int, wait: float) -> int:
+    """How many of so many questions to the gateway were answered; `wait` 0: asked without waiting."""
+    argv = [sys.executable, "-c", ASK_NAMES, Router.gateway, label, str(count), str(wait)]
+    return int(namespace.run(argv, check=True).stdout)
 
 
 def entries(router: Router, address: str) -> int:
@@ -223,3 +266,33 @@ async def test_without_the_conntrack_tool_the_rules_of_a_guest_go_all_the_same(r
     assert repair.removed == 3
     assert router.client.connect(router.host_address, 2200) is None
     assert [(line["log_level"], "conntrack" in line["reason"]) for line in logged] == [("warning", True)]
+
+
+async def test_some_guests_flood_of_questions_leaves_another_guests_dns_answered(router: Router) -> None:
+    *guests, other = (router.guest(number) for number in (2, 3, 4, 5))
+    start(router.internet, NAMES)
+    xml = network_xml("rave-test", BridgeConfig(), instance_id="test", dns=True)
+    options = [f"--{option}" for option in dnsmasq_options(ElementTree.fromstring(xml))]
+    router.host.start(
+        [
+            "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--cache-size=0",
+            f"--server={router.internet_address}", f"--listen-address={router.gateway}", "--bind-interfaces",
+            "--pid-file=", "--user=root", *options,
+        ]
+    )  # fmt: skip
+    opened = ((guest, 2200 + number, 3000 + number) for number, guest in enumerate((*guests, other)))
+    await firewall_of(router).ensure(rules_of(*opened))
+    deadline = time.monotonic() + 10
+    while not ask_names(other.namespace, "first", 1, 0.3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for guest in guests:
+        ask_names(guest.namespace, f"never-{guest.tap}-", 1_000, 0)
+    assert ask_names(other.namespace, "page", 20, 1) == 20
+
+
+async def test_one_guest_does_not_take_all_of_the_dns_servers_tcp_connections(router: Router) -> None:
+    guest, other = router.guest(2), router.guest(3)
+    router.host.serve(53, "dns", router.gateway)
+    await firewall_of(router).ensure(rules_of((guest, 2200, 3000), (other, 2201, 3001)))
+    assert hold_many(guest.namespace, router.gateway, 53, 6) == 4
+    assert hold_many(other.namespace, router.gateway, 53, 2) == 2

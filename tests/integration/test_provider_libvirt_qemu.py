@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from contextlib import suppress
 
 import aiohttp
 import asyncssh
+import libvirt
 import pytest
 
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, MachineSpec, ProviderEvent
+from ravebot.providers.libvirt.definitions import dhcp_host_xml, network_xml
 from ravebot.sandboxes.model import Observed
 from tests.integration.provider_contract import (
     ProviderBench,
@@ -327,6 +330,14 @@ class TestAnEnd:
             subprocess.run(["umount", "--lazy", str(disks)], check=True)
 
 
+def lease_of(spec: MachineSpec) -> tuple[object, ...]:
+    """The arguments of `virNetwork.update` that give a machine its address, in an active network."""
+    host = dhcp_host_xml(name=spec.name, mac=spec.mac, address=spec.address)
+    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG | libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+    add, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+    return add, section, -1, host, flags
+
+
 class TestAChangedNetwork:
     async def test_what_is_there_is_listed_and_ended_and_only_then_the_new_one_is_made(
         self, bench: ProviderBench
@@ -350,6 +361,28 @@ class TestAChangedNetwork:
             assert network.bridgeName() != bench.config.bridge.name
         finally:
             await new.close()
+
+    async def test_one_of_an_earlier_version_goes_on_while_it_has_machines_and_is_then_made_anew(
+        self, bench: ProviderBench
+    ) -> None:
+        bench.egress = "internet"
+        provider, first, second = bench.another(bench.instance_id), bench.spec(), bench.spec()
+        name = f"rave-{bench.instance_id[:8]}"
+        xml = network_xml(name, bench.config.bridge, instance_id=bench.instance_id, dns=True)
+        old = bench.stranger.networkDefineXML(re.sub("<dnsmasq:options>.*</dnsmasq:options>", "", xml))
+        old.create()
+        old.update(*lease_of(first))
+        await provider.open()
+        await provider.create(second)
+        kept = bench.stranger.networkLookupByName(name)
+        assert kept.UUIDString() == old.UUIDString()
+        assert second.mac in kept.XMLDesc()
+        for spec in (first, second):
+            await provider.delete(spec.name)
+            await provider.delete_address(spec.mac)
+        await provider.create(bench.spec())
+        await provider.close()
+        assert "dns-forward-max" in bench.stranger.networkLookupByName(name).XMLDesc()
 
     async def test_it_can_be_taken_away_with_a_machine_of_the_old_one_listed(self, bench: ProviderBench) -> None:
         await bench.provider.open()

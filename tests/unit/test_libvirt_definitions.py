@@ -14,6 +14,7 @@ from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt.definitions import (
     NAMESPACE,
     dhcp_host_xml,
+    dnsmasq_options,
     domain_xml,
     gateway,
     instance_in,
@@ -126,6 +127,14 @@ def test_libvirt_makes_no_firewall_rules_for_our_network() -> None:
 def test_without_egress_names_are_not_resolved_either() -> None:
     root = ElementTree.fromstring(network_xml("rave-1", BRIDGE, instance_id="1", dns=False))
     assert attribute(root, "dns", "enable") == "no"
+    assert dnsmasq_options(root) == []
+
+
+@pytest.mark.parametrize(("subnet", "questions"), [("10.80.0.0/24", 256 * 300), ("10.0.0.0/8", 10_000 * 300)])
+def test_the_dns_server_has_room_for_what_all_guests_together_may_ask(subnet: str, questions: int) -> None:
+    bridge = BridgeConfig(name="ravebot0", subnet=IPv4Network(subnet))
+    root = ElementTree.fromstring(network_xml("rave-1", bridge, instance_id="1", dns=True))
+    assert dnsmasq_options(root) == [f"dns-forward-max={questions}"]
 
 
 def test_a_lease_names_machine_mac_and_address() -> None:

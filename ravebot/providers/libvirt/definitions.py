@@ -9,13 +9,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND
 from ravebot.config import BridgeConfig
 from ravebot.providers.base import MachineSpec
 
 NAMESPACE = "urn:ravebot:machine:1"
 """Of the element in a definition's metadata that says which instance it belongs to."""
 
+_DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
+_DNSMASQ_WAITS_SECONDS = 10
+"""For an answer to a question, before the next may take its place: TIMEOUT in dnsmasq's src/config.h."""
+_MOST_GUESTS = 10_000  # of pool.max_running
+
 ElementTree.register_namespace("rave", NAMESPACE)
+ElementTree.register_namespace("dnsmasq", _DNSMASQ)
 
 
 def domain_xml(
@@ -81,7 +88,17 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
         _add(root, "dns", enable="no")
     ip = _add(root, "ip", address=gateway(bridge), netmask=str(bridge.subnet.netmask))
     _add(_add(ip, "dhcp"), "host", mac=NOBODYS_MAC, ip=gateway(bridge))
+    if dns:
+        # By default dnsmasq has 150 questions open at once, and then refuses everybody's.
+        most = DNS_BURST + DNS_PER_SECOND * _DNSMASQ_WAITS_SECONDS
+        value = f"dns-forward-max={most * min(bridge.subnet.num_addresses, _MOST_GUESTS)}"
+        SubElement(SubElement(root, f"{{{_DNSMASQ}}}options"), f"{{{_DNSMASQ}}}option", value=value)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def dnsmasq_options(network: Element) -> list[str]:
+    """What a network's definition, ours or another, has dnsmasq told beside what libvirt tells it."""
+    return [option.get("value", "") for option in network.iter(f"{{{_DNSMASQ}}}option")]
 
 
 def gateway(bridge: BridgeConfig) -> str:

@@ -12,7 +12,13 @@ import libvirt
 from ravebot.config import BridgeConfig
 from ravebot.errors import ProviderError
 from ravebot.providers.libvirt.connection import Handle
-from ravebot.providers.libvirt.definitions import NOBODYS_MAC, dhcp_host_xml, gateway, network_xml
+from ravebot.providers.libvirt.definitions import (
+    NOBODYS_MAC,
+    dhcp_host_xml,
+    dnsmasq_options,
+    gateway,
+    network_xml,
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,12 @@ class Network:
 
     def _ensure(self, handle: Handle) -> Handle:
         network = self._lookup(handle)
-        if network is not None and not self._as_configured(network):
-            if self._keeps_machines(handle, network):
-                raise ProviderError(
-                    f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
-                    " has machines: stop the sandboxes first, or put the configuration back"
-                )
+        if network is not None and self._keeps_machines(handle, network):
+            raise ProviderError(
+                f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
+                " has machines: stop the sandboxes first, or put the configuration back"
+            )
+        if network is not None and not self._as_made_now(network) and not self.leases(handle):
             with suppress(libvirt.libvirtError):
                 network.destroy()
             network.undefine()
@@ -128,6 +134,11 @@ class Network:
     def _keeps_machines(self, handle: Handle, network: Handle) -> bool:
         """Whether it is not as configured and can't be made anew yet."""
         return not self._as_configured(network) and bool(self.leases(handle))
+
+    def _as_made_now(self, network: Handle) -> bool:
+        """Whether nothing of it would change if it were made anew; if something would, it waits for the machines."""
+        root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+        return self._as_configured(network) and dnsmasq_options(root) == dnsmasq_options(_parsed(self._xml))
 
     def _as_configured(self, network: Handle) -> bool:
         root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
