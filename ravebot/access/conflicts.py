@@ -2,6 +2,7 @@
 
 An accept ends only its own chain; a drop anywhere is final. Docker, ufw and firewalld all bring a forward chain that
 drops by default. Each such chain is walked with packets of ours; conditions that we can't judge count as not met.
+Tables of ravebot's own, of whatever instance, are no firewall to be opened: an accept in them lets guests out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from fnmatch import fnmatchcase
 from typing import Literal, cast
 
 from ravebot.access.nft import JsonObject
+from ravebot.access.reading import instances_on
+from ravebot.access.ruleset import TABLE_PREFIX
 from ravebot.access.traffic import Packet, Traffic, packets
 
 Verdict = Literal["accept", "drop", "return"]
@@ -34,8 +37,8 @@ def conflicts(
 ) -> list[str]:
     """What `nft -j list ruleset` holds against us: one sentence for each chain and kind of traffic, with a mend.
 
-    Drops of some of the host's `ports` or the guests', or of what comes over one of the `uplinks`, are found where
-    these are given.
+    Another instance of ravebot that has our bridge gets one as well. Drops of some of the host's `ports` or the
+    guests', or of what comes over one of the `uplinks`, are found where these are given.
     """
     chains: dict[ChainName, JsonObject] = {}
     rules: dict[ChainName, list[list[JsonObject]]] = defaultdict(list)
@@ -49,10 +52,11 @@ def conflicts(
             rules[where].append(cast(list[JsonObject], rule.get("expr", [])))
     traffic = Traffic(bridge, egress, tuple(ports), tuple(guest_ports), tuple(uplinks))
     ours = list(packets(traffic, _mentioned_ports(rules)))
-    found = []
+    others = instances_on(listed, bridge) - {own_table.removeprefix(TABLE_PREFIX)}
+    found = [_instance(other, bridge) for other in sorted(others)]
     for name, chain in chains.items():
         family, table, _ = name
-        if family not in ("ip", "inet") or table == own_table:
+        if family not in ("ip", "inet") or table.startswith(TABLE_PREFIX):
             continue
         for packet in ours:
             if chain.get("hook") != packet.hook:
@@ -189,6 +193,14 @@ def _fits(pattern: object, value: object) -> bool:
     if isinstance(pattern, str) and isinstance(value, str) and pattern.endswith("*"):
         return fnmatchcase(value, pattern)
     return pattern == value
+
+
+def _instance(other: str, bridge: str) -> str:
+    return (
+        f"another ravebot, of instance id {other}, has firewall rules for the bridge {bridge}: change"
+        " provider.bridge.name and its subnet, here or there; if that one is gone, run"
+        f" `ravebot cleanup --instance-id {other} --all --force`"
+    )
 
 
 def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packet, bridge: str) -> str:

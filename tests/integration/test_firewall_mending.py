@@ -12,7 +12,6 @@ import pytest
 
 from ravebot.access.rules import Repair, Rules
 from ravebot.errors import Unavailable
-from tests.integration.test_firewall_isolation import answer, ask
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import Router
 
@@ -306,68 +305,6 @@ async def test_of_two_that_came_to_share_a_bridge_one_may_go_without_opening_the
 def written(router: Router) -> tuple[str, str]:
     tables = router.host.run(["nft", "-t", "list", "ruleset"], check=True).stdout
     return tables, router.host.run(["ip", "rule"], check=True).stdout
-
-
-async def test_a_docker_like_drop_is_found_and_gone_once_mended_as_told(router: Router) -> None:
-    guest = router.guest(2)
-    guest.namespace.serve(22, "ssh")
-    firewall = firewall_of(router)
-    await firewall.ensure(rules_of((guest, 2200, 3000)))
-    assert await firewall.find_conflicts() == []
-    router.host.nft(
-        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
-    )
-    assert router.client.connect(router.host_address, 2200) is None
-    found = await firewall.find_conflicts()
-    assert [line.partition(":")[0] for line in found] == [
-        "the chain ip filter FORWARD drops connections to the sandboxes",
-        "the chain ip filter FORWARD drops the sandboxes' way to the internet",
-    ]
-    for command in found[0].partition("`")[2].rstrip("`").split("; "):
-        assert router.host.run(command.split()).returncode == 0
-    assert await firewall.find_conflicts() == []
-    assert router.client.connect(router.host_address, 2200) is not None
-
-
-@pytest.mark.parametrize(
-    ("hook", "policy", "rules", "what"),
-    [
-        ("input", "drop", ["udp dport 67 accept", "ct state established accept"], "the sandboxes' DNS"),
-        ("forward", "accept", ["ct state vmap { established : accept, new : drop }"], "connections to the sandboxes"),
-        ("prerouting", "accept", ["tcp dport 2200 drop"], "connections to the sandboxes"),
-        ("forward", "accept", ['iifname "client0" drop'], "connections to the sandboxes"),
-        ("output", "drop", ["ct state established accept"], "the host's own connections to the sandboxes"),
-    ],
-)
-async def test_what_another_table_really_drops_is_found_and_gone_once_mended_as_told(
-    router: Router, hook: str, policy: str, rules: list[str], what: str
-) -> None:
-    guest = router.guest(2)
-    guest.namespace.serve(22, "ssh")
-    answer(router.host, 53)
-    firewall = firewall_of(router)
-    await firewall.ensure(rules_of((guest, 2200, 3000)))
-    priority = -200 if hook == "prerouting" else 0
-    router.host.nft("add table inet x")
-    router.host.nft(f"add chain inet x c {{ type filter hook {hook} priority {priority}; policy {policy}; }}")
-    for rule in rules:
-        router.host.nft(f"add rule inet x c {rule}")
-
-    def works() -> bool:
-        if "DNS" in what:
-            return ask(guest.namespace, router.gateway, 53) == "answer"
-        if "own" in what:
-            return router.host.connect(guest.address, 22) is not None
-        return router.client.connect(router.host_address, 2200) is not None
-
-    assert not works()
-    found = await firewall.find_conflicts()
-    assert [line for line in found if f"the chain inet x c drops {what}:" in line]
-    for line in found:
-        for command in line.partition("`")[2].rstrip("`").split("; "):
-            assert router.host.run(command.split()).returncode == 0
-    assert await firewall.find_conflicts() == []
-    assert works()
 
 
 async def test_a_missing_nft_or_namespace_is_unavailable_and_says_so(router: Router) -> None:

@@ -74,6 +74,27 @@ def test_an_empty_ruleset_and_our_own_table_are_no_conflict() -> None:
     assert found(chain("forwarding", "forward", "drop", table="ravebot-x", family="inet")) == []
 
 
+@pytest.mark.parametrize("bridge", ["rb0", "rb9"])
+def test_no_rule_is_ever_proposed_for_a_table_of_ravebots(bridge: str) -> None:
+    theirs = [
+        entry
+        for family in ("ip", "inet", "bridge", "arp")
+        for entry in (
+            chain("c", "forward", "drop", table="ravebot-other", family=family),
+            rule("c", interface("iifname", bridge), DROP, table="ravebot-other", family=family),
+        )
+    ]
+    assert not [line for line in found(*theirs) if "nft" in line]
+
+
+def test_another_instance_on_our_bridge_is_told_with_the_command_that_removes_it() -> None:
+    theirs = rule("forwarding", interface("iifname", "rb0"), DROP, table="ravebot-old1", family="inet")
+    ours = rule("forwarding", interface("iifname", "rb0"), DROP, table="ravebot-x", family="inet")
+    (line,) = found(ours, theirs)
+    assert "instance id old1" in line
+    assert line.endswith("run `ravebot cleanup --instance-id old1 --all --force`")
+
+
 def test_dockers_forward_chain_is_named_with_its_own_mend() -> None:
     visits, leaving = found(*DOCKER)
     assert visits.startswith(
