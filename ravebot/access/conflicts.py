@@ -89,6 +89,8 @@ def _walk(name: ChainName, packet: Packet, rules: Rules, depth: int) -> Verdict 
         if not all(_met(cast(JsonObject, part["match"]), packet) for part in rule if "match" in part):
             continue
         if any(_is_unknown(part) for part in rule):
+            if depth > 0 and packet.hook == "input" and _returns_by_address_type(rule):
+                return "return"
             continue
         outcome = _outcome(rule, packet)
         verdict = _verdict(outcome)
@@ -147,6 +149,16 @@ def _rejects(part: JsonObject) -> bool:
 def _is_unknown(part: JsonObject) -> bool:
     """A condition that is no match: iptables' modules, limits, set lookups."""
     return ("xt" in part and not _rejects(part)) or any(key in part for key in ("limit", "quota", "ct count"))
+
+
+def _returns_by_address_type(rule: list[JsonObject]) -> bool:
+    """Whether iptables' addrtype decides it, whose question nft does not show.
+
+    ufw has what comes to this host, as all that we ask about at its input does, return in this way from a chain that
+    ends with a drop.
+    """
+    unknown = [cast(JsonObject, part.get("xt") or {}).get("name") for part in rule if _is_unknown(part)]
+    return unknown == ["addrtype"] and _verdict(rule) == "return"
 
 
 def _met(match: JsonObject, packet: Packet) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +49,7 @@ class Yard:
     def __init__(self, router: Router) -> None:
         self.router = router
         self.host = router.host
+        self.path = os.environ["PATH"]
         self.guest, self.other = router.guest(2), router.guest(3)
         for guest in (self.guest, self.other):
             guest.namespace.serve(22, "ssh")
@@ -59,12 +63,17 @@ class Yard:
         internet, dns = f"tcp:{router.internet_address}:80", f"udp:{router.gateway}:53"
         host_ports = [f"tcp:{address}:{_HOST_PORT}" for address in (router.gateway, router.host_address)]
         private, sideways = f"tcp:{router.friend_address}:80", f"tcp:{self.other.address}:22"
-        self._tries = (
+        self._tries: tuple[tuple[Namespace, set[str], list[str]], ...] = (
             (router.client, {visit}, [direct]),
             (self.host, {direct}, []),
             (self.guest.namespace, {internet, dns}, [*host_ports, private, sideways]),
             (self.other.namespace, {internet, dns}, [direct]),
         )
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run it on the host."""
+        done = self.host.run(["/usr/bin/env", f"PATH={self.path}", *command])
+        assert done.returncode == 0, done.stderr
 
     async def reached(self) -> tuple[bool, bool]:
         """Whether all that must pass does, and whether nothing else does."""
@@ -97,6 +106,10 @@ class Yard:
         return await network.firewall(config, NetworkTools(self.host.prefix), "test")
 
 
+SetUp = Callable[[Yard, Path], None]
+"""Sets another's firewall up; may keep files in that folder."""
+
+
 def commands(finding: Finding) -> list[list[str]]:
     """What it says to run, once each, as printed."""
     printed = re.findall(r"run `([^`]*)`", f"{finding.detail} {finding.mend}")
@@ -106,10 +119,10 @@ def commands(finding: Finding) -> list[list[str]]:
 ESTABLISHED = "ct state established,related accept"
 
 
-def nft_chain(hook: str, policy: str, *rules: str) -> Callable[[Yard], None]:
+def nft_chain(hook: str, policy: str, *rules: str) -> SetUp:
     """A base chain as an administrator may have written it."""
 
-    def set_up(yard: Yard) -> None:
+    def set_up(yard: Yard, _: Path) -> None:
         priority = -190 if hook == "prerouting" else 0
         yard.host.nft("add table inet x")
         yard.host.nft(f"add chain inet x c {{ type filter hook {hook} priority {priority}; policy {policy}; }}")
@@ -119,14 +132,32 @@ def nft_chain(hook: str, policy: str, *rules: str) -> Callable[[Yard], None]:
     return set_up
 
 
-def iptables(*lines: str) -> Callable[[Yard], None]:
+def iptables(*lines: str) -> SetUp:
     """Debian's iptables, which is iptables-nft."""
 
-    def set_up(yard: Yard) -> None:
+    def set_up(yard: Yard, _: Path) -> None:
         for line in lines:
             yard.host.run(["iptables", *line.split()], check=True)
 
     return set_up
+
+
+def ufw(yard: Yard, folder: Path) -> None:
+    """The real one, as it is after installation and `ufw enable`, on files of its own."""
+    root, bin_folder = folder / "root", folder / "bin"
+    for name in ("etc/default", "run", "usr/share"):
+        (root / name).mkdir(parents=True)
+    bin_folder.mkdir()
+    shutil.copytree("/lib/ufw", root / "lib/ufw")
+    shutil.copytree("/usr/share/ufw", root / "usr/share/ufw")
+    shutil.copytree("/usr/share/ufw", root / "etc/ufw")
+    (root / "etc/ufw/applications.d").mkdir()
+    shutil.copy("/etc/default/ufw", root / "etc/default/ufw")
+    script = bin_folder / "ufw"
+    script.write_text(f'#!/bin/sh\nexec {shutil.which("ufw")} --rootdir={root} --datadir={root} "$@"\n')
+    script.chmod(0o755)
+    yard.path = f"{bin_folder}:{yard.path}"
+    yard.run(["ufw", "--force", "enable"])
 
 
 DOCKER = (
@@ -148,6 +179,7 @@ def made() -> Iterator[Yard]:
 def yard(made: Yard) -> Yard:
     """Without any rules, of ours or another's."""
     made.host.nft("flush ruleset")
+    made.path = os.environ["PATH"]
     return made
 
 
@@ -165,19 +197,20 @@ def yard(made: Yard) -> Yard:
         pytest.param(nft_chain("output", "drop", ESTABLISHED), id="nft-output"),
         pytest.param(iptables("-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", "-P INPUT DROP"), id="iptables"),
         pytest.param(iptables(*DOCKER), id="docker"),
+        pytest.param(ufw, id="ufw"),
     ],
 )
 async def test_the_mend_that_is_printed_lets_the_sandboxes_traffic_pass_and_opens_no_isolation(
-    yard: Yard, set_up: Callable[[Yard], None]
+    yard: Yard, set_up: SetUp, tmp_path: Path
 ) -> None:
     await yard.guard()
     assert (await yard.found()).verdict is Verdict.OK
-    set_up(yard)
+    set_up(yard, tmp_path)
     assert await yard.reached() == (False, True)
     finding = await yard.found()
     assert finding.verdict is Verdict.FAILED
     for command in commands(finding):
-        yard.host.run(command, check=True)
+        yard.run(command)
     assert (await yard.found()).verdict is Verdict.OK
     assert await yard.reached() == (True, True)
 
@@ -190,7 +223,7 @@ async def test_another_instances_tables_on_our_bridge_are_told_of_and_never_writ
     printed = commands(finding)
     for command in printed:
         if command[0] != "ravebot":
-            yard.host.run(command, check=True)
+            yard.run(command)
     assert await yard.reached() == (True, True)
     assert finding.verdict is Verdict.FAILED
     assert printed == [["ravebot", "cleanup", "--instance-id", "lost", "--all", "--force"]]
