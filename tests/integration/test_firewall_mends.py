@@ -7,7 +7,9 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tests.support.netns import Namespace, Router
 pytestmark = pytest.mark.integration
 
 _HOST_PORT = 8080
+FIREWALLD = Path(__file__).parents[2] / ".cache/firewalld"
 
 # Tries all places at once; prints those that answer.
 REACH = """
@@ -50,6 +53,7 @@ class Yard:
         self.router = router
         self.host = router.host
         self.path = os.environ["PATH"]
+        self._started: list[subprocess.Popen[str]] = []
         self.guest, self.other = router.guest(2), router.guest(3)
         for guest in (self.guest, self.other):
             guest.namespace.serve(22, "ssh")
@@ -74,6 +78,19 @@ class Yard:
         """Run it on the host."""
         done = self.host.run(["/usr/bin/env", f"PATH={self.path}", *command])
         assert done.returncode == 0, done.stderr
+
+    def start(self, command: Sequence[str]) -> None:
+        """Start on the host what `reset` ends."""
+        self._started.append(self.host.start(command))
+
+    def reset(self) -> None:
+        """Nobody's rules, ours included."""
+        while self._started:
+            process = self._started.pop()
+            process.terminate()
+            process.communicate(timeout=10)
+        self.path = os.environ["PATH"]
+        self.host.nft("flush ruleset")
 
     async def reached(self) -> tuple[bool, bool]:
         """Whether all that must pass does, and whether nothing else does."""
@@ -160,6 +177,53 @@ def ufw(yard: Yard, folder: Path) -> None:
     yard.run(["ufw", "--force", "enable"])
 
 
+BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path={folder}/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow own="*"/>
+    <allow send_type="method_call"/> <allow send_type="signal"/>
+    <allow send_type="method_return" send_requested_reply="true"/>
+    <allow send_type="error" send_requested_reply="true"/>
+    <allow receive_type="method_call"/> <allow receive_type="signal"/>
+    <allow receive_type="method_return"/> <allow receive_type="error"/>
+  </policy>
+</busconfig>
+"""
+
+
+def firewalld(yard: Yard, folder: Path) -> None:
+    """The real one, which `./dev setup` unpacks, with Debian's settings, a D-Bus and files of its own."""
+    if not FIREWALLD.exists():
+        pytest.skip("firewalld is not unpacked: ./dev setup does it")
+    (folder / "bus.conf").write_text(BUS.format(folder=folder))
+    shutil.copytree(FIREWALLD / "etc/firewalld", folder / "etc")
+    environment = (
+        "/usr/bin/env",
+        f"DBUS_SYSTEM_BUS_ADDRESS=unix:path={folder}/bus",
+        f"PYTHONPATH={FIREWALLD / 'usr/lib/python3/dist-packages'}",
+        "PYTHONDONTWRITEBYTECODE=1",
+    )
+    script = folder / "firewall-cmd"
+    script.write_text(f'#!/bin/sh\nexec {" ".join(environment)} {FIREWALLD / "usr/bin/firewall-cmd"} "$@"\n')
+    script.chmod(0o755)
+    yard.path = f"{folder}:{yard.path}"
+    yard.start(["dbus-daemon", f"--config-file={folder}/bus.conf", "--nofork", "--nopidfile"])
+    deadline = time.monotonic() + 20
+    while not (folder / "bus").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    paths = (f"--system-config={folder / 'etc'}", f"--default-config={FIREWALLD / 'usr/lib/firewalld'}")
+    daemon = str(FIREWALLD / "usr/sbin/firewalld")
+    yard.start([*environment, daemon, "--nofork", "--nopid", "--log-target=console", *paths])
+    while (answer := yard.host.run([str(script), "--state"])).returncode != 0:
+        assert time.monotonic() < deadline, answer.stderr
+        time.sleep(0.1)
+
+
 DOCKER = (
     "-P FORWARD DROP", "-N DOCKER-USER", "-N DOCKER-FORWARD", "-N DOCKER-CT", "-A FORWARD -j DOCKER-USER",
     "-A FORWARD -j DOCKER-FORWARD", "-A DOCKER-FORWARD -j DOCKER-CT",
@@ -176,11 +240,9 @@ def made() -> Iterator[Yard]:
 
 
 @pytest.fixture
-def yard(made: Yard) -> Yard:
-    """Without any rules, of ours or another's."""
-    made.host.nft("flush ruleset")
-    made.path = os.environ["PATH"]
-    return made
+def yard(made: Yard) -> Iterator[Yard]:
+    yield made
+    made.reset()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +260,7 @@ def yard(made: Yard) -> Yard:
         pytest.param(iptables("-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", "-P INPUT DROP"), id="iptables"),
         pytest.param(iptables(*DOCKER), id="docker"),
         pytest.param(ufw, id="ufw"),
+        pytest.param(firewalld, id="firewalld"),
     ],
 )
 async def test_the_mend_that_is_printed_lets_the_sandboxes_traffic_pass_and_opens_no_isolation(
