@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Container
 from dataclasses import dataclass, fields
@@ -51,7 +52,9 @@ def read_secret(path: Path, owners: Container[int]) -> str:
         # Not blocking: a named pipe in a secret's place must not hang the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ValueError(f"there is no file {path}: put the secret in it, then chmod 600 {path}") from None
+        raise ValueError(
+            f"there is no file {path}: put the secret in it, then chmod 600 {shlex.quote(str(path))}"
+        ) from None
     except OSError as error:
         reason = error.strerror
         raise ValueError(f"{path} can't be read ({reason}): it must belong to ravebot's user") from error
@@ -63,7 +66,7 @@ def read_secret(path: Path, owners: Container[int]) -> str:
         if facts.st_uid not in owners:
             raise ValueError(f"{path} belongs to user {facts.st_uid}, who could change it: chown it to ravebot's user")
         if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ValueError(f"others may read or write {path}: chmod 600 {path}")
+            raise ValueError(f"others may read or write {path}: chmod 600 {shlex.quote(str(path))}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             raw = file.read(MAX_BYTES + 1)
     finally:

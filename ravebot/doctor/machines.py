@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -48,17 +49,16 @@ def image(config: Config) -> Finding:
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or take a smaller image")
-    hidden = _closed_to_qemu(path)
-    if hidden is not None:
+    if hidden := _closed_to_qemu(path):
         mend = f"chmod o+x {hidden}, or put the image elsewhere"
-        return warning("image", f"QEMU's user may not get to {path}: {hidden} is closed to others", mend)
+        return warning("image", f"QEMU's user may not get to {path}: others can't enter {hidden}", mend)
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
-def _closed_to_qemu(path: Path) -> Path | None:
-    """The folder on the way to `path` that QEMU, which libvirt runs as another user, can't pass through."""
+def _closed_to_qemu(path: Path) -> str:
+    """The folders on the way to `path` that QEMU, which another user's process, can't pass; quoted for a shell."""
     there = (folder for folder in path.parents if folder.exists())
-    return next((folder for folder in there if not folder.stat().st_mode & 0o001), None)
+    return shlex.join(str(folder) for folder in there if not folder.stat().st_mode & 0o001)
 
 
 def boot_files(config: LibvirtConfig) -> Finding:
@@ -77,9 +77,8 @@ def disk(config: Config) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
-    hidden = _closed_to_qemu(folder / "disk")
-    if hidden is not None:
-        detail = f"QEMU's user can't get to the disks: {hidden} is closed to others"
+    if hidden := _closed_to_qemu(folder / "disk"):
+        detail = f"QEMU's user can't get to the disks: others can't enter {hidden}"
         return failed("storage pool", detail, f"chmod o+x {hidden}, or change provider.storage_pool")
     free = shutil.disk_usage(there).free
     wanted = config.sandbox.disk

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import getpass
 import os
 import platform
+import pwd
 import re
+import shlex
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
@@ -52,22 +53,22 @@ def instance_id(state_dir: Path) -> str | None:
 
 
 def state_folder(path: Path) -> Finding:
-    name = "state folder"
+    name, shown = "state folder", shlex.quote(str(path))
     if not path.exists():
         parent = next(folder for folder in path.parents if folder.exists())
         if not os.access(parent, os.W_OK):
-            mend = f"as root: install -d -m 711 -o {_user()} {path}"
+            mend = f"as root: install -d -m 711 -o {_user()} {shown}"
             return failed(name, f"{path} is not there and can't be made in {parent}", mend)
         return ok(name, f"{path} is not there yet: `ravebot run` makes it")
     if not path.is_dir():
         return failed(name, f"{path} is not a folder", "move it away, or change state_dir")
     facts = path.stat()
     if not os.access(path, os.W_OK | os.X_OK):
-        return failed(name, f"{path} can't be written by {_user()}", f"as root: chown -R {_user()} {path}")
+        return failed(name, f"{path} can't be written by {_user()}", f"as root: chown -R {_user()} {shown}")
     if facts.st_mode & stat.S_IWOTH:
-        return failed(name, f"everybody may write in {path}", f"chmod 711 {path}")
+        return failed(name, f"everybody may write in {path}", f"chmod 711 {shown}")
     if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IXGRP | stat.S_IXOTH):
-        return warning(name, f"others may look into {path}", f"chmod 711 {path}")
+        return warning(name, f"others may look into {path}", f"chmod 711 {shown}")
     if facts.st_uid != os.geteuid():
         mend = "ask the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", mend)
@@ -120,4 +121,8 @@ def holder(state_dir: Path) -> int | None:
 
 
 def _user() -> str:
-    return getpass.getuser()
+    """Who we are, whatever the environment says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
