@@ -21,7 +21,6 @@ from ravebot.config import Config
 from ravebot.configfile import LoadedConfig
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
-from ravebot.gitlab.reachable import Reachable
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.webhook import Delivery as WebhookDelivery
 from ravebot.gitlab.webhook import WebhookSecrets, signing_key
@@ -145,7 +144,7 @@ class Bot:
             clock=self.clock,
             database=self.database,
             chat=self.chat,
-            reachable=Reachable(self.gitlab),
+            gitlab=self.gitlab,
             poller=self.poller,
             core=self.core,
             provider=self.provider,

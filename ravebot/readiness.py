@@ -10,14 +10,14 @@ from ravebot.access.firewall import NftFirewall
 from ravebot.access.rules import Firewall
 from ravebot.chat import Chat
 from ravebot.clock import Clock
-from ravebot.gitlab.reachable import Reachable
+from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.store import outbox
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
-from ravebot.web.server import Check, Checks
+from ravebot.web.checks import Check, Checks
 
 _SILENT = timedelta(seconds=120)
 _OLD = timedelta(minutes=5)
@@ -30,7 +30,7 @@ class Readiness:
     clock: Clock
     database: Database
     chat: Chat
-    reachable: Reachable
+    gitlab: GitLab
     poller: Poller
     core: Core
     provider: Provider
@@ -56,8 +56,7 @@ class Readiness:
         return Check(not problems, "; ".join(problems) or f"synced {last:%H:%M:%S}")
 
     async def _gitlab(self) -> Check:
-        if problem := await self.reachable.problem():
-            return Check(False, problem)
+        await self.gitlab.me()
         last = self.poller.last_success
         if last is None:
             return Check(False, self.poller.last_error or "not looked at yet")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import structlog
 from aiohttp import web
 
-from ravebot.errors import ConfigError, RavebotError
+from ravebot.errors import ConfigError
+from ravebot.web.checks import Checks, Checkup
 from ravebot.web.metrics import CONTENT_TYPE, Metrics
 
 WEBHOOK_PATH = "/webhooks/gitlab"
-CHECK_TIMEOUT_SECONDS = 5.0
 IDLE_SECONDS = 10.0
 _MOST_CONNECTIONS, _MOST_BACKLOG = 1000, 128
 _BUFFER_BYTES = 16 * 1024
@@ -29,25 +29,15 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True)
-class Check:
-    """How one part is; `detail` is for people and holds no secret."""
-
-    ok: bool
-    detail: str = ""
-
-
-Checks = Mapping[str, Callable[[], Awaitable[Check]]]
-
-
 def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Application:
     """The app; `checks` are what /readyz asks, by name."""
+    checkup = Checkup(checks)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        results = await run_checks(checks)
+        results = await checkup.run()
         ready = all(check.ok for check in results.values())
         body = {"ready": ready, "checks": {name: asdict(check) for name, check in results.items()}}
         return web.json_response(body, status=200 if ready else 503)
@@ -55,7 +45,11 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def close_checkup(_: web.Application) -> None:
+        await checkup.close()
+
     app = web.Application()
+    app.on_cleanup.append(close_checkup)
     app.on_response_prepare.append(_add_headers)
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_get("/healthz", healthz)
@@ -68,26 +62,6 @@ async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "ravebot"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
-
-
-async def run_checks(checks: Checks, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> dict[str, Check]:
-    """Ask all at once; one that does not answer in time, or fails, is not ok."""
-    async with asyncio.TaskGroup() as group:
-        tasks = {name: group.create_task(_run_check(name, ask, timeout_seconds)) for name, ask in checks.items()}
-    return {name: task.result() for name, task in tasks.items()}
-
-
-async def _run_check(name: str, ask: Callable[[], Awaitable[Check]], timeout_seconds: float) -> Check:
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await ask()
-    except TimeoutError:
-        return Check(False, f"no answer within {timeout_seconds:g} s")
-    except RavebotError as error:
-        return Check(False, str(error))
-    except Exception:  # a mistake of ours in one check must not hide how the other parts are
-        log.exception("a readiness check failed", check=name)
-        return Check(False, "could not be looked at: see ravebot's log")
 
 
 class _Door:

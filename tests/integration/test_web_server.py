@@ -11,8 +11,9 @@ import pytest
 from aiohttp import web
 
 from ravebot.errors import ConfigError, Unavailable
+from ravebot.web.checks import Check, Checks
 from ravebot.web.metrics import Metrics
-from ravebot.web.server import Check, Checks, make_app, run_checks, serve
+from ravebot.web.server import make_app, serve
 
 pytestmark = pytest.mark.integration
 
@@ -87,9 +88,36 @@ async def test_a_connection_without_a_whole_request_is_closed(said: bytes) -> No
         writer.close()
 
 
-async def test_a_check_that_hangs_is_not_ok_and_does_not_hold_up_the_others() -> None:
-    results = await run_checks({"hangs": hangs, "fine": fine}, timeout_seconds=0.05)
-    assert results == {"hangs": Check(False, "no answer within 0.05 s"), "fine": Check(True, "answers")}
+class Costly:
+    """A check that counts how often it was made, and how often at the same time."""
+
+    def __init__(self, seconds: float = 0.02) -> None:
+        self.made = self.at_once = self.most_at_once = 0
+        self._seconds = seconds
+
+    async def __call__(self) -> Check:
+        self.made += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self._seconds)
+        finally:
+            self.at_once -= 1
+        return Check(True, "answers")
+
+
+async def test_many_who_ask_at_once_and_in_a_row_have_each_check_made_once() -> None:
+    costly = Costly()
+    async with running({"costly": costly}) as (session, url):
+
+        async def ask() -> int:
+            async with session.get(f"{url}/readyz") as response:
+                await response.read()
+                return response.status
+
+        assert set(await asyncio.gather(*(ask() for _ in range(200)))) == {200}
+        assert {await ask() for _ in range(200)} == {200}
+    assert (costly.made, costly.most_at_once) == (1, 1)
 
 
 async def test_metrics_are_served_in_prometheus_text_format() -> None:
