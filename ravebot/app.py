@@ -141,6 +141,7 @@ class Bot:
             )
 
         readiness = Readiness(
+            config=self.config,
             clock=self.clock,
             database=self.database,
             chat=self.chat,

@@ -20,6 +20,7 @@ from ravebot.web.metrics import Metrics
 
 log = structlog.get_logger()
 
+NOT_CONNECTED = "not connected yet"
 _MOST_SECONDS = 15.0
 _REFUSED_SECONDS = 60.0
 _ROOMS_SECONDS = 10.0
@@ -35,7 +36,7 @@ class Chat:
     delivery: Delivery
     database: Database
     metrics: Metrics
-    problem: str = "not connected yet"
+    problem: str = NOT_CONNECTED
 
     async def run(self) -> None:
         """Until cancelled. A login that is refused is tried again now and then: the account may be unlocked.

@@ -1,32 +1,44 @@
-"""What /readyz asks: whether each part we depend on works now, by asking it, not by hoping."""
+"""What /readyz asks: whether each part we depend on works, by what was seen of it lately, not by hoping.
+
+A check that is added here is one method and one entry in `checks`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
 from ravebot.access.firewall import NftFirewall
 from ravebot.access.rules import Firewall
-from ravebot.chat import Chat
+from ravebot.chat import NOT_CONNECTED, Chat
 from ravebot.clock import Clock
+from ravebot.config import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
+from ravebot.matrix.rooms import NOT_LOOKED_UP
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
+from ravebot.sandboxes.pool import IDLE_PAUSE_SECONDS
 from ravebot.store import outbox
 from ravebot.store.database import Database
 from ravebot.store.outbox import GITLAB, MATRIX
-from ravebot.web.checks import Check, Checks
+from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
-_SILENT = timedelta(seconds=120)
-_OLD = timedelta(minutes=5)
+_SYNC_EVERY = timedelta(seconds=40)
+"""A sync waits for half a minute for something to be said; and time for its answer."""
+_PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
+_LONG = timedelta(minutes=5)
+"""How long a message may wait before something must be wrong."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Readiness:
     """One check for each part."""
 
+    config: Config
     clock: Clock
     database: Database
     chat: Chat
@@ -47,42 +59,81 @@ class Readiness:
         }
 
     async def _matrix(self) -> Check:
-        if problem := self.chat.problem or self.chat.sync.problem:
-            return Check(False, problem)
-        last = self.chat.sync.last_success
-        if last is None or self.clock.now() - last > _SILENT:
-            return Check(False, f"last synced {last or 'never'}: is the homeserver up?")
-        problems = [status.problem for status in self.chat.rooms.statuses() if status.problem]
-        return Check(not problems, "; ".join(problems) or f"synced {last:%H:%M:%S}")
+        sync, problem = self.chat.sync, self.chat.problem
+        if problem == NOT_CONNECTED:
+            return Check(State.UNKNOWN, problem, None)
+        found = judge(sync.looked_at, problem or sync.problem, _SYNC_EVERY, self.clock.now())
+        if not found.ok:
+            last = f"; last synced {sync.last_success:%Y-%m-%d %H:%M:%S} UTC" if sync.last_success else ""
+            return replace(found, detail=found.detail + last)
+        rooms = self.chat.rooms.statuses()
+        bad = [f"{room.name}: {room.problem}" for room in rooms if room.problem]
+        if not bad:
+            return found
+        if any(room.problem == NOT_LOOKED_UP for room in rooms):
+            return replace(found, state=State.UNKNOWN, detail=_named(bad))
+        return replace(found, state=State.FAILED if len(bad) == len(rooms) else State.DEGRADED, detail=_named(bad))
 
     async def _gitlab(self) -> Check:
-        await self.gitlab.me()
-        last = self.poller.last_success
-        if last is None:
-            return Check(False, self.poller.last_error or "not looked at yet")
-        return Check(True, f"looked at {last:%H:%M:%S}")
+        found = judge(self.poller.looked_at, self.poller.problem, self.config.gitlab.poll, self.clock.now())
+        if not found.ok:
+            return found
+        await self.gitlab.me()  # the last poll may have been long ago
+        if refusals := self.poller.refusals:
+            return replace(found, state=State.DEGRADED, detail=_named(f"{at}: {why}" for at, why in refusals.items()))
+        return found
 
     async def _provider(self) -> Check:
-        if self.core.pool.blocked:
-            return Check(False, self.core.pool.blocked)
-        good = await self.provider.connected()
-        return Check(good, "" if good else "libvirt does not answer")
+        pool, now = self.core.pool, self.clock.now()
+        passes = pool.passes
+        problem = "; ".join(
+            filter(
+                None,
+                (
+                    pool.blocked,
+                    passes.provider,
+                    passes.admission and f"nobody can be let in: {passes.admission}",
+                    passes.broken_off and f"a pass of the pool broke off: {passes.broken_off}",
+                ),
+            )
+        )
+        found = judge(passes.ended_at, problem, _PASS_EVERY, now)
+        began = passes.began_at
+        if not problem and began is not None and abs(now - began) > PERIODS * _PASS_EVERY:
+            hangs = (
+                f"the pool's pass of {began:%H:%M:%S} UTC has not ended: see the log; restart ravebot if it stays so"
+            )
+            return replace(found, state=State.FAILED, detail=hangs)
+        if found.ok and not await self.provider.connected():
+            return Check(State.FAILED, "libvirt does not answer")
+        return found
 
     async def _firewall(self) -> Check:
-        if self.core.guard.problem:
-            return Check(False, self.core.guard.problem)
-        if isinstance(self.firewall, NftFirewall):
-            conflicts = await self.firewall.find_conflicts()
-            return Check(not conflicts, "; ".join(conflicts) or self.firewall.weakness)
-        return Check(True)
+        guard = self.core.guard
+        audit = self.core.pool.passes.audit
+        problem = guard.problem or (audit and f"who connected can't be read: {audit}")
+        found = judge(guard.looked_at, problem, _PASS_EVERY, self.clock.now())
+        if not found.ok or not isinstance(self.firewall, NftFirewall):
+            return found
+        conflicts = await self.firewall.find_conflicts()
+        if conflicts:
+            return Check(State.FAILED, "; ".join(conflicts))
+        return replace(found, detail=self.firewall.weakness) if self.firewall.weakness else found
 
     async def _outbox(self) -> Check:
         for target in (MATRIX, GITLAB):
             count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-            if oldest and self.clock.now() - oldest > _OLD:
-                return Check(False, f"{count} messages wait for {target}, the oldest since {oldest:%H:%M:%S}")
-        return Check(True)
+            if oldest and self.clock.now() - oldest > _LONG:
+                return Check(State.FAILED, f"{count} messages wait for {target}, the oldest since {oldest:%H:%M:%S}")
+        return Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()
-        return Check(not problem, problem)
+        return Check(State.FAILED if problem else State.OK, problem)
+
+
+def _named(troubles: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    each = list(troubles)
+    more = [f"and {len(each) - _MOST_NAMED} more"] if len(each) > _MOST_NAMED else []
+    return "; ".join(each[:_MOST_NAMED] + more)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
 from ravebot.clock import Clock, from_us, to_us
-from ravebot.config import Config
+from ravebot.config import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment
@@ -25,6 +25,8 @@ from ravebot.store.database import Database, Transaction, get_meta, set_meta
 
 log = structlog.get_logger()
 
+_LONGEST_WAIT_SECONDS = 60.0
+"""GitLab is known to be well again a minute after it is, however long the period."""
 STILL_OBEYED = timedelta(days=7)
 """A command that was missed and is older than this is not carried out any more."""
 
@@ -50,8 +52,12 @@ class Poller:
         self._intents = intents
         self._clock = clock
         self._on_result = on_result
-        self.last_success: datetime | None = None
-        self.last_error = ""
+        self.looked_at: datetime | None = None
+        """When the last look ended, however it went."""
+        self.problem = ""
+        """Why it failed; empty when it did not."""
+        self.refusals: Mapping[str, str] = {}
+        """Projects that were refused then, wholly or in part, and why."""
 
     async def run(self) -> None:
         """Until cancelled; a look that failed is repeated sooner."""
@@ -61,41 +67,59 @@ class Poller:
             try:
                 await self.look()
             except RavebotError as error:
-                self.last_error = str(error)
+                self.problem = str(error)
                 log.warning("gitlab could not be polled", error=str(error))
             # Whatever an odd answer brings to light must not end the bot.
             except Exception:
-                self.last_error = "ravebot could not make sense of GitLab's answer; its log says more"
+                self.problem = "ravebot could not make sense of GitLab's answer; its log says more"
                 log.exception("gitlab could not be polled: this is a bug of ravebot's")
             else:
-                self.last_success, self.last_error, wait = self._clock.now(), "", 1.0
+                self.problem, wait = "", 1.0
+                self.looked_at = self._clock.now()
                 self._on_result(True)
                 await asyncio.sleep(period)
                 continue
+            self.looked_at = self._clock.now()
             self._on_result(False)
-            wait = min(period, wait * 2)
+            wait = min(period, wait * 2, _LONGEST_WAIT_SECONDS)
             await asyncio.sleep(wait)
 
     async def look(self) -> None:
-        """One look at everything. A project or merge request that we may not see holds up no other."""
+        """One look at everything. A project or merge request that we may not see holds up no other.
+
+        Raises Forbidden when we may see none of the projects that there are.
+        """
+        refusals: dict[str, str] = {}
+        unseen = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
-        for project_id, path in await self._gitlab.projects(self._config.gitlab.projects):
+        projects = await self._gitlab.projects(self._config.gitlab.projects)
+        for project_id, path in projects:
             began = self._clock.now()
             try:
                 present = await self._gitlab.open_merge_requests(project_id)
             except (NotFound, Forbidden) as error:
                 log.warning("project can't be looked at", project=path, error=str(error))
+                refusals[path] = str(error)
+                unseen += 1
                 continue
             for mr in present:
                 missing.discard(mr.ref)
                 await self._told(mr)
-                await self._comments(mr)
+                if why := await self._comments(mr):
+                    refusals[path] = f"comments on !{mr.ref.iid}: {why}"
             await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
         for ref in sorted(missing):
             try:
                 await self._told(await self._gitlab.merge_request(ref))
             except (NotFound, Forbidden) as error:
                 log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+        for pattern in self._config.gitlab.projects:
+            if not any(matches_project((pattern,), path) for _, path in projects):
+                refusals[pattern] = "the bot's user is a member of no such project, or it is archived"
+        self.refusals = refusals
+        if projects and unseen == len(projects):
+            path, why = next(iter(refusals.items()))
+            raise Forbidden(f"GitLab refuses all {unseen} projects; {path}: {why}")
 
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:
@@ -104,15 +128,17 @@ class Poller:
 
         await self._database.write(write)
 
-    async def _comments(self, mr: MergeRequest) -> None:
+    async def _comments(self, mr: MergeRequest) -> str:
+        """Hand on what was said since the last look; returns why that can't be read, or nothing."""
         seen = await self._database.read(lambda tx: merge_requests.last_comment(tx, mr.ref))
         try:
             comments = await self._gitlab.notes_after(mr.ref, seen or 0, mr.project_path)
         except (NotFound, Forbidden) as error:
             log.warning("comments can't be read", mr=mr.full_ref, error=str(error))
-            return
+            return str(error)
         if comments:
             await self._database.write(partial(_keep, mr=mr, comments=comments))
+        return ""
 
 
 def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:

@@ -16,6 +16,7 @@ from ravebot.matrix.client import MatrixClient
 
 _log = structlog.get_logger(__name__)
 
+NOT_LOOKED_UP = "not looked up yet"
 _RETRY = timedelta(seconds=30)
 """How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
 _AWAY_SECONDS = 5.0
@@ -32,7 +33,7 @@ class RoomStatus:
     projects: tuple[str, ...]
     room_id: str | None = None
     joined: bool = False
-    problem: str = "not looked up yet"
+    problem: str = NOT_LOOKED_UP
     wait: Wait | None = None  # for the next try
     away: int = 0  # how often in a row nothing answered
     key: str = "matrix.rooms"  # which configures it

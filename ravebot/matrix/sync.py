@@ -82,6 +82,8 @@ class SyncLoop:
         self._hearing = Hearing(client, clock)
         self._begun = False
         self.last_success: datetime | None = None
+        self.looked_at: datetime | None = None
+        """When the last round ended, however it went."""
         self.problem = ""
         """Why the last round failed; empty when it did not."""
 
@@ -98,7 +100,7 @@ class SyncLoop:
             # a full disk's: both pass, and whoever stops hearing because of them would need a person to start again.
             except RavebotError as error:
                 failures += 1
-                self.problem = str(error)
+                self.problem, self.looked_at = str(error), self._clock.now()
                 self._on_result("unavailable")
                 asked = error.retry_after_seconds if isinstance(error, Unavailable) else None
                 pause = pause_seconds(failures, asked, self._jitter())
@@ -106,7 +108,7 @@ class SyncLoop:
                 await self._sleep(pause)
                 continue
             failures, self.problem = 0, ""
-            self.last_success = self._clock.now()
+            self.last_success = self.looked_at = self._clock.now()
             self._on_result("ok")
             # A server or proxy that answers at once with nothing, again and again, must not be polled hot.
             took = asyncio.get_running_loop().time() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import datetime
 
 import structlog
 
@@ -37,8 +38,10 @@ class Guard:
         self._last: Rules | None = None
         self._going: set[MachineId] = set()
         self._verified_at: float | None = None  # by the loop's clock; None: look now
-        self.problem = "not verified yet"
-        """Why the firewall is not known to be right; empty when it is."""
+        self.looked_at: datetime | None = None
+        """When the firewall was looked at last, however that went."""
+        self.problem = ""
+        """Why it could not be made right then; empty when it could."""
 
     def alarm(self) -> None:
         """Somebody touched the ruleset: the next pass looks, whenever the last look was."""
@@ -60,7 +63,7 @@ class Guard:
         """Make the firewall true. Raises `Unavailable`."""
         async with self._lock:
             self._verified_at = asyncio.get_running_loop().time()
-            state = await self._database.read(wanted)
+            state, self.looked_at = await self._database.read(lambda tx: (wanted(tx), tx.now))
             self._going &= {machine.id for machine in state.machines}
             desired = self._wanted(state)
             try:

@@ -53,6 +53,22 @@ GUEST_WORK = frozenset({Do.CREATE, Do.START, Do.PROBE, Do.CLAIM, Do.CHECK, Do.GI
 
 
 @dataclass
+class Passes:
+    """What is known of the passes; each text says what did not work the last time, and is empty where all did."""
+
+    began_at: datetime | None = None
+    """Of the pass that is under way; None between two."""
+    ended_at: datetime | None = None
+    broken_off: str = ""
+    provider: str = ""
+    """Why it could not be opened or listed."""
+    admission: str = ""
+    """Why nobody could be let in."""
+    audit: str = ""
+    """Why what the firewall counted could not be read."""
+
+
+@dataclass
 class Pool:
     """Decides which sandboxes and machines there should be, and has it done."""
 
@@ -72,6 +88,7 @@ class Pool:
         """Why the pool keeps its hands off everything; empty when it works."""
         self.machines_known = False
         """Whether the last pass saw what the provider holds, and it was none that only a lost database knew."""
+        self.passes = Passes()
         self._opened = False
         self._codes: dict[MachineId, str] = {}  # the commit that what flies was started for
         self._checked: dict[MachineId, datetime] = {}
@@ -93,6 +110,19 @@ class Pool:
 
     async def one_pass(self, flights: Flights) -> float:
         """Take every step that is due; returns how many seconds may go by until the next look."""
+        self.passes.began_at = self.clock.now()
+        try:
+            pause = await self._pass(flights)
+        except RavebotError as error:
+            self.passes.broken_off = str(error)
+            raise
+        else:
+            self.passes.broken_off = ""
+            return pause
+        finally:
+            self.passes.began_at, self.passes.ended_at = None, self.clock.now()
+
+    async def _pass(self, flights: Flights) -> float:
         loop = asyncio.get_running_loop()
         started = loop.time()
         state = await self.database.read(wanted)
@@ -134,10 +164,12 @@ class Pool:
             listing = await self.provider.list()
         except RavebotError as error:
             log.warning("provider could not be asked", error=str(error))
+            self.passes.provider = str(error)
             self.meter.provider_failed("list")
             self.meter.provider_seen(False)
             return None
         self.meter.provider_seen(True)
+        self.passes.provider = ""
         return listing
 
     async def _fence(self, state: Wanted) -> None:
@@ -146,16 +178,28 @@ class Pool:
             now = self.clock.now()
             if is_due(self._audited, AUDIT_EVERY, now):
                 self._audited = now
-                await self.guard.audit()
+                await self._audit()
         except Unavailable as error:
             log.warning("firewall could not be verified: no machine is started", error=str(error))
 
+    async def _audit(self) -> None:
+        try:
+            await self.guard.audit()
+        except Unavailable as error:
+            log.warning("who connected could not be read", error=str(error))
+            self.passes.audit = str(error)
+        else:
+            self.passes.audit = ""
+
     async def _let_in(self, state: Wanted) -> bool:
         try:
-            return await self.admission.run(state)
+            let_in = await self.admission.run(state)
         except RavebotError as error:
             log.warning("nobody can be let in now", error=str(error))
+            self.passes.admission = str(error)
             return False
+        self.passes.admission = ""
+        return let_in
 
     async def _step_machines(self, flights: Flights, state: Wanted, listing: Listing | None) -> bool:
         """Start what is due with each machine; whether any is on its way somewhere."""

@@ -7,13 +7,12 @@ import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 
 import structlog
 from aiohttp import web
 
 from ravebot.errors import ConfigError
-from ravebot.web.checks import Checks, Checkup
+from ravebot.web.checks import Check, Checks, Checkup
 from ravebot.web.metrics import CONTENT_TYPE, Metrics
 
 WEBHOOK_PATH = "/webhooks/gitlab"
@@ -39,7 +38,7 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     async def readyz(_: web.Request) -> web.Response:
         results = await checkup.run()
         ready = all(check.ok for check in results.values())
-        body = {"ready": ready, "checks": {name: asdict(check) for name, check in results.items()}}
+        body = {"ready": ready, "checks": {name: _as_json(check) for name, check in results.items()}}
         return web.json_response(body, status=200 if ready else 503)
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -56,6 +55,11 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", show_metrics)
     return app
+
+
+def _as_json(check: Check) -> dict[str, object]:
+    age = None if check.age is None else round(check.age.total_seconds(), 1)
+    return {"ok": check.ok, "state": check.state.value, "detail": check.detail, "age_seconds": age}
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

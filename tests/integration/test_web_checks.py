@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ravebot.access.firewall import NftFirewall
 from ravebot.clock import SystemClock
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.gitlab.client import GitLab
-from ravebot.web.checks import Check, Checks, Checkup
+from ravebot.web.checks import Check, Checks, Checkup, State
 from tests.support.gitlab import GitLabServer
 from tests.support.netns import Namespace
 
@@ -41,11 +42,15 @@ class Gate:
     async def __call__(self) -> Check:
         self.made += 1
         await self.open.wait()
-        return Check(True, "let go")
+        return Check(State.OK, "let go")
+
+
+def said(check: Check) -> tuple[State, str]:
+    return check.state, check.detail
 
 
 async def fine() -> Check:
-    return Check(True, "answers")
+    return Check(State.OK, "answers")
 
 
 @pytest.fixture
@@ -69,14 +74,14 @@ async def test_many_who_ask_about_the_firewall_start_no_more_processes_than_one(
     )
 
     async def conflicts() -> Check:
-        return Check(not await firewall.find_conflicts())
+        return Check(State.FAILED if await firewall.find_conflicts() else State.OK)
 
-    assert await conflicts() == Check(True)
+    assert await conflicts() == Check(State.OK)
     once = len(started.read_text().splitlines())
     assert once > 0
     async with a_checkup({"firewall": conflicts}) as checkup:
         answers = await asyncio.gather(*(checkup.run() for _ in range(200)))
-    assert answers == [{"firewall": Check(True)}] * 200
+    assert {one["firewall"].state for one in answers} == {State.OK}
     assert len(started.read_text().splitlines()) == 2 * once
 
 
@@ -85,10 +90,10 @@ async def test_an_outage_and_its_end_are_seen_as_soon_as_the_last_answer_is_old(
         gitlab = GitLab(server.url, server.token_for(server.add_user("ravebot")))
 
         async def answers() -> Check:
-            return Check(True, (await gitlab.me()).username)
+            return Check(State.OK, (await gitlab.me()).username)
 
         async with a_checkup({"gitlab": answers}) as checkup:
-            assert (await checkup.run())["gitlab"] == Check(True, "ravebot")
+            assert said((await checkup.run())["gitlab"]) == (State.OK, "ravebot")
             server.fail(500)
             assert (await checkup.run())["gitlab"].ok
             await asyncio.sleep(FRESH_SECONDS * 1.5)
@@ -102,10 +107,9 @@ async def test_an_outage_and_its_end_are_seen_as_soon_as_the_last_answer_is_old(
 
 async def test_a_check_that_hangs_is_not_ok_and_does_not_hold_up_the_others() -> None:
     async with a_checkup({"hangs": Gate(), "fine": fine}, timeout_seconds=0.05) as checkup:
-        assert await checkup.run() == {
-            "hangs": Check(False, "no answer within 0.05 s"),
-            "fine": Check(True, "answers"),
-        }
+        answers = await checkup.run()
+    assert answers["hangs"] == Check(State.FAILED, "no answer within 0.05 s", None)
+    assert said(answers["fine"]) == (State.OK, "answers")
 
 
 async def test_a_check_that_hangs_is_answered_at_once_to_those_who_come_later_and_not_begun_again() -> None:
@@ -120,7 +124,7 @@ async def test_a_check_that_hangs_is_answered_at_once_to_those_who_come_later_an
         assert gate.made == 1
         gate.open.set()
         await asyncio.sleep(0)
-        assert (await checkup.run())["hangs"] == Check(True, "let go")
+        assert said((await checkup.run())["hangs"]) == (State.OK, "let go")
         await asyncio.sleep(FRESH_SECONDS * 1.5)
         assert (await checkup.run())["hangs"].ok
     assert gate.made == 2
@@ -134,5 +138,15 @@ async def test_who_loses_patience_leaves_the_question_to_those_who_come_after() 
                 async with asyncio.timeout(0.02):
                     await checkup.run()
         gate.open.set()
-        assert (await checkup.run())["slow"] == Check(True, "let go")
+        assert said((await checkup.run())["slow"]) == (State.OK, "let go")
     assert gate.made == 1
+
+
+async def test_an_answer_grows_older_while_it_is_remembered() -> None:
+    async with a_checkup({"fine": fine}) as checkup:
+        first = (await checkup.run())["fine"].age
+        await asyncio.sleep(FRESH_SECONDS / 2)
+        second = (await checkup.run())["fine"].age
+    assert first is not None
+    assert second is not None
+    assert second - first >= timedelta(seconds=FRESH_SECONDS / 2)

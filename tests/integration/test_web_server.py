@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from ravebot.errors import ConfigError, Unavailable
-from ravebot.web.checks import Check, Checks
+from ravebot.web.checks import Check, Checks, State
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -24,20 +25,19 @@ async def accept(request: web.Request) -> web.Response:
 
 
 async def fine() -> Check:
-    return Check(True, "answers")
+    return Check(State.OK, "answers")
 
 
 async def away() -> Check:
     raise Unavailable("GitLab does not answer")
 
 
+async def partly() -> Check:
+    return Check(State.DEGRADED, "group/archived: refused", timedelta(seconds=12))
+
+
 async def mistaken() -> Check:
     raise KeyError("a mistake of ours")
-
-
-async def hangs() -> Check:
-    await asyncio.sleep(3600)
-    return Check(True)
 
 
 @asynccontextmanager
@@ -59,7 +59,9 @@ async def test_readyz_says_of_each_part_how_it_is() -> None:
         assert response.status == 200
         body = await response.json()
     assert body["ready"] is True
-    assert body["checks"]["matrix"] == {"ok": True, "detail": "answers"}
+    age = body["checks"]["matrix"].pop("age_seconds")
+    assert body["checks"]["matrix"] == {"ok": True, "state": "ok", "detail": "answers"}
+    assert 0 <= age < 5
 
 
 async def test_readyz_is_503_when_one_part_fails_and_names_it() -> None:
@@ -67,15 +69,27 @@ async def test_readyz_is_503_when_one_part_fails_and_names_it() -> None:
         assert response.status == 503
         body = await response.json()
     assert body["ready"] is False
-    assert body["checks"]["gitlab"] == {"ok": False, "detail": "GitLab does not answer"}
+    assert body["checks"]["gitlab"] == {
+        "ok": False, "state": "failed", "detail": "GitLab does not answer", "age_seconds": pytest.approx(0, abs=5),
+    }  # fmt: skip
     assert body["checks"]["matrix"]["ok"] is True
+
+
+async def test_readyz_is_200_when_a_part_is_only_degraded_and_says_since_when_that_is_known() -> None:
+    async with running({"matrix": fine, "gitlab": partly}) as (session, url), session.get(f"{url}/readyz") as response:
+        assert response.status == 200
+        body = await response.json()
+    check = body["checks"]["gitlab"]
+    assert (body["ready"], check["ok"], check["state"]) == (True, True, "degraded")
+    assert 12.0 <= check["age_seconds"] < 13.0
 
 
 async def test_a_check_that_raises_what_nobody_foresaw_is_named_like_any_other() -> None:
     async with running({"x": mistaken, "fine": fine}) as (session, url), session.get(f"{url}/readyz") as response:
         assert response.status == 503
         checks = (await response.json())["checks"]
-    assert (checks["x"]["ok"], checks["fine"]["ok"]) == (False, True)
+    assert (checks["x"]["state"], checks["fine"]["state"]) == ("unknown", "ok")
+    assert (checks["x"]["ok"], checks["x"]["age_seconds"]) == (False, None)
     assert "see ravebot's log" in checks["x"]["detail"]
 
 
@@ -103,7 +117,7 @@ class Costly:
             await asyncio.sleep(self._seconds)
         finally:
             self.at_once -= 1
-        return Check(True, "answers")
+        return Check(State.OK, "answers")
 
 
 async def test_many_who_ask_at_once_and_in_a_row_have_each_check_made_once() -> None:

@@ -72,7 +72,7 @@ class Guests:
         await self.inner.remove()
 
     async def connected(self) -> bool:
-        return not self.fails and await self.inner.connected()
+        return "connected" not in self.fails and await self.inner.connected()
 
     async def create(self, spec: MachineSpec) -> None:
         await self._called("create", spec.name)
@@ -288,6 +288,8 @@ class Fence:
         return repair
 
     async def connections(self) -> tuple[Connections, ...]:
+        if self.away:
+            raise Unavailable("nftables does not answer")
         counted, self.counted = self.counted, ()
         return counted
 

@@ -1,0 +1,411 @@
+"""What /readyz says of each part: `ok` is only what was looked at lately, and worked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.chat import Chat
+from ravebot.errors import ProviderError, RavebotError, Unavailable
+from ravebot.gitlab.client import GitLab
+from ravebot.intake.matrix import MatrixJournal
+from ravebot.intake.poll import Poller
+from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.invites import Invites
+from ravebot.matrix.rooms import RoomDirectory
+from ravebot.matrix.sync import SyncLoop
+from ravebot.notify.delivery import Delivery
+from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.readiness import Readiness
+from ravebot.store.outbox import GITLAB, MATRIX
+from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
+from ravebot.web.checks import Check, Checkup, State
+from tests.integration.test_matrix_chat import FAR, Homeserver, refusal, until
+from tests.integration.test_matrix_hostile import US, homeserver
+from tests.support.edges import FarEnd, Guests, Shelf
+from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, Project, User
+from tests.support.records import ROOM, a_merge_request, make_config
+from tests.support.yard import Yard, a_yard, talking_guests
+
+pytestmark = pytest.mark.integration
+MR, SECOND = a_merge_request(1), a_merge_request(2)
+
+
+@dataclass
+class Ward:
+    """Every part that readiness looks at: real ones, but for guests and firewall, at stand-ins on loopback."""
+
+    yard: Yard
+    server: GitLabServer
+    homeserver: Homeserver
+    gitlab: GitLab
+    poller: Poller
+    chat: Chat
+    bot: User
+    project: Project
+    far: FarEnd
+
+    @property
+    def guests(self) -> Guests:
+        assert isinstance(self.yard.provider, Guests)
+        return self.yard.provider
+
+    async def check(self, name: str) -> Check:
+        """What a fresh look says, as /readyz does."""
+        yard = self.yard
+        readiness = Readiness(
+            config=yard.config,
+            clock=yard.clock,
+            database=yard.database,
+            chat=self.chat,
+            gitlab=self.gitlab,
+            poller=self.poller,
+            core=yard.core,
+            provider=yard.provider,
+            firewall=yard.fence,
+        )
+        checks = readiness.checks()
+        assert name in checks, f"nobody looks at the {name}"
+        return (await Checkup({name: checks[name]}).run())[name]
+
+    @asynccontextmanager
+    async def polling(self) -> AsyncIterator[None]:
+        async with at_work(self.poller.run()):
+            yield
+
+    async def polled(self) -> None:
+        """One poll that worked, and then none."""
+        self.poller.looked_at = None
+        async with self.polling():
+            await until(lambda: self.poller.looked_at is not None)
+
+    async def synced(self) -> None:
+        """One sync that worked, rooms looked up, and then nothing."""
+        async with at_work(self.chat.run()):
+            await until(lambda: self.chat.sync.last_success is not None)
+            await until(lambda: not any("not looked up" in one.problem for one in self.chat.rooms.statuses()))
+
+    async def deliver(self, until_done: Callable[[], bool]) -> None:
+        """The outbox of GitLab at work."""
+        delivery = Delivery(self.yard.database, GITLAB, OUTBOX_GITLAB, self.far, lambda _target, _result: None)
+        async with at_work(delivery.run()):
+            await until(until_done)
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def at_work(loop: object) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(loop)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def a_ward(
+    folder: Path,
+    rooms: tuple[str, ...] = (ROOM,),
+    projects: tuple[str, ...] = ("group/*",),
+    provider: Guests | None = None,
+) -> AsyncIterator[Ward]:
+    far_server = Homeserver()
+    async with GitLabServer() as server, homeserver(far_server.answer) as url:
+        mapped = [{"room": room, "projects": ["group/*"]} for room in rooms]
+        changes = {
+            "gitlab": {"url": server.url, "poll": "1s", "projects": projects},
+            "matrix": {"homeserver": url, "user_id": US, "rooms": mapped},
+        }
+        async with a_yard(folder, provider or Guests(Shelf()), **changes) as yard:
+            bot = server.add_user("ravebot")
+            project = server.add_project("group/app", public=True)
+            server.set_role(project, bot, DEVELOPER)
+            gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
+            poller = Poller(yard.config, yard.database, gitlab, yard.intents, yard.clock, lambda _ok: None)
+            client = MatrixClient(yard.config.matrix, "password", folder, timeout_seconds=5)
+            try:
+                yield Ward(yard, server, far_server, gitlab, poller, a_chat(yard, client), bot, project, FarEnd())
+            finally:
+                server.restore()
+                far_server.over.set()
+                await gitlab.close()
+                await client.close()
+
+
+def a_chat(yard: Yard, client: MatrixClient) -> Chat:
+    directory = RoomDirectory(client, yard.config.matrix.rooms, yard.clock)
+    invites = Invites(client, (), yard.clock, directory.joined, directory.is_configured)
+    return Chat(
+        client,
+        directory,
+        SyncLoop(client, MatrixJournal(yard.database, "!rave"), yard.clock, invites, on_changed=directory.changed),
+        Delivery(yard.database, MATRIX, OUTBOX_MATRIX, FarEnd(), lambda _target, _result: None),
+        yard.database,
+        yard.metrics,
+    )
+
+
+@pytest.fixture
+async def ward(tmp_path: Path) -> AsyncIterator[Ward]:
+    async with a_ward(tmp_path) as ward:
+        yield ward
+
+
+async def test_gitlab_is_not_known_before_the_first_poll(ward: Ward) -> None:
+    check = await ward.check("gitlab")
+    assert check.state is State.UNKNOWN
+
+
+async def test_gitlab_is_ok_while_polls_work(ward: Ward) -> None:
+    await ward.polled()
+    check = await ward.check("gitlab")
+    assert check.state is State.OK
+
+
+async def test_gitlab_polls_that_find_no_project_at_all_are_not_called_well(tmp_path: Path) -> None:
+    async with a_ward(tmp_path, projects=("elsewhere/*",)) as ward:
+        await ward.polled()
+        check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert check.detail.startswith("elsewhere/*: ")
+
+
+@pytest.mark.parametrize("later", [timedelta(hours=12), -timedelta(hours=1)])
+async def test_gitlab_is_not_known_any_more_when_polls_stopped_also_when_the_clock_was_set_back(
+    ward: Ward, later: timedelta
+) -> None:
+    await ward.polled()
+    ward.yard.clock.advance(later)
+    check = await ward.check("gitlab")
+    assert check.state is State.UNKNOWN
+
+
+async def test_gitlab_failed_when_the_last_poll_did_though_it_answers(ward: Ward) -> None:
+    await ward.polled()
+    ward.server.fail(500, path=r"/projects$")
+    async with ward.polling():
+        await until(lambda: bool(ward.poller.problem))
+    check = await ward.check("gitlab")
+    assert check.state is State.FAILED
+    assert "GitLab answers 500" in check.detail
+
+
+async def test_gitlab_failed_when_it_refuses_every_project(ward: Ward) -> None:
+    await ward.polled()
+    ward.server.fail(403, path=r"/projects/\d+/merge_requests$")
+    requests = len(ward.server.requests)
+    async with ward.polling():
+        await until(lambda: len(ward.server.requests) > requests + 1)
+        await asyncio.sleep(0.2)
+    check = await ward.check("gitlab")
+    assert check.state is State.FAILED
+    assert "group/app" in check.detail
+
+
+async def test_gitlab_one_projects_refusal_is_that_projects_and_is_named(ward: Ward) -> None:
+    closed = ward.server.add_project("group/closed")
+    ward.server.set_role(closed, ward.bot, GUEST)
+    await ward.polled()
+    check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert "group/closed" in check.detail
+    assert "group/app" not in check.detail
+
+
+async def test_gitlab_comments_that_can_not_be_read_are_that_projects_trouble_and_named(ward: Ward) -> None:
+    alice = ward.server.add_user("alice")
+    mr = ward.server.open_merge_request(ward.project, alice, "Add a feature", "feature")
+    ward.server.fail(403, path=rf"/merge_requests/{mr.iid}/notes")
+    await ward.polled()
+    check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert "group/app: comments on !1" in check.detail
+    ward.server.restore()
+    await ward.polled()
+    assert (await ward.check("gitlab")).state is State.OK
+
+
+async def test_gitlab_a_configured_project_that_is_not_among_the_bots_is_named(tmp_path: Path) -> None:
+    async with a_ward(tmp_path, projects=("group/app", "group/gone")) as ward:
+        await ward.polled()
+        check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert check.detail.startswith("group/gone: ")
+
+
+async def test_gitlab_failed_when_it_does_not_answer_though_the_last_poll_worked(ward: Ward) -> None:
+    await ward.polled()
+    ward.server.fail(502)
+    check = await ward.check("gitlab")
+    assert check.state is State.FAILED
+    assert "GitLab answers 502" in check.detail
+
+
+async def test_matrix_is_not_known_before_the_first_sync(ward: Ward) -> None:
+    check = await ward.check("matrix")
+    assert check.state is State.UNKNOWN
+
+
+async def test_matrix_is_ok_once_synced_and_in_its_rooms(ward: Ward) -> None:
+    await ward.synced()
+    check = await ward.check("matrix")
+    assert check.state is State.OK
+
+
+@pytest.mark.parametrize("later", [timedelta(minutes=3), -timedelta(hours=1)])
+async def test_matrix_is_not_known_any_more_when_syncs_stopped_also_when_the_clock_was_set_back(
+    ward: Ward, later: timedelta
+) -> None:
+    await ward.synced()
+    ward.yard.clock.advance(later)
+    assert (await ward.check("matrix")).state is State.UNKNOWN
+
+
+async def test_matrix_failed_when_the_homeserver_answers_with_errors(ward: Ward) -> None:
+    await ward.synced()
+    ward.homeserver.sync_answers = [refusal(502, "M_UNKNOWN")] * 50
+    async with at_work(ward.chat.run()):
+        await until(lambda: bool(ward.chat.sync.problem))
+        check = await ward.check("matrix")
+    assert check.state is State.FAILED
+
+
+async def test_matrix_one_rooms_problem_is_that_rooms_and_is_named(tmp_path: Path) -> None:
+    async with a_ward(tmp_path, (ROOM, FAR)) as ward:
+        await ward.synced()
+        check = await ward.check("matrix")
+        assert check.state is State.DEGRADED
+        assert FAR in check.detail
+
+
+async def test_matrix_failed_when_every_room_has_a_problem(tmp_path: Path) -> None:
+    async with a_ward(tmp_path, (FAR,)) as ward:
+        await ward.synced()
+        check = await ward.check("matrix")
+        assert check.state is State.FAILED
+        assert FAR in check.detail
+
+
+async def test_provider_is_not_known_before_the_first_pass(ward: Ward) -> None:
+    assert (await ward.check("provider")).state is State.UNKNOWN
+
+
+async def test_provider_and_firewall_are_ok_after_a_pass(ward: Ward) -> None:
+    await ward.yard.go()
+    for name in ("provider", "firewall"):
+        assert (await ward.check(name)).ok
+
+
+@pytest.mark.parametrize("call", ["open", "list"])
+async def test_provider_failed_while_it_can_not_be_opened_or_listed_though_it_answers(ward: Ward, call: str) -> None:
+    error: RavebotError = ProviderError("the storage pool of another instance is in the way")
+    if call == "list":
+        await ward.yard.go()
+    ward.guests.fails[call] = error
+    await ward.yard.go()
+    check = await ward.check("provider")
+    assert check.state is State.FAILED
+    assert "in the way" in check.detail
+    ward.guests.fails.clear()
+    await ward.yard.go()
+    assert (await ward.check("provider")).ok
+
+
+async def test_provider_failed_and_firewall_not_known_while_another_instances_storage_pool_is_in_the_way(
+    tmp_path: Path,
+) -> None:
+    settings = make_config(tmp_path).provider
+    other = LibvirtProvider(settings, instance="test", instance_id="other", egress="none", state_dir=tmp_path / "other")
+    async with talking_guests(tmp_path) as ours:
+        await other.open()
+        try:
+            async with a_ward(tmp_path, provider=ours) as ward:
+                await ward.yard.go()
+                assert await ours.connected()
+                check = await ward.check("provider")
+                assert check.state is State.FAILED
+                assert "can't be this instance's storage pool" in check.detail
+                assert (await ward.check("firewall")).state is State.UNKNOWN
+        finally:
+            await other.remove()
+            await other.close()
+
+
+async def test_provider_failed_while_nobody_can_be_let_in(ward: Ward) -> None:
+    await ward.yard.queued(MR)
+    ward.guests.fails["host"] = Unavailable("the storage pool does not say how large it is")
+    await ward.yard.go()
+    check = await ward.check("provider")
+    assert check.state is State.FAILED
+    assert "does not say how large it is" in check.detail
+    ward.guests.fails.clear()
+    await ward.yard.go()
+    assert (await ward.check("provider")).ok
+
+
+async def test_provider_failed_while_a_pass_never_ends(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.guests.hold["list"] = asyncio.Event()
+    async with at_work(ward.yard.core.pool.run()):
+        await until(lambda: ward.guests.count("list") == 2)
+        assert (await ward.check("provider")).ok
+        ward.yard.pass_by(seconds=16)
+        check = await ward.check("provider")
+    assert check.state is State.FAILED
+
+
+@pytest.mark.parametrize("later", [timedelta(minutes=1), -timedelta(hours=1)])
+@pytest.mark.parametrize("name", ["provider", "firewall"])
+async def test_provider_and_firewall_are_not_known_when_passes_stopped_also_when_the_clock_was_set_back(
+    ward: Ward, name: str, later: timedelta
+) -> None:
+    await ward.yard.go()
+    ward.yard.clock.advance(later)
+    assert (await ward.check(name)).state is State.UNKNOWN
+
+
+async def test_provider_failed_while_somebody_must_decide_about_machines_it_does_not_know(ward: Ward) -> None:
+    assert isinstance(ward.guests.inner, Shelf)
+    ward.guests.inner.put("rave-test-from-before")
+    await ward.yard.go()
+    check = await ward.check("provider")
+    assert check.state is State.FAILED
+    assert "ravebot cleanup" in check.detail
+
+
+async def test_provider_failed_when_libvirt_does_not_answer(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.guests.fails["connected"] = Unavailable("away")
+    assert (await ward.check("provider")).state is State.FAILED
+
+
+async def test_firewall_is_not_known_before_it_was_verified(ward: Ward) -> None:
+    assert (await ward.check("firewall")).state is State.UNKNOWN
+
+
+async def test_firewall_failed_when_it_can_not_be_verified(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.yard.fence.away = True
+    ward.yard.core.guard.alarm()
+    await ward.yard.go()
+    check = await ward.check("firewall")
+    assert check.state is State.FAILED
+    assert "nftables does not answer" in check.detail
+
+
+async def test_firewall_failed_when_who_connected_can_not_be_read(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.yard.fence.away = True  # the rules were verified a moment ago, and are not looked at again yet
+    ward.yard.pass_by(seconds=6)
+    await ward.yard.go()
+    check = await ward.check("firewall")
+    assert check.state is State.FAILED
+    assert "nftables does not answer" in check.detail
