@@ -20,10 +20,11 @@ from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
+from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pool import IDLE_PAUSE_SECONDS
-from ravebot.store import outbox
-from ravebot.store.database import Database
-from ravebot.store.outbox import GITLAB, MATRIX
+from ravebot.store import merge_requests, outbox
+from ravebot.store.database import Database, Transaction
+from ravebot.store.outbox import GITLAB, MATRIX, Waiting
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
 _SYNC_EVERY = timedelta(seconds=40)
@@ -121,15 +122,38 @@ class Readiness:
         return replace(found, detail=self.firewall.weakness) if self.firewall.weakness else found
 
     async def _outbox(self) -> Check:
+        """Waiting is a failure, but for a project or room that refuses what it is told."""
+        rooms = {room.name: room.problem for room in self.chat.rooms.statuses()}
+        late, refused = [], []
         for target in (MATRIX, GITLAB):
-            count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-            if oldest and self.clock.now() - oldest > _LONG:
-                return Check(State.FAILED, f"{count} messages wait for {target}, the oldest since {oldest:%H:%M:%S}")
-        return Check(State.OK)
+            for lane, name in await self.database.read(partial(_lanes, target=target)):
+                is_late = abs(self.clock.now() - lane.since) > _LONG
+                if lane.refused:
+                    refused.append(f"{name}: {lane.refused}")
+                elif is_late and target == MATRIX and rooms.get(lane.lane):
+                    refused.append(f"{name}: {rooms[lane.lane]}")
+                elif is_late:
+                    late.append(f"{name}: {lane.count} messages wait, the oldest since {lane.since:%H:%M:%S} UTC")
+        if late:
+            return Check(State.FAILED, _named(late + refused))
+        return Check(State.DEGRADED, _named(refused)) if refused else Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()
         return Check(State.FAILED if problem else State.OK, problem)
+
+
+def _lanes(tx: Transaction, target: str) -> list[tuple[Waiting, str]]:
+    """What waits for Matrix or GitLab, and each lane's name for people."""
+    found = []
+    for lane in outbox.waiting(tx, target):
+        name = lane.lane
+        if target == GITLAB:
+            project_id, _, iid = name.partition("!")
+            mr = merge_requests.get(tx, MergeRequestRef(int(project_id), int(iid)))
+            name = mr.full_ref if mr else name
+        found.append((lane, name))
+    return found
 
 
 def _named(troubles: Iterable[str]) -> str:

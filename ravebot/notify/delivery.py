@@ -47,6 +47,7 @@ class Sender(Protocol):
 @dataclass(frozen=True)
 class _Later:
     delay: timedelta
+    refused: str = ""
 
 
 class Delivery:
@@ -101,6 +102,8 @@ class Delivery:
             message, outcome = done
             if isinstance(outcome, _Later):
                 outbox.postpone(tx, message.id, outcome.delay)
+                if outcome.refused:
+                    outbox.refused(tx, message.id, outcome.refused)
                 return None
             outbox.delivered(tx, message.id, outcome.result)
             if outcome.keep:
@@ -112,6 +115,7 @@ class Delivery:
 
     async def _deliver(self, message: Message) -> Sent | _Later:
         loop = asyncio.get_running_loop()
+        refused = ""
         if self._paused_until > loop.time():
             await asyncio.sleep(self._paused_until - loop.time())
         try:
@@ -127,7 +131,7 @@ class Delivery:
             self._on_result(self._target, "given up")
             return Sent(f"refused: {error}")
         except (Forbidden, NotFound) as error:
-            delay = _REFUSED_SECONDS
+            delay, refused = _REFUSED_SECONDS, str(error)
             log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
         except StoreError:
             raise
@@ -140,4 +144,4 @@ class Delivery:
             return sent
         self._on_result(self._target, "retried")
         log.info("message not delivered yet", to=self._target, lane=message.lane, row=message.id, in_s=round(delay, 1))
-        return _Later(timedelta(seconds=delay))
+        return _Later(timedelta(seconds=delay), refused)

@@ -29,6 +29,16 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A lane in which `count` rows wait, the oldest `since` then; `refused`: why the far end does not take that one."""
+
+    lane: str
+    count: int
+    since: datetime
+    refused: str
+
+
+@dataclass(frozen=True)
 class Message:
     """One row. `lane` is a room, or `project!iid`; order is kept within it. `attempted`: it may have arrived."""
 
@@ -143,6 +153,11 @@ def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
     )
 
 
+def refused(tx: Transaction, message_id: int, why: str) -> None:
+    """Note why the far end does not take it; that stands until it has answered otherwise."""
+    tx.execute("UPDATE outbox SET refused = ? WHERE id = ?", (why, message_id))
+
+
 def seconds_to_next(tx: Transaction, target: str) -> float | None:
     """How long until the earliest postponed row is due; None when none is postponed."""
     row = tx.one(
@@ -151,6 +166,17 @@ def seconds_to_next(tx: Transaction, target: str) -> float | None:
         (target, tx.now_us, tx.now_us),
     )
     return (row["due"] - tx.now_us) / 1e6 if row and row["due"] is not None else None
+
+
+def waiting(tx: Transaction, target: str) -> tuple[Waiting, ...]:
+    """Every lane in which something waits, longest waiting first."""
+    rows = tx.all(
+        "SELECT head.lane, head.created_at, head.refused, queue.count FROM outbox AS head JOIN"
+        " (SELECT MIN(id) AS id, COUNT(*) AS count FROM outbox WHERE target = ? AND delivered_at IS NULL GROUP BY lane)"
+        " AS queue ON queue.id = head.id ORDER BY head.id",
+        (target,),
+    )
+    return tuple(Waiting(row["lane"], row["count"], from_us(row["created_at"]), row["refused"] or "") for row in rows)
 
 
 def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:

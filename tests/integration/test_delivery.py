@@ -238,6 +238,27 @@ async def test_what_is_refused_is_kept_and_tried_much_later(
     assert 50 < due <= 60
 
 
+async def test_why_a_message_was_refused_is_known_after_a_restart_and_while_the_far_end_is_away(
+    tmp_path: Path, far_end: FarEnd
+) -> None:
+    far_end.refuses["a"] = Forbidden("no power in the room")
+    async with Database(tmp_path / "ravebot.db", SystemClock()) as database:
+        await tell(database, "a", "text")
+        await tell(database, "b", "other")
+        async with delivering(database, far_end):
+            await until(lambda: len(far_end.tried) == 2)
+            await asyncio.sleep(0.05)
+    far_end.refuses.clear()
+    far_end.errors = [Unavailable("down")] * 10
+    async with Database(tmp_path / "ravebot.db", SystemClock()) as database:
+        await database.write(lambda tx: tx.execute("UPDATE outbox SET next_attempt_at = 0"))
+        async with delivering(database, far_end):
+            await until(lambda: len(far_end.tried) == 3)
+            await asyncio.sleep(0.05)
+        found = await database.read(lambda tx: outbox.waiting(tx, MATRIX))
+    assert [(lane.lane, lane.count, lane.refused) for lane in found] == [("a", 1, "no power in the room")]
+
+
 async def test_changes_that_come_while_the_server_is_away_are_sent_as_one(database: Database, far_end: FarEnd) -> None:
     far_end.errors = [Unavailable("down")]
     await tell(database, "a", "one", merge_key="card")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.chat import Chat
-from ravebot.errors import ProviderError, RavebotError, Unavailable
+from ravebot.errors import Forbidden, ProviderError, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.intake.poll import Poller
@@ -23,7 +23,8 @@ from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.providers.libvirt import LibvirtProvider
 from ravebot.readiness import Readiness
-from ravebot.store.outbox import GITLAB, MATRIX
+from ravebot.store import outbox
+from ravebot.store.outbox import GITLAB, MATRIX, Kind
 from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
 from ravebot.web.checks import Check, Checkup, State
 from tests.integration.test_matrix_chat import FAR, Homeserver, refusal, until
@@ -247,6 +248,50 @@ async def test_gitlab_failed_when_it_does_not_answer_though_the_last_poll_worked
     check = await ward.check("gitlab")
     assert check.state is State.FAILED
     assert "GitLab answers 502" in check.detail
+
+
+async def test_outbox_one_projects_refusal_is_that_projects_and_is_named(ward: Ward) -> None:
+    await ward.yard.ready(MR)
+    ward.far.refuses["7!1"] = Forbidden("GitLab refuses it (403: archived)")
+    await ward.deliver(lambda: bool(ward.far.tried))
+    ward.yard.pass_by(hours=1)
+    await ward.yard.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1 WHERE target = 'matrix'"))
+    check = await ward.check("outbox")
+    assert check.state is State.DEGRADED
+    assert "group/app!1" in check.detail
+    assert "archived" in check.detail
+
+
+async def test_outbox_failed_when_anything_else_waits_longer_than_five_minutes(ward: Ward) -> None:
+    await ward.yard.ready(MR)
+    ward.far.refuses["7!1"] = Forbidden("GitLab refuses it (403: archived)")
+    await ward.deliver(lambda: bool(ward.far.tried))
+    await ward.yard.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1 WHERE target = 'matrix'"))
+    await ward.yard.write(lambda tx: outbox.add(tx, GITLAB, "7!2", Kind.NOTE, body={}))
+    assert (await ward.check("outbox")).ok
+    ward.yard.pass_by(minutes=6)
+    check = await ward.check("outbox")
+    assert check.state is State.FAILED
+    assert "7!2" in check.detail
+
+
+async def test_outbox_failed_when_a_message_waits_that_the_clock_says_is_of_tomorrow(ward: Ward) -> None:
+    await ward.yard.write(lambda tx: outbox.add(tx, GITLAB, "7!2", Kind.NOTE, body={}))
+    ward.yard.pass_by(days=-1)
+    assert (await ward.check("outbox")).state is State.FAILED
+
+
+async def test_outbox_one_rooms_backlog_is_that_rooms_while_the_room_has_a_problem(tmp_path: Path) -> None:
+    async with a_ward(tmp_path, (ROOM, FAR)) as ward:
+        await ward.synced()
+        await ward.yard.write(lambda tx: outbox.add(tx, MATRIX, FAR, Kind.SAY, body={"text": "x"}))
+        ward.yard.pass_by(minutes=6)
+        check = await ward.check("outbox")
+        assert check.state is State.DEGRADED
+        assert check.detail.startswith(f"{FAR}: ")
+        await ward.yard.write(lambda tx: outbox.add(tx, MATRIX, ROOM, Kind.SAY, body={"text": "x"}))
+        ward.yard.pass_by(minutes=6)
+        assert (await ward.check("outbox")).state is State.FAILED
 
 
 async def test_matrix_is_not_known_before_the_first_sync(ward: Ward) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
+from ravebot.clock import ManualClock, from_us
 from ravebot.errors import StoreError
+from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction, get_meta, migrate, migrations, set_meta, statements
 
 pytestmark = pytest.mark.integration
@@ -261,6 +262,25 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path:
             pass
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT value FROM meta").fetchall() == [("x",)]
+
+
+async def test_messages_that_the_first_version_left_are_kept_and_were_never_seen_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ravebot.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection, migrations()[:1])
+        for number in (1, 2):
+            row = (number, "gitlab", "7!1", "note", "{}", 1_000_000 * number, 1_000_000, 3)
+            connection.execute(
+                "INSERT INTO outbox (id, target, lane, kind, body, created_at, attempted_at, attempts)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+    async with Database(path, ManualClock()) as database:
+        [lane] = await database.read(lambda tx: outbox.waiting(tx, "gitlab"))
+        head = await database.read(lambda tx: outbox.head(tx, "gitlab", "7!1"))
+    assert (lane.lane, lane.count, lane.since, lane.refused) == ("7!1", 2, from_us(1_000_000), "")
+    assert head
+    assert (head.id, head.attempted, head.attempts) == (1, True, 3)
 
 
 def test_an_interrupted_migration_leaves_the_old_database_intact(tmp_path: Path) -> None:
