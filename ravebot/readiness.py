@@ -22,7 +22,7 @@ from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pool import IDLE_PAUSE_SECONDS
-from ravebot.store import merge_requests, outbox
+from ravebot.store import images, inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, MATRIX, Waiting
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
@@ -31,7 +31,7 @@ _SYNC_EVERY = timedelta(seconds=40)
 """A sync waits for half a minute for something to be said; and time for its answer."""
 _PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
 _LONG = timedelta(minutes=5)
-"""How long a message may wait before something must be wrong."""
+"""How long a message or a request may wait before something must be wrong."""
 _MOST_NAMED = 5
 
 
@@ -55,6 +55,8 @@ class Readiness:
             "gitlab": self._gitlab,
             "provider": self._provider,
             "firewall": self._firewall,
+            "image": self._image,
+            "inbox": self._inbox,
             "outbox": self._outbox,
             "state": self._state,
         }
@@ -120,6 +122,19 @@ class Readiness:
         if conflicts:
             return Check(State.FAILED, "; ".join(conflicts))
         return replace(found, detail=self.firewall.weakness) if self.firewall.weakness else found
+
+    async def _image(self) -> Check:
+        image = str(self.config.provider.image)
+        held = (await self.database.read(partial(images.get, image=image))).held
+        if held:
+            return Check(State.FAILED, f"no machines are built from {image}: {held}; mend it, then say `retry`")
+        return Check(State.OK)
+
+    async def _inbox(self) -> Check:
+        count, since = await self.database.read(partial(inbox.unhandled, longer_than=_LONG))
+        if since is None:
+            return Check(State.OK)
+        return Check(State.FAILED, f"{count} requests are not handled, the oldest since {since:%Y-%m-%d %H:%M:%S} UTC")
 
     async def _outbox(self) -> Check:
         """Waiting is a failure, but for a project or room that refuses what it is told."""

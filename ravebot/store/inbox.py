@@ -4,9 +4,9 @@ that the same delivery is known again."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from ravebot.clock import to_us
+from ravebot.clock import from_us, to_us
 from ravebot.store.database import Transaction
 from ravebot.store.signals import INTAKE
 
@@ -79,6 +79,20 @@ def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
 def pending(tx: Transaction) -> int:
     row = tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
     return int(row["n"]) if row else 0
+
+
+def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | None]:
+    """How many wait for longer than that, and since when the first of them does.
+
+    What the clock says is to come longer than that ahead was received before the clock was set back, and counts too.
+    """
+    row = tx.one(
+        "SELECT COUNT(*) AS n, MIN(received_at) AS oldest FROM inbox"
+        " WHERE handled_at IS NULL AND received_at NOT BETWEEN ? AND ?",
+        (to_us(tx.now - longer_than), to_us(tx.now + longer_than)),
+    )
+    assert row
+    return row["n"], from_us(row["oldest"]) if row["oldest"] is not None else None
 
 
 def forget_handled(tx: Transaction, older_than: timedelta) -> int:

@@ -400,7 +400,9 @@ async def test_a_guest_that_never_answers_is_told_of_tried_later_and_held_after_
         await asyncio.sleep(3)
         assert len(rows(stage, "SELECT 1 FROM machines")) == 3
         assert leftovers.disks(stage) == []
-        assert (await stage.readiness())["ready"]
+        checks = (await stage.readiness())["checks"]
+        assert [name for name, check in checks.items() if not check["ok"]] == ["image"]
+        assert "say `retry`" in checks["image"]["detail"]
 
 
 async def test_the_same_host_key_twice_fails_the_second_build_and_a_deaf_guest_is_switched_off() -> None:

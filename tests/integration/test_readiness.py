@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.providers.libvirt import LibvirtProvider
 from ravebot.readiness import Readiness
-from ravebot.store import outbox
+from ravebot.store import images, inbox, outbox
+from ravebot.store.images import ImageRecord
 from ravebot.store.outbox import GITLAB, MATRIX, Kind
 from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
 from ravebot.web.checks import Check, Checkup, State
@@ -454,3 +456,28 @@ async def test_firewall_failed_when_who_connected_can_not_be_read(ward: Ward) ->
     check = await ward.check("firewall")
     assert check.state is State.FAILED
     assert "nftables does not answer" in check.detail
+
+
+async def test_inbox_failed_when_requests_are_not_handled_for_five_minutes(ward: Ward) -> None:
+    for number in range(2):
+        await ward.yard.write(
+            partial(inbox.add, source="gitlab", key=f"k{number}", lane=f"7!{number}", kind="note", body="{}")
+        )
+    assert (await ward.check("inbox")).ok
+    ward.yard.pass_by(minutes=6)
+    check = await ward.check("inbox")
+    assert check.state is State.FAILED
+    assert check.detail.startswith("2 requests")
+    assert "12:00" in check.detail
+
+
+async def test_image_failed_while_it_is_held_and_says_what_lifts_it(ward: Ward) -> None:
+    image = str(ward.yard.config.provider.image)
+    assert (await ward.check("image")).ok
+    await ward.yard.write(lambda tx: images.save(tx, ImageRecord(image, 3, "its agent never answered")))
+    check = await ward.check("image")
+    assert check.state is State.FAILED
+    assert "its agent never answered" in check.detail
+    assert "retry" in check.detail
+    await ward.yard.write(lambda tx: images.save(tx, ImageRecord(image)))
+    assert (await ward.check("image")).ok
