@@ -106,4 +106,5 @@ def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
         created_at=sandbox.created_at,
         ready_at=sandbox.ready_at,
         expires_at=sandbox.expires_at,
+        trouble=view.trouble.words if view.trouble else "",
     )

@@ -94,7 +94,7 @@ def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) 
         (
             (
                 Cell(line.ref, "bold"),
-                Cell(_state(line), _STATE_STYLES.get(line.state, "")),
+                Cell(_state(line), "yellow" if line.trouble else _STATE_STYLES.get(line.state, "")),
                 line.owner,
                 line.sha[:8],
                 f"in {in_words(line.expires_at - now)}" if line.expires_at else "",
@@ -114,7 +114,8 @@ def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) 
 def _state(line: SandboxLine) -> str:
     if line.queue_position is not None:
         return f"{line.state}, place {line.queue_position}"
-    return f"{line.state}: {line.stage}" if line.stage else line.state
+    but = f", but {line.trouble}" if line.trouble else ""
+    return (f"{line.state}: {line.stage}" if line.stage else line.state) + but
 
 
 def _utc(moment: datetime | None) -> str:

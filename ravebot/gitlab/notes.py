@@ -121,17 +121,18 @@ def render_help(username: str | None = None, marker: str = "") -> str:
 
 def _headline(view: SandboxView) -> str:
     sandbox = view.sandbox
+    sign, but = (view.trouble.sign, f", but {view.trouble.words}") if view.trouble else ("", "")
     if sandbox.state is SandboxState.QUEUED:
         return f"🕒 Sandbox waits in the queue{_queue(view)}"
     if sandbox.state is SandboxState.STARTING:
-        return f"⏳ Sandbox is starting: {_stage(sandbox.stage)}"
+        return f"{sign or '⏳'} Sandbox is starting: {_stage(sandbox.stage)}{but}"
     if sandbox.state is SandboxState.STOPPING:
         return f"🔻 Sandbox is being stopped: {_why(sandbox.end_reason)}"
     if sandbox.state is SandboxState.ENDED:
         return f"🏁 Sandbox ended: {_why(sandbox.end_reason)}"
     if sandbox.stage is not None:
-        return f"🟡 Sandbox is ready, and being updated: {_stage(sandbox.stage)}"
-    return "🟢 Sandbox is ready"
+        return f"{sign or '🟡'} Sandbox is ready, and being updated: {_stage(sandbox.stage)}{but}"
+    return f"{sign or '🟢'} Sandbox is ready{but}"
 
 
 def _queue(view: SandboxView) -> str:

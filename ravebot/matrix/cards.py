@@ -104,8 +104,8 @@ def _listed(lines: Sequence[HistoryLine]) -> Span:
 
 
 def _title(view: SandboxView) -> Span:
-    sign = Span(_SIGNS[view.sandbox.state], _SIGNS[view.sandbox.state])
-    return joined((sign, _ref(view), theirs(view.mr.title)))
+    sign = view.trouble.sign if view.trouble else _SIGNS[view.sandbox.state]
+    return joined((Span(sign, sign), _ref(view), theirs(view.mr.title)))
 
 
 def _ref(view: SandboxView) -> Span:
@@ -154,6 +154,8 @@ def _state(view: SandboxView) -> Span:
         said += f": {sandbox.stage.value}"
     if sandbox.attempt > 1 and sandbox.state is SandboxState.STARTING:
         said += f" (attempt {sandbox.attempt})"
+    if view.trouble:
+        said += f", but {view.trouble.words}"
     return theirs(said, 1000)
 
 

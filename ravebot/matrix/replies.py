@@ -86,9 +86,10 @@ def _listed(view: SandboxView) -> Sequence[Span]:
     sandbox = view.sandbox
     ends = f"in {in_words(sandbox.expires_at - view.now)}" if sandbox.expires_at and view.live else ""
     stage = f": {sandbox.stage.value}" if sandbox.stage and view.live else ""
+    but = f", but {view.trouble.words}" if view.trouble else ""
     return (
         joined((_ref(view), theirs(view.mr.title, 80))),
-        words(sandbox.state.value + stage),
+        words(sandbox.state.value + stage + but),
         words(ends),
         theirs(view.mr.author.username, 60),
     )

@@ -129,5 +129,9 @@ class Health:
         tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
         silent = replace(machine, silent_since=silent_since, silent_seen_at=tx.now)
         machines.save(tx, replace(silent, unhealthy_told=machine.unhealthy_told or tell))
+        if machine.is_paused and not tell:  # it runs again: what card and note say is out of date
+            mr = merge_requests.get(tx, sandbox.mr)
+            assert mr
+            self.lifecycle.journal.refresh(tx, sandbox, mr)
         if tell:
             self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)

@@ -165,6 +165,12 @@ class Machine:
     paused_since: datetime | None = None  # told of; not by us
     paused_by_us: bool = False
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it was paused, and not seen to run since."""
+        seen = self.silent_seen_at
+        return self.paused_since is not None and (seen is None or seen <= self.paused_since)
+
 
 @dataclass(frozen=True)
 class StageResult:

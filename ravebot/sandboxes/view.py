@@ -53,6 +53,24 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What is wrong with the machine of a sandbox: it is paused, or it does not answer."""
+
+    paused: bool
+    since: datetime
+
+    @property
+    def sign(self) -> str:
+        return "⏸" if self.paused else "🟠"
+
+    @property
+    def words(self) -> str:
+        """To follow "ready, but"."""
+        what = "has been paused" if self.paused else "has not answered"
+        return f"its machine {what} since {self.since:%Y-%m-%d %H:%M} UTC"
+
+
+@dataclass(frozen=True)
 class Summary:
     """The account of an ended sandbox."""
 
@@ -76,6 +94,7 @@ class SandboxView:
     history: tuple[HistoryLine, ...] = ()  # oldest first
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
+    trouble: Trouble | None = None  # with its machine; None while that is well
 
     @property
     def live(self) -> bool:

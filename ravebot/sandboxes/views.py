@@ -8,7 +8,7 @@ from ravebot.config import Config
 from ravebot.sandboxes import capacity
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.telling import words
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
 from ravebot.store import events, machines, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 
@@ -61,6 +61,7 @@ class Views:
             history=tuple(lines[-HISTORY_LINES:]),
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
+            trouble=_trouble(tx, sandbox),
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
@@ -88,6 +89,17 @@ class Views:
             cpu_seconds=sum(machine.cpu_seconds for machine in had),
             memory_peak_bytes=max((machine.memory_peak_bytes for machine in had), default=0),
         )
+
+
+def _trouble(tx: Transaction, sandbox: Sandbox) -> Trouble | None:
+    if sandbox.state not in (SandboxState.STARTING, SandboxState.READY):
+        return None
+    machine = machines.get(tx, sandbox.machine_id)
+    if machine and machine.is_paused and machine.paused_since:
+        return Trouble(paused=True, since=machine.paused_since)
+    if machine and machine.unhealthy_told and machine.silent_since:
+        return Trouble(paused=False, since=machine.silent_since)
+    return None
 
 
 def _notice(sandbox: Sandbox, mr: MergeRequest) -> str:

@@ -26,6 +26,7 @@ class SandboxLine:
     created_at: datetime
     ready_at: datetime | None
     expires_at: datetime | None
+    trouble: str = ""  # what is wrong with its machine; empty while that is well
 
 
 @dataclass(frozen=True)

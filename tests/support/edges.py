@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -27,7 +29,12 @@ from ravebot.sandboxes.model import Observed
 from ravebot.store.outbox import Message
 
 GIB = 1024**3
-HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{name}"
+
+
+def _host_key(name: str) -> str:
+    """A machine's own, in the form that SSH has."""
+    blob = b"\0\0\0\x0bssh-ed25519\0\0\0 " + hashlib.sha256(name.encode()).digest()
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
 
 
 class Guests:
@@ -142,7 +149,7 @@ class Guests:
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
         await self._called("host_keys", name)
-        return self.keys_of.get(name, (HOST_KEY.format(name=name.replace("-", "A")),))
+        return self.keys_of.get(name, (_host_key(name),))
 
     async def usage(self, name: str) -> Usage:
         await self._called("usage", name)
@@ -237,7 +244,7 @@ class Shelf:
         self._there(name)
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
-        return (HOST_KEY.format(name=name),)
+        return (_host_key(name),)
 
     async def usage(self, name: str) -> Usage:
         self._there(name)
