@@ -13,11 +13,12 @@ class Verdict(StrEnum):
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
+    UNKNOWN = "unknown"  # not looked at
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` says what to do, and is empty where all is well."""
+    """One thing that was looked at, or could not be; `mend` says what to do, and is empty where all is well."""
 
     name: str
     verdict: Verdict
@@ -37,8 +38,13 @@ def failed(name: str, detail: str, mend: str = "") -> Finding:
     return Finding(name, Verdict.FAILED, detail, mend)
 
 
+def unknown(name: str, detail: str, mend: str = "") -> Finding:
+    """What was not looked at, and why; `mend` says how to find out."""
+    return Finding(name, Verdict.UNKNOWN, detail, mend)
+
+
 def unseen(name: str, error: Exception) -> Finding:
-    """What to say of a check that the system did not let us make."""
+    """What to say of a check that was tried, and that the system did not let us make."""
     return failed(name, f"can't be looked at: {error}", "mend that, or ask the doctor as root")
 
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote
 
-from ravebot.config import Config
+from ravebot.config import Config, matches_project
 from ravebot.configfile import LoadedConfig
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
 from ravebot.doctor.services import Answer, get
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.webhook import signing_key
@@ -17,6 +17,9 @@ from ravebot.web.server import WEBHOOK_PATH
 DEVELOPER = 30
 """https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
 _EXPIRES_SOON = timedelta(days=14)
+_PAGE, _MOST_PAGES = 100, 10
+_MOST_LOOKED_AT = 20
+"""Projects of one pattern: each takes two requests."""
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
@@ -48,12 +51,8 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     yield ok("gitlab", f"{base} answers; ravebot is @{username} there")
     try:
         yield await _token(api, headers)
-        for pattern in loaded.config.gitlab.projects:
-            if "*" in pattern:
-                yield ok("gitlab project", f"{pattern}: a pattern; roles and webhooks under it are not looked at")
-                continue
-            async for finding in _project(loaded.config, api, headers, pattern):
-                yield finding
+        async for finding in _projects(loaded.config, api, headers):
+            yield finding
     except Unavailable as error:
         yield failed("gitlab", f"broke off: {error}", "try again; see GitLab's log")
 
@@ -63,7 +62,8 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
     token = await get(f"{api}/personal_access_tokens/self", headers)
     scopes = token.field("scopes")
     if token.status != 200 or not isinstance(scopes, list):
-        return ok("gitlab token", "accepted; its scopes can't be asked for")
+        mend = "make sure by hand that it has the scope api"
+        return unknown("gitlab token", f"accepted; its scopes can't be asked for ({token.status})", mend)
     if "api" not in scopes:
         mend = "make a token with the scope api"
         return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", mend)
@@ -77,6 +77,57 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
             return warning("gitlab token", f"expires on {day}", "rotate it in time")
         return ok("gitlab token", f"scope api, expires on {day}")
     return ok("gitlab token", "scope api")
+
+
+async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
+    """Each project that is named, and the first of those that a pattern matches."""
+    patterns = [pattern for pattern in config.gitlab.projects if "*" in pattern]
+    for path in config.gitlab.projects:
+        if path not in patterns:
+            async for finding in _project(config, api, headers, path):
+                yield finding
+    if not patterns:
+        return
+    listed = await _listed(api, headers)
+    if isinstance(listed, Finding):
+        yield listed
+        return
+    seen = set(config.gitlab.projects)
+    for pattern in patterns:
+        matching = [path for path in listed if matches_project((pattern,), path)]
+        if not matching:
+            mend = "add the bot's user to one as Developer, or change gitlab.projects"
+            yield failed("gitlab project", f"{pattern}: the bot's user is a member of no project that matches", mend)
+            continue
+        yield ok("gitlab project", f"{pattern}: {len(matching)} projects match")
+        fresh = [path for path in matching if path not in seen]
+        for path in fresh[:_MOST_LOOKED_AT]:
+            seen.add(path)
+            async for finding in _project(config, api, headers, path):
+                yield finding
+        if len(fresh) > _MOST_LOOKED_AT:
+            detail = (
+                f"{pattern}: {len(fresh) - _MOST_LOOKED_AT} more were not looked at, {fresh[_MOST_LOOKED_AT]} first"
+            )
+            yield unknown("gitlab project", detail, "name in gitlab.projects, beside the pattern, which to look at")
+
+
+async def _listed(api: str, headers: dict[str, str]) -> list[str] | Finding:
+    """The paths of the projects that the bot polls; the newest thousand, where there are more.
+
+    https://docs.gitlab.com/api/projects/#list-all-projects
+    """
+    paths: list[str] = []
+    for page in range(1, _MOST_PAGES + 1):
+        query = f"membership=true&simple=true&archived=false&per_page={_PAGE}&page={page}"
+        listed = await get(f"{api}/projects?{query}", headers)
+        if listed.status != 200 or not isinstance(listed.body, list):
+            return failed("gitlab project", f"projects can't be listed ({listed.status})", "see GitLab's log")
+        found = [project.get("path_with_namespace") for project in listed.body if isinstance(project, dict)]
+        paths += [path for path in found if isinstance(path, str)]
+        if len(listed.body) < _PAGE:
+            break
+    return paths
 
 
 async def _project(config: Config, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
@@ -105,9 +156,9 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
     how = f"in {path}: Settings, Webhooks: {wanted}, with the secret, for comments and merge request events"
     hooks = await get(f"{address}/hooks?per_page=100", headers)
     if hooks.status in (401, 403, 404):
-        return warning(name, f"{path}: only a Maintainer may look", f"make sure by hand that it is set {how}")
+        return unknown(name, f"{path}: only a Maintainer may look", f"make sure by hand that it is set {how}")
     listed = hooks.body if isinstance(hooks.body, list) else []
-    ours = [hook for hook in listed if isinstance(hook, dict) and str(hook.get("url", "")).partition("?")[0] == wanted]
+    ours = [hook for hook in listed if isinstance(hook, dict) and _is_to(str(hook.get("url", "")), wanted, config)]
     if not ours:
         return failed(name, f"{path} has none to {wanted}", f"set it {how}")
     hook = ours[0]
@@ -121,4 +172,10 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
     if hook.get("alert_status") not in (None, "executable"):
         mend = f"mend the cause (GitLab shows recent events there), then send a test {how}"
         return failed(name, f"{path}: disabled by GitLab after failures", mend)
-    return ok(name, f"{path} sends to {wanted}")
+    return ok(name, f"{path} sends to {str(hook['url']).partition('?')[0]}")
+
+
+def _is_to(url: str, wanted: str, config: Config) -> bool:
+    """Whether a webhook is ours; by its path alone, as long as nobody has said at which address GitLab finds us."""
+    address = url.partition("?")[0]
+    return address == wanted if config.http.public_url else address.endswith(WEBHOOK_PATH)

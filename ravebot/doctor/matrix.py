@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ravebot.configfile import LoadedConfig
-from ravebot.doctor.finding import Finding, failed, ok, warning
+from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
 from ravebot.doctor.services import Answer, get
 from ravebot.errors import Unavailable
 
@@ -30,7 +30,8 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     yield ok("matrix", f"{base} answers")
     token = loaded.secrets.matrix_access_token or _kept_token(loaded.config.state_dir)
     if token is None:
-        yield ok("matrix login", "not tried: `ravebot run` logs in with the password, once, and keeps the device")
+        detail = "not tried, nor the rooms looked at: a login with the password would make another device"
+        yield unknown("matrix login", detail, "`ravebot run` tries it when it starts; then ask /readyz or the doctor")
         return
     async for finding in _account(loaded, base, token):
         yield finding

@@ -11,7 +11,7 @@ from rich.text import Text
 from ravebot.doctor.finding import Finding, Verdict
 from ravebot.terminal import Cell, Output, clean
 
-_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red"}
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red", Verdict.UNKNOWN: "cyan"}
 
 
 def show(output: Output, findings: Sequence[Finding]) -> None:
@@ -22,9 +22,9 @@ def show(output: Output, findings: Sequence[Finding]) -> None:
         rows = ((Cell(f.verdict.value), f.name, f.detail, f.mend) for f in findings)
         output.table(("verdict", "check", "found", "mend"), rows)
     counts = Counter(finding.verdict for finding in findings)
-    worst = next((v for v in (Verdict.FAILED, Verdict.WARNING) if counts[v]), Verdict.OK)
-    text = f"{counts[Verdict.OK]} ok, {counts[Verdict.WARNING]} to look at, {counts[Verdict.FAILED]} failed"
-    output.complain(text, _STYLES[worst])
+    worst = next((v for v in (Verdict.FAILED, Verdict.WARNING, Verdict.UNKNOWN) if counts[v]), Verdict.OK)
+    said = {"ok": Verdict.OK, "to look at": Verdict.WARNING, "unknown": Verdict.UNKNOWN, "failed": Verdict.FAILED}
+    output.complain(", ".join(f"{counts[verdict]} {name}" for name, verdict in said.items()), _STYLES[worst])
 
 
 def _table(findings: Sequence[Finding]) -> Table:

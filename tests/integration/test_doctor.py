@@ -51,6 +51,12 @@ GOOD: dict[str, tuple[int, object]] = {
         200,
         [{"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_events": True, "note_events": True}],
     ),
+    "/api/v4/projects": (200, [{"path_with_namespace": "group/app"}, {"path_with_namespace": "tools/cli"}]),
+    "/api/v4/projects/tools/cli": (200, {"id": 8, "permissions": {"group_access": {"access_level": 40}}}),
+    "/api/v4/projects/tools/cli/hooks": (
+        200,
+        [{"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_events": True, "note_events": True}],
+    ),
 }
 
 
@@ -79,12 +85,17 @@ def loaded(folder: Path, url: str) -> LoadedConfig:
     return load(file)
 
 
-async def judged(
-    folder: Path, check: object, changes: dict[str, tuple[int, object]] | None = None
-) -> dict[str, Finding]:
+async def all_found(folder: Path, check: object, changes: dict[str, tuple[int, object]] | None = None) -> list[Finding]:
     async with services({**GOOD, **(changes or {})}) as url:
         found = [item async for item in check(loaded(folder, url)) if isinstance(item, Finding)]  # type: ignore[operator]
     assert all(TOKEN not in f"{finding}" for finding in found)
+    return found
+
+
+async def judged(
+    folder: Path, check: object, changes: dict[str, tuple[int, object]] | None = None
+) -> dict[str, Finding]:
+    found = await all_found(folder, check, changes)
     return {finding.name: finding for finding in reversed(found)}  # the first of each name: the pattern's comes last
 
 
@@ -173,7 +184,7 @@ HOOK = {"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_event
             Verdict.FAILED,
             "Developer",
         ),
-        (HOOKS, (403, {}), "gitlab webhook", Verdict.WARNING, "only a Maintainer"),
+        (HOOKS, (403, {}), "gitlab webhook", "unknown", "only a Maintainer"),
         (HOOKS, (200, []), "gitlab webhook", Verdict.FAILED, "https://rave.example.org/webhooks/gitlab"),
         (HOOKS, (200, [{**HOOK, "note_events": False}]), "gitlab webhook", Verdict.FAILED, "comments"),
         (HOOKS, (200, [{**HOOK, "alert_status": "disabled"}]), "gitlab webhook", Verdict.FAILED, "disabled"),
@@ -183,9 +194,56 @@ async def test_what_is_wrong_with_gitlab_is_told(
     tmp_path: Path, path: str, answer: tuple[int, object], name: str, verdict: Verdict, says: str
 ) -> None:
     finding = (await judged(tmp_path, gitlab.check, {path: answer}))[name]
-    assert finding.verdict is verdict
+    assert finding.verdict == verdict
     assert says in f"{finding.detail} {finding.mend}"
     assert finding.mend
+
+
+async def test_without_a_public_url_the_webhook_is_known_by_its_path(tmp_path: Path) -> None:
+    async with services(GOOD) as url:
+        loaded(tmp_path, url)
+        text = (tmp_path / "config.yaml").read_text().replace('http: {public_url: "https://rave.example.org"}\n', "")
+        (tmp_path / "config.yaml").write_text(text)
+        found = [item async for item in gitlab.check(load(tmp_path / "config.yaml")) if isinstance(item, Finding)]
+    assert {finding.verdict for finding in found} == {Verdict.OK}
+
+
+async def test_projects_under_a_pattern_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    found = await all_found(tmp_path, gitlab.check)
+    about = [finding for finding in found if "tools/" in finding.detail]
+    assert [finding.detail for finding in about if finding.name == "gitlab webhook"] == [
+        "tools/cli sends to https://rave.example.org/webhooks/gitlab"
+    ]
+    assert {finding.verdict for finding in about} == {Verdict.OK}
+    found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects/tools/cli/hooks": (200, [])})
+    assert [finding.detail for finding in found if finding.verdict is Verdict.FAILED] == [
+        "tools/cli has none to https://rave.example.org/webhooks/gitlab"
+    ]
+
+
+@pytest.mark.parametrize(
+    "listed", [(200, []), (200, [{"path_with_namespace": "group/app"}]), (200, {"x": 1}), (500, "")]
+)
+async def test_a_pattern_that_no_project_matches_is_a_failure(tmp_path: Path, listed: tuple[int, object]) -> None:
+    found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects": listed})
+    [failure] = [finding for finding in found if finding.verdict is Verdict.FAILED]
+    assert failure.name == "gitlab project"
+    assert failure.mend
+
+
+async def test_of_many_projects_under_a_pattern_it_is_said_how_many_were_not_looked_at(tmp_path: Path) -> None:
+    many = [{"path_with_namespace": f"tools/t{number:02}"} for number in range(23)]
+    found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects": (200, many)})
+    assert "tools/*: 23 projects match" in [finding.detail for finding in found]
+    [unknown] = [finding for finding in found if finding.verdict.value == "unknown"]
+    assert "3 more" in unknown.detail
+    assert len([finding for finding in found if "is not there or not visible" in finding.detail]) == 20
+
+
+async def test_a_token_whose_scopes_can_not_be_asked_for_is_not_known_to_be_right(tmp_path: Path) -> None:
+    path = "/api/v4/personal_access_tokens/self"
+    finding = (await judged(tmp_path, gitlab.check, {path: (404, {})}))["gitlab token"]
+    assert finding.verdict.value == "unknown"
 
 
 async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> None:
@@ -194,8 +252,10 @@ async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> 
         text = (tmp_path / "config.yaml").read_text().replace("access_token_file", "password_file")
         (tmp_path / "config.yaml").write_text(text)
         whole = load(tmp_path / "config.yaml")
-        names = [item.detail async for item in matrix.check(whole) if isinstance(item, Finding)]
-        assert "not tried" in names[-1]
+        untried = [item async for item in matrix.check(whole) if isinstance(item, Finding)][-1]
+        assert untried.verdict.value == "unknown"
+        assert "not tried" in untried.detail
+        assert "ravebot run" in untried.mend
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "matrix.json").write_text(json.dumps({"access_token": "kept"}))
         names = [item.name async for item in matrix.check(whole) if isinstance(item, Finding)]

@@ -205,4 +205,4 @@ def test_the_report_fits_the_terminal_and_untrusted_text_cannot_move_the_cursor(
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     assert "→ put one there" in text
-    assert "1 ok, 0 to look at, 1 failed" in text
+    assert "1 ok, 0 to look at, 0 unknown, 1 failed" in text

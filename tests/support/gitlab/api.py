@@ -163,7 +163,11 @@ class Api:
 
     async def _one_project(self, request: web.Request) -> web.Response:
         with self._state.lock:
-            return web.json_response(entities.project(self._base, self._project(request)))
+            project = self._project(request)
+            level = self._state.level(project, request[_USER])
+        access = {"access_level": level, "notification_level": 3} if level else None
+        permissions = {"project_access": access, "group_access": None}
+        return web.json_response({**entities.project(self._base, project), "permissions": permissions})
 
     async def _member(self, request: web.Request) -> web.Response:
         with self._state.lock:
