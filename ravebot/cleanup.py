@@ -6,7 +6,7 @@ import asyncio
 import getpass
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ravebot.audit import database_path
@@ -71,10 +71,16 @@ class Cleaner:
             await asyncio.sleep(_POLL_SECONDS)
             live = {machine.id for machine in await self.database.read(machines.live)}
             left = {machine_id: name for machine_id, name in left.items() if machine_id in live}
-        removed, volumes, more = await self._orphans(wish)
+        orphans = await self._orphans(wish)
         gone = [machine.name for machine in hit if machine.id not in left]
         kept = tuple(f"{name} is still being taken down" for name in left.values())
-        return CleanupReport(ended, (*gone, *removed), volumes, kept, (*failed, *more))
+        return replace(
+            orphans,
+            ended=ended,
+            machines=(*gone, *orphans.machines),
+            kept=kept,
+            failed=(*failed, *orphans.failed),
+        )
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
         """Mark and take down, the bot being down."""
@@ -94,10 +100,10 @@ class Cleaner:
                 gone.append(machine.name)
             except RavebotError as error:
                 failed.append(f"{machine.name}: {error}")
-        removed, volumes, more = await self._orphans(wish)
-        for name in (*removed, *volumes):
+        orphans = await self._orphans(wish)
+        for name in (*orphans.machines, *orphans.volumes, *orphans.addresses):
             progress(f"{name}: removed, it belonged to nothing")
-        return CleanupReport(ended, (*gone, *removed), volumes, (), (*failed, *more))
+        return replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
@@ -136,10 +142,10 @@ class Cleaner:
         listing = await self.provider.list()
         return any(one.name == machine.name and one.state is not Observed.OFF for one in listing.machines)
 
-    async def _orphans(self, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    async def _orphans(self, wish: Wish) -> CleanupReport:
         """What carries our tag and has no row: on a person's word it goes at its first sighting."""
         if not wish.orphans_too:
-            return (), (), ()
+            return CleanupReport()
         listing = await self.provider.list()
         found = await self.database.read(lambda tx: strangers(tx, listing))
         failed: list[str] = []
@@ -150,8 +156,12 @@ class Cleaner:
                 done[kind].append(name)
             except RavebotError as error:
                 failed.append(f"{name}: {error}")
-        entries = (f"DHCP entry {mac}" for mac in done[ADDRESS])
-        return tuple(done[MACHINE]), (*done[VOLUME], *entries), tuple(failed)
+        return CleanupReport(
+            machines=tuple(done[MACHINE]),
+            volumes=tuple(done[VOLUME]),
+            addresses=tuple(done[ADDRESS]),
+            failed=tuple(failed),
+        )
 
 
 async def cleanup(

@@ -160,6 +160,7 @@ def show_cleanup(output: Output, report: CleanupReport) -> None:
         ("ended", report.ended, ""),
         ("machine removed", report.machines, ""),
         ("disk removed", report.volumes, ""),
+        ("DHCP entry removed", report.addresses, ""),
         ("kept", report.kept, "yellow"),
     )
     rows = [(Cell(what, style), name) for what, names, style in groups for name in names]

@@ -44,6 +44,7 @@ class CleanupReport:
     ended: tuple[str, ...] = ()  # sandboxes
     machines: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()  # DHCP entries, by MAC
     kept: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 

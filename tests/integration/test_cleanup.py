@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ravebot.errors import Unavailable
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.model import Actor, EndReason
 from ravebot.store import machines
+from ravebot.terminal import Output, show_cleanup
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -69,6 +70,21 @@ async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, shelf
     assert [(await yard.latest(mr)).state.value for mr in (MR, SECOND)] == ["ended", "ended"]
     assert (await yard.latest(MR)).end_reason is EndReason.STOPPED
     assert any(name in line for line in said)
+
+
+async def test_a_dhcp_entry_that_was_removed_is_called_one(
+    yard: Yard, shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.volumes.add("rave-test-lonely.qcow2")
+    shelf.addresses.add("52:54:00:aa:bb:cc")
+    report = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
+    capsys.readouterr()
+    show_cleanup(Output(), report)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "disk removed\trave-test-lonely.qcow2",
+        "DHCP entry removed\t52:54:00:aa:bb:cc",
+    ]
+    assert dict(asdict(report)).get("addresses") == ("52:54:00:aa:bb:cc",)
 
 
 async def test_what_it_used_while_the_bot_was_down_is_accounted_for_too(yard: Yard) -> None:
