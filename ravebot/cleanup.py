@@ -107,10 +107,6 @@ class Cleaner:
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
-        if wish.adopt or wish.everything:
-            set_meta(tx, ADOPTED, "yes")
-            if not machines.any_ever(tx):  # a database that knows nothing may have been lost, notes too
-                stale_notes.expect(tx)
         ended: list[str] = []
         hit: list[Machine] = []
         for sandbox in sandboxes.live(tx):
@@ -156,12 +152,21 @@ class Cleaner:
                 done[kind].append(name)
             except RavebotError as error:
                 failed.append(f"{name}: {error}")
+        if not failed:  # what could not be removed stays a stranger until a person says so again
+            await self.database.write(_remember)
         return CleanupReport(
             machines=tuple(done[MACHINE]),
             volumes=tuple(done[VOLUME]),
             addresses=tuple(done[ADDRESS]),
             failed=tuple(failed),
         )
+
+
+def _remember(tx: Transaction) -> None:
+    """An adopting was carried out: what else a lost database knew may be swept, and its notes are looked for."""
+    set_meta(tx, ADOPTED, "yes")
+    if not machines.any_ever(tx):  # a database that knows nothing may have been lost, notes too
+        stale_notes.expect(tx)
 
 
 async def cleanup(

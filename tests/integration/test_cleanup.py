@@ -161,6 +161,25 @@ async def test_an_empty_database_adopts_what_it_is_told_to_and_removes_it(yard: 
     assert not yard.core.pool.blocked
 
 
+@pytest.mark.parametrize("call", ["list", "delete"])
+async def test_an_adopting_that_failed_is_not_taken_for_a_persons_word(yard: Yard, shelf: Shelf, call: str) -> None:
+    shelf.put("rave-test-from-before")
+    wish = Wish(None, everything=False, force=False, adopt=True, actor=OPS)
+    assert isinstance(yard.provider, Guests)
+    yard.provider.fails[call] = Unavailable("libvirt is away")
+    with suppress(Unavailable):
+        assert (await cleaner(yard).beside_bot(wish, GRACE)).failed
+    yard.provider.fails.clear()
+    await yard.go()
+    yard.pass_by(hours=1)
+    await yard.go()
+    assert yard.core.pool.blocked
+    assert set(shelf.machines) == {"rave-test-from-before"}
+    assert (await cleaner(yard).beside_bot(wish, GRACE)).machines == ("rave-test-from-before",)
+    await yard.go()
+    assert not yard.core.pool.blocked
+
+
 async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, shelf: Shelf) -> None:
     async with running(yard):
         await yard.told(MR)
