@@ -331,9 +331,11 @@ async def _cleanup(
     try:
         return await _client(config).cleanup(older_than=older_than, everything=everything, force=force, adopt=adopt)
     except NotRunningError:
+        from ravebot import logs
         from ravebot.cleanup import cleanup as clean_up
 
         loaded: LoadedConfig = load(config)
+        logs.set_up(Level.ERROR.value, loaded.secrets.values())  # what is done is told by `progress`
         output.complain("No ravebot is running: cleaning up without it.", "dim")
 
         def progress(text: str) -> None:

@@ -226,3 +226,40 @@ async def test_cleanup_of_a_state_folder_that_is_none_makes_nothing_and_says_so(
     assert (code, output) == (1, "")
     assert "is state_dir right?" in errors
     assert not here.state.exists()
+
+
+@pytest.fixture
+def forgetful(here: Installation, tmp_path: Path) -> Installation:
+    """An installation whose database is new, on a libvirt that runs a machine with its id and keeps a disk of it."""
+    (here.state / "instance-id").write_text("0123456789\n")
+    (tmp_path / "disks").mkdir()
+    (tmp_path / "host.xml").write_text(HOST.format(folder=tmp_path))
+    here.config.write_text(here.config.read_text().replace("test:///default", f"test://{tmp_path}/host.xml"))
+    return here
+
+
+HOST = """\
+<node>
+  <domain type='test'>
+    <name>rave-main-00000000aa</name>
+    <metadata><rave:machine xmlns:rave="urn:ravebot:machine:1" instance="0123456789"/></metadata>
+    <memory unit='MiB'>16</memory>
+    <os><type>hvm</type></os>
+  </domain>
+  <pool type='dir'>
+    <name>rave-0123456789</name>
+    <target><path>{folder}/disks</path></target>
+    <volume type='file'>
+      <name>rave-0123456789-rave-main-00000000bb.qcow2</name>
+      <capacity unit='bytes'>1000000</capacity>
+    </volume>
+  </pool>
+</node>
+"""
+FOUND = ("rave-main-00000000aa", "rave-0123456789-rave-main-00000000bb.qcow2")
+
+
+async def test_what_cleanup_logs_does_not_stand_in_its_answer(forgetful: Installation) -> None:
+    code, output, _ = await forgetful.run("cleanup", "--all", "--force", "--json")
+    assert output.startswith("{"), output
+    assert (code, json.loads(output)["machines"]) == (0, [FOUND[0]])
