@@ -21,7 +21,7 @@ from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
-from ravebot.web.operations import CleanupReport
+from ravebot.web.operations import CleanupReport, Strangers
 
 Progress = Callable[[str], None]
 _POLL_SECONDS = 0.2
@@ -142,16 +142,16 @@ class Cleaner:
         """What carries our tag and has no row: on a person's word it goes at its first sighting."""
         if not wish.orphans_too:
             return CleanupReport()
-        listing = await self.provider.list()
-        found = await self.database.read(lambda tx: strangers(tx, listing))
+        found = await find_strangers(self.database, self.provider)
         failed: list[str] = []
         done: dict[str, list[str]] = {MACHINE: [], VOLUME: [], ADDRESS: []}
-        for kind, name in sorted(found):
-            try:
-                await self.core.pool.sweep.remove(kind, name)
-                done[kind].append(name)
-            except RavebotError as error:
-                failed.append(f"{name}: {error}")
+        for kind, names in ((MACHINE, found.machines), (VOLUME, found.volumes), (ADDRESS, found.addresses)):
+            for name in names:
+                try:
+                    await self.core.pool.sweep.remove(kind, name)
+                    done[kind].append(name)
+                except RavebotError as error:
+                    failed.append(f"{name}: {error}")
         if not failed:  # what could not be removed stays a stranger until a person says so again
             await self.database.write(_remember)
         return CleanupReport(
@@ -169,6 +169,27 @@ def _remember(tx: Transaction) -> None:
         stale_notes.expect(tx)
 
 
+async def find_strangers(database: Database, provider: Provider) -> Strangers:
+    """What carries our tag and has no row, now."""
+    listing = await provider.list()
+    found = sorted(await database.read(lambda tx: strangers(tx, listing)))
+
+    def named(kind: str) -> tuple[str, ...]:
+        return tuple(name for of, name in found if of == kind)
+
+    return Strangers(named(MACHINE), named(VOLUME), named(ADDRESS))
+
+
+async def strangers_offline(loaded: LoadedConfig) -> Strangers:
+    """The same with the bot down. Raises StoreError as `cleanup` does."""
+    async with _database(loaded) as database:
+        provider = make_provider(loaded.config, database.instance_id)
+        try:
+            return await find_strangers(database, provider)
+        finally:
+            await provider.close()
+
+
 async def cleanup(
     loaded: LoadedConfig,
     older_than: timedelta | None,
@@ -179,11 +200,7 @@ async def cleanup(
 ) -> CleanupReport:
     """Clean up with the bot down. Raises StoreError when it runs after all, or never ran with this state_dir."""
     config, clock = loaded.config, SystemClock()
-    path = database_path(config.state_dir)
-    # What was made of a mistyped state_dir would know no machine, and say that all is well.
-    if not path.exists() and not instance_id_path(config.state_dir).exists():
-        raise StoreError(f"neither {path} nor an instance-id beside it is there: is state_dir right?")
-    async with Database(path, clock) as database:
+    async with _database(loaded) as database:
         provider = make_provider(config, database.instance_id)
         firewall = make_firewall(config, database.instance_id, clock)
         gitlab = make_gitlab(config, loaded.secrets.gitlab_token, clock)
@@ -201,3 +218,11 @@ async def cleanup(
             await gitlab.close()
             await firewall.close()
             await provider.close()
+
+
+def _database(loaded: LoadedConfig) -> Database:
+    """What was made of a mistyped state_dir would know no machine, and say that all is well."""
+    path = database_path(loaded.config.state_dir)
+    if not path.exists() and not instance_id_path(loaded.config.state_dir).exists():
+        raise StoreError(f"neither {path} nor an instance-id beside it is there: is state_dir right?")
+    return Database(path, SystemClock())

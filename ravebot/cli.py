@@ -27,7 +27,7 @@ from ravebot.errors import RavebotError
 
 if TYPE_CHECKING:
     from ravebot.web.admin import AdminClient
-    from ravebot.web.operations import AuditReport, CleanupReport
+    from ravebot.web.operations import AuditReport, CleanupReport, Strangers
 
 T = TypeVar("T")
 
@@ -231,9 +231,11 @@ def cleanup(
         str | None, typer.Option(help="End sandboxes that were asked for longer ago, like 4h.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="End every sandbox; needs --force.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Do not wait for guests to shut down.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait for guests to shut down, and ask nothing.")
+    ] = False,
     adopt: Annotated[
-        bool, typer.Option("--adopt", help="Treat machines of this instance that the database does not know as ours.")
+        bool, typer.Option("--adopt", help="End and remove machines of this instance that the database does not know.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -245,6 +247,11 @@ def cleanup(
     if everything and not force:
         raise typer.BadParameter("--all ends every sandbox of this instance: add --force if that is what you want")
     age = _duration(older_than) if older_than else None
+    if adopt and (found := asyncio.run(_strangers(config))):
+        terminal.announce_adoption(output, found)
+        if output.is_watched and not force and not output.confirm("Go on?"):
+            output.complain("Nothing was removed.")
+            raise typer.Exit(FAILED)
     report = asyncio.run(_cleanup(config, age, everything, force, adopt))
     from ravebot.web.operations import CleanupReport
 
@@ -321,6 +328,17 @@ def _client(config: Path) -> AdminClient:
     from ravebot.web.admin import AdminClient, socket_path
 
     return AdminClient(socket_path(read_state_dir(config)))
+
+
+async def _strangers(config: Path) -> Strangers:
+    from ravebot.web.admin import NotRunningError
+
+    try:
+        return await _client(config).strangers()
+    except NotRunningError:
+        from ravebot.cleanup import strangers_offline
+
+        return await strangers_offline(load(config))
 
 
 async def _cleanup(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ravebot import audit
-from ravebot.cleanup import Cleaner, Wish
+from ravebot.cleanup import Cleaner, Wish, find_strangers
 from ravebot.config import Config
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
@@ -16,7 +16,7 @@ from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
-from ravebot.web.operations import AuditReport, CleanupReport, Outcome, SandboxLine, UsageLine
+from ravebot.web.operations import AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Operator:
         cleaner = Cleaner(self.database, self.core, self.provider)
         patience = self.config.pool.shutdown_grace + timedelta(seconds=30)
         return await cleaner.beside_bot(Wish(older_than, everything, force, adopt, actor), patience)
+
+    async def strangers(self) -> Strangers:
+        """What a cleanup that adopts would end and remove."""
+        return await find_strangers(self.database, self.provider)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""

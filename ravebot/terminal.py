@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ravebot.configfile import InvalidConfigError
 from ravebot.sandboxes.view import in_bytes, in_words
-from ravebot.web.operations import AuditReport, CleanupReport, SandboxLine, UsageLine
+from ravebot.web.operations import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 
@@ -63,6 +63,16 @@ class Output:
         for row in cells:
             table.add_row(*(Text(clean(cell.text), style=cell.style) for cell in row))
         self.console.print(table)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person sees what goes to stderr and can answer."""
+        return self.errors.is_terminal and sys.stdin is not None and sys.stdin.isatty()
+
+    def confirm(self, question: str) -> bool:
+        """Ask on stderr; only a yes is one."""
+        self.errors.print(Text(f"{question} [y/N] "), end="")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def raw(self, text: str) -> None:
         """Unfolded and unstyled, for machines and for copying. Raises OSError where standard output is closed."""
@@ -170,6 +180,14 @@ def show_cleanup(output: Output, report: CleanupReport) -> None:
         output.say("There was nothing to clean up.")
     for failure in report.failed:
         output.complain(clean(failure))
+
+
+def announce_adoption(output: Output, found: Strangers) -> None:
+    """What `ravebot cleanup --adopt` is about to do, on stderr."""
+    output.complain("The database does not know these; they will be ended and removed:", "yellow")
+    for what, names in (("machine", found.machines), ("disk", found.volumes), ("DHCP entry", found.addresses)):
+        for name in names:
+            output.complain(f"  {what} {clean(name)}", "")
 
 
 def show_invalid(output: Output, error: InvalidConfigError) -> None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ravebot.errors import Forbidden, RavebotError, Refused, StoreError, Unavailable
 from ravebot.sandboxes.model import Actor
-from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, UsageLine
+from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, Strangers, UsageLine
 
 SOCKET_NAME = "admin.sock"
 MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
@@ -48,6 +48,10 @@ class CleanupQuestion(_Question):
     adopt: bool = False
 
 
+class StrangersQuestion(_Question):
+    pass
+
+
 class AuditQuestion(_Question):
     ref: str | None = Field(None, max_length=500)
     verify: bool = False
@@ -61,6 +65,7 @@ class UsageQuestion(_Question):
 _LIST = TypeAdapter(tuple[SandboxLine, ...])
 _OUTCOME = TypeAdapter(Outcome)
 _CLEANUP = TypeAdapter(CleanupReport)
+_STRANGERS = TypeAdapter(Strangers)
 _AUDIT = TypeAdapter(AuditReport)
 _USAGE = TypeAdapter(tuple[UsageLine, ...])
 
@@ -89,6 +94,9 @@ def make_app(operations: Operations) -> web.Application:
         )
         return _CLEANUP.dump_json(report)
 
+    async def strangers(_: StrangersQuestion, __: Actor) -> bytes:
+        return _STRANGERS.dump_json(await operations.strangers())
+
     async def audit(asked: AuditQuestion, _: Actor) -> bytes:
         return _AUDIT.dump_json(await operations.audit(asked.ref, asked.verify, asked.limit))
 
@@ -99,6 +107,7 @@ def make_app(operations: Operations) -> web.Application:
     app.router.add_post("/list", _route(ListQuestion, show_list))
     app.router.add_post("/stop", _route(StopQuestion, stop))
     app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
+    app.router.add_post("/strangers", _route(StrangersQuestion, strangers))
     app.router.add_post("/audit", _route(AuditQuestion, audit))
     app.router.add_post("/usage", _route(UsageQuestion, usage))
     return app
@@ -212,6 +221,9 @@ class AdminClient:
     ) -> CleanupReport:
         question = CleanupQuestion(older_than=older_than, everything=everything, force=force, adopt=adopt)
         return await self._ask("cleanup", question, _CLEANUP)
+
+    async def strangers(self) -> Strangers:
+        return await self._ask("strangers", StrangersQuestion(), _STRANGERS)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         return await self._ask("audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)

@@ -50,6 +50,18 @@ class CleanupReport:
 
 
 @dataclass(frozen=True)
+class Strangers:
+    """What carries this instance's tag and is not in its database; a machine's own disk goes without saying."""
+
+    machines: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()  # DHCP entries, by MAC
+
+    def __bool__(self) -> bool:
+        return bool(self.machines or self.volumes or self.addresses)
+
+
+@dataclass(frozen=True)
 class AuditLine:
     """One event, as a person reads it; `at` is None where the row was spoiled. `detail` is JSON text."""
 
@@ -102,6 +114,10 @@ class Operations(Protocol):
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
     ) -> CleanupReport:
         """End sandboxes older than that, or all; remove what is left over."""
+        ...
+
+    async def strangers(self) -> Strangers:
+        """What a cleanup that adopts would end and remove."""
         ...
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:

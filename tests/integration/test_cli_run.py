@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import resource
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -257,6 +260,58 @@ HOST = """\
 </node>
 """
 FOUND = ("rave-main-00000000aa", "rave-0123456789-rave-main-00000000bb.qcow2")
+
+
+async def test_adopt_says_before_it_acts_what_it_will_end_and_in_a_pipe_goes_on(forgetful: Installation) -> None:
+    code, output, errors = await forgetful.run("cleanup", "--adopt")
+    assert code == 0, errors
+    assert [line.split("\t")[1] for line in output.splitlines()[1:]] == list(FOUND)
+    announced = errors.partition(f"{FOUND[0]}: removed")[0]
+    assert "will be ended and removed" in announced
+    assert all(name in announced for name in FOUND)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+async def test_adopt_asks_on_a_terminal_and_does_nothing_without_a_yes(forgetful: Installation, answer: str) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ravebot", "cleanup", "--adopt", "--json",
+            stdin=theirs, stdout=asyncio.subprocess.PIPE, stderr=theirs, env=forgetful.environment,
+        )  # fmt: skip
+        os.write(ours, f"{answer}\n".encode())
+        async with asyncio.timeout(30):
+            output, _ = await process.communicate()
+        said = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "[y/N]" in said
+    if answer == "n":
+        assert (process.returncode, output) == (1, b"")
+        assert "Nothing was removed" in said
+    else:
+        assert json.loads(output)["machines"] == [FOUND[0]]
+        assert process.returncode == 0
+
+
+async def test_with_force_or_with_nothing_to_adopt_nobody_is_asked(forgetful: Installation, here: Installation) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        for arguments, exits in ((("--force",), 0), ((), 0)):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "ravebot", "cleanup", "--adopt", *arguments,
+                stdin=theirs, stdout=asyncio.subprocess.PIPE, stderr=theirs, env=forgetful.environment,
+            )  # fmt: skip
+            async with asyncio.timeout(30):
+                await process.communicate()
+            assert process.returncode == exits
+            assert "[y/N]" not in os.read(ours, 65536).decode()
+            forgetful.config.write_text(here.config.read_text().replace("host.xml", "empty.xml"))
+            (here.config.parent / "empty.xml").write_text("<node/>")
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 async def test_what_cleanup_logs_does_not_stand_in_its_answer(forgetful: Installation) -> None:

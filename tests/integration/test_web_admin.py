@@ -16,7 +16,7 @@ from ravebot.errors import Refused, StoreError, Unavailable
 from ravebot.sandboxes.model import Actor
 from ravebot.web import admin
 from ravebot.web.admin import AdminClient, NotRunningError, socket_path
-from ravebot.web.operations import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, UsageLine
+from ravebot.web.operations import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 
 pytestmark = pytest.mark.integration
 
@@ -36,6 +36,7 @@ LINE = SandboxLine(
     ready_at=NOW,
     expires_at=NOW + timedelta(hours=2),
 )
+STRANGERS = Strangers(("rave-main-1",), ("rave-1-rave-main-2.qcow2",), ("52:54:00:00:00:01",))
 AUDIT = AuditReport((AuditLine(7, NOW, "ready", "ravebot", "group/app!42", "rave-1", "{}"),), "f" * 64, 7, None)
 
 
@@ -64,6 +65,9 @@ class Bot:
         self.asked.append((older_than, everything, force, adopt, actor))
         return CleanupReport(ended=("group/app!42",))
 
+    async def strangers(self) -> Strangers:
+        return STRANGERS
+
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         self.asked.append((ref, verify, limit))
         return AUDIT
@@ -81,6 +85,7 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         assert await client.stop("group/app!42") == Outcome(True, "stopping")
         report = await client.cleanup(older_than=timedelta(hours=4), everything=False, force=True, adopt=False)
         assert report == CleanupReport(ended=("group/app!42",))
+        assert await client.strangers() == STRANGERS
         assert await client.audit("group/app!42", True, 50) == AUDIT
         assert await client.usage(NOW) == (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
     me = Actor("shell", getpass.getuser())
