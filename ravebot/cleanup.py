@@ -74,17 +74,31 @@ class Cleaner:
         orphans = await self._orphans(wish)
         gone = [machine.name for machine in hit if machine.id not in left]
         kept = tuple(f"{name} is still being taken down" for name in left.values())
-        return replace(
+        if wish.everything and kept:
+            kept = (*kept, "network, storage pool and firewall, until no machine is left: run it again then")
+        report = replace(
             orphans,
             ended=ended,
             machines=(*gone, *orphans.machines),
             kept=kept,
             failed=(*failed, *orphans.failed),
         )
+        return await self._put_away(report) if wish.everything and not kept else report
+
+    async def _put_away(self, report: CleanupReport) -> CleanupReport:
+        """Take away what machines share, if all of them are gone; a running bot makes it again for the next one."""
+        shared: list[str] = []
+        try:
+            if not report.failed:
+                shared += await self.core.guard.put_away()
+                shared += await self.provider.remove()
+        except RavebotError as error:
+            report = replace(report, failed=(str(error),))
+        return replace(report, shared=tuple(shared))
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
         """Mark and take down, the bot being down."""
-        await self.provider.open()
+        await self.provider.list()  # raises where it can't be asked: before anything is marked
         ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
         for ref in ended:
             progress(f"{ref}: ending")
@@ -103,7 +117,8 @@ class Cleaner:
         orphans = await self._orphans(wish)
         for name in (*orphans.machines, *orphans.volumes, *orphans.addresses):
             progress(f"{name}: removed, it belonged to nothing")
-        return replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
+        report = replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
+        return await self._put_away(report) if wish.everything else report
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
@@ -207,13 +222,7 @@ async def cleanup(
         try:
             core = make_core(config, database, clock, provider, firewall, gitlab, Metrics())
             wish = Wish(older_than, everything, force, adopt, Actor("shell", getpass.getuser()))
-            report = await Cleaner(database, core, provider).alone(wish, config.pool.shutdown_grace, progress)
-            if everything and not report.failed:
-                await firewall.remove()
-                progress("firewall: our tables and routing rules are gone")
-                await provider.remove()
-                progress("provider: our network and storage pool are gone")
-            return report
+            return await Cleaner(database, core, provider).alone(wish, config.pool.shutdown_grace, progress)
         finally:
             await gitlab.close()
             await firewall.close()

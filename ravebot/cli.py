@@ -230,7 +230,13 @@ def cleanup(
     older_than: Annotated[
         str | None, typer.Option(help="End sandboxes that were asked for longer ago, like 4h.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="End every sandbox; needs --force.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="End every sandbox, and remove what machines share (network, storage pool, firewall); needs --force.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Do not wait for guests to shut down, and ask nothing.")
     ] = False,

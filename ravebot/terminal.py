@@ -171,6 +171,7 @@ def show_cleanup(output: Output, report: CleanupReport) -> None:
         ("machine removed", report.machines, ""),
         ("disk removed", report.volumes, ""),
         ("DHCP entry removed", report.addresses, ""),
+        ("removed", report.shared, ""),
         ("kept", report.kept, "yellow"),
     )
     rows = [(Cell(what, style), name) for what, names, style in groups for name in names]

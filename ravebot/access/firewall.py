@@ -163,18 +163,19 @@ class NftFirewall:
         """Stop watching. The rules stay: sandboxes outlive the bot."""
         await self._monitor.close()
 
-    async def remove(self) -> None:
+    async def remove(self) -> tuple[str, ...]:
         """Take our tables, routing rules and filters away; what another instance needs too, and forwarding, stays."""
         async with self._lock:
             found = await self._reader.read()
             await self._tools.apply(self._ruleset.delete())
-            bridge = self._ruleset.bridge.name
             await self._forget_connections(str(address) for (address,) in found.elements.get(LIVE, ()))
-            if not found.rivals:
-                await self._routing.remove()
-            taps = [str(tap) for (tap,) in found.elements.get(TAPS, ())]
-            await self._ingress.remove(taps if found.rivals else [bridge, *taps])
             self._forms = {}
+            gone = [f"firewall table {family} {self._ruleset.table}" for family in FAMILIES if family in found.forms]
+            if not found.rivals:
+                gone += await self._routing.remove()
+            taps = [str(tap) for (tap,) in found.elements.get(TAPS, ())]
+            gone += await self._ingress.remove(taps if found.rivals else [self._ruleset.bridge.name, *taps])
+            return tuple(gone)
 
     async def _open(self) -> None:
         found = await self._look()

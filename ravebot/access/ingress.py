@@ -64,18 +64,19 @@ class Ingress:
         self.problem = ""
         return touched
 
-    async def remove(self, devices: Collection[str]) -> None:
-        """Take our filters away from these devices, where they are. Others' stay, and so does the hook."""
+    async def remove(self, devices: Collection[str]) -> tuple[str, ...]:
+        """Take our filters away from these devices, where they are; returns what went. Others', and the hook, stay."""
         try:
             listed = await self._qdiscs()
             programs = await self._programs([device for device in devices if _has_hook(listed, device)])
         except Unavailable as error:
             log.warning("ingress filters could not be looked for", error=str(error))
-            return
-        for device, program in programs.items():
-            if program is not None:
-                await self._change("filter", "del", "dev", device, "ingress", *_OURS)
+            return ()
+        ours = [device for device, program in programs.items() if program is not None]
+        for device in ours:
+            await self._change("filter", "del", "dev", device, "ingress", *_OURS)
         self._filtered = {}
+        return tuple(f"ingress filter of {device}" for device in ours)
 
     async def _ensure(self, guests: Collection[Guest]) -> bool:
         wanted = {guest.tap: guest_program(guest) for guest in guests}

@@ -57,11 +57,14 @@ class Routing:
             await self._tools.ip("link", "set", "dev", self._bridge, "type", "bridge", "no_linklocal_learn", "1")
         return bool(missing or excess or stopped)
 
-    async def remove(self) -> None:
-        """Take the rules of our bridge away. Forwarding stays on: others may have come to need it."""
+    async def remove(self) -> tuple[str, ...]:
+        """Take the rules of our bridge away, and say which. Forwarding stays on: others may have come to need it."""
+        gone = []
         for family in ("-4", "-6"):
-            for rule in await self._found(family):
+            for rule in sorted(await self._found(family)):
                 await self._change("del", family, rule)
+                gone.append(f"routing rule {family} {' '.join(rule)}")
+        return tuple(gone)
 
     async def _learns_from_link_local(self) -> bool:
         """Whether the bridge believes the sender of a frame such as LLDP's, which no rule is asked about."""

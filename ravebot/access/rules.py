@@ -94,8 +94,8 @@ class Firewall(Protocol):
         """Stop watching. The rules stay: sandboxes outlive the bot."""
         ...
 
-    async def remove(self) -> None:
-        """Take our table and routing rules away: for `cleanup --all`, when nothing runs any more."""
+    async def remove(self) -> tuple[str, ...]:
+        """Take our tables and routing rules away, when nothing runs any more; returns in words what they were."""
         ...
 
 
@@ -118,5 +118,5 @@ class NoFirewall:
     async def close(self) -> None:
         """Nothing to stop."""
 
-    async def remove(self) -> None:
-        """Nothing to take away."""
+    async def remove(self) -> tuple[str, ...]:
+        return ()

@@ -149,8 +149,11 @@ class Provider(Protocol):
         """Remove a DHCP entry of our instance that belongs to no machine."""
         ...
 
-    async def remove(self) -> None:
-        """Take away what all machines share: for `cleanup --all`, when nothing of ours is left in it."""
+    async def remove(self) -> tuple[str, ...]:
+        """Take away what all machines share, until `open` makes it again; returns in words what it was.
+
+        Raises ProviderError while something of ours is left in it.
+        """
         ...
 
     async def list(self) -> Listing:

@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
-from ravebot.errors import Unavailable
+from ravebot.errors import Refused, Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import RAVEBOT, Machine, MachineId, Sandbox, SandboxState
@@ -37,6 +37,7 @@ class Guard:
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
         self._going: set[MachineId] = set()
+        self._put_away = False  # on a person's word, until there is something to guard again
         self._verified_at: float | None = None  # by the loop's clock; None: look now
         self.looked_at: datetime | None = None
         """When the firewall was looked at last, however that went."""
@@ -66,6 +67,10 @@ class Guard:
             state, self.looked_at = await self._database.read(lambda tx: (wanted(tx), tx.now))
             self._going &= {machine.id for machine in state.machines}
             desired = self._wanted(state)
+            if self._put_away and desired == Rules():
+                self.problem = ""
+                return
+            self._put_away = False
             try:
                 repair = await self._firewall.ensure(desired)
             except Unavailable as error:
@@ -77,6 +82,18 @@ class Guard:
             self._last = desired
         if repair.flushed or (ours and (repair.added or repair.removed)):
             await self._report(repair)
+
+    async def put_away(self) -> tuple[str, ...]:
+        """Take the firewall away, until a machine is wanted; returns in words what is gone.
+
+        Raises Refused where one is wanted already, and Unavailable.
+        """
+        async with self._lock:
+            state = await self._database.read(wanted)
+            if self._wanted(state) != Rules():
+                raise Refused("the firewall stays: there are machines (again)")
+            self._put_away = True  # also when what follows breaks off in the middle
+            return await self._firewall.remove()
 
     def _wanted(self, state: Wanted) -> Rules:
         return rules(state, self._web_port, frozenset(self._going))

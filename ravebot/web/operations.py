@@ -45,6 +45,7 @@ class CleanupReport:
     machines: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()  # DHCP entries, by MAC
+    shared: tuple[str, ...] = ()  # what all machines shared, in words: network, storage pool, firewall, routing rules
     kept: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 

@@ -361,6 +361,31 @@ class ProviderContract:
         await bench.provider.create(bench.spec())
         assert len((await bench.provider.list()).machines) == 1
 
+    async def test_what_was_taken_away_is_not_made_again_by_looking(self, bench: ProviderBench) -> None:
+        def shared() -> list[str]:
+            found = [*bench.stranger.listAllStoragePools(), *bench.stranger.listAllNetworks()]
+            return [one.name() for one in found if bench.instance_id[:8] in one.name()]
+
+        await bench.provider.open()
+        assert shared()
+        await bench.provider.remove()
+        assert await bench.provider.list() == Listing(machines=())
+        assert (await bench.provider.host()).disk_free_bytes > 0
+        assert shared() == []
+        await bench.provider.open()
+        await bench.provider.create(bench.spec())
+        assert len((await bench.provider.list()).machines) == 1
+
+    async def test_what_machines_share_stays_while_one_of_them_needs_it(self, bench: ProviderBench) -> None:
+        spec = bench.spec()
+        await bench.provider.open()
+        await bench.provider.create(spec)
+        with pytest.raises(ProviderError, match="still"):
+            await bench.provider.remove()
+        assert len((await bench.provider.list()).volumes) == 1
+        await bench.provider.delete(spec.name)
+        await bench.provider.remove()
+
     async def test_usage_and_host_are_told(self, bench: ProviderBench) -> None:
         provider, spec = bench.provider, bench.spec("rave.noagent")
         await provider.open()

@@ -14,8 +14,9 @@ import pytest
 from ravebot.cleanup import Cleaner, Wish
 from ravebot.errors import Unavailable
 from ravebot.providers.base import Usage
-from ravebot.sandboxes.model import Actor, EndReason
+from ravebot.sandboxes.model import Actor, EndReason, MergeRequest
 from ravebot.store import machines
+from ravebot.store.signals import POOL
 from ravebot.terminal import Output, show_cleanup
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
@@ -191,6 +192,44 @@ async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, shelf
         assert (report.ended, report.machines, report.kept) == (("group/app!1",), (name,), ())
         assert shelf.machines == {}
         assert await yard.is_in(MR, "ended")
+
+
+async def test_all_beside_the_bot_takes_away_what_machines_share_until_one_is_built_again(yard: Yard) -> None:
+    assert isinstance(yard.provider, Guests)
+    guests = yard.provider
+
+    async def ready(mr: MergeRequest) -> None:
+        await yard.told(mr)
+        async with asyncio.timeout(5):
+            while not await yard.is_in(mr, "ready"):
+                await asyncio.sleep(0.01)
+
+    async with running(yard):
+        await ready(MR)
+        assert yard.fence.there
+        report = await cleaner(yard).beside_bot(ALL, timedelta(seconds=5))
+        assert report.failed == ()
+        assert (guests.count("remove"), yard.fence.there) == (1, False)
+        passes = guests.count("list")
+        async with asyncio.timeout(5):
+            while guests.count("list") < passes + 3:
+                yard.core.guard.alarm()
+                yard.database.signals.wake(POOL)
+                await asyncio.sleep(0.01)
+        assert not yard.fence.there, "a pass that wants nothing made it again"
+        assert yard.core.guard.problem == ""
+        await ready(SECOND)
+        assert yard.fence.there
+        assert len(yard.fence.ports) == 2
+
+
+async def test_beside_the_bot_what_machines_share_stays_while_one_is_left(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    assert isinstance(yard.provider, Guests)
+    report = await cleaner(yard).beside_bot(ALL, timedelta(0))
+    assert (yard.provider.count("remove"), yard.fence.there) == (0, True)
+    assert len(report.kept) == 2
+    assert "run it again" in report.kept[1]
 
 
 async def test_beside_the_bot_what_takes_too_long_is_said_to_be_under_way(yard: Yard) -> None:

@@ -74,9 +74,9 @@ class Guests:
     async def close(self) -> None:
         await self.inner.close()
 
-    async def remove(self) -> None:
+    async def remove(self) -> tuple[str, ...]:
         await self._called("remove")
-        await self.inner.remove()
+        return await self.inner.remove()
 
     async def connected(self) -> bool:
         return "connected" not in self.fails and await self.inner.connected()
@@ -217,8 +217,8 @@ class Shelf:
     async def delete_address(self, mac: str) -> None:
         self.addresses.discard(mac)
 
-    async def remove(self) -> None:
-        """Nothing is shared by these machines."""
+    async def remove(self) -> tuple[str, ...]:
+        return ()
 
     async def list(self) -> Listing:
         return Listing(tuple(self.machines.values()), tuple(sorted(self.volumes)), tuple(sorted(self.addresses)))
@@ -269,6 +269,7 @@ class Fence:
         self.rules = Rules()
         self.history: list[Rules] = []
         self.away = False
+        self.there = False  # whether its tables are
         self._flushed = False
         self.counted: tuple[Connections, ...] = ()
 
@@ -290,7 +291,7 @@ class Fence:
             len(rules.forwards - self.rules.forwards) + len(rules.guests - self.rules.guests),
             len(self.rules.forwards - rules.forwards) + len(self.rules.guests - rules.guests),
         )
-        self.rules, self._flushed = rules, False
+        self.rules, self._flushed, self.there = rules, False, True
         self.history.append(rules)
         return repair
 
@@ -307,8 +308,10 @@ class Fence:
     async def close(self) -> None:
         """Nothing to stop."""
 
-    async def remove(self) -> None:
-        self.rules = Rules()
+    async def remove(self) -> tuple[str, ...]:
+        removed = ("firewall",) if self.there else ()
+        self.rules, self.there = Rules(), False
+        return removed
 
 
 class FarEnd:

@@ -63,7 +63,7 @@ class Disks:
         self.pool = f"rave-{instance_id}"
         self.folder = folder
         self._prefix = f"rave-{instance_id}-"
-        self._making = threading.Lock()  # of worker threads: two that find the pool missing make it once
+        self._making = threading.RLock()  # of worker threads: two that find the pool missing make it once
 
     def volume_of(self, machine: str) -> str:
         """The name of a machine's disk."""
@@ -76,10 +76,16 @@ class Disks:
 
     def _ensure(self, handle: Handle) -> Handle:
         pool = self._pool(handle) or self._define(handle)
-        if not pool.isActive():
-            pool.build(0)
-            pool.create(0)
+        _start(pool)
         return pool
+
+    def _existing(self, handle: Handle) -> Handle | None:
+        """The same where it is defined: to look makes none."""
+        with self._making:
+            pool = self._pool(handle)
+            if pool is not None:
+                _start(pool)
+            return pool
 
     def _pool(self, handle: Handle) -> Handle | None:
         try:
@@ -89,14 +95,18 @@ class Disks:
                 return None
             raise
 
-    def remove(self, handle: Handle) -> None:
-        """Let libvirt forget the pool; the folder and what is in it stay."""
+    def remove(self, handle: Handle) -> tuple[str, ...]:
+        """Let libvirt forget the pool; the folder stays. Raises ProviderError while a disk of ours is in it."""
         with self._making:
+            if names := self.names(handle):
+                raise ProviderError(f"the storage pool {self.pool} stays: {names[0]} is still in it")
             pool = self._pool(handle)
-            if pool is not None:
-                if pool.isActive():
-                    pool.destroy()
-                pool.undefine()
+            if pool is None:
+                return ()
+            if pool.isActive():
+                pool.destroy()
+            pool.undefine()
+            return (f"storage pool {self.pool}",)
 
     def refresh(self, handle: Handle) -> None:
         """Let libvirt look at the folder again: it remembers what was there."""
@@ -114,13 +124,16 @@ class Disks:
 
     def names(self, handle: Handle) -> tuple[str, ...]:
         """Every volume of ours."""
-        return tuple(name for name in self.ensure(handle).listVolumes() if name.startswith(self._prefix))
+        pool = self._existing(handle)
+        return () if pool is None else tuple(name for name in pool.listVolumes() if name.startswith(self._prefix))
 
     def create_overlay(self, handle: Handle, machine: str, *, image: Path, size_bytes: int) -> str:
         """Make a machine's disk, in place of one that was half made, and return its path."""
-        self.delete(handle, self.volume_of(machine))
-        xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
-        return str(self.ensure(handle).createXML(xml, 0).path())
+        with self._making:  # or `remove` might find the pool empty in between
+            pool = self.ensure(handle)
+            self.delete(handle, self.volume_of(machine))
+            xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
+            return str(pool.createXML(xml, 0).path())
 
     def upload(self, handle: Handle, machine: str, mark: str, source: Path) -> tuple[str, str]:
         """Make a volume that holds a file, beside the machine's disk; returns its name and path.
@@ -146,6 +159,7 @@ class Disks:
 
     def delete_all_of(self, handle: Handle, machine: str) -> None:
         """Remove a machine's disk, and whatever else is kept for it."""
+        self.ensure(handle)  # if somebody took the pool away, the disk is in its folder all the same
         for name in self.names(handle):
             if name.startswith(f"{self._prefix}{machine}."):
                 self.delete(handle, name)
@@ -175,22 +189,25 @@ class Disks:
     def promised_bytes(self, handle: Handle) -> int:
         """What our overlays may still grow by."""
         promised = 0
-        for volume in self.ensure(handle).listAllVolumes():
+        pool = self._existing(handle)
+        for volume in () if pool is None else pool.listAllVolumes():
             if volume.name().startswith(self._prefix):
                 with suppress(libvirt.libvirtError):  # deleted meanwhile
                     _, capacity, allocation = volume.info()
                     promised += max(0, capacity - allocation)
         return promised
 
-    def space(self, handle: Handle) -> tuple[int, int]:
-        """Total and free bytes where the disks are, as libvirt says."""
-        _, total, _, free = self.ensure(handle).info()
-        return int(total), int(free)
-
     def _lookup(self, handle: Handle, volume: str) -> Handle | None:
+        pool = self._existing(handle)
         try:
-            return self.ensure(handle).storageVolLookupByName(volume)
+            return None if pool is None else pool.storageVolLookupByName(volume)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
                 return None
             raise
+
+
+def _start(pool: Handle) -> None:
+    if not pool.isActive():
+        pool.build(0)
+        pool.create(0)

@@ -78,14 +78,18 @@ class Network:
             ) from error
         return network
 
-    def remove(self, handle: Handle) -> None:
-        """Take the network and its bridge away, if they are there."""
+    def remove(self, handle: Handle) -> tuple[str, ...]:
+        """Take the network and its bridge away, if they are there. Raises ProviderError while a machine is in it."""
         with self._making:
             network = self._lookup(handle)
-            if network is not None:
-                if network.isActive():
-                    network.destroy()
-                network.undefine()
+            if network is None:
+                return ()
+            if leases := self.leases(handle):
+                raise ProviderError(f"the network {self.name} stays: {leases[0].name} still has its address there")
+            if network.isActive():
+                network.destroy()
+            network.undefine()
+            return (f"network {self.name}",)
 
     def leases(self, handle: Handle) -> tuple[Lease, ...]:
         """Every machine's fixed entry."""
@@ -102,18 +106,19 @@ class Network:
 
     def add_lease(self, handle: Handle, lease: Lease) -> None:
         """Give a machine its address. Raises ProviderError when the address or the MAC is another's."""
-        network = self.ensure(handle)
-        for other in self.leases(handle):
-            if other == lease:
-                return
-            if other.name == lease.name:
-                self._update(network, other, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE)
-            elif other.mac == lease.mac or other.address == lease.address:
-                raise ProviderError(
-                    f"{lease.address} ({lease.mac}) can't be given to {lease.name}: {other.name} has"
-                    f" {other.address} ({other.mac})"
-                )
-        self._update(network, lease, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST)
+        with self._making:  # or `remove` might find the network empty in between
+            network = self._ensure(handle)
+            for other in self.leases(handle):
+                if other == lease:
+                    return
+                if other.name == lease.name:
+                    self._update(network, other, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE)
+                elif other.mac == lease.mac or other.address == lease.address:
+                    raise ProviderError(
+                        f"{lease.address} ({lease.mac}) can't be given to {lease.name}: {other.name} has"
+                        f" {other.address} ({other.mac})"
+                    )
+            self._update(network, lease, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST)
 
     def remove_lease(self, handle: Handle, *, name: str | None = None, mac: str | None = None) -> None:
         """Take back the entries of that machine name or MAC, if there are any."""

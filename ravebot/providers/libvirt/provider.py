@@ -198,15 +198,14 @@ class LibvirtProvider:
         if network is not None:
             await self._call(lambda handle: network.remove_lease(handle, mac=mac))
 
-    async def remove(self) -> None:
+    async def remove(self) -> tuple[str, ...]:
         """Remove the network, and the storage pool, whose folder stays. `open` makes both again."""
 
-        def work(handle: Handle) -> None:
-            if self._network is not None:
-                self._network.remove(handle)
-            self._disks.remove(handle)
+        def work(handle: Handle) -> tuple[str, ...]:
+            network = () if self._network is None else self._network.remove(handle)
+            return (*network, *self._disks.remove(handle))
 
-        await self._call(work)
+        return await self._call(work)
 
     async def list(self) -> Listing:
         """Everything of ours; a handful of calls, however many machines there are."""
@@ -269,13 +268,10 @@ class LibvirtProvider:
 
         def work(handle: Handle) -> HostUsage:
             promised = self._disks.promised_bytes(handle)
-            if self._disks.folder.is_dir():
-                space = psutil.disk_usage(str(self._disks.folder))
-                total, free = space.total, space.free
-            else:
-                total, free = self._disks.space(handle)
+            folder = self._disks.folder
+            space = psutil.disk_usage(str(next(path for path in (folder, *folder.parents) if path.is_dir())))
             memory = psutil.virtual_memory()
-            return HostUsage(memory.total, memory.available, total, free, promised)
+            return HostUsage(memory.total, memory.available, space.total, space.free, promised)
 
         return await self._call(work)
 
