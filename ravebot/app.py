@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web as aiohttp_web
 
-from ravebot import logs
+from ravebot import hostlock, logs
 from ravebot.access.rules import Firewall
 from ravebot.audit import database_path
 from ravebot.chat import Chat
@@ -167,11 +167,12 @@ class Bot:
 
 @asynccontextmanager
 async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
-    """Open the database and make every part; closes them all at the end."""
+    """Open the database and make every part; closes them all at the end. Raises Refused where its instance runs."""
     config, secrets = loaded.config, loaded.secrets
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(database_path(config.state_dir), clock))
+        stack.enter_context(hostlock.held(database.instance_id))
         provider = make_provider(config, database.instance_id)
         stack.push_async_callback(provider.close)
         firewall = make_firewall(config, database.instance_id, clock)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import getpass
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from ravebot import hostlock
 from ravebot.audit import database_path
 from ravebot.clock import SystemClock
 from ravebot.configfile import LoadedConfig
@@ -213,20 +214,20 @@ async def cleanup(
     adopt: bool,
     progress: Progress,
 ) -> CleanupReport:
-    """Clean up with the bot down. Raises StoreError when it runs after all, or never ran with this state_dir."""
+    """Clean up with the bot down. Raises StoreError or Refused when it runs after all, StoreError when it never did."""
     config, clock = loaded.config, SystemClock()
-    async with _database(loaded) as database:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(_database(loaded))
+        stack.enter_context(hostlock.held(database.instance_id))
         provider = make_provider(config, database.instance_id)
+        stack.push_async_callback(provider.close)
         firewall = make_firewall(config, database.instance_id, clock)
+        stack.push_async_callback(firewall.close)
         gitlab = make_gitlab(config, loaded.secrets.gitlab_token, clock)
-        try:
-            core = make_core(config, database, clock, provider, firewall, gitlab, Metrics())
-            wish = Wish(older_than, everything, force, adopt, Actor("shell", getpass.getuser()))
-            return await Cleaner(database, core, provider).alone(wish, config.pool.shutdown_grace, progress)
-        finally:
-            await gitlab.close()
-            await firewall.close()
-            await provider.close()
+        stack.push_async_callback(gitlab.close)
+        core = make_core(config, database, clock, provider, firewall, gitlab, Metrics())
+        wish = Wish(older_than, everything, force, adopt, Actor("shell", getpass.getuser()))
+        return await Cleaner(database, core, provider).alone(wish, config.pool.shutdown_grace, progress)
 
 
 def _database(loaded: LoadedConfig) -> Database:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import pty
@@ -32,20 +33,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Installation:
+def installed(folder: Path) -> Installation:
     """An installation on libvirt's in-memory driver, without a network, whose services nobody answers for."""
-    installation = Installation(tmp_path)
+    installation = Installation(folder)
     text = installation.config.read_text()
     for service in ("matrix", "gitlab"):
         text = text.replace(f"https://{service}.example.org", "http://127.0.0.1:1")
     text = text[: text.index("provider:")]
-    text += (
-        f"provider: {{uri: 'test:///default', network: none, image: {tmp_path}/i, storage_pool: {tmp_path}/disks}}\n"
-    )
+    text += f"provider: {{uri: 'test:///default', network: none, image: {folder}/i, storage_pool: {folder}/disks}}\n"
     text += f"http: {{listen: '127.0.0.1:{free_port()}'}}\n"
     installation.config.write_text(text)
     return installation
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Installation:
+    return installed(tmp_path)
 
 
 def address(here: Installation) -> str:
@@ -209,6 +212,27 @@ async def test_an_address_that_is_taken_ends_the_start_with_the_key_to_change(he
         code, _, errors = await here.run("run")
     assert code == 1
     assert "http.listen" in errors
+
+
+async def test_a_second_one_of_the_same_id_refuses_wherever_its_state_is_until_the_first_is_dead(
+    here: Installation, tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    copy = installed(tmp_path / "copy")
+    async with running(here) as process:
+        (copy.state / "instance-id").write_bytes((here.state / "instance-id").read_bytes())
+        for arguments in (("run",), ("cleanup", "--all", "--force")):
+            second = await copy.start(*arguments)
+            ended = asyncio.create_task(second.communicate())
+            await asyncio.wait({ended}, timeout=10)
+            if second.returncode is None:
+                second.kill()
+            _, errors = await ended
+            assert second.returncode == 1
+            assert f"process {process.pid} of {getpass.getuser()}; stop it first" in errors.decode().splitlines()[-1]
+        process.kill()
+        await process.communicate()
+        assert (await copy.run("cleanup", "--all", "--force"))[0] == 0
 
 
 @pytest.mark.parametrize("kept", ["ravebot.db", "instance-id"])

@@ -56,6 +56,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.readiness": ("ravebot",),
     "ravebot.operator": ("ravebot",),
     "ravebot.cleanup": ("ravebot",),
+    "ravebot.hostlock": BASICS,
     "ravebot.doctor": ("ravebot",),
     "ravebot.audit": (*INNER, "ravebot.web.operations"),
     "ravebot.terminal": ("ravebot.configfile", "ravebot.sandboxes.view", "ravebot.web.operations"),
