@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import timedelta
 
@@ -39,10 +38,10 @@ from ravebot.access.watch import Monitor
 from ravebot.clock import Clock
 from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable
+from ravebot.sandboxes import naming
 
 log = structlog.get_logger()
 
-_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROUTING_EVERY = timedelta(seconds=15)
 
 
@@ -81,7 +80,7 @@ class NftFirewall:
         prefix: Sequence[str] = (),
         routing_every: timedelta = _ROUTING_EVERY,
     ) -> None:
-        if not _INSTANCE.fullmatch(instance_id):
+        if not naming.is_instance_id(instance_id):
             raise ValueError("an instance id for nftables is made of letters, digits, '.', '_' and '-'")
         self._tools = NetworkTools(prefix)
         self._ruleset = Ruleset(f"{TABLE_PREFIX}{instance_id}", bridge, sandbox, access)
@@ -207,11 +206,10 @@ class NftFirewall:
     def _insist_on_the_bridge(self, found: Snapshot) -> None:
         if found.rivals:
             other = found.rivals[0]
-            families = " ".join(FAMILIES)
             raise Unavailable(
                 f"another ravebot, of instance id {other}, has firewall rules for the bridge"
                 f" {self._ruleset.bridge.name}: change provider.bridge.name and its subnet, here or there; if that one"
-                f" is gone, run `for family in {families}; do nft delete table $family {TABLE_PREFIX}{other}; done`"
+                f" is gone for good, run {naming.removal(other)}"
             )
 
     async def _look(self, books: bool = False) -> Snapshot:

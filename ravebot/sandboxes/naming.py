@@ -1,10 +1,23 @@
-"""The names of machines: ours, stored before the create, never used twice."""
+"""The names of machines (ours, stored before the create, never used twice) and the form of an instance's id."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from dataclasses import dataclass
+
+_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def is_instance_id(text: str) -> bool:
+    """Whether it may be the id of an instance: part of the names of tables, networks and storage pools."""
+    return _INSTANCE_ID.fullmatch(text) is not None
+
+
+def removal(instance_id: str) -> str:
+    """What a person runs to remove what an instance left on this host."""
+    return f"`ravebot cleanup --instance-id {instance_id} --all --force`"
 
 
 @dataclass(frozen=True)

@@ -361,6 +361,17 @@ class ProviderContract:
         await bench.provider.create(bench.spec())
         assert len((await bench.provider.list()).machines) == 1
 
+    async def test_a_storage_folder_that_another_instance_has_is_refused_with_its_id(
+        self, bench: ProviderBench
+    ) -> None:
+        await bench.provider.open()
+        other = bench.another(secrets.token_hex(8), bench.config.model_copy(update={"bridge": bridge_of_its_own()}))
+        try:
+            with pytest.raises(ProviderError, match=f"`ravebot cleanup --instance-id {bench.instance_id} --all"):
+                await other.open()
+        finally:
+            await other.close()
+
     async def test_what_was_taken_away_is_not_made_again_by_looking(self, bench: ProviderBench) -> None:
         def shared() -> list[str]:
             found = [*bench.stranger.listAllStoragePools(), *bench.stranger.listAllNetworks()]

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -396,6 +397,28 @@ class TestAChangedNetwork:
             assert not [one for one in bench.stranger.listAllNetworks() if bench.instance_id[:8] in one.name()]
         finally:
             await new.close()
+
+
+class TestAnotherInstancesNetwork:
+    async def test_its_bridge_or_subnet_is_refused_with_its_id_also_while_it_is_off(self, bench: ProviderBench) -> None:
+        await bench.provider.open()
+        taken, free = bench.config.bridge, bridge_of_its_own()
+        network = bench.stranger.networkLookupByName(f"rave-{bench.instance_id[:8]}")
+        for is_on in (True, False):
+            if not is_on:
+                network.destroy()
+            for bridge in (taken, *([taken.model_copy(update={"name": free.name})] if is_on else [])):
+                changes = {"storage_pool": bench.folder / "other-disks", "bridge": bridge}
+                other_id = secrets.token_hex(8)
+                other = bench.another(other_id, bench.config.model_copy(update=changes))
+                try:
+                    with pytest.raises(
+                        ProviderError, match=f"`ravebot cleanup --instance-id {bench.instance_id} --all"
+                    ):
+                        await other.open()
+                finally:
+                    await other.close()
+                    await bench.clean_instance(other_id)
 
 
 class TestTheConnection:

@@ -116,6 +116,10 @@ def dhcp_host_xml(*, name: str, mac: str, address: str) -> str:
     return ElementTree.tostring(host, encoding="unicode")
 
 
+POOL_PREFIX = "rave-"
+"""Of every instance's storage pool; the instance's id follows, which no metadata of a pool could carry."""
+
+
 def pool_xml(name: str, folder: Path) -> str:
     """A storage pool that is a folder, made by libvirt if it is missing."""
     root = Element("pool", type="dir")
@@ -173,6 +177,12 @@ def instance_in(metadata: str) -> str | None:
         return ElementTree.fromstring(metadata).get("instance")  # noqa: S314 - libvirt made it, not a guest
     except ElementTree.ParseError:
         return None
+
+
+def owner(root: Element) -> str | None:
+    """The instance id in the definition of a domain or network of ours; None in anyone else's."""
+    machine = root.find(f"metadata/{{{NAMESPACE}}}machine")
+    return None if machine is None else machine.get("instance")
 
 
 def _add_metadata(root: Element, instance_id: str) -> None:

@@ -7,12 +7,14 @@ import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import libvirt
 
 from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.libvirt.connection import Handle
-from ravebot.providers.libvirt.definitions import overlay_xml, pool_xml, raw_xml
+from ravebot.providers.libvirt.definitions import POOL_PREFIX, overlay_xml, pool_xml, raw_xml
+from ravebot.sandboxes import naming
 
 _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing offset, backing size, cluster bits, size
@@ -60,7 +62,7 @@ class Disks:
     """The storage pool `rave-<instance id>` and the volumes in it. Every method is called in a worker thread."""
 
     def __init__(self, instance_id: str, folder: Path) -> None:
-        self.pool = f"rave-{instance_id}"
+        self.pool = f"{POOL_PREFIX}{instance_id}"
         self.folder = folder
         self._prefix = f"rave-{instance_id}-"
         self._making = threading.RLock()  # of worker threads: two that find the pool missing make it once
@@ -117,10 +119,24 @@ class Disks:
         try:
             return handle.storagePoolDefineXML(pool_xml(self.pool, self.folder))
         except libvirt.libvirtError as error:
+            advice = "give provider.storage_pool a folder of its own"
+            if other := self._other_instance(handle):
+                raise ProviderError(
+                    f"the folder {self.folder} is the storage pool of another ravebot, of instance id {other}:"
+                    f" {advice}; if that one is gone for good, run {naming.removal(other)}"
+                ) from error
             raise ProviderError(
-                f"the folder {self.folder} can't be this instance's storage pool ({error}):"
-                " give provider.storage_pool a folder of its own"
+                f"the folder {self.folder} can't be this instance's storage pool ({error}): {advice}"
             ) from error
+
+    def _other_instance(self, handle: Handle) -> str | None:
+        """The id of the instance whose storage pool has our folder."""
+        for pool in handle.listAllStoragePools():
+            with suppress(libvirt.libvirtError):  # gone meanwhile
+                start, prefix, instance_id = pool.name().partition(POOL_PREFIX)
+                if prefix and not start and naming.is_instance_id(instance_id) and folder_of(pool) == self.folder:
+                    return str(instance_id)
+        return None
 
     def names(self, handle: Handle) -> tuple[str, ...]:
         """Every volume of ours."""
@@ -205,6 +221,11 @@ class Disks:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
                 return None
             raise
+
+
+def folder_of(pool: Handle) -> Path:
+    """Where a pool that is a folder has its volumes."""
+    return Path(ElementTree.fromstring(pool.XMLDesc()).findtext("target/path") or "/")  # noqa: S314 - libvirt made it
 
 
 def _start(pool: Handle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from xml.etree import ElementTree
 
 import libvirt
@@ -18,7 +19,9 @@ from ravebot.providers.libvirt.definitions import (
     dnsmasq_options,
     gateway,
     network_xml,
+    owner,
 )
+from ravebot.sandboxes import naming
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Network:
 
     def __init__(self, instance_id: str, bridge: BridgeConfig, *, dns: bool) -> None:
         self.name = f"rave-{instance_id[:8]}"
+        self._instance_id = instance_id
         self._bridge = bridge
         self._dns = dns
         self._making = threading.Lock()  # of worker threads: two that find the network missing make it once
@@ -72,11 +76,30 @@ class Network:
             if not network.isActive():
                 network.create()
         except libvirt.libvirtError as error:
+            bridge = f"the bridge {self._bridge.name} with {self._bridge.subnet}"
+            if other := self._other_instance(handle):
+                raise ProviderError(
+                    f"{bridge} is in the way of another ravebot's, of instance id {other}: change provider.bridge.name"
+                    f" and its subnet, here or there; if that one is gone for good, run {naming.removal(other)}"
+                ) from error
             raise ProviderError(
-                f"the bridge {self._bridge.name} with {self._bridge.subnet} can't be made ({error}):"
-                " is provider.bridge used by something else?"
+                f"{bridge} can't be made ({error}): is provider.bridge used by something else?"
             ) from error
         return network
+
+    def _other_instance(self, handle: Handle) -> str | None:
+        """The id of the instance whose network has our bridge, or addresses of our subnet."""
+        for network in handle.listAllNetworks():
+            with suppress(libvirt.libvirtError):  # gone meanwhile
+                root = parsed(network.XMLDesc())
+                bridge, other = root.find("bridge"), owner(root)
+                if other in (None, self._instance_id):
+                    continue
+                subnet = subnet_of(root)
+                same_bridge = bridge is not None and bridge.get("name") == self._bridge.name
+                if same_bridge or (subnet is not None and subnet.overlaps(self._bridge.subnet)):
+                    return other
+        return None
 
     def remove(self, handle: Handle) -> tuple[str, ...]:
         """Take the network and its bridge away, if they are there. Raises ProviderError while a machine is in it."""
@@ -97,7 +120,7 @@ class Network:
         if network is None:
             return ()
         flags = 0 if network.isActive() else libvirt.VIR_NETWORK_XML_INACTIVE
-        root = _parsed(network.XMLDesc(flags))
+        root = parsed(network.XMLDesc(flags))
         return tuple(
             Lease(host.get("name", ""), host.get("mac", "").lower(), host.get("ip", ""))
             for host in root.iterfind("ip/dhcp/host")
@@ -142,11 +165,11 @@ class Network:
 
     def _as_made_now(self, network: Handle) -> bool:
         """Whether nothing of it would change if it were made anew; if something would, it waits for the machines."""
-        root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
-        return self._as_configured(network) and dnsmasq_options(root) == dnsmasq_options(_parsed(self._xml))
+        root = parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+        return self._as_configured(network) and dnsmasq_options(root) == dnsmasq_options(parsed(self._xml))
 
     def _as_configured(self, network: Handle) -> bool:
-        root = _parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+        root = parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
         bridge, dns, ip = root.find("bridge"), root.find("dns"), root.find("ip")
         return (
             bridge is not None
@@ -166,5 +189,12 @@ class Network:
             raise
 
 
-def _parsed(xml: str) -> ElementTree.Element:
+def subnet_of(root: ElementTree.Element) -> IPv4Network | None:
+    """The addresses of a network, from its definition."""
+    ip = root.find("ip")
+    return None if ip is None else IPv4Network(f"{ip.get('address')}/{ip.get('netmask')}", strict=False)
+
+
+def parsed(xml: str) -> ElementTree.Element:
+    """A definition, as libvirt prints it."""
     return ElementTree.fromstring(xml)  # noqa: S314 - libvirt made it, not a guest
