@@ -57,6 +57,14 @@ def _reference(text: str | None) -> str | None:
     return text
 
 
+def _instance_id(text: str | None) -> str | None:
+    from ravebot.sandboxes import naming
+
+    if text is not None and not naming.is_instance_id(text):
+        raise typer.BadParameter("write the id as the message names it that something is in the way")
+    return text
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -243,9 +251,23 @@ def cleanup(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="End and remove machines of this instance that the database does not know.")
     ] = False,
+    instance_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            callback=_instance_id,
+            help="Another instance of this host, whose state folder was lost: with --all, list what it has here; with "
+            "--all --force, end and remove it. Refused while its bot runs.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """End sandboxes and remove what is left over; works with the bot down, too."""
+    if instance_id is not None:
+        if older_than is not None or adopt or not everything:
+            raise typer.BadParameter("--instance-id goes with --all (which lists) or --all --force, and nothing else")
+        _cleanup_other(config, instance_id, force, as_json)
+        return
     if everything and older_than is not None:
         raise typer.BadParameter("give one of --older-than and --all")
     if not (everything or older_than or adopt):
@@ -259,6 +281,10 @@ def cleanup(
             output.complain("Nothing was removed.")
             raise typer.Exit(FAILED)
     report = asyncio.run(_cleanup(config, age, everything, force, adopt))
+    _show_report(report, as_json)
+
+
+def _show_report(report: CleanupReport, as_json: bool) -> None:
     from ravebot.web.operations import CleanupReport
 
     if as_json:
@@ -267,6 +293,25 @@ def cleanup(
         terminal.show_cleanup(output, report)
     if report.failed:
         raise typer.Exit(FAILED)
+
+
+def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -> None:
+    from ravebot import remains
+    from ravebot.web.operations import Remains
+
+    loaded = load(config)
+    if force:
+        _show_report(asyncio.run(remains.remove(loaded.config, instance_id, _progress)), as_json)
+        return
+    found = asyncio.run(remains.look(loaded.config, instance_id))
+    if as_json:
+        _print_json(Remains, found)
+    else:
+        terminal.show_remains(output, found)
+
+
+def _progress(text: str) -> None:
+    output.complain(terminal.clean(text), "dim")
 
 
 @app.command()
@@ -360,12 +405,8 @@ async def _cleanup(
 
         loaded: LoadedConfig = load(config)
         logs.set_up(Level.ERROR.value, loaded.secrets.values())  # what is done is told by `progress`
-        output.complain("No ravebot is running: cleaning up without it.", "dim")
-
-        def progress(text: str) -> None:
-            output.complain(terminal.clean(text), "dim")
-
-        return await clean_up(loaded, older_than, everything, force, adopt, progress)
+        _progress("No ravebot is running: cleaning up without it.")
+        return await clean_up(loaded, older_than, everything, force, adopt, _progress)
 
 
 async def _audit(config: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:

@@ -11,8 +11,8 @@ from ravebot.access.rules import Firewall, NoFirewall
 from ravebot.clock import Clock
 from ravebot.config import Config
 from ravebot.gitlab.client import GitLab
-from ravebot.providers.base import Provider
-from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.providers.base import Provider, Remains
+from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
 from ravebot.sandboxes.actions import Actions
 from ravebot.sandboxes.admission import Admission
 from ravebot.sandboxes.builds import Builds
@@ -39,6 +39,10 @@ def make_provider(config: Config, instance_id: str) -> Provider:
         egress=config.sandbox.egress,
         state_dir=config.state_dir,
     )
+
+
+def make_remains(config: Config, instance_id: str) -> Remains:
+    return LibvirtRemains(config.provider.uri, instance_id)
 
 
 def make_firewall(config: Config, instance_id: str, clock: Clock) -> Firewall:

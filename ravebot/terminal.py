@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ravebot.configfile import InvalidConfigError
+from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes, in_words
-from ravebot.web.operations import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
+from ravebot.web.operations import AuditReport, CleanupReport, Remains, SandboxLine, Strangers, UsageLine
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 
@@ -189,6 +190,21 @@ def announce_adoption(output: Output, found: Strangers) -> None:
     for what, names in (("machine", found.machines), ("disk", found.volumes), ("DHCP entry", found.addresses)):
         for name in names:
             output.complain(f"  {what} {clean(name)}", "")
+
+
+def show_remains(output: Output, found: Remains) -> None:
+    """`ravebot cleanup --instance-id ID --all`: what there is, and how it goes."""
+    rows = [("machine", f"{machine.name}, {machine.state}") for machine in found.machines]
+    rows += [("disk", name) for name in found.volumes]
+    rows += [("DHCP entry", address) for address in found.addresses]
+    rows += [("shared", what) for what in found.shared]
+    if not rows:
+        output.say(f"This host has nothing of instance id {found.instance_id}.")
+        return
+    output.table(("What", "Which"), rows)
+    if found.bot:
+        output.complain(f"A ravebot runs it: {clean(found.bot)}.", "yellow")
+    output.complain(f"Nothing was changed. To end and remove all of it: {naming.removal(found.instance_id)}", "dim")
 
 
 def show_invalid(output: Output, error: InvalidConfigError) -> None:

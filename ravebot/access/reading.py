@@ -71,16 +71,23 @@ class Reader:
 
 def instances_on(entries: Iterable[JsonObject], bridge: str) -> set[str]:
     """The ids of those instances whose rules are about that bridge."""
-    found = set()
+    return {instance_id for instance_id, bridges in bridges_by_instance(entries).items() if bridge in bridges}
+
+
+def bridges_by_instance(entries: Iterable[JsonObject]) -> dict[str, set[str]]:
+    """For each instance that has tables, the bridges that their rules are about."""
+    found: dict[str, set[str]] = {}
     for entry in entries:
         rule = cast(JsonObject, entry.get("rule", {}))
         table = str(rule.get("table", ""))
         if rule.get("family") == "inet" and table.startswith(TABLE_PREFIX):
-            matches = [cast(JsonObject, part.get("match", {})) for part in cast(list[JsonObject], rule.get("expr", []))]
-            if any(
-                match.get("left") == {"meta": {"key": "iifname"}} and match.get("right") == bridge for match in matches
+            bridges = found.setdefault(table.removeprefix(TABLE_PREFIX), set())
+            for match in (
+                cast(JsonObject, part.get("match", {})) for part in cast(list[JsonObject], rule.get("expr", []))
             ):
-                found.add(table.removeprefix(TABLE_PREFIX))
+                name = match.get("right")
+                if match.get("left") == {"meta": {"key": "iifname"}} and isinstance(name, str) and name[:1] != "@":
+                    bridges.add(name)
     return found
 
 

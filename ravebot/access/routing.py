@@ -59,12 +59,14 @@ class Routing:
 
     async def remove(self) -> tuple[str, ...]:
         """Take the rules of our bridge away, and say which. Forwarding stays on: others may have come to need it."""
-        gone = []
-        for family in ("-4", "-6"):
-            for rule in sorted(await self._found(family)):
-                await self._change("del", family, rule)
-                gone.append(f"routing rule {family} {' '.join(rule)}")
-        return tuple(gone)
+        found = await self.found()
+        for family, rule in found:
+            await self._change("del", family, rule)
+        return tuple(in_words(family, rule) for family, rule in found)
+
+    async def found(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The rules of our bridge that are there: family and arguments of `ip rule`."""
+        return tuple([(family, rule) for family in ("-4", "-6") for rule in sorted(await self._found(family))])
 
     async def _learns_from_link_local(self) -> bool:
         """Whether the bridge believes the sender of a frame such as LLDP's, which no rule is asked about."""
@@ -118,3 +120,8 @@ class Routing:
             # Someone was faster: it is as we want it.
             if "File exists" not in str(error) and "No such file" not in str(error):
                 raise
+
+
+def in_words(family: str, rule: tuple[str, ...]) -> str:
+    """A rule as it is reported."""
+    return f"routing rule {family} {' '.join(rule)}"

@@ -60,6 +60,18 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Holdings:
+    """Everything of one instance that the provider holds, found by the instance's id alone."""
+
+    machines: tuple[ObservedMachine, ...] = ()
+    volumes: tuple[str, ...] = ()  # disks, by name
+    addresses: tuple[str, ...] = ()  # DHCP entries: MAC and address
+    networks: tuple[str, ...] = ()  # in words
+    pools: tuple[str, ...] = ()  # storage pools, in words
+    bridges: frozenset[str] = frozenset()  # interfaces of the host that the networks are
+
+
+@dataclass(frozen=True)
 class RunResult:
     """A guest command's end. `output` is the last OUTPUT_LIMIT_BYTES of stdout and stderr together, as text."""
 
@@ -195,3 +207,29 @@ class Provider(Protocol):
     def events(self) -> AsyncIterator[ProviderEvent]:
         """Lifecycle events as they come; none are replayed, so every reconnect yields one with an empty name."""
         ...
+
+
+class Remains(Protocol):
+    """What an instance has at the provider that left neither database nor configuration. To look makes nothing.
+
+    Nothing is touched but what carries exactly that instance's id.
+    """
+
+    async def look(self) -> Holdings: ...
+
+    async def delete(self, name: str) -> None:
+        """End a machine, running or not, and remove its definition. Its disk is one of the volumes."""
+        ...
+
+    async def delete_volume(self, volume: str) -> None:
+        """Remove a disk."""
+        ...
+
+    async def remove(self) -> tuple[str, ...]:
+        """Take away networks, with their DHCP entries, and storage pools, whose folders stay; returns which, in words.
+
+        Raises ProviderError while a machine or a disk is left.
+        """
+        ...
+
+    async def close(self) -> None: ...

@@ -63,6 +63,29 @@ class Strangers:
 
 
 @dataclass(frozen=True)
+class RemainingMachine:
+    """A machine of another instance; `state` is what a person may see: running, off, paused, crashed, unknown."""
+
+    name: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What another instance has on this host, found by its id."""
+
+    instance_id: str
+    bot: str  # the process that runs it; empty when none does
+    machines: tuple[RemainingMachine, ...]
+    volumes: tuple[str, ...]  # disks, by name
+    addresses: tuple[str, ...]  # DHCP entries: MAC and address
+    shared: tuple[str, ...]  # in words: networks, storage pools with their folders, firewall tables, routing rules
+
+    def __bool__(self) -> bool:
+        return bool(self.machines or self.volumes or self.addresses or self.shared)
+
+
+@dataclass(frozen=True)
 class AuditLine:
     """One event, as a person reads it; `at` is None where the row was spoiled. `detail` is JSON text."""
 

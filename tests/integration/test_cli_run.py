@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from ravebot import hostlock
 from ravebot.web.admin import socket_path
 from tests.integration.test_cli import HIDDEN, Installation
 from tests.unit.test_gitlab_events import opened
@@ -342,3 +343,50 @@ async def test_what_cleanup_logs_does_not_stand_in_its_answer(forgetful: Install
     code, output, _ = await forgetful.run("cleanup", "--all", "--force", "--json")
     assert output.startswith("{"), output
     assert (code, json.loads(output)["machines"]) == (0, [FOUND[0]])
+
+
+async def test_what_another_instance_left_is_listed_and_with_force_removed(forgetful: Installation) -> None:
+    (forgetful.state / "instance-id").write_text("ffffffffff\n")
+    listed = ("cleanup", "--instance-id", "0123456789", "--all")
+    for _ in range(2):
+        code, output, errors = await forgetful.run(*listed)
+        assert code == 0, errors
+        assert output.splitlines() == [
+            "WHAT\tWHICH",
+            f"machine\t{FOUND[0]}, running",
+            f"disk\t{FOUND[1]}",
+            f"shared\tstorage pool rave-0123456789 in {forgetful.config.parent}/disks",
+        ]
+        assert "Nothing was changed" in errors
+        assert "`ravebot cleanup --instance-id 0123456789 --all --force`" in errors
+    code, output, _ = await forgetful.run(*listed, "--json")
+    assert json.loads(output)["machines"] == [{"name": FOUND[0], "state": "running"}]
+    code, output, errors = await forgetful.run(*listed, "--force")
+    assert code == 0, errors
+    assert output.splitlines()[1:] == [
+        f"machine removed\t{FOUND[0]}",
+        f"disk removed\t{FOUND[1]}",
+        f"removed\tstorage pool rave-0123456789 in {forgetful.config.parent}/disks",
+    ]
+    assert (await forgetful.run("cleanup", "--instance-id", "9876543210", "--all"))[:2] == (
+        0,
+        "This host has nothing of instance id 9876543210.\n",
+    )
+    code, output, _ = await forgetful.run("cleanup", "--instance-id", "9876543210", "--all", "--force")
+    assert (code, output) == (0, "There was nothing to clean up.\n")
+    assert sorted(path.name for path in forgetful.state.iterdir()) == ["instance-id"]
+
+
+async def test_cleanup_of_another_instance_refuses_this_one_and_one_that_runs(forgetful: Installation) -> None:
+    for arguments in ((), ("--force",)):
+        code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all", *arguments)
+        assert (code, output) == (1, "")
+        assert "say `ravebot cleanup --all --force` without --instance-id" in errors
+    (forgetful.state / "instance-id").unlink()
+    with hostlock.held("0123456789"):
+        code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all", "--force")
+        assert (code, output) == (1, "")
+        assert f"process {os.getpid()} of {getpass.getuser()}; stop it first" in errors
+        code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all")
+        assert (code, len(output.splitlines())) == (0, 4)
+        assert f"A ravebot runs it: process {os.getpid()}" in errors

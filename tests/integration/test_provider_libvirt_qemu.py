@@ -18,7 +18,8 @@ import libvirt
 import pytest
 
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
-from ravebot.providers.base import OUTPUT_LIMIT_BYTES, MachineSpec, ProviderEvent
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Holdings, MachineSpec, ProviderEvent
+from ravebot.providers.libvirt import LibvirtRemains
 from ravebot.providers.libvirt.definitions import dhcp_host_xml, network_xml
 from ravebot.sandboxes.model import Observed
 from tests.integration.provider_contract import (
@@ -419,6 +420,31 @@ class TestAnotherInstancesNetwork:
                 finally:
                     await other.close()
                     await bench.clean_instance(other_id)
+
+
+class TestWhatAnInstanceLeft:
+    async def test_it_is_found_while_network_and_storage_pool_are_off_and_removed(self, bench: ProviderBench) -> None:
+        spec = bench.spec()
+        await bench.provider.open()
+        await bench.provider.create(spec)
+        pool = bench.stranger.storagePoolLookupByName(f"rave-{bench.instance_id}")
+        network = bench.stranger.networkLookupByName(f"rave-{bench.instance_id[:8]}")
+        pool.destroy()
+        network.destroy()
+        remains = LibvirtRemains(bench.config.uri, bench.instance_id)
+        try:
+            found = await remains.look()
+            assert (pool.isActive(), network.isActive()) == (0, 0)
+            assert [machine.name for machine in found.machines] == [spec.name]
+            assert [path.name for path in bench.config.storage_pool.iterdir()] == list(found.volumes)
+            assert found.addresses == (f"{spec.mac} {spec.address}",)
+            await remains.delete(spec.name)
+            await remains.delete_volume(found.volumes[0])
+            assert len(await remains.remove()) == 2
+            assert await remains.look() == Holdings()
+            assert list(bench.config.storage_pool.iterdir()) == []
+        finally:
+            await remains.close()
 
 
 class TestTheConnection:

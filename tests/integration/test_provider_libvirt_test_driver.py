@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ravebot.config import LibvirtConfig
-from ravebot.errors import GuestError
+from ravebot.errors import GuestError, ProviderError
+from ravebot.providers.base import Holdings
+from ravebot.providers.libvirt import LibvirtRemains
+from ravebot.providers.libvirt.definitions import network_xml
 from tests.integration.provider_contract import ProviderBench, ProviderContract, plain_image
 
 pytestmark = pytest.mark.integration
@@ -46,3 +49,69 @@ class TestLibvirtTestDriver(ProviderContract):
             await bench.provider.list()
             fastest = min(fastest, time.perf_counter() - started)
         assert fastest < 0.1
+
+
+async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_is_touched(bench: ProviderBench) -> None:
+    other_id = f"{bench.instance_id}0"
+    other = bench.another(other_id, bench.config.model_copy(update={"storage_pool": bench.folder / "others"}))
+    specs = bench.spec(), bench.spec()
+    for provider, spec in zip((bench.provider, other), specs, strict=True):
+        await provider.open()
+        await provider.create(spec)
+        await provider.start(spec.name)
+    await other.close()
+    foreign = "rave-test-a11e11"
+    bench.plant_foreign(foreign)
+    for name, xml in (
+        ("rave-one", network_xml("rave-one", bench.config.bridge, instance_id=bench.instance_id, dns=True)),
+        ("rave-two", network_xml("rave-two", bench.config.bridge, instance_id=other_id, dns=True)),
+        ("rave-three", "<network><name>rave-three</name></network>"),
+    ):
+        bench.stranger.networkDefineXML(xml.replace("</dhcp>", DHCP_ENTRY) if name == "rave-one" else xml).create()
+    remains, nothing = (LibvirtRemains(bench.config.uri, one) for one in (bench.instance_id, bench.instance_id[:-1]))
+    try:
+        before = everything(bench)
+        assert await nothing.look() == Holdings()
+        assert await nothing.remove() == ()
+        found = await remains.look()
+        assert everything(bench) == before
+        assert [machine.name for machine in found.machines] == [specs[0].name]
+        assert found.volumes == (f"rave-{bench.instance_id}-{specs[0].name}.qcow2",)
+        assert found.addresses == ("52:54:00:00:00:09 10.80.0.9",)
+        bridge = bench.config.bridge
+        assert found.networks == (f"network rave-one ({bridge.name}, {bridge.subnet})",)
+        assert found.pools == (f"storage pool rave-{bench.instance_id} in {bench.config.storage_pool}",)
+        assert found.bridges == {bridge.name}
+        with pytest.raises(ProviderError, match="is left"):
+            await remains.remove()
+        with pytest.raises(ProviderError, match="not ours"):
+            await remains.delete(foreign)
+        await remains.delete_volume(f"rave-{other_id}-{specs[1].name}.qcow2")
+        for machine in found.machines:
+            await remains.delete(machine.name)
+        for volume in found.volumes:
+            await remains.delete_volume(volume)
+        assert await remains.remove() == (*found.networks, *found.pools)
+        gone = {specs[0].name, "rave-one", f"rave-{bench.instance_id}", *found.volumes}
+        assert before - everything(bench) == gone
+        assert await remains.look() == Holdings()
+    finally:
+        await remains.close()
+        await nothing.close()
+        bench.remove_foreign(foreign)
+        for network in bench.stranger.listAllNetworks():
+            if network.name().startswith("rave-"):
+                network.destroy()
+                network.undefine()
+        await bench.clean_instance(other_id)
+
+
+DHCP_ENTRY = "<host mac='52:54:00:00:00:09' name='rave-test' ip='10.80.0.9'/></dhcp>"
+
+
+def everything(bench: ProviderBench) -> set[str]:
+    """The names of all that is in this libvirt, of everyone."""
+    libvirt = bench.stranger
+    found = [*libvirt.listAllDomains(), *libvirt.listAllNetworks(), *libvirt.listAllStoragePools()]
+    volumes = [name for pool in libvirt.listAllStoragePools() if pool.isActive() for name in pool.listVolumes()]
+    return {*(one.name() for one in found), *volumes}

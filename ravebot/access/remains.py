@@ -1,0 +1,66 @@
+"""The firewall tables and routing rules of an instance that left neither database nor configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ravebot.access.nft import NetworkTools, bodies
+from ravebot.access.reading import bridges_by_instance
+from ravebot.access.routing import Routing, in_words
+from ravebot.access.ruleset import TABLE_PREFIX
+from ravebot.config import SandboxConfig
+
+
+@dataclass(frozen=True)
+class FirewallHoldings:
+    """What is there. `families` have a table of the instance's; the rules of `bridges` are its alone."""
+
+    families: tuple[str, ...]
+    bridges: tuple[str, ...]
+    tables: tuple[str, ...]  # in words, as are
+    rules: tuple[str, ...]
+
+
+class FirewallRemains:
+    """Found by the instance's id alone, and by the bridges of its networks; to look makes nothing."""
+
+    def __init__(self, instance_id: str, tools: NetworkTools, sandbox: SandboxConfig) -> None:
+        self._instance_id = instance_id
+        self._table = f"{TABLE_PREFIX}{instance_id}"
+        self._tools = tools
+        self._sandbox = sandbox
+
+    async def look(self, bridges: Iterable[str]) -> FirewallHoldings:
+        """Raises Unavailable. The rules of a bridge that another instance's tables are about too are not listed."""
+        listed = await self._tools.ruleset()
+        families = [
+            str(body["family"])
+            for entry in listed
+            for kind, body in bodies(entry)
+            if kind == "table" and body.get("name") == self._table
+        ]
+        by_instance = bridges_by_instance(listed)
+        own = {*bridges, *by_instance.pop(self._instance_id, ())}
+        alone = sorted(own.difference(*by_instance.values()))
+        found = [one for bridge in alone for one in await self._routing(bridge).found()]
+        return FirewallHoldings(
+            families=tuple(families),
+            bridges=tuple(alone),
+            tables=tuple(f"firewall table {family} {self._table}" for family in families),
+            rules=tuple(in_words(*one) for one in found),
+        )
+
+    async def remove(self, found: FirewallHoldings) -> tuple[str, ...]:
+        """Take it away, and say in words what it was. Raises Unavailable."""
+        if found.families:
+            await self._tools.apply(
+                [{"delete": {"table": {"family": family, "name": self._table}}} for family in found.families]
+            )
+        gone = [*found.tables]
+        for bridge in found.bridges:
+            gone += await self._routing(bridge).remove()
+        return tuple(gone)
+
+    def _routing(self, bridge: str) -> Routing:
+        return Routing(self._tools, bridge, self._sandbox)

@@ -1,0 +1,109 @@
+"""What an instance has in libvirt that left neither database nor configuration: found by its id, and removed."""
+
+from __future__ import annotations
+
+from xml.etree.ElementTree import Element
+
+import libvirt
+
+from ravebot.errors import ProviderError
+from ravebot.providers.base import Holdings
+from ravebot.providers.libvirt.connection import Connection, Handle
+from ravebot.providers.libvirt.definitions import NOBODYS_MAC, POOL_PREFIX, owner
+from ravebot.providers.libvirt.disks import folder_of
+from ravebot.providers.libvirt.domains import Domains
+from ravebot.providers.libvirt.network import parsed, subnet_of
+
+
+class LibvirtRemains:
+    """`ravebot.providers.base.Remains`: machines and networks by the id in their metadata, the storage pool by name."""
+
+    def __init__(self, uri: str, instance_id: str) -> None:
+        self._instance_id = instance_id
+        self._domains = Domains(instance_id)
+        self._connection = Connection(uri, name="libvirt-remains", threads=1)
+
+    async def look(self) -> Holdings:
+        return await self._connection.call(self._look)
+
+    async def delete(self, name: str) -> None:
+        await self._connection.call(lambda handle: self._domains.remove(handle, name))
+
+    async def delete_volume(self, volume: str) -> None:
+        await self._connection.call(lambda handle: self._delete_volume(handle, volume))
+
+    async def remove(self) -> tuple[str, ...]:
+        return await self._connection.call(self._remove)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    def _look(self, handle: Handle) -> Holdings:
+        definitions = [parsed(network.XMLDesc()) for network in self._networks(handle)]
+        pool = self._pool(handle)
+        return Holdings(
+            machines=self._domains.observe(handle),
+            volumes=() if pool is None else self._volumes(pool),
+            addresses=tuple(
+                f"{host.get('mac')} {host.get('ip')}"
+                for root in definitions
+                for host in root.iterfind("ip/dhcp/host")
+                if host.get("mac", "").lower() != NOBODYS_MAC
+            ),
+            networks=tuple(
+                f"network {root.findtext('name')} ({_bridge_of(root)}, {subnet_of(root)})" for root in definitions
+            ),
+            pools=() if pool is None else (f"storage pool {pool.name()} in {folder_of(pool)}",),
+            bridges=frozenset(filter(None, map(_bridge_of, definitions))),
+        )
+
+    def _networks(self, handle: Handle) -> list[Handle]:
+        """By the whole id: a network's name holds only the start of it."""
+        return [
+            network for network in handle.listAllNetworks() if owner(parsed(network.XMLDesc())) == self._instance_id
+        ]
+
+    def _pool(self, handle: Handle) -> Handle | None:
+        try:
+            return handle.storagePoolLookupByName(f"{POOL_PREFIX}{self._instance_id}")
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                return None
+            raise
+
+    def _volumes(self, pool: Handle) -> tuple[str, ...]:
+        prefix = f"{POOL_PREFIX}{self._instance_id}-"
+        if pool.isActive():
+            return tuple(sorted(name for name in pool.listVolumes() if name.startswith(prefix)))
+        return tuple(sorted(path.name for path in folder_of(pool).glob(f"{prefix}*")))
+
+    def _delete_volume(self, handle: Handle, volume: str) -> None:
+        pool = self._pool(handle)
+        if pool is None or volume not in self._volumes(pool):
+            return
+        if not pool.isActive():
+            pool.create(0)
+        try:
+            pool.storageVolLookupByName(volume).delete(0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+                raise
+
+    def _remove(self, handle: Handle) -> tuple[str, ...]:
+        found = self._look(handle)
+        left = [*(machine.name for machine in found.machines), *found.volumes]
+        if left:
+            raise ProviderError(f"what its machines share stays: {left[0]} is left")
+        things = self._networks(handle)
+        if (pool := self._pool(handle)) is not None:
+            things.append(pool)
+        for thing in things:
+            if thing.isActive():
+                thing.destroy()
+            thing.undefine()
+        return (*found.networks, *found.pools)
+
+
+def _bridge_of(root: Element) -> str:
+    bridge = root.find("bridge")
+    return "" if bridge is None else bridge.get("name", "")
