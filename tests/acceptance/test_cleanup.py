@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import aiohttp
+import libvirt
 import pytest
 import pytest_asyncio
 
@@ -131,3 +133,76 @@ async def test_all_with_the_bot_down_leaves_nothing_of_the_instance(stage: Stage
     assert stage.bridge not in links
     done = await stage.bot.command("cleanup", "--all", "--force")
     assert (done.returncode, "nothing to clean up" in done.stdout) == (0, True), done
+
+
+def of_instance(stage: Stage, instance_id: str) -> dict[str, list[str]]:
+    """What libvirt, nftables and the host hold of that instance on the stage's bridge."""
+    connection = libvirt.open("qemu:///system")
+    try:
+        networks = [network.name() for network in connection.listAllNetworks() if instance_id in network.XMLDesc()]
+        machines = [domain.name() for domain in connection.listAllDomains() if instance_id in domain.XMLDesc()]
+        pools = [pool.name() for pool in connection.listAllStoragePools() if instance_id in pool.name()]
+    finally:
+        connection.close()
+
+    def lines(*command: str, holding: str) -> list[str]:
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return [line for line in output.splitlines() if holding in line]
+
+    return {
+        "machines": machines,
+        "networks": networks,
+        "pools": pools,
+        "disks": [name for name in leftovers.disks(stage) if instance_id in name],
+        "tables": lines("nft", "list", "tables", holding=instance_id),
+        "routing": lines("ip", "rule", holding=stage.bridge),
+    }
+
+
+async def test_a_lost_state_folder_leaves_the_host_to_a_new_instance_once_the_old_one_is_cleaned_away() -> None:
+    async with Stage() as stage:
+        await stage.start()
+        await stage.ready(stage.open_merge_request("Before", "before"))
+        old = instance_id_of(stage)
+        held = of_instance(stage, old)
+        assert all(held.values()), held
+        shutil.rmtree(stage.state_dir)
+
+        command = ("cleanup", "--instance-id", old, "--all")
+        done = await stage.bot.command(*command, "--force")
+        assert (done.returncode, "stop it first" in done.stderr) == (1, True), done
+
+        await stage.bot.kill()
+        stage.bot.log.write_text("")
+        stage.bot.start()
+        mend = f"`ravebot cleanup --instance-id {old} --all --force`"
+        await stage.until(lambda: mend in stage.bot.log.read_text(), 20, "the log does not say what to do")
+
+        done = await stage.bot.command(*command)
+        assert done.returncode == 0, done.stderr
+        for names in (held["machines"], held["networks"], held["pools"], held["disks"]):
+            assert all(name in done.stdout for name in names), done.stdout
+        assert of_instance(stage, old) == held
+
+        done = await stage.bot.command(*command, "--force")
+        assert done.returncode == 0, done.stderr
+        assert processes(stage) == []
+        gone = of_instance(stage, old)
+        assert not any(gone[kind] for kind in ("machines", "networks", "pools", "disks", "tables")), gone
+
+        await stage.until(stage.is_ready, 40, "the new instance does not come up")
+        await stage.ready(stage.open_merge_request("After", "after"))
+        new = instance_id_of(stage)
+        assert new != old
+        assert all(of_instance(stage, new).values())
+
+        done = await stage.bot.command("cleanup", "--all", "--force")
+        assert done.returncode == 0, done.stderr
+        await asyncio.sleep(2)  # some passes of the pool
+        assert not any(of_instance(stage, new).values()), of_instance(stage, new)
+        await stage.ready(stage.open_merge_request("Again", "again"))
+        assert all(of_instance(stage, new).values())
+
+
+def instance_id_of(stage: Stage) -> str:
+    return (stage.state_dir / "instance-id").read_text().strip()
