@@ -135,7 +135,8 @@ class Cleaner:
             ended.append(mr.full_ref)
             if machine and machine.state is not MachineState.GONE:
                 hit.append(machine)
-        return tuple(ended), hit
+        # With those that their sandboxes have left, for another one or for good.
+        return tuple(ended), list(machines.live(tx)) if wish.everything else hit
 
     async def _take_down(self, machine: Machine, grace: timedelta) -> None:
         loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.cleanup import Cleaner, Wish
-from ravebot.errors import Unavailable
+from ravebot.errors import ProviderError, Unavailable
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequest
 from ravebot.store import machines
@@ -230,6 +230,21 @@ async def test_beside_the_bot_what_machines_share_stays_while_one_is_left(yard: 
     assert (yard.provider.count("remove"), yard.fence.there) == (0, True)
     assert len(report.kept) == 2
     assert "run it again" in report.kept[1]
+
+
+async def test_all_waits_for_a_machine_too_that_its_sandbox_has_left(yard: Yard) -> None:
+    guests = yard.provider
+    assert isinstance(guests, Guests)
+    guests.fails |= {"start": ProviderError("no"), "delete": Unavailable("libvirt is away")}
+    await yard.told(MR)
+    await yard.until(lambda: guests.count("delete"))
+    [machine] = await yard.read(machines.live)
+    assert (await yard.latest(MR)).machine_id is None
+    report = await cleaner(yard).beside_bot(ALL, timedelta(0))
+    assert (report.failed, report.kept[:1]) == ((), (f"{machine.name} is still being taken down",))
+    guests.fails.clear()
+    assert (await cleaner(yard).alone(ALL, GRACE, lambda _line: None)).machines == (machine.name,)
+    assert not yard.fence.there
 
 
 async def test_beside_the_bot_what_takes_too_long_is_said_to_be_under_way(yard: Yard) -> None:
