@@ -297,7 +297,7 @@ def _show_report(report: CleanupReport, as_json: bool) -> None:
 
 def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -> None:
     from ravebot import remains
-    from ravebot.web.operations import Remains
+    from ravebot.web.operations import RemainsReport
 
     loaded = load(config)
     if force:
@@ -305,7 +305,7 @@ def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -
         return
     found = asyncio.run(remains.look(loaded.config, instance_id))
     if as_json:
-        _print_json(Remains, found)
+        _print_json(RemainsReport, found)
     else:
         terminal.show_remains(output, found)
 

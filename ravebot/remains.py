@@ -18,12 +18,12 @@ from ravebot.parts import make_remains
 from ravebot.providers import base
 from ravebot.sandboxes.model import Observed
 from ravebot.store.database import instance_id_path
-from ravebot.web.operations import CleanupReport, RemainingMachine, Remains
+from ravebot.web.operations import CleanupReport, RemainingMachine, RemainsReport
 
 _STATES = {Observed.AGENT_SILENT: "running", Observed.AGENT_ANSWERS: "running"}
 
 
-async def look(config: Config, instance_id: str) -> Remains:
+async def look(config: Config, instance_id: str) -> RemainsReport:
     """What there is; nothing is made or changed. Raises Refused, Unavailable."""
     _insist_on_another(config, instance_id)
     provider, firewall = make_remains(config, instance_id), _firewall(config, instance_id)
@@ -31,7 +31,7 @@ async def look(config: Config, instance_id: str) -> Remains:
         held, rules = await _look(provider, firewall)
     finally:
         await provider.close()
-    return Remains(
+    return RemainsReport(
         instance_id=instance_id,
         bot=hostlock.holder(instance_id) or "",
         machines=tuple(

@@ -18,7 +18,7 @@ from rich.text import Text
 from ravebot.configfile import InvalidConfigError
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes, in_words
-from ravebot.web.operations import AuditReport, CleanupReport, Remains, SandboxLine, Strangers, UsageLine
+from ravebot.web.operations import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 
@@ -187,12 +187,14 @@ def show_cleanup(output: Output, report: CleanupReport) -> None:
 def announce_adoption(output: Output, found: Strangers) -> None:
     """What `ravebot cleanup --adopt` is about to do, on stderr."""
     output.complain("The database does not know these; they will be ended and removed:", "yellow")
-    for what, names in (("machine", found.machines), ("disk", found.volumes), ("DHCP entry", found.addresses)):
-        for name in names:
-            output.complain(f"  {what} {clean(name)}", "")
+    lines = [f"machine {name}, with its disk" for name in found.machines]
+    lines += [f"disk {name}" for name in found.volumes]
+    lines += [f"DHCP entry {mac}" for mac in found.addresses]
+    for line in lines:
+        output.complain(f"  {clean(line)}", "")
 
 
-def show_remains(output: Output, found: Remains) -> None:
+def show_remains(output: Output, found: RemainsReport) -> None:
     """`ravebot cleanup --instance-id ID --all`: what there is, and how it goes."""
     rows = [("machine", f"{machine.name}, {machine.state}") for machine in found.machines]
     rows += [("disk", name) for name in found.volumes]

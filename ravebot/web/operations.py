@@ -71,7 +71,7 @@ class RemainingMachine:
 
 
 @dataclass(frozen=True)
-class Remains:
+class RemainsReport:
     """What another instance has on this host, found by its id."""
 
     instance_id: str
