@@ -207,6 +207,13 @@ async def strangers_offline(loaded: LoadedConfig) -> Strangers:
             await provider.close()
 
 
+async def succeed_offline(loaded: LoadedConfig, instance_id: str) -> None:
+    """Note that this instance took the place of that one, whose notes are then made true; nothing if it never ran."""
+    if database_path(loaded.config.state_dir).exists():
+        async with _database(loaded) as database:
+            await database.write(lambda tx: stale_notes.expect(tx, instance_id))
+
+
 async def cleanup(
     loaded: LoadedConfig,
     older_than: timedelta | None,

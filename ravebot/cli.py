@@ -301,7 +301,10 @@ def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -
 
     loaded = load(config)
     if force:
-        _show_report(asyncio.run(remains.remove(loaded.config, instance_id, _progress)), as_json)
+        report = asyncio.run(remains.remove(loaded.config, instance_id, _progress))
+        if not report.failed:
+            asyncio.run(_succeed(config, loaded, instance_id))
+        _show_report(report, as_json)
         return
     found = asyncio.run(remains.look(loaded.config, instance_id))
     if as_json:
@@ -379,6 +382,17 @@ def _client(config: Path) -> AdminClient:
     from ravebot.web.admin import AdminClient, socket_path
 
     return AdminClient(socket_path(read_state_dir(config)))
+
+
+async def _succeed(config: Path, loaded: LoadedConfig, instance_id: str) -> None:
+    from ravebot.web.admin import NotRunningError
+
+    try:
+        await _client(config).succeed(instance_id)
+    except NotRunningError:
+        from ravebot.cleanup import succeed_offline
+
+        await succeed_offline(loaded, instance_id)
 
 
 async def _strangers(config: Path) -> Strangers:

@@ -14,7 +14,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.intents import Outcome as Result
 from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
 from ravebot.sandboxes.view import SandboxView
-from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction
 from ravebot.web.operations import AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 
@@ -62,6 +62,10 @@ class Operator:
     async def strangers(self) -> Strangers:
         """What a cleanup that adopts would end and remove."""
         return await find_strangers(self.database, self.provider)
+
+    async def succeed(self, instance_id: str) -> None:
+        """Note that this instance took the place of that one."""
+        await self.database.write(lambda tx: stale_notes.expect(tx, instance_id))
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""

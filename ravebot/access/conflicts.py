@@ -16,6 +16,7 @@ from ravebot.access.nft import JsonObject
 from ravebot.access.reading import instances_on
 from ravebot.access.ruleset import TABLE_PREFIX
 from ravebot.access.traffic import Packet, Traffic, packets
+from ravebot.sandboxes import naming
 
 Verdict = Literal["accept", "drop", "return"]
 ChainName = tuple[str, str, str]  # family, table, chain
@@ -53,7 +54,7 @@ def conflicts(
     traffic = Traffic(bridge, egress, tuple(ports), tuple(guest_ports), tuple(uplinks))
     ours = list(packets(traffic, _mentioned_ports(rules)))
     others = instances_on(listed, bridge) - {own_table.removeprefix(TABLE_PREFIX)}
-    found = [_instance(other, bridge) for other in sorted(others)]
+    found = [another_instance(other, bridge) for other in sorted(others)]
     for name, chain in chains.items():
         family, table, _ = name
         if family not in ("ip", "inet") or table.startswith(TABLE_PREFIX):
@@ -207,11 +208,12 @@ def _fits(pattern: object, value: object) -> bool:
     return pattern == value
 
 
-def _instance(other: str, bridge: str) -> str:
+def another_instance(other: str, bridge: str) -> str:
+    """What to tell of an instance that has our bridge."""
     return (
         f"another ravebot, of instance id {other}, has firewall rules for the bridge {bridge}: change"
-        " provider.bridge.name and its subnet, here or there; if that one is gone, run"
-        f" `ravebot cleanup --instance-id {other} --all --force`"
+        " provider.bridge.name and its subnet, here or there; if that one is gone for good, run"
+        f" {naming.removal(other)}"
     )
 
 

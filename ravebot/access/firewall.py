@@ -9,7 +9,7 @@ from datetime import timedelta
 import structlog
 
 from ravebot.access.audit import Count
-from ravebot.access.conflicts import conflicts
+from ravebot.access.conflicts import another_instance, conflicts
 from ravebot.access.ingress import Ingress
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.reading import Reader
@@ -205,12 +205,7 @@ class NftFirewall:
 
     def _insist_on_the_bridge(self, found: Snapshot) -> None:
         if found.rivals:
-            other = found.rivals[0]
-            raise Unavailable(
-                f"another ravebot, of instance id {other}, has firewall rules for the bridge"
-                f" {self._ruleset.bridge.name}: change provider.bridge.name and its subnet, here or there; if that one"
-                f" is gone for good, run {naming.removal(other)}"
-            )
+            raise Unavailable(another_instance(found.rivals[0], self._ruleset.bridge.name))
 
     async def _look(self, books: bool = False) -> Snapshot:
         found = await self._reader.read(books=books)

@@ -1,15 +1,16 @@
-"""The firewall tables and routing rules of an instance that left neither database nor configuration."""
+"""The firewall tables, routing rules and filters of an instance that left neither database nor configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ravebot.access.ingress import Ingress
 from ravebot.access.nft import NetworkTools, bodies
 from ravebot.access.reading import bridges_by_instance
 from ravebot.access.routing import Routing, in_words
 from ravebot.access.ruleset import TABLE_PREFIX
-from ravebot.config import SandboxConfig
+from ravebot.config import BridgeConfig, SandboxConfig
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class FirewallRemains:
         gone = [*found.tables]
         for bridge in found.bridges:
             gone += await self._routing(bridge).remove()
+            gone += await Ingress(self._tools, BridgeConfig(name=bridge), self._sandbox).remove([bridge])
         return tuple(gone)
 
     def _routing(self, bridge: str) -> Routing:

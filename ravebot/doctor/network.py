@@ -19,7 +19,7 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import TABLE_PREFIX
 from ravebot.config import Config
-from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.doctor.state import holder
 from ravebot.errors import Unavailable
 
@@ -93,7 +93,7 @@ async def ingress_filters(tools: NetworkTools) -> Finding:
     try:
         await try_out(tools)
     except PermissionError as error:
-        return warning(name, f"unknown: {error}", "ask the doctor as root, outside of a container")
+        return unknown(name, str(error), "ask the doctor as root, outside of a container")
     except Unavailable as error:
         detail = f"after a flush of nftables the sandboxes could reach the host's ports: {error}"
         mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"

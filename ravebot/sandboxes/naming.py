@@ -7,12 +7,13 @@ import re
 import uuid
 from dataclasses import dataclass
 
-_INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+INSTANCE_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+"""What the id of an instance looks like: a regular expression."""
 
 
 def is_instance_id(text: str) -> bool:
     """Whether it may be the id of an instance: part of the names of tables, networks and storage pools."""
-    return _INSTANCE_ID.fullmatch(text) is not None
+    return re.fullmatch(INSTANCE_ID, text) is not None
 
 
 def removal(instance_id: str) -> str:

@@ -21,6 +21,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ravebot.errors import Forbidden, RavebotError, Refused, StoreError, Unavailable
+from ravebot.sandboxes import naming
 from ravebot.sandboxes.model import Actor
 from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, Strangers, UsageLine
 
@@ -52,6 +53,10 @@ class StrangersQuestion(_Question):
     pass
 
 
+class SucceedQuestion(_Question):
+    instance_id: str = Field(pattern=f"^{naming.INSTANCE_ID}$", max_length=64)
+
+
 class AuditQuestion(_Question):
     ref: str | None = Field(None, max_length=500)
     verify: bool = False
@@ -66,6 +71,7 @@ _LIST = TypeAdapter(tuple[SandboxLine, ...])
 _OUTCOME = TypeAdapter(Outcome)
 _CLEANUP = TypeAdapter(CleanupReport)
 _STRANGERS = TypeAdapter(Strangers)
+_NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(AuditReport)
 _USAGE = TypeAdapter(tuple[UsageLine, ...])
 
@@ -97,6 +103,10 @@ def make_app(operations: Operations) -> web.Application:
     async def strangers(_: StrangersQuestion, __: Actor) -> bytes:
         return _STRANGERS.dump_json(await operations.strangers())
 
+    async def succeed(asked: SucceedQuestion, _: Actor) -> bytes:
+        await operations.succeed(asked.instance_id)
+        return _NOTHING.dump_json(None)
+
     async def audit(asked: AuditQuestion, _: Actor) -> bytes:
         return _AUDIT.dump_json(await operations.audit(asked.ref, asked.verify, asked.limit))
 
@@ -108,6 +118,7 @@ def make_app(operations: Operations) -> web.Application:
     app.router.add_post("/stop", _route(StopQuestion, stop))
     app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
     app.router.add_post("/strangers", _route(StrangersQuestion, strangers))
+    app.router.add_post("/succeed", _route(SucceedQuestion, succeed))
     app.router.add_post("/audit", _route(AuditQuestion, audit))
     app.router.add_post("/usage", _route(UsageQuestion, usage))
     return app
@@ -224,6 +235,9 @@ class AdminClient:
 
     async def strangers(self) -> Strangers:
         return await self._ask("strangers", StrangersQuestion(), _STRANGERS)
+
+    async def succeed(self, instance_id: str) -> None:
+        return await self._ask("succeed", SucceedQuestion(instance_id=instance_id), _NOTHING)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         return await self._ask("audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)

@@ -144,6 +144,10 @@ class Operations(Protocol):
         """What a cleanup that adopts would end and remove."""
         ...
 
+    async def succeed(self, instance_id: str) -> None:
+        """Note that this instance took the place of that one, whose machines are gone and whose notes are to say so."""
+        ...
+
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
         ...

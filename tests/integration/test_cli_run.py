@@ -21,6 +21,10 @@ import aiohttp
 import pytest
 
 from ravebot import hostlock
+from ravebot.audit import database_path
+from ravebot.clock import SystemClock
+from ravebot.store import stale_notes
+from ravebot.store.database import Database
 from ravebot.web.admin import socket_path
 from tests.integration.test_cli import HIDDEN, Installation
 from tests.unit.test_gitlab_events import opened
@@ -375,6 +379,17 @@ async def test_what_another_instance_left_is_listed_and_with_force_removed(forge
     code, output, _ = await forgetful.run("cleanup", "--instance-id", "9876543210", "--all", "--force")
     assert (code, output) == (0, "There was nothing to clean up.\n")
     assert sorted(path.name for path in forgetful.state.iterdir()) == ["instance-id"]
+
+
+async def test_whoever_cleans_another_instance_away_has_its_notes_made_true(forgetful: Installation) -> None:
+    (forgetful.state / "instance-id").write_text("ffffffffff\n")
+    path = database_path(forgetful.state)
+    async with Database(path, SystemClock()) as database:
+        assert await database.read(stale_notes.predecessors) == ()
+    code, _, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all", "--force")
+    assert code == 0, errors
+    async with Database(path, SystemClock()) as database:
+        assert await database.read(stale_notes.predecessors) == ("0123456789",)
 
 
 async def test_cleanup_of_another_instance_refuses_this_one_and_one_that_runs(forgetful: Installation) -> None:

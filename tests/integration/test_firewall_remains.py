@@ -48,7 +48,8 @@ async def test_tables_and_routing_rules_go_and_those_of_the_bridge_beside_stay(r
     assert found.tables == tuple(f"firewall table {family} ravebot-test" for family in ("inet", "bridge", "arp"))
     assert len(found.rules) == len(both[1]) - len(only_beside[1]) > 1
     assert all(f"iif {router.bridge} " in rule for rule in found.rules)
-    assert await remains.remove(found) == (*found.tables, *found.rules)
+    filter_too = f"ingress filter of {router.bridge}"
+    assert await remains.remove(found) == (*found.tables, *found.rules, filter_too)
     assert written(router) == only_beside
     assert await remains.remove(await remains.look([])) == ()
     assert await beside.ensure(Rules()) == Repair()
