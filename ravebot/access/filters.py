@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Collection
 
 from ravebot.access.bpf import (
+    Instruction,
     Program,
     assemble,
     end_with,
@@ -51,27 +52,29 @@ _ICMP, _TCP, _UDP = 1, 6, 17
 _SYN, _ACK = 0x02, 0x10
 _DNS, _DHCP_SERVER, _DHCP_CLIENT = 53, 67, 68
 _FIRST_EPHEMERAL = 32768
-"""From here on ports are the host's own clients' (net.ipv4.ip_local_port_range by default): guests may answer them."""
+"""The host's own clients use ports from here on (default of net.ipv4.ip_local_port_range), so guests may answer to
+them."""
 _ECHO_REPLY = 0
 
-
-_MOST_ADDRESSES = 200  # which a jump goes over
+MOST_ADDRESSES = 200
+"""Addresses of the host that the bridge's filter tests; a BPF jump spans at most 255 instructions. On a host with more,
+the remaining ones are protected by the nftables tables alone while only some of those are missing."""
 
 
 def bridge_program(bridge: BridgeConfig, shut: Collection[str], *, dns: bool) -> Program:
     """For the bridge's own ingress, through which goes all that guests send to the host or through it.
 
-    A frame that our bridge table vouched for passes, and our other tables judge it; except for TCP, and UDP to a
-    service, at one of the `shut` addresses: a flush takes one table after the other, and a connection's first packet
-    that slipped through between two would be followed by the rest.
+    Frames that our bridge table marked as genuine pass; the other tables judge them. TCP, and UDP below port 32768, to
+    one of the `shut` addresses is judged here even with the mark: a flush removes one table after the other, and a
+    first packet must not slip through in between.
 
-    That, and all that has no such mark because the tables are gone, is judged here. Only what can't open a port of the
-    host's passes: ARP, a DHCP client's packets and, from an address of the subnet, DNS to the bridge's address (with
-    `dns`), TCP except for a connection's first packet, and the answer to a ping. No fragment, for the flags may be in
-    another one; no IP options, no VLAN tag, no IPv6. No ICMP error, for it may be about anybody's connection.
+    Frames without the mark (the tables are gone) are judged here too. Only what can't open a port of the host passes:
+    ARP; DHCP requests; and from an address of the subnet: DNS to the bridge's address (if `dns`), TCP other than a
+    connection's first packet, ping replies. Dropped: fragments (the flags may be in another one), IP options, VLAN
+    tags, IPv6, ICMP errors.
     """
     gateway = int(bridge.subnet.network_address) + 1
-    addresses = sorted(int(ipaddress.IPv4Address(address)) for address in shut)[:_MOST_ADDRESSES]
+    addresses = sorted(int(ipaddress.IPv4Address(address)) for address in shut)[:MOST_ADDRESSES]
     return assemble(
         load_mark(),
         if_any_bit(VOUCHED, otherwise="judged here"),
@@ -89,10 +92,7 @@ def bridge_program(bridge: BridgeConfig, shut: Collection[str], *, dns: bool) ->
         if_equal(_UDP, otherwise="pass"),
         load_length(),
         if_at_least(_SHORTEST, otherwise="drop"),
-        load_byte(_IP_BEGIN),
-        if_equal(_IP_WITHOUT_OPTIONS, otherwise="drop"),
-        load_half(_IP_FRAGMENT),
-        if_any_bit(_IS_FRAGMENT, then="drop"),
+        *_plain_ip(),
         load_half(_TO_PORT),
         if_at_least(_FIRST_EPHEMERAL, then="pass"),
         "judged here",
@@ -103,16 +103,8 @@ def bridge_program(bridge: BridgeConfig, shut: Collection[str], *, dns: bool) ->
         load_half(_ETHERTYPE),
         if_equal(_ARP, then="pass"),
         if_equal(_IP, otherwise="drop"),
-        load_byte(_IP_BEGIN),
-        if_equal(_IP_WITHOUT_OPTIONS, otherwise="drop"),
-        load_half(_IP_FRAGMENT),
-        if_any_bit(_IS_FRAGMENT, then="drop"),
-        load_byte(_IP_PROTOCOL),
-        if_equal(_UDP, otherwise="no DHCP"),
-        load_half(_FROM_PORT),
-        if_equal(_DHCP_CLIENT, otherwise="no DHCP"),
-        load_half(_TO_PORT),
-        if_equal(_DHCP_SERVER, then="pass"),
+        *_plain_ip(),
+        *_dhcp_request(otherwise="no DHCP"),
         "no DHCP",
         load_word(_IP_FROM),
         keep_bits(int(bridge.subnet.netmask)),
@@ -148,7 +140,7 @@ def bridge_program(bridge: BridgeConfig, shut: Collection[str], *, dns: bool) ->
 
 
 def guest_program(guest: Guest) -> Program:
-    """For the ingress of a guest's tap: only frames in the guest's own name pass, as our bridge table has it too.
+    """Filter for a guest's tap: passes only frames with the guest's own MAC and address, like our bridge table.
 
     What passes is ARP and IPv4 from its own MAC and address, and a DHCP client that has no address yet. A frame to a
     link-local MAC (01:80:c2:00:00:0X) never does: it would come up at the tap, past the bridge's own filter.
@@ -184,18 +176,32 @@ def guest_program(guest: Guest) -> Program:
         load_word(_IP_FROM),
         if_equal(address, then="pass"),
         if_equal(0, otherwise="drop"),
-        load_byte(_IP_BEGIN),
-        if_equal(_IP_WITHOUT_OPTIONS, otherwise="drop"),
-        load_half(_IP_FRAGMENT),
-        if_any_bit(_IS_FRAGMENT, then="drop"),
-        load_byte(_IP_PROTOCOL),
-        if_equal(_UDP, otherwise="drop"),
-        load_half(_FROM_PORT),
-        if_equal(_DHCP_CLIENT, otherwise="drop"),
-        load_half(_TO_PORT),
-        if_equal(_DHCP_SERVER, then="pass"),
+        *_plain_ip(),
+        *_dhcp_request(otherwise="drop"),
         "drop",
         end_with(DROP),
         "pass",
         end_with(PASS),
     )
+
+
+def _plain_ip() -> list[Instruction]:
+    """Drops fragments, and headers with options: behind those, ports and flags stand elsewhere."""
+    return [
+        load_byte(_IP_BEGIN),
+        if_equal(_IP_WITHOUT_OPTIONS, otherwise="drop"),
+        load_half(_IP_FRAGMENT),
+        if_any_bit(_IS_FRAGMENT, then="drop"),
+    ]
+
+
+def _dhcp_request(*, otherwise: str) -> list[Instruction]:
+    """Passes a DHCP client's packets. What goes to another UDP port than the server's goes on behind these."""
+    return [
+        load_byte(_IP_PROTOCOL),
+        if_equal(_UDP, otherwise=otherwise),
+        load_half(_FROM_PORT),
+        if_equal(_DHCP_CLIENT, otherwise=otherwise),
+        load_half(_TO_PORT),
+        if_equal(_DHCP_SERVER, then="pass", otherwise=otherwise),
+    ]

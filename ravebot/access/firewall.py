@@ -42,7 +42,7 @@ from ravebot.sandboxes import naming
 
 log = structlog.get_logger()
 
-_ROUTING_EVERY = timedelta(seconds=15)
+_UNFLUSHED_EVERY = timedelta(seconds=15)
 
 
 async def conflicts_on_host(
@@ -65,8 +65,8 @@ class NftFirewall:
     """`ravebot.access.rules.Firewall` over the nft command.
 
     `prefix` goes before every command (such as `ip netns exec NAME`). What a flush of nftables does not touch, the
-    routing rules and the ingress filters, is looked at no more often than every `routing_every`, and after each repair;
-    the filters also when the bridge or a guest's tap has come since.
+    routing rules and the ingress filters, is looked at no more often than every `unflushed_every`, and after each
+    repair; the filters also when the bridge or a guest's tap has come since.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class NftFirewall:
         access: AccessConfig,
         clock: Clock,
         prefix: Sequence[str] = (),
-        routing_every: timedelta = _ROUTING_EVERY,
+        unflushed_every: timedelta = _UNFLUSHED_EVERY,
     ) -> None:
         if not naming.is_instance_id(instance_id):
             raise ValueError("an instance id for nftables is made of letters, digits, '.', '_' and '-'")
@@ -89,8 +89,8 @@ class NftFirewall:
         self._ingress = Ingress(self._tools, bridge, sandbox)
         self._monitor = Monitor(self._tools)
         self._clock = clock
-        self._beneath_every = routing_every.total_seconds()
-        self._beneath_checked: float | None = None
+        self._unflushed_every = unflushed_every.total_seconds()
+        self._unflushed_checked: float | None = None
         self._lock = asyncio.Lock()
         self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
         self._visits = Visits(self._ruleset.table)
@@ -111,10 +111,10 @@ class NftFirewall:
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
             # A new guest may be on a bridge that is new itself.
-            mended = await self._ensure_beneath(rules.guests, now=bool(added[TAPS]))
+            mended = await self._ensure_unflushed(rules.guests, now=bool(added[TAPS]))
             if flushed:
                 await self._rewrite(wanted)
-                mended |= await self._ensure_beneath(rules.guests, now=True)
+                mended |= await self._ensure_unflushed(rules.guests, now=True)
             elif any(added.values()) or any(removed.values()):
                 # A successor inherits nothing, even if the bot was killed before it had removed the entries.
                 await self._forget_connections(str(address) for *_, address in added[GUESTS])
@@ -179,7 +179,7 @@ class NftFirewall:
     async def _open(self) -> None:
         found = await self._look()
         self._insist_on_the_bridge(found)
-        await self._ensure_beneath(now=True)
+        await self._ensure_unflushed(now=True)
         if not self._forms or found.forms != self._forms:
             await self._rewrite(found.elements)
 
@@ -192,15 +192,15 @@ class NftFirewall:
         except Unavailable as error:  # the rules count more: without them the entries lead nowhere
             log.warning("gone guests' entries stay in the connection table", addresses=gone, reason=str(error))
 
-    async def _ensure_beneath(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
+    async def _ensure_unflushed(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
         """Mend what a flush of nftables leaves alone; whether someone had touched it."""
         time = asyncio.get_running_loop().time()
-        recent = self._beneath_checked is not None and time - self._beneath_checked < self._beneath_every
+        recent = self._unflushed_checked is not None and time - self._unflushed_checked < self._unflushed_every
         if recent and not now:
             return self._ingress.awaits(guests) and await self._ingress.ensure(guests)
         rerouted = await self._routing.ensure()
         refiltered = await self._ingress.ensure(guests)
-        self._beneath_checked = time
+        self._unflushed_checked = time
         return rerouted or refiltered
 
     def _insist_on_the_bridge(self, found: Snapshot) -> None:

@@ -15,7 +15,7 @@ from typing import cast
 import structlog
 
 from ravebot.access.bpf import Encoded, Program, bytecode
-from ravebot.access.filters import bridge_program, guest_program
+from ravebot.access.filters import MOST_ADDRESSES, bridge_program, guest_program
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.rules import Guest
 from ravebot.config import BridgeConfig, SandboxConfig
@@ -24,10 +24,12 @@ from ravebot.errors import Unavailable
 log = structlog.get_logger()
 
 _OURS = ("protocol", "all", "pref", "1", "handle", "0x7276", "bpf")
-"""Which filter of a device is ours. Nobody's comes before a preference of 1; who has it too has another handle."""
+"""Identifies our filter on a device. Preference 1 comes first; another program's filter there has another handle."""
 _HOOKS = ("clsact", "ingress")
 """The queueing disciplines that bring the hook; a device has one of them at most."""
 _GONE = ("Cannot find device", "No such device")
+WEAKNESS = "after a flush of nftables the sandboxes could reach the host's ports"
+"""What it means to have no filters."""
 
 
 class Ingress:
@@ -40,22 +42,23 @@ class Ingress:
         self._allowed = {address for entry in sandbox.allow if (address := _single_address(entry))}
         self._filtered: dict[str, int] = {}  # devices and their numbers, as of the last look
         self._written: Mapping[str, Program] = {}
+        self._told_of_excess = False
         self.problem = ""
 
     def awaits(self, guests: Collection[Guest]) -> bool:
-        """Whether the bridge or a tap has come since the last look, perhaps as the successor of one with its name."""
+        """Whether the bridge or a tap appeared, or was replaced under the same name, since the last look."""
         devices = (self._bridge.name, *(guest.tap for guest in guests))
         return not self.problem and any(self._number(one) != self._filtered.get(one, 0) for one in devices)
 
     async def ensure(self, guests: Collection[Guest]) -> bool:
-        """Put the filters on what is up of the bridge and the taps; whether someone had touched one.
+        """Put the filters on the bridge and those taps that exist. Returns whether someone had altered one.
 
         Where the kernel or tc can't, the sandboxes go on without: nftables and the routing rules hold all the same.
         """
         try:
             touched = await self._ensure(guests)
         except Unavailable as error:
-            problem = f"after a flush of nftables the sandboxes could reach the host's ports: {error}"
+            problem = f"{WEAKNESS}: {error}"
             if problem != self.problem:
                 log.warning("no ingress filters", problem=problem)
             self.problem = problem
@@ -93,7 +96,7 @@ class Ingress:
         for device in sorted(there):
             if found.get(device) == wanted[device]:
                 continue
-            # Without the hook it is a device that was just made: nobody's doing, and nothing to report.
+            # A device without the hook is new: nobody altered it.
             same = numbers.get(device) == self._filtered.get(device, 0)
             touched |= same and device in found and found[device] != self._written.get(device)
             program = ("direct-action", "bytecode", bytecode(wanted[device]))
@@ -113,10 +116,16 @@ class Ingress:
         """The host's addresses, except for those that the configuration allows: no guest begins TCP to them."""
         links = await self._tools.ip_listed("-4", "addr", "show")
         found = {info.get("local") for link in links for info in cast(list[JsonObject], link.get("addr_info", []))}
-        return {str(address) for address in found if address} - self._allowed
+        shut = {str(address) for address in found if address} - self._allowed
+        if len(shut) > MOST_ADDRESSES and not self._told_of_excess:
+            self._told_of_excess = True
+            log.warning(
+                "the bridge's filter tests only some of the host's addresses", count=len(shut), tested=MOST_ADDRESSES
+            )
+        return shut
 
     def _number(self, device: str) -> int:
-        """The kernel's, which no other device gets; 0 where there is none of that name."""
+        """The kernel's index of the device; 0 if there is none."""
         if self._tools.prefix:
             return 1  # in another network namespace, whose devices we can't ask for: taken to be there, always the same
         try:

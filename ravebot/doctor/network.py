@@ -14,7 +14,7 @@ from typing import cast
 import psutil
 
 from ravebot.access.firewall import conflicts_on_host
-from ravebot.access.ingress import try_out
+from ravebot.access.ingress import WEAKNESS, try_out
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import TABLE_PREFIX
@@ -95,9 +95,8 @@ async def ingress_filters(tools: NetworkTools) -> Finding:
     except PermissionError as error:
         return unknown(name, str(error), "ask the doctor as root, outside of a container")
     except Unavailable as error:
-        detail = f"after a flush of nftables the sandboxes could reach the host's ports: {error}"
         mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
-        return warning(name, detail, mend)
+        return warning(name, f"{WEAKNESS}: {error}", mend)
     return ok(name, "the kernel has them: the host's ports stay shut while nftables is flushed")
 
 

@@ -9,7 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from ravebot.access.filters import MOST_ADDRESSES
 from ravebot.access.firewall import NftFirewall
 from ravebot.access.ingress import Ingress
 from ravebot.access.nft import NetworkTools
@@ -85,6 +87,20 @@ async def test_an_address_that_the_host_got_or_lost_changes_the_bridges_filter_a
     router.host.ip("addr", "del", "192.0.2.77/32", "dev", "lo")
     assert await firewall.ensure(Rules()) == UNCHANGED
     assert tc(router, "filter", "show", "dev", router.bridge, "ingress") == before
+
+
+async def test_a_host_with_more_addresses_than_a_filter_can_test_has_one_all_the_same_and_it_is_logged_once(
+    router: Router,
+) -> None:
+    more = "".join(f"addr add 192.0.2.{number}/32 dev lo\n" for number in range(1, MOST_ADDRESSES + 1))
+    router.host.run(["ip", "-batch", "-"], stdin=more, check=True)
+    firewall = firewall_of(router)
+    with capture_logs() as logged:
+        for _ in range(2):
+            await firewall.ensure(Rules())
+    assert filters(router, router.bridge) == [OURS]
+    [told] = [entry for entry in logged if "host's addresses" in entry["event"]]
+    assert told["tested"] == MOST_ADDRESSES < told["count"]
 
 
 async def test_only_a_tap_that_came_since_is_worth_another_look_and_so_is_its_successor_of_the_same_name() -> None:
@@ -219,7 +235,7 @@ async def test_a_host_without_tc_works_as_well_and_it_is_said(router: Router, tm
 
 
 def seldom_looking(router: Router, *prefix: str) -> NftFirewall:
-    """One that looks at the routing rules every hour."""
+    """One that looks at the routing rules and filters every hour."""
     return NftFirewall(
         instance_id="test",
         bridge=BridgeConfig.model_validate({"name": router.bridge, "subnet": router.subnet}),
@@ -227,5 +243,5 @@ def seldom_looking(router: Router, *prefix: str) -> NftFirewall:
         access=AccessConfig(),
         clock=SystemClock(),
         prefix=(*router.host.prefix, *prefix),
-        routing_every=timedelta(hours=1),
+        unflushed_every=timedelta(hours=1),
     )
