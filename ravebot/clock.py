@@ -1,4 +1,9 @@
-"""The clock, injected everywhere, so that a test can move time and nothing reads it behind our back."""
+"""The clock, injected everywhere, so that a test can move time and nothing reads it behind our back.
+
+Times may jump. A pause is a `Wait` (columns `postponed_at`, `next_attempt_at`); an elapsed time is `age` or
+`tx.seconds_since`; something periodic is `is_due`; stored moments of sandboxes are corrected by `sandboxes/moments.py`
+at the next pass.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,11 @@ class ManualClock:
 def is_due(last: datetime | None, every: timedelta, now: datetime) -> bool:
     """Whether something that was done last at that moment is due; also when the clock was set back since."""
     return last is None or not timedelta(0) <= now - last < every
+
+
+def age(moment: datetime, now: datetime) -> timedelta:
+    """How long ago that was; nothing when the clock was set back to before it."""
+    return max(timedelta(0), now - moment)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from ravebot.configvalues import (
 )
 from ravebot.configvalues import parse_duration as parse_duration
 
+MOST_MACHINES = 10_000
+"""That a pool may run at a time."""
+
 
 def matches_project(patterns: tuple[str, ...], path: str) -> bool:
     """Whether a project's full path is named by one of the patterns (`*` also crosses `/`)."""
@@ -93,7 +96,7 @@ class HttpConfig(Section):
 
 
 class PoolConfig(Section):
-    max_running: int = Field(2, ge=1, le=10_000)
+    max_running: int = Field(2, ge=1, le=MOST_MACHINES)
     warm: int = Field(0, ge=0, le=0)
     lifetime: PositiveDuration = timedelta(hours=2)
     max_lifetime: PositiveDuration = timedelta(hours=8)

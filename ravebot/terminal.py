@@ -206,7 +206,9 @@ def show_remains(output: Output, found: RemainsReport) -> None:
     output.table(("What", "Which"), rows)
     if found.bot:
         output.complain(f"A ravebot runs it: {clean(found.bot)}.", "yellow")
-    output.complain(f"Nothing was changed. To end and remove all of it: {naming.removal(found.instance_id)}", "dim")
+    output.complain(
+        f"Nothing was changed. To end and remove all of it: {naming.removal_command(found.instance_id)}", "dim"
+    )
 
 
 def show_invalid(output: Output, error: InvalidConfigError) -> None:

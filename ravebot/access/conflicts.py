@@ -209,12 +209,8 @@ def _fits(pattern: object, value: object) -> bool:
 
 
 def another_instance(other: str, bridge: str) -> str:
-    """What to tell of an instance that has our bridge."""
-    return (
-        f"another ravebot, of instance id {other}, has firewall rules for the bridge {bridge}: change"
-        " provider.bridge.name and its subnet, here or there; if that one is gone for good, run"
-        f" {naming.removal(other)}"
-    )
+    """The message about an instance that has our bridge."""
+    return naming.another_instance(other, f"has firewall rules for the bridge {bridge}", naming.CHANGE_BRIDGE)
 
 
 def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packet, bridge: str) -> str:

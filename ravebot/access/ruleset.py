@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ravebot.access import expressions as x
 from ravebot.access.nft import JsonObject
 from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND, Rules, Service
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config import MOST_MACHINES, AccessConfig, BridgeConfig, SandboxConfig
 
 TABLE_PREFIX = "ravebot-"
 """Of every instance's tables; the instance's id follows."""
@@ -48,8 +48,8 @@ _DNS_TCP_CONNECTIONS = 4
 _VISITOR_CONNECTIONS = 200
 """What one source may have open to one port: its rate alone would let it gather a full table in a day. There is no
 bound on all visitors of a guest together: it would let any stranger lock the others out."""
-_MOST_GUESTS = 16384
-"""Room in the sets that are about guests, where the subnet is larger: no pool has as many machines."""
+_GUEST_KEYS = 2 * MOST_MACHINES
+"""Room in the sets that are about guests, where the subnet is larger: a guest's key stays for a while after its end."""
 
 BOOKS = ("seen", "traffic", "dropped", "told", "saved")
 """The sets of the access audit."""
@@ -170,7 +170,7 @@ class Ruleset:
             else:
                 yield {"add": {"map": {**body, "map": of.value}}}
         visitor, guest = ["ipv4_addr", "inet_service"], "ipv4_addr"
-        guests = min(self.bridge.subnet.num_addresses, _MOST_GUESTS)
+        guests = min(self.bridge.subnet.num_addresses, _GUEST_KEYS)
         timed: tuple[tuple[str, object, int, int], ...] = (
             ("rates", visitor, _RATE_SIZE, _RATE_TIMEOUT_SECONDS),
             ("starts", guest, guests, _RATE_TIMEOUT_SECONDS),
@@ -313,8 +313,8 @@ class Ruleset:
         ssh, web = x.match(x.HOST_PORT, "@ssh_ports"), x.match(x.HOST_PORT, "@ssh_ports", "!=")
         few_open = x.within_count("visits", x.VISITOR, _VISITOR_CONNECTIONS)
         for service, rate in ((ssh, limits.ssh), (web, limits.web)):
-            in_time = x.within_rate("rates", x.VISITOR, rate, "minute", burst=rate)
-            yield [x.protocol("tcp"), service, in_time, few_open, x.RETURN]
+            within_rate = x.within_rate("rates", x.VISITOR, rate, "minute", burst=rate)
+            yield [x.protocol("tcp"), service, within_rate, few_open, x.RETURN]
         yield [x.protocol("tcp"), x.counted_in("dropped"), x.DROP]
         yield [x.counted_by(UNCOUNTED["dropped"]), x.DROP]
 
@@ -363,18 +363,18 @@ class Ruleset:
     def _starting(self) -> Iterable[list[JsonObject]]:
         """Accepts what a guest may send, but for the start of a connection too many: that never gets into the table."""
         # The rate comes first: who floods is not to make the kernel count each time.
-        in_time = x.within_rate("starts", _SENDER, _GUEST_STARTS_PER_SECOND, "second", _GUEST_STARTS_BURST)
-        yield [*x.is_first(), in_time, x.within_count("flows", _SENDER, _GUEST_CONNECTIONS), x.ACCEPT]
+        within_rate = x.within_rate("starts", _SENDER, _GUEST_STARTS_PER_SECOND, "second", _GUEST_STARTS_BURST)
+        yield [*x.is_first(), within_rate, x.within_count("flows", _SENDER, _GUEST_CONNECTIONS), x.ACCEPT]
         yield [*x.is_first(), x.DROP]
         yield [x.ACCEPT]
 
     def _asking(self) -> Iterable[list[JsonObject]]:
         """A guest's packets to the host's DNS server, which has a number of places for all guests' questions."""
         few_open = x.within_count("dns_connections", _SENDER, _DNS_TCP_CONNECTIONS)
-        in_time = x.within_rate("questions", _SENDER, DNS_PER_SECOND, "second", DNS_BURST)
-        yield [x.protocol("tcp"), *x.is_first(), in_time, few_open, x.goto("starting")]
+        within_rate = x.within_rate("questions", _SENDER, DNS_PER_SECOND, "second", DNS_BURST)
+        yield [x.protocol("tcp"), *x.is_first(), within_rate, few_open, x.goto("starting")]
         yield [x.protocol("tcp"), *x.is_first(), x.DROP]
-        yield [in_time, x.goto("starting")]
+        yield [within_rate, x.goto("starting")]
         yield [x.DROP]
 
     def _to_host(self) -> Iterable[list[JsonObject]]:

@@ -23,7 +23,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
-from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, delivery, proven_by_headers
+from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, check_headers, delivery
 
 log = structlog.get_logger()
 
@@ -69,7 +69,7 @@ def webhook_handler(
     async def _answer(request: web.Request) -> tuple[str, web.Response]:
         share = Share(unproven)
         try:
-            proven = proven_by_headers(request.headers, secrets, clock.now())
+            proven = check_headers(request.headers, secrets, clock.now())
             limit = max_body_bytes if proven else min(max_body_bytes, MAX_UNPROVEN_BYTES)
             async with asyncio.timeout(body_seconds):
                 body = await _body(request, limit, None if proven else share)

@@ -57,11 +57,11 @@ def signing_key(text: str) -> bytes:
     return key
 
 
-def proven_by_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: datetime) -> bool:
-    """Whether the sender is proven before the body is read: by the secret token.
+def check_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: datetime) -> bool:
+    """True: the token proves the sender. False: the body's signature must.
 
-    Raises Forged where no body could make the request ours: no secret configured, another token, or none and no
-    signature that could be right. A signature counts only where a signing key is configured.
+    Raises Forged if the headers alone show that it can't be ours: no secret configured, a wrong token, or neither a
+    token nor a well-formed signature. A signature counts only where a signing key is configured.
     """
     token, ours = headers.get("X-Gitlab-Token"), secrets.secret_token
     known = bool(ours and token is not None and hmac.compare_digest(_digest(token), _digest(ours)))
@@ -82,7 +82,7 @@ def authenticate(headers: Mapping[str, str], body: bytes, secrets: WebhookSecret
     beside the right token, where a signing key is configured; otherwise the secret token counts. No secret configured:
     everything is forged.
     """
-    proven_by_headers(headers, secrets, now)
+    check_headers(headers, secrets, now)
     if "webhook-signature" in headers and secrets.signing_key is not None:
         _check_signature(headers, body, secrets.signing_key)
 

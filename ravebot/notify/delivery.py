@@ -103,7 +103,7 @@ class Delivery:
             if isinstance(outcome, _Later):
                 outbox.postpone(tx, message.id, outcome.delay)
                 if outcome.refused:
-                    outbox.refused(tx, message.id, outcome.refused)
+                    outbox.note_refusal(tx, message.id, outcome.refused)
                 return None
             outbox.delivered(tx, message.id, outcome.result)
             if outcome.keep:

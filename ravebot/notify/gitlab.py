@@ -97,16 +97,16 @@ class GitLabSender:
         The try is a column, for whoever made it may have been killed. How long ago it was is counted from when the row
         was read, before the note was looked for.
         """
-        ago = message.asked_ago
-        if ago is not None and (left := (STILL_WORKING - ago).total_seconds()) > 0:
+        waited = message.unanswered_for
+        if waited is not None and (left := (STILL_WORKING - waited).total_seconds()) > 0:
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
-        await self._database.write(lambda tx: outbox.asked(tx, message.id))
+        await self._database.write(lambda tx: outbox.note_request(tx, message.id))
         try:
             return await self._gitlab.create_note(ref, body)
         except Unanswered:
             raise
         except RavebotError:
-            await self._database.write(lambda tx: outbox.answered(tx, message.id))
+            await self._database.write(lambda tx: outbox.note_answer(tx, message.id))
             raise
 
     async def _comment_body(self, message: Message, mark: str) -> str | None:

@@ -52,14 +52,14 @@ class StaleNotes:
         """Look through every merge request that is still to be. Raises Unavailable, and goes on at the next call."""
         if not self._machines_known():
             return
-        todo = await self._database.read(stale_notes.unsought)
+        todo = await self._database.read(stale_notes.to_search)
         predecessors = await self._database.read(stale_notes.predecessors)
         for mr in todo:
             try:
                 await self._look_through(mr, predecessors)
             except (NotFound, Forbidden) as error:
                 log.warning("stale note can't be looked for", mr=mr.full_ref, error=str(error))
-                await self._database.write(partial(stale_notes.sought, ref=mr.ref))
+                await self._database.write(partial(stale_notes.searched, ref=mr.ref))
 
     async def _look_through(self, mr: MergeRequest, predecessors: tuple[str, ...]) -> None:
         writers = predecessors if mr.note_id is not None else (self._database.instance_id, *predecessors)
@@ -74,7 +74,7 @@ class StaleNotes:
         now = merge_requests.get(tx, mr.ref)
         if now is None or now.note_id != mr.note_id:  # meanwhile ours was posted: the next look sees both
             return
-        stale_notes.sought(tx, mr.ref)
+        stale_notes.searched(tx, mr.ref)
         if note_id is not None and mr.note_id is None:
             log.info("stale note found", mr=mr.full_ref, note=note_id)
             merge_requests.set_note(tx, mr.ref, note_id)

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 
-from ravebot.clock import Clock
+from ravebot.clock import Clock, age
 from ravebot.config import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import Provider
@@ -123,8 +123,8 @@ class Chain:
         limits = {Stage.COPY: timeouts.copy_in, Stage.SETUP: timeouts.setup, Stage.TEST: timeouts.test}
         limit = limits.get(stage, timeouts.other)
         now = self.clock.now()
-        started = min(now, work.sandbox.stage_started_at or now)
-        return max(min(_LEAST_TIME, limit), started + limit - now)
+        taken = age(work.sandbox.stage_started_at or now, now)
+        return max(min(_LEAST_TIME, limit), limit - taken)
 
     async def _host_keys(self, work: Work) -> None:
         name = work.machine.name

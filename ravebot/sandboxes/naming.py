@@ -16,9 +16,21 @@ def is_instance_id(text: str) -> bool:
     return re.fullmatch(INSTANCE_ID, text) is not None
 
 
-def removal(instance_id: str) -> str:
+def removal_command(instance_id: str) -> str:
     """What a person runs to remove what an instance left on this host."""
     return f"`ravebot cleanup --instance-id {instance_id} --all --force`"
+
+
+def another_instance(instance_id: str, does: str, advice: str) -> str:
+    """The message about another instance in our way: what it does there, and what to do about it."""
+    return (
+        f"another ravebot, of instance id {instance_id}, {does}: {advice}; if that one is gone for good, run"
+        f" {removal_command(instance_id)}"
+    )
+
+
+CHANGE_BRIDGE = "change provider.bridge.name and its subnet, here or there"
+"""What to do about another instance that has our bridge."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 
 import aiosqlite
 
-from ravebot.clock import Clock, to_us
+from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
 from ravebot.store.files import OpenFiles
 from ravebot.store.signals import Signals
@@ -43,8 +43,8 @@ class Transaction:
         self._wakes: set[str] = set()
 
     def seconds_since(self, moment: datetime) -> float:
-        """How long ago that was; nothing where the clock was set back to before it."""
-        return max(0.0, (self.now - moment).total_seconds())
+        """The `age` of a moment."""
+        return age(moment, self.now).total_seconds()
 
     def execute(self, sql: str, parameters: Iterable[Value] = ()) -> int:
         """Run one statement; returns the id of the row it inserted, or 0."""
@@ -170,13 +170,13 @@ class Database:
         database can't be written now (the disk is full, or its file was deleted, for example).
         """
 
-        def kept(transaction: Transaction) -> T:
+        def checked(transaction: Transaction) -> T:
             result = function(transaction)
             if lost := self._files.lost():  # here, and not now and then: what is acknowledged must be there to stay
                 raise StoreError(f"the database can't be written: {lost}")
             return result
 
-        task = asyncio.ensure_future(self._write(kept, urgent))
+        task = asyncio.ensure_future(self._write(checked, urgent))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)

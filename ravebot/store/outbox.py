@@ -1,4 +1,9 @@
-"""What must still be told to Matrix or GitLab: written with the change it tells of, kept until the far end has it."""
+"""What must still be told to Matrix or GitLab: written with the change it tells of, kept until the far end has it.
+
+A row's life: `attempt` (before every send; `attempted_at` stays that of the first), then `note_request` right before a
+request that must not be made twice (sets `last_attempt_at`) and `note_answer` when the far end refused it (clears it),
+then `delivered`, or `postpone`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ravebot.clock import from_us, to_us
+from ravebot.clock import age, from_us, to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction, dump_json
 from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
@@ -51,7 +56,7 @@ class Message:
     attempted: bool
     attempts: int
     body: dict[str, object] = field(default_factory=dict)
-    asked_ago: timedelta | None = None  # since the far end was asked for it, without an answer yet
+    unanswered_for: timedelta | None = None  # since the far end was asked for it, without an answer yet
     salt: str = ""  # a row from before there were salts has none
 
     @property
@@ -110,7 +115,7 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
         attempted=row["attempted_at"] is not None,
         attempts=row["attempts"],
         body=json.loads(row["body"]),
-        asked_ago=None if asked_at is None else timedelta(microseconds=max(0, tx.now_us - asked_at)),
+        unanswered_for=None if asked_at is None else age(from_us(asked_at), tx.now),
         salt=row["salt"],
     )
 
@@ -128,12 +133,12 @@ def attempt(tx: Transaction, message_id: int) -> None:
     )
 
 
-def asked(tx: Transaction, message_id: int) -> None:
+def note_request(tx: Transaction, message_id: int) -> None:
     """Note, right before a request that must not be made twice, that the far end may be at work on it from now on."""
     tx.execute("UPDATE outbox SET last_attempt_at = ? WHERE id = ?", (tx.now_us, message_id))
 
 
-def answered(tx: Transaction, message_id: int) -> None:
+def note_answer(tx: Transaction, message_id: int) -> None:
     """Note that the far end is not at work on it any more."""
     tx.execute("UPDATE outbox SET last_attempt_at = NULL WHERE id = ?", (message_id,))
 
@@ -153,7 +158,7 @@ def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
     )
 
 
-def refused(tx: Transaction, message_id: int, why: str) -> None:
+def note_refusal(tx: Transaction, message_id: int, why: str) -> None:
     """Note why the far end does not take it; that stands until it has answered otherwise."""
     tx.execute("UPDATE outbox SET refused = ? WHERE id = ?", (why, message_id))
 

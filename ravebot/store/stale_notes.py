@@ -28,7 +28,7 @@ def predecessors(tx: Transaction) -> tuple[str, ...]:
     return tuple(str(one) for one in json.loads(get_meta(tx, _PREDECESSORS) or "[]"))
 
 
-def unsought(tx: Transaction) -> tuple[MergeRequest, ...]:
+def to_search(tx: Transaction) -> tuple[MergeRequest, ...]:
     """The open merge requests that are to be looked through: those that have neither note nor sandbox that we know of,
     and all while there are predecessors, whose notes stand beside ours."""
     generation = _generation(tx)
@@ -44,7 +44,7 @@ def unsought(tx: Transaction) -> tuple[MergeRequest, ...]:
     return tuple(mr for mr in found if mr)
 
 
-def sought(tx: Transaction, ref: MergeRequestRef) -> None:
+def searched(tx: Transaction, ref: MergeRequestRef) -> None:
     """It was looked through."""
     tx.execute(
         "UPDATE merge_requests SET note_sought = ? WHERE project_id = ? AND iid = ?",

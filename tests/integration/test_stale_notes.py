@@ -262,9 +262,9 @@ async def test_a_database_of_the_first_version_keeps_its_notes_and_looks_for_non
         kept = await database.read(merge_requests.opened)
         assert [mr.note_id for mr in kept] == [4711, None]
         assert await database.read(lambda tx: merge_requests.last_comment(tx, kept[0].ref)) == 4712
-        assert await database.read(stale_notes.unsought) == ()
+        assert await database.read(stale_notes.to_search) == ()
         await database.write(stale_notes.expect)
-        assert await database.read(stale_notes.unsought) == (kept[1],)
+        assert await database.read(stale_notes.to_search) == (kept[1],)
 
 
 async def test_an_adoption_has_notes_looked_for_once_the_machines_are_decided_about(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ async def test_an_adoption_has_notes_looked_for_once_the_machines_are_decided_ab
         await Cleaner(yard.database, yard.core, yard.provider).beside_bot(wish, timedelta(seconds=1))
         await yard.go()
         assert yard.core.pool.machines_known
-        assert [one.ref for one in await yard.read(stale_notes.unsought)] == [mr.ref]
+        assert [one.ref for one in await yard.read(stale_notes.to_search)] == [mr.ref]
 
 
 async def test_a_cleanup_of_what_is_known_has_no_notes_looked_for(tmp_path: Path) -> None:

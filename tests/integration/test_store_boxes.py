@@ -210,7 +210,7 @@ async def test_rows_of_the_version_before_are_all_there_after_the_upgrade_and_du
     async with Database(path, ManualClock()) as database:
         message = await database.read(lambda tx: outbox.head(tx, MATRIX, "room"))
         assert message
-        assert (message.id, message.key, message.attempts, message.asked_ago) == (1, "1", 3, None)
+        assert (message.id, message.key, message.attempts, message.unanswered_for) == (1, "1", 3, None)
         [request] = await database.read(lambda tx: inbox.heads(tx, 9))
         assert (request.id, request.body, request.attempts) == (1, "body of k", 3)
         kept = await database.read(

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from ravebot.errors import ConfigError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
-from ravebot.gitlab.webhook import Forged, WebhookSecrets, authenticate, delivery, proven_by_headers, signing_key
+from ravebot.gitlab.webhook import Forged, WebhookSecrets, authenticate, check_headers, delivery, signing_key
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -106,7 +106,7 @@ def test_another_signature_is_forged_even_beside_the_right_token(headers: dict[s
 def test_the_token_proves_a_sender_before_the_body_is_read_and_a_signature_does_not(
     secrets: WebhookSecrets, headers: dict[str, str], proven: bool
 ) -> None:
-    assert proven_by_headers(CIMultiDict(headers), secrets, NOW) is proven
+    assert check_headers(CIMultiDict(headers), secrets, NOW) is proven
 
 
 def test_one_good_signature_among_several_is_enough() -> None:

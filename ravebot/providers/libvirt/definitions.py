@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND
-from ravebot.config import BridgeConfig
+from ravebot.config import MOST_MACHINES, BridgeConfig
 from ravebot.providers.base import MachineSpec
 
 NAMESPACE = "urn:ravebot:machine:1"
@@ -19,7 +19,6 @@ NAMESPACE = "urn:ravebot:machine:1"
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
 _DNSMASQ_WAITS_SECONDS = 10
 """For an answer to a question, before the next may take its place: TIMEOUT in dnsmasq's src/config.h."""
-_MOST_GUESTS = 10_000  # of pool.max_running
 
 ElementTree.register_namespace("rave", NAMESPACE)
 ElementTree.register_namespace("dnsmasq", _DNSMASQ)
@@ -91,7 +90,7 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
     if dns:
         # By default dnsmasq has 150 questions open at once, and then refuses everybody's.
         most = DNS_BURST + DNS_PER_SECOND * _DNSMASQ_WAITS_SECONDS
-        value = f"dns-forward-max={most * min(bridge.subnet.num_addresses, _MOST_GUESTS)}"
+        value = f"dns-forward-max={most * min(bridge.subnet.num_addresses, MOST_MACHINES)}"
         SubElement(SubElement(root, f"{{{_DNSMASQ}}}options"), f"{{{_DNSMASQ}}}option", value=value)
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -121,10 +121,8 @@ class Disks:
         except libvirt.libvirtError as error:
             advice = "give provider.storage_pool a folder of its own"
             if other := self._other_instance(handle):
-                raise ProviderError(
-                    f"the folder {self.folder} is the storage pool of another ravebot, of instance id {other}:"
-                    f" {advice}; if that one is gone for good, run {naming.removal(other)}"
-                ) from error
+                does = f"has its storage pool in the folder {self.folder}"
+                raise ProviderError(naming.another_instance(other, does, advice)) from error
             raise ProviderError(
                 f"the folder {self.folder} can't be this instance's storage pool ({error}): {advice}"
             ) from error

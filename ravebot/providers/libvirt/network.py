@@ -48,7 +48,7 @@ class Network:
         """Make the network and have it active; one that was made otherwise and has machines stays as it is."""
         with self._making:
             network = self._lookup(handle)
-            if network is None or not self._keeps_machines(handle, network):
+            if network is None or not self._must_stay_outdated(handle, network):
                 self._ensure(handle)
             elif not network.isActive():
                 network.create()
@@ -60,12 +60,12 @@ class Network:
 
     def _ensure(self, handle: Handle) -> Handle:
         network = self._lookup(handle)
-        if network is not None and self._keeps_machines(handle, network):
+        if network is not None and self._must_stay_outdated(handle, network):
             raise ProviderError(
                 f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
                 " has machines: stop the sandboxes first, or put the configuration back"
             )
-        if network is not None and not self._as_made_now(network) and not self.leases(handle):
+        if network is not None and not self._is_current(network) and not self.leases(handle):
             with suppress(libvirt.libvirtError):
                 network.destroy()
             network.undefine()
@@ -76,14 +76,12 @@ class Network:
             if not network.isActive():
                 network.create()
         except libvirt.libvirtError as error:
-            bridge = f"the bridge {self._bridge.name} with {self._bridge.subnet}"
+            name, subnet = self._bridge.name, self._bridge.subnet
             if other := self._other_instance(handle):
-                raise ProviderError(
-                    f"{bridge} is in the way of another ravebot's, of instance id {other}: change provider.bridge.name"
-                    f" and its subnet, here or there; if that one is gone for good, run {naming.removal(other)}"
-                ) from error
+                does = f"uses the bridge {name} or addresses of {subnet}"
+                raise ProviderError(naming.another_instance(other, does, naming.CHANGE_BRIDGE)) from error
             raise ProviderError(
-                f"{bridge} can't be made ({error}): is provider.bridge used by something else?"
+                f"the bridge {name} with {subnet} can't be made ({error}): is provider.bridge used by something else?"
             ) from error
         return network
 
@@ -159,12 +157,12 @@ class Network:
         xml = dhcp_host_xml(name=lease.name, mac=lease.mac, address=lease.address)
         network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml, flags)
 
-    def _keeps_machines(self, handle: Handle, network: Handle) -> bool:
-        """Whether it is not as configured and can't be made anew yet."""
+    def _must_stay_outdated(self, handle: Handle, network: Handle) -> bool:
+        """Whether it differs from the configuration and can't be replaced because it has machines."""
         return not self._as_configured(network) and bool(self.leases(handle))
 
-    def _as_made_now(self, network: Handle) -> bool:
-        """Whether nothing of it would change if it were made anew; if something would, it waits for the machines."""
+    def _is_current(self, network: Handle) -> bool:
+        """Whether it is exactly what we would define now."""
         root = parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
         return self._as_configured(network) and dnsmasq_options(root) == dnsmasq_options(parsed(self._xml))
 
