@@ -135,7 +135,7 @@ class Cleaner:
             ended.append(mr.full_ref)
             if machine and machine.state is not MachineState.GONE:
                 hit.append(machine)
-        # With those that their sandboxes have left, for another one or for good.
+        # Also machines whose sandbox has ended or moved to another machine.
         return tuple(ended), list(machines.live(tx)) if wish.everything else hit
 
     async def _take_down(self, machine: Machine, grace: timedelta) -> None:
@@ -156,7 +156,7 @@ class Cleaner:
         return any(one.name == machine.name and one.state is not Observed.OFF for one in listing.machines)
 
     async def _orphans(self, wish: Wish) -> CleanupReport:
-        """What carries our tag and has no row: on a person's word it goes at its first sighting."""
+        """Remove things with our tag and no row at once, without a second sighting: a person asked."""
         if not wish.orphans_too:
             return CleanupReport()
         found = await find_strangers(self.database, self.provider)
@@ -180,7 +180,8 @@ class Cleaner:
 
 
 def _remember(tx: Transaction) -> None:
-    """An adopting was carried out: what else a lost database knew may be swept, and its notes are looked for."""
+    """Record that an adoption was completed: the sweep may now remove unknown things, and status notes of a lost
+    database are searched for."""
     set_meta(tx, ADOPTED, "yes")
     if not machines.any_ever(tx):  # a database that knows nothing may have been lost, notes too
         stale_notes.expect(tx)
@@ -222,7 +223,10 @@ async def cleanup(
     adopt: bool,
     progress: Progress,
 ) -> CleanupReport:
-    """Clean up with the bot down. Raises StoreError or Refused when it runs after all, StoreError when it never did."""
+    """Clean up with the bot down.
+
+    Raises StoreError or Refused if the bot is running, StoreError if state_dir holds no installation.
+    """
     config, clock = loaded.config, SystemClock()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(loaded))
@@ -239,7 +243,10 @@ async def cleanup(
 
 
 def _database(loaded: LoadedConfig) -> Database:
-    """What was made of a mistyped state_dir would know no machine, and say that all is well."""
+    """The installation's database.
+
+    Raises StoreError if neither it nor an instance-id exists: a mistyped state_dir must not look clean.
+    """
     path = database_path(loaded.config.state_dir)
     if not path.exists() and not instance_id_path(loaded.config.state_dir).exists():
         raise StoreError(f"neither {path} nor an instance-id beside it is there: is state_dir right?")

@@ -55,7 +55,7 @@ def age(moment: datetime, now: datetime) -> timedelta:
 
 @dataclass(frozen=True)
 class Wait:
-    """From when to when something is left alone; a clock that was set back to before that ends it too."""
+    """A pause. It ends at `until`, or as soon as the clock stands before `since` (it was set back)."""
 
     since: datetime
     until: datetime

@@ -2,7 +2,7 @@
 
 An accept ends only its own chain; a drop anywhere is final. Docker, ufw and firewalld all bring a forward chain that
 drops by default. Each such chain is walked with packets of ours; conditions that we can't judge count as not met.
-Tables of ravebot's own, of whatever instance, are no firewall to be opened: an accept in them lets guests out.
+Tables of any ravebot instance are never proposed for an accept rule: that would open isolation.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def _is_unknown(part: JsonObject) -> bool:
 
 
 def _returns_by_address_type(rule: list[JsonObject]) -> bool:
-    """Whether iptables' addrtype decides it, whose question nft does not show.
+    """Whether the rule's only unknown condition is iptables' addrtype (nft does not show its arguments) and its verdict
+    is return.
 
     ufw has what comes to this host, as all that we ask about at its input does, return in this way from a chain that
     ends with a drop.

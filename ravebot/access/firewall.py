@@ -116,7 +116,7 @@ class NftFirewall:
                 await self._rewrite(wanted)
                 mended |= await self._ensure_unflushed(rules.guests, now=True)
             elif any(added.values()) or any(removed.values()):
-                # A successor inherits nothing, even if the bot was killed before it had removed the entries.
+                # A new guest must not inherit entries of the last one with its address, even after a crash.
                 await self._forget_connections(str(address) for *_, address in added[GUESTS])
                 await self._tools.apply(
                     [
@@ -189,7 +189,7 @@ class NftFirewall:
         try:
             if gone:
                 await self._tools.forget_connections(gone)
-        except Unavailable as error:  # the rules count more: without them the entries lead nowhere
+        except Unavailable as error:  # go on: without rules for the guest its entries lead nowhere
             log.warning("gone guests' entries stay in the connection table", addresses=gone, reason=str(error))
 
     async def _ensure_unflushed(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:

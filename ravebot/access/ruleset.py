@@ -361,7 +361,8 @@ class Ruleset:
         yield [x.goto("starting") if self.sandbox.egress == "internet" else x.DROP]
 
     def _starting(self) -> Iterable[list[JsonObject]]:
-        """Accepts what a guest may send, but for the start of a connection too many: that never gets into the table."""
+        """Accepts a guest's packets, except the first packet of a connection above the limits; such a connection never
+        enters the table."""
         # The rate comes first: who floods is not to make the kernel count each time.
         within_rate = x.within_rate("starts", _SENDER, _GUEST_STARTS_PER_SECOND, "second", _GUEST_STARTS_BURST)
         yield [*x.is_first(), within_rate, x.within_count("flows", _SENDER, _GUEST_CONNECTIONS), x.ACCEPT]

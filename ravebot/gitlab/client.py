@@ -29,7 +29,8 @@ _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
 _NOTE_THREADS = 8
-"""As many notes as are posted at once: one that waited here for a thread would begin later than its row says."""
+"""As many threads as notes are posted at once. A note that waited for a thread would be posted later than
+`last_attempt_at` says."""
 
 
 class GitLab:

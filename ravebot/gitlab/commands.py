@@ -100,8 +100,7 @@ def command_line(text: str) -> str:
 
 
 def _first_command(text: str) -> tuple[str, str] | None:
-    """Name and argument as they are typed. Each is cut where one more character makes no difference: no name and no
-    argument that is understood is that long."""
+    """Name and argument as typed, cut to lengths that no valid name or argument reaches."""
     line = next(_command_lines(text), None)
     if line is None:
         return None

@@ -76,7 +76,7 @@ def webhook_handler(
             if body is None:
                 return "too_large", web.Response(status=413, text=f"at most {limit} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
-            share.give_back()
+            share.give_back()  # proven: free the room before the store is awaited
             event = _relevant(body)
         except Forged as error:
             return "forged", web.Response(status=401, text=f"{error}\n")

@@ -26,7 +26,7 @@ from ravebot.store.database import Database, Transaction, get_meta, set_meta
 log = structlog.get_logger()
 
 _LONGEST_WAIT_SECONDS = 60.0
-"""GitLab is known to be well again a minute after it is, however long the period."""
+"""Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
 STILL_OBEYED = timedelta(days=7)
 """A command that was missed and is older than this is not carried out any more."""
 

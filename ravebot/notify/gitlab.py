@@ -94,8 +94,8 @@ class GitLabSender:
     async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
         """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that.
 
-        The try is a column, for whoever made it may have been killed. How long ago it was is counted from when the row
-        was read, before the note was looked for.
+        When we last asked is a column, because the process may have been killed meanwhile. The time is measured when
+        the row is read, before the search for the note: a note that appears during the search is then never missed.
         """
         waited = message.unanswered_for
         if waited is not None and (left := (STILL_WORKING - waited).total_seconds()) > 0:

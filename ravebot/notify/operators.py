@@ -24,10 +24,9 @@ class Operators:
     directory: Directory
 
     async def tell(self, text: str, key: str) -> None:
-        """By the outbox, or at once while the database can't be written: news of that, too, must go out.
+        """Through the outbox; directly if the database can't be written, since that is what must be told.
 
-        `key` names these news: what is sent again under it is the same event. Raises RavebotError when neither way is
-        open; try again later then.
+        The same `key` makes the same Matrix event. Raises RavebotError when neither way is open; try again later then.
         """
         room = self.room
         if room is None:

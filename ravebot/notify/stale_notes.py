@@ -1,4 +1,4 @@
-"""Has status notes rewritten that an earlier state wrote, and that go on saying "ready" of machines that are gone."""
+"""Corrects status notes of an earlier state or instance that still say "ready" though the machine is gone."""
 
 from __future__ import annotations
 

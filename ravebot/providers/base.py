@@ -162,14 +162,17 @@ class Provider(Protocol):
         ...
 
     async def remove(self) -> tuple[str, ...]:
-        """Take away what all machines share, until `open` makes it again; returns in words what it was.
+        """Take away what all machines share, until `open` or `create` makes it again; returns in words what it was.
 
         Raises ProviderError while something of ours is left in it.
         """
         ...
 
     async def list(self) -> Listing:
-        """Everything that carries our instance's tag."""
+        """Everything that carries our instance's tag. Makes nothing: what was taken away stays away.
+
+        Raises Unavailable.
+        """
         ...
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
@@ -210,19 +213,24 @@ class Provider(Protocol):
 
 
 class Remains(Protocol):
-    """What an instance has at the provider that left neither database nor configuration. To look makes nothing.
+    """What an instance has at the provider that left neither database nor configuration.
 
     Nothing is touched but what carries exactly that instance's id.
     """
 
-    async def look(self) -> Holdings: ...
+    async def look(self) -> Holdings:
+        """What there is; makes nothing. Raises Unavailable, ProviderError."""
+        ...
 
     async def delete(self, name: str) -> None:
-        """End a machine, running or not, and remove its definition. Its disk is one of the volumes."""
+        """End a machine, running or not, and remove its definition. Its disk is one of the volumes.
+
+        Raises Unavailable, ProviderError.
+        """
         ...
 
     async def delete_volume(self, volume: str) -> None:
-        """Remove a disk."""
+        """Remove a disk. Raises Unavailable, ProviderError."""
         ...
 
     async def remove(self) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def admit(sandboxes: Iterable[Sandbox], machines: Iterable[Machine], max_running
     for sandbox in everything:
         if len(admitted) >= free:
             break
-        # It was queued and told to wait in one step.
+        # The pause began when it was queued.
         waits = sandbox.not_before is not None and not Wait(sandbox.state_since, sandbox.not_before).is_over(now)
         if sandbox.state is SandboxState.QUEUED and sandbox.mr not in stopping and not waits:
             admitted.append(sandbox)

@@ -1,6 +1,6 @@
-"""After the host's clock was set back: a moment that lies in the future is written down as now, and ages from there.
+"""Corrects stored moments after the clock was set back: one that lies in the future becomes now.
 
-What was counted from such a moment keeps its length; a pause that began there is over.
+Durations counted from it stay; a pause that began there is over.
 """
 
 from __future__ import annotations

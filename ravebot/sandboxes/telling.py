@@ -20,8 +20,8 @@ TAIL_SHOWN = 1500
 @dataclass(frozen=True)
 class Telling:
     """`words`: the event as a line of history. `thread`: it is also sent as a message in the card's thread;
-    `say`: as a message of its own in the room; `operators`: so also in `matrix.operations_room`; `warn`: as a warning
-    that mentions the owner, in room and MR."""
+    `say`: as a message of its own in the room; `operators`: also as a message in `matrix.operations_room`;
+    `warn`: as a warning that mentions the owner, in room and MR."""
 
     words: Callable[[Data], str]
     thread: bool = False

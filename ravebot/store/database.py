@@ -100,7 +100,8 @@ class _Connection(aiosqlite.Connection):
 
 
 STALE_NOTES = "stale_notes"
-"""The row of `meta` that counts the ends of earlier states, whose notes may stand on merge requests still."""
+"""Key in `meta`: how many earlier states of this installation, and instances that it replaced, ended. Their status
+notes may still be on merge requests."""
 
 READERS = 3
 """Rendering a card need not wait for a pass of the pool that reads everything."""
@@ -172,7 +173,8 @@ class Database:
 
         def checked(transaction: Transaction) -> T:
             result = function(transaction)
-            if lost := self._files.lost():  # here, and not now and then: what is acknowledged must be there to stay
+            # Checked inside the transaction: what is acknowledged must survive a restart.
+            if lost := self._files.lost():
                 raise StoreError(f"the database can't be written: {lost}")
             return result
 
@@ -210,6 +212,7 @@ class Database:
         """What is wrong with the state folder's files and what to do; empty when they are those that were opened."""
         reader = await self._readers.get()
         try:
+            # Runs on a reader's thread: file look-ups may block.
             return await reader.run(lambda _: self._files.problem())
         finally:
             self._readers.put_nowait(reader)
@@ -268,13 +271,14 @@ def _prepare_writer(connection: sqlite3.Connection, had_id: bool) -> None:
 def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA user_version").fetchone()  # opens the files now: later other ones may lie there
+    connection.execute("PRAGMA user_version").fetchone()  # so that a file put there later is never opened
 
 
 def migrations(*, replaces_lost: bool = False) -> list[tuple[int, str]]:
     """The numbered SQL files that ship with this version, in order.
 
-    With `replaces_lost`, a database that they make new knows from its first transaction that it replaces a lost one.
+    `replaces_lost`: the id file was there already but the database is new. That is recorded in the first migration's
+    own transaction, so that a crash can't lose it.
     """
     folder = resources.files("ravebot.store.migrations")
     found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))

@@ -84,7 +84,8 @@ def pending(tx: Transaction) -> int:
 def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | None]:
     """How many wait for longer than that, and since when the first of them does.
 
-    What the clock says is to come longer than that ahead was received before the clock was set back, and counts too.
+    A row whose `received_at` lies further ahead than that was received before the clock was set back; it counts as
+    well.
     """
     row = tx.one(
         "SELECT COUNT(*) AS n, MIN(received_at) AS oldest FROM inbox"

@@ -35,7 +35,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A lane in which `count` rows wait, the oldest `since` then; `refused`: why the far end does not take that one."""
+    """A lane with `count` unsent rows.
+
+    `since`: when the oldest was written; `refused`: why the far end refused the oldest, or empty.
+    """
 
     lane: str
     count: int
@@ -123,8 +126,7 @@ def head(tx: Transaction, target: str, lane: str) -> Message | None:
 def attempt(tx: Transaction, message_id: int) -> None:
     """Note, before it is sent, that it may have arrived from now on.
 
-    Where the clock was set back since it was written or the far end was asked, that counts as done now: once, for it is
-    written down.
+    If the clock was set back since, the stored moments are moved to now, once.
     """
     tx.execute(
         "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1,"

@@ -1,8 +1,7 @@
 """Status notes that this database does not know, of a state that was lost or of an instance that was cleaned away.
 
-Which merge requests are still to be looked through for them is said here: each such end is a generation, and a merge
-request remembers up to which one it was looked through. An installation whose state was never lost is at generation 0,
-and has nothing to look for.
+Each time a state is lost or another instance removed, the generation grows by one. A merge request stores the
+generation up to which its notes were searched. Generation 0: nothing was ever lost.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ def predecessors(tx: Transaction) -> tuple[str, ...]:
 
 
 def to_search(tx: Transaction) -> tuple[MergeRequest, ...]:
-    """The open merge requests that are to be looked through: those that have neither note nor sandbox that we know of,
-    and all while there are predecessors, whose notes stand beside ours."""
+    """The open merge requests whose notes are still to be searched: those that have neither note nor sandbox that we
+    know of, and all while there are predecessors, whose notes stand beside ours."""
     generation = _generation(tx)
     if not generation:
         return ()
@@ -45,7 +44,7 @@ def to_search(tx: Transaction) -> tuple[MergeRequest, ...]:
 
 
 def searched(tx: Transaction, ref: MergeRequestRef) -> None:
-    """It was looked through."""
+    """Record that the notes of that merge request were searched."""
     tx.execute(
         "UPDATE merge_requests SET note_sought = ? WHERE project_id = ? AND iid = ?",
         (_generation(tx), ref.project_id, ref.iid),

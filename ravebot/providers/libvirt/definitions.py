@@ -116,7 +116,7 @@ def dhcp_host_xml(*, name: str, mac: str, address: str) -> str:
 
 
 POOL_PREFIX = "rave-"
-"""Of every instance's storage pool; the instance's id follows, which no metadata of a pool could carry."""
+"""Prefix of each instance's pool name; the instance id follows (pools have no metadata)."""
 
 
 def pool_xml(name: str, folder: Path) -> str:

@@ -82,7 +82,7 @@ class Disks:
         return pool
 
     def _existing(self, handle: Handle) -> Handle | None:
-        """The same where it is defined: to look makes none."""
+        """The pool, started, if it is defined; never defines it."""
         with self._making:
             pool = self._pool(handle)
             if pool is not None:

@@ -1,4 +1,4 @@
-"""What an instance has in libvirt that left neither database nor configuration: found by its id, and removed."""
+"""Finds and removes, by its id, what is in libvirt of an instance whose database and configuration are lost."""
 
 from __future__ import annotations
 
