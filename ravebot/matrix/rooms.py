@@ -173,14 +173,6 @@ class RoomDirectory:
                 _log.info("matrix_alias_not_resolved", room=name, error=str(error))
         return False
 
-    def names_of(self, project_path: str) -> tuple[str, ...]:
-        """The configured names of the rooms that a project is mapped to."""
-        return tuple(name for name, status in self._rooms.items() if matches_project(status.projects, project_path))
-
-    def is_mapped(self, room_id: str) -> bool:
-        """Whether any project is mapped to that room."""
-        return bool(self._patterns(room_id))
-
     def maps(self, room_id: str, project_path: str) -> bool:
         """Whether that project is mapped to that room."""
         return matches_project(self._patterns(room_id), project_path)

@@ -226,11 +226,6 @@ def superseded(tx: Transaction, message: Message) -> bool:
     return row is not None
 
 
-def sandbox_of_card(tx: Transaction, event_id: str) -> SandboxId | None:
-    row = tx.one("SELECT sandbox_id FROM cards WHERE event_id = ?", (event_id,))
-    return SandboxId(row["sandbox_id"]) if row else None
-
-
 def rooms(tx: Transaction) -> dict[str, str]:
     """Room ids of the configured names, as far as they are known."""
     return {row["name"]: row["room_id"] for row in tx.all("SELECT name, room_id FROM rooms")}

@@ -239,7 +239,7 @@ async def test_a_message_wakes_its_own_delivery(world: World, target: str, signa
     assert await world.database.signals.wait(signal, 1)
 
 
-async def test_a_card_is_found_by_its_sandbox_and_room_and_by_its_event(world: World) -> None:
+async def test_a_card_is_found_by_its_sandbox_and_room(world: World) -> None:
     one = SandboxId(1)
     assert await world.read(lambda tx: outbox.card(tx, one, "room", "!r")) is None
     await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$a"))
@@ -247,8 +247,6 @@ async def test_a_card_is_found_by_its_sandbox_and_room_and_by_its_event(world: W
     await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$c"))
     assert await world.read(lambda tx: outbox.card(tx, one, "room", "!r")) == "$c"
     assert await world.read(lambda tx: outbox.card(tx, one, "room", "!upgraded")) is None
-    assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$b")) == 1
-    assert await world.read(lambda tx: outbox.sandbox_of_card(tx, "$a")) is None
 
 
 async def test_the_id_of_a_room_is_remembered_and_may_change(world: World) -> None:
