@@ -61,7 +61,10 @@ def _instance_id(text: str | None) -> str | None:
     from ravebot.sandboxes import naming
 
     if text is not None and not naming.is_instance_id(text):
-        raise typer.BadParameter("write the id as the message names it that something is in the way")
+        raise typer.BadParameter(
+            "that is no instance id: copy it from the message that named the other instance"
+            " (letters, digits, '.', '_' and '-')"
+        )
     return text
 
 

@@ -45,7 +45,7 @@ def unknown(name: str, detail: str, mend: str = "") -> Finding:
 
 def unseen(name: str, error: Exception) -> Finding:
     """What to say of a check that was tried, and that the system did not let us make."""
-    return failed(name, f"can't be looked at: {error}", "mend that, or ask the doctor as root")
+    return failed(name, f"can't be looked at: {error}", "correct that, or run `ravebot doctor` as root")
 
 
 async def guarded(name: str, check: Awaitable[Finding]) -> Finding:

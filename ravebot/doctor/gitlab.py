@@ -54,7 +54,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
         async for finding in _projects(loaded.config, api, headers):
             yield finding
     except Unavailable as error:
-        yield failed("gitlab", f"broke off: {error}", "try again; see GitLab's log")
+        yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
 
 
 async def _token(api: str, headers: dict[str, str]) -> Finding:

@@ -55,7 +55,9 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
         for room in loaded.config.matrix.room_names:
             yield await _room(base, headers, room, joined if isinstance(joined, list) else [])
     except Unavailable as error:
-        yield failed("matrix login", f"broke off: {error}", "try again; see the homeserver's log")
+        yield failed(
+            "matrix login", f"the connection was lost during the checks: {error}", "try again; see the homeserver's log"
+        )
 
 
 async def _room(base: str, headers: dict[str, str], name: str, joined: list[object]) -> Finding:

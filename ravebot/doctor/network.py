@@ -93,7 +93,7 @@ async def ingress_filters(tools: NetworkTools) -> Finding:
     try:
         await try_out(tools)
     except PermissionError as error:
-        return unknown(name, str(error), "ask the doctor as root, outside of a container")
+        return unknown(name, str(error), "run `ravebot doctor` as root, outside of a container")
     except Unavailable as error:
         mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
         return warning(name, f"{WEAKNESS}: {error}", mend)
@@ -148,7 +148,7 @@ async def ports(config: Config) -> Finding:
     try:
         taken = await listening_ports()
     except Unavailable as error:
-        return warning("ports", str(error), "run the doctor as root")
+        return warning("ports", str(error), "run `ravebot doctor` as root")
     ssh, web = config.sandbox.ssh_ports, config.sandbox.web_ports
     found = sorted(port for port in taken if port in ssh or port in web)
     if not found:

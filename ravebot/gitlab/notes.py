@@ -82,17 +82,20 @@ def render_draft_waiting(mr: MergeRequest, marker: str) -> str:
 
 
 def render_none(mr: MergeRequest, marker: str) -> str:
-    """The note of a merge request of whose sandbox nothing is known any more: the database was lost."""
+    """The note of a merge request whose sandbox's record was lost with the database."""
     return (
         f"{marker}\n### ⚪ No sandbox\n\n"
-        "What ravebot knew of an earlier one was lost, and its machine is gone. One starts when a Developer comments "
+        "ravebot lost its record of the earlier sandbox, and its machine is gone. A Developer can start a new one with "
         f"{code(f'{WORD} start')}.\n\n{_table([('Commit', _commit(mr, mr.head_sha))])}\n"
     )
 
 
 def render_elsewhere(marker: str) -> str:
     """What an instance that was cleaned away had written, where the one that took its place has a note too."""
-    return f"{marker}\n### ⚪ This sandbox is gone\n\nAnother ravebot took over: its own comment says how things are.\n"
+    return (
+        f"{marker}\n### ⚪ This sandbox is gone\n\n"
+        "This ravebot was replaced; the other comment by this bot shows the current state.\n"
+    )
 
 
 def render_never_started(mr: MergeRequest, marker: str) -> str:

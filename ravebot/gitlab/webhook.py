@@ -100,7 +100,10 @@ def _check_form(headers: Mapping[str, str], now: datetime) -> None:
     if len(identity) > _MAX_HEADER or len(headers["webhook-signature"]) > _MAX_HEADER:
         raise Forged("the webhook's signature headers are too long")
     if not _signatures(headers):
-        raise Forged("the webhook's signature is none: it looks like v1, and 32 bytes in Base64")
+        raise Forged(
+            "the header webhook-signature holds no signature that ravebot knows ('v1,' and 44 characters of Base64):"
+            " is it GitLab that sends this?"
+        )
     if abs(now.timestamp() - int(timestamp)) > MAX_SKEW.total_seconds():
         raise Forged("the webhook's signature is more than five minutes off: check both machines' clocks")
 

@@ -115,7 +115,10 @@ class Poller:
                 log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
         for pattern in self._config.gitlab.projects:
             if not any(matches_project((pattern,), path) for _, path in projects):
-                refusals[pattern] = "the bot's user is a member of no such project, or it is archived"
+                refusals[pattern] = (
+                    "the bot's user is a member of no such project, or it is archived: add the user as Developer,"
+                    " or correct gitlab.projects"
+                )
         self.refusals = refusals
         if projects and unseen == len(projects):
             path, why = next(iter(refusals.items()))

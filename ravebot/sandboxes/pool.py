@@ -131,7 +131,10 @@ class Pool:
             self.machines_known = False
             if not self.blocked:
                 log.error("an empty database meets machines of its own instance: run `ravebot cleanup --adopt`")
-            self.blocked = "machines of this instance exist that the database does not know: see ravebot cleanup"
+            self.blocked = (
+                "machines of this instance exist that its database does not know: run `ravebot cleanup --adopt`, which"
+                " ends and removes them, or restore the backup"
+            )
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
         self.machines_known = listing is not None

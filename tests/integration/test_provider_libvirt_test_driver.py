@@ -82,7 +82,7 @@ async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_i
         assert found.networks == (f"network rave-one ({bridge.name}, {bridge.subnet})",)
         assert found.pools == (f"storage pool rave-{bench.instance_id} in {bench.config.storage_pool}",)
         assert found.bridges == {bridge.name}
-        with pytest.raises(ProviderError, match="is left"):
+        with pytest.raises(ProviderError, match="still uses them"):
             await remains.remove()
         with pytest.raises(ProviderError, match="not ours"):
             await remains.delete(foreign)

@@ -220,7 +220,7 @@ async def test_beside_our_own_note_that_of_an_instance_that_was_cleaned_away_poi
     await desk.world.write(lambda tx: stale_notes.expect(tx, "0ld0ld0ld0"))
     [_, ours] = await corrected(desk, mr)
     assert "waits in the queue" in ours
-    assert "its own comment says how things are" in old.body
+    assert "the other comment by this bot shows the current state" in old.body
     assert "ssh" not in old.body
 
 

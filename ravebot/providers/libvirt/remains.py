@@ -93,7 +93,7 @@ class LibvirtRemains:
         found = self._look(handle)
         left = [*(machine.name for machine in found.machines), *found.volumes]
         if left:
-            raise ProviderError(f"what its machines share stays: {left[0]} is left")
+            raise ProviderError(f"network and storage pool stay: {left[0]} still uses them; run the command again")
         things = self._networks(handle)
         if (pool := self._pool(handle)) is not None:
             things.append(pool)
