@@ -121,7 +121,7 @@ async def test_a_stage_has_no_more_time_than_it_may_take(yard: Yard) -> None:
     yard.pass_by(hours=-3)
     guests(yard).hold.clear()
     await yard.until(lambda: yard.is_in(MR, "ready"), passes=5)
-    assert max(guests(yard).waits) <= timedelta(hours=1)
+    assert max(guests(yard).waits) <= yard.config.sandbox.timeouts.copy_in
 
 
 async def test_a_sandbox_lives_its_lifetime_again_at_most_and_is_warned_before_its_end(yard: Yard) -> None:

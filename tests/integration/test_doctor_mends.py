@@ -81,7 +81,7 @@ def config(folder: Path) -> Config:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o750])
-def test_a_state_folder_that_others_get_into(folder: Path, mode: int) -> None:
+def test_the_printed_command_closes_a_state_folder_to_others(folder: Path, mode: int) -> None:
     folder.chmod(mode)
     finding = state.state_folder(folder)
     assert finding.verdict is not Verdict.OK
@@ -89,7 +89,7 @@ def test_a_state_folder_that_others_get_into(folder: Path, mode: int) -> None:
     assert state.state_folder(folder).verdict is Verdict.OK
 
 
-def test_a_state_folder_that_ravebots_user_can_not_make(folder: Path) -> None:
+def test_the_printed_command_makes_a_state_folder_that_ravebots_user_can_not_make(folder: Path) -> None:
     def check() -> Finding:
         return state.state_folder(folder / "state")
 
@@ -99,7 +99,7 @@ def test_a_state_folder_that_ravebots_user_can_not_make(folder: Path) -> None:
     assert as_nobody(check).verdict is Verdict.OK
 
 
-def test_a_state_folder_that_ravebots_user_can_not_write(folder: Path) -> None:
+def test_the_printed_command_gives_ravebots_user_a_state_folder_that_it_could_not_write(folder: Path) -> None:
     path = folder / "state"
     path.mkdir(mode=0o711)
 
@@ -113,7 +113,9 @@ def test_a_state_folder_that_ravebots_user_can_not_write(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("check", [machines.image, machines.disk])
-def test_folders_that_are_closed_to_qemu(folder: Path, check: Callable[[Config], Finding]) -> None:
+def test_the_printed_command_opens_the_way_to_image_and_disks_to_qemu(
+    folder: Path, check: Callable[[Config], Finding]
+) -> None:
     inner = folder / "a/b"
     inner.mkdir(parents=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(inner / "image.qcow2"), "64K"], check=True)
@@ -122,10 +124,10 @@ def test_folders_that_are_closed_to_qemu(folder: Path, check: Callable[[Config],
     finding = check(config(folder))
     assert finding.verdict is not Verdict.OK
     run_in_shell(command_in(finding.mend))
-    assert check(config(folder)).mend.partition(" ")[0] != "chmod"
+    assert "chmod" not in check(config(folder)).mend
 
 
-def test_a_secret_that_others_may_read(folder: Path) -> None:
+def test_the_printed_command_closes_a_secret_to_others(folder: Path) -> None:
     path = folder / "token"
     path.write_text("hush")
     path.chmod(0o644)
@@ -135,7 +137,7 @@ def test_a_secret_that_others_may_read(folder: Path) -> None:
     assert read_secret(path, {os.getuid()}) == "hush"
 
 
-async def test_forwarding_that_is_to_be_on_from_the_start(folder: Path) -> None:
+async def test_the_printed_command_switches_forwarding_on_at_each_start(folder: Path) -> None:
     with Namespace("forw") as namespace:
         tools = NetworkTools(namespace.prefix)
         await tools.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")

@@ -213,7 +213,7 @@ async def test_gitlab_failed_when_it_refuses_every_project(ward: Ward) -> None:
     assert "group/app" in check.detail
 
 
-async def test_gitlab_one_projects_refusal_is_that_projects_and_is_named(ward: Ward) -> None:
+async def test_one_refused_project_makes_gitlab_degraded_and_is_named(ward: Ward) -> None:
     closed = ward.server.add_project("group/closed")
     ward.server.set_role(closed, ward.bot, GUEST)
     await ward.polled()
@@ -252,7 +252,7 @@ async def test_gitlab_failed_when_it_does_not_answer_though_the_last_poll_worked
     assert "GitLab answers 502" in check.detail
 
 
-async def test_outbox_one_projects_refusal_is_that_projects_and_is_named(ward: Ward) -> None:
+async def test_one_refused_project_makes_the_outbox_degraded_and_is_named(ward: Ward) -> None:
     await ward.yard.ready(MR)
     ward.far.refuses["7!1"] = Forbidden("GitLab refuses it (403: archived)")
     await ward.deliver(lambda: bool(ward.far.tried))
