@@ -379,7 +379,7 @@ async def test_provider_failed_and_firewall_not_known_while_another_instances_st
                 assert await ours.connected()
                 check = await ward.check("provider")
                 assert check.state is State.FAILED
-                assert "can't be this instance's storage pool" in check.detail
+                assert "another ravebot, of instance id other, has its storage pool in the folder" in check.detail
                 assert (await ward.check("firewall")).state is State.UNKNOWN
         finally:
             await other.remove()
