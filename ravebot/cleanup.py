@@ -84,14 +84,14 @@ class Cleaner:
             kept=kept,
             failed=(*failed, *orphans.failed),
         )
-        return await self._put_away(report) if wish.everything and not kept else report
+        return await self._remove_shared(report) if wish.everything and not kept else report
 
-    async def _put_away(self, report: CleanupReport) -> CleanupReport:
+    async def _remove_shared(self, report: CleanupReport) -> CleanupReport:
         """Take away what machines share, if all of them are gone; a running bot makes it again for the next one."""
         shared: list[str] = []
         try:
             if not report.failed:
-                shared += await self.core.guard.put_away()
+                shared += await self.core.guard.remove()
                 shared += await self.provider.remove()
         except RavebotError as error:
             report = replace(report, failed=(str(error),))
@@ -119,7 +119,7 @@ class Cleaner:
         for name in (*orphans.machines, *orphans.volumes, *orphans.addresses):
             progress(f"{name}: removed, it belonged to nothing")
         report = replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
-        return await self._put_away(report) if wish.everything else report
+        return await self._remove_shared(report) if wish.everything else report
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that are meant; returns their references, and the machines to go."""
@@ -208,11 +208,16 @@ async def strangers_offline(loaded: LoadedConfig) -> Strangers:
             await provider.close()
 
 
-async def succeed_offline(loaded: LoadedConfig, instance_id: str) -> None:
-    """Note that this instance took the place of that one, whose notes are then made true; nothing if it never ran."""
-    if database_path(loaded.config.state_dir).exists():
-        async with _database(loaded) as database:
-            await database.write(lambda tx: stale_notes.expect(tx, instance_id))
+async def replace_instance_offline(loaded: LoadedConfig, instance_id: str) -> bool:
+    """Record that this instance replaces that one, so that its status notes are corrected; the bot must be down.
+
+    False when this instance has no database yet to record it in.
+    """
+    if not database_path(loaded.config.state_dir).exists():
+        return False
+    async with _database(loaded) as database:
+        await database.write(lambda tx: stale_notes.expect(tx, instance_id))
+    return True
 
 
 async def cleanup(

@@ -305,9 +305,12 @@ def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -
     loaded = load(config)
     if force:
         report = asyncio.run(remains.remove(loaded.config, instance_id, _progress))
-        if not report.failed:
-            asyncio.run(_succeed(config, loaded, instance_id))
-        _show_report(report, as_json)
+        _show_report(report, as_json)  # ends here if something failed
+        if not asyncio.run(_replace_instance(config, loaded, instance_id)):
+            output.complain(
+                f"This installation has no database yet, so status notes of {instance_id} are not corrected: "
+                "run this command again after its first start."
+            )
         return
     found = asyncio.run(remains.look(loaded.config, instance_id))
     if as_json:
@@ -387,15 +390,16 @@ def _client(config: Path) -> AdminClient:
     return AdminClient(socket_path(read_state_dir(config)))
 
 
-async def _succeed(config: Path, loaded: LoadedConfig, instance_id: str) -> None:
+async def _replace_instance(config: Path, loaded: LoadedConfig, instance_id: str) -> bool:
     from ravebot.web.admin import NotRunningError
 
     try:
-        await _client(config).succeed(instance_id)
+        await _client(config).replace_instance(instance_id)
     except NotRunningError:
-        from ravebot.cleanup import succeed_offline
+        from ravebot.cleanup import replace_instance_offline
 
-        await succeed_offline(loaded, instance_id)
+        return await replace_instance_offline(loaded, instance_id)
+    return True
 
 
 async def _strangers(config: Path) -> Strangers:

@@ -63,8 +63,8 @@ class Operator:
         """What a cleanup that adopts would end and remove."""
         return await find_strangers(self.database, self.provider)
 
-    async def succeed(self, instance_id: str) -> None:
-        """Note that this instance took the place of that one."""
+    async def replace_instance(self, instance_id: str) -> None:
+        """Record that this instance replaces that one, so that the other one's status notes are corrected."""
         await self.database.write(lambda tx: stale_notes.expect(tx, instance_id))
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:

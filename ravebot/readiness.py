@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
-from ravebot.access.firewall import NftFirewall
 from ravebot.access.rules import Firewall
 from ravebot.chat import NOT_CONNECTED, Chat
 from ravebot.clock import Clock
@@ -66,7 +65,7 @@ class Readiness:
         if problem == NOT_CONNECTED:
             return Check(State.UNKNOWN, problem, None)
         found = judge(sync.looked_at, problem or sync.problem, _SYNC_EVERY, self.clock.now())
-        if not found.ok:
+        if not found.fit:
             last = f"; last synced {sync.last_success:%Y-%m-%d %H:%M:%S} UTC" if sync.last_success else ""
             return replace(found, detail=found.detail + last)
         rooms = self.chat.rooms.statuses()
@@ -79,7 +78,7 @@ class Readiness:
 
     async def _gitlab(self) -> Check:
         found = judge(self.poller.looked_at, self.poller.problem, self.config.gitlab.poll, self.clock.now())
-        if not found.ok:
+        if not found.fit:
             return found
         await self.gitlab.me()  # the last poll may have been long ago
         if refusals := self.poller.refusals:
@@ -95,7 +94,7 @@ class Readiness:
                 (
                     pool.blocked,
                     passes.provider,
-                    passes.admission and f"nobody can be let in: {passes.admission}",
+                    passes.admission and f"no queued sandbox can be started: {passes.admission}",
                     passes.broken_off and f"a pass of the pool broke off: {passes.broken_off}",
                 ),
             )
@@ -107,21 +106,21 @@ class Readiness:
                 f"the pool's pass of {began:%H:%M:%S} UTC has not ended: see the log; restart ravebot if it stays so"
             )
             return replace(found, state=State.FAILED, detail=hangs)
-        if found.ok and not await self.provider.connected():
+        if found.fit and not await self.provider.connected():
             return Check(State.FAILED, "libvirt does not answer")
         return found
 
     async def _firewall(self) -> Check:
         guard = self.core.guard
         audit = self.core.pool.passes.audit
-        problem = guard.problem or (audit and f"who connected can't be read: {audit}")
+        problem = guard.problem or (audit and f"the firewall's counters of who connected can't be read: {audit}")
         found = judge(guard.looked_at, problem, _PASS_EVERY, self.clock.now())
-        if not found.ok or not isinstance(self.firewall, NftFirewall):
+        if not found.fit:
             return found
-        conflicts = await self.firewall.find_conflicts()
-        if conflicts:
+        if conflicts := await self.firewall.find_conflicts():
             return Check(State.FAILED, "; ".join(conflicts))
-        return replace(found, detail=self.firewall.weakness) if self.firewall.weakness else found
+        weakness = self.firewall.weakness
+        return replace(found, state=State.DEGRADED, detail=weakness) if weakness else found
 
     async def _image(self) -> Check:
         image = str(self.config.provider.image)

@@ -67,19 +67,23 @@ class Ingress:
         self.problem = ""
         return touched
 
+    async def found(self, devices: Collection[str]) -> tuple[str, ...]:
+        """Which of these devices have a filter of ours. Raises Unavailable."""
+        listed = await self._qdiscs()
+        programs = await self._programs([device for device in devices if _has_hook(listed, device)])
+        return tuple(device for device, program in programs.items() if program is not None)
+
     async def remove(self, devices: Collection[str]) -> tuple[str, ...]:
         """Take our filters away from these devices, where they are; returns what went. Others', and the hook, stay."""
         try:
-            listed = await self._qdiscs()
-            programs = await self._programs([device for device in devices if _has_hook(listed, device)])
+            ours = await self.found(devices)
         except Unavailable as error:
             log.warning("ingress filters could not be looked for", error=str(error))
             return ()
-        ours = [device for device, program in programs.items() if program is not None]
         for device in ours:
             await self._change("filter", "del", "dev", device, "ingress", *_OURS)
         self._filtered = {}
-        return tuple(f"ingress filter of {device}" for device in ours)
+        return tuple(map(in_words, ours))
 
     async def _ensure(self, guests: Collection[Guest]) -> bool:
         wanted = {guest.tap: guest_program(guest) for guest in guests}
@@ -167,6 +171,11 @@ class Ingress:
         except Unavailable as error:
             if not _is_gone(error):
                 raise
+
+
+def in_words(device: str) -> str:
+    """Our filter on that device, as people are told of it."""
+    return f"ingress filter of {device}"
 
 
 async def try_out(tools: NetworkTools) -> None:

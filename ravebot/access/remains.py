@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ravebot.access import ingress, routing
 from ravebot.access.ingress import Ingress
 from ravebot.access.nft import NetworkTools, bodies
 from ravebot.access.reading import bridges_by_instance
-from ravebot.access.routing import Routing, in_words
-from ravebot.access.ruleset import TABLE_PREFIX
+from ravebot.access.routing import Routing
+from ravebot.access.ruleset import LIVE, TABLE_PREFIX
 from ravebot.config import BridgeConfig, SandboxConfig
 
 
@@ -19,8 +20,9 @@ class FirewallHoldings:
 
     families: tuple[str, ...]
     bridges: tuple[str, ...]
-    tables: tuple[str, ...]  # in words, as are
-    rules: tuple[str, ...]
+    guests: tuple[str, ...]  # addresses that its tables let through
+    tables: tuple[str, ...]  # "firewall table inet …", for people
+    rules: tuple[str, ...]  # "routing rule …" and "ingress filter …", for people
 
 
 class FirewallRemains:
@@ -44,12 +46,15 @@ class FirewallRemains:
         by_instance = bridges_by_instance(listed)
         own = {*bridges, *by_instance.pop(self._instance_id, ())}
         alone = sorted(own.difference(*by_instance.values()))
-        found = [one for bridge in alone for one in await self._routing(bridge).found()]
+        rules = [routing.in_words(*one) for bridge in alone for one in await self._routing(bridge).found()]
+        filters = [ingress.in_words(one) for bridge in alone for one in await self._ingress(bridge).found([bridge])]
+        guests = await self._tools.elements("set", LIVE.family, self._table, LIVE.name)
         return FirewallHoldings(
             families=tuple(families),
             bridges=tuple(alone),
+            guests=tuple(map(str, guests)),
             tables=tuple(f"firewall table {family} {self._table}" for family in families),
-            rules=tuple(in_words(*one) for one in found),
+            rules=(*rules, *filters),
         )
 
     async def remove(self, found: FirewallHoldings) -> tuple[str, ...]:
@@ -58,11 +63,16 @@ class FirewallRemains:
             await self._tools.apply(
                 [{"delete": {"table": {"family": family, "name": self._table}}} for family in found.families]
             )
+        if found.guests:
+            await self._tools.forget_connections(found.guests)
         gone = [*found.tables]
         for bridge in found.bridges:
             gone += await self._routing(bridge).remove()
-            gone += await Ingress(self._tools, BridgeConfig(name=bridge), self._sandbox).remove([bridge])
+            gone += await self._ingress(bridge).remove([bridge])
         return tuple(gone)
 
     def _routing(self, bridge: str) -> Routing:
         return Routing(self._tools, bridge, self._sandbox)
+
+    def _ingress(self, bridge: str) -> Ingress:
+        return Ingress(self._tools, BridgeConfig(name=bridge), self._sandbox)

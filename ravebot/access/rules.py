@@ -90,6 +90,15 @@ class Firewall(Protocol):
         """Yields when someone else touched the ruleset: look again now."""
         ...
 
+    async def find_conflicts(self) -> list[str]:
+        """What else on the host drops what we accept, each with its mend. Raises Unavailable."""
+        ...
+
+    @property
+    def weakness(self) -> str:
+        """What would not hold if someone removed the rules, and why; empty when all would."""
+        ...
+
     async def close(self) -> None:
         """Stop watching. The rules stay: sandboxes outlive the bot."""
         ...
@@ -114,6 +123,13 @@ class NoFirewall:
     async def changes(self) -> AsyncIterator[None]:
         return
         yield  # makes this an iterator: nothing ever changes
+
+    async def find_conflicts(self) -> list[str]:
+        return []
+
+    @property
+    def weakness(self) -> str:
+        return ""
 
     async def close(self) -> None:
         """Nothing to stop."""

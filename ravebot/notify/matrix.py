@@ -103,7 +103,7 @@ class MatrixSender:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None
-        if message.kind is Kind.SAY and message.sandbox_id is None:
+        if message.kind is Kind.NEWS:
             return render_news(str(message.body.get("text", "")))
         view, card = facts.view, facts.card
         if view is None or not facts.due:

@@ -32,7 +32,7 @@ class Operators:
         if room is None:
             return
         try:
-            await self.database.write(lambda tx: outbox.add(tx, MATRIX, room, Kind.SAY, body={"text": text}))
+            await self.database.write(lambda tx: outbox.add(tx, MATRIX, room, Kind.NEWS, body={"text": text}))
         except StoreError:
             await self._send(room, render_news(text), key)
 

@@ -37,7 +37,7 @@ class Guard:
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
         self._going: set[MachineId] = set()
-        self._put_away = False  # on a person's word, until there is something to guard again
+        self._removed = False  # because a person asked; stays so until a machine is wanted again
         self._verified_at: float | None = None  # by the loop's clock; None: look now
         self.looked_at: datetime | None = None
         """When the firewall was looked at last, however that went."""
@@ -67,10 +67,10 @@ class Guard:
             state, self.looked_at = await self._database.read(lambda tx: (wanted(tx), tx.now))
             self._going &= {machine.id for machine in state.machines}
             desired = self._wanted(state)
-            if self._put_away and desired == Rules():
+            if self._removed and desired == Rules():
                 self.problem = ""
                 return
-            self._put_away = False
+            self._removed = False
             try:
                 repair = await self._firewall.ensure(desired)
             except Unavailable as error:
@@ -83,7 +83,7 @@ class Guard:
         if repair.flushed or (ours and (repair.added or repair.removed)):
             await self._report(repair)
 
-    async def put_away(self) -> tuple[str, ...]:
+    async def remove(self) -> tuple[str, ...]:
         """Take the firewall away, until a machine is wanted; returns in words what is gone.
 
         Raises Refused where one is wanted already, and Unavailable.
@@ -92,7 +92,7 @@ class Guard:
             state = await self._database.read(wanted)
             if self._wanted(state) != Rules():
                 raise Refused("the firewall stays: there are machines (again)")
-            self._put_away = True  # also when what follows breaks off in the middle
+            self._removed = True  # also when what follows breaks off in the middle
             return await self._firewall.remove()
 
     def _wanted(self, state: Wanted) -> Rules:

@@ -45,8 +45,9 @@ class OpenFiles:
             return (
                 f"{why} while ravebot runs. Until it is back nothing new is taken on, for nothing can be kept; the "
                 "machines that run go on. If it was only moved, move it back: ravebot then goes on by itself. "
-                "Otherwise stop ravebot, put the backup of the whole folder there, and start it. Without a backup a "
-                "restart begins with nothing: first remove what this instance left on the host, with "
+                "Otherwise stop ravebot, put the backup of the whole folder there, and start it. Without a backup, "
+                "restart it: it then begins with nothing, under a new id. After that, remove what this instance left "
+                "on the host, and have its status notes corrected, with "
                 f"`ravebot cleanup --instance-id {self.instance_id} --all --force`"
             )
         if why := self.lost():

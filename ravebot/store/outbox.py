@@ -30,6 +30,7 @@ class Kind(StrEnum):
     WARNING = "warning"
     REPLY = "reply"
     SAY = "say"
+    NEWS = "news"  # for the operators, about the whole installation
     EMOJI = "emoji"
 
 

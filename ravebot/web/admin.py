@@ -53,7 +53,7 @@ class StrangersQuestion(_Question):
     pass
 
 
-class SucceedQuestion(_Question):
+class ReplaceQuestion(_Question):
     instance_id: str = Field(pattern=f"^{naming.INSTANCE_ID}$", max_length=64)
 
 
@@ -103,8 +103,8 @@ def make_app(operations: Operations) -> web.Application:
     async def strangers(_: StrangersQuestion, __: Actor) -> bytes:
         return _STRANGERS.dump_json(await operations.strangers())
 
-    async def succeed(asked: SucceedQuestion, _: Actor) -> bytes:
-        await operations.succeed(asked.instance_id)
+    async def replace_instance(asked: ReplaceQuestion, _: Actor) -> bytes:
+        await operations.replace_instance(asked.instance_id)
         return _NOTHING.dump_json(None)
 
     async def audit(asked: AuditQuestion, _: Actor) -> bytes:
@@ -118,7 +118,7 @@ def make_app(operations: Operations) -> web.Application:
     app.router.add_post("/stop", _route(StopQuestion, stop))
     app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
     app.router.add_post("/strangers", _route(StrangersQuestion, strangers))
-    app.router.add_post("/succeed", _route(SucceedQuestion, succeed))
+    app.router.add_post("/replace-instance", _route(ReplaceQuestion, replace_instance))
     app.router.add_post("/audit", _route(AuditQuestion, audit))
     app.router.add_post("/usage", _route(UsageQuestion, usage))
     return app
@@ -236,8 +236,8 @@ class AdminClient:
     async def strangers(self) -> Strangers:
         return await self._ask("strangers", StrangersQuestion(), _STRANGERS)
 
-    async def succeed(self, instance_id: str) -> None:
-        return await self._ask("succeed", SucceedQuestion(instance_id=instance_id), _NOTHING)
+    async def replace_instance(self, instance_id: str) -> None:
+        return await self._ask("replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         return await self._ask("audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)

@@ -27,7 +27,7 @@ class State(StrEnum):
     """How a part is."""
 
     OK = "ok"  # looked at lately, and it worked
-    DEGRADED = "degraded"  # so, except for the projects or rooms that the detail names
+    DEGRADED = "degraded"  # looked at lately, and it works except for what the detail names
     FAILED = "failed"
     UNKNOWN = "unknown"  # not looked at, or not lately
 
@@ -44,8 +44,8 @@ class Check:
     age: timedelta | None = timedelta(0)
 
     @property
-    def ok(self) -> bool:
-        """Whether the bot as a whole is fit for work."""
+    def fit(self) -> bool:
+        """Whether the bot can do its work, except for what the detail names."""
         return self.state in (State.OK, State.DEGRADED)
 
 

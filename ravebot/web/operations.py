@@ -144,8 +144,8 @@ class Operations(Protocol):
         """What a cleanup that adopts would end and remove."""
         ...
 
-    async def succeed(self, instance_id: str) -> None:
-        """Note that this instance took the place of that one, whose machines are gone and whose notes are to say so."""
+    async def replace_instance(self, instance_id: str) -> None:
+        """Record that this instance replaces that one, so that the other one's status notes are corrected."""
         ...
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from ravebot.errors import ConfigError
-from ravebot.web.checks import Check, Checks, Checkup
+from ravebot.web.checks import Check, Checks, Checkup, State
 from ravebot.web.metrics import CONTENT_TYPE, Metrics
 
 WEBHOOK_PATH = "/webhooks/gitlab"
@@ -37,7 +37,7 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
 
     async def readyz(_: web.Request) -> web.Response:
         results = await checkup.run()
-        ready = all(check.ok for check in results.values())
+        ready = all(check.fit for check in results.values())
         body = {"ready": ready, "checks": {name: _as_json(check) for name, check in results.items()}}
         return web.json_response(body, status=200 if ready else 503)
 
@@ -59,7 +59,7 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
 
 def _as_json(check: Check) -> dict[str, object]:
     age = None if check.age is None else round(check.age.total_seconds(), 1)
-    return {"ok": check.ok, "state": check.state.value, "detail": check.detail, "age_seconds": age}
+    return {"ok": check.state is State.OK, "state": check.state.value, "detail": check.detail, "age_seconds": age}
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -376,8 +376,9 @@ async def test_what_another_instance_left_is_listed_and_with_force_removed(forge
         0,
         "This host has nothing of instance id 9876543210.\n",
     )
-    code, output, _ = await forgetful.run("cleanup", "--instance-id", "9876543210", "--all", "--force")
+    code, output, errors = await forgetful.run("cleanup", "--instance-id", "9876543210", "--all", "--force")
     assert (code, output) == (0, "There was nothing to clean up.\n")
+    assert "run this command again after its first start" in errors
     assert sorted(path.name for path in forgetful.state.iterdir()) == ["instance-id"]
 
 

@@ -270,7 +270,7 @@ async def test_outbox_failed_when_anything_else_waits_longer_than_five_minutes(w
     await ward.deliver(lambda: bool(ward.far.tried))
     await ward.yard.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1 WHERE target = 'matrix'"))
     await ward.yard.write(lambda tx: outbox.add(tx, GITLAB, "7!2", Kind.NOTE, body={}))
-    assert (await ward.check("outbox")).ok
+    assert (await ward.check("outbox")).state is State.DEGRADED
     ward.yard.pass_by(minutes=6)
     check = await ward.check("outbox")
     assert check.state is State.FAILED
@@ -348,7 +348,21 @@ async def test_provider_is_not_known_before_the_first_pass(ward: Ward) -> None:
 async def test_provider_and_firewall_are_ok_after_a_pass(ward: Ward) -> None:
     await ward.yard.go()
     for name in ("provider", "firewall"):
-        assert (await ward.check(name)).ok
+        assert (await ward.check(name)).state is State.OK
+
+
+async def test_firewall_failed_while_another_one_drops_the_sandboxes_traffic(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.yard.fence.conflicts = ["the chain ip filter FORWARD drops connections to the sandboxes: run `…`"]
+    check = await ward.check("firewall")
+    assert (check.state, check.detail) == (State.FAILED, ward.yard.fence.conflicts[0])
+
+
+async def test_firewall_is_degraded_while_it_would_not_survive_a_flush(ward: Ward) -> None:
+    await ward.yard.go()
+    ward.yard.fence.weakness = "tc can't be run"
+    check = await ward.check("firewall")
+    assert (check.state, check.detail) == (State.DEGRADED, "tc can't be run")
 
 
 @pytest.mark.parametrize("call", ["open", "list"])
@@ -363,7 +377,7 @@ async def test_provider_failed_while_it_can_not_be_opened_or_listed_though_it_an
     assert "in the way" in check.detail
     ward.guests.fails.clear()
     await ward.yard.go()
-    assert (await ward.check("provider")).ok
+    assert (await ward.check("provider")).state is State.OK
 
 
 async def test_provider_failed_and_firewall_not_known_while_another_instances_storage_pool_is_in_the_way(
@@ -395,7 +409,7 @@ async def test_provider_failed_while_nobody_can_be_let_in(ward: Ward) -> None:
     assert "does not say how large it is" in check.detail
     ward.guests.fails.clear()
     await ward.yard.go()
-    assert (await ward.check("provider")).ok
+    assert (await ward.check("provider")).state is State.OK
 
 
 async def test_provider_failed_while_a_pass_never_ends(ward: Ward) -> None:
@@ -403,7 +417,7 @@ async def test_provider_failed_while_a_pass_never_ends(ward: Ward) -> None:
     ward.guests.hold["list"] = asyncio.Event()
     async with at_work(ward.yard.core.pool.run()):
         await until(lambda: ward.guests.count("list") == 2)
-        assert (await ward.check("provider")).ok
+        assert (await ward.check("provider")).state is State.OK
         ward.yard.pass_by(seconds=16)
         check = await ward.check("provider")
     assert check.state is State.FAILED
@@ -463,7 +477,7 @@ async def test_inbox_failed_when_requests_are_not_handled_for_five_minutes(ward:
         await ward.yard.write(
             partial(inbox.add, source="gitlab", key=f"k{number}", lane=f"7!{number}", kind="note", body="{}")
         )
-    assert (await ward.check("inbox")).ok
+    assert (await ward.check("inbox")).state is State.OK
     ward.yard.pass_by(minutes=6)
     check = await ward.check("inbox")
     assert check.state is State.FAILED
@@ -473,11 +487,11 @@ async def test_inbox_failed_when_requests_are_not_handled_for_five_minutes(ward:
 
 async def test_image_failed_while_it_is_held_and_says_what_lifts_it(ward: Ward) -> None:
     image = str(ward.yard.config.provider.image)
-    assert (await ward.check("image")).ok
+    assert (await ward.check("image")).state is State.OK
     await ward.yard.write(lambda tx: images.save(tx, ImageRecord(image, 3, "its agent never answered")))
     check = await ward.check("image")
     assert check.state is State.FAILED
     assert "its agent never answered" in check.detail
     assert "retry" in check.detail
     await ward.yard.write(lambda tx: images.save(tx, ImageRecord(image)))
-    assert (await ward.check("image")).ok
+    assert (await ward.check("image")).state is State.OK

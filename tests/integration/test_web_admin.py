@@ -68,7 +68,7 @@ class Bot:
     async def strangers(self) -> Strangers:
         return STRANGERS
 
-    async def succeed(self, instance_id: str) -> None:
+    async def replace_instance(self, instance_id: str) -> None:
         self.asked.append(instance_id)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
@@ -89,7 +89,7 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         report = await client.cleanup(older_than=timedelta(hours=4), everything=False, force=True, adopt=False)
         assert report == CleanupReport(ended=("group/app!42",))
         assert await client.strangers() == STRANGERS
-        await client.succeed("0123456789")
+        await client.replace_instance("0123456789")
         assert await client.audit("group/app!42", True, 50) == AUDIT
         assert await client.usage(NOW) == (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
     me = Actor("shell", getpass.getuser())

@@ -95,12 +95,12 @@ async def test_an_outage_and_its_end_are_seen_as_soon_as_the_last_answer_is_old(
         async with a_checkup({"gitlab": answers}) as checkup:
             assert said((await checkup.run())["gitlab"]) == (State.OK, "ravebot")
             server.fail(500)
-            assert (await checkup.run())["gitlab"].ok
+            assert (await checkup.run())["gitlab"].fit
             await asyncio.sleep(FRESH_SECONDS * 1.5)
             assert "GitLab answers 500" in (await checkup.run())["gitlab"].detail
             server.restore()
             await asyncio.sleep(FRESH_SECONDS * 1.5)
-            assert (await checkup.run())["gitlab"].ok
+            assert (await checkup.run())["gitlab"].fit
         await gitlab.close()
         assert len(server.requests) == 3
 
@@ -115,18 +115,18 @@ async def test_a_check_that_hangs_is_not_ok_and_does_not_hold_up_the_others() ->
 async def test_a_check_that_hangs_is_answered_at_once_to_those_who_come_later_and_not_begun_again() -> None:
     gate = Gate()
     async with a_checkup({"hangs": gate}, timeout_seconds=0.2) as checkup:
-        assert not (await checkup.run())["hangs"].ok
+        assert not (await checkup.run())["hangs"].fit
         loop = asyncio.get_running_loop()
         began = loop.time()
         for _ in range(20):
-            assert not (await checkup.run())["hangs"].ok
+            assert not (await checkup.run())["hangs"].fit
         assert loop.time() - began < 0.2
         assert gate.made == 1
         gate.open.set()
         await asyncio.sleep(0)
         assert said((await checkup.run())["hangs"]) == (State.OK, "let go")
         await asyncio.sleep(FRESH_SECONDS * 1.5)
-        assert (await checkup.run())["hangs"].ok
+        assert (await checkup.run())["hangs"].fit
     assert gate.made == 2
 
 

@@ -80,7 +80,7 @@ async def test_readyz_is_200_when_a_part_is_only_degraded_and_says_since_when_th
         assert response.status == 200
         body = await response.json()
     check = body["checks"]["gitlab"]
-    assert (body["ready"], check["ok"], check["state"]) == (True, True, "degraded")
+    assert (body["ready"], check["ok"], check["state"]) == (True, False, "degraded")
     assert 12.0 <= check["age_seconds"] < 13.0
 
 

@@ -270,6 +270,8 @@ class Fence:
         self.history: list[Rules] = []
         self.away = False
         self.there = False  # whether its tables are
+        self.conflicts: list[str] = []
+        self.weakness = ""
         self._flushed = False
         self.counted: tuple[Connections, ...] = ()
 
@@ -304,6 +306,9 @@ class Fence:
     async def changes(self) -> AsyncIterator[None]:
         return
         yield  # makes this an iterator: nothing ever changes
+
+    async def find_conflicts(self) -> list[str]:
+        return self.conflicts
 
     async def close(self) -> None:
         """Nothing to stop."""

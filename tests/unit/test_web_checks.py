@@ -38,6 +38,6 @@ def test_ok_is_what_was_looked_at_within_three_periods_and_worked(
     assert check.age == (ago if ago is not None and ago >= timedelta(0) else None)
 
 
-@pytest.mark.parametrize(("state", "ok"), [("ok", True), ("degraded", True), ("failed", False), ("unknown", False)])
-def test_only_what_failed_or_is_not_known_makes_the_whole_unready(state: str, ok: bool) -> None:
-    assert Check(State(state)).ok is ok
+@pytest.mark.parametrize(("state", "fit"), [("ok", True), ("degraded", True), ("failed", False), ("unknown", False)])
+def test_only_what_failed_or_is_not_known_makes_the_whole_unready(state: str, fit: bool) -> None:
+    assert Check(State(state)).fit is fit
