@@ -19,6 +19,7 @@ from ravebot.clock import Clock, SystemClock
 from ravebot.config import matches_project
 from ravebot.errors import NotFound, Unavailable
 from ravebot.gitlab import answers, download
+from ravebot.gitlab.commands import command_line
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
+_NOTES_PER_PAGE = "20"  # each may be a megabyte, and a page is held whole
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -141,8 +143,8 @@ class GitLab:
         """Rewrite our comment, which notifies nobody. NotFound when somebody deleted it."""
         await self._call(lambda: self._transport.put(f"{_address(ref)}/notes/{note_id:d}", {"body": body}))
 
-    async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str | tuple[str, ...]) -> int | None:
-        """The first comment by that author that begins with the marker, or with one of several."""
+    async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str) -> int | None:
+        """The first comment by that author that begins with the marker."""
 
         def search() -> int | None:
             for note in _readable(self._notes(ref, "asc"), answers.note):
@@ -153,7 +155,10 @@ class GitLab:
         return await self._call(search)
 
     async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
-        """People's comments newer than that one, oldest first, for catching up on lost webhooks."""
+        """People's comments newer than that one, oldest first, for catching up on lost webhooks.
+
+        Of each text only the command is kept: there may be any number of them, of a million characters each.
+        """
 
         def gather() -> list[CommentPosted]:
             found: list[CommentPosted] = []
@@ -161,9 +166,8 @@ class GitLab:
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    found.append(
-                        CommentPosted(ref, project_path, note.id, note.author, note.text, None, note.created_at)
-                    )
+                    said = command_line(note.text)
+                    found.append(CommentPosted(ref, project_path, note.id, note.author, said, None, note.created_at))
             return found[::-1]
 
         return await self._call(gather)
@@ -185,7 +189,13 @@ class GitLab:
 
     def _notes(self, ref: MergeRequestRef, sort: str) -> Iterator[Json]:
         address = f"{_address(ref)}/notes"
-        return self._transport.list(address, sort=sort, order_by="created_at", activity_filter="only_comments")
+        return self._transport.list(
+            address,
+            sort=sort,
+            order_by="created_at",
+            activity_filter="only_comments",
+            per_page=_NOTES_PER_PAGE,
+        )
 
     async def _call(self, function: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         try:

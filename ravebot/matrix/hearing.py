@@ -17,7 +17,7 @@ from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, since_we_joined
+from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, since_we_joined, slimmed
 
 _log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class Hearing:
                     raise
                 _log.warning("matrix_gap_given_up", room_id=room_id, error=str(error))
                 break
-            newest_first += events
+            newest_first += map(slimmed, events)
             # A page may be empty and not the last: what is there has all been filtered out. Only a missing end ends it
             # (https://spec.matrix.org/latest/client-server-api/#get_matrixclientv3roomsroomidmessages).
             if end is None or end == page or our_join(events, self._client.user_id) is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from ravebot.matrix.answers import Json
+from ravebot.matrix.commands import command_line
 
 _MAX_ID_BYTES = 255
 """Of a user, room or event id: https://spec.matrix.org/v1.12/appendices/#common-identifier-format"""
@@ -55,6 +56,30 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
         direct=False,
         at_ms=at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0,
     )
+
+
+_ENVELOPE = ("type", "event_id", "sender", "state_key", "origin_server_ts")
+
+
+def slimmed(event: Json) -> Json:
+    """What is read of an event, at a bounded size: a gap may hold many thousands of 64 KiB each."""
+    content, unsigned = event.get("content"), event.get("unsigned")
+    slim: Json = {
+        key: event[key] for key in ("type", "event_id", "sender", "state_key", "origin_server_ts") if key in event
+    }
+    if not isinstance(content, dict):
+        return slim
+    if event.get("type") == "m.room.member":
+        before = unsigned.get("prev_content") if isinstance(unsigned, dict) else None
+        member: Json = {"membership": _membership(content)}
+        return slim | {"content": member, "unsigned": {"prev_content": {"membership": _membership(before)}}}
+    text, relation = content.get("body"), content.get("m.relates_to")
+    relation = relation if isinstance(relation, dict) else {}
+    if isinstance(text, str):
+        text = command_line(without_reply_fallback(text) if "m.in_reply_to" in relation else text)
+    kept: Json = {key: relation[key] for key in ("rel_type", "event_id") if _is_id(relation.get(key))}
+    said: Json = {"msgtype": content.get("msgtype"), "body": text, "m.relates_to": kept}
+    return slim | {"content": said | ({"m.new_content": {}} if "m.new_content" in content else {})}
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -296,6 +297,35 @@ async def test_a_gap_without_end_is_given_up_and_told(tmp_path: Path) -> None:
     async with homeserver(answer) as url:
         await listen(url, tmp_path, Pauses(1), journal)
     assert pages == len(journal.texts) == 200
+
+
+async def test_a_long_gap_full_of_long_messages_takes_little_memory(tmp_path: Path) -> None:
+    text = "x" * 60_000
+    pages = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal pages
+        if request.path.endswith("/joined_members"):
+            return web.json_response({"joined": {}})
+        if request.path.endswith("/messages"):
+            pages += 1
+            chunk = [said(20 * pages + n) | {"content": {"msgtype": "m.text", "body": text}} for n in range(20)]
+            return web.json_response({"chunk": chunk} | ({"end": f"q{pages}"} if pages < 40 else {}))
+        return synced("s1", join=limited()) if request.query.get("since") == "s0" else synced("s1")
+
+    class Measured(Journal):
+        async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+            await super().save(messages, next_batch)
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    held: list[int] = []
+    journal = Measured()
+    async with homeserver(answer) as url:
+        tracemalloc.start()
+        await listen(url, tmp_path, Pauses(1), journal)
+        tracemalloc.stop()
+    assert len(journal.texts) == 800
+    assert max(held) < 16_000_000, "they are 48 MB"
 
 
 async def test_an_empty_page_does_not_end_a_gap_and_a_page_that_leads_nowhere_does(tmp_path: Path) -> None:

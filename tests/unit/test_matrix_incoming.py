@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.matrix.incoming import our_join, read_message, since_we_joined, without_reply_fallback
+from ravebot.matrix.commands import command_line
+from ravebot.matrix.incoming import our_join, read_message, since_we_joined, slimmed, without_reply_fallback
 from ravebot.matrix.invites import inviter
 
 US = "@ravebot:example.org"
@@ -126,3 +129,41 @@ def test_an_invite_that_a_remote_server_forged_before_the_true_one_does_not_coun
     true = {"type": "m.room.member", "state_key": US, "sender": "@eve:evil", "content": {"membership": "invite"}}
     forged = true | {"sender": "@ops:x"}
     assert inviter({"invite_state": {"events": [forged, forged, true]}}, US) == "@eve:evil"
+
+
+LONG = "x" * 60_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"msgtype": "m.text", "body": f"  !rave stop !1\n{LONG}"},
+        {"msgtype": "m.text", "body": f"> <@bob> {LONG}\n\n!rave stop !1", "m.relates_to": {"m.in_reply_to": {}}},
+        {"msgtype": "m.text", "body": "!rave list", "m.relates_to": {"rel_type": "m.thread", "event_id": "$root"}},
+        {"msgtype": "m.text", "body": "!rave list", "m.relates_to": {"rel_type": "m.thread", "event_id": LONG}},
+        {"msgtype": "m.text", "body": "* !rave list", "m.new_content": {"body": LONG}},
+        {"msgtype": "m.text", "body": "!rave list", "m.relates_to": {"rel_type": "m.replace", "event_id": "$1"}},
+        {"msgtype": "m.notice", "body": LONG},
+        {"msgtype": "m.text", "body": 7},
+        "nonsense",
+    ],
+)
+def test_a_slimmed_message_is_small_and_says_the_same(content: Any) -> None:
+    whole = event(content=content, unsigned={"prev_content": {"displayname": LONG}})
+    slim = slimmed(whole)
+    assert len(json.dumps(slim)) < 1500
+    read, again = read_message(whole, "!room", US), read_message(slim, "!room", US)
+    assert again == (read and replace(read, text=command_line(read.text)))
+
+
+def test_a_slimmed_join_is_small_and_still_ours() -> None:
+    for events in ([member("join")], [member("join", before="join")], [member("leave")]):
+        slim = [slimmed({**one, "content": {**one["content"], "displayname": LONG}}) for one in events]
+        assert our_join(slim, US) == our_join(events, US)
+        assert len(json.dumps(slim)) < 1500
+
+
+@pytest.mark.parametrize("field", ["content", "unsigned", "sender", "type"])
+@given(value=json_value)
+def test_no_field_of_an_event_breaks_the_slimming(field: str, value: Any) -> None:
+    slimmed(event(**{field: value}))
