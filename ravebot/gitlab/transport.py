@@ -25,8 +25,7 @@ from ravebot.gitlab.fields import Json, Malformed
 T = TypeVar("T")
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
-_BY_PROXY = frozenset({502, 504})  # GitLab itself may still be at work
-_TRY_LATER = frozenset({408, 409, 425, 429})  # 409: GitLab's "Resource lock"
+_TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource lock"
 
 
 class Unanswered(Unavailable):
@@ -128,7 +127,7 @@ class Transport:
     def _translated(self, error: GitlabError | requests.RequestException, retry_after: str) -> RavebotError:
         if isinstance(error, RedirectError | _Elsewhere):
             return Unavailable(f"GitLab redirects {self._url} elsewhere: set gitlab.url to where it redirects to")
-        if isinstance(error, requests.exceptions.SSLError):
+        if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in repr(error):
             return Unavailable(f"GitLab's certificate at {self._url} is not trusted: install its CA on this host")
         if isinstance(error, requests.RequestException):
             refused = isinstance(error, requests.ConnectTimeout) or "NewConnectionError" in repr(error)
@@ -149,11 +148,19 @@ class Transport:
             wait = retry_after_seconds(retry_after, self._clock.now())
             why = f"GitLab answers {status} for now ({said})"
             if wait is not None:
-                return (_UnansweredSlowDown if status in _BY_PROXY else SlowDown)(why, wait)
-            return (Unanswered if status in _BY_PROXY else Unavailable)(why)
+                return (SlowDown if _is_gitlabs(status) else _UnansweredSlowDown)(why, wait)
+            return (Unavailable if _is_gitlabs(status) else Unanswered)(why)
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")
+
+
+def _is_gitlabs(status: int) -> bool:
+    """Whether an answer with that status is surely GitLab's own, so that it is not at work on the request any more.
+
+    502, 503 and 504, 408, nginx's 499 and the 520s of a CDN may come from a proxy that gave up waiting.
+    """
+    return status == 500 or (status < 500 and status not in (408, 499))
 
 
 def _same_host(here: str, location: str) -> bool:
