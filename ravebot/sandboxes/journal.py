@@ -18,6 +18,12 @@ def note_lane(ref: MergeRequestRef) -> str:
     return f"{ref.project_id}!{ref.iid}"
 
 
+def _hears(tx: Transaction, room: str, told: Collection[str]) -> bool:
+    """Whether a room is among those that are told, by whichever of its names it is configured."""
+    ids = outbox.rooms(tx)
+    return ids.get(room, room) in {ids.get(name, name) for name in told}
+
+
 class Journal:
     """Writes the event log and the outbox together."""
 
@@ -59,7 +65,7 @@ class Journal:
             if telling.warn:
                 outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         operations = self._config.matrix.operations_room
-        if telling.operators and operations is not None and operations not in rooms:
+        if telling.operators and operations is not None and not _hears(tx, operations, rooms):
             outbox.add(tx, MATRIX, operations, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
         if telling.warn:
             outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)

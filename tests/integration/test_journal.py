@@ -10,6 +10,7 @@ import pytest
 
 from ravebot.sandboxes.model import Sandbox
 from ravebot.sandboxes.telling import TELLINGS
+from ravebot.store import outbox
 from ravebot.store.database import Transaction
 from tests.support.records import ROOM, World, a_merge_request, a_world
 
@@ -56,6 +57,15 @@ async def test_an_image_that_is_held_is_said_to_the_operators_too_and_to_no_room
         await world.empty_outbox()
         await record(world, sandbox, kind, why="it does not boot")
         assert [lane for _, lane, told, _ in await world.outbox() if told == "say"] == heard
+
+
+async def test_the_operators_room_is_told_once_also_when_a_project_has_it_by_another_name(tmp_path: Path) -> None:
+    async with a_world(tmp_path, matrix={"operations_room": "!dev:example.org"}) as world:
+        await world.write(lambda tx: outbox.set_room(tx, ROOM, "!dev:example.org"))
+        sandbox = await world.queued(a_merge_request())
+        await world.empty_outbox()
+        await record(world, sandbox, "build.held", why="it does not boot")
+        assert [lane for _, lane, told, _ in await world.outbox() if told == "say"] == [ROOM]
 
 
 async def test_what_is_only_for_the_log_is_told_to_nobody(world: World) -> None:

@@ -224,6 +224,29 @@ async def test_beside_our_own_note_that_of_an_instance_that_was_cleaned_away_poi
     assert "ssh" not in old.body
 
 
+async def test_the_notes_of_all_instances_that_were_cleaned_away_are_made_true(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.poller.look()
+    old = [written(desk.server, mr, desk.bot, status(mr, f"{number}0ld0ld0ld")) for number in (1, 2)]
+    await desk.world.write(lambda tx: stale_notes.expect(tx, "10ld0ld0ld"))
+    await desk.world.write(lambda tx: stale_notes.expect(tx, "20ld0ld0ld"))
+    await corrected(desk, mr)
+    assert ["ready" in note.body for note in old] == [False, False]
+
+
+async def test_one_merge_request_whose_comments_can_not_be_listed_holds_up_no_other(desk: Desk) -> None:
+    first, second = desk.open(), desk.open("other")
+    await desk.poller.look()
+    for mr in (first, second):
+        written(desk.server, mr, desk.bot, own(desk, mr))
+    await lose_database(desk)
+    desk.server.fail(500, path=f"/merge_requests/{first.iid}/notes$")
+    with pytest.raises(Unavailable):
+        await looker(desk).look()
+    await Post(desk, second).drain()
+    assert "No sandbox" in desk.server.notes(second)[0].body
+
+
 async def test_a_second_end_is_looked_for_again(desk: Desk) -> None:
     mr = desk.open()
     await desk.poller.look()

@@ -283,6 +283,10 @@ async def test_messages_that_the_first_version_left_are_kept_and_were_never_seen
     assert (head.id, head.attempted, head.attempts) == (1, True, 3)
 
 
+def test_no_migration_is_left_out_by_a_gap_in_their_numbers() -> None:
+    assert [number for number, _ in migrations()] == list(range(1, len(migrations()) + 1))
+
+
 def test_an_interrupted_migration_leaves_the_old_database_intact(tmp_path: Path) -> None:
     first = (1, "CREATE TABLE old (a INTEGER) STRICT;\nINSERT INTO old VALUES (7);")
     broken = (2, "CREATE TABLE new (b INTEGER) STRICT;\nDELETE FROM old;\nINSERT INTO nowhere VALUES (1);")
