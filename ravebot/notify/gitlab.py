@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
@@ -17,7 +20,7 @@ from ravebot.gitlab.notes import (
     render_reply,
     render_warning,
 )
-from ravebot.gitlab.transport import Unanswered
+from ravebot.gitlab.transport import TIMEOUT_SECONDS, Unanswered
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
@@ -27,10 +30,11 @@ from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Kind, Message
 
-STILL_WORKING = timedelta(seconds=60)
-"""How long GitLab may be at work on a request after we gave up on its answer: its own limit.
+STILL_WORKING = timedelta(seconds=60 + TIMEOUT_SECONDS)
+"""How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take before.
 https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
 _LOOK_AGAIN_SECONDS = 3.0
+T = TypeVar("T")
 
 
 class GitLabSender:
@@ -66,18 +70,24 @@ class GitLabSender:
             return Sent("dropped: nothing to tell")
         if mr.note_id is not None:
             try:
-                await self._gitlab.edit_note(ref, mr.note_id, body)
+                await self._edit(ref, mr.note_id, body, message)
                 return Sent(str(mr.note_id))
             # Somebody deleted it, or it is of the user whose token we had before.
             except (NotFound, Forbidden):
                 pass
         note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
-        if note_id is not None:
-            await self._gitlab.edit_note(ref, note_id, body)
-        else:
-            note_id = await self._create(ref, body, message)
+        if note_id is None:
+            posted = await self._create(ref, body, message)
+            return Sent(str(posted), lambda tx: merge_requests.set_note(tx, ref, posted))
         found = note_id
-        return Sent(str(found), lambda tx: merge_requests.set_note(tx, ref, found))
+        await self._database.write(lambda tx: self._keep(tx, ref, found, message))
+        await self._edit(ref, found, body, replace(message, unanswered_for=None))
+        return Sent(str(found))
+
+    def _keep(self, tx: Transaction, ref: MergeRequestRef, note_id: int, message: Message) -> None:
+        """It was found: its creation is what got no answer, and was carried out."""
+        merge_requests.set_note(tx, ref, note_id)
+        outbox.note_answer(tx, message.id)
 
     def _look(self, tx: Transaction, ref: MergeRequestRef) -> tuple[MergeRequest | None, SandboxView | None]:
         return merge_requests.get(tx, ref), self._views.latest(tx, ref)
@@ -87,7 +97,9 @@ class GitLabSender:
         body = await self._comment_body(message, mark)
         if body is None:
             return Sent("dropped: nothing to tell any more")
-        if message.attempted and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
+        # What waited when a backup was made, and was sent after that, waits again once it is restored.
+        may_be_there = message.attempted or message.created_at < self._database.opened_at
+        if may_be_there and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
             return Sent(str(found))
         return Sent(str(await self._create(ref, body, message)))
 
@@ -97,12 +109,29 @@ class GitLabSender:
         When we last asked is a column, because the process may have been killed meanwhile. The time is measured when
         the row is read, before the search for the note: a note that appears during the search is then never missed.
         """
-        waited = message.unanswered_for
-        if waited is not None and (left := (STILL_WORKING - waited).total_seconds()) > 0:
+        if left := _seconds_at_work(message):
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
+        return await self._request(message, lambda: self._gitlab.create_note(ref, body))
+
+    async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> None:
+        """Rewrite a note. While GitLab may be at work on an earlier edit, which would put an older text over this one,
+        it is written now and, when that can't happen any more, once again."""
+        left = _seconds_at_work(message)
+        if not left:
+            await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
+            return
+        try:
+            await self._gitlab.edit_note(ref, note_id, body)
+        except Unanswered:
+            await self._database.write(lambda tx: outbox.note_request(tx, message.id))
+            raise
+        raise Unavailable("GitLab may still be at work on an earlier text of this note", left)
+
+    async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
+        """Make a request of which GitLab may carry out what it does not answer: noted before, until it is answered."""
         await self._database.write(lambda tx: outbox.note_request(tx, message.id))
         try:
-            return await self._gitlab.create_note(ref, body)
+            return await ask()
         except Unanswered:
             raise
         except RavebotError:
@@ -128,6 +157,12 @@ class GitLabSender:
         if self._me is None:
             self._me = (await self._gitlab.me()).id
         return self._me
+
+
+def _seconds_at_work(message: Message) -> float:
+    """How long GitLab may still be at work on what it did not answer."""
+    waited = message.unanswered_for
+    return 0.0 if waited is None else max(0.0, (STILL_WORKING - waited).total_seconds())
 
 
 def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:

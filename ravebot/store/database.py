@@ -133,6 +133,7 @@ class Database:
         self._writer: _Connection
         self._files: OpenFiles
         self.instance_id = ""
+        self.opened_at = clock.now()
 
     async def __aenter__(self) -> Self:
         self._hold_lock()
