@@ -16,10 +16,10 @@ from ravebot.clock import Clock
 from ravebot.config import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
-from ravebot.matrix.rooms import NOT_LOOKED_UP
+from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
+from ravebot.notify.gitlab import ref_of
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pool import IDLE_PAUSE_SECONDS
 from ravebot.store import images, inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction
@@ -74,7 +74,9 @@ class Readiness:
             return found
         if any(room.problem == NOT_LOOKED_UP for room in rooms):
             return replace(found, state=State.UNKNOWN, detail=_named(bad))
-        return replace(found, state=State.FAILED if len(bad) == len(rooms) else State.DEGRADED, detail=_named(bad))
+        projects = [room for room in rooms if room.key == PROJECT_ROOMS]
+        mute = bool(projects) and all(room.problem for room in projects)
+        return replace(found, state=State.FAILED if mute else State.DEGRADED, detail=_named(bad))
 
     async def _gitlab(self) -> Check:
         found = judge(self.poller.looked_at, self.poller.problem, self.config.gitlab.poll, self.clock.now())
@@ -163,8 +165,7 @@ def _lanes(tx: Transaction, target: str) -> list[tuple[Waiting, str]]:
     for lane in outbox.waiting(tx, target):
         name = lane.lane
         if target == GITLAB:
-            project_id, _, iid = name.partition("!")
-            mr = merge_requests.get(tx, MergeRequestRef(int(project_id), int(iid)))
+            mr = merge_requests.get(tx, ref_of(name))
             name = mr.full_ref if mr else name
         found.append((lane, name))
     return found

@@ -58,18 +58,21 @@ class FirewallRemains:
         )
 
     async def remove(self, found: FirewallHoldings) -> tuple[str, ...]:
-        """Take it away, and say in words what it was. Raises Unavailable."""
+        """Take it away, and say in words what it was. Raises Unavailable.
+
+        The tables go last: while they are there, whoever runs this again finds the rest.
+        """
+        gone: list[str] = []
+        for bridge in found.bridges:
+            gone += await self._routing(bridge).remove()
+            gone += await self._ingress(bridge).remove([bridge])
+        if found.guests:
+            await self._tools.forget_connections(found.guests)
         if found.families:
             await self._tools.apply(
                 [{"delete": {"table": {"family": family, "name": self._table}}} for family in found.families]
             )
-        if found.guests:
-            await self._tools.forget_connections(found.guests)
-        gone = [*found.tables]
-        for bridge in found.bridges:
-            gone += await self._routing(bridge).remove()
-            gone += await self._ingress(bridge).remove([bridge])
-        return tuple(gone)
+        return (*found.tables, *gone)
 
     def _routing(self, bridge: str) -> Routing:
         return Routing(self._tools, bridge, self._sandbox)

@@ -375,7 +375,7 @@ class Ruleset:
         within_rate = x.within_rate("questions", _SENDER, DNS_PER_SECOND, "second", DNS_BURST)
         yield [x.protocol("tcp"), *x.is_first(), within_rate, few_open, x.goto("starting")]
         yield [x.protocol("tcp"), *x.is_first(), x.DROP]
-        yield [within_rate, x.goto("starting")]
+        yield [within_rate, x.ACCEPT]  # a question has an entry for half a minute, so the rate bounds these, too
         yield [x.DROP]
 
     def _to_host(self) -> Iterable[list[JsonObject]]:

@@ -11,7 +11,7 @@ import structlog
 
 from ravebot.clock import Clock, from_us, to_us
 from ravebot.config import Config, matches_project
-from ravebot.errors import Forbidden, NotFound, RavebotError
+from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted
@@ -19,12 +19,14 @@ from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import RAVEBOT, MergeRequest, ProjectId
+from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.store import inbox, merge_requests
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 
 log = structlog.get_logger()
 
+_MOST_IN_A_ROW = 3
+"""Projects that do not answer: then it is GitLab that is away."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
 STILL_OBEYED = timedelta(days=7)
@@ -85,30 +87,32 @@ class Poller:
             await asyncio.sleep(wait)
 
     async def look(self) -> None:
-        """One look at everything. A project or merge request that we may not see holds up no other.
+        """One look at everything. A project or merge request that can't be looked at holds up no other.
 
-        Raises Forbidden when we may see none of the projects that there are.
+        Raises Forbidden when we may see no project, Unavailable when none answers: at once when several in a row don't.
         """
         refusals: dict[str, str] = {}
-        unseen = 0
+        unseen: dict[int, RavebotError] = {}
+        in_a_row = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
         projects = await self._gitlab.projects(self._config.gitlab.projects)
         for project_id, path in projects:
-            began = self._clock.now()
             try:
-                present = await self._gitlab.open_merge_requests(project_id)
-            except (NotFound, Forbidden) as error:
+                if why := await self._project(project_id, missing):
+                    refusals[path] = why
+                in_a_row = 0
+            except (NotFound, Forbidden, Unavailable) as error:
                 log.warning("project can't be looked at", project=path, error=str(error))
                 refusals[path] = str(error)
-                unseen += 1
-                continue
-            for mr in present:
-                missing.discard(mr.ref)
-                await self._told(mr)
-                if why := await self._comments(mr):
-                    refusals[path] = f"comments on !{mr.ref.iid}: {why}"
-            await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
+                unseen[project_id] = error
+                in_a_row = in_a_row + 1 if isinstance(error, Unavailable) else 0
+                if isinstance(error, SlowDown) or in_a_row == _MOST_IN_A_ROW:
+                    raise
+            if self.looked_at and not self.problem:  # a look at many projects may take longer than looks are apart
+                self.looked_at = self._clock.now()
         for ref in sorted(missing):
+            if isinstance(unseen.get(ref.project_id), Unavailable):
+                continue
             try:
                 await self._told(await self._gitlab.merge_request(ref))
             except (NotFound, Forbidden) as error:
@@ -120,9 +124,22 @@ class Poller:
                     " or correct gitlab.projects"
                 )
         self.refusals = refusals
-        if projects and unseen == len(projects):
+        if len(unseen) == len(projects):
+            if trouble := next((error for error in unseen.values() if isinstance(error, Unavailable)), None):
+                raise trouble
             path, why = next(iter(refusals.items()))
-            raise Forbidden(f"GitLab refuses all {unseen} projects; {path}: {why}")
+            raise Forbidden(f"there is no project that ravebot may look at; {path}: {why}")
+
+    async def _project(self, project_id: int, missing: set[MergeRequestRef]) -> str:
+        """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""
+        began, refused = self._clock.now(), ""
+        for mr in await self._gitlab.open_merge_requests(project_id):
+            missing.discard(mr.ref)
+            await self._told(mr)
+            if why := await self._comments(mr):
+                refused = f"comments on !{mr.ref.iid}: {why}"
+        await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
+        return refused
 
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:

@@ -25,6 +25,9 @@ _SOON = timedelta(seconds=2)
 """A homeserver moves an upgraded room's aliases right after it has said that the room is replaced."""
 
 
+PROJECT_ROOMS = "matrix.rooms"
+
+
 @dataclass(frozen=True)
 class RoomStatus:
     """One configured room. `problem` says what is missing and how to mend it; "" when nothing is."""
@@ -36,7 +39,7 @@ class RoomStatus:
     problem: str = NOT_LOOKED_UP
     wait: Wait | None = None  # for the next try
     away: int = 0  # how often in a row nothing answered
-    key: str = "matrix.rooms"  # which configures it
+    key: str = PROJECT_ROOMS  # of the configuration
 
 
 class RoomDirectory:

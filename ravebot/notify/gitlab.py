@@ -23,17 +23,19 @@ from ravebot.gitlab.notes import (
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Unanswered
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
+from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import Kind, Message
+from ravebot.store.outbox import GITLAB, Kind, Message
 
 STILL_WORKING = timedelta(seconds=60 + TIMEOUT_SECONDS)
 """How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take before.
 https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
 _LOOK_AGAIN_SECONDS = 3.0
+_AGAIN = " again"
 T = TypeVar("T")
 
 
@@ -47,7 +49,7 @@ class GitLabSender:
         self._me: int | None = None
 
     async def send(self, message: Message) -> Sent:
-        ref = _ref(message.lane)
+        ref = ref_of(message.lane)
         try:
             match message.kind:
                 case Kind.NOTE:
@@ -70,8 +72,7 @@ class GitLabSender:
             return Sent("dropped: nothing to tell")
         if mr.note_id is not None:
             try:
-                await self._edit(ref, mr.note_id, body, message)
-                return Sent(str(mr.note_id))
+                return await self._edit(ref, mr.note_id, body, message)
             # Somebody deleted it, or it is of the user whose token we had before.
             except (NotFound, Forbidden):
                 pass
@@ -81,8 +82,7 @@ class GitLabSender:
             return Sent(str(posted), lambda tx: merge_requests.set_note(tx, ref, posted))
         found = note_id
         await self._database.write(lambda tx: self._keep(tx, ref, found, message))
-        await self._edit(ref, found, body, replace(message, unanswered_for=None))
-        return Sent(str(found))
+        return await self._edit(ref, found, body, replace(message, unanswered_for=None))
 
     def _keep(self, tx: Transaction, ref: MergeRequestRef, note_id: int, message: Message) -> None:
         """It was found: its creation is what got no answer, and was carried out."""
@@ -113,19 +113,18 @@ class GitLabSender:
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
         return await self._request(message, lambda: self._gitlab.create_note(ref, body))
 
-    async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> None:
+    async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:
         """Rewrite a note. While GitLab may be at work on an earlier edit, which would put an older text over this one,
         it is written now and, when that can't happen any more, once again."""
-        left = _seconds_at_work(message)
-        if not left:
-            await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
-            return
-        try:
-            await self._gitlab.edit_note(ref, note_id, body)
-        except Unanswered:
-            await self._database.write(lambda tx: outbox.note_request(tx, message.id))
-            raise
-        raise Unavailable("GitLab may still be at work on an earlier text of this note", left)
+        left = timedelta(seconds=_seconds_at_work(message))
+        await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
+
+        def write_again(tx: Transaction) -> None:
+            # In a lane of its own: nothing else has to wait for it.
+            lane = f"{note_lane(ref)}{_AGAIN}"
+            outbox.add(tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", delay=left)
+
+        return Sent(str(note_id), write_again if left else None)
 
     async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
         """Make a request of which GitLab may carry out what it does not answer: noted before, until it is answered."""
@@ -180,8 +179,9 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wai
     return None
 
 
-def _ref(lane: str) -> MergeRequestRef:
-    project_id, _, iid = lane.partition("!")
+def ref_of(lane: str) -> MergeRequestRef:
+    """The merge request that a lane of GitLab's is about."""
+    project_id, _, iid = lane.removesuffix(_AGAIN).partition("!")
     return MergeRequestRef(int(project_id), int(iid))
 
 

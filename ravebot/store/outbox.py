@@ -78,14 +78,20 @@ def add(
     sandbox_id: SandboxId | None = None,
     body: dict[str, object] | None = None,
     merge_key: str | None = None,
+    delay: timedelta = timedelta(0),
 ) -> None:
-    """Queue a message. With a merge key it is dropped while one like it waits unsent: that one, rendered when it
-    is sent, will tell this change too."""
+    """Queue a message, to be sent after `delay`. With a merge key it is dropped while one like it waits unsent: that
+    one, rendered when it is sent, will tell this change too."""
     tx.execute(
-        "INSERT INTO outbox (target, lane, kind, merge_key, sandbox_id, body, created_at, salt)"
-        " SELECT ?, ?, ?, ?, ?, ?, ?, lower(hex(randomblob(8))) WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox"
-        " WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NULL)",
-        (target, lane, kind, merge_key, sandbox_id, dump_json(body or {}), tx.now_us, merge_key, merge_key),
+        "INSERT INTO outbox"
+        " (target, lane, kind, merge_key, sandbox_id, body, created_at, postponed_at, next_attempt_at, salt)"
+        " SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, lower(hex(randomblob(8)))"
+        " WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox WHERE merge_key = ?"
+        " AND delivered_at IS NULL AND attempted_at IS NULL)",
+        (
+            *(target, lane, kind, merge_key, sandbox_id, dump_json(body or {})),
+            *(tx.now_us, tx.now_us, to_us(tx.now + delay), merge_key, merge_key),
+        ),
     )
     tx.wake(OUTBOX_MATRIX if target == MATRIX else OUTBOX_GITLAB)
 

@@ -53,9 +53,9 @@ def judge(looked_at: datetime | None, problem: str, every: timedelta, now: datet
     """What is known of a part that is looked at `every` so often.
 
     `looked_at` is when that was done last, `problem` why it did not work then (empty: it did). A look in the future
-    (the clock was set back since) counts for nothing: else it would count until the clock is there again.
+    (the clock was set back since) is as of now, but for one so far ahead that it would count for too long.
     """
-    age = now - looked_at if looked_at is not None and looked_at <= now else None
+    age = None if looked_at is None or looked_at - now > PERIODS * every else max(timedelta(0), now - looked_at)
     if problem:
         return Check(State.FAILED, problem, age)
     if looked_at is None:

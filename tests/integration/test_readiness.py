@@ -177,8 +177,8 @@ async def test_gitlab_polls_that_find_no_project_at_all_are_not_called_well(tmp_
     async with a_ward(tmp_path, projects=("elsewhere/*",)) as ward:
         await ward.polled()
         check = await ward.check("gitlab")
-    assert check.state is State.DEGRADED
-    assert check.detail.startswith("elsewhere/*: ")
+    assert check.state is State.FAILED
+    assert "elsewhere/*: " in check.detail
 
 
 @pytest.mark.parametrize("later", [timedelta(hours=12), -timedelta(hours=1)])
@@ -211,6 +211,22 @@ async def test_gitlab_failed_when_it_refuses_every_project(ward: Ward) -> None:
     check = await ward.check("gitlab")
     assert check.state is State.FAILED
     assert "group/app" in check.detail
+
+
+@pytest.mark.parametrize("status", [403, 500])
+async def test_one_project_that_can_not_be_looked_at_makes_gitlab_degraded_and_holds_up_no_other(
+    ward: Ward, status: int
+) -> None:
+    broken = ward.server.add_project("group/broken")
+    behind = ward.server.add_project("group/behind")
+    for project in (broken, behind):
+        ward.server.set_role(project, ward.bot, DEVELOPER)
+    ward.server.fail(status, path=rf"/projects/{broken.id}/")
+    await ward.polled()
+    check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert "group/broken: " in check.detail
+    assert any(f"/projects/{behind.id}/merge_requests" in request.path for request in ward.server.requests)
 
 
 async def test_one_refused_project_makes_gitlab_degraded_and_is_named(ward: Ward) -> None:

@@ -20,7 +20,8 @@ EVERY = timedelta(minutes=5)
         (timedelta(0), "", State.OK),
         (3 * EVERY, "", State.OK),
         (3 * EVERY + timedelta(seconds=1), "", State.UNKNOWN),
-        (-timedelta(seconds=1), "", State.UNKNOWN),  # the clock was set back
+        (-timedelta(seconds=1), "", State.OK),  # the clock was set back
+        (-3 * EVERY - timedelta(seconds=1), "", State.UNKNOWN),
         (-timedelta(days=365), "", State.UNKNOWN),
         (timedelta(0), "refused", State.FAILED),
         (timedelta(days=1), "refused", State.FAILED),
@@ -35,7 +36,8 @@ def test_ok_is_what_was_looked_at_within_three_periods_and_worked(
     assert check.state is state
     assert check.detail
     assert problem in check.detail
-    assert check.age == (ago if ago is not None and ago >= timedelta(0) else None)
+    known = ago is not None and ago >= -3 * EVERY
+    assert check.age == (max(timedelta(0), ago) if ago is not None and known else None)
 
 
 @pytest.mark.parametrize(("state", "fit"), [("ok", True), ("degraded", True), ("failed", False), ("unknown", False)])
