@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 
 from ravebot.config import Config, matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.loop import Step
 from ravebot.intake.people import People
+from ravebot.intake.poll import STILL_OBEYED
 from ravebot.matrix.cards import render_card, render_why
 from ravebot.matrix.commands import Command, Ref, Usage, command_line, number_in, parse
 from ravebot.matrix.content import as_reply
@@ -42,7 +44,8 @@ class MatrixJournal:
     async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
         def write(tx: Transaction) -> None:
             for message in messages:
-                if message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
+                addressed = message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
+                if addressed and not _is_too_old(message, tx):
                     body, lane = _kept(message), self._lane(message)
                     inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)
@@ -294,6 +297,11 @@ class MatrixIntake:
 def _kept(message: IncomingMessage) -> str:
     """A message as the inbox keeps it until it is acted on: of its text only the line that is a command."""
     return json.dumps(asdict(replace(message, text=command_line(message.text))))
+
+
+def _is_too_old(message: IncomingMessage, tx: Transaction) -> bool:
+    """Whether a command is no longer obeyed: it is heard again when a backup is restored, whose sync token is old."""
+    return message.at_ms > 0 and tx.now_us - 1000 * message.at_ms > STILL_OBEYED // timedelta(microseconds=1)
 
 
 def _nothing(_: Transaction) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -67,6 +68,16 @@ class Chat:
             for _, _, kind, body in await self.desk.world.outbox()
             if kind == "reply"
         ]
+
+
+@pytest.mark.parametrize(("days", "heard"), [(6, 1), (8, 0)])
+async def test_a_command_of_long_ago_that_is_heard_again_is_not_obeyed(desk: Desk, days: int, heard: int) -> None:
+    said_at = desk.world.clock.now() - timedelta(days=days)
+    journal = MatrixJournal(desk.world.database, "!rave")
+    message = IncomingMessage("$old", DEV, ALICE, "!rave list", None, False, int(said_at.timestamp() * 1000))
+    await journal.save((message,), "s1")
+    assert await desk.world.read(inbox.pending) == heard
+    assert await journal.token() == "s1"
 
 
 @pytest.fixture
