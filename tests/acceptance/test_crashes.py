@@ -38,7 +38,10 @@ async def one_life(stage: Stage, number: int, reaper: Reaper, kills: int) -> Mer
 
 
 async def told_everything(stage: Stage) -> bool:
-    return not rows(stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL") and not leftovers.machines(stage)
+    """Whether all was told and ended. A note that was written during a kill is written a second time 80 s later, when
+    GitLab can't be at work on the first any more: that says nothing new, and is not waited for."""
+    to_tell = rows(stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL AND lane NOT LIKE '% again'")
+    return not to_tell and not leftovers.machines(stage)
 
 
 async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_left() -> None:
@@ -49,7 +52,7 @@ async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_
         reapers = [Reaper(stage, seed, steps, struck) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]
         lives = [await one_life(stage, number, reaper, 14) for number, reaper in enumerate(reapers, 1)]
         await stage.until(stage.is_ready, 40, "ravebot is not ready in the end")
-        await stage.until(lambda: told_everything(stage), 60, "something is still to be told")
+        await stage.until(lambda: told_everything(stage), 120, "something is still to be told")
         points = Counter(point for reaper in reapers for point in reaper.points)
         print("\n".join(f"{count} x {point}" for point, count in points.items()))
 

@@ -159,7 +159,7 @@ async def test_of_a_message_only_the_command_is_kept_and_nothing_once_it_is_hand
             "type": "m.room.message",
             "event_id": f"$event{number}",
             "sender": ALICE,
-            "origin_server_ts": 1,
+            "origin_server_ts": int(desk.world.clock.now().timestamp() * 1000),
             "content": {
                 "msgtype": "m.text",
                 "body": f"!rave help\n{LONG[:60_000]}",

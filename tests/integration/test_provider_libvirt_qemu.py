@@ -319,13 +319,15 @@ class TestAnEnd:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=711", "disks", str(disks)], check=True)
         try:
             await boot_up(provider, spec)
-            fill = "dd if=/dev/urandom of=/srv/fill bs=1M count=48 && sync && echo written"
-            filling = asyncio.create_task(provider.run(spec.name, ("sh", "-c", fill), timeout=90 * SECOND))
+            # In the background: a guest that is paused does not answer the one who would wait for it.
+            fill = "(dd if=/dev/urandom of=/srv/fill bs=1M count=48 && sync && touch /srv/written) >/dev/null 2>&1 &"
+            await provider.run(spec.name, ("sh", "-c", fill), timeout=20 * SECOND)
             paused = await wait_for_state(provider, spec.name, Observed.PAUSED, seconds=60)
             assert paused.pause_reason == "ioerror"
             subprocess.run(["mount", "-o", "remount,size=200m", str(disks)], check=True)
             await provider.resume(spec.name)
-            assert (await filling).output.endswith("written\n")
+            wait = "until test -e /srv/written; do sleep 0.2; done; wc -c </srv/fill"
+            assert (await provider.run(spec.name, ("sh", "-c", wait), timeout=90 * SECOND)).output == f"{48 << 20}\n"
             await provider.delete(spec.name)
         finally:
             await bench.clean_instance(bench.instance_id)
