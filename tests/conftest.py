@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-_ON_LIBVIRTD = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
+from tests.support.libvirtd import with_libvirtd
+
+_BESIDE_RESTARTS = tuple(
+    f"tests/acceptance/test_{name}" for name in ("cleanup", "crashes", "demo", "hostile", "sandbox")
+)
+_WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
+
+
+def _need(nodeid: str) -> str:
+    """What a test needs for itself: others that need the same do not run beside it."""
+    if nodeid.startswith(_BESIDE_RESTARTS):
+        return "machines"
+    if nodeid.startswith(_WITH_RESTARTS):
+        return "machines and libvirtd's restarts"
+    return nodeid.partition("::")[0]
 
 
 class _ByNeed(LoadScopeScheduling):
-    """What `./dev test` runs in one process, beside the other's: a host has one libvirtd, and tests restart it, so that
-    theirs go one after another; of the others each file, because its tests may share a Synapse.
+    """What `./dev test` runs in one process, beside the others': two groups that boot machines, which take the longest,
+    and of the rest each file, because its tests may share a Synapse.
 
     Not by `--dist loadgroup`, which pytest 9.2 broke: https://github.com/pytest-dev/pytest-xdist/issues/1386
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "libvirtd" if nodeid.startswith(_ON_LIBVIRTD) else nodeid.partition("::")[0]
+        return _need(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     return _ByNeed(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if _need(item.nodeid) != "machines":
+        return (yield)
+    with with_libvirtd():
+        return (yield)

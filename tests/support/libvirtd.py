@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import libvirt
@@ -14,11 +17,37 @@ import libvirt
 SYSTEM_URI = "qemu:///system"
 _PID_FILE = Path("/run/libvirtd.pid")
 _LOG_PID_FILE = Path("/run/virtlogd.pid")
+_LOCK = Path("/tmp/ravebot-tests-libvirtd.lock")
 _WAIT_SECONDS = 20.0
 
 
 class LibvirtdError(Exception):
     """libvirtd could not be started here; the message says what it said."""
+
+
+@contextmanager
+def with_libvirtd() -> Iterator[None]:
+    """While this lasts, no test in another process ends libvirtd."""
+    with _locked(fcntl.LOCK_SH):
+        yield
+
+
+@asynccontextmanager
+async def without_others() -> AsyncIterator[None]:
+    """For who ends libvirtd: waits for other tests `with_libvirtd`, and keeps new ones waiting."""
+    lock = _locked(fcntl.LOCK_EX)
+    await asyncio.to_thread(lock.__enter__)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+@contextmanager
+def _locked(how: int) -> Iterator[None]:
+    with _LOCK.open("w") as file:
+        fcntl.flock(file, how)
+        yield
 
 
 def ensure_libvirtd() -> None:
