@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support.libvirtd import with_libvirtd
 
 _BESIDE_RESTARTS = tuple(
-    f"tests/acceptance/test_{name}" for name in ("cleanup", "crashes", "demo", "hostile", "sandbox")
+    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
 )
 _WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
 
