@@ -197,9 +197,10 @@ async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(
     await yard.told(MR)
     for _ in range(20):
         await yard.core.pool.one_pass(yard.flights)
-        await asyncio.sleep(0.02)
         yard.pass_by(minutes=5)
-        await yard.land()
+        while yard.flights.any():  # a busy machine may begin to wait only after the clock was moved
+            await asyncio.sleep(0.02)
+            yard.pass_by(minutes=5)
     assert len(await yard.log("sandbox.requeued")) == 3
     assert len(await yard.log("build.held")) == 1
     assert guests(yard).count("create") == 3
