@@ -34,22 +34,6 @@ NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
-    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def account(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("ravebot")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def alice(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("alice")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bob(synapse: Synapse) -> MatrixUser:
     return await synapse.user("bob")
 

@@ -28,22 +28,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 ALIAS = "#dev:localhost"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
-    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def account(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("ravebot")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def alice(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("alice")
-
-
 @dataclass
 class Desk:
     """A sender, and the row that it is to send next."""

@@ -23,17 +23,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
-    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def alice(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("alice")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mallory(synapse: Synapse) -> MatrixUser:
     return await synapse.user("mallory")
 

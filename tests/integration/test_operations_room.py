@@ -30,22 +30,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 OPS = "#ops:localhost"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
-    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def account(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("ravebot")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def alice(synapse: Synapse) -> MatrixUser:
-    return await synapse.user("alice")
-
-
 class LosesAnswers:
     """Takes what is sent to Matrix there, and loses the answer as often as it is told to."""
 

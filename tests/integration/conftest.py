@@ -1,0 +1,26 @@
+"""The homeserver and the accounts that a file's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.synapse import MatrixUser, Synapse
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def synapse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Synapse]:
+    async with Synapse(tmp_path_factory.mktemp("synapse")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def account(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("ravebot")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def alice(synapse: Synapse) -> MatrixUser:
+    return await synapse.user("alice")
