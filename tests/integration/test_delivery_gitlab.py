@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -61,14 +60,6 @@ class Post:
     async def drain(self) -> None:
         while await self.send() is not None:
             pass
-
-    async def insist(self) -> None:
-        """Try the oldest row again and again, as delivery does, only faster."""
-        for _ in range(40):
-            with suppress(Unavailable):
-                if await self.send() is None:
-                    break
-            await asyncio.sleep(0.1)
 
     async def prepare(self, kind: Kind) -> int:
         """Have a row of that kind as the next; returns how many notes there are before it."""
@@ -180,11 +171,15 @@ async def test_a_note_of_the_user_whose_token_we_had_before_is_left_and_another_
 async def test_gitlab_that_is_only_slow_makes_no_second_note(post: Post, kind: Kind) -> None:
     before = await post.prepare(kind)
     desk = post.desk
-    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 0.3)
+    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 1)
     post.sender = GitLabSender(desk.world.database, desk.world.views, gitlab)
-    desk.server.slow(1.0, 1, method="POST", path="/notes$")
+    desk.server.hold(1, method="POST", path="/notes$")
     try:
-        await post.insist()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await post.send()
+        await desk.server.let_go()
+        await post.drain()
     finally:
         await gitlab.close()
     assert len(post.notes()) == before + 1
@@ -196,24 +191,23 @@ async def test_what_a_killed_process_left_gitlab_at_work_on_is_not_posted_again_
 ) -> None:
     before = await post.prepare(kind)
     desk = post.desk
-    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 0.2)
-    post.sender = GitLabSender(desk.world.database, desk.world.views, gitlab)
-    desk.server.slow(1.5, 1, method="POST", path="/notes$")
+    desk.server.hold(1, method="POST", path="/notes$")
     killed = asyncio.create_task(post.send())
     async with asyncio.timeout(5):
         while "POST" not in desk.server.under_way:
             await asyncio.sleep(0.005)
     killed.cancel()
     await asyncio.wait({killed})
-    await gitlab.close()
     await desk.world.database.__aexit__(None, None, None)
     async with Database(desk.world.database.path, desk.world.clock) as database:
         desk.world = replace(desk.world, database=database)
         post.restart()
-        assert "POST" in desk.server.under_way
-        await post.insist()
-        while "POST" in desk.server.under_way:
-            await asyncio.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await post.send()
+        assert desk.server.under_way == ["POST"]
+        await desk.server.let_go()
+        await post.drain()
     assert len(post.notes()) == before + 1
 
 
@@ -259,10 +253,10 @@ async def test_a_proxy_that_gave_up_on_gitlab_is_no_answer_of_gitlabs_also_when_
 async def test_an_edit_that_got_no_answer_does_not_undo_a_newer_one(post: Post) -> None:
     await post.drain()
     desk, (note,) = post.desk, post.notes()
-    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 0.2)
+    gitlab = GitLab(desk.server.url, desk.server.token_for(desk.bot), desk.world.clock, 1)
     post.sender = GitLabSender(desk.world.database, desk.world.views, gitlab)
     await post.refresh()
-    desk.server.slow(0.6, 1, method="PUT", path="/notes/")
+    desk.server.hold(1, method="PUT", path="/notes/")
     with pytest.raises(Unavailable):
         await post.send()
     desk.server.merge(post.mr)
@@ -270,8 +264,7 @@ async def test_an_edit_that_got_no_answer_does_not_undo_a_newer_one(post: Post) 
     await desk.work()
     await post.send()  # what is true now is written at once …
     assert "Sandbox ended" in note.body
-    while "PUT" in desk.server.under_way:
-        await asyncio.sleep(0.01)
+    await desk.server.let_go()
     desk.world.pass_by(seconds=80)
     assert "Sandbox waits" in note.body, "that GitLab carried the old edit out is what this is about"
     assert await post.send(again=True)  # … and once more when GitLab must be done with what it was asked before

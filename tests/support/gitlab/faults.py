@@ -35,7 +35,7 @@ class Fault:
     path: re.Pattern[str]
     after: bool  # the request takes effect, only its answer is lost
     hang_up: bool = False  # instead of silence
-    seconds: float | None = None  # carried out so much later, whether anybody still waits for the answer or not
+    held: bool = False  # carried out when it is let go, whether anybody still waits for the answer or not
 
     def hits(self, request: web.Request) -> bool:
         return self.method in {None, request.method} and self.path.search(request.rel_url.raw_path) is not None
@@ -52,6 +52,7 @@ class Faults:
         self._window: deque[float] = deque()
         self._limit: tuple[int, float] | None = None
         self._cleared = asyncio.Event()
+        self._let_go = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -72,9 +73,19 @@ class Faults:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._release)
 
+    def let_go(self) -> None:
+        """Carry out the requests that are held."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._resume)
+
     def _release(self) -> None:
+        self._resume()
         self._cleared.set()
         self._cleared = asyncio.Event()
+
+    def _resume(self) -> None:
+        self._let_go.set()
+        self._let_go = asyncio.Event()
 
     async def apply(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer, or fail to, as the switches say; every request is logged."""
@@ -98,8 +109,8 @@ class Faults:
             fault.left -= 1
             if fault.left <= 0:
                 self.faults.remove(fault)
-        if fault.seconds is not None:
-            await asyncio.sleep(fault.seconds)
+        if fault.held:
+            await self._let_go.wait()
             return await handler(request)
         if fault.after:
             await handler(request)

@@ -93,9 +93,16 @@ class GitLabServer(Actions):
         """Close the connection instead of answering, as a server that is restarted does."""
         self._faults.add(Fault(None, count, None, method, re.compile(path), after, hang_up=True))
 
-    def slow(self, seconds: float, count: int | None = None, *, method: str | None = None, path: str = "") -> None:
-        """Carry the request out so much later, also when the client has lost patience meanwhile."""
-        self._faults.add(Fault(None, count, None, method, re.compile(path), after=True, seconds=seconds))
+    def hold(self, count: int | None = None, *, method: str | None = None, path: str = "") -> None:
+        """Carry the request out at `let_go` or `restore`, also when the client has lost patience meanwhile."""
+        self._faults.add(Fault(None, count, None, method, re.compile(path), after=True, held=True))
+
+    async def let_go(self, timeout_seconds: float = 30) -> None:
+        """Carry out what `hold` holds, and wait until all that was under way is done."""
+        self._faults.let_go()
+        async with asyncio.timeout(timeout_seconds):
+            while self.under_way:
+                await asyncio.sleep(0.005)
 
     def rate_limit(self, requests: int, per_seconds: float = 60) -> None:
         """Allow so many requests in any such time, then 429 with Retry-After."""
