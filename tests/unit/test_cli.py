@@ -91,7 +91,9 @@ def test_the_demo_has_the_time_it_takes_to_clean_up_after_an_interrupt(tmp_path:
     )
     script.chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; from ravebot.cli import become; become(Path(sys.argv[1]), sys.argv[2:])"
+        "import signal, sys; from pathlib import Path; from ravebot.cli import become;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
+        "become(Path(sys.argv[1]), sys.argv[2:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(script), "demo", "--keep"],
