@@ -25,7 +25,7 @@ from benchmarks.figures import Figure, median, ms, percentile, spread
 from ravebot.access.rules import NoFirewall
 from ravebot.app import spare_the_collector
 from ravebot.clock import SystemClock
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import NotFound
 from ravebot.parts import Core, make_core
 from ravebot.providers.base import MachineSpec

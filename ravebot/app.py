@@ -17,8 +17,8 @@ from ravebot.access.rules import Firewall
 from ravebot.audit import database_path
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
-from ravebot.config import Config
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
+from ravebot.config.model import Config
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler

@@ -12,7 +12,7 @@ from datetime import timedelta
 from ravebot import hostlock
 from ravebot.audit import database_path
 from ravebot.clock import SystemClock
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
 from ravebot.errors import MachineNotFound, RavebotError, StoreError
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider

@@ -21,8 +21,8 @@ import typer
 from pydantic import TypeAdapter
 
 from ravebot import terminal
-from ravebot.config import parse_duration
-from ravebot.configfile import InvalidConfigError, LoadedConfig, load, read_state_dir
+from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_state_dir
+from ravebot.config.values import parse_duration
 from ravebot.errors import RavebotError
 
 if TYPE_CHECKING:

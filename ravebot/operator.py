@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from ravebot import audit
 from ravebot.cleanup import Cleaner, Wish, find_strangers
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.intents import Outcome as Result

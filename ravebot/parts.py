@@ -9,7 +9,7 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
 from ravebot.clock import Clock
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains

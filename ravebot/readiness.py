@@ -13,7 +13,7 @@ from functools import partial
 from ravebot.access.rules import Firewall
 from ravebot.chat import NOT_CONNECTED, Chat
 from ravebot.clock import Clock
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ravebot import hostlock
 from ravebot.access.nft import NetworkTools
 from ravebot.access.remains import FirewallHoldings, FirewallRemains
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Refused
 from ravebot.parts import make_remains
 from ravebot.providers import base

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ravebot.configfile import InvalidConfigError
+from ravebot.config.file import InvalidConfigError
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.web.operations import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine

@@ -29,7 +29,7 @@ from ravebot.access.bpf import (
 )
 from ravebot.access.rules import Guest
 from ravebot.access.ruleset import VOUCHED
-from ravebot.config import BridgeConfig
+from ravebot.config.model import BridgeConfig
 
 PASS = 0xFFFFFFFF
 """TC_ACT_UNSPEC: go on to the next filter, if somebody has one there."""

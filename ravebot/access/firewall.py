@@ -36,7 +36,7 @@ from ravebot.access.uplinks import uplinks
 from ravebot.access.visits import Visits
 from ravebot.access.watch import Monitor
 from ravebot.clock import Clock
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable
 from ravebot.sandboxes import naming
 

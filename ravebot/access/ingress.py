@@ -18,7 +18,7 @@ from ravebot.access.bpf import Encoded, Program, bytecode
 from ravebot.access.filters import MOST_ADDRESSES, bridge_program, guest_program
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.rules import Guest
-from ravebot.config import BridgeConfig, SandboxConfig
+from ravebot.config.model import BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable
 
 log = structlog.get_logger()

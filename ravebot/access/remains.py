@@ -11,7 +11,7 @@ from ravebot.access.nft import NetworkTools, bodies
 from ravebot.access.reading import bridges_by_instance
 from ravebot.access.routing import Routing
 from ravebot.access.ruleset import LIVE, TABLE_PREFIX
-from ravebot.config import BridgeConfig, SandboxConfig
+from ravebot.config.model import BridgeConfig, SandboxConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import cast
 
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import MAY_PASS, PRIVATE_RANGES
-from ravebot.config import SandboxConfig
+from ravebot.config.model import SandboxConfig
 from ravebot.errors import Unavailable
 
 _FIRST_PRIORITY = 1000

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ravebot.access import expressions as x
 from ravebot.access.nft import JsonObject
 from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND, Rules, Service
-from ravebot.config import MOST_MACHINES, AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import MOST_MACHINES, AccessConfig, BridgeConfig, SandboxConfig
 
 TABLE_PREFIX = "ravebot-"
 """Of every instance's tables; the instance's id follows."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from ravebot.access.nft import NetworkTools
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
 from ravebot.doctor import gitlab, machines, matrix, network, state
 from ravebot.doctor.finding import Finding, failed, ok, unseen, warning
 from ravebot.doctor.services import Answer

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote
 
-from ravebot.config import Config, matches_project
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
+from ravebot.config.model import Config, matches_project
 from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
 from ravebot.doctor.services import Answer, get
 from ravebot.errors import ConfigError, Unavailable

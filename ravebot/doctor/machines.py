@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from ravebot.config import Config, LibvirtConfig
+from ravebot.config.model import Config, LibvirtConfig
 from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.errors import ProviderError, RavebotError
 from ravebot.providers.libvirt.connection import Connection, Handle

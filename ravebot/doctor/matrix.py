@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
 
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
 from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
 from ravebot.doctor.services import Answer, get
 from ravebot.errors import Unavailable

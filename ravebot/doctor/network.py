@@ -18,7 +18,7 @@ from ravebot.access.ingress import WEAKNESS, try_out
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import TABLE_PREFIX
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.doctor.state import holder
 from ravebot.errors import Unavailable

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ravebot.audit import database_path
-from ravebot.configfile import LoadedConfig
+from ravebot.config.file import LoadedConfig
 from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.store.database import migrations
 

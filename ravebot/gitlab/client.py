@@ -16,7 +16,7 @@ from urllib.parse import quote
 import structlog
 
 from ravebot.clock import Clock, SystemClock
-from ravebot.config import matches_project
+from ravebot.config.model import matches_project
 from ravebot.errors import NotFound, Unavailable
 from ravebot.gitlab import answers, download
 from ravebot.gitlab.commands import command_line

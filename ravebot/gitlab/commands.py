@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ravebot.config import parse_duration
+from ravebot.config.values import parse_duration
 
 WORD = "/sandbox"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ravebot.config import Config, parse_duration
+from ravebot.config.model import Config
+from ravebot.config.values import parse_duration
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import NoteCommand, NoteUsage, parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from ravebot.config import Config, matches_project
+from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.loop import Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.matrix.permissions import Decision, decide
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef

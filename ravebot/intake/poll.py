@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from ravebot.clock import Clock, from_us, to_us
-from ravebot.config import Config, matches_project
+from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import parse_comment

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from nio import AsyncClient
 
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
 

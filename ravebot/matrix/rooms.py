@@ -9,7 +9,7 @@ from datetime import timedelta
 import structlog
 
 from ravebot.clock import Clock, Wait
-from ravebot.config import Room, matches_project
+from ravebot.config.model import Room, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient

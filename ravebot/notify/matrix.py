@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import render_card, render_history, render_news, render_said, render_warning

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import MachineNotFound, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.builds import Builds

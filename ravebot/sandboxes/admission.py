@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from ravebot.clock import Clock
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import capacity
 from ravebot.sandboxes.edges import Meter

@@ -11,7 +11,7 @@ from datetime import timedelta
 import structlog
 
 from ravebot.clock import Clock, is_due
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import ImageError, MachineNotFound, ProviderError, RavebotError
 from ravebot.providers.base import MachineSpec, Provider
 from ravebot.sandboxes.chain import Chain

@@ -14,7 +14,7 @@ from datetime import timedelta
 import structlog
 
 from ravebot.clock import Clock, age
-from ravebot.config import Config, HttpTest
+from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from ravebot.clock import Clock, is_due
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.chain import Chain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequest, Sandbox, SandboxState, Stage

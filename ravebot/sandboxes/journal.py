@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT, Actor, Event, MachineId, MergeRequest, MergeRequestRef, Sandbox
 from ravebot.sandboxes.telling import TELLINGS

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox, settled_thresholds
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import (

@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from ravebot.clock import Clock, is_due
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.actions import Actions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.sandboxes import capacity
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.telling import words

@@ -23,7 +23,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from ravebot.config import BridgeConfig, LibvirtConfig
+from ravebot.config.model import BridgeConfig, LibvirtConfig
 from ravebot.errors import ImageError, MachineNotFound, ProviderError
 from ravebot.providers.base import Listing, MachineSpec, ObservedMachine, ProviderEvent
 from ravebot.providers.libvirt import LibvirtProvider

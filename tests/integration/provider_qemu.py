@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from ravebot.config import LibvirtConfig
+from ravebot.config.model import LibvirtConfig
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt import LibvirtProvider
 from tests.integration.provider_contract import ProviderBench, bridge_of_its_own, open_folder

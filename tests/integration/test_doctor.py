@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from ravebot.access.nft import NetworkTools
-from ravebot.configfile import LoadedConfig, load
+from ravebot.config.file import LoadedConfig, load
 from ravebot.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
 from ravebot.web.server import serve
 

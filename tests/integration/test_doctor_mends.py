@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from ravebot.access.nft import NetworkTools
-from ravebot.config import Config
+from ravebot.config.model import Config
+from ravebot.config.secrets import read_secret
 from ravebot.doctor import Finding, Verdict, machines, network, state
-from ravebot.secretfiles import read_secret
 from tests.integration.provider_contract import open_folder
 from tests.support.netns import Namespace
 

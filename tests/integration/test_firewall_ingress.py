@@ -17,7 +17,7 @@ from ravebot.access.ingress import Ingress
 from ravebot.access.nft import NetworkTools
 from ravebot.access.rules import Guest, Repair, Rules
 from ravebot.clock import SystemClock
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from tests.support import netns
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import Namespace, Router

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from structlog.testing import capture_logs
 
-from ravebot.config import BridgeConfig
+from ravebot.config.model import BridgeConfig
 from ravebot.providers.libvirt.definitions import dnsmasq_options, network_xml
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import GuestMachine, Namespace, Router

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.access.nft import NetworkTools
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.doctor import Finding, Verdict, network
 from tests.integration.test_firewall_isolation import answer
 from tests.support.firewall import firewall_of, rules_of

@@ -9,7 +9,7 @@ import pytest
 from ravebot.access.nft import NetworkTools
 from ravebot.access.remains import FirewallRemains
 from ravebot.access.rules import Repair, Rules
-from ravebot.config import SandboxConfig
+from ravebot.config.model import SandboxConfig
 from tests.support.firewall import firewall_of
 from tests.support.netns import Router
 

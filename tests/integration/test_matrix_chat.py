@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ravebot.chat import Chat
 from ravebot.clock import SystemClock
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites

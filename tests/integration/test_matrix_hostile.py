@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from ravebot.clock import ManualClock, SystemClock
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient

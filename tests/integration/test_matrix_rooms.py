@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from ravebot.clock import ManualClock
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.cards import edit_of, in_thread, render_card, render_warning
 from ravebot.matrix.client import MatrixClient

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from ravebot.clock import SystemClock
-from ravebot.config import MatrixConfig
+from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.incoming import IncomingMessage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.config import LibvirtConfig
+from ravebot.config.model import LibvirtConfig
 from ravebot.errors import GuestError, ProviderError
 from ravebot.providers.base import Holdings
 from ravebot.providers.libvirt import LibvirtRemains

@@ -15,8 +15,8 @@ from typer.main import get_command
 from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
-from ravebot.config import matches_project
-from ravebot.configfile import load
+from ravebot.config.file import load
+from ravebot.config.model import matches_project
 from ravebot.gitlab.commands import help_lines
 from ravebot.matrix.commands import help_rows
 from ravebot.web.metrics import Metrics

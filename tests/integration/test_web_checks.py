@@ -12,7 +12,7 @@ import pytest
 
 from ravebot.access.firewall import NftFirewall
 from ravebot.clock import SystemClock
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.gitlab.client import GitLab
 from ravebot.web.checks import Check, Checks, Checkup, State
 from tests.support.gitlab import GitLabServer

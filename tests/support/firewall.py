@@ -8,7 +8,7 @@ from typing import Any
 from ravebot.access.firewall import NftFirewall
 from ravebot.access.rules import Forward, Guest, Rules, Service
 from ravebot.clock import SystemClock
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from tests.support.netns import GuestMachine, Namespace, Router
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ravebot.clock import ManualClock, to_us
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.lifecycle import Lifecycle

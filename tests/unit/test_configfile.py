@@ -11,9 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ravebot.configfile import InvalidConfigError, LoadedConfig, load
-from ravebot.configkeys import every_key
-from ravebot.yamltree import KeyPath, Problem
+from ravebot.config.complaints import every_key
+from ravebot.config.file import InvalidConfigError, LoadedConfig, load
+from ravebot.config.tree import KeyPath, Problem
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 HIDDEN = "hush-hush-4711"

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ravebot.clock import ManualClock
-from ravebot.config import Config
+from ravebot.config.model import Config
 from ravebot.doctor import Finding, Verdict, machines, network, show, state
 from ravebot.doctor.examine import clock, gathered
 from ravebot.doctor.services import Answer

@@ -11,7 +11,7 @@ from ravebot.access.bpf import assemble, bytecode, end_with, if_equal, load_byte
 from ravebot.access.filters import DROP, PASS, bridge_program, guest_program
 from ravebot.access.rules import Guest
 from ravebot.access.ruleset import MAY_PASS, VOUCHED
-from ravebot.config import BridgeConfig
+from ravebot.config.model import BridgeConfig
 from tests.support import bpf
 from tests.support.frames import (
     ACK,

@@ -14,7 +14,7 @@ from ravebot.access.rules import Forward, Guest, Rules, Service
 from ravebot.access.ruleset import FAMILIES, GUESTS, LIVE, OPENED, PORTS, SETS, SSH_PORTS, Ruleset, elements
 from ravebot.access.ruleset import element_commands as commands_for
 from ravebot.clock import SystemClock
-from ravebot.config import AccessConfig, BridgeConfig, SandboxConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 
 RULES = Rules(
     guests=frozenset([Guest("rv1", "52:54:00:00:00:02", "10.80.0.2")]),

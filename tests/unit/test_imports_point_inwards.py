@@ -12,28 +12,17 @@ ROOT = Path(__file__).parents[2] / "ravebot"
 PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "capacity", "naming", "view"))
 BASICS = ("ravebot.errors", "ravebot.clock")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules")
-INNER = (*BASICS, *CONTRACTS, "ravebot.config", "ravebot.sandboxes", "ravebot.store")
-CONFIGURATION = (
-    "ravebot.config",
-    "ravebot.configvalues",
-    "ravebot.yamltree",
-    "ravebot.secretfiles",
-    "ravebot.configkeys",
-    "ravebot.configchecks",
-)
-
+INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
     "ravebot.errors": (),
     "ravebot.clock": (),
-    "ravebot.config": ("ravebot.configvalues",),
-    "ravebot.configvalues": (),
-    "ravebot.yamltree": (),
-    "ravebot.secretfiles": (),
-    "ravebot.configkeys": CONFIGURATION,
-    "ravebot.configchecks": (*CONFIGURATION, "ravebot.sandboxes.view"),
-    "ravebot.configfile": (*CONFIGURATION, "ravebot.errors"),
+    "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sandboxes.view"),
+    "ravebot.config.model": ("ravebot.config.values",),
+    "ravebot.config.values": (),
+    "ravebot.config.tree": (),
+    "ravebot.config.secrets": (),
     "ravebot.logs": (),
     "ravebot.providers.base": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.access.rules": ("ravebot.sandboxes.model", "ravebot.errors"),
@@ -61,7 +50,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.doctor": ("ravebot",),
     "ravebot.audit": (*INNER, "ravebot.web.operations"),
     "ravebot.terminal": (
-        "ravebot.configfile",
+        "ravebot.config.file",
         "ravebot.sandboxes.naming",
         "ravebot.sandboxes.view",
         "ravebot.web.operations",
@@ -171,7 +160,7 @@ def test_the_check_finds_an_adapter_that_imports_the_app() -> None:
 
 
 def test_the_check_finds_a_configuration_that_knows_the_rest() -> None:
-    assert violations({"ravebot.config": "from ravebot.sandboxes.model import Stage"}) != []
+    assert violations({"ravebot.config.model": "from ravebot.sandboxes.model import Stage"}) != []
 
 
 def test_the_check_finds_a_module_nobody_gave_a_place() -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ravebot.config import BridgeConfig
+from ravebot.config.model import BridgeConfig
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt.definitions import (
     NAMESPACE,

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND
-from ravebot.config import MOST_MACHINES, BridgeConfig
+from ravebot.config.model import MOST_MACHINES, BridgeConfig
 from ravebot.providers.base import MachineSpec
 
 NAMESPACE = "urn:ravebot:machine:1"

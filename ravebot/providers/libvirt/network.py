@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from ravebot.config import BridgeConfig
+from ravebot.config.model import BridgeConfig
 from ravebot.errors import ProviderError
 from ravebot.providers.libvirt.connection import Handle
 from ravebot.providers.libvirt.definitions import (

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import libvirt
 import psutil
 
-from ravebot.config import LibvirtConfig
+from ravebot.config.model import LibvirtConfig
 from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.base import (
     Capabilities,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import HttpUrl
 
-from ravebot.config import Config, matches_project
+from ravebot.config.model import Config, matches_project
+from ravebot.config.tree import KeyPath
 from ravebot.sandboxes.view import fingerprint
-from ravebot.yamltree import KeyPath
 
 _MAX_RUNNING: KeyPath = ("pool", "max_running")
 

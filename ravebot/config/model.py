@@ -1,6 +1,6 @@
 """What an operator can configure: the shape, units and limits of every key of the YAML file.
 
-Reading the file, with every error at once, is `configfile`'s work.
+Reading the file, with every error at once, is the work of `config.file`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
-from ravebot.configvalues import (
+from ravebot.config.values import (
     AbsolutePath,
     Command,
     Destination,
@@ -32,7 +32,6 @@ from ravebot.configvalues import (
     UserId,
     size_from,
 )
-from ravebot.configvalues import parse_duration as parse_duration
 
 MOST_MACHINES = 10_000
 """That a pool may run at a time."""

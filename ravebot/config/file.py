@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ravebot import configchecks, configkeys
-from ravebot.config import Config
-from ravebot.configvalues import StateDir
+from ravebot.config import checks, complaints
+from ravebot.config.model import Config
+from ravebot.config.secrets import SECRET_KEYS, Secrets, read_secret
+from ravebot.config.tree import KeyPath, Problem, Tree, Value, dotted, parse
+from ravebot.config.values import StateDir
 from ravebot.errors import ConfigError
-from ravebot.secretfiles import SECRET_KEYS, Secrets, read_secret
-from ravebot.yamltree import KeyPath, Problem, Tree, Value, dotted, parse
 
 MAX_BYTES = 1024 * 1024
 _STATE_DIR: TypeAdapter[Path] = TypeAdapter(StateDir)
@@ -60,7 +60,7 @@ def load(path: Path) -> LoadedConfig:
     problems += unreadable
     warnings: list[str] = []
     if config is not None:
-        findings = configchecks.check(config)
+        findings = checks.check(config)
         problems += [
             Problem(tree.line_of(finding.path), dotted(finding.path), finding.message)
             for finding in findings.errors
@@ -82,7 +82,7 @@ def read_state_dir(path: Path) -> Path:
     try:
         return _STATE_DIR.validate_python(default if found is None else found)
     except ValidationError as error:
-        (first, *_) = configkeys.complaints(error, None)
+        (first, *_) = complaints.complaints(error, None)
         raise InvalidConfigError(path, (Problem(tree.line_of(("state_dir",)), "state_dir", first.message),)) from error
 
 
@@ -120,7 +120,7 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
         message = "this is no mapping of keys; config.example.yaml shows what belongs here"
         return None, [Problem(1, "", message)], set()
     value: dict[str, Value] = tree.value
-    found: dict[configkeys.Complaint, None] = {}
+    found: dict[complaints.Complaint, None] = {}
     unknown: set[KeyPath] = set()
     wrong: set[KeyPath] = set()
     config = None
@@ -129,7 +129,7 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
             config = Config.model_validate(value)
             break
         except ValidationError as error:
-            fresh = [item for item in configkeys.complaints(error, tree.value) if not _covers(item.path, wrong)]
+            fresh = [item for item in complaints.complaints(error, tree.value) if not _covers(item.path, wrong)]
         found.update(dict.fromkeys(fresh))
         if not fresh:
             break

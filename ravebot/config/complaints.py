@@ -14,9 +14,9 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ravebot.config import Config
-from ravebot.configvalues import PortRange
-from ravebot.yamltree import KeyPath, Value, dotted
+from ravebot.config.model import Config
+from ravebot.config.tree import KeyPath, Value, dotted
+from ravebot.config.values import PortRange
 
 _WRITTEN_LIKE = {
     "user_id": 'write a Matrix id in quotes, like "@ravebot:example.org"',
