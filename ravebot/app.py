@@ -12,9 +12,8 @@ from pathlib import Path
 import structlog
 from aiohttp import web as aiohttp_web
 
-from ravebot import hostlock, logs
+from ravebot import logs
 from ravebot.access.rules import Firewall
-from ravebot.audit import database_path
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.config.file import LoadedConfig
@@ -24,7 +23,6 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.webhook import Delivery as WebhookDelivery
 from ravebot.gitlab.webhook import WebhookSecrets, signing_key
-from ravebot.housekeeping import Housekeeping
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -37,13 +35,16 @@ from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
-from ravebot.notify.operators import Operators
-from ravebot.notify.stale_notes import StaleNotes
-from ravebot.notify.state import StateWatch
-from ravebot.operator import Operator
+from ravebot.operations import hostlock
+from ravebot.operations.audit import database_path
+from ravebot.operations.housekeeping import Housekeeping
+from ravebot.operations.news import Operators
+from ravebot.operations.operator import Operator
+from ravebot.operations.readiness import Readiness
+from ravebot.operations.stale_notes import StaleNotes
+from ravebot.operations.statewatch import StateWatch
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
-from ravebot.readiness import Readiness
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
 from ravebot.store.database import Database

@@ -26,8 +26,8 @@ from ravebot.config.values import parse_duration
 from ravebot.errors import RavebotError
 
 if TYPE_CHECKING:
+    from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
     from ravebot.web.admin import AdminClient
-    from ravebot.web.operations import AuditReport, CleanupReport, Strangers
 
 T = TypeVar("T")
 
@@ -194,7 +194,7 @@ def check_config(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> 
 @app.command()
 def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Check everything a new installation can have wrong, and say how to mend it."""
-    from ravebot.doctor import Finding, Verdict, examine, show
+    from ravebot.operations.doctor import Finding, Verdict, examine, show
 
     findings = asyncio.run(examine(load(config)))
     if as_json:
@@ -208,7 +208,7 @@ def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
 @app.command("list")
 def list_sandboxes(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show every sandbox that is running or queued, and how to get in."""
-    from ravebot.web.operations import SandboxLine
+    from ravebot.operations.reports import SandboxLine
 
     lines = asyncio.run(_client(config).list())
     if as_json:
@@ -288,7 +288,7 @@ def cleanup(
 
 
 def _show_report(report: CleanupReport, as_json: bool) -> None:
-    from ravebot.web.operations import CleanupReport
+    from ravebot.operations.reports import CleanupReport
 
     if as_json:
         _print_json(CleanupReport, report)
@@ -299,8 +299,8 @@ def _show_report(report: CleanupReport, as_json: bool) -> None:
 
 
 def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -> None:
-    from ravebot import remains
-    from ravebot.web.operations import RemainsReport
+    from ravebot.operations import remains
+    from ravebot.operations.reports import RemainsReport
 
     loaded = load(config)
     if force:
@@ -335,7 +335,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show what happened, who caused it, and the newest event's hash; works with the bot down, too."""
-    from ravebot.web.operations import AuditReport
+    from ravebot.operations.reports import AuditReport
 
     report = asyncio.run(_audit(config, ref, verify, limit))
     if as_json:
@@ -353,7 +353,7 @@ def usage(
     as_json: Json = False,
 ) -> None:
     """Show what the sandboxes of each project used."""
-    from ravebot.web.operations import UsageLine
+    from ravebot.operations.reports import UsageLine
 
     moment = _moment(since) if since else None
     lines = asyncio.run(_client(config).usage(moment))
@@ -396,7 +396,7 @@ async def _replace_instance(config: Path, loaded: LoadedConfig, instance_id: str
     try:
         await _client(config).replace_instance(instance_id)
     except NotRunningError:
-        from ravebot.cleanup import replace_instance_offline
+        from ravebot.operations.cleanup import replace_instance_offline
 
         return await replace_instance_offline(loaded, instance_id)
     return True
@@ -408,7 +408,7 @@ async def _strangers(config: Path) -> Strangers:
     try:
         return await _client(config).strangers()
     except NotRunningError:
-        from ravebot.cleanup import strangers_offline
+        from ravebot.operations.cleanup import strangers_offline
 
         return await strangers_offline(load(config))
 
@@ -422,7 +422,7 @@ async def _cleanup(
         return await _client(config).cleanup(older_than=older_than, everything=everything, force=force, adopt=adopt)
     except NotRunningError:
         from ravebot import logs
-        from ravebot.cleanup import cleanup as clean_up
+        from ravebot.operations.cleanup import cleanup as clean_up
 
         loaded: LoadedConfig = load(config)
         logs.set_up(Level.ERROR.value, loaded.secrets.values())  # what is done is told by `progress`
@@ -431,7 +431,7 @@ async def _cleanup(
 
 
 async def _audit(config: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    from ravebot import audit as offline
+    from ravebot.operations import audit as offline
     from ravebot.web.admin import NotRunningError
 
     try:

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ravebot.config.file import InvalidConfigError
+from ravebot.operations.reports import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes, in_words
-from ravebot.web.operations import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 

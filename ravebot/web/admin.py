@@ -21,9 +21,17 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ravebot.errors import Forbidden, RavebotError, Refused, StoreError, Unavailable
+from ravebot.operations.reports import (
+    AuditReport,
+    CleanupReport,
+    Operations,
+    Outcome,
+    SandboxLine,
+    Strangers,
+    UsageLine,
+)
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.model import Actor
-from ravebot.web.operations import AuditReport, CleanupReport, Operations, Outcome, SandboxLine, Strangers, UsageLine
 
 SOCKET_NAME = "admin.sock"
 MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)

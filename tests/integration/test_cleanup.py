@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.cleanup import Cleaner, Wish
 from ravebot.errors import ProviderError, Unavailable
+from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequest
 from ravebot.store import machines

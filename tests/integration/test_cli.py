@@ -19,14 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.audit import database_path
 from ravebot.clock import SystemClock
+from ravebot.operations.audit import database_path
+from ravebot.operations.reports import SandboxLine
 from ravebot.sandboxes.model import RAVEBOT, Actor, MergeRequest, MergeRequestRef, Person
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Database
 from ravebot.web import admin
 from ravebot.web.admin import socket_path
-from ravebot.web.operations import SandboxLine
 from tests.integration.test_web_admin import LINE, Bot
 
 pytestmark = pytest.mark.integration

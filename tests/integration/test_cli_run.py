@@ -20,9 +20,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ravebot import hostlock
-from ravebot.audit import database_path
 from ravebot.clock import SystemClock
+from ravebot.operations import hostlock
+from ravebot.operations.audit import database_path
 from ravebot.store import stale_notes
 from ravebot.store.database import Database
 from ravebot.web.admin import socket_path

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ravebot.access.nft import NetworkTools
 from ravebot.config.file import LoadedConfig, load
-from ravebot.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
+from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
 from ravebot.web.server import serve
 
 pytestmark = pytest.mark.integration

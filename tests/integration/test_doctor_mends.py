@@ -20,7 +20,7 @@ import pytest
 from ravebot.access.nft import NetworkTools
 from ravebot.config.model import Config
 from ravebot.config.secrets import read_secret
-from ravebot.doctor import Finding, Verdict, machines, network, state
+from ravebot.operations.doctor import Finding, Verdict, machines, network, state
 from tests.integration.provider_contract import open_folder
 from tests.support.netns import Namespace
 

@@ -17,7 +17,7 @@ import pytest
 
 from ravebot.access.nft import NetworkTools
 from ravebot.config.model import Config
-from ravebot.doctor import Finding, Verdict, network
+from ravebot.operations.doctor import Finding, Verdict, network
 from tests.integration.test_firewall_isolation import answer
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import Namespace, Router

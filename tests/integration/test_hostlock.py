@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from ravebot import hostlock
 from ravebot.errors import Refused
+from ravebot.operations import hostlock
 
 pytestmark = pytest.mark.integration
 

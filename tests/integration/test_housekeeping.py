@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ravebot.errors import Unavailable
-from ravebot.housekeeping import Housekeeping
+from ravebot.operations.housekeeping import Housekeeping
 from ravebot.sandboxes.model import Stage, StageResult
 from ravebot.store import inbox, outbox, sandboxes
 from ravebot.store.database import Transaction

@@ -18,8 +18,8 @@ from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Delivery
 from ravebot.notify.matrix import MatrixSender
-from ravebot.notify.operators import Operators
-from ravebot.notify.state import LOG_AGAIN, StateWatch
+from ravebot.operations.news import Operators
+from ravebot.operations.statewatch import LOG_AGAIN, StateWatch
 from ravebot.store.outbox import MATRIX
 from ravebot.store.signals import OUTBOX_MATRIX
 from tests.support.records import World, a_world

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.errors import StoreError
-from ravebot.operator import Operator
+from ravebot.operations.operator import Operator
 from ravebot.sandboxes.model import Actor
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request

@@ -14,7 +14,7 @@ from rich.console import Console
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import render_card
 from ravebot.matrix.replies import render_list
-from ravebot.operator import Operator
+from ravebot.operations.operator import Operator
 from ravebot.sandboxes.model import Observed
 from ravebot.terminal import Output, show_sandboxes
 from tests.support.edges import Guests, Shelf

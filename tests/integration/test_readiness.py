@@ -22,8 +22,8 @@ from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
+from ravebot.operations.readiness import Readiness
 from ravebot.providers.libvirt import LibvirtProvider
-from ravebot.readiness import Readiness
 from ravebot.store import images, inbox, outbox
 from ravebot.store.images import ImageRecord
 from ravebot.store.outbox import GITLAB, MATRIX, Kind

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.cleanup import Cleaner, Wish
 from ravebot.clock import ManualClock
 from ravebot.errors import Unavailable
-from ravebot.notify.stale_notes import StaleNotes
+from ravebot.operations.cleanup import Cleaner, Wish
+from ravebot.operations.stale_notes import StaleNotes
 from ravebot.sandboxes.model import Actor
 from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, stale_notes

@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 
 from ravebot.errors import Refused, StoreError, Unavailable
+from ravebot.operations.reports import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 from ravebot.sandboxes.model import Actor
 from ravebot.web import admin
 from ravebot.web.admin import AdminClient, NotRunningError, socket_path
-from ravebot.web.operations import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 
 pytestmark = pytest.mark.integration
 

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from ravebot.clock import ManualClock
 from ravebot.config.model import Config
-from ravebot.doctor import Finding, Verdict, machines, network, show, state
-from ravebot.doctor.examine import clock, gathered
-from ravebot.doctor.services import Answer
+from ravebot.operations.doctor import Finding, Verdict, machines, network, show, state
+from ravebot.operations.doctor.examine import clock, gathered
+from ravebot.operations.doctor.services import Answer
 from ravebot.sandboxes.model import RAVEBOT
 from ravebot.store import events
 from ravebot.store.database import Database

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 from ravebot.access.nft import NetworkTools
 from ravebot.config.file import LoadedConfig
-from ravebot.doctor import gitlab, machines, matrix, network, state
-from ravebot.doctor.finding import Finding, failed, ok, unseen, warning
-from ravebot.doctor.services import Answer
+from ravebot.operations.doctor import gitlab, machines, matrix, network, state
+from ravebot.operations.doctor.finding import Finding, failed, ok, unseen, warning
+from ravebot.operations.doctor.services import Answer
 
 _SKEW_NOTICED_SECONDS = 30
 _SKEW_HARMFUL_SECONDS = 300

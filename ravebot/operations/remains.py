@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
-from ravebot import hostlock
 from ravebot.access.nft import NetworkTools
 from ravebot.access.remains import FirewallHoldings, FirewallRemains
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Refused
+from ravebot.operations import hostlock
+from ravebot.operations.reports import CleanupReport, RemainingMachine, RemainsReport
 from ravebot.parts import make_remains
 from ravebot.providers import base
 from ravebot.sandboxes.model import Observed
 from ravebot.store.database import instance_id_path
-from ravebot.web.operations import CleanupReport, RemainingMachine, RemainsReport
 
 _STATES = {Observed.AGENT_SILENT: "running", Observed.AGENT_ANSWERS: "running"}
 

@@ -19,9 +19,9 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nft import JsonObject, NetworkTools
 from ravebot.access.ruleset import TABLE_PREFIX
 from ravebot.config.model import Config
-from ravebot.doctor.finding import Finding, failed, guarded, ok, unknown, warning
-from ravebot.doctor.state import holder
 from ravebot.errors import Unavailable
+from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
+from ravebot.operations.doctor.state import holder
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
 _THREADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="doctor-dns")

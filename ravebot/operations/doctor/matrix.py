@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ravebot.config.file import LoadedConfig
-from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.doctor.services import Answer, get
 from ravebot.errors import Unavailable
+from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
+from ravebot.operations.doctor.services import Answer, get
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:

@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from ravebot import hostlock
-from ravebot.audit import database_path
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import MachineNotFound, RavebotError, StoreError
+from ravebot.operations import hostlock
+from ravebot.operations.audit import database_path
+from ravebot.operations.reports import CleanupReport, Strangers
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
@@ -22,7 +23,6 @@ from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
-from ravebot.web.operations import CleanupReport, Strangers
 
 Progress = Callable[[str], None]
 _POLL_SECONDS = 0.2

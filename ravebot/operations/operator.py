@@ -6,9 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ravebot import audit
-from ravebot.cleanup import Cleaner, Wish, find_strangers
 from ravebot.config.model import Config
+from ravebot.operations import audit
+from ravebot.operations.cleanup import Cleaner, Wish, find_strangers
+from ravebot.operations.reports import AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.intents import Outcome as Result
@@ -16,7 +17,6 @@ from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction
-from ravebot.web.operations import AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from ravebot.config.model import Config, LibvirtConfig
-from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.errors import ProviderError, RavebotError
+from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.disks import image_size
 from ravebot.providers.libvirt.probe import probe_kvm

@@ -9,7 +9,7 @@ import structlog
 
 from ravebot.clock import Clock, is_due, to_us
 from ravebot.errors import RavebotError
-from ravebot.notify.operators import Operators
+from ravebot.operations.news import Operators
 from ravebot.store.database import Database
 
 log = structlog.get_logger()

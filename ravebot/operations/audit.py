@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ravebot.clock import SystemClock
 from ravebot.errors import Refused, StoreError
+from ravebot.operations.reports import AuditLine, AuditReport
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Database, Transaction
-from ravebot.web.operations import AuditLine, AuditReport
 
 
 def database_path(state_dir: Path) -> Path:

@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config, matches_project
-from ravebot.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.doctor.services import Answer, get
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.webhook import signing_key
+from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
+from ravebot.operations.doctor.services import Answer, get
 from ravebot.web.server import WEBHOOK_PATH
 
 DEVELOPER = 30

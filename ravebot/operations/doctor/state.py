@@ -16,9 +16,9 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from ravebot.audit import database_path
 from ravebot.config.file import LoadedConfig
-from ravebot.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.operations.audit import database_path
+from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.store.database import migrations
 
 

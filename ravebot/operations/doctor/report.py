@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ravebot.doctor.finding import Finding, Verdict
+from ravebot.operations.doctor.finding import Finding, Verdict
 from ravebot.terminal import Cell, Output, clean
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red", Verdict.UNKNOWN: "cyan"}
