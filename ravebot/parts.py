@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ravebot.access.firewall import NftFirewall
+from ravebot.access.guard import Guard
 from ravebot.access.listeners import listening_ports
+from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
 from ravebot.clock import Clock
@@ -18,7 +19,6 @@ from ravebot.sandboxes.admission import Admission
 from ravebot.sandboxes.builds import Builds
 from ravebot.sandboxes.chain import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
-from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.guestjobs import GuestJobs
 from ravebot.sandboxes.health import Health
 from ravebot.sandboxes.intents import Intents

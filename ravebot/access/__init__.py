@@ -1,1 +1,1 @@
-"""Who gets in: the firewall (nftables), SSH keys, readiness probes."""
+"""Who gets in: `rules` is the contract, `nftables/` fulfils it, `guard` keeps it true; `probes` ask a guest."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
-from ravebot.access.nft import NetworkTools
-from ravebot.access.remains import FirewallHoldings, FirewallRemains
+from ravebot.access.nftables.nft import NetworkTools
+from ravebot.access.nftables.remains import FirewallHoldings, FirewallRemains
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Refused
 from ravebot.operations import hostlock

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from ravebot.access.guard import Guard
 from ravebot.config.model import Config
 from ravebot.errors import MachineNotFound, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.builds import Builds
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.health import Health
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineState, SandboxState

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import structlog
 
+from ravebot.access.guard import Guard
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import ImageError, MachineNotFound, ProviderError, RavebotError
@@ -17,7 +18,6 @@ from ravebot.providers.base import MachineSpec, Provider
 from ravebot.sandboxes.chain import Chain
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineState, Sandbox
 from ravebot.sandboxes.steps import change, sandbox_on

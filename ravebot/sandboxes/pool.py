@@ -14,6 +14,7 @@ from functools import partial
 
 import structlog
 
+from ravebot.access.guard import Guard
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Unavailable
@@ -23,7 +24,6 @@ from ravebot.sandboxes.admission import Admission
 from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine, seen_silent
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.flights import Flights
-from ravebot.sandboxes.guard import Guard
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.moments import any_ahead, bring_back

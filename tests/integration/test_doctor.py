@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.file import LoadedConfig, load
 from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
 from ravebot.web.server import serve

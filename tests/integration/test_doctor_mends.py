@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.model import Config
 from ravebot.config.secrets import read_secret
 from ravebot.operations.doctor import Finding, Verdict, machines, network, state

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ravebot.access.filters import MOST_ADDRESSES
-from ravebot.access.firewall import NftFirewall
-from ravebot.access.ingress import Ingress
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.filters import MOST_ADDRESSES
+from ravebot.access.nftables.firewall import NftFirewall
+from ravebot.access.nftables.ingress import Ingress
+from ravebot.access.nftables.nft import NetworkTools
 from ravebot.access.rules import Guest, Repair, Rules
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.model import Config
 from ravebot.operations.doctor import Finding, Verdict, network
 from tests.integration.test_firewall_isolation import answer

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ravebot.access.nft import NetworkTools
-from ravebot.access.remains import FirewallRemains
+from ravebot.access.nftables.nft import NetworkTools
+from ravebot.access.nftables.remains import FirewallRemains
 from ravebot.access.rules import Repair, Rules
 from ravebot.config.model import SandboxConfig
 from tests.support.firewall import firewall_of

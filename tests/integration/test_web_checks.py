@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.access.firewall import NftFirewall
+from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.gitlab.client import GitLab

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from ravebot.access.firewall import NftFirewall
+from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.rules import Forward, Guest, Rules, Service
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig

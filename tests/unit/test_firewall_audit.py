@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ravebot.access.audit import Count, Totals, Visitor, from_text, grown, merged, to_text, totals
+from ravebot.access.nftables.counts import Count, Totals, Visitor, from_text, grown, merged, to_text, totals
 from ravebot.access.rules import Connections
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

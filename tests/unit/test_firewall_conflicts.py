@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ravebot.access.conflicts import conflicts
+from ravebot.access.nftables.conflicts import conflicts
 
 ACCEPT: dict[str, Any] = {"accept": None}
 DROP: dict[str, Any] = {"drop": None}

@@ -7,10 +7,10 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from ravebot.access.bpf import assemble, bytecode, end_with, if_equal, load_byte, load_half, load_word
-from ravebot.access.filters import DROP, PASS, bridge_program, guest_program
+from ravebot.access.nftables.bpf import assemble, bytecode, end_with, if_equal, load_byte, load_half, load_word
+from ravebot.access.nftables.filters import DROP, PASS, bridge_program, guest_program
+from ravebot.access.nftables.ruleset import MAY_PASS, VOUCHED
 from ravebot.access.rules import Guest
-from ravebot.access.ruleset import MAY_PASS, VOUCHED
 from ravebot.config.model import BridgeConfig
 from tests.support import bpf
 from tests.support.frames import (

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ravebot.access import snapshot
-from ravebot.access.audit import Count, Visitor
-from ravebot.access.firewall import NftFirewall
+from ravebot.access.nftables import snapshot
+from ravebot.access.nftables.counts import Count, Visitor
+from ravebot.access.nftables.firewall import NftFirewall
+from ravebot.access.nftables.ruleset import FAMILIES, GUESTS, LIVE, OPENED, PORTS, SETS, SSH_PORTS, Ruleset, elements
+from ravebot.access.nftables.ruleset import element_commands as commands_for
 from ravebot.access.rules import Forward, Guest, Rules, Service
-from ravebot.access.ruleset import FAMILIES, GUESTS, LIVE, OPENED, PORTS, SETS, SSH_PORTS, Ruleset, elements
-from ravebot.access.ruleset import element_commands as commands_for
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "ravebot"
 
 PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "capacity", "naming", "view"))
 BASICS = ("ravebot.errors", "ravebot.clock")
-CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules")
+CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
@@ -30,7 +30,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.store": ("ravebot.store", "ravebot.sandboxes.model", *BASICS),
     "ravebot.providers": (),
     "ravebot.providers.libvirt": (*INNER, "ravebot.providers.libvirt"),
-    "ravebot.access": (*INNER, "ravebot.access"),
+    "ravebot.access": INNER,
+    "ravebot.access.nftables": (*INNER, "ravebot.access.nftables"),
     "ravebot.gitlab": (*INNER, "ravebot.gitlab"),
     "ravebot.matrix": (*INNER, "ravebot.matrix"),
     "ravebot.agents": (*INNER, "ravebot.agents"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.file import LoadedConfig
 from ravebot.operations.doctor import gitlab, machines, matrix, network, state
 from ravebot.operations.doctor.finding import Finding, failed, ok, unseen, warning

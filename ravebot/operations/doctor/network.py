@@ -13,11 +13,11 @@ from typing import cast
 
 import psutil
 
-from ravebot.access.firewall import conflicts_on_host
-from ravebot.access.ingress import WEAKNESS, try_out
 from ravebot.access.listeners import listening_ports
-from ravebot.access.nft import JsonObject, NetworkTools
-from ravebot.access.ruleset import TABLE_PREFIX
+from ravebot.access.nftables.firewall import conflicts_on_host
+from ravebot.access.nftables.ingress import WEAKNESS, try_out
+from ravebot.access.nftables.nft import JsonObject, NetworkTools
+from ravebot.access.nftables.ruleset import TABLE_PREFIX
 from ravebot.config.model import Config
 from ravebot.errors import Unavailable
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection
 
-from ravebot.access.bpf import (
+from ravebot.access.nftables.bpf import (
     Instruction,
     Program,
     assemble,
@@ -27,8 +27,8 @@ from ravebot.access.bpf import (
     load_mark,
     load_word,
 )
+from ravebot.access.nftables.ruleset import VOUCHED
 from ravebot.access.rules import Guest
-from ravebot.access.ruleset import VOUCHED
 from ravebot.config.model import BridgeConfig
 
 PASS = 0xFFFFFFFF

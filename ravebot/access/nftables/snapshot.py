@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ravebot.access.audit import Count, Visitor
-from ravebot.access.nft import JsonObject, bodies
-from ravebot.access.ruleset import SETS, UNCOUNTED, Element, SetOf
+from ravebot.access.nftables.counts import Count, Visitor
+from ravebot.access.nftables.nft import JsonObject, bodies
+from ravebot.access.nftables.ruleset import SETS, UNCOUNTED, Element, SetOf
 
 _OUTSIDE_THE_FORM = ("handle", "elem", "packets", "bytes")
 Form = tuple[JsonObject, ...]

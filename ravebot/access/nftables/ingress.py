@@ -14,9 +14,9 @@ from typing import cast
 
 import structlog
 
-from ravebot.access.bpf import Encoded, Program, bytecode
-from ravebot.access.filters import MOST_ADDRESSES, bridge_program, guest_program
-from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.nftables.bpf import Encoded, Program, bytecode
+from ravebot.access.nftables.filters import MOST_ADDRESSES, bridge_program, guest_program
+from ravebot.access.nftables.nft import JsonObject, NetworkTools
 from ravebot.access.rules import Guest
 from ravebot.config.model import BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable

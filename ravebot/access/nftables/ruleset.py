@@ -12,8 +12,8 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ravebot.access import expressions as x
-from ravebot.access.nft import JsonObject
+from ravebot.access.nftables import expressions as x
+from ravebot.access.nftables.nft import JsonObject
 from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND, Rules, Service
 from ravebot.config.model import MOST_MACHINES, AccessConfig, BridgeConfig, SandboxConfig
 

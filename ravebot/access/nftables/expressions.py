@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ravebot.access.nft import JsonObject
+from ravebot.access.nftables.nft import JsonObject
 
 VISITOR: JsonObject = {
     "concat": [

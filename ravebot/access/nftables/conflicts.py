@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal, cast
 
-from ravebot.access.nft import JsonObject
-from ravebot.access.reading import instances_on
-from ravebot.access.ruleset import TABLE_PREFIX
-from ravebot.access.traffic import Packet, Traffic, packets
+from ravebot.access.nftables.nft import JsonObject
+from ravebot.access.nftables.reading import instances_on
+from ravebot.access.nftables.ruleset import TABLE_PREFIX
+from ravebot.access.nftables.traffic import Packet, Traffic, packets
 from ravebot.sandboxes import naming
 
 Verdict = Literal["accept", "drop", "return"]

@@ -8,14 +8,13 @@ from datetime import timedelta
 
 import structlog
 
-from ravebot.access.audit import Count
-from ravebot.access.conflicts import another_instance, conflicts
-from ravebot.access.ingress import Ingress
-from ravebot.access.nft import JsonObject, NetworkTools
-from ravebot.access.reading import Reader
-from ravebot.access.routing import Routing
-from ravebot.access.rules import GUEST_SSH_PORT, Connections, Guest, Repair, Rules
-from ravebot.access.ruleset import (
+from ravebot.access.nftables.conflicts import another_instance, conflicts
+from ravebot.access.nftables.counts import Count
+from ravebot.access.nftables.ingress import Ingress
+from ravebot.access.nftables.nft import JsonObject, NetworkTools
+from ravebot.access.nftables.reading import Reader
+from ravebot.access.nftables.routing import Routing
+from ravebot.access.nftables.ruleset import (
     FAMILIES,
     GUESTS,
     LIVE,
@@ -31,10 +30,11 @@ from ravebot.access.ruleset import (
     element_commands,
     elements,
 )
-from ravebot.access.snapshot import Form, Snapshot
-from ravebot.access.uplinks import uplinks
-from ravebot.access.visits import Visits
-from ravebot.access.watch import Monitor
+from ravebot.access.nftables.snapshot import Form, Snapshot
+from ravebot.access.nftables.uplinks import uplinks
+from ravebot.access.nftables.visits import Visits
+from ravebot.access.nftables.watch import Monitor
+from ravebot.access.rules import GUEST_SSH_PORT, Connections, Guest, Repair, Rules
 from ravebot.clock import Clock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from ravebot.access.audit import Totals, Visitor, from_text, grown, merged, to_text, totals
-from ravebot.access.nft import JsonObject
+from ravebot.access.nftables.counts import Totals, Visitor, from_text, grown, merged, to_text, totals
+from ravebot.access.nftables.nft import JsonObject
+from ravebot.access.nftables.ruleset import AUDIT_TIMEOUT_SECONDS
+from ravebot.access.nftables.snapshot import Snapshot
 from ravebot.access.rules import Connections
-from ravebot.access.ruleset import AUDIT_TIMEOUT_SECONDS
-from ravebot.access.snapshot import Snapshot
 
 
 class Visits:

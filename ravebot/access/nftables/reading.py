@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import cast
 
-from ravebot.access import snapshot as snapshots
-from ravebot.access.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow, bodies
-from ravebot.access.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
-from ravebot.access.snapshot import Snapshot
+from ravebot.access.nftables import snapshot as snapshots
+from ravebot.access.nftables.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow, bodies
+from ravebot.access.nftables.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
+from ravebot.access.nftables.snapshot import Snapshot
 
 _CROWDED_BYTES = 300_000
 _CROWDED_SECONDS = 60.0

@@ -11,8 +11,8 @@ import asyncio
 from pathlib import Path
 from typing import cast
 
-from ravebot.access.nft import JsonObject, NetworkTools
-from ravebot.access.ruleset import MAY_PASS, PRIVATE_RANGES
+from ravebot.access.nftables.nft import JsonObject, NetworkTools
+from ravebot.access.nftables.ruleset import MAY_PASS, PRIVATE_RANGES
 from ravebot.config.model import SandboxConfig
 from ravebot.errors import Unavailable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from ravebot.access.nft import JsonObject, NetworkTools
+from ravebot.access.nftables.nft import JsonObject, NetworkTools
 
 
 async def uplinks(tools: NetworkTools, host: str) -> tuple[str, ...]:

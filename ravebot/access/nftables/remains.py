@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ravebot.access import ingress, routing
-from ravebot.access.ingress import Ingress
-from ravebot.access.nft import NetworkTools, bodies
-from ravebot.access.reading import bridges_by_instance
-from ravebot.access.routing import Routing
-from ravebot.access.ruleset import LIVE, TABLE_PREFIX
+from ravebot.access.nftables import ingress, routing
+from ravebot.access.nftables.ingress import Ingress
+from ravebot.access.nftables.nft import NetworkTools, bodies
+from ravebot.access.nftables.reading import bridges_by_instance
+from ravebot.access.nftables.routing import Routing
+from ravebot.access.nftables.ruleset import LIVE, TABLE_PREFIX
 from ravebot.config.model import BridgeConfig, SandboxConfig
 
 

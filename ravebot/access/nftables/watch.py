@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from ravebot.access.nft import NetworkTools
+from ravebot.access.nftables.nft import NetworkTools
 
 _GENERATION = re.compile(rb"^# new generation \d+ by process (\d+)")
 """One such line ends each transaction in nft's text output; its JSON output does not say who made it."""
