@@ -30,7 +30,6 @@ from ravebot.errors import NotFound
 from ravebot.parts import Core, make_core
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt import LibvirtProvider
-from ravebot.sandboxes.flights import Flights
 from ravebot.sandboxes.model import (
     RAVEBOT,
     Machine,
@@ -42,6 +41,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
 )
 from ravebot.sandboxes.naming import names
+from ravebot.sandboxes.pool.flights import Flights
 from ravebot.store import machines, merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, MATRIX

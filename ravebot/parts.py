@@ -14,20 +14,20 @@ from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
-from ravebot.sandboxes.actions import Actions
-from ravebot.sandboxes.admission import Admission
-from ravebot.sandboxes.builds import Builds
-from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.sources import Sources
+from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
-from ravebot.sandboxes.guestjobs import GuestJobs
-from ravebot.sandboxes.health import Health
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.pool import Pool
-from ravebot.sandboxes.sources import Sources
-from ravebot.sandboxes.sweep import Sweep
-from ravebot.sandboxes.views import Views
+from ravebot.sandboxes.pool.actions import Actions
+from ravebot.sandboxes.pool.admission import Admission
+from ravebot.sandboxes.pool.builds import Builds
+from ravebot.sandboxes.pool.health import Health
+from ravebot.sandboxes.pool.loop import Pool
+from ravebot.sandboxes.pool.sweep import Sweep
 from ravebot.store.database import Database
 
 

@@ -18,10 +18,10 @@ from ravebot.matrix.commands import Command, Ref, Usage, command_line, number_in
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.sandboxes.view import SandboxView
-from ravebot.sandboxes.views import Views
 from ravebot.store import events, inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request

@@ -23,10 +23,10 @@ from ravebot.gitlab.notes import (
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Unanswered
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
-from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind, Message

@@ -13,9 +13,9 @@ from ravebot.matrix.cards import render_card, render_history, render_news, rende
 from ravebot.matrix.content import edit_of, in_thread
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import HistoryLine, SandboxView
-from ravebot.sandboxes.views import Views
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Kind, Message

@@ -19,7 +19,7 @@ from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_prov
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
-from ravebot.sandboxes.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
+from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics

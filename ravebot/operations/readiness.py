@@ -20,7 +20,7 @@ from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
 from ravebot.notify.gitlab import ref_of
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.pool import IDLE_PAUSE_SECONDS
+from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.store import images, inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, MATRIX, Waiting

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravebot.sandboxes.admission import Admission
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.observation import wanted
+from ravebot.sandboxes.pool.admission import Admission
 from ravebot.store import machines, sandboxes
 from tests.support.edges import Guests, Shelf
 from tests.support.records import BY_ALICE, World, a_merge_request, a_world

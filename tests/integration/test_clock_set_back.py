@@ -12,7 +12,7 @@ import pytest
 
 from ravebot.providers.base import RunResult
 from ravebot.sandboxes.model import EndReason
-from ravebot.sandboxes.sweep import ADOPTED
+from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import images
 from ravebot.store.database import set_meta
 from tests.support.edges import Guests, Shelf

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.decide import Do
-from ravebot.sandboxes.flights import Flights
 from ravebot.sandboxes.model import MachineId
+from ravebot.sandboxes.pool.flights import Flights
 
 pytestmark = pytest.mark.integration
 ONE, OTHER = MachineId(1), MachineId(2)

@@ -15,7 +15,7 @@ import pytest
 
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.providers.base import RunResult
-from ravebot.sandboxes.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER
 from tests.support.edges import Shelf
 

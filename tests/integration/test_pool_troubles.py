@@ -13,7 +13,7 @@ import pytest
 from ravebot.access.rules import Connections
 from ravebot.errors import ProviderError, RavebotError, Unavailable
 from ravebot.sandboxes.model import EndReason, Observed
-from ravebot.sandboxes.sweep import ADOPTED
+from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import connections, machines
 from ravebot.store.database import set_meta
 from tests.integration.provider_contract import plain_image

@@ -14,8 +14,8 @@ from ravebot.clock import ManualClock
 from ravebot.errors import Unavailable
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.operations.stale_notes import StaleNotes
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import Actor
-from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, stale_notes
 from ravebot.store.database import Database, get_meta, migrate, migrations
 from tests.integration.test_cli import Installation

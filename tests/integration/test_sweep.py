@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.errors import Unavailable
-from ravebot.sandboxes.sweep import ADOPTED
+from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import machines
 from ravebot.store.database import set_meta
 from tests.support.edges import Guests, Shelf

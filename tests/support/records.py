@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ravebot.clock import ManualClock, to_us
 from ravebot.config.model import Config
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.lifecycle import Lifecycle
@@ -30,7 +31,6 @@ from ravebot.sandboxes.model import (
     SandboxState,
     Stage,
 )
-from ravebot.sandboxes.views import Views
 from ravebot.store import events, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction, dump_json, migrate, migrations
 from ravebot.web.metrics import Metrics

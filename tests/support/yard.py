@@ -14,9 +14,9 @@ from ravebot.clock import ManualClock
 from ravebot.parts import Core, make_core
 from ravebot.providers.base import Provider
 from ravebot.providers.libvirt import LibvirtProvider
-from ravebot.sandboxes.flights import Flights
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import MachineId, MergeRequest
-from ravebot.sandboxes.views import Views
+from ravebot.sandboxes.pool.flights import Flights
 from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.web.metrics import Metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "ravebot"
 
-PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "capacity", "naming", "view"))
+PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "naming", "view", "pool.plan"))
 BASICS = ("ravebot.errors", "ravebot.clock")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
@@ -127,8 +127,8 @@ def test_no_imports_go_in_a_circle() -> None:
 
 
 def test_the_check_finds_a_domain_module_that_imports_an_adapter() -> None:
-    assert violations({"ravebot.sandboxes.pool": "\n\nfrom ravebot.providers.libvirt import domain"}) == [
-        "ravebot.sandboxes.pool:3 imports ravebot.providers.libvirt"
+    assert violations({"ravebot.sandboxes.pool.loop": "\n\nfrom ravebot.providers.libvirt import domain"}) == [
+        "ravebot.sandboxes.pool.loop:3 imports ravebot.providers.libvirt"
     ]
 
 

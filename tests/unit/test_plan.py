@@ -8,8 +8,17 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.sandboxes.capacity import MEMORY_RESERVE_BYTES, Host, Need, admit, pick_address, pick_port, queue, shortage
 from ravebot.sandboxes.model import MachineState, MergeRequestRef, Sandbox, SandboxState
+from ravebot.sandboxes.pool.plan import (
+    MEMORY_RESERVE_BYTES,
+    Host,
+    Need,
+    admit,
+    pick_address,
+    pick_port,
+    queue,
+    shortage,
+)
 from tests.support.records import NOON, a_machine, a_sandbox
 
 GIB = 1024**3

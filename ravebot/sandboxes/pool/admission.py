@@ -12,12 +12,12 @@ import structlog
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.providers.base import Provider
-from ravebot.sandboxes import capacity
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.observation import Wanted, wanted
+from ravebot.sandboxes.pool import plan
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -39,19 +39,19 @@ class Admission:
     async def run(self, state: Wanted) -> bool:
         """One pass over the queue; whether somebody was let in."""
         now = self.clock.now()
-        if not capacity.admit(state.sandboxes, state.machines, self.config.pool.max_running, now):
+        if not plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, now):
             return False
         host = await self.provider.host()
         self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
-        left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
+        left = plan.Host(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
         busy = await self.busy_ports()
         return await self.database.write(lambda tx: self._admit(tx, left, busy))
 
-    def _admit(self, tx: Transaction, host: capacity.Host, busy: frozenset[int]) -> bool:
+    def _admit(self, tx: Transaction, host: plan.Host, busy: frozenset[int]) -> bool:
         state = wanted(tx)
         running = list(state.machines)
         let_in = False
-        for sandbox in capacity.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
+        for sandbox in plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
             why = self._obstacle(tx, host, running)
             if not why:
                 machine = self._place(tx, sandbox, busy)
@@ -64,28 +64,28 @@ class Admission:
             break  # the queue is in order: nobody passes one that waits for the host
         return let_in
 
-    def _obstacle(self, tx: Transaction, host: capacity.Host, running: list[Machine]) -> str:
+    def _obstacle(self, tx: Transaction, host: plan.Host, running: list[Machine]) -> str:
         provider = self.config.provider
         record = images.get(tx, str(provider.image))
         if record.held:
             return f"no machines are built: {record.held}"
-        need = capacity.Need(self.config.sandbox.memory, self.config.sandbox.disk)
+        need = plan.Need(self.config.sandbox.memory, self.config.sandbox.disk)
         # Until it boots its disk may not be among the host's figures yet; it may count twice for that while.
         fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
-        left = capacity.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
-        return capacity.shortage(left, running, need)
+        left = plan.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
+        return plan.shortage(left, running, need)
 
     def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
         settings = self.config.sandbox
         last_use = sandboxes.last_use_of_ports(tx)
         live = sandboxes.live(tx)
         taken = busy | {port for one in live for port in (one.ssh_port, one.web_port) if port}
-        ssh_port = capacity.pick_port(settings.ssh_ports.ports, taken, last_use)
-        web_port = capacity.pick_port(settings.web_ports.ports, taken, last_use)
+        ssh_port = plan.pick_port(settings.ssh_ports.ports, taken, last_use)
+        web_port = plan.pick_port(settings.web_ports.ports, taken, last_use)
         addresses = frozenset(machine.address for machine in machines.live(tx))
         subnet = self.config.provider.bridge.subnet
-        address = capacity.pick_address(ipaddress.IPv4Network(subnet), addresses, machines.last_address(tx))
+        address = plan.pick_address(ipaddress.IPv4Network(subnet), addresses, machines.last_address(tx))
         if ssh_port is None or web_port is None or address is None:
             return None
         fresh = names(self.config.instance, os.urandom(16))

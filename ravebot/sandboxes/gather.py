@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ravebot.config.model import Config
-from ravebot.sandboxes import capacity
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
 from ravebot.store import events, machines, merge_requests, sandboxes
@@ -48,7 +48,7 @@ class Views:
             pool = self.config.pool
             position = sandboxes.queue_position(tx, sandbox.id)
             others = sandboxes.with_machine(tx)
-            place = capacity.place(position, others, pool.max_running, pool.lifetime, tx.now)
+            place = plan.place(position, others, pool.max_running, pool.lifetime, tx.now)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,

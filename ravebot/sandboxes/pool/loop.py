@@ -19,16 +19,16 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.providers.base import Listing, Provider
-from ravebot.sandboxes.actions import Actions
-from ravebot.sandboxes.admission import Admission
 from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine, seen_silent
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.flights import Flights
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
-from ravebot.sandboxes.moments import any_ahead, bring_back
 from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
-from ravebot.sandboxes.sweep import Sweep, must_not_touch
+from ravebot.sandboxes.pool.actions import Actions
+from ravebot.sandboxes.pool.admission import Admission
+from ravebot.sandboxes.pool.flights import Flights
+from ravebot.sandboxes.pool.moments import any_ahead, bring_back
+from ravebot.sandboxes.pool.sweep import Sweep, must_not_touch
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import POOL

@@ -11,12 +11,12 @@ from ravebot.access.guard import Guard
 from ravebot.config.model import Config
 from ravebot.errors import MachineNotFound, Unavailable
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.builds import Builds
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.health import Health
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineState, SandboxState
+from ravebot.sandboxes.pool.builds import Builds
+from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.steps import change, sandbox_on
 from ravebot.store import machines, sandboxes
 from ravebot.store.database import Database, Transaction

@@ -17,9 +17,10 @@ from ravebot.clock import Clock, age
 from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import Provider
+from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
 from ravebot.sandboxes.edges import Meter, WebProbe
-from ravebot.sandboxes.guestjobs import GuestJobs
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import (
     CLAIM_STAGES,
@@ -34,7 +35,6 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
-from ravebot.sandboxes.sources import Sources
 from ravebot.sandboxes.telling import TAIL_SHOWN
 from ravebot.store import images, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction

@@ -15,7 +15,7 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import ImageError, MachineNotFound, ProviderError, RavebotError
 from ravebot.providers.base import MachineSpec, Provider
-from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle

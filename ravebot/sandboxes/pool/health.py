@@ -9,7 +9,7 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.chain import Chain
+from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Person, Sandbox, SandboxState

@@ -1,0 +1,1 @@
+"""From a claimed machine to an announced sandbox: the stages, the jobs in the guest, and where the code comes from."""
