@@ -21,7 +21,7 @@ from tests.support.stage import Stage
 from tests.support.synapse import MatrixUser
 
 SECRET = "correct horse battery"  # the stage's webhook secret
-QUIET = {"gitlab": {"poll": "1h"}, "pool": {"max_running": 1, "lifetime": "4h"}}
+QUIET = {"gitlab": {"poll": "1h", "request_limit": "5s"}, "pool": {"max_running": 1, "lifetime": "4h"}}
 
 
 @asynccontextmanager

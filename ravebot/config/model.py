@@ -82,6 +82,7 @@ class GitLabConfig(Section):
     drafts: Literal["start", "wait"] = "start"
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
+    request_limit: PositiveDuration = timedelta(seconds=60)
 
 
 class HttpConfig(Section):

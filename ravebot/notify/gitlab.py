@@ -31,9 +31,6 @@ from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind, Message
 
-STILL_WORKING = timedelta(seconds=60 + TIMEOUT_SECONDS)
-"""How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take before.
-https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
 _LOOK_AGAIN_SECONDS = 3.0
 _AGAIN = " again"
 T = TypeVar("T")
@@ -47,6 +44,8 @@ class GitLabSender:
         self._views = views
         self._gitlab = gitlab
         self._me: int | None = None
+        # How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take.
+        self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
     async def send(self, message: Message) -> Sent:
         ref = ref_of(message.lane)
@@ -109,14 +108,14 @@ class GitLabSender:
         When we last asked is a column, because the process may have been killed meanwhile. The time is measured when
         the row is read, before the search for the note: a note that appears during the search is then never missed.
         """
-        if left := _seconds_at_work(message):
+        if left := self._seconds_at_work(message):
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
         return await self._request(message, lambda: self._gitlab.create_note(ref, body))
 
     async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:
         """Rewrite a note. While GitLab may be at work on an earlier edit, which would put an older text over this one,
         it is written now and, when that can't happen any more, once again."""
-        left = timedelta(seconds=_seconds_at_work(message))
+        left = timedelta(seconds=self._seconds_at_work(message))
         await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
 
         def write_again(tx: Transaction) -> None:
@@ -125,6 +124,11 @@ class GitLabSender:
             outbox.add(tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", delay=left)
 
         return Sent(str(note_id), write_again if left else None)
+
+    def _seconds_at_work(self, message: Message) -> float:
+        """How long GitLab may still be at work on what it did not answer."""
+        waited = message.unanswered_for
+        return 0.0 if waited is None else max(0.0, (self._longest - waited).total_seconds())
 
     async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
         """Make a request of which GitLab may carry out what it does not answer: noted before, until it is answered."""
@@ -156,12 +160,6 @@ class GitLabSender:
         if self._me is None:
             self._me = (await self._gitlab.me()).id
         return self._me
-
-
-def _seconds_at_work(message: Message) -> float:
-    """How long GitLab may still be at work on what it did not answer."""
-    waited = message.unanswered_for
-    return 0.0 if waited is None else max(0.0, (STILL_WORKING - waited).total_seconds())
 
 
 def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:

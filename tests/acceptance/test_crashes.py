@@ -38,7 +38,7 @@ async def one_life(stage: Stage, number: int, reaper: Reaper, kills: int) -> Mer
 
 
 async def told_everything(stage: Stage) -> bool:
-    """Whether all was told and ended. A note that was written during a kill is written a second time 80 s later, when
+    """Whether all was told and ended. A note that was written during a kill is written a second time later, when
     GitLab can't be at work on the first any more: that says nothing new, and is not waited for."""
     to_tell = rows(stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL AND lane NOT LIKE '% again'")
     return not to_tell and not leftovers.machines(stage)
@@ -46,7 +46,7 @@ async def told_everything(stage: Stage) -> bool:
 
 async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_left() -> None:
     # GitLab tries a webhook again that found nobody; what is lost all the same is found by polling.
-    async with Stage({"gitlab": {"poll": "5s"}}) as stage:
+    async with Stage({"gitlab": {"poll": "5s", "request_limit": "5s"}}) as stage:
         await stage.start()
         struck: set[str] = set()
         reapers = [Reaper(stage, seed, steps, struck) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]

@@ -15,6 +15,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
+from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind
@@ -218,6 +219,22 @@ async def test_a_note_that_got_lost_on_its_way_is_posted_when_gitlab_must_be_don
         with pytest.raises(Unavailable):
             await post.send()
     assert post.notes() == []
+    post.desk.world.pass_by(seconds=1)
+    await post.send()
+    assert len(post.notes()) == 1
+
+
+async def test_a_gitlab_that_may_take_longer_for_a_request_is_given_that_time(post: Post) -> None:
+    config = post.desk.world.config
+    patient = config.model_copy(
+        update={"gitlab": config.gitlab.model_copy(update={"request_limit": timedelta(minutes=5)})}
+    )
+    post.sender = GitLabSender(post.desk.world.database, Views(patient), post.desk.gitlab)
+    post.desk.server.hang_up(1, method="POST", path="/notes$")
+    for seconds in (0, 319):
+        post.desk.world.pass_by(seconds=seconds)
+        with pytest.raises(Unavailable):
+            await post.send()
     post.desk.world.pass_by(seconds=1)
     await post.send()
     assert len(post.notes()) == 1
