@@ -8,7 +8,7 @@ from datetime import timedelta
 from ravebot.config.model import Config
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Actor, EndReason, MergeRequest, Sandbox, SandboxState, Stage
+from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxState, Stage
 from ravebot.sandboxes.view import in_words
 from ravebot.store import images, merge_requests, sandboxes
 from ravebot.store.database import Transaction
@@ -99,7 +99,7 @@ class Intents:
             taken = replace(taken, ports_open=False)  # nothing was announced yet
         sandboxes.save(tx, taken)
         data: dict[str, object] = {"sha": sha, "by": str(actor)}
-        self.lifecycle.journal.record(tx, "sandbox.code", actor, sandbox=taken, data=data)
+        self.lifecycle.journal.record(tx, EventKind.SANDBOX_CODE, actor, sandbox=taken, data=data)
         tx.wake(POOL)
 
     def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
@@ -136,7 +136,7 @@ class Intents:
 
     def _approved(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> None:
         data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=sandbox, data=data)
+        self.lifecycle.journal.record(tx, EventKind.FORK_APPROVED, actor, sandbox=sandbox, data=data)
 
     def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         sandbox = sandboxes.current(tx, mr.ref)
@@ -174,7 +174,7 @@ class Intents:
         )
         sandboxes.save(tx, extended)
         data: dict[str, object] = {"seconds": granted.total_seconds(), "by": str(actor)}
-        self.lifecycle.journal.record(tx, "sandbox.extended", actor, sandbox=extended, data=data)
+        self.lifecycle.journal.record(tx, EventKind.SANDBOX_EXTENDED, actor, sandbox=extended, data=data)
         limited = f" (not {in_words(by)}: {in_words(longest)} is the longest)" if granted < by else ""
         return Outcome(
             True,
@@ -210,7 +210,7 @@ class Intents:
         if record != ImageRecord(image):
             images.save(tx, ImageRecord(image))
         if record.held:
-            self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
+            self.lifecycle.journal.record(tx, EventKind.BUILD_RESUMED, actor, sandbox=sandbox, data={"by": str(actor)})
             for other in sandboxes.live(tx):
                 if other.state is SandboxState.QUEUED and other.id != sandbox.id:
                     self.lifecycle.wait(tx, other, "")

@@ -15,6 +15,7 @@ from ravebot.sandboxes.model import (
     RAVEBOT,
     Actor,
     EndReason,
+    EventKind,
     Machine,
     MachineState,
     MergeRequest,
@@ -43,7 +44,7 @@ class Lifecycle:
         """A new sandbox, waiting for its place."""
         sandbox = sandboxes.insert(tx, mr.ref, mr.head_sha, actor)
         data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        self.journal.record(tx, "sandbox.queued", actor, sandbox=sandbox, data=data)
+        self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
         return sandbox
 
@@ -64,7 +65,7 @@ class Lifecycle:
         )
         sandboxes.save(tx, sandbox)
         data: dict[str, object] = {"machine": machine.name}
-        self.journal.record(tx, "sandbox.starting", sandbox=sandbox, machine_id=machine.id, data=data)
+        self.journal.record(tx, EventKind.SANDBOX_STARTING, sandbox=sandbox, machine_id=machine.id, data=data)
         return sandbox, machine
 
     def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
@@ -74,7 +75,7 @@ class Lifecycle:
         waiting = replace(sandbox, wait_reason=reason)
         sandboxes.save(tx, waiting)
         if reason:
-            self.journal.record(tx, "sandbox.waiting", sandbox=waiting, data={"reason": reason})
+            self.journal.record(tx, EventKind.SANDBOX_WAITING, sandbox=waiting, data={"reason": reason})
 
     def end_asked(
         self, tx: Transaction, sandbox: Sandbox, reason: EndReason, actor: Actor, detail: str = ""
@@ -105,7 +106,7 @@ class Lifecycle:
         data: dict[str, object] = {"reason": reason.value, "detail": detail}
         if actor != RAVEBOT:
             data["by"] = str(actor)
-        self.journal.record(tx, "sandbox.stopping", actor, sandbox=stopping, data=data)
+        self.journal.record(tx, EventKind.SANDBOX_STOPPING, actor, sandbox=stopping, data=data)
         machine = machines.get(tx, sandbox.machine_id)
         if machine and machine.state is not MachineState.GONE:
             self.take_down(tx, machine)
@@ -145,7 +146,7 @@ class Lifecycle:
             "cpu_seconds": sum(machine.cpu_seconds for machine in had),
             "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
         }
-        self.journal.record(tx, "sandbox.ended", actor, sandbox=ended, machine_id=sandbox.machine_id, data=data)
+        self.journal.record(tx, EventKind.SANDBOX_ENDED, actor, sandbox=ended, machine_id=sandbox.machine_id, data=data)
         tx.wake(POOL)
         return ended
 
@@ -178,7 +179,7 @@ class Lifecycle:
         )
         sandboxes.save(tx, waiting)
         data: dict[str, object] = {"why": why, "attempt": waiting.attempt}
-        self.journal.record(tx, "sandbox.requeued", sandbox=waiting, machine_id=sandbox.machine_id, data=data)
+        self.journal.record(tx, EventKind.SANDBOX_REQUEUED, sandbox=waiting, machine_id=sandbox.machine_id, data=data)
         tx.wake(POOL)
 
     def build_failed(self, tx: Transaction, machine: Machine, why: str, *, for_good: bool) -> None:
@@ -203,7 +204,7 @@ class Lifecycle:
             self.requeue(tx, starting, why, pause, wait_reason=held)
             if hold and not record.held:
                 data: dict[str, object] = {"why": why, "image": machine.image}
-                self.journal.record(tx, "build.held", sandbox=starting, machine_id=machine.id, data=data)
+                self.journal.record(tx, EventKind.BUILD_HELD, sandbox=starting, machine_id=machine.id, data=data)
                 for other in sandboxes.live(tx):
                     if other.state is SandboxState.QUEUED and not other.wait_reason:
                         self.wait(tx, other, held)
@@ -224,7 +225,7 @@ class Lifecycle:
         )
         sandboxes.save(tx, claimed)
         data: dict[str, object] = {"seconds": tx.seconds_since(machine.state_since)}
-        self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
+        self.journal.record(tx, EventKind.MACHINE_BOOTED, sandbox=claimed, machine_id=machine.id, data=data)
         return claimed
 
     def ready(self, tx: Transaction, sandbox: Sandbox) -> Sandbox:
@@ -252,10 +253,10 @@ class Lifecycle:
             )
         sandboxes.save(tx, fresh)
         if update:
-            self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
+            self.journal.record(tx, EventKind.SANDBOX_UPDATED, sandbox=fresh, data={"sha": fresh.sha})
         else:
             since = fresh.created_at if first else sandbox.state_since
             data: dict[str, object] = {"seconds": tx.seconds_since(since), "sha": fresh.sha}
-            self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
+            self.journal.record(tx, EventKind.SANDBOX_READY, sandbox=fresh, machine_id=fresh.machine_id, data=data)
         tx.wake(POOL)
         return fresh

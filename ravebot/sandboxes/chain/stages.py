@@ -26,6 +26,7 @@ from ravebot.sandboxes.model import (
     CLAIM_STAGES,
     UPDATE_STAGES,
     EndReason,
+    EventKind,
     Machine,
     MergeRequest,
     Observed,
@@ -236,7 +237,9 @@ class Chain:
             if tail is not None:
                 sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
                 data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
-                self.lifecycle.journal.record(tx, "stage.done", sandbox=sandbox, machine_id=work.machine.id, data=data)
+                self.lifecycle.journal.record(
+                    tx, EventKind.STAGE_DONE, sandbox=sandbox, machine_id=work.machine.id, data=data
+                )
             if stage is Stage.ANNOUNCE:
                 self.lifecycle.ready(tx, sandbox)
                 return seconds
@@ -269,7 +272,7 @@ class Chain:
             # Events are kept for good, what was printed is not: the log gets no more of it than people are shown.
             shown = tail.strip()[-TAIL_SHOWN:]
             data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": shown}
-            self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
+            self.lifecycle.journal.record(tx, EventKind.STAGE_FAILED, sandbox=sandbox, machine_id=machine.id, data=data)
             happened = Happened.DEADLINE if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
             if decide_sandbox(sandbox.state, happened) is Then.FAIL:
                 self.lifecycle.stop(tx, sandbox, EndReason.FAILED, detail=f"{stage.value}: {why}")
@@ -277,7 +280,7 @@ class Chain:
             kept = replace(sandbox, stage=None, stage_started_at=None, notice=f"the last update failed: {why}")
             sandboxes.save(tx, kept)
             failed: dict[str, object] = {"sha": sandbox.sha, "why": why}
-            self.lifecycle.journal.record(tx, "sandbox.update_failed", sandbox=kept, data=failed)
+            self.lifecycle.journal.record(tx, EventKind.SANDBOX_UPDATE_FAILED, sandbox=kept, data=failed)
             return seconds
 
         self.meter.stage_done(stage.value, False, await self.database.write(step))

@@ -14,7 +14,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Machine, MachineState, SandboxState
+from ravebot.sandboxes.model import EventKind, Machine, MachineState, SandboxState
 from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.steps import change, sandbox_on
@@ -130,7 +130,9 @@ class Actions:
             )
             sandboxes.save(tx, again)
             data: dict[str, object] = {"why": "it was off or did not answer"}
-            self.lifecycle.journal.record(tx, "machine.restarted", sandbox=again, machine_id=fresh.id, data=data)
+            self.lifecycle.journal.record(
+                tx, EventKind.MACHINE_RESTARTED, sandbox=again, machine_id=fresh.id, data=data
+            )
             tx.wake(POOL)
 
         await self.health.sample(machine)
@@ -148,7 +150,9 @@ class Actions:
                 forced = replace(sandbox, end_detail=detail)
                 sandboxes.save(tx, forced)
                 data: dict[str, object] = {"grace": self.config.pool.shutdown_grace.total_seconds()}
-                self.lifecycle.journal.record(tx, "machine.forced", sandbox=forced, machine_id=fresh.id, data=data)
+                self.lifecycle.journal.record(
+                    tx, EventKind.MACHINE_FORCED, sandbox=forced, machine_id=fresh.id, data=data
+                )
 
         await change(self.database, machine, tell)
         await self.provider.destroy(machine.name)
@@ -166,10 +170,10 @@ class Actions:
             journal = self.lifecycle.journal
             if reason == "ioerror":
                 why: dict[str, object] = {"why": "the host's disk is full"}
-                journal.record(tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=why)
+                journal.record(tx, EventKind.MACHINE_DISK_FULL, sandbox=sandbox, machine_id=fresh.id, data=why)
             else:
                 data: dict[str, object] = {"why": "on the host" if reason in _BY_HAND else reason}
-                journal.record(tx, "machine.suspended", sandbox=sandbox, machine_id=fresh.id, data=data)
+                journal.record(tx, EventKind.MACHINE_SUSPENDED, sandbox=sandbox, machine_id=fresh.id, data=data)
 
         if machine.paused_since is None:
             await change(self.database, machine, tell)

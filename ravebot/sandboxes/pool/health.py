@@ -12,7 +12,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Machine, MachineId, MachineState, Person, Sandbox, SandboxState
+from ravebot.sandboxes.model import EventKind, Machine, MachineId, MachineState, Person, Sandbox, SandboxState
 from ravebot.sandboxes.steps import change, sandbox_and_merge_request, sandbox_on
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
@@ -98,7 +98,7 @@ class Health:
             if scheme:
                 found = replace(sandbox, web_scheme=scheme)
                 sandboxes.save(tx, found)
-                self.lifecycle.journal.record(tx, "web.found", sandbox=found, data={"scheme": scheme})
+                self.lifecycle.journal.record(tx, EventKind.WEB_FOUND, sandbox=found, data={"scheme": scheme})
             if notice_keys is not None and notice_keys != (sandbox.notice == NO_KEYS):
                 told = replace(sandbox, notice=NO_KEYS if notice_keys else "")
                 if not notice_keys or not sandbox.notice:
@@ -119,9 +119,9 @@ class Health:
             well = replace(machine, silent_since=None, silent_seen_at=None, unhealthy_told=False, paused_since=None)
             machines.save(tx, well)
             if machine.paused_since:
-                self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=machine.id)
+                self.lifecycle.journal.record(tx, EventKind.MACHINE_RESUMED, sandbox=sandbox, machine_id=machine.id)
             elif machine.unhealthy_told:
-                self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
+                self.lifecycle.journal.record(tx, EventKind.MACHINE_HEALTHY, sandbox=sandbox, machine_id=machine.id)
             return
         seen = machine.silent_seen_at
         silent_since = machine.silent_since if seen and abs(tx.now - seen) <= LOOKS_APART else None
@@ -134,4 +134,4 @@ class Health:
             assert mr
             self.lifecycle.journal.refresh(tx, sandbox, mr)
         if tell:
-            self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)
+            self.lifecycle.journal.record(tx, EventKind.MACHINE_UNHEALTHY, sandbox=sandbox, machine_id=machine.id)

@@ -22,7 +22,16 @@ from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine, seen_silent
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.model import (
+    EndReason,
+    EventKind,
+    Machine,
+    MachineId,
+    MachineState,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+)
 from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
 from ravebot.sandboxes.pool.actions import Actions
 from ravebot.sandboxes.pool.admission import Admission
@@ -289,7 +298,7 @@ class Pool:
             assert fresh.expires_at
             left = (fresh.expires_at - tx.now).total_seconds()
             data: dict[str, object] = {"left": left, "threshold": expiry.warn}
-            self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
+            self.lifecycle.journal.record(tx, EventKind.SANDBOX_WARNED, sandbox=fresh, data=data)
             return
         mr = merge_requests.get(tx, fresh.mr)
         assert mr
