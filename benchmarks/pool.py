@@ -30,6 +30,9 @@ from ravebot.errors import NotFound
 from ravebot.parts import Core, make_core
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.decide import Happened
+from ravebot.sandboxes.lifecycle import Place
 from ravebot.sandboxes.model import (
     RAVEBOT,
     Machine,
@@ -39,6 +42,7 @@ from ravebot.sandboxes.model import (
     MergeRequestRef,
     Person,
     SandboxState,
+    Stage,
 )
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.pool.flights import Flights
@@ -233,7 +237,9 @@ def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
     author = Person(1, "alice")
     told = MergeRequest(ref, "group/app", f"Change {number}", "http://127.0.0.1:1/", "branch", 1, sha, author)
     _, mr = merge_requests.observe(tx, told)
-    sandbox = core.lifecycle.queue(tx, mr, RAVEBOT)
+    core.lifecycle.asked(tx, mr, Happened.START_ASKED, RAVEBOT)
+    sandbox = sandboxes.current(tx, ref)
+    assert sandbox
     fresh = names(config.instance, uuid.uuid4().bytes)
     subnet = config.provider.bridge.subnet
     machine = Machine(
@@ -241,10 +247,14 @@ def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
         str(subnet.network_address + 2 + number), fresh.mac, fresh.tap, tx.now, tx.now,
         memory_bytes=config.sandbox.memory, disk_bytes=config.sandbox.disk,
     )  # fmt: skip
-    _, machine = core.lifecycle.begin(tx, sandbox, machine, 10_000 + number, 12_000 + number)
-    claimed = core.lifecycle.claim(tx, machine)
+    place = Place(machine, 10_000 + number, 12_000 + number)
+    core.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=place)
+    [machine] = machines.of_sandbox(tx, sandbox.id)
+    assert machine_life.claim(tx, core.lifecycle, machine)
+    claimed = sandboxes.get(tx, sandbox.id)
     assert claimed
-    core.lifecycle.ready(tx, replace(claimed, ports_open=True, web_scheme="http"))
+    announced = replace(claimed, stage=Stage.ANNOUNCE, ports_open=True, web_scheme="http")
+    core.lifecycle.stage_done(tx, announced)
     for target, lane in ((MATRIX, "#dev:localhost"), (GITLAB, f"1!{number + 1}")):
         while message := outbox.head(tx, target, lane):
             outbox.delivered(tx, message.id, "told")

@@ -12,7 +12,7 @@ from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
 from ravebot.errors import Refused, Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.model import RAVEBOT, Machine, MachineId, Sandbox, SandboxState
+from ravebot.sandboxes.model import RAVEBOT, EventKind, Machine, MachineId, Sandbox, SandboxState
 from ravebot.sandboxes.observation import Wanted, rules, wanted
 from ravebot.store import connections, events, sandboxes
 from ravebot.store.connections import Connection
@@ -109,9 +109,9 @@ class Guard:
             open_ones = [sandbox for sandbox in sandboxes.live(tx) if sandbox.ports_open]
             told: set[str] = set()
             for sandbox in open_ones:
-                told |= self._journal.record(tx, "firewall.repaired", sandbox=sandbox, data=data, not_in=told)
+                told |= self._journal.record(tx, EventKind.FIREWALL_REPAIRED, sandbox=sandbox, data=data, not_in=told)
             if not open_ones:
-                events.append(tx, "firewall.repaired", RAVEBOT, data=data)
+                events.append(tx, EventKind.FIREWALL_REPAIRED, RAVEBOT, data=data)
 
         await self._database.write(tell)
 
@@ -142,4 +142,4 @@ class Guard:
                 self._meter.connections_dropped(service, one.dropped)
             if first:
                 data: dict[str, object] = {"service": service.value, "source": one.source}
-                self._journal.record(tx, "access.first", sandbox=sandbox, data=data)
+                self._journal.record(tx, EventKind.ACCESS_FIRST, sandbox=sandbox, data=data)

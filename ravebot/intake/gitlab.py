@@ -15,7 +15,7 @@ from ravebot.intake.loop import Step
 from ravebot.intake.people import People
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
 from ravebot.store import events, merge_requests, outbox
 from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
@@ -85,7 +85,7 @@ class GitLabIntake:
 
     def _refuse(self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, rule: str) -> str:
         data: dict[str, object] = {"verb": command.verb, "rule": rule}
-        events.append(tx, "command.refused", actor, mr=event.ref, data=data)
+        events.append(tx, EventKind.COMMAND_REFUSED, actor, mr=event.ref, data=data)
         return _answer(tx, event, Outcome(False, f"refused: {rule}"))
 
     def _obey(

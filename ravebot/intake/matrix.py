@@ -20,7 +20,7 @@ from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents, Outcome
-from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import events, inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
@@ -281,7 +281,7 @@ class MatrixIntake:
     def _refuses(self, message: IncomingMessage, command: Command, rule: str) -> Step:
         def step(tx: Transaction) -> str:
             data: dict[str, object] = {"verb": command.verb, "ref": str(command.ref or ""), "rule": rule}
-            events.append(tx, "command.refused", Actor("matrix", message.sender), data=data)
+            events.append(tx, EventKind.COMMAND_REFUSED, Actor("matrix", message.sender), data=data)
             self._reply(tx, message, render_reply(f"Refused: {rule}", None))
             return f"refused: {rule}"
 

@@ -17,8 +17,8 @@ from ravebot.operations.audit import database_path
 from ravebot.operations.reports import CleanupReport, Strangers
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.decide import Do
-from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, Observed, Sandbox, SandboxState
+from ravebot.sandboxes.decide import Do, Happened
+from ravebot.sandboxes.model import Actor, Machine, MachineState, Observed, Sandbox, SandboxState
 from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
@@ -131,7 +131,7 @@ class Cleaner:
             mr = merge_requests.get(tx, sandbox.mr)
             assert mr
             machine = machines.get(tx, sandbox.machine_id)
-            self.core.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, wish.actor, "cleaned up")
+            self.core.lifecycle.happened(tx, sandbox, Happened.END_ASKED, wish.actor, why="cleaned up")
             ended.append(mr.full_ref)
             if machine and machine.state is not MachineState.GONE:
                 hit.append(machine)

@@ -1,6 +1,6 @@
-"""What is to be done: DESIGN's two tables, as tables.
+"""What is to be done: the design's two tables, as tables.
 
-Pure: the pool observes, asks here, and acts; the intents (what people and GitLab want) ask here too.
+Pure: the pool observes machines and asks here what to do; the lifecycle asks here what follows for a sandbox.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from ravebot.sandboxes.model import Machine, MachineState, Observed, Sandbox, SandboxState
+from ravebot.sandboxes.model import Machine, MachineState, Observed, Sandbox, SandboxState, Stage
 
 M, O = MachineState, Observed  # noqa: E741 - the table reads better with one letter each
 
@@ -119,35 +119,42 @@ def seen_silent(machine: Machine, now: datetime) -> timedelta | None:
 
 
 class Happened(StrEnum):
-    """What may happen to a sandbox."""
+    """What may happen to a sandbox: the columns of the table."""
 
-    MACHINE_READY = "machine ready"
+    MACHINE_READY = "machine ready"  # there is a place for it; then its machine is up, then a stage is done
     CODE_UPDATED = "code updated"
     END_ASKED = "end asked"  # merged, closed, stop
     START_ASKED = "start asked"  # reopened, start
-    DEADLINE = "deadline"
-    MACHINE_LOST = "machine lost"
+    STAGE_TIMEOUT = "stage timeout"
+    EXPIRED = "expired"  # the time for a warning, or its whole time, is over
+    MACHINE_LOST = "machine lost"  # also: nothing is left of a machine that was taken down
+    RESTARTED = "restarted"
     STAGE_FAILED = "stage failed"
+    REBUILD = "rebuild"
+    RETRY = "retry"
 
 
 class Then(StrEnum):
-    """What follows for the sandbox."""
+    """What follows for the sandbox; the lifecycle carries it out."""
 
     NOTHING = "nothing"
-    BEGIN = "begin"  # queued → starting
+    BEGIN = "begin"  # → starting
     TAKE_SHA = "take the new SHA"
-    END = "end"  # → ended, nothing to take down
-    NEXT_STAGE = "next stage"
+    END = "end"  # → ended, once no machine has to be taken down
+    NEXT_STAGE = "next stage"  # after the last one → ready
     RESTART_AT_COPY = "restart at copy"
     STOP = "stop"  # → stopping
     FAIL = "fail"  # tell, → stopping (failed)
+    EXPIRE = "expire"  # warn before, → stopping (expired)
     RETRY = "retry"  # on a new machine, at most MAX_ATTEMPTS
+    CHAIN_AGAIN = "chain again"  # → starting
     UPDATE = "update"  # copy, setup, tests again; ports stay
-    WARN_OR_EXPIRE = "warn or expire"
-    TELL = "tell"  # and keep it
-    END_LOST = "end, lost"
+    KEEP = "keep"  # tell, and keep it as it is
+    END_LOST = "end, lost"  # tell, → stopping (lost)
+    REBUILD = "rebuild"  # → stopping, new one behind
     NEW_BEHIND = "new one, queued behind it"
     NEW = "new one"
+    DROP_BACKOFF = "drop the backoff"
 
 
 MAX_ATTEMPTS = 3
@@ -158,29 +165,50 @@ SANDBOXES: Final = MappingProxyType(
         (S.QUEUED, H.MACHINE_READY): Then.BEGIN,
         (S.QUEUED, H.CODE_UPDATED): Then.TAKE_SHA,
         (S.QUEUED, H.END_ASKED): Then.END,
+        (S.QUEUED, H.RETRY): Then.DROP_BACKOFF,
         (S.STARTING, H.MACHINE_READY): Then.NEXT_STAGE,
         (S.STARTING, H.CODE_UPDATED): Then.RESTART_AT_COPY,
         (S.STARTING, H.END_ASKED): Then.STOP,
-        (S.STARTING, H.DEADLINE): Then.FAIL,
+        (S.STARTING, H.STAGE_TIMEOUT): Then.FAIL,
+        (S.STARTING, H.EXPIRED): Then.EXPIRE,
         (S.STARTING, H.MACHINE_LOST): Then.RETRY,
+        (S.STARTING, H.RESTARTED): Then.CHAIN_AGAIN,
         (S.STARTING, H.STAGE_FAILED): Then.FAIL,
+        (S.STARTING, H.REBUILD): Then.REBUILD,
         (S.READY, H.CODE_UPDATED): Then.UPDATE,
         (S.READY, H.END_ASKED): Then.STOP,
-        (S.READY, H.DEADLINE): Then.WARN_OR_EXPIRE,
+        (S.READY, H.STAGE_TIMEOUT): Then.KEEP,
+        (S.READY, H.EXPIRED): Then.EXPIRE,
         (S.READY, H.MACHINE_LOST): Then.END_LOST,
-        (S.READY, H.STAGE_FAILED): Then.TELL,
+        (S.READY, H.RESTARTED): Then.CHAIN_AGAIN,
+        (S.READY, H.STAGE_FAILED): Then.KEEP,
+        (S.READY, H.REBUILD): Then.REBUILD,
+        (S.READY, H.RETRY): Then.UPDATE,
         (S.STOPPING, H.START_ASKED): Then.NEW_BEHIND,
         (S.STOPPING, H.MACHINE_LOST): Then.END,
         (S.ENDED, H.START_ASKED): Then.NEW,
+        (S.ENDED, H.REBUILD): Then.NEW,
+        (S.ENDED, H.RETRY): Then.NEW,
     }
 )
 """State × what happened; what is not named changes nothing."""
 
+_BEFORE_COPY = (None, Stage.HOST_KEYS, Stage.AUTHORIZE)
 
-def decide_sandbox(state: SandboxState, happened: Happened, attempt: int = 1) -> Then:
-    """What follows for a sandbox on its `attempt`-th machine."""
-    then = SANDBOXES.get((state, happened), Then.NOTHING)
-    return Then.END_LOST if then is Then.RETRY and attempt >= MAX_ATTEMPTS else then
+
+def decide_sandbox(sandbox: Sandbox, happened: Happened, unbuilt: Machine | None = None) -> Then:
+    """What follows for a sandbox. `unbuilt`: its machine, when that is lost because it did not come up."""
+    then = SANDBOXES.get((sandbox.state, happened), Then.NOTHING)
+    match then:
+        case Then.RETRY if unbuilt and unbuilt.restarts:
+            return Then.END_LOST  # it was in use: what people had in it is gone
+        case Then.RETRY if not unbuilt and sandbox.attempt >= MAX_ATTEMPTS:
+            return Then.END_LOST  # failed builds hold the image instead
+        case Then.RESTART_AT_COPY if sandbox.stage in _BEFORE_COPY:
+            return Then.TAKE_SHA
+        case Then.UPDATE if happened is H.RETRY and sandbox.stage is not None:
+            return Then.NOTHING  # it is being updated
+    return then
 
 
 @dataclass(frozen=True)
@@ -192,11 +220,20 @@ class Expiry:
     warned: frozenset[int] = frozenset()  # the thresholds that are settled after this
     expires_at: datetime | None = None  # a new one, when nobody would have been warned in time
 
+    @property
+    def is_due(self) -> bool:
+        return self.expire or self.warn is not None
+
 
 LAST_CHANCE = timedelta(minutes=10)
 """How far ahead the expiry is put for people whom nothing had warned (downtime, a clock jump)."""
 LATE = timedelta(minutes=1)
 """A last warning that comes so much after its threshold, or later, is one that a downtime held up."""
+
+
+def time_runs(sandbox: Sandbox) -> bool:
+    """Whether a sandbox was ready and can expire, also while it starts again after a restart of its machine."""
+    return sandbox.expires_at is not None and decide_sandbox(sandbox, H.EXPIRED) is not Then.NOTHING
 
 
 def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: datetime) -> Expiry:

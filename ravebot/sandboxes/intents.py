@@ -1,4 +1,7 @@
-"""What people and GitLab want, turned into steps of a sandbox's life. Whoever calls has checked that they may."""
+"""What people and GitLab want of a sandbox, and what they are answered. Whoever calls has checked that they may.
+
+What follows for the sandbox is not decided here: the lifecycle is told what is asked, and says what followed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ravebot.config.model import Config
-from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
+from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Actor, EndReason, MergeRequest, Sandbox, SandboxState, Stage
+from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxState
 from ravebot.sandboxes.view import in_words
-from ravebot.store import images, merge_requests, sandboxes
+from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
-from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
 
 DEFAULT_EXTENSION = timedelta(hours=1)
@@ -39,15 +42,14 @@ class Intents:
         Without `may_start` (merge requests that were open before ravebot came) it is only noted.
         """
         before, mr = merge_requests.observe(tx, told)
-        sandbox = sandboxes.current(tx, mr.ref)
         if mr.state in ("merged", "closed"):
-            if sandbox is None:
-                if before and before.state == "opened" and mr.note_id is not None:
-                    self.lifecycle.journal.refresh_note(tx, mr.ref)
-                return "nothing to end"
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
-            self.lifecycle.end_asked(tx, sandbox, reason, actor)
-            return f"ending: {reason.value}"
+            if self.lifecycle.asked(tx, mr, Happened.END_ASKED, actor, reason=reason) is not Then.NOTHING:
+                return f"ending: {reason.value}"
+            if before and before.state == "opened" and mr.note_id is not None:
+                self.lifecycle.journal.refresh_note(tx, mr.ref)
+            return "nothing to end"
+        sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None:
             if mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
@@ -66,7 +68,7 @@ class Intents:
         if why := self._must_wait(mr):
             self.lifecycle.journal.refresh_note(tx, mr.ref)
             return f"waits: {why}"
-        self.lifecycle.queue(tx, mr, actor)
+        self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
 
     def _must_wait(self, mr: MergeRequest) -> str:
@@ -82,71 +84,54 @@ class Intents:
         if mr.from_fork and mr.approved_sha != mr.head_sha:
             self.lifecycle.journal.refresh(tx, sandbox, mr)
             return "a fork's new code needs approval"
-        self._take(tx, sandbox, mr.head_sha, actor)
+        self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
         return "new code"
 
-    def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
-        then = decide_sandbox(sandbox.state, Happened.CODE_UPDATED)
-        if then is Then.NOTHING:
-            return
-        taken = replace(sandbox, sha=sha)
-        restart = then is Then.UPDATE or (
-            then is Then.RESTART_AT_COPY and sandbox.stage not in (None, Stage.HOST_KEYS, Stage.AUTHORIZE)
-        )
-        if restart:
-            taken = replace(taken, stage=Stage.COPY, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1)
-        if then is Then.RESTART_AT_COPY:
-            taken = replace(taken, ports_open=False)  # nothing was announced yet
-        sandboxes.save(tx, taken)
-        data: dict[str, object] = {"sha": sha, "by": str(actor)}
-        self.lifecycle.journal.record(tx, "sandbox.code", actor, sandbox=taken, data=data)
-        tx.wake(POOL)
+    def _refused(self, mr: MergeRequest, sha: str | None = None) -> str:
+        """Why it gets no sandbox; empty when it may have one."""
+        if mr.state != "opened":
+            return f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox"
+        if not mr.head_sha:
+            return f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself"
+        if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
+            return f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first"
+        # In full: of a shorter one the fork's author can make a second commit, to be let in unseen.
+        if mr.from_fork and mr.head_sha not in (mr.approved_sha, (sha or "").lower()):
+            return (
+                f"{mr.full_ref} comes from a fork: look at its code, then say start with its whole commit,"
+                f" {mr.head_sha}"
+            )
+        return ""
 
     def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
         """Give it a sandbox; of a fork only with the very head's SHA, which lets that commit in."""
-        if mr.state != "opened":
-            return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
-        if not mr.head_sha:
-            return Outcome(False, f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself")
-        if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
-            return Outcome(False, f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first")
-        approves = False
-        if mr.from_fork and mr.approved_sha != mr.head_sha:
-            # In full: of a shorter one the fork's author can make a second commit, to be let in unseen.
-            if sha is None or sha.lower() != mr.head_sha.lower():
-                return Outcome(
-                    False,
-                    f"{mr.full_ref} comes from a fork: look at its code, then say start with its whole commit,"
-                    f" {mr.head_sha}",
-                )
-            merge_requests.approve(tx, mr.ref, mr.head_sha)
-            mr, approves = replace(mr, approved_sha=mr.head_sha), True
-        sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is not None:
-            if sandbox.sha != mr.head_sha:
-                self._take(tx, sandbox, mr.head_sha, actor)
-                if approves:
-                    self._approved(tx, sandbox, mr, actor)
-                return Outcome(True, f"the sandbox of {mr.full_ref} takes commit {mr.head_sha[:8]}")
-            return Outcome(True, f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}")
-        fresh = self.lifecycle.queue(tx, mr, actor)
+        if why := self._refused(mr, sha):
+            return Outcome(False, why)
+        approves = mr.from_fork and mr.approved_sha != mr.head_sha
         if approves:
-            self._approved(tx, fresh, mr, actor)
-        return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")
-
-    def _approved(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> None:
-        data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        self.lifecycle.journal.record(tx, "fork.approved", actor, sandbox=sandbox, data=data)
+            merge_requests.approve(tx, mr.ref, mr.head_sha)
+            mr = replace(mr, approved_sha=mr.head_sha)
+        then = self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
+        sandbox = sandboxes.current(tx, mr.ref)
+        assert sandbox
+        message = f"a sandbox for {mr.full_ref} is on its way"
+        if then is Then.NOTHING:
+            message = f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}"
+            if sandbox.sha != mr.head_sha:
+                self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
+                message = f"the sandbox of {mr.full_ref} takes commit {mr.head_sha[:8]}"
+        if approves:
+            data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
+            self.lifecycle.journal.record(tx, EventKind.FORK_APPROVED, actor, sandbox=sandbox, data=data)
+        return Outcome(True, message)
 
     def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
-        sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is None:
-            latest = sandboxes.latest(tx, mr.ref)
-            if latest and latest.state is SandboxState.STOPPING:
-                return Outcome(True, f"the sandbox of {mr.full_ref} is stopping already")
-            return Outcome(False, f"{mr.full_ref} has no sandbox")
-        self.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, actor)
-        return Outcome(True, f"the sandbox of {mr.full_ref} is being stopped")
+        if self.lifecycle.asked(tx, mr, Happened.END_ASKED, actor) is not Then.NOTHING:
+            return Outcome(True, f"the sandbox of {mr.full_ref} is being stopped")
+        latest = sandboxes.latest(tx, mr.ref)
+        if latest and latest.state is SandboxState.STOPPING:
+            return Outcome(True, f"the sandbox of {mr.full_ref} is stopping already")
+        return Outcome(False, f"{mr.full_ref} has no sandbox")
 
     def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
         """Add to the lifetime, up to `max_lifetime` after it became ready."""
@@ -165,16 +150,8 @@ class Intents:
             return Outcome(
                 False, f"{mr.full_ref} has its longest lifetime already ({in_words(longest)}); rebuild starts anew"
             )
+        self.lifecycle.extend(tx, sandbox, until, granted, actor)
         left = until - tx.now
-        extended = replace(
-            sandbox,
-            expires_at=until,
-            warned=frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold)),
-            refreshed_at=tx.now,
-        )
-        sandboxes.save(tx, extended)
-        data: dict[str, object] = {"seconds": granted.total_seconds(), "by": str(actor)}
-        self.lifecycle.journal.record(tx, "sandbox.extended", actor, sandbox=extended, data=data)
         limited = f" (not {in_words(by)}: {in_words(longest)} is the longest)" if granted < by else ""
         return Outcome(
             True,
@@ -182,45 +159,35 @@ class Intents:
         )
 
     def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
-        """End it and start a new one on a fresh machine."""
-        if mr.state != "opened":
-            return Outcome(False, f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox")
-        if not mr.head_sha:
-            return Outcome(False, f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself")
-        if why := (mr.from_fork and self._must_wait(mr)):
+        """End it and start a new one on a fresh machine; start one where none can be rebuilt."""
+        if mr.from_fork and mr.state == "opened" and mr.head_sha and (why := self._must_wait(mr)):
             return Outcome(False, f"{mr.full_ref}: {why}: say start {mr.head_sha}")
-        sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is not None and sandbox.state is SandboxState.QUEUED:
+        if why := self._refused(mr):
+            return Outcome(False, why)
+        then = self.lifecycle.asked(tx, mr, Happened.REBUILD, actor)
+        if then is Then.NOTHING and self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor) is Then.NOTHING:
             return Outcome(True, f"{mr.full_ref} is in the queue: it gets a fresh machine anyway")
-        if sandbox is not None:
-            self.lifecycle.end_asked(tx, sandbox, EndReason.SUPERSEDED, actor, "rebuilt")
-        self.lifecycle.queue(tx, mr, actor)
-        return Outcome(True, f"{mr.full_ref} gets a fresh machine" + (", the old one ends first" if sandbox else ""))
+        ends = ", the old one ends first" if then is Then.REBUILD else ""
+        return Outcome(True, f"{mr.full_ref} gets a fresh machine{ends}")
 
     def retry(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
-        """Go on after failures: lift the image's hold, drop the backoff, run the chain or the sandbox again."""
-        image = str(self.config.provider.image)
-        record = images.get(tx, image)
-        sandbox, started = sandboxes.current(tx, mr.ref), None
-        if sandbox is None:
-            started = self.start(tx, mr, actor)
-            sandbox = sandboxes.current(tx, mr.ref)
-            if sandbox is None:
-                return started
-        if record != ImageRecord(image):
-            images.save(tx, ImageRecord(image))
-        if record.held:
-            self.lifecycle.journal.record(tx, "build.resumed", actor, sandbox=sandbox, data={"by": str(actor)})
-            for other in sandboxes.live(tx):
-                if other.state is SandboxState.QUEUED and other.id != sandbox.id:
-                    self.lifecycle.wait(tx, other, "")
-        tx.wake(POOL)
-        if started is not None:
-            return started
-        if sandbox.state is SandboxState.QUEUED:
-            sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
-            return Outcome(True, f"{mr.full_ref} is tried again")
-        if sandbox.state is SandboxState.READY and sandbox.stage is None:
-            self._take(tx, sandbox, mr.head_sha if not self._must_wait(mr) else sandbox.sha, actor)
-            return Outcome(True, f"{mr.full_ref}: the code is copied in and set up again")
-        return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: nothing to retry")
+        """Go on after failures: lift the image's hold, drop the backoff, run the chain or start the sandbox again."""
+        sandbox = sandboxes.current(tx, mr.ref)
+        if sandbox is None and (why := self._refused(mr)):
+            return Outcome(False, why)
+        sha = sandbox.sha if sandbox and self._must_wait(mr) else mr.head_sha
+        then = self.lifecycle.asked(tx, mr, Happened.RETRY, actor, sha=sha)
+        if then is Then.NOTHING:
+            then = self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
+        sandbox = sandboxes.current(tx, mr.ref)
+        assert sandbox
+        machine_life.resume_builds(tx, self.lifecycle, str(self.config.provider.image), sandbox, actor)
+        match then:
+            case Then.NEW | Then.NEW_BEHIND:
+                return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")
+            case Then.DROP_BACKOFF:
+                return Outcome(True, f"{mr.full_ref} is tried again")
+            case Then.UPDATE:
+                return Outcome(True, f"{mr.full_ref}: the code is copied in and set up again")
+            case _:
+                return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: nothing to retry")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from ravebot.config.model import Config
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.model import RAVEBOT, Actor, Event, MachineId, MergeRequest, MergeRequestRef, Sandbox
+from ravebot.sandboxes.model import RAVEBOT, Actor, Event, EventKind, MachineId, MergeRequest, MergeRequestRef, Sandbox
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.store import events, merge_requests, outbox
 from ravebot.store.database import Transaction
@@ -34,7 +34,7 @@ class Journal:
     def record(
         self,
         tx: Transaction,
-        kind: str,
+        kind: EventKind,
         actor: Actor = RAVEBOT,
         *,
         sandbox: Sandbox,
@@ -71,12 +71,12 @@ class Journal:
             outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         return rooms
 
-    def _count(self, kind: str, sandbox: Sandbox, event: Event) -> None:
-        if kind == "sandbox.queued":
+    def _count(self, kind: EventKind, sandbox: Sandbox, event: Event) -> None:
+        if kind is EventKind.SANDBOX_QUEUED:
             self._meter.sandbox_requested()
-        elif kind == "sandbox.ready" and sandbox.ready_at == event.at:  # not after a restart of its machine
+        elif kind is EventKind.SANDBOX_READY and sandbox.ready_at == event.at:  # not after a restart of its machine
             self._meter.sandbox_ready(event.at - sandbox.created_at)
-        elif kind == "sandbox.ended" and sandbox.end_reason:
+        elif kind is EventKind.SANDBOX_ENDED and sandbox.end_reason:
             lived = event.at - sandbox.ready_at if sandbox.ready_at else None
             self._meter.sandbox_ended(sandbox.end_reason, lived)
 

@@ -1,31 +1,37 @@
-"""The steps of a sandbox's life, each one transaction: the change, its event and what tells of it.
+"""A sandbox's life: others say what happened, the table says what follows, and `happened` carries it out.
 
-Both sides use these: the intents (people, GitLab) and the pool (the clock, the machines).
+Each step is part of the caller's transaction: the change, its event and what tells of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import assert_never
 
 from ravebot.config.model import Config
-from ravebot.sandboxes.decide import Happened, Then, decide_sandbox, settled_thresholds
+from ravebot.sandboxes import transitions
+from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, settled_thresholds
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import (
+    CLAIM_STAGES,
     RAVEBOT,
+    UPDATE_STAGES,
     Actor,
     EndReason,
+    EventKind,
     Machine,
+    MachineId,
     MachineState,
     MergeRequest,
+    MergeRequestRef,
     Sandbox,
+    SandboxId,
     SandboxState,
     Stage,
 )
-from ravebot.sandboxes.steps import sandbox_on
-from ravebot.store import images, machines, sandboxes
+from ravebot.store import images, machines, merge_requests, sandboxes
 from ravebot.store.database import Transaction
-from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
 
 BUILD_FAILURES_THAT_HOLD = 3
@@ -33,110 +39,211 @@ BUILD_BACKOFF = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
+class Place:
+    """What a queued sandbox begins with: a machine to be built, and ports."""
+
+    machine: Machine
+    ssh_port: int
+    web_port: int
+
+
+@dataclass(frozen=True)
 class Lifecycle:
-    """Takes the steps. Every sandbox and machine handed in was read in the same transaction."""
+    """Every sandbox handed in was read in the same transaction."""
 
     config: Config
     journal: Journal
 
-    def queue(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Sandbox:
-        """A new sandbox, waiting for its place."""
-        sandbox = sandboxes.insert(tx, mr.ref, mr.head_sha, actor)
-        data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
-        self.journal.record(tx, "sandbox.queued", actor, sandbox=sandbox, data=data)
-        tx.wake(POOL)
-        return sandbox
+    def asked(
+        self,
+        tx: Transaction,
+        mr: MergeRequest,
+        what: Happened,
+        by: Actor,
+        *,
+        reason: EndReason = EndReason.STOPPED,
+        sha: str = "",
+    ) -> Then:
+        """GitLab or a person asks something of the newest sandbox of a merge request; `sha`: when not for its head.
 
-    def begin(
-        self, tx: Transaction, sandbox: Sandbox, machine: Machine, ssh_port: int, web_port: int
-    ) -> tuple[Sandbox, Machine]:
-        """Give a queued sandbox its place: a machine to be built, and ports."""
-        machine = machines.insert(tx, replace(machine, sandbox_id=sandbox.id))
-        sandbox = replace(
-            sandbox,
-            state=SandboxState.STARTING,
-            state_since=tx.now,
-            machine_id=machine.id,
-            ssh_port=ssh_port,
-            web_port=web_port,
-            wait_reason="",
-            not_before=None,
-        )
+        A merge request that never had a sandbox is like one whose sandbox has ended.
+        """
+        never = Sandbox(SandboxId(0), mr.ref, SandboxState.ENDED, by, tx.now, tx.now, mr.head_sha)
+        sandbox = sandboxes.latest(tx, mr.ref) or never
+        return self.happened(tx, sandbox, what, by, reason=reason, sha=sha or mr.head_sha)
+
+    def happened(
+        self,
+        tx: Transaction,
+        sandbox: Sandbox,
+        what: Happened,
+        by: Actor = RAVEBOT,
+        *,
+        why: str = "",
+        reason: EndReason = EndReason.STOPPED,
+        sha: str = "",
+        place: Place | None = None,
+        unbuilt: Machine | None = None,
+    ) -> Then:
+        """Carry out what the table says follows for a sandbox; returns what that was.
+
+        `why`: in words, of an end, a failure or a loss; `reason`: of an end that is asked for; `sha`: what it, or a
+        new one, shall run; `place`: for one that is queued; `unbuilt`: its machine, when that did not come up.
+        """
+        then = decide_sandbox(sandbox, what, unbuilt)
+        match then:
+            case Then.NOTHING:
+                pass
+            case Then.BEGIN:
+                assert place
+                self._begin(tx, sandbox, place)
+            case Then.NEXT_STAGE:
+                self._go_on(tx, sandbox, CLAIM_STAGES)
+            case Then.CHAIN_AGAIN:
+                self._chain_again(tx, sandbox, why)
+            case Then.TAKE_SHA:
+                self._take(tx, replace(sandbox, ports_open=False), sha, by)  # nothing was announced yet
+            case Then.RESTART_AT_COPY:
+                again = transitions.at_first_stage(sandbox, Stage.COPY, tx.now)
+                self._take(tx, replace(again, ports_open=False), sha, by)
+            case Then.UPDATE:
+                self._take(tx, transitions.at_first_stage(sandbox, Stage.COPY, tx.now), sha, by)
+            case Then.KEEP:
+                notice = f"the last update failed: {why}"
+                kept = replace(sandbox, stage=None, stage_started_at=None, notice=notice)
+                self._step(tx, kept, EventKind.SANDBOX_UPDATE_FAILED, {"sha": sandbox.sha, "why": why})
+            case Then.EXPIRE:
+                self._expire(tx, sandbox)
+            case Then.STOP:
+                self._stop(tx, sandbox, by, reason, why)
+            case Then.FAIL:
+                self._stop(tx, sandbox, by, EndReason.FAILED, f"{sandbox.stage}: {why}")
+            case Then.END_LOST:
+                self._stop(tx, sandbox, by, EndReason.LOST, why)
+            case Then.END:
+                self._end(tx, sandbox, by, reason, why)
+            case Then.RETRY:
+                self._queue_again(tx, sandbox, why, unbuilt)
+            case Then.REBUILD:
+                self._stop(tx, sandbox, by, EndReason.SUPERSEDED, "rebuilt")
+                self._queue(tx, sandbox.mr, sha, by)
+            case Then.NEW | Then.NEW_BEHIND:  # behind: it is let in when the one before it has ended
+                self._queue(tx, sandbox.mr, sha, by)
+            case Then.DROP_BACKOFF:
+                sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
+                tx.wake(POOL)
+            case _:
+                assert_never(then)
+        return then
+
+    def _step(
+        self,
+        tx: Transaction,
+        sandbox: Sandbox,
+        kind: EventKind,
+        data: dict[str, object],
+        actor: Actor = RAVEBOT,
+        machine_id: MachineId | None = None,
+    ) -> None:
+        """Save it as it is from now on, and tell."""
         sandboxes.save(tx, sandbox)
-        data: dict[str, object] = {"machine": machine.name}
-        self.journal.record(tx, "sandbox.starting", sandbox=sandbox, machine_id=machine.id, data=data)
-        return sandbox, machine
+        self.journal.record(tx, kind, actor, sandbox=sandbox, machine_id=machine_id, data=data)
 
-    def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
-        """Tell once why a sandbox stays in the queue: figures after the colon change with every look."""
-        if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
-            return
-        waiting = replace(sandbox, wait_reason=reason)
-        sandboxes.save(tx, waiting)
-        if reason:
-            self.journal.record(tx, "sandbox.waiting", sandbox=waiting, data={"reason": reason})
+    def _queue(self, tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> None:
+        sandbox = sandboxes.insert(tx, ref, sha, actor)
+        data: dict[str, object] = {"sha": sha, "by": str(actor)}
+        self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
+        tx.wake(POOL)
 
-    def end_asked(
-        self, tx: Transaction, sandbox: Sandbox, reason: EndReason, actor: Actor, detail: str = ""
-    ) -> Sandbox:
-        """End it: at once when it has nothing yet, else by taking its machine down."""
-        then = decide_sandbox(sandbox.state, Happened.END_ASKED)
-        if then is Then.END:
-            return self._end(tx, replace(sandbox, end_reason=reason, end_detail=detail), actor)
-        if then is Then.STOP:
-            return self.stop(tx, sandbox, reason, actor, detail)
-        return sandbox
+    def _begin(self, tx: Transaction, sandbox: Sandbox, place: Place) -> None:
+        machine = machines.insert(tx, replace(place.machine, sandbox_id=sandbox.id))
+        begun = transitions.starting(sandbox, machine.id, place.ssh_port, place.web_port, tx.now)
+        self._step(tx, begun, EventKind.SANDBOX_STARTING, {"machine": machine.name}, machine_id=machine.id)
 
-    def stop(
-        self, tx: Transaction, sandbox: Sandbox, reason: EndReason, actor: Actor = RAVEBOT, detail: str = ""
-    ) -> Sandbox:
-        """Close the ports and have the machine taken down; `machine_gone` ends it."""
-        stopping = replace(
-            sandbox,
-            state=SandboxState.STOPPING,
-            state_since=tx.now,
-            stage=None,
-            stage_started_at=None,
-            ports_open=False,
-            end_reason=reason,
-            end_detail=detail,
-        )
-        sandboxes.save(tx, stopping)
+    def stage_done(self, tx: Transaction, sandbox: Sandbox) -> None:
+        """The stage that was under way is done. Those of an update change no state: they are not in the table."""
+        if self.happened(tx, sandbox, Happened.MACHINE_READY) is Then.NOTHING:
+            self._go_on(tx, sandbox, UPDATE_STAGES)
+
+    def _go_on(self, tx: Transaction, sandbox: Sandbox, chain: tuple[Stage, ...]) -> None:
+        """To the chain's first stage, to its next one, or after the last one to people."""
+        if sandbox.stage is None:
+            machine = _machine(tx, sandbox)
+            leased = replace(
+                machine, state=MachineState.LEASED, state_since=tx.now, booted_at=tx.now, silent_since=None
+            )
+            machines.save(tx, leased)
+            begun = transitions.at_first_stage(sandbox, chain[0], tx.now)
+            seconds = tx.seconds_since(machine.state_since)
+            self._step(tx, begun, EventKind.MACHINE_BOOTED, {"seconds": seconds}, machine_id=machine.id)
+        elif sandbox.stage is chain[-1]:
+            self._announce(tx, sandbox)
+        else:
+            following = chain[chain.index(sandbox.stage) + 1]
+            inside = sandbox.sha if sandbox.stage is Stage.COPY else sandbox.running_sha
+            sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
+
+    def _announce(self, tx: Transaction, sandbox: Sandbox) -> None:
+        pool = self.config.pool
+        settled = settled_thresholds(pool.warn_before, pool.lifetime)
+        fresh = transitions.ready(sandbox, pool.lifetime, settled, tx.now)
+        if sandbox.state is fresh.state:
+            self._step(tx, fresh, EventKind.SANDBOX_UPDATED, {"sha": fresh.sha})
+        else:
+            since = sandbox.state_since if sandbox.ready_at else fresh.created_at
+            data: dict[str, object] = {"seconds": tx.seconds_since(since), "sha": fresh.sha}
+            self._step(tx, fresh, EventKind.SANDBOX_READY, data, machine_id=fresh.machine_id)
+        tx.wake(POOL)
+
+    def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
+        self._step(tx, replace(sandbox, sha=sha), EventKind.SANDBOX_CODE, {"sha": sha, "by": str(actor)}, actor)
+        tx.wake(POOL)
+
+    def _chain_again(self, tx: Transaction, sandbox: Sandbox, why: str) -> None:
+        machine = _machine(tx, sandbox)
+        machines.save(tx, transitions.building_again(machine, tx.now))
+        again = transitions.starting_again(sandbox, tx.now)
+        self._step(tx, again, EventKind.MACHINE_RESTARTED, {"why": why}, machine_id=machine.id)
+        tx.wake(POOL)
+
+    def _queue_again(self, tx: Transaction, sandbox: Sandbox, why: str, unbuilt: Machine | None) -> None:
+        """For a new machine: at once, or after a failed build in a while and only while its image is not held."""
+        held, not_before = "", None
+        if unbuilt:
+            record = images.get(tx, unbuilt.image)
+            held = f"no machines are built: {record.held}" if record.held else ""
+            not_before = tx.now + BUILD_BACKOFF * 3 ** min(record.failures - 1, BUILD_FAILURES_THAT_HOLD)
+        again = transitions.queued_again(sandbox, held, not_before, tx.now)
+        data: dict[str, object] = {"why": why, "attempt": again.attempt}
+        self._step(tx, again, EventKind.SANDBOX_REQUEUED, data, machine_id=sandbox.machine_id)
+        tx.wake(POOL)
+
+    def _expire(self, tx: Transaction, sandbox: Sandbox) -> None:
+        expiry = decide_expiry(sandbox, self.config.pool.warn_before, tx.now)
+        if expiry.expire:
+            self._stop(tx, sandbox, RAVEBOT, EndReason.EXPIRED, "")
+        elif expiry.warn is not None:
+            until = expiry.expires_at or sandbox.expires_at
+            assert until
+            warned = replace(sandbox, warned=expiry.warned, expires_at=until, refreshed_at=tx.now)
+            left = (until - tx.now).total_seconds()
+            self._step(tx, warned, EventKind.SANDBOX_WARNED, {"left": left, "threshold": expiry.warn})
+
+    def _stop(self, tx: Transaction, sandbox: Sandbox, actor: Actor, reason: EndReason, detail: str) -> None:
+        stopping = transitions.stopping(sandbox, reason, detail, tx.now)
         data: dict[str, object] = {"reason": reason.value, "detail": detail}
         if actor != RAVEBOT:
             data["by"] = str(actor)
-        self.journal.record(tx, "sandbox.stopping", actor, sandbox=stopping, data=data)
+        self._step(tx, stopping, EventKind.SANDBOX_STOPPING, data, actor)
+        self._end(tx, stopping, actor, reason, detail)
+
+    def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor, reason: EndReason, detail: str) -> None:
+        """It has ended, unless its machine has to be taken down first."""
         machine = machines.get(tx, sandbox.machine_id)
         if machine and machine.state is not MachineState.GONE:
-            self.take_down(tx, machine)
-            return stopping
-        return self._end(tx, stopping, actor)
-
-    def take_down(self, tx: Transaction, machine: Machine) -> None:
-        """Want a machine gone."""
-        if machine.state not in (MachineState.STOPPING, MachineState.GONE):
-            machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
-        tx.wake(POOL)
-
-    def machine_gone(self, tx: Transaction, machine: Machine) -> None:
-        """Nothing of it is left at the provider and in the firewall: free its place, end its sandbox."""
-        machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
-        tx.wake(POOL)
-        sandbox = sandbox_on(tx, machine)
-        if sandbox and sandbox.state is SandboxState.STOPPING:
-            self._end(tx, sandbox, RAVEBOT)
-
-    def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor) -> Sandbox:
-        ready_at = min(sandbox.ready_at, tx.now) if sandbox.ready_at else None  # the clock may have been set back
-        ended = replace(
-            sandbox,
-            state=SandboxState.ENDED,
-            state_since=tx.now,
-            ready_at=ready_at,
-            ended_at=tx.now,
-            wait_reason="",
-        )
-        sandboxes.save(tx, ended)
+            take_down(tx, machine)
+            return
+        ended = transitions.ended(sandbox, reason, detail, tx.now)
         had = machines.of_sandbox(tx, sandbox.id)
         data: dict[str, object] = {
             "reason": ended.end_reason.value if ended.end_reason else "",
@@ -145,117 +252,49 @@ class Lifecycle:
             "cpu_seconds": sum(machine.cpu_seconds for machine in had),
             "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
         }
-        self.journal.record(tx, "sandbox.ended", actor, sandbox=ended, machine_id=sandbox.machine_id, data=data)
-        tx.wake(POOL)
-        return ended
-
-    def machine_lost(self, tx: Transaction, sandbox: Sandbox, machine: Machine, why: str) -> None:
-        """The machine went from under the sandbox: another one while it was starting, else the end."""
-        self.take_down(tx, machine)
-        then = decide_sandbox(sandbox.state, Happened.MACHINE_LOST, sandbox.attempt)
-        if then is Then.RETRY:
-            self.requeue(tx, sandbox, why, not_before=None)
-        elif then is Then.END_LOST:
-            self.stop(tx, sandbox, EndReason.LOST, detail=why)
-
-    def requeue(
-        self, tx: Transaction, sandbox: Sandbox, why: str, not_before: timedelta | None, wait_reason: str = ""
-    ) -> None:
-        """Back to the queue's front (it is in order of asking), for a new machine."""
-        waiting = replace(
-            sandbox,
-            state=SandboxState.QUEUED,
-            state_since=tx.now,
-            machine_id=None,
-            ssh_port=None,
-            web_port=None,
-            ports_open=False,
-            stage=None,
-            stage_started_at=None,
-            attempt=sandbox.attempt + 1,
-            wait_reason=wait_reason,
-            not_before=tx.now + not_before if not_before else None,
-        )
-        sandboxes.save(tx, waiting)
-        data: dict[str, object] = {"why": why, "attempt": waiting.attempt}
-        self.journal.record(tx, "sandbox.requeued", sandbox=waiting, machine_id=sandbox.machine_id, data=data)
+        self._step(tx, ended, EventKind.SANDBOX_ENDED, data, actor, sandbox.machine_id)
         tx.wake(POOL)
 
-    def build_failed(self, tx: Transaction, machine: Machine, why: str, *, for_good: bool) -> None:
-        """Take the machine down, try again later; three in a row, or one that can't work, hold the image.
+    # What changes while its state stays.
 
-        A machine that was in use and does not come back after its restart is lost, which is no fault of the image's.
-        """
-        self.take_down(tx, machine)
-        sandbox = sandbox_on(tx, machine)
-        starting = sandbox if sandbox and sandbox.state is SandboxState.STARTING else None
-        if machine.restarts:
-            if starting:
-                self.stop(tx, starting, EndReason.LOST, detail=f"after its restart: {why}")
+    def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
+        """Tell once why a sandbox stays in the queue: figures after the colon change with every look."""
+        if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
-        record = images.get(tx, machine.image)
-        failures = record.failures + 1
-        hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
-        images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
-        if starting:
-            pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
-            held = f"no machines are built: {why}" if hold else ""
-            self.requeue(tx, starting, why, pause, wait_reason=held)
-            if hold and not record.held:
-                data: dict[str, object] = {"why": why, "image": machine.image}
-                self.journal.record(tx, "build.held", sandbox=starting, machine_id=machine.id, data=data)
-                for other in sandboxes.live(tx):
-                    if other.state is SandboxState.QUEUED and not other.wait_reason:
-                        self.wait(tx, other, held)
+        waiting = replace(sandbox, wait_reason=reason)
+        sandboxes.save(tx, waiting)
+        if reason:
+            self.journal.record(tx, EventKind.SANDBOX_WAITING, sandbox=waiting, data={"reason": reason})
 
-    def claim(self, tx: Transaction, machine: Machine) -> Sandbox | None:
-        """The agent answers: lease the machine to its sandbox, whose chain begins; None when nobody wants it."""
-        sandbox = sandbox_on(tx, machine)
-        if sandbox is None:
-            self.take_down(tx, machine)
-            return None
-        if decide_sandbox(sandbox.state, Happened.MACHINE_READY) is not Then.NEXT_STAGE:
-            return None
-        machines.save(
-            tx, replace(machine, state=MachineState.LEASED, state_since=tx.now, booted_at=tx.now, silent_since=None)
-        )
-        claimed = replace(
-            sandbox, stage=Stage.HOST_KEYS, stage_started_at=tx.now, stage_attempt=sandbox.stage_attempt + 1
-        )
-        sandboxes.save(tx, claimed)
-        data: dict[str, object] = {"seconds": tx.seconds_since(machine.state_since)}
-        self.journal.record(tx, "machine.booted", sandbox=claimed, machine_id=machine.id, data=data)
-        return claimed
+    def extend(self, tx: Transaction, sandbox: Sandbox, until: datetime, by: timedelta, actor: Actor) -> None:
+        """Let it live until then, which is `by` longer; thresholds that lie ahead again will warn again."""
+        left = until - tx.now
+        warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
+        extended = replace(sandbox, expires_at=until, warned=warned, refreshed_at=tx.now)
+        data: dict[str, object] = {"seconds": by.total_seconds(), "by": str(actor)}
+        self._step(tx, extended, EventKind.SANDBOX_EXTENDED, data, actor)
 
-    def ready(self, tx: Transaction, sandbox: Sandbox) -> Sandbox:
-        """The chain is through: announce it. Lifetime starts at the first time."""
-        pool = self.config.pool
-        first = sandbox.ready_at is None
-        update = sandbox.state is SandboxState.READY
-        fresh = replace(
-            sandbox,
-            state=SandboxState.READY,
-            state_since=sandbox.state_since if update else tx.now,
-            stage=None,
-            stage_started_at=None,
-            running_sha=sandbox.sha,
-            notice="",
-            refreshed_at=tx.now,
-        )
-        if first:
-            fresh = replace(
-                fresh,
-                created_at=min(fresh.created_at, tx.now),  # the clock may have been set back
-                ready_at=tx.now,
-                expires_at=tx.now + pool.lifetime,
-                warned=settled_thresholds(pool.warn_before, pool.lifetime),
-            )
+    def refresh(self, tx: Transaction, sandbox: Sandbox) -> None:
+        """Have card and note rewritten, whose times go stale."""
+        fresh = replace(sandbox, refreshed_at=tx.now)
         sandboxes.save(tx, fresh)
-        if update:
-            self.journal.record(tx, "sandbox.updated", sandbox=fresh, data={"sha": fresh.sha})
-        else:
-            since = fresh.created_at if first else sandbox.state_since
-            data: dict[str, object] = {"seconds": tx.seconds_since(since), "sha": fresh.sha}
-            self.journal.record(tx, "sandbox.ready", sandbox=fresh, machine_id=fresh.machine_id, data=data)
-        tx.wake(POOL)
-        return fresh
+        mr = merge_requests.get(tx, fresh.mr)
+        assert mr
+        self.journal.refresh(tx, fresh, mr)
+
+    def open_ports(self, tx: Transaction, sandbox: Sandbox) -> None:
+        """Want its ports open."""
+        sandboxes.save(tx, replace(sandbox, ports_open=True))
+
+
+def take_down(tx: Transaction, machine: Machine) -> None:
+    """Want a machine gone."""
+    if machine.state not in (MachineState.STOPPING, MachineState.GONE):
+        machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
+    tx.wake(POOL)
+
+
+def _machine(tx: Transaction, sandbox: Sandbox) -> Machine:
+    found = machines.get(tx, sandbox.machine_id)
+    assert found
+    return found

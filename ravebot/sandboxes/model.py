@@ -215,13 +215,56 @@ class Sandbox:
     refreshed_at: datetime | None = None  # card and note last rewritten
 
 
+class EventKind(StrEnum):
+    """What the event log records. `telling` says which kinds people are told of."""
+
+    SANDBOX_QUEUED = "sandbox.queued"
+    SANDBOX_WAITING = "sandbox.waiting"
+    SANDBOX_STARTING = "sandbox.starting"
+    SANDBOX_READY = "sandbox.ready"
+    SANDBOX_CODE = "sandbox.code"
+    SANDBOX_UPDATED = "sandbox.updated"
+    SANDBOX_UPDATE_FAILED = "sandbox.update_failed"
+    SANDBOX_EXTENDED = "sandbox.extended"
+    SANDBOX_WARNED = "sandbox.warned"
+    SANDBOX_REQUEUED = "sandbox.requeued"
+    SANDBOX_STOPPING = "sandbox.stopping"
+    SANDBOX_ENDED = "sandbox.ended"
+    MACHINE_BOOTED = "machine.booted"
+    MACHINE_FORCED = "machine.forced"
+    MACHINE_UNHEALTHY = "machine.unhealthy"
+    MACHINE_HEALTHY = "machine.healthy"
+    MACHINE_RESTARTED = "machine.restarted"
+    MACHINE_DISK_FULL = "machine.disk_full"
+    MACHINE_SUSPENDED = "machine.suspended"
+    MACHINE_RESUMED = "machine.resumed"
+    STAGE_DONE = "stage.done"
+    STAGE_FAILED = "stage.failed"
+    BUILD_HELD = "build.held"
+    BUILD_RESUMED = "build.resumed"
+    WEB_FOUND = "web.found"
+    FORK_APPROVED = "fork.approved"
+    ACCESS_FIRST = "access.first"
+    FIREWALL_REPAIRED = "firewall.repaired"
+    COMMAND_REFUSED = "command.refused"
+    ORPHAN_REMOVED = "orphan.removed"
+
+    @classmethod
+    def read(cls, text: str) -> EventKind | str:
+        """The kind that a stored row names; the text itself where another version wrote one that is not here."""
+        try:
+            return cls(text)
+        except ValueError:
+            return text
+
+
 @dataclass(frozen=True)
 class Event:
-    """One line of the append-only log."""
+    """One line of the append-only log; its `kind` is what `EventKind.read` makes of the row's."""
 
     id: int
     at: datetime
-    kind: str
+    kind: EventKind | str
     actor: Actor
     mr: MergeRequestRef | None = None
     sandbox_id: SandboxId | None = None

@@ -8,7 +8,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
-from ravebot.sandboxes.model import Event
+from ravebot.sandboxes.model import Event, EventKind
 from ravebot.sandboxes.view import in_bytes, in_words
 
 Data = Mapping[str, object]
@@ -70,48 +70,49 @@ def _stopping(data: Data) -> str:
     return f"stopping: {_text(data, 'reason')}{_by(data)}" + (f", {data['detail']}" if data.get("detail") else "")
 
 
+K = EventKind
 TELLINGS: Final = MappingProxyType(
     {
-        "sandbox.queued": Telling(lambda d: f"asked for{_by(d)}, commit {_text(d, 'sha')[:8]}"),
-        "sandbox.waiting": Telling(lambda d: f"waits: {_text(d, 'reason')}", say=True),
-        "sandbox.starting": Telling(lambda d: f"machine {_text(d, 'machine')} is being started"),
-        "machine.booted": Telling(lambda d: f"machine is up after {_span(d, 'seconds')}"),
-        "stage.done": Telling(lambda d: f"{_text(d, 'stage')} done in {_span(d, 'seconds')}"),
-        "stage.failed": Telling(_stage_failed, thread=True),
-        "sandbox.ready": Telling(lambda d: f"ready after {_span(d, 'seconds')}", thread=True),
-        "sandbox.code": Telling(
+        K.SANDBOX_QUEUED: Telling(lambda d: f"asked for{_by(d)}, commit {_text(d, 'sha')[:8]}"),
+        K.SANDBOX_WAITING: Telling(lambda d: f"waits: {_text(d, 'reason')}", say=True),
+        K.SANDBOX_STARTING: Telling(lambda d: f"machine {_text(d, 'machine')} is being started"),
+        K.MACHINE_BOOTED: Telling(lambda d: f"machine is up after {_span(d, 'seconds')}"),
+        K.STAGE_DONE: Telling(lambda d: f"{_text(d, 'stage')} done in {_span(d, 'seconds')}"),
+        K.STAGE_FAILED: Telling(_stage_failed, thread=True),
+        K.SANDBOX_READY: Telling(lambda d: f"ready after {_span(d, 'seconds')}", thread=True),
+        K.SANDBOX_CODE: Telling(
             lambda d: f"new commit {_text(d, 'sha')[:8]}{_by(d)}: the sandbox takes it", thread=True
         ),
-        "sandbox.updated": Telling(lambda d: f"now runs {_text(d, 'sha')[:8]}", thread=True),
-        "sandbox.update_failed": Telling(
+        K.SANDBOX_UPDATED: Telling(lambda d: f"now runs {_text(d, 'sha')[:8]}", thread=True),
+        K.SANDBOX_UPDATE_FAILED: Telling(
             lambda d: f"could not take {_text(d, 'sha')[:8]}: {_text(d, 'why')}; the sandbox stays up as it is",
             thread=True,
         ),
-        "sandbox.extended": Telling(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}", thread=True),
-        "sandbox.warned": Telling(lambda d: f"warned: {_span(d, 'left')} left", warn=True),
-        "sandbox.stopping": Telling(_stopping, thread=True),
-        "sandbox.ended": Telling(_ended, thread=True),
-        "sandbox.requeued": Telling(
+        K.SANDBOX_EXTENDED: Telling(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}", thread=True),
+        K.SANDBOX_WARNED: Telling(lambda d: f"warned: {_span(d, 'left')} left", warn=True),
+        K.SANDBOX_STOPPING: Telling(_stopping, thread=True),
+        K.SANDBOX_ENDED: Telling(_ended, thread=True),
+        K.SANDBOX_REQUEUED: Telling(
             lambda d: f"{_text(d, 'why')}; tried again on a new machine (attempt {_text(d, 'attempt')})", thread=True
         ),
-        "build.held": Telling(
+        K.BUILD_HELD: Telling(
             lambda d: f"no more machines are built from this image: {_text(d, 'why')}. Mend it, then say `retry`",
             say=True,
             operators=True,
         ),
-        "build.resumed": Telling(lambda d: f"machines are built again{_by(d)}", say=True, operators=True),
-        "machine.forced": Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
-        "machine.unhealthy": Telling(lambda d: "the machine does not answer", thread=True),
-        "machine.healthy": Telling(lambda d: "the machine answers again", thread=True),
-        "machine.restarted": Telling(lambda d: f"machine restarted: {_text(d, 'why')}", thread=True),
-        "machine.disk_full": Telling(
+        K.BUILD_RESUMED: Telling(lambda d: f"machines are built again{_by(d)}", say=True, operators=True),
+        K.MACHINE_FORCED: Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
+        K.MACHINE_UNHEALTHY: Telling(lambda d: "the machine does not answer", thread=True),
+        K.MACHINE_HEALTHY: Telling(lambda d: "the machine answers again", thread=True),
+        K.MACHINE_RESTARTED: Telling(lambda d: f"machine restarted: {_text(d, 'why')}", thread=True),
+        K.MACHINE_DISK_FULL: Telling(
             lambda d: f"machine paused: {_text(d, 'why')}; it goes on when there is room", say=True
         ),
-        "machine.suspended": Telling(lambda d: f"machine suspended {_text(d, 'why')}".rstrip(), say=True),
-        "machine.resumed": Telling(lambda d: "machine goes on", thread=True),
-        "web.found": Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})", thread=True),
-        "fork.approved": Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),
-        "firewall.repaired": Telling(
+        K.MACHINE_SUSPENDED: Telling(lambda d: f"machine suspended {_text(d, 'why')}".rstrip(), say=True),
+        K.MACHINE_RESUMED: Telling(lambda d: "machine goes on", thread=True),
+        K.WEB_FOUND: Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})", thread=True),
+        K.FORK_APPROVED: Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),
+        K.FIREWALL_REPAIRED: Telling(
             lambda d: "someone removed the firewall's rules; they are back and access works again", say=True
         ),
     }
@@ -121,5 +122,5 @@ TELLINGS: Final = MappingProxyType(
 
 def words(event: Event) -> str:
     """The event as a line of history; empty when it is not one for people."""
-    telling = TELLINGS.get(event.kind)
+    telling = TELLINGS.get(event.kind) if isinstance(event.kind, EventKind) else None
     return telling.words(event.data) if telling else ""

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from ravebot.clock import from_us, to_us
-from ravebot.sandboxes.model import Actor, Event, MachineId, MergeRequestRef, SandboxId
+from ravebot.sandboxes.model import Actor, Event, EventKind, MachineId, MergeRequestRef, SandboxId
 from ravebot.store.database import Transaction, dump_json
 
 _GENESIS = "0" * 64
@@ -44,7 +44,7 @@ class Line:
 
 def append(
     tx: Transaction,
-    kind: str,
+    kind: EventKind,
     actor: Actor,
     *,
     mr: MergeRequestRef | None = None,
@@ -148,7 +148,7 @@ def _event(row: sqlite3.Row) -> Event:
     return Event(
         id=row["id"],
         at=from_us(row["at"]),
-        kind=row["kind"],
+        kind=EventKind.read(row["kind"]),
         actor=Actor(row["actor_kind"], row["actor"]),
         mr=MergeRequestRef(row["project_id"], row["iid"]) if row["iid"] is not None else None,
         sandbox_id=row["sandbox_id"],

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.observation import wanted
 from ravebot.sandboxes.pool.admission import Admission
@@ -134,7 +135,7 @@ async def take(world: World, step: str, number: int) -> None:
     if step == "gone":
         for machine in (await world.read(machines.live))[: number % 3]:
             if machine.state.value == "stopping":
-                await world.write(partial(world.lifecycle.machine_gone, machine=machine))
+                await world.write(partial(machine_life.gone, life=world.lifecycle, machine=machine))
         return
     await world.told(mr, may_start=False)
     known = await world.mr(mr)

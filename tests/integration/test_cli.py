@@ -15,6 +15,7 @@ import termios
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ import pytest
 from ravebot.clock import SystemClock
 from ravebot.operations.audit import database_path
 from ravebot.operations.reports import SandboxLine
-from ravebot.sandboxes.model import RAVEBOT, Actor, MergeRequest, MergeRequestRef, Person
+from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequest, MergeRequestRef, Person
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Database
 from ravebot.web import admin
@@ -267,9 +268,10 @@ async def fill(state: Path) -> None:
     mr = MergeRequest(ref, "group/app", "title", "https://x/42", "branch", 7, "a" * 40, Person(1, "alice"))
     async with Database(database_path(state), SystemClock()) as database:
         await database.write(lambda tx: merge_requests.observe(tx, mr))
-        for kind in ("queued", "starting", "ready"):
-            await database.write(lambda tx, kind=kind: events.append(tx, kind, Actor("gitlab", "alice"), mr=ref))  # type: ignore[misc]
-        await database.write(lambda tx: events.append(tx, "started", RAVEBOT, data={"note": "a\x1b[2Jb"}))
+        for kind in (EventKind.SANDBOX_QUEUED, EventKind.SANDBOX_STARTING, EventKind.SANDBOX_READY):
+            await database.write(partial(events.append, kind=kind, actor=Actor("gitlab", "alice"), mr=ref))
+        data: dict[str, object] = {"note": "a\x1b[2Jb"}
+        await database.write(lambda tx: events.append(tx, EventKind.ORPHAN_REMOVED, RAVEBOT, data=data))
 
 
 async def test_the_audit_reads_the_database_while_no_bot_runs(here: Installation) -> None:
@@ -277,11 +279,12 @@ async def test_the_audit_reads_the_database_while_no_bot_runs(here: Installation
     code, output, errors = await here.run("audit", "--verify")
     assert code == 0
     assert "\x1b" not in output
-    assert [row.split("\t")[1] for row in output.splitlines()[1:]] == ["queued", "starting", "ready", "started"]
+    kinds = [row.split("\t")[1] for row in output.splitlines()[1:]]
+    assert kinds == ["sandbox.queued", "sandbox.starting", "sandbox.ready", "orphan.removed"]
     assert "All 4 events hold together." in errors
     code, output, _ = await here.run("audit", "group/app!42", "--limit", "2", "--json")
     report = json.loads(output)
-    assert [line["kind"] for line in report["lines"]] == ["starting", "ready"]
+    assert [line["kind"] for line in report["lines"]] == ["sandbox.starting", "sandbox.ready"]
     assert report["lines"][0]["actor"] == "alice (gitlab)"
     assert report["checked_rows"] is None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.providers.base import RunResult
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.model import EndReason
 from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import images
@@ -103,8 +104,8 @@ async def test_a_build_that_never_answers_has_its_whole_time_again_and_then_fail
 async def test_one_that_waits_after_a_failed_build_waits_no_longer_for_it(yard: Yard) -> None:
     await yard.started(MR)
     machine = await yard.machine(MR)
-    await yard.write(lambda tx: yard.lifecycle.build_failed(tx, machine, "it broke", for_good=False))
-    await yard.write(lambda tx: yard.lifecycle.machine_gone(tx, replace(machine, sandbox_id=None)))
+    await yard.write(lambda tx: machine_life.build_failed(tx, yard.lifecycle, machine, "it broke", for_good=False))
+    await yard.write(lambda tx: machine_life.gone(tx, yard.lifecycle, replace(machine, sandbox_id=None)))
     await yard.go()
     assert await yard.is_in(MR, "queued")
     yard.pass_by(hours=-3)
@@ -181,7 +182,7 @@ async def test_a_sandbox_never_lived_for_less_than_no_time(yard: Yard) -> None:
     yard.pass_by(hours=-3)
     await yard.told(replace(MR, state="merged"))
     machine = await yard.machine(MR)
-    await yard.write(lambda tx: yard.lifecycle.machine_gone(tx, machine))
+    await yard.write(lambda tx: machine_life.gone(tx, yard.lifecycle, machine))
     assert [data["lived_seconds"] for data in await yard.log("sandbox.ended")] == [0]
     ended = await yard.latest(MR)
     assert ended.ready_at == ended.ended_at

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, EndReason, Person, Sandbox, SandboxState, Stage
 from ravebot.store import images, merge_requests, sandboxes
@@ -283,10 +284,9 @@ async def test_a_forks_new_code_stays_out_until_it_is_named_too(world: World, ho
     if how_far != "queued":
         await world.begin(await world.latest(FORK))
         machine = await world.machine(FORK)
-        await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+        await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, machine))
     if how_far == "ready":
-        claimed = await world.latest(FORK)
-        await world.write(lambda tx: world.lifecycle.ready(tx, claimed))
+        await world.announced(await world.latest(FORK))
     assert await world.told(replace(FORK, head_sha=B)) == "a fork's new code needs approval"
     assert (await world.latest(FORK)).sha == A
     for verb in ("start", "rebuild"):
@@ -431,6 +431,21 @@ async def test_rebuild_ends_the_old_and_queues_a_new_one_behind_it(world: World)
     assert (await world.latest(MR)).state is S.QUEUED
     assert (await wish(world, "rebuild")).message == "group/app!1 is in the queue: it gets a fresh machine anyway"
     assert await count(world) == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [("start", "a sandbox for group/app!1 is on its way"), ("rebuild", "group/app!1 gets a fresh machine"),
+     ("retry", "a sandbox for group/app!1 is on its way")],
+)  # fmt: skip
+async def test_whatever_asks_for_a_sandbox_while_the_old_one_stops_gets_a_new_one_behind_it(
+    world: World, verb: str, message: str
+) -> None:
+    await world.ready(MR)
+    await wish(world, "stop")
+    assert await wish(world, verb) == Outcome(True, message)
+    old, new = await world.read(sandboxes.live)
+    assert (old.state, old.end_reason, new.state) == (S.STOPPING, EndReason.STOPPED, S.QUEUED)
 
 
 async def test_rebuild_without_a_sandbox_starts_one(world: World) -> None:

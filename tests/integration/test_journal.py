@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.sandboxes.model import Sandbox
+from ravebot.sandboxes.model import EventKind, Sandbox
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.store import outbox
 from ravebot.store.database import Transaction
@@ -24,11 +24,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def record(world: World, sandbox: Sandbox, kind: str, **data: object) -> None:
-    await world.write(lambda tx: world.lifecycle.journal.record(tx, kind, sandbox=sandbox, data=data))
+    await world.write(lambda tx: world.lifecycle.journal.record(tx, EventKind(kind), sandbox=sandbox, data=data))
 
 
 @pytest.mark.parametrize("kind", TELLINGS)
-async def test_every_telling_goes_where_the_table_says(world: World, kind: str) -> None:
+async def test_every_telling_goes_where_the_table_says(world: World, kind: EventKind) -> None:
     sandbox = await world.queued(a_merge_request())
     await world.empty_outbox()
     await record(world, sandbox, kind)
@@ -112,7 +112,7 @@ async def test_when_the_transaction_fails_neither_event_nor_telling_remains(worl
     before = (await world.kinds(), await world.outbox())
 
     def fails(tx: Transaction) -> None:
-        world.lifecycle.journal.record(tx, "sandbox.extended", sandbox=sandbox, data={"seconds": 1})
+        world.lifecycle.journal.record(tx, EventKind.SANDBOX_EXTENDED, sandbox=sandbox, data={"seconds": 1})
         raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):
@@ -124,8 +124,7 @@ async def test_the_time_to_ready_is_measured_once_a_sandbox(world: World) -> Non
     mr = a_merge_request()
     await world.claimed(mr)
     world.pass_by(seconds=20)
-    sandbox = await world.latest(mr)
-    await world.write(lambda tx: world.lifecycle.ready(tx, sandbox))
+    await world.announced(await world.latest(mr))
     world.pass_by(hours=1)
     restarted = await world.latest(mr)
     await record(world, restarted, "sandbox.ready", seconds=5)

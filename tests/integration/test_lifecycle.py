@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.model import EndReason, Machine, MachineState, SandboxState, Stage
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Transaction
@@ -30,12 +32,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def gone(world: World, machine: Machine) -> None:
-    await world.write(lambda tx: world.lifecycle.machine_gone(tx, machine))
+    await world.write(lambda tx: machine_life.gone(tx, world.lifecycle, machine))
 
 
 async def build_fails(world: World, why: str = "it did not answer", *, for_good: bool = False) -> None:
     machine = await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.build_failed(tx, machine, why, for_good=for_good))
+    await world.write(lambda tx: machine_life.build_failed(tx, world.lifecycle, machine, why, for_good=for_good))
     await gone(world, machine)
 
 
@@ -46,7 +48,7 @@ async def record_of_image(world: World) -> ImageRecord:
 async def test_a_whole_life_leaves_one_event_for_each_step(world: World) -> None:
     await world.ready(MR)
     sandbox = await world.latest(MR)
-    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.STOPPED, BY_ALICE))
+    await world.happens(sandbox, Happened.END_ASKED, by=BY_ALICE)
     await gone(world, await world.machine(MR))
     assert await world.kinds() == [
         "sandbox.queued", "sandbox.starting", "machine.booted", "sandbox.ready", "sandbox.stopping", "sandbox.ended",
@@ -72,8 +74,8 @@ async def test_the_chain_begins_when_the_machine_answers(world: World) -> None:
     await world.started(MR)
     world.pass_by(seconds=8)
     machine = await world.machine(MR)
-    sandbox = await world.write(lambda tx: world.lifecycle.claim(tx, machine))
-    assert sandbox
+    assert await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, machine))
+    sandbox = await world.latest(MR)
     assert (sandbox.stage, sandbox.stage_attempt) == (Stage.HOST_KEYS, 1)
     leased = await world.machine(MR)
     assert (leased.state, leased.booted_at) == (MachineState.LEASED, NOON + timedelta(seconds=8))
@@ -83,8 +85,8 @@ async def test_the_chain_begins_when_the_machine_answers(world: World) -> None:
 async def test_a_machine_that_nobody_wants_any_more_is_taken_down_instead_of_claimed(world: World) -> None:
     sandbox = await world.started(MR)
     machine = await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.requeue(tx, sandbox, "why", None))
-    assert await world.write(lambda tx: world.lifecycle.claim(tx, machine)) is None
+    await world.happens(sandbox, Happened.MACHINE_LOST)
+    assert not await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, machine))
     found = await world.read(lambda tx: machines.get(tx, machine.id))
     assert found
     assert found.state is MachineState.STOPPING
@@ -93,8 +95,8 @@ async def test_a_machine_that_nobody_wants_any_more_is_taken_down_instead_of_cla
 async def test_a_claim_that_comes_after_the_stop_changes_nothing(world: World) -> None:
     sandbox = await world.started(MR)
     machine = await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.stop(tx, sandbox, EndReason.STOPPED))
-    assert await world.write(lambda tx: world.lifecycle.claim(tx, machine)) is None
+    await world.happens(sandbox, Happened.END_ASKED)
+    assert not await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, machine))
     assert (await world.machine(MR)).state is MachineState.STOPPING
     assert (await world.latest(MR)).state is S.STOPPING
 
@@ -102,8 +104,7 @@ async def test_a_claim_that_comes_after_the_stop_changes_nothing(world: World) -
 async def test_lifetime_starts_at_ready(world: World) -> None:
     await world.claimed(MR)
     world.pass_by(minutes=3)
-    sandbox = await world.latest(MR)
-    ready = await world.write(lambda tx: world.lifecycle.ready(tx, sandbox))
+    ready = await world.announced(await world.latest(MR))
     assert ready.ready_at == world.clock.now()
     assert ready.expires_at == world.clock.now() + timedelta(hours=2)
     assert (ready.running_sha, ready.stage, ready.warned) == (A, None, frozenset())
@@ -113,18 +114,18 @@ async def test_lifetime_starts_at_ready(world: World) -> None:
 async def test_a_restart_of_the_machine_does_not_start_the_lifetime_anew(world: World) -> None:
     ready = await world.ready(MR)
     world.pass_by(hours=1)
-    again = replace(ready, state=S.STARTING, stage=Stage.ANNOUNCE, state_since=world.clock.now())
+    again = replace(ready, state=S.STARTING, state_since=world.clock.now())
     await world.write(lambda tx: sandboxes.save(tx, again))
     world.pass_by(seconds=9)
-    after = await world.write(lambda tx: world.lifecycle.ready(tx, again))
+    after = await world.announced(again)
     assert (after.ready_at, after.expires_at) == (ready.ready_at, ready.expires_at)
     assert (await world.events())[-1].data["seconds"] == 9.0
 
 
 async def test_an_update_that_is_through_is_told_as_such_and_clears_the_notice(world: World) -> None:
     ready = await world.ready(MR)
-    updating = replace(ready, sha="f" * 40, stage=Stage.ANNOUNCE, notice="the last update failed")
-    after = await world.write(lambda tx: world.lifecycle.ready(tx, updating))
+    updating = replace(ready, sha="f" * 40, notice="the last update failed")
+    after = await world.announced(updating)
     assert (after.state, after.running_sha, after.notice) == (S.READY, "f" * 40, "")
     assert (await world.kinds())[-1] == "sandbox.updated"
 
@@ -136,7 +137,7 @@ async def test_a_short_lifetime_does_not_begin_with_warnings(tmp_path: Path) -> 
 
 async def test_a_queued_one_ends_at_once(world: World) -> None:
     sandbox = await world.queued(MR)
-    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.CLOSED, BY_ALICE))
+    await world.happens(sandbox, Happened.END_ASKED, reason=EndReason.CLOSED, by=BY_ALICE)
     ended = await world.latest(MR)
     assert (ended.state, ended.end_reason, ended.ended_at) == (S.ENDED, EndReason.CLOSED, NOON)
     assert await world.kinds() == ["sandbox.queued", "sandbox.ended"]
@@ -147,7 +148,7 @@ async def test_one_with_a_machine_closes_its_ports_first_and_ends_when_the_machi
     world: World, how_far: str
 ) -> None:
     sandbox = await getattr(world, how_far)(MR)
-    await world.write(lambda tx: world.lifecycle.end_asked(tx, sandbox, EndReason.MERGED, BY_ALICE, "done"))
+    await world.happens(sandbox, Happened.END_ASKED, reason=EndReason.MERGED, by=BY_ALICE, why="done")
     stopping = await world.latest(MR)
     machine = await world.machine(MR)
     assert (stopping.state, stopping.ports_open, stopping.stage) == (S.STOPPING, False, None)
@@ -163,8 +164,7 @@ async def test_one_with_a_machine_closes_its_ports_first_and_ends_when_the_machi
 async def test_ending_twice_is_ending_once(world: World, how_far: str) -> None:
     sandbox = await getattr(world, how_far)(MR)
     for reason in (EndReason.STOPPED, EndReason.MERGED):
-        current = await world.latest(MR)
-        await world.write(partial(world.lifecycle.end_asked, sandbox=current, reason=reason, actor=BY_ALICE))
+        await world.happens(await world.latest(MR), Happened.END_ASKED, reason=reason, by=BY_ALICE)
     ended = await world.latest(MR)
     assert ended.id == sandbox.id
     assert ended.end_reason is EndReason.STOPPED
@@ -180,14 +180,12 @@ async def test_the_end_gives_the_account_of_every_machine_that_the_sandbox_had(w
     await world.begin(await world.latest(MR))
     second = await world.machine(MR)
     assert second.id != first.id
-    await world.write(lambda tx: world.lifecycle.claim(tx, second))
-    claimed = await world.latest(MR)
-    await world.write(lambda tx: world.lifecycle.ready(tx, claimed))
+    await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, second))
+    await world.announced(await world.latest(MR))
     used = replace(await world.machine(MR), cpu_seconds=5.5, memory_peak_bytes=300)
     await world.write(lambda tx: machines.save(tx, used))
     world.pass_by(hours=2)
-    ready = await world.latest(MR)
-    await world.write(lambda tx: world.lifecycle.stop(tx, ready, EndReason.EXPIRED))
+    await world.happens(await world.latest(MR), Happened.END_ASKED, reason=EndReason.EXPIRED)
     await gone(world, await world.machine(MR))
     assert (await world.events())[-1].data == {
         "reason": "expired", "detail": "", "lived_seconds": 7200.0, "cpu_seconds": 15.5, "memory_peak_bytes": 500,
@@ -197,12 +195,10 @@ async def test_the_end_gives_the_account_of_every_machine_that_the_sandbox_had(w
 async def test_the_end_of_an_old_machine_does_not_end_a_sandbox_that_has_another_by_now(world: World) -> None:
     await world.started(MR)
     old = await world.machine(MR)
-    sandbox = await world.latest(MR)
-    await world.write(lambda tx: world.lifecycle.machine_lost(tx, sandbox, old, "its machine is gone"))
+    await world.write(lambda tx: machine_life.lost(tx, world.lifecycle, old))
     waiting = await world.latest(MR)
     await world.begin(waiting)
-    started = await world.latest(MR)
-    await world.write(lambda tx: world.lifecycle.stop(tx, started, EndReason.STOPPED))
+    await world.happens(await world.latest(MR), Happened.END_ASKED)
     await gone(world, old)
     assert (await world.latest(MR)).state is S.STOPPING
     await gone(world, await world.machine(MR))
@@ -216,19 +212,20 @@ async def test_a_machine_lost_while_starting_is_replaced_at_most_twice(world: Wo
         assert (sandbox.state, sandbox.attempt) == (S.QUEUED, attempt)
         assert (sandbox.machine_id, sandbox.ssh_port, sandbox.web_port) == (None, None, None)
         await world.begin(sandbox)
-        started, machine = await world.latest(MR), await world.machine(MR)
-        await world.write(partial(world.lifecycle.machine_lost, sandbox=started, machine=machine, why="gone"))
+        machine = await world.machine(MR)
+        await world.write(partial(machine_life.lost, life=world.lifecycle, machine=machine))
         assert (await world.read(lambda tx: machines.live(tx)))[-1].state is MachineState.STOPPING
     lost = await world.latest(MR)
-    assert (lost.state, lost.end_reason, lost.end_detail) == (S.STOPPING, EndReason.LOST, "gone")
+    assert (lost.state, lost.end_reason, lost.end_detail) == (S.STOPPING, EndReason.LOST, "its machine is gone")
     await gone(world, await world.machine(MR))
     assert (await world.latest(MR)).state is S.ENDED
     assert (await world.kinds()).count("sandbox.requeued") == 2
 
 
 async def test_a_machine_lost_under_a_ready_sandbox_ends_it(world: World) -> None:
-    ready, machine = await world.ready(MR), await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.machine_lost(tx, ready, machine, "its machine is gone"))
+    await world.ready(MR)
+    machine = await world.machine(MR)
+    await world.write(lambda tx: machine_life.lost(tx, world.lifecycle, machine))
     assert (await world.latest(MR)).end_reason is EndReason.LOST
     assert (await world.machine(MR)).state is MachineState.STOPPING
 
@@ -281,7 +278,7 @@ async def test_a_hold_is_not_lifted_by_a_build_that_was_under_way_already(world:
     held = ImageRecord(str(world.config.provider.image), 3, "it did not answer")
     await world.write(lambda tx: images.save(tx, held))
     machine = await world.machine(MR)
-    await world.write(lambda tx: world.lifecycle.claim(tx, machine))
+    await world.write(lambda tx: machine_life.claim(tx, world.lifecycle, machine))
     assert (await record_of_image(world)).held == "it did not answer"
 
 
@@ -296,7 +293,7 @@ async def test_very_many_failures_still_make_a_pause_that_can_be_written_down(wo
 
 async def test_the_build_failure_of_one_that_is_stopping_does_not_bring_it_back(world: World) -> None:
     sandbox = await world.started(MR)
-    await world.write(lambda tx: world.lifecycle.stop(tx, sandbox, EndReason.STOPPED))
+    await world.happens(sandbox, Happened.END_ASKED)
     await build_fails(world)
     assert (await world.latest(MR)).state is S.ENDED
 
@@ -324,13 +321,13 @@ async def test_a_step_whose_transaction_fails_changes_nothing_and_tells_nobody(w
 
     def fails(tx: Transaction) -> None:
         if step == "queue":
-            life.queue(tx, replace(MR, head_sha="x"), BY_ALICE)
+            life.happened(tx, replace(claimed, state=S.ENDED), Happened.START_ASKED, sha="x")
         elif step == "stop":
-            life.stop(tx, claimed, EndReason.STOPPED)
+            life.happened(tx, claimed, Happened.END_ASKED)
         elif step == "ready":
-            life.ready(tx, claimed)
+            life.stage_done(tx, replace(claimed, stage=Stage.ANNOUNCE))
         else:
-            life.requeue(tx, claimed, "why", None)
+            life.happened(tx, claimed, Happened.MACHINE_LOST, why="why")
         raise ValueError("on purpose")
 
     with pytest.raises(Exception, match=r"on purpose|UNIQUE"):

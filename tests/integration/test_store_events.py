@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from ravebot.clock import ManualClock
-from ravebot.sandboxes.model import RAVEBOT, Actor, MachineId, MergeRequestRef, SandboxId
+from ravebot.operations import audit
+from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MachineId, MergeRequestRef, SandboxId
+from ravebot.sandboxes.telling import words
 from ravebot.store import events
 from ravebot.store.database import Database, Transaction
 
 pytestmark = pytest.mark.integration
 
 REF = MergeRequestRef(7, 1)
+KINDS = list(EventKind)[:5]
 
 
 @pytest.fixture
@@ -24,9 +27,9 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     async with Database(tmp_path / "ravebot.db", ManualClock()) as database:
 
         def fill(tx: Transaction) -> None:
-            for number in range(5):
+            for number, kind in enumerate(KINDS):
                 events.append(
-                    tx, f"kind.{number}", Actor("gitlab", "älice"), mr=REF, sandbox_id=SandboxId(3),
+                    tx, kind, Actor("gitlab", "älice"), mr=REF, sandbox_id=SandboxId(3),
                     machine_id=MachineId(4), data={"text": "naïve\n\x00", "number": number},
                 )  # fmt: skip
 
@@ -137,7 +140,7 @@ async def test_a_cut_tail_shows_in_the_head_that_somebody_kept(database: Databas
 async def test_a_thousand_rows_and_more_are_checked_to_the_last(database: Database) -> None:
     def many(tx: Transaction) -> None:
         for _ in range(1200):
-            events.append(tx, "many", RAVEBOT)
+            events.append(tx, EventKind.STAGE_DONE, RAVEBOT)
 
     await database.write(many)
     assert (await database.read(events.verify)).rows == 1205
@@ -147,19 +150,19 @@ async def test_a_thousand_rows_and_more_are_checked_to_the_last(database: Databa
 
 async def test_an_event_whose_transaction_fails_is_not_in_the_log(database: Database) -> None:
     def fails(tx: Transaction) -> None:
-        events.append(tx, "never", RAVEBOT)
+        events.append(tx, EventKind.STAGE_DONE, RAVEBOT)
         raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):
         await database.write(fails)
-    await database.write(lambda tx: events.append(tx, "next", RAVEBOT))
+    await database.write(lambda tx: events.append(tx, EventKind.STAGE_FAILED, RAVEBOT))
     found = await database.read(events.verify)
     assert (found.rows, found.broken_at) == (6, None)
 
 
 async def test_events_come_back_as_they_went_in_oldest_first(database: Database) -> None:
     found = await database.read(lambda tx: events.of_sandbox(tx, SandboxId(3), 2))
-    assert [event.kind for event in found] == ["kind.3", "kind.4"]
+    assert [event.kind for event in found] == KINDS[3:]
     last = found[-1]
     assert (last.mr, last.machine_id, last.actor) == (REF, MachineId(4), Actor("gitlab", "älice"))
     assert last.data == {"text": "naïve\n\x00", "number": 4}
@@ -169,3 +172,17 @@ async def test_events_come_back_as_they_went_in_oldest_first(database: Database)
     later = ManualClock().now() + timedelta(seconds=1)
     assert await database.read(lambda tx: events.newest(tx, 10, later)) == ()
     assert len(await database.read(lambda tx: events.newest(tx, 3))) == 3
+
+
+async def test_a_row_whose_kind_is_known_no_more_still_loads_is_shown_and_holds_together(database: Database) -> None:
+    await database.write(lambda tx: events.append(tx, "machine.melted", RAVEBOT, mr=REF, sandbox_id=SandboxId(3)))  # type: ignore[arg-type]
+    for found in (
+        await database.read(lambda tx: events.of_sandbox(tx, SandboxId(3))),
+        await database.read(lambda tx: events.newest(tx, 10)),
+    ):
+        assert [type(event.kind) for event in found] == [EventKind] * 5 + [str]
+        assert found[-1].kind == "machine.melted"
+        assert words(found[-1]) == ""
+    report = await audit.read(database, None, verify=True, limit=10)
+    assert [line.kind for line in report.lines] == [*KINDS, "machine.melted"]
+    assert (report.checked_rows, report.broken_at) == (6, None)

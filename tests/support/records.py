@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 from ravebot.clock import ManualClock, to_us
 from ravebot.config.model import Config
+from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.lifecycle import Lifecycle, Place
 from ravebot.sandboxes.model import (
     Actor,
     Event,
@@ -167,21 +169,30 @@ class World:
         machine = a_machine(number, image=str(self.config.provider.image), created_at=self.clock.now(),
                             state_since=self.clock.now())  # fmt: skip
         ssh, web = self.config.sandbox.ssh_ports.first, self.config.sandbox.web_ports.first
-        await self.write(lambda tx: self.lifecycle.begin(tx, sandbox, machine, ssh + number - 1, web + number - 1))
+        place = Place(machine, ssh + number - 1, web + number - 1)
+        await self.write(lambda tx: self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=place))
 
     async def claimed(self, mr: MergeRequest) -> Sandbox:
         """Go on to a leased machine with its chain under way."""
         await self.started(mr)
         machine = await self.machine(mr)
-        await self.write(lambda tx: self.lifecycle.claim(tx, machine))
+        await self.write(lambda tx: machine_life.claim(tx, self.lifecycle, machine))
         return await self.latest(mr)
 
     async def ready(self, mr: MergeRequest) -> Sandbox:
         """Go on to the announced sandbox, its ports open."""
-        sandbox = await self.claimed(mr)
-        done = replace(sandbox, stage=Stage.ANNOUNCE, ports_open=True, web_scheme="http")
-        await self.write(lambda tx: self.lifecycle.ready(tx, done))
-        return await self.latest(mr)
+        return await self.announced(replace(await self.claimed(mr), ports_open=True, web_scheme="http"))
+
+    async def announced(self, sandbox: Sandbox) -> Sandbox:
+        """Its chain is through."""
+        done = replace(sandbox, stage=Stage.ANNOUNCE)
+        await self.write(lambda tx: self.lifecycle.stage_done(tx, done))
+        found = await self.read(lambda tx: sandboxes.get(tx, sandbox.id))
+        assert found
+        return found
+
+    async def happens(self, sandbox: Sandbox, what: Happened, **how: Any) -> Then:
+        return await self.write(lambda tx: self.lifecycle.happened(tx, sandbox, what, **how))
 
     async def mr(self, mr: MergeRequest) -> MergeRequest:
         found = await self.read(lambda tx: merge_requests.get(tx, mr.ref))

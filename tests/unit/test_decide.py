@@ -19,9 +19,10 @@ from ravebot.sandboxes.decide import (
     decide_machine,
     decide_sandbox,
     settled_thresholds,
+    time_runs,
 )
-from ravebot.sandboxes.model import MachineState, Observed, SandboxState
-from tests.support.records import NOON, a_sandbox
+from ravebot.sandboxes.model import UPDATE_STAGES, MachineState, Observed, SandboxState, Stage
+from tests.support.records import NOON, a_machine, a_sandbox
 
 SEEN = ("absent", "off", "running, agent silent", "running, agent answers", "crashed", "paused", "unknown")
 MACHINES = {
@@ -33,17 +34,24 @@ MACHINES = {
 MACHINE_CELLS = [(wanted, seen, do) for wanted, row in MACHINES.items() for seen, do in zip(SEEN, row, strict=True)]
 
 HAPPENED = (
-    "machine ready", "code updated", "end asked", "start asked", "deadline", "machine lost", "stage failed",
+    "machine ready", "code updated", "end asked", "start asked", "stage timeout", "expired", "machine lost",
+    "restarted", "stage failed", "rebuild", "retry",
 )  # fmt: skip
 SANDBOXES = {
-    "queued": ("begin", "take the new SHA", "end", "nothing", "nothing", "nothing", "nothing"),
-    "starting": ("next stage", "restart at copy", "stop", "nothing", "fail", "retry", "fail"),
-    "ready": ("nothing", "update", "stop", "nothing", "warn or expire", "end, lost", "tell"),
-    "stopping": ("nothing", "nothing", "nothing", "new one, queued behind it", "nothing", "end", "nothing"),
-    "ended": ("nothing", "nothing", "nothing", "new one", "nothing", "nothing", "nothing"),
-}
+    "queued": ("begin", "take the new SHA", "end", "", "", "", "", "", "", "", "drop the backoff"),
+    "starting": (
+        "next stage", "restart at copy", "stop", "", "fail", "expire", "retry", "chain again", "fail", "rebuild", "",
+    ),
+    "ready": (
+        "", "update", "stop", "", "keep", "expire", "end, lost", "chain again", "keep", "rebuild", "update",
+    ),
+    "stopping": ("", "", "", "new one, queued behind it", "", "", "end", "", "", "", ""),
+    "ended": ("", "", "", "new one", "", "", "", "", "", "new one", "new one"),
+}  # fmt: skip
 SANDBOX_CELLS = [
-    (state, happened, then) for state, row in SANDBOXES.items() for happened, then in zip(HAPPENED, row, strict=True)
+    (state, happened, then or "nothing")
+    for state, row in SANDBOXES.items()
+    for happened, then in zip(HAPPENED, row, strict=True)
 ]
 HALF_HOUR, TEN_MINUTES = 1800, 600
 WARN_BEFORE = (timedelta(minutes=30), timedelta(minutes=10))
@@ -56,7 +64,8 @@ def test_every_cell_of_the_machines_table(wanted: str, seen: str, do: str) -> No
 
 @pytest.mark.parametrize(("state", "happened", "then"), SANDBOX_CELLS)
 def test_every_cell_of_the_sandboxes_table(state: str, happened: str, then: str) -> None:
-    assert decide_sandbox(SandboxState(state), Happened(happened)) == then
+    stage = Stage.SETUP if state == "starting" else None
+    assert decide_sandbox(a_sandbox(state=SandboxState(state), stage=stage), Happened(happened)) == then
 
 
 def test_the_tables_here_name_every_state_and_event_there_is() -> None:
@@ -146,7 +155,35 @@ def test_a_full_disk_never_restarts_a_machine() -> None:
     ("attempt", "then"), [(1, Then.RETRY), (2, Then.RETRY), (3, Then.END_LOST), (9, Then.END_LOST)]
 )
 def test_a_lost_machine_is_replaced_while_starting_at_most_three_in_all(attempt: int, then: Then) -> None:
-    assert decide_sandbox(SandboxState.STARTING, Happened.MACHINE_LOST, attempt) is then
+    sandbox = a_sandbox(state=SandboxState.STARTING, attempt=attempt)
+    assert decide_sandbox(sandbox, Happened.MACHINE_LOST) is then
+
+
+@pytest.mark.parametrize("attempt", [1, 3, 9])
+def test_a_failed_build_is_tried_again_without_limit_but_not_that_of_a_machine_that_was_in_use(attempt: int) -> None:
+    sandbox = a_sandbox(state=SandboxState.STARTING, attempt=attempt)
+    assert decide_sandbox(sandbox, Happened.MACHINE_LOST, a_machine()) is Then.RETRY
+    assert decide_sandbox(sandbox, Happened.MACHINE_LOST, a_machine(restarts=1)) is Then.END_LOST
+
+
+@pytest.mark.parametrize("stage", [None, *Stage])
+def test_new_code_restarts_a_chain_only_where_the_old_is_inside_already(stage: Stage | None) -> None:
+    early = stage in (None, Stage.HOST_KEYS, Stage.AUTHORIZE)
+    then = decide_sandbox(a_sandbox(state=SandboxState.STARTING, stage=stage), Happened.CODE_UPDATED)
+    assert then is (Then.TAKE_SHA if early else Then.RESTART_AT_COPY)
+
+
+@pytest.mark.parametrize("stage", UPDATE_STAGES)
+def test_a_retry_leaves_an_update_alone_that_is_under_way(stage: Stage) -> None:
+    updating = a_sandbox(state=SandboxState.READY, stage=stage)
+    assert decide_sandbox(updating, Happened.RETRY) is Then.NOTHING
+    assert decide_sandbox(updating, Happened.CODE_UPDATED) is Then.UPDATE
+
+
+@pytest.mark.parametrize("state", SandboxState)
+def test_only_what_was_ready_and_still_has_a_machine_can_run_out_of_time(state: SandboxState) -> None:
+    assert time_runs(a_sandbox(state=state, expires_at=NOON)) is (state in (SandboxState.STARTING, SandboxState.READY))
+    assert not time_runs(a_sandbox(state=state))
 
 
 def expiry(left: timedelta, warned: frozenset[int] = frozenset(), warn_before: tuple[timedelta, ...] = WARN_BEFORE,

@@ -15,7 +15,7 @@ from ravebot.config.model import Config
 from ravebot.operations.doctor import Finding, Verdict, machines, network, show, state
 from ravebot.operations.doctor.examine import clock, gathered
 from ravebot.operations.doctor.services import Answer
-from ravebot.sandboxes.model import RAVEBOT
+from ravebot.sandboxes.model import RAVEBOT, EventKind
 from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.terminal import Output
@@ -58,7 +58,7 @@ def test_a_state_folder_that_others_get_into_is_told_with_the_mend(tmp_path: Pat
 async def test_the_database_is_told_with_its_holder_and_newest_hash(tmp_path: Path) -> None:
     path = tmp_path / "ravebot.db"
     async with Database(path, ManualClock()) as database:
-        await database.write(lambda tx: events.append(tx, "started", RAVEBOT))
+        await database.write(lambda tx: events.append(tx, EventKind.SANDBOX_READY, RAVEBOT))
         head = await database.read(events.head)
         held = state.database(tmp_path)
         assert state.instance_id(tmp_path) == database.instance_id

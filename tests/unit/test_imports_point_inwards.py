@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "ravebot"
 
-PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "naming", "view", "pool.plan"))
+PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "transitions", "naming", "view", "pool.plan"))
 BASICS = ("ravebot.errors", "ravebot.clock")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")

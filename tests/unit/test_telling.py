@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import ravebot.sandboxes
-from ravebot.sandboxes.model import RAVEBOT, Event
+import ravebot
+from ravebot.sandboxes.model import RAVEBOT, Event, EventKind
 from ravebot.sandboxes.telling import TELLINGS, words
 from tests.support.records import NOON, A
 
@@ -42,7 +42,7 @@ WORDS: dict[str, tuple[dict[str, object], str]] = {
 
 
 def said(kind: str, **data: object) -> str:
-    return words(Event(1, NOON, kind, RAVEBOT, data=data))
+    return words(Event(1, NOON, EventKind.read(kind), RAVEBOT, data=data))
 
 
 @pytest.mark.parametrize("kind", WORDS)
@@ -86,10 +86,10 @@ def test_only_a_warning_mentions_anybody_and_nothing_is_said_twice_in_a_room() -
 
 
 def test_every_event_of_a_sandbox_that_the_code_records_has_its_telling() -> None:
-    folder = Path(ravebot.sandboxes.__file__).parent
-    recorded = {
-        kind for path in folder.glob("*.py") for kind in re.findall(r'record\(\s*tx, "([a-z._]+)"', path.read_text())
-    }
-    assert len(recorded) > 15
-    assert recorded - set(TELLINGS) == {"access.first"}
-    assert set(TELLINGS) - recorded == set()
+    sources = [path.read_text() for path in Path(ravebot.__file__).parent.rglob("*.py")]
+
+    def named(pattern: str) -> set[EventKind]:
+        return {EventKind[name] for source in sources for name in re.findall(pattern, source)}
+
+    assert named(r"\brecord\(\s*tx, EventKind\.(\w+)") - set(TELLINGS) == {EventKind.ACCESS_FIRST}
+    assert named(r"\bEventKind\.([A-Z_]+)") == set(EventKind)  # the table has its own short name for it

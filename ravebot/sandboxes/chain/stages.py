@@ -17,26 +17,15 @@ from ravebot.clock import Clock, age
 from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import Provider
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.sources import Sources
-from ravebot.sandboxes.decide import Happened, Then, decide_sandbox
+from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter, WebProbe
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import (
-    CLAIM_STAGES,
-    UPDATE_STAGES,
-    EndReason,
-    Machine,
-    MergeRequest,
-    Observed,
-    Sandbox,
-    SandboxId,
-    SandboxState,
-    Stage,
-    StageResult,
-)
+from ravebot.sandboxes.model import EventKind, Machine, MergeRequest, Observed, Sandbox, SandboxId, Stage, StageResult
 from ravebot.sandboxes.telling import TAIL_SHOWN
-from ravebot.store import images, machines, merge_requests, sandboxes
+from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
@@ -149,14 +138,7 @@ class Chain:
         def keep(tx: Transaction) -> Machine | None:
             machine = machines.get(tx, work.machine.id)
             assert machine
-            for key in keys:
-                if other := machines.with_host_key(tx, key, machine.id):
-                    return other
-            machines.save(tx, replace(machine, host_keys=keys))
-            record = images.get(tx, machine.image)
-            if record.failures:
-                images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
-            return None
+            return machine_life.keep_host_keys(tx, machine, keys)
 
         if other := await self.database.write(keep):
             raise BuildBrokenError(
@@ -212,7 +194,7 @@ class Chain:
         def opened(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox and _same(sandbox, work.sandbox):
-                sandboxes.save(tx, replace(sandbox, ports_open=True))
+                self.lifecycle.open_ports(tx, sandbox)
 
         await self.database.write(opened)
         await self.guard()
@@ -221,6 +203,7 @@ class Chain:
         def found(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox and _same(sandbox, work.sandbox):
+                # Shown to people, decides nothing: it is no part of the sandbox's life.
                 sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
 
         await self.database.write(found)
@@ -236,14 +219,10 @@ class Chain:
             if tail is not None:
                 sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
                 data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
-                self.lifecycle.journal.record(tx, "stage.done", sandbox=sandbox, machine_id=work.machine.id, data=data)
-            if stage is Stage.ANNOUNCE:
-                self.lifecycle.ready(tx, sandbox)
-                return seconds
-            order = UPDATE_STAGES if sandbox.state is SandboxState.READY else CLAIM_STAGES
-            following = order[order.index(stage) + 1]
-            inside = sandbox.sha if stage is Stage.COPY else sandbox.running_sha
-            sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
+                self.lifecycle.journal.record(
+                    tx, EventKind.STAGE_DONE, sandbox=sandbox, machine_id=work.machine.id, data=data
+                )
+            self.lifecycle.stage_done(tx, sandbox)
             return seconds
 
         seconds = await self.database.write(step)
@@ -261,23 +240,17 @@ class Chain:
             machine = machines.get(tx, work.machine.id)
             if sandbox is None or machine is None or not _same(sandbox, work.sandbox):
                 return seconds
-            if isinstance(error, BuildBrokenError) and sandbox.state is SandboxState.STARTING:
-                self.lifecycle.build_failed(tx, machine, why, for_good=False)
+            if isinstance(error, BuildBrokenError):
+                machine_life.build_failed(tx, self.lifecycle, machine, why, for_good=False)
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
             sandboxes.add_result(tx, sandbox, result)
             # Events are kept for good, what was printed is not: the log gets no more of it than people are shown.
             shown = tail.strip()[-TAIL_SHOWN:]
             data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": shown}
-            self.lifecycle.journal.record(tx, "stage.failed", sandbox=sandbox, machine_id=machine.id, data=data)
-            happened = Happened.DEADLINE if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
-            if decide_sandbox(sandbox.state, happened) is Then.FAIL:
-                self.lifecycle.stop(tx, sandbox, EndReason.FAILED, detail=f"{stage.value}: {why}")
-                return seconds
-            kept = replace(sandbox, stage=None, stage_started_at=None, notice=f"the last update failed: {why}")
-            sandboxes.save(tx, kept)
-            failed: dict[str, object] = {"sha": sandbox.sha, "why": why}
-            self.lifecycle.journal.record(tx, "sandbox.update_failed", sandbox=kept, data=failed)
+            self.lifecycle.journal.record(tx, EventKind.STAGE_FAILED, sandbox=sandbox, machine_id=machine.id, data=data)
+            happened = Happened.STAGE_TIMEOUT if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
+            self.lifecycle.happened(tx, sandbox, happened, why=why)
             return seconds
 
         self.meter.stage_done(stage.value, False, await self.database.write(step))

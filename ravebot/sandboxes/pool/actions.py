@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
 
 import structlog
 
@@ -11,23 +14,20 @@ from ravebot.access.guard import Guard
 from ravebot.config.model import Config
 from ravebot.errors import MachineNotFound, Unavailable
 from ravebot.providers.base import Provider
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Machine, MachineState, SandboxState
+from ravebot.sandboxes.lifecycle import Lifecycle, take_down
+from ravebot.sandboxes.machine_life import BY_HAND, change
+from ravebot.sandboxes.model import Machine
 from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
-from ravebot.sandboxes.steps import change, sandbox_on
-from ravebot.store import machines, sandboxes
 from ravebot.store.database import Database, Transaction
-from ravebot.store.signals import POOL
 
 log = structlog.get_logger()
 
 _DISK_NEEDED_TO_RESUME = 512 * 1024**2
 _PAUSED_SECONDS = 1.0
-_BY_HAND = frozenset({"user", "migration", "save", "dump", "snapshot"})
-"""Why libvirt says that a machine is paused, where resuming it is for whoever paused it."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,20 @@ class Actions:
 
     async def _perform(self, do: Do, machine: Machine) -> None:
         match do:
-            case Do.CREATE | Do.START | Do.PROBE | Do.CLAIM:
-                await self.builds.build(do, machine)
+            case Do.NOTHING:
+                pass
+            case Do.CREATE:
+                await self.builds.build(machine, self.builds.create, self.builds.start)
+            case Do.START:
+                await self.builds.build(machine, self.builds.start)
+            case Do.PROBE | Do.CLAIM:
+                await self.builds.build(machine)
             case Do.GIVE_UP:
                 await self.builds.give_up(machine)
             case Do.STOP:
-                await change(self.database, machine, self.lifecycle.take_down)
+                await change(self.database, machine, take_down)
             case Do.LOST | Do.REFILL:
-                await self._lost(machine)
+                await self._change(machine, machine_life.lost)
             case Do.RESTART:
                 await self._restart(machine)
             case Do.CHECK:
@@ -83,74 +89,25 @@ class Actions:
                 await self.guard.let_go(machine)
                 if machine.sandbox_id is not None:
                     await self.builds.chain.sources.forget(machine.sandbox_id)
-                await change(self.database, machine, self.lifecycle.machine_gone)
+                await self._change(machine, machine_life.gone)
                 self.health.forget(machine)
                 self.builds.chain.sources.drop(machine.sandbox_id)
-            case Do.NOTHING:
-                pass
+            case _:
+                assert_never(do)
 
-    async def _lost(self, machine: Machine) -> None:
-        def lost(tx: Transaction, fresh: Machine) -> None:
-            sandbox = sandbox_on(tx, fresh)
-            if sandbox:
-                self.lifecycle.machine_lost(tx, sandbox, fresh, "its machine is gone")
-            else:
-                self.lifecycle.take_down(tx, fresh)
-
-        await change(self.database, machine, lost)
+    async def _change(self, machine: Machine, step: Callable[[Transaction, Lifecycle, Machine], None]) -> None:
+        await change(self.database, machine, lambda tx, fresh: step(tx, self.lifecycle, fresh))
 
     async def _restart(self, machine: Machine) -> None:
-        """Switch it off and build it up again from its disk: the whole claim chain runs anew."""
-
-        def counted(tx: Transaction, fresh: Machine) -> None:
-            sandbox = sandbox_on(tx, fresh)
-            if sandbox is None or sandbox.state not in (SandboxState.STARTING, SandboxState.READY):
-                return
-            machines.save(
-                tx,
-                replace(
-                    fresh,
-                    state=MachineState.BUILDING,
-                    state_since=tx.now,
-                    restarts=fresh.restarts + 1,
-                    silent_since=None,
-                    silent_seen_at=None,
-                    unhealthy_told=False,
-                    paused_since=None,
-                    cpu_before_restart=fresh.cpu_seconds,
-                ),
-            )
-            again = replace(
-                sandbox,
-                state=SandboxState.STARTING,
-                state_since=tx.now,
-                ports_open=False,
-                stage=None,
-                stage_started_at=None,
-            )
-            sandboxes.save(tx, again)
-            data: dict[str, object] = {"why": "it was off or did not answer"}
-            self.lifecycle.journal.record(tx, "machine.restarted", sandbox=again, machine_id=fresh.id, data=data)
-            tx.wake(POOL)
-
+        """Switch it off; if its sandbox goes on, the whole claim chain runs anew from its disk."""
         await self.health.sample(machine)
         await self.provider.destroy(machine.name)
-        await change(self.database, machine, counted)
+        await self._change(machine, machine_life.restarted)
         self.health.forget(machine)
 
     async def _destroy(self, machine: Machine) -> None:
         await self.health.sample(machine)
-
-        def tell(tx: Transaction, fresh: Machine) -> None:
-            sandbox = sandbox_on(tx, fresh)
-            if sandbox and "switched off" not in sandbox.end_detail:
-                detail = "; ".join(filter(None, [sandbox.end_detail, "switched off after the grace"]))
-                forced = replace(sandbox, end_detail=detail)
-                sandboxes.save(tx, forced)
-                data: dict[str, object] = {"grace": self.config.pool.shutdown_grace.total_seconds()}
-                self.lifecycle.journal.record(tx, "machine.forced", sandbox=forced, machine_id=fresh.id, data=data)
-
-        await change(self.database, machine, tell)
+        await self._change(machine, machine_life.forced)
         await self.provider.destroy(machine.name)
 
     async def _paused(self, machine: Machine) -> None:
@@ -158,21 +115,8 @@ class Actions:
         listing = await self.provider.list()
         reason = next((one.pause_reason for one in listing.machines if one.name == machine.name), "")
 
-        def tell(tx: Transaction, fresh: Machine) -> None:
-            sandbox = sandbox_on(tx, fresh)
-            if sandbox is None or fresh.paused_since is not None:
-                return
-            machines.save(tx, replace(fresh, paused_since=tx.now))
-            journal = self.lifecycle.journal
-            if reason == "ioerror":
-                why: dict[str, object] = {"why": "the host's disk is full"}
-                journal.record(tx, "machine.disk_full", sandbox=sandbox, machine_id=fresh.id, data=why)
-            else:
-                data: dict[str, object] = {"why": "on the host" if reason in _BY_HAND else reason}
-                journal.record(tx, "machine.suspended", sandbox=sandbox, machine_id=fresh.id, data=data)
-
         if machine.paused_since is None:
-            await change(self.database, machine, tell)
-        if reason not in _BY_HAND and (await self.provider.host()).disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
+            await self._change(machine, partial(machine_life.paused, reason=reason))
+        if reason not in BY_HAND and (await self.provider.host()).disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
             await self.provider.resume(machine.name)  # that it goes on is told when it answers
         await asyncio.sleep(_PAUSED_SECONDS)

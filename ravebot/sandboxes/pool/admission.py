@@ -12,8 +12,9 @@ import structlog
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.providers.base import Provider
+from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.lifecycle import Lifecycle, Place
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.observation import Wanted, wanted
@@ -103,5 +104,5 @@ class Admission:
             memory_bytes=settings.memory,
             disk_bytes=settings.disk,
         )
-        _, machine = self.lifecycle.begin(tx, sandbox, machine, ssh_port, web_port)
+        self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=Place(machine, ssh_port, web_port))
         return machine

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -15,12 +15,12 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import ImageError, MachineNotFound, ProviderError, RavebotError
 from ravebot.providers.base import MachineSpec, Provider
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
-from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Machine, MachineState, Sandbox
-from ravebot.sandboxes.steps import change, sandbox_on
+from ravebot.sandboxes.machine_life import change, sandbox_on
+from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.view import in_words
 from ravebot.store import machines
 from ravebot.store.database import Database, Transaction
@@ -45,26 +45,30 @@ class Builds:
     guard: Guard
     meter: Meter
 
-    async def build(self, do: Do, machine: Machine) -> None:
-        """From `do` (create, start or probe) to the end of the chain."""
+    async def build(self, machine: Machine, *steps: Callable[[Machine], Awaitable[None]]) -> None:
+        """These steps first (`create`, `start`), then on to the end of the chain."""
         ahead = asyncio.create_task(self._fetch_ahead(machine))
         try:
-            if await self._boot(do, machine) and (sandbox := await self._claim(machine)):
-                await self.chain.run(sandbox.id)
+            if await self._boot(machine, steps) and machine.sandbox_id and await self._claim(machine):
+                await self.chain.run(machine.sandbox_id)
         finally:
             ahead.cancel()
             await asyncio.wait({ahead})
 
-    async def _boot(self, do: Do, machine: Machine) -> bool:
+    async def create(self, machine: Machine) -> None:
+        await change(self.database, machine, machine_life.create_attempted)
+        await self.provider.open()  # whatever all machines share may have been taken away since
+        await _to_its_end(self.provider.create(self._spec(machine)))
+
+    async def start(self, machine: Machine) -> None:
+        await self.guard.ensure()  # no machine starts before the firewall is verified
+        log.info("machine starts", machine=machine.name)
+        await _to_its_end(self.provider.start(machine.name))
+
+    async def _boot(self, machine: Machine, steps: Iterable[Callable[[Machine], Awaitable[None]]]) -> bool:
         try:
-            if do is Do.CREATE:
-                await change(self.database, machine, _note_attempt)
-                await self.provider.open()  # whatever all machines share may have been taken away since
-                await _to_its_end(self.provider.create(self._spec(machine)))
-            if do in (Do.CREATE, Do.START):
-                await self.guard.ensure()  # no machine starts before the firewall is verified
-                log.info("machine starts", machine=machine.name)
-                await _to_its_end(self.provider.start(machine.name))
+            for step in steps:
+                await step(machine)
             began = self.clock.now()
             while not await self.provider.ping(machine.name, PING):
                 if is_due(began, LOOK_EVERY, self.clock.now()):
@@ -73,23 +77,23 @@ class Builds:
         except MachineNotFound:
             raise
         except ProviderError as error:
-            await self._failed(machine, error)
+            await self._failed(machine, str(error), for_good=isinstance(error, ImageError))
             return False
         return True
 
-    async def _failed(self, machine: Machine, error: ProviderError) -> None:
-        why, for_good = str(error), isinstance(error, ImageError)
-        await change(
-            self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=for_good)
-        )
+    async def _failed(self, machine: Machine, why: str, *, for_good: bool = False) -> None:
+        def failed(tx: Transaction, fresh: Machine) -> None:
+            machine_life.build_failed(tx, self.lifecycle, fresh, why, for_good=for_good)
 
-    async def _claim(self, machine: Machine) -> Sandbox | None:
-        def claim(tx: Transaction) -> Sandbox | None:
+        await change(self.database, machine, failed)
+
+    async def _claim(self, machine: Machine) -> bool:
+        def claim(tx: Transaction) -> bool:
             fresh = machines.get(tx, machine.id)
             if fresh is None or fresh.state is not MachineState.BUILDING:
-                return None
+                return False
             self.meter.stage_done("boot", True, tx.seconds_since(fresh.state_since))
-            return self.lifecycle.claim(tx, fresh)
+            return machine_life.claim(tx, self.lifecycle, fresh)
 
         return await self.database.write(claim)
 
@@ -99,10 +103,8 @@ class Builds:
             if await self.provider.ping(machine.name, PING):
                 await self._claim(machine)
                 return
-        why = f"the machine did not answer within {in_words(self.config.pool.build_timeout)} of being created"
-        await change(
-            self.database, machine, lambda tx, fresh: self.lifecycle.build_failed(tx, fresh, why, for_good=False)
-        )
+        limit = in_words(self.config.pool.build_timeout)
+        await self._failed(machine, f"the machine did not answer within {limit} of being created")
 
     async def _fetch_ahead(self, machine: Machine) -> None:
         """While the machine boots, get the code; a failure here shows again, and is told, at its own stage."""
@@ -145,7 +147,3 @@ async def _to_its_end(call: Coroutine[object, object, None]) -> None:
     if cancelled:
         raise asyncio.CancelledError
     task.result()
-
-
-def _note_attempt(tx: Transaction, machine: Machine) -> None:
-    machines.save(tx, replace(machine, create_attempted_at=tx.now))

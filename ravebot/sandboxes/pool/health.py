@@ -9,12 +9,12 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Provider
+from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
-from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Machine, MachineId, MachineState, Person, Sandbox, SandboxState
-from ravebot.sandboxes.steps import change, sandbox_and_merge_request, sandbox_on
-from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
+from ravebot.sandboxes.model import EventKind, Machine, MachineId, Person, Sandbox, SandboxState
+from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
 PING = timedelta(seconds=2)
@@ -52,7 +52,9 @@ class Health:
             return
         await self.sample(machine)
         answers = await self.provider.ping(machine.name, PING)
-        await change(self.database, machine, lambda tx, fresh: self._note_health(tx, fresh, answers))
+        await change(
+            self.database, machine, lambda tx, fresh: machine_life.looked_at(tx, self.lifecycle, fresh, answers)
+        )
         if not answers:
             return
         now = self.clock.now()
@@ -74,22 +76,13 @@ class Health:
         except ProviderError:
             return
 
-        def keep(tx: Transaction, fresh: Machine) -> None:
-            machines.save(
-                tx,
-                replace(
-                    fresh,
-                    cpu_seconds=max(fresh.cpu_seconds, fresh.cpu_before_restart + used.cpu_seconds),
-                    memory_peak_bytes=max(fresh.memory_peak_bytes, used.memory_peak_bytes),
-                ),
-            )
-
-        await change(self.database, machine, keep)
+        await change(self.database, machine, lambda tx, fresh: machine_life.used(tx, fresh, used))
 
     def forget(self, machine: Machine) -> None:
         """It is gone."""
         self._keys.pop(machine.id, None)
 
+    # What the web port and GitLab's keys say is shown to people and decides nothing: it is no part of a life.
     async def _note(self, then: Sandbox, *, notice_keys: bool | None = None, scheme: str | None = None) -> None:
         def write(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, then.id)
@@ -98,7 +91,7 @@ class Health:
             if scheme:
                 found = replace(sandbox, web_scheme=scheme)
                 sandboxes.save(tx, found)
-                self.lifecycle.journal.record(tx, "web.found", sandbox=found, data={"scheme": scheme})
+                self.lifecycle.journal.record(tx, EventKind.WEB_FOUND, sandbox=found, data={"scheme": scheme})
             if notice_keys is not None and notice_keys != (sandbox.notice == NO_KEYS):
                 told = replace(sandbox, notice=NO_KEYS if notice_keys else "")
                 if not notice_keys or not sandbox.notice:
@@ -108,30 +101,3 @@ class Health:
                     self.lifecycle.journal.refresh(tx, told, mr)
 
         await self.database.write(write)
-
-    def _note_health(self, tx: Transaction, machine: Machine, answers: bool) -> None:
-        sandbox = sandbox_on(tx, machine)
-        if sandbox is None or machine.state is not MachineState.LEASED:
-            return
-        if answers:
-            if machine.silent_since is None and machine.paused_since is None:
-                return
-            well = replace(machine, silent_since=None, silent_seen_at=None, unhealthy_told=False, paused_since=None)
-            machines.save(tx, well)
-            if machine.paused_since:
-                self.lifecycle.journal.record(tx, "machine.resumed", sandbox=sandbox, machine_id=machine.id)
-            elif machine.unhealthy_told:
-                self.lifecycle.journal.record(tx, "machine.healthy", sandbox=sandbox, machine_id=machine.id)
-            return
-        seen = machine.silent_seen_at
-        silent_since = machine.silent_since if seen and abs(tx.now - seen) <= LOOKS_APART else None
-        silent_since = silent_since or tx.now
-        tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
-        silent = replace(machine, silent_since=silent_since, silent_seen_at=tx.now)
-        machines.save(tx, replace(silent, unhealthy_told=machine.unhealthy_told or tell))
-        if machine.is_paused and not tell:  # it runs again: what card and note say is out of date
-            mr = merge_requests.get(tx, sandbox.mr)
-            assert mr
-            self.lifecycle.journal.refresh(tx, sandbox, mr)
-        if tell:
-            self.lifecycle.journal.record(tx, "machine.unhealthy", sandbox=sandbox, machine_id=machine.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -19,17 +19,17 @@ from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.providers.base import Listing, Provider
-from ravebot.sandboxes.decide import Do, MachineFacts, decide_expiry, decide_machine, seen_silent
+from ravebot.sandboxes.decide import Do, Happened, MachineFacts, decide_expiry, decide_machine, seen_silent, time_runs
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.observation import Wanted, observed, state_of, wanted
 from ravebot.sandboxes.pool.actions import Actions
 from ravebot.sandboxes.pool.admission import Admission
 from ravebot.sandboxes.pool.flights import Flights
 from ravebot.sandboxes.pool.moments import any_ahead, bring_back
 from ravebot.sandboxes.pool.sweep import Sweep, must_not_touch
-from ravebot.store import machines, merge_requests, sandboxes
+from ravebot.store import machines, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import POOL
 
@@ -263,39 +263,18 @@ class Pool:
     async def _step_sandboxes(self, state: Wanted) -> None:
         now = self.clock.now()
         for sandbox in state.sandboxes:
-            if _has_deadline(sandbox):
-                expiry = decide_expiry(sandbox, self.config.pool.warn_before, now)
-                stale = is_due(sandbox.refreshed_at, REFRESH_EVERY, now)
-                if expiry.expire or expiry.warn is not None or stale:
-                    await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
+            if not time_runs(sandbox):
+                continue
+            expiry = decide_expiry(sandbox, self.config.pool.warn_before, now)
+            if expiry.is_due or is_due(sandbox.refreshed_at, REFRESH_EVERY, now):
+                await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
 
     def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
-        """What a sandbox's clock asks for, decided again on what is true in this transaction."""
+        """What a sandbox's clock asks for, asked again of what is true in this transaction."""
         sandbox = sandboxes.get(tx, sandbox_id)
-        if sandbox is None or not _has_deadline(sandbox):
+        if sandbox is None or not time_runs(sandbox):
             return
-        expiry = decide_expiry(sandbox, self.config.pool.warn_before, tx.now)
-        if expiry.expire:
-            self.lifecycle.stop(tx, sandbox, EndReason.EXPIRED)
-            return
-        fresh = replace(
-            sandbox,
-            warned=expiry.warned,
-            expires_at=expiry.expires_at or sandbox.expires_at,
-            refreshed_at=tx.now,
-        )
-        sandboxes.save(tx, fresh)
-        if expiry.warn is not None:
-            assert fresh.expires_at
-            left = (fresh.expires_at - tx.now).total_seconds()
-            data: dict[str, object] = {"left": left, "threshold": expiry.warn}
-            self.lifecycle.journal.record(tx, "sandbox.warned", sandbox=fresh, data=data)
-            return
-        mr = merge_requests.get(tx, fresh.mr)
-        assert mr
-        self.lifecycle.journal.refresh(tx, fresh, mr)
-
-
-def _has_deadline(sandbox: Sandbox) -> bool:
-    """Ready, or on its way there again after a restart of its machine: its time goes on."""
-    return sandbox.state in (SandboxState.STARTING, SandboxState.READY) and sandbox.expires_at is not None
+        if decide_expiry(sandbox, self.config.pool.warn_before, tx.now).is_due:
+            self.lifecycle.happened(tx, sandbox, Happened.EXPIRED)
+        else:
+            self.lifecycle.refresh(tx, sandbox)

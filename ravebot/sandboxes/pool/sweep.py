@@ -11,7 +11,7 @@ from ravebot.clock import Clock
 from ravebot.errors import RavebotError
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.model import RAVEBOT
+from ravebot.sandboxes.model import RAVEBOT, EventKind
 from ravebot.store import events, machines
 from ravebot.store.database import Database, Transaction, get_meta
 
@@ -67,7 +67,7 @@ class Sweep:
 
         def removed(tx: Transaction) -> None:
             machines.forget_sighting(tx, kind, name)
-            events.append(tx, "orphan.removed", RAVEBOT, data={"kind": kind, "name": name})
+            events.append(tx, EventKind.ORPHAN_REMOVED, RAVEBOT, data={"kind": kind, "name": name})
 
         await self.database.write(removed)
         self.meter.orphan_removed()

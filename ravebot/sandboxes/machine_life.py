@@ -1,0 +1,186 @@
+"""A machine's life: what happens to it, and what that means for the sandbox that has it.
+
+Each step is part of the caller's transaction; `change` gives it one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ravebot.providers.base import Usage
+from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER, Happened, Then
+from ravebot.sandboxes.lifecycle import BUILD_FAILURES_THAT_HOLD, Lifecycle, take_down
+from ravebot.sandboxes.model import Actor, EventKind, Machine, MachineState, MergeRequest, Sandbox, SandboxState
+from ravebot.store import images, machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.store.images import ImageRecord
+from ravebot.store.signals import POOL
+
+BY_HAND = frozenset({"user", "migration", "save", "dump", "snapshot"})
+"""Why libvirt says that a machine is paused, where resuming it is for whoever paused it."""
+
+
+async def change(database: Database, machine: Machine, step: Callable[[Transaction, Machine], object]) -> None:
+    """Run `step` in a transaction of its own, with the machine as it is now; not at all when it is gone."""
+
+    def write(tx: Transaction) -> None:
+        fresh = machines.get(tx, machine.id)
+        if fresh and fresh.state is not MachineState.GONE:
+            step(tx, fresh)
+
+    await database.write(write)
+
+
+def sandbox_on(tx: Transaction, machine: Machine) -> Sandbox | None:
+    """The sandbox that has this machine now; None when it has another by now, or none."""
+    sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
+    return sandbox if sandbox and sandbox.machine_id == machine.id else None
+
+
+def sandbox_and_merge_request(tx: Transaction, machine: Machine) -> tuple[Sandbox, MergeRequest] | tuple[None, None]:
+    sandbox = sandbox_on(tx, machine)
+    mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
+    return (sandbox, mr) if sandbox and mr else (None, None)
+
+
+def create_attempted(tx: Transaction, machine: Machine) -> None:
+    """The provider is about to be asked for it."""
+    machines.save(tx, replace(machine, create_attempted_at=tx.now))
+
+
+def _happened(
+    tx: Transaction, life: Lifecycle, machine: Machine, what: Happened, why: str = "", unbuilt: Machine | None = None
+) -> Then:
+    """To the sandbox that has the machine, if one does."""
+    sandbox = sandbox_on(tx, machine)
+    return life.happened(tx, sandbox, what, why=why, unbuilt=unbuilt) if sandbox else Then.NOTHING
+
+
+def claim(tx: Transaction, life: Lifecycle, machine: Machine) -> bool:
+    """The agent answers: its sandbox's chain begins; False when no sandbox wants it any more."""
+    if sandbox_on(tx, machine) is None:
+        take_down(tx, machine)
+    return _happened(tx, life, machine, Happened.MACHINE_READY) is Then.NEXT_STAGE
+
+
+def restarted(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
+    """It was off or silent, and was switched off: it is built up again from its disk, with the whole chain."""
+    _happened(tx, life, machine, Happened.RESTARTED, "it was off or did not answer")
+
+
+def lost(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
+    """It went from under its sandbox, and what is left of it is taken down."""
+    take_down(tx, machine)
+    _happened(tx, life, machine, Happened.MACHINE_LOST, "its machine is gone")
+
+
+def gone(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
+    """Nothing of it is left at the provider and in the firewall: its place is free, and its sandbox may end."""
+    machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
+    tx.wake(POOL)
+    _happened(tx, life, machine, Happened.MACHINE_LOST)
+
+
+def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, why: str, *, for_good: bool) -> None:
+    """Take the machine down, try again later; three in a row, or one that can't work, hold the image.
+
+    A machine that was in use and does not come back after its restart is lost, which is no fault of the image's.
+    """
+    take_down(tx, machine)
+    if machine.restarts:
+        _happened(tx, life, machine, Happened.MACHINE_LOST, f"after its restart: {why}", machine)
+        return
+    before = images.get(tx, machine.image)
+    failures = before.failures + 1
+    hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
+    images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
+    sandbox = sandbox_on(tx, machine)
+    then = _happened(tx, life, machine, Happened.MACHINE_LOST, why, machine)
+    if sandbox and then is Then.RETRY and hold and not before.held:
+        data: dict[str, object] = {"why": why, "image": machine.image}
+        life.journal.record(tx, EventKind.BUILD_HELD, sandbox=sandbox, machine_id=machine.id, data=data)
+        for other in sandboxes.live(tx):
+            if other.state is SandboxState.QUEUED and not other.wait_reason:
+                life.wait(tx, other, f"no machines are built: {why}")
+
+
+def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox, by: Actor) -> None:
+    """Forget an image's failures and lift its hold, which somebody asked for a sandbox's sake."""
+    held = images.get(tx, image).held
+    images.save(tx, ImageRecord(image))
+    if held:
+        life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data={"by": str(by)})
+        for waiting in sandboxes.live(tx):
+            life.wait(tx, waiting, "")
+    tx.wake(POOL)
+
+
+def forced(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
+    """It did not shut down within the grace and is switched off: told once, and part of the account."""
+    sandbox = sandbox_on(tx, machine)
+    if sandbox and "switched off" not in sandbox.end_detail:
+        detail = "; ".join(filter(None, [sandbox.end_detail, "switched off after the grace"]))
+        sandboxes.save(tx, replace(sandbox, end_detail=detail))
+        data: dict[str, object] = {"grace": life.config.pool.shutdown_grace.total_seconds()}
+        life.journal.record(tx, EventKind.MACHINE_FORCED, sandbox=sandbox, machine_id=machine.id, data=data)
+
+
+def keep_host_keys(tx: Transaction, machine: Machine, keys: tuple[str, ...]) -> Machine | None:
+    """Its host keys were read, so its build worked; or another machine that has one of them, when nothing is kept."""
+    for key in keys:
+        if other := machines.with_host_key(tx, key, machine.id):
+            return other
+    machines.save(tx, replace(machine, host_keys=keys))
+    record = images.get(tx, machine.image)
+    if record.failures:
+        images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
+    return None
+
+
+def used(tx: Transaction, machine: Machine, usage: Usage) -> None:
+    """What it used so far; the account at its end is made of this."""
+    cpu_seconds = max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds)
+    peak = max(machine.memory_peak_bytes, usage.memory_peak_bytes)
+    machines.save(tx, replace(machine, cpu_seconds=cpu_seconds, memory_peak_bytes=peak))
+
+
+def looked_at(tx: Transaction, life: Lifecycle, machine: Machine, answers: bool) -> None:
+    """A leased one was asked: remember since when it is silent; tell when that is too long, and when it is over."""
+    sandbox = sandbox_on(tx, machine)
+    if sandbox is None or machine.state is not MachineState.LEASED:
+        return
+    if answers:
+        if machine.silent_since is None and machine.paused_since is None:
+            return
+        well = replace(machine, silent_since=None, silent_seen_at=None, unhealthy_told=False, paused_since=None)
+        machines.save(tx, well)
+        if machine.paused_since:
+            life.journal.record(tx, EventKind.MACHINE_RESUMED, sandbox=sandbox, machine_id=machine.id)
+        elif machine.unhealthy_told:
+            life.journal.record(tx, EventKind.MACHINE_HEALTHY, sandbox=sandbox, machine_id=machine.id)
+        return
+    seen = machine.silent_seen_at
+    silent_since = machine.silent_since if seen and abs(tx.now - seen) <= LOOKS_APART else None
+    silent_since = silent_since or tx.now
+    tell = tx.now - silent_since >= UNHEALTHY_AFTER and not machine.unhealthy_told
+    silent = replace(machine, silent_since=silent_since, silent_seen_at=tx.now)
+    machines.save(tx, replace(silent, unhealthy_told=machine.unhealthy_told or tell))
+    if machine.is_paused and not tell:  # it runs again: what card and note say is out of date
+        mr = merge_requests.get(tx, sandbox.mr)
+        assert mr
+        life.journal.refresh(tx, sandbox, mr)
+    if tell:
+        life.journal.record(tx, EventKind.MACHINE_UNHEALTHY, sandbox=sandbox, machine_id=machine.id)
+
+
+def paused(tx: Transaction, life: Lifecycle, machine: Machine, reason: str) -> None:
+    """It was found paused, for this reason of the provider's: told once, until it runs again."""
+    sandbox = sandbox_on(tx, machine)
+    if sandbox is None or machine.paused_since is not None:
+        return
+    machines.save(tx, replace(machine, paused_since=tx.now))
+    kind, why = EventKind.MACHINE_SUSPENDED, "on the host" if reason in BY_HAND else reason
+    if reason == "ioerror":
+        kind, why = EventKind.MACHINE_DISK_FULL, "the host's disk is full"
+    life.journal.record(tx, kind, sandbox=sandbox, machine_id=machine.id, data={"why": why})

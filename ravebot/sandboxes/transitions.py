@@ -1,0 +1,81 @@
+"""What a sandbox or a machine is in the next state of its life. Pure: `lifecycle` says when, and tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ravebot.sandboxes.model import EndReason, Machine, MachineId, MachineState, Sandbox, SandboxState, Stage
+
+
+def _enter(sandbox: Sandbox, state: SandboxState, now: datetime) -> Sandbox:
+    """With no stage under way, and the ports closed."""
+    return replace(sandbox, state=state, state_since=now, stage=None, stage_started_at=None, ports_open=False)
+
+
+def starting(sandbox: Sandbox, machine_id: MachineId, ssh_port: int, web_port: int, now: datetime) -> Sandbox:
+    """It is given a machine and ports."""
+    placed = replace(sandbox, machine_id=machine_id, ssh_port=ssh_port, web_port=web_port)
+    return replace(_enter(placed, SandboxState.STARTING, now), wait_reason="", not_before=None)
+
+
+def starting_again(sandbox: Sandbox, now: datetime) -> Sandbox:
+    """Its machine is restarted."""
+    return _enter(sandbox, SandboxState.STARTING, now)
+
+
+def queued_again(sandbox: Sandbox, wait_reason: str, not_before: datetime | None, now: datetime) -> Sandbox:
+    """It needs a new machine. It is at the queue's front again, which is in order of asking."""
+    bare = replace(sandbox, machine_id=None, ssh_port=None, web_port=None, attempt=sandbox.attempt + 1)
+    return replace(_enter(bare, SandboxState.QUEUED, now), wait_reason=wait_reason, not_before=not_before)
+
+
+def at_first_stage(sandbox: Sandbox, stage: Stage, now: datetime) -> Sandbox:
+    """A chain begins with that stage, for the first time or anew."""
+    return replace(sandbox, stage=stage, stage_started_at=now, stage_attempt=sandbox.stage_attempt + 1)
+
+
+def ready(sandbox: Sandbox, lifetime: timedelta, settled: frozenset[int], now: datetime) -> Sandbox:
+    """The chain is through. At the first time its lifetime starts, with these thresholds of warnings settled."""
+    fresh = replace(
+        sandbox,
+        state=SandboxState.READY,
+        state_since=sandbox.state_since if sandbox.state is SandboxState.READY else now,
+        stage=None,
+        stage_started_at=None,
+        running_sha=sandbox.sha,
+        notice="",
+        refreshed_at=now,
+    )
+    if sandbox.ready_at is not None:
+        return fresh
+    created = min(fresh.created_at, now)  # the clock may have been set back
+    return replace(fresh, created_at=created, ready_at=now, expires_at=now + lifetime, warned=settled)
+
+
+def stopping(sandbox: Sandbox, reason: EndReason, detail: str, now: datetime) -> Sandbox:
+    """Its machine is taken down."""
+    return replace(_enter(sandbox, SandboxState.STOPPING, now), end_reason=reason, end_detail=detail)
+
+
+def ended(sandbox: Sandbox, reason: EndReason, detail: str, now: datetime) -> Sandbox:
+    """Nothing of it is left. Why it was stopping is why it ended."""
+    if sandbox.end_reason is None:
+        sandbox = replace(sandbox, end_reason=reason, end_detail=detail)
+    ready_at = min(sandbox.ready_at, now) if sandbox.ready_at else None  # the clock may have been set back
+    return replace(_enter(sandbox, SandboxState.ENDED, now), ready_at=ready_at, ended_at=now, wait_reason="")
+
+
+def building_again(machine: Machine, now: datetime) -> Machine:
+    """It was switched off, and is started again from its disk."""
+    return replace(
+        machine,
+        state=MachineState.BUILDING,
+        state_since=now,
+        restarts=machine.restarts + 1,
+        silent_since=None,
+        silent_seen_at=None,
+        unhealthy_told=False,
+        paused_since=None,
+        cpu_before_restart=machine.cpu_seconds,
+    )
