@@ -100,7 +100,7 @@ class Bot:
             (_QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"),
         )
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, logs)
-        operator = Operator(self.config, self.database, self.core, self.provider)
+        operator = Operator(self.config, self.database, self.core, self.provider, people)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
         )
