@@ -16,6 +16,7 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
+from ravebot.commands.people import People
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config
 from ravebot.errors import ConfigError
@@ -26,7 +27,6 @@ from ravebot.gitlab.webhook import WebhookSecrets, signing_key
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
-from ravebot.intake.people import People
 from ravebot.intake.poll import Poller
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
@@ -85,9 +85,7 @@ class Bot:
             self.database,
             {
                 "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
-                "matrix": MatrixIntake(
-                    self.config, self.gitlab, people, self.core.intents, self.core.views, self.database
-                ),
+                "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
             },
         )
         to_gitlab = Delivery(
@@ -102,7 +100,7 @@ class Bot:
             (_QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"),
         )
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, logs)
-        operator = Operator(self.config, self.database, self.core, self.provider)
+        operator = Operator(self.config, self.database, self.core, self.provider, people)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
         )

@@ -8,12 +8,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -21,6 +22,7 @@ import typer
 from pydantic import TypeAdapter
 
 from ravebot import terminal
+from ravebot.commands.verbs import VERBS, Door, Show, Takes, Verb, at, read_duration, read_sha
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_state_dir
 from ravebot.config.values import parse_duration
 from ravebot.errors import RavebotError
@@ -205,34 +207,69 @@ def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
-@app.command("list")
-def list_sandboxes(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show every sandbox that is running or queued, and how to get in."""
-    from ravebot.operations.reports import SandboxLine
-
-    lines = asyncio.run(_client(config).list())
-    if as_json:
-        _print_json(tuple[SandboxLine, ...], lines)
-    else:
-        terminal.show_sandboxes(output, lines, datetime.now(UTC))
+def add_verbs(to: typer.Typer, verbs: Sequence[Verb] = VERBS) -> None:
+    """Add a command for each verb that has the shell's door."""
+    for verb in at(Door.SHELL, verbs):
+        to.command(verb.name, help=verb.doors[Door.SHELL])(_asking(verb))
 
 
-@app.command()
-def stop(
-    ref: Annotated[
-        str,
-        typer.Argument(
-            metavar="REF", callback=_reference, help="Which sandbox, like group/app!42 (in quotes: ! is the shell's)."
-        ),
-    ],
-    config: ConfigPath = DEFAULT_CONFIG,
-) -> None:
-    """End a merge request's sandbox."""
-    outcome = asyncio.run(_client(config).stop(ref))
-    if not outcome.accepted:
-        output.complain(terminal.clean(outcome.message))
-        raise typer.Exit(FAILED)
-    output.say(terminal.clean(outcome.message))
+def _checked(read: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    def check(text: str | None) -> str | None:
+        try:
+            if text is not None:
+                read(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        return text
+
+    return check
+
+
+_TYPED = {
+    Takes.REF: typer.Argument(
+        metavar="REF", callback=_reference, help="Which sandbox, like group/app!42 (in quotes: ! is the shell's)."
+    ),
+    Takes.DURATION: typer.Argument(metavar="1h", callback=_checked(read_duration), help="How long, like 1h30m."),
+    Takes.SHA: typer.Argument(metavar="SHA", callback=_checked(read_sha), help="Which commit."),
+}
+
+
+def _asking(verb: Verb) -> Callable[..., None]:
+    """What asks the running bot for that, with the parameters that its row names."""
+
+    def ask(config: Path, as_json: bool = False, **typed: str | None) -> None:
+        from ravebot.sandboxes.intents import Outcome
+
+        words = tuple(word for word in typed.values() if word is not None)
+        answer = asyncio.run(_client(config).command(verb.name, words))
+        if isinstance(answer, Outcome):
+            if not answer.accepted:
+                output.complain(terminal.clean(answer.message))
+                raise typer.Exit(FAILED)
+            output.say(terminal.clean(answer.message))
+        elif as_json:
+            from ravebot.operations.reports import SandboxLine
+
+            _print_json(tuple[SandboxLine, ...], answer)
+        else:
+            terminal.show_sandboxes(output, answer, datetime.now(UTC))
+
+    parameters = [
+        _parameter(one.name.lower(), Annotated[str | None, _TYPED[one]], ... if one is Takes.REF else None)
+        for one in verb.takes
+    ]
+    parameters.append(_parameter("config", ConfigPath, DEFAULT_CONFIG))
+    if isinstance(verb.does, Show):
+        parameters.append(_parameter("as_json", Json, False))
+    ask.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    return ask
+
+
+def _parameter(name: str, kind: object, default: object) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+add_verbs(app)
 
 
 @app.command()

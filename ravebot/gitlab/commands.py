@@ -1,13 +1,12 @@
-"""What a comment asks of us: `/sandbox start|stop|extend|rebuild|help`, found in the text and checked."""
+"""How commands are typed in a comment: its first `/sandbox …` line outside of quotes and code."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from ravebot.config.values import parse_duration
+from ravebot.commands import verbs
+from ravebot.commands.verbs import TOO_MUCH, VERBS, Command, Door, Mistake, Verb
 
 WORD = "/sandbox"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -15,79 +14,32 @@ _LINES_READ = 2_000
 _NAME_READ, _ARGUMENT_READ = 50, 100
 
 
-@dataclass(frozen=True)
-class NoteCommand:
-    """A command that was understood. `argument` is "" when none was given."""
-
-    verb: str
-    argument: str = ""
-
-
-@dataclass(frozen=True)
-class NoteUsage:
-    """A command that was not; `message` says how it would be (plain text, names nothing that was typed unchecked)."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One row of the command table. `check` returns the argument as we keep it, or raises ValueError with advice."""
-
-    name: str
-    argument: str  # as help shows it; "" when it takes none
-    purpose: str
-    check: Callable[[str], str]
-
-    @property
-    def usage(self) -> str:
-        return f"{WORD} {self.name}" + (f" [{self.argument}]" if self.argument else "")
-
-
-def _nothing(argument: str) -> str:
-    if argument:
-        raise ValueError("it takes nothing after it")
-    return ""
-
-
-def _commit(argument: str) -> str:
-    if not re.fullmatch(r"(?:[0-9a-f]{8,64})?", argument.lower()):
-        raise ValueError("a commit is at least its first 8 hexadecimal digits")
-    return argument.lower()
-
-
-def _duration(argument: str) -> str:
-    if argument and not parse_duration(argument):
-        raise ValueError("write a duration that is longer than nothing")
-    return argument
-
-
-VERBS: tuple[Verb, ...] = (
-    Verb("start", "SHA", "start a sandbox; for a fork, let this very commit in", _commit),
-    Verb("stop", "", "end the sandbox", _nothing),
-    Verb("extend", "1h", "make it live longer, by so much", _duration),
-    Verb("rebuild", "", "throw the machine away and start again on a new one", _nothing),
-    Verb("help", "", "say what can be typed here", _nothing),
-)
-_BY_NAME = {verb.name: verb for verb in VERBS}
-
-
-def parse_comment(text: str) -> NoteCommand | NoteUsage | None:
+def parse_comment(text: str, table: Sequence[Verb] = VERBS) -> Command | Mistake | None:
     """The first command in a comment; None when it has none. Code blocks and quotes are not commands."""
     words = _first_command(text)
     if words is None:
         return None
     name, argument = words
-    name = name.lower() or "help"
-    verb = _BY_NAME.get(name)
-    if verb is None:
-        near = difflib.get_close_matches(name[:_NAME_READ], _BY_NAME, n=1, cutoff=0.5)
-        hint = f"did you mean {WORD} {near[0]}?" if near else f"there are {', '.join(_BY_NAME)}"
-        return NoteUsage(f"There is no such command; {hint}")
-    try:
-        return NoteCommand(verb.name, verb.check(argument))
-    except ValueError as error:
-        return NoteUsage(f"{verb.usage}: {error}")
+    return verbs.parse(name or "help", [argument] if argument else [], verbs.at(Door.COMMENT, table), None)
+
+
+def explain(mistake: Mistake, table: Sequence[Verb] = VERBS) -> str:
+    """What is answered to a command that was not understood."""
+    if mistake.verb and mistake.why:
+        why = "it takes nothing after it" if mistake.why == TOO_MUCH else mistake.why
+        return f"{mistake.verb.usage(Door.COMMENT, WORD)}: {why}"
+    there = ", ".join(verb.name for verb in _help_last(table))
+    hint = f"did you mean {WORD} {mistake.verb.name}?" if mistake.verb else f"there are {there}"
+    return f"There is no such command; {hint}"
+
+
+def help_lines(table: Sequence[Verb] = VERBS) -> tuple[tuple[str, str], ...]:
+    """Every command as it is typed, with what it does."""
+    return verbs.help_rows(Door.COMMENT, WORD, _help_last(table))
+
+
+def _help_last(table: Sequence[Verb]) -> list[Verb]:
+    return sorted(verbs.at(Door.COMMENT, table), key=lambda verb: verb.name == "help")
 
 
 def command_line(text: str) -> str:
@@ -122,8 +74,3 @@ def _command_lines(text: str) -> Iterator[str]:
             quoted = not quoted
         elif not quoted and re.match(rf"{WORD}(?:\s|$)", line):
             yield line
-
-
-def help_lines() -> tuple[tuple[str, str], ...]:
-    """Every command as it is typed, with what it does."""
-    return tuple((verb.usage, verb.purpose) for verb in VERBS)

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from ravebot.clock import Clock
 from ravebot.errors import StoreError
-from ravebot.gitlab.commands import parse_comment
+from ravebot.gitlab.commands import command_line
 from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
 from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, check_headers, delivery
@@ -131,6 +131,6 @@ def _relevant(body: bytes) -> MergeRequestChanged | CommentPosted | Ignored:
     if not isinstance(content, Mapping):
         raise Malformed("the body is no JSON object")
     event = parse(content)
-    if isinstance(event, CommentPosted) and parse_comment(event.text) is None:
+    if isinstance(event, CommentPosted) and not command_line(event.text):
         return Ignored("a comment that asks nothing of us")
     return event

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ravebot.commands.execute import execute
+from ravebot.commands.people import People
+from ravebot.commands.permissions import Asker
+from ravebot.commands.verbs import VERBS, Mistake, Show, Verb
 from ravebot.config.model import Config
-from ravebot.config.values import parse_duration
 from ravebot.gitlab.client import GitLab
-from ravebot.gitlab.commands import NoteCommand, NoteUsage, parse_comment
+from ravebot.gitlab.commands import explain, parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.intake.loop import Step
-from ravebot.intake.people import People
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.journal import note_lane
-from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
-from ravebot.store import events, merge_requests, outbox
+from ravebot.sandboxes.model import Actor
+from ravebot.store import outbox
 from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
 from ravebot.store.outbox import GITLAB, Kind
 
 ACCEPTED, REFUSED = "white_check_mark", "no_entry_sign"
-_NEEDS_HEAD = frozenset({"start", "rebuild"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class GitLabIntake:
     gitlab: GitLab
     people: People
     intents: Intents
+    verbs: Sequence[Verb] = VERBS
 
     async def handle(self, request: Request) -> Step:
         event = read(request.kind, request.body)
@@ -67,48 +69,19 @@ class GitLabIntake:
             return _only(f"{event.project_path} is not one of gitlab.projects")
         if event.author.id == (await self.gitlab.me()).id:
             return _only("our own comment")
-        command = parse_comment(event.text)
+        command = parse_comment(event.text, self.verbs)
         if command is None:
             return _only("asks nothing of us")
-        if isinstance(command, NoteUsage):
-            return lambda tx: _answer(tx, event, Outcome(False, command.message))
-        decision = await self.people.from_comment(
-            command.verb, event.ref.project_id, event.author.id, event.author.username
-        )
-        actor = Actor("gitlab", event.author.username)
-        if not decision.allowed:
-            return lambda tx: self._refuse(tx, event, actor, command, decision.rule)
-        if command.verb == "help":
+        if isinstance(command, Mistake):
+            mistaken = Outcome(False, explain(command, self.verbs))
+            return lambda tx: _answer(tx, event, mistaken)
+        verb = command.verb
+        decision = await self.people.from_comment(verb.right, event.ref.project_id, event.author)
+        if decision.allowed and verb.does is Show.HELP:
             return lambda tx: _help(tx, event)
-        fresh = await self.gitlab.merge_request(event.ref) if command.verb in _NEEDS_HEAD else None
-        return lambda tx: self._obey(tx, event, actor, command, fresh)
-
-    def _refuse(self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, rule: str) -> str:
-        data: dict[str, object] = {"verb": command.verb, "rule": rule}
-        events.append(tx, EventKind.COMMAND_REFUSED, actor, mr=event.ref, data=data)
-        return _answer(tx, event, Outcome(False, f"refused: {rule}"))
-
-    def _obey(
-        self, tx: Transaction, event: CommentPosted, actor: Actor, command: NoteCommand, fresh: MergeRequest | None
-    ) -> str:
-        if fresh is not None:
-            _, mr = merge_requests.observe(tx, fresh)
-        else:
-            known = merge_requests.get(tx, event.ref)
-            if known is None:
-                return _answer(tx, event, Outcome(False, "this merge request has no sandbox"))
-            mr = known
-        wish = self._wishes()[command.verb]
-        return _answer(tx, event, wish(tx, mr, actor, command.argument))
-
-    def _wishes(self) -> dict[str, Callable[[Transaction, MergeRequest, Actor, str], Outcome]]:
-        intents = self.intents
-        return {
-            "start": lambda tx, mr, actor, sha: intents.start(tx, mr, actor, sha or None),
-            "stop": lambda tx, mr, actor, _: intents.stop(tx, mr, actor),
-            "extend": lambda tx, mr, actor, by: intents.extend(tx, mr, actor, parse_duration(by) if by else None),
-            "rebuild": lambda tx, mr, actor, _: intents.rebuild(tx, mr, actor),
-        }
+        asker = Asker(Actor("gitlab", event.author.username), decision)
+        target = (await self.people.head(verb, event.ref) if decision.allowed else None) or event.ref
+        return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target))
 
 
 def _only(outcome: str) -> Step:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
+from ravebot.commands.execute import Target, execute
+from ravebot.commands.people import People
+from ravebot.commands.permissions import Asker, Decision
+from ravebot.commands.refs import Ref
+from ravebot.commands.verbs import VERBS, Command, Mistake, Show, Verb
 from ravebot.config.model import Config, matches_project
-from ravebot.errors import Forbidden, NotFound
-from ravebot.gitlab.client import GitLab
 from ravebot.intake.loop import Step
-from ravebot.intake.people import People
 from ravebot.intake.poll import STILL_OBEYED
 from ravebot.matrix.cards import render_card, render_why
-from ravebot.matrix.commands import Command, Ref, Usage, command_line, number_in, parse
+from ravebot.matrix.commands import command_line, explain, number_in, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.intents import Intents, Outcome
-from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
+from ravebot.sandboxes.intents import Intents
+from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.sandboxes.view import SandboxView
-from ravebot.store import events, inbox, merge_requests, outbox
+from ravebot.store import inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
 from ravebot.store.outbox import MATRIX, Kind
 
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
-_NEEDS_HEAD = frozenset({"start", "rebuild"})
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,22 @@ class MatrixIntake:
     """The handler of the inbox's `matrix` rows."""
 
     config: Config
-    gitlab: GitLab
     people: People
     intents: Intents
     views: Views
     database: Database
+    verbs: Sequence[Verb] = VERBS
 
     async def handle(self, request: Request) -> Step:
         message, patterns = await self._placed(IncomingMessage(**json.loads(request.body)))
         prefix = self.config.matrix.command_prefix
-        command = parse(message.text, prefix, ())
-        if isinstance(command, Usage) and number_in(message.text, prefix):  # a bare one means something by projects
-            command = parse(message.text, prefix, await self._nameable(message, patterns))
+        command = parse(message.text, prefix, (), self.verbs)
+        if isinstance(command, Mistake) and number_in(message.text, prefix):  # a bare one means something by projects
+            command = parse(message.text, prefix, await self._nameable(message, patterns), self.verbs)
         if command is None:
             return _nothing
-        if isinstance(command, Usage):
-            return self._says(message, render_reply(command.message, None), "usage")
+        if isinstance(command, Mistake):
+            return self._says(message, render_reply(explain(command, prefix), None), "usage")
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
@@ -116,19 +117,7 @@ class MatrixIntake:
         projects = await self._projects(patterns)
         if not message.direct or message.sender in self.config.matrix.admins:
             return projects
-        levels = [(path, await self._level(message, path)) for path in projects]
-        return tuple(path for path, level in levels if level)
-
-    async def _level(self, message: IncomingMessage, project_path: str) -> int:
-        """The sender's access level in a project; 0 for none, and where GitLab has no such project any more."""
-        username = self.config.matrix.users.get(message.sender)
-        if username is None:
-            return 0
-        try:
-            project_id, _ = await self.gitlab.project(project_path)
-            return await self.people.level_of(username, project_id)
-        except (NotFound, Forbidden):
-            return 0
+        return tuple([path for path in projects if await self.people.has_role(message.sender, path)])
 
     async def _projects(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """The projects that a bare `!42` may mean: those named in full, and those heard of."""
@@ -137,39 +126,34 @@ class MatrixIntake:
         return tuple(sorted(named | {path for path in heard if matches_project(patterns, path)}))
 
     async def _about_room(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
-        if command.verb in ("list", "queue"):
+        verb = command.verb
+        if verb.does in (Show.LIVE, Show.QUEUE):
             return await self._several(message, command, patterns)
-        decision = await self.people.from_room(
-            command.verb, message.sender, project_id=None, mapped=bool(patterns), direct=message.direct
-        )
-        if not decision.allowed:
-            return self._refuses(message, command, decision.rule)
-        if command.verb == "help":
-            return self._says(message, render_help(self.config.matrix.command_prefix), "help")
-        return self._says(message, render_whoami(message.sender, await self._whoami(message, patterns)), "whoami")
+        decision = await self._may(message, command, None, bool(patterns))
+        if decision.allowed and verb.does is Show.HELP:
+            return self._says(message, render_help(self.config.matrix.command_prefix, self.verbs), verb.name)
+        if decision.allowed and verb.does is Show.WHOAMI:
+            whoami = render_whoami(message.sender, await self._whoami(message, patterns))
+            return self._says(message, whoami, verb.name)
+        return self._executes(message, command, decision)
 
     async def _several(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
         """The sandboxes of the projects that the asker may see from here, each project decided on by itself."""
         views = await self.database.read(self.views.live)
         views = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
         projects: set[int | None] = {view.mr.ref.project_id for view in views}
+        mapped = bool(patterns) and not message.direct  # a direct chat is no room whose readers may read all
         decisions = {
-            project_id: await self.people.from_room(
-                command.verb,
-                message.sender,
-                project_id=project_id,
-                mapped=bool(patterns) and not message.direct,  # a direct chat is no room whose readers may read all
-                direct=message.direct,
-            )
-            for project_id in projects or {None}
+            project_id: await self._may(message, command, project_id, mapped) for project_id in projects or {None}
         }
         shown = tuple(view for view in views if decisions[view.mr.ref.project_id].allowed)
         nothing_to_hide = not views and bool(patterns) and self.people.is_known(message.sender)
         if not shown and not nothing_to_hide:
             refusal = next((decision for decision in decisions.values() if not decision.allowed), None)
             if refusal:
-                return self._refuses(message, command, refusal.rule)
-        return self._says(message, render_queue(shown) if command.verb == "queue" else render_list(shown), command.verb)
+                return self._executes(message, command, refusal)
+        rendered = render_queue(shown) if command.verb.does is Show.QUEUE else render_list(shown)
+        return self._says(message, rendered, command.verb.name)
 
     async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:
         lines: list[str] = []
@@ -181,12 +165,8 @@ class MatrixIntake:
             return "\n".join(lines)
         lines.append(f"On GitLab you are `{username}`.")
         for path in await self._nameable(message, patterns):
-            try:
-                project_id, _ = await self.gitlab.project(path)
-                decision = await self.people.from_room(
-                    "stop", message.sender, project_id=project_id, mapped=True, direct=message.direct
-                )
-            except (NotFound, Forbidden):  # gone on GitLab, or hidden from us: the others count still
+            decision = await self.people.may_command(message.sender, path, direct=message.direct)
+            if decision is None:  # gone on GitLab, or hidden from us: the others count still
                 continue
             lines.append(f"`{path}`: {'you may command' if decision.allowed else 'you may not'} ({decision.rule})")
         return "\n".join(lines)
@@ -195,43 +175,25 @@ class MatrixIntake:
         mapped = matches_project(patterns, ref.project_path)
         if not mapped or not self.config.serves(ref.project_path):
             rule = "this room is not mapped to that project" if not mapped else "that project gets no sandboxes"
-            return self._refuses(message, command, rule)
+            return self._executes(message, command, Decision(False, rule))
         # Whoever may not is told only that, in the same words whether or not there is such a merge request or project.
-        decision = await self.people.from_room(
-            command.verb,
-            message.sender,
-            project_id=await self._project_id(message.sender, ref),
-            mapped=mapped,
-            direct=message.direct,
-        )
+        project_id = await self.people.project_id(message.sender, ref)
+        decision = await self._may(message, command, project_id, mapped)
         if not decision.allowed:
-            return self._refuses(message, command, decision.rule)
-        mr = await self.people.merge_request(ref.project_path, ref.iid)
-        if command.verb in ("show", "why", "logs"):
+            return self._executes(message, command, decision)
+        mr, verb = await self.people.merge_request(ref), command.verb
+        if isinstance(verb.does, Show):
             view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
-            return self._says(message, self._shown(command.verb, view, mr), command.verb)
-        fresh = await self.gitlab.merge_request(mr.ref) if command.verb in _NEEDS_HEAD else None
-        return lambda tx: self._obey(tx, message, command, mr, fresh)
+            return self._says(message, self._shown(verb.does, view, mr), verb.name)
+        return self._executes(message, command, decision, await self.people.head(verb, mr.ref) or mr)
 
-    async def _project_id(self, sender: str, ref: Ref) -> int | None:
-        """By what is known, else by GitLab; None where it has none, or where there is no need to ask."""
-        known = await self.database.read(lambda tx: merge_requests.find(tx, ref.project_path, ref.iid))
-        if known is not None:
-            return known.ref.project_id
-        if sender in self.config.matrix.admins or not self.people.is_known(sender):
-            return None
-        try:
-            return (await self.gitlab.project(ref.project_path))[0]
-        except NotFound:
-            return None
-
-    def _shown(self, verb: str, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
+    def _shown(self, what: Show, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
         if view is None:
             return render_reply(f"`{mr.full_ref}` never had a sandbox; say `{prefix} start {mr.full_ref}`.", None)
-        if verb == "show":
+        if what is Show.CARD:
             return render_card(view, prefix)
-        if verb == "why":
+        if what is Show.WHY:
             return render_why(view)
         output = "\n".join(
             f"== {result.stage.value}: {'ok' if result.ok else 'failed'}, {result.seconds:.1f} s\n{result.tail}"
@@ -242,48 +204,28 @@ class MatrixIntake:
             return render_reply(f"Nothing was printed by set-up and tests of `{mr.full_ref}`.", None)
         return render_reply(f"Set-up and tests of `{mr.full_ref}`:", None, output=output)
 
-    def _obey(
-        self,
-        tx: Transaction,
-        message: IncomingMessage,
-        command: Command,
-        found: MergeRequest,
-        fresh: MergeRequest | None,
-    ) -> str:
-        actor = Actor("matrix", message.sender)
-        mr = merge_requests.get(tx, found.ref)
-        if mr is None or fresh is not None:  # what was only looked up before may be older than what is known by now
-            _, mr = merge_requests.observe(tx, fresh or found)
-        intents = self.intents
-        match command.verb:
-            case "start":
-                outcome = intents.start(tx, mr, actor, command.sha)
-            case "stop":
-                outcome = intents.stop(tx, mr, actor)
-            case "extend":
-                outcome = intents.extend(tx, mr, actor, command.duration)
-            case "rebuild":
-                outcome = intents.rebuild(tx, mr, actor)
-            case "retry":
-                outcome = intents.retry(tx, mr, actor)
-            case _:
-                outcome = Outcome(False, "that can't be done here")
-        self._reply(tx, message, render_reply(outcome.message, None))
-        return outcome.message
+    async def _may(self, message: IncomingMessage, command: Command, project_id: int | None, mapped: bool) -> Decision:
+        return await self.people.from_room(
+            command.verb.right, message.sender, project_id=project_id, mapped=mapped, direct=message.direct
+        )
+
+    def _executes(
+        self, message: IncomingMessage, command: Command, decision: Decision, target: Target | None = None
+    ) -> Step:
+        asker = Asker(Actor("matrix", message.sender), decision)
+
+        def step(tx: Transaction) -> str:
+            outcome = execute(self.intents, tx, command, asker, target)
+            text = outcome.message if decision.allowed else f"Refused: {decision.rule}"
+            self._reply(tx, message, render_reply(text, None))
+            return outcome.message
+
+        return step
 
     def _says(self, message: IncomingMessage, content: Mapping[str, object], outcome: str) -> Step:
         def step(tx: Transaction) -> str:
             self._reply(tx, message, content)
             return outcome
-
-        return step
-
-    def _refuses(self, message: IncomingMessage, command: Command, rule: str) -> Step:
-        def step(tx: Transaction) -> str:
-            data: dict[str, object] = {"verb": command.verb, "ref": str(command.ref or ""), "rule": rule}
-            events.append(tx, EventKind.COMMAND_REFUSED, Actor("matrix", message.sender), data=data)
-            self._reply(tx, message, render_reply(f"Refused: {rule}", None))
-            return f"refused: {rule}"
 
         return step
 

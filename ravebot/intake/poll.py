@@ -13,7 +13,7 @@ from ravebot.clock import Clock, from_us, to_us
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.gitlab.client import GitLab
-from ravebot.gitlab.commands import parse_comment
+from ravebot.gitlab.commands import command_line
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
@@ -168,7 +168,7 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
     since = max(first.replace(microsecond=0), tx.now - STILL_OBEYED) if first else None
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
-        if recent and parse_comment(comment.text) is not None:
+        if recent and command_line(comment.text):
             kind, body = kept(comment)
             key, lane = note_key(comment.note_id), note_lane(mr.ref)
             inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)

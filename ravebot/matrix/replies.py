@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ravebot.matrix.commands import REF_HELP, help_rows
+from ravebot.commands import refs
+from ravebot.commands.verbs import VERBS, Door, Verb, help_rows
 from ravebot.matrix.content import (
     Content,
     Span,
@@ -66,10 +67,10 @@ def render_queue(views: Sequence[SandboxView]) -> Content:
     return _rows(waiting, ("Place", "Merge request", "To go", "Why"), _queued)
 
 
-def render_help(prefix: str) -> Content:
+def render_help(prefix: str, verbs: Sequence[Verb] = VERBS) -> Content:
     """The table of commands."""
-    rows = [(code(usage), words(purpose)) for usage, purpose in help_rows(prefix)]
-    return message([table(("Command", "What it does"), rows), words(REF_HELP)])
+    rows = [(code(usage), words(purpose)) for usage, purpose in help_rows(Door.ROOM, prefix, verbs)]
+    return message([table(("Command", "What it does"), rows), words(refs.HELP)])
 
 
 def _rows(views: Sequence[SandboxView], head: Sequence[str], row: Callable[[SandboxView], Sequence[Span]]) -> Content:

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from ravebot.clock import SystemClock
+from ravebot.commands import refs
 from ravebot.errors import Refused, StoreError
 from ravebot.operations.reports import AuditLine, AuditReport
 from ravebot.sandboxes.model import MergeRequestRef
@@ -49,8 +50,11 @@ async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: in
 
 
 def _find(tx: Transaction, ref: str) -> MergeRequestRef:
-    project, _, number = ref.rpartition("!")
-    known = merge_requests.find(tx, project, int(number)) if project and number.isdecimal() else None
+    try:
+        named = refs.read_full(ref)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    known = merge_requests.find(tx, named.project_path, named.iid)
     if known is None:
-        raise Refused(f"no merge request {ref} is known here; write one like group/app!42")
+        raise Refused(refs.unknown(named))
     return known.ref

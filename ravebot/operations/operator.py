@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from ravebot.commands import refs
+from ravebot.commands.execute import execute
+from ravebot.commands.people import People
+from ravebot.commands.permissions import SHELL, Asker
+from ravebot.commands.verbs import VERBS, Door, Mistake, Show, Verb, at, parse
 from ravebot.config.model import Config
 from ravebot.operations import audit
 from ravebot.operations.cleanup import Cleaner, Wish, find_strangers
-from ravebot.operations.reports import AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
-from ravebot.sandboxes.intents import Outcome as Result
+from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import machines, merge_requests, sandboxes, stale_notes
@@ -21,35 +27,29 @@ from ravebot.store.database import Database, Transaction
 
 @dataclass(frozen=True)
 class Operator:
-    """Fulfils `web.operations.Operations`."""
+    """Fulfils `operations.reports.Operations`."""
 
     config: Config
     database: Database
     core: Core
     provider: Provider
+    people: People
+    verbs: Sequence[Verb] = VERBS
 
-    async def list(self) -> tuple[SandboxLine, ...]:
-        """Every sandbox that has not ended, the queue last and in its order."""
-
-        def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
-            views = self.core.views.live(tx)
-            ordered = sorted(views, key=lambda view: view.sandbox.state is SandboxState.QUEUED)
-            return tuple([_line(tx, view) for view in ordered])
-
-        return await self.database.read(gather)
-
-    async def stop(self, ref: str, actor: Actor) -> Outcome:
-        """End the sandbox of `group/app!42`."""
-
-        def write(tx: Transaction) -> Result:
-            project, _, number = ref.rpartition("!")
-            known = merge_requests.find(tx, project, int(number)) if number.isdecimal() else None
-            if known is None:
-                return Result(False, f"no merge request {ref} is known here; write one like group/app!42")
-            return self.core.intents.stop(tx, known, actor)
-
-        result = await self.database.write(write)
-        return Outcome(result.accepted, result.message)
+    async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
+        """A command of the table: what became of it, or what it shows."""
+        command = parse(verb, words, at(Door.SHELL, self.verbs), refs.read_full)
+        if isinstance(command, Mistake):
+            return Outcome(False, command.why or "there is no such command: is the running bot of another version?")
+        if command.verb.does is Show.LIVE:
+            return await self._live()
+        assert command.ref, "what the shell does not show is done to a merge request"
+        known = await self.people.known(command.ref)
+        if known is None:
+            return Outcome(False, refs.unknown(command.ref))
+        target = await self.people.head(command.verb, known.ref) or known
+        asker = Asker(actor, SHELL)
+        return await self.database.write(lambda tx: execute(self.core.intents, tx, command, asker, target))
 
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
@@ -82,6 +82,16 @@ class Operator:
                 assert mr
                 by_project[mr.project_path].append(sandbox)
             return tuple([_usage(tx, project, group) for project, group in sorted(by_project.items())])
+
+        return await self.database.read(gather)
+
+    async def _live(self) -> tuple[SandboxLine, ...]:
+        """Every sandbox that has not ended, the queue last and in its order."""
+
+        def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
+            views = self.core.views.live(tx)
+            ordered = sorted(views, key=lambda view: view.sandbox.state is SandboxState.QUEUED)
+            return tuple([_line(tx, view) for view in ordered])
 
         return await self.database.read(gather)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ravebot.sandboxes.model import Actor
+
+if TYPE_CHECKING:
+    from ravebot.sandboxes.intents import Outcome
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,6 @@ class SandboxLine:
     ready_at: datetime | None
     expires_at: datetime | None
     trouble: str = ""  # what is wrong with its machine; empty while that is well
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Whether a request was taken on, and what to tell who asked; what then happens is in the event log."""
-
-    accepted: bool
-    message: str
 
 
 @dataclass(frozen=True)
@@ -126,12 +121,8 @@ class UsageLine:
 class Operations(Protocol):
     """The running bot, as the shell sees it. Raises `Refused` with a text for the person who asked."""
 
-    async def list(self) -> tuple[SandboxLine, ...]:
-        """Every sandbox that has not ended, the queue last and in its order."""
-        ...
-
-    async def stop(self, ref: str, actor: Actor) -> Outcome:
-        """End the sandbox of `group/app!42`."""
+    async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
+        """A command of the table: what became of it, or what it shows."""
         ...
 
     async def cleanup(

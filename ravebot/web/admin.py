@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -25,12 +25,12 @@ from ravebot.operations.reports import (
     AuditReport,
     CleanupReport,
     Operations,
-    Outcome,
     SandboxLine,
     Strangers,
     UsageLine,
 )
 from ravebot.sandboxes import naming
+from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 
 SOCKET_NAME = "admin.sock"
@@ -42,12 +42,9 @@ class _Question(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ListQuestion(_Question):
-    pass
-
-
-class StopQuestion(_Question):
-    ref: str = Field(max_length=500)
+class CommandQuestion(_Question):
+    verb: str = Field(max_length=50)
+    words: tuple[Annotated[str, Field(max_length=500)], ...] = Field((), max_length=10)
 
 
 class CleanupQuestion(_Question):
@@ -75,8 +72,8 @@ class UsageQuestion(_Question):
     since: datetime | None = None
 
 
-_LIST = TypeAdapter(tuple[SandboxLine, ...])
-_OUTCOME = TypeAdapter(Outcome)
+Answer = Outcome | tuple[SandboxLine, ...]
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 _CLEANUP = TypeAdapter(CleanupReport)
 _STRANGERS = TypeAdapter(Strangers)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
@@ -92,11 +89,8 @@ def socket_path(state_dir: Path) -> Path:
 def make_app(operations: Operations) -> web.Application:
     """One POST route per question; the answer is its dataclass in JSON, or `{"error": …}`."""
 
-    async def show_list(_: ListQuestion, __: Actor) -> bytes:
-        return _LIST.dump_json(await operations.list())
-
-    async def stop(asked: StopQuestion, actor: Actor) -> bytes:
-        return _OUTCOME.dump_json(await operations.stop(asked.ref, actor))
+    async def command(asked: CommandQuestion, actor: Actor) -> bytes:
+        return _ANSWER.dump_json(await operations.command(asked.verb, asked.words, actor))
 
     async def cleanup(asked: CleanupQuestion, actor: Actor) -> bytes:
         report = await operations.cleanup(
@@ -122,8 +116,7 @@ def make_app(operations: Operations) -> web.Application:
         return _USAGE.dump_json(await operations.usage(asked.since))
 
     app = web.Application(client_max_size=64 * 1024)
-    app.router.add_post("/list", _route(ListQuestion, show_list))
-    app.router.add_post("/stop", _route(StopQuestion, stop))
+    app.router.add_post("/command", _route(CommandQuestion, command))
     app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
     app.router.add_post("/strangers", _route(StrangersQuestion, strangers))
     app.router.add_post("/replace-instance", _route(ReplaceQuestion, replace_instance))
@@ -229,11 +222,8 @@ class AdminClient:
 
     path: Path
 
-    async def list(self) -> tuple[SandboxLine, ...]:
-        return await self._ask("list", ListQuestion(), _LIST)
-
-    async def stop(self, ref: str) -> Outcome:
-        return await self._ask("stop", StopQuestion(ref=ref), _OUTCOME)
+    async def command(self, verb: str, words: tuple[str, ...] = ()) -> Answer:
+        return await self._ask("command", CommandQuestion(verb=verb, words=words), _ANSWER)
 
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool

@@ -89,7 +89,7 @@ def here(tmp_path: Path) -> Installation:
 class ManySandboxes(Bot):
     """Enough to fill any pipe."""
 
-    async def list(self) -> tuple[SandboxLine, ...]:
+    async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> tuple[SandboxLine, ...]:
         return tuple(replace(LINE, ref=f"group/app!{number}", title="x" * 200) for number in range(2000))
 
 
@@ -100,7 +100,7 @@ class Hanging(Bot):
         super().__init__()
         self.was_asked = asyncio.Event()
 
-    async def list(self) -> tuple[SandboxLine, ...]:
+    async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> tuple[SandboxLine, ...]:
         self.was_asked.set()
         await asyncio.sleep(3600)
         return ()
@@ -243,7 +243,7 @@ async def test_on_a_terminal_a_table_fits_and_the_ssh_command_stays_on_one_line(
     line = replace(LINE, expires_at=soon, owner="eve\x1b[2J")
 
     class One(Bot):
-        async def list(self) -> tuple[SandboxLine, ...]:
+        async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> tuple[SandboxLine, ...]:
             return (line,)
 
     here.environment.pop("COLUMNS", None)

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ravebot.sandboxes.views import Views
 
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
-from ravebot.sandboxes.views import Views
 from ravebot.store import merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from ravebot.commands.people import People
+from ravebot.commands.verbs import VERBS, Verb
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
 from ravebot.gitlab.webhook import delivery
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
-from ravebot.intake.people import People
 from ravebot.intake.poll import Poller
 from ravebot.sandboxes.model import MergeRequestRef, SandboxState
 from ravebot.store import inbox, sandboxes
@@ -41,6 +42,7 @@ class Desk:
     alice: User
     gina: User
     bot: User
+    verbs: Sequence[Verb] = VERBS
 
     def open(self, branch: str = "feature", **more: Any) -> MergeRequest:
         return self.server.open_merge_request(self.project, self.alice, "Add a feature", branch, **more)
@@ -83,7 +85,7 @@ class Desk:
 
     def handler(self) -> GitLabIntake:
         people = People(self.world.config, self.world.database, self.gitlab)
-        return GitLabIntake(self.world.config, self.gitlab, people, self.world.intents)
+        return GitLabIntake(self.world.config, self.gitlab, people, self.world.intents, self.verbs)
 
     async def outcomes(self) -> list[str]:
         rows = await self.world.read(

@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 
 from ravebot.clock import ManualClock, SystemClock
+from ravebot.commands.people import People
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.webhook import Delivery, WebhookSecrets
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake
-from ravebot.intake.people import People
 from ravebot.matrix.incoming import read_message
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database, Transaction, migrate, migrations
@@ -71,7 +71,7 @@ async def work_both(desk: Desk) -> None:
     """Run the intake, rooms and merge requests, until no request is left."""
     world = desk.world
     people = People(world.config, world.database, desk.gitlab)
-    rooms = MatrixIntake(world.config, desk.gitlab, people, world.intents, world.views, world.database)
+    rooms = MatrixIntake(world.config, people, world.intents, world.views, world.database)
     task = asyncio.create_task(Intake(world.database, {"gitlab": desk.handler(), "matrix": rooms}).run())
     try:
         async with asyncio.timeout(5):

@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
+from ravebot.commands.people import People
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
-from ravebot.intake.people import People
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import inbox, merge_requests, outbox, sandboxes
@@ -43,7 +43,7 @@ class Chat:
     async def work(self, seconds: float = 5) -> None:
         world = self.desk.world
         people = People(world.config, world.database, self.desk.gitlab)
-        handler = MatrixIntake(world.config, self.desk.gitlab, people, world.intents, world.views, world.database)
+        handler = MatrixIntake(world.config, people, world.intents, world.views, world.database, self.desk.verbs)
         task = asyncio.create_task(Intake(world.database, {"matrix": handler}).run())
         try:
             async with asyncio.timeout(seconds):

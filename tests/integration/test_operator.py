@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.commands.people import People
 from ravebot.errors import StoreError
+from ravebot.gitlab.client import GitLab
 from ravebot.operations.operator import Operator
+from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
@@ -28,14 +31,17 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
 
 
 def operator(yard: Yard) -> Operator:
-    return Operator(yard.config, yard.database, yard.core, yard.provider)
+    """With a GitLab that is never reached: what is known is enough for the shell."""
+    people = People(yard.config, yard.database, GitLab("http://127.0.0.1:1", "no token"))
+    return Operator(yard.config, yard.database, yard.core, yard.provider, people)
 
 
 async def test_the_list_has_the_queue_last_and_says_how_to_get_in(yard: Yard) -> None:
     await yard.make_ready(SECOND)
     await yard.make_ready(THIRD)
     await yard.told(MR)
-    lines = await operator(yard).list()
+    lines = await operator(yard).command("list", (), OPS)
+    assert isinstance(lines, tuple)
     assert [(line.ref, line.state, line.queue_position) for line in lines] == [
         ("group/app!2", "ready", None), ("group/app!3", "ready", None), ("group/app!1", "queued", 1),
     ]  # fmt: skip
@@ -45,8 +51,8 @@ async def test_the_list_has_the_queue_last_and_says_how_to_get_in(yard: Yard) ->
 
 async def test_stop_stops_what_is_named_as_people_write_it(yard: Yard) -> None:
     await yard.make_ready(MR)
-    done = await operator(yard).stop("group/app!1", OPS)
-    assert done.accepted
+    done = await operator(yard).command("stop", ("group/app!1",), OPS)
+    assert done == Outcome(True, "the sandbox of group/app!1 is being stopped")
     assert await yard.is_in(MR, "stopping")
 
 
@@ -54,7 +60,8 @@ async def test_stop_stops_what_is_named_as_people_write_it(yard: Yard) -> None:
                                  "other!1", "group/app!" + "9" * 40])  # fmt: skip
 async def test_a_reference_that_is_none_is_told_how_to_write_one(yard: Yard, ref: str) -> None:
     await yard.told(MR)
-    refused = await operator(yard).stop(ref, OPS)
+    refused = await operator(yard).command("stop", (ref,), OPS)
+    assert isinstance(refused, Outcome)
     assert not refused.accepted
     assert refused.message.endswith("write one like group/app!42")
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import render_card
 from ravebot.matrix.replies import render_list
-from ravebot.operations.operator import Operator
 from ravebot.sandboxes.model import Observed
 from ravebot.terminal import Output, show_sandboxes
+from tests.integration.test_operator import OPS, operator
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -48,7 +48,8 @@ async def seen(yard: Yard) -> dict[str, str]:
     sandbox = await yard.latest(MR)
     view = await yard.read(lambda tx: yard.views.one(tx, sandbox.id))
     assert view
-    lines = await Operator(yard.config, yard.database, yard.core, yard.provider).list()
+    lines = await operator(yard).command("list", (), OPS)
+    assert isinstance(lines, tuple)
     shell = {}
     for name in ("terminal", "pipe"):
         output, text = Output(), io.StringIO()

@@ -15,10 +15,10 @@ from typer.main import get_command
 from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
+from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.file import load
 from ravebot.config.model import matches_project
 from ravebot.gitlab.commands import help_lines
-from ravebot.matrix.commands import help_rows
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
 
@@ -59,7 +59,7 @@ def _shell() -> TyperGroup:
 
 
 def test_the_table_of_matrix_commands_is_the_code_s() -> None:
-    assert _table("say") == list(help_rows("!rave"))
+    assert _table("say") == list(help_rows(Door.ROOM, "!rave"))
 
 
 def test_the_table_of_comments_is_the_code_s() -> None:

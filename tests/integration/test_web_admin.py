@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from ravebot.errors import Refused, StoreError, Unavailable
-from ravebot.operations.reports import AuditLine, AuditReport, CleanupReport, Outcome, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import AuditLine, AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
+from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from ravebot.web import admin
 from ravebot.web.admin import AdminClient, NotRunningError, socket_path
@@ -46,11 +47,11 @@ class Bot:
     def __init__(self) -> None:
         self.asked: list[object] = []
 
-    async def list(self) -> tuple[SandboxLine, ...]:
-        return (LINE,)
-
-    async def stop(self, ref: str, actor: Actor) -> Outcome:
-        self.asked.append((ref, actor))
+    async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
+        if verb == "list":
+            return (LINE,)
+        self.asked.append((verb, words, actor))
+        (ref,) = words
         if ref == "group/app!1":
             raise Refused("there is no sandbox of group/app!1")
         if ref == "group/app!2":
@@ -84,8 +85,8 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
     bot, path = Bot(), socket_path(tmp_path)
     async with admin.serve(admin.make_app(bot), path):
         client = AdminClient(path)
-        assert await client.list() == (LINE,)
-        assert await client.stop("group/app!42") == Outcome(True, "stopping")
+        assert await client.command("list") == (LINE,)
+        assert await client.command("stop", ("group/app!42",)) == Outcome(True, "stopping")
         report = await client.cleanup(older_than=timedelta(hours=4), everything=False, force=True, adopt=False)
         assert report == CleanupReport(ended=("group/app!42",))
         assert await client.strangers() == STRANGERS
@@ -94,7 +95,7 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         assert await client.usage(NOW) == (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
     me = Actor("shell", getpass.getuser())
     assert bot.asked == [
-        ("group/app!42", me),
+        ("stop", ("group/app!42",), me),
         (timedelta(hours=4), False, True, False, me),
         "0123456789",
         ("group/app!42", True, 50),
@@ -115,9 +116,9 @@ async def test_a_socket_left_by_a_killed_bot_is_replaced(tmp_path: Path) -> None
     stale.bind(str(path))
     stale.close()
     with pytest.raises(NotRunningError, match="ravebot run"):
-        await AdminClient(path).list()
+        await AdminClient(path).command("list")
     async with admin.serve(admin.make_app(Bot()), path):
-        assert await AdminClient(path).list() == (LINE,)
+        assert await AdminClient(path).command("list") == (LINE,)
 
 
 async def test_an_ordinary_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ async def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
 
 async def test_without_a_bot_the_client_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError, match="start it with `ravebot run`"):
-        await AdminClient(socket_path(tmp_path)).list()
+        await AdminClient(socket_path(tmp_path)).command("list")
 
 
 async def test_a_refusal_and_a_failure_reach_the_person_who_asked(tmp_path: Path) -> None:
@@ -145,23 +146,32 @@ async def test_a_refusal_and_a_failure_reach_the_person_who_asked(tmp_path: Path
     async with admin.serve(admin.make_app(Bot()), path):
         client = AdminClient(path)
         with pytest.raises(Refused, match="there is no sandbox of group/app!1"):
-            await client.stop("group/app!1")
+            await client.command("stop", ("group/app!1",))
         with pytest.raises(Unavailable, match="the provider is away"):
-            await client.stop("group/app!2")
+            await client.command("stop", ("group/app!2",))
         with pytest.raises(Unavailable, match="see its log"):
-            await client.stop("group/app!3")
-        assert await client.list() == (LINE,)
+            await client.command("stop", ("group/app!3",))
+        assert await client.command("list") == (LINE,)
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'{"ref": 3}', b'{"reff": "x"}', b'{"ref": "' + b"x" * 600 + b'"}', b"\xff"]
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"verb": 3}',
+        b'{"verb": "stop", "ref": "x"}',
+        b'{"verb": "stop", "words": "x"}',
+        b'{"verb": "stop", "words": ["' + b"x" * 600 + b'"]}',
+    ],
 )
 async def test_a_malformed_question_is_refused_and_nothing_is_done(tmp_path: Path, body: bytes) -> None:
     bot, path = Bot(), socket_path(tmp_path)
     async with (
         admin.serve(admin.make_app(bot), path),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
-        session.post("http://ravebot/stop", data=body) as response,
+        session.post("http://ravebot/command", data=body) as response,
     ):
         assert response.status == 400
         assert "error" in await response.json()
@@ -180,4 +190,4 @@ async def test_an_answer_of_another_version_is_no_crash(tmp_path: Path) -> None:
     server = await asyncio.start_unix_server(other, path)
     async with server:
         with pytest.raises(Unavailable, match="another version"):
-            await AdminClient(path).list()
+            await AdminClient(path).command("list")

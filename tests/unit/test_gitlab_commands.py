@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.gitlab.commands import VERBS, NoteCommand, NoteUsage, help_lines, parse_comment
+from ravebot.commands.verbs import Command, Mistake
+from ravebot.gitlab.commands import explain, help_lines, parse_comment
 
 
 @pytest.mark.parametrize(
     ("text", "verb", "argument"),
     [
-        ("/sandbox start", "start", ""),
+        ("/sandbox start", "start", None),
         ("/sandbox start ABCDEF12", "start", "abcdef12"),
         ("/sandbox start " + "a" * 40, "start", "a" * 40),
-        ("/sandbox stop", "stop", ""),
-        ("/sandbox  stop  ", "stop", ""),
-        ("/sandbox STOP", "stop", ""),
-        ("/sandbox\tstop", "stop", ""),
-        ("/sandbox extend", "extend", ""),
-        ("/sandbox extend 1h30m", "extend", "1h30m"),
-        ("/sandbox extend 1h  30m", "extend", "1h 30m"),
-        ("/sandbox rebuild", "rebuild", ""),
-        ("/sandbox help", "help", ""),
-        ("/sandbox", "help", ""),
-        ("thanks!\r\n\r\n/sandbox stop\r\n/sandbox start", "stop", ""),
-        ("```\n/sandbox stop\n```\n/sandbox start", "start", ""),
-        ("````\n```\n/sandbox stop\n````\n/sandbox start", "start", ""),
-        ("~~~ sh\n/sandbox stop\n~~~\n/sandbox start", "start", ""),
-        (">>>\n/sandbox stop\n>>>\n/sandbox start", "start", ""),
+        ("/sandbox stop", "stop", None),
+        ("/sandbox  stop  ", "stop", None),
+        ("/sandbox STOP", "stop", None),
+        ("/sandbox\tstop", "stop", None),
+        ("/sandbox extend", "extend", None),
+        ("/sandbox extend 1h30m", "extend", timedelta(minutes=90)),
+        ("/sandbox extend 1h  30m", "extend", timedelta(minutes=90)),
+        ("/sandbox rebuild", "rebuild", None),
+        ("/sandbox help", "help", None),
+        ("/sandbox", "help", None),
+        ("thanks!\r\n\r\n/sandbox stop\r\n/sandbox start", "stop", None),
+        ("```\n/sandbox stop\n```\n/sandbox start", "start", None),
+        ("````\n```\n/sandbox stop\n````\n/sandbox start", "start", None),
+        ("~~~ sh\n/sandbox stop\n~~~\n/sandbox start", "start", None),
+        (">>>\n/sandbox stop\n>>>\n/sandbox start", "start", None),
     ],
 )
-def test_a_command_is_understood(text: str, verb: str, argument: str) -> None:
-    assert parse_comment(text) == NoteCommand(verb, argument)
+def test_a_command_is_understood(text: str, verb: str, argument: object) -> None:
+    command = parse_comment(text)
+    assert isinstance(command, Command)
+    assert (command.verb.name, command.ref, command.duration or command.sha) == (verb, None, argument)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +78,22 @@ def test_other_comments_ask_nothing(text: str) -> None:
 )
 def test_a_mistake_gets_advice(text: str, advice: str) -> None:
     result = parse_comment(text)
-    assert isinstance(result, NoteUsage)
-    assert advice in result.message
+    assert isinstance(result, Mistake)
+    assert advice in explain(result)
 
 
 @given(st.text(max_size=300), st.text(max_size=100))
 def test_any_text_is_answered_and_never_repeated(before: str, after: str) -> None:
     result = parse_comment(f"{before}\n/sandbox {after}")
-    if isinstance(result, NoteUsage):
-        assert len(result.message) < 300
-        assert "@" not in result.message
+    if isinstance(result, Mistake):
+        assert len(explain(result)) < 300
+        assert "@" not in explain(result)
 
 
 def test_help_is_the_table() -> None:
-    assert [usage.split()[1] for usage, _purpose in help_lines()] == [verb.name for verb in VERBS]
+    assert [usage.split()[1] for usage, _purpose in help_lines()] == [
+        "start", "stop", "extend", "rebuild", "help",
+    ]  # fmt: skip
     assert ("/sandbox extend [1h]", "make it live longer, by so much") in help_lines()
 
 

@@ -6,29 +6,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.matrix.commands import VERBS, Command, Ref, Usage, command_line, help_rows, number_in, parse
+from ravebot.commands.refs import Ref
+from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Verb, at, help_rows
+from ravebot.matrix.commands import command_line, explain, number_in, parse
 
 ONE = ("group/app",)
 TWO = ("group/app", "tools/cli")
 REF = Ref("group/app", 42)
+NAMED = {verb.name: verb for verb in VERBS}
 
 
 @pytest.mark.parametrize(
     ("text", "command"),
     [
-        ("!rave", Command("help")),
-        ("!rave help", Command("help")),
-        ("  !rave   list  ", Command("list")),
-        ("!Rave LIST", Command("list")),
-        ("!rave show !42", Command("show", REF)),
-        ("!rave show 42", Command("show", REF)),
-        ("!rave show other/group/app.js!7", Command("show", Ref("other/group/app.js", 7))),
-        ("!rave extend !42", Command("extend", REF)),
-        ("!rave extend !42 1h30m", Command("extend", REF, timedelta(minutes=90))),
-        ("!rave extend !42 1h 30m", Command("extend", REF, timedelta(minutes=90))),
-        ("!rave start 42 DEADBEEF", Command("start", REF, sha="deadbeef")),
-        ("!rave stop !42\nbecause it is done", Command("stop", REF)),
-        ("!rave whoami", Command("whoami")),
+        ("!rave", Command(NAMED["help"])),
+        ("!rave help", Command(NAMED["help"])),
+        ("  !rave   list  ", Command(NAMED["list"])),
+        ("!Rave LIST", Command(NAMED["list"])),
+        ("!rave show !42", Command(NAMED["show"], REF)),
+        ("!rave show 42", Command(NAMED["show"], REF)),
+        ("!rave show other/group/app.js!7", Command(NAMED["show"], Ref("other/group/app.js", 7))),
+        ("!rave extend !42", Command(NAMED["extend"], REF)),
+        ("!rave extend !42 1h30m", Command(NAMED["extend"], REF, timedelta(minutes=90))),
+        ("!rave extend !42 1h 30m", Command(NAMED["extend"], REF, timedelta(minutes=90))),
+        ("!rave start 42 DEADBEEF", Command(NAMED["start"], REF, sha="deadbeef")),
+        ("!rave stop !42\nbecause it is done", Command(NAMED["stop"], REF)),
+        ("!rave whoami", Command(NAMED["whoami"])),
     ],
 )
 def test_what_people_type_is_understood(text: str, command: Command) -> None:
@@ -82,42 +85,41 @@ def test_what_is_not_for_us_is_left_alone(text: str) -> None:
 )
 def test_what_is_wrong_is_answered_with_how_it_would_be(text: str, advice: str) -> None:
     answer = parse(text, "!rave", ONE)
-    assert isinstance(answer, Usage)
-    assert advice in answer.message
+    assert isinstance(answer, Mistake)
+    assert advice in explain(answer, "!rave")
 
 
 def test_a_short_reference_in_a_room_of_several_projects_is_asked_back() -> None:
     answer = parse("!rave stop !42", "!rave", TWO)
-    assert isinstance(answer, Usage)
-    assert "group/app!42 or tools/cli!42" in answer.message
+    assert isinstance(answer, Mistake)
+    assert "group/app!42 or tools/cli!42" in explain(answer, "!rave")
 
 
 def test_a_short_reference_where_no_project_is_known_is_asked_back() -> None:
     answer = parse("!rave stop 42", "!rave", ())
-    assert isinstance(answer, Usage)
-    assert "group/app!42" in answer.message
+    assert isinstance(answer, Mistake)
+    assert "group/app!42" in explain(answer, "!rave")
 
 
 def test_help_lists_every_command_with_the_configured_prefix() -> None:
-    rows = dict(help_rows("!box"))
-    assert len(rows) == len(VERBS)
+    rows = dict(help_rows(Door.ROOM, "!box"))
+    assert len(rows) == len(at(Door.ROOM))
     assert "!box extend REF [1h]" in rows
     assert all(rows.values())
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_command_can_be_typed_as_its_own_usage_says(verb: object) -> None:
-    usage = next(row for row, _ in help_rows("!rave") if row.split()[1] == verb.name)  # type: ignore[attr-defined]
-    typed = usage.replace("REF", "!42").replace("[1h]", "1h").replace("[SHA]", "deadbeef")
+@pytest.mark.parametrize("verb", at(Door.ROOM), ids=lambda verb: verb.name)
+def test_every_command_can_be_typed_as_its_own_usage_says(verb: Verb) -> None:
+    typed = verb.usage(Door.ROOM, "!rave").replace("REF", "!42").replace("[1h]", "1h").replace("[SHA]", "deadbeef")
     assert isinstance(parse(typed, "!rave", ONE), Command)
 
 
 @given(st.text(max_size=2000), st.sampled_from(["!rave ", "!rave show ", "!rave extend !42 ", "!rave start !42 ", ""]))
 def test_no_text_breaks_the_parser_or_is_repeated_at_length(text: str, start: str) -> None:
     answer = parse(start + text, "!rave", TWO)
-    if isinstance(answer, Usage):
-        assert len(answer.message) < 600
-        assert "\n" not in answer.message
+    if isinstance(answer, Mistake):
+        assert len(explain(answer, "!rave")) < 600
+        assert "\n" not in explain(answer, "!rave")
 
 
 @given(

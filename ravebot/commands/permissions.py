@@ -1,17 +1,27 @@
-"""Who may do what: one pure decision for every door (rooms, direct chats, comments on a merge request)."""
+"""Who may do what: one pure decision for every door (rooms, direct chats, comments, the shell)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
+
+from ravebot.sandboxes.model import Actor
 
 DEVELOPER = 30
 """GitLab's access level from which a member may push (https://docs.gitlab.com/api/access_requests/)."""
 
-OPEN_TO_READERS = frozenset({"help", "list"})
-"""What may be read by anyone who is in a mapped room; it names no way into a sandbox."""
-_ALWAYS = frozenset({"help", "whoami"})
-
 _ROLES = {10: "Guest", 15: "Planner", 20: "Reporter", 30: "Developer", 40: "Maintainer", 50: "Owner"}
+
+
+class Right(Enum):
+    """What it takes to use a verb."""
+
+    NONE = auto()
+    """Whoever can say it here may."""
+    READ = auto()
+    """Being in a room that is mapped to the project; what such a verb shows names no way into a sandbox."""
+    COMMAND = auto()
+    """The role Developer or more in the project."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +32,39 @@ class Decision:
     rule: str
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for something, and whether they may, as it was looked up just before."""
+
+    actor: Actor
+    decision: Decision
+
+
+SHELL = Decision(True, "only root and the bot's own user can use the admin socket, and they may do everything")
+
+
 def decide(
-    verb: str,
+    right: Right,
     *,
-    is_admin: bool,
     room_maps_project: bool,
-    direct: bool,
     gitlab_username: str | None,
     access_level: int | None,
+    is_admin: bool = False,
+    direct: bool = False,
 ) -> Decision:
-    """Whether somebody may do that to a project's sandboxes.
+    """Whether somebody may do to a project's sandboxes what takes that right.
 
     `room_maps_project`: the place where it was said belongs to the project (always so for a comment on its merge
     request). `access_level`: theirs on that project, None when they have none.
     """
-    if verb in _ALWAYS and (direct or room_maps_project or is_admin):
-        return Decision(True, f"{verb} is open to everybody here")
+    if right is Right.NONE and (direct or room_maps_project or is_admin):
+        return Decision(True, "it is open to everybody here")
     if not room_maps_project and not direct:
         return Decision(False, "this room is not mapped to that project: ask where it is, or in a direct chat")
     if is_admin:
         return Decision(True, "you are one of matrix.admins")
-    if verb in OPEN_TO_READERS and room_maps_project:
-        return Decision(True, f"{verb} is open to everybody here")
+    if right is Right.READ and room_maps_project:
+        return Decision(True, "it is open to everybody here")
     if gitlab_username is None:
         return Decision(
             False, "your Matrix account is not tied to a GitLab user: ask an admin to add it to matrix.users"

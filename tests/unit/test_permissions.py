@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from ravebot.matrix.commands import VERBS
-from ravebot.matrix.permissions import Decision, decide
+from ravebot.commands.permissions import Decision, decide
+from ravebot.commands.verbs import VERBS
 
-ACTING = tuple(verb.name for verb in VERBS if verb.name not in ("help", "list", "whoami"))
+RIGHTS = {verb.name: verb.right for verb in VERBS}
+ACTING = tuple(name for name in RIGHTS if name not in ("help", "list", "whoami"))
 
 
 def ask(
@@ -17,8 +18,9 @@ def ask(
     username: str | None = "alice",
     level: int | None = 30,
 ) -> Decision:
+    right = RIGHTS[verb]
     return decide(
-        verb, is_admin=admin, room_maps_project=mapped, direct=direct, gitlab_username=username, access_level=level
+        right, is_admin=admin, room_maps_project=mapped, direct=direct, gitlab_username=username, access_level=level
     )
 
 

@@ -1,0 +1,46 @@
+"""Carries out what was asked for at any door, or refuses it."""
+
+from __future__ import annotations
+
+from ravebot.commands.permissions import Asker
+from ravebot.commands.verbs import Command, Show, Verb
+from ravebot.sandboxes.intents import Intents, Outcome
+from ravebot.sandboxes.model import EventKind, MergeRequest, MergeRequestRef
+from ravebot.store import events, merge_requests
+from ravebot.store.database import Transaction
+
+Target = MergeRequest | MergeRequestRef
+"""The merge request that a command is about: as it was looked up, or only which one, where what is known will do."""
+
+
+def execute(intents: Intents, tx: Transaction, command: Command, asker: Asker, target: Target | None = None) -> Outcome:
+    """What became of a command. A refusal is recorded.
+
+    For a verb that needs the head, `target` is the merge request as GitLab has it at that moment.
+    """
+    if not asker.decision.allowed:
+        return _refuse(tx, command, asker, target)
+    if isinstance(command.verb.does, Show):
+        return Outcome(False, "that can't be done here")
+    mr = _merge_request(tx, command.verb, target)
+    if mr is None:
+        return Outcome(False, "this merge request has no sandbox")
+    return command.verb.does(intents, tx, mr, asker.actor, command)
+
+
+def _refuse(tx: Transaction, command: Command, asker: Asker, target: Target | None) -> Outcome:
+    data: dict[str, object] = {"verb": command.verb.name, "rule": asker.decision.rule}
+    mr = target if isinstance(target, MergeRequestRef) else None
+    if mr is None:
+        data["ref"] = str(command.ref or "")
+    events.append(tx, EventKind.COMMAND_REFUSED, asker.actor, mr=mr, data=data)
+    return Outcome(False, f"refused: {asker.decision.rule}")
+
+
+def _merge_request(tx: Transaction, verb: Verb, target: Target | None) -> MergeRequest | None:
+    if target is None or isinstance(target, MergeRequestRef):
+        return merge_requests.get(tx, target) if target else None
+    mr = merge_requests.get(tx, target.ref)
+    if mr is None or verb.needs_head:  # what was only looked up before may be older than what is known by now
+        _, mr = merge_requests.observe(tx, target)
+    return mr

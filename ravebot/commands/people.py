@@ -1,0 +1,133 @@
+"""Who somebody is to GitLab, whether they may, and which merge request they mean."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ravebot.commands.permissions import Decision, Right, decide
+from ravebot.commands.refs import Ref
+from ravebot.commands.verbs import Verb
+from ravebot.config.model import Config
+from ravebot.errors import Forbidden, NotFound
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+from ravebot.store import merge_requests
+from ravebot.store.database import Database
+
+_LEVEL_SECONDS = 30.0
+
+
+class GitLabFacts(Protocol):
+    """What is asked of GitLab. Raises `Unavailable` for now, `NotFound` or `Forbidden` for good."""
+
+    async def user(self, username: str) -> Person | None: ...
+
+    async def access_level(self, project_id: int, user_id: int) -> int: ...
+
+    async def project(self, path_or_id: str | int) -> tuple[int, str]: ...
+
+    async def merge_request(self, ref: MergeRequestRef) -> MergeRequest: ...
+
+
+@dataclass
+class People:
+    """Asks GitLab for roles; an answer is good for half a minute, so that a burst of commands costs one question."""
+
+    config: Config
+    database: Database
+    gitlab: GitLabFacts
+    _levels: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    _ids: dict[str, int] = field(default_factory=dict)
+
+    async def from_comment(self, right: Right, project_id: int, author: Person) -> Decision:
+        """Whether the author of a comment may do what takes that right."""
+        level = await self._level(project_id, author.id)
+        return decide(right, room_maps_project=True, gitlab_username=author.username, access_level=level or None)
+
+    async def from_room(
+        self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool
+    ) -> Decision:
+        """Whether a Matrix user may do to a project's sandboxes what takes that right, from that room."""
+        is_admin = sender in self.config.matrix.admins
+        username = self.config.matrix.users.get(sender)
+        level = 0
+        if not is_admin and username and project_id is not None:
+            level = await self._level_of(username, project_id)
+        return decide(
+            right,
+            is_admin=is_admin,
+            room_maps_project=mapped,
+            direct=direct,
+            gitlab_username=username,
+            access_level=level or None,
+        )
+
+    def is_known(self, sender: str) -> bool:
+        """Whether a Matrix user is an admin, or tied to a GitLab user."""
+        return sender in self.config.matrix.admins or sender in self.config.matrix.users
+
+    async def has_role(self, sender: str, project_path: str) -> bool:
+        """Whether a Matrix user has any role in a project; none where GitLab has no such project any more."""
+        username = self.config.matrix.users.get(sender)
+        if username is None:
+            return False
+        try:
+            project_id, _ = await self.gitlab.project(project_path)
+            return await self._level_of(username, project_id) > 0
+        except (NotFound, Forbidden):
+            return False
+
+    async def may_command(self, sender: str, project_path: str, *, direct: bool) -> Decision | None:
+        """Whether a Matrix user may command a project's sandboxes; None where GitLab has no such project any more."""
+        try:
+            project_id, _ = await self.gitlab.project(project_path)
+            return await self.from_room(Right.COMMAND, sender, project_id=project_id, mapped=True, direct=direct)
+        except (NotFound, Forbidden):
+            return None
+
+    async def project_id(self, sender: str, ref: Ref) -> int | None:
+        """By what is known, else by GitLab; None where it has none, or where there is no need to ask."""
+        known = await self.known(ref)
+        if known is not None:
+            return known.ref.project_id
+        if sender in self.config.matrix.admins or not self.is_known(sender):
+            return None
+        try:
+            return (await self.gitlab.project(ref.project_path))[0]
+        except NotFound:
+            return None
+
+    async def known(self, ref: Ref) -> MergeRequest | None:
+        """By what people write, where we have heard of it."""
+        return await self.database.read(lambda tx: merge_requests.find(tx, ref.project_path, ref.iid))
+
+    async def merge_request(self, ref: Ref) -> MergeRequest:
+        """By what people write; asked of GitLab where we have not heard of it. Raises NotFound."""
+        known = await self.known(ref)
+        if known:
+            return known
+        project_id, _ = await self.gitlab.project(ref.project_path)
+        return await self.gitlab.merge_request(MergeRequestRef(project_id, ref.iid))
+
+    async def head(self, verb: Verb, ref: MergeRequestRef) -> MergeRequest | None:
+        """The merge request as GitLab has it now; None for a verb that does not need that."""
+        return await self.gitlab.merge_request(ref) if verb.needs_head else None
+
+    async def _level_of(self, username: str, project_id: int) -> int:
+        if username not in self._ids:
+            person = await self.gitlab.user(username)
+            if person is None:
+                return 0
+            self._ids[username] = person.id
+        return await self._level(project_id, self._ids[username])
+
+    async def _level(self, project_id: int, user_id: int) -> int:
+        """GitLab's access level; 0 for none."""
+        key = (project_id, user_id)
+        known = self._levels.get(key)
+        if known and time.monotonic() - known[0] < _LEVEL_SECONDS:
+            return known[1]
+        level = await self.gitlab.access_level(project_id, user_id)
+        self._levels[key] = (time.monotonic(), level)
+        return level

@@ -1,0 +1,65 @@
+"""How people name a merge request: `group/app!42`, or `!42` and `42` where it is known which project they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+HELP = "REF is a merge request: group/app!42, or just !42 or 42 where the room has one project."
+_REF = re.compile(r"(?:(?P<project>[\w.-]+(?:/[\w.-]+)+)?!)?(?P<iid>[1-9]\d{0,8})", re.ASCII)
+_NUMBER = re.compile(r"(?<!\d)[1-9]\d{0,8}\Z", re.ASCII)
+_LONGEST = 300
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A merge request as people name it: `group/app!42`."""
+
+    project_path: str
+    iid: int
+
+    def __str__(self) -> str:
+        return f"{self.project_path}!{self.iid}"
+
+
+def read(word: str, projects: Sequence[str]) -> Ref:
+    """The merge request that is named; a bare number is of the only one of `projects`.
+
+    Raises ValueError, saying how to write one.
+    """
+    match = _match(word)
+    if match is None:
+        raise ValueError(f"that is no merge request. {HELP}")
+    iid = int(match["iid"])
+    if match["project"]:
+        return Ref(match["project"], iid)
+    if len(projects) == 1:
+        return Ref(projects[0], iid)
+    if not projects:
+        raise ValueError(f"no project is known here: write it in full, like group/app!{iid}")
+    shown = " or ".join(f"{project}!{iid}" for project in sorted(projects)[:3])
+    raise ValueError(f"this room has several projects: write {shown}{' …' if len(projects) > 3 else ''}")
+
+
+def read_full(word: str) -> Ref:
+    """The merge request that is named in full. Raises ValueError, saying how to write one."""
+    match = _match(word)
+    if match is None or not match["project"]:
+        raise ValueError(unknown(word))
+    return Ref(match["project"], int(match["iid"]))
+
+
+def unknown(ref: Ref | str) -> str:
+    """What somebody is told who named a merge request that there is not."""
+    return f"no merge request {ref} is known here; write one like group/app!42"
+
+
+def number_in(word: str) -> int | None:
+    """The number at the end of a reference, whatever project it is of; None where none can be made out."""
+    match = _NUMBER.search(word)
+    return int(match[0]) if match else None
+
+
+def _match(word: str) -> re.Match[str] | None:
+    return _REF.fullmatch(word) if len(word) <= _LONGEST else None
