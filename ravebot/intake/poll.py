@@ -18,10 +18,10 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
-from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.store import inbox, merge_requests
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.targets import NoteLane
 
 log = structlog.get_logger()
 
@@ -170,7 +170,7 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and parse_comment(comment.text) is not None:
             kind, body = kept(comment)
-            key, lane = note_key(comment.note_id), note_lane(mr.ref)
+            key, lane = note_key(comment.note_id), NoteLane(mr.ref).text
             inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
     merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 

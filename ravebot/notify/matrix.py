@@ -18,7 +18,8 @@ from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import HistoryLine, SandboxView
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import Kind, Message
+from ravebot.store.outbox import Message
+from ravebot.store.targets import Kind
 
 
 class Room(Protocol):

@@ -11,7 +11,7 @@ from ravebot.matrix.cards import render_news
 from ravebot.notify.matrix import Directory, Room
 from ravebot.store import outbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.targets import Kind, RoomLane
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Operators:
         if room is None:
             return
         try:
-            await self.database.write(lambda tx: outbox.add(tx, MATRIX, room, Kind.NEWS, body={"text": text}))
+            await self.database.write(lambda tx: outbox.add(tx, RoomLane(room), Kind.NEWS, body={"text": text}))
         except StoreError:
             await self._send(room, render_news(text), key)
 

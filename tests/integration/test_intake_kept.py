@@ -21,7 +21,7 @@ from ravebot.intake.people import People
 from ravebot.matrix.incoming import read_message
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database, Transaction, migrate, migrations
-from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.targets import MATRIX, Kind, RoomLane
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 from tests.integration.test_intake_gitlab import Desk, desk
@@ -201,8 +201,8 @@ async def test_a_message_that_can_not_be_obeyed_is_answered_in_its_room_and_thre
 
 async def test_what_was_delivered_is_not_kept(desk: Desk) -> None:
     def deliver(tx: Transaction) -> None:
-        outbox.add(tx, MATRIX, DEV, Kind.REPLY, body={"content": {"body": LONG}})
-        outbox.add(tx, MATRIX, DEV, Kind.REPLY, body={"content": {"body": "it waits"}})
+        outbox.add(tx, RoomLane(DEV), Kind.REPLY, body={"content": {"body": LONG}})
+        outbox.add(tx, RoomLane(DEV), Kind.REPLY, body={"content": {"body": "it waits"}})
         outbox.delivered(tx, 1, "$event")
 
     await desk.world.write(deliver)
@@ -242,8 +242,8 @@ async def test_a_database_of_the_first_version_keeps_its_waiting_requests_and_lo
             connection.execute(add, (source, key, lane, kind, json.dumps(body), 1, None))
             connection.execute(add, (source, f"handled {key}", lane, kind, json.dumps(body), 1, 1))
         tell = "INSERT INTO outbox (target, lane, kind, body, created_at, delivered_at) VALUES (?, ?, ?, ?, 1, ?)"
-        connection.execute(tell, (MATRIX, DEV, "reply", json.dumps({"content": {"body": "told"}}), 1))
-        connection.execute(tell, (MATRIX, DEV, "reply", json.dumps({"content": {"body": "not yet"}}), None))
+        connection.execute(tell, (MATRIX.name, DEV, "reply", json.dumps({"content": {"body": "told"}}), 1))
+        connection.execute(tell, (MATRIX.name, DEV, "reply", json.dumps({"content": {"body": "not yet"}}), None))
     async with Database(path, ManualClock()) as database:
         desk.world.database = database
         await database.write(lambda tx: outbox.set_room(tx, ROOM, DEV))

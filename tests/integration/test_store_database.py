@@ -20,6 +20,7 @@ from ravebot.clock import ManualClock, from_us
 from ravebot.errors import StoreError
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction, get_meta, migrate, migrations, set_meta, statements
+from ravebot.store.targets import GITLAB
 
 pytestmark = pytest.mark.integration
 
@@ -276,9 +277,9 @@ async def test_messages_that_the_first_version_left_are_kept_and_were_never_seen
                 row,
             )
     async with Database(path, ManualClock()) as database:
-        [lane] = await database.read(lambda tx: outbox.waiting(tx, "gitlab"))
-        head = await database.read(lambda tx: outbox.head(tx, "gitlab", "7!1"))
-    assert (lane.lane, lane.count, lane.since, lane.refused) == ("7!1", 2, from_us(1_000_000), "")
+        [lane] = await database.read(lambda tx: outbox.waiting(tx, GITLAB))
+        head = await database.read(lambda tx: outbox.head(tx, GITLAB, "7!1"))
+    assert (lane.name, lane.count, lane.since, lane.refused) == ("7!1", 2, from_us(1_000_000), "")
     assert head
     assert (head.id, head.attempted, head.attempts) == (1, True, 3)
 
