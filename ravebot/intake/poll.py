@@ -9,6 +9,7 @@ from functools import partial
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.clock import Clock, from_us, to_us
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
@@ -63,8 +64,9 @@ class Poller:
 
     async def run(self) -> None:
         """Until cancelled; a look that failed is repeated sooner."""
-        wait = 1.0
+        failures = 0
         period = self._config.gitlab.poll.total_seconds()
+        pauses = Backoff.growing(2.0, min(period, _LONGEST_WAIT_SECONDS))
         while True:
             try:
                 await self.look()
@@ -76,15 +78,15 @@ class Poller:
                 self.problem = "ravebot could not make sense of GitLab's answer; its log says more"
                 log.exception("gitlab could not be polled: this is a bug of ravebot's")
             else:
-                self.problem, wait = "", 1.0
+                self.problem, failures = "", 0
                 self.looked_at = self._clock.now()
                 self._on_result(True)
                 await asyncio.sleep(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
-            wait = min(period, wait * 2, _LONGEST_WAIT_SECONDS)
-            await asyncio.sleep(wait)
+            failures += 1
+            await asyncio.sleep(pauses.after(failures))
 
     async def look(self) -> None:
         """One look at everything. A project or merge request that can't be looked at holds up no other.

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.clock import Clock, Wait
 from ravebot.config.model import Room, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
@@ -19,8 +20,8 @@ _log = structlog.get_logger(__name__)
 NOT_LOOKED_UP = "not looked up yet"
 _RETRY = timedelta(seconds=30)
 """How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
-_AWAY_SECONDS = 5.0
-"""How long a room whose server does not answer is left alone at first; doubles up to a minute."""
+_AWAY_PAUSES = Backoff.growing(5.0, 60.0)
+"""How long a room whose server does not answer is left alone."""
 _SOON = timedelta(seconds=2)
 """A homeserver moves an upgraded room's aliases right after it has said that the room is replaced."""
 
@@ -77,8 +78,9 @@ class RoomDirectory:
             raise
         except Unavailable as error:
             # One alias on a server that is away must not hold up the rooms beside it.
-            wait = max(error.retry_after_seconds or 0.0, min(60.0, _AWAY_SECONDS * 2.0 ** min(status.away, 6)))
-            self._failed(name, error, timedelta(seconds=wait), away=status.away + 1)
+            away = status.away + 1
+            wait = _AWAY_PAUSES.after(away, error.retry_after_seconds)
+            self._failed(name, error, timedelta(seconds=wait), away)
             raise
         except (NotFound, Forbidden) as error:
             self._failed(name, error, _RETRY)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from random import SystemRandom
 from typing import Protocol
 
 import structlog
 
+from ravebot.backoff import Backoff, jitter
 from ravebot.errors import Forbidden, NotFound, SlowDown, StoreError, Unacceptable, Unavailable
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
@@ -21,10 +21,10 @@ from ravebot.store.targets import Target
 log = structlog.get_logger()
 
 LANES_AT_ONCE = 8
-_FIRST_SECONDS, _MOST_SECONDS, _REFUSED_SECONDS = 0.5, 15.0, 60.0
+_PAUSES = Backoff.growing(0.5, 15.0)
+_REFUSED_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
-_RANDOM = SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Delivery:
             seconds = error.retry_after_seconds
             if isinstance(error, SlowDown):
                 self._paused_until = max(self._paused_until, loop.time() + (seconds or 0.0))
-            grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(message.attempts, 10))
-            delay = max(seconds or 0.0, grown * (0.5 + _RANDOM.random() / 2))
+            delay = _PAUSES.after(message.attempts + 1, seconds, jitter())
         except Unacceptable as error:
             log.warning("message given up", to=self._to, lane=message.lane, row=message.id, error=str(error))
             self._on_result(self._to, "given up")

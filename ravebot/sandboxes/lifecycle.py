@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from ravebot.backoff import Backoff
 from ravebot.config.model import Config
 from ravebot.sandboxes.decide import Happened, Then, decide_sandbox, settled_thresholds
 from ravebot.sandboxes.journal import Journal
@@ -29,7 +30,7 @@ from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
 
 BUILD_FAILURES_THAT_HOLD = 3
-BUILD_BACKOFF = timedelta(seconds=10)
+_BUILD_PAUSES = Backoff.growing(10.0, 270.0, factor=3.0)
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Lifecycle:
         hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
         images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
         if starting:
-            pause = BUILD_BACKOFF * 3 ** min(failures - 1, BUILD_FAILURES_THAT_HOLD)
+            pause = timedelta(seconds=_BUILD_PAUSES.after(failures))
             held = f"no machines are built: {why}" if hold else ""
             self.requeue(tx, starting, why, pause, wait_reason=held)
             if hold and not record.held:
