@@ -11,7 +11,7 @@ from pydantic import HttpUrl
 
 from ravebot.config.model import Config, matches_project
 from ravebot.config.tree import KeyPath
-from ravebot.sandboxes.view import fingerprint
+from ravebot.sshkeys import fingerprint
 
 _MAX_RUNNING: KeyPath = ("pool", "max_running")
 

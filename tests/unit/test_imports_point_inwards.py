@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "ravebot"
 
 PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "naming", "view", "pool.plan"))
-BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff")
+BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff", "ravebot.sshkeys")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
@@ -19,7 +19,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.errors": (),
     "ravebot.clock": (),
     "ravebot.backoff": (),
-    "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sandboxes.view"),
+    "ravebot.sshkeys": (),
+    "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sshkeys"),
     "ravebot.config.model": ("ravebot.config.values",),
     "ravebot.config.values": (),
     "ravebot.config.tree": (),

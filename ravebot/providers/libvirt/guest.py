@@ -24,10 +24,9 @@ import libvirt_qemu
 from ravebot.backoff import Backoff
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
-from ravebot.providers.libvirt.answers import field, returned, run_result
+from ravebot.providers.libvirt.answers import field, host_keys, returned, run_result
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
-from ravebot.providers.libvirt.hostkeys import parse_host_keys
 
 CHUNK_BYTES = 64 * 1024
 # libvirt 9.0 garbles a command that does not fit into its socket's send buffer (208 KiB by default) in one
@@ -176,7 +175,7 @@ class GuestAgents:
         done = await self.run(name, ("sh", "-c", _HOST_KEYS), timeout=timedelta(seconds=_CALL_SECONDS))
         if done.exit_code != 0:
             raise GuestError("the guest has no SSH host keys in /etc/ssh: does its image start an SSH server?")
-        return parse_host_keys(done.output)
+        return host_keys(done.output)
 
     def begin_shutdown(self, name: str) -> None:
         """Ask the agent to end the guest, without waiting for it; no agent call can be made meanwhile."""
