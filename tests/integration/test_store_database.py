@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -19,7 +20,16 @@ import pytest
 from ravebot.clock import ManualClock, from_us
 from ravebot.errors import StoreError
 from ravebot.store import outbox
-from ravebot.store.database import Database, Transaction, get_meta, migrate, migrations, set_meta, statements
+from ravebot.store.database import (
+    READERS,
+    Database,
+    Transaction,
+    get_meta,
+    migrate,
+    migrations,
+    set_meta,
+    statements,
+)
 from ravebot.store.targets import GITLAB
 
 pytestmark = pytest.mark.integration
@@ -162,6 +172,24 @@ async def test_waiters_are_woken_after_the_commit_and_not_by_a_failure(database:
     await database.write(wakes)
     assert await database.signals.wait("pool", 1)
     assert not await database.signals.wait("pool", 0.01)
+
+
+async def test_each_connection_has_a_thread_that_is_named_and_ends_with_the_database(tmp_path: Path) -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("database-")}
+
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        assert await database.write(lambda _: threading.current_thread().name) == "database-writer"
+        assert await database.read(lambda _: threading.current_thread().name) in threads()
+        assert len(threads()) == 1 + READERS
+    path.write_bytes(b"this is no database at all, just text of some length")
+    with pytest.raises(StoreError, match="can't be used"):
+        async with Database(path, ManualClock()):
+            pass
+    async with asyncio.timeout(5):
+        while threads():
+            await asyncio.sleep(0.01)
 
 
 async def test_only_we_can_read_the_files(database: Database) -> None:
