@@ -21,8 +21,7 @@ from ravebot.config.model import Config
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
-from ravebot.gitlab.webhook import Delivery as WebhookDelivery
-from ravebot.gitlab.webhook import WebhookSecrets, signing_key
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal

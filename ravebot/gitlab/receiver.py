@@ -23,7 +23,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
-from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, check_headers, delivery
+from ravebot.gitlab.webhook import Forged, WebhookDelivery, WebhookSecrets, authenticate, check_headers, delivery
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def webhook_handler(
     secrets: WebhookSecrets,
     clock: Clock,
-    accept: Callable[[Delivery], Awaitable[bool]],
+    accept: Callable[[WebhookDelivery], Awaitable[bool]],
     on_result: Callable[[str, float], None],
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,

@@ -42,7 +42,7 @@ def _ignore(_: str) -> None:
     """Nobody wants to know."""
 
 
-class Journal(Protocol):
+class SyncJournal(Protocol):
     """Where the loop's progress is kept: `save` commits messages and token in one transaction."""
 
     async def token(self) -> str | None: ...
@@ -61,7 +61,7 @@ class SyncLoop:
     def __init__(
         self,
         client: MatrixClient,
-        journal: Journal,
+        journal: SyncJournal,
         clock: Clock,
         invites: Invites,
         *,

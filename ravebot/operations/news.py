@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ravebot.errors import Forbidden, NotFound, StoreError, Unacceptable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import render_news
-from ravebot.notify.matrix import Directory, Room
+from ravebot.notify.matrix import Directory, RoomClient
 from ravebot.store import outbox
 from ravebot.store.database import Database
 from ravebot.store.targets import Kind, RoomLane
@@ -20,7 +20,7 @@ class Operators:
 
     room: str | None
     database: Database
-    client: Room
+    client: RoomClient
     directory: Directory
 
     async def tell(self, text: str, key: str) -> None:

@@ -11,7 +11,7 @@ from ravebot.store.database import Transaction
 
 
 @dataclass(frozen=True)
-class Connection:
+class Visit:
     """What one source did with one service of one sandbox."""
 
     sandbox_id: SandboxId
@@ -24,7 +24,7 @@ class Connection:
     bytes: int
 
 
-def add(tx: Transaction, seen: Connection) -> bool:
+def add(tx: Transaction, seen: Visit) -> bool:
     """Add to what is known; True when that source was never seen at that service before."""
     known = tx.changed(
         "UPDATE connections SET last_at = MAX(last_at, ?), count = count + ?, dropped = dropped + ?, bytes = bytes + ?"
@@ -49,10 +49,10 @@ def add(tx: Transaction, seen: Connection) -> bool:
     return True
 
 
-def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Connection, ...]:
+def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Visit, ...]:
     rows = tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
     return tuple(
-        Connection(
+        Visit(
             SandboxId(row["sandbox_id"]),
             row["service"],
             row["source"],

@@ -16,7 +16,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.gitlab.receiver import MAX_BODY_BYTES, webhook_handler
-from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from tests.support.gitlab import DEVELOPER, GitLabServer
 
 pytestmark = pytest.mark.integration
@@ -29,12 +29,12 @@ class Receiver:
     """The handler on a port, over a set of keys where the store would be."""
 
     def __init__(self) -> None:
-        self.accepted: list[Delivery] = []
+        self.accepted: list[WebhookDelivery] = []
         self.results: list[str] = []
         self.broken = False
         self.url = ""
 
-    async def accept(self, delivery: Delivery) -> bool:
+    async def accept(self, delivery: WebhookDelivery) -> bool:
         if self.broken:
             raise StoreError("the disk is full")
         if delivery.key in {one.key for one in self.accepted}:

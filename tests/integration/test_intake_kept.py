@@ -14,7 +14,7 @@ import pytest
 
 from ravebot.clock import ManualClock, SystemClock
 from ravebot.gitlab.receiver import webhook_handler
-from ravebot.gitlab.webhook import Delivery, WebhookSecrets
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake
 from ravebot.intake.people import People
@@ -40,7 +40,7 @@ LONG = "what nobody needs to keep " * 40_000  # a megabyte
 async def receiving(desk: Desk) -> AsyncIterator[str]:
     """The receiver as the bot serves it, over the desk's database; yields its address."""
 
-    async def accept(delivery: Delivery) -> bool:
+    async def accept(delivery: WebhookDelivery) -> bool:
         return await desk.world.write(
             lambda tx: inbox.add(
                 tx, source="gitlab", key=delivery.key, lane=delivery.lane, kind=delivery.kind, body=delivery.body

@@ -25,7 +25,7 @@ class TooSlow(Unavailable):
 
 
 @dataclass(frozen=True)
-class Listing:
+class RulesetDump:
     """What nft lists, in the kernel's order, and how long its text was."""
 
     entries: list[JsonObject]
@@ -48,13 +48,13 @@ class NetworkTools:
         """All that nftables holds, of everyone, but for the elements of named sets: what rules there are."""
         return (await self.listing(terse=True)).entries
 
-    async def listing(self, *, terse: bool = False) -> Listing:
+    async def listing(self, *, terse: bool = False) -> RulesetDump:
         """Everything that nftables holds, of everyone; `terse`: without the elements of named sets, and so fast.
 
         Raises TooSlow where it is too much to be listed.
         """
         output = await self._nft("-j", *(["-t"] if terse else []), "list", "ruleset")
-        return Listing(await _entries(output), len(output))
+        return RulesetDump(await _entries(output), len(output))
 
     async def elements(self, kind: str, family: str, table: str, name: str) -> list[object]:
         """What is in that set or map, whatever else the table holds; nothing where there is none."""
