@@ -14,7 +14,6 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "[hidden]"
-LEVELS = ("debug", "info", "warning", "error")
 QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee")
 """Libraries whose chatter below warnings tells an operator nothing."""
 

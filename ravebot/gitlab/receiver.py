@@ -21,7 +21,8 @@ from aiohttp import web
 from ravebot.clock import Clock
 from ravebot.errors import StoreError
 from ravebot.gitlab.commands import parse_comment
-from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
+from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
+from ravebot.gitlab.fields import Malformed
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
 from ravebot.gitlab.webhook import Forged, WebhookDelivery, WebhookSecrets, authenticate, check_headers, delivery
 

@@ -113,11 +113,6 @@ class MatrixClient:
         """Leave a room, or reject the invite to it; those inside may read the reason."""
         await self._request("POST", ["rooms", room_id, "leave"], body={"reason": reason} if reason else {})
 
-    async def joined_rooms(self) -> frozenset[str]:
-        answer = await self._request("GET", ["joined_rooms"])
-        rooms = answer.get("joined_rooms")
-        return frozenset(str(room) for room in rooms) if isinstance(rooms, list) else frozenset()
-
     async def direct_members(self, room_id: str) -> frozenset[str]:
         """Who is in a room, ourselves included: with two, it is a direct chat."""
         answer = await self._request("GET", ["rooms", room_id, "joined_members"])

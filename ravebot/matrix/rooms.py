@@ -10,7 +10,7 @@ import structlog
 
 from ravebot.backoff import Backoff
 from ravebot.clock import Clock, Wait
-from ravebot.config.model import Room, matches_project
+from ravebot.config.model import Room
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
@@ -34,7 +34,6 @@ class RoomStatus:
     """One configured room. `problem` says what is missing and how to mend it; "" when nothing is."""
 
     name: str
-    projects: tuple[str, ...]
     room_id: str | None = None
     joined: bool = False
     problem: str = NOT_LOOKED_UP
@@ -51,9 +50,9 @@ class RoomDirectory:
     ) -> None:
         self._client = client
         self._clock = clock
-        self._rooms = {room.room: RoomStatus(room.room, room.projects) for room in rooms}
+        self._rooms = {room.room: RoomStatus(room.room) for room in rooms}
         if operations_room is not None and operations_room not in self._rooms:
-            self._rooms[operations_room] = RoomStatus(operations_room, (), key="matrix.operations_room")
+            self._rooms[operations_room] = RoomStatus(operations_room, key="matrix.operations_room")
         self._lost = 0
 
     async def ensure(self, name: str) -> str:
@@ -131,11 +130,6 @@ class RoomDirectory:
         """What is known now, without asking."""
         return tuple(self._rooms.values())
 
-    def room_id(self, name: str) -> str | None:
-        """The id of a configured room that we are in; None while we are not."""
-        status = self._rooms.get(name)
-        return status.room_id if status and status.joined else None
-
     def joined(self, room_id: str) -> None:
         """We came into some room: try the configured ones again now, it may be one of them."""
         for name, status in self._rooms.items():
@@ -177,12 +171,3 @@ class RoomDirectory:
             except (NotFound, Forbidden, Unavailable) as error:
                 _log.info("matrix_alias_not_resolved", room=name, error=str(error))
         return False
-
-    def maps(self, room_id: str, project_path: str) -> bool:
-        """Whether that project is mapped to that room."""
-        return matches_project(self._patterns(room_id), project_path)
-
-    def _patterns(self, room_id: str) -> tuple[str, ...]:
-        """A room may be configured twice, by alias and by id."""
-        found = (status.projects for status in self._rooms.values() if status.joined and status.room_id == room_id)
-        return tuple(pattern for projects in found for pattern in projects)

@@ -84,5 +84,4 @@ class Journal:
     def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
         """Have the status note rewritten, for a merge request with or without a sandbox."""
         lane = NoteLane(ref)
-        body: dict[str, object] = {"project": ref.project_id, "iid": ref.iid}
-        outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}", body=body)
+        outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}")

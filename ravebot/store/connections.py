@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ravebot.clock import from_us, to_us
+from ravebot.clock import to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction
 
@@ -47,20 +47,3 @@ def add(tx: Transaction, seen: Visit) -> bool:
         },
     )
     return True
-
-
-def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Visit, ...]:
-    rows = tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
-    return tuple(
-        Visit(
-            SandboxId(row["sandbox_id"]),
-            row["service"],
-            row["source"],
-            from_us(row["first_at"]),
-            from_us(row["last_at"]),
-            row["count"],
-            row["dropped"],
-            row["bytes"],
-        )
-        for row in rows
-    )

@@ -28,7 +28,7 @@ from tests.integration.test_intake_gitlab import Desk, desk
 from tests.integration.test_intake_matrix import ALICE, DEV, Chat, chat
 from tests.support.gitlab import MergeRequest
 from tests.support.gitlab import payloads as hooks
-from tests.support.records import ROOM
+from tests.support.records import ROOM, pending
 
 pytestmark = pytest.mark.integration
 __all__ = ["chat", "desk"]  # the fixtures, from where they are made
@@ -75,7 +75,7 @@ async def work_both(desk: Desk) -> None:
     task = asyncio.create_task(Intake(world.database, {"gitlab": desk.handler(), "matrix": rooms}).run())
     try:
         async with asyncio.timeout(5):
-            while await world.read(inbox.pending):
+            while await world.read(pending):
                 await asyncio.sleep(0.005)
     finally:
         task.cancel()
@@ -121,7 +121,7 @@ async def test_a_delivery_that_comes_again_after_it_was_handled_is_still_a_dupli
         assert [await post(url, body) for body in (opened, asked)] == [202, 202]
         await desk.work()
         assert [await post(url, body) for body in (opened, asked)] == [200, 200]
-    assert await desk.world.read(inbox.pending) == 0
+    assert await desk.world.read(pending) == 0
     assert await bodies(desk, "inbox") == ["", ""]
 
 

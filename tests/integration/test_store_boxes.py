@@ -14,7 +14,7 @@ from ravebot.store import inbox, outbox
 from ravebot.store.database import Database
 from ravebot.store.signals import INTAKE
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, Lane, NoteLane, RoomLane
-from tests.support.records import World, a_database_of_version_1, a_world
+from tests.support.records import World, a_database_of_version_1, a_world, pending
 
 pytestmark = pytest.mark.integration
 MR_LANE = NoteLane(MergeRequestRef(7, 1))
@@ -109,7 +109,7 @@ async def test_what_waits_is_never_forgotten_and_what_was_handled_long_ago_is(wo
     world.pass_by(days=15)
     await finish(world, "new")
     assert await world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14))) == 1
-    assert await world.read(inbox.pending) == 1
+    assert await world.read(pending) == 1
     assert not await receive(world, "new")
 
 

@@ -117,6 +117,13 @@ def a_machine(number: int = 1, **facts: Any) -> Machine:
     return replace(known, **facts)
 
 
+def pending(tx: Transaction) -> int:
+    """How many requests wait in the inbox."""
+    row = tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
+    assert row
+    return int(row["n"])
+
+
 @dataclass
 class World:
     """The store and the domain over a real database, with a clock that stands still."""
@@ -199,6 +206,10 @@ class World:
         """Target, lane, kind and body of all that was not delivered yet, in order."""
         rows = await self.read(lambda tx: tx.all("SELECT * FROM outbox WHERE delivered_at IS NULL ORDER BY id"))
         return [(row["target"], row["lane"], row["kind"], row["body"]) for row in rows]
+
+    async def visits(self) -> list[dict[str, Any]]:
+        """What is kept of who connected."""
+        return [dict(row) for row in await self.read(lambda tx: tx.all("SELECT * FROM connections"))]
 
     async def told_kinds(self) -> list[str]:
         return [f"{target} {kind}" for target, _, kind, _ in await self.outbox()]
