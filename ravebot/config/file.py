@@ -164,8 +164,8 @@ def _covers(path: KeyPath, wrong: set[KeyPath]) -> bool:
     return any(item[: len(path)] == path for item in wrong)
 
 
-def _without(value: Value, paths: set[KeyPath], here: KeyPath = ()) -> dict[str, Value]:
-    copy = _copy_without(value, paths, here)
+def _without(value: Value, paths: set[KeyPath]) -> dict[str, Value]:
+    copy = _copy_without(value, paths, ())
     return copy if isinstance(copy, dict) else {}
 
 

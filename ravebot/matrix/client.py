@@ -152,16 +152,10 @@ class MatrixClient:
         return await self._request("GET", ["sync"], query=query, extra_seconds=timeout_ms / 1000)
 
     async def messages(
-        self,
-        room_id: str,
-        start: str,
-        *,
-        to: str | None = None,
-        limit: int = 100,
-        filter: Mapping[str, object] | None = None,
+        self, room_id: str, start: str, *, to: str | None = None, filter: Mapping[str, object] | None = None
     ) -> tuple[list[Json], str | None]:
         """One page of a room's events back from `start`, newest first, and where the next page starts."""
-        query = {"dir": "b", "from": start, "limit": str(limit)}
+        query = {"dir": "b", "from": start, "limit": "100"}
         if to is not None:
             query["to"] = to
         if filter is not None:

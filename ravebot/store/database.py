@@ -144,12 +144,10 @@ _PASSING = frozenset(
 class Database:
     """The open database of one instance; a lock that another process holds is waited for, `patience_seconds` long."""
 
-    def __init__(
-        self, path: Path, clock: Clock, signals: Signals | None = None, *, patience_seconds: float = 5.0
-    ) -> None:
+    def __init__(self, path: Path, clock: Clock, *, patience_seconds: float = 5.0) -> None:
         self.path = path
         self._patience_seconds = patience_seconds
-        self.signals = signals or Signals()
+        self.signals = Signals()
         self._clock = clock
         self._stack = AsyncExitStack()
         self._turns = Turns()

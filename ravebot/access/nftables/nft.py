@@ -15,6 +15,7 @@ from ravebot.errors import Unavailable
 
 JsonObject = dict[str, object]
 
+_LIMIT_SECONDS = 10.0
 _MESSAGE_LIMIT = 500
 LONG_BYTES = 100_000
 """Output of this length takes its time to be read: that is done in a thread."""
@@ -35,9 +36,8 @@ class RulesetDump:
 class NetworkTools:
     """Runs nft, ip, sysctl and conntrack, with `prefix` before each (such as `ip netns exec NAME`)."""
 
-    def __init__(self, prefix: Sequence[str] = (), timeout_seconds: float = 10.0) -> None:
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
         self.prefix = tuple(prefix)
-        self._timeout_seconds = timeout_seconds
         self._own_pids: deque[int] = deque(maxlen=1000)
 
     async def apply(self, commands: Sequence[JsonObject]) -> None:
@@ -101,10 +101,10 @@ class NetworkTools:
         if argv[0] == "nft":
             self._own_pids.append(process.pid)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(_LIMIT_SECONDS):
                 output, errors = await process.communicate(stdin)
         except TimeoutError as error:
-            raise TooSlow(f"{argv[0]} did not answer in {self._timeout_seconds:g} s") from error
+            raise TooSlow(f"{argv[0]} did not answer in {_LIMIT_SECONDS:g} s") from error
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
