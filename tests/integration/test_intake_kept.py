@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ravebot.clock import ManualClock, SystemClock
+from ravebot.clock import SystemClock
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets
 from ravebot.intake.loop import Intake
@@ -26,6 +26,7 @@ from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.integration.test_intake_matrix import ALICE, DEV, Chat, chat
+from tests.support.clock import ManualClock
 from tests.support.gitlab import MergeRequest
 from tests.support.gitlab import payloads as hooks
 from tests.support.records import ROOM, pending

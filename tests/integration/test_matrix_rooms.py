@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ravebot.clock import ManualClock
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.cards import render_card, render_warning
@@ -27,6 +26,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
 )
 from ravebot.sandboxes.view import SandboxView
+from tests.support.clock import ManualClock
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

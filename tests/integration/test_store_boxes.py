@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock, from_us
+from ravebot.clock import from_us
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database
 from ravebot.store.signals import INTAKE
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, Lane, NoteLane, RoomLane
+from tests.support.clock import ManualClock
 from tests.support.records import World, a_database_of_version_1, a_world, pending
 
 pytestmark = pytest.mark.integration

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock, from_us
+from ravebot.clock import from_us
 from ravebot.errors import StoreError
 from ravebot.store import outbox
 from ravebot.store.database import (
@@ -31,6 +31,7 @@ from ravebot.store.database import (
     statements,
 )
 from ravebot.store.targets import GITLAB
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 
@@ -234,9 +235,9 @@ async def test_the_folder_is_free_again_after_a_clean_end_and_after_a_failed_sta
 async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys\nfrom pathlib import Path\n"
-        "from ravebot.clock import ManualClock\nfrom ravebot.store.database import Database\n"
+        "from ravebot.clock import SystemClock\nfrom ravebot.store.database import Database\n"
         "async def main():\n"
-        "    async with Database(Path(sys.argv[1]), ManualClock()):\n"
+        "    async with Database(Path(sys.argv[1]), SystemClock()):\n"
         "        print('held', flush=True)\n"
         "        await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
 from ravebot.sandboxes.model import RAVEBOT, Actor, MachineId, MergeRequestRef, SandboxId
 from ravebot.store import events
 from ravebot.store.database import Database, Transaction
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 

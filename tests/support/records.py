@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ravebot.clock import ManualClock, to_us
+from ravebot.clock import to_us
 from ravebot.config.model import Config
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
@@ -34,6 +34,7 @@ from ravebot.sandboxes.model import (
 from ravebot.store import events, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction, dump_json, migrate, migrations
 from ravebot.web.metrics import Metrics
+from tests.support.clock import ManualClock
 
 T = TypeVar("T")
 NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
