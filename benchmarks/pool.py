@@ -48,8 +48,8 @@ from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.pool.flights import Flights
 from ravebot.store import machines, merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import GITLAB, MATRIX
 from ravebot.store.signals import POOL
+from ravebot.store.targets import GITLAB, MATRIX
 from ravebot.web.metrics import Metrics
 
 SIZES = (10, 100, 1000)

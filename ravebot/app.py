@@ -22,8 +22,7 @@ from ravebot.config.model import Config
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
-from ravebot.gitlab.webhook import Delivery as WebhookDelivery
-from ravebot.gitlab.webhook import WebhookSecrets, signing_key
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -32,7 +31,7 @@ from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
-from ravebot.notify.delivery import Delivery
+from ravebot.notify.delivery import Delivery, Sender
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
 from ravebot.operations import hostlock
@@ -48,8 +47,8 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import GITLAB, MATRIX
-from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX, POOL
+from ravebot.store.signals import POOL
+from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
 from ravebot.web import admin
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
@@ -74,6 +73,7 @@ class Bot:
     core: Core
     poller: Poller
     chat: Chat
+    deliveries: tuple[Delivery, ...]  # but for Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
 
@@ -88,18 +88,11 @@ class Bot:
                 "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
             },
         )
-        to_gitlab = Delivery(
-            self.database,
-            GITLAB,
-            OUTBOX_GITLAB,
-            GitLabSender(self.database, self.core.views, self.gitlab),
-            self.metrics.delivery_tried,
-        )
         logs = (
             (self.config.state_dir / "console", "*.log*"),
             (_QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"),
         )
-        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, logs)
+        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, logs)
         operator = Operator(self.config, self.database, self.core, self.provider, people)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
@@ -113,7 +106,7 @@ class Bot:
             for loop in (
                 self.core.pool.run(),
                 intake.run(),
-                to_gitlab.run(),
+                *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
                 self.chat.run(),
                 self._watch_provider(),
@@ -149,6 +142,7 @@ class Bot:
             core=self.core,
             provider=self.provider,
             firewall=self.firewall,
+            targets=TARGETS,
         )
         handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered)
         return make_app(handler, readiness.checks(), self.metrics)
@@ -185,7 +179,11 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(matrix.close)
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
-        sender = MatrixSender(config.matrix, database, core.views, matrix, rooms)
+        senders: dict[Target, Sender] = {
+            MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),
+            GITLAB: GitLabSender(database, core.views, gitlab),
+        }
+        deliveries = {target: Delivery(database, target, senders[target], metrics.delivery_tried) for target in TARGETS}
         chat = Chat(
             client=matrix,
             rooms=rooms,
@@ -198,7 +196,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 on_changed=rooms.changed,
                 on_result=lambda result: metrics.synced("ok" if result == "ok" else "failed"),
             ),
-            delivery=Delivery(database, MATRIX, OUTBOX_MATRIX, sender, metrics.delivery_tried),
+            delivery=deliveries.pop(MATRIX),
             database=database,
             metrics=metrics,
         )
@@ -213,6 +211,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             core=core,
             poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
             chat=chat,
+            deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=WebhookSecrets(
                 secret_token=secrets.webhook_secret,

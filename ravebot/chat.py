@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.errors import Forbidden, RavebotError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
@@ -21,7 +22,7 @@ from ravebot.web.metrics import Metrics
 log = structlog.get_logger()
 
 NOT_CONNECTED = "not connected yet"
-_MOST_SECONDS = 15.0
+_LOGIN_PAUSES = Backoff.growing(1.0, 15.0)
 _REFUSED_SECONDS = 60.0
 _ROOMS_SECONDS = 10.0
 
@@ -68,15 +69,16 @@ class Chat:
                 renewed = loop.time()
 
     async def _log_in(self) -> None:
-        pause = 0.5
+        failures = 0
         while True:
             try:
                 await self.client.open()
             except RavebotError as error:
                 self.problem = str(error)
-                pause = _REFUSED_SECONDS if isinstance(error, Forbidden) else min(_MOST_SECONDS, pause * 2)
+                refused = isinstance(error, Forbidden)
+                failures = len(_LOGIN_PAUSES.steps) if refused else failures + 1
                 asked = error.retry_after_seconds if isinstance(error, Unavailable) else None
-                wait = max(pause, asked or 0.0)
+                wait = _REFUSED_SECONDS if refused else _LOGIN_PAUSES.after(failures, asked)
                 log.warning("matrix login failed", error=str(error), in_s=wait)
                 await asyncio.sleep(wait)
             else:

@@ -30,19 +30,6 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-class ManualClock:
-    """A clock that stands still until it is moved; for tests."""
-
-    def __init__(self, now: datetime | None = None) -> None:
-        self._now = now or datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self._now
-
-    def advance(self, by: timedelta) -> None:
-        self._now += by
-
-
 def is_due(last: datetime | None, every: timedelta, now: datetime) -> bool:
     """Whether something that was done last at that moment is due; also when the clock was set back since."""
     return last is None or not timedelta(0) <= now - last < every

@@ -14,8 +14,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "[hidden]"
-LEVELS = ("debug", "info", "warning", "error")
-QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "aiosqlite", "httpcore", "asyncssh", "peewee")
+QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee")
 """Libraries whose chatter below warnings tells an operator nothing."""
 
 _MIN_SECRET = 4

@@ -15,7 +15,7 @@ from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import RAVEBOT, EventKind, Machine, MachineId, Sandbox, SandboxState
 from ravebot.sandboxes.observation import Wanted, rules, wanted
 from ravebot.store import connections, events, sandboxes
-from ravebot.store.connections import Connection
+from ravebot.store.connections import Visit
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
@@ -133,7 +133,7 @@ class Guard:
             sandbox, service = by_port[one.port]
             first = connections.add(
                 tx,
-                Connection(
+                Visit(
                     sandbox.id, service, one.source, one.first_seen, one.last_seen,
                     one.connections, one.dropped, one.bytes,
                 ),

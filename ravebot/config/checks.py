@@ -11,13 +11,13 @@ from pydantic import HttpUrl
 
 from ravebot.config.model import Config, matches_project
 from ravebot.config.tree import KeyPath
-from ravebot.sandboxes.view import fingerprint
+from ravebot.sshkeys import fingerprint
 
 _MAX_RUNNING: KeyPath = ("pool", "max_running")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remark:
     """Something about the value at a key path, and what to do about it.
 
     `rests_on`: the keys that it follows from, where that is not only the one at `path`.
@@ -29,40 +29,40 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Remarks:
     """`errors` stop the start; `warnings` are told."""
 
-    errors: tuple[Finding, ...]
-    warnings: tuple[Finding, ...]
+    errors: tuple[Remark, ...]
+    warnings: tuple[Remark, ...]
 
 
-def check(config: Config) -> Findings:
+def check(config: Config) -> Remarks:
     """Everything that is wrong or unwise between the keys."""
     errors = (
         *_alternatives(config), *_hosts(config), *_ports(config), *_networks(config), *_lifetimes(config),
         *_agents(config),
     )  # fmt: skip
     warnings = (*_open_doors(config), *_in_clear(config), *_rooms(config), *_useless_warnings(config))
-    return Findings(errors, warnings)
+    return Remarks(errors, warnings)
 
 
 def _host(name: str | None) -> str:
     return (name or "").strip("[]").rstrip(".").casefold()
 
 
-def _alternatives(config: Config) -> Iterator[Finding]:
+def _alternatives(config: Config) -> Iterator[Remark]:
     """Keys of which one is needed, or both, or neither."""
     matrix, webhook, provider = config.matrix, config.gitlab.webhook, config.provider
     if (matrix.password_file is None) == (matrix.access_token_file is None):
         keys = (("matrix", "password_file"), ("matrix", "access_token_file"))
-        yield Finding(("matrix",), "give exactly one of password_file and access_token_file", keys)
+        yield Remark(("matrix",), "give exactly one of password_file and access_token_file", keys)
     if webhook.secret_token_file is None and webhook.signing_token_file is None:
         where: KeyPath = ("gitlab", "webhook")
         message = "give secret_token_file or signing_token_file: webhooks without a secret are refused"
-        yield Finding(where, message, ((*where, "secret_token_file"), (*where, "signing_token_file")))
+        yield Remark(where, message, ((*where, "secret_token_file"), (*where, "signing_token_file")))
     if (provider.kernel is None) != (provider.initrd is None):
         keys = (("provider", "kernel"), ("provider", "initrd"))
-        yield Finding(("provider",), "give kernel and initrd together, or neither", keys)
+        yield Remark(("provider",), "give kernel and initrd together, or neither", keys)
 
 
 def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
@@ -73,20 +73,20 @@ def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
         yield "ravebot", _host(config.http.public_url.host), ("http", "public_url")
 
 
-def _hosts(config: Config) -> Iterator[Finding]:
+def _hosts(config: Config) -> Iterator[Remark]:
     """A browser sends cookies to every port of a host, and a parent domain's cookies to all below it."""
     sandbox = _host(config.sandbox.host)
     where: KeyPath = ("sandbox", "host")
     for service, host, key in _services(config):
         if sandbox == host:
-            yield Finding(
+            yield Remark(
                 where,
                 f"must not be {service}'s host name: its cookies would reach every sandbox's web page; "
                 "give sandboxes a name of their own",
                 (where, key),
             )
         elif host.endswith(f".{sandbox}"):
-            yield Finding(
+            yield Remark(
                 where,
                 f"must not be a parent domain of {service}'s host ({host}): a sandbox could set its cookies; "
                 "give sandboxes a name of their own",
@@ -94,68 +94,68 @@ def _hosts(config: Config) -> Iterator[Finding]:
             )
 
 
-def _ports(config: Config) -> Iterator[Finding]:
+def _ports(config: Config) -> Iterator[Remark]:
     _, listen = config.http.address
     ssh, web = config.sandbox.ssh_ports, config.sandbox.web_ports
     if ssh.first <= web.last and web.first <= ssh.last:
         keys = (("sandbox", "ssh_ports"), ("sandbox", "web_ports"))
-        yield Finding(("sandbox",), "ssh_ports and web_ports must not overlap", keys)
+        yield Remark(("sandbox",), "ssh_ports and web_ports must not overlap", keys)
     for name, ports in (("ssh_ports", ssh), ("web_ports", web)):
         where: KeyPath = ("sandbox", name)
         if listen in ports:
             message = f"port {listen} is ravebot's own (http.listen): take another range"
-            yield Finding(where, message, (where, ("http", "listen")))
+            yield Remark(where, message, (where, ("http", "listen")))
         if ports.last - ports.first + 1 < config.pool.max_running:
-            yield Finding(where, "fewer ports than pool.max_running: widen the range", (where, _MAX_RUNNING))
+            yield Remark(where, "fewer ports than pool.max_running: widen the range", (where, _MAX_RUNNING))
 
 
-def _networks(config: Config) -> Iterator[Finding]:
+def _networks(config: Config) -> Iterator[Remark]:
     subnet = config.provider.bridge.subnet
     where: KeyPath = ("provider", "bridge", "subnet")
     # Network, broadcast and the host's own address are not a guest's.
     if subnet.num_addresses - 3 < config.pool.max_running:
-        yield Finding(where, "fewer addresses than pool.max_running: take a larger subnet", (where, _MAX_RUNNING))
+        yield Remark(where, "fewer addresses than pool.max_running: take a larger subnet", (where, _MAX_RUNNING))
     for place, text in enumerate(config.sandbox.allow):
         if ipaddress.IPv4Network(text.partition(":")[0]).subnet_of(subnet):
             here: KeyPath = ("sandbox", "allow", place)
-            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: they are kept apart", (here, where))
+            yield Remark(here, f"lies in the sandboxes' own subnet {subnet}: they are kept apart", (here, where))
     for place, network in enumerate(config.access.allow_from):
         if network.subnet_of(subnet):
             here = ("access", "allow_from", place)
-            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: nobody is there", (here, where))
+            yield Remark(here, f"lies in the sandboxes' own subnet {subnet}: nobody is there", (here, where))
 
 
-def _lifetimes(config: Config) -> Iterator[Finding]:
+def _lifetimes(config: Config) -> Iterator[Remark]:
     if config.pool.lifetime > config.pool.max_lifetime:
         keys = (("pool", "lifetime"), ("pool", "max_lifetime"))
-        yield Finding(("pool",), "lifetime must not be above max_lifetime", keys)
+        yield Remark(("pool",), "lifetime must not be above max_lifetime", keys)
 
 
-def _agents(config: Config) -> Iterator[Finding]:
+def _agents(config: Config) -> Iterator[Remark]:
     for name, count in Counter(agent.name for agent in config.agents).items():
         if count > 1:
-            yield Finding(("agents",), f"{count} agents are called {name}: give each a name of its own")
+            yield Remark(("agents",), f"{count} agents are called {name}: give each a name of its own")
     for place, agent in enumerate(config.agents):
         for index, key in enumerate(agent.ssh_keys):
             try:
                 fingerprint(key)
             except ValueError:
-                yield Finding(
+                yield Remark(
                     ("agents", place, "ssh_keys", index),
                     "not a public SSH key; paste the line of a .pub file",
                 )
 
 
-def _open_doors(config: Config) -> Iterator[Finding]:
+def _open_doors(config: Config) -> Iterator[Remark]:
     if not config.access.allow_from:
-        yield Finding(
+        yield Remark(
             ("access", "allow_from"),
             "is empty: whoever reaches this host reaches every sandbox's web port; list who may",
         )
     sandbox = _host(config.sandbox.host)
     for service, host, _ in _services(config):
         if sandbox.endswith(f".{host}"):
-            yield Finding(
+            yield Remark(
                 ("sandbox", "host"),
                 f"lies below {service}'s host name: a sandbox's page can set cookies for {host}",
             )
@@ -171,28 +171,28 @@ def _is_loopback(url: HttpUrl) -> bool:
         return False
 
 
-def _in_clear(config: Config) -> Iterator[Finding]:
+def _in_clear(config: Config) -> Iterator[Remark]:
     urls: dict[KeyPath, HttpUrl] = {
         ("matrix", "homeserver"): config.matrix.homeserver,
         ("gitlab", "url"): config.gitlab.url,
     }
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):
-            yield Finding(path, "is plain http: tokens cross the network in clear; use https")
+            yield Remark(path, "is plain http: tokens cross the network in clear; use https")
 
 
-def _rooms(config: Config) -> Iterator[Finding]:
+def _rooms(config: Config) -> Iterator[Remark]:
     if not config.matrix.rooms:
-        yield Finding(("matrix", "rooms"), "is empty: no room is told of any sandbox")
+        yield Remark(("matrix", "rooms"), "is empty: no room is told of any sandbox")
     if not config.matrix.admins:
-        yield Finding(("matrix", "admins"), "is empty: nobody can invite ravebot to a room")
+        yield Remark(("matrix", "admins"), "is empty: nobody can invite ravebot to a room")
     for place, room in enumerate(config.matrix.rooms):
         for index, project in enumerate(room.projects):
             if "*" not in project and not matches_project(config.gitlab.projects, project):
-                yield Finding(("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects")
+                yield Remark(("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects")
 
 
-def _useless_warnings(config: Config) -> Iterator[Finding]:
+def _useless_warnings(config: Config) -> Iterator[Remark]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:
-            yield Finding(("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never")
+            yield Remark(("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never")

@@ -35,11 +35,10 @@ _WRITTEN_LIKE = {
 
 @dataclass(frozen=True)
 class Complaint:
-    """One thing wrong at a key path; `missing`: there is no such key; `unknown`: there should be none."""
+    """One thing wrong at a key path; `unknown`: there should be no such key."""
 
     path: KeyPath
     message: str
-    missing: bool = False
     unknown: bool = False
 
 
@@ -63,7 +62,7 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
     if variant:
         return Complaint(path, f"write it as {variant}")
     if kind == "missing":
-        return Complaint(path, "this key is missing", missing=True)
+        return Complaint(path, "this key is missing")
     if kind == "extra_forbidden":
         return Complaint(path, _unknown(path), unknown=True)
     if kind in ("string_pattern_mismatch", "string_type"):

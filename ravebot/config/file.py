@@ -60,13 +60,13 @@ def load(path: Path) -> LoadedConfig:
     problems += unreadable
     warnings: list[str] = []
     if config is not None:
-        findings = checks.check(config)
+        remarks = checks.check(config)
         problems += [
-            Problem(tree.line_of(finding.path), dotted(finding.path), finding.message)
-            for finding in findings.errors
-            if not any(_related(path, wrong) for path in finding.rests_on or (finding.path,))
+            Problem(tree.line_of(remark.path), dotted(remark.path), remark.message)
+            for remark in remarks.errors
+            if not any(_related(path, wrong) for path in remark.rests_on or (remark.path,))
         ]
-        warnings = [f"{dotted(finding.path)}: {finding.message}" for finding in findings.warnings]
+        warnings = [f"{dotted(remark.path)}: {remark.message}" for remark in remarks.warnings]
     if config is None or problems:
         raise InvalidConfigError(path, tuple(sorted(set(problems))))
     return LoadedConfig(config, secrets, tuple(warnings), path)
@@ -164,8 +164,8 @@ def _covers(path: KeyPath, wrong: set[KeyPath]) -> bool:
     return any(item[: len(path)] == path for item in wrong)
 
 
-def _without(value: Value, paths: set[KeyPath], here: KeyPath = ()) -> dict[str, Value]:
-    copy = _copy_without(value, paths, here)
+def _without(value: Value, paths: set[KeyPath]) -> dict[str, Value]:
+    copy = _copy_without(value, paths, ())
     return copy if isinstance(copy, dict) else {}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-import asyncssh
-
 from ravebot.gitlab.events import MAX_COMMENT
 from ravebot.gitlab.fields import (
     Json,
@@ -23,11 +21,7 @@ from ravebot.gitlab.fields import (
     web_url,
 )
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
-
-_KEY_TYPES = frozenset({
-    "ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
-})  # fmt: skip
+from ravebot.sshkeys import parse
 
 
 @dataclass(frozen=True)
@@ -95,11 +89,9 @@ def ssh_key(body: Json, now: datetime) -> str | None:
         if expires is None or expires <= now:
             return None
     try:
-        key = asyncssh.import_public_key(text(body, "key", 16_384))
-        kind, blob = key.export_public_key("openssh").decode().split()[:2]
-    except (asyncssh.KeyImportError, asyncssh.KeyExportError, ValueError):
+        return parse(text(body, "key", 16_384))
+    except ValueError:
         return None
-    return f"{kind} {blob}" if kind in _KEY_TYPES else None
 
 
 def note(body: Json) -> Note:

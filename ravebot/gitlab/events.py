@@ -24,8 +24,6 @@ from ravebot.gitlab.fields import (
 )
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
-__all__ = ["CommentPosted", "Ignored", "Malformed", "MergeRequestChanged", "parse"]
-
 MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
 
 
@@ -34,12 +32,10 @@ class MergeRequestChanged:
     """A merge request was opened, changed, closed, …; `mr` is complete but for what the payload lacks.
 
     The author's user name is in no field of its own: it is "" unless the author also acted, is assigned or reviews.
-    `action` is GitLab's (open, close, reopen, update, merge, approved, …) or None. `by.id` is 0 on old servers.
+    `by.id` is 0 on old servers.
     """
 
     mr: MergeRequest
-    action: str | None
-    code_changed: bool
     by: Person
 
 
@@ -82,9 +78,8 @@ def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
     attributes = mapping(body, "object_attributes")
     by = _person(mapping(body, "user"))
     people = _people(body, "assignees") + _people(body, "reviewers")
-    action = text(attributes, "action", 50) if attributes.get("action") is not None else None
     mr = _merge_request(body, attributes, tuple(dict.fromkeys(people)), (by, *people))
-    return MergeRequestChanged(mr, action or None, action == "update" and isinstance(attributes.get("oldrev"), str), by)
+    return MergeRequestChanged(mr, by)
 
 
 def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:

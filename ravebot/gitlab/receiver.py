@@ -21,9 +21,10 @@ from aiohttp import web
 from ravebot.clock import Clock
 from ravebot.errors import StoreError
 from ravebot.gitlab.commands import command_line
-from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
+from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
+from ravebot.gitlab.fields import Malformed
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
-from ravebot.gitlab.webhook import Delivery, Forged, WebhookSecrets, authenticate, check_headers, delivery
+from ravebot.gitlab.webhook import Forged, WebhookDelivery, WebhookSecrets, authenticate, check_headers, delivery
 
 log = structlog.get_logger()
 
@@ -46,7 +47,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def webhook_handler(
     secrets: WebhookSecrets,
     clock: Clock,
-    accept: Callable[[Delivery], Awaitable[bool]],
+    accept: Callable[[WebhookDelivery], Awaitable[bool]],
     on_result: Callable[[str, float], None],
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,

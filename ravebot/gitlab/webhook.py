@@ -37,7 +37,7 @@ class WebhookSecrets:
 
 
 @dataclass(frozen=True)
-class Delivery:
+class WebhookDelivery:
     """One webhook to be stored: deliveries with one `key` are one; order is kept within a `lane`."""
 
     key: str
@@ -124,10 +124,10 @@ def _check_signature(headers: Mapping[str, str], body: bytes, key: bytes) -> Non
         raise Forged("the webhook's signature is wrong: set the same signing token in GitLab and in signing_token_file")
 
 
-def delivery(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged | CommentPosted) -> Delivery:
+def delivery(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged | CommentPosted) -> WebhookDelivery:
     """What to store of an authenticated webhook whose parsed body is `event`."""
     ref = event.mr.ref if isinstance(event, MergeRequestChanged) else event.ref
-    return Delivery(_key(headers, body, event), f"{ref.project_id}!{ref.iid}", *kept(event))
+    return WebhookDelivery(_key(headers, body, event), f"{ref.project_id}!{ref.iid}", *kept(event))
 
 
 def note_key(note_id: int) -> str:

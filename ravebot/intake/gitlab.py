@@ -16,12 +16,11 @@ from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.intake.loop import Step
 from ravebot.sandboxes.intents import Intents, Outcome
-from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import Actor
 from ravebot.store import outbox
 from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
-from ravebot.store.outbox import GITLAB, Kind
+from ravebot.store.targets import Kind, NoteLane
 
 ACCEPTED, REFUSED = "white_check_mark", "no_entry_sign"
 
@@ -93,17 +92,17 @@ def _only(outcome: str) -> Step:
 
 def _answer(tx: Transaction, event: CommentPosted, outcome: Outcome) -> str:
     """An emoji says that it was heard; words only where something is wrong, the note tells the rest."""
-    lane = note_lane(event.ref)
+    lane = NoteLane(event.ref)
     emoji = ACCEPTED if outcome.accepted else REFUSED
-    outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})
+    outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})
     if not outcome.accepted:
         body: dict[str, object] = {"text": outcome.message, "username": event.author.username}
-        outbox.add(tx, GITLAB, lane, Kind.REPLY, body=body)
+        outbox.add(tx, lane, Kind.REPLY, body=body)
     return outcome.message
 
 
 def _help(tx: Transaction, event: CommentPosted) -> str:
-    lane = note_lane(event.ref)
-    outbox.add(tx, GITLAB, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": ACCEPTED})
-    outbox.add(tx, GITLAB, lane, Kind.REPLY, body={"help": True, "username": event.author.username})
+    lane = NoteLane(event.ref)
+    outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": ACCEPTED})
+    outbox.add(tx, lane, Kind.REPLY, body={"help": True, "username": event.author.username})
     return "help"

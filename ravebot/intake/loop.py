@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.errors import RavebotError, StoreError, Unavailable
 from ravebot.store import inbox
 from ravebot.store.database import Database, Transaction
@@ -19,7 +20,7 @@ from ravebot.store.signals import INTAKE
 log = structlog.get_logger()
 
 AT_ONCE = 8
-_FIRST_SECONDS, _MOST_SECONDS = 1.0, 60.0
+_PAUSES = Backoff.growing(1.0, 60.0)
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 
@@ -86,8 +87,7 @@ class Intake:
             step = await handler.handle(request)
             outcome = await self._database.write(partial(_finish, request=request, step=step))
         except Unavailable as error:
-            grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(request.attempts, 10))
-            delay = max(error.retry_after_seconds or 0.0, grown)
+            delay = _PAUSES.after(request.attempts + 1, error.retry_after_seconds)
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
             await self._database.write(partial(_delay, request=request, handler=handler, why=str(error), seconds=delay))
         except StoreError:

@@ -27,7 +27,7 @@ from ravebot.sandboxes.view import SandboxView
 from ravebot.store import inbox, merge_requests, outbox
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
-from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.targets import Kind, RoomLane
 
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
@@ -233,7 +233,7 @@ class MatrixIntake:
         """In the same lane as the room's cards, so that answers and news keep their order."""
         lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
         body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
-        outbox.add(tx, MATRIX, lane, Kind.REPLY, body={**body})
+        outbox.add(tx, RoomLane(lane), Kind.REPLY, body={**body})
 
 
 def _kept(message: IncomingMessage) -> str:

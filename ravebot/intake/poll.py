@@ -9,6 +9,7 @@ from functools import partial
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.clock import Clock, from_us, to_us
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
@@ -18,10 +19,10 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
-from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.store import inbox, merge_requests
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.targets import NoteLane
 
 log = structlog.get_logger()
 
@@ -63,8 +64,9 @@ class Poller:
 
     async def run(self) -> None:
         """Until cancelled; a look that failed is repeated sooner."""
-        wait = 1.0
+        failures = 0
         period = self._config.gitlab.poll.total_seconds()
+        pauses = Backoff.growing(2.0, min(period, _LONGEST_WAIT_SECONDS))
         while True:
             try:
                 await self.look()
@@ -76,15 +78,15 @@ class Poller:
                 self.problem = "ravebot could not make sense of GitLab's answer; its log says more"
                 log.exception("gitlab could not be polled: this is a bug of ravebot's")
             else:
-                self.problem, wait = "", 1.0
+                self.problem, failures = "", 0
                 self.looked_at = self._clock.now()
                 self._on_result(True)
                 await asyncio.sleep(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
-            wait = min(period, wait * 2, _LONGEST_WAIT_SECONDS)
-            await asyncio.sleep(wait)
+            failures += 1
+            await asyncio.sleep(pauses.after(failures))
 
     async def look(self) -> None:
         """One look at everything. A project or merge request that can't be looked at holds up no other.
@@ -170,7 +172,7 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and command_line(comment.text):
             kind, body = kept(comment)
-            key, lane = note_key(comment.note_id), note_lane(mr.ref)
+            key, lane = note_key(comment.note_id), NoteLane(mr.ref).text
             inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
     merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
 

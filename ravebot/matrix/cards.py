@@ -11,13 +11,10 @@ from datetime import datetime, timedelta
 from ravebot.matrix.content import (
     Content,
     Span,
-    as_reply,
     bold,
     code,
-    edit_of,
     facts,
     first_that_fits,
-    in_thread,
     joined,
     link,
     message,
@@ -29,19 +26,6 @@ from ravebot.matrix.content import (
 from ravebot.matrix.text import block, one_line
 from ravebot.sandboxes.model import CODE_FOLDER, SandboxState, StageResult
 from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
-
-__all__ = [
-    "Content",
-    "as_reply",
-    "edit_of",
-    "in_thread",
-    "render_card",
-    "render_history",
-    "render_news",
-    "render_said",
-    "render_warning",
-    "render_why",
-]
 
 _SIGNS = {
     SandboxState.QUEUED: "🕒",

@@ -113,11 +113,6 @@ class MatrixClient:
         """Leave a room, or reject the invite to it; those inside may read the reason."""
         await self._request("POST", ["rooms", room_id, "leave"], body={"reason": reason} if reason else {})
 
-    async def joined_rooms(self) -> frozenset[str]:
-        answer = await self._request("GET", ["joined_rooms"])
-        rooms = answer.get("joined_rooms")
-        return frozenset(str(room) for room in rooms) if isinstance(rooms, list) else frozenset()
-
     async def direct_members(self, room_id: str) -> frozenset[str]:
         """Who is in a room, ourselves included: with two, it is a direct chat."""
         answer = await self._request("GET", ["rooms", room_id, "joined_members"])
@@ -157,16 +152,10 @@ class MatrixClient:
         return await self._request("GET", ["sync"], query=query, extra_seconds=timeout_ms / 1000)
 
     async def messages(
-        self,
-        room_id: str,
-        start: str,
-        *,
-        to: str | None = None,
-        limit: int = 100,
-        filter: Mapping[str, object] | None = None,
+        self, room_id: str, start: str, *, to: str | None = None, filter: Mapping[str, object] | None = None
     ) -> tuple[list[Json], str | None]:
         """One page of a room's events back from `start`, newest first, and where the next page starts."""
-        query = {"dir": "b", "from": start, "limit": str(limit)}
+        query = {"dir": "b", "from": start, "limit": "100"}
         if to is not None:
             query["to"] = to
         if filter is not None:

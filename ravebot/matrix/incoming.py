@@ -58,9 +58,6 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
     )
 
 
-_ENVELOPE = ("type", "event_id", "sender", "state_key", "origin_server_ts")
-
-
 def slimmed(event: Json) -> Json:
     """What is read of an event, at a bounded size: a gap may hold many thousands of 64 KiB each."""
     content, unsigned = event.get("content"), event.get("unsigned")

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
@@ -21,6 +22,8 @@ _MAX_PENDING = 1000
 _REJECT_SECONDS = 10.0
 """How long a server may take over a rejection: whoever invites from a slow one must not hold up an admin's invite."""
 _LOGIN_SECONDS = 10.0
+_PAUSES = Backoff.growing(1.0, 60.0)
+_REFUSED_PAUSES = Backoff.growing(0.5, 16.0)
 _LOOK_SECONDS = 30.0
 _ENCRYPTED = "ravebot can't read encrypted rooms yet: invite it to one without encryption"
 
@@ -102,7 +105,7 @@ class Invites:
             except LoginLost:
                 self._again(room_id, pending, pending, _LOGIN_SECONDS)
             except Unavailable as error:
-                wait = error.retry_after_seconds or min(2.0 ** min(pending.attempts, 6), 60.0)
+                wait = error.retry_after_seconds or _PAUSES.after(pending.attempts + 1)
                 self._again(room_id, pending, pending, wait)
             except (Forbidden, NotFound) as error:
                 # Right after an invite the server may still refuse the join: it has not seen the invite yet.
@@ -111,7 +114,7 @@ class Invites:
                     self._end(room_id, pending)
                 else:
                     later = replace(pending, refusals=pending.refusals + 1)
-                    self._again(room_id, pending, later, 0.5 * 2.0**pending.refusals)
+                    self._again(room_id, pending, later, _REFUSED_PAUSES.after(later.refusals))
             else:
                 if done:
                     self._end(room_id, pending)

@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.clock import Clock, Wait
-from ravebot.config.model import Room, matches_project
+from ravebot.config.model import Room
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
@@ -19,8 +20,8 @@ _log = structlog.get_logger(__name__)
 NOT_LOOKED_UP = "not looked up yet"
 _RETRY = timedelta(seconds=30)
 """How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
-_AWAY_SECONDS = 5.0
-"""How long a room whose server does not answer is left alone at first; doubles up to a minute."""
+_AWAY_PAUSES = Backoff.growing(5.0, 60.0)
+"""How long a room whose server does not answer is left alone."""
 _SOON = timedelta(seconds=2)
 """A homeserver moves an upgraded room's aliases right after it has said that the room is replaced."""
 
@@ -33,7 +34,6 @@ class RoomStatus:
     """One configured room. `problem` says what is missing and how to mend it; "" when nothing is."""
 
     name: str
-    projects: tuple[str, ...]
     room_id: str | None = None
     joined: bool = False
     problem: str = NOT_LOOKED_UP
@@ -50,9 +50,9 @@ class RoomDirectory:
     ) -> None:
         self._client = client
         self._clock = clock
-        self._rooms = {room.room: RoomStatus(room.room, room.projects) for room in rooms}
+        self._rooms = {room.room: RoomStatus(room.room) for room in rooms}
         if operations_room is not None and operations_room not in self._rooms:
-            self._rooms[operations_room] = RoomStatus(operations_room, (), key="matrix.operations_room")
+            self._rooms[operations_room] = RoomStatus(operations_room, key="matrix.operations_room")
         self._lost = 0
 
     async def ensure(self, name: str) -> str:
@@ -77,8 +77,9 @@ class RoomDirectory:
             raise
         except Unavailable as error:
             # One alias on a server that is away must not hold up the rooms beside it.
-            wait = max(error.retry_after_seconds or 0.0, min(60.0, _AWAY_SECONDS * 2.0 ** min(status.away, 6)))
-            self._failed(name, error, timedelta(seconds=wait), away=status.away + 1)
+            away = status.away + 1
+            wait = _AWAY_PAUSES.after(away, error.retry_after_seconds)
+            self._failed(name, error, timedelta(seconds=wait), away)
             raise
         except (NotFound, Forbidden) as error:
             self._failed(name, error, _RETRY)
@@ -129,11 +130,6 @@ class RoomDirectory:
         """What is known now, without asking."""
         return tuple(self._rooms.values())
 
-    def room_id(self, name: str) -> str | None:
-        """The id of a configured room that we are in; None while we are not."""
-        status = self._rooms.get(name)
-        return status.room_id if status and status.joined else None
-
     def joined(self, room_id: str) -> None:
         """We came into some room: try the configured ones again now, it may be one of them."""
         for name, status in self._rooms.items():
@@ -175,12 +171,3 @@ class RoomDirectory:
             except (NotFound, Forbidden, Unavailable) as error:
                 _log.info("matrix_alias_not_resolved", room=name, error=str(error))
         return False
-
-    def maps(self, room_id: str, project_path: str) -> bool:
-        """Whether that project is mapped to that room."""
-        return matches_project(self._patterns(room_id), project_path)
-
-    def _patterns(self, room_id: str) -> tuple[str, ...]:
-        """A room may be configured twice, by alias and by id."""
-        found = (status.projects for status in self._rooms.values() if status.joined and status.room_id == room_id)
-        return tuple(pattern for projects in found for pattern in projects)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from ravebot.backoff import Backoff, jitter
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
@@ -32,7 +33,7 @@ _FILTER: dict[str, object] = {
     "account_data": _NOTHING,
     "room": _QUIET_ROOM | {"state": _STATE, "timeline": EVENTS | {"limit": 50}},
 }
-_LONGEST_PAUSE_SECONDS = 60.0
+PAUSES = Backoff.growing(0.5, 60.0)
 _QUICK_SECONDS = 0.05
 _RANDOM = SystemRandom()
 
@@ -41,7 +42,7 @@ def _ignore(_: str) -> None:
     """Nobody wants to know."""
 
 
-class Journal(Protocol):
+class SyncJournal(Protocol):
     """Where the loop's progress is kept: `save` commits messages and token in one transaction."""
 
     async def token(self) -> str | None: ...
@@ -60,7 +61,7 @@ class SyncLoop:
     def __init__(
         self,
         client: MatrixClient,
-        journal: Journal,
+        journal: SyncJournal,
         clock: Clock,
         invites: Invites,
         *,
@@ -68,7 +69,7 @@ class SyncLoop:
         on_changed: Callable[[str], None] = _ignore,
         on_result: Callable[[str], None] = _ignore,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        jitter: Callable[[], float] = _RANDOM.random,
+        jitter: Callable[[], float] = jitter,
     ) -> None:
         self._client = client
         self._journal = journal
@@ -103,7 +104,7 @@ class SyncLoop:
                 self.problem, self.looked_at = str(error), self._clock.now()
                 self._on_result("unavailable")
                 asked = error.retry_after_seconds if isinstance(error, Unavailable) else None
-                pause = pause_seconds(failures, asked, self._jitter())
+                pause = PAUSES.after(failures, asked, self._jitter())
                 _log.warning("matrix_sync_failed", error=str(error), failures=failures, pause_seconds=pause)
                 await self._sleep(pause)
                 continue
@@ -114,7 +115,7 @@ class SyncLoop:
             took = asyncio.get_running_loop().time() - began
             quick = quick + 1 if idle and took < _QUICK_SECONDS else 0
             if quick > 2:
-                await self._sleep(pause_seconds(quick - 2, None, self._jitter()))
+                await self._sleep(PAUSES.after(quick - 2, None, self._jitter()))
 
     async def _round(self) -> bool:
         """One sync, journalled. Returns whether there was nothing in it."""
@@ -175,12 +176,6 @@ class SyncLoop:
         if since is None:
             await self._journal.save((), next_token(answer))
         self._begun = True
-
-
-def pause_seconds(failures: int, retry_after_seconds: float | None, jitter: float) -> float:
-    """The wait after so many failures in a row: what the server asks, else doubling, up to a minute."""
-    grown = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2.0 ** min(failures - 1, 16))
-    return max(retry_after_seconds or 0.0, grown * (0.5 + jitter / 2))
 
 
 def next_token(answer: Json) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 
@@ -27,11 +26,6 @@ def block(text: str, limit: int = 2000) -> str:
     lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
     shown = _unping("\n".join(lines).strip("\n"))
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
-
-
-def escaped(text: str, limit: int = 200) -> str:
-    """`one_line` for HTML, also inside a quoted attribute."""
-    return html.escape(one_line(text, limit))
 
 
 def _visible(text: str, limit: int) -> str:

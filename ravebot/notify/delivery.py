@@ -7,23 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from random import SystemRandom
 from typing import Protocol
 
 import structlog
 
+from ravebot.backoff import Backoff, jitter
 from ravebot.errors import Forbidden, NotFound, SlowDown, StoreError, Unacceptable, Unavailable
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
+from ravebot.store.targets import Target
 
 log = structlog.get_logger()
 
 LANES_AT_ONCE = 8
-_FIRST_SECONDS, _MOST_SECONDS, _REFUSED_SECONDS = 0.5, 15.0, 60.0
+_PAUSES = Backoff.growing(0.5, 15.0)
+_REFUSED_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
-_RANDOM = SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class _Later:
 
 
 class Delivery:
-    """The loop of one target; `on_result` is told target and `delivered`, `retried` or `given up`."""
+    """The loop of one target; `on_result` is told its name and `delivered`, `retried` or `given up`."""
 
     def __init__(
-        self, database: Database, target: str, signal: str, sender: Sender, on_result: Callable[[str, str], None]
+        self, database: Database, target: Target, sender: Sender, on_result: Callable[[str, str], None]
     ) -> None:
         self._database = database
         self._target = target
-        self._signal = signal
+        self._to = target.name
         self._sender = sender
         self._on_result = on_result
         self._busy: set[str] = set()
@@ -71,14 +72,15 @@ class Delivery:
                 try:
                     lanes, due = await self._database.read(self._look)
                 except StoreError as error:
-                    log.warning("outbox could not be read", to=self._target, error=str(error))
+                    log.warning("outbox could not be read", to=self._to, error=str(error))
                     await asyncio.sleep(_STORE_SECONDS)
                     continue
                 for lane in lanes:
                     if lane not in self._busy and len(self._busy) < LANES_AT_ONCE:
                         self._busy.add(lane)
                         group.create_task(self._drain(lane))
-                await self._database.signals.wait(self._signal, min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS)))
+                look_in = min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS))
+                await self._database.signals.wait(self._target.signal, look_in)
 
     def _look(self, tx: Transaction) -> tuple[tuple[str, ...], float | None]:
         return outbox.due_lanes(tx, self._target), outbox.seconds_to_next(tx, self._target)
@@ -91,11 +93,11 @@ class Delivery:
                 done = (message, await self._deliver(message))
         except StoreError as error:
             # What was sent and could not be noted is sent again, under the same transaction id or found by its marker.
-            log.warning("outbox could not be written", to=self._target, lane=lane, error=str(error))
+            log.warning("outbox could not be written", to=self._to, lane=lane, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
         finally:
             self._busy.discard(lane)
-            self._database.signals.wake(self._signal)
+            self._database.signals.wake(self._target.signal)
 
     def _next(self, tx: Transaction, lane: str, done: tuple[Message, Sent | _Later] | None) -> Message | None:
         if done is not None:
@@ -124,24 +126,23 @@ class Delivery:
             seconds = error.retry_after_seconds
             if isinstance(error, SlowDown):
                 self._paused_until = max(self._paused_until, loop.time() + (seconds or 0.0))
-            grown = min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(message.attempts, 10))
-            delay = max(seconds or 0.0, grown * (0.5 + _RANDOM.random() / 2))
+            delay = _PAUSES.after(message.attempts + 1, seconds, jitter())
         except Unacceptable as error:
-            log.warning("message given up", to=self._target, lane=message.lane, row=message.id, error=str(error))
-            self._on_result(self._target, "given up")
+            log.warning("message given up", to=self._to, lane=message.lane, row=message.id, error=str(error))
+            self._on_result(self._to, "given up")
             return Sent(f"refused: {error}")
         except (Forbidden, NotFound) as error:
             delay, refused = _REFUSED_SECONDS, str(error)
-            log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
+            log.warning("message refused, tried again", to=self._to, lane=message.lane, error=str(error))
         except StoreError:
             raise
         # Whatever an odd answer brings to light must not end the bot; the lane goes on when it is mended.
         except Exception:
             delay = _REFUSED_SECONDS
-            log.exception("message could not be sent: this is a bug of ravebot's", to=self._target, row=message.id)
+            log.exception("message could not be sent: this is a bug of ravebot's", to=self._to, row=message.id)
         else:
-            self._on_result(self._target, "delivered")
+            self._on_result(self._to, "delivered")
             return sent
-        self._on_result(self._target, "retried")
-        log.info("message not delivered yet", to=self._target, lane=message.lane, row=message.id, in_s=round(delay, 1))
+        self._on_result(self._to, "retried")
+        log.info("message not delivered yet", to=self._to, lane=message.lane, row=message.id, in_s=round(delay, 1))
         return _Later(timedelta(seconds=delay), refused)

@@ -24,15 +24,14 @@ from ravebot.gitlab.transport import TIMEOUT_SECONDS, Unanswered
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import GITLAB, Kind, Message
+from ravebot.store.outbox import Message
+from ravebot.store.targets import Kind, NoteLane
 
 _LOOK_AGAIN_SECONDS = 3.0
-_AGAIN = " again"
 T = TypeVar("T")
 
 
@@ -48,7 +47,7 @@ class GitLabSender:
         self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
     async def send(self, message: Message) -> Sent:
-        ref = ref_of(message.lane)
+        ref = NoteLane.read(message.lane).ref
         try:
             match message.kind:
                 case Kind.NOTE:
@@ -119,9 +118,8 @@ class GitLabSender:
         await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
 
         def write_again(tx: Transaction) -> None:
-            # In a lane of its own: nothing else has to wait for it.
-            lane = f"{note_lane(ref)}{_AGAIN}"
-            outbox.add(tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", delay=left)
+            lane = NoteLane(ref, again=True)
+            outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}", delay=left)
 
         return Sent(str(note_id), write_again if left else None)
 
@@ -175,12 +173,6 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wai
     if mr.note_id is not None:  # it says something else: that a sandbox waits, or what a lost database knew
         return render_none(mr, mark) if mr.state == "opened" else render_never_started(mr, mark)
     return None
-
-
-def ref_of(lane: str) -> MergeRequestRef:
-    """The merge request that a lane of GitLab's is about."""
-    project_id, _, iid = lane.removesuffix(_AGAIN).partition("!")
-    return MergeRequestRef(int(project_id), int(iid))
 
 
 def _number(message: Message, key: str) -> int:

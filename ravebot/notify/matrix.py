@@ -18,10 +18,11 @@ from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import HistoryLine, SandboxView
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import Kind, Message
+from ravebot.store.outbox import Message
+from ravebot.store.targets import Kind
 
 
-class Room(Protocol):
+class RoomClient(Protocol):
     """Sends to one Matrix account's rooms."""
 
     async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str: ...
@@ -47,7 +48,9 @@ class _Facts:
 class MatrixSender:
     """Renders a row as it is true now, and sends it under a transaction id of its own: twice is once."""
 
-    def __init__(self, config: MatrixConfig, database: Database, views: Views, client: Room, rooms: Directory) -> None:
+    def __init__(
+        self, config: MatrixConfig, database: Database, views: Views, client: RoomClient, rooms: Directory
+    ) -> None:
         self._config = config
         self._database = database
         self._views = views

@@ -17,7 +17,7 @@ from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
 from ravebot.store import events, inbox, machines, outbox, sandboxes
 from ravebot.store.database import Database
-from ravebot.store.outbox import GITLAB, MATRIX
+from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ class Housekeeping:
     database: Database
     provider: Provider
     metrics: Metrics
+    targets: tuple[Target, ...]
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
@@ -68,9 +69,9 @@ class Housekeeping:
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _count_outbox(self) -> None:
-        for target in (MATRIX, GITLAB):
+        for target in self.targets:
             count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-            self.metrics.outbox_seen(target, count, self.clock.now() - oldest if oldest else None)
+            self.metrics.outbox_seen(target.name, count, self.clock.now() - oldest if oldest else None)
 
     async def _measure_host(self) -> None:
         host = await self.provider.host()

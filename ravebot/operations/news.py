@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ravebot.errors import Forbidden, NotFound, StoreError, Unacceptable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import render_news
-from ravebot.notify.matrix import Directory, Room
+from ravebot.notify.matrix import Directory, RoomClient
 from ravebot.store import outbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.targets import Kind, RoomLane
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Operators:
 
     room: str | None
     database: Database
-    client: Room
+    client: RoomClient
     directory: Directory
 
     async def tell(self, text: str, key: str) -> None:
@@ -32,7 +32,7 @@ class Operators:
         if room is None:
             return
         try:
-            await self.database.write(lambda tx: outbox.add(tx, MATRIX, room, Kind.NEWS, body={"text": text}))
+            await self.database.write(lambda tx: outbox.add(tx, RoomLane(room), Kind.NEWS, body={"text": text}))
         except StoreError:
             await self._send(room, render_news(text), key)
 

@@ -17,13 +17,12 @@ from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
-from ravebot.notify.gitlab import ref_of
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
-from ravebot.store import images, inbox, merge_requests, outbox
-from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import GITLAB, MATRIX, Waiting
+from ravebot.store import images, inbox, outbox
+from ravebot.store.database import Database
+from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
 _SYNC_EVERY = timedelta(seconds=40)
@@ -47,6 +46,7 @@ class Readiness:
     core: Core
     provider: Provider
     firewall: Firewall
+    targets: tuple[Target, ...]
 
     def checks(self) -> Checks:
         return {
@@ -139,17 +139,15 @@ class Readiness:
 
     async def _outbox(self) -> Check:
         """Waiting is a failure, but for a project or room that refuses what it is told."""
-        rooms = {room.name: room.problem for room in self.chat.rooms.statuses()}
+        troubles: dict[Lane, str] = {RoomLane(room.name): room.problem for room in self.chat.rooms.statuses()}
         late, refused = [], []
-        for target in (MATRIX, GITLAB):
-            for lane, name in await self.database.read(partial(_lanes, target=target)):
-                is_late = abs(self.clock.now() - lane.since) > _LONG
-                if lane.refused:
-                    refused.append(f"{name}: {lane.refused}")
-                elif is_late and target == MATRIX and rooms.get(lane.lane):
-                    refused.append(f"{name}: {rooms[lane.lane]}")
+        for target in self.targets:
+            for row in await self.database.read(partial(outbox.waiting, target=target)):
+                is_late = abs(self.clock.now() - row.since) > _LONG
+                if trouble := row.refused or (is_late and troubles.get(row.lane)):
+                    refused.append(f"{row.name}: {trouble}")
                 elif is_late:
-                    late.append(f"{name}: {lane.count} messages wait, the oldest since {lane.since:%H:%M:%S} UTC")
+                    late.append(f"{row.name}: {row.count} messages wait, the oldest since {row.since:%H:%M:%S} UTC")
         if late:
             return Check(State.FAILED, _named(late + refused))
         return Check(State.DEGRADED, _named(refused)) if refused else Check(State.OK)
@@ -157,18 +155,6 @@ class Readiness:
     async def _state(self) -> Check:
         problem = await self.database.problem()
         return Check(State.FAILED if problem else State.OK, problem)
-
-
-def _lanes(tx: Transaction, target: str) -> list[tuple[Waiting, str]]:
-    """What waits for Matrix or GitLab, and each lane's name for people."""
-    found = []
-    for lane in outbox.waiting(tx, target):
-        name = lane.lane
-        if target == GITLAB:
-            mr = merge_requests.get(tx, ref_of(name))
-            name = mr.full_ref if mr else name
-        found.append((lane, name))
-    return found
 
 
 def _named(troubles: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ Everything is asked by name, and every method may be called again after a crash:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -90,11 +90,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class HostUsage:
-    """What the host has. `disk_promised_bytes`: what our overlays may still grow by."""
+    """What the host has left. `disk_promised_bytes`: what our overlays may still grow by."""
 
-    memory_total_bytes: int
     memory_available_bytes: int
-    disk_total_bytes: int
     disk_free_bytes: int
     disk_promised_bytes: int
 
@@ -107,19 +105,10 @@ class ProviderEvent:
     what: str = ""
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What this provider can do on this host."""
-
-    accelerated: bool  # KVM works, by trying
-    guest_agent: bool = True
-    details: Mapping[str, str] = field(default_factory=dict)
-
-
 class Provider(Protocol):
     """What runs machines."""
 
-    async def open(self) -> Capabilities:
+    async def open(self) -> None:
         """Connect and prepare what all machines share (storage pool, network). May be called again."""
         ...
 

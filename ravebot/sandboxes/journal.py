@@ -10,12 +10,7 @@ from ravebot.sandboxes.model import RAVEBOT, Actor, Event, EventKind, MachineId,
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.store import events, merge_requests, outbox
 from ravebot.store.database import Transaction
-from ravebot.store.outbox import GITLAB, MATRIX, Kind
-
-
-def note_lane(ref: MergeRequestRef) -> str:
-    """The outbox lane of a merge request's note, comments and emoji."""
-    return f"{ref.project_id}!{ref.iid}"
+from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 
 def _hears(tx: Transaction, room: str, told: Collection[str]) -> bool:
@@ -59,16 +54,16 @@ class Journal:
         rooms = frozenset(self._config.rooms_of(mr.project_path)) - frozenset(not_in)
         for room in sorted(rooms):
             if telling.thread:
-                outbox.add(tx, MATRIX, room, Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
+                outbox.add(tx, RoomLane(room), Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
             if telling.say:
-                outbox.add(tx, MATRIX, room, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
+                outbox.add(tx, RoomLane(room), Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
-                outbox.add(tx, MATRIX, room, Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
+                outbox.add(tx, RoomLane(room), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         operations = self._config.matrix.operations_room
         if telling.operators and operations is not None and not _hears(tx, operations, rooms):
-            outbox.add(tx, MATRIX, operations, Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
+            outbox.add(tx, RoomLane(operations), Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
         if telling.warn:
-            outbox.add(tx, GITLAB, note_lane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
+            outbox.add(tx, NoteLane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         return rooms
 
     def _count(self, kind: EventKind, sandbox: Sandbox, event: Event) -> None:
@@ -83,12 +78,10 @@ class Journal:
     def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
         """Have the card and the status note rewritten."""
         for room in self._config.rooms_of(mr.project_path):
-            outbox.add(tx, MATRIX, room, Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
+            outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
         self.refresh_note(tx, mr.ref)
 
     def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
         """Have the status note rewritten, for a merge request with or without a sandbox."""
-        lane = note_lane(ref)
-        outbox.add(
-            tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", body={"project": ref.project_id, "iid": ref.iid}
-        )
+        lane = NoteLane(ref)
+        outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from ravebot.backoff import Backoff
 from ravebot.config.model import Config
 from ravebot.sandboxes import transitions
 from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, settled_thresholds
@@ -35,7 +36,7 @@ from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
 BUILD_FAILURES_THAT_HOLD = 3
-BUILD_BACKOFF = timedelta(seconds=10)
+_BUILD_PAUSES = Backoff.growing(10.0, 270.0, factor=3.0)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Lifecycle:
         if unbuilt:
             record = images.get(tx, unbuilt.image)
             held = f"no machines are built: {record.held}" if record.held else ""
-            not_before = tx.now + BUILD_BACKOFF * 3 ** min(record.failures - 1, BUILD_FAILURES_THAT_HOLD)
+            not_before = tx.now + timedelta(seconds=_BUILD_PAUSES.after(record.failures))
         again = transitions.queued_again(sandbox, held, not_before, tx.now)
         data: dict[str, object] = {"why": why, "attempt": again.attempt}
         self._step(tx, again, EventKind.SANDBOX_REQUEUED, data, machine_id=sandbox.machine_id)

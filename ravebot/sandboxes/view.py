@@ -5,13 +5,11 @@ All texts from people or guests (title, branch, stage tails, details) are raw he
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
+from ravebot.sshkeys import fingerprint
 
 
 @dataclass(frozen=True)
@@ -99,19 +97,6 @@ class SandboxView:
     @property
     def live(self) -> bool:
         return self.sandbox.state is not SandboxState.ENDED
-
-
-def fingerprint(public_key: str) -> str:
-    """`SHA256:…` of an OpenSSH public key line, as `ssh-keygen -l` prints it; ValueError when it is none."""
-    parts = public_key.split()
-    if len(parts) < 2:
-        raise ValueError("not an OpenSSH public key line")
-    try:
-        blob = base64.b64decode(parts[1], validate=True)
-    except binascii.Error as error:
-        raise ValueError("not an OpenSSH public key line") from error
-    digest = hashlib.sha256(blob).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def in_words(span: timedelta) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ravebot.clock import from_us, to_us
+from ravebot.clock import to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction
 
 
 @dataclass(frozen=True)
-class Connection:
+class Visit:
     """What one source did with one service of one sandbox."""
 
     sandbox_id: SandboxId
@@ -24,7 +24,7 @@ class Connection:
     bytes: int
 
 
-def add(tx: Transaction, seen: Connection) -> bool:
+def add(tx: Transaction, seen: Visit) -> bool:
     """Add to what is known; True when that source was never seen at that service before."""
     known = tx.changed(
         "UPDATE connections SET last_at = MAX(last_at, ?), count = count + ?, dropped = dropped + ?, bytes = bytes + ?"
@@ -47,20 +47,3 @@ def add(tx: Transaction, seen: Connection) -> bool:
         },
     )
     return True
-
-
-def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Connection, ...]:
-    rows = tx.all("SELECT * FROM connections WHERE sandbox_id = ? ORDER BY first_at", (sandbox_id,))
-    return tuple(
-        Connection(
-            SandboxId(row["sandbox_id"]),
-            row["service"],
-            row["source"],
-            from_us(row["first_at"]),
-            from_us(row["last_at"]),
-            row["count"],
-            row["dropped"],
-            row["bytes"],
-        )
-        for row in rows
-    )

@@ -12,16 +12,16 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar
-
-import aiosqlite
+from typing import Any, Self, TypeVar
 
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
@@ -83,20 +83,45 @@ class Transaction:
         return frozenset(self._wakes)
 
 
-class _Connection(aiosqlite.Connection):
-    """aiosqlite's connection with its thread, and the one thing that it lacks: a whole function in one trip there.
+class _Thread:
+    """A connection, and the thread of its own that does everything with it: a whole function in one trip.
 
-    With a trip for each statement the median webhook waits three times as long (`./dev bench webhook`). `_execute`
-    and `_conn` are aiosqlite's own for its subclasses' use; its version is pinned, and no test passes without them.
+    `concurrent.futures` would do the same, with locks that both threads take at every trip.
     """
 
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        return self
+    connection: sqlite3.Connection
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, name=name).start()
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]  # so aiosqlite declares it
-        return result
+        """Run a function there. When the caller is cancelled it goes on."""
+        return await self.call(partial(function, self.connection))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((future, function))
+        return await future
+
+    def end(self) -> None:
+        self._jobs.put(None)
+
+    def _serve(self) -> None:
+        while job := self._jobs.get():
+            future, function = job
+            try:
+                settle = partial(future.set_result, function())
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
+                settle = partial(future.set_exception, error)
+            with suppress(RuntimeError):  # the loop has ended: nobody waits
+                self._loop.call_soon_threadsafe(_settle, future, settle)
+
+
+def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
+    if not future.done():  # cancelled
+        settle()
 
 
 STALE_NOTES = "stale_notes"
@@ -119,18 +144,16 @@ _PASSING = frozenset(
 class Database:
     """The open database of one instance; a lock that another process holds is waited for, `patience_seconds` long."""
 
-    def __init__(
-        self, path: Path, clock: Clock, signals: Signals | None = None, *, patience_seconds: float = 5.0
-    ) -> None:
+    def __init__(self, path: Path, clock: Clock, *, patience_seconds: float = 5.0) -> None:
         self.path = path
         self._patience_seconds = patience_seconds
-        self.signals = signals or Signals()
+        self.signals = Signals()
         self._clock = clock
         self._stack = AsyncExitStack()
         self._turns = Turns()
-        self._readers: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()  # the free ones
+        self._readers: asyncio.LifoQueue[_Thread] = asyncio.LifoQueue()  # the free ones
         self._running: set[asyncio.Task[object]] = set()
-        self._writer: _Connection
+        self._writer: _Thread
         self._files: OpenFiles
         self.instance_id = ""
         self.opened_at = clock.now()
@@ -141,10 +164,10 @@ class Database:
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._writer = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
+            self._writer = await self._connect("database-writer")
             await self._writer.run(partial(_prepare_writer, had_id=had_id))
-            for _ in range(READERS):
-                reader = await self._stack.enter_async_context(_connect(self.path, self._patience_seconds))
+            for number in range(READERS):
+                reader = await self._connect(f"database-reader-{number}")
                 await reader.run(_prepare_reader)
                 self._readers.put_nowait(reader)
             self._files = OpenFiles.of(self.path, instance_id_path(self.path.parent), self.instance_id)
@@ -162,6 +185,9 @@ class Database:
         if self._running:
             await asyncio.wait(self._running)
         await self._stack.aclose()
+
+    async def _connect(self, name: str) -> _Thread:
+        return await self._stack.enter_async_context(_connected(self.path, name, self._patience_seconds))
 
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
         """Run `function` in one transaction and commit, or roll back what it did when it raises.
@@ -251,9 +277,19 @@ class Database:
         self._stack.callback(os.close, descriptor)
 
 
-def _connect(path: Path, patience_seconds: float) -> _Connection:
-    connect = partial(sqlite3.connect, path, isolation_level=None, timeout=patience_seconds)
-    return _Connection(connect, iter_chunk_size=64)
+@asynccontextmanager
+async def _connected(path: Path, name: str, patience_seconds: float) -> AsyncIterator[_Thread]:
+    thread = _Thread(name)
+    try:
+        thread.connection = await thread.call(
+            partial(sqlite3.connect, path, isolation_level=None, timeout=patience_seconds)
+        )
+        try:
+            yield thread
+        finally:
+            await thread.run(sqlite3.Connection.close)
+    finally:
+        thread.end()
 
 
 def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:

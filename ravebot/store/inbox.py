@@ -76,11 +76,6 @@ def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
     )
 
 
-def pending(tx: Transaction) -> int:
-    row = tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
-    return int(row["n"]) if row else 0
-
-
 def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | None]:
     """How many wait for longer than that, and since when the first of them does.
 

@@ -1,4 +1,4 @@
-"""What must still be told to Matrix or GitLab: written with the change it tells of, kept until the far end has it.
+"""What must still be told to others: written with the change it tells of, kept until the far end has it.
 
 A row's life: `attempt` (before every send; `attempted_at` stays that of the first), then `note_request` right before a
 request that must not be made twice (sets `last_attempt_at`) and `note_answer` when the far end refused it (clears it),
@@ -10,38 +10,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from ravebot.clock import age, from_us, to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction, dump_json
-from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
-
-MATRIX = "matrix"
-GITLAB = "gitlab"
-
-
-class Kind(StrEnum):
-    """What is to be told; `CARD` and `NOTE` carry no text, they are rendered when they are sent."""
-
-    CARD = "card"
-    NOTE = "note"
-    HISTORY = "history"  # a line in the card's thread
-    WARNING = "warning"
-    REPLY = "reply"
-    SAY = "say"
-    NEWS = "news"  # for the operators, about the whole installation
-    EMOJI = "emoji"
+from ravebot.store.targets import Kind, Lane, Target
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A lane with `count` unsent rows.
+    """A lane with `count` unsent rows, and its name for people.
 
     `since`: when the oldest was written; `refused`: why the far end refused the oldest, or empty.
     """
 
-    lane: str
+    lane: Lane
+    name: str
     count: int
     since: datetime
     refused: str
@@ -49,7 +33,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Message:
-    """One row. `lane` is a room, or `project!iid`; order is kept within it. `attempted`: it may have arrived."""
+    """One row, with its target's name and its lane's text. `attempted`: it may have arrived."""
 
     id: int
     target: str
@@ -71,8 +55,7 @@ class Message:
 
 def add(
     tx: Transaction,
-    target: str,
-    lane: str,
+    lane: Lane,
     kind: Kind,
     *,
     sandbox_id: SandboxId | None = None,
@@ -81,7 +64,11 @@ def add(
     delay: timedelta = timedelta(0),
 ) -> None:
     """Queue a message, to be sent after `delay`. With a merge key it is dropped while one like it waits unsent: that
-    one, rendered when it is sent, will tell this change too."""
+    one, rendered when it is sent, will tell this change too. Raises ValueError for a kind that the target can't take.
+    """
+    target = lane.target
+    if kind not in target.kinds:
+        raise ValueError(f"{target.name} takes no {kind}")
     tx.execute(
         "INSERT INTO outbox"
         " (target, lane, kind, merge_key, sandbox_id, body, created_at, postponed_at, next_attempt_at, salt)"
@@ -89,28 +76,28 @@ def add(
         " WHERE ? IS NULL OR NOT EXISTS (SELECT 1 FROM outbox WHERE merge_key = ?"
         " AND delivered_at IS NULL AND attempted_at IS NULL)",
         (
-            *(target, lane, kind, merge_key, sandbox_id, dump_json(body or {})),
+            *(target.name, lane.text, kind, merge_key, sandbox_id, dump_json(body or {})),
             *(tx.now_us, tx.now_us, to_us(tx.now + delay), merge_key, merge_key),
         ),
     )
-    tx.wake(OUTBOX_MATRIX if target == MATRIX else OUTBOX_GITLAB)
+    tx.wake(target.signal)
 
 
-def due_lanes(tx: Transaction, target: str) -> tuple[str, ...]:
+def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
     """The lanes whose oldest unsent row's time has come, longest waiting first."""
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
         " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY id",
-        (target, tx.now_us, tx.now_us),
+        (target.name, tx.now_us, tx.now_us),
     )
     return tuple(row["lane"] for row in rows)
 
 
-def head(tx: Transaction, target: str, lane: str) -> Message | None:
+def head(tx: Transaction, target: Target, lane: str) -> Message | None:
     """The oldest unsent row of a lane, when its time has come."""
     row = tx.one(
         "SELECT * FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL ORDER BY id LIMIT 1",
-        (target, lane),
+        (target.name, lane),
     )
     if row is None or row["postponed_at"] <= tx.now_us < row["next_attempt_at"]:
         return None
@@ -172,32 +159,36 @@ def note_refusal(tx: Transaction, message_id: int, why: str) -> None:
     tx.execute("UPDATE outbox SET refused = ? WHERE id = ?", (why, message_id))
 
 
-def seconds_to_next(tx: Transaction, target: str) -> float | None:
+def seconds_to_next(tx: Transaction, target: Target) -> float | None:
     """How long until the earliest postponed row is due; None when none is postponed."""
     row = tx.one(
         "SELECT MIN(next_attempt_at) AS due FROM outbox"
         " WHERE target = ? AND delivered_at IS NULL AND postponed_at <= ? AND next_attempt_at > ?",
-        (target, tx.now_us, tx.now_us),
+        (target.name, tx.now_us, tx.now_us),
     )
     return (row["due"] - tx.now_us) / 1e6 if row and row["due"] is not None else None
 
 
-def waiting(tx: Transaction, target: str) -> tuple[Waiting, ...]:
+def waiting(tx: Transaction, target: Target) -> tuple[Waiting, ...]:
     """Every lane in which something waits, longest waiting first."""
     rows = tx.all(
         "SELECT head.lane, head.created_at, head.refused, queue.count FROM outbox AS head JOIN"
         " (SELECT MIN(id) AS id, COUNT(*) AS count FROM outbox WHERE target = ? AND delivered_at IS NULL GROUP BY lane)"
         " AS queue ON queue.id = head.id ORDER BY head.id",
-        (target,),
+        (target.name,),
     )
-    return tuple(Waiting(row["lane"], row["count"], from_us(row["created_at"]), row["refused"] or "") for row in rows)
+    lanes = ((target.lane(row["lane"]), row) for row in rows)
+    return tuple(
+        Waiting(lane, lane.name(tx), row["count"], from_us(row["created_at"]), row["refused"] or "")
+        for lane, row in lanes
+    )
 
 
-def backlog(tx: Transaction, target: str) -> tuple[int, datetime | None]:
+def backlog(tx: Transaction, target: Target) -> tuple[int, datetime | None]:
     """How many wait, and since when the oldest does."""
     row = tx.one(
         "SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM outbox WHERE target = ? AND delivered_at IS NULL",
-        (target,),
+        (target.name,),
     )
     assert row
     return row["n"], from_us(row["oldest"]) if row["oldest"] is not None else None

@@ -10,8 +10,6 @@ from collections import defaultdict
 
 INTAKE = "intake"
 POOL = "pool"
-OUTBOX_MATRIX = "outbox:matrix"
-OUTBOX_GITLAB = "outbox:gitlab"
 
 
 class Signals:

@@ -80,7 +80,7 @@ class Checkup:
     def __init__(
         self, checks: Checks, *, timeout_seconds: float = TIMEOUT_SECONDS, fresh_seconds: float = FRESH_SECONDS
     ) -> None:
-        self._questions = {name: _Question(name, ask, timeout_seconds, fresh_seconds) for name, ask in checks.items()}
+        self._questions = {name: _AskedCheck(name, ask, timeout_seconds, fresh_seconds) for name, ask in checks.items()}
 
     async def run(self) -> dict[str, Check]:
         """How every part is, by name."""
@@ -92,7 +92,7 @@ class Checkup:
         await asyncio.gather(*(question.close() for question in self._questions.values()))
 
 
-class _Question:
+class _AskedCheck:
     """One check, and its last answer."""
 
     def __init__(self, name: str, ask: Ask, timeout_seconds: float, fresh_seconds: float) -> None:

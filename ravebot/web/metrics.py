@@ -6,6 +6,7 @@ Every label takes its values from a small fixed set; others become `other`, so t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 from itertools import product
 
@@ -14,12 +15,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
+from ravebot.store.targets import TARGETS, Target
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
-TARGETS = ("matrix", "gitlab")
 SERVICES = ("ssh", "web")
 DELIVERY_RESULTS = ("delivered", "retried", "given up")
 PROVIDER_CALLS = ("list", *Do)
@@ -40,8 +41,9 @@ def _one_of(known: tuple[str, ...], value: str) -> str:
 class Metrics:
     """One process's metrics, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Iterable[Target] = TARGETS) -> None:
         self.registry = registry = CollectorRegistry()
+        self._targets = tuple(target.name for target in targets)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"ravebot_{name}", text, labels, registry=registry)
@@ -92,7 +94,7 @@ class Metrics:
         ):
             for value in values:
                 counter.labels(value)
-        for target, result in product(TARGETS, DELIVERY_RESULTS):
+        for target, result in product(self._targets, DELIVERY_RESULTS):
             self._deliveries.labels(target, result)
 
     def sandbox_requested(self) -> None:
@@ -124,13 +126,13 @@ class Metrics:
         self._promised.set(disk_promised_bytes)
 
     def outbox_seen(self, target: str, pending: int, oldest: timedelta | None) -> None:
-        label = _one_of(TARGETS, target)
+        label = _one_of(self._targets, target)
         self._pending.labels(label).set(pending)
         self._oldest.labels(label).set(oldest.total_seconds() if oldest is not None else 0)
 
     def delivery_tried(self, target: str, result: str) -> None:
         """`result` is one of DELIVERY_RESULTS."""
-        self._deliveries.labels(_one_of(TARGETS, target), _one_of(DELIVERY_RESULTS, result)).inc()
+        self._deliveries.labels(_one_of(self._targets, target), _one_of(DELIVERY_RESULTS, result)).inc()
 
     def webhook_answered(self, result: str, seconds: float) -> None:
         """`result` is one of WEBHOOK_RESULTS."""

@@ -406,8 +406,8 @@ class ProviderContract:
         await asyncio.sleep(0.5)
         usage, host = await provider.usage(spec.name), await provider.host()
         assert usage.cpu_seconds > 0
-        assert host.memory_total_bytes > host.memory_available_bytes > 0
-        assert host.disk_total_bytes >= host.disk_free_bytes > 0
+        assert host.memory_available_bytes > 0
+        assert host.disk_free_bytes > 0
         assert host.disk_promised_bytes > 0
 
     async def test_a_provider_that_was_closed_opens_again(self, bench: ProviderBench) -> None:

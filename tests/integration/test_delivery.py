@@ -19,8 +19,7 @@ from ravebot.notify.delivery import Delivery
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import outbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import MATRIX, Kind
-from ravebot.store.signals import OUTBOX_MATRIX
+from ravebot.store.targets import MATRIX, Kind, RoomLane
 from tests.support.edges import FarEnd
 
 pytestmark = pytest.mark.integration
@@ -45,7 +44,7 @@ async def delivering(database: Database, far_end: FarEnd, results: list[str] | N
         if results is not None:
             results.append(result)
 
-    delivery = Delivery(database, MATRIX, OUTBOX_MATRIX, far_end, note)
+    delivery = Delivery(database, MATRIX, far_end, note)
     task = asyncio.create_task(delivery.run())
     try:
         yield
@@ -61,8 +60,7 @@ async def tell(database: Database, lane: str, *texts: str, merge_key: str | None
         await database.write(
             partial(
                 outbox.add,
-                target=MATRIX,
-                lane=lane,
+                lane=RoomLane(lane),
                 kind=Kind.SAY,
                 sandbox_id=SandboxId(1),
                 body={"text": text},
@@ -265,7 +263,7 @@ async def test_why_a_message_was_refused_is_known_after_a_restart_and_while_the_
             await until(lambda: len(far_end.tried) == 3)
             await asyncio.sleep(0.05)
         found = await database.read(lambda tx: outbox.waiting(tx, MATRIX))
-    assert [(lane.lane, lane.count, lane.refused) for lane in found] == [("a", 1, "no power in the room")]
+    assert [(lane.name, lane.count, lane.refused) for lane in found] == [("a", 1, "no power in the room")]
 
 
 async def test_changes_that_come_while_the_server_is_away_are_sent_as_one(database: Database, far_end: FarEnd) -> None:

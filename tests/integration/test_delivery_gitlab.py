@@ -14,11 +14,10 @@ from ravebot.sandboxes.views import Views
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
-from ravebot.sandboxes.journal import note_lane
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
 from ravebot.store import merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import GITLAB, Kind
+from ravebot.store.targets import GITLAB, Kind, NoteLane
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest, Note
 from tests.support.records import a_database_of_version_1
@@ -44,7 +43,7 @@ class Post:
 
         With `crash` nothing is noted after it was sent.
         """
-        world, lane = self.desk.world, f"{note_lane(self.ref)}{' again' * again}"
+        world, lane = self.desk.world, NoteLane(self.ref, again).text
         message = await world.read(lambda tx: outbox.head(tx, GITLAB, lane))
         if message is None:
             return None
@@ -73,7 +72,7 @@ class Post:
         return len(self.notes())
 
     async def tell(self, kind: Kind, **body: object) -> None:
-        add = partial(outbox.add, target=GITLAB, lane=note_lane(self.ref), kind=kind, body=body)
+        add = partial(outbox.add, lane=NoteLane(self.ref), kind=kind, body=body)
         await self.desk.world.write(partial(add, sandbox_id=SandboxId(1)))
 
     async def warn(self, *warned: int) -> None:
@@ -318,8 +317,8 @@ async def test_what_gitlab_refused_for_now_is_posted_at_the_next_try(post: Post)
 async def test_what_the_version_before_may_have_left_under_way_is_not_posted_right_after_the_upgrade(
     post: Post, tmp_path: Path
 ) -> None:
-    desk, lane = post.desk, note_lane(post.ref)
-    row = {"id": 7, "target": GITLAB, "lane": lane, "kind": "reply", "body": {"text": "hello"}, "attempted_at": 1}
+    desk, lane = post.desk, NoteLane(post.ref).text
+    row = {"id": 7, "target": GITLAB.name, "lane": lane, "kind": "reply", "body": {"text": "hello"}, "attempted_at": 1}
     async with Database(a_database_of_version_1(tmp_path / "old", row), desk.world.clock) as upgraded:
         desk.world = replace(desk.world, database=upgraded)
         post.restart()
@@ -414,8 +413,8 @@ async def test_after_a_backup_was_restored_an_old_answer_is_not_taken_for_a_new_
 
 
 async def test_what_the_version_before_had_posted_is_found_after_the_upgrade(post: Post, tmp_path: Path) -> None:
-    desk, lane = post.desk, note_lane(post.ref)
-    row = {"id": 7, "target": GITLAB, "lane": lane, "kind": "reply", "body": {"text": "hello"}, "attempted_at": 1}
+    desk, lane = post.desk, NoteLane(post.ref).text
+    row = {"id": 7, "target": GITLAB.name, "lane": lane, "kind": "reply", "body": {"text": "hello"}, "attempted_at": 1}
     async with Database(a_database_of_version_1(tmp_path / "old", row), desk.world.clock) as upgraded:
         body = f"<!-- ravebot {upgraded.instance_id} {lane} reply7 -->\nhello\n"
         note_id = await desk.gitlab.create_note(post.ref, body)

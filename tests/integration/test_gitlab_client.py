@@ -19,11 +19,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from ravebot.clock import ManualClock
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.delivery import LANES_AT_ONCE
 from ravebot.sandboxes.model import MergeRequestRef, Person
+from tests.support.clock import ManualClock
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Project, User
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.gitlab.receiver import MAX_BODY_BYTES, webhook_handler
-from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from tests.support.gitlab import DEVELOPER, GitLabServer
 
 pytestmark = pytest.mark.integration
@@ -29,12 +29,12 @@ class Receiver:
     """The handler on a port, over a set of keys where the store would be."""
 
     def __init__(self) -> None:
-        self.accepted: list[Delivery] = []
+        self.accepted: list[WebhookDelivery] = []
         self.results: list[str] = []
         self.broken = False
         self.url = ""
 
-    async def accept(self, delivery: Delivery) -> bool:
+    async def accept(self, delivery: WebhookDelivery) -> bool:
         if self.broken:
             raise StoreError("the disk is full")
         if delivery.key in {one.key for one in self.accepted}:
@@ -102,14 +102,7 @@ async def test_a_merge_requests_life_arrives_in_order_with_either_secret(
 
     events = receiver.events()
     changes = [event for event in events if isinstance(event, MergeRequestChanged)]
-    assert [(change.action, change.code_changed, change.mr.state) for change in changes] == [
-        ("open", False, "opened"),
-        ("update", True, "opened"),
-        ("update", False, "opened"),
-        ("close", False, "closed"),
-        ("reopen", False, "opened"),
-        ("merge", False, "merged"),
-    ]
+    assert [change.mr.state for change in changes] == ["opened", "opened", "opened", "closed", "opened", "merged"]
     assert changes[0].mr.head_sha == first
     assert changes[0].mr.draft
     assert not changes[2].mr.draft
@@ -277,4 +270,4 @@ async def test_paused_hooks_lose_events(gitlab: GitLabServer, receiver: Receiver
     gitlab.hooks_paused = False
     gitlab.close(mr)
     await gitlab.settle()
-    assert [event.action for event in receiver.events() if isinstance(event, MergeRequestChanged)] == ["close"]
+    assert [event.mr.state for event in receiver.events() if isinstance(event, MergeRequestChanged)] == ["closed"]

@@ -19,7 +19,7 @@ import pytest
 
 from ravebot.clock import SystemClock
 from ravebot.gitlab.receiver import webhook_handler
-from ravebot.gitlab.webhook import Delivery, WebhookSecrets, signing_key
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -39,7 +39,7 @@ ROOM = 16 * MIB
 async def receiving(secrets: WebhookSecrets = BOTH, seconds: float = 1.0) -> AsyncIterator[tuple[str, int]]:
     """The receiver as the bot serves it, but for the time that a body may take; yields its address."""
 
-    async def accept(_: Delivery) -> bool:
+    async def accept(_: WebhookDelivery) -> bool:
         return True
 
     handler = webhook_handler(secrets, SystemClock(), accept, lambda *_: None, body_seconds=seconds)

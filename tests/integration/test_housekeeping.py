@@ -19,6 +19,7 @@ from ravebot.operations.housekeeping import Housekeeping
 from ravebot.sandboxes.model import Stage, StageResult
 from ravebot.store import inbox, outbox, sandboxes
 from ravebot.store.database import Transaction
+from ravebot.store.targets import TARGETS
 from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -36,7 +37,7 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
 
 
 def housekeeping(yard: Yard, *logs: tuple[Path, str]) -> Housekeeping:
-    return Housekeeping(yard.clock, yard.database, yard.provider, yard.metrics, logs)
+    return Housekeeping(yard.clock, yard.database, yard.provider, yard.metrics, TARGETS, logs)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from ravebot.sandboxes.model import MergeRequestRef, SandboxState
 from ravebot.store import inbox, sandboxes
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project, User
 from tests.support.gitlab import payloads as hooks
-from tests.support.records import World, a_world
+from tests.support.records import World, a_world, pending
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +73,7 @@ class Desk:
         task = asyncio.create_task(intake.run())
         try:
             async with asyncio.timeout(seconds):
-                while await self.world.read(inbox.pending):
+                while await self.world.read(pending):
                     assert not task.done(), task
                     await asyncio.sleep(0.005)
             await asyncio.sleep(0.02)
@@ -275,7 +275,7 @@ async def test_while_gitlab_is_away_commands_are_kept_and_then_obeyed_in_their_o
     with suppress(TimeoutError):
         await desk.work(seconds=0.3)
     assert {request.status for request in desk.server.requests[-1:]} == {503}
-    assert await desk.world.read(inbox.pending) == 3
+    assert await desk.world.read(pending) == 3
     assert await desk.answers() == []
     desk.server.restore()
     desk.world.pass_by(minutes=1)

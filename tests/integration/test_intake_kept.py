@@ -12,23 +12,24 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ravebot.clock import ManualClock, SystemClock
+from ravebot.clock import SystemClock
 from ravebot.commands.people import People
 from ravebot.gitlab.receiver import webhook_handler
-from ravebot.gitlab.webhook import Delivery, WebhookSecrets
+from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake
 from ravebot.matrix.incoming import read_message
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database, Transaction, migrate, migrations
-from ravebot.store.outbox import MATRIX, Kind
+from ravebot.store.targets import MATRIX, Kind, RoomLane
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.integration.test_intake_matrix import ALICE, DEV, Chat, chat
+from tests.support.clock import ManualClock
 from tests.support.gitlab import MergeRequest
 from tests.support.gitlab import payloads as hooks
-from tests.support.records import ROOM
+from tests.support.records import ROOM, pending
 
 pytestmark = pytest.mark.integration
 __all__ = ["chat", "desk"]  # the fixtures, from where they are made
@@ -40,7 +41,7 @@ LONG = "what nobody needs to keep " * 40_000  # a megabyte
 async def receiving(desk: Desk) -> AsyncIterator[str]:
     """The receiver as the bot serves it, over the desk's database; yields its address."""
 
-    async def accept(delivery: Delivery) -> bool:
+    async def accept(delivery: WebhookDelivery) -> bool:
         return await desk.world.write(
             lambda tx: inbox.add(
                 tx, source="gitlab", key=delivery.key, lane=delivery.lane, kind=delivery.kind, body=delivery.body
@@ -75,7 +76,7 @@ async def work_both(desk: Desk) -> None:
     task = asyncio.create_task(Intake(world.database, {"gitlab": desk.handler(), "matrix": rooms}).run())
     try:
         async with asyncio.timeout(5):
-            while await world.read(inbox.pending):
+            while await world.read(pending):
                 await asyncio.sleep(0.005)
     finally:
         task.cancel()
@@ -121,7 +122,7 @@ async def test_a_delivery_that_comes_again_after_it_was_handled_is_still_a_dupli
         assert [await post(url, body) for body in (opened, asked)] == [202, 202]
         await desk.work()
         assert [await post(url, body) for body in (opened, asked)] == [200, 200]
-    assert await desk.world.read(inbox.pending) == 0
+    assert await desk.world.read(pending) == 0
     assert await bodies(desk, "inbox") == ["", ""]
 
 
@@ -201,8 +202,8 @@ async def test_a_message_that_can_not_be_obeyed_is_answered_in_its_room_and_thre
 
 async def test_what_was_delivered_is_not_kept(desk: Desk) -> None:
     def deliver(tx: Transaction) -> None:
-        outbox.add(tx, MATRIX, DEV, Kind.REPLY, body={"content": {"body": LONG}})
-        outbox.add(tx, MATRIX, DEV, Kind.REPLY, body={"content": {"body": "it waits"}})
+        outbox.add(tx, RoomLane(DEV), Kind.REPLY, body={"content": {"body": LONG}})
+        outbox.add(tx, RoomLane(DEV), Kind.REPLY, body={"content": {"body": "it waits"}})
         outbox.delivered(tx, 1, "$event")
 
     await desk.world.write(deliver)
@@ -242,8 +243,8 @@ async def test_a_database_of_the_first_version_keeps_its_waiting_requests_and_lo
             connection.execute(add, (source, key, lane, kind, json.dumps(body), 1, None))
             connection.execute(add, (source, f"handled {key}", lane, kind, json.dumps(body), 1, 1))
         tell = "INSERT INTO outbox (target, lane, kind, body, created_at, delivered_at) VALUES (?, ?, ?, ?, 1, ?)"
-        connection.execute(tell, (MATRIX, DEV, "reply", json.dumps({"content": {"body": "told"}}), 1))
-        connection.execute(tell, (MATRIX, DEV, "reply", json.dumps({"content": {"body": "not yet"}}), None))
+        connection.execute(tell, (MATRIX.name, DEV, "reply", json.dumps({"content": {"body": "told"}}), 1))
+        connection.execute(tell, (MATRIX.name, DEV, "reply", json.dumps({"content": {"body": "not yet"}}), None))
     async with Database(path, ManualClock()) as database:
         desk.world.database = database
         await database.write(lambda tx: outbox.set_room(tx, ROOM, DEV))

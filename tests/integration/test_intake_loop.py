@@ -15,6 +15,7 @@ from ravebot.intake.loop import Intake, Step
 from ravebot.store import inbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.inbox import Request
+from tests.support.records import pending
 
 pytestmark = pytest.mark.integration
 
@@ -58,7 +59,7 @@ async def test_every_request_of_a_long_backlog_is_asked_for_and_acted_on_once_an
         loop = asyncio.create_task(Intake(database, {"gitlab": handler}).run())
         try:
             async with asyncio.timeout(60):
-                while await database.read(inbox.pending):
+                while await database.read(pending):
                     await asyncio.sleep(0.02)
         finally:
             loop.cancel()
@@ -86,7 +87,7 @@ async def test_a_request_is_kept_while_the_database_is_locked_and_acted_on_once_
                 assert not loop.done()
                 other.execute("ROLLBACK")
             async with asyncio.timeout(10):
-                while await database.read(inbox.pending):
+                while await database.read(pending):
                     await asyncio.sleep(0.02)
         finally:
             loop.cancel()

@@ -15,10 +15,10 @@ from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.sandboxes.model import MergeRequestRef
-from ravebot.store import inbox, merge_requests, outbox, sandboxes
+from ravebot.store import merge_requests, outbox, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest
-from tests.support.records import ROOM, B, make_config
+from tests.support.records import ROOM, B, make_config, pending
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -47,7 +47,7 @@ class Chat:
         task = asyncio.create_task(Intake(world.database, {"matrix": handler}).run())
         try:
             async with asyncio.timeout(seconds):
-                while await world.read(inbox.pending):
+                while await world.read(pending):
                     assert not task.done(), task
                     await asyncio.sleep(0.005)
         finally:
@@ -76,7 +76,7 @@ async def test_a_command_of_long_ago_that_is_heard_again_is_not_obeyed(desk: Des
     journal = MatrixJournal(desk.world.database, "!rave")
     message = IncomingMessage("$old", DEV, ALICE, "!rave list", None, False, int(said_at.timestamp() * 1000))
     await journal.save((message,), "s1")
-    assert await desk.world.read(inbox.pending) == heard
+    assert await desk.world.read(pending) == heard
     assert await journal.token() == "s1"
 
 
@@ -215,10 +215,10 @@ async def test_while_gitlab_is_away_it_is_said_once_and_done_later(chat: Chat, m
 async def test_only_what_begins_with_the_prefix_is_kept_and_the_token_always(chat: Chat) -> None:
     for text in ("hello", "say !rave list", "", "\ud83d!rave"):
         await chat.say(ALICE, text)
-    assert await chat.desk.world.read(inbox.pending) == 0
+    assert await chat.desk.world.read(pending) == 0
     assert await chat.journal.token() == "batch 4"
     await chat.say(ALICE, "  !Rave list")
-    assert await chat.desk.world.read(inbox.pending) == 1
+    assert await chat.desk.world.read(pending) == 1
 
 
 async def test_a_message_that_a_sync_brings_twice_is_acted_on_once(chat: Chat, mr: MergeRequest) -> None:

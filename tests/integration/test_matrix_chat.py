@@ -23,8 +23,7 @@ from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.store import outbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import MATRIX
-from ravebot.store.signals import OUTBOX_MATRIX
+from ravebot.store.targets import MATRIX
 from ravebot.web.metrics import Metrics
 from tests.integration.test_matrix_hostile import US, homeserver
 from tests.support.edges import FarEnd
@@ -106,7 +105,7 @@ async def chatting(server: Homeserver, folder: Path, *rooms: str) -> AsyncIterat
             client,
             directory,
             SyncLoop(client, MatrixJournal(database, "!rave"), clock, invites, on_changed=directory.changed),
-            Delivery(database, MATRIX, OUTBOX_MATRIX, FarEnd(), lambda _target, _result: None),
+            Delivery(database, MATRIX, FarEnd(), lambda _target, _result: None),
             database,
             metrics,
         )

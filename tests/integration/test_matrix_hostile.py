@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ravebot.clock import ManualClock, SystemClock
+from ravebot.clock import SystemClock
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
@@ -24,6 +24,7 @@ from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 

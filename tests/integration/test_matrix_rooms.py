@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ravebot.clock import ManualClock
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
-from ravebot.matrix.cards import edit_of, in_thread, render_card, render_warning
+from ravebot.matrix.cards import render_card, render_warning
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.content import edit_of, in_thread
 from ravebot.matrix.rooms import RoomDirectory, RoomStatus
 from ravebot.sandboxes.model import (
     Actor,
@@ -26,6 +26,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
 )
 from ravebot.sandboxes.view import SandboxView
+from tests.support.clock import ManualClock
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -65,6 +66,11 @@ async def refreshed(rooms: RoomDirectory) -> list[RoomStatus]:
     return [status async for status in rooms.refresh()]
 
 
+def entered(rooms: RoomDirectory) -> dict[str, str | None]:
+    """The ids of the configured rooms that we are in."""
+    return {status.name: status.room_id for status in rooms.statuses() if status.joined}
+
+
 async def test_a_public_room_is_joined_by_its_alias_and_mapped_to_its_projects(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:
@@ -72,13 +78,11 @@ async def test_a_public_room_is_joined_by_its_alias_and_mapped_to_its_projects(
     rooms = directory(
         client, ManualClock(), config(synapse, account, ("#open:localhost", "group/*"), (room, "tools/x"))
     )
-    assert not rooms.maps(room, "group/app")
+    assert entered(rooms) == {}
     assert await rooms.ensure("#open:localhost") == room
-    assert rooms.room_id("#open:localhost") == room
-    assert rooms.maps(room, "group/app")
-    assert not rooms.maps(room, "tools/x")
+    assert entered(rooms) == {"#open:localhost": room}
     await refreshed(rooms)
-    assert rooms.maps(room, "tools/x")
+    assert entered(rooms) == {"#open:localhost": room, room: room}
     assert [status.problem for status in rooms.statuses()] == ["", ""]
 
 
@@ -120,7 +124,7 @@ async def test_a_room_that_does_not_exist_is_told_and_hinders_no_other(
     statuses = await refreshed(rooms)
     assert [status.joined for status in statuses] == [False, True]
     assert "matrix.rooms" in statuses[0].problem
-    assert rooms.room_id("#beside:localhost") == room
+    assert entered(rooms) == {"#beside:localhost": room}
     with pytest.raises(Unavailable):
         await rooms.ensure("#nowhere:localhost")
     fresh = directory(client, ManualClock(), settings)
@@ -141,7 +145,7 @@ async def test_an_encrypted_room_is_never_written_to_in_clear(
     rooms = directory(client, ManualClock(), config(synapse, account, ("#secret:localhost", "group/*")))
     with pytest.raises(Forbidden, match="without encryption"):
         await rooms.ensure("#secret:localhost")
-    assert rooms.room_id("#secret:localhost") is None
+    assert entered(rooms) == {}
     assert "encrypted" in rooms.statuses()[0].problem
 
 
@@ -152,7 +156,7 @@ async def test_the_operators_room_is_entered_like_the_others_and_mapped_to_no_pr
     settings = config(synapse, account, ("#dev-of-operators:localhost", "*"))
     rooms = RoomDirectory(client, settings.rooms, ManualClock(), "#operators:localhost")
     assert await rooms.ensure("#operators:localhost") == room
-    assert not rooms.maps(room, "group/app")
+    assert [status.key for status in rooms.statuses() if status.joined] == ["matrix.operations_room"]
     assert await rooms.is_configured(room)
 
 
@@ -175,7 +179,7 @@ async def test_an_operators_room_that_is_mapped_as_well_keeps_its_projects(
     settings = config(synapse, account, ("#both:localhost", "group/*"))
     rooms = RoomDirectory(client, settings.rooms, ManualClock(), "#both:localhost")
     assert await rooms.ensure("#both:localhost") == room
-    assert rooms.maps(room, "group/app")
+    assert [(status.room_id, status.key) for status in rooms.statuses()] == [(room, "matrix.rooms")]
 
 
 async def test_a_room_that_is_no_longer_configured_is_not_found(
@@ -193,8 +197,7 @@ async def test_a_room_we_were_put_out_of_is_no_longer_mapped(
     rooms = directory(client, ManualClock(), config(synapse, account, ("#left:localhost", "group/*")))
     await rooms.ensure("#left:localhost")
     rooms.left(room)
-    assert rooms.room_id("#left:localhost") is None
-    assert not rooms.maps(room, "group/app")
+    assert entered(rooms) == {}
     assert "invite" in rooms.statuses()[0].problem
 
 
@@ -231,7 +234,7 @@ async def test_an_upgraded_room_that_is_configured_by_its_id_is_told_and_not_wri
     clock.advance(timedelta(seconds=2))
     with pytest.raises(Forbidden, match="upgraded"):
         await rooms.ensure(room)
-    assert rooms.room_id(room) is None
+    assert entered(rooms) == {}
     assert r"matrix.rooms" in rooms.statuses()[0].problem
 
 
@@ -244,7 +247,7 @@ async def test_a_room_that_is_encrypted_later_is_no_longer_written_to(
     await rooms.ensure("#later:localhost")
     await encrypt(alice, room)
     rooms.changed(room)
-    assert rooms.room_id("#later:localhost") is None
+    assert entered(rooms) == {}
     clock.advance(timedelta(seconds=2))
     with pytest.raises(Forbidden, match="without encryption"):
         await rooms.ensure("#later:localhost")
@@ -259,7 +262,7 @@ async def test_a_room_that_refuses_what_we_send_is_entered_anew_after_a_while(
     rooms = directory(client, clock, config(synapse, account, ("#silent:localhost", "group/*")))
     await rooms.ensure("#silent:localhost")
     rooms.refused("#silent:localhost", Forbidden("no power"))
-    assert (rooms.room_id("#silent:localhost"), rooms.statuses()[0].problem) == (None, "no power")
+    assert (entered(rooms), rooms.statuses()[0].problem) == ({}, "no power")
     with pytest.raises(Unavailable, match="no power"):
         await rooms.ensure("#silent:localhost")
     clock.advance(timedelta(seconds=30))

@@ -19,7 +19,8 @@ from ravebot.notify.matrix import MatrixSender
 from ravebot.sandboxes.model import Sandbox
 from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Database
-from ravebot.store.outbox import MATRIX, Kind, Message
+from ravebot.store.outbox import Message
+from ravebot.store.targets import MATRIX, Kind, RoomLane
 from tests.support.records import World, a_database_of_version_1, a_merge_request, a_world
 from tests.support.synapse import MatrixUser, Synapse
 
@@ -42,8 +43,7 @@ class Desk:
         await self.world.write(
             partial(
                 outbox.add,
-                target=MATRIX,
-                lane=lane,
+                lane=RoomLane(lane),
                 kind=kind,
                 sandbox_id=sandbox.id if sandbox else None,
                 body=body,
@@ -174,7 +174,14 @@ async def test_what_the_version_before_had_sent_is_not_sent_again_after_the_upgr
     desk: Desk, alice: MatrixUser, tmp_path: Path
 ) -> None:
     content = reply("hello")
-    row = {"id": 7, "target": MATRIX, "lane": ALIAS, "kind": "reply", "body": {"content": content}, "attempted_at": 1}
+    row = {
+        "id": 7,
+        "target": MATRIX.name,
+        "lane": ALIAS,
+        "kind": "reply",
+        "body": {"content": content},
+        "attempted_at": 1,
+    }
     async with Database(a_database_of_version_1(tmp_path / "old", row), desk.world.clock) as upgraded:
         room_id = await desk.rooms.ensure(ALIAS)
         sent = await desk.client.send(room_id, content, f"rave-{upgraded.instance_id}-7")

@@ -250,7 +250,7 @@ async def test_an_admins_invite_is_taken_and_another_persons_rejected(
         await bot.journal.has("welcome")
         state = await mallory.call("GET", "rooms", bad, "state", "m.room.member", bot.client.user_id)
     assert state["membership"] == "leave"
-    assert bad not in await bot.client.joined_rooms()
+    assert bad not in await bot.account.joined_rooms()
 
 
 async def test_an_invite_that_came_while_we_were_away_is_taken(bot: Bot, alice: MatrixUser) -> None:
@@ -280,7 +280,7 @@ async def test_an_admins_encrypted_room_is_left_again_with_a_reason_unless_it_is
     state = await alice.call("GET", "rooms", secret, "state", "m.room.member", bot.client.user_id)
     assert state["membership"] == "leave"
     assert "without encryption" in state["reason"]
-    assert await bot.client.joined_rooms() == {configured}
+    assert await bot.account.joined_rooms() == {configured}
 
 
 async def test_a_room_that_is_encrypted_or_upgraded_is_told_of_also_when_that_falls_into_a_gap(

@@ -20,8 +20,7 @@ from ravebot.notify.delivery import Delivery
 from ravebot.notify.matrix import MatrixSender
 from ravebot.operations.news import Operators
 from ravebot.operations.statewatch import LOG_AGAIN, StateWatch
-from ravebot.store.outbox import MATRIX
-from ravebot.store.signals import OUTBOX_MATRIX
+from ravebot.store.targets import MATRIX
 from tests.support.records import World, a_world
 from tests.support.synapse import MatrixUser, Synapse
 
@@ -67,7 +66,7 @@ class Desk:
 
     async def delivered(self) -> None:
         """Run the outbox's delivery until it is empty."""
-        delivery = Delivery(self.world.database, MATRIX, OUTBOX_MATRIX, self.sender, lambda _target, _result: None)
+        delivery = Delivery(self.world.database, MATRIX, self.sender, lambda _target, _result: None)
         task = asyncio.create_task(delivery.run())
         async with asyncio.timeout(10):
             while await self.world.outbox():

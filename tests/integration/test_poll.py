@@ -12,13 +12,14 @@ from ravebot.intake.poll import Poller
 from ravebot.store import inbox, merge_requests, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, GUEST
+from tests.support.records import pending
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
 
 
 async def inbox_bodies(desk: Desk) -> int:
-    return await desk.world.read(inbox.pending)
+    return await desk.world.read(pending)
 
 
 async def test_the_first_look_ever_only_notes_what_is_open_and_obeys_no_old_comment(desk: Desk) -> None:

@@ -26,8 +26,7 @@ from ravebot.operations.readiness import Readiness
 from ravebot.providers.libvirt import LibvirtProvider
 from ravebot.store import images, inbox, outbox
 from ravebot.store.images import ImageRecord
-from ravebot.store.outbox import GITLAB, MATRIX, Kind
-from ravebot.store.signals import OUTBOX_GITLAB, OUTBOX_MATRIX
+from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, NoteLane, RoomLane, Target
 from ravebot.web.checks import Check, Checkup, State
 from tests.integration.test_matrix_chat import FAR, Homeserver, refusal, until
 from tests.integration.test_matrix_hostile import US, homeserver
@@ -53,6 +52,7 @@ class Ward:
     bot: User
     project: Project
     far: FarEnd
+    targets: tuple[Target, ...] = TARGETS
 
     @property
     def guests(self) -> Guests:
@@ -72,6 +72,7 @@ class Ward:
             core=yard.core,
             provider=yard.provider,
             firewall=yard.fence,
+            targets=self.targets,
         )
         checks = readiness.checks()
         assert name in checks, f"nobody looks at the {name}"
@@ -96,7 +97,7 @@ class Ward:
 
     async def deliver(self, until_done: Callable[[], bool]) -> None:
         """The outbox of GitLab at work."""
-        delivery = Delivery(self.yard.database, GITLAB, OUTBOX_GITLAB, self.far, lambda _target, _result: None)
+        delivery = Delivery(self.yard.database, GITLAB, self.far, lambda _target, _result: None)
         async with at_work(delivery.run()):
             await until(until_done)
             await asyncio.sleep(0.05)
@@ -150,7 +151,7 @@ def a_chat(yard: Yard, client: MatrixClient) -> Chat:
         client,
         directory,
         SyncLoop(client, MatrixJournal(yard.database, "!rave"), yard.clock, invites, on_changed=directory.changed),
-        Delivery(yard.database, MATRIX, OUTBOX_MATRIX, FarEnd(), lambda _target, _result: None),
+        Delivery(yard.database, MATRIX, FarEnd(), lambda _target, _result: None),
         yard.database,
         yard.metrics,
     )
@@ -285,7 +286,7 @@ async def test_outbox_failed_when_anything_else_waits_longer_than_five_minutes(w
     ward.far.refuses["7!1"] = Forbidden("GitLab refuses it (403: archived)")
     await ward.deliver(lambda: bool(ward.far.tried))
     await ward.yard.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1 WHERE target = 'matrix'"))
-    await ward.yard.write(lambda tx: outbox.add(tx, GITLAB, "7!2", Kind.NOTE, body={}))
+    await ward.yard.write(lambda tx: outbox.add(tx, NoteLane(SECOND.ref), Kind.NOTE, body={}))
     assert (await ward.check("outbox")).state is State.DEGRADED
     ward.yard.pass_by(minutes=6)
     check = await ward.check("outbox")
@@ -294,7 +295,7 @@ async def test_outbox_failed_when_anything_else_waits_longer_than_five_minutes(w
 
 
 async def test_outbox_failed_when_a_message_waits_that_the_clock_says_is_of_tomorrow(ward: Ward) -> None:
-    await ward.yard.write(lambda tx: outbox.add(tx, GITLAB, "7!2", Kind.NOTE, body={}))
+    await ward.yard.write(lambda tx: outbox.add(tx, NoteLane(SECOND.ref), Kind.NOTE, body={}))
     ward.yard.pass_by(days=-1)
     assert (await ward.check("outbox")).state is State.FAILED
 
@@ -302,12 +303,12 @@ async def test_outbox_failed_when_a_message_waits_that_the_clock_says_is_of_tomo
 async def test_outbox_one_rooms_backlog_is_that_rooms_while_the_room_has_a_problem(tmp_path: Path) -> None:
     async with a_ward(tmp_path, (ROOM, FAR)) as ward:
         await ward.synced()
-        await ward.yard.write(lambda tx: outbox.add(tx, MATRIX, FAR, Kind.SAY, body={"text": "x"}))
+        await ward.yard.write(lambda tx: outbox.add(tx, RoomLane(FAR), Kind.SAY, body={"text": "x"}))
         ward.yard.pass_by(minutes=6)
         check = await ward.check("outbox")
         assert check.state is State.DEGRADED
         assert check.detail.startswith(f"{FAR}: ")
-        await ward.yard.write(lambda tx: outbox.add(tx, MATRIX, ROOM, Kind.SAY, body={"text": "x"}))
+        await ward.yard.write(lambda tx: outbox.add(tx, RoomLane(ROOM), Kind.SAY, body={"text": "x"}))
         ward.yard.pass_by(minutes=6)
         assert (await ward.check("outbox")).state is State.FAILED
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
 from ravebot.errors import Unavailable
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.operations.stale_notes import StaleNotes
@@ -22,6 +21,7 @@ from tests.integration.test_cli import Installation
 from tests.integration.test_cli_run import here, running
 from tests.integration.test_delivery_gitlab import Post
 from tests.integration.test_intake_gitlab import Desk, desk
+from tests.support.clock import ManualClock
 from tests.support.edges import Guests, Shelf
 from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Note, User
 from tests.support.records import a_merge_request, make_config

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
 from ravebot.errors import StoreError
 from ravebot.store.database import Database, get_meta, set_meta
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 

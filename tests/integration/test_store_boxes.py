@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock, from_us
-from ravebot.sandboxes.model import SandboxId
+from ravebot.clock import from_us
+from ravebot.sandboxes.model import MergeRequestRef, SandboxId
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database
-from ravebot.store.outbox import GITLAB, MATRIX, Kind
-from ravebot.store.signals import INTAKE, OUTBOX_GITLAB, OUTBOX_MATRIX
-from tests.support.records import World, a_database_of_version_1, a_world
+from ravebot.store.signals import INTAKE
+from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, Lane, NoteLane, RoomLane
+from tests.support.clock import ManualClock
+from tests.support.records import World, a_database_of_version_1, a_world, pending
 
 pytestmark = pytest.mark.integration
+MR_LANE = NoteLane(MergeRequestRef(7, 1))
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ async def test_what_waits_is_never_forgotten_and_what_was_handled_long_ago_is(wo
     world.pass_by(days=15)
     await finish(world, "new")
     assert await world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14))) == 1
-    assert await world.read(inbox.pending) == 1
+    assert await world.read(pending) == 1
     assert not await receive(world, "new")
 
 
@@ -119,11 +121,9 @@ async def test_a_new_delivery_wakes_the_intake_and_a_doubled_one_does_not(world:
     assert not await world.database.signals.wait(INTAKE, 0.01)
 
 
-async def tell(world: World, lane: str, kind: Kind = Kind.CARD, merge_key: str | None = None,
-               target: str = MATRIX) -> None:  # fmt: skip
-    await world.write(
-        lambda tx: outbox.add(tx, target, lane, kind, sandbox_id=SandboxId(1), body={"n": 1}, merge_key=merge_key)
-    )
+async def tell(world: World, lane: str | Lane, kind: Kind = Kind.CARD, merge_key: str | None = None) -> None:
+    to = RoomLane(lane) if isinstance(lane, str) else lane
+    await world.write(lambda tx: outbox.add(tx, to, kind, sandbox_id=SandboxId(1), body={"n": 1}, merge_key=merge_key))
 
 
 async def test_a_change_is_merged_into_the_one_that_waits_unsent(world: World) -> None:
@@ -166,7 +166,7 @@ async def test_the_first_attempts_time_is_kept(world: World) -> None:
 async def test_a_lane_is_due_when_its_oldest_row_is(world: World) -> None:
     for lane in ("a", "b", "a"):
         await tell(world, lane, Kind.HISTORY)
-    await tell(world, "7!1", Kind.NOTE, target=GITLAB)
+    await tell(world, MR_LANE, Kind.NOTE)
     assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a", "b")
     assert await world.read(lambda tx: outbox.due_lanes(tx, GITLAB)) == ("7!1",)
     await world.write(lambda tx: outbox.postpone(tx, 1, timedelta(seconds=5)))
@@ -203,7 +203,7 @@ async def test_the_age_of_what_waits_grows_again_after_the_clock_was_set_back(wo
 
 async def test_rows_of_the_version_before_are_all_there_after_the_upgrade_and_due(tmp_path: Path) -> None:
     waits = {"attempts": 3, "next_attempt_at": 10**18}
-    told = {"target": MATRIX, "lane": "room", "kind": "say", **waits}
+    told = {"target": MATRIX.name, "lane": "room", "kind": "say", **waits}
     heard = {"source": "gitlab", "delivery_key": "k", "lane": "a", "kind": "note", "body": "body of k", **waits}
     done = {"source": "gitlab", "delivery_key": "d", "lane": "a", "kind": "note", "handled_at": 5, "outcome": "done"}
     path = a_database_of_version_1(tmp_path / "old", told, {**told, "delivered_at": 5}, inbox=(heard, done))
@@ -233,10 +233,11 @@ async def test_the_backlog_says_how_many_wait_and_since_when(world: World) -> No
     assert (await world.read(lambda tx: outbox.backlog(tx, MATRIX)))[0] == 1
 
 
-@pytest.mark.parametrize(("target", "signal"), [(MATRIX, OUTBOX_MATRIX), (GITLAB, OUTBOX_GITLAB)])
-async def test_a_message_wakes_its_own_delivery(world: World, target: str, signal: str) -> None:
-    await tell(world, "lane", target=target)
-    assert await world.database.signals.wait(signal, 1)
+@pytest.mark.parametrize("lane", [RoomLane("room"), MR_LANE])
+async def test_a_message_wakes_its_own_delivery(world: World, lane: Lane) -> None:
+    await tell(world, lane, Kind.REPLY)
+    for target in TARGETS:
+        assert await world.database.signals.wait(target.signal, 0.01) == (target is lane.target)
 
 
 async def test_a_card_is_found_by_its_sandbox_and_room(world: World) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -16,10 +17,21 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock, from_us
+from ravebot.clock import from_us
 from ravebot.errors import StoreError
 from ravebot.store import outbox
-from ravebot.store.database import Database, Transaction, get_meta, migrate, migrations, set_meta, statements
+from ravebot.store.database import (
+    READERS,
+    Database,
+    Transaction,
+    get_meta,
+    migrate,
+    migrations,
+    set_meta,
+    statements,
+)
+from ravebot.store.targets import GITLAB
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 
@@ -163,6 +175,24 @@ async def test_waiters_are_woken_after_the_commit_and_not_by_a_failure(database:
     assert not await database.signals.wait("pool", 0.01)
 
 
+async def test_each_connection_has_a_thread_that_is_named_and_ends_with_the_database(tmp_path: Path) -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("database-")}
+
+    path = tmp_path / "ravebot.db"
+    async with Database(path, ManualClock()) as database:
+        assert await database.write(lambda _: threading.current_thread().name) == "database-writer"
+        assert await database.read(lambda _: threading.current_thread().name) in threads()
+        assert len(threads()) == 1 + READERS
+    path.write_bytes(b"this is no database at all, just text of some length")
+    with pytest.raises(StoreError, match="can't be used"):
+        async with Database(path, ManualClock()):
+            pass
+    async with asyncio.timeout(5):
+        while threads():
+            await asyncio.sleep(0.01)
+
+
 async def test_only_we_can_read_the_files(database: Database) -> None:
     await database.write(lambda tx: set_meta(tx, "key", "x"))
     folder = database.path.parent
@@ -205,9 +235,9 @@ async def test_the_folder_is_free_again_after_a_clean_end_and_after_a_failed_sta
 async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys\nfrom pathlib import Path\n"
-        "from ravebot.clock import ManualClock\nfrom ravebot.store.database import Database\n"
+        "from ravebot.clock import SystemClock\nfrom ravebot.store.database import Database\n"
         "async def main():\n"
-        "    async with Database(Path(sys.argv[1]), ManualClock()):\n"
+        "    async with Database(Path(sys.argv[1]), SystemClock()):\n"
         "        print('held', flush=True)\n"
         "        await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
@@ -276,9 +306,9 @@ async def test_messages_that_the_first_version_left_are_kept_and_were_never_seen
                 row,
             )
     async with Database(path, ManualClock()) as database:
-        [lane] = await database.read(lambda tx: outbox.waiting(tx, "gitlab"))
-        head = await database.read(lambda tx: outbox.head(tx, "gitlab", "7!1"))
-    assert (lane.lane, lane.count, lane.since, lane.refused) == ("7!1", 2, from_us(1_000_000), "")
+        [lane] = await database.read(lambda tx: outbox.waiting(tx, GITLAB))
+        head = await database.read(lambda tx: outbox.head(tx, GITLAB, "7!1"))
+    assert (lane.name, lane.count, lane.since, lane.refused) == ("7!1", 2, from_us(1_000_000), "")
     assert head
     assert (head.id, head.attempted, head.attempts) == (1, True, 3)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.clock import ManualClock
 from ravebot.operations import audit
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MachineId, MergeRequestRef, SandboxId
 from ravebot.sandboxes.telling import words
 from ravebot.store import events
 from ravebot.store.database import Database, Transaction
+from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
 

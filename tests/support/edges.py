@@ -15,7 +15,6 @@ from ravebot.access.rules import Connections, Repair, Rules
 from ravebot.errors import GuestError, MachineNotFound, RavebotError, Unavailable
 from ravebot.notify.delivery import Sent
 from ravebot.providers.base import (
-    Capabilities,
     HostUsage,
     Listing,
     MachineSpec,
@@ -50,7 +49,7 @@ class Guests:
         self.silent: set[str] = set()
         self.answering = True
         self.hold: dict[str, asyncio.Event] = {}  # calls that wait until they are let go
-        self.host_usage = HostUsage(64 * GIB, 64 * GIB, 640 * GIB, 640 * GIB, 0)
+        self.host_usage = HostUsage(64 * GIB, 640 * GIB, 0)
         self.authorized: dict[str, tuple[str, ...]] = {}
         self.exit_code = 0
         self.used = Usage(1.5, 32 * 1024**2, 0)
@@ -67,9 +66,9 @@ class Guests:
     def count(self, call: str) -> int:
         return sum(1 for one, _ in self.calls if one == call)
 
-    async def open(self) -> Capabilities:
+    async def open(self) -> None:
         await self._called("open")
-        return await self.inner.open()
+        await self.inner.open()
 
     async def close(self) -> None:
         await self.inner.close()
@@ -179,8 +178,8 @@ class Shelf:
     def set(self, name: str, state: Observed) -> None:
         self.machines[name] = replace(self.machines[name], state=state)
 
-    async def open(self) -> Capabilities:
-        return Capabilities(accelerated=False)
+    async def open(self) -> None:
+        """Nothing to open."""
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -251,7 +250,7 @@ class Shelf:
         return Usage(1.0, 1024, 0)
 
     async def host(self) -> HostUsage:
-        return HostUsage(64 * GIB, 64 * GIB, 640 * GIB, 640 * GIB, 0)
+        return HostUsage(64 * GIB, 640 * GIB, 0)
 
     async def events(self) -> AsyncIterator[ProviderEvent]:
         return

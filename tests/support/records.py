@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ravebot.clock import ManualClock, to_us
+from ravebot.clock import to_us
 from ravebot.config.model import Config
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
@@ -36,6 +36,7 @@ from ravebot.sandboxes.model import (
 from ravebot.store import events, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction, dump_json, migrate, migrations
 from ravebot.web.metrics import Metrics
+from tests.support.clock import ManualClock
 
 T = TypeVar("T")
 NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -117,6 +118,13 @@ def a_machine(number: int = 1, **facts: Any) -> Machine:
         disk_bytes=64 * 1024**2,
     )
     return replace(known, **facts)
+
+
+def pending(tx: Transaction) -> int:
+    """How many requests wait in the inbox."""
+    row = tx.one("SELECT COUNT(*) AS n FROM inbox WHERE handled_at IS NULL")
+    assert row
+    return int(row["n"])
 
 
 @dataclass
@@ -210,6 +218,10 @@ class World:
         """Target, lane, kind and body of all that was not delivered yet, in order."""
         rows = await self.read(lambda tx: tx.all("SELECT * FROM outbox WHERE delivered_at IS NULL ORDER BY id"))
         return [(row["target"], row["lane"], row["kind"], row["body"]) for row in rows]
+
+    async def visits(self) -> list[dict[str, Any]]:
+        """What is kept of who connected."""
+        return [dict(row) for row in await self.read(lambda tx: tx.all("SELECT * FROM connections"))]
 
     async def told_kinds(self) -> list[str]:
         return [f"{target} {kind}" for target, _, kind, _ in await self.outbox()]

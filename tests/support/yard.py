@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ravebot.clock import ManualClock
 from ravebot.parts import Core, make_core
 from ravebot.providers.base import Provider
 from ravebot.providers.libvirt import LibvirtProvider
@@ -20,6 +19,7 @@ from ravebot.sandboxes.pool.flights import Flights
 from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.web.metrics import Metrics
+from tests.support.clock import ManualClock
 from tests.support.edges import Code, Fence, Guests
 from tests.support.records import World, make_config
 

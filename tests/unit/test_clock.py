@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.clock import ManualClock, SystemClock, Wait, from_us, to_us
+from ravebot.clock import SystemClock, Wait, from_us, to_us
+from tests.support.clock import ManualClock
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
 

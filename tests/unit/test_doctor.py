@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ravebot.clock import ManualClock
 from ravebot.config.model import Config
 from ravebot.operations.doctor import Finding, Verdict, machines, network, show, state
 from ravebot.operations.doctor.examine import clock, gathered
@@ -19,6 +18,7 @@ from ravebot.sandboxes.model import RAVEBOT, EventKind
 from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.terminal import Output
+from tests.support.clock import ManualClock
 
 
 def config(**changes: object) -> Config:

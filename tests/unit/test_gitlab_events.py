@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.gitlab.events import CommentPosted, Ignored, Malformed, MergeRequestChanged, parse
+from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
+from ravebot.gitlab.fields import Malformed
 from ravebot.sandboxes.model import MergeRequestRef, Person
 from tests.support.gitlab import payloads
 from tests.support.gitlab.state import State
@@ -42,8 +43,6 @@ def test_a_merge_request_is_complete_from_its_payload() -> None:
     attributes = body["object_attributes"]
     event = parse(body)
     assert isinstance(event, MergeRequestChanged)
-    assert event.action == "open"
-    assert not event.code_changed
     mr = event.mr
     assert mr.ref == MergeRequestRef(attributes["target_project_id"], 1)
     assert mr.full_ref == "group/app!1"
@@ -84,16 +83,6 @@ def test_an_author_who_is_named_nowhere_has_no_name() -> None:
     assert event.by == Person(5, "maintainer")
 
 
-def test_only_an_update_with_an_old_revision_changes_the_code() -> None:
-    body = opened()
-    body["object_attributes"] |= {"action": "update"}
-    assert parse(body).code_changed is False  # type: ignore[union-attr] # what is asked is whether it is there and false
-    body["object_attributes"] |= {"oldrev": "a" * 40}
-    event = parse(body)
-    assert isinstance(event, MergeRequestChanged)
-    assert event.code_changed
-
-
 def test_what_older_or_stranger_servers_leave_out_is_no_error() -> None:
     body = opened()
     for key in ("assignees", "reviewers", "labels", "changes"):
@@ -104,7 +93,7 @@ def test_what_older_or_stranger_servers_leave_out_is_no_error() -> None:
     body["object_attributes"] |= {"last_commit": None, "source_project_id": None, "work_in_progress": True}
     event = parse(body)
     assert isinstance(event, MergeRequestChanged)
-    assert (event.action, event.by.id, event.mr.head_sha, event.mr.draft) == (None, 0, "", True)
+    assert (event.by.id, event.mr.head_sha, event.mr.draft) == (0, "", True)
     assert event.mr.from_fork
 
 
@@ -176,7 +165,6 @@ def test_other_events_are_ignored(kind: str) -> None:
         ("object_attributes.last_commit", {"id": "A" * 40}),
         ("object_attributes.last_commit", {"id": "a" * 41}),
         ("object_attributes.draft", "yes"),
-        ("object_attributes.action", 7),
         ("project", None),
         ("project.path_with_namespace", 3),
         ("user", "root"),

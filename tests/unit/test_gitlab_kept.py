@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -25,13 +26,20 @@ COMMENT = CommentPosted(MR.ref, "g/a", 99, ALICE, "/sandbox stop", None)
 @pytest.mark.parametrize(
     "event",
     [
-        MergeRequestChanged(MR, "update", True, BOB),
-        MergeRequestChanged(replace(MR, updated_at=None, people=(), head_sha=""), None, False, Person(0, "")),
+        MergeRequestChanged(MR, BOB),
+        MergeRequestChanged(replace(MR, updated_at=None, people=(), head_sha=""), Person(0, "")),
         COMMENT,
     ],
 )
 def test_an_event_is_read_as_it_was_kept(event: MergeRequestChanged | CommentPosted) -> None:
     assert read(*kept(event)) == event
+
+
+def test_a_change_that_an_earlier_version_kept_is_read() -> None:
+    kind, body = kept(MergeRequestChanged(MR, BOB))
+    assert read(kind, json.dumps(json.loads(body) | {"action": "update", "code_changed": True})) == MergeRequestChanged(
+        MR, BOB
+    )
 
 
 def test_a_comment_is_kept_without_the_rest_of_its_text_and_of_the_merge_request() -> None:

@@ -129,7 +129,7 @@ def _changed() -> MergeRequestChanged:
     mr = MergeRequest(
         MergeRequestRef(7, 42), "g/a", "t", "http://h/g/a/-/merge_requests/42", "b", 7, "a" * 40, Person(1, "alice")
     )
-    return MergeRequestChanged(mr, "open", False, Person(1, "alice"))
+    return MergeRequestChanged(mr, Person(1, "alice"))
 
 
 def test_a_delivery_is_known_by_its_idempotency_key_else_by_its_body() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "ravebot"
 
 PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "transitions", "naming", "view", "pool.plan"))
-BASICS = ("ravebot.errors", "ravebot.clock")
+BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff", "ravebot.sshkeys")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
@@ -18,7 +18,9 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
     "ravebot.errors": (),
     "ravebot.clock": (),
-    "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sandboxes.view"),
+    "ravebot.backoff": (),
+    "ravebot.sshkeys": (),
+    "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sshkeys"),
     "ravebot.config.model": ("ravebot.config.values",),
     "ravebot.config.values": (),
     "ravebot.config.tree": (),

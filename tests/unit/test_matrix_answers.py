@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
 from ravebot.matrix.answers import LoginLost, judge
-from ravebot.matrix.sync import next_token, pause_seconds
+from ravebot.matrix.sync import PAUSES, next_token
 
 
 def raw(code: str, **more: Any) -> bytes:
@@ -86,11 +86,11 @@ def test_no_answer_raises_anything_but_our_errors(status: int, body: bytes, head
 
 @given(st.integers(min_value=1, max_value=10_000), st.floats(min_value=0, max_value=1))
 def test_the_pause_is_never_hot_and_never_longer_than_a_minute(failures: int, jitter: float) -> None:
-    assert 0.25 <= pause_seconds(failures, None, jitter) <= 60
+    assert 0.25 <= PAUSES.after(failures, None, jitter) <= 60
 
 
 def test_the_pause_is_at_least_what_the_server_asks_for() -> None:
-    assert pause_seconds(1, 120.0, 0.5) == 120.0
+    assert PAUSES.after(1, 120.0, 0.5) == 120.0
 
 
 @pytest.mark.parametrize("answer", [{}, {"next_batch": None}, {"next_batch": ""}, {"next_batch": 5}])

@@ -1,14 +1,13 @@
-"""Spans, sizes and fingerprints as people read them; how to get in."""
+"""Spans and sizes as people read them; how to get in."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ravebot.sandboxes.view import Access, fingerprint, in_bytes, in_words
+from ravebot.sandboxes.view import Access, in_bytes, in_words
+from ravebot.sshkeys import fingerprint
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEcHzbP8zKj9C1uCfO9eH7J2q0WIpEVv8Q0l8j2yYyqn"
 
@@ -33,21 +32,6 @@ def test_a_span_in_words(seconds: float, text: str) -> None:
 )  # fmt: skip
 def test_a_size_in_words(count: int, text: str) -> None:
     assert in_bytes(count) == text
-
-
-def test_a_fingerprint_is_the_one_that_ssh_keygen_prints() -> None:
-    assert fingerprint(KEY) == "SHA256:4oPFwA2eHinHx6rpvqtDar39YRsabt3ne7jnZncWpUQ"
-
-
-@pytest.mark.parametrize("text", ["", "ssh-ed25519", "ssh-ed25519 not*base64", "ssh-ed25519 AAA"])
-def test_what_is_no_key_has_no_fingerprint(text: str) -> None:
-    with pytest.raises(ValueError, match="not an OpenSSH public key line"):
-        fingerprint(text)
-
-
-@given(comment=st.text(alphabet="abc @.", max_size=20))
-def test_a_comment_changes_no_fingerprint(comment: str) -> None:
-    assert fingerprint(f"{KEY} {comment}") == fingerprint(KEY)
 
 
 def access(host: str = "sandboxes.example.org", scheme: str | None = "https") -> Access:

@@ -72,8 +72,8 @@ def set_mark(bit: int) -> JsonObject:
     return {"mangle": {"key": meta("mark"), "value": {"|": [meta("mark"), bit]}}}
 
 
-def has_connection_mark(bit: int, present: bool = True) -> JsonObject:
-    return match({"&": [{"ct": {"key": "mark"}}, bit]}, bit if present else 0)
+def lacks_connection_mark(bit: int) -> JsonObject:
+    return match({"&": [{"ct": {"key": "mark"}}, bit]}, 0)
 
 
 def set_connection_mark(bit: int) -> JsonObject:

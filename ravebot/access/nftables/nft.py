@@ -15,6 +15,7 @@ from ravebot.errors import Unavailable
 
 JsonObject = dict[str, object]
 
+_LIMIT_SECONDS = 10.0
 _MESSAGE_LIMIT = 500
 LONG_BYTES = 100_000
 """Output of this length takes its time to be read: that is done in a thread."""
@@ -25,7 +26,7 @@ class TooSlow(Unavailable):
 
 
 @dataclass(frozen=True)
-class Listing:
+class RulesetDump:
     """What nft lists, in the kernel's order, and how long its text was."""
 
     entries: list[JsonObject]
@@ -35,9 +36,8 @@ class Listing:
 class NetworkTools:
     """Runs nft, ip, sysctl and conntrack, with `prefix` before each (such as `ip netns exec NAME`)."""
 
-    def __init__(self, prefix: Sequence[str] = (), timeout_seconds: float = 10.0) -> None:
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
         self.prefix = tuple(prefix)
-        self._timeout_seconds = timeout_seconds
         self._own_pids: deque[int] = deque(maxlen=1000)
 
     async def apply(self, commands: Sequence[JsonObject]) -> None:
@@ -48,13 +48,13 @@ class NetworkTools:
         """All that nftables holds, of everyone, but for the elements of named sets: what rules there are."""
         return (await self.listing(terse=True)).entries
 
-    async def listing(self, *, terse: bool = False) -> Listing:
+    async def listing(self, *, terse: bool = False) -> RulesetDump:
         """Everything that nftables holds, of everyone; `terse`: without the elements of named sets, and so fast.
 
         Raises TooSlow where it is too much to be listed.
         """
         output = await self._nft("-j", *(["-t"] if terse else []), "list", "ruleset")
-        return Listing(await _entries(output), len(output))
+        return RulesetDump(await _entries(output), len(output))
 
     async def elements(self, kind: str, family: str, table: str, name: str) -> list[object]:
         """What is in that set or map, whatever else the table holds; nothing where there is none."""
@@ -101,10 +101,10 @@ class NetworkTools:
         if argv[0] == "nft":
             self._own_pids.append(process.pid)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(_LIMIT_SECONDS):
                 output, errors = await process.communicate(stdin)
         except TimeoutError as error:
-            raise TooSlow(f"{argv[0]} did not answer in {self._timeout_seconds:g} s") from error
+            raise TooSlow(f"{argv[0]} did not answer in {_LIMIT_SECONDS:g} s") from error
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from ravebot.access.nftables import snapshot as snapshots
-from ravebot.access.nftables.nft import LONG_BYTES, JsonObject, Listing, NetworkTools, TooSlow, bodies
+from ravebot.access.nftables.nft import LONG_BYTES, JsonObject, NetworkTools, RulesetDump, TooSlow, bodies
 from ravebot.access.nftables.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
 from ravebot.access.nftables.snapshot import Snapshot
 
@@ -54,13 +54,13 @@ class Reader:
         known = dict(zip(places, contents, strict=True))
         entries = [{kind: self._filled(kind, body, known) for kind, body in bodies(entry)} for entry in static.entries]
         length = static.length + sum(len(content) for content in contents) * 100
-        return await self._snapshot(Listing(cast(list[JsonObject], entries), length), books)
+        return await self._snapshot(RulesetDump(cast(list[JsonObject], entries), length), books)
 
     def _filled(self, kind: str, body: JsonObject, known: dict[Place, list[object]]) -> JsonObject:
         elements = known.get((kind, str(body.get("family")), str(body.get("name"))))
         return {**body, "elem": elements} if elements and body.get("table") == self._table else body
 
-    async def _snapshot(self, listing: Listing, books: bool) -> Snapshot:
+    async def _snapshot(self, listing: RulesetDump, books: bool) -> Snapshot:
         def work() -> Snapshot:
             tables = {family: _of_table(listing.entries, family, self._table) for family in FAMILIES}
             rivals = instances_on(listing.entries, self._bridge) - {self._table.removeprefix(TABLE_PREFIX)}

@@ -327,7 +327,7 @@ class Ruleset:
         # A repeated SYN takes from the limit once.
         yield [*x.is_first(), x.jump("limits")]
         # Counted with its second packet, which nobody can send who forged the first one's sender.
-        first = [x.connection_state("established"), x.direction("original"), x.has_connection_mark(COUNTED, False)]
+        first = [x.connection_state("established"), x.direction("original"), x.lacks_connection_mark(COUNTED)]
         yield [*first, x.set_connection_mark(COUNTED), x.jump("arrived")]
         yield [x.goto("measured")]
 
@@ -337,7 +337,7 @@ class Ruleset:
 
     def _measured(self) -> Iterable[list[JsonObject]]:
         """Accepts either direction's packets of a connection to an opened port."""
-        yield [x.has_connection_mark(COUNTED, False), x.ACCEPT]
+        yield [x.lacks_connection_mark(COUNTED), x.ACCEPT]
         yield [x.protocol("tcp"), x.counted_in("traffic"), x.ACCEPT]
         yield [x.counted_by(UNCOUNTED["traffic"]), x.ACCEPT]
 

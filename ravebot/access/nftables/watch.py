@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from ravebot.access.nftables.nft import NetworkTools
+from ravebot.backoff import Backoff
 
 _GENERATION = re.compile(rb"^# new generation \d+ by process (\d+)")
 """One such line ends each transaction in nft's text output; its JSON output does not say who made it."""
 
 _PAUSE_SECONDS = 0.2
 _SETTLE_SECONDS = 0.5  # by then nft listens; it does not say when
-_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+_PAUSES = Backoff((1.0, 2.0, 5.0, 15.0, 60.0))
 _LINE_LIMIT = 4096
 
 
@@ -41,10 +42,9 @@ class Monitor:
                         yield
                 finally:
                     await self._end(process)
-            pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
             failures += 1
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), pause)
+                await asyncio.wait_for(self._closed.wait(), _PAUSES.after(failures))
 
     async def close(self) -> None:
         """Let every `changes` end."""

@@ -8,6 +8,10 @@ from typing import Any
 
 from ravebot.errors import GuestError
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
+from ravebot.sshkeys import HOST_TYPES, parse
+
+_MOST_KEYS = 8
+_LONGEST_LINE = 4096
 
 
 def returned(text: str, command: str) -> object:
@@ -39,3 +43,23 @@ def run_result(status: object) -> RunResult:
     except ValueError as error:  # also what isn't even ASCII
         raise GuestError("the guest agent's answer makes no sense: its output is no base64") from error
     return RunResult(code, output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace"))
+
+
+def host_keys(text: str) -> tuple[str, ...]:
+    """The SSH host keys in the text of `*.pub` files, one a line, as type and Base64 in their one form.
+
+    Raises GuestError for anything else.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not 1 <= len(lines) <= _MOST_KEYS:
+        raise GuestError(f"the guest shows {len(lines)} SSH host keys: 1 to {_MOST_KEYS} are expected")
+    return tuple(dict.fromkeys(_host_key(line) for line in lines))
+
+
+def _host_key(line: str) -> str:
+    if len(line) > _LONGEST_LINE or line.split()[0] not in HOST_TYPES or not line.isascii():
+        raise GuestError("the guest shows something as an SSH host key that is none")
+    try:
+        return parse(line)
+    except ValueError as error:
+        raise GuestError("the guest shows a damaged SSH host key") from error

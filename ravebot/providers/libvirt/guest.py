@@ -21,12 +21,12 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
+from ravebot.backoff import Backoff
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
-from ravebot.providers.libvirt.answers import field, returned, run_result
+from ravebot.providers.libvirt.answers import field, host_keys, returned, run_result
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
-from ravebot.providers.libvirt.hostkeys import parse_host_keys
 
 CHUNK_BYTES = 64 * 1024
 # libvirt 9.0 garbles a command that does not fit into its socket's send buffer (208 KiB by default) in one
@@ -34,8 +34,7 @@ CHUNK_BYTES = 64 * 1024
 _LONGEST_COMMAND = 128 * 1024
 _CALL_SECONDS = 15.0
 _QUEUE_SECONDS = 15.0
-_FIRST_POLL_SECONDS = 0.02
-_SLOWEST_POLL_SECONDS = 0.5
+_POLLS = Backoff.growing(0.02, 0.5, factor=1.5)
 _PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The command writes to a pipe whose reader keeps only the end of it in files, so that endless output fills nothing.
 # It is not the agent's own pipe: a service that the command leaves running would hold that open for ever. For such
@@ -114,11 +113,10 @@ class GuestAgents:
             },
         )
         pid = field(started, "pid", int)
-        pause = _FIRST_POLL_SECONDS
+        pauses = iter(_POLLS)
         missed: GuestTimeout | Unavailable | None = None
         while (left := deadline - _now()) > 0:
-            await asyncio.sleep(min(pause, left))
-            pause = min(pause * 1.5, _SLOWEST_POLL_SECONDS)
+            await asyncio.sleep(min(next(pauses), left))
             try:
                 status = await self._ask(name, "guest-exec-status", min(_CALL_SECONDS, max(left, 1)), {"pid": pid})
             except (GuestTimeout, Unavailable) as error:  # only the deadline counts
@@ -177,7 +175,7 @@ class GuestAgents:
         done = await self.run(name, ("sh", "-c", _HOST_KEYS), timeout=timedelta(seconds=_CALL_SECONDS))
         if done.exit_code != 0:
             raise GuestError("the guest has no SSH host keys in /etc/ssh: does its image start an SSH server?")
-        return parse_host_keys(done.output)
+        return host_keys(done.output)
 
     def begin_shutdown(self, name: str) -> None:
         """Ask the agent to end the guest, without waiting for it; no agent call can be made meanwhile."""

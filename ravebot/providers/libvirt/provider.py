@@ -15,7 +15,6 @@ import psutil
 from ravebot.config.model import LibvirtConfig
 from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.base import (
-    Capabilities,
     HostUsage,
     Listing,
     MachineSpec,
@@ -79,9 +78,9 @@ class LibvirtProvider:
         self._connections = tuple(dict.fromkeys((self._control, *agents)))
         self._agents = GuestAgents(agents, self._domains)
         self._parcels = Parcels(self._control, self._domains, self._disks, self._agents)
-        self._capabilities: Capabilities | None = None
+        self._accelerated: bool | None = None
 
-    async def open(self) -> Capabilities:
+    async def open(self) -> None:
         """Connect, and make or mend the storage pool and the network; the first time, probe for KVM.
 
         A network of another configuration stays while it has machines, so that they can be ended; until then `create`
@@ -89,9 +88,8 @@ class LibvirtProvider:
         """
         self._consoles.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._call(self._prepare)
-        if self._capabilities is None:
-            self._capabilities = await self._probe()
-        return self._capabilities
+        if self._accelerated is None:
+            self._accelerated = await self._can_accelerate()
 
     def _prepare(self, handle: Handle) -> None:
         self._disks.ensure(handle)
@@ -99,15 +97,11 @@ class LibvirtProvider:
         if self._network is not None:
             self._network.prepare(handle)
 
-    async def _probe(self) -> Capabilities:
-        kind, details = await self._call(_facts)
-        if kind == "TEST":
-            return Capabilities(accelerated=False, guest_agent=False, details=details)
-        wanted = self._config.accelerator
-        if wanted == "auto":
-            probe = await probe_kvm(details["emulator"])
-            return Capabilities(probe.works, details={**details, "accelerator": probe.reason})
-        return Capabilities(wanted == "kvm", details={**details, "accelerator": "set by provider.accelerator"})
+    async def _can_accelerate(self) -> bool:
+        emulator = await self._call(_emulator)
+        if emulator is not None and self._config.accelerator == "auto":
+            return (await probe_kvm(emulator)).works
+        return self._config.accelerator == "kvm"
 
     async def close(self) -> None:
         """Close every connection; machines go on running."""
@@ -124,13 +118,14 @@ class LibvirtProvider:
 
     async def create(self, spec: MachineSpec) -> None:
         """Make address, disk and definition, in this order: a definition means that all of it is there."""
-        capabilities = self._capabilities or await self.open()
+        if self._accelerated is None:
+            await self.open()
         for path, key in ((spec.kernel, "kernel"), (spec.initrd, "initrd")):
             if path is not None and not await asyncio.to_thread(path.is_file):
                 raise ImageError(f"{path} is missing: put one there or change provider.{key}")
-        await self._call(lambda handle: self._create(handle, spec, capabilities))
+        await self._call(lambda handle: self._create(handle, spec))
 
-    def _create(self, handle: Handle, spec: MachineSpec, capabilities: Capabilities) -> None:
+    def _create(self, handle: Handle, spec: MachineSpec) -> None:
         domain = self._domains.find(handle, spec.name)
         if domain is not None and domain.UUIDString() != spec.uuid:
             raise ProviderError(f"a machine {spec.name} of ours exists with another UUID: it is left alone")
@@ -142,7 +137,7 @@ class LibvirtProvider:
         if disk is None:
             disk = self._disks.create_overlay(handle, spec.name, image=spec.image, size_bytes=spec.disk_bytes)
         if domain is None:
-            accelerated = "kvm" if capabilities.accelerated else "qemu"
+            accelerated = "kvm" if self._accelerated else "qemu"
             xml = domain_xml(
                 spec,
                 instance=self._instance,
@@ -264,14 +259,13 @@ class LibvirtProvider:
         return await self._call(work)
 
     async def host(self) -> HostUsage:
-        """What the host has, where the disks are and in memory."""
+        """What the host has left, where the disks are and in memory."""
 
         def work(handle: Handle) -> HostUsage:
             promised = self._disks.promised_bytes(handle)
             folder = self._disks.folder
             space = psutil.disk_usage(str(next(path for path in (folder, *folder.parents) if path.is_dir())))
-            memory = psutil.virtual_memory()
-            return HostUsage(memory.total, memory.available, space.total, space.free, promised)
+            return HostUsage(psutil.virtual_memory().available, space.free, promised)
 
         return await self._call(work)
 
@@ -294,14 +288,9 @@ class LibvirtProvider:
         return await self._control.call(work)
 
 
-def _facts(handle: Handle) -> tuple[str, dict[str, str]]:
-    kind = str(handle.getType())
-    details = {"libvirt": _version(handle.getLibVersion()), "hypervisor": f"{kind} {_version(handle.getVersion())}"}
-    if kind == "QEMU":
-        capabilities = ElementTree.fromstring(handle.getDomainCapabilities(None, "x86_64", None, "qemu"))  # noqa: S314
-        details["emulator"] = capabilities.findtext("path") or "qemu-system-x86_64"
-    return kind, details
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+def _emulator(handle: Handle) -> str | None:
+    """What QEMU is called here; None for libvirt's test driver."""
+    if handle.getType() != "QEMU":
+        return None
+    capabilities = ElementTree.fromstring(handle.getDomainCapabilities(None, "x86_64", None, "qemu"))  # noqa: S314
+    return capabilities.findtext("path") or "qemu-system-x86_64"

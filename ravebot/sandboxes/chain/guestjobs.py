@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from ravebot.backoff import Backoff
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider, RunResult
 from ravebot.sandboxes.model import CODE_FOLDER
@@ -24,6 +25,7 @@ from ravebot.sandboxes.view import in_words
 _ARCHIVE = "/srv/.merge-request"
 _CALL = timedelta(seconds=30)
 _NUMBER = re.compile(r"[0-9]{1,3}")
+_POLLS = Backoff.growing(0.05, 1.0, factor=1.5)
 
 # Commands reach su's shell on its standard input: with -c, the su of util-linux would put them into a session of their
 # own, and killing the job's would miss them. What varies is in the environment.
@@ -162,7 +164,7 @@ class GuestJobs:
         if started.exit_code != 0:
             raise GuestError(f"the guest could not start a job: {started.output.strip()[-500:]}")
         output = ""
-        pause = 0.05
+        pauses = iter(_POLLS)
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 while True:
@@ -174,8 +176,7 @@ class GuestJobs:
                         return JobResult(137, output)
                     if word.strip() != "running":
                         raise GuestError("the guest answered with nonsense when asked how its job goes")
-                    await asyncio.sleep(pause)
-                    pause = min(1.0, pause * 1.5)
+                    await asyncio.sleep(next(pauses))
         except TimeoutError as error:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
             raise GuestTimeout(f"not done after {in_words(timeout)}\n{output[-1500:]}") from error

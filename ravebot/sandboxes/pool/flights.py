@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import structlog
 
+from ravebot.backoff import Backoff
 from ravebot.errors import RavebotError
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import MachineId
 
 log = structlog.get_logger()
 
-_RETRY_FIRST_SECONDS, _RETRY_MOST_SECONDS = 1.0, 30.0
+_PAUSES = Backoff.growing(1.0, 30.0)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Flights:
     def _failed(self, machine_id: MachineId) -> float:
         """Leave the machine alone for a while; returns how many seconds."""
         failures = self._failures.get(machine_id, 0) + 1
-        pause = min(_RETRY_MOST_SECONDS, _RETRY_FIRST_SECONDS * 2.0 ** min(failures - 1, 10))
+        pause = _PAUSES.after(failures)
         self._failures[machine_id] = failures
         self._not_before[machine_id] = asyncio.get_running_loop().time() + pause
         return pause

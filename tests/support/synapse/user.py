@@ -133,6 +133,9 @@ class MatrixUser:
     async def members(self, room: str) -> set[str]:
         return set((await self.call("GET", "rooms", room, "joined_members"))["joined"])
 
+    async def joined_rooms(self) -> set[str]:
+        return set((await self.call("GET", "joined_rooms"))["joined_rooms"])
+
     async def send(self, room: str, text: str, **extra: Any) -> str:
         """Say something; `extra` are further keys of the content. Returns the event id."""
         return await self.send_content(room, {"msgtype": "m.text", "body": text} | extra)
