@@ -12,7 +12,6 @@ import pytest
 from ravebot.errors import StoreError
 from ravebot.operations.operator import Operator
 from ravebot.sandboxes.model import Actor
-from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -23,7 +22,7 @@ OPS = Actor("shell", "root")
 
 @pytest.fixture
 async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Guests(Shelf())) as yard:
+    async with a_yard(tmp_path) as yard:
         yield yard
 
 
