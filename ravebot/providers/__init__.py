@@ -1,1 +1,4 @@
-"""What runs machines. `base` is the contract; each folder beside it is one provider. Only `app` picks one."""
+"""What runs machines. `base` is the contract and `guest` what holds for every guest; each folder is one provider.
+
+Only `app` picks one. `memory` is for tests, and the one to read before writing another.
+"""

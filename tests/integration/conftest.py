@@ -1,4 +1,4 @@
-"""The homeserver and the accounts that a file's tests share."""
+"""What tests of several files need: a host of machines in memory, a homeserver with the accounts that a file shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from ravebot.providers.memory import MemoryHost
 from tests.support.synapse import MatrixUser, Synapse
+
+
+@pytest.fixture
+def host() -> MemoryHost:
+    return MemoryHost()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

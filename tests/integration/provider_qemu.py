@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 from ravebot.config.model import LibvirtConfig
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt import LibvirtProvider
-from tests.integration.provider_contract import ProviderBench, bridge_of_its_own, open_folder
+from tests.integration.provider_contract import SECOND
+from tests.integration.provider_libvirt import LibvirtBench, bridge_of_its_own, open_folder
 from tests.support.guest_image import build_guest
 from tests.support.libvirtd import ensure_libvirtd
 
-SECOND = timedelta(seconds=1)
 BOOT_SECONDS = 60
 
 
 @contextmanager
-def qemu_bench() -> Iterator[ProviderBench]:
+def qemu_bench() -> Iterator[LibvirtBench]:
     ensure_libvirtd()
     with open_folder() as folder:
         guest = build_guest(folder / "guest")
@@ -33,7 +32,7 @@ def qemu_bench() -> Iterator[ProviderBench]:
             cmdline=guest.cmdline,
             storage_pool=folder / "disks",
         )
-        bench = ProviderBench(config, folder)
+        bench = LibvirtBench(config, folder)
         try:
             yield bench
         finally:
@@ -41,7 +40,7 @@ def qemu_bench() -> Iterator[ProviderBench]:
 
 
 @contextmanager
-def running_guest() -> Iterator[tuple[ProviderBench, MachineSpec]]:
+def running_guest() -> Iterator[tuple[LibvirtBench, MachineSpec]]:
     """One well-behaved guest that runs, to be shared by tests that leave it as it was."""
     with qemu_bench() as bench:
         spec = bench.spec()

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.observation import wanted
 from ravebot.sandboxes.pool.admission import Admission
 from ravebot.store import machines, sandboxes
-from tests.support.edges import Guests, Shelf
 from tests.support.records import BY_ALICE, World, a_merge_request, a_world
 
 pytestmark = pytest.mark.integration
@@ -34,7 +34,7 @@ def admission(world: World, busy: frozenset[int] = frozenset()) -> Admission:
         return busy
 
     return Admission(
-        world.config, world.clock, world.database, Guests(Shelf()), world.lifecycle, world.metrics, ports
+        world.config, world.clock, world.database, MemoryProvider(), world.lifecycle, world.metrics, ports
     )  # fmt: skip
 
 

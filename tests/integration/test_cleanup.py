@@ -14,11 +14,11 @@ import pytest
 from ravebot.errors import ProviderError, Unavailable
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.providers.base import Usage
+from ravebot.providers.memory import Disk, Lease, MemoryHost, MemoryProvider
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequest
 from ravebot.store import machines
 from ravebot.store.signals import POOL
 from ravebot.terminal import Output, show_cleanup
-from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -30,13 +30,8 @@ GRACE = timedelta(seconds=1)
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
-
-
-@pytest.fixture
-async def yard(tmp_path: Path, shelf: Shelf) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Guests(shelf)) as yard:
+async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
         yield yard
 
 
@@ -55,18 +50,18 @@ async def running(yard: Yard) -> AsyncIterator[None]:
             await loop
 
 
-async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, shelf: Shelf) -> None:
+async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     await yard.told(SECOND)
     name = (await yard.machine(MR)).name
-    shelf.put("rave-test-stray")
-    shelf.volumes.add("rave-test-lonely.qcow2")
+    host.put("rave-test-stray")
+    host.volumes["rave-test-lonely.qcow2"] = Disk()
     said: list[str] = []
     report = await cleaner(yard).alone(ALL, GRACE, said.append)
     assert sorted(report.ended) == ["group/app!1", "group/app!2"]
     assert sorted(report.machines) == sorted([name, "rave-test-stray"])
     assert report.failed == ()
-    assert (shelf.machines, shelf.volumes) == ({}, set())
+    assert (host.machines, host.volumes) == ({}, {})
     assert yard.fence.rules.guests == frozenset()
     assert [(await yard.latest(mr)).state.value for mr in (MR, SECOND)] == ["ended", "ended"]
     assert (await yard.latest(MR)).end_reason is EndReason.STOPPED
@@ -74,10 +69,10 @@ async def test_everything_goes_with_the_bot_down_strangers_too(yard: Yard, shelf
 
 
 async def test_a_dhcp_entry_that_was_removed_is_called_one(
-    yard: Yard, shelf: Shelf, capsys: pytest.CaptureFixture[str]
+    yard: Yard, host: MemoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shelf.volumes.add("rave-test-lonely.qcow2")
-    shelf.addresses.add("52:54:00:aa:bb:cc")
+    host.volumes["rave-test-lonely.qcow2"] = Disk()
+    host.addresses["52:54:00:aa:bb:cc"] = Lease()
     report = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     capsys.readouterr()
     show_cleanup(Output(), report)
@@ -90,39 +85,39 @@ async def test_a_dhcp_entry_that_was_removed_is_called_one(
 
 async def test_what_it_used_while_the_bot_was_down_is_accounted_for_too(yard: Yard) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
     yard.provider.used = Usage(cpu_seconds=99.0, memory_peak_bytes=77 * 1024**2, disk_bytes=0)
     await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     [ended] = await yard.log("sandbox.ended")
     assert (ended["cpu_seconds"], ended["memory_peak_bytes"]) == (99.0, 77 * 1024**2)
 
 
-async def test_a_machine_that_was_never_made_is_cleaned_away_without_a_complaint(tmp_path: Path, shelf: Shelf) -> None:
-    async with a_yard(tmp_path, shelf) as yard:
+async def test_a_machine_that_was_never_made_is_cleaned_away_without_a_complaint(
+    tmp_path: Path, host: MemoryHost
+) -> None:
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
         await yard.started(MR)
-        assert shelf.machines == {}
+        assert host.machines == {}
         report = await cleaner(yard).alone(replace(ALL, force=False), GRACE, lambda _line: None)
         assert report.failed == ()
         assert await yard.is_in(MR, "ended")
         assert await yard.read(machines.live) == ()
 
 
-async def test_only_what_is_old_enough_goes(yard: Yard, shelf: Shelf) -> None:
+async def test_only_what_is_old_enough_goes(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     yard.pass_by(hours=1)
     await yard.make_ready(SECOND)
-    shelf.put("rave-test-stray")
+    host.put("rave-test-stray")
     wish = Wish(timedelta(minutes=50), everything=False, force=True, adopt=False, actor=OPS)
     report = await cleaner(yard).alone(wish, GRACE, lambda _line: None)
     assert report.ended == ("group/app!1",)
-    assert set(shelf.machines) == {(await yard.machine(SECOND)).name, "rave-test-stray"}
+    assert set(host.machines) == {(await yard.machine(SECOND)).name, "rave-test-stray"}
     assert await yard.is_in(SECOND, "ready")
 
 
 async def test_without_force_guests_are_asked_first_and_switched_off_after_the_grace(yard: Yard) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
-    yard.provider.ignores_shutdown = True
+    yard.provider.ignores.add("shutdown")
     yard.provider.calls.clear()
     await cleaner(yard).alone(replace(ALL, force=False), timedelta(milliseconds=300), lambda _line: None)
     calls = [call for call, _ in yard.provider.calls if call in ("shutdown", "destroy", "delete")]
@@ -131,14 +126,12 @@ async def test_without_force_guests_are_asked_first_and_switched_off_after_the_g
 
 async def test_with_force_guests_are_not_asked(yard: Yard) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
     await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     assert yard.provider.count("shutdown") == 0
 
 
-async def test_what_could_not_be_removed_is_reported_and_gone_the_next_time(yard: Yard, shelf: Shelf) -> None:
+async def test_what_could_not_be_removed_is_reported_and_gone_the_next_time(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
     yard.provider.fails["delete"] = Unavailable("libvirt is away")
     report = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     assert report.machines == ()
@@ -147,12 +140,12 @@ async def test_what_could_not_be_removed_is_reported_and_gone_the_next_time(yard
     yard.provider.fails.clear()
     again = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     assert again.failed == ()
-    assert shelf.machines == {}
+    assert host.machines == {}
     assert await yard.is_in(MR, "ended")
 
 
-async def test_an_empty_database_adopts_what_it_is_told_to_and_removes_it(yard: Yard, shelf: Shelf) -> None:
-    shelf.put("rave-test-from-before")
+async def test_an_empty_database_adopts_what_it_is_told_to_and_removes_it(yard: Yard, host: MemoryHost) -> None:
+    host.put("rave-test-from-before")
     wish = Wish(None, everything=False, force=False, adopt=True, actor=OPS)
     await yard.go()
     assert yard.core.pool.blocked
@@ -163,10 +156,9 @@ async def test_an_empty_database_adopts_what_it_is_told_to_and_removes_it(yard: 
 
 
 @pytest.mark.parametrize("call", ["list", "delete"])
-async def test_an_adopting_that_failed_is_not_taken_for_a_persons_word(yard: Yard, shelf: Shelf, call: str) -> None:
-    shelf.put("rave-test-from-before")
+async def test_an_adopting_that_failed_is_not_taken_for_a_persons_word(yard: Yard, host: MemoryHost, call: str) -> None:
+    host.put("rave-test-from-before")
     wish = Wish(None, everything=False, force=False, adopt=True, actor=OPS)
-    assert isinstance(yard.provider, Guests)
     yard.provider.fails[call] = Unavailable("libvirt is away")
     with suppress(Unavailable):
         assert (await cleaner(yard).beside_bot(wish, GRACE)).failed
@@ -175,13 +167,13 @@ async def test_an_adopting_that_failed_is_not_taken_for_a_persons_word(yard: Yar
     yard.pass_by(hours=1)
     await yard.go()
     assert yard.core.pool.blocked
-    assert set(shelf.machines) == {"rave-test-from-before"}
+    assert set(host.machines) == {"rave-test-from-before"}
     assert (await cleaner(yard).beside_bot(wish, GRACE)).machines == ("rave-test-from-before",)
     await yard.go()
     assert not yard.core.pool.blocked
 
 
-async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, shelf: Shelf) -> None:
+async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, host: MemoryHost) -> None:
     async with running(yard):
         await yard.told(MR)
         async with asyncio.timeout(5):
@@ -190,12 +182,11 @@ async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, shelf
         name = (await yard.machine(MR)).name
         report = await cleaner(yard).beside_bot(ALL, timedelta(seconds=5))
         assert (report.ended, report.machines, report.kept) == (("group/app!1",), (name,), ())
-        assert shelf.machines == {}
+        assert host.machines == {}
         assert await yard.is_in(MR, "ended")
 
 
 async def test_all_beside_the_bot_takes_away_what_machines_share_until_one_is_built_again(yard: Yard) -> None:
-    assert isinstance(yard.provider, Guests)
     guests = yard.provider
 
     async def ready(mr: MergeRequest) -> None:
@@ -225,7 +216,6 @@ async def test_all_beside_the_bot_takes_away_what_machines_share_until_one_is_bu
 
 async def test_beside_the_bot_what_machines_share_stays_while_one_is_left(yard: Yard) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
     report = await cleaner(yard).beside_bot(ALL, timedelta(0))
     assert (yard.provider.count("remove"), yard.fence.there) == (0, True)
     assert len(report.kept) == 2
@@ -234,7 +224,6 @@ async def test_beside_the_bot_what_machines_share_stays_while_one_is_left(yard: 
 
 async def test_all_waits_for_a_machine_too_that_its_sandbox_has_left(yard: Yard) -> None:
     guests = yard.provider
-    assert isinstance(guests, Guests)
     guests.fails |= {"start": ProviderError("no"), "delete": Unavailable("libvirt is away")}
     await yard.told(MR)
     await yard.until(lambda: guests.count("delete"))
@@ -256,7 +245,6 @@ async def test_beside_the_bot_what_takes_too_long_is_said_to_be_under_way(yard: 
 
 async def test_beside_the_bot_a_provider_that_is_away_does_not_lose_the_wish(yard: Yard) -> None:
     await yard.make_ready(MR)
-    assert isinstance(yard.provider, Guests)
     yard.provider.fails["destroy"] = Unavailable("libvirt is away")
     wish = replace(ALL, everything=False, older_than=timedelta(0))
     report = await cleaner(yard).beside_bot(wish, timedelta(0))

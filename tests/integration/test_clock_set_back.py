@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from ravebot.providers.base import RunResult
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.model import EndReason
 from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import images
 from ravebot.store.database import set_meta
-from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -24,40 +23,10 @@ pytestmark = pytest.mark.integration
 MR, SECOND = a_merge_request(1), a_merge_request(2)
 
 
-class Timed(Guests):
-    """Notes how long its guests are waited for."""
-
-    def __init__(self, inner: Shelf) -> None:
-        super().__init__(inner)
-        self.waits: list[timedelta] = []
-
-    async def run(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
-        timeout: timedelta,
-        environment: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-    ) -> RunResult:
-        self.waits.append(timeout)
-        return await super().run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
-
-
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
-
-
-@pytest.fixture
-async def yard(tmp_path: Path, shelf: Shelf) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Timed(shelf)) as yard:
+async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
         yield yard
-
-
-def guests(yard: Yard) -> Timed:
-    assert isinstance(yard.provider, Timed)
-    return yard.provider
 
 
 async def looks(yard: Yard, count: int, **apart: float) -> None:
@@ -70,21 +39,21 @@ async def looks(yard: Yard, count: int, **apart: float) -> None:
 
 async def test_a_guest_that_ignores_the_shutdown_is_switched_off_after_the_grace(yard: Yard) -> None:
     await yard.make_ready(MR)
-    guests(yard).ignores_shutdown = True
+    yard.provider.ignores.add("shutdown")
     await yard.told(replace(MR, state="merged"))
     await yard.go()
     yard.pass_by(hours=-3)
     for _ in range(2):
         await yard.go()
         yard.pass_by(seconds=14)
-    assert guests(yard).count("destroy") == 0
+    assert yard.provider.count("destroy") == 0
     yard.pass_by(seconds=2)
     await yard.until(lambda: yard.is_in(MR, "ended"), passes=4)
     assert (await yard.latest(MR)).end_detail == "switched off after the grace"
 
 
 async def test_a_build_that_never_answers_has_its_whole_time_again_and_then_fails(yard: Yard) -> None:
-    guests(yard).answering = False
+    yard.provider.answering = False
     await yard.told(MR)
     await looks(yard, 3, seconds=20)
     yard.pass_by(hours=-3)
@@ -113,16 +82,16 @@ async def test_one_that_waits_after_a_failed_build_waits_no_longer_for_it(yard: 
 
 
 async def test_a_stage_has_no_more_time_than_it_may_take(yard: Yard) -> None:
-    guests(yard).hold["copy_in"] = asyncio.Event()
+    yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     async with asyncio.timeout(5):
         while (await yard.latest(MR)).stage != "copy":
             await looks(yard, 1)
     yard.flights.cancel((await yard.machine(MR)).id)  # a crash
     yard.pass_by(hours=-3)
-    guests(yard).hold.clear()
+    yard.provider.hold.clear()
     await yard.until(lambda: yard.is_in(MR, "ready"), passes=5)
-    assert max(guests(yard).waits) <= yard.config.sandbox.timeouts.copy_in
+    assert max(command.timeout for command in yard.provider.commands) <= yard.config.sandbox.timeouts.copy_in
 
 
 async def test_a_sandbox_lives_its_lifetime_again_at_most_and_is_warned_before_its_end(yard: Yard) -> None:
@@ -159,14 +128,14 @@ async def test_a_step_back_that_is_shorter_than_what_was_lived_changes_nothing(y
 
 
 async def test_no_step_is_said_to_have_taken_less_than_no_time(yard: Yard) -> None:
-    guests(yard).answering = False
+    yard.provider.answering = False
     await yard.told(MR)
     await looks(yard, 3)
-    guests(yard).answering, copied = True, asyncio.Event()
-    guests(yard).hold["copy_in"] = copied
+    yard.provider.answering, copied = True, asyncio.Event()
+    yard.provider.hold["copy_in"] = copied
     yard.pass_by(hours=-3)
     async with asyncio.timeout(5):
-        while not guests(yard).count("copy_in"):
+        while not yard.provider.count("copy_in"):
             await asyncio.sleep(0.01)
     yard.pass_by(hours=-3)
     copied.set()
@@ -188,13 +157,13 @@ async def test_a_sandbox_never_lived_for_less_than_no_time(yard: Yard) -> None:
     assert ended.ready_at == ended.ended_at
 
 
-async def test_what_has_no_row_is_removed_at_its_second_sighting(yard: Yard, shelf: Shelf) -> None:
+async def test_what_has_no_row_is_removed_at_its_second_sighting(yard: Yard, host: MemoryHost) -> None:
     await yard.write(lambda tx: set_meta(tx, ADOPTED, "yes"))
-    shelf.put("rave-test-stray")
+    host.put("rave-test-stray")
     await yard.go()
     yard.pass_by(hours=-3)
     await yard.go()
-    assert "rave-test-stray" in shelf.machines
+    assert "rave-test-stray" in host.machines
     yard.pass_by(minutes=5)
     await yard.go()
-    assert shelf.machines == {}
+    assert host.machines == {}

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ravebot.sandboxes.views import Views
 
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.gitlab import GitLabSender
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import MergeRequestRef, SandboxId, SandboxState
 from ravebot.store import merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction

@@ -21,7 +21,7 @@ from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.model import Config
 from ravebot.config.secrets import read_secret
 from ravebot.operations.doctor import Finding, Verdict, machines, network, state
-from tests.integration.provider_contract import open_folder
+from tests.integration.provider_libvirt import open_folder
 from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.integration

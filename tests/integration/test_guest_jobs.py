@@ -15,9 +15,9 @@ import pytest
 
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.providers.base import RunResult
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER
-from tests.support.edges import Shelf
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ USER = "nobody"
 LONG = timedelta(seconds=20)
 
 
-class Room(Shelf):
+class Room(MemoryProvider):
     """Runs what a guest would, as root, where /run and /srv are empty folders of its own."""
 
     def __init__(self) -> None:
@@ -180,11 +180,11 @@ async def test_a_job_that_is_ended_is_ended_with_all_its_processes(
 
 @pytest.mark.parametrize("answer", ["²", "9" * 5000, "-1", "", "running\0"])
 async def test_a_guest_that_answers_nonsense_has_a_job_that_failed(answer: str) -> None:
-    class Liar(Shelf):
-        async def run(self, name: str, argv: Sequence[str], **_: object) -> RunResult:  # type: ignore[override]
-            return RunResult(0, f"{answer}\n")
-
-    jobs = GuestJobs(Liar(), USER)
+    host = MemoryHost()
+    host.put("m")
+    provider = MemoryProvider(host)
+    provider.answers[""] = RunResult(0, f"{answer}\n")
+    jobs = GuestJobs(provider, USER)
     assert await jobs.present("m", ("./a",)) == ()
     with pytest.raises(GuestError, match="nonsense"):
         await jobs.run_job("m", "key", "true", {}, LONG)

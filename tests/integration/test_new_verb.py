@@ -15,6 +15,7 @@ from ravebot.commands.verbs import VERBS, Command, Door, Takes, Verb, help_rows
 from ravebot.gitlab.commands import help_lines
 from ravebot.operations.operator import Operator
 from ravebot.parts import make_core
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store.database import Transaction
@@ -22,7 +23,7 @@ from ravebot.web import admin
 from ravebot.web.admin import AdminClient, socket_path
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.integration.test_intake_matrix import ALICE, GINA, Chat, chat
-from tests.support.edges import Code, Fence, Guests, Shelf
+from tests.support.edges import Code, Fence
 
 pytestmark = pytest.mark.integration
 __all__ = ["chat", "desk"]  # the fixtures, from where they are made
@@ -59,7 +60,7 @@ class Shell:
 
 
 def operator(desk: Desk) -> Operator:
-    world, provider = desk.world, Guests(Shelf())
+    world, provider = desk.world, MemoryProvider(MemoryHost(), instance_id=desk.world.config.instance)
     core = make_core(world.config, world.database, world.clock, provider, Fence(), Code(), world.metrics)
     people = People(world.config, world.database, desk.gitlab)
     return Operator(world.config, world.database, core, provider, people, desk.verbs)

@@ -15,7 +15,6 @@ from ravebot.gitlab.client import GitLab
 from ravebot.operations.operator import Operator
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
-from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -26,7 +25,7 @@ OPS = Actor("shell", "root")
 
 @pytest.fixture
 async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Guests(Shelf())) as yard:
+    async with a_yard(tmp_path) as yard:
         yield yard
 
 

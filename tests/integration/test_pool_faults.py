@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,80 +15,27 @@ import pytest
 from ravebot.access.rules import Connections
 from ravebot.errors import GuestError, ProviderError, Unavailable
 from ravebot.providers.base import MachineSpec, RunResult
+from ravebot.providers.memory import Lease, MemoryHost, MemoryProvider
 from ravebot.sandboxes.model import EndReason, Observed, SandboxState
 from ravebot.store import images, sandboxes
-from tests.support.edges import Guests, Shelf
 from tests.support.records import NOON, B, a_merge_request
-from tests.support.yard import Yard, a_yard
+from tests.support.yard import HOW_A_JOB_GOES, WHICH_ARE_THERE, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
 MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
 
 
-class Machines(Shelf):
-    """Whose `create` takes as long as a test wants, and goes on when nobody waits for it any more, as a thread does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.resumes = True
+class Threaded(MemoryProvider):
+    """Whose `create` goes on when nobody waits for it any more, as a call in a thread does."""
 
     async def create(self, spec: MachineSpec) -> None:
-        async def work() -> None:
-            await self.gate.wait()
-            await Shelf.create(self, spec)
-
-        await asyncio.shield(asyncio.ensure_future(work()))
-
-    async def resume(self, name: str) -> None:
-        if self.resumes:
-            await super().resume(name)
-
-
-class Liar(Guests):
-    """A guest that answers what a test says, to scripts that hold a mark."""
-
-    def __init__(self, inner: Shelf) -> None:
-        super().__init__(inner)
-        self.says: dict[str, str] = {}
-        self.baked_in: tuple[str, ...] = ()  # a host key that every machine has
-        self.keys_come_at = 1  # the so many-th time they are asked for
-
-    async def run(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
-        timeout: timedelta,
-        environment: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-    ) -> RunResult:
-        honest = await super().run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
-        said = next((text for mark, text in self.says.items() if mark in argv[2]), None)
-        return honest if said is None else RunResult(0, said)
-
-    async def host_keys(self, name: str) -> tuple[str, ...]:
-        keys = await super().host_keys(name)
-        if self.count("host_keys") < self.keys_come_at:
-            raise GuestError("the guest has no SSH host keys in /etc/ssh")
-        return self.baked_in or keys
+        await asyncio.shield(asyncio.ensure_future(super().create(spec)))
 
 
 @pytest.fixture
-def shelf() -> Machines:
-    return Machines()
-
-
-@pytest.fixture
-async def yard(tmp_path: Path, shelf: Machines) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Liar(shelf)) as yard:
+async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
         yield yard
-
-
-def liar(yard: Yard) -> Liar:
-    assert isinstance(yard.provider, Liar)
-    return yard.provider
 
 
 async def passes(yard: Yard, count: int, seconds: float = 0, wait: float = 0.03) -> None:
@@ -121,17 +68,17 @@ async def name_of(yard: Yard) -> str:
 
 
 @pytest.mark.parametrize(
-    ("mark", "answer"),
-    [('if [ -f "$1/status" ]', "²\nx\n"), ('if [ -f "$1/status" ]', "9" * 5000), ("n=$((n + 1))", "9" * 5000)],
+    ("asked", "answer"),
+    [(HOW_A_JOB_GOES, "²\nx\n"), (HOW_A_JOB_GOES, "9" * 5000), (WHICH_ARE_THERE, "9" * 5000)],
 )
-async def test_a_guest_whose_answer_is_no_number_harms_only_itself(yard: Yard, mark: str, answer: str) -> None:
-    liar(yard).says[mark] = answer
+async def test_a_guest_whose_answer_is_no_number_harms_only_itself(yard: Yard, asked: str, answer: str) -> None:
+    yard.provider.answers[asked] = RunResult(0, answer)
     await yard.told(MR)
-    await loop_until(yard, lambda: yard.is_in(MR, "ended" if "status" in mark else "ready"))
+    await loop_until(yard, lambda: yard.is_in(MR, "ended" if asked == HOW_A_JOB_GOES else "ready"))
 
 
 async def test_what_set_up_printed_is_not_kept_for_good(yard: Yard) -> None:
-    liar(yard).says['if [ -f "$1/status" ]'] = "3\n" + "secret " * 9000
+    yard.provider.answers[HOW_A_JOB_GOES] = job_ended(3, "secret " * 9000)
     await yard.told(MR)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     (failed,) = await yard.log("stage.failed")
@@ -142,18 +89,19 @@ async def test_what_set_up_printed_is_not_kept_for_good(yard: Yard) -> None:
     assert not any(result.tail for result in await yard.read(lambda tx: sandboxes.results(tx, sandbox)))
 
 
-async def test_a_guest_that_does_not_take_the_code_is_given_up_in_time(tmp_path: Path, shelf: Machines) -> None:
-    async with a_yard(tmp_path, Liar(shelf), sandbox={"timeouts": {"copy": "1s"}}) as yard:
-        liar(yard).hold["copy_in"] = asyncio.Event()
+async def test_a_guest_that_does_not_take_the_code_is_given_up_in_time(tmp_path: Path, host: MemoryHost) -> None:
+    async with a_yard(tmp_path, MemoryProvider(host), sandbox={"timeouts": {"copy": "1s"}}) as yard:
+        yard.provider.hold["copy_in"] = asyncio.Event()
         await yard.told(MR)
         await yard.until(lambda: yard.is_in(MR, "ended"))
         assert "did not take the code" in (await yard.latest(MR)).end_detail
 
 
-async def test_a_sandbox_whose_machine_is_restarted_again_expires_all_the_same(yard: Yard, shelf: Machines) -> None:
+async def test_a_sandbox_whose_machine_is_restarted_again_expires_all_the_same(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
-    shelf.set(await name_of(yard), Observed.OFF)
-    liar(yard).hold["copy_in"] = asyncio.Event()
+    host.set(await name_of(yard), Observed.OFF)
+    yard.provider.hold["copy_in"] = asyncio.Event()
+    await passes(yard, 3)  # it is restarted, and its code is copied again
     await passes(yard, 12, seconds=900)
     ending = await yard.latest(MR)
     assert ending.end_reason is EndReason.EXPIRED
@@ -164,72 +112,75 @@ async def test_a_sandbox_whose_machine_is_restarted_again_expires_all_the_same(y
 
 
 async def test_a_machine_that_goes_off_while_the_code_is_copied_is_restarted_and_its_sandbox_goes_on(
-    yard: Yard, shelf: Machines
+    yard: Yard, host: MemoryHost
 ) -> None:
-    hold = liar(yard).hold["copy_in"] = asyncio.Event()
+    hold = yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     await passes(yard, 3)
-    shelf.set(await name_of(yard), Observed.OFF)
-    liar(yard).fails["copy_in"] = GuestError("guest-file-write failed in the guest: domain is not running")
+    host.set(await name_of(yard), Observed.OFF)
+    yard.provider.fails["copy_in"] = GuestError("guest-file-write failed in the guest: domain is not running")
     hold.set()
     await yard.land()
-    liar(yard).fails.clear()
+    yard.provider.fails.clear()
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert len(await yard.log("machine.restarted")) == 1
     assert not await yard.log("stage.failed")
 
 
-async def test_a_machine_that_crashes_while_it_boots_is_given_up_soon(yard: Yard, shelf: Machines) -> None:
-    liar(yard).answering = False
+async def test_a_machine_that_crashes_while_it_boots_is_given_up_soon(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.answering = False
     await yard.told(MR)
     await passes(yard, 1, seconds=11, wait=0.2)
     crashed = await yard.machine(MR)
-    shelf.set(crashed.name, Observed.CRASHED)
+    host.set(crashed.name, Observed.CRASHED)
     await passes(yard, 6, seconds=1, wait=0.1)
     assert (await yard.log("sandbox.requeued"))[0]["attempt"] == 2
-    assert crashed.name not in shelf.machines
+    assert crashed.name not in host.machines
 
 
 async def test_a_guest_that_came_up_while_nobody_looked_is_taken(yard: Yard) -> None:
-    liar(yard).answering = False
+    yard.provider.answering = False
     await yard.told(MR)
     await passes(yard, 1)
     first = await yard.machine(MR)
     yard.flights.cancel(first.id)  # as a crash does
     await yard.land()
-    liar(yard).answering = True
+    yard.provider.answering = True
     yard.pass_by(minutes=6)
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.machine(MR)).id == first.id
 
 
 async def test_machines_that_do_not_come_back_after_the_hosts_reboot_are_lost_and_the_image_is_not_held(
-    tmp_path: Path, shelf: Machines
+    tmp_path: Path, host: MemoryHost
 ) -> None:
-    async with a_yard(tmp_path, Liar(shelf), pool={"max_running": 3}) as yard:
+    async with a_yard(tmp_path, MemoryProvider(host), pool={"max_running": 3}) as yard:
         mrs = (MR, SECOND, THIRD)
         for mr in mrs:
             await yard.make_ready(mr)
-        for name in list(shelf.machines):
-            liar(yard).silent.add(name)
-            shelf.set(name, Observed.OFF)
+        for name in list(host.machines):
+            yard.provider.silent.add(name)
+            host.set(name, Observed.OFF)
         await passes(yard, 60, seconds=11, wait=0.05)
         record = await yard.read(lambda tx: images.get(tx, str(yard.config.provider.image)))
         assert (record.failures, record.held) == (0, "")
         assert {(await yard.latest(mr)).end_reason for mr in mrs} == {EndReason.LOST}
 
 
-async def test_a_machine_that_is_stopped_while_it_is_made_is_there_to_be_removed(yard: Yard, shelf: Machines) -> None:
-    shelf.gate.clear()
-    await yard.told(MR)
-    await passes(yard, 1)
-    name = await name_of(yard)
-    await yard.told(replace(MR, state="closed"))
-    await passes(yard, 3)
-    assert not await yard.is_in(MR, "ended")
-    shelf.gate.set()
-    await yard.until(lambda: yard.is_in(MR, "ended"))
-    assert name not in shelf.machines
+async def test_a_machine_that_is_stopped_while_it_is_made_is_there_to_be_removed(
+    tmp_path: Path, host: MemoryHost
+) -> None:
+    async with a_yard(tmp_path, Threaded(host)) as yard:
+        made = yard.provider.hold["create"] = asyncio.Event()
+        await yard.told(MR)
+        await passes(yard, 1)
+        name = await name_of(yard)
+        await yard.told(replace(MR, state="closed"))
+        await passes(yard, 3)
+        assert not await yard.is_in(MR, "ended")
+        made.set()
+        await yard.until(lambda: yard.is_in(MR, "ended"))
+        assert name not in host.machines
 
 
 # Silence, and what only looks like it.
@@ -238,12 +189,12 @@ async def test_a_machine_that_is_stopped_while_it_is_made_is_there_to_be_removed
 async def test_one_missed_answer_before_a_downtime_restarts_nothing(yard: Yard) -> None:
     await yard.make_ready(MR)
     name = await name_of(yard)
-    liar(yard).silent.add(name)
+    yard.provider.silent.add(name)
     yard.pass_by(seconds=21)
     await yard.go()
     yard.pass_by(minutes=10)
     await yard.go()  # still silent: seen for the first time again
-    liar(yard).silent.clear()
+    yard.provider.silent.clear()
     yard.pass_by(seconds=21)
     await yard.go()
     assert not await yard.log("machine.restarted")
@@ -251,15 +202,15 @@ async def test_one_missed_answer_before_a_downtime_restarts_nothing(yard: Yard) 
 
 async def test_silence_while_libvirt_is_away_restarts_nothing(yard: Yard) -> None:
     await yard.make_ready(MR)
-    liar(yard).silent.add(await name_of(yard))
+    yard.provider.silent.add(await name_of(yard))
     yard.pass_by(seconds=21)
     await yard.go()
-    liar(yard).silent.clear()
-    liar(yard).fails["list"] = Unavailable("away")
+    yard.provider.silent.clear()
+    yard.provider.fails["list"] = Unavailable("away")
     for _ in range(10):
         yard.pass_by(seconds=21)
         await yard.go()
-    liar(yard).fails.clear()
+    yard.provider.fails.clear()
     await yard.go()
     assert not await yard.log("machine.restarted")
 
@@ -268,40 +219,40 @@ async def test_a_clock_that_is_set_back_does_not_stop_the_looking(yard: Yard) ->
     await yard.make_ready(MR)
     yard.pass_by(seconds=30)
     await yard.go()
-    before = liar(yard).count("ping")
+    before = yard.provider.count("ping")
     yard.clock.advance(timedelta(hours=-3))
     await yard.go()
-    assert liar(yard).count("ping") > before
+    assert yard.provider.count("ping") > before
 
 
-async def test_a_machine_that_pauses_again_and_again_is_told_of_once(yard: Yard, shelf: Machines) -> None:
+async def test_a_machine_that_pauses_again_and_again_is_told_of_once(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     name = await name_of(yard)
-    shelf.machines[name] = replace(shelf.machines[name], state=Observed.PAUSED, pause_reason="ioerror")
-    shelf.resumes = False
+    host.set(name, Observed.PAUSED, "ioerror")
+    yard.provider.ignores.add("resume")
     for _ in range(3):
         await yard.go()
-    assert liar(yard).count("resume") == 3
+    assert yard.provider.count("resume") == 3
     assert len(await yard.log("machine.disk_full")) == 1
     assert not await yard.log("machine.resumed")
 
 
-async def test_a_machine_that_somebody_suspended_is_theirs_to_resume(yard: Yard, shelf: Machines) -> None:
+async def test_a_machine_that_somebody_suspended_is_theirs_to_resume(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     name = await name_of(yard)
-    shelf.machines[name] = replace(shelf.machines[name], state=Observed.PAUSED, pause_reason="user")
+    host.set(name, Observed.PAUSED, "user")
     for _ in range(2):
         await yard.go()
     assert len(await yard.log("machine.suspended")) == 1
     assert not await yard.log("machine.disk_full")
-    assert liar(yard).count("resume") == 0
+    assert yard.provider.count("resume") == 0
 
 
 # Builds.
 
 
 async def test_host_keys_that_are_still_being_made_are_waited_for(yard: Yard) -> None:
-    liar(yard).keys_come_at = 3
+    yard.provider.fails["host_keys"] = [GuestError("the guest has no SSH host keys in /etc/ssh")] * 2
     await yard.told(MR)
     await loop_until(yard, lambda: yard.is_in(MR, "ready"))
     assert not await yard.log("stage.failed")
@@ -311,7 +262,7 @@ async def test_an_image_with_a_baked_in_key_is_held_after_three_machines(yard: Y
     await yard.make_ready(MR)
     copied = (await yard.machine(MR)).host_keys
     await yard.told(SECOND)
-    liar(yard).baked_in = copied
+    yard.provider.baked_in_keys = copied
     for _ in range(40):
         await passes(yard, 1, seconds=15, wait=0.005)
         await yard.land()
@@ -320,23 +271,23 @@ async def test_an_image_with_a_baked_in_key_is_held_after_three_machines(yard: Y
 
 
 async def test_what_libvirt_refuses_once_holds_no_image(yard: Yard) -> None:
-    liar(yard).fails["create"] = ProviderError("libvirt refused: cannot allocate memory")
+    yard.provider.fails["create"] = ProviderError("libvirt refused: cannot allocate memory")
     await yard.told(MR)
     await yard.go()
     record = await yard.read(lambda tx: images.get(tx, str(yard.config.provider.image)))
     assert (record.failures, record.held) == (1, "")
-    liar(yard).fails.clear()
+    yard.provider.fails.clear()
     yard.pass_by(minutes=2)
     await yard.until(lambda: yard.is_in(MR, "ready"))
 
 
 async def test_retry_ends_the_waiting_of_everybody(yard: Yard) -> None:
-    liar(yard).answering = False
+    yard.provider.answering = False
     for mr in (MR, SECOND, THIRD):
         await yard.told(mr)
     await passes(yard, 80, seconds=31, wait=0.02)
     assert await yard.log("build.held")
-    liar(yard).answering = True
+    yard.provider.answering = True
     known, sandbox = await yard.mr(MR), await yard.latest(MR)
     await yard.write(lambda tx: yard.intents.retry(tx, known, sandbox.requested_by))
     for mr in (MR, SECOND, THIRD):
@@ -344,7 +295,7 @@ async def test_retry_ends_the_waiting_of_everybody(yard: Yard) -> None:
 
 
 async def test_a_step_that_libvirt_refuses_fails_its_sandbox_and_is_told(yard: Yard) -> None:
-    liar(yard).fails["authorize_keys"] = ProviderError("this is too long for the guest agent")
+    yard.provider.fails["authorize_keys"] = ProviderError("this is too long for the guest agent")
     await yard.told(MR)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     assert "too long" in (await yard.latest(MR)).end_detail
@@ -354,18 +305,18 @@ async def test_a_step_that_libvirt_refuses_fails_its_sandbox_and_is_told(yard: Y
 
 
 async def test_two_merge_requests_with_the_same_head_do_not_take_each_others_code(yard: Yard) -> None:
-    hold = liar(yard).hold["copy_in"] = asyncio.Event()
+    hold = yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     await yard.told(SECOND)
     await passes(yard, 4)
-    assert liar(yard).count("copy_in") == 2
+    assert yard.provider.count("copy_in") == 2
     hold.set()
     await yard.until(lambda: yard.is_in(MR, "ready"))
     await yard.until(lambda: yard.is_in(SECOND, "ready"))
 
 
 async def test_no_code_stays_on_our_disk(yard: Yard, tmp_path: Path) -> None:
-    hold = liar(yard).hold["copy_in"] = asyncio.Event()
+    hold = yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     await passes(yard, 3)
     for sha in "bcdef":
@@ -380,7 +331,7 @@ async def test_no_code_stays_on_our_disk(yard: Yard, tmp_path: Path) -> None:
 
 async def test_new_code_before_the_announcement_closes_the_ports_again(yard: Yard) -> None:
     await yard.told(MR)
-    hold = liar(yard).hold["copy_in"] = asyncio.Event()
+    hold = yard.provider.hold["copy_in"] = asyncio.Event()
     await passes(yard, 3)
     opening = replace(await yard.latest(MR), stage=None, ports_open=True)
     assert opening.state is SandboxState.STARTING
@@ -392,16 +343,16 @@ async def test_new_code_before_the_announcement_closes_the_ports_again(yard: Yar
 
 
 async def test_a_disk_that_is_just_being_made_counts_as_promised(yard: Yard) -> None:
-    yard_host = liar(yard).host_usage
-    liar(yard).host_usage = replace(yard_host, disk_free_bytes=100 * 1024**2)
-    liar(yard).hold["create"] = asyncio.Event()
+    yard_host = yard.provider.host_usage
+    yard.provider.host_usage = replace(yard_host, disk_free_bytes=100 * 1024**2)
+    yard.provider.hold["create"] = asyncio.Event()
     await yard.told(MR)
     await passes(yard, 1)
-    assert liar(yard).count("create") == 1
+    assert yard.provider.count("create") == 1
     await yard.told(SECOND)
     await passes(yard, 2)
     assert await yard.is_in(SECOND, "queued")
-    liar(yard).hold["create"].set()
+    yard.provider.hold["create"].set()
 
 
 async def test_who_connected_last_is_in_the_audit_too(yard: Yard) -> None:
@@ -418,23 +369,23 @@ async def test_who_connected_last_is_in_the_audit_too(yard: Yard) -> None:
 
 
 async def test_an_empty_database_takes_no_rules_away_while_libvirt_can_not_be_asked(
-    yard: Yard, shelf: Machines
+    yard: Yard, host: MemoryHost
 ) -> None:
-    shelf.put("rave-test-from-before")
-    liar(yard).fails["list"] = Unavailable("libvirt is away")
+    host.put("rave-test-from-before")
+    yard.provider.fails["list"] = Unavailable("libvirt is away")
     await yard.go()
     assert yard.fence.history == []
 
 
-async def test_one_orphan_that_can_not_be_removed_keeps_no_other(yard: Yard, shelf: Machines) -> None:
+async def test_one_orphan_that_can_not_be_removed_keeps_no_other(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
-    shelf.put("rave-test-stray", disk=False)
-    shelf.addresses.add("52:54:00:00:00:99")
-    liar(yard).fails["delete_address"] = ProviderError("refused")
+    host.put("rave-test-stray", disk=False)
+    host.addresses["52:54:00:00:00:99"] = Lease()
+    yard.provider.fails["delete_address"] = ProviderError("refused")
     for _ in range(5):
         await yard.go()
         yard.pass_by(minutes=6)
-    assert "rave-test-stray" not in shelf.machines
+    assert "rave-test-stray" not in host.machines
 
 
 async def test_a_flush_is_told_once_in_a_room_however_many_sandboxes_it_has(yard: Yard) -> None:

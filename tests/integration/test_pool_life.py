@@ -1,4 +1,4 @@
-"""The pool over libvirt's own in-memory driver, whose guests are made to talk: lives from queue to end."""
+"""The pool over machines in memory: lives from queue to end."""
 
 from __future__ import annotations
 
@@ -8,45 +8,36 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import libvirt
 import pytest
 
 from ravebot.errors import GuestTimeout, ImageError, Unavailable
-from ravebot.sandboxes.model import EndReason, MachineState, Person
+from ravebot.providers.memory import MemoryHost, MemoryProvider
+from ravebot.sandboxes.model import EndReason, MachineState, Observed, Person
 from ravebot.store import machines, sandboxes
-from tests.integration.provider_contract import plain_image
-from tests.support.edges import GIB, Guests
 from tests.support.records import ALICE, B, a_merge_request
-from tests.support.yard import Yard, a_yard, talking_guests
+from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
+GIB = 1024**3
 
 MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
 
 
 @pytest.fixture
-async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    plain_image(tmp_path / "image.qcow2", "16M")
-    async with talking_guests(tmp_path) as provider, a_yard(tmp_path, provider) as yard:
+async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
         yield yard
 
 
-def guests(yard: Yard) -> Guests:
-    assert isinstance(yard.provider, Guests)
-    return yard.provider
-
-
-async def names(yard: Yard) -> list[str]:
-    return [machine.name for machine in (await guests(yard).inner.list()).machines]
-
-
-async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ports_and_results(yard: Yard) -> None:
+async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ports_and_results(
+    yard: Yard, host: MemoryHost
+) -> None:
     yard.code.keys = {ALICE.id: ("ssh-ed25519 AAAAalice",)}
     await yard.make_ready(MR)
     sandbox, machine = await yard.latest(MR), await yard.machine(MR)
     assert machine.state is MachineState.LEASED
-    assert await names(yard) == [machine.name]
-    assert guests(yard).authorized == {machine.name: ("ssh-ed25519 AAAAalice",)}
+    assert list(host.machines) == [machine.name]
+    assert host.machines[machine.name].authorized == {"agent": ("ssh-ed25519 AAAAalice",)}
     assert yard.fence.ports == {sandbox.ssh_port, sandbox.web_port}
     assert sandbox.running_sha == MR.head_sha
     assert [data["stage"] for data in await yard.log("stage.done")] == [
@@ -59,12 +50,12 @@ async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ports_and_resul
     assert [result.tail for result in view.stages if result.stage.value == "setup"] == ["its output\n"]
 
 
-async def test_a_stopped_one_leaves_nothing_behind(yard: Yard) -> None:
+async def test_a_stopped_one_leaves_nothing_behind(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     assert (await yard.told(replace(MR, state="merged"))) == "ending: merged"
     await yard.until(lambda: yard.is_in(MR, "ended"))
-    assert await names(yard) == []
-    assert (await guests(yard).inner.list()).volumes == ()
+    assert host.machines == {}
+    assert host.volumes == {}
     assert yard.fence.rules.guests == frozenset()
     assert yard.fence.ports == set()
     assert await yard.read(machines.live) == ()
@@ -77,7 +68,7 @@ async def test_ports_are_closed_before_the_machine_is_gone_and_given_out_again_o
     await yard.make_ready(MR)
     ready = await yard.latest(MR)
     await yard.told(replace(MR, state="merged"))
-    guests(yard).fails["delete"] = Unavailable("libvirt is away")
+    yard.provider.fails["delete"] = Unavailable("libvirt is away")
     await yard.told(SECOND)
     for _ in range(4):
         await yard.go()
@@ -90,25 +81,25 @@ async def test_ports_are_closed_before_the_machine_is_gone_and_given_out_again_o
 
 async def test_a_guest_that_ignores_the_shutdown_is_switched_off_after_the_grace_and_it_is_told(yard: Yard) -> None:
     await yard.make_ready(MR)
-    guests(yard).ignores_shutdown = True
+    yard.provider.ignores.add("shutdown")
     await yard.told(replace(MR, state="merged"))
     for _ in range(3):
         await yard.go()
         yard.pass_by(seconds=5)
-    assert guests(yard).count("destroy") == 0
+    assert yard.provider.count("destroy") == 0
     yard.pass_by(seconds=30)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     assert (await yard.latest(MR)).end_detail == "switched off after the grace"
     assert len(await yard.log("machine.forced")) == 1
 
 
-async def test_the_third_waits_for_its_place_and_gets_it_when_one_is_free(yard: Yard) -> None:
+async def test_the_third_waits_for_its_place_and_gets_it_when_one_is_free(yard: Yard, host: MemoryHost) -> None:
     for mr in (MR, SECOND, THIRD):
         await yard.told(mr)
     await yard.until(lambda: yard.is_in(SECOND, "ready"))
     assert await yard.is_in(MR, "ready")
     assert await yard.is_in(THIRD, "queued")
-    assert len(await names(yard)) == 2
+    assert len(host.machines) == 2
     waiting = await yard.latest(THIRD)
     view = await yard.read(lambda tx: yard.views.one(tx, waiting.id))
     assert view
@@ -117,14 +108,14 @@ async def test_the_third_waits_for_its_place_and_gets_it_when_one_is_free(yard: 
     assert timedelta(hours=1, minutes=59) < view.queue_wait <= timedelta(hours=2)
     await yard.told(replace(MR, state="closed"))
     await yard.until(lambda: yard.is_in(THIRD, "ready"))
-    assert len(await names(yard)) == 2
+    assert len(host.machines) == 2
 
 
 async def test_new_code_is_copied_in_and_set_up_again_on_the_same_machine(yard: Yard) -> None:
     await yard.make_ready(MR)
     before, machine = await yard.latest(MR), await yard.machine(MR)
     await yard.told(replace(MR, head_sha=B))
-    await yard.until(lambda: bool(guests(yard).count("copy_in") == 2))
+    await yard.until(lambda: bool(yard.provider.count("copy_in") == 2))
     after = await yard.latest(MR)
     assert (after.state, after.running_sha, after.machine_id) == (before.state, B, machine.id)
     assert (after.ssh_port, after.expires_at) == (before.ssh_port, before.expires_at)
@@ -132,33 +123,33 @@ async def test_new_code_is_copied_in_and_set_up_again_on_the_same_machine(yard: 
     assert (await yard.log("sandbox.updated"))[0]["sha"] == B
 
 
-async def test_a_set_up_that_fails_ends_a_starting_one_with_its_output(yard: Yard) -> None:
-    guests(yard).exit_code = 3
+async def test_a_set_up_that_fails_ends_a_starting_one_with_its_output(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.answers[HOW_A_JOB_GOES] = job_ended(3)
     await yard.told(MR)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     ended = await yard.latest(MR)
     assert ended.end_reason is EndReason.FAILED
     assert ended.end_detail == "setup: `./.rave/setup` ended with code 3"
     assert (await yard.log("stage.failed"))[0]["tail"] == "its output"
-    assert await names(yard) == []
+    assert host.machines == {}
 
 
 async def test_a_set_up_that_fails_after_new_code_is_told_and_the_sandbox_kept(yard: Yard) -> None:
     await yard.make_ready(MR)
-    guests(yard).exit_code = 3
+    yard.provider.answers[HOW_A_JOB_GOES] = job_ended(3)
     await yard.told(replace(MR, head_sha=B))
-    await yard.until(lambda: bool(guests(yard).count("copy_in") == 2))
+    await yard.until(lambda: bool(yard.provider.count("copy_in") == 2))
     kept = await yard.latest(MR)
     assert (kept.state.value, kept.stage, kept.ports_open) == ("ready", None, True)
     assert kept.running_sha == B  # what is in the machine, whole or not
     assert "the last update failed" in kept.notice
     assert len(await yard.log("sandbox.update_failed")) == 1
     await yard.go()
-    assert guests(yard).count("copy_in") == 2
+    assert yard.provider.count("copy_in") == 2
 
 
 async def test_a_stage_that_takes_too_long_fails(yard: Yard) -> None:
-    guests(yard).fails["copy_in"] = GuestTimeout("the guest did not answer in time")
+    yard.provider.fails["copy_in"] = GuestTimeout("the guest did not answer in time")
     await yard.told(MR)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     assert (await yard.latest(MR)).end_detail == "copy: the guest did not answer in time"
@@ -176,24 +167,24 @@ async def test_while_gitlab_is_away_the_stage_waits_and_goes_on(yard: Yard) -> N
 
 
 async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_retry(yard: Yard) -> None:
-    guests(yard).fails["create"] = ImageError("the image is missing")
+    yard.provider.fails["create"] = ImageError("the image is missing")
     await yard.told(MR)
     for _ in range(5):
         await yard.go()
         yard.pass_by(seconds=60)
     waiting = await yard.latest(MR)
     assert (waiting.state.value, waiting.wait_reason) == ("queued", "no machines are built: the image is missing")
-    assert guests(yard).count("create") == 1
+    assert yard.provider.count("create") == 1
     assert len(await yard.log("build.held")) == 1
     assert (await yard.told_kinds()).count("matrix say") == 1
-    guests(yard).fails.clear()
+    yard.provider.fails.clear()
     known = await yard.mr(MR)
     await yard.write(lambda tx: yard.intents.retry(tx, known, waiting.requested_by))
     await yard.until(lambda: yard.is_in(MR, "ready"))
 
 
-async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(yard: Yard) -> None:
-    guests(yard).answering = False
+async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.answering = False
     await yard.told(MR)
     for _ in range(20):
         await yard.core.pool.one_pass(yard.flights)
@@ -203,23 +194,23 @@ async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(
             yard.pass_by(minutes=5)
     assert len(await yard.log("sandbox.requeued")) == 3
     assert len(await yard.log("build.held")) == 1
-    assert guests(yard).count("create") == 3
+    assert yard.provider.count("create") == 3
     assert await yard.is_in(MR, "queued")
-    assert await names(yard) == []
+    assert host.machines == {}
 
 
 async def test_a_host_that_is_short_of_memory_keeps_it_waiting_and_the_room_is_told_once(yard: Yard) -> None:
-    plenty = guests(yard).host_usage
+    plenty = yard.provider.host_usage
     await yard.told(MR)
     for left in (100, 90, 80):
-        guests(yard).host_usage = replace(plenty, memory_available_bytes=left * 1024**2)
+        yard.provider.host_usage = replace(plenty, memory_available_bytes=left * 1024**2)
         await yard.go()
     assert await yard.is_in(MR, "queued")
     assert (await yard.told_kinds()).count("matrix say") == 1
-    guests(yard).host_usage = replace(plenty, disk_free_bytes=GIB, disk_promised_bytes=GIB)
+    yard.provider.host_usage = replace(plenty, disk_free_bytes=GIB, disk_promised_bytes=GIB)
     await yard.go()
     assert "short of disk" in (await yard.latest(MR)).wait_reason
-    guests(yard).host_usage = plenty
+    yard.provider.host_usage = plenty
     await yard.until(lambda: yard.is_in(MR, "ready"))
 
 
@@ -246,31 +237,31 @@ async def test_after_a_day_of_downtime_it_is_warned_and_has_ten_minutes(yard: Ya
     assert len(await yard.log("sandbox.warned")) == 1
 
 
-async def test_a_machine_that_somebody_deleted_ends_its_sandbox_as_lost(yard: Yard) -> None:
+async def test_a_machine_that_somebody_deleted_ends_its_sandbox_as_lost(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     machine = await yard.machine(MR)
-    await guests(yard).inner.delete(machine.name)
+    host.undefine(machine.name)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     assert (await yard.latest(MR)).end_reason is EndReason.LOST
     assert await yard.read(machines.live) == ()
 
 
-async def test_a_machine_that_went_off_is_restarted_once_and_its_chain_runs_again(yard: Yard) -> None:
+async def test_a_machine_that_went_off_is_restarted_once_and_its_chain_runs_again(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     machine = await yard.machine(MR)
-    await guests(yard).inner.destroy(machine.name)
+    host.set(machine.name, Observed.OFF)
     await yard.go()
     assert len(await yard.log("machine.restarted")) == 1
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.machine(MR)).name == machine.name
-    assert guests(yard).count("copy_in") == 2
-    await guests(yard).inner.destroy(machine.name)
+    assert yard.provider.count("copy_in") == 2
+    host.set(machine.name, Observed.OFF)
     await yard.until(lambda: yard.is_in(MR, "ended"))
     assert (await yard.latest(MR)).end_reason is EndReason.LOST
 
 
-async def test_a_machine_lost_while_starting_is_replaced(yard: Yard) -> None:
-    guests(yard).hold["copy_in"] = asyncio.Event()
+async def test_a_machine_lost_while_starting_is_replaced(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     for _ in range(3):
         await yard.core.pool.one_pass(yard.flights)
@@ -278,25 +269,25 @@ async def test_a_machine_lost_while_starting_is_replaced(yard: Yard) -> None:
     first = await yard.machine(MR)
     assert (await yard.latest(MR)).stage == "copy"
     yard.flights.cancel(first.id)
-    await guests(yard).inner.delete(first.name)
-    guests(yard).hold.clear()
+    host.undefine(first.name)
+    yard.provider.hold.clear()
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.machine(MR)).name != first.name
     assert (await yard.latest(MR)).attempt == 2
 
 
-async def test_new_people_are_let_in_at_the_next_look(yard: Yard) -> None:
+async def test_new_people_are_let_in_at_the_next_look(yard: Yard, host: MemoryHost) -> None:
     yard.code.keys = {ALICE.id: ("ssh-ed25519 AAAAalice",), 7: ("ssh-ed25519 AAAAcarol",)}
     await yard.make_ready(MR)
     await yard.told(replace(MR, people=(Person(7, "carol"),)))
     yard.pass_by(seconds=20)
     await yard.go()
     machine = await yard.machine(MR)
-    assert guests(yard).authorized[machine.name] == ("ssh-ed25519 AAAAalice", "ssh-ed25519 AAAAcarol")
+    assert host.machines[machine.name].authorized["agent"] == ("ssh-ed25519 AAAAalice", "ssh-ed25519 AAAAcarol")
 
 
-async def test_stopping_does_not_wait_for_a_guest_that_never_comes_back(yard: Yard) -> None:
-    guests(yard).hold["copy_in"] = asyncio.Event()
+async def test_stopping_does_not_wait_for_a_guest_that_never_comes_back(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     for _ in range(3):
         await yard.core.pool.one_pass(yard.flights)
@@ -306,11 +297,11 @@ async def test_stopping_does_not_wait_for_a_guest_that_never_comes_back(yard: Ya
     await yard.core.pool.one_pass(yard.flights)
     await asyncio.sleep(0.05)
     await yard.until(lambda: yard.is_in(MR, "ended"))
-    assert await names(yard) == []
+    assert host.machines == {}
 
 
 async def test_new_code_while_the_old_is_copied_in_gives_the_old_up(yard: Yard) -> None:
-    hold = guests(yard).hold["copy_in"] = asyncio.Event()
+    hold = yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(MR)
     for _ in range(3):
         await yard.core.pool.one_pass(yard.flights)
@@ -322,9 +313,3 @@ async def test_new_code_while_the_old_is_copied_in_gives_the_old_up(yard: Yard) 
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.latest(MR)).running_sha == B
     assert len(await yard.read(sandboxes.live)) == 1
-
-
-def test_the_in_memory_driver_is_there() -> None:
-    connection = libvirt.open("test:///default")
-    assert connection.getType() == "TEST"
-    connection.close()

@@ -14,10 +14,10 @@ from rich.console import Console
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import render_card
 from ravebot.matrix.replies import render_list
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.model import Observed
 from ravebot.terminal import Output, show_sandboxes
 from tests.integration.test_operator import OPS, operator
-from tests.support.edges import Guests, Shelf
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -27,20 +27,9 @@ SIGNS = ("🟢", "🟠", "⏸")
 
 
 @pytest.fixture
-async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, Guests(Shelf()), pool={"lifetime": "7d"}) as yard:
+async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path, MemoryProvider(host), pool={"lifetime": "7d"}) as yard:
         yield yard
-
-
-def guests(yard: Yard) -> Guests:
-    assert isinstance(yard.provider, Guests)
-    return yard.provider
-
-
-def shelf(yard: Yard) -> Shelf:
-    inner = guests(yard).inner
-    assert isinstance(inner, Shelf)
-    return inner
 
 
 async def seen(yard: Yard) -> dict[str, str]:
@@ -84,11 +73,11 @@ async def looks(yard: Yard, times: int) -> None:
         await yard.go()
 
 
-async def restarted_once(yard: Yard) -> str:
+async def restarted_once(yard: Yard, host: MemoryHost) -> str:
     """A ready sandbox whose machine has been restarted; returns its name."""
     await yard.make_ready(MR)
     name = (await yard.machine(MR)).name
-    shelf(yard).set(name, Observed.CRASHED)
+    host.set(name, Observed.CRASHED)
     await yard.go()
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.machine(MR)).restarts == 1
@@ -103,12 +92,12 @@ async def told(yard: Yard) -> set[str]:
 
 
 async def test_a_machine_that_was_restarted_and_fell_silent_again_is_shown_as_silent_until_it_answers(
-    yard: Yard,
+    yard: Yard, host: MemoryHost
 ) -> None:
-    name = await restarted_once(yard)
+    name = await restarted_once(yard, host)
     await nobody_says(yard, "has not answered")
     await told(yard)
-    guests(yard).silent.add(name)
+    yard.provider.silent.add(name)
     since = yard.clock.now() + timedelta(seconds=21)
     await looks(yard, 5)
     assert await told(yard) == {"matrix card", "gitlab note"}
@@ -118,44 +107,48 @@ async def test_a_machine_that_was_restarted_and_fell_silent_again_is_shown_as_si
         await all_say(yard, f"its machine has not answered since {since:%Y-%m-%d %H:%M} UTC", "🟠")
     assert await yard.is_in(MR, "ready")
     await told(yard)
-    guests(yard).silent.clear()
+    yard.provider.silent.clear()
     await looks(yard, 1)
     assert await told(yard) == {"matrix card", "gitlab note"}
     await nobody_says(yard, "has not answered")
 
 
-async def test_a_machine_that_is_paused_is_shown_as_paused_until_it_answers(yard: Yard) -> None:
+async def test_a_machine_that_is_paused_is_shown_as_paused_until_it_answers(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     name = (await yard.machine(MR)).name
     await told(yard)
     since = yard.clock.now()
-    shelf(yard).machines[name] = replace(shelf(yard).machines[name], state=Observed.PAUSED, pause_reason="user")
+    host.set(name, Observed.PAUSED, "user")
     await yard.go()
     assert await told(yard) == {"matrix card", "gitlab note"}
     await all_say(yard, f"its machine has been paused since {since:%Y-%m-%d %H:%M} UTC", "⏸")
-    shelf(yard).set(name, Observed.AGENT_ANSWERS)
+    host.set(name, Observed.AGENT_SILENT)
     await looks(yard, 1)
     assert await told(yard) == {"matrix card", "gitlab note"}
     await nobody_says(yard, "has been paused")
 
 
-async def test_a_machine_that_goes_on_after_a_pause_and_does_not_answer_is_silent_and_not_paused(yard: Yard) -> None:
-    name = await restarted_once(yard)
-    guests(yard).silent.add(name)
+async def test_a_machine_that_goes_on_after_a_pause_and_does_not_answer_is_silent_and_not_paused(
+    yard: Yard, host: MemoryHost
+) -> None:
+    name = await restarted_once(yard, host)
+    yard.provider.silent.add(name)
     await looks(yard, 5)
-    shelf(yard).machines[name] = replace(shelf(yard).machines[name], state=Observed.PAUSED, pause_reason="user")
+    host.set(name, Observed.PAUSED, "user")
     await yard.go()
     await all_say(yard, "its machine has been paused since", "⏸")
     await told(yard)
-    shelf(yard).set(name, Observed.AGENT_SILENT)
+    host.set(name, Observed.AGENT_SILENT)
     await looks(yard, 1)
     assert await told(yard) == {"matrix card", "gitlab note"}
     await all_say(yard, "its machine has not answered since", "🟠")
 
 
-async def test_a_sandbox_that_is_being_stopped_says_nothing_of_how_its_machine_was(yard: Yard) -> None:
-    name = await restarted_once(yard)
-    guests(yard).silent.add(name)
+async def test_a_sandbox_that_is_being_stopped_says_nothing_of_how_its_machine_was(
+    yard: Yard, host: MemoryHost
+) -> None:
+    name = await restarted_once(yard, host)
+    yard.provider.silent.add(name)
     await looks(yard, 5)
     await yard.told(replace(MR, state="closed"))
     found = await seen(yard)

@@ -11,14 +11,15 @@ import pytest
 from ravebot.errors import GuestError
 from ravebot.providers.base import MachineSpec, ProviderEvent
 from ravebot.sandboxes.model import Observed
-from tests.integration.provider_contract import ProviderBench, observed, wait_for_state
-from tests.integration.provider_qemu import SECOND, boot_up, qemu_bench
+from tests.integration.provider_contract import SECOND, observed, wait_for_state
+from tests.integration.provider_libvirt import LibvirtBench
+from tests.integration.provider_qemu import boot_up, qemu_bench
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def bench() -> Iterator[ProviderBench]:
+def bench() -> Iterator[LibvirtBench]:
     with qemu_bench() as bench:
         yield bench
 
@@ -40,7 +41,7 @@ LIES = """echo '{"return":{"pid":"many","handle":[],"exited":"maybe","count":-1}
 NOISE = "cat /dev/urandom >&3"
 
 
-async def replace_agent(bench: ProviderBench, spec: MachineSpec, answer: str) -> None:
+async def replace_agent(bench: LibvirtBench, spec: MachineSpec, answer: str) -> None:
     script = bench.folder / "liar"
     script.write_text(LIAR.replace("ANSWER", answer))
     await bench.provider.copy_in(spec.name, script, "/usr/sbin/liar", mode=0o755)
@@ -57,7 +58,7 @@ async def replace_agent(bench: ProviderBench, spec: MachineSpec, answer: str) ->
 
 
 class TestAHostileGuest:
-    async def test_one_that_never_answers_times_out_and_is_destroyed_at_once(self, bench: ProviderBench) -> None:
+    async def test_one_that_never_answers_times_out_and_is_destroyed_at_once(self, bench: LibvirtBench) -> None:
         provider, spec = bench.provider, bench.spec("rave.noagent")
         await provider.open()
         await provider.create(spec)
@@ -71,7 +72,7 @@ class TestAHostileGuest:
         await provider.destroy(spec.name)
         assert time.monotonic() - started < 3
 
-    async def test_an_agent_that_falls_silent_holds_up_neither_stop_nor_destroy(self, bench: ProviderBench) -> None:
+    async def test_an_agent_that_falls_silent_holds_up_neither_stop_nor_destroy(self, bench: LibvirtBench) -> None:
         provider, spec = bench.provider, bench.spec()
         await boot_up(provider, spec)
         await provider.run(
@@ -92,7 +93,7 @@ class TestAHostileGuest:
                 task.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
 
-    async def test_an_agent_that_lies_is_found_out(self, bench: ProviderBench) -> None:
+    async def test_an_agent_that_lies_is_found_out(self, bench: LibvirtBench) -> None:
         provider, spec = bench.provider, bench.spec()
         await boot_up(provider, spec)
         await replace_agent(bench, spec, LIES)
@@ -106,7 +107,7 @@ class TestAHostileGuest:
             with pytest.raises(GuestError, match="makes no sense"):
                 await lie
 
-    async def test_an_agent_that_pours_out_noise_harms_nothing(self, bench: ProviderBench) -> None:
+    async def test_an_agent_that_pours_out_noise_harms_nothing(self, bench: LibvirtBench) -> None:
         provider, spec, calm = bench.provider, bench.spec(), bench.spec()
         await asyncio.gather(boot_up(provider, spec), boot_up(provider, calm))
         await replace_agent(bench, spec, NOISE)
@@ -119,7 +120,7 @@ class TestAHostileGuest:
         await provider.delete(spec.name)
         assert time.monotonic() - started < 5
 
-    async def test_one_that_hangs_at_shutdown_is_destroyed(self, bench: ProviderBench) -> None:
+    async def test_one_that_hangs_at_shutdown_is_destroyed(self, bench: LibvirtBench) -> None:
         provider, spec = bench.provider, bench.spec("rave.noshutdown")
         await boot_up(provider, spec)
         await provider.shutdown(spec.name)
@@ -130,7 +131,7 @@ class TestAHostileGuest:
         await provider.destroy(spec.name)
         await wait_for_state(provider, spec.name, Observed.OFF)
 
-    async def test_two_with_the_same_host_key_show_it(self, bench: ProviderBench) -> None:
+    async def test_two_with_the_same_host_key_show_it(self, bench: LibvirtBench) -> None:
         provider = bench.provider
         specs = [bench.spec("rave.fixedhostkey"), bench.spec("rave.fixedhostkey"), bench.spec()]
         await asyncio.gather(*(boot_up(provider, spec) for spec in specs))

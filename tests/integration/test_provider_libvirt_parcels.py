@@ -17,25 +17,26 @@ from ravebot.errors import GuestError
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt.disks import Disks
 from ravebot.providers.libvirt.parcels import LARGE_BYTES
-from tests.integration.provider_contract import ProviderBench
-from tests.integration.provider_qemu import SECOND, boot_up, qemu_bench, running_guest
+from tests.integration.provider_contract import SECOND
+from tests.integration.provider_libvirt import LibvirtBench
+from tests.integration.provider_qemu import boot_up, qemu_bench, running_guest
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def bench() -> Iterator[ProviderBench]:
+def bench() -> Iterator[LibvirtBench]:
     with qemu_bench() as bench:
         yield bench
 
 
 @pytest.fixture(scope="module")
-def guest() -> Iterator[tuple[ProviderBench, MachineSpec]]:
+def guest() -> Iterator[tuple[LibvirtBench, MachineSpec]]:
     with running_guest() as guest:
         yield guest
 
 
-async def copied(bench: ProviderBench, spec: MachineSpec) -> float:
+async def copied(bench: LibvirtBench, spec: MachineSpec) -> float:
     """Copy the folder's `source` in and compare; how many seconds the copying took."""
     source = bench.folder / "source"
     started = time.monotonic()
@@ -47,7 +48,7 @@ async def copied(bench: ProviderBench, spec: MachineSpec) -> float:
     return seconds
 
 
-def disks_of(bench: ProviderBench, spec: MachineSpec) -> list[str]:
+def disks_of(bench: LibvirtBench, spec: MachineSpec) -> list[str]:
     """The disks that a running machine has now."""
     definition = bench.stranger.lookupByName(spec.name).XMLDesc(0)
     return re.findall(r"<target dev='(vd.)'", definition)
@@ -55,7 +56,7 @@ def disks_of(bench: ProviderBench, spec: MachineSpec) -> list[str]:
 
 class TestALargeFile:
     async def test_a_large_file_goes_in_by_a_disk_which_is_faster_and_gone_afterwards(
-        self, guest: tuple[ProviderBench, MachineSpec]
+        self, guest: tuple[LibvirtBench, MachineSpec]
     ) -> None:
         bench, spec = guest
         seconds = []
@@ -68,7 +69,7 @@ class TestALargeFile:
         assert seconds[2] < seconds[0]
 
     async def test_a_large_file_can_not_be_copied_where_there_is_no_folder_either(
-        self, guest: tuple[ProviderBench, MachineSpec]
+        self, guest: tuple[LibvirtBench, MachineSpec]
     ) -> None:
         bench, spec = guest
         source = bench.folder / "source"
@@ -78,7 +79,7 @@ class TestALargeFile:
         assert disks_of(bench, spec) == ["vda"]
         assert len((await bench.provider.list()).volumes) == 1
 
-    async def test_it_goes_by_the_agent_where_the_guest_sees_no_new_disks(self, bench: ProviderBench) -> None:
+    async def test_it_goes_by_the_agent_where_the_guest_sees_no_new_disks(self, bench: LibvirtBench) -> None:
         spec = bench.spec("acpiphp.disable=1")
         await boot_up(bench.provider, spec)
         (bench.folder / "source").write_bytes(os.urandom(LARGE_BYTES))
@@ -86,7 +87,7 @@ class TestALargeFile:
             await copied(bench, spec)
             assert len((await bench.provider.list()).volumes) == 1
 
-    async def test_a_disk_of_the_hosts_that_is_full_keeps_nothing_of_it(self, bench: ProviderBench) -> None:
+    async def test_a_disk_of_the_hosts_that_is_full_keeps_nothing_of_it(self, bench: LibvirtBench) -> None:
         provider, spec, disks = bench.provider, bench.spec(), bench.config.storage_pool
         source = bench.folder / "source"
         source.write_bytes(os.urandom(2 * LARGE_BYTES))
@@ -101,7 +102,7 @@ class TestALargeFile:
             await bench.clean_instance(bench.instance_id)
             subprocess.run(["umount", "--lazy", str(disks)], check=True)
 
-    async def test_what_a_crash_left_of_it_goes_with_the_machine(self, bench: ProviderBench) -> None:
+    async def test_what_a_crash_left_of_it_goes_with_the_machine(self, bench: LibvirtBench) -> None:
         provider, spec, other = bench.provider, bench.spec(), bench.spec()
         await provider.open()
         await provider.create(spec)

@@ -10,25 +10,31 @@ import pytest
 
 from ravebot.config.model import LibvirtConfig
 from ravebot.errors import GuestError, ProviderError
-from ravebot.providers.base import Holdings
+from ravebot.providers.base import Holdings, MachineSpec
 from ravebot.providers.libvirt import LibvirtRemains
 from ravebot.providers.libvirt.definitions import network_xml
-from tests.integration.provider_contract import ProviderBench, ProviderContract, plain_image
+from tests.integration.provider_contract import GuestContract
+from tests.integration.provider_libvirt import LibvirtBench, LibvirtContract, plain_image
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[ProviderBench]:
+def bench(tmp_path: Path) -> Iterator[LibvirtBench]:
     image = plain_image(tmp_path / "image.qcow2")
     config = LibvirtConfig(uri="test:///default", network="none", image=image, storage_pool=tmp_path / "disks")
-    bench = ProviderBench(config, tmp_path)
+    bench = LibvirtBench(config, tmp_path)
     yield bench
     bench.clean()
 
 
-class TestLibvirtTestDriver(ProviderContract):
-    async def test_a_guest_without_an_agent_is_an_error_of_the_guest(self, bench: ProviderBench) -> None:
+@pytest.fixture
+def guest(bench: LibvirtBench) -> tuple[LibvirtBench, MachineSpec]:
+    return bench, bench.spec()
+
+
+class TestLibvirtTestDriver(LibvirtContract):
+    async def test_a_guest_without_an_agent_is_an_error_of_the_guest(self, bench: LibvirtBench) -> None:
         spec = bench.spec()
         await bench.provider.open()
         await bench.provider.create(spec)
@@ -36,7 +42,7 @@ class TestLibvirtTestDriver(ProviderContract):
         with pytest.raises(GuestError):
             await bench.provider.host_keys(spec.name)
 
-    async def test_a_listing_of_a_thousand_machines_takes_under_a_tenth_of_a_second(self, bench: ProviderBench) -> None:
+    async def test_a_listing_of_a_thousand_machines_takes_under_a_tenth_of_a_second(self, bench: LibvirtBench) -> None:
         await bench.provider.open()
         for _ in range(1000):
             spec = bench.spec()
@@ -51,7 +57,11 @@ class TestLibvirtTestDriver(ProviderContract):
         assert fastest < 0.1
 
 
-async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_is_touched(bench: ProviderBench) -> None:
+class TestAGuestOfTheTestDriver(GuestContract):
+    """What can be asked of a guest that is none."""
+
+
+async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_is_touched(bench: LibvirtBench) -> None:
     other_id = f"{bench.instance_id}0"
     other = bench.another(other_id, bench.config.model_copy(update={"storage_pool": bench.folder / "others"}))
     specs = bench.spec(), bench.spec()
@@ -98,7 +108,6 @@ async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_i
     finally:
         await remains.close()
         await nothing.close()
-        bench.remove_foreign(foreign)
         for network in bench.stranger.listAllNetworks():
             if network.name().startswith("rave-"):
                 network.destroy()
@@ -109,7 +118,7 @@ async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_i
 DHCP_ENTRY = "<host mac='52:54:00:00:00:09' name='rave-test' ip='10.80.0.9'/></dhcp>"
 
 
-def everything(bench: ProviderBench) -> set[str]:
+def everything(bench: LibvirtBench) -> set[str]:
     """The names of all that is in this libvirt, of everyone."""
     libvirt = bench.stranger
     found = [*libvirt.listAllDomains(), *libvirt.listAllNetworks(), *libvirt.listAllStoragePools()]

@@ -23,17 +23,17 @@ from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.operations.readiness import Readiness
-from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.store import images, inbox, outbox
 from ravebot.store.images import ImageRecord
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, NoteLane, RoomLane, Target
 from ravebot.web.checks import Check, Checkup, State
 from tests.integration.test_matrix_chat import FAR, Homeserver, refusal, until
 from tests.integration.test_matrix_hostile import US, homeserver
-from tests.support.edges import FarEnd, Guests, Shelf
+from tests.support.edges import FarEnd
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, Project, User
-from tests.support.records import ROOM, a_merge_request, make_config
-from tests.support.yard import Yard, a_yard, talking_guests
+from tests.support.records import ROOM, a_merge_request
+from tests.support.yard import Yard, a_yard
 
 pytestmark = pytest.mark.integration
 MR, SECOND = a_merge_request(1), a_merge_request(2)
@@ -53,11 +53,6 @@ class Ward:
     project: Project
     far: FarEnd
     targets: tuple[Target, ...] = TARGETS
-
-    @property
-    def guests(self) -> Guests:
-        assert isinstance(self.yard.provider, Guests)
-        return self.yard.provider
 
     async def check(self, name: str) -> Check:
         """What a fresh look says, as /readyz does."""
@@ -119,7 +114,7 @@ async def a_ward(
     folder: Path,
     rooms: tuple[str, ...] = (ROOM,),
     projects: tuple[str, ...] = ("group/*",),
-    provider: Guests | None = None,
+    provider: MemoryProvider | None = None,
 ) -> AsyncIterator[Ward]:
     far_server = Homeserver()
     async with GitLabServer() as server, homeserver(far_server.answer) as url:
@@ -128,7 +123,7 @@ async def a_ward(
             "gitlab": {"url": server.url, "poll": "1s", "projects": projects},
             "matrix": {"homeserver": url, "user_id": US, "rooms": mapped},
         }
-        async with a_yard(folder, provider or Guests(Shelf()), **changes) as yard:
+        async with a_yard(folder, provider, **changes) as yard:
             bot = server.add_user("ravebot")
             project = server.add_project("group/app", public=True)
             server.set_role(project, bot, DEVELOPER)
@@ -387,12 +382,12 @@ async def test_provider_failed_while_it_can_not_be_opened_or_listed_though_it_an
     error: RavebotError = ProviderError("the storage pool of another instance is in the way")
     if call == "list":
         await ward.yard.go()
-    ward.guests.fails[call] = error
+    ward.yard.provider.fails[call] = error
     await ward.yard.go()
     check = await ward.check("provider")
     assert check.state is State.FAILED
     assert "in the way" in check.detail
-    ward.guests.fails.clear()
+    ward.yard.provider.fails.clear()
     await ward.yard.go()
     assert (await ward.check("provider")).state is State.OK
 
@@ -400,40 +395,34 @@ async def test_provider_failed_while_it_can_not_be_opened_or_listed_though_it_an
 async def test_provider_failed_and_firewall_not_known_while_another_instances_storage_pool_is_in_the_way(
     tmp_path: Path,
 ) -> None:
-    settings = make_config(tmp_path).provider
-    other = LibvirtProvider(settings, instance="test", instance_id="other", egress="none", state_dir=tmp_path / "other")
-    async with talking_guests(tmp_path) as ours:
-        await other.open()
-        try:
-            async with a_ward(tmp_path, provider=ours) as ward:
-                await ward.yard.go()
-                assert await ours.connected()
-                check = await ward.check("provider")
-                assert check.state is State.FAILED
-                assert "another ravebot, of instance id other, has its storage pool in the folder" in check.detail
-                assert (await ward.check("firewall")).state is State.UNKNOWN
-        finally:
-            await other.remove()
-            await other.close()
+    host = MemoryHost()
+    await MemoryProvider(host, instance_id="other", storage="disks").open()
+    async with a_ward(tmp_path, provider=MemoryProvider(host, storage="disks")) as ward:
+        await ward.yard.go()
+        assert await ward.yard.provider.connected()
+        check = await ward.check("provider")
+        assert check.state is State.FAILED
+        assert "another ravebot, of instance id other, has its storage disks" in check.detail
+        assert (await ward.check("firewall")).state is State.UNKNOWN
 
 
 async def test_provider_failed_while_nobody_can_be_let_in(ward: Ward) -> None:
     await ward.yard.queued(MR)
-    ward.guests.fails["host"] = Unavailable("the storage pool does not say how large it is")
+    ward.yard.provider.fails["host"] = Unavailable("the storage pool does not say how large it is")
     await ward.yard.go()
     check = await ward.check("provider")
     assert check.state is State.FAILED
     assert "does not say how large it is" in check.detail
-    ward.guests.fails.clear()
+    ward.yard.provider.fails.clear()
     await ward.yard.go()
     assert (await ward.check("provider")).state is State.OK
 
 
 async def test_provider_failed_while_a_pass_never_ends(ward: Ward) -> None:
     await ward.yard.go()
-    ward.guests.hold["list"] = asyncio.Event()
+    ward.yard.provider.hold["list"] = asyncio.Event()
     async with at_work(ward.yard.core.pool.run()):
-        await until(lambda: ward.guests.count("list") == 2)
+        await until(lambda: ward.yard.provider.count("list") == 2)
         assert (await ward.check("provider")).state is State.OK
         ward.yard.pass_by(seconds=16)
         check = await ward.check("provider")
@@ -450,18 +439,19 @@ async def test_provider_and_firewall_are_not_known_when_passes_stopped_also_when
     assert (await ward.check(name)).state is State.UNKNOWN
 
 
-async def test_provider_failed_while_somebody_must_decide_about_machines_it_does_not_know(ward: Ward) -> None:
-    assert isinstance(ward.guests.inner, Shelf)
-    ward.guests.inner.put("rave-test-from-before")
-    await ward.yard.go()
-    check = await ward.check("provider")
-    assert check.state is State.FAILED
-    assert "ravebot cleanup" in check.detail
+async def test_provider_failed_while_somebody_must_decide_about_machines_it_does_not_know(tmp_path: Path) -> None:
+    host = MemoryHost()
+    host.put("rave-test-from-before")
+    async with a_ward(tmp_path, provider=MemoryProvider(host)) as ward:
+        await ward.yard.go()
+        check = await ward.check("provider")
+        assert check.state is State.FAILED
+        assert "ravebot cleanup" in check.detail
 
 
 async def test_provider_failed_when_libvirt_does_not_answer(ward: Ward) -> None:
     await ward.yard.go()
-    ward.guests.fails["connected"] = Unavailable("away")
+    ward.yard.provider.fails["connected"] = Unavailable("away")
     assert (await ward.check("provider")).state is State.FAILED
 
 

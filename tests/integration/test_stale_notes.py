@@ -13,6 +13,7 @@ import pytest
 from ravebot.errors import Unavailable
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.operations.stale_notes import StaleNotes
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import Actor
 from ravebot.store import merge_requests, stale_notes
@@ -22,7 +23,6 @@ from tests.integration.test_cli_run import here, running
 from tests.integration.test_delivery_gitlab import Post
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.clock import ManualClock
-from tests.support.edges import Guests, Shelf
 from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Note, User
 from tests.support.records import a_merge_request, make_config
 from tests.support.yard import a_yard
@@ -291,9 +291,9 @@ async def test_a_database_of_the_first_version_keeps_its_notes_and_looks_for_non
 
 
 async def test_an_adoption_has_notes_looked_for_once_the_machines_are_decided_about(tmp_path: Path) -> None:
-    shelf, mr = Shelf(), a_merge_request()
-    async with a_yard(tmp_path, Guests(shelf)) as yard:
-        shelf.put("rave-test-from-before")
+    host, mr = MemoryHost(), a_merge_request()
+    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
+        host.put("rave-test-from-before")
         await yard.told(mr, may_start=False)
         await yard.go()
         assert not yard.core.pool.machines_known
@@ -305,7 +305,7 @@ async def test_an_adoption_has_notes_looked_for_once_the_machines_are_decided_ab
 
 
 async def test_a_cleanup_of_what_is_known_has_no_notes_looked_for(tmp_path: Path) -> None:
-    async with a_yard(tmp_path, Guests(Shelf())) as yard:
+    async with a_yard(tmp_path) as yard:
         await yard.make_ready(a_merge_request())
         wish = Wish(None, everything=True, force=True, adopt=False, actor=Actor("shell", "root"))
         await Cleaner(yard.database, yard.core, yard.provider).alone(wish, timedelta(seconds=1), lambda _line: None)
@@ -313,10 +313,9 @@ async def test_a_cleanup_of_what_is_known_has_no_notes_looked_for(tmp_path: Path
 
 
 async def test_while_the_provider_is_away_no_machine_is_known_to_be_gone(tmp_path: Path) -> None:
-    async with a_yard(tmp_path, Guests(Shelf())) as yard:
+    async with a_yard(tmp_path) as yard:
         await yard.go()
         assert yard.core.pool.machines_known
-        assert isinstance(yard.provider, Guests)
         yard.provider.fails["list"] = Unavailable("libvirt is away")
         await yard.go()
         assert not yard.core.pool.machines_known

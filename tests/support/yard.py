@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ravebot.parts import Core, make_core
-from ravebot.providers.base import Provider
-from ravebot.providers.libvirt import LibvirtProvider
+from ravebot.providers.base import RunResult
+from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import MachineId, MergeRequest
 from ravebot.sandboxes.pool.flights import Flights
@@ -20,24 +19,16 @@ from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.web.metrics import Metrics
 from tests.support.clock import ManualClock
-from tests.support.edges import Code, Fence, Guests
+from tests.support.edges import Code, Fence
 from tests.support.records import World, make_config
 
+# What `sandboxes.chain.guestjobs` asks guests: how a job goes, and which commands are there.
+HOW_A_JOB_GOES, WHICH_ARE_THERE = 'if [ -f "$1/status" ]', "n=$((n + 1))"
 
-@asynccontextmanager
-async def talking_guests(folder: Path) -> AsyncIterator[Guests]:
-    """A provider of an instance of its own on libvirt's in-memory driver; its machines are removed at the end."""
-    instance_id = secrets.token_hex(5)
-    config = make_config(folder)
-    inner = LibvirtProvider(
-        config.provider, instance="test", instance_id=instance_id, egress="none", state_dir=folder / instance_id
-    )
-    try:
-        yield Guests(inner)
-        for machine in (await inner.list()).machines:
-            await inner.delete(machine.name)
-    finally:
-        await inner.close()
+
+def job_ended(code: int, output: str = "its output\n") -> RunResult:
+    """What a guest answers when a job has ended."""
+    return RunResult(0, f"{code}\n{output}")
 
 
 @dataclass
@@ -45,7 +36,7 @@ class Yard(World):
     """A world with its pool."""
 
     core: Core
-    provider: Provider
+    provider: MemoryProvider
     fence: Fence
     code: Code
     flights: Flights
@@ -84,11 +75,13 @@ class Yard(World):
 
 
 @asynccontextmanager
-async def a_yard(folder: Path, provider: Provider, fence: Fence | None = None, **changes: Any) -> AsyncIterator[Yard]:
-    """Its pool is run pass by pass; what still flies at the end is cut off, as by a crash."""
+async def a_yard(folder: Path, provider: MemoryProvider | None = None, **changes: Any) -> AsyncIterator[Yard]:
+    """Its pool is run pass by pass; what still flies at the end is cut off, as by a crash. Guests' jobs end well."""
     folder.mkdir(exist_ok=True)
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
-    fence, code = fence or Fence(), Code()
+    fence, code, provider = Fence(), Code(), provider or MemoryProvider()
+    provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
+    provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
     async with Database(folder / "ravebot.db", clock) as database:
         core = make_core(config, database, clock, provider, fence, code, metrics)
         core.sources.clear()

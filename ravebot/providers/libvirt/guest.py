@@ -24,6 +24,7 @@ import libvirt_qemu
 from ravebot.backoff import Backoff
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
+from ravebot.providers.guest import check_authorized_keys, check_target, read_source
 from ravebot.providers.libvirt.answers import field, host_keys, returned, run_result
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
@@ -151,7 +152,7 @@ class GuestAgents:
 
     async def _write(self, name: str, source: Path, guest_file: int) -> None:
         offset = 0
-        while chunk := await asyncio.to_thread(_read, source, offset):
+        while chunk := await asyncio.to_thread(read_source, source, offset, CHUNK_BYTES):
             answer = await self._ask(
                 name,
                 "guest-file-write",
@@ -165,8 +166,7 @@ class GuestAgents:
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized keys of that user."""
-        if any(not key.isprintable() for key in keys):
-            raise ProviderError("an SSH key must be one line of printable characters")
+        check_authorized_keys(keys)
         arguments = {"username": user, "keys": list(keys), "reset": True}
         await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
 
@@ -257,8 +257,7 @@ class GuestAgents:
 
 def beside_of(target: str) -> str:
     """Where a file is written before it is put in place. Raises ProviderError for what is no absolute path."""
-    if not target.startswith("/") or "\0" in target:
-        raise ProviderError("a file is copied to an absolute path")
+    check_target(target)
     return f"{target}.{secrets.token_hex(6)}"
 
 
@@ -268,15 +267,6 @@ async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
     done, _ = await asyncio.wait({waiter}, timeout=max(0.0, timeout_seconds))
     return not done
-
-
-def _read(source: Path, offset: int) -> bytes:
-    try:
-        with source.open("rb") as file:
-            file.seek(offset)
-            return file.read(CHUNK_BYTES)
-    except OSError as error:
-        raise Unavailable(f"the file {source} can't be read ({error.strerror}) to copy it into a guest") from error
 
 
 def _now() -> float:
