@@ -1,1 +1,1 @@
-"""Measures what the README quotes, on real parts, with throwaway ones of their own: `./dev bench`."""
+"""Measures speed and use of resources on real, throwaway parts: `./dev bench`."""

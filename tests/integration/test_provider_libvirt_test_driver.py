@@ -24,6 +24,7 @@ def bench(tmp_path: Path) -> Iterator[LibvirtBench]:
     image = plain_image(tmp_path / "image.qcow2")
     config = LibvirtConfig(uri="test:///default", network="none", image=image, storage_pool=tmp_path / "disks")
     bench = LibvirtBench(config, tmp_path)
+    bench.guests_can_be_asked = False
     yield bench
     bench.clean()
 

@@ -1,4 +1,4 @@
-"""README.md promises nothing that is not there: its commands, tables, configuration and links are checked."""
+"""The pages promise nothing that is not there: what they name is looked for, and what they tell to write is tried."""
 
 from __future__ import annotations
 
@@ -15,39 +15,21 @@ from typer.main import get_command
 from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
-from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.file import load
 from ravebot.config.model import matches_project
-from ravebot.gitlab.commands import help_lines
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
+from tests.support.pages import DOCS, NOT_THERE_YET, README, ROOT, everything
 
 pytestmark = pytest.mark.integration
 
-_ROOT = Path(__file__).resolve().parents[2]
 _DEMO = ("tests/support/demo/__init__.py", "tests/support/demo/__main__.py")
-_README = (_ROOT / "README.md").read_text()
-
-
-def _table(head: str) -> list[tuple[str, str]]:
-    """The rows of the table whose first column is called that, as (code, text)."""
-    lines = iter(_README.splitlines())
-    for line in lines:
-        if line.startswith(f"| {head} |"):
-            break
-    next(lines)
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        match = re.fullmatch(r"\| `(.+?)` \| (.+) \|", line)
-        assert match, line
-        rows.append((match[1], match[2]))
-    return rows
+_TEXT = everything()
+_INSTALL = (DOCS / "install.md").read_text()
 
 
 def _block(language: str) -> str:
-    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", _TEXT, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1
     return blocks[0]
 
@@ -58,22 +40,9 @@ def _shell() -> TyperGroup:
     return group
 
 
-def test_the_table_of_matrix_commands_is_the_code_s() -> None:
-    assert _table("say") == list(help_rows(Door.ROOM, "!rave"))
-
-
-def test_the_table_of_comments_is_the_code_s() -> None:
-    assert _table("comment") == list(help_lines())
-
-
-def test_the_table_of_shell_commands_is_the_code_s() -> None:
-    expected = [(f"ravebot {name}", command.help) for name, command in _shell().commands.items()]
-    assert _table("run") == expected
-
-
 def test_every_dev_command_that_is_named_is_there() -> None:
-    usage = subprocess.run([_ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
-    named = set(re.findall(r"\./dev (\w+)", _README))
+    usage = subprocess.run([ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
+    named = set(re.findall(r"\./dev (\w+)", _TEXT))
     assert named == set(re.findall(r"^  (\w+) {2,}", usage, re.MULTILINE))
 
 
@@ -81,7 +50,7 @@ def test_every_dev_command_that_is_named_is_there() -> None:
 def test_asking_dev_for_help_sets_nothing_up(tmp_path: Path, command: str) -> None:
     for name in ("dev", "tests/__init__.py", "tests/support/__init__.py", *_DEMO):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(_ROOT / name, tmp_path / name)
+        shutil.copy(ROOT / name, tmp_path / name)
     before = set(tmp_path.rglob("*"))
     done = subprocess.run([tmp_path / "dev", command, "--help"], capture_output=True, text=True, timeout=20, check=True)
     assert "usage: ./dev" in done.stdout.lower()
@@ -90,7 +59,7 @@ def test_asking_dev_for_help_sets_nothing_up(tmp_path: Path, command: str) -> No
 
 
 def test_the_benchmarks_that_dev_names_are_there() -> None:
-    usage = subprocess.run([_ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
+    usage = subprocess.run([ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stdout
     listed = re.search(r"^  bench .*arguments: ([a-z, ]+), --json$", usage, re.MULTILINE)
     assert listed
     assert listed[1].split(", ") == list(BENCHMARKS)
@@ -108,9 +77,9 @@ def test_every_ravebot_command_that_is_named_is_there_with_its_options() -> None
 
 def _commands() -> list[str]:
     """Text that stands as code: inline, in indented blocks, and in what the service starts."""
-    inline = re.findall(r"`(ravebot [^`]+)`", _README)
-    indented = re.findall(r"^    (ravebot .*?)(?:  +#.*)?$", _README, re.MULTILINE)
-    return [*inline, *indented, *re.findall(r"ExecStart=\S*/(.*)", _README)]
+    inline = re.findall(r"`(ravebot [^`]+)`", _TEXT)
+    indented = re.findall(r"^    (ravebot .*?)(?:  +#.*)?$", _TEXT, re.MULTILINE)
+    return [*inline, *indented, *re.findall(r"ExecStart=\S*/(.*)", _TEXT)]
 
 
 def test_the_configuration_loads(tmp_path: Path) -> None:
@@ -132,16 +101,10 @@ def test_the_configuration_loads(tmp_path: Path) -> None:
     assert not loaded.config.provider.storage_pool.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
 
 
-def test_links_lead_to_files_of_the_repository() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", _README)
-    assert targets
-    missing = [target for target in targets if "://" not in target and not (_ROOT / target).is_file()]
-    assert missing == []
-
-
 def test_files_and_folders_that_are_named_are_there() -> None:
-    named = set(re.findall(r"(?<![/\w])(?:ravebot|tests)/[a-z]+/|\btests/[a-z_/]+\.py\b|\bbenchmarks/", _README))
-    assert [name for name in named if not (_ROOT / name).exists()] == []
+    named = set(re.findall(r"`((?:ravebot|tests|benchmarks|docs)/[a-z_/.]*)`", _TEXT))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists() and not name.startswith(NOT_THERE_YET)] == []
 
 
 def test_metrics_and_paths_that_are_named_are_there() -> None:
@@ -151,10 +114,16 @@ def test_metrics_and_paths_that_are_named_are_there() -> None:
     metrics.firewall_repaired(True)
     metrics.connections_dropped(Service.SSH, 1)
     exposed = metrics.exposition().decode()
-    names = re.findall(r"`(ravebot_\w+)`", _README)
+    names = re.findall(r"`(ravebot_\w+)`", _TEXT)
     assert names
     assert [name for name in names if name not in exposed] == []
-    assert WEBHOOK_PATH in _README
+    assert WEBHOOK_PATH in _TEXT
+
+
+def test_readme_installs_what_the_page_on_installing_does() -> None:
+    block = re.search(r"^    apt-get install .*?^    ln -s .*?$", _INSTALL, re.MULTILINE | re.DOTALL)
+    assert block
+    assert block[0] in README.read_text()
 
 
 def test_the_systemd_unit_starts_what_is_installed_and_is_understood(tmp_path: Path) -> None:

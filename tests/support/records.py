@@ -235,7 +235,7 @@ class World:
         self.clock.advance(timedelta(**span))
 
     def back_up(self, folder: Path) -> Path:
-        """A copy of the state as README says to make one; where its database is."""
+        """A copy of the state, made as docs/operate.md says; returns where its database is."""
         folder.mkdir()
         copy = folder / self.database.path.name
         with closing(sqlite3.connect(self.database.path)) as source, closing(sqlite3.connect(copy)) as target:

@@ -11,9 +11,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ravebot.config.complaints import every_key
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load
-from ravebot.config.tree import KeyPath, Problem
+from ravebot.config.tree import Problem
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 HIDDEN = "hush-hush-4711"
@@ -504,32 +503,3 @@ def test_the_example_is_right_but_for_its_secret_files(folder: Folder) -> None:
     assert all("there is no file" in problem.message for problem in caught.value.problems)
     loaded = folder.load(example_with_secrets(folder))
     assert [warning.split(":")[0] for warning in loaded.warnings] == ["access.allow_from"]
-
-
-def test_the_example_shows_every_key_there_is() -> None:
-    """Commented keys count, where the comment is the key at its place."""
-    shown: set[KeyPath] = set()
-    lines = [line.replace("# ", "", 1) if is_commented_key(line) else line for line in EXAMPLE.read_text().splitlines()]
-    collect(yaml.safe_load("\n".join(lines)), (), shown)
-    shown |= {("agents", "name"), ("agents", "ssh_keys")} & commented("agents", "name", "ssh_keys")
-    shown |= {("sandbox", "smoke_tests", key) for key in ("http", "run") if f"{{{key}: " in EXAMPLE.read_text()}
-    assert set(every_key()) - shown == set()
-
-
-def is_commented_key(line: str) -> bool:
-    key, found, value = line.strip().removeprefix("# ").partition(": ")
-    return line.strip().startswith("# ") and bool(found) and key.isidentifier() and value.startswith(("/", '"#'))
-
-
-def commented(section: str, *keys: str) -> set[KeyPath]:
-    return {(section, key) for key in keys if f"  {key}: " in EXAMPLE.read_text()}
-
-
-def collect(value: object, path: KeyPath, found: set[KeyPath]) -> None:
-    if isinstance(value, dict):
-        for key, child in value.items():
-            found.add((*path, key))
-            collect(child, (*path, key), found)
-    elif isinstance(value, list):
-        for child in value:
-            collect(child, path, found)

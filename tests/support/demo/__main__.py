@@ -40,10 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./dev demo",
         description="Show the whole bot at work: a throwaway Synapse, a GitLab stand-in, a real virtual machine.",
-        epilog="Without a command, the demo runs; the commands work one that was kept, from another terminal.",
+        epilog="Without a command, the demo runs. The commands act on one that runs with --keep in another terminal.",
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running to play with, until Ctrl-C")
-    parser.add_argument("--port", type=int, default=0, help="of the GitLab stand-in on 127.0.0.1; default: a free one")
+    parser.add_argument("--port", type=int, default=0, help="port of the GitLab stand-in on 127.0.0.1; free by default")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, text, purpose in (
         ("say", "TEXT", "say something in the room"),

@@ -1,0 +1,194 @@
+"""The pages say what the code does: their tables, keys of the configuration and links are compared with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from ravebot.cli import app
+from ravebot.config.complaints import every_key
+from ravebot.gitlab.commands import help_lines
+from ravebot.matrix.commands import help_rows
+from ravebot.operations.readiness import Readiness
+from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
+from ravebot.sandboxes.model import EndReason, Stage
+from ravebot.sandboxes.telling import TELLINGS, Telling
+from ravebot.web.checks import State
+from ravebot.web.metrics import Metrics
+from tests.support.pages import (
+    DOCS,
+    EXAMPLE,
+    PAGES,
+    README,
+    ROOT,
+    anchors,
+    code,
+    codes,
+    everything,
+    example_keys,
+    grid,
+    links,
+    rows,
+)
+
+# Where the truth is: what the code says, in the form of the tables.
+
+
+def room_commands() -> list[tuple[str, str]]:
+    return list(help_rows("!rave"))
+
+
+def comment_commands() -> list[tuple[str, str]]:
+    return list(help_lines())
+
+
+def shell_commands() -> list[tuple[str, str]]:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return [(f"ravebot {name}", command.help or "") for name, command in group.commands.items()]
+
+
+def event_kinds() -> set[str]:
+    sources = [path.read_text() for path in (ROOT / "ravebot").rglob("*.py")]
+    return {kind for text in sources for kind in re.findall(r'\b(?:record|append)\(\s*tx, "([a-z_.]+)"', text)}
+
+
+def machine_steps() -> dict[tuple[str, str], str]:
+    return {(wanted.value, observed.value): step.value for (wanted, observed), step in MACHINES.items()}
+
+
+def sandbox_steps() -> dict[tuple[str, str], str]:
+    steps = {(state.value, happened.value): then for (state, happened), then in SANDBOXES.items()}
+    return {place: then.value for place, then in steps.items() if then is not Then.NOTHING}
+
+
+def told(telling: Telling | None) -> str:
+    if telling is None:
+        return "log"
+    places = {"thread": telling.thread, "room": telling.say, "operations room": telling.operators}
+    return ", ".join(["card", *(place for place, so in places.items() if so), *(["warning"] if telling.warn else [])])
+
+
+# Commands, events, checks and metrics.
+
+
+def commands_in(head: str) -> list[tuple[str, str]]:
+    return [(code(command), purpose) for command, purpose in rows("operate.md", head)]
+
+
+def test_the_table_of_matrix_commands_is_the_code_s() -> None:
+    assert commands_in("say") == room_commands()
+
+
+def test_the_table_of_comments_is_the_code_s() -> None:
+    assert commands_in("comment") == comment_commands()
+
+
+def test_the_table_of_shell_commands_is_the_code_s() -> None:
+    assert commands_in("run") == shell_commands()
+
+
+def test_the_table_of_events_has_every_kind_and_says_where_people_are_told() -> None:
+    shown = {code(kind): where for kind, where, _ in rows("operate.md", "event")}
+    assert shown == {kind: told(TELLINGS.get(kind)) for kind in event_kinds()}
+
+
+def test_the_tables_of_readiness_are_the_code_s() -> None:
+    checks = Readiness.__new__(Readiness).checks()  # its names need none of its parts
+    assert [code(name) for name, _ in rows("operate.md", "check")] == list(checks)
+    assert [code(state) for state, _ in rows("operate.md", "state")] == [state.value for state in State]
+
+
+def test_the_table_of_metrics_is_the_code_s() -> None:
+    metrics = Metrics()
+    exposed = {f"{one.name}_total" if one.type == "counter" else one.name for one in metrics.registry.collect()}
+    assert sorted(code(name) for name, _, _ in rows("operate.md", "metric")) == sorted(exposed)
+
+
+# Decisions.
+
+
+@pytest.mark.parametrize("of", ["machine", "sandbox"])
+def test_every_step_of_a_table_of_decisions_is_explained(of: str) -> None:
+    other = "observed" if of == "machine" else "event"
+    steps = [step for step, _ in rows("concepts.md", f"step of a {of}")]
+    assert sorted(steps) == sorted(set(grid("concepts.md", f"{of} \\ {other}").values()))
+
+
+def test_the_table_of_machines_is_the_code_s() -> None:
+    assert grid("concepts.md", "machine \\ observed") == machine_steps()
+
+
+@pytest.mark.xfail(strict=True, reason="the code's table has no columns yet for four of the events")
+def test_the_table_of_sandboxes_is_the_code_s() -> None:
+    assert grid("concepts.md", "sandbox \\ event") == sandbox_steps()
+
+
+def test_stages_and_reasons_to_end_are_the_code_s() -> None:
+    assert [stage for stage, _, _ in rows("concepts.md", "stage")] == [stage.value for stage in Stage]
+    reasons = [reason for cell, _ in rows("concepts.md", "reason") for reason in codes(cell)]
+    assert reasons == [reason.value for reason in EndReason]
+
+
+# Configuration.
+
+
+def test_the_example_shows_every_key_there_is() -> None:
+    """Those that are commented out count, and none is shown that is not there."""
+    shown = {path for path in example_keys() if not str(path[-1]).startswith("@")}  # people are keys, too
+    assert shown == set(every_key())
+
+
+def test_every_key_of_the_example_is_explained() -> None:
+    """By a comment behind it, or above it in its paragraph."""
+    unexplained = []
+    for paragraph in EXAMPLE.read_text().split("\n\n"):
+        explained = False
+        for line in paragraph.splitlines():
+            text = line.strip().removeprefix("# ")
+            if not re.match(r"(?:- )?{?[a-z_]+:(?: |$)", text):
+                explained = explained or line.strip().startswith("#")
+            elif not (explained or "  # " in line or text.endswith(":")):
+                unexplained.append(line)
+    assert unexplained == []
+
+
+def test_keys_that_pages_name_are_there() -> None:
+    known = {".".join(map(str, path)) for path in every_key()}
+    sections = {str(path[0]) for path in every_key() if len(path) > 1}
+    named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", everything())) - event_kinds()
+    named = {name for name in named if name.partition(".")[0] in sections}
+    assert named
+    assert named - known == set()
+
+
+# Links and files.
+
+
+def test_readme_is_at_most_150_lines_long() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    assert links(page)
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_readme_links_to_every_page() -> None:
+    linked = {(ROOT / target).resolve() for target in links(README)}
+    assert {*DOCS.glob("*.md"), EXAMPLE} - linked == set()
+
+
+def test_every_question_about_the_code_is_answered_with_at_most_two_files() -> None:
+    answers = {question: codes(files) for question, _, files in rows("extend.md", "question")}
+    assert len(answers) == 10
+    assert {question: files for question, files in answers.items() if not 1 <= len(files) <= 2} == {}
