@@ -1,4 +1,4 @@
-"""Reading SSH host keys that a guest says it has: nothing but well-formed public keys gets through."""
+"""Parses the SSH host keys that a guest reports: only well-formed public keys are accepted."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _LONGEST_LINE = 4096
 
 
 def parse_host_keys(text: str) -> tuple[str, ...]:
-    """The keys in the text of `*.pub` files, one a line, as type and blob in their one canonical form.
+    """The keys in the text of `*.pub` files, one a line, as type and blob in canonical form.
 
     Raises GuestError for anything else.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= _MOST_KEYS:
-        raise GuestError(f"the guest shows {len(lines)} SSH host keys: 1 to {_MOST_KEYS} are expected")
+        raise GuestError(f"the guest reports {len(lines)} SSH host keys: 1 to {_MOST_KEYS} are expected")
     return tuple(dict.fromkeys(_parsed(line) for line in lines))
 
 
 def _parsed(line: str) -> str:
     words = line.split(maxsplit=2)
     if len(line) > _LONGEST_LINE or len(words) < 2 or words[0] not in _TYPES or not line.isascii():
-        raise GuestError("the guest shows something as an SSH host key that is none")
+        raise GuestError("the guest reports an SSH host key that is not one")
     try:
-        # Written anew, because junk between the letters of base64 is read past, and a key has one form only.
+        # Encoded again, because base64 is decoded without regard to junk in it, and each key must have one form.
         key = load_ssh_public_key(f"{words[0]} {words[1]}".encode())
         return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise GuestError("the guest shows a damaged SSH host key") from error
+        raise GuestError("the guest reports a damaged SSH host key") from error
