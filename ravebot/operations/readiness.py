@@ -1,6 +1,6 @@
-"""What /readyz asks: whether each part we depend on works, by what was seen of it lately, not by hoping.
+"""The checks of /readyz: whether each part that we depend on works, judged by what was last seen of it.
 
-A check that is added here is one method and one entry in `checks`.
+A new check is one method and one entry in `checks`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ravebot.store.outbox import GITLAB, MATRIX, Waiting
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
 _SYNC_EVERY = timedelta(seconds=40)
-"""A sync waits for half a minute for something to be said; and time for its answer."""
+"""A sync waits up to 30 s for news; the rest is time for its answer."""
 _PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
 _LONG = timedelta(minutes=5)
-"""How long a message or a request may wait before something must be wrong."""
+"""How long a message or a request may wait before that counts as a failure."""
 _MOST_NAMED = 5
 
 
@@ -138,7 +138,7 @@ class Readiness:
         return Check(State.FAILED, f"{count} requests are not handled, the oldest since {since:%Y-%m-%d %H:%M:%S} UTC")
 
     async def _outbox(self) -> Check:
-        """Waiting is a failure, but for a project or room that refuses what it is told."""
+        """Messages that wait too long are a failure, unless a single project or room refuses them."""
         rooms = {room.name: room.problem for room in self.chat.rooms.statuses()}
         late, refused = [], []
         for target in (MATRIX, GITLAB):
@@ -160,7 +160,7 @@ class Readiness:
 
 
 def _lanes(tx: Transaction, target: str) -> list[tuple[Waiting, str]]:
-    """What waits for Matrix or GitLab, and each lane's name for people."""
+    """What waits for Matrix or GitLab, with each lane's name for people."""
     found = []
     for lane in outbox.waiting(tx, target):
         name = lane.lane
@@ -172,7 +172,7 @@ def _lanes(tx: Transaction, target: str) -> list[tuple[Waiting, str]]:
 
 
 def _named(troubles: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
+    """The first few, and the number of the others."""
     each = list(troubles)
     more = [f"and {len(each) - _MOST_NAMED} more"] if len(each) > _MOST_NAMED else []
     return "; ".join(each[:_MOST_NAMED] + more)
