@@ -1,7 +1,7 @@
-"""The clock, injected everywhere, so that a test can move time and nothing reads it behind our back.
+"""The clock, which is passed to every part that needs the time, so that tests can set it.
 
 Times may jump. A pause is a `Wait` (columns `postponed_at`, `next_attempt_at`); an elapsed time is `age` or
-`tx.seconds_since`; something periodic is `is_due`; stored moments of sandboxes are corrected by `sandboxes/moments.py`
+`tx.seconds_since`; something periodic uses `is_due`; `sandboxes/pool/moments.py` corrects the stored times of sandboxes
 at the next pass.
 """
 
@@ -16,10 +16,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Clock(Protocol):
-    """Something that knows the time."""
+    """Tells the time."""
 
     def now(self) -> datetime:
-        """The present as an aware UTC datetime."""
+        """The current time as an aware UTC datetime."""
         ...
 
 
@@ -31,18 +31,18 @@ class SystemClock:
 
 
 def is_due(last: datetime | None, every: timedelta, now: datetime) -> bool:
-    """Whether something that was done last at that moment is due; also when the clock was set back since."""
+    """Whether something last done at `last` is due again; also true if the clock was set back since."""
     return last is None or not timedelta(0) <= now - last < every
 
 
 def age(moment: datetime, now: datetime) -> timedelta:
-    """How long ago that was; nothing when the clock was set back to before it."""
+    """How long ago that was; zero if the clock was set back to before it."""
     return max(timedelta(0), now - moment)
 
 
 @dataclass(frozen=True)
 class Wait:
-    """A pause. It ends at `until`, or as soon as the clock stands before `since` (it was set back)."""
+    """A pause. It ends at `until`, or as soon as the clock is before `since` (it was set back)."""
 
     since: datetime
     until: datetime
@@ -51,12 +51,12 @@ class Wait:
         return not self.since <= now < self.until
 
     def left(self, now: datetime) -> timedelta:
-        """Nothing when it is over."""
+        """The rest of the pause; zero if it is over."""
         return timedelta(0) if self.is_over(now) else self.until - now
 
 
 def to_us(moment: datetime) -> int:
-    """Microseconds since 1970 in UTC: how the database keeps a moment."""
+    """Microseconds since 1970 in UTC: the form of times in the database."""
     return (moment - _EPOCH) // _MICROSECOND
 
 

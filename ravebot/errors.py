@@ -1,10 +1,10 @@
-"""Every error ravebot raises on purpose; a message says what is wrong and what to do next."""
+"""Every error that ravebot raises on purpose. A message says what is wrong and what to do next."""
 
 from __future__ import annotations
 
 
 class RavebotError(Exception):
-    """The root of all of them."""
+    """The base class of all of them."""
 
 
 class ConfigError(RavebotError):
@@ -28,15 +28,15 @@ class Unavailable(RavebotError):
 
 
 class SlowDown(Unavailable):
-    """GitLab or Matrix asks for patience with everything that we send, not only with this."""
+    """GitLab or Matrix asks us to slow down with all requests, not only with this one."""
 
 
 class ProviderError(RavebotError):
-    """The provider understood and failed for good (missing image, bad definition)."""
+    """The provider understood the request and can't fulfil it (missing image, bad definition)."""
 
 
 class ImageError(ProviderError):
-    """The image can't be the base of a machine, however often it is tried."""
+    """The image can't be the base of a machine; trying again does not help."""
 
 
 class MachineNotFound(ProviderError):
@@ -44,7 +44,7 @@ class MachineNotFound(ProviderError):
 
 
 class GuestError(RavebotError):
-    """The guest, through its agent, failed, lied, was silent too long or answered with nonsense."""
+    """The guest or its agent failed, or its answer was false, malformed or late."""
 
 
 class GuestTimeout(GuestError):
@@ -52,12 +52,12 @@ class GuestTimeout(GuestError):
 
 
 class NotFound(RavebotError):
-    """GitLab or Matrix says there is no such thing, or that we may not see it."""
+    """GitLab or Matrix says that it does not exist, or that we may not see it."""
 
 
 class Forbidden(RavebotError):
-    """GitLab or Matrix understood and refused (token without the scope, no power in the room): a person must act."""
+    """GitLab or Matrix refused the request (token without the scope, no power in the room): a person must act."""
 
 
 class Unacceptable(Forbidden):
-    """GitLab or Matrix will never take this very request, whatever a person does (malformed, too large)."""
+    """GitLab or Matrix will never accept this request, whatever a person does (malformed, too large)."""

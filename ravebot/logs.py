@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, JSON unless a person watches, and never a secret."""
+"""Structured logs: one line an event, JSON except on a terminal, and never a secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh
 """Libraries whose chatter below warnings tells an operator nothing."""
 
 _MIN_SECRET = 4
-_OF_SEVERAL_LINES = ("exception", "stack")
+_MULTILINE = ("exception", "stack")
 _TOKENS = re.compile(
     r"""(?ix)
       (?<=[?&;]) (access_token|private_token|job_token|token|secret|password|key|signature) = [^&\s"'<>]+
@@ -31,24 +31,24 @@ _TOKENS = re.compile(
 
 
 class Redaction:
-    """Replaces known secrets, and whatever looks like a token, in everything that is logged."""
+    """Replaces known secrets, and everything that looks like a token, in all that is logged."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: tuple[str, ...] = ()
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Also hide these from now on: a token that came with a login, for example."""
+        """Also hide these from now on: the token of a new login, for example."""
         plain = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
         known = {*self._secrets, *plain, *(quote(secret, safe="") for secret in plain)}
-        # The longest first: one secret may be part of another.
+        # The longest first, because one secret may be part of another.
         self._secrets = tuple(sorted(known, key=len, reverse=True))
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
         return {key: self.value(value) for key, value in event.items()}
 
     def value(self, value: object) -> object:
-        """The same value without secrets; objects of other kinds become their text when that holds one."""
+        """The same value without secrets. An object of another kind is replaced by its text if that contains one."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -69,11 +69,11 @@ class Redaction:
 
 
 _redaction = Redaction()
-"""One in a process, as the logging that it belongs to."""
+"""One per process, like the logging that it belongs to."""
 
 
 def hide(secret: str) -> None:
-    """Hide a secret from now on in all that is logged, whatever it looks like: a token that came with a login."""
+    """Hide a secret, such as the token of a new login, from now on in all that is logged."""
     _redaction.add([secret])
 
 
@@ -88,14 +88,14 @@ def _drop_record(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _facts_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """When, how bad, what: where a person's eye looks."""
+    """Puts time, level and event first, where people look."""
     first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
     return {**first, **event}
 
 
 def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Untrusted text can't move the cursor, turn a line round or fake another one; tracebacks keep theirs."""
-    return {key: _shown(value, "\n" if key in _OF_SEVERAL_LINES else "") for key, value in event.items()}
+    """Escapes what could move the cursor, reverse a line or fake another one; tracebacks keep their line breaks."""
+    return {key: _shown(value, "\n" if key in _MULTILINE else "") for key, value in event.items()}
 
 
 def _shown(value: object, also: str = "") -> object:
@@ -110,8 +110,8 @@ def _shown(value: object, also: str = "") -> object:
 
 
 def _json(event: EventDict, default: Callable[[object], object]) -> str:
-    """Letters of all scripts as they are, what moves a cursor or turns a line round as JSON's escapes: logs are also
-    looked at in terminals."""
+    """JSON with the letters of all scripts, but with escapes for what could move the cursor or reverse a line: logs are
+    also read in terminals."""
     text = json.dumps(event, ensure_ascii=False, default=default)
     if text.isprintable():
         return text
@@ -119,7 +119,7 @@ def _json(event: EventDict, default: Callable[[object], object]) -> str:
 
 
 def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """Route structlog and the standard library's logging to the stream (stderr), without these secrets.
+    """Write the logs of structlog and the standard library to `stream` (default: stderr), without these secrets.
 
     May be called again; what was hidden stays hidden.
     """

@@ -1,1 +1,1 @@
-"""Who gets in: `rules` is the contract, `nftables/` fulfils it, `guard` keeps it true; `probes` ask a guest."""
+"""Access to sandboxes: the contract (`rules`), its implementation (`nftables/`), `guard`, and checks of ports."""

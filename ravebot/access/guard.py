@@ -1,4 +1,4 @@
-"""Keeps the firewall true for what the database wants, and the access audit that is read from it."""
+"""Keeps the firewall in line with the database, and stores the connections that the firewall counted."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = structlog.get_logger()
 
 
 LOOK_EVERY_SECONDS = 0.9
-"""A little less than a busy pool's pause: each of its regular passes looks."""
+"""Slightly less than the pause of a busy pool, so that each of its regular passes checks the firewall."""
 
 
 class Guard:
-    """One at a time: `ensure` reads what is wanted, makes it so, and reports what others had done."""
+    """Applies the rules that the database wants and reports what others changed; one call at a time."""
 
     def __init__(self, firewall: Firewall, database: Database, journal: Journal, meter: Meter, web_port: int) -> None:
         self._firewall = firewall
@@ -36,36 +36,36 @@ class Guard:
         self._web_port = web_port
         self._lock = asyncio.Lock()
         self._last: Rules | None = None
-        self._going: set[MachineId] = set()
-        self._removed = False  # because a person asked; stays so until a machine is wanted again
-        self._verified_at: float | None = None  # by the loop's clock; None: look now
+        self._released: set[MachineId] = set()
+        self._removed = False  # True: a person had it removed; until a machine is wanted again
+        self._verified_at: float | None = None  # by the event loop's clock; None: check at the next pass
         self.looked_at: datetime | None = None
-        """When the firewall was looked at last, however that went."""
+        """When the firewall was last checked, whether or not that worked."""
         self.problem = ""
-        """Why it could not be made right then; empty when it could."""
+        """Why that failed; empty when it worked."""
 
     def alarm(self) -> None:
-        """Somebody touched the ruleset: the next pass looks, whenever the last look was."""
+        """Make the next pass check the firewall, however recent the last check is: someone changed the ruleset."""
         self._verified_at = None
 
     async def watch(self, state: Wanted) -> None:
-        """`ensure`, unless the same was verified a moment ago: a burst of passes need not ask the kernel each time."""
+        """`ensure`, unless the same rules were verified a moment ago: not every pass of a burst must ask the kernel."""
         now = asyncio.get_running_loop().time()
         recent = self._verified_at is not None and now - self._verified_at < LOOK_EVERY_SECONDS
         if not recent or self._wanted(state) != self._last:
             await self.ensure()
 
     async def let_go(self, machine: Machine) -> None:
-        """Take a machine's rules away, for good: its row follows, and no pass in between may bring them back."""
-        self._going.add(machine.id)
+        """Remove a machine's rules for good: no pass may restore them before its row is marked as gone."""
+        self._released.add(machine.id)
         await self.ensure()
 
     async def ensure(self) -> None:
-        """Make the firewall true. Raises `Unavailable`."""
+        """Make the firewall match the database. Raises `Unavailable`."""
         async with self._lock:
             self._verified_at = asyncio.get_running_loop().time()
             state, self.looked_at = await self._database.read(lambda tx: (wanted(tx), tx.now))
-            self._going &= {machine.id for machine in state.machines}
+            self._released &= {machine.id for machine in state.machines}
             desired = self._wanted(state)
             if self._removed and desired == Rules():
                 self.problem = ""
@@ -84,22 +84,19 @@ class Guard:
             await self._report(repair)
 
     async def remove(self) -> tuple[str, ...]:
-        """Take the firewall away, until a machine is wanted; returns in words what is gone.
-
-        Raises Refused where one is wanted already, and Unavailable.
-        """
+        """Remove the firewall until a machine is wanted again. Raises Unavailable, and Refused if one is wanted now."""
         async with self._lock:
             state = await self._database.read(wanted)
             if self._wanted(state) != Rules():
-                raise Refused("the firewall stays: there are machines (again)")
-            self._removed = True  # also when what follows breaks off in the middle
+                raise Refused("the firewall was not removed, because a machine was started: run the command again")
+            self._removed = True  # before removing, which may fail half-way
             return await self._firewall.remove()
 
     def _wanted(self, state: Wanted) -> Rules:
-        return rules(state, self._web_port, frozenset(self._going))
+        return rules(state, self._web_port, frozenset(self._released))
 
     async def _report(self, repair: Repair) -> None:
-        log.warning("firewall mended", flushed=repair.flushed, added=repair.added, removed=repair.removed)
+        log.warning("firewall repaired", flushed=repair.flushed, added=repair.added, removed=repair.removed)
         self._meter.firewall_repaired(repair.flushed)
 
         def tell(tx: Transaction) -> None:
@@ -116,7 +113,7 @@ class Guard:
         await self._database.write(tell)
 
     async def audit(self) -> None:
-        """Move what the firewall counted into the database."""
+        """Add the connections that the firewall counted to the database."""
         seen = await self._firewall.connections()
         if seen:
             await self._database.write(lambda tx: self._keep(tx, seen))

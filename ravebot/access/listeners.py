@@ -1,4 +1,4 @@
-"""Which TCP ports the host itself listens on: those are not given out."""
+"""The TCP ports on which the host itself listens: sandboxes do not get these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _THREADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="listeners")
 
 
 async def listening_ports() -> frozenset[int]:
-    """The host's listening TCP ports, on any address. Raises Unavailable when the kernel does not tell."""
+    """The host's listening TCP ports, on any address. Raises Unavailable if they can't be read."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, _read)
 
 

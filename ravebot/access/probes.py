@@ -1,4 +1,4 @@
-"""Asks a guest's web port from the host; bounded in time and size, and nothing it says is believed beyond that."""
+"""HTTP checks of a guest's web port, made from the host; limited in time and size, since no guest is trusted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TLS_SECONDS = 0.5
 
 
 class HttpProbe:
-    """Fulfils `WebProbe`. Certificates are not checked: the guest signs its own."""
+    """Implements `WebProbe`. Certificates are not verified: the guest's is self-signed."""
 
     async def scheme(self, address: str, port: int) -> str | None:
-        """`https` or `http`, whichever answers; None when nothing does."""
+        """`https` or `http`, whichever answers (`https` if both do); None if neither does."""
         async with asyncio.TaskGroup() as group:
             https = group.create_task(_answers(f"https://{address}:{port}/"))
             http = group.create_task(_answers(f"http://{address}:{port}/"))
-            if await http:  # a TLS server may answer plain HTTP too, with an error
+            if await http:  # a TLS server may also answer plain HTTP, with an error
                 await asyncio.wait({https}, timeout=_TLS_SECONDS)
                 https.cancel()
         if not https.cancelled() and https.result():
@@ -29,7 +29,7 @@ class HttpProbe:
         return "http" if http.result() else None
 
     async def expect(self, address: str, port: int, path: str, timeout: timedelta) -> None:
-        """Wait until GET `path` is answered below 400. Raises GuestTimeout with the last answer."""
+        """Wait for a status below 400 from GET `path`. Raises GuestError for a 4xx, and GuestTimeout."""
         said = "nothing"
         scheme = "http"
         try:
@@ -44,11 +44,11 @@ class HttpProbe:
                         if status < 400:
                             return
                         if status < 500:
-                            raise GuestError(f"GET {path} is answered with {status}")
+                            raise GuestError(f"GET {path} returned status {status}")
                         said = f"{status}"
                     await asyncio.sleep(0.5)
         except TimeoutError as error:
-            raise GuestTimeout(f"GET {path} was not answered well within {timeout}; the last answer: {said}") from error
+            raise GuestTimeout(f"GET {path} did not succeed within {timeout}; the last answer: {said}") from error
 
 
 async def _answers(url: str) -> bool:

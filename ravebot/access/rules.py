@@ -1,4 +1,4 @@
-"""What the firewall should hold, as plain facts: the pool computes them, the firewall makes them true."""
+"""The contract of the firewall: the rules that the pool wants, as plain data, and what the firewall reports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from enum import StrEnum
 from typing import Protocol
 
 GUEST_SSH_PORT = 22
-"""Where a guest's sshd listens (the guest contract)."""
+"""The port of a guest's sshd (the guest contract)."""
 
 DNS_PER_SECOND, DNS_BURST = 20, 100
-"""How many packets a guest may send to the host's DNS server. A page of a browser takes a few dozen."""
+"""Packets per second, and at once, that a guest may send to the host's DNS server. A web page takes a few dozen."""
 
 
 class Service(StrEnum):
-    """What a port leads to."""
+    """What a forwarded port leads to."""
 
     SSH = "ssh"
     WEB = "web"
@@ -24,7 +24,7 @@ class Service(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class Guest:
-    """A live machine: only its own address, from its own MAC, on its own interface, gets through."""
+    """A live machine: only packets with its own address and MAC, on its own interface, are let through."""
 
     tap: str
     mac: str  # lower case, colons
@@ -33,7 +33,7 @@ class Guest:
 
 @dataclass(frozen=True, order=True)
 class Forward:
-    """One opened port of the host."""
+    """One port of the host that is forwarded to a guest."""
 
     service: Service
     port: int
@@ -43,7 +43,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Rules:
-    """The whole desired state of one instance's firewall, beside its static part."""
+    """The whole desired state of one instance's firewall, apart from its static part."""
 
     guests: frozenset[Guest] = frozenset()
     forwards: frozenset[Forward] = frozenset()
@@ -51,7 +51,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Connections:
-    """Who connected to one of our ports since the last reading: the access audit's raw material."""
+    """The connections of one source to one port since the last reading; input of the access audit."""
 
     source: str
     port: int  # of the host
@@ -64,7 +64,7 @@ class Connections:
 
 @dataclass(frozen=True)
 class Repair:
-    """What one `ensure` found and did. `flushed`: the static part was missing or altered by someone else."""
+    """What one `ensure` changed. `flushed`: the static part was missing or had been altered by someone else."""
 
     flushed: bool = False
     added: int = 0
@@ -72,14 +72,14 @@ class Repair:
 
 
 class Firewall(Protocol):
-    """Keeps `Rules` true. Raises `Unavailable` when nftables can't be asked."""
+    """Keeps `Rules` applied. Raises `Unavailable` if nftables can't be asked."""
 
     async def open(self) -> None:
-        """Write the static part and the policy routing rules; ready for `ensure`. May be called again."""
+        """Write the static part and the policy routing rules, before the first `ensure`. May be called again."""
         ...
 
     async def ensure(self, rules: Rules) -> Repair:
-        """Read what is there, mend what differs, and verify. Counters are read before anything is rewritten."""
+        """Compare, repair and verify. Counters are read before anything is rewritten."""
         ...
 
     async def connections(self) -> tuple[Connections, ...]:
@@ -87,29 +87,29 @@ class Firewall(Protocol):
         ...
 
     def changes(self) -> AsyncIterator[None]:
-        """Yields when someone else touched the ruleset: look again now."""
+        """Yields when someone else changed the ruleset, so that it is checked at once."""
         ...
 
     async def find_conflicts(self) -> list[str]:
-        """What else on the host drops what we accept, each with its mend. Raises Unavailable."""
+        """Other rules on this host that drop what we accept, each with its fix. Raises Unavailable."""
         ...
 
     @property
     def weakness(self) -> str:
-        """What would not hold if someone removed the rules, and why; empty when all would."""
+        """The protection that would fail if someone removed the rules, and why; empty if none would."""
         ...
 
     async def close(self) -> None:
-        """Stop watching. The rules stay: sandboxes outlive the bot."""
+        """Stop watching. The rules stay, because sandboxes outlive the bot."""
         ...
 
     async def remove(self) -> tuple[str, ...]:
-        """Take our tables and routing rules away, when nothing runs any more; returns in words what they were."""
+        """Remove our tables and routing rules once no machine runs; returns descriptions of what was removed."""
         ...
 
 
 class NoFirewall:
-    """For `network: none`: machines without a network need no guarding, and get no ports."""
+    """For `network: none`: machines without a network need no firewall and get no ports."""
 
     async def open(self) -> None:
         """Nothing to write."""
@@ -122,7 +122,7 @@ class NoFirewall:
 
     async def changes(self) -> AsyncIterator[None]:
         return
-        yield  # makes this an iterator: nothing ever changes
+        yield  # makes this a generator, which yields nothing
 
     async def find_conflicts(self) -> list[str]:
         return []

@@ -1,5 +1,5 @@
-"""What the people who run ravebot need: health, cleaning up, the audit, housekeeping, the doctor.
+"""What the people who run ravebot need: health, cleanup, the audit, housekeeping, the doctor.
 
-Put together from all other parts, so it may import any of them. `reports` and `hostlock` import next to nothing, and
-may be imported by the doors.
+These modules combine all other parts, so they may import any of them. `reports` and `hostlock` import almost nothing,
+so the doors may import them.
 """

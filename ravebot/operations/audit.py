@@ -20,7 +20,7 @@ def database_path(state_dir: Path) -> Path:
 
 
 def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    """The last events of a merge request (`group/app!42`) or of all. Raises Refused for a reference we do not know."""
+    """The last events of a merge request (`group/app!42`) or of all. Raises Refused for an unknown reference."""
     checked = events.verify(tx) if verify else None
     found = events.lines(tx, limit, _find(tx, ref) if ref is not None else None)
     lines = tuple([AuditLine(**vars(line)) for line in found])
@@ -30,7 +30,7 @@ def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditR
 
 
 async def read(database: Database, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    """The report. Raises StoreError also where the database was changed so much that it can't be asked."""
+    """The report. Raises StoreError, also if the database was altered so much that it can't be read."""
     try:
         return await database.read(lambda tx: report(tx, ref, verify, limit))
     except sqlite3.DatabaseError as error:
@@ -41,7 +41,7 @@ async def read(database: Database, ref: str | None, verify: bool, limit: int) ->
 
 
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    """The same while no bot runs. Raises StoreError where there is no database, or a bot holds it after all."""
+    """The same while no bot runs. Raises StoreError if there is no database, or if a bot uses it after all."""
     path = database_path(state_dir)
     if not path.is_file():
         raise StoreError(f"there is no database {path}: has ravebot ever run with this state_dir?")

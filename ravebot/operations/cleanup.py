@@ -1,4 +1,4 @@
-"""`ravebot cleanup`: ends sandboxes and removes what is left over, beside the running bot or without it."""
+"""`ravebot cleanup`: ends sandboxes and removes leftovers, together with the running bot or without it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be cleaned up. `force`: guests are not asked to shut down first."""
+    """What to clean up. `force`: guests are not asked to shut down first."""
 
     older_than: timedelta | None
     everything: bool
@@ -42,7 +42,7 @@ class Wish:
     def orphans_too(self) -> bool:
         return self.everything or self.adopt
 
-    def hits(self, sandbox: Sandbox, age: timedelta) -> bool:
+    def matches(self, sandbox: Sandbox, age: timedelta) -> bool:
         if sandbox.state is SandboxState.ENDED:
             return False
         return self.everything or (self.older_than is not None and age >= self.older_than)
@@ -50,33 +50,33 @@ class Wish:
 
 @dataclass(frozen=True)
 class Cleaner:
-    """Cleans one instance. With a running bot its pool takes the machines down; without one, this does."""
+    """Cleans up one instance. If the bot runs, its pool takes the machines down; otherwise this class does."""
 
     database: Database
     core: Core
     provider: Provider
 
     async def beside_bot(self, wish: Wish, patience: timedelta) -> CleanupReport:
-        """Mark, let the pool work, and report when the machines are gone or the patience is."""
-        ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
+        """Mark, let the pool work, and report when the machines are gone or `patience` is over."""
+        ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         failed: list[str] = []
-        for machine in hit if wish.force else ():
+        for machine in affected if wish.force else ():
             try:
                 await self.provider.destroy(machine.name)
             except RavebotError as error:
                 failed.append(f"{machine.name}: {error}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_seconds()
-        left = {machine.id: machine.name for machine in hit}
+        left = {machine.id: machine.name for machine in affected}
         while left and loop.time() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
             live = {machine.id for machine in await self.database.read(machines.live)}
             left = {machine_id: name for machine_id, name in left.items() if machine_id in live}
         orphans = await self._orphans(wish)
-        gone = [machine.name for machine in hit if machine.id not in left]
+        gone = [machine.name for machine in affected if machine.id not in left]
         kept = tuple(f"{name} is still being taken down" for name in left.values())
         if wish.everything and kept:
-            kept = (*kept, "network, storage pool and firewall, until no machine is left: run it again then")
+            kept = (*kept, "network, storage pool and firewall, because machines are left: run it again later")
         report = replace(
             orphans,
             ended=ended,
@@ -87,7 +87,7 @@ class Cleaner:
         return await self._remove_shared(report) if wish.everything and not kept else report
 
     async def _remove_shared(self, report: CleanupReport) -> CleanupReport:
-        """Take away what machines share, if all of them are gone; a running bot makes it again for the next one."""
+        """Remove what machines share, if all machines are gone. A running bot makes it again for the next one."""
         shared: list[str] = []
         try:
             if not report.failed:
@@ -98,9 +98,9 @@ class Cleaner:
         return replace(report, shared=tuple(shared))
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
-        """Mark and take down, the bot being down."""
-        await self.provider.list()  # raises where it can't be asked: before anything is marked
-        ended, hit = await self.database.write(lambda tx: self._mark(tx, wish))
+        """Mark and take down, while the bot is down."""
+        await self.provider.list()  # raises Unavailable before anything is marked
+        ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         for ref in ended:
             progress(f"{ref}: ending")
         gone: list[str] = []
@@ -108,7 +108,7 @@ class Cleaner:
         stopping = [
             machine for machine in await self.database.read(machines.live) if machine.state is MachineState.STOPPING
         ]
-        for machine in {one.id: one for one in (*hit, *stopping)}.values():
+        for machine in {one.id: one for one in (*affected, *stopping)}.values():
             progress(f"{machine.name}: taking down")
             try:
                 await self._take_down(machine, timedelta(0) if wish.force else grace)
@@ -117,16 +117,16 @@ class Cleaner:
                 failed.append(f"{machine.name}: {error}")
         orphans = await self._orphans(wish)
         for name in (*orphans.machines, *orphans.volumes, *orphans.addresses):
-            progress(f"{name}: removed, it belonged to nothing")
+            progress(f"{name}: removed, because it belonged to no sandbox")
         report = replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
         return await self._remove_shared(report) if wish.everything else report
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
-        """End the sandboxes that are meant; returns their references, and the machines to go."""
+        """End the sandboxes that match; returns their references, and the machines to take down."""
         ended: list[str] = []
-        hit: list[Machine] = []
+        affected: list[Machine] = []
         for sandbox in sandboxes.live(tx):
-            if not wish.hits(sandbox, tx.now - sandbox.created_at):
+            if not wish.matches(sandbox, tx.now - sandbox.created_at):
                 continue
             mr = merge_requests.get(tx, sandbox.mr)
             assert mr
@@ -134,15 +134,15 @@ class Cleaner:
             self.core.lifecycle.happened(tx, sandbox, Happened.END_ASKED, wish.actor, why="cleaned up")
             ended.append(mr.full_ref)
             if machine and machine.state is not MachineState.GONE:
-                hit.append(machine)
+                affected.append(machine)
         # Also machines whose sandbox has ended or moved to another machine.
-        return tuple(ended), list(machines.live(tx)) if wish.everything else hit
+        return tuple(ended), list(machines.live(tx)) if wish.everything else affected
 
     async def _take_down(self, machine: Machine, grace: timedelta) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace.total_seconds()
         actions = self.core.pool.actions
-        await actions.health.sample(machine)  # nobody has since the bot went down
+        await actions.health.sample(machine)  # nobody did since the bot went down
         if grace:
             with suppress(MachineNotFound):  # it was never made
                 await self.provider.shutdown(machine.name)
@@ -156,7 +156,7 @@ class Cleaner:
         return any(one.name == machine.name and one.state is not Observed.OFF for one in listing.machines)
 
     async def _orphans(self, wish: Wish) -> CleanupReport:
-        """Remove things with our tag and no row at once, without a second sighting: a person asked."""
+        """Remove what has our tag and no row. No second sighting is needed, because a person asked for it."""
         if not wish.orphans_too:
             return CleanupReport()
         found = await find_strangers(self.database, self.provider)
@@ -169,8 +169,8 @@ class Cleaner:
                     done[kind].append(name)
                 except RavebotError as error:
                     failed.append(f"{name}: {error}")
-        if not failed:  # what could not be removed stays a stranger until a person says so again
-            await self.database.write(_remember)
+        if not failed:  # otherwise a person must ask again before the rest may be removed
+            await self.database.write(_record_adoption)
         return CleanupReport(
             machines=tuple(done[MACHINE]),
             volumes=tuple(done[VOLUME]),
@@ -179,16 +179,16 @@ class Cleaner:
         )
 
 
-def _remember(tx: Transaction) -> None:
-    """Record that an adoption was completed: the sweep may now remove unknown things, and status notes of a lost
+def _record_adoption(tx: Transaction) -> None:
+    """Record that an adoption is complete: from now on the sweep may remove unknown things, and status notes of a lost
     database are searched for."""
     set_meta(tx, ADOPTED, "yes")
-    if not machines.any_ever(tx):  # a database that knows nothing may have been lost, notes too
+    if not machines.any_ever(tx):  # the last database may have been lost, with the ids of its notes
         stale_notes.expect(tx)
 
 
 async def find_strangers(database: Database, provider: Provider) -> Strangers:
-    """What carries our tag and has no row, now."""
+    """What has our tag and no row at this moment."""
     listing = await provider.list()
     found = sorted(await database.read(lambda tx: strangers(tx, listing)))
 
@@ -199,7 +199,7 @@ async def find_strangers(database: Database, provider: Provider) -> Strangers:
 
 
 async def strangers_offline(loaded: LoadedConfig) -> Strangers:
-    """The same with the bot down. Raises StoreError as `cleanup` does."""
+    """The same while the bot is down. Raises StoreError as `cleanup` does."""
     async with _database(loaded) as database:
         provider = make_provider(loaded.config, database.instance_id)
         try:
@@ -209,10 +209,7 @@ async def strangers_offline(loaded: LoadedConfig) -> Strangers:
 
 
 async def replace_instance_offline(loaded: LoadedConfig, instance_id: str) -> bool:
-    """Record that this instance replaces that one, so that its status notes are corrected; the bot must be down.
-
-    False when this instance has no database yet to record it in.
-    """
+    """Record that this instance replaces that one, so that its status notes are corrected; False without a database."""
     if not database_path(loaded.config.state_dir).exists():
         return False
     async with _database(loaded) as database:
@@ -228,10 +225,7 @@ async def cleanup(
     adopt: bool,
     progress: Progress,
 ) -> CleanupReport:
-    """Clean up with the bot down.
-
-    Raises StoreError or Refused if the bot is running, StoreError if state_dir holds no installation.
-    """
+    """Clean up while the bot is down. Raises StoreError or Refused if it runs, StoreError without an installation."""
     config, clock = loaded.config, SystemClock()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(loaded))
@@ -248,11 +242,8 @@ async def cleanup(
 
 
 def _database(loaded: LoadedConfig) -> Database:
-    """The installation's database.
-
-    Raises StoreError if neither it nor an instance-id exists: a mistyped state_dir must not look clean.
-    """
+    """The installation's database. Raises StoreError without it and an instance-id: state_dir may be mistyped."""
     path = database_path(loaded.config.state_dir)
     if not path.exists() and not instance_id_path(loaded.config.state_dir).exists():
-        raise StoreError(f"neither {path} nor an instance-id beside it is there: is state_dir right?")
+        raise StoreError(f"there is neither {path} nor an instance-id beside it: is state_dir right?")
     return Database(path, SystemClock())

@@ -1,4 +1,4 @@
-"""What is done now and then: forgetting what is old, and counting what waits."""
+"""Periodic work: old rows and logs are removed, and what waits is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ravebot.web.metrics import Metrics
 log = structlog.get_logger()
 
 KEEP_HANDLED = timedelta(days=14)
-"""GitLab and Matrix may deliver again what was delivered: the keys must outlive that."""
+"""GitLab and Matrix may deliver something again: its key must be kept for longer than that."""
 KEEP_OUTPUT = timedelta(days=7)
 _DAY_SECONDS = 24 * 3600
 _COUNT_SECONDS = 10
@@ -31,7 +31,7 @@ _COUNT_SECONDS = 10
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """Two loops; events are kept for good."""
+    """Two loops, `forget` and `count`; events are kept for good."""
 
     clock: Clock
     database: Database
@@ -41,7 +41,7 @@ class Housekeeping:
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
-        """Daily: drop old rows and machines' logs, and log the event log's head, so that a cut tail is found."""
+        """Daily: remove old rows and machines' logs, and log the event log's head, so that a cut tail is noticed."""
         while True:
             try:
                 await self._forget()
@@ -59,13 +59,13 @@ class Housekeeping:
         log.info("event log", head=await self.database.read(events.head))
 
     async def count(self) -> None:
-        """Keep the gauges of the outbox and of the host true."""
+        """Update the metrics of the outbox and of the host."""
         while True:
             for measure in (self._count_outbox, self._measure_host):
                 try:
                     await measure()
                 except RavebotError as error:
-                    log.debug("not measured", error=str(error))  # who depends on it tells of it
+                    log.debug("not measured", error=str(error))  # the parts that need it report it
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _count_outbox(self) -> None:
@@ -79,13 +79,13 @@ class Housekeeping:
 
 
 def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:
-    """Remove what machines of long ago wrote; one that lives may just have been quiet."""
+    """Remove old logs of machines that are gone; a live machine may just have written nothing."""
     oldest = time.time() - older_than.total_seconds()
     for path in folder.glob(pattern):
         try:
             if path.name.partition(".")[0] not in live and path.stat().st_mtime < oldest:
                 path.unlink()
-        except FileNotFoundError:  # somebody was faster
+        except FileNotFoundError:  # somebody else has removed it
             pass
         except OSError as error:
             log.warning("old log could not be removed", path=str(path), error=error.strerror)

@@ -1,4 +1,4 @@
-"""Tells the room of `matrix.operations_room` what concerns the whole installation."""
+"""Tells the room `matrix.operations_room` what concerns the whole installation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravebot.store.targets import Kind, RoomLane
 
 @dataclass(frozen=True)
 class Operators:
-    """Whoever reads that room; `room` is None where there is none: then nobody is told."""
+    """The people in that room; without one, `room` is None and nobody is told."""
 
     room: str | None
     database: Database
@@ -24,9 +24,9 @@ class Operators:
     directory: Directory
 
     async def tell(self, text: str, key: str) -> None:
-        """Through the outbox; directly if the database can't be written, since that is what must be told.
+        """Send a text through the outbox or, if the database can't be written, directly.
 
-        The same `key` makes the same Matrix event. Raises RavebotError when neither way is open; try again later then.
+        The same `key` makes the same Matrix event. Raises RavebotError if both ways fail: then try again later.
         """
         room = self.room
         if room is None:

@@ -1,4 +1,4 @@
-"""What the shell may ask of the running bot, answered from the database and the pool."""
+"""Answers the requests of the shell to the running bot, from the database and the pool."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Operator:
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
     ) -> CleanupReport:
-        """End sandboxes older than that, or all; remove what is left over."""
+        """End sandboxes older than that, or all; remove leftovers."""
         cleaner = Cleaner(self.database, self.core, self.provider)
         patience = self.config.pool.shutdown_grace + timedelta(seconds=30)
         return await cleaner.beside_bot(Wish(older_than, everything, force, adopt, actor), patience)
 
     async def strangers(self) -> Strangers:
-        """What a cleanup that adopts would end and remove."""
+        """What a cleanup with `adopt` would end and remove."""
         return await find_strangers(self.database, self.provider)
 
     async def replace_instance(self, instance_id: str) -> None:
@@ -72,7 +72,7 @@ class Operator:
         return await audit.read(self.database, ref, verify, limit)
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """What was used by sandboxes that were ready after that moment, by project."""
+        """The usage of sandboxes that became ready after that moment, by project."""
 
         def gather(tx: Transaction) -> tuple[UsageLine, ...]:
             found = sandboxes.ready_since(tx, since or datetime.min.replace(tzinfo=UTC))

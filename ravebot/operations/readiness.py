@@ -1,6 +1,6 @@
-"""What /readyz asks: whether each part we depend on works, by what was seen of it lately, not by hoping.
+"""The checks of /readyz: whether each part that we depend on works, judged by what was last seen of it.
 
-A check that is added here is one method and one entry in `checks`.
+A new check is one method and one entry in `checks`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
 _SYNC_EVERY = timedelta(seconds=40)
-"""A sync waits for half a minute for something to be said; and time for its answer."""
+"""A sync waits up to 30 s for news; the rest is time for its answer."""
 _PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
 _LONG = timedelta(minutes=5)
-"""How long a message or a request may wait before something must be wrong."""
+"""How long a message or a request may wait before that counts as a failure."""
 _MOST_NAMED = 5
 
 
@@ -158,7 +158,7 @@ class Readiness:
 
 
 def _named(troubles: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
+    """The first few, and the number of the others."""
     each = list(troubles)
     more = [f"and {len(each) - _MOST_NAMED} more"] if len(each) > _MOST_NAMED else []
     return "; ".join(each[:_MOST_NAMED] + more)

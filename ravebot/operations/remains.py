@@ -1,7 +1,7 @@
-"""`ravebot cleanup --instance-id`: what another instance of this host left behind when its state folder was lost.
+"""`ravebot cleanup --instance-id`: removes what another instance left on this host when its state folder was lost.
 
-All that is known of it is its id: what carries that id is found in libvirt and nftables, and what is named there (a
-bridge, a folder) counts, not this installation's configuration.
+Only its id is known. What carries that id in libvirt and nftables is removed. The bridges and folders are those named
+there, not those of this installation's configuration.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _STATES = {Observed.AGENT_SILENT: "running", Observed.AGENT_ANSWERS: "running"}
 
 
 async def look(config: Config, instance_id: str) -> RemainsReport:
-    """What there is; nothing is made or changed. Raises Refused, Unavailable."""
-    _insist_on_another(config, instance_id)
+    """What there is; changes nothing. Raises Refused, Unavailable."""
+    _refuse_own_id(config, instance_id)
     provider, firewall = make_remains(config, instance_id), _firewall(config, instance_id)
     try:
         held, rules = await _look(provider, firewall)
@@ -44,14 +44,14 @@ async def look(config: Config, instance_id: str) -> RemainsReport:
 
 
 async def remove(config: Config, instance_id: str, progress: Callable[[str], None]) -> CleanupReport:
-    """End and remove all of it. Raises Refused, also while that instance's bot runs, and Unavailable."""
-    _insist_on_another(config, instance_id)
+    """End and remove all of it. Raises Unavailable, and Refused, also while that instance's bot runs."""
+    _refuse_own_id(config, instance_id)
     with hostlock.held(instance_id):
         provider, firewall = make_remains(config, instance_id), _firewall(config, instance_id)
         try:
             held, rules = await _look(provider, firewall)
-            report = await _empty(provider, held, progress)
-            if report.failed:  # what still runs keeps its guard
+            report = await _remove_guests(provider, held, progress)
+            if report.failed:  # machines that still run need the firewall
                 return replace(report, kept=(*held.networks, *held.pools, *rules.tables, *rules.rules))
             shared: list[str] = []
             try:
@@ -64,7 +64,7 @@ async def remove(config: Config, instance_id: str, progress: Callable[[str], Non
             await provider.close()
 
 
-async def _empty(provider: base.Remains, held: base.Holdings, progress: Callable[[str], None]) -> CleanupReport:
+async def _remove_guests(provider: base.Remains, held: base.Holdings, progress: Callable[[str], None]) -> CleanupReport:
     """End the machines, then, if all of them are gone, remove the disks."""
     failed: list[str] = []
 
@@ -93,10 +93,10 @@ def _firewall(config: Config, instance_id: str) -> FirewallRemains:
     return FirewallRemains(instance_id, NetworkTools(), config.sandbox)
 
 
-def _insist_on_another(config: Config, instance_id: str) -> None:
+def _refuse_own_id(config: Config, instance_id: str) -> None:
     path = instance_id_path(config.state_dir)
     if path.exists() and path.read_text("ascii", "replace").strip() == instance_id:
         raise Refused(
-            f"{instance_id} is the id of this very installation: say `ravebot cleanup --all --force` without"
-            " --instance-id, which also writes down what ended"
+            f"{instance_id} is the id of this installation itself: run `ravebot cleanup --all --force` without"
+            " --instance-id, which also records what ended"
         )

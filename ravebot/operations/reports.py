@@ -1,4 +1,4 @@
-"""What the shell may ask of the running bot, and the answers, as they cross the admin socket in JSON."""
+"""The requests of the shell to the running bot, and the answers, which cross the admin socket as JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SandboxLine:
-    """One live sandbox, in `ravebot list`. Titles and details are untrusted text."""
+    """One live sandbox in `ravebot list`. Titles and details are untrusted text."""
 
     ref: str  # group/app!42
     title: str
     state: str
-    stage: str  # what is under way; empty when nothing is
+    stage: str  # the stage that runs; empty if none does
     queue_position: int | None
     owner: str
     sha: str
@@ -29,25 +29,25 @@ class SandboxLine:
     created_at: datetime
     ready_at: datetime | None
     expires_at: datetime | None
-    trouble: str = ""  # what is wrong with its machine; empty while that is well
+    trouble: str = ""  # what is wrong with its machine; empty if nothing is
 
 
 @dataclass(frozen=True)
 class CleanupReport:
-    """What a cleanup did; `kept` says of what was left alone and why."""
+    """What a cleanup did; `kept` says what was left alone, and why."""
 
     ended: tuple[str, ...] = ()  # sandboxes
     machines: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()  # DHCP entries, by MAC
-    shared: tuple[str, ...] = ()  # what all machines shared, in words: network, storage pool, firewall, routing rules
+    shared: tuple[str, ...] = ()  # descriptions of what all machines shared: network, storage pool, firewall, …
     kept: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Strangers:
-    """What carries this instance's tag and is not in its database; a machine's own disk goes without saying."""
+    """What carries this instance's tag and is not in its database; the disks of `machines` are not listed."""
 
     machines: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Strangers:
 
 @dataclass(frozen=True)
 class RemainingMachine:
-    """A machine of another instance; `state` is what a person may see: running, off, paused, crashed, unknown."""
+    """A machine of another instance; `state` is for people: running, off, paused, crashed, unknown."""
 
     name: str
     state: str
@@ -70,11 +70,11 @@ class RemainsReport:
     """What another instance has on this host, found by its id."""
 
     instance_id: str
-    bot: str  # the process that runs it; empty when none does
+    bot: str  # the process that runs it; empty if none does
     machines: tuple[RemainingMachine, ...]
     volumes: tuple[str, ...]  # disks, by name
     addresses: tuple[str, ...]  # DHCP entries: MAC and address
-    shared: tuple[str, ...]  # in words: networks, storage pools with their folders, firewall tables, routing rules
+    shared: tuple[str, ...]  # descriptions: networks, storage pools with their folders, firewall tables, …
 
     def __bool__(self) -> bool:
         return bool(self.machines or self.volumes or self.addresses or self.shared)
@@ -82,7 +82,7 @@ class RemainsReport:
 
 @dataclass(frozen=True)
 class AuditLine:
-    """One event, as a person reads it; `at` is None where the row was spoiled. `detail` is JSON text."""
+    """One event, as a person reads it; `at` is None if the row was damaged. `detail` is JSON text."""
 
     id: int
     at: datetime | None
@@ -97,8 +97,8 @@ class AuditLine:
 class AuditReport:
     """Events, oldest first.
 
-    `head` is the hash of the newest event of the whole log. `checked_rows` is None when no check was asked
-    for, else how many rows hold together; `broken_at` is the first that does not.
+    `head` is the hash of the newest event of the whole log. `checked_rows` is None if no check was asked
+    for, else the number of intact rows; `broken_at` is the first row that is not intact.
     """
 
     lines: tuple[AuditLine, ...]
@@ -128,11 +128,11 @@ class Operations(Protocol):
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
     ) -> CleanupReport:
-        """End sandboxes older than that, or all; remove what is left over."""
+        """End sandboxes older than that, or all; remove leftovers."""
         ...
 
     async def strangers(self) -> Strangers:
-        """What a cleanup that adopts would end and remove."""
+        """What a cleanup with `adopt` would end and remove."""
         ...
 
     async def replace_instance(self, instance_id: str) -> None:
@@ -144,5 +144,5 @@ class Operations(Protocol):
         ...
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """What was used by sandboxes that were ready after that moment, by project."""
+        """The usage of sandboxes that became ready after that moment, by project."""
         ...

@@ -1,4 +1,4 @@
-"""Notices a state folder that is lost under the running bot, and tells whoever can mend that."""
+"""Notices when the state folder is lost while the bot runs, and tells the operators."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LOG_AGAIN = timedelta(minutes=10)
 
 
 class StateWatch:
-    """Compares what is on the disk with what was opened. What it has told is in memory: a restart begins anew, with
-    whatever files there are then."""
+    """Compares the files on disk with those that were opened. What was reported is kept in memory only: after a restart
+    it compares with the files that exist then."""
 
     def __init__(self, clock: Clock, database: Database, operators: Operators) -> None:
         self._clock = clock
@@ -29,16 +29,16 @@ class StateWatch:
         self._problem = ""
         self._lost_at: datetime | None = None
         self._logged_at: datetime | None = None
-        self._news: tuple[str, str] | None = None  # what the operators are still to be told: text and key
+        self._news: tuple[str, str] | None = None  # still to be told to the operators: text and key
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """One look; logs and tells what changed."""
+        """Check once; log and report what changed."""
         problem, now = await self._database.problem(), self._clock.now()
         if problem != self._problem:
             self._change(problem, now)

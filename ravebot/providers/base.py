@@ -1,8 +1,8 @@
-"""The provider contract: what the pool may ask of whatever runs machines.
+"""The provider contract: what the pool may ask of the part that runs machines.
 
 Every method may raise `Unavailable` (the connection is down, try later), `MachineNotFound` or another
-`ProviderError` (it will not work as asked), and, where the guest is spoken to, `GuestError` or `GuestTimeout`.
-Everything is asked by name, and every method may be called again after a crash: doing twice is doing once.
+`ProviderError` (it will not work as asked), and, if it talks to the guest, `GuestError` or `GuestTimeout`.
+Machines are addressed by name. Every method is idempotent, so it may be called again after a crash.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Protocol
 from ravebot.sandboxes.model import Observed
 
 OUTPUT_LIMIT_BYTES = 64 * 1024
-"""How much of a guest command's output is kept: its end."""
+"""How much of a guest command's output is kept: the last part."""
 
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """What to create. `name`, `uuid`, `mac`, `address` and `tap` were chosen by us and are already stored."""
+    """What to create. `name`, `uuid`, `mac`, `address` and `tap` are chosen by us and already stored."""
 
     name: str
     uuid: str
@@ -41,7 +41,7 @@ class MachineSpec:
 class ObservedMachine:
     """One machine of our instance as the provider sees it, without asking the guest.
 
-    `state` is OFF, CRASHED, PAUSED or AGENT_SILENT (running; whether the agent answers is `ping`'s to say).
+    `state` is OFF, CRASHED, PAUSED or AGENT_SILENT (running; only `ping` tells whether the agent answers).
     """
 
     name: str
@@ -52,7 +52,7 @@ class ObservedMachine:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything of our instance that the provider holds. A listing that failed raises; there are no partial ones."""
+    """Everything of our instance that the provider holds. It is complete: a listing that fails raises an error."""
 
     machines: tuple[ObservedMachine, ...]
     volumes: tuple[str, ...] = ()  # disks, by name
@@ -66,14 +66,14 @@ class Holdings:
     machines: tuple[ObservedMachine, ...] = ()
     volumes: tuple[str, ...] = ()  # disks, by name
     addresses: tuple[str, ...] = ()  # DHCP entries: MAC and address
-    networks: tuple[str, ...] = ()  # in words
-    pools: tuple[str, ...] = ()  # storage pools, in words
-    bridges: frozenset[str] = frozenset()  # interfaces of the host that the networks are
+    networks: tuple[str, ...] = ()  # descriptions for people
+    pools: tuple[str, ...] = ()  # storage pools, as descriptions for people
+    bridges: frozenset[str] = frozenset()  # the networks' interfaces on the host
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A guest command's end. `output` is the last OUTPUT_LIMIT_BYTES of stdout and stderr together, as text."""
+    """The result of a guest command. `output` is the last OUTPUT_LIMIT_BYTES of stdout and stderr together, as text."""
 
     exit_code: int
     output: str
@@ -85,7 +85,7 @@ class Usage:
 
     cpu_seconds: float
     memory_peak_bytes: int
-    disk_bytes: int  # really allocated
+    disk_bytes: int  # actually allocated
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ class HostUsage:
 
 @dataclass(frozen=True)
 class ProviderEvent:
-    """Something happened to a machine (or, with an empty name, to the connection): look again now."""
+    """Something happened to a machine (or, with an empty name, to the connection), which should be checked now."""
 
     name: str
     what: str = ""
 
 
 class Provider(Protocol):
-    """What runs machines."""
+    """Runs machines."""
 
     async def open(self) -> None:
         """Connect and prepare what all machines share (storage pool, network). May be called again."""
@@ -115,11 +115,11 @@ class Provider(Protocol):
     async def close(self) -> None: ...
 
     async def connected(self) -> bool:
-        """Whether the last word from the provider is recent and good."""
+        """Whether the provider answers."""
         ...
 
     async def create(self, spec: MachineSpec) -> None:
-        """Make the disk, the DHCP entry and the definition, and start nothing. Done already: nothing changes."""
+        """Make the disk, the DHCP entry and the definition, as far as they are missing; starts nothing."""
         ...
 
     async def start(self, name: str) -> None:
@@ -127,19 +127,19 @@ class Provider(Protocol):
         ...
 
     async def resume(self, name: str) -> None:
-        """Go on after a pause."""
+        """Continue after a pause."""
         ...
 
     async def shutdown(self, name: str) -> None:
-        """Ask the guest to end itself, by agent and by power button; returns at once, may achieve nothing."""
+        """Ask the guest to shut down, by agent and by power button. Returns at once; the guest may ignore it."""
         ...
 
     async def destroy(self, name: str) -> None:
-        """Pull the plug. Off or absent already: nothing happens."""
+        """Power it off at once; does nothing if it is off or absent."""
         ...
 
     async def delete(self, name: str) -> None:
-        """Remove definition, disks and DHCP entry of a machine, running or not, whatever of them is left."""
+        """Remove a machine, running or not: whichever of definition, disks and DHCP entry exist."""
         ...
 
     async def delete_volume(self, volume: str) -> None:
@@ -151,17 +151,14 @@ class Provider(Protocol):
         ...
 
     async def remove(self) -> tuple[str, ...]:
-        """Take away what all machines share, until `open` or `create` makes it again; returns in words what it was.
+        """Remove what all machines share, until `open` or `create` makes it again; returns descriptions of it.
 
-        Raises ProviderError while something of ours is left in it.
+        Raises ProviderError while it still contains something of ours.
         """
         ...
 
     async def list(self) -> Listing:
-        """Everything that carries our instance's tag. Makes nothing: what was taken away stays away.
-
-        Raises Unavailable.
-        """
+        """Everything that carries our instance's tag; makes nothing that is missing. Raises Unavailable."""
         ...
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
@@ -177,7 +174,7 @@ class Provider(Protocol):
         environment: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> RunResult:
-        """Run a command in the guest as root and wait for its end; on a timeout it is left running."""
+        """Run a command in the guest as root and wait until it ends; after a timeout it keeps running."""
         ...
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
@@ -189,7 +186,7 @@ class Provider(Protocol):
         ...
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
-        """The guest's public SSH host keys ("ssh-ed25519 AAAA…", comment cut off), parsed and checked for form."""
+        """The guest's public SSH host keys ("ssh-ed25519 AAAA…", without comment), checked for correct form."""
         ...
 
     async def usage(self, name: str) -> Usage: ...
@@ -197,22 +194,22 @@ class Provider(Protocol):
     async def host(self) -> HostUsage: ...
 
     def events(self) -> AsyncIterator[ProviderEvent]:
-        """Lifecycle events as they come; none are replayed, so every reconnect yields one with an empty name."""
+        """Lifecycle events as they come. None are replayed: every reconnect yields one with an empty name."""
         ...
 
 
 class Remains(Protocol):
-    """What an instance has at the provider that left neither database nor configuration.
+    """Finds and removes what the provider holds of an instance whose database and configuration are lost.
 
-    Nothing is touched but what carries exactly that instance's id.
+    It touches only what carries exactly that instance's id.
     """
 
     async def look(self) -> Holdings:
-        """What there is; makes nothing. Raises Unavailable, ProviderError."""
+        """What there is; changes nothing. Raises Unavailable, ProviderError."""
         ...
 
     async def delete(self, name: str) -> None:
-        """End a machine, running or not, and remove its definition. Its disk is one of the volumes.
+        """End a machine, running or not, and remove its definition. Its disk, one of the volumes, stays.
 
         Raises Unavailable, ProviderError.
         """
@@ -223,7 +220,7 @@ class Remains(Protocol):
         ...
 
     async def remove(self) -> tuple[str, ...]:
-        """Take away networks, with their DHCP entries, and storage pools, whose folders stay; returns which, in words.
+        """Remove networks with their DHCP entries, and storage pools without their folders; returns descriptions.
 
         Raises ProviderError while a machine or a disk is left.
         """

@@ -397,7 +397,7 @@ async def test_cleanup_of_another_instance_refuses_this_one_and_one_that_runs(fo
     for arguments in ((), ("--force",)):
         code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all", *arguments)
         assert (code, output) == (1, "")
-        assert "say `ravebot cleanup --all --force` without --instance-id" in errors
+        assert "run `ravebot cleanup --all --force` without --instance-id" in errors
     (forgetful.state / "instance-id").unlink()
     with hostlock.held("0123456789"):
         code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all", "--force")

@@ -110,8 +110,8 @@ async def test_right_services_are_all_right(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "answer", "name", "verdict", "says"),
     [
-        ("/_matrix/client/versions", (404, "nginx"), "matrix", Verdict.FAILED, "no Matrix homeserver"),
-        ("/_matrix/client/versions", (200, ["x"]), "matrix", Verdict.FAILED, "no Matrix homeserver"),
+        ("/_matrix/client/versions", (404, "nginx"), "matrix", Verdict.FAILED, "not a Matrix homeserver"),
+        ("/_matrix/client/versions", (200, ["x"]), "matrix", Verdict.FAILED, "not a Matrix homeserver"),
         (
             "/_matrix/client/v3/account/whoami",
             (401, {"errcode": "M_UNKNOWN_TOKEN"}),
@@ -160,8 +160,8 @@ HOOK = {"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_event
     ("path", "answer", "name", "verdict", "says"),
     [
         ("/api/v4/user", (401, {"message": "401 Unauthorized"}), "gitlab token", Verdict.FAILED, "scope api"),
-        ("/api/v4/user", (200, "<html>"), "gitlab", Verdict.FAILED, "no GitLab"),
-        ("/api/v4/user", (302, ""), "gitlab", Verdict.FAILED, "no GitLab"),
+        ("/api/v4/user", (200, "<html>"), "gitlab", Verdict.FAILED, "not GitLab"),
+        ("/api/v4/user", (302, ""), "gitlab", Verdict.FAILED, "not GitLab"),
         (
             "/api/v4/personal_access_tokens/self",
             (200, {"scopes": ["read_api"]}),
@@ -217,7 +217,7 @@ async def test_projects_under_a_pattern_are_looked_at_one_by_one(tmp_path: Path)
     assert {finding.verdict for finding in about} == {Verdict.OK}
     found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects/tools/cli/hooks": (200, [])})
     assert [finding.detail for finding in found if finding.verdict is Verdict.FAILED] == [
-        "tools/cli has none to https://rave.example.org/webhooks/gitlab"
+        "tools/cli has no webhook to https://rave.example.org/webhooks/gitlab"
     ]
 
 
@@ -237,7 +237,7 @@ async def test_of_many_projects_under_a_pattern_it_is_said_how_many_were_not_loo
     assert "tools/*: 23 projects match" in [finding.detail for finding in found]
     [unknown] = [finding for finding in found if finding.verdict.value == "unknown"]
     assert "3 more" in unknown.detail
-    assert len([finding for finding in found if "is not there or not visible" in finding.detail]) == 20
+    assert len([finding for finding in found if "does not exist or is not visible" in finding.detail]) == 20
 
 
 async def test_a_token_whose_scopes_can_not_be_asked_for_is_not_known_to_be_right(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> 
         whole = load(tmp_path / "config.yaml")
         untried = [item async for item in matrix.check(whole) if isinstance(item, Finding)][-1]
         assert untried.verdict.value == "unknown"
-        assert "not tried" in untried.detail
+        assert "not checked" in untried.detail
         assert "ravebot run" in untried.mend
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "matrix.json").write_text(json.dumps({"access_token": "kept"}))

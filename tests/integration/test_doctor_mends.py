@@ -38,7 +38,7 @@ def folder() -> Iterator[Path]:
 
 def command_in(mend: str) -> str:
     """The command, without what is said before and after it."""
-    return re.sub(r"^(as root|to have it from the start): |, or .*$", "", mend)
+    return re.sub(r"^(as root|to enable it at boot): |, or .*$", "", mend)
 
 
 def run_in_shell(command: str) -> None:

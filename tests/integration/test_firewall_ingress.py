@@ -109,17 +109,17 @@ async def test_only_a_tap_that_came_since_is_worth_another_look_and_so_is_its_su
         guests = [Guest(tap, "52:54:00:00:01:02", "10.80.0.2")]
         off = [*guests, Guest("nobody0", "52:54:00:00:01:03", "10.80.0.3")]
         ingress = Ingress(NetworkTools(), BridgeConfig(name="nobody1"), SandboxConfig(host="h"))
-        assert ingress.awaits(guests)
+        assert ingress.devices_changed(guests)
         assert not await ingress.ensure(off)
-        assert not ingress.awaits(off)
+        assert not ingress.devices_changed(off)
         netns.ip("link", "del", tap)
-        assert ingress.awaits(off)
+        assert ingress.devices_changed(off)
         await ingress.ensure(off)
         netns.ip("link", "add", tap, "type", "veth", "peer", "name", f"{tap}p")
         netns.ip("link", "set", tap, "up")
-        assert ingress.awaits(guests)
+        assert ingress.devices_changed(guests)
         await ingress.ensure(guests)
-        assert not ingress.awaits(guests)
+        assert not ingress.devices_changed(guests)
         listed = await NetworkTools().run("tc", "filter", "show", "dev", tap, "ingress")
         assert f"handle {OURS}" in listed
 
@@ -243,5 +243,5 @@ def seldom_looking(router: Router, *prefix: str) -> NftFirewall:
         access=AccessConfig(),
         clock=SystemClock(),
         prefix=(*router.host.prefix, *prefix),
-        unflushed_every=timedelta(hours=1),
+        slow_check_every=timedelta(hours=1),
     )

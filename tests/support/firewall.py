@@ -34,7 +34,7 @@ def firewall_of(
         access=AccessConfig.model_validate({"allow_from": allow_from}),
         clock=SystemClock(),
         prefix=(*(host or router.host).prefix, *through),
-        unflushed_every=timedelta(0),
+        slow_check_every=timedelta(0),
     )
 
 

@@ -1,8 +1,8 @@
 """A small assembler for classic BPF, the kernel's oldest packet filter language.
 
 Its instructions: https://www.kernel.org/doc/Documentation/networking/filter.txt. A program is written as a list of
-instructions and labels; a label is a plain string. There is one register, into which a part of the frame is loaded;
-offsets count from the frame's first byte (the receiver's MAC). A load past the frame's end ends the program with 0.
+instructions and labels (plain strings). There is one register, into which parts of the frame are loaded; offsets count
+from the frame's first byte (the receiver's MAC). A load past the frame's end ends the program with 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _LOAD_LENGTH = 0x20, 0x28, 0x30, 0x80
 _AND = 0x54
 _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _RETURN = 0x06
-_EXTENSIONS = 0xFFFFF000  # SKF_AD_OFF: what is known of the packet beside its bytes
+_EXTENSIONS = 0xFFFFF000  # SKF_AD_OFF: metadata of the packet instead of its bytes
 _MARK, _HAS_VLAN_TAG = _EXTENSIONS + 20, _EXTENSIONS + 48
 
 _FARTHEST_JUMP = 255
@@ -22,7 +22,7 @@ _FARTHEST_JUMP = 255
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; jumps name labels, and an empty label is the next instruction."""
+    """One instruction. Jumps name labels; an empty label means the next instruction."""
 
     code: int
     value: int = 0
@@ -32,7 +32,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One instruction as the kernel takes it: jumps count the instructions to skip."""
+    """One instruction in the kernel's form: a jump is the number of instructions to skip."""
 
     code: int
     skip_then: int
@@ -70,7 +70,7 @@ def load_mark() -> Instruction:
 
 
 def load_has_vlan_tag() -> Instruction:
-    """Not 0 if the frame had a VLAN tag, which the kernel has taken out of it."""
+    """Not 0 if the frame had a VLAN tag, which the kernel has removed from its bytes."""
     return Instruction(_LOAD_WORD, _HAS_VLAN_TAG)
 
 
@@ -95,14 +95,14 @@ def end_with(verdict: int) -> Instruction:
 
 
 def assemble(*parts: Instruction | str) -> Program:
-    """The program of these instructions and labels. Raises ValueError for a jump that can't be made."""
+    """The program of these instructions and labels. Raises ValueError for a label used twice or a jump too far."""
     places: dict[str, int] = {}
     instructions: list[Instruction] = []
     for part in parts:
         if isinstance(part, Instruction):
             instructions.append(part)
         elif part in places:
-            raise ValueError(f"the label {part} is there twice")
+            raise ValueError(f"the label {part} is defined twice")
         else:
             places[part] = len(instructions)
 
@@ -111,7 +111,7 @@ def assemble(*parts: Instruction | str) -> Program:
             return 0
         distance = places.get(label, -1) - here - 1
         if not 0 <= distance <= _FARTHEST_JUMP:
-            raise ValueError(f"a jump to {label} from instruction {here} can't be made")
+            raise ValueError(f"a jump from instruction {here} can't reach the label {label}")
         return distance
 
     return tuple(
@@ -121,5 +121,5 @@ def assemble(*parts: Instruction | str) -> Program:
 
 
 def bytecode(program: Program) -> str:
-    """As tc(8) takes it: the number of instructions, then each."""
+    """The form that tc(8) takes: the number of instructions, then each of them."""
     return ",".join([str(len(program)), *map(str, program)])

@@ -1,8 +1,9 @@
-"""Finds what beats our accept: another's base chain that drops new connections to or from the guests.
+"""Finds other firewalls' base chains that drop new connections to or from the guests.
 
-An accept ends only its own chain; a drop anywhere is final. Docker, ufw and firewalld all bring a forward chain that
-drops by default. Each such chain is walked with packets of ours; conditions that we can't judge count as not met.
-Tables of any ravebot instance are never proposed for an accept rule: that would open isolation.
+Our accept rules can't override them: an accept ends only its own chain, while a drop in any chain is final. Docker, ufw
+and firewalld all bring a forward chain that drops by default. Each such chain is evaluated for sample packets; a
+condition that we can't evaluate counts as not met. An accept rule is never proposed for a table of any ravebot
+instance: that would break the isolation of its guests.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def conflicts(
     guest_ports: Iterable[int] = (),
     uplinks: Iterable[str] = (),
 ) -> list[str]:
-    """What `nft -j list ruleset` holds against us: one sentence for each chain and kind of traffic, with a mend.
+    """The conflicts in the output of `nft -j list ruleset`: a sentence for each chain and kind of traffic, with a fix.
 
-    Another instance of ravebot that has our bridge gets one as well. Drops of some of the host's `ports` or the
-    guests', or of what comes over one of the `uplinks`, are found where these are given.
+    Other ravebot instances that use our bridge are conflicts, too. Rules that drop only certain ports or interfaces are
+    found if `ports` (the host's), `guest_ports` and `uplinks` are given.
     """
     chains: dict[ChainName, JsonObject] = {}
     rules: dict[ChainName, list[list[JsonObject]]] = defaultdict(list)
@@ -64,8 +65,8 @@ def conflicts(
                 continue
             verdict = _walk(name, packet, rules, 0)
             if verdict == "drop" or (verdict != "accept" and chain.get("policy") == "drop"):
-                mend = _mend(name, chains, packet, bridge)
-                found.append(f"the chain {' '.join(name)} drops {packet.what}: {mend}")
+                fix = _fix(name, chains, packet, bridge)
+                found.append(f"the chain {' '.join(name)} drops {packet.what}: {fix}")
     return list(dict.fromkeys(found))
 
 
@@ -78,7 +79,7 @@ def _mentioned_ports(rules: Rules) -> set[int]:
         if "match" in part
     )
     values = (
-        value for match in asked if _asked(match.get("left")) in _PORTS for value in _values(match.get("right")) or ()
+        value for match in asked if _field(match.get("left")) in _PORTS for value in _values(match.get("right")) or ()
     )
     return {end for value in values for end in (_range(value) or (value,)) if isinstance(end, int)}
 
@@ -109,12 +110,12 @@ def _walk(name: ChainName, packet: Packet, rules: Rules, depth: int) -> Verdict 
 
 
 def _outcome(rule: list[JsonObject], packet: Packet) -> list[JsonObject]:
-    """The rule's statements, with what a verdict map says of this packet in the map's place."""
+    """The rule's statements, with a verdict map replaced by its verdict for this packet."""
     return [_looked_up(cast(JsonObject, part["vmap"]), packet) if "vmap" in part else part for part in rule]
 
 
 def _looked_up(vmap: JsonObject, packet: Packet) -> JsonObject:
-    known = packet.facts.get(_asked(vmap.get("key")))
+    known = packet.facts.get(_field(vmap.get("key")))
     data = vmap.get("data")
     for value, verdict in data["set"] if known and isinstance(data, dict) and "set" in data else []:
         if value == "*" or any(_fits(value, given) for given in known or ()):
@@ -142,29 +143,28 @@ def _target(rule: list[JsonObject]) -> tuple[str, str] | None:
 
 
 def _rejects(part: JsonObject) -> bool:
-    """iptables' own REJECT target, as nft shows it."""
+    """Whether this is iptables' own REJECT or DROP target, as nft shows it."""
     body = part.get("xt")
     return isinstance(body, dict) and body.get("type") == "target" and body.get("name") in ("REJECT", "DROP")
 
 
 def _is_unknown(part: JsonObject) -> bool:
-    """A condition that is no match: iptables' modules, limits, set lookups."""
+    """Whether this is a condition that we can't evaluate: an iptables module, a limit, a count."""
     return ("xt" in part and not _rejects(part)) or any(key in part for key in ("limit", "quota", "ct count"))
 
 
 def _returns_by_address_type(rule: list[JsonObject]) -> bool:
-    """Whether the rule's only unknown condition is iptables' addrtype (nft does not show its arguments) and its verdict
-    is return.
+    """Whether the rule returns, and its only unknown condition is iptables' addrtype (nft does not show its arguments).
 
-    ufw has what comes to this host, as all that we ask about at its input does, return in this way from a chain that
-    ends with a drop.
+    In this way ufw exempts packets to this host from a chain that ends with a drop; all packets that we check at the
+    input hook are to this host.
     """
     unknown = [cast(JsonObject, part.get("xt") or {}).get("name") for part in rule if _is_unknown(part)]
     return unknown == ["addrtype"] and _verdict(rule) == "return"
 
 
 def _met(match: JsonObject, packet: Packet) -> bool:
-    known = packet.facts.get(_asked(match.get("left")))
+    known = packet.facts.get(_field(match.get("left")))
     wanted = _values(match.get("right"))
     if known is None or wanted is None:
         return False
@@ -172,7 +172,7 @@ def _met(match: JsonObject, packet: Packet) -> bool:
     return hit != (match.get("op") in ("!=", "!"))
 
 
-def _asked(left: object) -> str:
+def _field(left: object) -> str:
     if isinstance(left, dict):
         if "meta" in left:
             return f"meta {left['meta'].get('key')}"
@@ -184,7 +184,7 @@ def _asked(left: object) -> str:
 
 
 def _values(right: object) -> list[object] | None:
-    """The values a match names; None where they can't be told (a named set)."""
+    """The values that a match names; None if they are not known (a named set)."""
     if isinstance(right, dict) and "set" in right:
         right = right["set"]
     if isinstance(right, list):
@@ -210,11 +210,11 @@ def _fits(pattern: object, value: object) -> bool:
 
 
 def another_instance(other: str, bridge: str) -> str:
-    """The message about an instance that has our bridge."""
+    """The message about an instance that uses our bridge."""
     return naming.another_instance(other, f"has firewall rules for the bridge {bridge}", naming.CHANGE_BRIDGE)
 
 
-def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packet, bridge: str) -> str:
+def _fix(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packet, bridge: str) -> str:
     family, table, chain = name
     siblings = {other for other_family, other_table, other in chains if (other_family, other_table) == (family, table)}
     if table == "firewalld":
@@ -229,5 +229,5 @@ def _mend(name: ChainName, chains: Mapping[ChainName, JsonObject], packet: Packe
             return f"run `{'; '.join(commands)}`"
     if packet.hook == "forward" and "DOCKER-USER" in siblings:
         commands = [f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o")]
-        return f"run `{'; '.join(commands)}` (again at each boot)"
-    return f"run `{'; '.join(f'nft insert rule {family} {table} {chain} {mend} accept' for mend in packet.mends)}`"
+        return f"run `{'; '.join(commands)}` (after each boot again)"
+    return f"run `{'; '.join(f'nft insert rule {family} {table} {chain} {one} accept' for one in packet.selectors)}`"

@@ -1,7 +1,7 @@
-"""The access audit's arithmetic: what visitors' counters grew by since they were last handed out.
+"""The arithmetic of the access audit: by how much the visitors' counters grew since they were last reported.
 
-The counters live in the kernel and only grow; what was handed out (the set `told`) and what a rewrite saved from
-being lost (`saved`) are noted beside them, as comments of elements.
+The counters are kept by the kernel and only grow. Beside them, as comments of elements, are the counts that were
+reported (the set `told`) and those saved from a rewrite of the table (the set `saved`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ravebot.clock import from_us, to_us
 
 
 class Visitor(NamedTuple):
-    """Who, at which port of the host."""
+    """A source address, and the port of the host that it connects to."""
 
     source: str
     port: int
 
 
 class Count(NamedTuple):
-    """A dynamic element's counter, and in how many seconds it expires: how long ago the last packet was."""
+    """A dynamic element's counter. `expires`, in seconds, tells how long ago the last packet was."""
 
     packets: int
     bytes: int
@@ -35,7 +35,7 @@ _NONE = Count(0, 0, 0)
 
 @dataclass(frozen=True)
 class Totals:
-    """A visitor's counters as they stand, and when they last moved."""
+    """A visitor's counters, and when they last grew."""
 
     connections: int = 0
     dropped: int = 0
@@ -48,7 +48,7 @@ class Totals:
 
     @classmethod
     def parse(cls, text: str) -> Totals:
-        """What `str` wrote; anything else is nothing told yet."""
+        """Parse what `str` wrote; anything else counts as nothing reported."""
         numbers = _numbers(text, 3)
         if not numbers:
             return cls()
@@ -63,7 +63,7 @@ def totals(
     now: datetime,
     timeout_seconds: int,
 ) -> dict[Visitor, Totals]:
-    """The three counters of each visitor together."""
+    """The three counters of each visitor, combined."""
 
     def moved(count: Count | None) -> datetime | None:
         return now - timedelta(seconds=max(0, timeout_seconds - count.expires)) if count else None
@@ -85,7 +85,7 @@ def totals(
 def grown(
     current: Mapping[Visitor, Totals], told: Mapping[Visitor, Totals], since: datetime | None
 ) -> list[Connections]:
-    """What is new in `current`. `since` is the previous reading: no visit in the result can be older than that."""
+    """What is new in `current`. `since` is the time of the previous reading: nothing in the result is older."""
     result = []
     for visitor, total in sorted(current.items(), key=lambda item: item[0]):
         before = told.get(visitor, Totals())
@@ -94,7 +94,7 @@ def grown(
         moved_bytes = _growth(total.bytes, before.bytes)
         if not (connections or dropped or moved_bytes) or total.last_seen is None:
             continue
-        # Of one arrival the counter knows the moment; of several it knows only the last.
+        # The counter knows when the last connection arrived: if there is only one, that is also the first.
         first = total.last_connection if connections + dropped == 1 and total.last_connection else since
         result.append(
             Connections(
@@ -121,13 +121,13 @@ def merged(parts: Iterable[Connections]) -> tuple[Connections, ...]:
 
 
 def to_text(visit: Connections) -> str:
-    """A visit in less than the 128 bytes of an element's comment."""
+    """A visit as text of less than 128 bytes, the limit of an element's comment."""
     first, last = to_us(visit.first_seen), to_us(visit.last_seen)
     return f"{visit.connections} {visit.dropped} {visit.bytes} {first} {last}"
 
 
 def from_text(visitor: Visitor, text: str) -> Connections | None:
-    """What `to_text` wrote; None for anything else."""
+    """Parse what `to_text` wrote; None for anything else."""
     numbers = _numbers(text, 5)
     if not numbers:
         return None
@@ -145,7 +145,7 @@ def _numbers(text: str, count: int) -> list[int]:
 
 
 def _growth(current: int, told: int) -> int:
-    # A counter below what was told has expired and begun anew.
+    # A counter below the reported value has expired and started again at 0.
     return current - told if current >= told else current
 
 

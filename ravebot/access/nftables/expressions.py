@@ -1,4 +1,4 @@
-"""The few nftables expressions and statements that our rules are made of, as nft's JSON (libnftables-json(5))."""
+"""The nftables expressions and statements that our rules use, as nft's JSON (libnftables-json(5))."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VISITOR: JsonObject = {
         {"ct": {"key": "proto-dst", "dir": "original"}},
     ]
 }
-"""Who connected to which port of the host; as the connection began, so that it is the same for its replies."""
+"""Source address and port of the host, as of the connection's first packet: the same for its replies."""
 
 HOST_PORT: JsonObject = {"ct": {"key": "proto-dst", "dir": "original"}}
 
@@ -44,7 +44,7 @@ def goes_to(interface: str, op: str = "==") -> JsonObject:
 
 
 def protocol(name: str) -> JsonObject:
-    """Of layer 4. Needed before HOST_PORT: nft takes the port's type from it."""
+    """The layer 4 protocol. Must precede HOST_PORT: nft derives the port's type from it."""
     return match(meta("l4proto"), name)
 
 
@@ -90,36 +90,36 @@ def goto(chain: str) -> JsonObject:
 
 
 def counted_in(name: str) -> JsonObject:
-    """Count this packet in a dynamic set, under its visitor. Goes on; not when the set is full."""
+    """Count this packet in a dynamic set, by visitor. The rule continues unless the set is full."""
     return {"set": {"op": "update", "elem": VISITOR, "set": f"@{name}", "stmt": [{"counter": None}]}}
 
 
 def counted_by(name: str) -> JsonObject:
-    """Count this packet in one counter for all."""
+    """Count this packet in one named counter."""
     return {"counter": name}
 
 
 def within_rate(name: str, key: JsonObject, rate: int, per: str, burst: int) -> JsonObject:
-    """Goes on while the key's token bucket has one; not when it is empty, nor when the set is full."""
+    """The rule continues unless the key's token bucket is empty or the set is full."""
     limit: JsonObject = {"rate": rate, "burst": burst, "per": per}
     return {"set": {"op": "update", "elem": key, "set": f"@{name}", "stmt": [{"limit": limit}]}}
 
 
 def within_count(name: str, key: JsonObject, most: int) -> JsonObject:
-    """Goes on while the key has at most so many connections, this one included; not when the set is full.
+    """The rule continues while the key has at most `most` connections, this one included, unless the set is full.
 
-    Only for a connection's first packet. The kernel leaves out TCP connections that are closed (TIME_WAIT), and frees a
-    key without connections; the set must have no timeout, or a quiet key would be counted anew.
+    Only for a connection's first packet. The kernel does not count closed TCP connections (TIME_WAIT), and removes a
+    key without connections. The set must have no timeout: a quiet key would be counted from 0 again.
     """
     return {"set": {"op": "add", "elem": key, "set": f"@{name}", "stmt": [{"ct count": {"val": most}}]}}
 
 
 def is_first() -> list[JsonObject]:
-    """The packet that begins a connection; not one that repeats it, which is `new` too but confirmed."""
+    """The first packet of a connection; not a repetition of it, which is `new` too, but confirmed."""
     return [connection_state("new"), connection_status("confirmed", present=False)]
 
 
 def networks(prefixes: list[str]) -> object:
-    """Networks such as `10.0.0.0/8` as the right side of a match."""
+    """Networks such as `10.0.0.0/8`, as the right side of a match."""
     parts = [prefix.partition("/") for prefix in prefixes]
     return {"set": [{"prefix": {"addr": address, "len": int(length or 32)}} for address, _, length in parts]}

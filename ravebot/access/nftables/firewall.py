@@ -1,4 +1,4 @@
-"""The firewall as observed state: keeps one instance's tables, routing rules and filters as the pool wants them."""
+"""Implements the firewall's contract: keeps tables, routing rules and filters as the pool wants them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ravebot.access.nftables.reading import Reader
 from ravebot.access.nftables.routing import Routing
 from ravebot.access.nftables.ruleset import (
     FAMILIES,
+    FORWARD_SETS,
+    GUEST_SETS,
     GUESTS,
     LIVE,
-    OF_FORWARDS,
-    OF_GUESTS,
     SETS,
     TABLE_PREFIX,
     TAPS,
     UNCOUNTED,
     Elements,
+    NamedSet,
     Ruleset,
-    SetOf,
     element_commands,
     elements,
 )
@@ -42,13 +42,13 @@ from ravebot.sandboxes import naming
 
 log = structlog.get_logger()
 
-_UNFLUSHED_EVERY = timedelta(seconds=15)
+_SLOW_CHECK_EVERY = timedelta(seconds=15)
 
 
 async def conflicts_on_host(
     tools: NetworkTools, own_table: str, bridge: BridgeConfig, sandbox: SandboxConfig
 ) -> list[str]:
-    """Other tables' chains that would drop what we accept, each with its mend. Raises Unavailable."""
+    """Chains of other tables that drop what we accept, each with its fix. Raises Unavailable."""
     listed, ways_in = await asyncio.gather(tools.ruleset(), uplinks(tools, sandbox.host))
     return conflicts(
         listed,
@@ -62,11 +62,11 @@ async def conflicts_on_host(
 
 
 class NftFirewall:
-    """`ravebot.access.rules.Firewall` over the nft command.
+    """Implements `ravebot.access.rules.Firewall` with the nft command.
 
-    `prefix` goes before every command (such as `ip netns exec NAME`). What a flush of nftables does not touch, the
-    routing rules and the ingress filters, is looked at no more often than every `unflushed_every`, and after each
-    repair; the filters also when the bridge or a guest's tap has come since.
+    `prefix` precedes every command (such as `ip netns exec NAME`). A flush of nftables does not touch the routing rules
+    and the ingress filters, so these are checked only every `slow_check_every`, and after each repair; the filters also
+    when the bridge or a guest's tap is new.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class NftFirewall:
         access: AccessConfig,
         clock: Clock,
         prefix: Sequence[str] = (),
-        unflushed_every: timedelta = _UNFLUSHED_EVERY,
+        slow_check_every: timedelta = _SLOW_CHECK_EVERY,
     ) -> None:
         if not naming.is_instance_id(instance_id):
             raise ValueError("an instance id for nftables is made of letters, digits, '.', '_' and '-'")
@@ -89,34 +89,34 @@ class NftFirewall:
         self._ingress = Ingress(self._tools, bridge, sandbox)
         self._monitor = Monitor(self._tools)
         self._clock = clock
-        self._unflushed_every = unflushed_every.total_seconds()
-        self._unflushed_checked: float | None = None
+        self._slow_check_every = slow_check_every.total_seconds()
+        self._slow_checked: float | None = None
         self._lock = asyncio.Lock()
         self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
         self._visits = Visits(self._ruleset.table)
 
     async def open(self) -> None:
-        """Write the static part and the routing rules; elements that are there (an earlier run's) stay."""
+        """Write the static part and the routing rules; elements of an earlier run stay."""
         async with self._lock:
             await self._open()
 
     async def ensure(self, rules: Rules) -> Repair:
-        """Read what is there, mend what differs, and verify; raises Unavailable when that can't be done."""
+        """Compare, repair and verify. Raises Unavailable if that fails."""
         wanted = elements(rules)
         async with self._lock:
             if not self._forms:
                 await self._open()
             found = await self._look()
-            self._insist_on_the_bridge(found)
+            self._check_for_rivals(found)
             flushed = found.forms != self._forms
             added, removed = _differences(wanted, found.elements)
-            # A new guest may be on a bridge that is new itself.
-            mended = await self._ensure_unflushed(rules.guests, now=bool(added[TAPS]))
+            # A new guest may be on a new bridge.
+            repaired = await self._ensure_routing_and_ingress(rules.guests, now=bool(added[TAPS]))
             if flushed:
                 await self._rewrite(wanted)
-                mended |= await self._ensure_unflushed(rules.guests, now=True)
+                repaired |= await self._ensure_routing_and_ingress(rules.guests, now=True)
             elif any(added.values()) or any(removed.values()):
-                # A new guest must not inherit entries of the last one with its address, even after a crash.
+                # A new guest must not inherit connections of the last guest with its address, even after a crash.
                 await self._forget_connections(str(address) for *_, address in added[GUESTS])
                 await self._tools.apply(
                     [
@@ -126,44 +126,40 @@ class NftFirewall:
                 )
                 await self._forget_connections(str(address) for (address,) in removed[LIVE])
                 await self._verify(wanted)
-            return Repair(flushed=flushed or mended, added=_count(added), removed=_count(removed))
+            return Repair(flushed=flushed or repaired, added=_count(added), removed=_count(removed))
 
     async def connections(self) -> tuple[Connections, ...]:
         """What was counted since the last call, also by an earlier run; each connection is returned once.
 
-        `bytes` are those of both directions; `dropped` counts every try, a client's own repeats included. Times are as
-        exact as the kernel's counters: a second for the last packet, and for the first of several connections the
-        previous reading.
+        `bytes` counts both directions; `dropped` counts every attempt, a client's automatic retries included. The time
+        of the last packet is exact to a second. For the first of several connections, it is the previous reading's.
         """
         async with self._lock:
             now = self._clock.now()
-            found = await self._look(books=True)
+            found = await self._look(with_audit=True)
             if "inet" in found.forms:
-                if settled := self._visits.settle(found):
-                    await self._tools.apply(settled)
+                if marking := self._visits.mark_reported(found):
+                    await self._tools.apply(marking)
                 _report(found)
-            return self._visits.hand_out(now)
+            return self._visits.take_unread(now)
 
     @property
     def weakness(self) -> str:
-        """What would not hold after a flush of nftables, and why; empty when all would."""
+        """The protection that would fail after a flush of nftables, and why; empty if none would."""
         return self._ingress.problem
 
     def changes(self) -> AsyncIterator[None]:
-        """Yields when someone else touched the ruleset: look again now."""
         return self._monitor.changes()
 
     async def find_conflicts(self) -> list[str]:
-        """Other tables' chains that would drop what we accept, each with the command that mends it."""
         ruleset = self._ruleset
         return await conflicts_on_host(self._tools, ruleset.table, ruleset.bridge, ruleset.sandbox)
 
     async def close(self) -> None:
-        """Stop watching. The rules stay: sandboxes outlive the bot."""
         await self._monitor.close()
 
     async def remove(self) -> tuple[str, ...]:
-        """Take our tables, routing rules and filters away; what another instance needs too, and forwarding, stays."""
+        """Remove our tables, routing rules and filters. IP forwarding, and what another instance also needs, stays."""
         async with self._lock:
             found = await self._reader.read()
             await self._tools.apply(self._ruleset.delete())
@@ -178,45 +174,45 @@ class NftFirewall:
 
     async def _open(self) -> None:
         found = await self._look()
-        self._insist_on_the_bridge(found)
-        await self._ensure_unflushed(now=True)
+        self._check_for_rivals(found)
+        await self._ensure_routing_and_ingress(now=True)
         if not self._forms or found.forms != self._forms:
             await self._rewrite(found.elements)
 
     async def _forget_connections(self, addresses: Iterable[str]) -> None:
-        """Take gone guests' entries, which would stay for up to 5 days, from the kernel's connection table."""
+        """Remove ended guests' connections from the kernel's table, where they would stay for up to 5 days."""
         gone = sorted(addresses)
         try:
             if gone:
                 await self._tools.forget_connections(gone)
-        except Unavailable as error:  # go on: without rules for the guest its entries lead nowhere
-            log.warning("gone guests' entries stay in the connection table", addresses=gone, reason=str(error))
+        except Unavailable as error:  # continue: without rules for the guest its connections lead nowhere
+            log.warning("connections of ended guests stay in the kernel's table", addresses=gone, reason=str(error))
 
-    async def _ensure_unflushed(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
-        """Mend what a flush of nftables leaves alone; whether someone had touched it."""
+    async def _ensure_routing_and_ingress(self, guests: frozenset[Guest] = frozenset(), *, now: bool = False) -> bool:
+        """Repair the routing rules and ingress filters; returns whether someone had altered them."""
         time = asyncio.get_running_loop().time()
-        recent = self._unflushed_checked is not None and time - self._unflushed_checked < self._unflushed_every
+        recent = self._slow_checked is not None and time - self._slow_checked < self._slow_check_every
         if recent and not now:
-            return self._ingress.awaits(guests) and await self._ingress.ensure(guests)
+            return self._ingress.devices_changed(guests) and await self._ingress.ensure(guests)
         rerouted = await self._routing.ensure()
         refiltered = await self._ingress.ensure(guests)
-        self._unflushed_checked = time
+        self._slow_checked = time
         return rerouted or refiltered
 
-    def _insist_on_the_bridge(self, found: Snapshot) -> None:
+    def _check_for_rivals(self, found: Snapshot) -> None:
         if found.rivals:
             raise Unavailable(another_instance(found.rivals[0], self._ruleset.bridge.name))
 
-    async def _look(self, books: bool = False) -> Snapshot:
-        found = await self._reader.read(books=books)
-        if found.with_books and "inet" in found.forms:
-            self._visits.note(found, self._clock.now())
+    async def _look(self, with_audit: bool = False) -> Snapshot:
+        found = await self._reader.read(with_audit=with_audit)
+        if found.with_audit and "inet" in found.forms:
+            self._visits.update(found, self._clock.now())
         return found
 
     async def _rewrite(self, wanted: Elements) -> None:
         static = self._ruleset.write()
         await self._tools.apply(
-            [*static, *element_commands("add", self._ruleset.table, wanted), *self._visits.carry_over()]
+            [*static, *element_commands("add", self._ruleset.table, wanted), *self._visits.save_unread()]
         )
         written = await self._verify(wanted)
         for family in FAMILIES:
@@ -237,26 +233,26 @@ class NftFirewall:
 def _differences(wanted: Elements, found: Elements) -> tuple[Elements, Elements]:
     """What to add and what to remove, for each set."""
     none: frozenset[tuple[str | int, ...]] = frozenset()
-    added = {of: wanted.get(of, none) - found.get(of, none) for of in SETS}
-    removed = {of: found.get(of, none) - wanted.get(of, none) for of in SETS}
+    added = {one: wanted.get(one, none) - found.get(one, none) for one in SETS}
+    removed = {one: found.get(one, none) - wanted.get(one, none) for one in SETS}
     return added, removed
 
 
 def _count(changes: Elements) -> int:
-    """How many guests and forwards are concerned: each is an element in several sets."""
+    """How many guests and forwards changed: each of them is an element of several sets."""
 
-    def most(group: tuple[SetOf, ...]) -> int:
-        return max(len(changes[of]) for of in group)
+    def most(group: tuple[NamedSet, ...]) -> int:
+        return max(len(changes[one]) for one in group)
 
-    return most(OF_FORWARDS) + most(OF_GUESTS)
+    return most(FORWARD_SETS) + most(GUEST_SETS)
 
 
 def _report(found: Snapshot) -> None:
-    """Say in the log what the audit will not hold."""
-    missed = {of: found.uncounted.get(name, Count(0, 0, 0)) for of, name in UNCOUNTED.items()}
+    """Log what is missing from the audit."""
+    missed = {counted: found.uncounted.get(name, Count(0, 0, 0)) for counted, name in UNCOUNTED.items()}
     if any(count.packets for count in missed.values()):
         log.warning(
-            "access audit is incomplete: more visitors at a time than it holds",
+            "access audit is incomplete: too many visitors at once",
             connections=missed["seen"].packets,
             dropped=missed["dropped"].packets,
             bytes=missed["traffic"].bytes,
@@ -264,7 +260,7 @@ def _report(found: Snapshot) -> None:
 
 
 def _definitions(commands: list[JsonObject], family: str) -> int:
-    """How many tables, sets, chains and rules these commands leave in that family."""
+    """How many tables, sets, chains and rules of that family these commands create."""
     made = [body for command in commands for body in _added(command) if body.get("family") == family]
     return sum("table" in body for body in made) + 1
 

@@ -1,7 +1,7 @@
-"""The filters at the traffic-control ingress hook: they keep the host's ports shut while nftables is flushed.
+"""The filters at the traffic-control ingress hook, which keep the host's ports closed while nftables is flushed.
 
-Observed state like the routing rules. A tap comes with its machine's start, and has its filter from the next pass on;
-until then, what holds is nftables alone.
+They are observed state, like the routing rules. A tap appears when its machine starts, and gets its filter in the next
+pass; until then it is restricted by nftables alone.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from ravebot.errors import Unavailable
 log = structlog.get_logger()
 
 _OURS = ("protocol", "all", "pref", "1", "handle", "0x7276", "bpf")
-"""Identifies our filter on a device. Preference 1 comes first; another program's filter there has another handle."""
+"""Identifies our filter on a device. Preference 1 runs first; a filter of another program there has another handle."""
 _HOOKS = ("clsact", "ingress")
-"""The queueing disciplines that bring the hook; a device has one of them at most."""
+"""The queueing disciplines that provide the hook; a device has at most one of them."""
 _GONE = ("Cannot find device", "No such device")
 WEAKNESS = "after a flush of nftables the sandboxes could reach the host's ports"
-"""What it means to have no filters."""
+"""The consequence of missing filters."""
 
 
 class Ingress:
-    """Keeps the filters of one bridge and its guests' taps. `problem` says why they can't be had, or is empty."""
+    """Keeps the filters of one bridge and its guests' taps. `problem` says why that fails; empty if it works."""
 
     def __init__(self, tools: NetworkTools, bridge: BridgeConfig, sandbox: SandboxConfig) -> None:
         self._tools = tools
         self._bridge = bridge
         self._dns = sandbox.egress == "internet"
         self._allowed = {address for entry in sandbox.allow if (address := _single_address(entry))}
-        self._filtered: dict[str, int] = {}  # devices and their numbers, as of the last look
+        self._filtered: dict[str, int] = {}  # devices and their numbers, as of the last check
         self._written: Mapping[str, Program] = {}
         self._told_of_excess = False
         self.problem = ""
 
-    def awaits(self, guests: Collection[Guest]) -> bool:
-        """Whether the bridge or a tap appeared, or was replaced under the same name, since the last look."""
+    def devices_changed(self, guests: Collection[Guest]) -> bool:
+        """Whether the bridge or a tap appeared, or was replaced under the same name, since the last check."""
         devices = (self._bridge.name, *(guest.tap for guest in guests))
         return not self.problem and any(self._number(one) != self._filtered.get(one, 0) for one in devices)
 
     async def ensure(self, guests: Collection[Guest]) -> bool:
-        """Put the filters on the bridge and those taps that exist. Returns whether someone had altered one.
+        """Attach the filters to the bridge and to those taps that exist. Returns whether someone had altered one.
 
-        Where the kernel or tc can't, the sandboxes go on without: nftables and the routing rules hold all the same.
+        If the kernel or tc can't do that, sandboxes run without filters: nftables and the routing rules still apply.
         """
         try:
             touched = await self._ensure(guests)
@@ -68,17 +68,17 @@ class Ingress:
         return touched
 
     async def found(self, devices: Collection[str]) -> tuple[str, ...]:
-        """Which of these devices have a filter of ours. Raises Unavailable."""
+        """Those of these devices that have our filter. Raises Unavailable."""
         listed = await self._qdiscs()
         programs = await self._programs([device for device in devices if _has_hook(listed, device)])
         return tuple(device for device, program in programs.items() if program is not None)
 
     async def remove(self, devices: Collection[str]) -> tuple[str, ...]:
-        """Take our filters away from these devices, where they are; returns what went. Others', and the hook, stay."""
+        """Remove our filters from these devices; returns what was removed. The hook, and others' filters, stay."""
         try:
             ours = await self.found(devices)
         except Unavailable as error:
-            log.warning("ingress filters could not be looked for", error=str(error))
+            log.warning("ingress filters could not be listed", error=str(error))
             return ()
         for device in ours:
             await self._change("filter", "del", "dev", device, "ingress", *_OURS)
@@ -87,9 +87,9 @@ class Ingress:
 
     async def _ensure(self, guests: Collection[Guest]) -> bool:
         wanted = {guest.tap: guest_program(guest) for guest in guests}
-        wanted[self._bridge.name] = bridge_program(self._bridge, await self._shut(), dns=self._dns)
+        wanted[self._bridge.name] = bridge_program(self._bridge, await self._protected(), dns=self._dns)
         numbers = {device: number for device in wanted if (number := self._number(device))}
-        if numbers == self._filtered:  # the usual case takes one call
+        if numbers == self._filtered:  # the usual case, which takes one call
             found = await self._programs(sorted(numbers))
             if found == {device: wanted[device] for device in numbers}:
                 return False
@@ -108,7 +108,7 @@ class Ingress:
                 if device not in found:
                     await self._change("qdisc", "add", "dev", device, "clsact")
                 await self._change("filter", "replace", "dev", device, "ingress", *_OURS, *program)
-            except Unavailable as error:  # the other devices shall have theirs
+            except Unavailable as error:  # continue with the other devices
                 failures.append(f"{device}: {error}")
         if failures:
             raise Unavailable("; ".join(failures))
@@ -116,29 +116,29 @@ class Ingress:
         self._written = wanted
         return touched
 
-    async def _shut(self) -> set[str]:
-        """The host's addresses, except for those that the configuration allows: no guest begins TCP to them."""
+    async def _protected(self) -> set[str]:
+        """The host's addresses, except those that the configuration allows guests to connect to."""
         links = await self._tools.ip_listed("-4", "addr", "show")
         found = {info.get("local") for link in links for info in cast(list[JsonObject], link.get("addr_info", []))}
-        shut = {str(address) for address in found if address} - self._allowed
-        if len(shut) > MOST_ADDRESSES and not self._told_of_excess:
+        protected = {str(address) for address in found if address} - self._allowed
+        if len(protected) > MOST_ADDRESSES and not self._told_of_excess:
             self._told_of_excess = True
             log.warning(
-                "the bridge's filter tests only some of the host's addresses", count=len(shut), tested=MOST_ADDRESSES
+                "the bridge filter tests only some of the host's addresses", count=len(protected), tested=MOST_ADDRESSES
             )
-        return shut
+        return protected
 
     def _number(self, device: str) -> int:
         """The kernel's index of the device; 0 if there is none."""
         if self._tools.prefix:
-            return 1  # in another network namespace, whose devices we can't ask for: taken to be there, always the same
+            return 1  # another network namespace, whose devices we can't query: assume that the device stays the same
         try:
             return socket.if_nametoindex(device)
         except OSError:
             return 0
 
     async def _qdiscs(self) -> Mapping[str, set[str]]:
-        """Of each device that is up, its queueing disciplines."""
+        """The queueing disciplines of each device that is up."""
         kinds: dict[str, set[str]] = {}
         for listed in _lists(await self._tools.run("tc", "-j", "qdisc", "show")):
             for entry in listed:
@@ -146,15 +146,15 @@ class Ingress:
         return kinds
 
     async def _programs(self, devices: list[str]) -> dict[str, Program | None]:
-        """Our filter of each, or None; in one call. Only the devices that are still there are in the answer."""
+        """Our filter on each device, or None, read in one call. Devices that are gone are left out."""
         if not devices:
             return {}
-        # As text, for tc takes it in no other form; these names are from our configuration and our database.
+        # tc takes this only as text, which is safe: the names are from our configuration and our database.
         asked = "".join(f"filter show dev {device} ingress\n" for device in devices)
         try:
             answer = await self._tools.run("tc", "-j", "-batch", "-", stdin=asked.encode())
         except Unavailable as error:
-            if len(devices) > 1 and _is_gone(error):  # a machine ended just now, and tc does not say whose tap it was
+            if len(devices) > 1 and _is_gone(error):  # a machine has just ended, and tc does not say which tap is gone
                 one_by_one = [await self._programs([device]) for device in devices]
                 return {device: program for answered in one_by_one for device, program in answered.items()}
             if _is_gone(error):
@@ -174,14 +174,14 @@ class Ingress:
 
 
 def in_words(device: str) -> str:
-    """Our filter on that device, as people are told of it."""
+    """How people are told of our filter on that device."""
     return f"ingress filter of {device}"
 
 
 async def try_out(tools: NetworkTools) -> None:
-    """Put a filter on in a network namespace that is gone a moment later. Raises Unavailable where that can't be done.
+    """Attach a filter in a temporary network namespace. Raises Unavailable if that fails.
 
-    PermissionError where only the namespace can't be made: that needs CAP_SYS_ADMIN, which filters do not.
+    Raises PermissionError if only the namespace can't be made: that needs CAP_SYS_ADMIN, which filters do not.
     """
     program = bytecode(bridge_program(BridgeConfig(), (), dns=True))
     commands = (
@@ -191,12 +191,12 @@ async def try_out(tools: NetworkTools) -> None:
         await tools.run("unshare", "--net", "tc", "-batch", "-", stdin=commands.encode())
     except Unavailable as error:
         if "unshare failed" in str(error):
-            raise PermissionError("no network namespace could be made to try it in") from error
+            raise PermissionError("no network namespace could be made to try them in") from error
         raise
 
 
 def _single_address(allowed: str) -> str | None:
-    """Of an entry of sandbox.allow; None where it is about a network."""
+    """The address in an entry of sandbox.allow; None if the entry is a network."""
     network = ipaddress.IPv4Network(allowed.partition(":")[0])
     return str(network.network_address) if network.num_addresses == 1 else None
 
@@ -210,7 +210,7 @@ def _is_gone(error: Unavailable) -> bool:
 
 
 def _lists(output: str) -> list[list[JsonObject]]:
-    """What tc printed: a JSON list for each command."""
+    """Parse what tc printed: a JSON list for each command."""
     decoder, found, rest = json.JSONDecoder(), [], output.strip()
     try:
         while rest:
@@ -218,12 +218,12 @@ def _lists(output: str) -> list[list[JsonObject]]:
             found.append(cast(list[JsonObject], listed))
             rest = rest[end:].strip()
     except ValueError as error:
-        raise Unavailable("tc answered with something else than JSON; is iproute2 older than 5.0?") from error
+        raise Unavailable("tc did not answer in JSON: install iproute2 5.0 or newer") from error
     return found
 
 
 def _ours(listed: list[JsonObject]) -> Program | None:
-    """The program of our filter among these; None where it is not, or is not as we write it."""
+    """The program of our filter among these; None if it is missing or has other options than ours."""
     for entry in listed:
         options = cast(JsonObject, entry.get("options", {}))
         of = ("protocol", entry.get("protocol"), "pref", str(entry.get("pref")), "handle", options.get("handle"))
@@ -232,5 +232,5 @@ def _ours(listed: list[JsonObject]) -> Program | None:
             try:
                 return tuple(Encoded(one["code"], one["jt"], one["jf"], one["k"]) for one in code["insns"])
             except (KeyError, TypeError) as error:
-                raise Unavailable("tc lists a filter's program in a form that is not known") from error
+                raise Unavailable("tc lists a filter's program in an unknown form") from error
     return None

@@ -1,4 +1,4 @@
-"""Speaks to the kernel's network tools: nft in JSON, ip, sysctl and conntrack; each call bounded in time."""
+"""Runs the network tools nft (with JSON), ip, tc, sysctl and conntrack, each call with a time limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ JsonObject = dict[str, object]
 _LIMIT_SECONDS = 10.0
 _MESSAGE_LIMIT = 500
 LONG_BYTES = 100_000
-"""Output of this length takes its time to be read: that is done in a thread."""
+"""Output longer than this is parsed in a thread, since that takes a while."""
 
 
 class TooSlow(Unavailable):
-    """A tool did not end in time."""
+    """A tool did not finish in time."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class RulesetDump:
 
 
 class NetworkTools:
-    """Runs nft, ip, sysctl and conntrack, with `prefix` before each (such as `ip netns exec NAME`)."""
+    """Runs the tools, each preceded by `prefix` (such as `ip netns exec NAME`)."""
 
     def __init__(self, prefix: Sequence[str] = ()) -> None:
         self.prefix = tuple(prefix)
         self._own_pids: deque[int] = deque(maxlen=1000)
 
     async def apply(self, commands: Sequence[JsonObject]) -> None:
-        """Do all of these nft commands in one transaction, or none; raises Unavailable with nft's message."""
+        """Run all of these nft commands in one transaction, or none. Raises Unavailable with nft's message."""
         await self._nft("-j", "-f", "-", stdin=json.dumps({"nftables": list(commands)}).encode())
 
     async def ruleset(self) -> list[JsonObject]:
-        """All that nftables holds, of everyone, but for the elements of named sets: what rules there are."""
+        """All nftables rules of this host, without the elements of named sets."""
         return (await self.listing(terse=True)).entries
 
     async def listing(self, *, terse: bool = False) -> RulesetDump:
@@ -57,7 +57,7 @@ class NetworkTools:
         return RulesetDump(await _entries(output), len(output))
 
     async def elements(self, kind: str, family: str, table: str, name: str) -> list[object]:
-        """What is in that set or map, whatever else the table holds; nothing where there is none."""
+        """The elements of that set or map, whatever else the table holds; empty if it does not exist."""
         try:
             output = await self._nft("-j", "list", kind, family, table, name)
         except Unavailable as error:
@@ -71,22 +71,22 @@ class NetworkTools:
         return await self.run("ip", *arguments)
 
     async def ip_listed(self, *arguments: str) -> list[JsonObject]:
-        """What `ip -j` lists; nothing where it prints nothing."""
+        """The output of `ip -j`; empty if it prints nothing."""
         output = await self.ip("-j", *arguments)
         try:
             return cast(list[JsonObject], json.loads(output or "[]"))
         except ValueError as error:
-            raise Unavailable("ip answered with something else than JSON; is iproute2 older than 5.0?") from error
+            raise Unavailable("ip did not answer in JSON: install iproute2 5.0 or newer") from error
 
     async def forget_connections(self, addresses: Iterable[str]) -> None:
-        """Remove what these began, and what they answer, from the kernel's connection table. Raises Unavailable."""
+        """Remove connections from and to these addresses from the kernel's table. Raises Unavailable."""
         known = sorted(map(ipaddress.IPv4Address, addresses))
         lines = (f"--delete {end} {address}\n" for address in known for end in ("--orig-src", "--reply-src"))
-        # Called with one such line as its arguments, it would fail where it finds nothing.
+        # With such a line as its arguments instead, conntrack would fail if it finds nothing.
         await self.run("conntrack", "--load-file", "-", stdin="".join(lines).encode())
 
     async def run(self, *argv: str, stdin: bytes = b"") -> str:
-        """What the command printed; raises Unavailable when it failed, is missing, or took too long."""
+        """The output of a command. Raises Unavailable if it fails, is missing or takes too long."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *self.prefix,
@@ -117,7 +117,7 @@ class NetworkTools:
         return output.decode(errors="replace")
 
     def is_own(self, pid: int) -> bool:
-        """Whether that process is one of the nft calls made here lately."""
+        """Whether that process is one of our recent nft calls."""
         return pid in self._own_pids
 
     async def _nft(self, *arguments: str, stdin: bytes = b"") -> str:
@@ -125,7 +125,7 @@ class NetworkTools:
 
 
 def bodies(entry: JsonObject) -> list[tuple[str, JsonObject]]:
-    """What one entry of a listing describes: its kind (table, set, rule, …), and how it is."""
+    """The objects in one entry of a listing: kind (table, set, rule, …) and content."""
     return [(kind, cast(JsonObject, body)) for kind, body in entry.items()]
 
 
@@ -137,5 +137,5 @@ def _parsed(output: str) -> list[JsonObject]:
     try:
         listed = cast(list[JsonObject], json.loads(output)["nftables"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Unavailable("nft answered with something else than its JSON; is it older than 1.0?") from error
+        raise Unavailable("nft did not answer in its JSON format: install nftables 1.0 or newer") from error
     return [entry for entry in listed if "metainfo" not in entry]

@@ -1,4 +1,4 @@
-"""Reads what nftables holds of one instance, at a price that neither visitors nor other tables can drive up."""
+"""Reads one instance's tables, in a time that neither visitors nor other tables can increase much."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from ravebot.access.nftables.nft import LONG_BYTES, JsonObject, NetworkTools, Ru
 from ravebot.access.nftables.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
 from ravebot.access.nftables.snapshot import Snapshot
 
-_CROWDED_BYTES = 300_000
-_CROWDED_SECONDS = 60.0
+_LARGE_BYTES = 300_000
+_LARGE_SECONDS = 60.0
 _TOO_SLOW_SECONDS = 1800.0
 
 Place = tuple[str, str, str]
-"""A set or map: its kind, family and name."""
+"""A set or map: kind, family and name."""
 
-_WANTED: tuple[Place, ...] = tuple(("set" if of.value is None else "map", of.family, of.name) for of in SETS)
-_BOOKS: tuple[Place, ...] = tuple(("set", "inet", name) for name in BOOKS)
+_WANTED: tuple[Place, ...] = tuple(("set" if one.value is None else "map", one.family, one.name) for one in SETS)
+_AUDIT_SETS: tuple[Place, ...] = tuple(("set", "inet", name) for name in AUDIT_SETS)
 
 
 class Reader:
-    """Reads the tables of one name. One call lists everything, until that is so much that only what is asked for is.
+    """Reads the tables of one name: with one call that lists everything or, if that is too much, set by set.
 
-    `bridge` is the one that no other instance may name.
+    `bridge` is ours: other instances whose rules name it are reported as rivals.
     """
 
     def __init__(self, tools: NetworkTools, table: str, bridge: str) -> None:
         self._tools = tools
         self._table = table
         self._bridge = bridge
-        self._crowded_until = 0.0
+        self._piecemeal_until = 0.0
 
-    async def read(self, *, books: bool = False) -> Snapshot:
-        """What is there now; with the access audit if `books` or where that costs nothing. Raises Unavailable."""
-        if asyncio.get_running_loop().time() >= self._crowded_until:
+    async def read(self, *, with_audit: bool = False) -> Snapshot:
+        """The current state; with the access audit if `with_audit`, or if that costs nothing. Raises Unavailable."""
+        if asyncio.get_running_loop().time() >= self._piecemeal_until:
             try:
                 listing = await self._tools.listing()
-            except TooSlow:  # thanks to others: ours are small
-                self._crowded_until = asyncio.get_running_loop().time() + _TOO_SLOW_SECONDS
+            except TooSlow:  # because of other tables: ours are small
+                self._piecemeal_until = asyncio.get_running_loop().time() + _TOO_SLOW_SECONDS
             else:
-                if listing.length > _CROWDED_BYTES:
-                    self._crowded_until = asyncio.get_running_loop().time() + _CROWDED_SECONDS
-                return await self._snapshot(listing, books=True)
-        return await self._read_piecemeal(books)
+                if listing.length > _LARGE_BYTES:
+                    self._piecemeal_until = asyncio.get_running_loop().time() + _LARGE_SECONDS
+                return await self._snapshot(listing, with_audit=True)
+        return await self._read_piecemeal(with_audit)
 
-    async def _read_piecemeal(self, books: bool) -> Snapshot:
-        places = [*_WANTED, *(_BOOKS if books else ())]
+    async def _read_piecemeal(self, with_audit: bool) -> Snapshot:
+        places = [*_WANTED, *(_AUDIT_SETS if with_audit else ())]
         asking = (self._tools.elements(kind, family, self._table, name) for kind, family, name in places)
         static, contents = await asyncio.gather(self._tools.listing(terse=True), asyncio.gather(*asking))
         known = dict(zip(places, contents, strict=True))
@@ -64,18 +64,18 @@ class Reader:
         def work() -> Snapshot:
             tables = {family: _of_table(listing.entries, family, self._table) for family in FAMILIES}
             rivals = instances_on(listing.entries, self._bridge) - {self._table.removeprefix(TABLE_PREFIX)}
-            return snapshots.read(tables, rivals=tuple(sorted(rivals)), with_books=books)
+            return snapshots.read(tables, rivals=tuple(sorted(rivals)), with_audit=with_audit)
 
         return await asyncio.to_thread(work) if listing.length > LONG_BYTES else work()
 
 
 def instances_on(entries: Iterable[JsonObject], bridge: str) -> set[str]:
-    """The ids of those instances whose rules are about that bridge."""
+    """The ids of the instances whose rules name that bridge."""
     return {instance_id for instance_id, bridges in bridges_by_instance(entries).items() if bridge in bridges}
 
 
 def bridges_by_instance(entries: Iterable[JsonObject]) -> dict[str, set[str]]:
-    """For each instance that has tables, the bridges that their rules are about."""
+    """For each instance that has tables, the bridges that its rules name."""
     found: dict[str, set[str]] = {}
     for entry in entries:
         rule = cast(JsonObject, entry.get("rule", {}))

@@ -1,4 +1,4 @@
-"""The firewall tables, routing rules and filters of an instance that left neither database nor configuration."""
+"""Finds and removes tables, routing rules and filters of an instance whose database and configuration are lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravebot.config.model import BridgeConfig, SandboxConfig
 
 @dataclass(frozen=True)
 class FirewallHoldings:
-    """What is there. `families` have a table of the instance's; the rules of `bridges` are its alone."""
+    """What was found. `families` have a table of the instance; `bridges` are used by no other instance."""
 
     families: tuple[str, ...]
     bridges: tuple[str, ...]
@@ -26,7 +26,7 @@ class FirewallHoldings:
 
 
 class FirewallRemains:
-    """Found by the instance's id alone, and by the bridges of its networks; to look makes nothing."""
+    """Finds them by the instance's id and by the bridges of its networks."""
 
     def __init__(self, instance_id: str, tools: NetworkTools, sandbox: SandboxConfig) -> None:
         self._instance_id = instance_id
@@ -35,7 +35,7 @@ class FirewallRemains:
         self._sandbox = sandbox
 
     async def look(self, bridges: Iterable[str]) -> FirewallHoldings:
-        """Raises Unavailable. The rules of a bridge that another instance's tables are about too are not listed."""
+        """Find them; changes nothing. Leaves out bridges that another instance uses, too. Raises Unavailable."""
         listed = await self._tools.ruleset()
         families = [
             str(body["family"])
@@ -58,9 +58,9 @@ class FirewallRemains:
         )
 
     async def remove(self, found: FirewallHoldings) -> tuple[str, ...]:
-        """Take it away, and say in words what it was. Raises Unavailable.
+        """Remove them; returns descriptions of what was removed. Raises Unavailable.
 
-        The tables go last: while they are there, whoever runs this again finds the rest.
+        The tables are removed last: if this fails half-way, the next run finds the rest through them.
         """
         gone: list[str] = []
         for bridge in found.bridges:

@@ -1,8 +1,8 @@
-"""The policy routing rules beneath the firewall: they hold the guests back while someone's reload has flushed nftables.
+"""The policy routing rules below the firewall, which restrict the guests while someone's reload has flushed nftables.
 
-A packet from our bridge to a private address (or, without egress, to any) is refused by the routing itself, unless
-our own prerouting chain marked it. The rules name the bridge, so they can be written before it exists, and belong to
-the one instance that owns it. Of the bridge itself, what no rule of ours can see is turned off.
+Routing refuses a packet from our bridge to a private address (without egress: to any address), unless our own
+prerouting chain marked it. The rules name the bridge, so they can be written before it exists, and belong to the one
+instance that owns it. The bridge's learning from link-local frames, which no rule can filter, is turned off, too.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ravebot.config.model import SandboxConfig
 from ravebot.errors import Unavailable
 
 _FIRST_PRIORITY = 1000
-"""Before the tables of VPN tools (5000 and above) and the main table (32766)."""
+"""Before the rules of VPN tools (5000 and above) and of the main table (32766)."""
 _EVERYWHERE = "0.0.0.0/0"
 _PRIORITIES = {network: _FIRST_PRIORITY + number for number, network in enumerate((_EVERYWHERE, *PRIVATE_RANGES))}
-"""Each its own, for the kernel takes a rule without a destination to delete for any of that priority."""
+"""Each rule has its own: deleting a rule without a destination deletes any rule of that priority."""
 
 _FORWARDING = "net.ipv4.ip_forward"
 
 
 class Routing:
-    """Keeps the rules of one bridge, and forwarding, as they should be."""
+    """Keeps the rules of one bridge, and IP forwarding, in place."""
 
     def __init__(self, tools: NetworkTools, bridge: str, sandbox: SandboxConfig) -> None:
         self._tools = tools
@@ -35,7 +35,7 @@ class Routing:
         self._with_ipv6 = Path("/proc/sys/net/ipv6").exists()
 
     async def ensure(self) -> bool:
-        """Put back what is missing, take away what is too much; whether anything had to be. Raises Unavailable."""
+        """Add missing rules, remove extra ones; returns whether anything had been changed. Raises Unavailable."""
         found, found6, forwarding, learns = await asyncio.gather(
             self._found("-4"),
             self._found("-6"),
@@ -53,23 +53,23 @@ class Routing:
         stopped = forwarding.strip() != "1"
         if stopped:
             await self._tools.run("sysctl", "-q", "-w", f"{_FORWARDING}=1")
-        if learns:  # so is every bridge that was just made: nobody's doing, and nothing to report
+        if learns:  # like every new bridge: nobody changed that, so it is not reported
             await self._tools.ip("link", "set", "dev", self._bridge, "type", "bridge", "no_linklocal_learn", "1")
         return bool(missing or excess or stopped)
 
     async def remove(self) -> tuple[str, ...]:
-        """Take the rules of our bridge away, and say which. Forwarding stays on: others may have come to need it."""
+        """Remove our bridge's rules; returns descriptions. IP forwarding stays on: others may need it by now."""
         found = await self.found()
         for family, rule in found:
             await self._change("del", family, rule)
         return tuple(in_words(family, rule) for family, rule in found)
 
     async def found(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """The rules of our bridge that are there: family and arguments of `ip rule`."""
+        """The existing rules of our bridge: family and arguments of `ip rule`."""
         return tuple([(family, rule) for family in ("-4", "-6") for rule in sorted(await self._found(family))])
 
     async def _learns_from_link_local(self) -> bool:
-        """Whether the bridge believes the sender of a frame such as LLDP's, which no rule is asked about."""
+        """Whether the bridge learns MACs from link-local frames (such as LLDP's), which pass no rule."""
         try:
             links = await self._tools.ip_listed("-d", "link", "show", "dev", self._bridge)
         except Unavailable as error:
@@ -83,7 +83,7 @@ class Routing:
         return False
 
     def _rules(self, family: str) -> frozenset[tuple[str, ...]]:
-        """As arguments of `ip rule`, in the same form as `_found`."""
+        """The wanted rules as arguments of `ip rule`, in the same form as `_found` returns them."""
         bridge = ("iif", self._bridge)
         if family == "-6":
             return frozenset([("pref", str(_FIRST_PRIORITY), *bridge, "prohibit")] if self._with_ipv6 else [])
@@ -117,11 +117,11 @@ class Routing:
         try:
             await self._tools.ip(family, "rule", verb, *rule)
         except Unavailable as error:
-            # Someone was faster: it is as we want it.
+            # Someone else has done it already.
             if "File exists" not in str(error) and "No such file" not in str(error):
                 raise
 
 
 def in_words(family: str, rule: tuple[str, ...]) -> str:
-    """A rule as it is reported."""
+    """How people are told of a rule."""
     return f"routing rule {family} {' '.join(rule)}"

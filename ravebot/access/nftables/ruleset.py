@@ -1,9 +1,9 @@
-"""What our nftables tables say: the static part of one instance, written whole, and the elements of its sandboxes.
+"""Our nftables tables: the static part of one instance, always written as a whole, and its sandboxes' elements.
 
-Three tables of one name. `bridge` vouches, by a bit of the packet's mark, for frames that carry the address and MAC
-assigned to their tap, drops the others before the bridge learns from them where a MAC is, and lets no frame pass from
-port to port. `arp` and `inet` drop what comes over our bridge without that bit (so a missing bridge table means that
-nothing passes), and whatever comes from a tap itself; `inet` does the rest.
+There are three tables of one name. `bridge` marks frames that carry the address and MAC assigned to their tap as
+genuine (with a bit of the packet's mark), drops all others before the bridge learns MACs from them, and forwards no
+frame from port to port. `arp` and `inet` drop packets that come over our bridge without that bit (so nothing passes if
+the bridge table is missing), and packets that come from a tap itself. `inet` does the rest.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from ravebot.access.rules import DNS_BURST, DNS_PER_SECOND, Rules, Service
 from ravebot.config.model import MOST_MACHINES, AccessConfig, BridgeConfig, SandboxConfig
 
 TABLE_PREFIX = "ravebot-"
-"""Of every instance's tables; the instance's id follows."""
+"""Prefix of every instance's tables; the instance's id follows."""
 FAMILIES = ("inet", "bridge", "arp")
 
 MAY_PASS = 0x01000000
-"""Mark bit: a guest's packet that may go to a private address (a reply to a visitor, or an allowed destination)."""
+"""Mark bit: a guest's packet may go to a private address (a reply to a visitor, or an allowed destination)."""
 VOUCHED = 0x02000000
-"""Mark bit: came from the tap, MAC and address that belong together. Only read for packets from our own bridge."""
+"""Mark bit: the frame's tap, MAC and address belong together. Only read for packets from our own bridge."""
 
 COUNTED = 0x08000000
-"""Connection mark bit: its client showed that the address is its own, and was counted."""
+"""Connection mark bit: the connection was counted, since its client proved that the address is its own."""
 
 AUDIT_TIMEOUT_SECONDS = 3600
 """How long a visitor's counters stay after the last packet; they are read far more often."""
-_RATE_TIMEOUT_SECONDS = 120  # after a minute of quiet a bucket is full again, and forgetting it changes nothing
+_RATE_TIMEOUT_SECONDS = 120  # a bucket is full again after a minute: to remove it then changes nothing
 _RATE_SIZE = 32768
 _AUDIT_SIZE = 4096
-"""Visitors at a time in each set of the audit: what can be read, and written again, in a fraction of a second."""
+"""Visitors in each set of the audit: as many as can be read and rewritten in a fraction of a second."""
 
 _GUEST_CONNECTIONS = 500
-"""What one guest may have open at a time, through the host and to it. With 253 guests (a /24) that is half of the
-262,144 entries that the table has by default; the kernel makes it smaller with less than 4 GiB of memory. A browser
-opens a few dozen, a package manager at most 50. Flows that nobody answers count; a guest's own answers don't."""
+"""Open connections of one guest, through the host and to it. With 253 guests (a /24) that is half of the 262,144
+entries that the kernel's table has by default; with less than 4 GiB of memory the table is smaller. A browser opens a
+few dozen, a package manager at most 50. Connections that nobody answers count; visitors' connections don't."""
 _GUEST_STARTS_PER_SECOND, _GUEST_STARTS_BURST = 20, 500
-"""The kernel keeps a closed TCP connection for 2 minutes and does not count it: so there is a bound on how fast they
-come, too. A guest that does nothing else has 3,400 entries."""
+"""The kernel keeps a closed TCP connection for 2 minutes without counting it, so the rate of new ones is limited, too.
+A guest that does nothing but connect has 3,400 entries."""
 _DNS_TCP_CONNECTIONS = 4
-"""dnsmasq serves 20 over TCP at once, for everybody (MAX_PROCS in its src/config.h)."""
+"""dnsmasq serves 20 TCP connections at once, for all guests together (MAX_PROCS in its src/config.h)."""
 _VISITOR_CONNECTIONS = 200
-"""What one source may have open to one port: its rate alone would let it gather a full table in a day. There is no
-bound on all visitors of a guest together: it would let any stranger lock the others out."""
+"""Open connections of one source to one port: with a limited rate alone, it could fill the kernel's table in a day.
+There is no limit for all visitors of a guest together: with one, any stranger could lock the others out."""
 _GUEST_KEYS = 2 * MOST_MACHINES
-"""Room in the sets that are about guests, where the subnet is larger: a guest's key stays for a while after its end."""
+"""Upper limit for sets with a key per guest: twice the machines, since a key outlives its guest for a while."""
 
-BOOKS = ("seen", "traffic", "dropped", "told", "saved")
+AUDIT_SETS = ("seen", "traffic", "dropped", "told", "saved")
 """The sets of the access audit."""
 UNCOUNTED = {"seen": "uncounted_connections", "traffic": "uncounted_traffic", "dropped": "uncounted_drops"}
-"""For each set that counts visitors, the counter of what came while it was full."""
+"""For each set that counts visitors, the counter of packets that arrived while it was full."""
 
 PRIVATE_RANGES = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
@@ -63,17 +63,17 @@ PRIVATE_RANGES = (
 )  # fmt: skip
 """Not the internet: https://www.iana.org/assignments/iana-ipv4-special-registry and multicast, and the address at which
 Azure serves its machines: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16. The
-priorities of the routing rules follow this order: a new entry comes last."""
+priorities of the routing rules follow this order: new entries must be added at the end."""
 
 _SENDER = x.payload("ip", "saddr")
 
 Element = tuple[str | int, ...]
-Elements = Mapping["SetOf", frozenset[Element]]
+Elements = Mapping["NamedSet", frozenset[Element]]
 
 
 @dataclass(frozen=True)
-class SetOf:
-    """A set or map whose elements follow the sandboxes; a map's element is its key, then its value."""
+class NamedSet:
+    """A set or map whose elements depend on the sandboxes. An element of a map is its key, then its value."""
 
     family: str
     name: str
@@ -81,28 +81,28 @@ class SetOf:
     value: str | None = None
 
 
-ADDRESSES = SetOf("inet", "addresses", ("inet_service",), "ipv4_addr")
-PORTS = SetOf("inet", "ports", ("inet_service",), "inet_service")
-OPENED = SetOf("inet", "opened", ("inet_service", "ipv4_addr", "inet_service"))
-SSH_PORTS = SetOf("inet", "ssh_ports", ("inet_service",))
-LIVE = SetOf("inet", "live", ("ipv4_addr",))
-GUESTS = SetOf("bridge", "guests", ("ifname", "ether_addr", "ipv4_addr"))
-LINKS = SetOf("bridge", "links", ("ifname", "ether_addr"))
-TAPS = SetOf("bridge", "taps", ("ifname",))
-# Frames to a link-local MAC (01:80:c2:00:00:0X) are the host's to read, and come to these families past the bridge.
-INET_TAPS = SetOf("inet", "taps", ("ifname",))
-ARP_TAPS = SetOf("arp", "taps", ("ifname",))
+ADDRESSES = NamedSet("inet", "addresses", ("inet_service",), "ipv4_addr")
+PORTS = NamedSet("inet", "ports", ("inet_service",), "inet_service")
+OPENED = NamedSet("inet", "opened", ("inet_service", "ipv4_addr", "inet_service"))
+SSH_PORTS = NamedSet("inet", "ssh_ports", ("inet_service",))
+LIVE = NamedSet("inet", "live", ("ipv4_addr",))
+GUESTS = NamedSet("bridge", "guests", ("ifname", "ether_addr", "ipv4_addr"))
+LINKS = NamedSet("bridge", "links", ("ifname", "ether_addr"))
+TAPS = NamedSet("bridge", "taps", ("ifname",))
+# The host receives frames to a link-local MAC (01:80:c2:00:00:0X) on the tap itself, past the bridge.
+INET_TAPS = NamedSet("inet", "taps", ("ifname",))
+ARP_TAPS = NamedSet("arp", "taps", ("ifname",))
 
-OF_FORWARDS = (ADDRESSES, PORTS, OPENED, SSH_PORTS)
-OF_GUESTS = (LIVE, GUESTS, LINKS, TAPS, INET_TAPS, ARP_TAPS)
-SETS = OF_FORWARDS + OF_GUESTS
+FORWARD_SETS = (ADDRESSES, PORTS, OPENED, SSH_PORTS)
+GUEST_SETS = (LIVE, GUESTS, LINKS, TAPS, INET_TAPS, ARP_TAPS)
+SETS = FORWARD_SETS + GUEST_SETS
 
 
 def elements(rules: Rules) -> Elements:
-    """The elements that make these rules true."""
+    """The elements that these rules need."""
     taps = frozenset((guest.tap,) for guest in rules.guests)
     return {
-        # Two maps, because nft 1.0.6 can't be told in JSON of a map to an address with a port.
+        # Two maps, because the JSON of nft 1.0.6 has no map to an address with a port.
         ADDRESSES: frozenset((forward.port, forward.address) for forward in rules.forwards),
         PORTS: frozenset((forward.port, forward.guest_port) for forward in rules.forwards),
         OPENED: frozenset((forward.port, forward.address, forward.guest_port) for forward in rules.forwards),
@@ -122,27 +122,27 @@ def element_commands(verb: str, table: str, changes: Elements) -> list[JsonObjec
         {
             verb: {
                 "element": {
-                    "family": of.family,
+                    "family": one.family,
                     "table": table,
-                    "name": of.name,
-                    "elem": [_written(of, element) for element in sorted(wanted)],
+                    "name": one.name,
+                    "elem": [_written(one, element) for element in sorted(wanted)],
                 }
             }
         }
-        for of, wanted in changes.items()
+        for one, wanted in changes.items()
         if wanted
     ]
 
 
-def _written(of: SetOf, element: Element) -> object:
-    if of.value is not None:
+def _written(target: NamedSet, element: Element) -> object:
+    if target.value is not None:
         return [element[0], element[1]]
     return element[0] if len(element) == 1 else {"concat": list(element)}
 
 
 @dataclass(frozen=True)
 class Ruleset:
-    """The static part, from the configuration."""
+    """The static part, which follows from the configuration."""
 
     table: str
     bridge: BridgeConfig
@@ -150,25 +150,25 @@ class Ruleset:
     access: AccessConfig
 
     def write(self) -> list[JsonObject]:
-        """nft commands that write all tables anew, whether they were there or not."""
+        """nft commands that write all tables anew, whether or not they exist."""
         tables: list[JsonObject] = [{"add": table} for table in self._tables()]
         return [*self.delete(), *tables, *self._sets(), *self._bridge(), *self._arp(), *self._inet()]
 
     def delete(self) -> list[JsonObject]:
-        """nft commands that take our tables away, if they are there."""
+        """nft commands that delete our tables, if they exist."""
         return [{verb: table} for table in self._tables() for verb in ("add", "delete")]
 
     def _tables(self) -> list[JsonObject]:
         return [{"table": {"family": family, "name": self.table}} for family in FAMILIES]
 
     def _sets(self) -> Iterable[JsonObject]:
-        for of in SETS:
-            body: JsonObject = {"family": of.family, "table": self.table, "name": of.name}
-            body["type"] = of.key[0] if len(of.key) == 1 else list(of.key)
-            if of.value is None:
+        for one in SETS:
+            body: JsonObject = {"family": one.family, "table": self.table, "name": one.name}
+            body["type"] = one.key[0] if len(one.key) == 1 else list(one.key)
+            if one.value is None:
                 yield {"add": {"set": body}}
             else:
-                yield {"add": {"map": {**body, "map": of.value}}}
+                yield {"add": {"map": {**body, "map": one.value}}}
         visitor, guest = ["ipv4_addr", "inet_service"], "ipv4_addr"
         guests = min(self.bridge.subnet.num_addresses, _GUEST_KEYS)
         timed: tuple[tuple[str, object, int, int], ...] = (
@@ -224,7 +224,7 @@ class Ruleset:
             [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch], unvouched],
             ("filter", "prerouting", -300),
         )
-        # Frames to a link-local MAC come here without having been through the chain above.
+        # Frames to a link-local MAC arrive here without passing the chain above.
         yield from self._chain("bridge", "arriving", [unvouched], ("filter", "input", 0))
         yield from self._chain(
             "bridge",
@@ -242,7 +242,7 @@ class Ruleset:
         bridge = self.bridge.name
         redirect: JsonObject = {"dnat": {"family": "ip", "addr": _looked_up("addresses"), "port": _looked_up("ports")}}
         subnet = x.networks([str(self.bridge.subnet)])
-        # Chains that others jump to come first.
+        # Chains that others jump to must exist before those.
         yield from self._chain("inet", "arrived", self._arrived())
         yield from self._chain("inet", "measured", self._measured())
         yield from self._chain("inet", "limits", self._limits())
@@ -288,7 +288,7 @@ class Ruleset:
     def _marking(self) -> Iterable[list[JsonObject]]:
         ours = x.came_from(self.bridge.name)
         yield [x.came_from("@taps"), x.DROP]
-        # From a guest that a change of provider.bridge left on another bridge, about which no other rule is.
+        # A guest that a change of provider.bridge left on another bridge, which no other rule covers.
         yield [x.came_from(self.bridge.name, "!="), x.match(x.payload("ip", "saddr"), "@live"), x.DROP]
         yield [ours, x.has_mark(VOUCHED, present=False), x.DROP]
         yield [ours, x.direction("reply"), x.connection_status("dnat"), x.set_mark(MAY_PASS)]
@@ -322,9 +322,9 @@ class Ruleset:
         leads_here = x.concat(x.HOST_PORT, x.payload("ip", "daddr"), x.payload("tcp", "dport"))
         yield [x.connection_status("dnat", present=False), x.DROP]
         yield [x.match(x.meta("l4proto"), "tcp", "!="), x.DROP]
-        # Asked of every packet, so that closing a port cuts its connections too.
+        # Checked for every packet, so that closing a port also ends its connections.
         yield [x.protocol("tcp"), x.match(leads_here, "@opened", "!="), x.DROP]
-        # A repeated SYN takes from the limit once.
+        # A repeated SYN counts against the limit once.
         yield [*x.is_first(), x.jump("limits")]
         # Counted with its second packet, which nobody can send who forged the first one's sender.
         first = [x.connection_state("established"), x.direction("original"), x.lacks_connection_mark(COUNTED)]
@@ -348,8 +348,8 @@ class Ruleset:
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         if self.access.allow_from:
-            friends = [str(network) for network in ipaddress.collapse_addresses(self.access.allow_from)]
-            yield [x.match(x.payload("ip", "saddr"), x.networks(friends), "!="), x.DROP]
+            allowed = [str(network) for network in ipaddress.collapse_addresses(self.access.allow_from)]
+            yield [x.match(x.payload("ip", "saddr"), x.networks(allowed), "!="), x.DROP]
         yield [x.goto("opened_port")]
 
     def _from_guest(self) -> Iterable[list[JsonObject]]:
@@ -361,21 +361,21 @@ class Ruleset:
         yield [x.goto("starting") if self.sandbox.egress == "internet" else x.DROP]
 
     def _starting(self) -> Iterable[list[JsonObject]]:
-        """Accepts a guest's packets, except the first packet of a connection above the limits; such a connection never
-        enters the table."""
-        # The rate comes first: who floods is not to make the kernel count each time.
+        """Accepts a guest's packets, but drops the first packet of a connection above the limits: such a connection
+        never enters the kernel's table."""
+        # The rate is checked first, so that a flood does not make the kernel count connections each time.
         within_rate = x.within_rate("starts", _SENDER, _GUEST_STARTS_PER_SECOND, "second", _GUEST_STARTS_BURST)
         yield [*x.is_first(), within_rate, x.within_count("flows", _SENDER, _GUEST_CONNECTIONS), x.ACCEPT]
         yield [*x.is_first(), x.DROP]
         yield [x.ACCEPT]
 
     def _asking(self) -> Iterable[list[JsonObject]]:
-        """A guest's packets to the host's DNS server, which has a number of places for all guests' questions."""
+        """Limits a guest's packets to the host's DNS server, whose capacity all guests share."""
         few_open = x.within_count("dns_connections", _SENDER, _DNS_TCP_CONNECTIONS)
         within_rate = x.within_rate("questions", _SENDER, DNS_PER_SECOND, "second", DNS_BURST)
         yield [x.protocol("tcp"), *x.is_first(), within_rate, few_open, x.goto("starting")]
         yield [x.protocol("tcp"), *x.is_first(), x.DROP]
-        yield [within_rate, x.ACCEPT]  # a question has an entry for half a minute, so the rate bounds these, too
+        yield [within_rate, x.ACCEPT]  # a query's entry lasts half a minute, so the rate limits their number, too
         yield [x.DROP]
 
     def _to_host(self) -> Iterable[list[JsonObject]]:
@@ -388,7 +388,7 @@ class Ruleset:
         yield [x.protocol("tcp"), x.direction("reply"), x.connection_status("dnat"), x.goto("measured")]
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         yield [x.protocol("icmp"), x.connection_state("related"), x.ACCEPT]
-        # A network is allowed for what is in it; who means this host, which may be in it too, names its address.
+        # Of this host, only an entry with its single address allows access; a network that contains it does not.
         for allowed in self._allowed(single_hosts=True):
             yield [*allowed, x.goto("starting")]
         yield [x.DROP]

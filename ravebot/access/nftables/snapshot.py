@@ -1,4 +1,4 @@
-"""What nftables holds of our tables, read back: the static part's form, the elements, and the visitors' counters."""
+"""Our nftables tables as read back: the form of the static part, the elements, and the visitors' counters."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Any, cast
 
 from ravebot.access.nftables.counts import Count, Visitor
 from ravebot.access.nftables.nft import JsonObject, bodies
-from ravebot.access.nftables.ruleset import SETS, UNCOUNTED, Element, SetOf
+from ravebot.access.nftables.ruleset import SETS, UNCOUNTED, Element, NamedSet
 
 _OUTSIDE_THE_FORM = ("handle", "elem", "packets", "bytes")
 Form = tuple[JsonObject, ...]
-"""A table's definitions in the kernel's order, without handles, elements and counts: equal when nobody altered it."""
+"""A table's definitions in the kernel's order, without handles, elements and counts: equal if nobody altered it."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """Our tables at one moment. A family that has no table is missing from `forms`.
 
-    `rivals` are other instances whose tables are about our bridge. Without `with_books`, the visitors' counters were
-    not asked for.
+    `rivals` are other instances whose rules name our bridge. Without `with_audit`, the visitors' counters are not read.
     """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
-    elements: Mapping[SetOf, frozenset[Element]] = field(default_factory=dict)
+    elements: Mapping[NamedSet, frozenset[Element]] = field(default_factory=dict)
     seen: Mapping[Visitor, Count] = field(default_factory=dict)
     traffic: Mapping[Visitor, Count] = field(default_factory=dict)
     dropped: Mapping[Visitor, Count] = field(default_factory=dict)
@@ -32,13 +31,13 @@ class Snapshot:
     saved: Mapping[Visitor, str] = field(default_factory=dict)
     uncounted: Mapping[str, Count] = field(default_factory=dict)
     rivals: tuple[str, ...] = ()
-    with_books: bool = True
+    with_audit: bool = True
 
 
 def read(
-    tables: Mapping[str, list[JsonObject] | None], *, rivals: tuple[str, ...] = (), with_books: bool = True
+    tables: Mapping[str, list[JsonObject] | None], *, rivals: tuple[str, ...] = (), with_audit: bool = True
 ) -> Snapshot:
-    """From each family's table as nft lists it. Sets that someone made anew in another shape are read as empty."""
+    """Parse each family's table as nft lists it. Sets that someone recreated in another shape are read as empty."""
     forms = {family: _form(listed) for family, listed in tables.items() if listed is not None}
     contents = {
         (family, str(body["name"])): cast(list[object], body.get("elem", []))
@@ -51,8 +50,8 @@ def read(
         return Snapshot(
             forms=forms,
             rivals=rivals,
-            with_books=with_books,
-            elements={of: _elements(of, contents.get((of.family, of.name), [])) for of in SETS},
+            with_audit=with_audit,
+            elements={one: _elements(one, contents.get((one.family, one.name), [])) for one in SETS},
             seen=_counts(contents.get(("inet", "seen"), [])),
             traffic=_counts(contents.get(("inet", "traffic"), [])),
             dropped=_counts(contents.get(("inet", "dropped"), [])),
@@ -61,7 +60,7 @@ def read(
             uncounted={name: _counter(tables.get("inet") or [], name) for name in UNCOUNTED.values()},
         )
     except (KeyError, TypeError, ValueError):
-        return Snapshot(forms=forms, rivals=rivals, with_books=with_books)
+        return Snapshot(forms=forms, rivals=rivals, with_audit=with_audit)
 
 
 def _form(listed: list[JsonObject]) -> Form:
@@ -72,16 +71,16 @@ def _form(listed: list[JsonObject]) -> Form:
     )
 
 
-def _elements(of: SetOf, raw: list[Any]) -> frozenset[Element]:
-    if of.value is not None:
+def _elements(source: NamedSet, raw: list[Any]) -> frozenset[Element]:
+    if source.value is not None:
         return frozenset((_plain(key), value) for key, value in raw)
-    if len(of.key) == 1:
+    if len(source.key) == 1:
         return frozenset((_plain(value),) for value in raw)
     return frozenset(tuple(_plain(value)["concat"]) for value in raw)
 
 
 def _plain(raw: Any) -> Any:
-    """Without a comment or timeout that someone gave it by hand."""
+    """The element without a comment or timeout that someone added by hand."""
     return raw["elem"]["val"] if type(raw) is dict and "elem" in raw else raw
 
 

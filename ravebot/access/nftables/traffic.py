@@ -1,4 +1,4 @@
-"""What must get through the host's firewall, as the first packet of each kind at each place that may drop it."""
+"""The traffic that the host's firewall must let through: the first packet of each kind, at each hook."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 Facts = Mapping[str, frozenset[object]]
-"""What is known of a packet: for each thing a condition may ask about, the values that it accepts."""
+"""What is known of a packet: for each property that a condition may test, the values that equal it."""
 
 _PROTOCOLS: Mapping[str, frozenset[object]] = {"tcp": frozenset(["tcp", 6]), "udp": frozenset(["udp", 17])}
 _MOST_PORTS = 20
@@ -15,13 +15,13 @@ _MOST_PORTS = 20
 
 @dataclass(frozen=True)
 class Traffic:
-    """What of an installation a firewall may ask about; what is not given is not known."""
+    """What a firewall rule may test of our traffic; what is not given is not known."""
 
     bridge: str
     egress: bool = True
-    ports: tuple[range, ...] = ()  # of the host, that lead to guests
+    ports: tuple[range, ...] = ()  # of the host, forwarded to guests
     guest_ports: tuple[int, ...] = ()
-    uplinks: tuple[str, ...] = ()  # interfaces over which visitors come
+    uplinks: tuple[str, ...] = ()  # interfaces on which visitors arrive
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Packet:
     what: str
     hook: str
     facts: Facts
-    mends: tuple[str, ...] = field(default=())  # nftables conditions under which it would have to be accepted
+    selectors: tuple[str, ...] = field(default=())  # of the nftables rules that would accept it
 
 
 def packets(traffic: Traffic, mentioned: Iterable[int] = ()) -> Iterable[Packet]:
-    """All of them. Of the host's ports, the first of each range and those that somebody's rules mention."""
+    """All packets to check. Of the host's ports: the first of each range, and those that someone's rules mention."""
     ours = traffic.bridge
     both_ways = (f"iifname {ours}", f"oifname {ours}")
     uplinks: tuple[str | None, ...] = traffic.uplinks or (None,)

@@ -1,4 +1,4 @@
-"""Over which interfaces of the host visitors come."""
+"""The interfaces of the host on which visitors arrive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ravebot.access.nftables.nft import JsonObject, NetworkTools
 
 
 async def uplinks(tools: NetworkTools, host: str) -> tuple[str, ...]:
-    """Those with a default route, and the one that has the address `host`, if it is one. Raises Unavailable."""
+    """Interfaces with a default route, and the one with the address `host`, if it is one. Raises Unavailable."""
     routes, links = await asyncio.gather(
         tools.ip_listed("-4", "route", "show", "default"), tools.ip_listed("-4", "addr", "show")
     )

@@ -1,7 +1,7 @@
-"""Keeps the access audit's books: what was counted, what was handed out, what a rewrite of the table would have lost.
+"""The access audit: what was counted, what of that was reported, and what to save when the table is rewritten.
 
-The books are in the kernel, beside the counters, so that a restart of ours neither repeats nor forgets a visit; what is
-held here is their last reading, for the case that someone's flush takes them.
+All of it is stored in the kernel, beside the counters, so that a restart of ravebot neither repeats nor loses a visit.
+The last reading is also kept here, in case someone flushes the tables.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from ravebot.access.rules import Connections
 
 
 class Visits:
-    """The books of one table."""
+    """The audit of one table."""
 
     def __init__(self, table: str) -> None:
         self._table = table
         self._counted: dict[Visitor, Totals] = {}
         self._told: dict[Visitor, Totals] = {}
         self._saved: tuple[Connections, ...] = ()
-        self._handed_out_at: datetime | None = None
+        self._reported_at: datetime | None = None
 
-    def note(self, found: Snapshot, now: datetime) -> None:
-        """Take over what the kernel's books say."""
+    def update(self, found: Snapshot, now: datetime) -> None:
+        """Replace the last reading."""
         self._counted = totals(found.seen, found.dropped, found.traffic, now, AUDIT_TIMEOUT_SECONDS)
         self._told = {visitor: Totals.parse(text) for visitor, text in found.told.items()}
         saved = (from_text(visitor, text) for visitor, text in found.saved.items())
         self._saved = tuple(visit for visit in saved if visit is not None)
 
     def unread(self) -> tuple[Connections, ...]:
-        """What is to be handed out, one entry for each visitor."""
-        return merged([*self._saved, *grown(self._counted, self._told, self._handed_out_at)])
+        """What was not reported yet, one entry for each visitor."""
+        return merged([*self._saved, *grown(self._counted, self._told, self._reported_at)])
 
-    def carry_over(self) -> list[JsonObject]:
-        """nft commands that save what is unread in a table that is just being written anew."""
+    def save_unread(self) -> list[JsonObject]:
+        """nft commands that save what is unread, for a transaction that rewrites the table."""
         return self._add("saved", {Visitor(visit.source, visit.port): to_text(visit) for visit in self.unread()})
 
-    def settle(self, found: Snapshot) -> list[JsonObject]:
-        """nft commands that note all of `found` as handed out: a crash right after may lose it, never repeat it."""
+    def mark_reported(self, found: Snapshot) -> list[JsonObject]:
+        """nft commands that mark `found` as reported. A crash right after them may lose visits, never repeat them."""
         told = {visitor: str(total) for visitor, total in self._counted.items()}
         outdated = [visitor for visitor, text in found.told.items() if told.get(visitor) != text]
         fresh = {visitor: text for visitor, text in told.items() if found.told.get(visitor) != text}
@@ -52,13 +52,13 @@ class Visits:
             *(self._reset(name) for name, count in found.uncounted.items() if count.packets),
         ]
 
-    def hand_out(self, now: datetime) -> tuple[Connections, ...]:
-        """What is unread, for the only time."""
-        handed_out = self.unread()
+    def take_unread(self, now: datetime) -> tuple[Connections, ...]:
+        """What is unread; it counts as reported from here on."""
+        unread = self.unread()
         self._saved = ()
         self._told = dict(self._counted)
-        self._handed_out_at = now
-        return handed_out
+        self._reported_at = now
+        return unread
 
     def _delete(self, name: str, visitors: list[Visitor]) -> list[JsonObject]:
         return self._change("delete", name, [_key(visitor) for visitor in visitors])

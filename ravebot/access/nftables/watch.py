@@ -1,4 +1,4 @@
-"""Notices that someone else changed the ruleset: `nft monitor`, less our own transactions."""
+"""Notices when someone else changes the ruleset: reads `nft monitor` and skips our own transactions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_LIMIT = 4096
 
 
 class Monitor:
-    """Runs `nft monitor`, again whenever it ends."""
+    """Runs `nft monitor`, and restarts it whenever it ends."""
 
     def __init__(self, tools: NetworkTools) -> None:
         self._tools = tools
@@ -28,7 +28,7 @@ class Monitor:
         self._running: set[asyncio.subprocess.Process] = set()
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yields once after a burst of foreign transactions, and after each restart: it may have missed some."""
+        """Yields once per burst of others' transactions, and after each restart, since some may have been missed."""
         failures = 0
         while not self._closed.is_set():
             process = await self._start()
@@ -47,7 +47,7 @@ class Monitor:
                 await asyncio.wait_for(self._closed.wait(), _PAUSES.after(failures))
 
     async def close(self) -> None:
-        """Let every `changes` end."""
+        """End every running `changes`."""
         self._closed.set()
         for process in tuple(self._running):
             await self._end(process)
@@ -68,7 +68,7 @@ class Monitor:
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        if process in self._running:  # a second signal to a dying process would take its exit code from asyncio
+        if process in self._running:  # with a second signal, asyncio might lose the exit code
             self._running.discard(process)
             with suppress(ProcessLookupError):
                 process.kill()
@@ -79,10 +79,10 @@ class Monitor:
         rest = b""
         while chunk := await process.stdout.read(65536):
             *lines, rest = (rest + chunk).split(b"\n")
-            rest = rest[:_LINE_LIMIT]  # a set's elements may make a line of any length; only its start matters
+            rest = rest[:_LINE_LIMIT]  # a set's elements make lines of any length; only their start matters
             if any(map(self._is_foreign, lines)):
                 yield
-                # The first change is told at once; what follows it is read, and told of, together.
+                # The first change is reported at once; those that follow are collected and reported together.
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def _is_foreign(self, line: bytes) -> bool:

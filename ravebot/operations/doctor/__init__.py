@@ -1,4 +1,4 @@
-"""Checks everything that a new installation can have wrong, changes nothing, and says how to mend each."""
+"""Checks everything that can be wrong in a new installation, changes nothing, and says how to fix each problem."""
 
 from ravebot.operations.doctor.examine import examine
 from ravebot.operations.doctor.finding import Finding, Verdict

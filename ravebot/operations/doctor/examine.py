@@ -1,4 +1,4 @@
-"""All checks in the order in which one mends: what later ones rest on comes first."""
+"""Runs all checks. Their order is that in which to fix problems: what others depend on comes first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.file import LoadedConfig
 from ravebot.operations.doctor import gitlab, machines, matrix, network, state
-from ravebot.operations.doctor.finding import Finding, failed, ok, unseen, warning
+from ravebot.operations.doctor.finding import Finding, failed, ok, unchecked, warning
 from ravebot.operations.doctor.services import Answer
 
 _SKEW_NOTICED_SECONDS = 30
@@ -17,7 +17,7 @@ _SKEW_HARMFUL_SECONDS = 300
 
 
 async def examine(loaded: LoadedConfig, tools: NetworkTools | None = None) -> list[Finding]:
-    """Look at everything, change nothing. `tools`: in which network namespace the host's rules are looked at."""
+    """Check everything, change nothing. `tools` run in the network namespace whose rules are checked."""
     config = loaded.config
     on_host, on_matrix, on_gitlab, on_machines, on_network = await asyncio.gather(
         gathered("state", state.check(loaded)),
@@ -34,23 +34,23 @@ async def examine(loaded: LoadedConfig, tools: NetworkTools | None = None) -> li
 async def gathered(
     name: str, found: AsyncIterator[Finding] | AsyncIterator[Finding | Answer]
 ) -> list[Finding | Answer]:
-    """What a series of checks found, as far as it came."""
+    """The findings of a series of checks, up to an error, which becomes the last finding."""
     items: list[Finding | Answer] = []
     try:
         async for item in found:
             items.append(item)
     except (OSError, ValueError) as error:
-        items.append(unseen(name, error))
+        items.append(unchecked(name, error))
     return items
 
 
 def clock(answers: list[Answer]) -> list[Finding]:
-    """How far this host's clock is from those of GitLab and Matrix; the nearest counts."""
+    """How far this host's clock is from those of GitLab and Matrix; the smallest difference counts."""
     apart = min((answer.ahead_seconds for answer in answers if answer.ahead_seconds is not None), key=abs, default=None)
     if apart is None:
         return []
     detail = f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the others"
-    mend = "let the time be kept: timedatectl set-ntp true"
+    mend = "synchronize the clock: timedatectl set-ntp true"
     if abs(apart) > _SKEW_HARMFUL_SECONDS:
         return [failed("clock", detail, mend)]
     if abs(apart) > _SKEW_NOTICED_SECONDS:

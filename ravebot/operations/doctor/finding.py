@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How something is."""
+    """The result in one word."""
 
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
-    UNKNOWN = "unknown"  # not looked at
+    UNKNOWN = "unknown"  # not checked
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, or could not be; `mend` says what to do, and is empty where all is well."""
+    """One thing that was checked, or could not be; `mend` says how to fix it, and is empty if nothing is wrong."""
 
     name: str
     verdict: Verdict
@@ -39,18 +39,18 @@ def failed(name: str, detail: str, mend: str = "") -> Finding:
 
 
 def unknown(name: str, detail: str, mend: str = "") -> Finding:
-    """What was not looked at, and why; `mend` says how to find out."""
+    """Something that was not checked, and why; `mend` says how to find out."""
     return Finding(name, Verdict.UNKNOWN, detail, mend)
 
 
-def unseen(name: str, error: Exception) -> Finding:
-    """What to say of a check that was tried, and that the system did not let us make."""
-    return failed(name, f"can't be looked at: {error}", "correct that, or run `ravebot doctor` as root")
+def unchecked(name: str, error: Exception) -> Finding:
+    """The finding of a check that failed with an error of the system."""
+    return failed(name, f"can't be checked: {error}", "fix that, or run `ravebot doctor` as root")
 
 
 async def guarded(name: str, check: Awaitable[Finding]) -> Finding:
-    """The check's finding; what the system refuses it fails only this one, so that the others are still told."""
+    """The check's finding. An error of the system fails only this check, so that the others are still shown."""
     try:
         return await check
     except (OSError, ValueError) as error:
-        return unseen(name, error)
+        return unchecked(name, error)

@@ -1,4 +1,4 @@
-"""Checks of the GitLab side: the token, its role on each project, and the webhooks."""
+"""Checks of GitLab: the token, its role on each project, and the webhooks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DEVELOPER = 30
 """https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
 _EXPIRES_SOON = timedelta(days=14)
 _PAGE, _MOST_PAGES = 100, 10
-_MOST_LOOKED_AT = 20
-"""Projects of one pattern: each takes two requests."""
+_MOST_PROJECTS = 20
+"""Projects that are checked for one pattern: each takes two requests."""
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
-    """Findings, and the answers whose clock is worth comparing."""
+    """Findings, and the answers whose clocks are compared."""
     if loaded.secrets.webhook_signing is not None:
         try:
             signing_key(loaded.secrets.webhook_signing)
@@ -46,7 +46,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     username = me.field("username")
     if me.status != 200 or not isinstance(username, str):
         mend = "gitlab.url must be GitLab's base address, without /api"
-        yield failed("gitlab", f"{base} answers {me.status} and is no GitLab", mend)
+        yield failed("gitlab", f"{base} answers with status {me.status} and is not GitLab", mend)
         return
     yield ok("gitlab", f"{base} answers; ravebot is @{username} there")
     try:
@@ -58,14 +58,14 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
 
 
 async def _token(api: str, headers: dict[str, str]) -> Finding:
-    """https://docs.gitlab.com/api/personal_access_tokens/ (group and project tokens answer there, too)."""
+    """Scopes and expiry: https://docs.gitlab.com/api/personal_access_tokens/ (of group and project tokens, too)."""
     token = await get(f"{api}/personal_access_tokens/self", headers)
     scopes = token.field("scopes")
     if token.status != 200 or not isinstance(scopes, list):
-        mend = "make sure by hand that it has the scope api"
-        return unknown("gitlab token", f"accepted; its scopes can't be asked for ({token.status})", mend)
+        mend = "check by hand that it has the scope api"
+        return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", mend)
     if "api" not in scopes:
-        mend = "make a token with the scope api"
+        mend = "create a token with the scope api"
         return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", mend)
     expires = token.field("expires_at")
     if isinstance(expires, str):
@@ -80,7 +80,7 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
 
 
 async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
-    """Each project that is named, and the first of those that a pattern matches."""
+    """Each project that is named, and the first ones that each pattern matches."""
     patterns = [pattern for pattern in config.gitlab.projects if "*" in pattern]
     for path in config.gitlab.projects:
         if path not in patterns:
@@ -97,23 +97,21 @@ async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncI
         matching = [path for path in listed if matches_project((pattern,), path)]
         if not matching:
             mend = "add the bot's user to one as Developer, or change gitlab.projects"
-            yield failed("gitlab project", f"{pattern}: the bot's user is a member of no project that matches", mend)
+            yield failed("gitlab project", f"{pattern}: the bot's user is not a member of any matching project", mend)
             continue
         yield ok("gitlab project", f"{pattern}: {len(matching)} projects match")
         fresh = [path for path in matching if path not in seen]
-        for path in fresh[:_MOST_LOOKED_AT]:
+        for path in fresh[:_MOST_PROJECTS]:
             seen.add(path)
             async for finding in _project(config, api, headers, path):
                 yield finding
-        if len(fresh) > _MOST_LOOKED_AT:
-            detail = (
-                f"{pattern}: {len(fresh) - _MOST_LOOKED_AT} more were not looked at, {fresh[_MOST_LOOKED_AT]} first"
-            )
-            yield unknown("gitlab project", detail, "name in gitlab.projects, beside the pattern, which to look at")
+        if len(fresh) > _MOST_PROJECTS:
+            detail = f"{pattern}: {len(fresh) - _MOST_PROJECTS} more were not checked, from {fresh[_MOST_PROJECTS]} on"
+            yield unknown("gitlab project", detail, "to check others, name them in gitlab.projects beside the pattern")
 
 
 async def _listed(api: str, headers: dict[str, str]) -> list[str] | Finding:
-    """The paths of the projects that the bot polls; the newest thousand, where there are more.
+    """The paths of the projects that the bot polls, at most the newest thousand.
 
     https://docs.gitlab.com/api/projects/#list-all-projects
     """
@@ -135,7 +133,7 @@ async def _project(config: Config, api: str, headers: dict[str, str], path: str)
     project = await get(address, headers)
     if project.status != 200:
         mend = "add the bot to it as Developer, or change gitlab.projects"
-        yield failed("gitlab project", f"{path} is not there or not visible ({project.status})", mend)
+        yield failed("gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", mend)
         return
     levels = [
         level
@@ -143,9 +141,9 @@ async def _project(config: Config, api: str, headers: dict[str, str], path: str)
         if isinstance(level := project.field("permissions", kind, "access_level"), int)
     ]
     if max(levels, default=0) < DEVELOPER:
-        yield failed("gitlab project", f"{path}: the bot is no Developer", "give the bot the role Developer or more")
+        yield failed("gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role")
         return
-    yield ok("gitlab project", f"{path}: role enough")
+    yield ok("gitlab project", f"{path}: the bot's role is sufficient")
     yield await _webhook(config, address, headers, path)
 
 
@@ -156,11 +154,11 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
     how = f"in {path}: Settings, Webhooks: {wanted}, with the secret, for comments and merge request events"
     hooks = await get(f"{address}/hooks?per_page=100", headers)
     if hooks.status in (401, 403, 404):
-        return unknown(name, f"{path}: only a Maintainer may look", f"make sure by hand that it is set {how}")
+        return unknown(name, f"{path}: only a Maintainer can see webhooks", f"check by hand that it is set {how}")
     listed = hooks.body if isinstance(hooks.body, list) else []
     ours = [hook for hook in listed if isinstance(hook, dict) and _is_to(str(hook.get("url", "")), wanted, config)]
     if not ours:
-        return failed(name, f"{path} has none to {wanted}", f"set it {how}")
+        return failed(name, f"{path} has no webhook to {wanted}", f"set it {how}")
     hook = ours[0]
     missing = [
         title
@@ -168,14 +166,14 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
         if not hook.get(key)
     ]
     if missing:
-        return failed(name, f"{path}: not sent for {' and '.join(missing)}", f"switch them on {how}")
+        return failed(name, f"{path}: not enabled for {' and '.join(missing)}", f"enable them {how}")
     if hook.get("alert_status") not in (None, "executable"):
-        mend = f"mend the cause (GitLab shows recent events there), then send a test {how}"
+        mend = f"fix the cause (GitLab shows recent events there), then send a test {how}"
         return failed(name, f"{path}: disabled by GitLab after failures", mend)
     return ok(name, f"{path} sends to {str(hook['url']).partition('?')[0]}")
 
 
 def _is_to(url: str, wanted: str, config: Config) -> bool:
-    """Whether a webhook is ours; by its path alone, as long as nobody has said at which address GitLab finds us."""
+    """Whether a webhook is ours: by its whole address or, if http.public_url is not set, by its path."""
     address = url.partition("?")[0]
     return address == wanted if config.http.public_url else address.endswith(WEBHOOK_PATH)

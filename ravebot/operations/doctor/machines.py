@@ -23,12 +23,12 @@ _EMULATOR = "qemu-system-x86_64"
 
 
 async def libvirt(config: LibvirtConfig) -> Finding:
-    """Whether it answers, and its version."""
+    """Whether libvirt answers, and its version."""
     connection = Connection(config.uri, name="doctor", threads=1)
     try:
         version = await connection.call(_version)
     except RavebotError as error:
-        mend = "start libvirtd (systemctl start libvirtd) and let ravebot's user into the group libvirt"
+        mend = "start libvirtd (systemctl start libvirtd) and add ravebot's user to the group libvirt"
         return failed("libvirt", f"{config.uri}: {error}", mend)
     finally:
         await connection.close()
@@ -48,15 +48,15 @@ def image(config: Config) -> Finding:
         return failed("image", str(error))
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
-        return failed("image", detail, "raise sandbox.disk, or take a smaller image")
+        return failed("image", detail, "raise sandbox.disk, or use a smaller image")
     if hidden := _closed_to_qemu(path):
         mend = f"chmod o+x {hidden}, or put the image elsewhere"
-        return warning("image", f"QEMU's user may not get to {path}: others can't enter {hidden}", mend)
+        return warning("image", f"QEMU's user may be unable to reach {path}: others can't enter {hidden}", mend)
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
 def _closed_to_qemu(path: Path) -> str:
-    """The folders on the way to `path` that QEMU, which another user's process, can't pass; quoted for a shell."""
+    """The folders above `path` that QEMU, a process of another user, can't enter; quoted for a shell."""
     there = (folder for folder in path.parents if folder.exists())
     return shlex.join(str(folder) for folder in there if not folder.stat().st_mode & 0o001)
 
@@ -72,13 +72,13 @@ def boot_files(config: LibvirtConfig) -> Finding:
 
 
 def disk(config: Config) -> Finding:
-    """Whether all sandboxes that may run find room when they fill their disks."""
+    """Whether there is enough space if all sandboxes that may run fill their disks."""
     folder = config.provider.storage_pool
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
     if hidden := _closed_to_qemu(folder / "disk"):
-        detail = f"QEMU's user can't get to the disks: others can't enter {hidden}"
+        detail = f"QEMU's user can't reach the disks: others can't enter {hidden}"
         return failed("storage pool", detail, f"chmod o+x {hidden}, or change provider.storage_pool")
     free = shutil.disk_usage(there).free
     wanted = config.sandbox.disk
@@ -100,25 +100,25 @@ def memory(config: Config) -> Finding:
         return failed("memory", detail, "lower sandbox.memory")
     if total < wanted * config.pool.max_running:
         detail = f"{in_bytes(total)} in all, too little for {config.pool.max_running} sandboxes at once"
-        return warning("memory", detail, "lower pool.max_running or sandbox.memory: the rest waits in the queue")
+        return warning("memory", detail, "lower pool.max_running or sandbox.memory; the rest waits in the queue")
     return ok("memory", f"{in_bytes(total)} in all")
 
 
 async def kvm(config: LibvirtConfig) -> Finding:
-    """Tried by booting: a device that opens proves nothing."""
+    """Whether KVM can boot something: that its device can be opened proves nothing."""
     if config.accelerator == "tcg":
-        return warning("kvm", "switched off by provider.accelerator: machines are emulated, slowly")
+        return warning("kvm", "switched off by provider.accelerator: machines are emulated, which is slow")
     probe = await probe_kvm(shutil.which(_EMULATOR) or _EMULATOR)
     if probe.works:
         return ok("kvm", probe.reason)
-    mend = "switch virtualization on in the firmware (in a VM: nested virtualization), load kvm_intel or kvm_amd"
+    mend = "enable virtualization in the firmware (in a VM: nested virtualization) and load kvm_intel or kvm_amd"
     if config.accelerator == "kvm":
         return failed("kvm", f"does not work: {probe.reason}", mend)
-    return warning("kvm", f"does not work, so machines are emulated, slowly: {probe.reason}", mend)
+    return warning("kvm", f"does not work, so machines are emulated, which is slow: {probe.reason}", mend)
 
 
 async def check(config: Config) -> AsyncIterator[Finding]:
-    """All of them."""
+    """All checks of this module."""
     if config.provider.uri.startswith("qemu:") and shutil.which(_EMULATOR) is None:
         yield failed("qemu", f"{_EMULATOR} is not installed", "apt-get install qemu-system-x86 qemu-utils")
     yield await guarded("libvirt", libvirt(config.provider))

@@ -1,4 +1,4 @@
-"""Checks of the Matrix side. Never logs in: that would make another device."""
+"""Checks of Matrix. They never log in, since that would create another device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravebot.operations.doctor.services import Answer, get
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
-    """Findings, and the answers whose clock is worth comparing."""
+    """Findings, and the answers whose clocks are compared."""
     base = str(loaded.config.matrix.homeserver).rstrip("/")
     try:
         versions = await get(f"{base}/_matrix/client/versions")
@@ -24,14 +24,14 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
         return
     if versions.status != 200 or not isinstance(versions.field("versions"), list):
         mend = "matrix.homeserver must be the client API's base address"
-        yield failed("matrix", f"{base} answers {versions.status} and is no Matrix homeserver", mend)
+        yield failed("matrix", f"{base} answers with status {versions.status} and is not a Matrix homeserver", mend)
         return
     yield versions
     yield ok("matrix", f"{base} answers")
     token = loaded.secrets.matrix_access_token or _kept_token(loaded.config.state_dir)
     if token is None:
-        detail = "not tried, nor the rooms looked at: a login with the password would make another device"
-        yield unknown("matrix login", detail, "`ravebot run` tries it when it starts; then ask /readyz or the doctor")
+        detail = "login and rooms were not checked: a login with the password would create another device"
+        yield unknown("matrix login", detail, "start `ravebot run`, which logs in; then run the doctor again")
         return
     async for finding in _account(loaded, base, token):
         yield finding
@@ -43,11 +43,11 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
     try:
         me = await get(f"{base}/_matrix/client/v3/account/whoami", headers)
         if me.status != 200:
-            mend = "give a new access_token_file, or with a password remove matrix.json from state_dir"
+            mend = "put a new token into access_token_file or, with a password, remove matrix.json from state_dir"
             yield failed("matrix login", f"the token is refused ({me.status} {me.field('errcode')})", mend)
             return
         if me.field("user_id") != wanted:
-            mend = f"take a token of {wanted}, or change matrix.user_id"
+            mend = f"use a token of {wanted}, or change matrix.user_id"
             yield failed("matrix login", f"the token belongs to {me.field('user_id')}", mend)
             return
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
@@ -67,14 +67,14 @@ async def _room(base: str, headers: dict[str, str], name: str, joined: list[obje
         room_id = found.field("room_id")
         if found.status != 200:
             return failed(
-                "matrix room", f"there is no room {name}", "make it, or correct its name in the configuration"
+                "matrix room", f"there is no room {name}", "create it, or correct its name in the configuration"
             )
     if room_id not in joined:
-        return warning("matrix room", f"not in {name} yet", "have one of matrix.admins invite ravebot there")
+        return warning("matrix room", f"ravebot is not in {name} yet", "let one of matrix.admins invite ravebot there")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
-        mend = "make one without encryption and name it in the configuration: it can't be switched off in a room"
-        return failed("matrix room", f"{name} is encrypted: ravebot can't speak there yet", mend)
+        mend = "create a room without encryption and name it in the configuration: encryption can't be switched off"
+        return failed("matrix room", f"{name} is encrypted, which ravebot does not support yet", mend)
     return ok("matrix room", name)
 
 

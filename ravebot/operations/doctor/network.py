@@ -1,4 +1,4 @@
-"""Checks of the host's network: nftables, ports, addresses, what would stand in the sandboxes' way."""
+"""Checks of the host's network: nftables, ports, addresses, and what would block the sandboxes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _THREADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="doctor-dns")
 
 
 async def check(config: Config, tools: NetworkTools, instance_id: str | None) -> AsyncIterator[Finding]:
-    """All of them; `tools` says in which network namespace."""
+    """All checks of this module; `tools` run in the network namespace that is checked."""
     yield await guarded("http.listen", listen(config))
     yield await guarded("sandbox.host", sandbox_host(config.sandbox.host))
     yield await guarded("ports", ports(config))
@@ -51,23 +51,21 @@ def may_change_network(status: Path = Path("/proc/self/status")) -> bool:
 
 
 async def listen(config: Config) -> Finding:
-    """Whether http.listen can be bound, or is by the ravebot that runs."""
+    """Whether http.listen can be bound, or is used by the running ravebot."""
     name, (host, port) = "http.listen", config.http.address
     try:
         server = await asyncio.start_server(lambda _, writer: writer.close(), host, port, start_serving=False)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and port in await asyncio.to_thread(_ports_of, holder(config.state_dir)):
-            return ok(name, f"{config.http.listen}, where ravebot runs")
+            return ok(name, f"{config.http.listen} is used by the running ravebot")
         reason = error.strerror or str(error)
-        return failed(
-            name, f"{config.http.listen} can't be used: {reason}", "stop what is there, or change http.listen"
-        )
+        return failed(name, f"{config.http.listen} can't be used: {reason}", "stop what uses it, or change http.listen")
     server.close()
     return ok(name, f"{config.http.listen} is free")
 
 
 def _ports_of(process: int | None) -> frozenset[int]:
-    """Where that process listens; none where we may not look."""
+    """The ports on which that process listens; none if we may not look."""
     try:
         connections = psutil.Process(process).net_connections("tcp") if process is not None else []
     except psutil.Error:
@@ -76,37 +74,37 @@ def _ports_of(process: int | None) -> frozenset[int]:
 
 
 async def firewall(config: Config, tools: NetworkTools, instance_id: str | None) -> Finding:
-    """Whether nftables can be asked, and whether another's rules drop what we let through."""
+    """Whether nftables can be asked, and whether other rules drop what we accept."""
     try:
         found = await conflicts_on_host(tools, f"{TABLE_PREFIX}{instance_id}", config.provider.bridge, config.sandbox)
     except Unavailable as error:
         mend = "apt-get install nftables iproute2, and run as root or with CAP_NET_ADMIN"
         return failed("nftables", str(error), mend)
     if found:
-        return failed("firewall", "; ".join(found), "do what is said after each")
-    return ok("firewall", "nftables answers; nobody's rules drop the sandboxes' traffic")
+        return failed("firewall", "; ".join(found), "follow the advice after each")
+    return ok("firewall", "nftables answers; no other rules drop the sandboxes' traffic")
 
 
 async def ingress_filters(tools: NetworkTools) -> Finding:
-    """Whether this kernel and tc can keep the host's ports shut while someone's reload has flushed nftables."""
+    """Whether kernel and tc support the filters that close the host's ports while nftables is flushed."""
     name = "ingress filters"
     try:
         await try_out(tools)
     except PermissionError as error:
-        return unknown(name, str(error), "run `ravebot doctor` as root, outside of a container")
+        return unknown(name, str(error), "run `ravebot doctor` as root, outside a container")
     except Unavailable as error:
-        mend = "apt-get install iproute2, and take a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+        mend = "apt-get install iproute2, and use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
         return warning(name, f"{WEAKNESS}: {error}", mend)
-    return ok(name, "the kernel has them: the host's ports stay shut while nftables is flushed")
+    return ok(name, "the kernel supports them: the host's ports stay closed while nftables is flushed")
 
 
 async def connection_table(tools: NetworkTools) -> Finding:
-    """Whether ended sandboxes' entries can be removed from the kernel's connection table."""
+    """Whether connections of ended sandboxes can be removed from the kernel's table."""
     try:
         count = (await tools.run("conntrack", "--count")).strip()
     except Unavailable as error:
         mend = "apt-get install conntrack, and run as root or with CAP_NET_ADMIN"
-        return warning("conntrack", f"the connections of sandboxes that end stay in the kernel's table: {error}", mend)
+        return warning("conntrack", f"connections of ended sandboxes stay in the kernel's table: {error}", mend)
     return ok("conntrack", f"{count} connections in the kernel's table")
 
 
@@ -116,13 +114,13 @@ async def forwarding(tools: NetworkTools) -> Finding:
     except Unavailable as error:
         return failed("forwarding", str(error), "apt-get install procps")
     if value != "1":
-        mend = "to have it from the start: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/50-ravebot.conf"
+        mend = "to enable it at boot: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/50-ravebot.conf"
         return warning("forwarding", "is off; `ravebot run` switches it on", mend)
     return ok("forwarding", "is on")
 
 
 async def routes(config: Config, tools: NetworkTools) -> Finding:
-    """Whether the bridge's subnet, or its name, belongs to something else on this host."""
+    """Whether something else on this host uses the bridge's subnet or name."""
     bridge = config.provider.bridge
     try:
         listed = await tools.ip_listed("-4", "route", "show", "table", "main")
@@ -135,16 +133,16 @@ async def routes(config: Config, tools: NetworkTools) -> Finding:
             continue
         if ipaddress.IPv4Network(target, strict=False).overlaps(bridge.subnet):
             detail = f"{bridge.subnet} overlaps {target}, which this host reaches by {route.get('dev')}"
-            return failed("bridge", detail, "take another provider.bridge.subnet")
+            return failed("bridge", detail, "choose another provider.bridge.subnet")
     for link in links:
         kind = cast(JsonObject, link.get("linkinfo", {})).get("info_kind")
         if link.get("ifname") == bridge.name and kind != "bridge":
-            return failed("bridge", f"{bridge.name} is no bridge here", "take another provider.bridge.name")
+            return failed("bridge", f"{bridge.name} exists and is not a bridge", "choose another provider.bridge.name")
     return ok("bridge", f"{bridge.name}, {bridge.subnet}")
 
 
 async def ports(config: Config) -> Finding:
-    """Ports inside the ranges that the host listens on itself are never given out."""
+    """Whether the host itself listens on ports of the ranges, which are then never given to sandboxes."""
     try:
         taken = await listening_ports()
     except Unavailable as error:
@@ -156,12 +154,12 @@ async def ports(config: Config) -> Finding:
     listed = ", ".join(map(str, found[:10])) + (", …" if len(found) > 10 else "")
     left = min(sum(port not in taken for port in range(span.first, span.last + 1)) for span in (ssh, web))
     if left < config.pool.max_running:
-        return failed("ports", f"this host listens on {listed}: {left} left", "take other ranges")
-    return warning("ports", f"this host itself listens on {listed}: not given out", "or take other ranges")
+        return failed("ports", f"this host itself listens on {listed}: {left} left", "choose other ranges")
+    return warning("ports", f"this host listens on {listed}: not given out", "choose other ranges if too few are left")
 
 
 async def sandbox_host(name: str) -> Finding:
-    """It must lead to an address of this host that others reach."""
+    """It must resolve to an address of this host that others can reach."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
@@ -171,10 +169,10 @@ async def sandbox_host(name: str) -> Finding:
     addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
     shown = ", ".join(sorted(addresses))
     if all(ipaddress.ip_address(address).is_loopback for address in addresses):
-        mend = "let it be an address of this host that others reach: ports are not forwarded on loopback"
+        mend = "use an address of this host that others can reach: ports are not forwarded on loopback"
         return failed("sandbox.host", f"{name} is {shown}", mend)
     own = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
     if not addresses & own:
-        mend = "right behind address translation that forwards the port ranges here; else change sandbox.host"
-        return warning("sandbox.host", f"{name} is {shown}, no address of this host", mend)
+        mend = "correct if address translation forwards the port ranges to this host; else change sandbox.host"
+        return warning("sandbox.host", f"{name} is {shown}, not an address of this host", mend)
     return ok("sandbox.host", f"{name} is {shown}")

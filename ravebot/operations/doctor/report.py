@@ -1,4 +1,4 @@
-"""The doctor's findings as a person reads them."""
+"""Prints the doctor's findings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold
 
 
 def show(output: Output, findings: Sequence[Finding]) -> None:
-    """A table with the mends in it on a terminal; a tab-separated line each in a pipe."""
+    """A table with the fixes on a terminal; tab-separated lines in a pipe."""
     if output.console.is_terminal:
         output.console.print(_table(findings))
     else:

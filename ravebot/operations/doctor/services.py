@@ -1,4 +1,4 @@
-"""What the checks of Matrix and GitLab share: one bounded GET, and how far the clocks are apart."""
+"""What the checks of Matrix and GitLab share: a GET with limits, and the difference of the clocks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; `body` is its JSON, or None. `ahead_seconds`: our clock against theirs."""
+    """An HTTP answer; `body` is its JSON, or None. `ahead_seconds`: how far our clock is ahead."""
 
     status: int
     body: object
     ahead_seconds: float | None
 
     def field(self, *keys: str) -> object:
-        """What is at those keys of nested objects; None where there is nothing."""
+        """The value at those keys of nested objects; None if there is none."""
         value = self.body
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -32,7 +32,7 @@ class Answer:
 
 
 async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
-    """One GET without redirects: those would carry tokens elsewhere. Raises Unavailable, saying why."""
+    """One GET without redirects, which could send tokens elsewhere. Raises Unavailable with the reason."""
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,

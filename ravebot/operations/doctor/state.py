@@ -1,4 +1,4 @@
-"""Checks of what is ours on this host: Python, the state folder, the database."""
+"""Checks of ravebot's own parts on this host: configuration, Python, the state folder, the database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ravebot.store.database import migrations
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
-    """All of them."""
+    """All checks of this module."""
     state_dir = loaded.config.state_dir
     for finding in configuration(loaded):
         yield finding
@@ -33,13 +33,13 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
 
 
 def configuration(loaded: LoadedConfig) -> list[Finding]:
-    """That it loaded says that file and secrets are right; what is unwise comes as warnings."""
+    """File and secrets are right, since they were loaded; unwise settings are warnings."""
     unwise = [warning("configuration", text) for text in loaded.warnings]
     return unwise or [ok("configuration", f"{loaded.path} and its secret files are right")]
 
 
 def versions() -> Finding:
-    """For whoever reads a report of trouble."""
+    """The versions, for bug reports."""
     python, sqlite = platform.python_version(), sqlite3.sqlite_version
     return ok("versions", f"ravebot {version('ravebot')}, Python {python}, SQLite {sqlite}")
 
@@ -58,19 +58,19 @@ def state_folder(path: Path) -> Finding:
         parent = next(folder for folder in path.parents if folder.exists())
         if not os.access(parent, os.W_OK):
             mend = f"as root: install -d -m 711 -o {_user()} {shown}"
-            return failed(name, f"{path} is not there and can't be made in {parent}", mend)
-        return ok(name, f"{path} is not there yet: `ravebot run` makes it")
+            return failed(name, f"{path} does not exist and can't be created in {parent}", mend)
+        return ok(name, f"{path} does not exist yet: `ravebot run` creates it")
     if not path.is_dir():
         return failed(name, f"{path} is not a folder", "move it away, or change state_dir")
     facts = path.stat()
     if not os.access(path, os.W_OK | os.X_OK):
         return failed(name, f"{path} can't be written by {_user()}", f"as root: chown -R {_user()} {shown}")
     if facts.st_mode & stat.S_IWOTH:
-        return failed(name, f"everybody may write in {path}", f"chmod 711 {shown}")
+        return failed(name, f"everybody can write to {path}", f"chmod 711 {shown}")
     if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IXGRP | stat.S_IXOTH):
-        return warning(name, f"others may look into {path}", f"chmod 711 {shown}")
+        return warning(name, f"others can read {path}", f"chmod 711 {shown}")
     if facts.st_uid != os.geteuid():
-        mend = "ask the doctor as the user that runs ravebot"
+        mend = "run the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", mend)
     return ok(name, str(path))
 
@@ -80,14 +80,14 @@ def database(state_dir: Path) -> Finding:
     path = database_path(state_dir)
     name = "database"
     if not path.exists():
-        return ok(name, f"{path} is not there yet: `ravebot run` makes it")
+        return ok(name, f"{path} does not exist yet: `ravebot run` creates it")
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as connection:
             schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
             newest = migrations()[-1][0]
             if schema > newest:
                 mend = "install the newer ravebot again"
-                return failed(name, f"of version {schema}; this ravebot knows up to {newest}", mend)
+                return failed(name, f"has version {schema}; this ravebot supports versions up to {newest}", mend)
             damage = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
             if damage != "ok":
                 return failed(name, f"{path} is damaged: {damage}", "stop ravebot and restore a backup")
@@ -100,7 +100,7 @@ def database(state_dir: Path) -> Finding:
 
 
 def _held(path: Path) -> str:
-    """What the process wrote about itself that holds the database's lock; empty when nobody does."""
+    """What the process that holds the database's lock wrote about itself; empty if nobody holds it."""
     try:
         descriptor = os.open(path.with_suffix(".lock"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -115,13 +115,13 @@ def _held(path: Path) -> str:
 
 
 def holder(state_dir: Path) -> int | None:
-    """The process id of the ravebot that runs with this state folder."""
+    """The process id of the ravebot that uses this state folder."""
     match = re.match(r"process (\d+)", _held(database_path(state_dir)))
     return int(match[1]) if match else None
 
 
 def _user() -> str:
-    """Who we are, whatever the environment says."""
+    """The name of our user, whatever the environment says."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

@@ -1,4 +1,4 @@
-"""Machines on one libvirt host. Blocking libvirt calls live here, in named thread pools, and nowhere else."""
+"""Machines on one libvirt host. Only this folder makes blocking libvirt calls, in named thread pools."""
 
 from ravebot.providers.libvirt.provider import LibvirtProvider
 from ravebot.providers.libvirt.remains import LibvirtRemains

@@ -1,4 +1,4 @@
-"""Reading what a guest agent answers, of which nothing need be true, or even of the right kind."""
+"""Parses the answers of guest agents, which may be false or of any form."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ _LONGEST_LINE = 4096
 
 
 def returned(text: str, command: str) -> object:
-    """What the agent's answer to that command returns. Raises GuestError for an answer of any other form."""
+    """The return value in the agent's answer to that command. Raises GuestError for an answer of any other form."""
     try:
         return json.loads(text)["return"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GuestError(f"the guest agent's answer to {command} makes no sense") from error
+        raise GuestError(f"the guest agent's answer to {command} is malformed") from error
 
 
 def field(answer: object, name: str, kind: type[Any]) -> Any:
-    """A field of an answer. Raises GuestError when it is missing or of another kind."""
+    """A field of an answer. Raises GuestError if it is missing or of another type."""
     value = answer.get(name) if isinstance(answer, dict) else None
     if type(value) is not kind:
-        raise GuestError(f"the guest agent's answer makes no sense: it lacks {name}")
+        raise GuestError(f"the guest agent's answer is malformed: it lacks {name}")
     return value
 
 
 def run_result(status: object) -> RunResult:
-    """How a command ended, from the answer to `guest-exec-status`. Raises GuestError for what no command ends with."""
+    """A command's result, from the answer to `guest-exec-status`. Raises GuestError for an impossible result."""
     given = status if isinstance(status, dict) else {}
     code, signal = given.get("exitcode"), given.get("signal")
     if type(code) is not int:
-        code = 128 + signal if type(signal) is int else -1  # as a shell puts it
+        code = 128 + signal if type(signal) is int else -1  # as shells do
     if not 0 <= code <= 255:
-        raise GuestError("the guest agent's answer makes no sense: no command ends with such an exit code or signal")
+        raise GuestError("the guest agent's answer is malformed: no command ends with such an exit code or signal")
     try:
         output = base64.b64decode(str(given.get("out-data", "")), validate=True)
-    except ValueError as error:  # also what isn't even ASCII
-        raise GuestError("the guest agent's answer makes no sense: its output is no base64") from error
+    except ValueError as error:  # also for text that is not ASCII
+        raise GuestError("the guest agent's answer is malformed: its output is not base64") from error
     return RunResult(code, output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace"))
 
 

@@ -1,7 +1,7 @@
-"""One connection to libvirt with threads of its own: opened when needed, and anew after libvirt went away.
+"""One connection to libvirt with threads of its own: opened when needed, and again after libvirt went away.
 
-libvirt's calls know no time limit, and to open a connection to a libvirtd that hangs takes for ever: so waiting has an
-end here, and a call that never ends costs no more than its thread.
+libvirt's calls have no time limit, and opening a connection to a libvirtd that hangs never returns. So callers wait for
+a limited time here, and a call that never returns costs only its thread.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ravebot.providers.libvirt.threads import Threads
 
 T = TypeVar("T")
 Handle = Any
-"""A `virConnect`; libvirt-python has no types. It, and objects made from it, never outlive one call."""
+"""A `virConnect`; libvirt-python has no types. It, and objects made from it, are used within one call only."""
 
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 4
 _CLOSE_SECONDS = 5.0
 _LIMIT_SECONDS = 60.0
-"""The longest honest call starts or ends a large machine on a busy host."""
+"""The longest regular calls start or end a large machine on a busy host."""
 _LIBVIRT_GONE = {libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN}
 _TRANSPORT = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 _AGENT_SILENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE}
@@ -35,7 +35,7 @@ _AGENT_FAILED = {libvirt.VIR_ERR_AGENT_UNSYNCED}
 
 
 def translated(error: libvirt.libvirtError) -> RavebotError:
-    """What a libvirt error means to us. Its text may quote the guest or QEMU, so it is cut."""
+    """Our error for a libvirt error, whose text is shortened, since it may quote the guest or QEMU."""
     code, domain = error.get_error_code(), error.get_error_domain()
     text = " ".join(str(error).split())[:500]
     if code in _LIBVIRT_GONE or (domain in _TRANSPORT and code != libvirt.VIR_ERR_NO_SUPPORT):
@@ -54,9 +54,8 @@ def translated(error: libvirt.libvirtError) -> RavebotError:
 class Connection:
     """Runs functions of a libvirt handle in its own threads and turns libvirt's errors into ours.
 
-    A caller that was cancelled, or waited for `limit_seconds`, does not stop its call, which ends in its thread; a call
-    whose turn has not come by then is not made.
-    `on_open` is called in a worker thread with each new handle, `on_lost` in any thread.
+    If the caller is cancelled, or `limit_seconds` are over, a call that runs continues in its thread, and a call that
+    waits is dropped. `on_open` is called in a worker thread with each new handle, `on_lost` in any thread.
     """
 
     def __init__(
@@ -76,11 +75,11 @@ class Connection:
         self._threads: Threads | None = None
         self._on_open = on_open
         self._on_lost = on_lost
-        self._lock = threading.Lock()  # held by worker threads while they open, never over an await
+        self._lock = threading.Lock()  # held by worker threads while they open a connection, never across an await
         self._handle: Handle | None = None
 
     async def call(self, work: Callable[[Handle], T], *, limit_seconds: float | None = None) -> T:
-        """What `work` returns, run in one of the threads. Raises our errors only; Unavailable after the time limit."""
+        """Run `work` in one of the threads; returns its result. Raises only our errors; Unavailable after the limit."""
         limit = self._limit_seconds if limit_seconds is None else limit_seconds
         try:
             async with asyncio.timeout(limit):
@@ -89,19 +88,19 @@ class Connection:
             raise Unavailable(f"libvirt did not answer within {limit:g} s: does libvirtd hang?") from error
 
     def submit(self, work: Callable[[Handle], T]) -> Future[T]:
-        """The same for a caller that waits in its own way, or not at all."""
+        """The same, for a caller that waits in another way, or not at all."""
         if self._threads is None:
             self._threads = Threads(self._thread_count, self.name)
         return self._threads.submit(lambda: self._run(work))
 
     async def close(self) -> None:
-        """Close the connection; calls still under way end by themselves."""
+        """Close the connection; calls that still run end by themselves."""
         threads, self._threads = self._threads, None
         if threads is None:
             return
         threads.close()
-        # One of its own, for all others may be stuck. It keeps the handle for as long as closing takes: libvirt's
-        # binding would close it again, and wait, wherever the last reference to it goes.
+        # A thread of its own, since all others may hang. It keeps the handle until closing is done: libvirt's binding
+        # closes it again, and waits, in the thread that drops the last reference to it.
         last = Threads(1, f"{self.name}-close")
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.wrap_future(last.submit(self._drop)), _CLOSE_SECONDS)
@@ -119,7 +118,7 @@ class Connection:
 
     def _opened(self) -> Handle:
         if not self._lock.acquire(timeout=self._limit_seconds):
-            raise Unavailable("a connection to libvirt could not be opened for a long time: does libvirtd hang?")
+            raise Unavailable("no connection to libvirt could be opened for a long time: does libvirtd hang?")
         try:
             if self._handle is None or not self._handle.isAlive():
                 self._handle = None
@@ -137,7 +136,7 @@ class Connection:
             self._lock.release()
 
     def _closed_by_libvirt(self, _handle: Handle, _reason: int, _opaque: object) -> None:
-        """Called in the event thread, in the middle of closing: the next call finds the handle dead."""
+        """Called in the event thread while the connection closes; the next call finds the handle dead."""
         if self._on_lost is not None:
             self._on_lost()
 

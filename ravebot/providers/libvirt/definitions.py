@@ -14,11 +14,11 @@ from ravebot.config.model import MOST_MACHINES, BridgeConfig
 from ravebot.providers.base import MachineSpec
 
 NAMESPACE = "urn:ravebot:machine:1"
-"""Of the element in a definition's metadata that says which instance it belongs to."""
+"""Namespace of the element in a definition's metadata that says which instance it belongs to."""
 
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
 _DNSMASQ_WAITS_SECONDS = 10
-"""For an answer to a question, before the next may take its place: TIMEOUT in dnsmasq's src/config.h."""
+"""How long an unanswered query occupies a place in dnsmasq's table: TIMEOUT in its src/config.h."""
 
 ElementTree.register_namespace("rave", NAMESPACE)
 ElementTree.register_namespace("dnsmasq", _DNSMASQ)
@@ -45,7 +45,7 @@ def domain_xml(
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "restart")
     _add(root, "on_crash", "destroy")
-    # A guest that puts itself to sleep would hold its memory and answer nobody.
+    # A guest that suspends itself would keep its memory but answer nobody.
     sleep = _add(root, "pm")
     for depth in ("mem", "disk"):
         _add(sleep, f"suspend-to-{depth}", enabled="no")
@@ -61,7 +61,7 @@ def domain_xml(
     _add(devices, "controller", type="usb", model="none")
     if kind != "test":
         _add(devices, "controller", type="pci", index="0", model="pcie-root")
-        # One for each virtio device (with the agent's channel's controller) and one to spare: for a parcel.
+        # One for each virtio device (also the controller of the agent's channel), and a spare one for a parcel.
         for _ in range(5 if network is None else 6):
             _add(devices, "controller", type="pci", model="pcie-root-port")
     _add(devices, "memballoon", model="virtio")
@@ -71,13 +71,13 @@ def domain_xml(
     return ElementTree.tostring(root, encoding="unicode")
 
 
-NOBODYS_MAC = "02:00:00:00:00:01"
-"""Has a fixed lease from the start: libvirt restarts dnsmasq, which takes two seconds, when the first lease comes and
-when the last one goes. The address is the host's own, and the firewall lets no guest use either."""
+PLACEHOLDER_MAC = "02:00:00:00:00:01"
+"""MAC of a fixed lease that always exists: libvirt restarts dnsmasq, which takes two seconds, when the first lease is
+added and when the last one is removed. Its address is the host's own, and the firewall lets no guest use either."""
 
 
 def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool) -> str:
-    """A bridge for which libvirt runs DHCP (and DNS, if `dns`) and makes no firewall rules: those are ours."""
+    """A bridge on which libvirt runs DHCP (and DNS, if `dns`). libvirt makes no firewall rules: those are ours."""
     root = Element("network")
     _add(root, "name", name)
     _add_metadata(root, instance_id)
@@ -86,9 +86,9 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
     if not dns:
         _add(root, "dns", enable="no")
     ip = _add(root, "ip", address=gateway(bridge), netmask=str(bridge.subnet.netmask))
-    _add(_add(ip, "dhcp"), "host", mac=NOBODYS_MAC, ip=gateway(bridge))
+    _add(_add(ip, "dhcp"), "host", mac=PLACEHOLDER_MAC, ip=gateway(bridge))
     if dns:
-        # By default dnsmasq has 150 questions open at once, and then refuses everybody's.
+        # By default dnsmasq handles 150 queries at once, and refuses everybody's queries beyond that.
         most = DNS_BURST + DNS_PER_SECOND * _DNSMASQ_WAITS_SECONDS
         value = f"dns-forward-max={most * min(bridge.subnet.num_addresses, MOST_MACHINES)}"
         SubElement(SubElement(root, f"{{{_DNSMASQ}}}options"), f"{{{_DNSMASQ}}}option", value=value)
@@ -96,7 +96,7 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
 
 
 def dnsmasq_options(network: Element) -> list[str]:
-    """What a network's definition, ours or another, has dnsmasq told beside what libvirt tells it."""
+    """The additional options for dnsmasq in a network's definition, ours or another."""
     return [option.get("value", "") for option in network.iter(f"{{{_DNSMASQ}}}option")]
 
 
@@ -106,10 +106,7 @@ def gateway(bridge: BridgeConfig) -> str:
 
 
 def dhcp_host_xml(*, name: str, mac: str, address: str) -> str:
-    """A fixed lease; its `name` finds it again when the machine is deleted.
-
-    It is a short one, for dnsmasq gives the address to no other machine before it is over.
-    """
+    """A fixed lease, found again by `name`. It is short: until it expires, dnsmasq gives its address to nobody else."""
     host = Element("host", mac=mac, name=name, ip=address)
     _add(host, "lease", expiry="2", unit="minutes")
     return ElementTree.tostring(host, encoding="unicode")
@@ -120,7 +117,7 @@ POOL_PREFIX = "rave-"
 
 
 def pool_xml(name: str, folder: Path) -> str:
-    """A storage pool that is a folder, made by libvirt if it is missing."""
+    """A storage pool in a folder, which libvirt makes if it is missing."""
     root = Element("pool", type="dir")
     _add(root, "name", name)
     target = _add(root, "target")
@@ -130,7 +127,7 @@ def pool_xml(name: str, folder: Path) -> str:
 
 
 def overlay_xml(name: str, *, capacity_bytes: int, base: Path) -> str:
-    """A qcow2 volume that holds only what differs from `base`, which is qcow2 too."""
+    """A qcow2 volume that holds only the differences from `base`, which is qcow2 too."""
     root = Element("volume", type="file")
     _add(root, "name", name)
     _add(root, "capacity", str(capacity_bytes), unit="bytes")
@@ -146,7 +143,7 @@ def overlay_xml(name: str, *, capacity_bytes: int, base: Path) -> str:
 
 
 def raw_xml(name: str, *, capacity_bytes: int) -> str:
-    """A volume of just these bytes, all of them there."""
+    """A raw volume of that size, fully allocated."""
     root = Element("volume", type="file")
     _add(root, "name", name)
     _add(root, "capacity", str(capacity_bytes), unit="bytes")
@@ -157,7 +154,7 @@ def raw_xml(name: str, *, capacity_bytes: int) -> str:
 
 
 def parcel_xml(path: str, *, target: str, serial: str) -> str:
-    """A read-only disk, to be plugged into a running machine as `target` (vdb, for example).
+    """A read-only disk, to be attached to a running machine as `target` (vdb, for example).
 
     The guest finds it by its serial, of at most 20 characters.
     """
@@ -171,7 +168,7 @@ def parcel_xml(path: str, *, target: str, serial: str) -> str:
 
 
 def instance_in(metadata: str) -> str | None:
-    """The instance id that our metadata element carries; None when it is not as we write it."""
+    """The instance id in our metadata element; None if the element is not as we write it."""
     try:
         return ElementTree.fromstring(metadata).get("instance")  # noqa: S314 - libvirt made it, not a guest
     except ElementTree.ParseError:
@@ -179,7 +176,7 @@ def instance_in(metadata: str) -> str | None:
 
 
 def owner(root: Element) -> str | None:
-    """The instance id in the definition of a domain or network of ours; None in anyone else's."""
+    """The instance id in the definition of a domain or network of ravebot's; None for any other."""
     machine = root.find(f"metadata/{{{NAMESPACE}}}machine")
     return None if machine is None else machine.get("instance")
 
@@ -203,7 +200,7 @@ def _add_boot(root: Element, spec: MachineSpec, kind: str) -> None:
 
 def _add_disk(devices: Element, path: str) -> None:
     disk = _add(devices, "disk", type="file", device="disk")
-    # A full host disk then pauses the machine, which goes on when there is space again.
+    # With these policies, a full host disk pauses the machine, which continues once there is space again.
     _add(disk, "driver", name="qemu", type="qcow2", discard="unmap", error_policy="stop", rerror_policy="stop")
     _add(disk, "source", file=path)
     _add(disk, "target", dev="vda", bus="virtio")

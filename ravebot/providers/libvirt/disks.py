@@ -24,10 +24,10 @@ _SECTOR_BYTES = 512
 
 
 def image_size(image: Path) -> int:
-    """The virtual size in bytes of a qcow2 image. Raises ImageError when it is none that may be a base.
+    """The virtual size in bytes of a qcow2 image. Raises ImageError unless it may be a base.
 
-    One that refers to another file is refused: it would show that file of the host to the guest.
-    The header's form: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.txt
+    An image that refers to another file is refused, since the guest could read that file of the host.
+    The header's format: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.txt
     """
     try:
         with image.open("rb") as file:
@@ -44,7 +44,7 @@ def image_size(image: Path) -> int:
     _, version, backing_offset, _, _, size = _QCOW2_HEADER.unpack_from(header)
     features = int.from_bytes(header[72:80], "big") if version >= 3 else 0
     if backing_offset or features & _EXTERNAL_DATA_FILE:
-        raise ImageError(f"the image {image} refers to another file: make it whole with `qemu-img convert -O qcow2`")
+        raise ImageError(f"the image {image} refers to another file: merge them with `qemu-img convert -O qcow2`")
     return int(size)
 
 
@@ -65,14 +65,14 @@ class Disks:
         self.pool = f"{POOL_PREFIX}{instance_id}"
         self.folder = folder
         self._prefix = f"rave-{instance_id}-"
-        self._making = threading.RLock()  # of worker threads: two that find the pool missing make it once
+        self._making = threading.RLock()  # lets only one of several worker threads make a missing pool
 
     def volume_of(self, machine: str) -> str:
         """The name of a machine's disk."""
         return f"{self._prefix}{machine}{_SUFFIX}"
 
     def ensure(self, handle: Handle) -> Handle:
-        """The storage pool, made and started when it is not there."""
+        """The storage pool, which is made and started if necessary."""
         with self._making:
             return self._ensure(handle)
 
@@ -98,10 +98,12 @@ class Disks:
             raise
 
     def remove(self, handle: Handle) -> tuple[str, ...]:
-        """Let libvirt forget the pool; the folder stays. Raises ProviderError while a disk of ours is in it."""
+        """Remove the pool, but not its folder. Raises ProviderError while a disk of ours is in it."""
         with self._making:
             if names := self.names(handle):
-                raise ProviderError(f"the storage pool {self.pool} stays: {names[0]} is still in it")
+                raise ProviderError(
+                    f"the storage pool {self.pool} can't be removed: {names[0]} is still in it; run the command again"
+                )
             pool = self._pool(handle)
             if pool is None:
                 return ()
@@ -111,8 +113,8 @@ class Disks:
             return (f"storage pool {self.pool}",)
 
     def refresh(self, handle: Handle) -> None:
-        """Let libvirt look at the folder again: it remembers what was there."""
-        with suppress(libvirt.libvirtError):  # refused while a volume is being made; the next time will do
+        """Make libvirt read the folder again, whose content it caches."""
+        with suppress(libvirt.libvirtError):  # refused while a volume is being made; the next refresh is soon enough
             self.ensure(handle).refresh()
 
     def _define(self, handle: Handle) -> Handle:
@@ -128,7 +130,7 @@ class Disks:
             ) from error
 
     def _other_instance(self, handle: Handle) -> str | None:
-        """The id of the instance whose storage pool has our folder."""
+        """The id of the instance whose storage pool is in our folder."""
         for pool in handle.listAllStoragePools():
             with suppress(libvirt.libvirtError):  # gone meanwhile
                 start, prefix, instance_id = pool.name().partition(POOL_PREFIX)
@@ -137,22 +139,22 @@ class Disks:
         return None
 
     def names(self, handle: Handle) -> tuple[str, ...]:
-        """Every volume of ours."""
+        """The names of all our volumes."""
         pool = self._existing(handle)
         return () if pool is None else tuple(name for name in pool.listVolumes() if name.startswith(self._prefix))
 
     def create_overlay(self, handle: Handle, machine: str, *, image: Path, size_bytes: int) -> str:
-        """Make a machine's disk, in place of one that was half made, and return its path."""
-        with self._making:  # or `remove` might find the pool empty in between
+        """Make a machine's disk, replacing an incomplete one, and return its path."""
+        with self._making:  # otherwise `remove` might find the pool empty in between
             pool = self.ensure(handle)
             self.delete(handle, self.volume_of(machine))
             xml = overlay_xml(self.volume_of(machine), capacity_bytes=size_bytes, base=image)
             return str(pool.createXML(xml, 0).path())
 
     def upload(self, handle: Handle, machine: str, mark: str, source: Path) -> tuple[str, str]:
-        """Make a volume that holds a file, beside the machine's disk; returns its name and path.
+        """Make a volume with the content of a file, beside the machine's disk; returns its name and path.
 
-        It ends with the file's last sector, filled with zeros. Raises Unavailable when the file can't be read.
+        The last sector is filled up with zeros. Raises Unavailable if the file can't be read.
         """
         name = f"{self._prefix}{machine}.{mark}.raw"
         try:
@@ -164,7 +166,7 @@ class Disks:
                     volume.upload(stream, 0, 0)
                     stream.sendAll(lambda _stream, count, _: file.read(count), None)
                     stream.finish()
-                except BaseException:  # whatever breaks it off: half a file is of no use
+                except BaseException:  # whatever the reason: an incomplete file is of no use
                     self.delete(handle, name)
                     raise
         except OSError as error:
@@ -172,19 +174,19 @@ class Disks:
         return name, str(volume.path())
 
     def delete_all_of(self, handle: Handle, machine: str) -> None:
-        """Remove a machine's disk, and whatever else is kept for it."""
-        self.ensure(handle)  # if somebody took the pool away, the disk is in its folder all the same
+        """Remove a machine's disk and its other volumes."""
+        self.ensure(handle)  # even if somebody removed the pool, the disk is still in its folder
         for name in self.names(handle):
             if name.startswith(f"{self._prefix}{machine}."):
                 self.delete(handle, name)
 
     def path(self, handle: Handle, machine: str) -> str | None:
-        """Where a machine's disk is, if it has one."""
+        """The path of a machine's disk, if it has one."""
         volume = self._lookup(handle, self.volume_of(machine))
         return None if volume is None else str(volume.path())
 
     def delete(self, handle: Handle, volume: str) -> None:
-        """Remove a volume of ours, if it is there. Raises ProviderError for a name that is not ours."""
+        """Remove a volume of ours, if it exists. Raises ProviderError for a name that is not ours."""
         if not volume.startswith(self._prefix):
             raise ProviderError(f"the volume {volume} does not belong to this instance: it is left alone")
         found = self._lookup(handle, volume)
@@ -196,12 +198,12 @@ class Disks:
                     raise
 
     def allocated_bytes(self, handle: Handle, machine: str) -> int:
-        """What a machine's disk really takes."""
+        """The space that a machine's disk actually takes."""
         volume = self._lookup(handle, self.volume_of(machine))
         return 0 if volume is None else int(volume.info()[2])
 
     def promised_bytes(self, handle: Handle) -> int:
-        """What our overlays may still grow by."""
+        """By how much our overlays may still grow."""
         promised = 0
         pool = self._existing(handle)
         for volume in () if pool is None else pool.listAllVolumes():
@@ -222,7 +224,7 @@ class Disks:
 
 
 def folder_of(pool: Handle) -> Path:
-    """Where a pool that is a folder has its volumes."""
+    """The folder of a storage pool."""
     return Path(ElementTree.fromstring(pool.XMLDesc()).findtext("target/path") or "/")  # noqa: S314 - libvirt made it
 
 

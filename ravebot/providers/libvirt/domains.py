@@ -1,4 +1,4 @@
-"""The domains of our instance: found by the tag in their metadata, so that nobody else's is ever touched."""
+"""The domains of our instance, which are found by the tag in their metadata; other domains are never touched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravebot.providers.libvirt.definitions import NAMESPACE, instance_in, parcel
 from ravebot.sandboxes.model import Observed
 
 AGENT_TIMEOUT_SECONDS = 5
-"""For agent calls that libvirt makes on its own account; without it they wait for ever."""
+"""For agent calls that libvirt makes by itself; without a timeout these may never return."""
 
 _NO_METADATA = {libvirt.VIR_ERR_NO_DOMAIN_METADATA}
 _STATES = {
@@ -48,28 +48,28 @@ _UNDEFINE_IN_QEMU = _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 
 
 def observed(state: int, reason: int) -> Observed:
-    """What libvirt's state and reason mean. A state that we don't know is UNKNOWN, which nobody acts on."""
+    """What libvirt's state and reason mean. A state that we don't know is UNKNOWN, on which nobody acts."""
     return _BY_REASON.get((state, reason)) or _STATES.get(state, Observed.UNKNOWN)
 
 
 def pause_reason(state: int, reason: int) -> str:
-    """Why a machine is paused, in libvirt's words; empty when it is not."""
+    """Why a machine is paused, in libvirt's words; empty if it is not."""
     return _PAUSE_REASONS.get(reason, "unknown") if state == libvirt.VIR_DOMAIN_PAUSED else ""
 
 
 class Domains:
-    """Everything done to domains. Every method but `is_known` is called in a worker thread."""
+    """All operations on domains. Every method except `is_known` is called in a worker thread."""
 
     def __init__(self, instance_id: str) -> None:
         self._instance_id = instance_id
-        self._tags: dict[str, bool] = {}  # by UUID: whether ours; spares a call per domain and listing
+        self._tags: dict[str, bool] = {}  # by UUID: whether it is ours; saves a call per domain and listing
 
     def is_known(self, uuid: str) -> bool:
-        """Whether a domain is known to be ours, without asking libvirt: for its event thread."""
+        """Whether a domain is known to be ours, without a call to libvirt: for libvirt's event thread."""
         return self._tags.get(uuid, False)
 
     def find(self, handle: Handle, name: str) -> Handle | None:
-        """Our domain of that name, if there is one. Raises ProviderError when the name is someone else's."""
+        """Our domain of that name, if there is one. Raises ProviderError if someone else's domain has the name."""
         try:
             domain = handle.lookupByName(name)
         except libvirt.libvirtError as error:
@@ -83,14 +83,14 @@ class Domains:
         return domain
 
     def get(self, handle: Handle, name: str) -> Handle:
-        """The same. Raises MachineNotFound when there is none."""
+        """The same. Raises MachineNotFound if there is none."""
         domain = self.find(handle, name)
         if domain is None:
             raise MachineNotFound(f"libvirt has no machine {name}")
         return domain
 
     def define(self, handle: Handle, xml: str) -> None:
-        """Make a definition, which starts nothing and is not started with the host."""
+        """Define a domain, which is started neither now nor together with the host."""
         domain = handle.defineXML(xml)
         self._tags[domain.UUIDString()] = True
 
@@ -100,12 +100,12 @@ class Domains:
             try:
                 domain.create()
             except libvirt.libvirtError:
-                if not domain.isActive():  # not just someone faster
+                if not domain.isActive():  # if it is active, someone else has just started it
                     raise
         self.limit_agent(domain)
 
     def limit_agent(self, domain: Handle) -> None:
-        """Let no agent call on this running domain wait for ever."""
+        """Set a time limit for agent calls on this running domain."""
         with suppress(libvirt.libvirtError):  # the test driver has no agent; a domain may just have ended
             domain.agentSetResponseTimeout(AGENT_TIMEOUT_SECONDS, 0)
 
@@ -114,30 +114,30 @@ class Domains:
         state = domain.state()[0]
         if state == libvirt.VIR_DOMAIN_PAUSED:
             domain.resume()
-        elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:  # asleep, and deaf to `resume`
+        elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:  # suspended by the guest, and not affected by `resume`
             domain.pMWakeup(0)
 
     def plug_in(self, handle: Handle, name: str, path: str, serial: str) -> str:
-        """Give a running machine a read-only disk, until it is off; returns what it takes to unplug it."""
+        """Attach a read-only disk to a running machine until it is off; returns the XML that `unplug` needs."""
         domain = self.get(handle, name)
         disks = ElementTree.fromstring(domain.XMLDesc()).iterfind("./devices/disk/target")  # noqa: S314 - libvirt's own
         taken = {disk.get("dev") for disk in disks}
         free = next((f"vd{letter}" for letter in ascii_lowercase if f"vd{letter}" not in taken), None)
         if free is None:
-            raise ProviderError(f"no disk can be plugged into {name} any more")
+            raise ProviderError(f"no more disks can be attached to {name}")
         xml = parcel_xml(path, target=free, serial=serial)
         domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         return xml
 
     def unplug(self, handle: Handle, name: str, xml: str) -> None:
-        """Ask the guest to let go of a disk, for some seconds; one that does not keeps it until it is off."""
+        """Ask the guest, for some seconds, to release a disk; otherwise it keeps the disk until it is off."""
         domain = self.find(handle, name)
         if domain is not None:
             with suppress(libvirt.libvirtError):
                 domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def press_power_button(self, handle: Handle, name: str) -> bool:
-        """Ask by ACPI. False: it is off already."""
+        """Request a shutdown by ACPI; returns False if it is off already."""
         domain = self.get(handle, name)
         if not domain.isActive():
             return False
@@ -159,7 +159,7 @@ class Domains:
                     raise
 
     def remove(self, handle: Handle, name: str) -> None:
-        """End it and take its definition away, if it is there."""
+        """Power it off and remove its definition, if it exists."""
         self.destroy(handle, name)
         domain = self.find(handle, name)
         if domain is not None:
@@ -170,7 +170,7 @@ class Domains:
                     raise
 
     def observe(self, handle: Handle) -> tuple[ObservedMachine, ...]:
-        """All of ours in as few calls as libvirt allows."""
+        """All machines of ours, in as few calls as libvirt allows."""
         seen: dict[str, bool] = {}
         machines = []
         for domain, state, reason in self._states(handle):
@@ -223,5 +223,5 @@ class Domains:
 
 
 def _is_test_driver(handle: Handle) -> bool:
-    """libvirt's in-memory driver, which knows fewer flags."""
+    """Whether this is libvirt's in-memory driver, which knows fewer flags."""
     return bool(handle.getType() == "TEST")

@@ -13,7 +13,7 @@ _thread: threading.Thread | None = None
 
 
 def run_event_loop() -> None:
-    """Start the thread unless it runs. Must come before the first connection is opened (libvirt's rule)."""
+    """Start the thread unless it runs. libvirt requires this before the first connection is opened."""
     global _thread
     with _start:
         if _thread is None:
@@ -32,4 +32,4 @@ def _run() -> None:
 
 
 def _keep_quiet(_context: object, _error: object) -> None:
-    """libvirt prints every error to stderr otherwise, also those that are caught and handled."""
+    """Ignore an error: without a handler libvirt prints all errors to stderr, even those that we handle."""

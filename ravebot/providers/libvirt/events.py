@@ -1,4 +1,4 @@
-"""What happens to machines, as libvirt tells it, handed from its event thread to whoever listens."""
+"""Passes events of machines from libvirt's event thread to subscribers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _AGENT = {
 
 
 class Subscription:
-    """One listener's events, in order, the latest of each machine only: bounded, and enough to look again."""
+    """The events for one listener, in order. To limit their number, only the latest of each machine is kept."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class Subscription:
 
 
 class Events:
-    """Registers with each new connection and passes on what concerns our machines."""
+    """Registers with each new connection and passes on the events of our machines."""
 
     def __init__(self, is_ours: Callable[[str], bool]) -> None:
         self._is_ours = is_ours
@@ -69,7 +69,7 @@ class Events:
         self._subscriptions.discard(subscription)
 
     def register(self, handle: Handle) -> None:
-        """Listen on a new connection, and tell that it is new. Called in a worker thread."""
+        """Register with a new connection, and report that it is new. Called in a worker thread."""
         handle.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
         with suppress(libvirt.libvirtError):  # libvirt's test driver has none of these
             handle.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR, self._io_error, None)
@@ -77,7 +77,7 @@ class Events:
         self._tell(ProviderEvent("", "connected"))
 
     def lost(self) -> None:
-        """Tell that the connection is gone. May be called in any thread."""
+        """Report that the connection is lost. May be called in any thread."""
         self._tell(ProviderEvent("", "disconnected"))
 
     def _lifecycle(self, _handle: Handle, domain: Handle, event: int, _detail: int, _opaque: object) -> None:

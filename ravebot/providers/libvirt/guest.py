@@ -1,4 +1,4 @@
-"""Talking to the guest agent, of which every word may be a lie, or late, or never come.
+"""Calls to guest agents, which are not trusted: an answer may be false, late or missing.
 
 Agent commands: https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
 """
@@ -31,16 +31,16 @@ from ravebot.providers.libvirt.domains import Domains
 
 CHUNK_BYTES = 64 * 1024
 # libvirt 9.0 garbles a command that does not fit into its socket's send buffer (208 KiB by default) in one
-# write, and the agent is deaf from then on: seen from 180,000 bytes in base64 on, at 128 KiB never.
+# write, and the agent stops answering: seen from 180,000 bytes in base64 on, never at 128 KiB.
 _LONGEST_COMMAND = 128 * 1024
 _CALL_SECONDS = 15.0
 _QUEUE_SECONDS = 15.0
 _POLLS = Backoff.growing(0.02, 0.5, factor=1.5)
 _PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The command writes to a pipe whose reader keeps only the end of it in files, so that endless output fills nothing.
-# It is not the agent's own pipe: a service that the command leaves running would hold that open for ever. For such
-# a service the reader stays, and a second after the command's end what was kept is the answer.
-# Small blocks, because each read is one: of a program that writes line by line a thousand lines are kept.
+# The command writes to a pipe whose reader keeps only the last part in files, so that endless output fills no disk.
+# The agent's own pipe does not serve: a service that the command leaves running would keep it open for ever. With such
+# a service the reader keeps running, and what it has kept is returned a second after the command's end.
+# The blocks are small, because each read fills one: of a program that writes line by line a thousand lines are kept.
 _RUN = """\
 umask 022
 folder=$(mktemp -d) && mkfifo "$folder/pipe" || exit 125
@@ -69,20 +69,19 @@ _HOST_KEYS = "cat /etc/ssh/ssh_host_*_key.pub"
 
 
 class GuestAgents:
-    """The agents of all guests, over connections of their own, so that a stuck one holds up nobody else.
+    """The agents of all guests, over connections of their own, so that an agent that hangs delays nothing else.
 
-    Of each machine at most one call is under way, so that a hostile guest can hold one thread, not all.
+    Each machine has at most one call at a time, so that a hostile guest can block one thread, not all.
     """
 
     def __init__(self, connections: Sequence[Connection], domains: Domains) -> None:
         self._connections = tuple(connections)
         self._domains = domains
         self._under_way: dict[str, Future[Any]] = {}
-        self._busy = dict.fromkeys(self._connections, 0)  # calls that are under way or wait for their turn
+        self._busy = dict.fromkeys(self._connections, 0)  # calls that run or wait
         self._counting = threading.Lock()
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
-        """Whether the agent answers in time."""
         try:
             await self._ask(name, "guest-ping", timeout.total_seconds())
         except GuestError:
@@ -98,7 +97,7 @@ class GuestAgents:
         environment: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> RunResult:
-        """Run a command as root; see the contract. Once it runs, libvirt may go away and come back meanwhile."""
+        """Run a command as root; see the contract. While it runs, libvirt may be away for a time."""
         deadline = _now() + timeout.total_seconds()
         variables = {"PATH": _PATH, **(environment or {})}
         started = await self._ask(
@@ -128,24 +127,24 @@ class GuestAgents:
                 return run_result(status)
         if isinstance(missed, Unavailable):
             raise missed
-        raise GuestTimeout(f"{argv[0]} did not end within {timeout.total_seconds():.0f} s")
+        raise GuestTimeout(f"{argv[0]} did not finish within {timeout.total_seconds():.0f} s")
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int) -> None:
-        """Write a host file into the guest beside its target, then move it there."""
-        beside = beside_of(target)
-        opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": beside, "mode": "wb"})
+        """Write a host file to a temporary file in the guest, beside its target, then move it there."""
+        temporary = temporary_path(target)
+        opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": temporary, "mode": "wb"})
         guest_file = field({"handle": opened}, "handle", int)
         try:
             await self._write(name, source, guest_file)
         finally:
             with suppress(GuestError, ProviderError):
                 await self._ask(name, "guest-file-close", _CALL_SECONDS, {"handle": guest_file})
-        await self.put_in_place(name, beside, target, mode=mode)
+        await self.put_in_place(name, temporary, target, mode=mode)
 
-    async def put_in_place(self, name: str, beside: str, target: str, *, mode: int) -> None:
-        """Move a file within the guest to where it belongs; it is removed when that can't be."""
+    async def put_in_place(self, name: str, temporary: str, target: str, *, mode: int) -> None:
+        """Move a temporary file within the guest to its target; it is removed if that fails."""
         done = await self.run(
-            name, ("sh", "-c", _MOVE, "sh", beside, target, f"{mode:o}"), timeout=timedelta(seconds=_CALL_SECONDS)
+            name, ("sh", "-c", _MOVE, "sh", temporary, target, f"{mode:o}"), timeout=timedelta(seconds=_CALL_SECONDS)
         )
         if done.exit_code != 0:
             raise GuestError(f"{target} could not be put in place in the guest: {done.output.strip()[-200:]}")
@@ -171,14 +170,13 @@ class GuestAgents:
         await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
-        """The guest's public SSH host keys."""
         done = await self.run(name, ("sh", "-c", _HOST_KEYS), timeout=timedelta(seconds=_CALL_SECONDS))
         if done.exit_code != 0:
             raise GuestError("the guest has no SSH host keys in /etc/ssh: does its image start an SSH server?")
         return host_keys(done.output)
 
     def begin_shutdown(self, name: str) -> None:
-        """Ask the agent to end the guest, without waiting for it; no agent call can be made meanwhile."""
+        """Ask the agent to shut the guest down, without waiting; no other agent call can be made meanwhile."""
         if name in self._under_way:
             return
 
@@ -206,22 +204,22 @@ class GuestAgents:
             self._domains.limit_agent(domain)
             try:
                 return libvirt_qemu.qemuAgentCommand(domain, text, whole_seconds, 0)
-            except (SystemError, UnicodeDecodeError) as error:  # how the binding fails on an answer not in UTF-8
+            except (SystemError, UnicodeDecodeError) as error:  # the binding's errors for an answer that is not UTF-8
                 raise GuestError(f"the guest agent's answer to {command} is not text") from error
 
         try:
-            answer = await self._alone(name, work, timeout_seconds)
+            answer = await self._exclusively(name, work, timeout_seconds)
         except MachineNotFound:
             raise
         except ProviderError as error:
             raise GuestError(f"{command} failed in the guest: {error}") from error
         return returned(str(answer), command)
 
-    async def _alone(self, name: str, work: Callable[[Handle], object], timeout_seconds: float) -> object:
+    async def _exclusively(self, name: str, work: Callable[[Handle], object], timeout_seconds: float) -> object:
         deadline = _now() + timeout_seconds
         while (other := self._under_way.get(name)) is not None and not other.done():
             if await _unfinished(other, deadline - _now()):
-                raise GuestTimeout("the guest agent still owes the answer to an earlier call")
+                raise GuestTimeout("the guest agent has not answered an earlier call yet")
         begun: Future[None] = Future()
 
         def timed(handle: Handle) -> object:
@@ -230,10 +228,10 @@ class GuestAgents:
 
         future = self._submit(name, timed)
         future.add_done_callback(lambda _: begun.done() or begun.cancel())
-        # That others' agents keep the connections busy is not this guest's fault: its time begins with its call.
+        # The time limit starts with the call: it is not this guest's fault if others keep the connections busy.
         if await _unfinished(begun, _QUEUE_SECONDS):
             future.cancel()
-            raise Unavailable(f"no connection to the guest agents came free within {_QUEUE_SECONDS:g} s")
+            raise Unavailable(f"all connections to the guest agents were busy for {_QUEUE_SECONDS:g} s")
         if await _unfinished(future, timeout_seconds):
             raise GuestTimeout(f"the guest agent did not answer within {timeout_seconds:g} s")
         return future.result()
@@ -263,7 +261,7 @@ def beside_of(target: str) -> str:
 
 async def _unfinished(future: Future[Any], timeout_seconds: float) -> bool:
     waiter = asyncio.wrap_future(future)
-    # Read the outcome even if nobody waits any more, so that asyncio does not call it forgotten.
+    # Retrieve the outcome even if nobody waits any more, or asyncio logs a warning.
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
     done, _ = await asyncio.wait({waiter}, timeout=max(0.0, timeout_seconds))
     return not done

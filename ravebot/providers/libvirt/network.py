@@ -1,4 +1,4 @@
-"""The network that all our machines share: a bridge with fixed leases and no rules of libvirt's own."""
+"""The network that all our machines share: a bridge with fixed leases, and without firewall rules of libvirt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravebot.config.model import BridgeConfig
 from ravebot.errors import ProviderError
 from ravebot.providers.libvirt.connection import Handle
 from ravebot.providers.libvirt.definitions import (
-    NOBODYS_MAC,
+    PLACEHOLDER_MAC,
     dhcp_host_xml,
     dnsmasq_options,
     gateway,
@@ -26,7 +26,7 @@ from ravebot.sandboxes import naming
 
 @dataclass(frozen=True)
 class Lease:
-    """One fixed DHCP entry; `name` is the machine's."""
+    """One fixed DHCP entry; `name` is the machine's name."""
 
     name: str
     mac: str
@@ -41,11 +41,11 @@ class Network:
         self._instance_id = instance_id
         self._bridge = bridge
         self._dns = dns
-        self._making = threading.Lock()  # of worker threads: two that find the network missing make it once
+        self._making = threading.Lock()  # lets only one of several worker threads make a missing network
         self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
 
     def prepare(self, handle: Handle) -> None:
-        """Make the network and have it active; one that was made otherwise and has machines stays as it is."""
+        """Make and activate the network. One with another configuration that has machines stays as it is."""
         with self._making:
             network = self._lookup(handle)
             if network is None or not self._must_stay_outdated(handle, network):
@@ -54,7 +54,7 @@ class Network:
                 network.create()
 
     def ensure(self, handle: Handle) -> Handle:
-        """The network, active and as configured. Raises ProviderError when it can't be made so."""
+        """The network, active and as configured. Raises ProviderError if that is impossible."""
         with self._making:
             return self._ensure(handle)
 
@@ -63,7 +63,7 @@ class Network:
         if network is not None and self._must_stay_outdated(handle, network):
             raise ProviderError(
                 f"the network {self.name} was made with another provider.bridge or sandbox.egress and still"
-                " has machines: stop the sandboxes first, or put the configuration back"
+                " has machines: stop the sandboxes first, or restore the configuration"
             )
         if network is not None and not self._is_current(network) and not self.leases(handle):
             with suppress(libvirt.libvirtError):
@@ -81,12 +81,12 @@ class Network:
                 does = f"uses the bridge {name} or addresses of {subnet}"
                 raise ProviderError(naming.another_instance(other, does, naming.CHANGE_BRIDGE)) from error
             raise ProviderError(
-                f"the bridge {name} with {subnet} can't be made ({error}): is provider.bridge used by something else?"
+                f"the bridge {name} with {subnet} can't be made ({error}): change provider.bridge if it is in use"
             ) from error
         return network
 
     def _other_instance(self, handle: Handle) -> str | None:
-        """The id of the instance whose network has our bridge, or addresses of our subnet."""
+        """The id of the instance whose network uses our bridge, or addresses of our subnet."""
         for network in handle.listAllNetworks():
             with suppress(libvirt.libvirtError):  # gone meanwhile
                 root = parsed(network.XMLDesc())
@@ -100,20 +100,23 @@ class Network:
         return None
 
     def remove(self, handle: Handle) -> tuple[str, ...]:
-        """Take the network and its bridge away, if they are there. Raises ProviderError while a machine is in it."""
+        """Remove the network and its bridge, if they exist. Raises ProviderError while a machine is in it."""
         with self._making:
             network = self._lookup(handle)
             if network is None:
                 return ()
             if leases := self.leases(handle):
-                raise ProviderError(f"the network {self.name} stays: {leases[0].name} still has its address there")
+                raise ProviderError(
+                    f"the network {self.name} can't be removed: {leases[0].name} still has its address there;"
+                    " run the command again"
+                )
             if network.isActive():
                 network.destroy()
             network.undefine()
             return (f"network {self.name}",)
 
     def leases(self, handle: Handle) -> tuple[Lease, ...]:
-        """Every machine's fixed entry."""
+        """The fixed entries of all machines."""
         network = self._lookup(handle)
         if network is None:
             return ()
@@ -122,12 +125,12 @@ class Network:
         return tuple(
             Lease(host.get("name", ""), host.get("mac", "").lower(), host.get("ip", ""))
             for host in root.iterfind("ip/dhcp/host")
-            if host.get("mac", "").lower() != NOBODYS_MAC
+            if host.get("mac", "").lower() != PLACEHOLDER_MAC
         )
 
     def add_lease(self, handle: Handle, lease: Lease) -> None:
-        """Give a machine its address. Raises ProviderError when the address or the MAC is another's."""
-        with self._making:  # or `remove` might find the network empty in between
+        """Give a machine its address. Raises ProviderError if another machine has the address or the MAC."""
+        with self._making:  # otherwise `remove` might find the network empty in between
             network = self._ensure(handle)
             for other in self.leases(handle):
                 if other == lease:
@@ -142,7 +145,7 @@ class Network:
             self._update(network, lease, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST)
 
     def remove_lease(self, handle: Handle, *, name: str | None = None, mac: str | None = None) -> None:
-        """Take back the entries of that machine name or MAC, if there are any."""
+        """Remove the entries of that machine name or MAC, if there are any."""
         network = self._lookup(handle)
         if network is None:
             return
@@ -158,7 +161,7 @@ class Network:
         network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml, flags)
 
     def _must_stay_outdated(self, handle: Handle, network: Handle) -> bool:
-        """Whether it differs from the configuration and can't be replaced because it has machines."""
+        """Whether it differs from the configuration but can't be replaced, because it has machines."""
         return not self._as_configured(network) and bool(self.leases(handle))
 
     def _is_current(self, network: Handle) -> bool:
@@ -188,11 +191,11 @@ class Network:
 
 
 def subnet_of(root: ElementTree.Element) -> IPv4Network | None:
-    """The addresses of a network, from its definition."""
+    """The subnet of a network, from its definition."""
     ip = root.find("ip")
     return None if ip is None else IPv4Network(f"{ip.get('address')}/{ip.get('netmask')}", strict=False)
 
 
 def parsed(xml: str) -> ElementTree.Element:
-    """A definition, as libvirt prints it."""
+    """Parse a definition that libvirt prints."""
     return ElementTree.fromstring(xml)  # noqa: S314 - libvirt made it, not a guest

@@ -1,4 +1,4 @@
-"""Large files for a guest, on a read-only disk that is plugged in for as long as it takes to copy them off.
+"""Copies large files into a guest by way of a parcel: a read-only disk that is attached for the time of the copy.
 
 The guest agent's channel takes 3 MB a second without KVM, a disk thirty times as much.
 """
@@ -17,18 +17,18 @@ from ravebot.errors import GuestError, MachineNotFound, ProviderError, RavebotEr
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.disks import Disks
 from ravebot.providers.libvirt.domains import Domains
-from ravebot.providers.libvirt.guest import GuestAgents, beside_of
+from ravebot.providers.libvirt.guest import GuestAgents, temporary_path
 
 log = structlog.get_logger()
 
 LARGE_BYTES = 4 * 1024**2
-"""From here on it is worth the half second that plugging takes."""
+"""From this size on, a disk is worth the half second that it takes to attach it."""
 _UPLOAD_SECONDS = 300.0
 _COPY_TIME = timedelta(minutes=10)
 _UNSEEN = 66
 
-# $1 the disk's serial, $2 how many bytes of it, $3 where to. A kernel takes a moment to find a new disk; where it finds
-# none while it runs, the end is UNSEEN.
+# $1 is the disk's serial, $2 the file's size in bytes, $3 its target. A kernel needs a moment to find a new disk; if it
+# finds none, the exit code is UNSEEN.
 _COPY = """
 for tick in $(seq 1 50); do
     for disk in /sys/block/vd*; do
@@ -44,7 +44,7 @@ exit UNSEEN
 
 
 class Parcels:
-    """Carries files into guests."""
+    """Copies files into guests by way of a disk."""
 
     def __init__(self, control: Connection, domains: Domains, disks: Disks, agents: GuestAgents) -> None:
         self._control = control
@@ -53,39 +53,39 @@ class Parcels:
         self._agents = agents
 
     async def carry(self, name: str, source: Path, target: str, *, mode: int) -> bool:
-        """Write a large host file to an absolute path in the guest; False where it has to go another way.
+        """Write a large host file to an absolute path in the guest; False if it must be copied in another way.
 
-        Raises GuestError when the guest can't keep it, MachineNotFound, and Unavailable.
+        Raises GuestError if the guest can't store it, MachineNotFound, and Unavailable.
         """
         size_bytes = await asyncio.to_thread(_size, source)
         if size_bytes < LARGE_BYTES:
             return False
-        beside, mark = beside_of(target), secrets.token_hex(6)
+        temporary, mark = temporary_path(target), secrets.token_hex(6)
         volume = plugged = ""
         try:
             volume, path = await self._control.call(
                 lambda handle: self._disks.upload(handle, name, mark, source), limit_seconds=_UPLOAD_SECONDS
             )
             plugged = await self._control.call(lambda handle: self._domains.plug_in(handle, name, path, mark))
-            command = ("sh", "-c", _COPY, "sh", mark, str(size_bytes), beside)
+            command = ("sh", "-c", _COPY, "sh", mark, str(size_bytes), temporary)
             done = await self._agents.run(name, command, timeout=_COPY_TIME)
         except MachineNotFound:
             raise
         except ProviderError as error:
-            log.info("large file goes by the agent's channel", machine=name, error=str(error))
+            log.info("large file is copied through the agent", machine=name, error=str(error))
             return False
         finally:
             await self._take_back(name, plugged, volume)
         if done.exit_code == _UNSEEN:
-            log.info("large file goes by the agent's channel", machine=name, error="the guest sees no new disk")
+            log.info("large file is copied through the agent", machine=name, error="the guest sees no new disk")
             return False
         if done.exit_code != 0:
             raise GuestError(f"{target} could not be written in the guest: {done.output.strip()[-200:]}")
-        await self._agents.put_in_place(name, beside, target, mode=mode)
+        await self._agents.put_in_place(name, temporary, target, mode=mode)
         return True
 
     async def _take_back(self, name: str, plugged: str, volume: str) -> None:
-        """What can't be taken back goes with the machine."""
+        """Detach and delete the disk; if that fails, it is removed with the machine."""
 
         def work(handle: Handle) -> None:
             if plugged:
@@ -99,7 +99,7 @@ class Parcels:
 
 
 def _size(path: Path) -> int:
-    """Nothing for what can't be read: whoever reads it says so."""
+    """0 if the file can't be read; the copy through the agent reports why."""
     with suppress(OSError):
         return path.stat().st_size
     return 0

@@ -1,4 +1,4 @@
-"""Whether KVM works here, found by booting something with it: a device that opens proves nothing."""
+"""Finds out whether KVM works by booting a small program: that its device can be opened proves nothing."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _TIMEOUT_SECONDS = 2.0
 _EXIT_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the boot sector writes 0x10
 
 # mov ecx, 0x2000000; loop: dec ecx; jnz loop; mov al, 0x10; out 0xf4, al; hlt
-# Counting takes hardware some ten milliseconds; a KVM that works only by stepping instructions misses the
-# time limit, as it would hang a kernel.
+# The loop takes hardware about ten milliseconds. A KVM that works only by stepping instructions exceeds the
+# time limit; a kernel would hang with it.
 _CODE = bytes.fromhex("66b900000002 6649 75fc b010 e6f4 f4")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The probe's outcome; `reason` is for a person."""
+    """The result; `reason` is a text for people."""
 
     works: bool
     reason: str
 
 
 def boot_sector() -> bytes:
-    """512 bytes that a BIOS boots, and that end QEMU at once."""
+    """512 bytes that a BIOS boots and that end QEMU after the loop."""
     return _CODE.ljust(510, b"\0") + b"\x55\xaa"
 
 
 async def probe_kvm(emulator: str, device: Path = KVM_DEVICE) -> Probe:
-    """Boot a tiny program with KVM and see whether it runs to its end in good time."""
+    """Boot a tiny program with KVM and check that it finishes in time."""
     try:
         with device.open("r+b", buffering=0):
             pass
@@ -63,11 +63,11 @@ async def boot(emulator: str, accelerator: str, disk: Path) -> Probe:
     try:
         status = await asyncio.wait_for(process.wait(), _TIMEOUT_SECONDS)
     except TimeoutError:
-        return Probe(False, f"a guest with {accelerator} does not run to its end in {_TIMEOUT_SECONDS:.0f} s")
+        return Probe(False, f"a test guest with {accelerator} did not finish within {_TIMEOUT_SECONDS:.0f} s")
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if status != _EXIT_STATUS:
-        return Probe(False, f"a guest with {accelerator} ended QEMU with status {status}")
-    return Probe(True, f"a guest with {accelerator} ran to its end")
+        return Probe(False, f"a test guest with {accelerator} ended QEMU with status {status}")
+    return Probe(True, f"a test guest with {accelerator} finished")

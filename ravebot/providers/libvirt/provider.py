@@ -1,4 +1,4 @@
-"""The provider contract on one libvirt host; each part of the work is a module beside this one."""
+"""Implements the provider contract for one libvirt host; the parts of the work are the modules beside this one."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from ravebot.providers.libvirt.probe import probe_kvm
 T = TypeVar("T")
 _CONTROL_THREADS = 8
 _AGENT_CONNECTIONS = 4
-_AGENT_THREADS = 4  # a connection; libvirtd serves at most 5 requests of one connection at once
+_AGENT_THREADS = 4  # per connection; libvirtd serves at most 5 requests of one connection at once
 _CONNECTED_SECONDS = 5.0
 _LIST_SECONDS = 20.0  # a pass of the pool waits for it
 _RETRY_SECONDS = 1.0
 
 
 class LibvirtProvider:
-    """Machines on one libvirt host, all tagged with this instance's id; others' are never seen or touched.
+    """Machines on one libvirt host, all tagged with this instance's id; others' are never listed or touched.
 
-    `instance` is the installation's name, `instance_id` its random id, `egress` is internet or none;
-    consoles are written to `state_dir`/console and outlive their machines.
+    `instance` is the installation's name, `instance_id` its random id, `egress` is internet or none.
+    Consoles are logged to `state_dir`/console, and these logs outlive their machines.
     """
 
     def __init__(self, config: LibvirtConfig, *, instance: str, instance_id: str, egress: str, state_dir: Path) -> None:
@@ -66,7 +66,7 @@ class LibvirtProvider:
             on_open=self._events.register,
             on_lost=self._events.lost,
         )
-        # libvirt's test driver keeps a state of its own for each connection, and has no agents anyway.
+        # libvirt's test driver has separate state for each connection, and no agents.
         agents = (
             [self._control]
             if config.uri.startswith("test:")
@@ -83,7 +83,7 @@ class LibvirtProvider:
     async def open(self) -> None:
         """Connect, and make or mend the storage pool and the network; the first time, probe for KVM.
 
-        A network of another configuration stays while it has machines, so that they can be ended; until then `create`
+        A network with another configuration stays while it has machines, so that they can be ended; until then `create`
         and `start` refuse.
         """
         self._consoles.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class LibvirtProvider:
         return self._config.accelerator == "kvm"
 
     async def close(self) -> None:
-        """Close every connection; machines go on running."""
+        """Close all connections; machines keep running."""
         await asyncio.gather(*(connection.close() for connection in self._connections))
 
     async def connected(self) -> bool:
@@ -150,7 +150,7 @@ class LibvirtProvider:
             self._domains.define(handle, xml)
 
     async def start(self, name: str) -> None:
-        """Start it if it is off, with the network there."""
+        """Start it if it is off, and the network before that."""
 
         def work(handle: Handle) -> None:
             if self._network is not None:
@@ -160,20 +160,18 @@ class LibvirtProvider:
         await self._call(work)
 
     async def resume(self, name: str) -> None:
-        """Go on after a pause."""
         await self._call(lambda handle: self._domains.resume(handle, name))
 
     async def shutdown(self, name: str) -> None:
-        """Ask by agent and by power button, and wait for neither."""
+        """Request a shutdown by agent and by power button, and wait for neither."""
         if await self._call(lambda handle: self._domains.press_power_button(handle, name)):
             self._agents.begin_shutdown(name)
 
     async def destroy(self, name: str) -> None:
-        """Pull the plug."""
         await self._call(lambda handle: self._domains.destroy(handle, name))
 
     async def delete(self, name: str) -> None:
-        """Remove definition, disk and fixed lease. The console's log stays: it is kept for days."""
+        """Remove definition, disk and fixed lease. The console's log is kept for some days."""
 
         def work(handle: Handle) -> None:
             self._domains.remove(handle, name)
@@ -184,17 +182,15 @@ class LibvirtProvider:
         await self._call(work)
 
     async def delete_volume(self, volume: str) -> None:
-        """Remove a disk that belongs to no machine."""
         await self._call(lambda handle: self._disks.delete(handle, volume))
 
     async def delete_address(self, mac: str) -> None:
-        """Remove a fixed lease that belongs to no machine."""
         network = self._network
         if network is not None:
             await self._call(lambda handle: network.remove_lease(handle, mac=mac))
 
     async def remove(self) -> tuple[str, ...]:
-        """Remove the network, and the storage pool, whose folder stays. `open` makes both again."""
+        """Remove the network, and the storage pool without its folder. `open` makes both again."""
 
         def work(handle: Handle) -> tuple[str, ...]:
             network = () if self._network is None else self._network.remove(handle)
@@ -203,7 +199,7 @@ class LibvirtProvider:
         return await self._call(work)
 
     async def list(self) -> Listing:
-        """Everything of ours; a handful of calls, however many machines there are."""
+        """Everything of ours, in a handful of calls, however many machines there are."""
         return await self._control.call(self._list, limit_seconds=_LIST_SECONDS)
 
     def _list(self, handle: Handle) -> Listing:
@@ -215,7 +211,6 @@ class LibvirtProvider:
         )
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
-        """Whether the guest agent answers in time."""
         return await self._agents.ping(name, timeout)
 
     async def run(
@@ -227,24 +222,21 @@ class LibvirtProvider:
         environment: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> RunResult:
-        """Run a command in the guest as root and wait for its end."""
         return await self._agents.run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
-        """Write a host file to an absolute path in the guest, a large one by way of a disk."""
+        """Write a host file to an absolute path in the guest; a large one by way of a disk."""
         if not await self._parcels.carry(name, source, target, mode=mode):
             await self._agents.copy_in(name, source, target, mode=mode)
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
-        """Make these the only authorized SSH keys of that user."""
         await self._agents.authorize_keys(name, user, keys)
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
-        """The guest's public SSH host keys."""
         return await self._agents.host_keys(name)
 
     async def usage(self, name: str) -> Usage:
-        """What it used since it was started; memory is what it holds now, so keep the largest."""
+        """What it used since it was started. Memory is the current use: the caller keeps the largest."""
 
         def work(handle: Handle) -> Usage:
             domain = self._domains.get(handle, name)
@@ -270,7 +262,7 @@ class LibvirtProvider:
         return await self._call(work)
 
     async def events(self) -> AsyncIterator[ProviderEvent]:
-        """What happens to our machines; while libvirt is away, reconnecting is tried every second."""
+        """Events of our machines. While libvirt is away, a reconnect is tried every second."""
         subscription = self._events.subscribe()
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Finds and removes, by its id, what is in libvirt of an instance whose database and configuration are lost."""
+"""Finds and removes, by its id, what libvirt holds of an instance whose database and configuration are lost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import libvirt
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Holdings
 from ravebot.providers.libvirt.connection import Connection, Handle
-from ravebot.providers.libvirt.definitions import NOBODYS_MAC, POOL_PREFIX, owner
+from ravebot.providers.libvirt.definitions import PLACEHOLDER_MAC, POOL_PREFIX, owner
 from ravebot.providers.libvirt.disks import folder_of
 from ravebot.providers.libvirt.domains import Domains
 from ravebot.providers.libvirt.network import parsed, subnet_of
 
 
 class LibvirtRemains:
-    """`ravebot.providers.base.Remains`: machines and networks by the id in their metadata, the storage pool by name."""
+    """Finds machines and networks by the id in their metadata, the storage pool by its name."""
 
     def __init__(self, uri: str, instance_id: str) -> None:
         self._instance_id = instance_id
@@ -48,7 +48,7 @@ class LibvirtRemains:
                 f"{host.get('mac')} {host.get('ip')}"
                 for root in definitions
                 for host in root.iterfind("ip/dhcp/host")
-                if host.get("mac", "").lower() != NOBODYS_MAC
+                if host.get("mac", "").lower() != PLACEHOLDER_MAC
             ),
             networks=tuple(
                 f"network {root.findtext('name')} ({_bridge_of(root)}, {subnet_of(root)})" for root in definitions
@@ -58,7 +58,7 @@ class LibvirtRemains:
         )
 
     def _networks(self, handle: Handle) -> list[Handle]:
-        """By the whole id: a network's name holds only the start of it."""
+        """Found by the whole id: a network's name holds only the start of it."""
         return [
             network for network in handle.listAllNetworks() if owner(parsed(network.XMLDesc())) == self._instance_id
         ]
@@ -93,7 +93,9 @@ class LibvirtRemains:
         found = self._look(handle)
         left = [*(machine.name for machine in found.machines), *found.volumes]
         if left:
-            raise ProviderError(f"network and storage pool stay: {left[0]} still uses them; run the command again")
+            raise ProviderError(
+                f"network and storage pool can't be removed: {left[0]} still uses them; run the command again"
+            )
         things = self._networks(handle)
         if (pool := self._pool(handle)) is not None:
             things.append(pool)

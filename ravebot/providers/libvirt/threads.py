@@ -1,6 +1,6 @@
-"""Threads for calls that may never return: only so many, and none of them keeps the process from ending.
+"""Threads for calls that may never return: their number is limited, and none keeps the process from ending.
 
-`concurrent.futures` would wait for its threads when Python ends, and a call into a libvirt that hangs ends never.
+`concurrent.futures` would wait for its threads when Python ends, and a call into a libvirt that hangs never ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Job = tuple[Future[Any], Callable[[], Any]]
 
 
 class Threads:
-    """At most `count` daemon threads that share one queue; each is started when there is more to do."""
+    """At most `count` daemon threads that share one queue; a new one is started if none is idle."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
@@ -26,7 +26,7 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Call it in one of the threads. A future that is cancelled before its turn is passed over."""
+        """Call `work` in one of the threads, unless the future is cancelled before."""
         future: Future[T] = Future()
         self._jobs.put((future, work))
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._count:
@@ -36,7 +36,7 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """Cancel what waits and let the threads end, each when its call has."""
+        """Cancel calls that wait; each thread ends after the call that it runs."""
         while True:
             try:
                 job = self._jobs.get_nowait()
@@ -50,7 +50,7 @@ class Threads:
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._do(*job)
-            del job  # or what it holds would live until the next one
+            del job  # otherwise what it holds would live until the next one
             self._idle.release()
 
     def _do(self, future: Future[Any], work: Callable[[], Any]) -> None:
@@ -58,7 +58,7 @@ class Threads:
             return
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
+        except BaseException as error:  # noqa: BLE001 - who waits for the future gets it
             future.set_exception(error)
         else:
             future.set_result(result)
