@@ -1,4 +1,4 @@
-"""What must hold between the keys of a configuration, beyond each being right by itself."""
+"""Checks that concern several keys of a configuration; `values` and `model` check each key by itself."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _MAX_RUNNING: KeyPath = ("pool", "max_running")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the value at a key path, and what to do about it.
+    """A problem with the value at a key path, and what to do about it.
 
-    `rests_on`: the keys that it follows from, where that is not only the one at `path`.
+    `depends_on`: the keys that it follows from; empty when that is only the key at `path`.
     """
 
     path: KeyPath
     message: str
-    rests_on: tuple[KeyPath, ...] = ()
+    depends_on: tuple[KeyPath, ...] = ()
 
 
 @dataclass(frozen=True)
 class Findings:
-    """`errors` stop the start; `warnings` are told."""
+    """`errors` prevent the start; `warnings` are only reported."""
 
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
 
 
 def check(config: Config) -> Findings:
-    """Everything that is wrong or unwise between the keys."""
+    """Every error and every warning."""
     errors = (
         *_alternatives(config), *_hosts(config), *_ports(config), *_networks(config), *_lifetimes(config),
         *_agents(config),
     )  # fmt: skip
-    warnings = (*_open_doors(config), *_in_clear(config), *_rooms(config), *_useless_warnings(config))
+    warnings = (*_open_access(config), *_unencrypted(config), *_rooms(config), *_useless_warnings(config))
     return Findings(errors, warnings)
 
 
@@ -51,7 +51,7 @@ def _host(name: str | None) -> str:
 
 
 def _alternatives(config: Config) -> Iterator[Finding]:
-    """Keys of which one is needed, or both, or neither."""
+    """Keys that exclude each other, and keys that need each other."""
     matrix, webhook, provider = config.matrix, config.gitlab.webhook, config.provider
     if (matrix.password_file is None) == (matrix.access_token_file is None):
         keys = (("matrix", "password_file"), ("matrix", "access_token_file"))
@@ -66,7 +66,7 @@ def _alternatives(config: Config) -> Iterator[Finding]:
 
 
 def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
-    """What people also reach in their browsers: its name, its host, the key that says so."""
+    """Services that people also open in a browser: name, host, and the key that configures it."""
     yield "GitLab", _host(config.gitlab.url.host), ("gitlab", "url")
     yield "Matrix", _host(config.matrix.homeserver.host), ("matrix", "homeserver")
     if config.http.public_url is not None:
@@ -112,17 +112,19 @@ def _ports(config: Config) -> Iterator[Finding]:
 def _networks(config: Config) -> Iterator[Finding]:
     subnet = config.provider.bridge.subnet
     where: KeyPath = ("provider", "bridge", "subnet")
-    # Network, broadcast and the host's own address are not a guest's.
+    # Guests get neither the network's, nor the broadcast, nor the host's own address.
     if subnet.num_addresses - 3 < config.pool.max_running:
         yield Finding(where, "fewer addresses than pool.max_running: take a larger subnet", (where, _MAX_RUNNING))
     for place, text in enumerate(config.sandbox.allow):
         if ipaddress.IPv4Network(text.partition(":")[0]).subnet_of(subnet):
             here: KeyPath = ("sandbox", "allow", place)
-            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: they are kept apart", (here, where))
+            message = f"lies in the sandboxes' own subnet {subnet}: sandboxes can't reach each other; remove it"
+            yield Finding(here, message, (here, where))
     for place, network in enumerate(config.access.allow_from):
         if network.subnet_of(subnet):
             here = ("access", "allow_from", place)
-            yield Finding(here, f"lies in the sandboxes' own subnet {subnet}: nobody is there", (here, where))
+            message = f"lies in the sandboxes' own subnet {subnet}: no user connects from there; remove it"
+            yield Finding(here, message, (here, where))
 
 
 def _lifetimes(config: Config) -> Iterator[Finding]:
@@ -146,11 +148,11 @@ def _agents(config: Config) -> Iterator[Finding]:
                 )
 
 
-def _open_doors(config: Config) -> Iterator[Finding]:
+def _open_access(config: Config) -> Iterator[Finding]:
     if not config.access.allow_from:
         yield Finding(
             ("access", "allow_from"),
-            "is empty: whoever reaches this host reaches every sandbox's web port; list who may",
+            "is empty: everyone who can reach this host can reach every sandbox's web port; list the networks that may",
         )
     sandbox = _host(config.sandbox.host)
     for service, host, _ in _services(config):
@@ -171,19 +173,19 @@ def _is_loopback(url: HttpUrl) -> bool:
         return False
 
 
-def _in_clear(config: Config) -> Iterator[Finding]:
+def _unencrypted(config: Config) -> Iterator[Finding]:
     urls: dict[KeyPath, HttpUrl] = {
         ("matrix", "homeserver"): config.matrix.homeserver,
         ("gitlab", "url"): config.gitlab.url,
     }
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):
-            yield Finding(path, "is plain http: tokens cross the network in clear; use https")
+            yield Finding(path, "is plain http: tokens cross the network unencrypted; use https")
 
 
 def _rooms(config: Config) -> Iterator[Finding]:
     if not config.matrix.rooms:
-        yield Finding(("matrix", "rooms"), "is empty: no room is told of any sandbox")
+        yield Finding(("matrix", "rooms"), "is empty: sandboxes are announced in no room")
     if not config.matrix.admins:
         yield Finding(("matrix", "admins"), "is empty: nobody can invite ravebot to a room")
     for place, room in enumerate(config.matrix.rooms):
@@ -195,4 +197,4 @@ def _rooms(config: Config) -> Iterator[Finding]:
 def _useless_warnings(config: Config) -> Iterator[Finding]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:
-            yield Finding(("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never")
+            yield Finding(("pool", "warn_before", index), "is not below pool.lifetime: it is sent at once or never")
