@@ -1,4 +1,4 @@
-"""Sends the outbox's rows of one target, lane by lane: order within a lane, retries for as long as it takes."""
+"""Sends the outbox's rows of one target: in order within a lane, and retried for as long as it takes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _RANDOM = SystemRandom()
 
 @dataclass(frozen=True)
 class Sent:
-    """The far end has it. `keep` runs in the transaction that notes so."""
+    """The far end has the message. `keep` runs in the transaction that records this."""
 
     result: str
     keep: Callable[[Transaction], None] | None = None
 
 
 class Sender(Protocol):
-    """Renders and sends one row; what it did before a crash it must not do twice.
+    """Renders and sends one row; a row that it sent before a crash it must not send twice.
 
-    Raises Unavailable, Forbidden or NotFound: the row is tried again, the rest of its lane waits; after SlowDown all
-    lanes do. Raises Unacceptable for a row that can never be sent: it is given up, for the lane must go on.
+    Raises Unavailable, Forbidden or NotFound: the row is tried again and the rest of its lane waits; after SlowDown all
+    lanes wait. Raises Unacceptable for a row that can never be sent: it is given up, so that the lane goes on.
     """
 
     async def send(self, message: Message) -> Sent: ...
@@ -51,7 +51,7 @@ class _Later:
 
 
 class Delivery:
-    """The loop of one target; `on_result` is told target and `delivered`, `retried` or `given up`."""
+    """The loop of one target; calls `on_result` with the target and `delivered`, `retried` or `given up`."""
 
     def __init__(
         self, database: Database, target: str, signal: str, sender: Sender, on_result: Callable[[str, str], None]
@@ -65,7 +65,7 @@ class Delivery:
         self._paused_until = 0.0  # by the loop's clock; the server asked for it
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
@@ -84,13 +84,13 @@ class Delivery:
         return outbox.due_lanes(tx, self._target), outbox.seconds_to_next(tx, self._target)
 
     async def _drain(self, lane: str) -> None:
-        """Send what is due in a lane; the end of one row and the attempt at the next are one transaction."""
+        """Send a lane's due rows; one transaction records the result of one row and the attempt at the next."""
         done: tuple[Message, Sent | _Later] | None = None
         try:
             while message := await self._database.write(partial(self._next, lane=lane, done=done)):
                 done = (message, await self._deliver(message))
         except StoreError as error:
-            # What was sent and could not be noted is sent again, under the same transaction id or found by its marker.
+            # A row that was sent but not recorded is sent again: under the same transaction id, or found by its marker.
             log.warning("outbox could not be written", to=self._target, lane=lane, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
         finally:
@@ -135,7 +135,7 @@ class Delivery:
             log.warning("message refused, tried again", to=self._target, lane=message.lane, error=str(error))
         except StoreError:
             raise
-        # Whatever an odd answer brings to light must not end the bot; the lane goes on when it is mended.
+        # A bug that an unusual answer triggers must not end the bot; the lane goes on when it is fixed.
         except Exception:
             delay = _REFUSED_SECONDS
             log.exception("message could not be sent: this is a bug of ravebot's", to=self._target, row=message.id)

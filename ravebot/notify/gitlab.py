@@ -1,4 +1,4 @@
-"""Tells the merge requests: the status note and its edits, warnings and answers as notes of their own, emoji."""
+"""Sends to merge requests: the status note and its edits; warnings and replies as separate notes; emoji."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import GITLAB, Kind, Message
 
 STILL_WORKING = timedelta(seconds=60 + TIMEOUT_SECONDS)
-"""How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take before.
+"""How long GitLab may work on a request that got no answer: its own limit, plus the time to connect.
 https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout"""
 _LOOK_AGAIN_SECONDS = 3.0
 _AGAIN = " again"
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class GitLabSender:
-    """A note is edited by its stored id; before one is posted, it is looked for by author and hidden marker."""
+    """Edits a note by its stored id; before it posts one, it searches for it by author and hidden marker."""
 
     def __init__(self, database: Database, views: Views, gitlab: GitLab) -> None:
         self._database = database
@@ -73,7 +73,7 @@ class GitLabSender:
         if mr.note_id is not None:
             try:
                 return await self._edit(ref, mr.note_id, body, message)
-            # Somebody deleted it, or it is of the user whose token we had before.
+            # It was deleted, or belongs to the user of an earlier token.
             except (NotFound, Forbidden):
                 pass
         note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
@@ -85,7 +85,7 @@ class GitLabSender:
         return await self._edit(ref, found, body, replace(message, unanswered_for=None))
 
     def _keep(self, tx: Transaction, ref: MergeRequestRef, note_id: int, message: Message) -> None:
-        """It was found: its creation is what got no answer, and was carried out."""
+        """Store a note that was found: the request that created it was carried out, but got no answer."""
         merge_requests.set_note(tx, ref, note_id)
         outbox.note_answer(tx, message.id)
 
@@ -97,37 +97,37 @@ class GitLabSender:
         body = await self._comment_body(message, mark)
         if body is None:
             return Sent("dropped: nothing to tell any more")
-        # What waited when a backup was made, and was sent after that, waits again once it is restored.
+        # A restored backup has rows as unsent that were sent after the backup was made.
         may_be_there = message.attempted or message.created_at < self._database.opened_at
         if may_be_there and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
             return Sent(str(found))
         return Sent(str(await self._create(ref, body, message)))
 
     async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
-        """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that.
+        """Post a note that was not found; after a request without an answer, only when GitLab can't still work on it.
 
-        When we last asked is a column, because the process may have been killed meanwhile. The time is measured when
-        the row is read, before the search for the note: a note that appears during the search is then never missed.
+        The time of that request is a column, because the process may have been killed since. Its age is measured when
+        the row is read, before the search for the note, so that a note that appears during the search is not missed.
         """
         if left := _seconds_at_work(message):
-            raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
+            raise Unavailable("GitLab may still be working on this note", min(left, _LOOK_AGAIN_SECONDS))
         return await self._request(message, lambda: self._gitlab.create_note(ref, body))
 
     async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:
-        """Rewrite a note. While GitLab may be at work on an earlier edit, which would put an older text over this one,
-        it is written now and, when that can't happen any more, once again."""
+        """Rewrite a note. While GitLab may be working on an earlier edit, which would overwrite this one with an older
+        text, it is written now and again when that can't happen any more."""
         left = timedelta(seconds=_seconds_at_work(message))
         await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
 
         def write_again(tx: Transaction) -> None:
-            # In a lane of its own: nothing else has to wait for it.
+            # In a lane of its own, so that nothing else waits for it.
             lane = f"{note_lane(ref)}{_AGAIN}"
             outbox.add(tx, GITLAB, lane, Kind.NOTE, merge_key=f"note:{lane}", delay=left)
 
         return Sent(str(note_id), write_again if left else None)
 
     async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
-        """Make a request of which GitLab may carry out what it does not answer: noted before, until it is answered."""
+        """Make a request that GitLab may carry out without answering; it is recorded before, until the answer."""
         await self._database.write(lambda tx: outbox.note_request(tx, message.id))
         try:
             return await ask()
@@ -159,13 +159,13 @@ class GitLabSender:
 
 
 def _seconds_at_work(message: Message) -> float:
-    """How long GitLab may still be at work on what it did not answer."""
+    """How long GitLab may still work on a request that it did not answer."""
     waited = message.unanswered_for
     return 0.0 if waited is None else max(0.0, (STILL_WORKING - waited).total_seconds())
 
 
 def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:
-    """The status note's text; None where there is nothing to say of a merge request."""
+    """The status note's text; None if there is nothing to say about the merge request."""
     if view is not None and (view.live or mr.state != "opened"):
         return render_note(view, mark)
     if mr.state == "opened" and mr.from_fork and mr.approved_sha != mr.head_sha:
@@ -174,13 +174,13 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wai
         return render_note(view, mark)
     if mr.state == "opened" and mr.draft and drafts_wait:
         return render_draft_waiting(mr, mark)
-    if mr.note_id is not None:  # it says something else: that a sandbox waits, or what a lost database knew
+    if mr.note_id is not None:  # it is out of date: it says that a sandbox waits, or what a lost database knew
         return render_none(mr, mark) if mr.state == "opened" else render_never_started(mr, mark)
     return None
 
 
 def ref_of(lane: str) -> MergeRequestRef:
-    """The merge request that a lane of GitLab's is about."""
+    """The merge request of a GitLab lane."""
     project_id, _, iid = lane.removesuffix(_AGAIN).partition("!")
     return MergeRequestRef(int(project_id), int(iid))
 
