@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.figures import Figure, median, ms, percentile, spread
 from ravebot.access.rules import NoFirewall
-from ravebot.app import spare_the_collector
+from ravebot.app import freeze_objects
 from ravebot.clock import SystemClock
 from ravebot.config.model import Config
 from ravebot.errors import NotFound
@@ -285,7 +285,7 @@ async def _measure(count: int, folder: Path) -> dict[str, Any]:
         core = make_core(config, database, clock, provider, NoFirewall(), NobodyHasKeys(), metrics)
         try:
             await provider.open()
-            spare_the_collector()  # as the bot does at its start
+            freeze_objects()  # as the bot does at its start
             await _populate(core, database, provider, config, count)
             async with asyncio.TaskGroup() as group:
                 flights = Flights(group, lambda: database.signals.wake(POOL))

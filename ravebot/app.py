@@ -1,4 +1,4 @@
-"""The running bot: every loop in one task group, from the database's opening to a clean end."""
+"""The running bot: all loops in one task group, from opening the database to a clean shutdown."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from ravebot.web.server import make_app, serve
 log = structlog.get_logger()
 
 _QEMU_LOGS = Path("/var/log/libvirt/qemu")
-"""Where libvirt keeps a log of each machine, which it leaves there for good."""
+"""Where libvirt writes a log of each machine; it never deletes them."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Bot:
     secrets: WebhookSecrets
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
         people = People(self.config, self.database, self.gitlab)
         intake = Intake(
@@ -160,7 +160,7 @@ class Bot:
 
 @asynccontextmanager
 async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
-    """Open the database and make every part; closes them all at the end. Raises Refused where its instance runs."""
+    """Open the database and create every part; closes them at the end. Raises Refused if the instance runs already."""
     config, secrets = loaded.config, loaded.secrets
     metrics = Metrics()
     async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(gitlab.close)
         password = secrets.matrix_password or secrets.matrix_access_token
         if not password:
-            raise ConfigError("matrix.password_file or matrix.access_token_file holds nothing")
+            raise ConfigError("matrix.password_file or matrix.access_token_file is needed, but no secret was read")
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics)
@@ -221,14 +221,14 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
 
 
 async def run(loaded: LoadedConfig, clock: Clock | None = None) -> None:
-    """Run until cancelled; sandboxes go on without us."""
+    """Run until cancelled; sandboxes keep running after that."""
     async with assembled(loaded, clock or SystemClock()) as bot:
-        spare_the_collector()
+        freeze_objects()
         await bot.run()
 
 
-def spare_the_collector() -> None:
-    """What was imported and made by now lives as long as the process: the garbage collector need not walk it again and
-    again, which stops the event loop for some 40 ms each time (`./dev bench pool`)."""
+def freeze_objects() -> None:
+    """Exempt every object made so far from garbage collection: they live as long as the process, and each collection
+    that walks them stops the event loop for some 40 ms (`./dev bench pool`)."""
     gc.collect()
     gc.freeze()

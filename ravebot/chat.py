@@ -1,4 +1,4 @@
-"""Our presence in Matrix: logged in, in the configured rooms, hearing and telling, whatever goes wrong there."""
+"""The connection to Matrix: logs in, joins the configured rooms, runs sync and delivery, and recovers from errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROOMS_SECONDS = 10.0
 
 @dataclass
 class Chat:
-    """The loops that speak Matrix. `problem`: why they don't at the moment; empty when they do."""
+    """Runs the Matrix loops. `problem`: why ravebot is not logged in; empty when it is."""
 
     client: MatrixClient
     rooms: RoomDirectory
@@ -40,9 +40,9 @@ class Chat:
     problem: str = NOT_CONNECTED
 
     async def run(self) -> None:
-        """Until cancelled. A login that is refused is tried again now and then: the account may be unlocked.
+        """Run until cancelled. A refused login is retried at intervals, because the account may be unlocked.
 
-        Password and token are read once, at the start: a new one takes a restart.
+        Password and token are read once, at the start: a new one needs a restart.
         """
         await self._log_in()
         async with asyncio.TaskGroup() as group:
@@ -60,8 +60,8 @@ class Chat:
             except LoginLost as error:
                 self.problem = str(error)
                 self.metrics.synced("refused")
-                # Somebody may only have ended our session, so a new login comes at once; one that is lost again at once
-                # is a server's that takes logins and then nothing else.
+                # Somebody may only have ended our session, so log in again at once. If that login is lost soon after,
+                # the server accepts logins and refuses everything else: wait.
                 pause = max(0.0, renewed + _REFUSED_SECONDS - loop.time())
                 log.warning("matrix ended our login", error=str(error), in_s=round(pause, 1))
                 await asyncio.sleep(pause)
@@ -86,7 +86,7 @@ class Chat:
                 return
 
     async def _keep_rooms(self) -> None:
-        """Be in the configured rooms, and remember their ids."""
+        """Join the configured rooms and store their ids."""
         while True:
             try:
                 async for status in self.rooms.refresh():

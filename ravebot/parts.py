@@ -1,4 +1,4 @@
-"""Puts the parts together: which adapter fulfils which contract, for the bot and for `cleanup` alike."""
+"""Puts the parts together: which adapter implements which contract, for the bot and for `cleanup`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_firewall(config: Config, instance_id: str, clock: Clock) -> Firewall:
 
 @dataclass(frozen=True)
 class Core:
-    """The pool, what it works with, and the ways in."""
+    """The pool, the parts that it works with, and the intents by which sandboxes are started and stopped."""
 
     lifecycle: Lifecycle
     intents: Intents
@@ -78,7 +78,7 @@ def make_core(
     code_host: CodeHost,
     meter: Meter,
 ) -> Core:
-    """Everything that decides and acts, without the doors (HTTP, Matrix) and the outbox."""
+    """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere."""
     journal = Journal(config, meter)
     lifecycle = Lifecycle(config, journal)
     guard = Guard(firewall, database, journal, meter, config.sandbox.web_port)

@@ -37,22 +37,22 @@ class Cell:
 
 
 class Output:
-    """Where the answers go; errors and notes go to stderr."""
+    """Prints answers to stdout, and errors and notes to stderr."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str, style: str = "") -> None:
-        """A sentence of ours; whole lines in a pipe, folded at words on a terminal."""
+        """Print a message: wrapped at words on a terminal, one whole line in a pipe."""
         self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
     def complain(self, text: str, style: str = "red") -> None:
-        """To stderr."""
+        """Print a message to stderr."""
         self.errors.print(Text(text, style=style), soft_wrap=not self.errors.is_terminal)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
-        """A table; in a pipe tab-separated lines under a line of titles."""
+        """Print a table; in a pipe, tab-separated lines under a header line."""
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         if not self.console.is_terminal:
             for line in [[title.upper() for title in titles], *([clean(cell.text) for cell in row] for row in cells)]:
@@ -67,17 +67,17 @@ class Output:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a person sees what goes to stderr and can answer."""
+        """Whether a person reads stderr and can answer."""
         return self.errors.is_terminal and sys.stdin is not None and sys.stdin.isatty()
 
     def confirm(self, question: str) -> bool:
-        """Ask on stderr; only a yes is one."""
+        """Ask on stderr; only `y` or `yes` confirms."""
         self.errors.print(Text(f"{question} [y/N] "), end="")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def raw(self, text: str) -> None:
-        """Unfolded and unstyled, for machines and for copying. Raises OSError where standard output is closed."""
-        if sys.stdout is None:  # what Python makes of a descriptor 1 that was not open
+        """Print without wrapping or colour, for programs and for copying. Raises OSError if stdout is closed."""
+        if sys.stdout is None:  # so Python sets it if descriptor 1 was not open
             raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.write(text + "\n")
 
@@ -134,18 +134,18 @@ def _utc(moment: datetime | None) -> str:
 
 
 def show_audit(output: Output, report: AuditReport) -> None:
-    """`ravebot audit`: the events, then the head's hash and how the check went."""
+    """`ravebot audit`: the events, then the head's hash and the result of the check."""
     rows = ((_utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
     output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
     note = output.complain if not output.console.is_terminal else output.say
     note(f"Hash of the newest event: {report.head}", "dim")
     if report.broken_at is not None:
         output.complain(
-            f"The log was tampered with or damaged: event {report.broken_at} is missing or not what it was; "
+            f"The event log was changed or damaged: event {report.broken_at} is missing or altered; "
             "compare with a backup of the database."
         )
     elif report.checked_rows is not None:
-        note(f"All {report.checked_rows} events hold together.", "green")
+        note(f"All {report.checked_rows} events are intact.", "green")
 
 
 def show_usage(output: Output, lines: Sequence[UsageLine]) -> None:
@@ -166,7 +166,7 @@ def show_usage(output: Output, lines: Sequence[UsageLine]) -> None:
 
 
 def show_cleanup(output: Output, report: CleanupReport) -> None:
-    """`ravebot cleanup`: what went, what stayed and why."""
+    """`ravebot cleanup`: what was removed, and what was kept and why."""
     groups = (
         ("ended", report.ended, ""),
         ("machine removed", report.machines, ""),
@@ -195,7 +195,7 @@ def announce_adoption(output: Output, found: Strangers) -> None:
 
 
 def show_remains(output: Output, found: RemainsReport) -> None:
-    """`ravebot cleanup --instance-id ID --all`: what there is, and how it goes."""
+    """`ravebot cleanup --instance-id ID --all`: what exists, and the command that removes it."""
     rows = [("machine", f"{machine.name}, {machine.state}") for machine in found.machines]
     rows += [("disk", name) for name in found.volumes]
     rows += [("DHCP entry", address) for address in found.addresses]
@@ -205,7 +205,7 @@ def show_remains(output: Output, found: RemainsReport) -> None:
         return
     output.table(("What", "Which"), rows)
     if found.bot:
-        output.complain(f"A ravebot runs it: {clean(found.bot)}.", "yellow")
+        output.complain(f"This instance is running: {clean(found.bot)}.", "yellow")
     output.complain(
         f"Nothing was changed. To end and remove all of it: {naming.removal_command(found.instance_id)}", "dim"
     )
@@ -222,4 +222,4 @@ def show_invalid(output: Output, error: InvalidConfigError) -> None:
         )
         output.errors.print(text, soft_wrap=not output.errors.is_terminal)
     count = len(error.problems)
-    output.complain(f"{count} problem{'s' if count > 1 else ''}; the configuration is not used as it is.")
+    output.complain(f"{count} problem{'s' if count > 1 else ''}; the configuration can't be used as it is.")

@@ -1,4 +1,4 @@
-"""What an operator configures: its shape and limits, and reading it from the file with every error at once.
+"""The configuration: its keys and their limits, and reading the file with all errors reported at once.
 
-Knows nothing of the rest of ravebot but `errors` and what is pure in `sandboxes`.
+May import `errors` and the pure modules of `sandboxes`; nothing else of ravebot.
 """

@@ -1,4 +1,4 @@
-"""What must hold between the keys of a configuration, beyond each being right by itself."""
+"""Checks that concern several keys of a configuration; `values` and `model` check each key by itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MAX_RUNNING: KeyPath = ("pool", "max_running")
 class Remark:
     """Something about the value at a key path, and what to do about it.
 
-    `rests_on`: the keys that it follows from, where that is not only the one at `path`.
+    `depends_on`: the keys that it follows from; empty when that is only the key at `path`.
     """
 
     path: KeyPath
     message: str
-    rests_on: tuple[KeyPath, ...] = ()
+    depends_on: tuple[KeyPath, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _alternatives(config: Config) -> Iterator[Remark]:
 
 
 def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
-    """What people also reach in their browsers: its name, its host, the key that says so."""
+    """Services that people also open in a browser: name, host, and the key that configures it."""
     yield "GitLab", _host(config.gitlab.url.host), ("gitlab", "url")
     yield "Matrix", _host(config.matrix.homeserver.host), ("matrix", "homeserver")
     if config.http.public_url is not None:
@@ -112,7 +112,7 @@ def _ports(config: Config) -> Iterator[Remark]:
 def _networks(config: Config) -> Iterator[Remark]:
     subnet = config.provider.bridge.subnet
     where: KeyPath = ("provider", "bridge", "subnet")
-    # Network, broadcast and the host's own address are not a guest's.
+    # Guests get neither the network's, nor the broadcast, nor the host's own address.
     if subnet.num_addresses - 3 < config.pool.max_running:
         yield Remark(where, "fewer addresses than pool.max_running: take a larger subnet", (where, _MAX_RUNNING))
     for place, text in enumerate(config.sandbox.allow):
@@ -150,7 +150,7 @@ def _open_doors(config: Config) -> Iterator[Remark]:
     if not config.access.allow_from:
         yield Remark(
             ("access", "allow_from"),
-            "is empty: whoever reaches this host reaches every sandbox's web port; list who may",
+            "is empty: everyone who can reach this host can reach every sandbox's web port; list the networks that may",
         )
     sandbox = _host(config.sandbox.host)
     for service, host, _ in _services(config):

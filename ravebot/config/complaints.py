@@ -1,6 +1,6 @@
-"""Turns what pydantic found wrong into sentences for the person who wrote the file.
+"""Turns pydantic's errors into messages for the person who wrote the file.
 
-No sentence repeats a value: somebody may have put a secret where a file name belongs.
+No message repeats a value: somebody may have put a secret where a file name belongs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ravebot.config.model import Config
 from ravebot.config.tree import KeyPath, Value, dotted
 from ravebot.config.values import PortRange
 
-_WRITTEN_LIKE = {
+_FORMATS = {
     "user_id": 'write a Matrix id in quotes, like "@ravebot:example.org"',
     "admins": 'write Matrix ids in quotes, like "@ops:example.org"',
     "users": 'write Matrix id: GitLab user name, like "@alice:example.org": alice',
@@ -43,7 +43,7 @@ class Complaint:
 
 
 def complaints(error: ValidationError, value: Value) -> list[Complaint]:
-    """Everything that pydantic found, once each, in its order."""
+    """Pydantic's errors, each once, in pydantic's order."""
     found: dict[Complaint, None] = {}
     details = error.errors(include_url=False, include_input=False)
     for detail in details:
@@ -51,7 +51,7 @@ def complaints(error: ValidationError, value: Value) -> list[Complaint]:
         if detail["type"] == "too_short" and any(
             other["loc"][: len(where)] == where and other is not detail for other in details
         ):
-            continue  # pydantic does not count what is wrong
+            continue  # pydantic counts valid items only; the invalid ones have errors of their own
         found.setdefault(_complaint(detail, value))
     return list(found)
 
@@ -66,11 +66,11 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
     if kind == "extra_forbidden":
         return Complaint(path, _unknown(path), unknown=True)
     if kind in ("string_pattern_mismatch", "string_type"):
-        named = next((key for key in reversed(path) if isinstance(key, str) and key in _WRITTEN_LIKE), None)
+        named = next((key for key in reversed(path) if isinstance(key, str) and key in _FORMATS), None)
         if named:
-            return Complaint(path, _WRITTEN_LIKE[named])
+            return Complaint(path, _FORMATS[named])
     if kind == "string_pattern_mismatch":
-        return Complaint(path, "not written as it should be: config.example.yaml shows how")
+        return Complaint(path, "wrong format: config.example.yaml shows the right one")
     if kind.startswith("url_"):
         return Complaint(path, "write an address that begins with https:// or http://, like https://example.org")
     if kind == "string_type":
@@ -78,18 +78,18 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
     if kind == "path_type":
         return Complaint(path, "write an absolute path")
     if kind in ("model_type", "dict_type"):
-        return Complaint(path, "keys with values belong here")
+        return Complaint(path, "write keys with values here")
     if kind == "tuple_type":
-        return Complaint(path, "a list belongs here, like [one, two]")
+        return Complaint(path, "write a list here, like [one, two]")
     if kind == "too_short":
         return Complaint(path, "give at least one")
     return Complaint(path, detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be"))
 
 
 def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, str]:
-    """The keys that pydantic's location means and, inside an either-or, how its forms are written.
+    """The key path of pydantic's location and, inside a union, how its variants are written.
 
-    Pydantic mixes in the names of either-or forms and `[key]`.
+    Pydantic also puts the names of a union's variants and `[key]` into its locations.
     """
     path: list[int | str] = []
     for place, key in enumerate(location):
@@ -122,7 +122,7 @@ def _unknown(path: KeyPath) -> str:
 
 
 def every_key(model: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """The path of every key there is, without list positions."""
+    """The path of every key of the configuration, without list positions."""
     for name, annotation in keys_of(model).items():
         yield (*path, name)
         for form in _models_in(annotation):
@@ -135,7 +135,7 @@ def keys_of(model: type[BaseModel]) -> dict[str, object]:
 
 
 def _forms(path: KeyPath) -> list[type[BaseModel]]:
-    """The sections that may stand at that path: several where it is an either-or."""
+    """The sections that are allowed at that path; several for a union."""
     forms: list[type[BaseModel]] = [Config]
     for key in path:
         if isinstance(key, int):
@@ -146,7 +146,7 @@ def _forms(path: KeyPath) -> list[type[BaseModel]]:
 
 def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if annotation is PortRange else [annotation]  # written as one text
+        return [] if annotation is PortRange else [annotation]  # written as a string
     if get_origin(annotation) in (tuple, Union, types.UnionType, Annotated, dict):
         return [model for argument in get_args(annotation) for model in _models_in(argument)]
     return []

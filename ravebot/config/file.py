@@ -1,4 +1,4 @@
-"""Reads the configuration file and the secrets it names, and lists everything wrong with them at once."""
+"""Reads the configuration file and the secrets that it names, and reports all their errors at once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ravebot.errors import ConfigError
 MAX_BYTES = 1024 * 1024
 _STATE_DIR: TypeAdapter[Path] = TypeAdapter(StateDir)
 _MAX_ROUNDS = 8
-_STAND_INS: dict[str, Value] = {
+_PLACEHOLDERS: dict[str, Value] = {
     "matrix": {"homeserver": "https://matrix.invalid", "user_id": "@ravebot:matrix.invalid"},
     "gitlab": {"url": "https://gitlab.invalid", "token_file": "/dev/null", "projects": ["*"], "webhook": {}},
     "sandbox": {"host": "sandbox.invalid"},
     "provider": {"image": "/dev/null"},
 }
-"""For required keys that are missing or wrong, so that the others can be checked against one another all the same."""
+"""Values for required keys that are missing or wrong, so that the other keys can still be checked."""
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A configuration that can be used."""
+    """A valid configuration with its secrets."""
 
     config: Config
     secrets: Secrets
@@ -39,7 +39,7 @@ class LoadedConfig:
 
 
 class InvalidConfigError(ConfigError):
-    """The file can't be used; `problems` says everything that is wrong, in the order of its lines."""
+    """The file can't be used; `problems` lists every error, in the order of lines."""
 
     def __init__(self, path: Path, problems: tuple[Problem, ...]) -> None:
         self.path = path
@@ -73,7 +73,7 @@ def load(path: Path) -> LoadedConfig:
 
 
 def read_state_dir(path: Path) -> Path:
-    """Only `state_dir`: who asks the running bot something need not wait for the rest of the file to be right."""
+    """Read only `state_dir`, so that commands to the running bot work even if the rest of the file is wrong."""
     tree = parse(_read(path))
     found = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
     if tree.problems:
@@ -91,7 +91,7 @@ def _read(path: Path) -> str:
         return InvalidConfigError(path, (Problem(0, "", message),))
 
     try:
-        # Not blocking: a named pipe must not hang the start.
+        # Non-blocking, because opening a named pipe could wait for ever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             raw = file.read(MAX_BYTES + 1) or b""
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise fail(f"can't be read: {error.strerror}") from error
     if len(raw) > MAX_BYTES:
-        raise fail("larger than 1 MiB: this is no configuration")
+        raise fail("larger than 1 MiB: this is not a configuration file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,14 +110,14 @@ def _read(path: Path) -> str:
 
 
 def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
-    """Validate; after errors go on without what was wrong, to find what only a whole file can show.
+    """Validate; after errors, validate again without the wrong keys, to find errors that pydantic did not get to.
 
-    Returns the configuration, if there is enough for one, the problems, and the paths that are not as in the file.
+    Returns the configuration (None: too much is wrong), the problems, and the paths whose values were wrong.
     """
     if not isinstance(tree.value, dict):
         if tree.problems:
             return None, [], set()
-        message = "this is no mapping of keys; config.example.yaml shows what belongs here"
+        message = "this is not a mapping of keys to values; config.example.yaml shows one"
         return None, [Problem(1, "", message)], set()
     value: dict[str, Value] = tree.value
     found: dict[complaints.Complaint, None] = {}
@@ -135,32 +135,32 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
             break
         unknown |= {item.path for item in fresh if item.unknown}
         wrong |= {item.path for item in fresh if not item.unknown}
-        value = _completed(_without(tree.value, unknown | wrong), _STAND_INS)
-    unreadable = {problem.path for problem in tree.problems}  # null to the validator: one complaint is enough
+        value = _with_placeholders(_without(tree.value, unknown | wrong), _PLACEHOLDERS)
+    unreadable = {problem.path for problem in tree.problems}  # null for the validator, which would report it again
     problems = [Problem(tree.line_of(item.path), dotted(item.path), item.message) for item in found]
     wrong |= {path for path in tree.lines if path and dotted(path) in unreadable}
     return config, [problem for problem in problems if problem.path not in unreadable], wrong
 
 
-def _completed(value: dict[str, Value], stand_ins: dict[str, Value]) -> dict[str, Value]:
-    """With something in the place of what is missing; an empty list is what is left of one that held an error."""
+def _with_placeholders(value: dict[str, Value], placeholders: dict[str, Value]) -> dict[str, Value]:
+    """Fill in missing values; an empty list counts as missing, because a list with an error was emptied."""
     whole = dict(value)
-    for key, stand_in in stand_ins.items():
+    for key, placeholder in placeholders.items():
         there = whole.get(key)
-        if isinstance(there, dict) and isinstance(stand_in, dict):
-            whole[key] = _completed(there, stand_in)
+        if isinstance(there, dict) and isinstance(placeholder, dict):
+            whole[key] = _with_placeholders(there, placeholder)
         elif there is None or there == []:
-            whole[key] = stand_in
+            whole[key] = placeholder
     return whole
 
 
 def _related(path: KeyPath, wrong: set[KeyPath]) -> bool:
-    """Whether something wrong is at that path, in it or around it."""
+    """Whether one of the wrong paths is that path, below it or above it."""
     return any(item[: len(path)] == path[: len(item)] for item in wrong)
 
 
 def _covers(path: KeyPath, wrong: set[KeyPath]) -> bool:
-    """Whether what is at `path` was made different by leaving out something wrong at or below it."""
+    """Whether the value at `path` was changed by removing a wrong key at or below it."""
     return any(item[: len(path)] == path for item in wrong)
 
 
@@ -175,7 +175,7 @@ def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
             key: _copy_without(child, paths, (*here, key)) for key, child in value.items() if (*here, key) not in paths
         }
     if isinstance(value, list):
-        # A list that holds an error goes as a whole: without one item, the others' places would move.
+        # A list with an error is emptied: without one item, the positions of the others would change.
         if any(path[: len(here)] == here and len(path) > len(here) for path in paths):
             return []
         return [_copy_without(child, paths, (*here, index)) for index, child in enumerate(value)]
@@ -191,7 +191,7 @@ def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, str) or not Path(value).is_absolute():
-            continue  # absent, or wrong in a way that the validation tells
+            continue  # absent, or reported by the validation
         try:
             found[name] = read_secret(Path(value), owners)
         except ValueError as error:
@@ -200,7 +200,7 @@ def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
 
 
 def _owners(tree: Tree) -> frozenset[int]:
-    """Whose secret files are taken: ours and root's; root also asks for the user that runs ravebot."""
+    """Users whose secret files are accepted: our own and root; for root also the owner of the state folder."""
     owners = {0, os.geteuid()}
     state_dir = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
     if os.geteuid() == 0 and isinstance(state_dir, str):

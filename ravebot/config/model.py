@@ -1,7 +1,4 @@
-"""What an operator can configure: the shape, units and limits of every key of the YAML file.
-
-Reading the file, with every error at once, is the work of `config.file`.
-"""
+"""The keys of the configuration file, with their types, units and limits; `config.file` reads the file."""
 
 from __future__ import annotations
 
@@ -34,11 +31,11 @@ from ravebot.config.values import (
 )
 
 MOST_MACHINES = 10_000
-"""That a pool may run at a time."""
+"""The most machines that a pool may run at a time."""
 
 
 def matches_project(patterns: tuple[str, ...], path: str) -> bool:
-    """Whether a project's full path is named by one of the patterns (`*` also crosses `/`)."""
+    """Whether a project's full path matches one of the patterns (`*` also matches `/`)."""
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
@@ -65,7 +62,7 @@ class MatrixConfig(Section):
 
     @property
     def room_names(self) -> tuple[str, ...]:
-        """Every room that ravebot is to be in, as configured (alias or id), each once."""
+        """Every configured room (alias or id), each once."""
         names = (*(room.room for room in self.rooms), self.operations_room)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
@@ -174,7 +171,7 @@ class AgentConfig(Section):
 
 
 class Config(Section):
-    """The whole file."""
+    """The whole configuration file."""
 
     instance: str = Field("main", pattern=r"^[a-z0-9](?:[a-z0-9-]{0,14}[a-z0-9])?$")
     state_dir: StateDir = Path("/var/lib/ravebot")
@@ -193,5 +190,5 @@ class Config(Section):
         return tuple(dict.fromkeys(rooms))
 
     def serves(self, project_path: str) -> bool:
-        """Whether sandboxes are given to that project's merge requests."""
+        """Whether that project's merge requests get sandboxes."""
         return matches_project(self.gitlab.projects, project_path)

@@ -1,4 +1,4 @@
-"""Secrets are read from files of their own, which nobody but their owner may read."""
+"""Reads secrets, each from a file of its own that only its owner may read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BYTES = 64 * 1024
 
 @dataclass(frozen=True, repr=False)
 class Secrets:
-    """Every secret the configuration names; None where it names none."""
+    """The secrets that the configuration names; None for those that it does not name."""
 
     matrix_password: str | None = None
     matrix_access_token: str | None = None
@@ -27,7 +27,7 @@ class Secrets:
         return "Secrets(…)"
 
     def values(self) -> frozenset[str]:
-        """All of them, to be kept out of logs."""
+        """All secrets, so that logs can hide them."""
         found = (getattr(self, item.name) for item in fields(self))
         return frozenset(value for value in found if value)
 
@@ -40,16 +40,16 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "webhook_secret": ("gitlab", "webhook", "secret_token_file"),
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
 }
-"""Which key of the configuration names the file of which secret."""
+"""For each secret, the key of the configuration that names its file."""
 
 
 def read_secret(path: Path, owners: Container[int]) -> str:
-    """The one line that the file holds, which belongs to one of these users.
+    """Read a file of one line that belongs to one of `owners`.
 
-    Raises ValueError, saying what to do and never showing the secret.
+    Raises ValueError; its message says what to do and never contains the secret.
     """
     try:
-        # Not blocking: a named pipe in a secret's place must not hang the start.
+        # Non-blocking, because opening a named pipe could wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ValueError(
@@ -61,7 +61,7 @@ def read_secret(path: Path, owners: Container[int]) -> str:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
             raise ValueError(f"{path} is {what}: name a file that holds the secret")
         if facts.st_uid not in owners:
             raise ValueError(f"{path} belongs to user {facts.st_uid}, who could change it: chown it to ravebot's user")
@@ -72,7 +72,7 @@ def read_secret(path: Path, owners: Container[int]) -> str:
     finally:
         os.close(descriptor)
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"{path} is larger than 64 KiB: that is no secret of one line")
+        raise ValueError(f"{path} is larger than 64 KiB: put only the secret in it, in one line")
     try:
         text = raw.decode().strip()
     except UnicodeDecodeError:
@@ -80,5 +80,5 @@ def read_secret(path: Path, owners: Container[int]) -> str:
     if not text:
         raise ValueError(f"{path} is empty: put the secret in it")
     if not text.isprintable():
-        raise ValueError(f"{path} holds more than one line or control characters: only the secret belongs in it")
+        raise ValueError(f"{path} has more than one line or control characters: put only the secret in it")
     return text

@@ -1,6 +1,6 @@
-"""A YAML text as plain values, with the line of every key, so that a complaint can say where.
+"""Parses YAML into plain values, with the line of every key for error messages.
 
-Stricter than YAML: the same key twice is an error, keys are text, and what aliases expand to is bounded.
+Stricter than YAML: a duplicate key is an error, keys are strings, and the expansion of aliases is limited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong: the line (from 1; 0: none), the key path and what to do about it."""
+    """One error: the line (from 1; 0: none), the key path and what to do about it."""
 
     line: int
     path: str
@@ -33,14 +33,14 @@ class Problem:
 
 @dataclass
 class Tree:
-    """What a text holds: `value`, the line of every key path, and what is wrong with it as YAML."""
+    """A parsed file: its value, the line of every key path, and the errors found while parsing."""
 
     value: Value = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def line_of(self, path: KeyPath) -> int:
-        """The line of that key, or of the nearest one around it that is there."""
+        """The line of that key, or of its nearest parent that is in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -55,7 +55,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def parse(text: str) -> Tree:
-    """Read YAML; never raises for what the text holds: what is wrong is in `problems`."""
+    """Parse YAML; errors in the text are not raised but listed in `problems`."""
     loader = yaml.SafeLoader("")
     tree = Tree()
     try:
@@ -80,11 +80,11 @@ def parse(text: str) -> Tree:
 
 
 class _TooLargeError(Exception):
-    """More values, or deeper, than any configuration has."""
+    """More values, or deeper nesting, than any configuration has."""
 
 
 class _Reader:
-    """Turns nodes into values, noting lines and problems on the way."""
+    """Turns YAML nodes into values, and records lines and problems."""
 
     def __init__(self, loader: yaml.SafeLoader, tree: Tree) -> None:
         self._loader = loader
@@ -106,12 +106,12 @@ class _Reader:
         try:
             value: Value = self._loader.construct_object(node)
             if isinstance(value, str):
-                value.encode()  # an escape can name half a character
+                value.encode()  # an escape can stand for a lone surrogate
             return value
         except yaml.constructor.ConstructorError:
             written = f"{node.tag} {node.value}".strip()
             self._complain(node, path, f'YAML reads a leading ! as a tag; put quotes around it: "{written[:60]}"')
-        except (ValueError, LookupError, AttributeError, OverflowError):  # what PyYAML makes of `!!int ""` and the like
+        except (ValueError, LookupError, AttributeError, OverflowError):  # PyYAML raises these for `!!int ""`, say
             self._complain(node, path, "YAML can't read this value; put quotes around it if it is text")
         return None
 
@@ -131,7 +131,7 @@ class _Reader:
                 continue
             if key in own:
                 first = self._tree.line_of((*path, key))
-                self._complain(key_node, (*path, key), f"this key is there twice, first in line {first}: remove one")
+                self._complain(key_node, (*path, key), f"duplicate key, first in line {first}: remove one")
                 continue
             self._tree.lines[(*path, key)] = key_node.start_mark.line + 1
             own[key] = self.read(value_node, (*path, key))
@@ -148,7 +148,7 @@ class _Reader:
         return None
 
     def _merge_sources(self, node: yaml.Node, path: KeyPath) -> Iterator[tuple[dict[str, Value], dict[KeyPath, int]]]:
-        """Each mapping, with the lines of its keys, which are apart: the mapping that it goes into has its own."""
+        """Each merged mapping with the lines of its keys, which are not mixed with those of the enclosing mapping."""
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             kept, self._tree.lines = self._tree.lines, {}
             value = self.read(source, path)

@@ -1,6 +1,6 @@
-"""How single values of the configuration are written: durations, sizes, ports, networks, names, paths.
+"""Types of single configuration values: durations, sizes, ports, networks, names, paths.
 
-What can't work is refused here, in words for the person who wrote it; what must hold between values is not.
+A value that can't work is an error here, with a message for the person who wrote it; `checks` compares values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 LONGEST = timedelta(days=365)
-"""Far beyond any use, and far below where moments stop being moments."""
+"""Longer than any use needs, and short enough that dates with it added never overflow."""
 _DURATION = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m(?:in)?)?\s*(?:(\d+)s)?")
 _SIZE_UNITS = {
     "": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
@@ -28,7 +28,7 @@ _LONGEST_STATE_DIR_BYTES = 107 - len("/admin.sock")  # the admin socket lies in 
 
 
 def parse_duration(text: object) -> timedelta:
-    """A duration as people write it: `2h`, `1h30m`, `90s`, `1d`. Raises ValueError, saying how to write one."""
+    """A duration as people write it: `2h`, `1h30m`, `90s`, `1d`. Raises ValueError that says how to write one."""
     if isinstance(text, timedelta):
         return text
     if isinstance(text, str) and len(text) <= 32:
@@ -43,7 +43,7 @@ def parse_duration(text: object) -> timedelta:
 
 
 def parse_size(text: object) -> int:
-    """A size in bytes as people write it: `4GiB`, `512MiB`, `20G` (G is GiB). Raises ValueError, saying how."""
+    """A size in bytes as people write it: `4GiB`, `512MiB`, `20G` (G is GiB). Raises ValueError that says how."""
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     if isinstance(text, str):
@@ -61,13 +61,13 @@ def _bounded(duration: timedelta) -> timedelta:
 
 def _positive(duration: timedelta) -> timedelta:
     if not duration:
-        raise ValueError("must be more than nothing")
+        raise ValueError("must be longer than zero")
     return duration
 
 
 def _distinct(durations: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
     if len(set(durations)) < len(durations):
-        raise ValueError("the same duration is there twice: remove one")
+        raise ValueError("the same duration is listed twice: remove one")
     return durations
 
 
@@ -77,13 +77,13 @@ DistinctDurations = Annotated[tuple[PositiveDuration, ...], AfterValidator(_dist
 
 
 def size_from(smallest: str) -> BeforeValidator:
-    """A size that is at least so much, and at most what disks and databases can count."""
+    """Sizes from `smallest` to the largest that disks and the database can represent."""
     largest = "1024TiB"
 
     def validate(text: object) -> int:
         size = parse_size(text)
         if not parse_size(smallest) <= size <= parse_size(largest):
-            raise ValueError(f"can't work: write a size from {smallest} to {largest}")
+            raise ValueError(f"out of range: write a size from {smallest} to {largest}")
         return size
 
     return BeforeValidator(validate)
@@ -153,14 +153,14 @@ def _network(value: object) -> object:
             return ipaddress.IPv4Network(value)
         except ValueError:
             pass
-    raise ValueError("write an IPv4 network like 192.0.2.0/24, without bits of a host in it")
+    raise ValueError("write an IPv4 network like 192.0.2.0/24, with all host bits zero")
 
 
 def _for_guests(network: ipaddress.IPv4Network) -> ipaddress.IPv4Network:
     if network.prefixlen > 29:
         raise ValueError("the bridge's subnet must have room for guests: /29 or larger")
     if not any(network.subnet_of(private) for private in _PRIVATE):
-        raise ValueError("not a private network (RFC 1918): its real owner could not be reached any more")
+        raise ValueError("not a private network (RFC 1918): its public addresses could no longer be reached")
     return network
 
 
@@ -190,16 +190,16 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-def _holds_a_socket(path: Path) -> Path:
+def _short_enough_for_socket(path: Path) -> Path:
     if len(os.fsencode(path)) > _LONGEST_STATE_DIR_BYTES:
-        raise ValueError(f"too long for the admin socket in it: at most {_LONGEST_STATE_DIR_BYTES} bytes")
+        raise ValueError(f"too long for the admin socket in it: use at most {_LONGEST_STATE_DIR_BYTES} bytes")
     return path
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-StateDir = Annotated[AbsolutePath, AfterValidator(_holds_a_socket)]
+StateDir = Annotated[AbsolutePath, AfterValidator(_short_enough_for_socket)]
 SecretFile = AbsolutePath
-"""A file that holds one secret; who may read it is checked when the configuration is loaded."""
+"""A file with one secret; its owner and mode are checked when the configuration is loaded."""
 
 
 def _glob(pattern: str) -> str:

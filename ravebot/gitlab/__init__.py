@@ -1,1 +1,1 @@
-"""GitLab's side: webhooks and polling in; notes, emoji and archives out."""
+"""The GitLab adapter: webhooks and API answers in; notes and emoji out."""

@@ -1,4 +1,4 @@
-"""GitLab's API answers as facts of ours (https://docs.gitlab.com/api/). Raises Malformed for what is none."""
+"""Parses answers of GitLab's API (https://docs.gitlab.com/api/). Raises Malformed for an answer of another form."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def merge_request(body: Json) -> MergeRequest:
         title=text(body, "title", 1024),
         web_url=web_url(body, "web_url"),
         source_branch=text(body, "source_branch", 1024),
-        # null when the fork was deleted: 0 is no project, so the merge request still counts as a fork's
+        # null when the fork was deleted; no project has the id 0, so the merge request still counts as from a fork
         source_project_id=optional_identifier(body, "source_project_id") or 0,
         head_sha=sha(body, "sha") if body.get("sha") else "",
         author=person(mapping(body, "author")),
@@ -81,7 +81,7 @@ def access_level(body: Json) -> int:
 
 
 def ssh_key(body: Json, now: datetime) -> str | None:
-    """Type and Base64 of a key to log in with; None for one that expired, only signs, or is no key."""
+    """Type and Base64 of a key for logging in; None if it expired, is only for signing, or is invalid."""
     if body.get("usage_type", "auth_and_signing") not in {"auth", "auth_and_signing"}:
         return None
     if body.get("expires_at") is not None:
@@ -105,10 +105,10 @@ def note(body: Json) -> Note:
 
 
 def note_id(body: Json) -> int:
-    """Of a note just posted. GitLab answers without an id when it took all of it for quick actions."""
+    """The id of a note just posted. GitLab's answer has no id if the text contained only quick actions."""
     return identifier(body, "id")
 
 
 def award(body: Json) -> tuple[int, str]:
-    """Who gave which emoji."""
+    """The user's id and the emoji."""
     return identifier(mapping(body, "user"), "id"), text(body, "name", 255)

@@ -1,7 +1,7 @@
-"""GitLab's API as ravebot needs it: an async face over python-gitlab, which blocks.
+"""The part of GitLab's API that ravebot uses: async methods that run python-gitlab, which blocks, in threads.
 
-Errors are ours: NotFound, Forbidden, Refused (an archive that is too large), and Unavailable, which knows when to
-come back. Nothing is tried again here: a POST that is could post twice. That is the caller's, who has rows to tell.
+Raises NotFound, Forbidden, Refused (the archive is too large), and Unavailable, which may say when to try again.
+Nothing is retried here, because a repeated POST could post twice; callers retry, since their rows say what was sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
-_NOTES_PER_PAGE = "20"  # each may be a megabyte, and a page is held whole
+_NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in memory
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -45,12 +45,12 @@ class GitLab:
         self._clock = clock or SystemClock()
         self._transport = Transport(self.url, token, self._clock, timeout_seconds)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
-        # Archives take long: on threads of their own, they hold up no note.
+        # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
 
     async def close(self) -> None:
-        """Take no more calls, and let those under way end (a download at its next piece)."""
+        """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
         for pool in (self._pool, self._slow_pool, self._note_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
@@ -113,7 +113,7 @@ class GitLab:
         return await self._call(ask)
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
-        """The SSH keys that user may log in with: type and Base64 only; none that expired or only sign."""
+        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys."""
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class GitLab:
         )
 
     async def edit_note(self, ref: MergeRequestRef, note_id: int, body: str) -> None:
-        """Rewrite our comment, which notifies nobody. NotFound when somebody deleted it."""
+        """Rewrite a comment of the bot, which notifies nobody. Raises NotFound if it was deleted."""
         await self._call(lambda: self._transport.put(f"{_address(ref)}/notes/{note_id:d}", {"body": body}))
 
     async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str) -> int | None:
@@ -155,9 +155,9 @@ class GitLab:
         return await self._call(search)
 
     async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
-        """People's comments newer than that one, oldest first, for catching up on lost webhooks.
+        """People's comments newer than that one, oldest first, to catch up on lost webhooks.
 
-        Of each text only the command is kept: there may be any number of them, of a million characters each.
+        Only the command of each text is kept: there may be any number of comments, of a million characters each.
         """
 
         def gather() -> list[CommentPosted]:
@@ -173,14 +173,14 @@ class GitLab:
         return await self._call(gather)
 
     async def react(self, ref: MergeRequestRef, note_id: int, emoji: str) -> None:
-        """Put an emoji (`eyes`, `white_check_mark`, …) on a comment; it being there already is fine."""
+        """Add an emoji (`eyes`, `white_check_mark`, …) to a comment; it may be there already."""
         address = f"{_address(ref)}/notes/{note_id:d}/award_emoji"
 
         def award() -> None:
             try:
                 self._transport.post(address, {"name": emoji})
             except NotFound:
-                # GitLab says 404 both for a note that is gone and for an emoji that we gave before.
+                # GitLab answers 404 if the note is gone, and also if we gave the emoji before.
                 me = answers.person(self._transport.get("/user"))
                 if (me.id, emoji) not in [answers.award(item) for item in self._transport.list(address)]:
                     raise
@@ -205,7 +205,7 @@ class GitLab:
 
 
 def _readable(items: Iterable[Json], read: Callable[[Json], T]) -> Iterator[T]:
-    """What `read` makes of each; one that makes no sense is logged and left out, so that the others still count."""
+    """Each item as parsed by `read`; a malformed one is logged and left out, so that the others still count."""
     for item in items:
         try:
             yield read(item)

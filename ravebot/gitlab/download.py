@@ -1,4 +1,4 @@
-"""Source archives, streamed to a file and bounded."""
+"""Downloads source archives to a file, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ravebot.gitlab.transport import Transport
 from ravebot.sandboxes.view import in_bytes
 
 _CHUNK_BYTES = 256 * 1024
-_DEADLINE_SECONDS = 600.0  # the whole download; each piece has the transport's timeout
+_DEADLINE_SECONDS = 600.0  # for the whole download; each chunk has the transport's timeout
 
 
 def save(transport: Transport, address: str, sha: str, target: Path, max_bytes: int) -> int:
-    """Write the archive of that commit to `target`; returns its size. What it raises leaves no file behind."""
+    """Write the archive of that commit to `target`; returns its size. If it raises, no file is left."""
 
     def take(response: requests.Response) -> int:
         announced = response.headers.get("Content-Length", "")
@@ -38,7 +38,7 @@ def save(transport: Transport, address: str, sha: str, target: Path, max_bytes: 
 
     try:
         return transport.stream(address, take, sha=sha)
-    except BaseException:  # whatever breaks it off: half an archive is of no use
+    except BaseException:  # also when it is interrupted: half an archive is of no use
         target.unlink(missing_ok=True)
         raise
 

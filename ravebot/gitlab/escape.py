@@ -1,8 +1,8 @@
-"""Other people's text in GitLab's Markdown: it can neither ping, nor command, nor link, nor break out of its place.
+"""Escapes untrusted text for GitLab's Markdown: it can't mention, command or link, or break out of its place.
 
-GitLab looks for references (`@all`, `group/app#1`, `:emoji:`) in the rendered text, where a backslash no longer shows,
-so a sigil is parted from what follows by a word joiner, which has no width. Quick actions are looked for in the source,
-by line, so no line of ours begins with a slash. https://docs.gitlab.com/user/markdown/
+GitLab looks for references (`@all`, `group/app#1`, `:emoji:`) in the rendered text, where a backslash has no effect, so
+a word joiner, which has no width, is put after each sigil. GitLab looks for quick actions at the start of each source
+line, so no line begins with a slash. https://docs.gitlab.com/user/markdown/
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from itertools import pairwise
 
 JOINER = "\u2060"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_MEANT = {**{sign: f"\\{sign}" for sign in "\\`*_[]{}#~$^"}, "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
+_ESCAPES = {**{char: f"\\{char}" for char in "\\`*_[]{}#~$^"}, "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _COMBINING_KEPT = 2
 _LINE_START = re.compile(r"^([ \t]*)(?=/|>>>|::)", re.MULTILINE)
 
 
 def text(value: str, limit: int = 200) -> str:
-    """One line of plain text, at most `limit` characters of it, for any place inside a line or a table's cell."""
+    """The text as one line of at most `limit` characters, for any place inside a line or a table cell."""
     line = one_line(value, limit)
-    parted = "".join(_MEANT.get(sign, sign) + _joiner(sign, after) for sign, after in pairwise(line + " "))
-    parted = re.sub(r"(?i)\bwww\.", lambda match: f"{match[0][:-1]}{JOINER}.", parted)
-    return parted if line[:1].isalpha() else JOINER + parted
+    escaped = "".join(_ESCAPES.get(char, char) + _joiner(char, following) for char, following in pairwise(line + " "))
+    escaped = re.sub(r"(?i)\bwww\.", lambda match: f"{match[0][:-1]}{JOINER}.", escaped)
+    return escaped if line[:1].isalpha() else JOINER + escaped
 
 
-def _joiner(sign: str, after: str) -> str:
-    return JOINER if sign in "@#!~%$&^:" and after != " " else ""
+def _joiner(char: str, following: str) -> str:
+    return JOINER if char in "@#!~%$&^:" and following != " " else ""
 
 
 def code(value: str, limit: int = 200) -> str:
-    """One line as inline code, where GitLab looks for nothing. A bar, which would end a table's cell, becomes `¦`."""
+    """The text as inline code, in which GitLab finds no references. `|`, which would end a table cell, becomes `¦`."""
     line = one_line(value, limit).replace("|", "¦")
     if not line:
         return "—"
@@ -41,9 +41,9 @@ def code(value: str, limit: int = 200) -> str:
 
 
 def block(value: str, limit: int = 4_000, max_lines: int = 40) -> str:
-    """The end of an output as a fenced block: bounded, without terminal codes, closed whatever it holds."""
+    """The end of an output as a fenced block of limited size, without terminal codes; its text can't close it."""
     plain = _ANSI.sub("", value[-4 * limit :]).replace("\r\n", "\n").replace("\r", "\n")
-    lines = ["".join(_visible(sign) for sign in line.rstrip()) for line in plain.split("\n")]
+    lines = ["".join(_visible(char) for char in line.rstrip()) for line in plain.split("\n")]
     kept = "\n".join(lines).strip("\n")
     tail = "\n".join(kept[-limit:].split("\n")[-max_lines:])
     if len(tail) < len(kept) or len(value) > 4 * limit:
@@ -54,22 +54,22 @@ def block(value: str, limit: int = 4_000, max_lines: int = 40) -> str:
 
 
 def one_line(value: str, limit: int) -> str:
-    """The text on one line, with what is invisible or turns the writing around made visible, and cut."""
-    signs: list[str] = []
+    """The text as one line, cut at `limit`; invisible characters and changes of direction are made visible."""
+    chars: list[str] = []
     combining = 0
-    for sign in " ".join(value[: 4 * limit].split()):
-        combining = combining + 1 if unicodedata.combining(sign) else 0
+    for char in " ".join(value[: 4 * limit].split()):
+        combining = combining + 1 if unicodedata.combining(char) else 0
         if combining <= _COMBINING_KEPT:
-            signs.append(_visible(sign))
-    line = "".join(signs)
+            chars.append(_visible(char))
+    line = "".join(chars)
     return line if len(line) <= limit and len(value) <= 4 * limit else line[: limit - 1].rstrip() + "…"
 
 
-def _visible(sign: str) -> str:
+def _visible(char: str) -> str:
     """Control, format (right-to-left marks, zero width), surrogate and private characters show as U+FFFD."""
-    if sign == "\t":
-        return sign
-    return "\ufffd" if unicodedata.category(sign) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} else sign
+    if char == "\t":
+        return char
+    return "\ufffd" if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} else char
 
 
 def _longest_run(line: str) -> int:

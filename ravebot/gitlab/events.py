@@ -1,4 +1,4 @@
-"""What a webhook's body says, as facts of ours: pure, and distrustful of every field.
+"""Parses the body of a webhook into an event. Pure; no field is trusted.
 
 https://docs.gitlab.com/user/project/integrations/webhook_events/
 """
@@ -29,7 +29,7 @@ MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
 
 @dataclass(frozen=True)
 class MergeRequestChanged:
-    """A merge request was opened, changed, closed, …; `mr` is complete but for what the payload lacks.
+    """A merge request was opened, changed, closed, …; `mr` has everything that the payload has.
 
     The author's user name is in no field of its own: it is "" unless the author also acted, is assigned or reviews.
     `by.id` is 0 on old servers.
@@ -57,13 +57,13 @@ class CommentPosted:
 
 @dataclass(frozen=True)
 class Ignored:
-    """Nothing for us."""
+    """An event that ravebot ignores."""
 
     why: str
 
 
 def parse(body: Mapping[str, object]) -> MergeRequestChanged | CommentPosted | Ignored:
-    """Read a webhook's body. Raises Malformed when an event of ours lacks what it must have."""
+    """Parse a webhook's body. Raises Malformed if a merge request or comment lacks a field that is needed."""
     kind = body.get("object_kind")
     if kind == "merge_request":
         return _merge_request_changed(body)
@@ -71,7 +71,7 @@ def parse(body: Mapping[str, object]) -> MergeRequestChanged | CommentPosted | I
         return _comment(body)
     if isinstance(kind, str) or isinstance(body.get("event_name"), str):
         return Ignored("an event of another kind")
-    raise Malformed("object_kind is missing: this is no GitLab webhook")
+    raise Malformed("object_kind is missing: this is not a GitLab webhook")
 
 
 def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
@@ -85,7 +85,7 @@ def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
 def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:
     attributes = mapping(body, "object_attributes")
     if attributes.get("noteable_type") != "MergeRequest":
-        return Ignored("a comment on something else than a merge request")
+        return Ignored("a comment on something other than a merge request")
     if attributes.get("action", "create") != "create":  # absent before GitLab 16.11
         return Ignored("an edited comment")
     if flag(attributes, "system"):
@@ -114,7 +114,7 @@ def _merge_request(
         title=text(attributes, "title", 1024),
         web_url=_address(body, attributes, iid),
         source_branch=text(attributes, "source_branch", 1024),
-        # null when the fork was deleted: 0 is no project, so the merge request still counts as a fork's
+        # null when the fork was deleted; no project has the id 0, so the merge request still counts as from a fork
         source_project_id=optional_identifier(attributes, "source_project_id") or 0,
         head_sha=sha(commit, "id") if isinstance(commit, Mapping) else "",
         author=Person(author_id, next(names, "")),
@@ -126,7 +126,7 @@ def _merge_request(
 
 
 def _address(body: Mapping[str, object], attributes: Mapping[str, object], iid: int) -> str:
-    """Where to look at it; comments of older servers give only the project's address."""
+    """The merge request's web address; comments of older servers have only the project's."""
     if "url" in attributes:
         return web_url(attributes, "url")
     return f"{web_url(mapping(body, 'project'), 'web_url')}/-/merge_requests/{iid:d}"

@@ -1,4 +1,4 @@
-"""Fields of GitLab's JSON, checked as they are read: the one place where its untyped answers become typed."""
+"""Reads fields of GitLab's JSON, and checks their types and limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Json = Mapping[str, object]
 
 
 class Malformed(RavebotError):
-    """What claims to come from GitLab lacks a field or has nonsense in it."""
+    """Data that claims to come from GitLab lacks a field or has an invalid one."""
 
 
 def mapping(body: Json, key: str) -> Json:
@@ -28,7 +28,7 @@ def mapping(body: Json, key: str) -> Json:
 
 
 def listing(body: Json, key: str) -> Sequence[object]:
-    """The list, cut to a sane length; empty when it is absent."""
+    """The list, cut to `_MAX_LIST` items; empty when it is absent."""
     value = body.get(key)
     if value is None:
         return ()
@@ -38,7 +38,7 @@ def listing(body: Json, key: str) -> Sequence[object]:
 
 
 def text(body: Json, key: str, limit: int) -> str:
-    """The text, cut at `limit` characters; lone surrogates, which nothing can store, become `?`."""
+    """The text, cut at `limit` characters; lone surrogates, which can't be stored, become `?`."""
     value = body.get(key)
     if not isinstance(value, str):
         raise Malformed(f"{key} is missing or no text")
@@ -84,10 +84,10 @@ def state(body: Json) -> str:
 
 
 def moment(body: Json, key: str) -> datetime | None:
-    """The moment as UTC; None where it is absent or can't be read.
+    """The moment as UTC, in whole seconds; None if it is absent or can't be parsed.
 
-    Whole seconds: webhooks (`2026-03-01 12:00:00 UTC`) know no more, and the API's milliseconds would make a webhook
-    of the same second look older than what was read before it.
+    Webhooks (`2026-03-01 12:00:00 UTC`) have only whole seconds. With the API's milliseconds, a webhook of the same
+    second would look older than an API answer that was read before it.
     """
     value = body.get(key)
     if not isinstance(value, str) or len(value) > 50:

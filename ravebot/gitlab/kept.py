@@ -1,4 +1,4 @@
-"""An event as the inbox keeps it until it is acted on: the fields that count, each of a bounded length."""
+"""The form in which the inbox stores an event: only the fields that are needed, each of a bounded length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, p
 
 MERGE_REQUEST, NOTE = "merge_request", "note"
 RAW_MERGE_REQUEST, RAW_NOTE = "raw_merge_request", "raw_note"
-"""Rows that waited when the database was of version 1, which kept the whole body of each webhook."""
+"""Kinds of rows from a database of version 1, which stored the whole body of each webhook."""
 
 _CHANGE = TypeAdapter(MergeRequestChanged)
 _COMMENT = TypeAdapter(CommentPosted)
@@ -21,8 +21,8 @@ _COMMENT = TypeAdapter(CommentPosted)
 def kept(event: MergeRequestChanged | CommentPosted) -> tuple[str, str]:
     """Kind and body of an inbox row.
 
-    Of a comment only its command is kept: neither the rest of its text nor the merge request's description, each of
-    which may be megabytes long.
+    Only the command of a comment is stored: the rest of its text and the merge request's description may be megabytes
+    long.
     """
     if isinstance(event, MergeRequestChanged):
         return MERGE_REQUEST, _CHANGE.dump_json(event).decode()
@@ -31,7 +31,7 @@ def kept(event: MergeRequestChanged | CommentPosted) -> tuple[str, str]:
 
 
 def read(kind: str, body: str) -> MergeRequestChanged | CommentPosted | Ignored:
-    """The event in an inbox row. Raises ValueError or Malformed when there is none."""
+    """The event in an inbox row. Raises ValueError or Malformed if it contains none."""
     if kind in (RAW_MERGE_REQUEST, RAW_NOTE):
         return parse(json.loads(body))
     return _CHANGE.validate_json(body) if kind == MERGE_REQUEST else _COMMENT.validate_json(body)

@@ -1,10 +1,10 @@
-"""`POST /webhooks/gitlab`: prove, read, store, answer; what the event means is somebody else's work.
+"""`POST /webhooks/gitlab`: authenticates, reads, stores and answers; `intake` acts on the event later.
 
 The secret token is checked before the body is read. A request with neither the right token nor a well-formed, recent
-signature is refused without its body. A signature can be checked only against the body, so the bodies of all requests
-that have nothing else share a bounded amount of memory; one that finds no room waits, and is then answered 503.
+signature is refused before its body is read. A signature can only be checked with the body, so the bodies of all
+requests without the right token share a bounded amount of memory; a body that finds no room waits, then gets a 503.
 
-GitLab wants a 2xx with an empty body within ten seconds, for events we ignore too, or it disables the hook.
+GitLab expects a 2xx with an empty body within ten seconds, also for ignored events, or it disables the webhook.
 https://docs.gitlab.com/user/project/integrations/webhooks/
 """
 
@@ -29,17 +29,17 @@ from ravebot.gitlab.webhook import Forged, WebhookDelivery, WebhookSecrets, auth
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 25 * 1024**2
-"""GitLab sends no larger ones: a body has the whole description, and each 4xx brings the hook nearer to its end.
+"""GitLab sends no larger ones. A body has the whole description, and repeated 4xx answers disable the webhook.
 https://docs.gitlab.com/user/gitlab_com/#webhooks"""
 MAX_UNPROVEN_BYTES = 5 * 1024**2
-"""Of a body that is read before its signature can be checked."""
+"""The most that is read of a body before its signature can be checked."""
 MAX_UNPROVEN_TOGETHER_BYTES = 16 * 1024**2
-"""Of all such bodies at a time: three of the largest, and little on a host of virtual machines."""
+"""The most that all such bodies may take at a time: three of the largest, and little on a host of virtual machines."""
 BODY_SECONDS = 10.0
-"""How long a body may take; GitLab waits no longer for an answer. Half of it may be spent on waiting for room."""
+"""How long reading a body may take; GitLab waits no longer for an answer. At most half of it is waiting for room."""
 _PIECE_BYTES = 16 * 1024
 _RETRY = {"Retry-After": "10"}
-_CROWDED = "too many webhooks with unchecked signatures at a time: try again later, or send the secret token as well\n"
+_CROWDED = "too many webhooks with unchecked signatures at once: try again later, or send the secret token as well\n"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,10 +52,10 @@ def webhook_handler(
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,
 ) -> Handler:
-    """The handler. `accept` returns once the delivery is committed: true when new, false when we had it already.
+    """The handler. `accept` returns when the delivery is committed: True if it is new, False if it was stored before.
 
-    `on_result` is told accepted, duplicate, ignored, forged, malformed, too_large or unavailable (the store can't be
-    written, or there is no room for an unproven body), and how long it took in seconds.
+    `on_result` is called with accepted, duplicate, ignored, forged, malformed, too_large or unavailable (the store
+    can't be written, or there is no room for an unproven body), and with the time in seconds.
     """
     unproven = Unproven(MAX_UNPROVEN_TOGETHER_BYTES, body_seconds / 2)
 
@@ -77,7 +77,7 @@ def webhook_handler(
             if body is None:
                 return "too_large", web.Response(status=413, text=f"at most {limit} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
-            share.give_back()  # proven: free the room before the store is awaited
+            share.give_back()  # proven: free the room before waiting for the store
             event = _relevant(body)
         except Forged as error:
             return "forged", web.Response(status=401, text=f"{error}\n")
@@ -103,10 +103,10 @@ def webhook_handler(
 
 
 async def _body(request: web.Request, limit: int, share: Share | None) -> bytes | None:
-    """The body, or None when it is larger than that; read piece by piece, so that a large one is never held.
+    """The body, or None if it is larger than `limit`; read in chunks, so that a larger one is never held in memory.
 
-    `share` is that of an unproven sender: room is taken at once for the announced length, and as it grows for what has
-    none or is compressed. Raises NoRoom.
+    `share` is given for an unproven body: room is taken at once for the announced length, or as the body grows if it
+    has none or is compressed. Raises NoRoom.
     """
     announced = request.content_length or 0
     if announced > limit:
@@ -128,9 +128,9 @@ def _relevant(body: bytes) -> MergeRequestChanged | CommentPosted | Ignored:
     try:
         content = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
-        raise Malformed("the body is no JSON in UTF-8") from error
+        raise Malformed("the body is not JSON in UTF-8") from error
     if not isinstance(content, Mapping):
-        raise Malformed("the body is no JSON object")
+        raise Malformed("the body is not a JSON object")
     event = parse(content)
     if isinstance(event, CommentPosted) and not command_line(event.text):
         return Ignored("a comment that asks nothing of us")

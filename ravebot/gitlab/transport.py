@@ -1,6 +1,6 @@
-"""python-gitlab with its sharp edges off: timeouts, no retries, errors of ours, JSON checked for its outer shape.
+"""Wraps python-gitlab: timeouts, no retries, ravebot's own errors, and answers checked to be JSON objects.
 
-It keeps neither the response headers of an error nor a limit on waiting for 429, so both are handled here.
+python-gitlab drops the response headers of an error and has no limit on waiting after a 429, so both are handled here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource loc
 
 
 class Unanswered(Unavailable):
-    """A request went out and no answer of GitLab's came: it may have been carried out, or still be."""
+    """A request was sent, and GitLab did not answer: it may have been carried out, or may still be."""
 
 
 class _UnansweredSlowDown(Unanswered, SlowDown):
-    """A proxy gave up on GitLab, and says when to come back."""
+    """A proxy stopped waiting for GitLab, and says when to try again."""
 
 
 class _Elsewhere(requests.RequestException):
-    """GitLab redirects to another host, where our token must not go (requests takes only Authorization away)."""
+    """GitLab redirects to another host, where our token must not go (requests removes only Authorization)."""
 
 
 class _Client:
@@ -53,7 +53,7 @@ class _Client:
             timeout=timeout_seconds,
             per_page=100,
             retry_transient_errors=False,
-            keep_base_url=True,  # never follow a page link, and with it send the token, to another host
+            keep_base_url=True,  # never send the token to another host by following a page link
             user_agent="ravebot",
             session=self.session,
         )
@@ -76,7 +76,7 @@ class Transport:
         self.stopping = threading.Event()
 
     def close(self) -> None:
-        """Close every connection, when no call is under way any more."""
+        """Close every connection; call it when no request is running."""
         for session in self._sessions:
             session.close()
 
@@ -90,7 +90,7 @@ class Transport:
         return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
 
     def list(self, path: str, **query: str) -> Iterator[Json]:
-        """Every item of every page, fetched as they are used."""
+        """Every item of every page; pages are fetched when they are needed."""
         pages = self._run(
             lambda api: iter(api.http_list(path, query_data=dict(query), iterator=True, obey_rate_limit=False))
         )
@@ -114,7 +114,7 @@ class Transport:
             return function(client.api)
         except (GitlabError, requests.RequestException) as error:
             raise self._translated(error, client.retry_after) from error
-        except (LookupError, TypeError, AttributeError) as error:  # what python-gitlab makes of JSON that is no list
+        except (LookupError, TypeError, AttributeError) as error:  # python-gitlab raises these for JSON that is no list
             raise Malformed("no JSON of the form that was asked for") from error
 
     def _client(self) -> _Client:
@@ -156,7 +156,7 @@ class Transport:
 
 
 def _is_gitlabs(status: int) -> bool:
-    """Whether an answer with that status is surely GitLab's own, so that it is not at work on the request any more.
+    """Whether an answer with that status surely comes from GitLab itself, which then no longer works on the request.
 
     502, 503 and 504, 408, nginx's 499 and the 520s of a CDN may come from a proxy that gave up waiting.
     """

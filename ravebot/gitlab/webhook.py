@@ -1,4 +1,4 @@
-"""Is this webhook GitLab's, and have we had it already: the pure half of the receiver.
+"""Authenticates webhooks, and gives each a key by which a repeated delivery is recognised. Pure.
 
 https://docs.gitlab.com/user/project/integrations/webhooks/ ; signatures: https://www.standardwebhooks.com
 """
@@ -30,7 +30,7 @@ class Forged(RavebotError):
 
 @dataclass(frozen=True)
 class WebhookSecrets:
-    """What proves a webhook: the plain secret token, the key of its signatures, or both (while moving over)."""
+    """What proves a webhook: the secret token, the key of its signatures, or both (while changing over)."""
 
     secret_token: str | None = field(default=None, repr=False)
     signing_key: bytes | None = field(default=None, repr=False)
@@ -43,25 +43,25 @@ class WebhookDelivery:
     key: str
     lane: str
     kind: str
-    body: str  # what counts of it (`ravebot.gitlab.kept`)
+    body: str  # the fields that are needed (`ravebot.gitlab.kept`)
 
 
 def signing_key(text: str) -> bytes:
-    """The key in GitLab's signing token `whsec_<base64>`; ConfigError when it is none."""
+    """The key in GitLab's signing token `whsec_<base64>`. Raises ConfigError if it is malformed."""
     try:
         key = base64.b64decode(text.strip().removeprefix("whsec_"), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ConfigError("a signing token looks like whsec_ and Base64: copy it from GitLab again") from error
+        raise ConfigError("a signing token is whsec_ followed by Base64: copy it from GitLab again") from error
     if len(key) < 16:
-        raise ConfigError("the signing token is too short to be one: copy it from GitLab again")
+        raise ConfigError("the signing token is too short: copy it from GitLab again")
     return key
 
 
 def check_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: datetime) -> bool:
-    """True: the token proves the sender. False: the body's signature must.
+    """True: the token proves the sender. False: the body's signature has to.
 
-    Raises Forged if the headers alone show that it can't be ours: no secret configured, a wrong token, or neither a
-    token nor a well-formed signature. A signature counts only where a signing key is configured.
+    Raises Forged if the headers alone show that neither can: no secret configured, a wrong token, or neither a token
+    nor a well-formed signature. A signature counts only if a signing key is configured.
     """
     token, ours = headers.get("X-Gitlab-Token"), secrets.secret_token
     known = bool(ours and token is not None and hmac.compare_digest(_digest(token), _digest(ours)))
@@ -71,16 +71,16 @@ def check_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: date
     if known:
         return True
     if ours and token is not None:
-        raise Forged("the webhook's secret token is not ours: set the same one in GitLab and in secret_token_file")
-    raise Forged("the webhook carries no secret that we know: set its secret or signing token in GitLab")
+        raise Forged("the webhook's secret token is wrong: set the same one in GitLab and in secret_token_file")
+    raise Forged("the webhook carries no secret that ravebot knows: set its secret or signing token in GitLab")
 
 
 def authenticate(headers: Mapping[str, str], body: bytes, secrets: WebhookSecrets, now: datetime) -> None:
     """Raise Forged unless the request carries our secret.
 
-    Header names must be found whatever their case (as in aiohttp's). A signature that is there must be right, even
-    beside the right token, where a signing key is configured; otherwise the secret token counts. No secret configured:
-    everything is forged.
+    Header names must be found in any case (as in aiohttp's). If a signing key is configured, a signature must be right,
+    even with the right token; without a signature, the secret token counts. If no secret is configured, every request
+    is forged.
     """
     check_headers(headers, secrets, now)
     if "webhook-signature" in headers and secrets.signing_key is not None:
@@ -88,7 +88,7 @@ def authenticate(headers: Mapping[str, str], body: bytes, secrets: WebhookSecret
 
 
 def _digest(text: str) -> bytes:
-    """Equal lengths, so that a comparison does not tell ours."""
+    """Hashes have equal lengths, so that comparing them does not reveal the secret's length."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -96,20 +96,20 @@ def _check_form(headers: Mapping[str, str], now: datetime) -> None:
     """Raise Forged for a signature that can't be right, whatever the body."""
     identity, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
-        raise Forged("the webhook's timestamp is missing or no number")
+        raise Forged("the webhook's timestamp is missing or not a number")
     if len(identity) > _MAX_HEADER or len(headers["webhook-signature"]) > _MAX_HEADER:
         raise Forged("the webhook's signature headers are too long")
     if not _signatures(headers):
         raise Forged(
             "the header webhook-signature holds no signature that ravebot knows ('v1,' and 44 characters of Base64):"
-            " is it GitLab that sends this?"
+            " check that GitLab sends it"
         )
     if abs(now.timestamp() - int(timestamp)) > MAX_SKEW.total_seconds():
         raise Forged("the webhook's signature is more than five minutes off: check both machines' clocks")
 
 
 def _signatures(headers: Mapping[str, str]) -> list[str]:
-    """The signatures of a kind that we know; several while their key is changed."""
+    """The signatures of a known kind; there are several while the key is changed."""
     parts = headers["webhook-signature"].split()[:_SIGNATURES_READ]
     return [part.removeprefix("v1,") for part in parts if _SIGNATURE.fullmatch(part)]
 
@@ -117,7 +117,7 @@ def _signatures(headers: Mapping[str, str]) -> list[str]:
 def _check_signature(headers: Mapping[str, str], body: bytes, key: bytes) -> None:
     signed = f"{headers.get('webhook-id', '')}.{headers.get('webhook-timestamp', '')}."
     digest = hmac.new(key, signed.encode("utf-8", "surrogateescape"), hashlib.sha256)
-    digest.update(body)  # not joined, which would copy the body
+    digest.update(body)  # not concatenated, which would copy the body
     expected = base64.b64encode(digest.digest()).decode()
     matches = [hmac.compare_digest(given, expected) for given in _signatures(headers)]
     if not any(matches):
@@ -131,15 +131,15 @@ def delivery(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged
 
 
 def note_key(note_id: int) -> str:
-    """The key of a comment, shared by webhooks and polling, so that it is acted on once whoever brings it."""
+    """The key of a comment, the same for webhooks and polling, so that a comment is acted on once."""
     return f"note:{note_id}"
 
 
 def _key(headers: Mapping[str, str], body: bytes, event: MergeRequestChanged | CommentPosted) -> str:
     if isinstance(event, CommentPosted):
         return note_key(event.note_id)
-    # The same over retries and "Resend request", GitLab 17.4 and newer; X-Gitlab-Event-UUID is shared by
-    # recursive webhooks and so is no key.
+    # GitLab 17.4 and newer send the same key with retries and "Resend request". X-Gitlab-Event-UUID is no key, because
+    # recursive webhooks share it.
     key = headers.get("Idempotency-Key", "")
     if key and len(key) <= 200 and key.isascii() and key.isprintable():
         return f"delivery:{key}"

@@ -1,1 +1,1 @@
-"""Matrix's side: sync and commands in; cards, threads and replies out."""
+"""The Matrix adapter: reads messages and commands; sends cards, threads and replies."""

@@ -1,4 +1,4 @@
-"""What a homeserver's answer means for us: pure, so that every odd answer can be tried without a server."""
+"""Turns a homeserver's answer into JSON or an error; pure, so that unusual answers can be tested without a server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DEAD_LOGIN = frozenset(
 
 
 class LoginLost(Forbidden):
-    """The homeserver no longer takes our login: nothing works until an operator acts."""
+    """The homeserver no longer accepts our login: nothing works before a new one."""
 
 
 def judge(status: int, retry_after: str | None, raw: bytes) -> Json:
-    """The answer's JSON object, or the error it stands for.
+    """Return the answer's JSON object, or raise the error that it stands for.
 
-    Errors are of the client-server API (https://spec.matrix.org/latest/client-server-api/#standard-error-response).
+    Errors: client-server API (https://spec.matrix.org/latest/client-server-api/#standard-error-response).
     """
     body = _parsed(raw)
     if 200 <= status < 300 and body is not None:
@@ -36,10 +36,10 @@ def judge(status: int, retry_after: str | None, raw: bytes) -> Json:
     if code in _DEAD_LOGIN:
         raise LoginLost(said)
     if not code.startswith("M_") or status >= 500 or status < 400:
-        # Without an errcode it is a proxy that speaks, whatever the status: the homeserver is not there.
+        # An answer without an errcode is from a proxy, whatever its status: the homeserver is not there.
         raise Unavailable(f"Matrix answered {said}", _wait_seconds(body, retry_after))
     if status == 404:
-        raise NotFound(f"Matrix knows no such thing: {said}")
+        raise NotFound(f"Matrix does not find it: {said}")
     raise (Unacceptable if status in (400, 413) else Forbidden)(f"Matrix refused: {said}")
 
 

@@ -1,6 +1,6 @@
-"""What a room is shown of one sandbox: its card, its history, its warnings.
+"""Renders what a room is shown of one sandbox: its card, its history, its warnings.
 
-Pure; every text of others is escaped.
+Pure; untrusted text is escaped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIGNS = {
     SandboxState.ENDED: "⚪",
 }
 _DETAIL = ((8, 1500), (5, 400), (3, 0), (0, 0))
-"""How many events and how many characters of a failed step's output: the first pair that fits is taken."""
+"""How many events and how many characters of a failed step's output are shown: the first pair that fits is used."""
 
 
 def render_card(view: SandboxView, prefix: str = "!rave") -> Content:
@@ -55,17 +55,17 @@ def render_history(line: HistoryLine) -> Content:
 
 
 def render_said(view: SandboxView, line: HistoryLine) -> Content:
-    """One event that the whole room should see, so it says whose it is."""
+    """One event for the whole room, outside of the card's thread; so it names the merge request."""
     return message([joined((_ref(view), theirs(line.text, 1000)))])
 
 
 def render_news(text: str) -> Content:
-    """What concerns the operators, in our own words. A text, not a notice: nobody is notified of notices."""
+    """A message of ravebot itself to the operators: a text message, because notices notify nobody."""
     return message([words(text)]) | {"msgtype": "m.text"}
 
 
 def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") -> Content:
-    """That the end is near. It notifies the owner, a Matrix user id, and nobody else; None: nobody."""
+    """A warning that the sandbox ends soon. It notifies only `owner`, a Matrix user id; None: nobody."""
     expires = view.sandbox.expires_at
     when = f"ends {_when(expires, view.now)}." if expires else "ends soon."
     parts = [bold("⏰"), _ref(view), words(f"{when} To keep it, say `{prefix} extend {_full_ref(view)} 1h`.")]
@@ -75,7 +75,7 @@ def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") 
 
 
 def render_why(view: SandboxView) -> Content:
-    """Why a sandbox is in the state it is in: its state, and every event that is kept in the view."""
+    """Why a sandbox is in its state: the state, and as many of the view's events as fit."""
     rows = [("State", _state(view)), *_notice(view)]
     return first_that_fits(
         message((_title(view), facts(rows), _listed(view.history[-limit:]))) for limit in (50, 20, 5)
@@ -163,7 +163,7 @@ def _step(result: StageResult) -> Span:
 
 
 def _tails(view: SandboxView, limit: int) -> Iterator[Span]:
-    """The output's end of the steps that failed."""
+    """The end of the output of each step that failed."""
     for result in view.stages:
         if not result.ok and result.tail.strip() and limit:
             yield joined((words(f"{result.stage.value} ended with"), preformatted(block(result.tail, limit))), "\n", "")
@@ -189,7 +189,7 @@ _NEXT = {
 
 
 def _next(view: SandboxView, prefix: str) -> Span:
-    """What to type now, with the reference in full so that it can be copied anywhere."""
+    """The commands to type next, with the full reference, so that they work in every room."""
     verbs = _NEXT[view.sandbox.state]
     if view.notice or any(not result.ok for result in view.stages):
         verbs = tuple(dict.fromkeys((*verbs, "logs", "retry")))

@@ -1,7 +1,7 @@
-"""One login at a Matrix homeserver, and the few requests we make of it.
+"""One login at a Matrix homeserver, and the requests that ravebot makes.
 
-nio carries the requests (and, later, the encryption); the answers are judged here, at one place, because nio
-returns errors instead of raising them, retries on its own terms and ignores `Retry-After`.
+nio sends the requests (and, later, encrypts); the answers are checked here, because nio returns errors instead of
+raising them, retries in its own way and ignores `Retry-After`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _DEVICE_NAME = "ravebot"
 
 
 def _ignore(_: str) -> None:
-    """Nobody wants to know."""
+    """The default callback; does nothing."""
 
 
 class MatrixClient:
     """The bot's account. Its methods raise Unavailable (try later), Forbidden or NotFound, and nothing else.
 
-    `secret` is the password or the access token, whichever `config` names the file of. Device id and token
-    are kept in `state_dir/matrix.json`: transaction ids are per device and must stay valid over a restart.
-    `timeout_seconds` is for a whole request; a long poll's waiting comes on top. `on_token` is told of every access
-    token that comes with a login, so that no log ever shows it: its form is the homeserver's own affair.
+    `secret` is the password or the access token, depending on which file `config` names. Device id and token are stored
+    in `state_dir/matrix.json`: transaction ids are per device and must stay valid after a restart. `timeout_seconds` is
+    for a whole request, without the time that a long poll waits. `on_token` is called with every access token that a
+    login returns, so that logs can hide it: every homeserver has its own format.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MatrixClient:
         return str(self._nio.device_id or "")
 
     async def open(self) -> None:
-        """Log in, or take up the login of before. May be called again: after Unavailable, and after LoginLost."""
+        """Log in, or reuse the stored login. May be called again after Unavailable and after LoginLost."""
         if self._ready:
             return
         kept = self._kept_login()
@@ -98,29 +98,29 @@ class MatrixClient:
         await self._nio.close()
 
     async def resolve(self, name: str) -> str:
-        """The id of a room named by alias or id. An id is returned unseen."""
+        """The id of a room given by alias or id; an id is returned without a request."""
         if name.startswith("!"):
             return name
         answer = await self._request("GET", ["directory", "room", name])
         return _text(answer, "room_id")
 
     async def join(self, room: str) -> str:
-        """Join a room by alias or id (again: nothing happens); returns its id."""
+        """Join a room by alias or id; returns its id. Joining again changes nothing."""
         answer = await self._request("POST", ["join", room], body={}, extra_seconds=_JOIN_EXTRA_SECONDS)
         return _text(answer, "room_id")
 
     async def leave(self, room_id: str, reason: str = "") -> None:
-        """Leave a room, or reject the invite to it; those inside may read the reason."""
+        """Leave a room, or reject the invite to it; members of the room can read the reason."""
         await self._request("POST", ["rooms", room_id, "leave"], body={"reason": reason} if reason else {})
 
     async def direct_members(self, room_id: str) -> frozenset[str]:
-        """Who is in a room, ourselves included: with two, it is a direct chat."""
+        """The members of a room, including the bot; a room with two is a direct chat."""
         answer = await self._request("GET", ["rooms", room_id, "joined_members"])
         joined = answer.get("joined")
         return frozenset(joined) if isinstance(joined, dict) else frozenset()
 
     async def is_encrypted(self, room_id: str) -> bool:
-        """Whether messages in a room we are in are meant to be encrypted."""
+        """Whether encryption is enabled in a joined room."""
         try:
             await self._request("GET", ["rooms", room_id, "state", "m.room.encryption", ""])
         except NotFound:
@@ -128,7 +128,7 @@ class MatrixClient:
         return True
 
     async def is_replaced(self, room_id: str) -> bool:
-        """Whether a room we are in was upgraded: what is said there is read by nobody any more."""
+        """Whether a joined room was upgraded, and so replaced by another room."""
         try:
             tombstone = await self._request("GET", ["rooms", room_id, "state", "m.room.tombstone", ""])
         except NotFound:
@@ -138,12 +138,12 @@ class MatrixClient:
     async def send(
         self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
     ) -> str:
-        """Send one event; the same `txn_id` again is answered with the same event id and sends nothing."""
+        """Send one event; the same `txn_id` again sends nothing and returns the same event id."""
         path = ["rooms", room_id, "send", event_type, txn_id]
         return _text(await self._request("PUT", path, body=content), "event_id")
 
     async def sync(self, since: str | None, timeout_ms: int, filter: Mapping[str, object] | None = None) -> Json:
-        """What happened since that token, waiting up to `timeout_ms` for something to happen."""
+        """Everything since that token; waits up to `timeout_ms` while there is nothing."""
         query: dict[str, str] = {"timeout": str(timeout_ms), "set_presence": "offline"}
         if since is not None:
             query["since"] = since
@@ -186,7 +186,7 @@ class MatrixClient:
         self._keep_login()
 
     def _kept_login(self) -> dict[str, str] | None:
-        """The login of before, when it was this account's at this homeserver."""
+        """The stored login, if it is for this account at this homeserver."""
         try:
             kept = json.loads(self._login_file.read_text("utf-8"))
         except (FileNotFoundError, ValueError):
@@ -199,7 +199,7 @@ class MatrixClient:
         return kept if all(isinstance(kept.get(key), str) for key in ("access_token", "device_id")) else None
 
     def _keep_login(self) -> None:
-        """By whole-file replacement: a crash leaves the old file or the new one. Raises Unavailable (disk full)."""
+        """Store the login by replacing the file, so that a crash leaves the old or the new one. Raises Unavailable."""
         facts = {
             "homeserver": self.homeserver,
             "user_id": self.user_id,
@@ -220,7 +220,7 @@ class MatrixClient:
         body: Mapping[str, object] | None = None,
         extra_seconds: float = 0.0,
     ) -> Json:
-        """One request, no retries. The token travels in the header, so that no URL ever holds it."""
+        """One request, without retries. The token is sent in a header, so that no URL contains it."""
         target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query)
@@ -246,13 +246,13 @@ class MatrixClient:
     def _advice(self, error: Exception) -> str:
         if self._config.access_token_file is not None:
             return (
-                f"Matrix refused our access token ({error}): put a new one in matrix.access_token_file, "
+                f"Matrix refused the access token ({error}): put a new one in matrix.access_token_file, "
                 "then restart ravebot"
             )
         return (
-            f"Matrix ended our login ({error}): ravebot logs in again by itself with what matrix.password_file held at "
-            "its start; if that is refused, the account is deactivated or locked, or the password is another now: "
-            "correct that, then restart ravebot"
+            f"Matrix ended ravebot's login ({error}): ravebot logs in again by itself with the password that it read "
+            "from matrix.password_file at its start; if that is refused, the account is deactivated or locked, or its "
+            "password was changed: correct that, then restart ravebot"
         )
 
 
@@ -268,7 +268,7 @@ def _write_privately(path: Path, text: str) -> None:
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """The whole answer, as long as it is of sane size."""
+    """The whole answer. Raises ClientPayloadError if it is larger than `_MAX_ANSWER_BYTES`."""
     raw = bytearray()
     async for chunk in answer.content.iter_chunked(256 * 1024):
         raw += chunk

@@ -1,4 +1,4 @@
-"""The content of a message event: plain and HTML side by side, mentions always explicit, never too large."""
+"""Builds the content of message events: plain text and HTML, explicit mentions, and a limited size."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _CODE = re.compile(r"`([^`\n]+)`")
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of text in both forms. `html` is trusted: whoever makes one has escaped what is in it."""
+    """A piece of text in both forms. `html` is trusted: the code that makes a Span escapes it."""
 
     plain: str
     html: str
 
 
 def theirs(text: str, limit: int = 200) -> Span:
-    """Text of a person or a guest, made harmless."""
+    """Untrusted text, from a person or a guest, made harmless."""
     shown = one_line(text, limit)
     return Span(shown, html.escape(shown))
 
 
 def words(text: str) -> Span:
-    """Our own words; what stands between backticks is shown as code."""
+    """Text of ravebot itself; text between backticks is shown as code."""
     marked = _CODE.sub(lambda match: f"<code>{match[1]}</code>", html.escape(text))
     return Span(text, marked.replace("\n", "<br>"))
 
@@ -51,14 +51,14 @@ def bold(text: str) -> Span:
 
 
 def link(url: str, text: str) -> Span:
-    """A link, or only its text where the URL is not of the web."""
+    """A link, or only its text if the URL is not an HTTP one."""
     if not re.match(r"https?://[^\s<>\"']+\Z", url):
         return Span(text, html.escape(text))
     return Span(f"{text} {url}" if text != url else url, f'<a href="{html.escape(url)}">{html.escape(text)}</a>')
 
 
 def pill(user_id: str) -> Span:
-    """A person's name as clients show a mention; whom it notifies is said by `m.mentions` alone."""
+    """A user id that clients show as a mention; only `m.mentions` decides who is notified."""
     return Span(user_id, f'<a href="https://matrix.to/#/{html.escape(user_id)}">{html.escape(user_id)}</a>')
 
 
@@ -73,7 +73,7 @@ def joined(spans: Iterable[Span], plain: str = " ", marked: str = " ") -> Span:
 
 
 def facts(rows: Iterable[tuple[str, Span]]) -> Span:
-    """A table of two columns, to be read at a glance."""
+    """A table of names and values."""
     listed = list(rows)
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{span.html}</td></tr>" for name, span in listed)
     plain = "\n".join(f"{name}: {span.plain}" for name, span in listed)
@@ -81,7 +81,7 @@ def facts(rows: Iterable[tuple[str, Span]]) -> Span:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Span]]) -> Span:
-    """A table with a head; in plain text, one line a row."""
+    """A table with a header; in plain text, one line per row without a header."""
     listed = list(rows)
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell.html}</td>" for cell in row) + "</tr>" for row in listed)
@@ -90,9 +90,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Span]]) -> Span:
 
 
 def message(parts: Iterable[Span], *, mentions: Sequence[str] = ()) -> Content:
-    """A notice made of parts; with `mentions` a text that notifies exactly these users.
+    """A notice made of parts; with `mentions`, a text message that notifies exactly these users.
 
-    Notices are never notified about, whatever they mention: the push rule `.m.rule.suppress_notices` comes first
+    A notice notifies nobody, even if it mentions users: the push rule `.m.rule.suppress_notices` comes first
     (https://spec.matrix.org/latest/client-server-api/#default-override-rules).
     """
     whole = joined(parts, "\n", "\n")
@@ -106,12 +106,12 @@ def message(parts: Iterable[Span], *, mentions: Sequence[str] = ()) -> Content:
 
 
 def size_bytes(content: Content) -> int:
-    """What the content takes in an event."""
+    """The size of the content in an event."""
     return len(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
 def first_that_fits(contents: Iterable[Content]) -> Content:
-    """The first content that an event can carry; they come the fullest first, and the last is taken anyway."""
+    """The first content that fits into an event, else the last; the contents are ordered from long to short."""
     content: Content = {}
     for content in contents:
         if size_bytes(content) <= MAX_CONTENT_BYTES:
@@ -120,7 +120,7 @@ def first_that_fits(contents: Iterable[Content]) -> Content:
 
 
 def edit_of(event_id: str, content: Content) -> Content:
-    """The content that replaces an earlier message's; clients without edits are shown its beginning."""
+    """The content that edits an earlier message; clients without support for edits show its beginning."""
     body = content["body"]
     shown = body if len(body) <= _FALLBACK_CHARACTERS else body[:_FALLBACK_CHARACTERS] + "…"
     fresh = {key: value for key, value in content.items() if key != "m.relates_to"}
@@ -145,7 +145,7 @@ def in_thread(root_event_id: str, content: Content) -> Content:
 
 
 def as_reply(content: Content, reply_to: str | None, thread: str | None = None) -> Content:
-    """The content as an answer to an event, in the thread that this was said in, if any."""
+    """The content as a reply to an event, in the thread of that event, if any."""
     if reply_to is None:
         return content if thread is None else in_thread(thread, content)
     relation: Content = {"m.in_reply_to": {"event_id": reply_to}}

@@ -1,6 +1,6 @@
-"""What one sync says of one room, made whole: the gap before it is read, and whether the room is a direct chat.
+"""Reads one room's messages from a sync, including the gap before it, and finds out whether it is a direct chat.
 
-A room whose questions are never answered is given up after a few tries, for the others wait behind it.
+A room about which requests keep failing is given up after a few tries, because the other rooms wait for it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, sin
 _log = structlog.get_logger(__name__)
 
 CHANGES = ("m.room.encryption", "m.room.tombstone")
-"""State after which a room must be looked at anew before anything is sent there."""
+"""State events after which a room must be checked again before anything is sent there."""
 EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.member", *CHANGES]}
 _MAX_PAGES = 200
-"""Of 100 events: how far back a gap is read. A room flooded with more than that is not answered in full."""
+"""How far back a gap is read, in pages of 100 events. If a room is flooded with more, the oldest are not read."""
 _MAX_FAILURES = 5
-_IMPATIENT_SECONDS = 10.0
-"""How long a room may take that failed the last time."""
-_UNKNOWN = timedelta(minutes=5)
-"""How long a room counts as not direct after it could not be found out who is in it."""
+_LIMIT_AFTER_FAILURE_SECONDS = 10.0
+"""Time limit of a request about a room for which the last one failed."""
+_ASSUME_NOT_DIRECT = timedelta(minutes=5)
+"""How long a room counts as not direct after its members could not be read."""
 
 
 class Hearing:
-    """Reads rooms out of syncs; remembers who of them made trouble and which are direct chats."""
+    """Reads rooms from syncs; remembers for which rooms requests failed, and which are direct chats."""
 
     def __init__(self, client: MatrixClient, clock: Clock) -> None:
         self._client = client
@@ -44,19 +44,19 @@ class Hearing:
         self._failures: dict[str, int] = {}
 
     def forget(self, room_id: str) -> None:
-        """We are no longer in that room."""
+        """Forget a room that the bot is no longer in."""
         self._direct.pop(room_id, None)
         self._failures.pop(room_id, None)
         self._unknown.pop(room_id, None)
 
     def failures(self, room_id: str) -> int:
-        """How often in a row our questions about that room were not answered."""
+        """How many requests about that room in a row were not answered."""
         return self._failures.get(room_id, 0)
 
     async def heard(self, room_id: str, room: Json, since: str) -> list[IncomingMessage]:
-        """The messages of a sync's `join` part for one room, oldest first, and of the gap before them.
+        """The messages of one room in a sync's `join` part and in the gap before it, oldest first.
 
-        Raises Unavailable when the room must be asked about again, from the same token.
+        Raises Unavailable when the room must be read again, from the same token.
         """
         timeline = room.get("timeline")
         if not isinstance(timeline, dict):
@@ -84,12 +84,12 @@ class Hearing:
         return found
 
     async def _gap(self, room_id: str, start: str, since: str) -> list[Json]:
-        """What the sync left out, oldest first."""
+        """The events that the sync left out, oldest first."""
         newest_first: list[Json] = []
         page = start
         for _ in range(_MAX_PAGES):
             try:
-                async with self._patience(room_id):
+                async with self._time_limit(room_id):
                     events, end = await self._client.messages(room_id, page, to=since, filter=EVENTS)
             except LoginLost:
                 raise
@@ -102,7 +102,7 @@ class Hearing:
                 _log.warning("matrix_gap_given_up", room_id=room_id, error=str(error))
                 break
             newest_first += map(slimmed, events)
-            # A page may be empty and not the last: what is there has all been filtered out. Only a missing end ends it
+            # A page may be empty and not the last, if all its events were filtered out. Only the last page has no `end`
             # (https://spec.matrix.org/latest/client-server-api/#get_matrixclientv3roomsroomidmessages).
             if end is None or end == page or our_join(events, self._client.user_id) is not None:
                 break
@@ -112,7 +112,7 @@ class Hearing:
         return newest_first[::-1]
 
     async def _is_direct(self, room_id: str) -> bool:
-        """Whether nobody but us and one other is in the room."""
+        """Whether the room has exactly two members, one of them the bot."""
         if room_id in self._direct:
             return self._direct[room_id]
         if room_id in self._unknown:
@@ -120,7 +120,7 @@ class Hearing:
                 return False
             del self._unknown[room_id]
         try:
-            async with self._patience(room_id):
+            async with self._time_limit(room_id):
                 members = await self._client.direct_members(room_id)
         except LoginLost:
             raise
@@ -131,34 +131,34 @@ class Hearing:
                 raise
             _log.warning("matrix_members_unknown", room_id=room_id, error=str(error))
             now = self._clock.now()
-            self._unknown[room_id] = Wait(now, now + _UNKNOWN)
+            self._unknown[room_id] = Wait(now, now + _ASSUME_NOT_DIRECT)
             return False
         self._direct[room_id] = len(members) == 2
         return self._direct[room_id]
 
     def _gives_up(self, room_id: str, error: Unavailable) -> bool:
-        """Count a failure, and say whether it is one too many. What the homeserver asks of all is no room's failure."""
+        """Count a failure; returns whether to give the room up. SlowDown concerns all rooms, so it does not count."""
         if isinstance(error, SlowDown):
             return False
         self._failures[room_id] = self.failures(room_id) + 1
         return self._failures[room_id] >= _MAX_FAILURES
 
     @asynccontextmanager
-    async def _patience(self, room_id: str) -> AsyncIterator[None]:
-        """Less for a room that failed the last time. Raises Unavailable when it is at an end."""
+    async def _time_limit(self, room_id: str) -> AsyncIterator[None]:
+        """Limit the time of a request about a room for which the last one failed. Raises Unavailable after it."""
         try:
-            async with asyncio.timeout(_IMPATIENT_SECONDS if self.failures(room_id) else None):
+            async with asyncio.timeout(_LIMIT_AFTER_FAILURE_SECONDS if self.failures(room_id) else None):
                 yield
         except TimeoutError as error:
-            raise Unavailable(f"Matrix takes too long over {room_id}") from error
+            raise Unavailable(f"Matrix takes too long to answer about {room_id}") from error
 
 
 def is_limited(room: Json) -> bool:
-    """Whether the sync left out what came before in that room."""
+    """Whether the sync left out earlier events of that room."""
     timeline = room.get("timeline")
     return isinstance(timeline, dict) and bool(timeline.get("limited"))
 
 
 def objects(listed: object) -> list[Json]:
-    """The JSON objects of what should be a list of them."""
+    """The JSON objects in a list; empty if it is no list."""
     return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []

@@ -1,7 +1,4 @@
-"""What counts as said to us: a raw room event in, a message or nothing out.
-
-Pure; every field may be a lie.
-"""
+"""Turns a raw room event into a message, or None if it is not one. Pure; no field is trusted."""
 
 from __future__ import annotations
 
@@ -13,24 +10,24 @@ from ravebot.matrix.answers import Json
 from ravebot.matrix.commands import command_line
 
 _MAX_ID_BYTES = 255
-"""Of a user, room or event id: https://spec.matrix.org/v1.12/appendices/#common-identifier-format"""
+"""The length of a user, room or event id: https://spec.matrix.org/v1.12/appendices/#common-identifier-format"""
 
 
 @dataclass(frozen=True)
 class IncomingMessage:
-    """Something a person or agent said. `at_ms` is the sender's server's word, milliseconds since 1970."""
+    """A message of a person or agent. `at_ms` is in milliseconds since 1970, as the sender's server claims."""
 
     event_id: str
     room_id: str
     sender: str
     text: str
     thread_root: str | None
-    direct: bool  # nobody else is in the room
+    direct: bool  # the sender and the bot are the only members of the room
     at_ms: int
 
 
 def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage | None:
-    """The message in an event; None for our own, notices (other bots), edits and whatever is malformed."""
+    """The message in an event; None for our own, notices (other bots), edits and malformed events."""
     content = event.get("content")
     event_id, sender, at_ms = event.get("event_id"), event.get("sender"), event.get("origin_server_ts")
     if event.get("type") != "m.room.message" or not isinstance(content, dict) or "state_key" in event:
@@ -59,7 +56,7 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
 
 
 def slimmed(event: Json) -> Json:
-    """What is read of an event, at a bounded size: a gap may hold many thousands of 64 KiB each."""
+    """The fields of an event that are read, at a bounded size: a gap may have thousands of events of 64 KiB."""
     content, unsigned = event.get("content"), event.get("unsigned")
     slim: Json = {
         key: event[key] for key in ("type", "event_id", "sender", "state_key", "origin_server_ts") if key in event
@@ -80,12 +77,12 @@ def slimmed(event: Json) -> Json:
 
 
 def _is_id(value: object) -> TypeGuard[str]:
-    """Whether it may be an id. A server checks those of the event itself, and not what its content names."""
+    """Whether it may be an id. A server checks the ids of the event itself, but not those in its content."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_ID_BYTES:
         return False
     try:
         return len(value.encode()) <= _MAX_ID_BYTES
-    except UnicodeEncodeError:  # half a character, which nothing can store or send
+    except UnicodeEncodeError:  # a lone surrogate, which can't be stored or sent
         return False
 
 
@@ -104,7 +101,7 @@ def without_reply_fallback(text: str) -> str:
 
 
 def our_join(events: Sequence[Json], our_user_id: str) -> int | None:
-    """Where among the events we came into the room last; a change of our name or picture is no coming in."""
+    """The index of our last join among the events; a change of our name or picture is not a join."""
     for index in range(len(events) - 1, -1, -1):
         event = events[index]
         if event.get("type") == "m.room.member" and event.get("state_key") == our_user_id:
@@ -118,7 +115,7 @@ def our_join(events: Sequence[Json], our_user_id: str) -> int | None:
 
 
 def since_we_joined(events: Sequence[Json], our_user_id: str) -> Sequence[Json]:
-    """The events, oldest first, less those of before we came in: they were not said to us."""
+    """The events, oldest first, without those from before we joined."""
     index = our_join(events, our_user_id)
     return events if index is None else events[index + 1 :]
 

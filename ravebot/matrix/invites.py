@@ -1,4 +1,4 @@
-"""Invites to rooms: taken from the configured admins only, and to rooms that we can read."""
+"""Invites to rooms: accepted only from the configured admins, and only to rooms without encryption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 _MAX_REFUSALS = 6
 _MAX_PENDING = 1000
 _REJECT_SECONDS = 10.0
-"""How long a server may take over a rejection: whoever invites from a slow one must not hold up an admin's invite."""
+"""Time limit for rejecting an invite, so that invites from a slow server don't delay those of admins."""
 _LOGIN_SECONDS = 10.0
 _PAUSES = Backoff.growing(1.0, 60.0)
 _REFUSED_PAUSES = Backoff.growing(0.5, 16.0)
@@ -31,7 +31,7 @@ _ENCRYPTED = "ravebot can't read encrypted rooms yet: invite it to one without e
 @dataclass(frozen=True)
 class _Pending:
     inviter: str
-    welcome: bool
+    from_admin: bool
     wait: Wait
     attempts: int = 0
     refusals: int = 0
@@ -43,10 +43,10 @@ async def _never(_: str) -> bool:
 
 
 class Invites:
-    """What invites are still to be answered. They are state on the server: a restart finds them again.
+    """The invites that are not answered yet. They are state on the server, so that a restart finds them again.
 
-    `on_joined` is told of each room that we came into; `is_configured` says of a room whether it is one of
-    `matrix.rooms`, where encryption is told of as that room's problem and not answered by leaving.
+    `on_joined` is called with each room that was joined. `is_configured` says whether a room is one of `matrix.rooms`:
+    if such a room is encrypted, that is reported as its problem, and the bot stays.
     """
 
     def __init__(
@@ -66,25 +66,25 @@ class Invites:
         self._news = asyncio.Event()
 
     def note(self, rooms: Mapping[str, Json]) -> None:
-        """Remember the rooms of a sync's `invite` part."""
+        """Record the invites in a sync's `invite` part."""
         for room_id, room in rooms.items():
             sender = inviter(room, self._client.user_id)
-            welcome = sender in self._admins
+            from_admin = sender in self._admins
             known = self._pending.get(room_id)
             if sender is None or (known is not None and known.inviter == sender):
                 continue
-            if len(self._pending) >= _MAX_PENDING and not welcome:
+            if len(self._pending) >= _MAX_PENDING and not from_admin:
                 continue
             now = self._clock.now()
-            self._pending[room_id] = _Pending(sender, welcome, Wait(now, now))
+            self._pending[room_id] = _Pending(sender, from_admin, Wait(now, now))
             self._news.set()
 
     def forget(self, room_id: str) -> None:
-        """The invite was taken back, or we left."""
+        """Forget an invite that was withdrawn, or a room that was left."""
         self._pending.pop(room_id, None)
 
     async def run(self) -> None:
-        """Answer invites until cancelled, beside the sync loop: a slow answer must not keep it from hearing."""
+        """Answer invites until cancelled, in parallel to the sync loop, so that slow requests don't delay it."""
         while True:
             self._news.clear()
             await self.answer()
@@ -97,7 +97,7 @@ class Invites:
                 pass
 
     async def answer(self) -> None:
-        """Join where an admin asked us to, reject the rest; what fails is tried again later."""
+        """Join rooms that admins invited to and reject other invites; what fails is tried again later."""
         while due := self._next_due():
             room_id, pending = due
             try:
@@ -109,7 +109,7 @@ class Invites:
                 self._again(room_id, pending, pending, wait)
             except (Forbidden, NotFound) as error:
                 # Right after an invite the server may still refuse the join: it has not seen the invite yet.
-                if pending.refusals >= _MAX_REFUSALS or not pending.welcome:
+                if pending.refusals >= _MAX_REFUSALS or not pending.from_admin:
                     _log.warning("matrix_invite_failed", room_id=room_id, error=str(error))
                     self._end(room_id, pending)
                 else:
@@ -122,14 +122,14 @@ class Invites:
                     self._again(room_id, pending, replace(pending, joined=True), 0.0)
 
     def _next_due(self) -> tuple[str, _Pending] | None:
-        """The admins' before the others', else the longest waiting."""
+        """Admins' invites come before others; otherwise the one that waits longest."""
         now = self._clock.now()
         due = [item for item in self._pending.items() if item[1].wait.is_over(now)]
-        return min(due, key=lambda item: (not item[1].welcome, item[1].wait.until), default=None)
+        return min(due, key=lambda item: (not item[1].from_admin, item[1].wait.until), default=None)
 
     async def _answer(self, room_id: str, pending: _Pending) -> bool:
-        """One step; whether it was the last."""
-        if not pending.welcome:
+        """Take one step; returns whether it was the last."""
+        if not pending.from_admin:
             await self._leave(room_id, "")
             _log.warning("matrix_invite_rejected", room_id=room_id, inviter=pending.inviter)
             return True
@@ -151,7 +151,7 @@ class Invites:
             raise Unavailable(f"leaving {room_id} takes too long") from error
 
     def _end(self, room_id: str, pending: _Pending) -> None:
-        """Unless we were invited anew in the meantime."""
+        """Forget an answered invite, unless a new one replaced it."""
         if self._pending.get(room_id) is pending:
             self.forget(room_id)
 
@@ -163,11 +163,11 @@ class Invites:
 
 
 def inviter(room: Json, our_user_id: str) -> str | None:
-    """Who invited us, from the stripped state of an invite; None when that state shows no invite to us."""
+    """Who invited us, from the stripped state of an invite; None if that state contains no invite to us."""
     state = room.get("invite_state")
     events = state.get("events") if isinstance(state, dict) else None
-    # The stripped state comes from the inviting server, which may put a forged invite there; our own homeserver
-    # appends the true one, which it has checked, after all that. So the last one counts.
+    # The stripped state comes from the inviting server, which may put a forged invite there. Our own homeserver appends
+    # the real one, which it has checked, so the last one counts.
     for event in reversed(events) if isinstance(events, list) else ():
         if not isinstance(event, dict) or event.get("type") != "m.room.member":
             continue

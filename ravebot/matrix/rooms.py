@@ -1,4 +1,4 @@
-"""Which room is which: the configured names, the ids behind them, and whether we are in."""
+"""The configured rooms: their names, their ids, and whether the bot is in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RETRY = timedelta(seconds=30)
 _AWAY_PAUSES = Backoff.growing(5.0, 60.0)
 """How long a room whose server does not answer is left alone."""
 _SOON = timedelta(seconds=2)
-"""A homeserver moves an upgraded room's aliases right after it has said that the room is replaced."""
+"""Pause after a room was replaced: the homeserver moves its aliases to the new room shortly afterwards."""
 
 
 PROJECT_ROOMS = "matrix.rooms"
@@ -31,19 +31,19 @@ PROJECT_ROOMS = "matrix.rooms"
 
 @dataclass(frozen=True)
 class RoomStatus:
-    """One configured room. `problem` says what is missing and how to mend it; "" when nothing is."""
+    """One configured room. `problem` says what is wrong and what to do; empty when nothing is."""
 
     name: str
     room_id: str | None = None
     joined: bool = False
     problem: str = NOT_LOOKED_UP
     wait: Wait | None = None  # for the next try
-    away: int = 0  # how often in a row nothing answered
-    key: str = PROJECT_ROOMS  # of the configuration
+    away: int = 0  # how many requests in a row got no answer
+    key: str = PROJECT_ROOMS  # of the configuration, which names the room
 
 
 class RoomDirectory:
-    """Resolves and joins the configured rooms when they are needed, and again later where that failed."""
+    """Resolves and joins the configured rooms when they are needed; retries later if that fails."""
 
     def __init__(
         self, client: MatrixClient, rooms: tuple[Room, ...], clock: Clock, operations_room: str | None = None
@@ -56,13 +56,13 @@ class RoomDirectory:
         self._lost = 0
 
     async def ensure(self, name: str) -> str:
-        """The id of a configured room that we are in. Raises Unavailable, and NotFound or Forbidden with advice.
+        """The id of a configured room, which is joined first. Raises Unavailable, NotFound or Forbidden with advice.
 
-        A room that failed a moment ago is not tried again yet: Unavailable says when.
+        A room that failed a moment ago is not tried again yet: Unavailable says how long to wait.
         """
         status = self._rooms.get(name)
         if status is None:
-            raise NotFound(f"{name} is not among matrix.rooms any more")
+            raise NotFound(f"{name} is no longer in matrix.rooms")
         if status.joined and status.room_id is not None:
             return status.room_id
         now = self._clock.now()
@@ -72,7 +72,7 @@ class RoomDirectory:
         try:
             room_id = await self._enter(name, status.key)
             if lost != self._lost:
-                raise Unavailable(f"{name} may have changed while it was looked at")  # noqa: TRY301 - noted below
+                raise Unavailable(f"{name} may have changed while it was checked")  # noqa: TRY301 - noted below
         except LoginLost:
             raise
         except Unavailable as error:
@@ -104,18 +104,18 @@ class RoomDirectory:
             advice = f"there is no room {name}, or its alias is gone: correct {key} or create it"
             raise NotFound(f"{advice} ({error})") from error
         except Forbidden as error:
-            advice = f"we may not join {name}: invite {self._client.user_id} there, as one of matrix.admins"
+            advice = f"ravebot may not join {name}: one of matrix.admins must invite {self._client.user_id} there"
             raise Forbidden(f"{advice} ({error})") from error
         if await self._client.is_replaced(room_id):
-            raise Forbidden(f"{name} is a room that was upgraded to a newer one: name that one in {key}")
+            raise Forbidden(f"{name} was upgraded to a newer room: name that room in {key}")
         if await self._client.is_encrypted(room_id):
-            raise Forbidden(f"{name} is encrypted, which ravebot can't do yet: name a room without encryption in {key}")
+            raise Forbidden(f"{name} is encrypted, which is not supported yet: name a room without encryption in {key}")
         return room_id
 
     async def refresh(self) -> AsyncIterator[RoomStatus]:
-        """Try every room that is not ready, and tell of each as soon as it was tried.
+        """Try every room that is not ready, and yield the status of each room right after it.
 
-        Raises LoginLost, and SlowDown when the homeserver wants no more requests now.
+        Raises LoginLost, and SlowDown when the homeserver asks for a pause.
         """
         for name in tuple(self._rooms):
             try:
@@ -127,22 +127,22 @@ class RoomDirectory:
             yield self._rooms[name]
 
     def statuses(self) -> tuple[RoomStatus, ...]:
-        """What is known now, without asking."""
+        """The known status of every room, without a request."""
         return tuple(self._rooms.values())
 
     def joined(self, room_id: str) -> None:
-        """We came into some room: try the configured ones again now, it may be one of them."""
+        """The bot joined a room, which may be a configured one: try those again now."""
         for name, status in self._rooms.items():
             if not status.joined:
                 self._rooms[name] = replace(status, wait=None)
 
     def left(self, room_id: str) -> None:
-        """We were put out of a room, or left it."""
-        self._lose(room_id, f"we were removed: invite {self._client.user_id} again", None)
+        """The bot left a room, or was removed from it."""
+        self._lose(room_id, f"ravebot was removed: invite {self._client.user_id} again", None)
 
     def changed(self, room_id: str) -> None:
-        """A room was encrypted or replaced: nothing is sent there before it was looked at anew."""
-        self._lose(room_id, "it was encrypted or replaced a moment ago, and is looked at anew", _SOON)
+        """A room was encrypted or replaced: nothing is sent there before it is checked again."""
+        self._lose(room_id, "it was encrypted or replaced a moment ago, and is checked again", _SOON)
 
     def _lose(self, room_id: str, why: str, wait: timedelta | None) -> None:
         self._lost += 1
@@ -153,7 +153,7 @@ class RoomDirectory:
                 _log.warning("matrix_room_lost", room=name, room_id=room_id, why=why)
 
     def refused(self, name: str, error: RavebotError) -> None:
-        """What was sent to a configured room was not taken: its name may mean another room by now."""
+        """A configured room rejected a message: its name may mean another room by now."""
         status = self._rooms.get(name)
         if status is not None and status.joined:
             self._rooms[name] = replace(status, joined=False)
@@ -161,7 +161,7 @@ class RoomDirectory:
             _log.warning("matrix_room_refused", room=name, room_id=status.room_id, error=str(error))
 
     async def is_configured(self, room_id: str) -> bool:
-        """Whether a room is one of the configured ones, also one that we were never in. Raises LoginLost."""
+        """Whether a room is a configured one, even if the bot was never in it. Raises LoginLost."""
         for name, status in tuple(self._rooms.items()):
             try:
                 if room_id == (status.room_id if status.joined else await self._client.resolve(name)):

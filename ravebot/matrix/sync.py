@@ -1,6 +1,6 @@
-"""The loop that hears what is said in the rooms: it loses nothing, takes nothing twice and never runs hot.
+"""The sync loop, which reads messages from the rooms: it loses none, and never repeats requests without a pause.
 
-nio's own loop is not used: it hammers the server on errors and dies, with its events, when a handler raises.
+nio's own loop is not used: it repeats failed requests without a pause, and ends and loses events if a handler raises.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _log = structlog.get_logger(__name__)
 
 _POLL_MS = 30_000
 _NOTHING: dict[str, object] = {"types": []}
-_QUIET_ROOM: dict[str, object] = dict.fromkeys(("state", "ephemeral", "account_data"), _NOTHING)
-_STATE: dict[str, object] = {"types": list(CHANGES)}  # what of it fell into a gap comes apart from the timeline
+_MINIMAL_ROOM: dict[str, object] = dict.fromkeys(("state", "ephemeral", "account_data"), _NOTHING)
+_STATE: dict[str, object] = {"types": list(CHANGES)}  # for state events in a gap, which are not in the timeline
 _FILTER: dict[str, object] = {
     "presence": _NOTHING,
     "account_data": _NOTHING,
-    "room": _QUIET_ROOM | {"state": _STATE, "timeline": EVENTS | {"limit": 50}},
+    "room": _MINIMAL_ROOM | {"state": _STATE, "timeline": EVENTS | {"limit": 50}},
 }
 PAUSES = Backoff.growing(0.5, 60.0)
 _QUICK_SECONDS = 0.05
@@ -39,7 +39,7 @@ _RANDOM = SystemRandom()
 
 
 def _ignore(_: str) -> None:
-    """Nobody wants to know."""
+    """The default callback; does nothing."""
 
 
 class SyncJournal(Protocol):
@@ -51,11 +51,12 @@ class SyncJournal(Protocol):
 
 
 class SyncLoop:
-    """Hears messages until it is cancelled; `on_left` is told of each room that we are no longer in.
+    """Reads messages until it is cancelled.
 
-    A message reaches the journal at least once: after a crash before `save`, or a room that could not be read, it
-    comes again with the same id. `on_changed` is told of each room that was encrypted or replaced, `on_result` how
-    each round went: `ok` or `unavailable`. `jitter` is a number from 0 to 1. `invites` has a loop of its own.
+    A message reaches the journal at least once: after a crash before `save`, or if a room could not be read, it comes
+    again with the same id. `on_left` is called with each room that the bot is no longer in, `on_changed` with each room
+    that was encrypted or replaced, `on_result` with `ok` or `unavailable` after each round. `jitter` returns a number
+    from 0 to 1. `invites` has a loop of its own.
     """
 
     def __init__(
@@ -84,12 +85,12 @@ class SyncLoop:
         self._begun = False
         self.last_success: datetime | None = None
         self.looked_at: datetime | None = None
-        """When the last round ended, however it went."""
+        """When the last round ended, with or without success."""
         self.problem = ""
-        """Why the last round failed; empty when it did not."""
+        """Why the last round failed; empty if it did not."""
 
     async def run(self) -> None:
-        """Runs for ever. Raises LoginLost when the homeserver ended our login; any other trouble is waited out."""
+        """Run until cancelled. Raises LoginLost when the homeserver ended the login; retries after any other error."""
         failures = quick = 0
         while True:
             began = asyncio.get_running_loop().time()
@@ -97,8 +98,8 @@ class SyncLoop:
                 idle = await self._round()
             except LoginLost:
                 raise
-            # A sync that is refused or unknown is a proxy's or an update's doing, and a journal that can't be written
-            # a full disk's: both pass, and whoever stops hearing because of them would need a person to start again.
+            # A refused or unknown sync comes from a proxy or an update, and a journal that can't be written from a full
+            # disk. Both pass; a loop that ended because of them would need a person to start it again.
             except RavebotError as error:
                 failures += 1
                 self.problem, self.looked_at = str(error), self._clock.now()
@@ -111,14 +112,14 @@ class SyncLoop:
             failures, self.problem = 0, ""
             self.last_success = self.looked_at = self._clock.now()
             self._on_result("ok")
-            # A server or proxy that answers at once with nothing, again and again, must not be polled hot.
+            # A server or proxy that repeatedly answers at once with nothing must not be polled without a pause.
             took = asyncio.get_running_loop().time() - began
             quick = quick + 1 if idle and took < _QUICK_SECONDS else 0
             if quick > 2:
                 await self._sleep(PAUSES.after(quick - 2, None, self._jitter()))
 
     async def _round(self) -> bool:
-        """One sync, journalled. Returns whether there was nothing in it."""
+        """Make one sync and save it in the journal; returns whether it was empty."""
         since = await self._journal.token()
         if since is None or not self._begun:
             await self._begin(since)
@@ -134,14 +135,14 @@ class SyncLoop:
             self.invites.forget(room_id)
             self._on_left(room_id)
         self.invites.note(invited)
-        await self._journal.save(await self._heard(joined, since), next_batch)
+        await self._journal.save(await self._messages(joined, since), next_batch)
         return not (joined or left or invited)
 
-    async def _heard(self, joined: dict[str, Json], since: str) -> tuple[IncomingMessage, ...]:
-        """What was said in all rooms. While one can't be read, what the others said is journalled without it.
+    async def _messages(self, joined: dict[str, Json], since: str) -> tuple[IncomingMessage, ...]:
+        """The messages of all rooms. If one room can't be read, the messages of the others are saved without it.
 
-        The token stays where it is then, so that the next round tries that room again, and loses nothing. The rooms
-        whose reading may take long come last, after the others' words are safe.
+        The token is not advanced then, so that the next round reads that room again and loses nothing. Rooms that may
+        take long to read come last, after the messages of the others are saved.
         """
         messages: list[IncomingMessage] = []
         trouble: Unavailable | None = None
@@ -164,13 +165,13 @@ class SyncLoop:
         raise trouble
 
     async def _begin(self, since: str | None) -> None:
-        """Find the invites of before this start: a sync by token names each only once.
+        """Find the invites from before this start, because a sync with a token contains each only once.
 
-        Without a token, listening begins now: what was said before was not said to us.
+        Without a token, reading begins now: earlier messages are left out.
         """
-        # Synapse answers a repeated first sync from a cache, up to two minutes old, as long as the filter is the
-        # same text; a limit that changes nothing makes it another.
-        room = _QUIET_ROOM | {"timeline": _NOTHING | {"limit": _RANDOM.randint(1, 1_000_000)}}
+        # Synapse answers a repeated first sync from a cache, up to two minutes old, if the text of the filter is the
+        # same. A random limit, which has no other effect here, makes it different.
+        room = _MINIMAL_ROOM | {"timeline": _NOTHING | {"limit": _RANDOM.randint(1, 1_000_000)}}
         answer = await self._client.sync(None, 0, _FILTER | {"room": room})
         self.invites.note(_rooms(answer, "invite"))
         if since is None:
@@ -179,7 +180,7 @@ class SyncLoop:
 
 
 def next_token(answer: Json) -> str:
-    """Where the next sync starts. Raises Unavailable when the answer has no such thing."""
+    """The token of the next sync. Raises Unavailable if the answer has none."""
     token = answer.get("next_batch")
     if not isinstance(token, str) or not token:
         raise Unavailable("Matrix answered a sync without next_batch: is matrix.homeserver a Matrix homeserver?")
@@ -195,7 +196,7 @@ def _rooms(answer: Json, part: str) -> dict[str, Json]:
 
 
 def _has_changed(room: Json) -> bool:
-    """Whether a room of the sync was encrypted or replaced since the last one."""
+    """Whether a room was encrypted or replaced since the last sync."""
     for part in ("state", "timeline"):
         section = room.get(part)
         events = objects(section.get("events")) if isinstance(section, dict) else []

@@ -1,4 +1,4 @@
-"""Text from people and guests, made harmless before it is shown: the one place that does it."""
+"""Makes text from people and guests harmless before it is shown in a room."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _ELLIPSIS = "…"
 _WORD_JOINER = "\u2060"
 _TAB_AND_SPACE = " \t\r\v\f"
 # Control, format (bidi overrides, zero-width, tags), surrogate, private use, unassigned, line and paragraph
-# separators: none of them is seen, all of them can change what is seen around them.
+# separators: they are invisible, and can change how the text around them is shown.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PING = re.compile(r"@(?=room)|(?<!\w)@(?=\w)", re.IGNORECASE)
 _MAX_COMBINING = 4
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The text as one line of at most `limit` characters that pings nobody and hides nothing."""
+    """The text as one line of at most `limit` characters, without mentions and invisible characters."""
     return _shorten(_unping(" ".join(_visible(text, limit).split())), limit)
 
 
 def block(text: str, limit: int = 2000) -> str:
-    """The text's end, with its line breaks, in at most `limit` characters: for the output of programs."""
+    """The end of the text, with its line breaks, in at most `limit` characters: for the output of programs."""
     tail = text[-limit * 2 :]
     lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
     shown = _unping("\n".join(lines).strip("\n"))
@@ -29,7 +29,7 @@ def block(text: str, limit: int = 2000) -> str:
 
 
 def _visible(text: str, limit: int) -> str:
-    """Without what can't be seen; whitespace becomes spaces, and towers of combining marks are cut."""
+    """The text without invisible characters; whitespace becomes spaces, and series of combining marks are cut."""
     shown: list[str] = []
     marks = 0
     for character in text[: limit * 4]:

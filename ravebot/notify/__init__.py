@@ -1,4 +1,4 @@
-"""Delivery of the outbox: what was committed is told, in order, however long the far end is away.
+"""Delivers the outbox to Matrix and GitLab, in order, and retries for as long as they are away.
 
 May import the store, the domain and the rendering and clients of `gitlab` and `matrix`.
 """

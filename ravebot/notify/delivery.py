@@ -1,4 +1,4 @@
-"""Sends the outbox's rows of one target, lane by lane: order within a lane, retries for as long as it takes."""
+"""Sends the outbox's rows of one target: in order within a lane, and retried for as long as it takes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _STORE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Sent:
-    """The far end has it. `keep` runs in the transaction that notes so."""
+    """The far end has the message. `keep` runs in the transaction that records this."""
 
     result: str
     keep: Callable[[Transaction], None] | None = None
 
 
 class Sender(Protocol):
-    """Renders and sends one row; what it did before a crash it must not do twice.
+    """Renders and sends one row; a row that it sent before a crash it must not send twice.
 
-    Raises Unavailable, Forbidden or NotFound: the row is tried again, the rest of its lane waits; after SlowDown all
-    lanes do. Raises Unacceptable for a row that can never be sent: it is given up, for the lane must go on.
+    Raises Unavailable, Forbidden or NotFound: the row is tried again and the rest of its lane waits; after SlowDown all
+    lanes wait. Raises Unacceptable for a row that can never be sent: it is given up, so that the lane goes on.
     """
 
     async def send(self, message: Message) -> Sent: ...
@@ -66,7 +66,7 @@ class Delivery:
         self._paused_until = 0.0  # by the loop's clock; the server asked for it
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
@@ -86,7 +86,7 @@ class Delivery:
         return outbox.due_lanes(tx, self._target), outbox.seconds_to_next(tx, self._target)
 
     async def _drain(self, lane: str) -> None:
-        """Send what is due in a lane; the end of one row and the attempt at the next are one transaction."""
+        """Send a lane's due rows; one transaction records the result of one row and the attempt at the next."""
         done: tuple[Message, Sent | _Later] | None = None
         try:
             while message := await self._database.write(partial(self._next, lane=lane, done=done)):
@@ -136,7 +136,7 @@ class Delivery:
             log.warning("message refused, tried again", to=self._to, lane=message.lane, error=str(error))
         except StoreError:
             raise
-        # Whatever an odd answer brings to light must not end the bot; the lane goes on when it is mended.
+        # A bug that an unusual answer triggers must not end the bot; the lane goes on when it is fixed.
         except Exception:
             delay = _REFUSED_SECONDS
             log.exception("message could not be sent: this is a bug of ravebot's", to=self._to, row=message.id)

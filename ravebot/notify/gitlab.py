@@ -1,4 +1,4 @@
-"""Tells the merge requests: the status note and its edits, warnings and answers as notes of their own, emoji."""
+"""Sends to merge requests: the status note and its edits; warnings and replies as separate notes; emoji."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class GitLabSender:
-    """A note is edited by its stored id; before one is posted, it is looked for by author and hidden marker."""
+    """Edits a note by its stored id; before it posts one, it searches for it by author and hidden marker."""
 
     def __init__(self, database: Database, views: Views, gitlab: GitLab) -> None:
         self._database = database
@@ -71,7 +71,7 @@ class GitLabSender:
         if mr.note_id is not None:
             try:
                 return await self._edit(ref, mr.note_id, body, message)
-            # Somebody deleted it, or it is of the user whose token we had before.
+            # It was deleted, or belongs to the user of an earlier token.
             except (NotFound, Forbidden):
                 pass
         note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
@@ -83,7 +83,7 @@ class GitLabSender:
         return await self._edit(ref, found, body, replace(message, unanswered_for=None))
 
     def _keep(self, tx: Transaction, ref: MergeRequestRef, note_id: int, message: Message) -> None:
-        """It was found: its creation is what got no answer, and was carried out."""
+        """Store a note that was found: the request that created it was carried out, but got no answer."""
         merge_requests.set_note(tx, ref, note_id)
         outbox.note_answer(tx, message.id)
 
@@ -95,17 +95,17 @@ class GitLabSender:
         body = await self._comment_body(message, mark)
         if body is None:
             return Sent("dropped: nothing to tell any more")
-        # What waited when a backup was made, and was sent after that, waits again once it is restored.
+        # A restored backup has rows as unsent that were sent after the backup was made.
         may_be_there = message.attempted or message.created_at < self._database.opened_at
         if may_be_there and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
             return Sent(str(found))
         return Sent(str(await self._create(ref, body, message)))
 
     async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
-        """Post a note that was not found; after a try that got no answer, only when GitLab must be done with that.
+        """Post a note that was not found; after a request without an answer, only when GitLab can't still work on it.
 
-        When we last asked is a column, because the process may have been killed meanwhile. The time is measured when
-        the row is read, before the search for the note: a note that appears during the search is then never missed.
+        The time of that request is a column, because the process may have been killed since. Its age is measured when
+        the row is read, before the search for the note, so that a note that appears during the search is not missed.
         """
         if left := self._seconds_at_work(message):
             raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
@@ -129,7 +129,7 @@ class GitLabSender:
         return 0.0 if waited is None else max(0.0, (self._longest - waited).total_seconds())
 
     async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
-        """Make a request of which GitLab may carry out what it does not answer: noted before, until it is answered."""
+        """Make a request that GitLab may carry out without answering; it is recorded before, until the answer."""
         await self._database.write(lambda tx: outbox.note_request(tx, message.id))
         try:
             return await ask()
@@ -161,7 +161,7 @@ class GitLabSender:
 
 
 def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:
-    """The status note's text; None where there is nothing to say of a merge request."""
+    """The status note's text; None if there is nothing to say about the merge request."""
     if view is not None and (view.live or mr.state != "opened"):
         return render_note(view, mark)
     if mr.state == "opened" and mr.from_fork and mr.approved_sha != mr.head_sha:
@@ -170,7 +170,7 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wai
         return render_note(view, mark)
     if mr.state == "opened" and mr.draft and drafts_wait:
         return render_draft_waiting(mr, mark)
-    if mr.note_id is not None:  # it says something else: that a sandbox waits, or what a lost database knew
+    if mr.note_id is not None:  # it is out of date: it says that a sandbox waits, or what a lost database knew
         return render_none(mr, mark) if mr.state == "opened" else render_never_started(mr, mark)
     return None
 

@@ -1,4 +1,4 @@
-"""Tells the rooms: the card and its edits, its thread, warnings, replies."""
+"""Sends to rooms: the card and its edits, messages in its thread, warnings, replies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RoomClient(Protocol):
 
 
 class Directory(Protocol):
-    """The configured rooms: `refused` is told when one of them does not take what we send."""
+    """The configured rooms; `refused` is called when one of them rejects a message."""
 
     async def ensure(self, name: str) -> str: ...
 
@@ -38,15 +38,15 @@ class Directory(Protocol):
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a row is about, as it is now."""
+    """The current state of what a row is about."""
 
     view: SandboxView | None = None
     card: str | None = None  # in the room that the row goes to
-    due: bool = True  # of a warning: still true
+    due: bool = True  # whether a warning is still true
 
 
 class MatrixSender:
-    """Renders a row as it is true now, and sends it under a transaction id of its own: twice is once."""
+    """Renders a row from the current state, and sends it under its own transaction id, so that it arrives once."""
 
     def __init__(
         self, config: MatrixConfig, database: Database, views: Views, client: RoomClient, rooms: Directory
@@ -73,7 +73,7 @@ class MatrixSender:
         except (LoginLost, Unacceptable):
             raise
         except (Forbidden, NotFound) as error:
-            if not configured:  # whoever asked has put us out of their room: nobody waits for the answer
+            if not configured:  # the person who asked removed us from their room: nobody waits for the answer
                 return Sent(f"dropped: {error}")
             self._rooms.refused(message.lane, error)
             raise
@@ -89,8 +89,8 @@ class MatrixSender:
         except Unacceptable:
             if message.kind is not Kind.REPLY or "m.relates_to" not in content:
                 raise
-        # A reply repeats what the asker's message said of its thread, and a server refuses a thread that it does not
-        # know. The answer counts for more than its place; a transaction of its own, for this is another content.
+        # A reply names the thread that the person's message named, and a server refuses a thread that it does not know.
+        # Then it is sent outside of the thread, under another transaction id, because its content is different.
         plain = {key: value for key, value in content.items() if key != "m.relates_to"}
         return await self._client.send(room_id, plain, f"{transaction}-plain")
 

@@ -1,4 +1,4 @@
-"""Whether a warning that waited in the outbox is still true: it pings its owner, so it had better be."""
+"""Whether a warning that waited in the outbox is still true; it notifies the owner, so a false one is not sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ravebot.store.outbox import Message
 
 
 def is_due(tx: Transaction, message: Message, sandbox: Sandbox) -> bool:
-    """Not when it ended, when an extension took back the threshold (in seconds) that the row names, or when a later
+    """False if the sandbox ended, if an extension withdrew the threshold (in seconds) that the row names, or if a later
     warning waits behind it."""
     running = sandbox.state in (SandboxState.STARTING, SandboxState.READY)
     return running and message.body.get("threshold") in sandbox.warned and not outbox.superseded(tx, message)

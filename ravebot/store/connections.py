@@ -20,7 +20,7 @@ class Visit:
     first_at: datetime
     last_at: datetime
     count: int
-    dropped: int  # refused by the limit
+    dropped: int  # over the rate limit
     bytes: int
 
 

@@ -1,7 +1,7 @@
 """The database file: one writer, a few readers, migrations, and the lock that keeps a second bot out.
 
-A transaction is one plain function that a connection's own thread runs from `BEGIN` to `COMMIT`: it can await nothing,
-so nobody else's work gets in between, and it must touch nothing of the event loop's but what it is given.
+A transaction is one plain function that a connection's own thread runs from `BEGIN` to `COMMIT`. It can't await, so no
+other work gets in between, and it must not touch objects of the event loop other than its arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Value = str | int | float | None
 
 
 class Transaction:
-    """One running transaction: what every function of the store works on. `now` is read once, at its start."""
+    """A running transaction, which every function of the store takes. `now` is read once, at its start."""
 
     def __init__(self, connection: sqlite3.Connection, now: datetime) -> None:
         self._connection = connection
@@ -43,7 +43,7 @@ class Transaction:
         self._wakes: set[str] = set()
 
     def seconds_since(self, moment: datetime) -> float:
-        """The `age` of a moment."""
+        """The `age` of a moment, in seconds."""
         return age(moment, self.now).total_seconds()
 
     def execute(self, sql: str, parameters: Iterable[Value] = ()) -> int:
@@ -55,12 +55,12 @@ class Transaction:
         return self._connection.execute(sql, tuple(parameters)).rowcount
 
     def insert(self, table: str, values: Mapping[str, Value]) -> int:
-        """Insert a row and return its id; the names are ours, never from outside."""
+        """Insert a row and return its id; table and column names must be constants, never input."""
         marks = ", ".join("?" for _ in values)
         return self.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", values.values())  # noqa: S608 - constant names
 
     def upsert(self, table: str, key: tuple[str, ...], values: Mapping[str, Value]) -> int:
-        """Insert a row, or overwrite the one with the same key; the names are ours, never from outside."""
+        """Insert a row, or overwrite the one with the same key; names as for `insert`."""
         columns = ", ".join(values)
         marks = ", ".join("?" for _ in values)
         news = ", ".join(f"{column} = excluded.{column}" for column in values if column not in key)
@@ -75,7 +75,7 @@ class Transaction:
         return rows[0] if rows else None
 
     def wake(self, signal: str) -> None:
-        """After the commit, wake whoever waits for that signal."""
+        """Wake the loop that waits for that signal, after the commit."""
         self._wakes.add(signal)
 
     @property
@@ -125,11 +125,11 @@ def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
 
 
 STALE_NOTES = "stale_notes"
-"""Key in `meta`: how many earlier states of this installation, and instances that it replaced, ended. Their status
+"""Key in `meta`: how often this installation's database was lost, plus how many instances it replaced. Their status
 notes may still be on merge requests."""
 
 READERS = 3
-"""Rendering a card need not wait for a pass of the pool that reads everything."""
+"""Several, so that rendering a card does not wait for a pass of the pool, which reads everything."""
 
 
 _PASSING = frozenset(
@@ -138,11 +138,11 @@ _PASSING = frozenset(
         sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
     }
 )  # fmt: skip
-"""What may be better a moment later; any other error is a mistake of ours, and shown as such."""
+"""Result codes of errors that may be gone a moment later; any other error is a bug, and raised as it is."""
 
 
 class Database:
-    """The open database of one instance; a lock that another process holds is waited for, `patience_seconds` long."""
+    """The open database of one instance; waits up to `patience_seconds` for a lock that another process holds."""
 
     def __init__(self, path: Path, clock: Clock, *, patience_seconds: float = 5.0) -> None:
         self.path = path
@@ -192,10 +192,10 @@ class Database:
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
         """Run `function` in one transaction and commit, or roll back what it did when it raises.
 
-        `urgent` ones (short, and somebody waits for their end) go before all others that wait.
+        `urgent` transactions (short ones that a client waits for) run before all others that wait.
 
-        The caller's cancellation does not cut it short: it commits or fails as a whole. Raises StoreError when the
-        database can't be written now (the disk is full, or its file was deleted, for example).
+        Cancelling the caller does not interrupt it: it commits or fails as a whole. Raises StoreError when the database
+        can't be written now (the disk is full, or its file was deleted, for example).
         """
 
         def checked(transaction: Transaction) -> T:
@@ -231,12 +231,12 @@ class Database:
             if not _is_among(error, _PASSING):
                 raise
             raise StoreError(f"the database {self.path} can't be read: {error}") from error
-        finally:  # who is cancelled leaves the thread at work: the next function waits there for its end
+        finally:  # after a cancellation the thread is still busy: the next function waits there
             self._readers.put_nowait(reader)
         return result
 
     async def problem(self) -> str:
-        """What is wrong with the state folder's files and what to do; empty when they are those that were opened."""
+        """What is wrong with the state folder's files and what to do; empty when nothing is."""
         reader = await self._readers.get()
         try:
             # Runs on a reader's thread: file look-ups may block.
@@ -247,7 +247,7 @@ class Database:
     def _transact(
         self, begin: str, function: Callable[[Transaction], T], connection: sqlite3.Connection
     ) -> tuple[T, frozenset[str]]:
-        """From begin to commit, in the connection's thread; returns also whom to wake now."""
+        """Run `function` from begin to commit, in the connection's thread; also returns the signals to wake."""
         connection.execute(begin)
         try:
             transaction = Transaction(connection, self._clock.now())
@@ -293,7 +293,7 @@ async def _connected(path: Path, name: str, patience_seconds: float) -> AsyncIte
 
 
 def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
-    """Whether it is one of these primary result codes (https://www.sqlite.org/rescode.html)."""
+    """Whether the error has one of these primary result codes (https://www.sqlite.org/rescode.html)."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
     return code & 0xFF in codes
 
@@ -308,14 +308,14 @@ def _prepare_writer(connection: sqlite3.Connection, had_id: bool) -> None:
 def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA user_version").fetchone()  # so that a file put there later is never opened
+    connection.execute("PRAGMA user_version").fetchone()  # opens the file now, never one put there later
 
 
 def migrations(*, replaces_lost: bool = False) -> list[tuple[int, str]]:
     """The numbered SQL files that ship with this version, in order.
 
-    `replaces_lost`: the id file was there already but the database is new. That is recorded in the first migration's
-    own transaction, so that a crash can't lose it.
+    `replaces_lost`: the id file exists but the database is new. The first migration's own transaction records that, so
+    that a crash can't lose it.
     """
     folder = resources.files("ravebot.store.migrations")
     found = sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
@@ -327,7 +327,7 @@ def migrations(*, replaces_lost: bool = False) -> list[tuple[int, str]]:
 
 
 def migrate(connection: sqlite3.Connection, steps: list[tuple[int, str]]) -> None:
-    """Bring the database to the last step, each step in one transaction, so that an interrupted one changes nothing.
+    """Run the steps that the database lacks, each in one transaction, so that an interrupted step changes nothing.
 
     Raises StoreError for a database that a newer ravebot wrote.
     """
@@ -335,7 +335,7 @@ def migrate(connection: sqlite3.Connection, steps: list[tuple[int, str]]) -> Non
     newest = steps[-1][0]
     if version > newest:
         raise StoreError(
-            f"the database is of version {version}, this ravebot knows up to {newest}: install the newer ravebot again"
+            f"the database has version {version}, but this ravebot only knows {newest}: install the newer ravebot again"
         )
     for number, text in steps:
         if number <= version:
@@ -352,7 +352,7 @@ def migrate(connection: sqlite3.Connection, steps: list[tuple[int, str]]) -> Non
 
 
 def statements(script: str) -> list[str]:
-    """The single statements of an SQL script; `executescript` would commit behind our back."""
+    """The single statements of an SQL script; `executescript` would commit the open transaction."""
     found: list[str] = []
     pending = ""
     for line in script.splitlines(keepends=True):
@@ -366,8 +366,8 @@ def statements(script: str) -> list[str]:
 
 
 def make_state_dir(state_dir: Path) -> None:
-    """Make the state folder, if it is missing: nobody else may list it, but QEMU's user may pass through to the disks
-    and images that may lie in it. Every file of ours there is closed to others by its own mode."""
+    """Make the state folder if it is missing. Other users can't list it, but QEMU's user can open disks and images in
+    it; the mode of each file that ravebot writes there keeps other users out."""
     if not state_dir.exists():
         state_dir.mkdir(parents=True)
         state_dir.chmod(0o711)
@@ -381,7 +381,7 @@ def instance_id_path(state_dir: Path) -> Path:
 def instance_id(state_dir: Path) -> str:
     """The random id of this installation, made at the first call.
 
-    It stands beside the database, not in it: an empty database must still know which machines are its own.
+    It is kept beside the database, not in it: with a new database, the instance must still recognise its machines.
     """
     path = instance_id_path(state_dir)
     try:
@@ -394,12 +394,12 @@ def instance_id(state_dir: Path) -> str:
         part.replace(path)
         return fresh
     if not known:
-        raise StoreError(f"{path} is empty: write the id there that this instance's machines carry, or remove it")
+        raise StoreError(f"{path} is empty: write the id of this instance's machines into it, or remove the file")
     return known
 
 
 def get_meta(tx: Transaction, key: str) -> str | None:
-    """A single remembered value (instance id, Matrix sync token, …)."""
+    """A single stored value (the Matrix sync token, for example)."""
     row = tx.one("SELECT value FROM meta WHERE key = ?", (key,))
     return str(row["value"]) if row else None
 

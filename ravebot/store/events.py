@@ -31,10 +31,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Line:
-    """One row as it stands there, also after somebody changed it: nothing of it is relied on."""
+    """One row as it is stored, even if somebody changed it; nothing in it is trusted."""
 
     id: int
-    at: datetime | None  # None: no moment that there is
+    at: datetime | None  # None: the stored number is no valid time
     kind: str
     actor: str
     ref: str
@@ -52,7 +52,7 @@ def append(
     machine_id: MachineId | None = None,
     data: dict[str, object] | None = None,
 ) -> Event:
-    """Add one line; it commits with what it tells of."""
+    """Add one row; it commits with the change that it records."""
     last = tx.one("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1")
     number, before = (last["id"] + 1, last["hash"]) if last else (1, _GENESIS)
     row = {
@@ -72,7 +72,7 @@ def append(
 
 
 def verify(tx: Transaction) -> Verification:
-    """Recompute every hash; finds a row changed, removed inside or put in between (a cut tail: compare `head`)."""
+    """Recompute every hash; finds rows that were changed, removed or inserted. A cut tail shows only in `head`."""
     before, count, expected = _GENESIS, 0, 1
     early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
     if early:
@@ -94,7 +94,7 @@ def head(tx: Transaction) -> str:
 
 
 def lines(tx: Transaction, limit: int, ref: MergeRequestRef | None = None) -> tuple[Line, ...]:
-    """The newest rows, of one merge request or of all, oldest first, as an audit shows them."""
+    """The newest rows of one merge request or of all, oldest first, for the audit."""
     which, parameters = ("WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid)) if ref else ("", ())
     rows = tx.all(
         f"SELECT {_RAW},"  # noqa: S608 - constants
@@ -108,7 +108,7 @@ def lines(tx: Transaction, limit: int, ref: MergeRequestRef | None = None) -> tu
 
 
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
-    """Its newest lines, oldest first."""
+    """A sandbox's newest events, oldest first."""
     rows = tx.all("SELECT * FROM events WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))
     return tuple(_event(row) for row in reversed(rows))
 
@@ -119,7 +119,7 @@ def newest(tx: Transaction, limit: int, since: datetime | None = None) -> tuple[
 
 
 def _decoded(row: sqlite3.Row) -> dict[str, Any]:
-    """The row, where `_RAW` kept SQLite's driver from reading text: it raises for what is no UTF-8."""
+    """The row with text decoded; `_RAW` selects bytes, because SQLite's driver raises for text that is not UTF-8."""
     values = {key: row[key] for key in row.keys()}  # noqa: SIM118 - a Row iterates values
     return {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in values.items()}
 

@@ -1,7 +1,7 @@
-"""Whether the state folder still holds the files that were opened.
+"""Checks that the state folder still holds the files that were opened.
 
-SQLite does not say: when its files are deleted, moved away or replaced it reads and writes on in those that it has open
-(seen with 3.40 in WAL mode, also over checkpoints), and a restart finds nothing of that.
+SQLite does not notice: when its files are deleted, moved away or replaced, it keeps reading and writing the files that
+it has open (seen with 3.40 in WAL mode, also across checkpoints), and after a restart those writes are gone.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Self
 
 @dataclass(frozen=True)
 class OpenFiles:
-    """The files of one open database: device and inode of each, which no other file gets while they are open."""
+    """Device and inode of each file of an open database; no other file can have them while these are open."""
 
-    database: Mapping[Path, tuple[int, int]]  # its file first
+    database: Mapping[Path, tuple[int, int]]  # the database file first
     lock: Mapping[Path, tuple[int, int]]
     id_file: Path
     instance_id: str
 
     @classmethod
     def of(cls, database: Path, id_file: Path, instance_id: str) -> Self:
-        """As they are now that the database is open: its log and index are made with it, where it has any.
+        """Call it after the database was opened, which creates its log and index.
 
-        Without the log (`-wal`) what was committed last is lost in a crash; another process would make a new index
-        (`-shm`) and damage both.
+        If the log (`-wal`) is gone, a crash loses the last commits; if the index (`-shm`) is gone, another process
+        makes a new one and damages the database.
         """
         names = (database.name, f"{database.name}-wal", f"{database.name}-shm")
         files = [database.with_name(name) for name in names]
@@ -35,11 +35,11 @@ class OpenFiles:
         return cls(known, {lock: _identity(lock)}, id_file, instance_id)
 
     def lost(self) -> str:
-        """Which of the database's files is not there any more, empty when all are. Costs a few microseconds."""
+        """Which of the database's files is gone; empty when none is. Takes a few microseconds."""
         return _first_gone(self.database)
 
     def problem(self) -> str:
-        """What is wrong with the state folder and what to do, empty when nothing is."""
+        """What is wrong with the state folder and what to do; empty when nothing is."""
         database = next(iter(self.database))
         if why := _gone(database, self.database[database]):
             return (

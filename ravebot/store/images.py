@@ -1,4 +1,4 @@
-"""How builds from an image go: failures in a row, and the hold that only a person lifts."""
+"""Builds from an image: how many failed in a row, and whether the image is held until a person releases it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ravebot.store.database import Transaction
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """`held`: why nothing is built from it any more; empty while builds go on."""
+    """`held`: why no machine is built from the image; empty when it is not held."""
 
     image: str
     failures: int = 0

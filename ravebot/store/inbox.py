@@ -1,5 +1,5 @@
-"""What was asked of us by GitLab and Matrix, kept from its receipt until it was acted on; its key is kept longer, so
-that the same delivery is known again."""
+"""Requests from GitLab and Matrix, kept from their receipt until they are handled; their keys are kept longer, so that
+a second delivery is recognised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ravebot.store.signals import INTAKE
 
 @dataclass(frozen=True)
 class Request:
-    """One row that waits. Within a lane, rows are acted on in the order in which they came."""
+    """A row that is not handled yet. The rows of a lane are handled in the order in which they came."""
 
     id: int
     source: str  # gitlab, matrix
@@ -24,7 +24,7 @@ class Request:
 
 
 def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: str) -> bool:
-    """Keep a delivery; False when the same one was there already."""
+    """Store a delivery; False when it was stored before."""
     added = tx.changed(
         "INSERT INTO inbox (source, delivery_key, lane, kind, body, received_at) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (source, delivery_key) DO NOTHING",
@@ -36,7 +36,7 @@ def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: s
 
 
 def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
-    """The oldest waiting row of every lane whose time has come."""
+    """The oldest unhandled row of every lane, if it is due."""
     rows = tx.all(
         "SELECT id, source, lane, kind, body, attempts FROM inbox WHERE id IN (SELECT MIN(id) FROM inbox"
         " WHERE handled_at IS NULL GROUP BY source, lane) AND (next_attempt_at <= ? OR postponed_at > ?)"
@@ -47,14 +47,14 @@ def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
 
 
 def waits(tx: Transaction, request_id: int) -> bool:
-    """Whether a row is still to be acted on."""
+    """Whether a row is not handled yet."""
     return tx.one("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NULL", (request_id,)) is not None
 
 
 def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
-    """Note that a row was acted on; False when it had been before, and whatever was to be done must not be.
+    """Mark a row as handled; False when it was handled before, and must not be handled again.
 
-    Its body goes: what people said is not kept longer than it is needed.
+    Its body is deleted: what people wrote is not kept longer than needed.
     """
     return bool(
         tx.changed(
@@ -65,9 +65,9 @@ def handled(tx: Transaction, request_id: int, outcome: str) -> bool:
 
 
 def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
-    """Try a row again later, or when the clock was set back; the rest of its lane waits behind it.
+    """Try a row again after `delay`, or when the clock was set back; the rest of its lane waits for it.
 
-    Where the clock was set back since it was received, it counts as received now.
+    If the clock was set back since the row was received, it counts as received now.
     """
     tx.execute(
         "UPDATE inbox SET attempts = attempts + 1, postponed_at = ?, next_attempt_at = ?,"
@@ -77,10 +77,9 @@ def postpone(tx: Transaction, request_id: int, delay: timedelta) -> None:
 
 
 def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | None]:
-    """How many wait for longer than that, and since when the first of them does.
+    """How many rows have waited for longer than that, and since when the oldest of them waits.
 
-    A row whose `received_at` lies further ahead than that was received before the clock was set back; it counts as
-    well.
+    A row whose `received_at` lies further ahead than that was received before the clock was set back; it counts too.
     """
     row = tx.one(
         "SELECT COUNT(*) AS n, MIN(received_at) AS oldest FROM inbox"
@@ -92,5 +91,5 @@ def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | 
 
 
 def forget_handled(tx: Transaction, older_than: timedelta) -> int:
-    """Drop the keys of what was acted on long ago; GitLab redelivers for hours, which they must outlive."""
+    """Delete rows that were handled longer ago than that; GitLab redelivers for hours, so it must be more."""
     return tx.changed("DELETE FROM inbox WHERE handled_at < ?", (to_us(tx.now - older_than),))

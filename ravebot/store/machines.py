@@ -1,4 +1,4 @@
-"""Machines, and sightings of things that have no row."""
+"""Machines, and sightings of what the provider has but no row describes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravebot.store.database import Transaction, Value, dump_json
 
 
 def insert(tx: Transaction, machine: Machine) -> Machine:
-    """Store a machine before anything is created; its `id` is given here."""
+    """Store a machine before the provider creates anything; it gets its `id` here."""
     values = _values(machine)
     del values["id"]
     found = get(tx, MachineId(tx.insert("machines", values)))
@@ -33,12 +33,12 @@ def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
 
 
 def live(tx: Transaction) -> tuple[Machine, ...]:
-    """All that are not gone."""
+    """All machines that are not gone."""
     return _machines(tx.all("SELECT * FROM machines WHERE state <> 'gone' ORDER BY id"))
 
 
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
-    """Every machine that it ever had, oldest first."""
+    """Every machine that the sandbox ever had, oldest first."""
     rows = tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
     return _machines(rows)
 
@@ -48,13 +48,13 @@ def any_ever(tx: Transaction) -> bool:
 
 
 def last_address(tx: Transaction) -> str | None:
-    """The address given out last, so that the next one is another."""
+    """The address assigned last, so that the next machine gets another one."""
     row = tx.one("SELECT address FROM machines ORDER BY id DESC LIMIT 1")
     return str(row["address"]) if row else None
 
 
 def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine | None:
-    """Another live machine that announced the same host key: one of them lies, or the image has a baked-in key."""
+    """Another live machine that reported the same host key: one of them lies, or the image contains a key."""
     for machine in live(tx):
         if machine.id != other_than and key in machine.host_keys:
             return machine
@@ -62,9 +62,9 @@ def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine |
 
 
 def sighted(tx: Transaction, kind: str, name: str) -> datetime | None:
-    """Remember that a thing of ours without a row was seen; when it was seen first, or None when this is the first.
+    """Record that something of this instance without a row was seen; returns when that was first, None if it is now.
 
-    Where the clock was set back since, it counts as seen first now.
+    If the clock was set back since, it counts as first seen now.
     """
     tx.execute(
         "UPDATE sightings SET first_seen = MIN(first_seen, ?) WHERE kind = ? AND name = ?", (tx.now_us, kind, name)
@@ -89,7 +89,7 @@ def _machines(rows: list[sqlite3.Row]) -> tuple[Machine, ...]:
     return tuple(_machine(names, tuple(row)) for row in rows)
 
 
-@lru_cache(maxsize=4096)  # every pass reads all that live, and most are as they were
+@lru_cache(maxsize=4096)  # every pass reads all live rows, and most have not changed
 def _machine(names: tuple[str, ...], values: tuple[Any, ...]) -> Machine:
     row = dict(zip(names, values, strict=True))
 

@@ -1,4 +1,4 @@
-"""Merge requests as GitLab last told us of them, and what we keep about them: the note's id, a fork's approval."""
+"""Merge requests as GitLab last reported them, with the status note's id and the commit approved for a fork."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.store.database import Transaction, Value, dump_json
 
-_MAX_IID = 2**63 - 1  # SQLite's largest
+_MAX_IID = 2**63 - 1  # SQLite's largest integer
 
 
 def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
@@ -19,7 +19,7 @@ def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
 
 
 def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
-    """By what people write: `group/app!42`."""
+    """Find a merge request by the reference that people write: `group/app!42`."""
     if iid > _MAX_IID:
         return None
     row = tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
@@ -27,34 +27,34 @@ def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
 
 
 def project_paths(tx: Transaction) -> tuple[str, ...]:
-    """Every project that we have heard of."""
+    """Every project with a stored merge request."""
     rows = tx.all("SELECT DISTINCT project_path FROM merge_requests ORDER BY project_path")
     return tuple(row["project_path"] for row in rows)
 
 
 def opened(tx: Transaction) -> tuple[MergeRequest, ...]:
-    """All that had not ended when last heard of; one that is `locked` is just being merged."""
+    """All that were not closed or merged when last reported; `locked` means that it is just being merged."""
     rows = tx.all("SELECT * FROM merge_requests WHERE state NOT IN ('closed', 'merged') ORDER BY project_id, iid")
     return tuple(_merge_request(row) for row in rows)
 
 
-def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | None, MergeRequest]:
-    """Keep what GitLab told; returns what was known before (None: nothing) and what is known now.
+def observe(tx: Transaction, reported: MergeRequest) -> tuple[MergeRequest | None, MergeRequest]:
+    """Store what GitLab reported; returns the stored merge request before (None: there was none) and after.
 
-    News older than what is known (a webhook that came late) changes nothing.
+    A report that is older than the stored one (a late webhook) changes nothing.
     """
-    before = get(tx, told.ref)
-    if before and before.updated_at and told.updated_at and told.updated_at < before.updated_at:
+    before = get(tx, reported.ref)
+    if before and before.updated_at and reported.updated_at and reported.updated_at < before.updated_at:
         return before, before
-    after = told
+    after = reported
     if before:
-        author = told.author if told.author.username else Person(told.author.id, before.author.username)
+        author = reported.author if reported.author.username else Person(reported.author.id, before.author.username)
         after = replace(
-            told,
+            reported,
             author=author,
             approved_sha=before.approved_sha,
             note_id=before.note_id,
-            updated_at=told.updated_at or before.updated_at,
+            updated_at=reported.updated_at or before.updated_at,
         )
     if after != before:
         _save(tx, after)
@@ -62,7 +62,7 @@ def observe(tx: Transaction, told: MergeRequest) -> tuple[MergeRequest | None, M
 
 
 def approve(tx: Transaction, ref: MergeRequestRef, sha: str) -> None:
-    """Let a fork's code in, at that commit only."""
+    """Allow code from a fork to run, at exactly that commit."""
     tx.execute(
         "UPDATE merge_requests SET approved_sha = ? WHERE project_id = ? AND iid = ?", (sha, ref.project_id, ref.iid)
     )
@@ -75,7 +75,7 @@ def set_note(tx: Transaction, ref: MergeRequestRef, note_id: int | None) -> None
 
 
 def last_comment(tx: Transaction, ref: MergeRequestRef) -> int | None:
-    """The newest comment that polling has seen; None when it never looked."""
+    """Id of the newest comment that polling has read; None before the first poll."""
     row = tx.one("SELECT last_comment FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
     return row["last_comment"] if row else None
 

@@ -1,8 +1,8 @@
 """What must still be told to others: written with the change it tells of, kept until the far end has it.
 
-A row's life: `attempt` (before every send; `attempted_at` stays that of the first), then `note_request` right before a
-request that must not be made twice (sets `last_attempt_at`) and `note_answer` when the far end refused it (clears it),
-then `delivered`, or `postpone`.
+The steps of a row: `attempt` (before every send; `attempted_at` is the time of the first), then `note_request` right
+before a request that must not be made twice (sets `last_attempt_at`) and `note_answer` when the far end refused it
+(clears it), then `delivered`, or `postpone`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Message:
     attempted: bool
     attempts: int
     body: dict[str, object] = field(default_factory=dict)
-    unanswered_for: timedelta | None = None  # since the far end was asked for it, without an answer yet
-    salt: str = ""  # a row from before there were salts has none
+    unanswered_for: timedelta | None = None  # time since a request that got no answer yet
+    salt: str = ""  # empty in rows of old databases
 
     @property
     def key(self) -> str:
-        """What the far end knows it by. The number alone comes again after a restored backup, with another salt."""
+        """Its id at the far end. After a backup is restored, row ids are used again, but with another salt."""
         return f"{self.id}.{self.salt}" if self.salt else str(self.id)
 
 
@@ -118,9 +118,9 @@ def head(tx: Transaction, target: Target, lane: str) -> Message | None:
 
 
 def attempt(tx: Transaction, message_id: int) -> None:
-    """Note, before it is sent, that it may have arrived from now on.
+    """Record, before sending, that the message may have arrived from now on.
 
-    If the clock was set back since, the stored moments are moved to now, once.
+    If the clock was set back since, the stored times are moved to now, once.
     """
     tx.execute(
         "UPDATE outbox SET attempted_at = COALESCE(attempted_at, ?), attempts = attempts + 1,"
@@ -130,24 +130,24 @@ def attempt(tx: Transaction, message_id: int) -> None:
 
 
 def note_request(tx: Transaction, message_id: int) -> None:
-    """Note, right before a request that must not be made twice, that the far end may be at work on it from now on."""
+    """Record, right before a request that must not be made twice, that the far end may work on it from now on."""
     tx.execute("UPDATE outbox SET last_attempt_at = ? WHERE id = ?", (tx.now_us, message_id))
 
 
 def note_answer(tx: Transaction, message_id: int) -> None:
-    """Note that the far end is not at work on it any more."""
+    """Record that the far end no longer works on it."""
     tx.execute("UPDATE outbox SET last_attempt_at = NULL WHERE id = ?", (message_id,))
 
 
 def delivered(tx: Transaction, message_id: int, result: str) -> None:
-    """Note that the far end has it (`result`: its id there) or refused it for good; nothing reads its body again."""
+    """Record that the far end has it (`result`: its id there) or refused it for good; its body is deleted."""
     tx.execute(
         "UPDATE outbox SET delivered_at = ?, result = ?, body = '{}' WHERE id = ?", (tx.now_us, result, message_id)
     )
 
 
 def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
-    """Try again later, or when the clock was set back; the rest of its lane waits behind it."""
+    """Try again after `delay`, or when the clock was set back; the rest of its lane waits for it."""
     tx.execute(
         "UPDATE outbox SET postponed_at = ?, next_attempt_at = ? WHERE id = ?",
         (tx.now_us, to_us(tx.now + delay), message_id),
@@ -155,7 +155,7 @@ def postpone(tx: Transaction, message_id: int, delay: timedelta) -> None:
 
 
 def note_refusal(tx: Transaction, message_id: int, why: str) -> None:
-    """Note why the far end does not take it; that stands until it has answered otherwise."""
+    """Record why the far end refused it; kept until a later answer replaces it."""
     tx.execute("UPDATE outbox SET refused = ? WHERE id = ?", (why, message_id))
 
 
@@ -199,7 +199,7 @@ def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
 
 
 def card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str) -> str | None:
-    """The Matrix event id of a sandbox's card in a configured room, as long as that is still the room of that id."""
+    """The Matrix event id of a sandbox's card in a configured room; None if that name now means another room."""
     row = tx.one(
         "SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ? AND room_id = ?", (sandbox_id, room, room_id)
     )

@@ -46,7 +46,7 @@ def get(tx: Transaction, sandbox_id: SandboxId) -> Sandbox | None:
 
 
 def live(tx: Transaction) -> tuple[Sandbox, ...]:
-    """All that have not ended, oldest first: the queue is in this order."""
+    """All that have not ended, oldest first, which is also the order of the queue."""
     return _select(tx, "WHERE s.state <> 'ended' ORDER BY s.id")
 
 
@@ -56,7 +56,7 @@ def with_machine(tx: Transaction) -> tuple[Sandbox, ...]:
 
 
 def queue_position(tx: Transaction, sandbox_id: SandboxId) -> int:
-    """How many-th a queued one is: 1 is next."""
+    """The place of a queued sandbox in the queue; 1 is next."""
     row = tx.one(
         "SELECT COUNT(*) AS n FROM sandboxes WHERE state <> 'ended' AND state = 'queued' AND id <= ?", (sandbox_id,)
     )
@@ -64,7 +64,7 @@ def queue_position(tx: Transaction, sandbox_id: SandboxId) -> int:
 
 
 def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
-    """The one that is queued, starting or ready; there is at most one."""
+    """The merge request's sandbox that is queued, starting or ready; there is at most one."""
     found = _select(
         tx,
         "WHERE s.project_id = ? AND s.iid = ? AND s.state IN ('queued', 'starting', 'ready')",
@@ -74,7 +74,7 @@ def current(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
 
 
 def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
-    """The newest one, whatever became of it."""
+    """The merge request's newest sandbox, in any state."""
     found = _select(tx, "WHERE s.project_id = ? AND s.iid = ? ORDER BY s.id DESC LIMIT 1", (ref.project_id, ref.iid))
     return found[0] if found else None
 
@@ -85,7 +85,7 @@ def ready_since(tx: Transaction, moment: datetime) -> tuple[Sandbox, ...]:
 
 
 def last_use_of_ports(tx: Transaction) -> dict[int, int]:
-    """For every port ever given out, the number of the last sandbox that had it."""
+    """For every port that was ever assigned, the id of the last sandbox that had it."""
     rows = tx.all(
         "SELECT ssh_port AS port, MAX(id) AS last FROM sandboxes WHERE ssh_port IS NOT NULL GROUP BY ssh_port"
         " UNION ALL"
@@ -95,7 +95,7 @@ def last_use_of_ports(tx: Transaction) -> dict[int, int]:
 
 
 def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
-    """Keep how a stage went."""
+    """Store the result of a stage."""
     tx.execute(
         "INSERT INTO stage_results (sandbox_id, attempt, sha, stage, ok, seconds, tail, at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -113,7 +113,7 @@ def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
 
 
 def forget_output(tx: Transaction, older_than: timedelta) -> int:
-    """Drop what set-up and tests printed long ago; how they went stays."""
+    """Delete output of set-up and tests that is older than that; the results stay."""
     return tx.changed("UPDATE stage_results SET tail = '' WHERE at < ? AND tail <> ''", (to_us(tx.now - older_than),))
 
 
@@ -145,7 +145,7 @@ def _us(moment: datetime | None) -> int | None:
     return to_us(moment) if moment is not None else None
 
 
-@lru_cache(maxsize=4096)  # every pass reads all that live, and most are as they were
+@lru_cache(maxsize=4096)  # every pass reads all live rows, and most have not changed
 def _sandbox(names: tuple[str, ...], values: tuple[Any, ...]) -> Sandbox:
     row = dict(zip(names, values, strict=True))
     return Sandbox(

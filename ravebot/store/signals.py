@@ -1,6 +1,6 @@
 """Wake-ups between the loops of one process.
 
-A lost one costs a little time, never a fact: every loop also looks by itself.
+A lost signal costs a little time and no data: every loop also reads the database at intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Signals:
         self._events[name].set()
 
     async def wait(self, name: str, timeout_seconds: float) -> bool:
-        """Wait for the signal or the time, whichever comes first; whether it was the signal."""
+        """Wait for the signal, at most that long; returns whether it came."""
         event = self._events[name]
         try:
             async with asyncio.timeout(timeout_seconds):

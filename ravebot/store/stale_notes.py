@@ -1,7 +1,7 @@
-"""Status notes that this database does not know, of a state that was lost or of an instance that was cleaned away.
+"""Status notes on merge requests that this database does not know: of a lost database, or of a removed instance.
 
-Each time a state is lost or another instance removed, the generation grows by one. A merge request stores the
-generation up to which its notes were searched. Generation 0: nothing was ever lost.
+Each time a database is lost or an instance is replaced by this one, the generation grows by one. A merge request stores
+the generation up to which its notes were searched. Generation 0: nothing was ever lost.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _PREDECESSORS = "predecessors"
 
 
 def expect(tx: Transaction, predecessor: str = "") -> None:
-    """There may be notes of an earlier state of ours, or of the instance of that id, whose machines are gone."""
+    """Record that there may be notes of a lost database, or of the instance with the id `predecessor`."""
     if predecessor:
         set_meta(tx, _PREDECESSORS, dump_json(sorted({*predecessors(tx), predecessor})))
     set_meta(tx, STALE_NOTES, str(_generation(tx) + 1))
 
 
 def predecessors(tx: Transaction) -> tuple[str, ...]:
-    """The ids of the instances whose place this one took."""
+    """The ids of the instances that this one replaced."""
     return tuple(str(one) for one in json.loads(get_meta(tx, _PREDECESSORS) or "[]"))
 
 
 def to_search(tx: Transaction) -> tuple[MergeRequest, ...]:
-    """The open merge requests whose notes are still to be searched: those that have neither note nor sandbox that we
-    know of, and all while there are predecessors, whose notes stand beside ours."""
+    """The open merge requests whose notes are not searched yet. With predecessors, all of them, because a predecessor's
+    note may stand beside ours; otherwise those without a known note or sandbox."""
     generation = _generation(tx)
     if not generation:
         return ()

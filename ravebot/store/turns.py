@@ -1,4 +1,4 @@
-"""A lock that lets whoever is urgent go first: GitLab waits for its answer, our own backlog can wait for a webhook."""
+"""A lock with priority: a webhook, whose answer GitLab waits for, goes before ravebot's own work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """One at a time; among those who wait, the urgent before the others, each in the order in which they came."""
+    """Taken by one task at a time. Urgent waiters go first; otherwise the order is that of arrival."""
 
     def __init__(self) -> None:
         self._taken = False
@@ -18,14 +18,14 @@ class Turns:
 
     @asynccontextmanager
     async def take(self, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Wait for the turn; it ends with the block."""
+        """Hold the lock while the block runs."""
         if self._taken:
             turn = asyncio.get_running_loop().create_future()
             (self._urgent if urgent else self._others).append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # it had come just then: the next one's
+                if not turn.cancelled():  # cancelled after it got the lock: pass it on
                     self._pass_on()
                 raise
         self._taken = True
@@ -39,6 +39,6 @@ class Turns:
             while waiting:
                 turn = waiting.popleft()
                 if not turn.done():
-                    turn.set_result(None)  # `_taken` stays true: nobody slips in between
+                    turn.set_result(None)  # `_taken` stays true, so that no other task gets in between
                     return
         self._taken = False

@@ -1,1 +1,1 @@
-"""The HTTP faces: webhook, health and metrics for the network; the admin socket for the shell."""
+"""HTTP servers: webhook, health and metrics on the network; the admin socket for the shell."""

@@ -152,7 +152,7 @@ def _error(status: int, message: str) -> web.Response:
 
 
 def _peer(request: web.Request) -> Actor:
-    """Who asks, by the kernel's word (SO_PEERCRED, unix(7)), never by theirs."""
+    """The user at the other end, as the kernel reports it (SO_PEERCRED, unix(7))."""
     transport = request.transport
     connection = transport.get_extra_info("socket") if transport is not None else None
     if connection is None:
@@ -191,7 +191,7 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_socket(path)
-        # The unbound socket's mode becomes the file's: there is no moment when others could connect.
+        # The file gets the unbound socket's mode, so that other users can't connect even for a moment.
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(os.fspath(path))
         path.chmod(0o600)
@@ -203,7 +203,7 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
 
 
 def _remove_socket(path: Path, inode: int | None = None) -> None:
-    """Only a socket, and with an inode only that one: never a file that somebody put there."""
+    """Remove a socket, with `inode` only that one; never a file of another kind."""
     try:
         there = path.lstat()
     except FileNotFoundError:
@@ -218,7 +218,7 @@ class NotRunningError(RavebotError):
 
 @dataclass(frozen=True)
 class AdminClient:
-    """The same, asked over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
+    """`Operations` over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
 
     path: Path
 

@@ -1,6 +1,6 @@
-"""What is counted and measured for Prometheus; methods are named by what happened.
+"""Metrics for Prometheus; methods are named after what happened.
 
-Every label takes its values from a small fixed set; others become `other`, so that no input makes new series.
+Every label has a small fixed set of values; any other value becomes `other`, so that no input creates new series.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SYNC_RESULTS = ("ok", "failed", "refused")
 SERVICES = ("ssh", "web")
 DELIVERY_RESULTS = ("delivered", "retried", "given up")
 PROVIDER_CALLS = ("list", *Do)
-"""What may be asked of the provider: the listing, and the steps of the table."""
+"""Calls to the provider: the listing, and the actions of the decision table."""
 START_STEPS = ("boot", *Stage)
-"""What a start is made of: the machine until its agent answers, then the stages."""
+"""Steps of a start: `boot` until the guest agent answers, then the stages."""
 
 _STAGE_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 _PASS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -54,35 +54,35 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"ravebot_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self._requested = counter("sandboxes_requested", "Sandboxes that were asked for.")
+        self._requested = counter("sandboxes_requested", "Sandboxes that were requested.")
         self._became_ready = counter("sandboxes_ready", "Sandboxes that became ready.")
         self._ended = counter("sandboxes_ended", "Sandboxes that ended, by reason.", "reason")
-        self._lived = histogram("sandbox_lifetime_seconds", "From ready to end.", _LIFE_SECONDS)
-        self._until_ready = histogram("sandbox_start_seconds", "From asked for to ready.", _STAGE_SECONDS)
+        self._lived = histogram("sandbox_lifetime_seconds", "Time from ready to end.", _LIFE_SECONDS)
+        self._until_ready = histogram("sandbox_start_seconds", "Time from request to ready.", _STAGE_SECONDS)
         self._stages = histogram("stage_seconds", "How long each step of a start took.", _STAGE_SECONDS, "stage", "ok")
         self._sandboxes = gauge("sandboxes", "Sandboxes by state.", "state")
-        self._memory = gauge("host_memory_available_bytes", "Memory the host has left for machines.")
-        self._disk = gauge("host_disk_free_bytes", "Free disk in the storage pool.")
-        self._promised = gauge("host_disk_promised_bytes", "What the machines' disks may still grow by.")
+        self._memory = gauge("host_memory_available_bytes", "Memory that is available on the host.")
+        self._disk = gauge("host_disk_free_bytes", "Free space in the storage pool.")
+        self._promised = gauge("host_disk_promised_bytes", "Space by which machines' disks may still grow.")
         self._pending = gauge("outbox_pending", "Messages not yet delivered.", "target")
         self._oldest = gauge("outbox_oldest_seconds", "Age of the oldest message not yet delivered.", "target")
         self._deliveries = counter("outbox_deliveries", "Attempts to deliver, by result.", "target", "result")
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
-        self._webhook_seconds = histogram("webhook_seconds", "From received to answered.", _REQUEST_SECONDS)
+        self._webhook_seconds = histogram("webhook_seconds", "Time to answer a webhook.", _REQUEST_SECONDS)
         self._syncs = counter("matrix_syncs", "Matrix syncs, by result.", "result")
-        self._polls = counter("gitlab_polls", "Looks for what webhooks did not tell, by result.", "result")
-        self._passes = histogram("pool_pass_seconds", "One pass of the pool's loop.", _PASS_SECONDS)
+        self._polls = counter("gitlab_polls", "Polls for changes that webhooks did not report, by result.", "result")
+        self._passes = histogram("pool_pass_seconds", "Duration of one pass of the pool's loop.", _PASS_SECONDS)
         self._provider_errors = counter("provider_errors", "Calls to the provider that failed.", "call")
         self._provider = gauge("provider_connected", "1 while the provider answers.")
-        self._repairs = counter("firewall_repairs", "Times the firewall had been changed by others.", "flushed")
-        self._dropped = counter("connections_dropped", "New connections over the limit.", "service")
-        self._orphans = counter("orphans_removed", "Machines and disks that belonged to nothing.")
+        self._repairs = counter("firewall_repairs", "Repairs after the firewall was changed by others.", "flushed")
+        self._dropped = counter("connections_dropped", "New connections dropped by the rate limit.", "service")
+        self._orphans = counter("orphans_removed", "Removed machines and disks that the database did not know.")
         for unknown in (self._memory, self._disk, self._promised):
-            unknown.set(math.nan)  # 0 would be an alert
+            unknown.set(math.nan)  # 0 would raise an alert
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """A series that begins with its first event has no increase that Prometheus could see."""
+        """Create the series with value 0: Prometheus sees no increase in a series that begins with its first event."""
         for counter, values in (
             (self._ended, tuple(reason.value for reason in EndReason)),
             (self._webhooks, WEBHOOK_RESULTS),
@@ -105,7 +105,7 @@ class Metrics:
         self._until_ready.observe(after.total_seconds())
 
     def sandbox_ended(self, reason: EndReason, lived: timedelta | None) -> None:
-        """`lived` is from ready to end; None when it never was ready."""
+        """`lived` is the time from ready to end; None when it never was ready."""
         self._ended.labels(reason.value).inc()
         if lived is not None:
             self._lived.observe(lived.total_seconds())
@@ -115,7 +115,7 @@ class Metrics:
         self._stages.labels(_one_of(START_STEPS, stage), "yes" if ok else "no").observe(seconds)
 
     def counted(self, by_state: dict[SandboxState, int]) -> None:
-        """How many sandboxes are in each state now; those not named are none."""
+        """How many sandboxes are in each state now; a state that is not named has none."""
         for state in SandboxState:
             if state is not SandboxState.ENDED:
                 self._sandboxes.labels(state.value).set(by_state.get(state, 0))

@@ -1,4 +1,4 @@
-"""The HTTP app on `http.listen`: the webhook, and how the bot is, for load balancers and Prometheus."""
+"""The HTTP server on `http.listen`: the webhook, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ravebot.web.metrics import CONTENT_TYPE, Metrics
 
 WEBHOOK_PATH = "/webhooks/gitlab"
 IDLE_SECONDS = 10.0
-_MOST_CONNECTIONS, _MOST_BACKLOG = 1000, 128
+_MAX_CONNECTIONS, _MAX_BACKLOG = 1000, 128
 _BUFFER_BYTES = 16 * 1024
-"""What is read of a body ahead of its handler: twice this, give or take one read of the socket. With aiohttp's default
-of 256 KiB, as many connections as are let in could hold 512 MiB."""
-_QUIET_SECONDS = 60.0
+"""aiohttp buffers up to twice this of a body, give or take one read of the socket, before its handler reads it. With
+aiohttp's default of 256 KiB, the most connections that are accepted could hold 512 MiB."""
+_LOG_INTERVAL_SECONDS = 60.0
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Application:
-    """The app; `checks` are what /readyz asks, by name."""
+    """The app; `checks` are the checks that /readyz runs, by name."""
     checkup = Checkup(checks)
 
     async def healthz(_: web.Request) -> web.Response:
@@ -68,27 +68,27 @@ async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Cache-Control"] = "no-store"
 
 
-class _Door:
-    """Lets connections in, and closes at once what is more than `most`: who sends nothing must not cost us every file
-    descriptor that the process may have."""
+class _ConnectionLimit:
+    """Accepts up to `most` connections and closes further ones at once, so that idle clients can't use up the file
+    descriptors of the process."""
 
     def __init__(self, server: web.Server, most: int) -> None:
         self._server = server
         self._most = most
-        self._quiet_until = 0.0
+        self._silent_until = 0.0
 
     def __call__(self) -> asyncio.BaseProtocol:
         if len(self._server.connections) < self._most:
             return self._server()
         now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _QUIET_SECONDS
+        if now >= self._silent_until:
+            self._silent_until = now + _LOG_INTERVAL_SECONDS
             log.warning("too many HTTP connections: new ones are closed", open=self._most)
-        return _Closed()
+        return _Rejected()
 
 
-class _Closed(asyncio.Protocol):
-    """The other side of a connection that is one too many."""
+class _Rejected(asyncio.Protocol):
+    """Closes a connection that exceeds the limit."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
@@ -100,10 +100,10 @@ async def serve(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve while the block runs; yields the address that was bound (port 0 picks one).
 
-    A connection on which that long no request comes, or only part of its head, is closed. Raises ConfigError when the
-    address can't be had.
+    A connection on which no complete request head arrives within `idle_seconds` is closed. Raises ConfigError when the
+    address can't be used.
     """
-    # aiohttp's keep-alive timeout runs from the connection's first moment, until a request's whole head is there.
+    # aiohttp's keep-alive timeout starts with the connection, and ends when a request's head is complete.
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -116,14 +116,14 @@ async def serve(
     try:
         assert runner.server
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        door = _Door(runner.server, min(_MOST_CONNECTIONS, files // 4))
-        # asyncio accepts as many as the backlog at one go, before any of them can be closed.
-        backlog = min(_MOST_BACKLOG, files // 8)
+        limit = _ConnectionLimit(runner.server, min(_MAX_CONNECTIONS, files // 4))
+        # asyncio accepts up to `backlog` connections at once, before any of them can be closed.
+        backlog = min(_MAX_BACKLOG, files // 8)
         try:
-            server = await asyncio.get_running_loop().create_server(door, host, port, backlog=backlog)
+            server = await asyncio.get_running_loop().create_server(limit, host, port, backlog=backlog)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; take another address") from error
+            raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; set another address") from error
         try:
             bound = server.sockets[0].getsockname()
             yield bound[0], bound[1]

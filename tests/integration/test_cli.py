@@ -181,7 +181,7 @@ async def test_the_running_bots_answers_are_printed_for_pipes(here: Installation
         assert (code, output.splitlines()[1]) == (0, "ended\tgroup/app!42")
         code, output, errors = await here.run("audit", "--verify")
         assert code == 0
-        assert "All 7 events hold together." in errors
+        assert "All 7 events are intact." in errors
 
 
 async def test_a_broken_configuration_does_not_keep_from_asking_the_running_bot(here: Installation) -> None:
@@ -305,7 +305,7 @@ async def test_the_audit_finds_a_changed_event_and_ends_with_1(here: Installatio
     tamper(here.state, f"UPDATE events SET {change} WHERE id = 2")
     code, output, errors = await here.run("audit", "--verify")
     assert code == 1
-    assert "event 2 is missing or not what it was" in errors
+    assert "event 2 is missing or altered" in errors
     assert len(output.splitlines()) == 5
     code, output, _ = await here.run("audit", "--verify", "--json")
     assert (code, json.loads(output)["broken_at"]) == (1, 2)

@@ -405,4 +405,4 @@ async def test_cleanup_of_another_instance_refuses_this_one_and_one_that_runs(fo
         assert f"process {os.getpid()} of {getpass.getuser()}; stop it first" in errors
         code, output, errors = await forgetful.run("cleanup", "--instance-id", "0123456789", "--all")
         assert (code, len(output.splitlines())) == (0, 4)
-        assert f"A ravebot runs it: process {os.getpid()}" in errors
+        assert f"This instance is running: process {os.getpid()}" in errors

@@ -144,7 +144,7 @@ async def test_a_server_that_ends_every_login_is_not_asked_for_the_next_at_once(
     server.lives = 1
     async with chatting(server, tmp_path) as chat:
         await until(lambda: len(server.logins) == 2, 3)
-        await until(lambda: "Matrix ended our login" in chat.problem, 3)
+        await until(lambda: "Matrix ended ravebot's login" in chat.problem, 3)
         await asyncio.sleep(0.5)
         assert len(server.logins) == 2
         assert "restart ravebot" in chat.problem

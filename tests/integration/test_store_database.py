@@ -287,7 +287,7 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path:
         await database.write(lambda tx: set_meta(tx, "key", "x"))
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 999")
-    with pytest.raises(StoreError, match=r"version 999, this ravebot knows up to .* install the newer ravebot again"):
+    with pytest.raises(StoreError, match=r"version 999, but .* install the newer ravebot again"):
         async with Database(path, ManualClock()):
             pass
     with sqlite3.connect(path) as connection:

@@ -165,11 +165,11 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         ("http: {zzz: 1}", "http.zzz", "known here: listen, public_url"),
         ("pool: {lifetime: 2 hours}", "pool.lifetime", "write a duration like"),
         ("pool: {lifetime: 9h}", "pool", "lifetime must not be above max_lifetime"),
-        ("pool: {lifetime: 0s}", "pool.lifetime", "more than nothing"),
+        ("pool: {lifetime: 0s}", "pool.lifetime", "longer than zero"),
         ("pool: {max_running: two}", "pool.max_running", "valid integer"),
-        ("pool: {max_running: 90, max_running: 2}", "pool.max_running", "twice, first in line 16"),
-        ("pool: {warn_before: 30m}", "pool.warn_before", "a list belongs here"),
-        ("pool: []", "pool", "keys with values belong here"),
+        ("pool: {max_running: 90, max_running: 2}", "pool.max_running", "duplicate key, first in line 16"),
+        ("pool: {warn_before: 30m}", "pool.warn_before", "write a list here"),
+        ("pool: []", "pool", "write keys with values here"),
         ("instance: Main!", "instance", "lower-case"),
         ("state_dir: var", "state_dir", "absolute path"),
         ("http: {listen: 8080}", "http.listen", "an address and a port"),
@@ -183,7 +183,7 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         (f"state_dir: /{'x' * 96}", "state_dir", "at most 96 bytes"),
         ("pool: {lifetime: 366d}", "pool.lifetime", "at most a year"),
         ("pool: {max_lifetime: 99999999d}", "pool.max_lifetime", "at most a year"),
-        ("pool: {warn_before: [10m, 0s]}", "pool.warn_before[1]", "more than nothing"),
+        ("pool: {warn_before: [10m, 0s]}", "pool.warn_before[1]", "longer than zero"),
         ("pool: {warn_before: [10m, 600s]}", "pool.warn_before", "twice"),
         ("http: {public_url: rave.example.org}", "http.public_url", "like https://example.org"),
         ("http: {public_url: 'ftp://rave.example.org'}", "http.public_url", "like https://example.org"),
@@ -244,7 +244,7 @@ def test_an_operators_room_that_is_none_is_told_how_to_write_one(folder: Folder,
         ("bridge: {subnet: 100.64.0.0/24}", "provider.bridge.subnet", "RFC 1918"),
         ("bridge: {subnet: 10.80.0.0/30}", "provider.bridge.subnet", "room for guests"),
         ("bridge: {subnet: 10}", "provider.bridge.subnet", "like 192.0.2.0/24"),
-        ("bridge: {subnet: 10.80.0.1/24}", "provider.bridge.subnet", "without bits of a host"),
+        ("bridge: {subnet: 10.80.0.1/24}", "provider.bridge.subnet", "with all host bits zero"),
         ("kernel: /boot/vmlinuz", "provider", "kernel and initrd together"),
     ],
 )
@@ -370,14 +370,14 @@ def test_a_secret_that_is_missing_a_folder_or_a_pipe_is_refused(folder: Folder) 
     messages = {problem.path: problem.message for problem in folder.problems()}
     assert "there is no file" in messages["matrix.password_file"]
     assert "is a folder" in messages["gitlab.token_file"]
-    assert "no ordinary file" in messages["gitlab.webhook.secret_token_file"]
+    assert "not a regular file" in messages["gitlab.webhook.secret_token_file"]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no mapping"),
-        ("- a\n- b\n", "no mapping"),
+        ("", "not a mapping"),
+        ("- a\n- b\n", "not a mapping"),
         ("matrix: [", "not YAML"),
         ("a: b: c\n", "not YAML"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
@@ -433,7 +433,7 @@ def test_a_value_that_yaml_cannot_read_is_told_with_its_line(folder: Folder, val
 
 
 @pytest.mark.parametrize(
-    ("what", "says"), [("missing", "no such file"), ("folder", "is a folder"), ("pipe", "no mapping")]
+    ("what", "says"), [("missing", "no such file"), ("folder", "is a folder"), ("pipe", "not a mapping")]
 )
 def test_a_path_that_is_no_file_is_told_so(tmp_path: Path, what: str, says: str) -> None:
     path = tmp_path / "config.yaml"
