@@ -64,7 +64,7 @@ def load(path: Path) -> LoadedConfig:
         problems += [
             Problem(tree.line_of(remark.path), dotted(remark.path), remark.message)
             for remark in remarks.errors
-            if not any(_related(path, wrong) for path in remark.rests_on or (remark.path,))
+            if not any(_related(path, wrong) for path in remark.depends_on or (remark.path,))
         ]
         warnings = [f"{dotted(remark.path)}: {remark.message}" for remark in remarks.warnings]
     if config is None or problems:

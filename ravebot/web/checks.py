@@ -80,7 +80,9 @@ class Checkup:
     def __init__(
         self, checks: Checks, *, timeout_seconds: float = TIMEOUT_SECONDS, fresh_seconds: float = FRESH_SECONDS
     ) -> None:
-        self._questions = {name: _AskedCheck(name, ask, timeout_seconds, fresh_seconds) for name, ask in checks.items()}
+        self._cached = {
+            name: _CachedCheck(name, check, timeout_seconds, fresh_seconds) for name, check in checks.items()
+        }
 
     async def run(self) -> dict[str, Check]:
         """The state of every part, by name."""
@@ -92,7 +94,7 @@ class Checkup:
         await asyncio.gather(*(cached.close() for cached in self._cached.values()))
 
 
-class _AskedCheck:
+class _CachedCheck:
     """One check, and its last answer."""
 
     def __init__(self, name: str, check: CheckFunction, timeout_seconds: float, fresh_seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 from ravebot.access.nftables import snapshot as snapshots
 from ravebot.access.nftables.nft import LONG_BYTES, JsonObject, NetworkTools, RulesetDump, TooSlow, bodies
-from ravebot.access.nftables.ruleset import BOOKS, FAMILIES, SETS, TABLE_PREFIX
+from ravebot.access.nftables.ruleset import AUDIT_SETS, FAMILIES, SETS, TABLE_PREFIX
 from ravebot.access.nftables.snapshot import Snapshot
 
 _LARGE_BYTES = 300_000
@@ -54,13 +54,13 @@ class Reader:
         known = dict(zip(places, contents, strict=True))
         entries = [{kind: self._filled(kind, body, known) for kind, body in bodies(entry)} for entry in static.entries]
         length = static.length + sum(len(content) for content in contents) * 100
-        return await self._snapshot(RulesetDump(cast(list[JsonObject], entries), length), books)
+        return await self._snapshot(RulesetDump(cast(list[JsonObject], entries), length), with_audit)
 
     def _filled(self, kind: str, body: JsonObject, known: dict[Place, list[object]]) -> JsonObject:
         elements = known.get((kind, str(body.get("family")), str(body.get("name"))))
         return {**body, "elem": elements} if elements and body.get("table") == self._table else body
 
-    async def _snapshot(self, listing: RulesetDump, books: bool) -> Snapshot:
+    async def _snapshot(self, listing: RulesetDump, with_audit: bool) -> Snapshot:
         def work() -> Snapshot:
             tables = {family: _of_table(listing.entries, family, self._table) for family in FAMILIES}
             rivals = instances_on(listing.entries, self._bridge) - {self._table.removeprefix(TABLE_PREFIX)}

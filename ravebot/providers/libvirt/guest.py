@@ -253,7 +253,7 @@ class GuestAgents:
             del self._under_way[name]
 
 
-def beside_of(target: str) -> str:
+def temporary_path(target: str) -> str:
     """Where a file is written before it is put in place. Raises ProviderError for what is no absolute path."""
     check_target(target)
     return f"{target}.{secrets.token_hex(6)}"
