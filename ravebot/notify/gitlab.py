@@ -44,6 +44,7 @@ class GitLabSender:
         self._gitlab = gitlab
         self._me: int | None = None
         # How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take.
+        # https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout
         self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
     async def send(self, message: Message) -> Sent:
