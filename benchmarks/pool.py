@@ -32,7 +32,7 @@ from ravebot.providers.base import MachineSpec
 from ravebot.providers.libvirt import LibvirtProvider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
-from ravebot.sandboxes.lifecycle import Place
+from ravebot.sandboxes.lifecycle import Allocation
 from ravebot.sandboxes.model import (
     RAVEBOT,
     Machine,
@@ -247,8 +247,8 @@ def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
         str(subnet.network_address + 2 + number), fresh.mac, fresh.tap, tx.now, tx.now,
         memory_bytes=config.sandbox.memory, disk_bytes=config.sandbox.disk,
     )  # fmt: skip
-    place = Place(machine, 10_000 + number, 12_000 + number)
-    core.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=place)
+    place = Allocation(machine, 10_000 + number, 12_000 + number)
+    core.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, allocation=place)
     [machine] = machines.of_sandbox(tx, sandbox.id)
     assert machine_life.claim(tx, core.lifecycle, machine)
     claimed = sandboxes.get(tx, sandbox.id)

@@ -40,7 +40,7 @@ _BUILD_PAUSES = Backoff.growing(10.0, 270.0, factor=3.0)
 
 
 @dataclass(frozen=True)
-class Place:
+class Allocation:
     """What a queued sandbox begins with: a machine to be built, and ports."""
 
     machine: Machine
@@ -83,21 +83,21 @@ class Lifecycle:
         why: str = "",
         reason: EndReason = EndReason.STOPPED,
         sha: str = "",
-        place: Place | None = None,
+        allocation: Allocation | None = None,
         unbuilt: Machine | None = None,
     ) -> Then:
         """Carry out what the table says follows for a sandbox; returns what that was.
 
         `why`: in words, of an end, a failure or a loss; `reason`: of an end that is asked for; `sha`: what it, or a
-        new one, shall run; `place`: for one that is queued; `unbuilt`: its machine, when that did not come up.
+        new one, shall run; `allocation`: for one that is queued; `unbuilt`: its machine, when that did not come up.
         """
         then = decide_sandbox(sandbox, what, unbuilt)
         match then:
             case Then.NOTHING:
                 pass
             case Then.BEGIN:
-                assert place
-                self._begin(tx, sandbox, place)
+                assert allocation
+                self._begin(tx, sandbox, allocation)
             case Then.NEXT_STAGE:
                 self._go_on(tx, sandbox, CLAIM_STAGES)
             case Then.CHAIN_AGAIN:
@@ -156,9 +156,9 @@ class Lifecycle:
         self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
 
-    def _begin(self, tx: Transaction, sandbox: Sandbox, place: Place) -> None:
-        machine = machines.insert(tx, replace(place.machine, sandbox_id=sandbox.id))
-        begun = transitions.starting(sandbox, machine.id, place.ssh_port, place.web_port, tx.now)
+    def _begin(self, tx: Transaction, sandbox: Sandbox, allocation: Allocation) -> None:
+        machine = machines.insert(tx, replace(allocation.machine, sandbox_id=sandbox.id))
+        begun = transitions.starting(sandbox, machine.id, allocation.ssh_port, allocation.web_port, tx.now)
         self._step(tx, begun, EventKind.SANDBOX_STARTING, {"machine": machine.name}, machine_id=machine.id)
 
     def stage_done(self, tx: Transaction, sandbox: Sandbox) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ravebot.errors import ProviderError, Unavailable
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.providers.base import Usage
-from ravebot.providers.memory import Disk, Lease, MemoryHost, MemoryProvider
+from ravebot.providers.memory import Disk, MemoryHost, MemoryLease, MemoryProvider
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequest
 from ravebot.store import machines
 from ravebot.store.signals import POOL
@@ -72,7 +72,7 @@ async def test_a_dhcp_entry_that_was_removed_is_called_one(
     yard: Yard, host: MemoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host.volumes["rave-test-lonely.qcow2"] = Disk()
-    host.addresses["52:54:00:aa:bb:cc"] = Lease()
+    host.addresses["52:54:00:aa:bb:cc"] = MemoryLease()
     report = await cleaner(yard).alone(ALL, GRACE, lambda _line: None)
     capsys.readouterr()
     show_cleanup(Output(), report)

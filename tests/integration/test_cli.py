@@ -281,7 +281,7 @@ async def test_the_audit_reads_the_database_while_no_bot_runs(here: Installation
     assert "\x1b" not in output
     kinds = [row.split("\t")[1] for row in output.splitlines()[1:]]
     assert kinds == ["sandbox.queued", "sandbox.starting", "sandbox.ready", "orphan.removed"]
-    assert "All 4 events hold together." in errors
+    assert "All 4 events are intact." in errors
     code, output, _ = await here.run("audit", "group/app!42", "--limit", "2", "--json")
     report = json.loads(output)
     assert [line["kind"] for line in report["lines"]] == ["sandbox.starting", "sandbox.ready"]

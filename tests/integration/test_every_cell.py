@@ -12,7 +12,7 @@ import pytest
 
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import SANDBOXES, Happened, Then
-from ravebot.sandboxes.lifecycle import Place
+from ravebot.sandboxes.lifecycle import Allocation
 from ravebot.sandboxes.model import Sandbox, SandboxState, Stage
 from ravebot.store import sandboxes
 from tests.support.records import BY_ALICE, NOON, B, World, a_machine, a_merge_request, a_world
@@ -88,7 +88,7 @@ async def test_what_the_cell_says_follows_and_a_dash_changes_nothing(
     before = await everything(world)
     how: dict[str, Any] = {"by": BY_ALICE, "why": "so it is", "sha": B}
     if (state, happened) == (S.QUEUED, Happened.MACHINE_READY):
-        how["place"] = Place(a_machine(9), 42209, 43009)
+        how["allocation"] = Allocation(a_machine(9), 42209, 43009)
     if (state, happened) == (S.STOPPING, Happened.MACHINE_LOST):  # it is said when nothing is left of the machine
         machine = await world.machine(MR)
         await world.write(lambda tx: machine_life.gone(tx, world.lifecycle, machine))

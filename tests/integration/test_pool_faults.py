@@ -15,7 +15,7 @@ import pytest
 from ravebot.access.rules import Connections
 from ravebot.errors import GuestError, ProviderError, Unavailable
 from ravebot.providers.base import MachineSpec, RunResult
-from ravebot.providers.memory import Lease, MemoryHost, MemoryProvider
+from ravebot.providers.memory import MemoryHost, MemoryLease, MemoryProvider
 from ravebot.sandboxes.model import EndReason, Observed, SandboxState
 from ravebot.store import images, sandboxes
 from tests.support.records import NOON, B, a_merge_request
@@ -380,7 +380,7 @@ async def test_an_empty_database_takes_no_rules_away_while_libvirt_can_not_be_as
 async def test_one_orphan_that_can_not_be_removed_keeps_no_other(yard: Yard, host: MemoryHost) -> None:
     await yard.make_ready(MR)
     host.put("rave-test-stray", disk=False)
-    host.addresses["52:54:00:00:00:99"] = Lease()
+    host.addresses["52:54:00:00:00:99"] = MemoryLease()
     yard.provider.fails["delete_address"] = ProviderError("refused")
     for _ in range(5):
         await yard.go()

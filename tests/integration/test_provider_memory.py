@@ -10,7 +10,7 @@ import pytest
 
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
 from ravebot.providers.base import MachineSpec, RunResult
-from ravebot.providers.memory import Command, MemoryHost, MemoryProvider, MemoryRemains
+from ravebot.providers.memory import GuestCommand, MemoryHost, MemoryProvider, MemoryRemains
 from ravebot.sandboxes.model import Observed
 from tests.integration.provider_contract import SECOND, GuestContract, ProviderBench, ProviderContract, observed
 
@@ -179,7 +179,7 @@ class TestAnswers:
         assert await run("sh", "-c", "cd /srv && ./setup") == RunResult(3, "it broke")
         assert await run("whoami") == RunResult(0, "agent")
         assert await run("true") == RunResult(0, "")
-        assert bench.provider.commands[-1] == Command(spec.name, ("true",), SECOND, {"USER": "agent"}, b"words")
+        assert bench.provider.commands[-1] == GuestCommand(spec.name, ("true",), SECOND, {"USER": "agent"}, b"words")
 
     async def test_of_a_long_output_the_end_is_kept(self, guest: tuple[MemoryBench, MachineSpec]) -> None:
         bench, spec = guest

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.errors import Unavailable
-from ravebot.providers.memory import Disk, Lease, MemoryHost, MemoryProvider
+from ravebot.providers.memory import Disk, MemoryHost, MemoryLease, MemoryProvider
 from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import machines
 from ravebot.store.database import set_meta
@@ -46,7 +46,7 @@ async def test_a_stranger_is_left_alone_at_its_first_sighting_and_removed_at_the
 
 async def test_disks_and_addresses_that_belong_to_nothing_go_the_same_way(yard: Yard, host: MemoryHost) -> None:
     host.volumes["rave-test-lonely.qcow2"] = Disk()
-    host.addresses["52:54:00:aa:bb:cc"] = Lease()
+    host.addresses["52:54:00:aa:bb:cc"] = MemoryLease()
     await yard.go()
     assert host.volumes
     assert host.addresses
@@ -74,7 +74,7 @@ async def test_what_has_a_row_is_never_a_stranger(yard: Yard, host: MemoryHost) 
     machine = a_machine(1)
     await yard.write(lambda tx: machines.insert(tx, machine))
     host.put(machine.name)
-    host.addresses[machine.mac] = Lease()
+    host.addresses[machine.mac] = MemoryLease()
     for _ in range(3):
         listing = await yard.provider.list()
         await yard.core.pool.sweep.run(listing)

@@ -14,8 +14,6 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 EXAMPLE = ROOT / "config.example.yaml"
 PAGES = (README, *sorted(DOCS.glob("*.md")))
-NOT_THERE_YET = ("ravebot/providers/memory/",)
-"""Files and folders that pages name before they are in the repository."""
 
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -18,7 +18,7 @@ from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.lifecycle import Lifecycle, Place
+from ravebot.sandboxes.lifecycle import Allocation, Lifecycle
 from ravebot.sandboxes.model import (
     Actor,
     Event,
@@ -177,8 +177,8 @@ class World:
         machine = a_machine(number, image=str(self.config.provider.image), created_at=self.clock.now(),
                             state_since=self.clock.now())  # fmt: skip
         ssh, web = self.config.sandbox.ssh_ports.first, self.config.sandbox.web_ports.first
-        place = Place(machine, ssh + number - 1, web + number - 1)
-        await self.write(lambda tx: self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=place))
+        place = Allocation(machine, ssh + number - 1, web + number - 1)
+        await self.write(lambda tx: self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, allocation=place))
 
     async def claimed(self, mr: MergeRequest) -> Sandbox:
         """Go on to a leased machine with its chain under way."""

@@ -15,11 +15,11 @@ _LARGE_BYTES = 300_000
 _LARGE_SECONDS = 60.0
 _TOO_SLOW_SECONDS = 1800.0
 
-Place = tuple[str, str, str]
+ObjectKey = tuple[str, str, str]
 """A set or map: kind, family and name."""
 
-_WANTED: tuple[Place, ...] = tuple(("set" if one.value is None else "map", one.family, one.name) for one in SETS)
-_AUDIT_SETS: tuple[Place, ...] = tuple(("set", "inet", name) for name in AUDIT_SETS)
+_WANTED: tuple[ObjectKey, ...] = tuple(("set" if one.value is None else "map", one.family, one.name) for one in SETS)
+_AUDIT_SETS: tuple[ObjectKey, ...] = tuple(("set", "inet", name) for name in AUDIT_SETS)
 
 
 class Reader:
@@ -56,7 +56,7 @@ class Reader:
         length = static.length + sum(len(content) for content in contents) * 100
         return await self._snapshot(RulesetDump(cast(list[JsonObject], entries), length), with_audit)
 
-    def _filled(self, kind: str, body: JsonObject, known: dict[Place, list[object]]) -> JsonObject:
+    def _filled(self, kind: str, body: JsonObject, known: dict[ObjectKey, list[object]]) -> JsonObject:
         elements = known.get((kind, str(body.get("family")), str(body.get("name"))))
         return {**body, "elem": elements} if elements and body.get("table") == self._table else body
 

@@ -7,9 +7,9 @@ provider: it is the whole contract (`ravebot.providers.base`) in a few hundred p
 finds what an instance left. Faults and the guests' answers are attributes of the provider: see `script.Script`.
 """
 
-from ravebot.providers.memory.host import INSTANCE_ID, Disk, Lease, MemoryHost
+from ravebot.providers.memory.host import INSTANCE_ID, Disk, MemoryHost, MemoryLease
 from ravebot.providers.memory.provider import MemoryProvider
 from ravebot.providers.memory.remains import MemoryRemains
-from ravebot.providers.memory.script import Command
+from ravebot.providers.memory.script import GuestCommand
 
-__all__ = ["INSTANCE_ID", "Command", "Disk", "Lease", "MemoryHost", "MemoryProvider", "MemoryRemains"]
+__all__ = ["INSTANCE_ID", "Disk", "GuestCommand", "MemoryHost", "MemoryLease", "MemoryProvider", "MemoryRemains"]

@@ -53,7 +53,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Lease:
+class MemoryLease:
     """The address that a machine was given."""
 
     instance_id: str = INSTANCE_ID
@@ -67,7 +67,7 @@ class MemoryHost:
 
     machines: dict[str, MemoryMachine] = field(default_factory=dict)  # by name
     volumes: dict[str, Disk] = field(default_factory=dict)  # by name
-    addresses: dict[str, Lease] = field(default_factory=dict)  # by MAC
+    addresses: dict[str, MemoryLease] = field(default_factory=dict)  # by MAC
     storage: dict[str, str] = field(default_factory=dict)  # by place: the instance that has its disks there
     listeners: list[tuple[str, asyncio.Queue[ProviderEvent]]] = field(default_factory=list)  # of which instance
 
@@ -120,7 +120,7 @@ class MemoryHost:
             pools=tuple(f"storage {place}" for place, owner in self.storage.items() if owner == instance_id),
         )
 
-    def leases(self, instance_id: str) -> dict[str, Lease]:
+    def leases(self, instance_id: str) -> dict[str, MemoryLease]:
         """The addresses of an instance, by MAC."""
         return {mac: one for mac, one in self.addresses.items() if one.instance_id == instance_id}
 

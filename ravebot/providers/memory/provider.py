@@ -22,12 +22,12 @@ from ravebot.providers.memory.host import (
     INSTANCE_ID,
     Disk,
     GuestFile,
-    Lease,
     MemoryHost,
+    MemoryLease,
     MemoryMachine,
     volume_of,
 )
-from ravebot.providers.memory.script import Command, Script
+from ravebot.providers.memory.script import GuestCommand, Script
 from ravebot.sandboxes.model import Observed
 
 _RUNNING = Observed.AGENT_SILENT
@@ -138,7 +138,7 @@ class MemoryProvider(Script):
         """Run nothing, and return what `answers` says."""
         await self._called("run", name)
         self._guest(name)
-        return self._end_of(Command(name, tuple(argv), timeout, environment or {}, stdin))
+        return self._end_of(GuestCommand(name, tuple(argv), timeout, environment or {}, stdin))
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
         """Keep the content that the file has now."""
@@ -194,9 +194,9 @@ class MemoryProvider(Script):
                 raise ProviderError(
                     f"{spec.address} ({spec.mac}) can't be given to {spec.name}: {lease.machine} has it"
                 )
-        self._host.addresses[spec.mac] = Lease(self._instance_id, spec.name, spec.address)
+        self._host.addresses[spec.mac] = MemoryLease(self._instance_id, spec.name, spec.address)
 
-    def _leases(self) -> dict[str, Lease]:
+    def _leases(self) -> dict[str, MemoryLease]:
         return self._host.leases(self._instance_id)
 
     def _find(self, name: str) -> MemoryMachine | None:

@@ -15,7 +15,7 @@ _DONE = RunResult(0, "")
 
 
 @dataclass(frozen=True)
-class Command:
+class GuestCommand:
     """A command that a guest was asked to run."""
 
     machine: str
@@ -54,12 +54,12 @@ class Script:
         self.ignores: set[str] = set()
         self.silent: set[str] = set()
         self.answering = True
-        self.answers: dict[str, RunResult | Callable[[Command], RunResult]] = {}
+        self.answers: dict[str, RunResult | Callable[[GuestCommand], RunResult]] = {}
         self.baked_in_keys: tuple[str, ...] = ()
         self.used = Usage(cpu_seconds=1.5, memory_peak_bytes=32 * 1024**2, disk_bytes=0)
         self.host_usage = HostUsage(60 * _GIB, 640 * _GIB, 0)
         self.calls: list[tuple[str, str]] = []
-        self.commands: list[Command] = []
+        self.commands: list[GuestCommand] = []
 
     def count(self, call: str) -> int:
         """How often that was called."""
@@ -80,7 +80,7 @@ class Script:
     def _answers(self, machine: str) -> bool:
         return self.answering and machine not in self.silent
 
-    def _end_of(self, command: Command) -> RunResult:
+    def _end_of(self, command: GuestCommand) -> RunResult:
         self.commands.append(command)
         words = " ".join(command.argv)
         answer = next((answer for text, answer in self.answers.items() if text in words), _DONE)

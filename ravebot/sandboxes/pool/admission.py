@@ -14,7 +14,7 @@ from ravebot.config.model import Config
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter
-from ravebot.sandboxes.lifecycle import Lifecycle, Place
+from ravebot.sandboxes.lifecycle import Allocation, Lifecycle
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.observation import Wanted, wanted
@@ -104,5 +104,5 @@ class Admission:
             memory_bytes=settings.memory,
             disk_bytes=settings.disk,
         )
-        self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, place=Place(machine, ssh_port, web_port))
+        self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, allocation=Allocation(machine, ssh_port, web_port))
         return machine

@@ -68,14 +68,16 @@ def admit(sandboxes: Iterable[Sandbox], machines: Iterable[Machine], max_running
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePlace:
     """Where in the queue a sandbox stands: 1 is next; `wait` is an estimate."""
 
     position: int
     wait: timedelta
 
 
-def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Mapping[int, Place]:
+def queue(
+    sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime
+) -> Mapping[int, QueuePlace]:
     """The place of every queued sandbox, by its id: a running one that expires first frees the first place."""
     everything = list(sandboxes)
     waiting = [sandbox for sandbox in everything if sandbox.state is SandboxState.QUEUED]
@@ -83,7 +85,7 @@ def queue(sandboxes: Iterable[Sandbox], max_running: int, lifetime: timedelta, n
     return {sandbox.id: place(n, others, max_running, lifetime, now) for n, sandbox in enumerate(waiting, 1)}
 
 
-def place(position: int, others: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> Place:
+def place(position: int, others: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> QueuePlace:
     """The place of the one that is so many-th in the queue, while those `others` have a machine."""
     ends = sorted(
         max(now, sandbox.expires_at or now + lifetime)
@@ -93,7 +95,7 @@ def place(position: int, others: Iterable[Sandbox], max_running: int, lifetime: 
     free = [now] * max(0, max_running - len(ends))  # one that stops frees its place in seconds
     places = sorted(free + ends)[-max_running:]  # of too many running ones the first to end make no place
     rounds, slot = divmod(position - 1, len(places))
-    return Place(position, places[slot] - now + rounds * lifetime)
+    return QueuePlace(position, places[slot] - now + rounds * lifetime)
 
 
 def pick_port(ports: Iterable[int], taken: frozenset[int], last_use: Mapping[int, int]) -> int | None:

@@ -165,7 +165,7 @@ class Story:
         screen.seen("the machine is gone, and its ports are closed")
         done = await stage.bot.command("audit", "--verify", "--json")
         if done.returncode != 0 or json.loads(done.stdout)["broken_at"] is not None:
-            raise DemoError(f"the event log does not hold together: {done.stdout[-500:]}{done.stderr[-500:]}")
+            raise DemoError(f"the event log is not intact: {done.stdout[-500:]}{done.stderr[-500:]}")
         rows = json.loads(done.stdout)["checked_rows"]
         screen.seen(f"every step is in the event log: {rows} rows, each with the hash of the one before")
         return asked
