@@ -86,7 +86,7 @@ def _run(stage: Stage, mr: MergeRequest, began: datetime) -> Run:
     sandbox = rows(stage, "SELECT * FROM sandboxes WHERE iid = ?", mr.iid)[0]
     machine = rows(stage, "SELECT * FROM machines WHERE id = ?", sandbox["machine_id"])[0]
     inbox = rows(stage, "SELECT received_at FROM inbox WHERE lane LIKE ? ORDER BY id LIMIT 1", f"%!{mr.iid}")[0]
-    at = {"inbox": inbox["received_at"], "created": machine["create_attempted_at"]}
+    at = {"inbox": inbox["received_at"], "created": machine["created_at"]}
     for event in rows(
         stage, "SELECT kind, at, json_extract(data, '$.stage') AS stage FROM events WHERE sandbox_id = ?", sandbox["id"]
     ):

@@ -44,11 +44,6 @@ def sandbox_and_merge_request(tx: Transaction, machine: Machine) -> tuple[Sandbo
     return (sandbox, mr) if sandbox and mr else (None, None)
 
 
-def create_attempted(tx: Transaction, machine: Machine) -> None:
-    """The provider is about to be asked for it."""
-    machines.save(tx, replace(machine, create_attempted_at=tx.now))
-
-
 def _happened(
     tx: Transaction, life: Lifecycle, machine: Machine, what: Happened, why: str = "", unbuilt: Machine | None = None
 ) -> Then:

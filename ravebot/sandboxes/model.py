@@ -152,7 +152,6 @@ class Machine:
     sandbox_id: SandboxId | None = None
     host_keys: tuple[str, ...] = ()
     restarts: int = 0
-    create_attempted_at: datetime | None = None
     booted_at: datetime | None = None  # first answer of the guest agent
     cpu_seconds: float = 0.0
     memory_peak_bytes: int = 0

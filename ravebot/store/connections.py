@@ -8,6 +8,7 @@ from datetime import datetime
 from ravebot.clock import to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction
+from ravebot.store.rows import dump
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,5 @@ def add(tx: Transaction, seen: Visit) -> bool:
     )
     if known:
         return False
-    tx.insert(
-        "connections",
-        {
-            "sandbox_id": seen.sandbox_id,
-            "service": seen.service,
-            "source": seen.source,
-            "first_at": to_us(seen.first_at),
-            "last_at": to_us(seen.last_at),
-            "count": seen.count,
-            "dropped": seen.dropped,
-            "bytes": seen.bytes,
-        },
-    )
+    tx.insert("connections", dump(seen))
     return True

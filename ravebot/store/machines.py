@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from ravebot.clock import from_us, to_us
-from ravebot.sandboxes.model import Machine, MachineId, MachineState, SandboxId
-from ravebot.store.database import Transaction, Value, dump_json
+from ravebot.clock import from_us
+from ravebot.sandboxes.model import Machine, MachineId, SandboxId
+from ravebot.store.database import Transaction
+from ravebot.store.rows import dump, load
 
 
 def insert(tx: Transaction, machine: Machine) -> Machine:
     """Store a machine before the provider creates anything; it gets its `id` here."""
-    values = _values(machine)
-    del values["id"]
-    found = get(tx, MachineId(tx.insert("machines", values)))
+    found = get(tx, MachineId(tx.insert("machines", dump(machine, without=("id",)))))
     assert found
     return found
 
 
 def save(tx: Transaction, machine: Machine) -> None:
     """Write the whole row; `machine` must have been read in this same transaction."""
-    tx.upsert("machines", ("id",), _values(machine))
+    tx.upsert("machines", ("id",), dump(machine))
 
 
 def get(tx: Transaction, machine_id: MachineId | None) -> Machine | None:
@@ -91,68 +89,4 @@ def _machines(rows: list[sqlite3.Row]) -> tuple[Machine, ...]:
 
 @lru_cache(maxsize=4096)  # every pass reads all live rows, and most have not changed
 def _machine(names: tuple[str, ...], values: tuple[Any, ...]) -> Machine:
-    row = dict(zip(names, values, strict=True))
-
-    def moment(name: str) -> datetime | None:
-        return from_us(row[name]) if row[name] is not None else None
-
-    return Machine(
-        id=MachineId(row["id"]),
-        name=row["name"],
-        uuid=row["uuid"],
-        state=MachineState(row["state"]),
-        image=row["image"],
-        address=row["address"],
-        mac=row["mac"],
-        tap=row["tap"],
-        created_at=from_us(row["created_at"]),
-        state_since=from_us(row["state_since"]),
-        sandbox_id=SandboxId(row["sandbox_id"]) if row["sandbox_id"] is not None else None,
-        host_keys=tuple(json.loads(row["host_keys"])),
-        restarts=row["restarts"],
-        create_attempted_at=moment("create_attempted_at"),
-        booted_at=moment("booted_at"),
-        cpu_seconds=row["cpu_seconds"],
-        memory_peak_bytes=row["memory_peak_bytes"],
-        memory_bytes=row["memory_bytes"],
-        disk_bytes=row["disk_bytes"],
-        cpu_before_restart=row["cpu_before_restart"],
-        silent_since=moment("silent_since"),
-        silent_seen_at=moment("silent_seen_at"),
-        unhealthy_told=bool(row["unhealthy_told"]),
-        paused_since=moment("paused_since"),
-        paused_by_us=bool(row["paused_by_us"]),
-    )
-
-
-def _values(machine: Machine) -> dict[str, Value]:
-    def us(moment: datetime | None) -> int | None:
-        return to_us(moment) if moment is not None else None
-
-    return {
-        "id": machine.id,
-        "name": machine.name,
-        "uuid": machine.uuid,
-        "state": machine.state,
-        "image": machine.image,
-        "address": machine.address,
-        "mac": machine.mac,
-        "tap": machine.tap,
-        "memory_bytes": machine.memory_bytes,
-        "disk_bytes": machine.disk_bytes,
-        "created_at": to_us(machine.created_at),
-        "state_since": to_us(machine.state_since),
-        "sandbox_id": machine.sandbox_id,
-        "host_keys": dump_json(list(machine.host_keys)),
-        "restarts": machine.restarts,
-        "create_attempted_at": us(machine.create_attempted_at),
-        "booted_at": us(machine.booted_at),
-        "cpu_seconds": machine.cpu_seconds,
-        "memory_peak_bytes": machine.memory_peak_bytes,
-        "cpu_before_restart": machine.cpu_before_restart,
-        "silent_since": us(machine.silent_since),
-        "silent_seen_at": us(machine.silent_seen_at),
-        "unhealthy_told": int(machine.unhealthy_told),
-        "paused_since": us(machine.paused_since),
-        "paused_by_us": int(machine.paused_by_us),
-    }
+    return load(Machine, dict(zip(names, values, strict=True)))

@@ -6,9 +6,9 @@ import json
 import sqlite3
 from dataclasses import replace
 
-from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
-from ravebot.store.database import Transaction, Value, dump_json
+from ravebot.store.database import Transaction, dump_json
+from ravebot.store.rows import dump, load
 
 _MAX_IID = 2**63 - 1  # SQLite's largest integer
 
@@ -88,41 +88,21 @@ def set_last_comment(tx: Transaction, ref: MergeRequestRef, note_id: int) -> Non
 
 
 def _save(tx: Transaction, mr: MergeRequest) -> None:
-    values: dict[str, Value] = {
+    values = dump(mr, without=("ref", "author", "people")) | {
         "project_id": mr.ref.project_id,
         "iid": mr.ref.iid,
-        "project_path": mr.project_path,
-        "title": mr.title,
-        "web_url": mr.web_url,
-        "source_branch": mr.source_branch,
-        "source_project_id": mr.source_project_id,
-        "head_sha": mr.head_sha,
         "author_id": mr.author.id,
         "author_username": mr.author.username,
         "people": dump_json([[person.id, person.username] for person in mr.people]),
-        "draft": int(mr.draft),
-        "state": mr.state,
-        "updated_at": to_us(mr.updated_at) if mr.updated_at else None,
-        "approved_sha": mr.approved_sha,
-        "note_id": mr.note_id,
     }
     tx.upsert("merge_requests", ("project_id", "iid"), values)
 
 
 def _merge_request(row: sqlite3.Row) -> MergeRequest:
-    return MergeRequest(
+    return load(
+        MergeRequest,
+        row,
         ref=MergeRequestRef(row["project_id"], row["iid"]),
-        project_path=row["project_path"],
-        title=row["title"],
-        web_url=row["web_url"],
-        source_branch=row["source_branch"],
-        source_project_id=row["source_project_id"],
-        head_sha=row["head_sha"],
         author=Person(row["author_id"], row["author_username"]),
         people=tuple(Person(int(id_), str(name)) for id_, name in json.loads(row["people"])),
-        draft=bool(row["draft"]),
-        state=row["state"],
-        updated_at=from_us(row["updated_at"]) if row["updated_at"] is not None else None,
-        approved_sha=row["approved_sha"],
-        note_id=row["note_id"],
     )

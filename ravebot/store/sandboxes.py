@@ -6,19 +6,17 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from ravebot.clock import from_us, to_us
+from ravebot.clock import to_us
 from ravebot.sandboxes.model import (
     Actor,
-    EndReason,
-    MachineId,
     MergeRequestRef,
     Sandbox,
     SandboxId,
     SandboxState,
-    Stage,
     StageResult,
 )
 from ravebot.store.database import Transaction, Value
+from ravebot.store.rows import dump, load
 
 
 def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
@@ -96,20 +94,8 @@ def last_use_of_ports(tx: Transaction) -> dict[int, int]:
 
 def add_result(tx: Transaction, sandbox: Sandbox, result: StageResult) -> None:
     """Store the result of a stage."""
-    tx.execute(
-        "INSERT INTO stage_results (sandbox_id, attempt, sha, stage, ok, seconds, tail, at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            sandbox.id,
-            sandbox.stage_attempt,
-            sandbox.sha,
-            result.stage,
-            int(result.ok),
-            result.seconds,
-            result.tail,
-            tx.now_us,
-        ),
-    )
+    values = {"sandbox_id": sandbox.id, "attempt": sandbox.stage_attempt, "at": tx.now_us}
+    tx.insert("stage_results", dump(result) | values)
 
 
 def forget_output(tx: Transaction, older_than: timedelta) -> int:
@@ -124,7 +110,7 @@ def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
         " (SELECT MAX(attempt) FROM stage_results WHERE sandbox_id = ?) ORDER BY id",
         (sandbox.id, sandbox.id),
     )
-    return tuple(StageResult(Stage(row["stage"]), bool(row["ok"]), row["seconds"], row["tail"]) for row in rows)
+    return tuple(load(StageResult, row) for row in rows)
 
 
 def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:
@@ -137,76 +123,22 @@ def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> 
     return tuple(_sandbox(names, tuple(row)) for row in rows)
 
 
-def _moment(value: int | None) -> datetime | None:
-    return from_us(value) if value is not None else None
-
-
-def _us(moment: datetime | None) -> int | None:
-    return to_us(moment) if moment is not None else None
-
-
 @lru_cache(maxsize=4096)  # every pass reads all live rows, and most have not changed
 def _sandbox(names: tuple[str, ...], values: tuple[Any, ...]) -> Sandbox:
     row = dict(zip(names, values, strict=True))
-    return Sandbox(
-        id=SandboxId(row["id"]),
+    return load(
+        Sandbox,
+        row,
         mr=MergeRequestRef(row["project_id"], row["iid"]),
-        state=SandboxState(row["state"]),
         requested_by=Actor(row["requested_kind"], row["requested_by"]),
-        created_at=from_us(row["created_at"]),
-        state_since=from_us(row["state_since"]),
-        sha=row["sha"],
-        wait_reason=row["wait_reason"],
-        not_before=_moment(row["not_before"]),
-        notice=row["notice"],
-        running_sha=row["running_sha"],
-        machine_id=MachineId(row["machine_id"]) if row["machine_id"] is not None else None,
-        stage=Stage(row["stage"]) if row["stage"] else None,
-        stage_started_at=_moment(row["stage_started_at"]),
-        attempt=row["attempt"],
-        stage_attempt=row["stage_attempt"],
-        ssh_port=row["ssh_port"],
-        web_port=row["web_port"],
-        web_scheme=row["web_scheme"],
-        ports_open=bool(row["ports_open"]),
-        ready_at=_moment(row["ready_at"]),
-        expires_at=_moment(row["expires_at"]),
-        end_reason=EndReason(row["end_reason"]) if row["end_reason"] else None,
-        end_detail=row["end_detail"],
-        ended_at=_moment(row["ended_at"]),
         warned=frozenset(int(text) for text in (row["warned"] or "").split(",") if text),
-        refreshed_at=_moment(row["refreshed_at"]),
     )
 
 
 def _values(sandbox: Sandbox) -> dict[str, Value]:
-    return {
-        "id": sandbox.id,
+    return dump(sandbox, without=("mr", "requested_by", "warned")) | {
         "project_id": sandbox.mr.project_id,
         "iid": sandbox.mr.iid,
-        "state": sandbox.state,
-        "wait_reason": sandbox.wait_reason,
-        "not_before": _us(sandbox.not_before),
-        "notice": sandbox.notice,
         "requested_kind": sandbox.requested_by.kind,
         "requested_by": sandbox.requested_by.name,
-        "created_at": to_us(sandbox.created_at),
-        "state_since": to_us(sandbox.state_since),
-        "sha": sandbox.sha,
-        "running_sha": sandbox.running_sha,
-        "machine_id": sandbox.machine_id,
-        "stage": sandbox.stage,
-        "stage_started_at": _us(sandbox.stage_started_at),
-        "attempt": sandbox.attempt,
-        "stage_attempt": sandbox.stage_attempt,
-        "ssh_port": sandbox.ssh_port,
-        "web_port": sandbox.web_port,
-        "web_scheme": sandbox.web_scheme,
-        "ports_open": int(sandbox.ports_open),
-        "ready_at": _us(sandbox.ready_at),
-        "expires_at": _us(sandbox.expires_at),
-        "end_reason": sandbox.end_reason,
-        "end_detail": sandbox.end_detail,
-        "ended_at": _us(sandbox.ended_at),
-        "refreshed_at": _us(sandbox.refreshed_at),
     }

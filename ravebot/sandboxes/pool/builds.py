@@ -56,7 +56,6 @@ class Builds:
             await asyncio.wait({ahead})
 
     async def create(self, machine: Machine) -> None:
-        await change(self.database, machine, machine_life.create_attempted)
         await self.provider.open()  # whatever all machines share may have been taken away since
         await _to_its_end(self.provider.create(self._spec(machine)))
 
