@@ -1,6 +1,7 @@
 """What every provider must do, whatever runs its machines: one suite, subclassed for each back end.
 
-A subclass's module has a fixture `bench` that gives a `ProviderBench` and, for `GuestContract`, a fixture `guest`.
+A module subclasses `ProviderContract` and `GuestContract`: the first takes a `ProviderBench` from its fixture `bench`,
+the second a machine that runs from its fixture `guest`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ class ProviderBench(ABC):
     """One provider, what is needed to make machines with it, and a way to act behind its back."""
 
     provider: Provider
-    guests_can_be_asked = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -372,13 +372,7 @@ class ProviderContract:
 
 
 class GuestContract:
-    """The tests of what guests are asked, on one that runs. A provider whose guests can't be asked passes them over."""
-
-    @pytest.fixture(autouse=True)
-    async def _guests_can_be_asked(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
-        await guest[0].provider.open()
-        if not guest[0].guests_can_be_asked:
-            pytest.skip("this provider's guests have no agent")
+    """The tests of what guests are asked, on one that runs."""
 
     async def test_it_answers_and_a_command_comes_to_its_end(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
         bench, spec = guest

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 HOLD = """
 import sys, time
-from ravebot import hostlock
+from ravebot.operations import hostlock
 with hostlock.held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -10,10 +10,9 @@ import pytest
 
 from ravebot.config.model import LibvirtConfig
 from ravebot.errors import GuestError, ProviderError
-from ravebot.providers.base import Holdings, MachineSpec
+from ravebot.providers.base import Holdings
 from ravebot.providers.libvirt import LibvirtRemains
 from ravebot.providers.libvirt.definitions import network_xml
-from tests.integration.provider_contract import GuestContract
 from tests.integration.provider_libvirt import LibvirtBench, LibvirtContract, plain_image
 
 pytestmark = pytest.mark.integration
@@ -24,14 +23,8 @@ def bench(tmp_path: Path) -> Iterator[LibvirtBench]:
     image = plain_image(tmp_path / "image.qcow2")
     config = LibvirtConfig(uri="test:///default", network="none", image=image, storage_pool=tmp_path / "disks")
     bench = LibvirtBench(config, tmp_path)
-    bench.guests_can_be_asked = False
     yield bench
     bench.clean()
-
-
-@pytest.fixture
-def guest(bench: LibvirtBench) -> tuple[LibvirtBench, MachineSpec]:
-    return bench, bench.spec()
 
 
 class TestLibvirtTestDriver(LibvirtContract):
@@ -56,10 +49,6 @@ class TestLibvirtTestDriver(LibvirtContract):
             await bench.provider.list()
             fastest = min(fastest, time.perf_counter() - started)
         assert fastest < 0.1
-
-
-class TestAGuestOfTheTestDriver(GuestContract):
-    """What can be asked of a guest that is none."""
 
 
 async def test_what_an_instance_left_is_found_by_its_exact_id_and_nothing_else_is_touched(bench: LibvirtBench) -> None:
