@@ -15,15 +15,15 @@ from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] = {
     "webhook": ("POST to a committed 2xx, 100 a second", webhook.measure),
-    "card": ("webhook to the card in a member's sync, beside a bare message", card.measure),
-    "coldstart": ("merge request opened to announced, less the machine's boot", coldstart.measure),
+    "card": ("webhook to the card in a member's sync, compared with a plain message", card.measure),
+    "coldstart": ("merge request opened to announced, without the machine's boot", coldstart.measure),
     "pool": ("one pass of the pool's loop with 10, 100 and 1,000 machines", pool.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for; 0 also where an aim is missed: figures of a busy machine say little."""
+    """Run the named benchmarks. Returns 0 even if an aim is missed: figures from a busy machine prove little."""
     chosen = _parser().parse_args(arguments)
     sys.setswitchinterval(0.0005)  # the GitLab stand-in shares this process: it must not delay what is timed
     facts = machine_facts()
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             figures = asyncio.run(_until_told_to_stop(BENCHMARKS[name][1]))
         except (KeyboardInterrupt, asyncio.CancelledError):
-            print("stopped; everything that was made is removed again", file=sys.stderr)
+            print("stopped; everything that was created has been removed", file=sys.stderr)
             return 130
         result = Result(name, load, time.monotonic() - began, figures)
         results.append(result)

@@ -1,4 +1,4 @@
-"""From a webhook to the card in a room member's sync, beside a bare message by somebody else to the same room."""
+"""From a webhook to the card in a room member's sync, compared with a plain message by somebody else in that room."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ async def measure() -> tuple[Figure, ...]:
             await asyncio.wait({reading})
     more = median(cards) - median(bare)
     return (
-        Figure(f"bare message to sync at {PER_SECOND}/s", spread(bare), note=f"{len(bare)} by another user"),
+        Figure(f"plain message to sync at {PER_SECOND}/s", spread(bare), note=f"{len(bare)} by another user"),
         Figure(f"webhook to card in sync at {PER_SECOND}/s", spread(cards), note=f"{len(cards)} merge requests"),
         Figure(
             "what ravebot adds",
-            f"{ms(more)} at the median, {median(cards) / median(bare):.2f} of a bare message",
+            f"{ms(more)} at the median, {median(cards) / median(bare):.2f} of a plain message",
             f"at most {ms(AIM_SECONDS)} more",
             more <= AIM_SECONDS,
         ),
@@ -52,14 +52,14 @@ async def measure() -> tuple[Figure, ...]:
 
 
 async def _side_by_side(stage: Stage, webhooks: Webhooks, reader: RoomReader) -> tuple[list[float], list[float]]:
-    """Webhooks and bare messages in turn, at the same rate."""
+    """Send webhooks and plain messages alternately, at the same rate."""
     opened, bodies = _merge_requests(stage, COUNT)
     sent: dict[int, float] = {}
     said: dict[str, float] = {}
 
     async def say() -> None:
         began = time.perf_counter()
-        said[await stage.matrix_ops.send(stage.room, "a bare message")] = began
+        said[await stage.matrix_ops.send(stage.room, "a plain message")] = began
 
     async with asyncio.TaskGroup() as group:
         async for number in paced(2 * COUNT, 2 * PER_SECOND):
@@ -78,7 +78,7 @@ async def _side_by_side(stage: Stage, webhooks: Webhooks, reader: RoomReader) ->
 
 
 async def _burst(stage: Stage, webhooks: Webhooks, reader: RoomReader) -> tuple[list[float], int]:
-    """How long each card took, and how many came after one whose webhook was committed later."""
+    """How long each card took, and how many arrived after a card whose webhook was committed later."""
     opened, bodies = _merge_requests(stage, BURST_COUNT)
     sent: dict[int, float] = {}
     async with asyncio.TaskGroup() as group:
@@ -109,7 +109,7 @@ def _merge_requests(stage: Stage, count: int) -> tuple[list[int], list[bytes]]:
 
 
 def _cards(stage: Stage, reader: RoomReader) -> dict[int, float]:
-    """When each merge request's card came into view, in that order; edits and threads are not cards."""
+    """When each merge request's card appeared in the sync, in that order; edits and threads are not cards."""
     shown: dict[int, float] = {}
     for event_id, at in reader.seen.items():
         event = reader.events[event_id]

@@ -1,4 +1,4 @@
-"""From a merge request's opening to its announcement, stage by stage, less what the machine itself takes to boot."""
+"""From a merge request's opening to its announcement, stage by stage, without the time of the machine's boot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Run:
 
 
 async def measure() -> tuple[Figure, ...]:
-    """One after the other, no two machines at once; the first run is shown by itself: nothing is warm then."""
+    """Run one after the other, never two machines at once. The first run is shown separately: no cache is warm."""
     runs: list[Run] = []
     async with Stage({"gitlab": {"poll": "1h"}, "pool": {"shutdown_grace": "5s"}}) as stage:
         await stage.start()
@@ -102,7 +102,7 @@ def _run(stage: Stage, mr: MergeRequest, began: datetime) -> Run:
 
 
 def _started(stage: Stage, machine: str) -> float:
-    """When ravebot asked libvirt to start it, by its own log, in microseconds since 1970."""
+    """When ravebot asked libvirt to start the machine, from ravebot's log, in microseconds since 1970."""
     for line in stage.bot.log.read_text(errors="replace").splitlines():
         if '"machine starts"' in line and machine in line:
             return datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp() * 1e6

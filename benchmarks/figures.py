@@ -1,4 +1,4 @@
-"""What was measured, with what it was to be, and the machine it was measured on."""
+"""The measured figures, their aims, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ravebot.providers.libvirt.probe import probe_kvm
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a result. `met` is None where nothing is aimed at; `note` says what the line is made of."""
+    """One line of a result. `met` is None without an aim; `note` says how the value was measured."""
 
     name: str
     value: str
@@ -41,7 +41,7 @@ class Result:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The smallest value that at least so many percent of them do not exceed."""
+    """The smallest value that at least `percent` percent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
 
@@ -60,7 +60,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def machine_facts() -> dict[str, str]:
-    """What the figures depend on."""
+    """Facts about the machine that affect the figures."""
     return {
         "processors": f"{os.cpu_count()} ({_processor()})",
         "memory": f"{psutil.virtual_memory().total / 1024**3:.1f} GiB",
@@ -78,7 +78,7 @@ def _processor() -> str:
 
 
 def show(result: Result) -> None:
-    """A table, as wide as it needs to be where nobody watches."""
+    """Print a table; not limited in width unless stdout is a terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200, highlight=False)

@@ -16,7 +16,7 @@ SETTLE_SECONDS = 8.0
 
 
 async def measure() -> tuple[Figure, ...]:
-    """A minute with nothing, then a minute with one sandbox ready that nobody uses."""
+    """Measure a minute without sandboxes, then a minute with one ready sandbox that nobody uses."""
     async with Stage() as stage:
         await stage.start()
         nothing, _ = await _per_minute(stage)
@@ -42,7 +42,7 @@ async def _per_minute(stage: Stage) -> tuple[float, int]:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """Of the process, of its children that ended, and of those that run."""
+    """CPU seconds of the process and its children, ended ones included."""
     own = process.cpu_times()
     total = own.user + own.system + own.children_user + own.children_system
     for child in process.children(recursive=True):

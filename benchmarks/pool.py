@@ -114,7 +114,7 @@ async def _in_a_process(size: int) -> dict[str, Any]:
 
 
 class AnsweringProvider(LibvirtProvider):
-    """libvirt's in-memory driver has no guests; these say that they are well, and let in whom they are told to."""
+    """libvirt's in-memory driver has no guests; this answers for them: healthy, and every key is accepted."""
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
         return True
@@ -124,7 +124,7 @@ class AnsweringProvider(LibvirtProvider):
 
 
 class NobodyHasKeys:
-    """In GitLab's place: there is nothing to fetch."""
+    """Stands in for GitLab: nobody has SSH keys, and there is no code."""
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
         return ()
@@ -135,7 +135,7 @@ class NobodyHasKeys:
 
 @dataclass
 class Passes(Metrics):
-    """The bot's own metrics; keeps how long each pass took."""
+    """The bot's metrics, which also record how long each pass took."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -149,7 +149,7 @@ class Passes(Metrics):
 
 @dataclass
 class Delays:
-    """How late the event loop is."""
+    """Measures the delay of the event loop."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -209,7 +209,7 @@ def _config(folder: Path, count: int) -> Config:
 
 
 async def _populate(core: Core, database: Database, provider: LibvirtProvider, config: Config, count: int) -> None:
-    """That many ready sandboxes on running machines, by the same steps that the pool takes."""
+    """Create that many ready sandboxes on running machines, by the pool's own steps."""
     for number in range(count):
         machine = await database.write(partial(_one, core=core, config=config, number=number))
         await provider.create(
@@ -267,7 +267,7 @@ def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
 
 
 async def _settled(core: Core, flights: Flights) -> None:
-    """One pass that starts whatever is due, and its end."""
+    """Run one pass that starts whatever is due, and wait until that has ended."""
     await core.pool.one_pass(flights)
     while flights.any():
         await asyncio.sleep(0.05)

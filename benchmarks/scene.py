@@ -1,4 +1,4 @@
-"""What several benchmarks need: the whole bot with its one place taken, webhooks sent as GitLab does, a reader."""
+"""Shared by several benchmarks: the whole bot with its only place taken, webhooks sent as GitLab does, and a reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = {"gitlab": {"poll": "1h", "request_limit": "5s"}, "pool": {"max_running"
 
 @asynccontextmanager
 async def busy_stage() -> AsyncIterator[Stage]:
-    """Everything real; the one place is taken by a sandbox that is ready, so that all further ones queue."""
+    """All parts are real; a ready sandbox takes the only place, so that all further ones queue."""
     async with Stage(QUIET) as stage:
         await stage.start()
         await stage.ready(stage.open_merge_request("The first", "first"), 180)
@@ -37,7 +37,7 @@ async def busy_stage() -> AsyncIterator[Stage]:
 
 async def told_everything(stage: Stage) -> None:
     """Wait until nothing is left in inbox and outbox."""
-    await stage.until(lambda: not _waiting(stage), 240, "the bot does not get done")
+    await stage.until(lambda: not _waiting(stage), 240, "the bot does not finish")
 
 
 def _waiting(stage: Stage) -> list[sqlite3.Row]:
@@ -48,7 +48,7 @@ def _waiting(stage: Stage) -> list[sqlite3.Row]:
 
 
 def webhook_body(stage: Stage, mr: MergeRequest, action: str) -> dict[str, object]:
-    """What GitLab would send now; give it to `Webhooks`."""
+    """The body that GitLab would send now, for `Webhooks`."""
     changes: dict[str, object] = {} if action == "open" else {"title": {"previous": "", "current": mr.title}}
     return payloads.merge_request_event(stage.gitlab.url, mr, stage.alice, action, changes=changes)
 
@@ -70,7 +70,7 @@ class Webhooks:
         await self._session.close()
 
     async def post(self, body: bytes) -> tuple[int, float]:
-        """The status, and how many seconds until it was there."""
+        """The status, and the seconds until it arrived."""
         headers = {
             "Content-Type": "application/json",
             "X-Gitlab-Event": "Merge Request Hook",
@@ -84,7 +84,7 @@ class Webhooks:
 
 
 async def paced(count: int, per_second: float) -> AsyncIterator[int]:
-    """0 to `count`, each when its time has come, whatever became of those before."""
+    """Yield each number below `count`, at a fixed rate, whatever happened to earlier ones."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     for number in range(count):
@@ -94,16 +94,16 @@ async def paced(count: int, per_second: float) -> AsyncIterator[int]:
 
 @dataclass
 class RoomReader:
-    """A member of the room who long-polls; notes when each message came into view."""
+    """A member of the room who long-polls; records when each message arrived."""
 
     user: MatrixUser
     room: str
     seen: dict[str, float] = field(default_factory=dict)
-    """Event ids, in the order in which they came, and when (`perf_counter`)."""
+    """Event ids in order of arrival, with the time (`perf_counter`)."""
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Until cancelled; `ready` is set when it listens."""
+        """Run until cancelled; `ready` is set when it listens."""
         since = str((await self.user.sync())["next_batch"])
         while True:
             answer = await self.user.sync(since, timeout_ms=20_000)

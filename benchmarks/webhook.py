@@ -12,12 +12,12 @@ from tests.support.crashes import rows
 PER_SECOND = 100
 SECONDS = 20
 EACH_OPENS = 20
-"""One of so many opens a merge request (which queues a sandbox), the others change titles."""
+"""One webhook in this many opens a merge request (which queues a sandbox); the others change titles."""
 AIM_SECONDS = 0.025
 
 
 async def measure() -> tuple[Figure, ...]:
-    """100 a second against the real process with its real database, then `kill -9`, and a look at what it kept."""
+    """100 a second against the real process with its real database, then `kill -9`, and a check of what was kept."""
     async with busy_stage() as stage, Webhooks(stage) as webhooks:
         bodies: list[bytes] = []
         opened = []

@@ -73,7 +73,7 @@ class Bot:
     core: Core
     poller: Poller
     chat: Chat
-    deliveries: tuple[Delivery, ...]  # but for Matrix's, which the chat runs while we are logged in
+    deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
 
@@ -229,6 +229,6 @@ async def run(loaded: LoadedConfig, clock: Clock | None = None) -> None:
 
 def freeze_objects() -> None:
     """Exempt every object made so far from garbage collection: they live as long as the process, and each collection
-    that walks them stops the event loop for some 40 ms (`./dev bench pool`)."""
+    that visits them stops the event loop for some 40 ms (`./dev bench pool`)."""
     gc.collect()
     gc.freeze()

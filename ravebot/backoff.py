@@ -1,4 +1,4 @@
-"""Pauses between tries: they grow, end at a longest one, and are at least what the far end asks for."""
+"""Pauses between tries: they grow up to a maximum, and are at least as long as the server asks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from random import SystemRandom
 from typing import Self
 
 jitter = SystemRandom().random
-"""A spread for `Backoff.after`: those that failed together are not tried again together."""
+"""A random spread for `Backoff.after`, so that requests that failed together are not retried together."""
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """The pauses in seconds after the first failure, the second and so on; the last one stays."""
+    """The pauses in seconds after the first failure, the second and so on; the last one is repeated."""
 
     steps: tuple[float, ...]
 
@@ -26,13 +26,13 @@ class Backoff:
         return cls(tuple(steps))
 
     def after(self, failures: int, asked: float | None = None, spread: float = 1.0) -> float:
-        """The pause after so many failures in a row, from 1 on.
+        """The pause after that many failures in a row (1 or more).
 
-        A `spread` below 1 shortens it, by half at most; it is never shorter than what the far end `asked` for.
+        A `spread` below 1 shortens it, by half at most; it is never shorter than the server `asked` for.
         """
         pause = self.steps[min(failures, len(self.steps)) - 1]
         return max(asked or 0.0, pause * (0.5 + spread / 2))
 
     def __iter__(self) -> Iterator[float]:
-        """Pause after pause, without end."""
+        """Every pause in order, endlessly."""
         return chain(self.steps, repeat(self.steps[-1]))

@@ -60,7 +60,7 @@ class Chat:
             except LoginLost as error:
                 self.problem = str(error)
                 self.metrics.synced("refused")
-                # Somebody may only have ended our session, so log in again at once. If that login is lost soon after,
+                # Perhaps somebody only ended our session, so log in again at once. If that login is lost soon after,
                 # the server accepts logins and refuses everything else: wait.
                 pause = max(0.0, renewed + _REFUSED_SECONDS - loop.time())
                 log.warning("matrix ended our login", error=str(error), in_s=round(pause, 1))

@@ -20,7 +20,7 @@ class Refused(RavebotError):
 
 
 class Unavailable(RavebotError):
-    """A part we depend on (GitLab, Matrix, libvirt, nftables) did not answer properly: try again later."""
+    """A part we depend on (GitLab, Matrix, libvirt, nftables) gave no proper answer: try again later."""
 
     def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)

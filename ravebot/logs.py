@@ -15,7 +15,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "[hidden]"
 QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee")
-"""Libraries whose chatter below warnings tells an operator nothing."""
+"""Libraries whose messages below warnings are of no use to operators."""
 
 _MIN_SECRET = 4
 _MULTILINE = ("exception", "stack")

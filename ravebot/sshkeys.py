@@ -1,6 +1,6 @@
-"""SSH public keys as a line of OpenSSH's: type, Base64, and a comment that counts for nothing.
+"""SSH public keys as OpenSSH writes them, one a line: type, Base64 and a comment, which is ignored.
 
-Only their form is read, without a library that would take a third of a second to import in every command.
+Only the form is checked. A library for that would take a third of a second to import, in every command.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def _is(known: bytes) -> _Check:
 
 
 def _point(size: int) -> _Check:
-    """A point that is not compressed: OpenSSH takes no other."""
+    """An uncompressed point, the only form that OpenSSH accepts."""
     return lambda field: len(field) == size and field[0] == 4
 
 
 def _number(field: bytes) -> bool:
-    """Positive, in as few bytes as it takes (RFC 4251, 5)."""
+    """A positive number in as few bytes as possible (RFC 4251, 5)."""
     return field > b"\0" and field[0] < 128 and (field[0] > 0 or field[1] >= 128)
 
 
@@ -41,7 +41,7 @@ HOST_TYPES = frozenset(kind for kind in _FIELDS if not kind.startswith("sk-"))
 
 
 def parse(line: str) -> str:
-    """Type and Base64 of a key, in the one form that it has; ValueError for anything else."""
+    """Type and Base64 of a key, in canonical form. Raises ValueError for anything else."""
     kind, blob = _split(line)
     checks, fields = (_is(kind.encode()), *_FIELDS.get(kind, ())), _fields(blob)
     if len(fields) != len(checks) or not all(check(field) for check, field in zip(checks, fields, strict=True)):
@@ -50,7 +50,7 @@ def parse(line: str) -> str:
 
 
 def fingerprint(line: str) -> str:
-    """`SHA256:…` of a key, as `ssh-keygen -l` prints it; ValueError when it is none."""
+    """`SHA256:…` of a key, as `ssh-keygen -l` prints it. Raises ValueError if it is not a key."""
     digest = hashlib.sha256(_split(line)[1]).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
@@ -66,7 +66,7 @@ def _split(line: str) -> tuple[str, bytes]:
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """Each with its length before it (RFC 4251, 5)."""
+    """The fields of a key, each preceded by its length (RFC 4251, 5)."""
     fields = []
     while blob:
         end = 4 + int.from_bytes(blob[:4])

@@ -49,7 +49,7 @@ class Guard:
         self._verified_at = None
 
     async def watch(self, state: Wanted) -> None:
-        """`ensure`, unless the same rules were verified a moment ago: not every pass of a burst must ask the kernel."""
+        """`ensure`, unless the same rules were verified a moment ago: in a burst of passes, not every one asks."""
         now = asyncio.get_running_loop().time()
         recent = self._verified_at is not None and now - self._verified_at < LOOK_EVERY_SECONDS
         if not recent or self._wanted(state) != self._last:

@@ -18,7 +18,7 @@ _MAX_RUNNING: KeyPath = ("pool", "max_running")
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about the value at a key path, and what to do about it.
+    """A problem with the value at a key path, and what to do about it.
 
     `depends_on`: the keys that it follows from; empty when that is only the key at `path`.
     """
@@ -30,19 +30,19 @@ class Remark:
 
 @dataclass(frozen=True)
 class Remarks:
-    """`errors` stop the start; `warnings` are told."""
+    """`errors` prevent the start; `warnings` are only reported."""
 
     errors: tuple[Remark, ...]
     warnings: tuple[Remark, ...]
 
 
 def check(config: Config) -> Remarks:
-    """Everything that is wrong or unwise between the keys."""
+    """Every error and every warning."""
     errors = (
         *_alternatives(config), *_hosts(config), *_ports(config), *_networks(config), *_lifetimes(config),
         *_agents(config),
     )  # fmt: skip
-    warnings = (*_open_doors(config), *_in_clear(config), *_rooms(config), *_useless_warnings(config))
+    warnings = (*_open_access(config), *_unencrypted(config), *_rooms(config), *_useless_warnings(config))
     return Remarks(errors, warnings)
 
 
@@ -51,7 +51,7 @@ def _host(name: str | None) -> str:
 
 
 def _alternatives(config: Config) -> Iterator[Remark]:
-    """Keys of which one is needed, or both, or neither."""
+    """Keys that exclude each other, and keys that need each other."""
     matrix, webhook, provider = config.matrix, config.gitlab.webhook, config.provider
     if (matrix.password_file is None) == (matrix.access_token_file is None):
         keys = (("matrix", "password_file"), ("matrix", "access_token_file"))
@@ -118,11 +118,13 @@ def _networks(config: Config) -> Iterator[Remark]:
     for place, text in enumerate(config.sandbox.allow):
         if ipaddress.IPv4Network(text.partition(":")[0]).subnet_of(subnet):
             here: KeyPath = ("sandbox", "allow", place)
-            yield Remark(here, f"lies in the sandboxes' own subnet {subnet}: they are kept apart", (here, where))
+            message = f"lies in the sandboxes' own subnet {subnet}: sandboxes can't reach each other; remove it"
+            yield Remark(here, message, (here, where))
     for place, network in enumerate(config.access.allow_from):
         if network.subnet_of(subnet):
             here = ("access", "allow_from", place)
-            yield Remark(here, f"lies in the sandboxes' own subnet {subnet}: nobody is there", (here, where))
+            message = f"lies in the sandboxes' own subnet {subnet}: no user connects from there; remove it"
+            yield Remark(here, message, (here, where))
 
 
 def _lifetimes(config: Config) -> Iterator[Remark]:
@@ -146,7 +148,7 @@ def _agents(config: Config) -> Iterator[Remark]:
                 )
 
 
-def _open_doors(config: Config) -> Iterator[Remark]:
+def _open_access(config: Config) -> Iterator[Remark]:
     if not config.access.allow_from:
         yield Remark(
             ("access", "allow_from"),
@@ -171,19 +173,19 @@ def _is_loopback(url: HttpUrl) -> bool:
         return False
 
 
-def _in_clear(config: Config) -> Iterator[Remark]:
+def _unencrypted(config: Config) -> Iterator[Remark]:
     urls: dict[KeyPath, HttpUrl] = {
         ("matrix", "homeserver"): config.matrix.homeserver,
         ("gitlab", "url"): config.gitlab.url,
     }
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):
-            yield Remark(path, "is plain http: tokens cross the network in clear; use https")
+            yield Remark(path, "is plain http: tokens cross the network unencrypted; use https")
 
 
 def _rooms(config: Config) -> Iterator[Remark]:
     if not config.matrix.rooms:
-        yield Remark(("matrix", "rooms"), "is empty: no room is told of any sandbox")
+        yield Remark(("matrix", "rooms"), "is empty: sandboxes are announced in no room")
     if not config.matrix.admins:
         yield Remark(("matrix", "admins"), "is empty: nobody can invite ravebot to a room")
     for place, room in enumerate(config.matrix.rooms):
@@ -195,4 +197,4 @@ def _rooms(config: Config) -> Iterator[Remark]:
 def _useless_warnings(config: Config) -> Iterator[Remark]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:
-            yield Remark(("pool", "warn_before", index), "is not below pool.lifetime: it comes at once or never")
+            yield Remark(("pool", "warn_before", index), "is not below pool.lifetime: it is sent at once or never")

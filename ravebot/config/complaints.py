@@ -35,7 +35,7 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Complaint:
-    """One thing wrong at a key path; `unknown`: there should be no such key."""
+    """One error at a key path. `unknown`: ravebot has no such key."""
 
     path: KeyPath
     message: str

@@ -117,7 +117,7 @@ class RunTest(Section):
 
 
 class StageTimeouts(Section):
-    """How long each step from machine to announcement may take."""
+    """How long each stage, from the booted machine to the announcement, may take."""
 
     copy_in: PositiveDuration = Field(timedelta(minutes=10), alias="copy")
     setup: PositiveDuration = timedelta(minutes=15)

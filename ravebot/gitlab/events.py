@@ -31,7 +31,7 @@ MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
 class MergeRequestChanged:
     """A merge request was opened, changed, closed, …; `mr` has everything that the payload has.
 
-    The author's user name is in no field of its own: it is "" unless the author also acted, is assigned or reviews.
+    The payload has no field for the author's user name: it is "" unless the author also acted, is assigned or reviews.
     `by.id` is 0 on old servers.
     """
 

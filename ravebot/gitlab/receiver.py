@@ -133,5 +133,5 @@ def _relevant(body: bytes) -> MergeRequestChanged | CommentPosted | Ignored:
         raise Malformed("the body is not a JSON object")
     event = parse(content)
     if isinstance(event, CommentPosted) and not command_line(event.text):
-        return Ignored("a comment that asks nothing of us")
+        return Ignored("a comment without a command")
     return event

@@ -38,7 +38,7 @@ class WebhookSecrets:
 
 @dataclass(frozen=True)
 class WebhookDelivery:
-    """One webhook to be stored: deliveries with one `key` are one; order is kept within a `lane`."""
+    """A webhook to store; deliveries with the same `key` are the same one, and order is kept within a `lane`."""
 
     key: str
     lane: str

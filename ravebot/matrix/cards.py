@@ -1,4 +1,4 @@
-"""Renders what a room is shown of one sandbox: its card, its history, its warnings.
+"""Renders what a room shows of one sandbox: its card, its history, its warnings.
 
 Pure; untrusted text is escaped.
 """

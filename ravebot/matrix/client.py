@@ -154,7 +154,7 @@ class MatrixClient:
     async def messages(
         self, room_id: str, start: str, *, to: str | None = None, filter: Mapping[str, object] | None = None
     ) -> tuple[list[Json], str | None]:
-        """One page of a room's events back from `start`, newest first, and where the next page starts."""
+        """One page of a room's events backwards from `start`, newest first, and the start of the next page."""
         query = {"dir": "b", "from": start, "limit": "100"}
         if to is not None:
             query["to"] = to

@@ -36,7 +36,7 @@ def theirs(text: str, limit: int = 200) -> Span:
 
 
 def words(text: str) -> Span:
-    """Text of ravebot itself; text between backticks is shown as code."""
+    """ravebot's own text; text between backticks is shown as code."""
     marked = _CODE.sub(lambda match: f"<code>{match[1]}</code>", html.escape(text))
     return Span(text, marked.replace("\n", "<br>"))
 

@@ -30,7 +30,7 @@ _MAX_FAILURES = 5
 _LIMIT_AFTER_FAILURE_SECONDS = 10.0
 """Time limit of a request about a room for which the last one failed."""
 _ASSUME_NOT_DIRECT = timedelta(minutes=5)
-"""How long a room counts as not direct after its members could not be read."""
+"""For how long a room counts as not direct after its members could not be read."""
 
 
 class Hearing:

@@ -19,9 +19,9 @@ _log = structlog.get_logger(__name__)
 
 NOT_LOOKED_UP = "not looked up yet"
 _RETRY = timedelta(seconds=30)
-"""How long a room that could not be joined is left alone; an admin's invite makes it known at once."""
+"""Pause after a room could not be joined; an admin's invite ends it at once."""
 _AWAY_PAUSES = Backoff.growing(5.0, 60.0)
-"""How long a room whose server does not answer is left alone."""
+"""Pauses after the server of a room did not answer."""
 _SOON = timedelta(seconds=2)
 """Pause after a room was replaced: the homeserver moves its aliases to the new room shortly afterwards."""
 
@@ -76,7 +76,7 @@ class RoomDirectory:
         except LoginLost:
             raise
         except Unavailable as error:
-            # One alias on a server that is away must not hold up the rooms beside it.
+            # A room whose server is away must not delay the other rooms.
             away = status.away + 1
             wait = _AWAY_PAUSES.after(away, error.retry_after_seconds)
             self._failed(name, error, timedelta(seconds=wait), away)

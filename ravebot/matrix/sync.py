@@ -1,4 +1,4 @@
-"""The sync loop, which reads messages from the rooms: it loses none, and never repeats requests without a pause.
+"""The sync loop, which reads messages from the rooms: it loses no message, and never repeats requests without a pause.
 
 nio's own loop is not used: it repeats failed requests without a pause, and ends and loses events if a handler raises.
 """
@@ -43,7 +43,7 @@ def _ignore(_: str) -> None:
 
 
 class SyncJournal(Protocol):
-    """Where the loop's progress is kept: `save` commits messages and token in one transaction."""
+    """Stores the loop's progress: `save` commits messages and token in one transaction."""
 
     async def token(self) -> str | None: ...
 

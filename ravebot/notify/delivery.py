@@ -52,7 +52,7 @@ class _Later:
 
 
 class Delivery:
-    """The loop of one target; `on_result` is told its name and `delivered`, `retried` or `given up`."""
+    """The loop of one target; calls `on_result` with its name and `delivered`, `retried` or `given up`."""
 
     def __init__(
         self, database: Database, target: Target, sender: Sender, on_result: Callable[[str, str], None]
@@ -92,7 +92,7 @@ class Delivery:
             while message := await self._database.write(partial(self._next, lane=lane, done=done)):
                 done = (message, await self._deliver(message))
         except StoreError as error:
-            # What was sent and could not be noted is sent again, under the same transaction id or found by its marker.
+            # A row that was sent but not recorded is sent again: under the same transaction id, or found by its marker.
             log.warning("outbox could not be written", to=self._to, lane=lane, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
         finally:

@@ -43,7 +43,7 @@ class GitLabSender:
         self._views = views
         self._gitlab = gitlab
         self._me: int | None = None
-        # How long GitLab may be at work on a request that got no answer: its own limit, and what connecting may take.
+        # How long GitLab may work on a request that got no answer: its own limit, plus the time to connect.
         # https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout
         self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
@@ -109,12 +109,12 @@ class GitLabSender:
         the row is read, before the search for the note, so that a note that appears during the search is not missed.
         """
         if left := self._seconds_at_work(message):
-            raise Unavailable("GitLab may still be at work on this note", min(left, _LOOK_AGAIN_SECONDS))
+            raise Unavailable("GitLab may still be working on this note", min(left, _LOOK_AGAIN_SECONDS))
         return await self._request(message, lambda: self._gitlab.create_note(ref, body))
 
     async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:
-        """Rewrite a note. While GitLab may be at work on an earlier edit, which would put an older text over this one,
-        it is written now and, when that can't happen any more, once again."""
+        """Rewrite a note. While GitLab may be working on an earlier edit, which would overwrite this one with an older
+        text, it is written now and again when that can't happen any more."""
         left = timedelta(seconds=self._seconds_at_work(message))
         await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
 
@@ -125,7 +125,7 @@ class GitLabSender:
         return Sent(str(note_id), write_again if left else None)
 
     def _seconds_at_work(self, message: Message) -> float:
-        """How long GitLab may still be at work on what it did not answer."""
+        """How long GitLab may still work on a request that it did not answer."""
         waited = message.unanswered_for
         return 0.0 if waited is None else max(0.0, (self._longest - waited).total_seconds())
 

@@ -23,7 +23,7 @@ from ravebot.store.targets import Kind
 
 
 class RoomClient(Protocol):
-    """Sends to one Matrix account's rooms."""
+    """Sends events to rooms, from one Matrix account."""
 
     async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str: ...
 

@@ -1,5 +1,5 @@
-"""What the people who run ravebot need: health, cleanup, the audit, housekeeping, the doctor.
+"""Operating ravebot: health, cleanup, the audit, housekeeping, the doctor.
 
 These modules combine all other parts, so they may import any of them. `reports` and `hostlock` import almost nothing,
-so the doors may import them.
+so that the doors may import them.
 """

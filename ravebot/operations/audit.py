@@ -41,7 +41,7 @@ async def read(database: Database, ref: str | None, verify: bool, limit: int) ->
 
 
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    """The same while no bot runs. Raises StoreError if there is no database, or if a bot uses it after all."""
+    """`report`, while no bot runs. Raises StoreError if there is no database, or if a bot uses it after all."""
     path = database_path(state_dir)
     if not path.is_file():
         raise StoreError(f"there is no database {path}: has ravebot ever run with this state_dir?")

@@ -169,7 +169,7 @@ class Cleaner:
                     done[kind].append(name)
                 except RavebotError as error:
                     failed.append(f"{name}: {error}")
-        if not failed:  # otherwise a person must ask again before the rest may be removed
+        if not failed:  # otherwise a person would have to repeat the request before the rest may be removed
             await self.database.write(_record_adoption)
         return CleanupReport(
             machines=tuple(done[MACHINE]),

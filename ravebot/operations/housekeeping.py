@@ -41,7 +41,7 @@ class Housekeeping:
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
-        """Daily: remove old rows and machines' logs, and log the event log's head, so that a cut tail is noticed."""
+        """Daily: remove old rows and machines' logs, and log the event log's head, so that a cut end is noticed."""
         while True:
             try:
                 await self._forget()

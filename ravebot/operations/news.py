@@ -1,4 +1,4 @@
-"""Tells the room `matrix.operations_room` what concerns the whole installation."""
+"""Sends messages about the whole installation to the room `matrix.operations_room`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravebot.store.targets import Kind, RoomLane
 
 @dataclass(frozen=True)
 class Operators:
-    """The people in that room; without one, `room` is None and nobody is told."""
+    """The people in that room; without a room, `room` is None and nothing is sent."""
 
     room: str | None
     database: Database

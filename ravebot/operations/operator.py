@@ -27,7 +27,7 @@ from ravebot.store.database import Database, Transaction
 
 @dataclass(frozen=True)
 class Operator:
-    """Fulfils `operations.reports.Operations`."""
+    """Implements `operations.reports.Operations`."""
 
     config: Config
     database: Database
@@ -37,13 +37,13 @@ class Operator:
     verbs: Sequence[Verb] = VERBS
 
     async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
-        """A command of the table: what became of it, or what it shows."""
+        """Run a command of the verb table; returns its outcome, or the sandboxes that it lists."""
         command = parse(verb, words, at(Door.SHELL, self.verbs), refs.read_full)
         if isinstance(command, Mistake):
             return Outcome(False, command.why or "there is no such command: is the running bot of another version?")
         if command.verb.does is Show.LIVE:
             return await self._live()
-        assert command.ref, "what the shell does not show is done to a merge request"
+        assert command.ref, "every command that shows nothing needs a merge request"
         known = await self.people.known(command.ref)
         if known is None:
             return Outcome(False, refs.unknown(command.ref))
@@ -86,7 +86,7 @@ class Operator:
         return await self.database.read(gather)
 
     async def _live(self) -> tuple[SandboxLine, ...]:
-        """Every sandbox that has not ended, the queue last and in its order."""
+        """Every sandbox that has not ended; those in the queue last, in its order."""
 
         def gather(tx: Transaction) -> tuple[SandboxLine, ...]:
             views = self.core.views.live(tx)

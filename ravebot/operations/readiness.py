@@ -1,4 +1,4 @@
-"""The checks of /readyz: whether each part that we depend on works, judged by what was last seen of it.
+"""The checks of /readyz: whether each part that we depend on works, judged by its last observation.
 
 A new check is one method and one entry in `checks`.
 """
@@ -97,7 +97,7 @@ class Readiness:
                     pool.blocked,
                     passes.provider,
                     passes.admission and f"no queued sandbox can be started: {passes.admission}",
-                    passes.broken_off and f"a pass of the pool broke off: {passes.broken_off}",
+                    passes.broken_off and f"a pass of the pool failed: {passes.broken_off}",
                 ),
             )
         )
@@ -128,7 +128,7 @@ class Readiness:
         image = str(self.config.provider.image)
         held = (await self.database.read(partial(images.get, image=image))).held
         if held:
-            return Check(State.FAILED, f"no machines are built from {image}: {held}; mend it, then say `retry`")
+            return Check(State.FAILED, f"no machines are built from {image}: {held}; fix that, then say `retry`")
         return Check(State.OK)
 
     async def _inbox(self) -> Check:
@@ -138,7 +138,7 @@ class Readiness:
         return Check(State.FAILED, f"{count} requests are not handled, the oldest since {since:%Y-%m-%d %H:%M:%S} UTC")
 
     async def _outbox(self) -> Check:
-        """Waiting is a failure, but for a project or room that refuses what it is told."""
+        """Messages that wait too long are a failure, unless a single project or room refuses them."""
         troubles: dict[Lane, str] = {RoomLane(room.name): room.problem for room in self.chat.rooms.statuses()}
         late, refused = [], []
         for target in self.targets:

@@ -24,7 +24,7 @@ _STATES = {Observed.AGENT_SILENT: "running", Observed.AGENT_ANSWERS: "running"}
 
 
 async def look(config: Config, instance_id: str) -> RemainsReport:
-    """What there is; changes nothing. Raises Refused, Unavailable."""
+    """Find what there is; changes nothing. Raises Refused, Unavailable."""
     _refuse_own_id(config, instance_id)
     provider, firewall = make_remains(config, instance_id), _firewall(config, instance_id)
     try:

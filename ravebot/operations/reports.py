@@ -119,10 +119,10 @@ class UsageLine:
 
 
 class Operations(Protocol):
-    """The running bot, as the shell sees it. Raises `Refused` with a text for the person who asked."""
+    """The shell's requests to the running bot. Raises `Refused` with a text for the person who asked."""
 
     async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
-        """A command of the table: what became of it, or what it shows."""
+        """Run a command of the verb table; returns its outcome, or the sandboxes that it lists."""
         ...
 
     async def cleanup(

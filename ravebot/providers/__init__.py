@@ -1,4 +1,4 @@
-"""What runs machines. `base` is the contract and `guest` what holds for every guest; each folder is one provider.
+"""The parts that run machines. `base` is the contract, `guest` has checks for all guests; each folder is one provider.
 
 Only `app` picks one. `memory` is for tests, and the one to read before writing another.
 """

@@ -1,7 +1,7 @@
 """The provider contract: what the pool may ask of the part that runs machines.
 
 Every method may raise `Unavailable` (the connection is down, try later), `MachineNotFound` or another
-`ProviderError` (it will not work as asked), and, if it talks to the guest, `GuestError` or `GuestTimeout`.
+`ProviderError` (the request can't be fulfilled), and, if it talks to the guest, `GuestError` or `GuestTimeout`.
 Machines are addressed by name. Every method is idempotent, so it may be called again after a crash.
 """
 
@@ -90,7 +90,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class HostUsage:
-    """What the host has left. `disk_promised_bytes`: what our overlays may still grow by."""
+    """What the host has free. `disk_promised_bytes`: by how much our overlays may still grow."""
 
     memory_available_bytes: int
     disk_free_bytes: int
@@ -119,7 +119,7 @@ class Provider(Protocol):
         ...
 
     async def create(self, spec: MachineSpec) -> None:
-        """Make the disk, the DHCP entry and the definition, as far as they are missing; starts nothing."""
+        """Make the disk, the DHCP entry and the definition, if they are missing; starts nothing."""
         ...
 
     async def start(self, name: str) -> None:
@@ -139,7 +139,7 @@ class Provider(Protocol):
         ...
 
     async def delete(self, name: str) -> None:
-        """Remove a machine, running or not: whichever of definition, disks and DHCP entry exist."""
+        """Remove a machine, running or not: its definition, disks and DHCP entry, if they exist."""
         ...
 
     async def delete_volume(self, volume: str) -> None:
@@ -205,7 +205,7 @@ class Remains(Protocol):
     """
 
     async def look(self) -> Holdings:
-        """What there is; changes nothing. Raises Unavailable, ProviderError."""
+        """Find what there is; changes nothing. Raises Unavailable, ProviderError."""
         ...
 
     async def delete(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every guest, whatever runs it: checked before a provider speaks to one."""
+"""Checks that every provider makes before it sends something to a guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ravebot.errors import ProviderError, Unavailable
 def check_target(path: str) -> None:
     """Raise ProviderError unless a file may be copied to that path of a guest."""
     if not path.startswith("/") or "\0" in path:
-        raise ProviderError("a file is copied to an absolute path")
+        raise ProviderError("a file can only be copied to an absolute path")
 
 
 def check_authorized_keys(keys: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ def check_authorized_keys(keys: Sequence[str]) -> None:
 def read_source(source: Path, offset: int = 0, limit: int = -1) -> bytes:
     """A part of a host file that is copied into a guest; by default all of it.
 
-    Raises Unavailable when it can't be read: that is no fault of the guest.
+    Raises Unavailable when it can't be read: that is not the guest's fault.
     """
     try:
         with source.open("rb") as file:

@@ -13,7 +13,7 @@ from ravebot.store.rows import dump
 
 @dataclass(frozen=True)
 class Visit:
-    """What one source did with one service of one sandbox."""
+    """The connections of one source to one service of one sandbox."""
 
     sandbox_id: SandboxId
     service: str
@@ -26,7 +26,7 @@ class Visit:
 
 
 def add(tx: Transaction, seen: Visit) -> bool:
-    """Add to what is known; True when that source was never seen at that service before."""
+    """Add these counts; returns True for the first connection of that source to that service."""
     known = tx.changed(
         "UPDATE connections SET last_at = MAX(last_at, ?), count = count + ?, dropped = dropped + ?, bytes = bytes + ?"
         " WHERE sandbox_id = ? AND service = ? AND source = ?",

@@ -84,9 +84,9 @@ class Transaction:
 
 
 class _Thread:
-    """A connection, and the thread of its own that does everything with it: a whole function in one trip.
+    """A connection and its own thread, which runs a whole function at a time on it.
 
-    `concurrent.futures` would do the same, with locks that both threads take at every trip.
+    `concurrent.futures` would do the same, with locks that both threads take for each function.
     """
 
     connection: sqlite3.Connection
@@ -97,7 +97,7 @@ class _Thread:
         threading.Thread(target=self._serve, name=name).start()
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function there. When the caller is cancelled it goes on."""
+        """Run a function in the thread; it continues if the caller is cancelled."""
         return await self.call(partial(function, self.connection))
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -308,7 +308,7 @@ def _prepare_writer(connection: sqlite3.Connection, had_id: bool) -> None:
 def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA user_version").fetchone()  # opens the file now, never one put there later
+    connection.execute("PRAGMA user_version").fetchone()  # opens the file now, so never a file that replaces it later
 
 
 def migrations(*, replaces_lost: bool = False) -> list[tuple[int, str]]:

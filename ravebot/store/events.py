@@ -72,7 +72,7 @@ def append(
 
 
 def verify(tx: Transaction) -> Verification:
-    """Recompute every hash; finds rows that were changed, removed or inserted. A cut tail shows only in `head`."""
+    """Recompute every hash; finds rows that were changed, removed or inserted. A cut end shows only in `head`."""
     before, count, expected = _GENESIS, 0, 1
     early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
     if early:

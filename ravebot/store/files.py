@@ -14,7 +14,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class OpenFiles:
-    """Device and inode of each file of an open database; no other file can have them while these are open."""
+    """Device and inode of each file of an open database; no other file can have the same while these are open."""
 
     database: Mapping[Path, tuple[int, int]]  # the database file first
     lock: Mapping[Path, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Builds from an image: how many failed in a row, and whether the image is held until a person releases it."""
+"""How many builds from an image failed in a row, and whether it is held until a person says `retry`."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def last_address(tx: Transaction) -> str | None:
 
 
 def with_host_key(tx: Transaction, key: str, other_than: MachineId) -> Machine | None:
-    """Another live machine that reported the same host key: one of them lies, or the image contains a key."""
+    """Another live machine that reported the same host key: one reports a false key, or the image contains it."""
     for machine in live(tx):
         if machine.id != other_than and key in machine.host_keys:
             return machine

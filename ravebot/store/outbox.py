@@ -1,4 +1,4 @@
-"""What must still be told to others: written with the change it tells of, kept until the far end has it.
+"""Messages to Matrix and GitLab: each is committed with the change that it reports, and kept until it is delivered.
 
 The steps of a row: `attempt` (before every send; `attempted_at` is the time of the first), then `note_request` right
 before a request that must not be made twice (sets `last_attempt_at`) and `note_answer` when the far end refused it
@@ -63,8 +63,8 @@ def add(
     merge_key: str | None = None,
     delay: timedelta = timedelta(0),
 ) -> None:
-    """Queue a message, to be sent after `delay`. With a merge key it is dropped while one like it waits unsent: that
-    one, rendered when it is sent, will tell this change too. Raises ValueError for a kind that the target can't take.
+    """Queue a message, to be sent after `delay`. It is dropped while one with the same merge key is unsent: that one is
+    rendered when it is sent, and then includes this change. Raises ValueError for a kind that the target doesn't take.
     """
     target = lane.target
     if kind not in target.kinds:
@@ -84,7 +84,7 @@ def add(
 
 
 def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
-    """The lanes whose oldest unsent row's time has come, longest waiting first."""
+    """The lanes whose oldest unsent row is due, longest waiting first."""
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
         " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY id",
@@ -94,7 +94,7 @@ def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
 
 
 def head(tx: Transaction, target: Target, lane: str) -> Message | None:
-    """The oldest unsent row of a lane, when its time has come."""
+    """The oldest unsent row of a lane, if it is due."""
     row = tx.one(
         "SELECT * FROM outbox WHERE target = ? AND lane = ? AND delivered_at IS NULL ORDER BY id LIMIT 1",
         (target.name, lane),
@@ -170,7 +170,7 @@ def seconds_to_next(tx: Transaction, target: Target) -> float | None:
 
 
 def waiting(tx: Transaction, target: Target) -> tuple[Waiting, ...]:
-    """Every lane in which something waits, longest waiting first."""
+    """Every lane with unsent rows, longest waiting first."""
     rows = tx.all(
         "SELECT head.lane, head.created_at, head.refused, queue.count FROM outbox AS head JOIN"
         " (SELECT MIN(id) AS id, COUNT(*) AS count FROM outbox WHERE target = ? AND delivered_at IS NULL GROUP BY lane)"
@@ -185,7 +185,7 @@ def waiting(tx: Transaction, target: Target) -> tuple[Waiting, ...]:
 
 
 def backlog(tx: Transaction, target: Target) -> tuple[int, datetime | None]:
-    """How many wait, and since when the oldest does."""
+    """How many rows are unsent, and since when the oldest is."""
     row = tx.one(
         "SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM outbox WHERE target = ? AND delivered_at IS NULL",
         (target.name,),

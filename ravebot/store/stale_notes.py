@@ -1,4 +1,4 @@
-"""Status notes on merge requests that this database does not know: of a lost database, or of a removed instance.
+"""Status notes on merge requests that this database does not know: those of a lost database or a removed instance.
 
 Each time a database is lost or an instance is replaced by this one, the generation grows by one. A merge request stores
 the generation up to which its notes were searched. Generation 0: nothing was ever lost.

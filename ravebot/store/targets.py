@@ -1,6 +1,6 @@
-"""Where the outbox's messages go: one row for each target, and its lanes.
+"""The targets of the outbox's messages, and the lanes of each.
 
-A new target is a class of lanes and a row here, and a sender in `app.py`.
+To add a target, add a class of lanes and a `Target` here, and a sender in `app.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _AGAIN = " again"
 
 
 class Kind(StrEnum):
-    """What is to be told; `CARD` and `NOTE` carry no text, they are rendered when they are sent."""
+    """The kind of a message; `CARD` and `NOTE` carry no text: they are rendered when they are sent."""
 
     CARD = "card"
     NOTE = "note"
@@ -31,22 +31,22 @@ class Kind(StrEnum):
 
 
 class Lane(Protocol):
-    """Where in a target a message goes; order is kept within one. Equal lanes are one, also as keys."""
+    """A room or merge request of a target; messages keep their order within it. Lanes are compared by value."""
 
     @property
     def target(self) -> Target: ...
 
     @property
     def text(self) -> str:
-        """As the rows have it."""
+        """The lane as stored in the outbox."""
 
     def name(self, tx: Transaction) -> str:
-        """As people know it."""
+        """The lane's name for people."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A far end. `name` is what rows, logs and metrics call it, `lane` reads a row's lane, `kinds` is what it takes."""
+    """Where messages go. `name` is used in rows, logs and metrics, `lane` parses a row's lane, `kinds` are accepted."""
 
     name: str
     lane: Callable[[str], Lane]
@@ -54,7 +54,7 @@ class Target:
 
     @property
     def signal(self) -> str:
-        """Wakes its delivery."""
+        """The signal that wakes its delivery."""
         return f"outbox:{self.name}"
 
 

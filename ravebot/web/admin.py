@@ -152,7 +152,7 @@ def _error(status: int, message: str) -> web.Response:
 
 
 def _peer(request: web.Request) -> Actor:
-    """The user at the other end, as the kernel reports it (SO_PEERCRED, unix(7))."""
+    """The user of the other process, as the kernel reports it (SO_PEERCRED, unix(7))."""
     transport = request.transport
     connection = transport.get_extra_info("socket") if transport is not None else None
     if connection is None:

@@ -95,7 +95,7 @@ class Checkup:
 
 
 class _CachedCheck:
-    """One check, and its last answer."""
+    """One check, and its last result."""
 
     def __init__(self, name: str, check: CheckFunction, timeout_seconds: float, fresh_seconds: float) -> None:
         self._name = name

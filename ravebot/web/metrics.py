@@ -115,7 +115,7 @@ class Metrics:
         self._stages.labels(_one_of(START_STEPS, stage), "yes" if ok else "no").observe(seconds)
 
     def counted(self, by_state: dict[SandboxState, int]) -> None:
-        """How many sandboxes are in each state now; a state that is not named has none."""
+        """How many sandboxes are in each state now; states that are not given have none."""
         for state in SandboxState:
             if state is not SandboxState.ENDED:
                 self._sandboxes.labels(state.value).set(by_state.get(state, 0))

@@ -346,4 +346,4 @@ async def test_the_doctor_ends_with_1_when_something_failed(here: Installation) 
     assert any(row.startswith("failed\tgitlab\t") for row in output.splitlines())
     assert "failed" in errors
     code, output, _ = await here.run("doctor", "--json")
-    assert {"name", "verdict", "detail", "mend"} == set(json.loads(output)[0])
+    assert {"name", "verdict", "detail", "fix"} == set(json.loads(output)[0])

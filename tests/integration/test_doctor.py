@@ -148,8 +148,8 @@ async def test_what_is_wrong_with_matrix_is_told(
 ) -> None:
     finding = (await judged(tmp_path, matrix.check, {path: answer}))[name]
     assert finding.verdict is verdict
-    assert says in f"{finding.detail} {finding.mend}"
-    assert finding.mend
+    assert says in f"{finding.detail} {finding.fix}"
+    assert finding.fix
 
 
 HOOKS = "/api/v4/projects/group/app/hooks"
@@ -195,8 +195,8 @@ async def test_what_is_wrong_with_gitlab_is_told(
 ) -> None:
     finding = (await judged(tmp_path, gitlab.check, {path: answer}))[name]
     assert finding.verdict == verdict
-    assert says in f"{finding.detail} {finding.mend}"
-    assert finding.mend
+    assert says in f"{finding.detail} {finding.fix}"
+    assert finding.fix
 
 
 async def test_without_a_public_url_the_webhook_is_known_by_its_path(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ async def test_a_pattern_that_no_project_matches_is_a_failure(tmp_path: Path, li
     found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects": listed})
     [failure] = [finding for finding in found if finding.verdict is Verdict.FAILED]
     assert failure.name == "gitlab project"
-    assert failure.mend
+    assert failure.fix
 
 
 async def test_of_many_projects_under_a_pattern_it_is_said_how_many_were_not_looked_at(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> 
         untried = [item async for item in matrix.check(whole) if isinstance(item, Finding)][-1]
         assert untried.verdict.value == "unknown"
         assert "not checked" in untried.detail
-        assert "ravebot run" in untried.mend
+        assert "ravebot run" in untried.fix
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "matrix.json").write_text(json.dumps({"access_token": "kept"}))
         names = [item.name async for item in matrix.check(whole) if isinstance(item, Finding)]
@@ -304,7 +304,7 @@ async def test_a_missing_conntrack_tool_is_told(tmp_path: Path, namespace: Netwo
     assert (await network.connection_table(namespace)).verdict is Verdict.OK
     finding = await network.connection_table(NetworkTools(("/usr/bin/env", f"PATH={tmp_path}")))
     assert finding.verdict is Verdict.WARNING
-    assert finding.mend.startswith("apt-get install conntrack")
+    assert finding.fix.startswith("apt-get install conntrack")
 
 
 async def test_a_subnet_that_the_host_reaches_another_way_is_found(tmp_path: Path, namespace: NetworkTools) -> None:
@@ -347,7 +347,7 @@ async def test_ingress_filters_that_can_not_be_had_or_tried_are_told(namespace: 
     without_tc = await network.ingress_filters(NetworkTools((*namespace.prefix, "env", f"PATH={tmp_path}")))
     assert without_tc.verdict is Verdict.WARNING
     assert "could reach the host's ports" in without_tc.detail
-    assert "iproute2" in without_tc.mend
+    assert "iproute2" in without_tc.fix
     confined = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin")
     unknown = await network.ingress_filters(NetworkTools((*namespace.prefix, *confined)))
     assert unknown.verdict is Verdict.UNKNOWN
@@ -377,7 +377,7 @@ async def test_a_right_image_is_told_from_a_wrong_one(tmp_path: Path) -> None:
     assert "larger than sandbox.disk" in machines.image(config).detail
     subprocess.run([*create, "64M"], check=True)
     assert machines.image(config).verdict is not Verdict.FAILED
-    assert "64 MiB" in machines.image(config).detail or "o+x" in machines.image(config).mend
+    assert "64 MiB" in machines.image(config).detail or "o+x" in machines.image(config).fix
 
 
 async def test_libvirt_is_asked_and_its_absence_told(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ async def test_libvirt_is_asked_and_its_absence_told(tmp_path: Path) -> None:
     nowhere = provider.model_copy(update={"uri": "qemu+unix:///system?socket=/nowhere/libvirt-sock"})
     absent = await machines.libvirt(nowhere)
     assert absent.verdict is Verdict.FAILED
-    assert "libvirtd" in absent.mend
+    assert "libvirtd" in absent.fix
 
 
 async def test_the_whole_examination_ends_with_services_away_and_shows_no_secret(

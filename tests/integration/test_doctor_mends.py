@@ -1,7 +1,7 @@
 """What doctor says to run for files, folders and kernel settings, run as it says: then it is content.
 
 The firewalls' are in test_firewall_mends.py. Not run are those that would change the machine the tests run on (apt-get,
-systemctl, timedatectl), and there is nothing to run where a mend is advice in words.
+systemctl, timedatectl), and there is nothing to run where a fix is advice in words.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def command_in(mend: str) -> str:
+def command_in(fix: str) -> str:
     """The command, without what is said before and after it."""
-    return re.sub(r"^(as root|to enable it at boot): |, or .*$", "", mend)
+    return re.sub(r"^(as root|to enable it at boot): |, or .*$", "", fix)
 
 
 def run_in_shell(command: str) -> None:
@@ -63,7 +63,7 @@ def as_nobody(check: Callable[[], Finding]) -> Finding:
     os.waitpid(child, 0)
     with os.fdopen(reading) as answer:
         found = json.loads(answer.read())
-    return Finding(found["name"], Verdict(found["verdict"]), found["detail"], found["mend"])
+    return Finding(found["name"], Verdict(found["verdict"]), found["detail"], found["fix"])
 
 
 def config(folder: Path) -> Config:
@@ -85,7 +85,7 @@ def test_the_printed_command_closes_a_state_folder_to_others(folder: Path, mode:
     folder.chmod(mode)
     finding = state.state_folder(folder)
     assert finding.verdict is not Verdict.OK
-    run_in_shell(command_in(finding.mend))
+    run_in_shell(command_in(finding.fix))
     assert state.state_folder(folder).verdict is Verdict.OK
 
 
@@ -95,7 +95,7 @@ def test_the_printed_command_makes_a_state_folder_that_ravebots_user_can_not_mak
 
     finding = as_nobody(check)
     assert finding.verdict is Verdict.FAILED
-    run_in_shell(command_in(finding.mend))
+    run_in_shell(command_in(finding.fix))
     assert as_nobody(check).verdict is Verdict.OK
 
 
@@ -108,7 +108,7 @@ def test_the_printed_command_gives_ravebots_user_a_state_folder_that_it_could_no
 
     finding = as_nobody(check)
     assert finding.verdict is Verdict.FAILED
-    run_in_shell(command_in(finding.mend))
+    run_in_shell(command_in(finding.fix))
     assert as_nobody(check).verdict is Verdict.OK
 
 
@@ -123,8 +123,8 @@ def test_the_printed_command_opens_the_way_to_image_and_disks_to_qemu(
         closed.chmod(0o700)
     finding = check(config(folder))
     assert finding.verdict is not Verdict.OK
-    run_in_shell(command_in(finding.mend))
-    assert "chmod" not in check(config(folder)).mend
+    run_in_shell(command_in(finding.fix))
+    assert "chmod" not in check(config(folder)).fix
 
 
 def test_the_printed_command_closes_a_secret_to_others(folder: Path) -> None:
@@ -145,5 +145,5 @@ async def test_the_printed_command_switches_forwarding_on_at_each_start(folder: 
         assert finding.verdict is Verdict.WARNING
         # The host's own files stay as they are; reading all of them is what happens at its next start.
         start = 'mount --bind "$0" /etc/sysctl.d && sh -c "$1" && sysctl -q -p /etc/sysctl.d/*.conf'
-        namespace.run(["sh", "-c", start, str(folder), command_in(finding.mend)], check=True)
+        namespace.run(["sh", "-c", start, str(folder), command_in(finding.fix)], check=True)
         assert (await network.forwarding(tools)).verdict is Verdict.OK

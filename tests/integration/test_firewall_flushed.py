@@ -1,4 +1,4 @@
-"""After someone's flush of nftables, and with nobody to mend it, a guest opens no port of the host's."""
+"""After someone's flush of nftables, and with nobody to repair it, a guest opens no port of the host's."""
 
 from __future__ import annotations
 

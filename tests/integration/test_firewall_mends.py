@@ -129,7 +129,7 @@ SetUp = Callable[[Yard, Path], None]
 
 def commands(finding: Finding) -> list[list[str]]:
     """What it says to run, once each, as printed."""
-    printed = re.findall(r"run `([^`]*)`", f"{finding.detail} {finding.mend}")
+    printed = re.findall(r"run `([^`]*)`", f"{finding.detail} {finding.fix}")
     return [shlex.split(command) for command in dict.fromkeys("; ".join(printed).split("; ")) if command]
 
 

@@ -52,7 +52,7 @@ def test_a_state_folder_that_others_get_into_is_told_with_the_mend(tmp_path: Pat
     tmp_path.chmod(mode)
     finding = state.state_folder(tmp_path)
     assert finding.verdict is verdict
-    assert finding.mend == ("" if verdict is Verdict.OK else f"chmod 711 {tmp_path}")
+    assert finding.fix == ("" if verdict is Verdict.OK else f"chmod 711 {tmp_path}")
 
 
 async def test_the_database_is_told_with_its_holder_and_newest_hash(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_a_database_from_a_newer_version_is_told(tmp_path: Path) -> None:
         await database.write(lambda tx: tx.execute("PRAGMA user_version = 999"))
     finding = state.database(tmp_path)
     assert finding.verdict is Verdict.FAILED
-    assert "newer" in finding.mend
+    assert "newer" in finding.fix
 
 
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_disks_that_qemu_can_not_get_to_are_found(tmp_path: Path) -> None:
     provider = {"image": "/images/sandbox.qcow2", "storage_pool": str(closed / "disks")}
     finding = machines.disk(config(sandbox={"host": "sandboxes.example.org", "disk": "64MiB"}, provider=provider))
     assert finding.verdict is Verdict.FAILED
-    assert finding.mend.startswith(f"chmod o+x {closed}")
+    assert finding.fix.startswith(f"chmod o+x {closed}")
 
 
 def test_too_little_disk_for_one_fails_and_for_all_is_a_warning() -> None:
@@ -126,7 +126,7 @@ async def test_one_check_that_the_system_refuses_leaves_the_others_in_the_report
     found = {finding.name: finding async for finding in machines.check(config(provider=provider))}
     assert found["storage pool"].verdict is Verdict.FAILED
     assert "too long" in found["storage pool"].detail
-    assert found["storage pool"].mend
+    assert found["storage pool"].fix
     assert {"image", "memory", "kvm"} <= set(found)
 
 
@@ -153,7 +153,7 @@ async def test_an_address_that_another_program_holds_is_told_from_one_that_our_o
     assert (await network.listen(whole)).verdict is Verdict.OK
     elsewhere = await network.listen(config(http={"listen": "192.0.2.1:8080"}))
     assert elsewhere.verdict is Verdict.FAILED
-    assert "http.listen" in elsewhere.mend
+    assert "http.listen" in elsewhere.fix
 
 
 @pytest.mark.parametrize(

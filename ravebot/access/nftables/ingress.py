@@ -174,7 +174,7 @@ class Ingress:
 
 
 def in_words(device: str) -> str:
-    """How people are told of our filter on that device."""
+    """The description of our filter on that device, for people."""
     return f"ingress filter of {device}"
 
 

@@ -27,7 +27,7 @@ class TooSlow(Unavailable):
 
 @dataclass(frozen=True)
 class RulesetDump:
-    """What nft lists, in the kernel's order, and how long its text was."""
+    """What nft lists, in the kernel's order, and the length of its text."""
 
     entries: list[JsonObject]
     length: int
@@ -49,10 +49,7 @@ class NetworkTools:
         return (await self.listing(terse=True)).entries
 
     async def listing(self, *, terse: bool = False) -> RulesetDump:
-        """Everything that nftables holds, of everyone; `terse`: without the elements of named sets, and so fast.
-
-        Raises TooSlow where it is too much to be listed.
-        """
+        """All nftables objects of this host; `terse` (fast) leaves out the elements of sets. Raises TooSlow."""
         output = await self._nft("-j", *(["-t"] if terse else []), "list", "ruleset")
         return RulesetDump(await _entries(output), len(output))
 
@@ -104,7 +101,7 @@ class NetworkTools:
             async with asyncio.timeout(_LIMIT_SECONDS):
                 output, errors = await process.communicate(stdin)
         except TimeoutError as error:
-            raise TooSlow(f"{argv[0]} did not answer in {_LIMIT_SECONDS:g} s") from error
+            raise TooSlow(f"{argv[0]} did not finish within {_LIMIT_SECONDS:g} s") from error
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):

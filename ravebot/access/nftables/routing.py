@@ -123,5 +123,5 @@ class Routing:
 
 
 def in_words(family: str, rule: tuple[str, ...]) -> str:
-    """How people are told of a rule."""
+    """The description of a rule, for people."""
     return f"routing rule {family} {' '.join(rule)}"

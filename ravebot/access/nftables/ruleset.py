@@ -326,7 +326,7 @@ class Ruleset:
         yield [x.protocol("tcp"), x.match(leads_here, "@opened", "!="), x.DROP]
         # A repeated SYN counts against the limit once.
         yield [*x.is_first(), x.jump("limits")]
-        # Counted with its second packet, which nobody can send who forged the first one's sender.
+        # Counted with its second packet: a client that forged its address can't send that.
         first = [x.connection_state("established"), x.direction("original"), x.lacks_connection_mark(COUNTED)]
         yield [*first, x.set_connection_mark(COUNTED), x.jump("arrived")]
         yield [x.goto("measured")]
@@ -336,7 +336,7 @@ class Ruleset:
         yield [x.counted_by(UNCOUNTED["seen"])]
 
     def _measured(self) -> Iterable[list[JsonObject]]:
-        """Accepts either direction's packets of a connection to an opened port."""
+        """Counts and accepts packets, in either direction, of a connection to an opened port."""
         yield [x.lacks_connection_mark(COUNTED), x.ACCEPT]
         yield [x.protocol("tcp"), x.counted_in("traffic"), x.ACCEPT]
         yield [x.counted_by(UNCOUNTED["traffic"]), x.ACCEPT]

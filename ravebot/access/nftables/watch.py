@@ -14,7 +14,7 @@ _GENERATION = re.compile(rb"^# new generation \d+ by process (\d+)")
 """One such line ends each transaction in nft's text output; its JSON output does not say who made it."""
 
 _PAUSE_SECONDS = 0.2
-_SETTLE_SECONDS = 0.5  # by then nft listens; it does not say when
+_SETTLE_SECONDS = 0.5  # until nft listens; it does not tell when
 _PAUSES = Backoff((1.0, 2.0, 5.0, 15.0, 60.0))
 _LINE_LIMIT = 4096
 

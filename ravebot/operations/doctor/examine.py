@@ -50,9 +50,9 @@ def clock(answers: list[Answer]) -> list[Finding]:
     if apart is None:
         return []
     detail = f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the others"
-    mend = "synchronize the clock: timedatectl set-ntp true"
+    fix = "synchronize the clock: timedatectl set-ntp true"
     if abs(apart) > _SKEW_HARMFUL_SECONDS:
-        return [failed("clock", detail, mend)]
+        return [failed("clock", detail, fix)]
     if abs(apart) > _SKEW_NOTICED_SECONDS:
-        return [warning("clock", detail, mend)]
+        return [warning("clock", detail, fix)]
     return [ok("clock", "agrees with the others")]

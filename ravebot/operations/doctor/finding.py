@@ -18,29 +18,29 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked, or could not be; `mend` says how to fix it, and is empty if nothing is wrong."""
+    """One thing that was checked, or could not be; `fix` says what to do, and is empty if nothing is wrong."""
 
     name: str
     verdict: Verdict
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(name: str, detail: str) -> Finding:
     return Finding(name, Verdict.OK, detail)
 
 
-def warning(name: str, detail: str, mend: str = "") -> Finding:
-    return Finding(name, Verdict.WARNING, detail, mend)
+def warning(name: str, detail: str, fix: str = "") -> Finding:
+    return Finding(name, Verdict.WARNING, detail, fix)
 
 
-def failed(name: str, detail: str, mend: str = "") -> Finding:
-    return Finding(name, Verdict.FAILED, detail, mend)
+def failed(name: str, detail: str, fix: str = "") -> Finding:
+    return Finding(name, Verdict.FAILED, detail, fix)
 
 
-def unknown(name: str, detail: str, mend: str = "") -> Finding:
-    """Something that was not checked, and why; `mend` says how to find out."""
-    return Finding(name, Verdict.UNKNOWN, detail, mend)
+def unknown(name: str, detail: str, fix: str = "") -> Finding:
+    """Something that was not checked, and why; `fix` says how to find out."""
+    return Finding(name, Verdict.UNKNOWN, detail, fix)
 
 
 def unchecked(name: str, error: Exception) -> Finding:

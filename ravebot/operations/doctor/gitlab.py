@@ -35,18 +35,18 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         me = await get(f"{api}/user", headers)
     except Unavailable as error:
-        mend = "check gitlab.url, the network and the certificate"
-        yield failed("gitlab", f"{base} can't be reached: {error}", mend)
+        fix = "check gitlab.url, the network and the certificate"
+        yield failed("gitlab", f"{base} can't be reached: {error}", fix)
         return
     yield me
     if me.status in (401, 403):
-        mend = "put a token with the scope api into gitlab.token_file"
-        yield failed("gitlab token", f"refused by {base} ({me.status}): expired, revoked or without scope", mend)
+        fix = "put a token with the scope api into gitlab.token_file"
+        yield failed("gitlab token", f"refused by {base} ({me.status}): expired, revoked or without scope", fix)
         return
     username = me.field("username")
     if me.status != 200 or not isinstance(username, str):
-        mend = "gitlab.url must be GitLab's base address, without /api"
-        yield failed("gitlab", f"{base} answers with status {me.status} and is not GitLab", mend)
+        fix = "gitlab.url must be GitLab's base address, without /api"
+        yield failed("gitlab", f"{base} answers with status {me.status} and is not GitLab", fix)
         return
     yield ok("gitlab", f"{base} answers; ravebot is @{username} there")
     try:
@@ -62,11 +62,11 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
     token = await get(f"{api}/personal_access_tokens/self", headers)
     scopes = token.field("scopes")
     if token.status != 200 or not isinstance(scopes, list):
-        mend = "check by hand that it has the scope api"
-        return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", mend)
+        fix = "check by hand that it has the scope api"
+        return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", fix)
     if "api" not in scopes:
-        mend = "create a token with the scope api"
-        return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", mend)
+        fix = "create a token with the scope api"
+        return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", fix)
     expires = token.field("expires_at")
     if isinstance(expires, str):
         try:
@@ -96,8 +96,8 @@ async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncI
     for pattern in patterns:
         matching = [path for path in listed if matches_project((pattern,), path)]
         if not matching:
-            mend = "add the bot's user to one as Developer, or change gitlab.projects"
-            yield failed("gitlab project", f"{pattern}: the bot's user is not a member of any matching project", mend)
+            fix = "add the bot's user to one as Developer, or change gitlab.projects"
+            yield failed("gitlab project", f"{pattern}: the bot's user is not a member of any matching project", fix)
             continue
         yield ok("gitlab project", f"{pattern}: {len(matching)} projects match")
         fresh = [path for path in matching if path not in seen]
@@ -132,8 +132,8 @@ async def _project(config: Config, api: str, headers: dict[str, str], path: str)
     address = f"{api}/projects/{quote(path, safe='')}"
     project = await get(address, headers)
     if project.status != 200:
-        mend = "add the bot to it as Developer, or change gitlab.projects"
-        yield failed("gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", mend)
+        fix = "add the bot to it as Developer, or change gitlab.projects"
+        yield failed("gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", fix)
         return
     levels = [
         level
@@ -168,8 +168,8 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
     if missing:
         return failed(name, f"{path}: not enabled for {' and '.join(missing)}", f"enable them {how}")
     if hook.get("alert_status") not in (None, "executable"):
-        mend = f"fix the cause (GitLab shows recent events there), then send a test {how}"
-        return failed(name, f"{path}: disabled by GitLab after failures", mend)
+        fix = f"fix the cause (GitLab shows recent events there), then send a test {how}"
+        return failed(name, f"{path}: disabled by GitLab after failures", fix)
     return ok(name, f"{path} sends to {str(hook['url']).partition('?')[0]}")
 
 

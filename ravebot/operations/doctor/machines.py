@@ -28,8 +28,8 @@ async def libvirt(config: LibvirtConfig) -> Finding:
     try:
         version = await connection.call(_version)
     except RavebotError as error:
-        mend = "start libvirtd (systemctl start libvirtd) and add ravebot's user to the group libvirt"
-        return failed("libvirt", f"{config.uri}: {error}", mend)
+        fix = "start libvirtd (systemctl start libvirtd) and add ravebot's user to the group libvirt"
+        return failed("libvirt", f"{config.uri}: {error}", fix)
     finally:
         await connection.close()
     return ok("libvirt", f"{config.uri}, version {version}")
@@ -50,8 +50,8 @@ def image(config: Config) -> Finding:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or use a smaller image")
     if hidden := _closed_to_qemu(path):
-        mend = f"chmod o+x {hidden}, or put the image elsewhere"
-        return warning("image", f"QEMU's user may be unable to reach {path}: others can't enter {hidden}", mend)
+        fix = f"chmod o+x {hidden}, or put the image elsewhere"
+        return warning("image", f"QEMU's user may be unable to reach {path}: others can't enter {hidden}", fix)
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
@@ -66,8 +66,8 @@ def boot_files(config: LibvirtConfig) -> Finding:
     files = [path for path in (config.kernel, config.initrd) if path is not None]
     unreadable = [str(path) for path in files if not os.access(path, os.R_OK)]
     if unreadable:
-        mend = "put them there, or change provider.kernel and provider.initrd"
-        return failed("direct boot", f"can't be read: {', '.join(unreadable)}", mend)
+        fix = "put them there, or change provider.kernel and provider.initrd"
+        return failed("direct boot", f"can't be read: {', '.join(unreadable)}", fix)
     return ok("direct boot", ", ".join(map(str, files)))
 
 
@@ -111,10 +111,10 @@ async def kvm(config: LibvirtConfig) -> Finding:
     probe = await probe_kvm(shutil.which(_EMULATOR) or _EMULATOR)
     if probe.works:
         return ok("kvm", probe.reason)
-    mend = "enable virtualization in the firmware (in a VM: nested virtualization) and load kvm_intel or kvm_amd"
+    fix = "enable virtualization in the firmware (in a VM: nested virtualization) and load kvm_intel or kvm_amd"
     if config.accelerator == "kvm":
-        return failed("kvm", f"does not work: {probe.reason}", mend)
-    return warning("kvm", f"does not work, so machines are emulated, which is slow: {probe.reason}", mend)
+        return failed("kvm", f"does not work: {probe.reason}", fix)
+    return warning("kvm", f"does not work, so machines are emulated, which is slow: {probe.reason}", fix)
 
 
 async def check(config: Config) -> AsyncIterator[Finding]:

@@ -19,12 +19,12 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         versions = await get(f"{base}/_matrix/client/versions")
     except Unavailable as error:
-        mend = "check matrix.homeserver, the network and the certificate"
-        yield failed("matrix", f"{base} can't be reached: {error}", mend)
+        fix = "check matrix.homeserver, the network and the certificate"
+        yield failed("matrix", f"{base} can't be reached: {error}", fix)
         return
     if versions.status != 200 or not isinstance(versions.field("versions"), list):
-        mend = "matrix.homeserver must be the client API's base address"
-        yield failed("matrix", f"{base} answers with status {versions.status} and is not a Matrix homeserver", mend)
+        fix = "matrix.homeserver must be the client API's base address"
+        yield failed("matrix", f"{base} answers with status {versions.status} and is not a Matrix homeserver", fix)
         return
     yield versions
     yield ok("matrix", f"{base} answers")
@@ -43,12 +43,12 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
     try:
         me = await get(f"{base}/_matrix/client/v3/account/whoami", headers)
         if me.status != 200:
-            mend = "put a new token into access_token_file or, with a password, remove matrix.json from state_dir"
-            yield failed("matrix login", f"the token is refused ({me.status} {me.field('errcode')})", mend)
+            fix = "put a new token into access_token_file or, with a password, remove matrix.json from state_dir"
+            yield failed("matrix login", f"the token is refused ({me.status} {me.field('errcode')})", fix)
             return
         if me.field("user_id") != wanted:
-            mend = f"use a token of {wanted}, or change matrix.user_id"
-            yield failed("matrix login", f"the token belongs to {me.field('user_id')}", mend)
+            fix = f"use a token of {wanted}, or change matrix.user_id"
+            yield failed("matrix login", f"the token belongs to {me.field('user_id')}", fix)
             return
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
         joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
@@ -73,8 +73,8 @@ async def _room(base: str, headers: dict[str, str], name: str, joined: list[obje
         return warning("matrix room", f"ravebot is not in {name} yet", "let one of matrix.admins invite ravebot there")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
-        mend = "create a room without encryption and name it in the configuration: encryption can't be switched off"
-        return failed("matrix room", f"{name} is encrypted, which ravebot does not support yet", mend)
+        fix = "create a room without encryption and name it in the configuration: encryption can't be switched off"
+        return failed("matrix room", f"{name} is encrypted, which ravebot does not support yet", fix)
     return ok("matrix room", name)
 
 

@@ -78,8 +78,8 @@ async def firewall(config: Config, tools: NetworkTools, instance_id: str | None)
     try:
         found = await conflicts_on_host(tools, f"{TABLE_PREFIX}{instance_id}", config.provider.bridge, config.sandbox)
     except Unavailable as error:
-        mend = "apt-get install nftables iproute2, and run as root or with CAP_NET_ADMIN"
-        return failed("nftables", str(error), mend)
+        fix = "apt-get install nftables iproute2, and run as root or with CAP_NET_ADMIN"
+        return failed("nftables", str(error), fix)
     if found:
         return failed("firewall", "; ".join(found), "follow the advice after each")
     return ok("firewall", "nftables answers; no other rules drop the sandboxes' traffic")
@@ -93,8 +93,8 @@ async def ingress_filters(tools: NetworkTools) -> Finding:
     except PermissionError as error:
         return unknown(name, str(error), "run `ravebot doctor` as root, outside a container")
     except Unavailable as error:
-        mend = "apt-get install iproute2, and use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
-        return warning(name, f"{WEAKNESS}: {error}", mend)
+        fix = "apt-get install iproute2, and use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+        return warning(name, f"{WEAKNESS}: {error}", fix)
     return ok(name, "the kernel supports them: the host's ports stay closed while nftables is flushed")
 
 
@@ -103,8 +103,8 @@ async def connection_table(tools: NetworkTools) -> Finding:
     try:
         count = (await tools.run("conntrack", "--count")).strip()
     except Unavailable as error:
-        mend = "apt-get install conntrack, and run as root or with CAP_NET_ADMIN"
-        return warning("conntrack", f"connections of ended sandboxes stay in the kernel's table: {error}", mend)
+        fix = "apt-get install conntrack, and run as root or with CAP_NET_ADMIN"
+        return warning("conntrack", f"connections of ended sandboxes stay in the kernel's table: {error}", fix)
     return ok("conntrack", f"{count} connections in the kernel's table")
 
 
@@ -114,8 +114,8 @@ async def forwarding(tools: NetworkTools) -> Finding:
     except Unavailable as error:
         return failed("forwarding", str(error), "apt-get install procps")
     if value != "1":
-        mend = "to enable it at boot: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/50-ravebot.conf"
-        return warning("forwarding", "is off; `ravebot run` switches it on", mend)
+        fix = "to enable it at boot: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/50-ravebot.conf"
+        return warning("forwarding", "is off; `ravebot run` switches it on", fix)
     return ok("forwarding", "is on")
 
 
@@ -169,10 +169,10 @@ async def sandbox_host(name: str) -> Finding:
     addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
     shown = ", ".join(sorted(addresses))
     if all(ipaddress.ip_address(address).is_loopback for address in addresses):
-        mend = "use an address of this host that others can reach: ports are not forwarded on loopback"
-        return failed("sandbox.host", f"{name} is {shown}", mend)
+        fix = "use an address of this host that others can reach: ports are not forwarded on loopback"
+        return failed("sandbox.host", f"{name} is {shown}", fix)
     own = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
     if not addresses & own:
-        mend = "correct if address translation forwards the port ranges to this host; else change sandbox.host"
-        return warning("sandbox.host", f"{name} is {shown}, not an address of this host", mend)
+        fix = "correct if address translation forwards the port ranges to this host; else change sandbox.host"
+        return warning("sandbox.host", f"{name} is {shown}, not an address of this host", fix)
     return ok("sandbox.host", f"{name} is {shown}")

@@ -19,8 +19,8 @@ def show(output: Output, findings: Sequence[Finding]) -> None:
     if output.console.is_terminal:
         output.console.print(_table(findings))
     else:
-        rows = ((Cell(f.verdict.value), f.name, f.detail, f.mend) for f in findings)
-        output.table(("verdict", "check", "found", "mend"), rows)
+        rows = ((Cell(f.verdict.value), f.name, f.detail, f.fix) for f in findings)
+        output.table(("verdict", "check", "found", "fix"), rows)
     counts = Counter(finding.verdict for finding in findings)
     worst = next((v for v in (Verdict.FAILED, Verdict.WARNING, Verdict.UNKNOWN) if counts[v]), Verdict.OK)
     said = {"ok": Verdict.OK, "to look at": Verdict.WARNING, "unknown": Verdict.UNKNOWN, "failed": Verdict.FAILED}
@@ -35,7 +35,7 @@ def _table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         style = _STYLES[finding.verdict]
         found = Text(clean(finding.detail))
-        if finding.mend:
-            found.append(f"\n→ {clean(finding.mend)}", style=style)
+        if finding.fix:
+            found.append(f"\n→ {clean(finding.fix)}", style=style)
         table.add_row(Text(finding.verdict.value, style=style), Text(clean(finding.name), style="bold"), found)
     return table

@@ -57,8 +57,8 @@ def state_folder(path: Path) -> Finding:
     if not path.exists():
         parent = next(folder for folder in path.parents if folder.exists())
         if not os.access(parent, os.W_OK):
-            mend = f"as root: install -d -m 711 -o {_user()} {shown}"
-            return failed(name, f"{path} does not exist and can't be created in {parent}", mend)
+            fix = f"as root: install -d -m 711 -o {_user()} {shown}"
+            return failed(name, f"{path} does not exist and can't be created in {parent}", fix)
         return ok(name, f"{path} does not exist yet: `ravebot run` creates it")
     if not path.is_dir():
         return failed(name, f"{path} is not a folder", "move it away, or change state_dir")
@@ -70,8 +70,8 @@ def state_folder(path: Path) -> Finding:
     if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IXGRP | stat.S_IXOTH):
         return warning(name, f"others can read {path}", f"chmod 711 {shown}")
     if facts.st_uid != os.geteuid():
-        mend = "run the doctor as the user that runs ravebot"
-        return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", mend)
+        fix = "run the doctor as the user that runs ravebot"
+        return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", fix)
     return ok(name, str(path))
 
 
@@ -86,8 +86,8 @@ def database(state_dir: Path) -> Finding:
             schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
             newest = migrations()[-1][0]
             if schema > newest:
-                mend = "install the newer ravebot again"
-                return failed(name, f"has version {schema}; this ravebot supports versions up to {newest}", mend)
+                fix = "install the newer ravebot again"
+                return failed(name, f"has version {schema}; this ravebot supports versions up to {newest}", fix)
             damage = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
             if damage != "ok":
                 return failed(name, f"{path} is damaged: {damage}", "stop ravebot and restore a backup")

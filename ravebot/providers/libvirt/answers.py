@@ -46,7 +46,7 @@ def run_result(status: object) -> RunResult:
 
 
 def host_keys(text: str) -> tuple[str, ...]:
-    """The SSH host keys in the text of `*.pub` files, one a line, as type and Base64 in their one form.
+    """The SSH host keys in the text of `*.pub` files, one a line, as type and Base64 in canonical form.
 
     Raises GuestError for anything else.
     """

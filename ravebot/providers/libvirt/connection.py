@@ -1,7 +1,7 @@
 """One connection to libvirt with threads of its own: opened when needed, and again after libvirt went away.
 
 libvirt's calls have no time limit, and opening a connection to a libvirtd that hangs never returns. So callers wait for
-a limited time here, and a call that never returns costs only its thread.
+a limited time here, and a call that never returns blocks only its thread.
 """
 
 from __future__ import annotations

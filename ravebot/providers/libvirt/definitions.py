@@ -73,7 +73,7 @@ def domain_xml(
 
 PLACEHOLDER_MAC = "02:00:00:00:00:01"
 """MAC of a fixed lease that always exists: libvirt restarts dnsmasq, which takes two seconds, when the first lease is
-added and when the last one is removed. Its address is the host's own, and the firewall lets no guest use either."""
+added and when the last one is removed. Its address is the host's own; the firewall drops guest packets with either."""
 
 
 def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool) -> str:

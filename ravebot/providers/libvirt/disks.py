@@ -65,7 +65,7 @@ class Disks:
         self.pool = f"{POOL_PREFIX}{instance_id}"
         self.folder = folder
         self._prefix = f"rave-{instance_id}-"
-        self._making = threading.RLock()  # lets only one of several worker threads make a missing pool
+        self._making = threading.RLock()  # so that only one of several worker threads makes a missing pool
 
     def volume_of(self, machine: str) -> str:
         """The name of a machine's disk."""

@@ -48,7 +48,7 @@ _UNDEFINE_IN_QEMU = _UNDEFINE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 
 
 def observed(state: int, reason: int) -> Observed:
-    """What libvirt's state and reason mean. A state that we don't know is UNKNOWN, on which nobody acts."""
+    """What libvirt's state and reason mean. An unfamiliar state is UNKNOWN, and nothing is done about it."""
     return _BY_REASON.get((state, reason)) or _STATES.get(state, Observed.UNKNOWN)
 
 
@@ -90,7 +90,7 @@ class Domains:
         return domain
 
     def define(self, handle: Handle, xml: str) -> None:
-        """Define a domain, which is started neither now nor together with the host."""
+        """Define a domain, without starting it; it does not start with the host either."""
         domain = handle.defineXML(xml)
         self._tags[domain.UUIDString()] = True
 

@@ -17,7 +17,7 @@ def run_event_loop() -> None:
     global _thread
     with _start:
         if _thread is None:
-            libvirt.registerErrorHandler(_keep_quiet, None)
+            libvirt.registerErrorHandler(_ignore_error, None)
             libvirt.virEventRegisterDefaultImpl()
             _thread = threading.Thread(target=_run, name="libvirt-events", daemon=True)
             _thread.start()
@@ -31,5 +31,5 @@ def _run() -> None:
         time.sleep(0.1)
 
 
-def _keep_quiet(_context: object, _error: object) -> None:
+def _ignore_error(_context: object, _error: object) -> None:
     """Ignore an error: without a handler libvirt prints all errors to stderr, even those that we handle."""

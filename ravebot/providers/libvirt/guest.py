@@ -38,8 +38,8 @@ _QUEUE_SECONDS = 15.0
 _POLLS = Backoff.growing(0.02, 0.5, factor=1.5)
 _PATH = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The command writes to a pipe whose reader keeps only the last part in files, so that endless output fills no disk.
-# The agent's own pipe does not serve: a service that the command leaves running would keep it open for ever. With such
-# a service the reader keeps running, and what it has kept is returned a second after the command's end.
+# The agent's own pipe can't be used: a service that the command leaves running would keep it open for ever. With such a
+# service the reader keeps running, and what it has kept is returned a second after the command's end.
 # The blocks are small, because each read fills one: of a program that writes line by line a thousand lines are kept.
 _RUN = """\
 umask 022
@@ -164,7 +164,6 @@ class GuestAgents:
             offset += count
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
-        """Make these the only authorized keys of that user."""
         check_authorized_keys(keys)
         arguments = {"username": user, "keys": list(keys), "reset": True}
         await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
@@ -254,7 +253,7 @@ class GuestAgents:
 
 
 def temporary_path(target: str) -> str:
-    """Where a file is written before it is put in place. Raises ProviderError for what is no absolute path."""
+    """Where a file is written before it is moved to its target. Raises ProviderError unless that is absolute."""
     check_target(target)
     return f"{target}.{secrets.token_hex(6)}"
 

@@ -1,4 +1,4 @@
-"""The network that all our machines share: a bridge with fixed leases, and without firewall rules of libvirt."""
+"""The network that all our machines share: a bridge with fixed leases, and without libvirt's own firewall rules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Network:
         self._instance_id = instance_id
         self._bridge = bridge
         self._dns = dns
-        self._making = threading.Lock()  # lets only one of several worker threads make a missing network
+        self._making = threading.Lock()  # so that only one of several worker threads makes a missing network
         self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
 
     def prepare(self, handle: Handle) -> None:

@@ -1,4 +1,4 @@
-"""Copies large files into a guest by way of a parcel: a read-only disk that is attached for the time of the copy.
+"""Copies large files into a guest by way of a parcel: a read-only disk that is attached only during the copy.
 
 The guest agent's channel takes 3 MB a second without KVM, a disk thirty times as much.
 """
@@ -22,7 +22,7 @@ from ravebot.providers.libvirt.guest import GuestAgents, temporary_path
 log = structlog.get_logger()
 
 LARGE_BYTES = 4 * 1024**2
-"""From this size on, a disk is worth the half second that it takes to attach it."""
+"""From this size on, a disk is faster, although attaching it takes half a second."""
 _UPLOAD_SECONDS = 300.0
 _COPY_TIME = timedelta(minutes=10)
 _UNSEEN = 66

@@ -81,7 +81,7 @@ class LibvirtProvider:
         self._accelerated: bool | None = None
 
     async def open(self) -> None:
-        """Connect, and make or mend the storage pool and the network; the first time, probe for KVM.
+        """Connect, and make or repair the storage pool and the network; the first time, probe for KVM.
 
         A network with another configuration stays while it has machines, so that they can be ended; until then `create`
         and `start` refuse.
@@ -117,7 +117,7 @@ class LibvirtProvider:
         return True
 
     async def create(self, spec: MachineSpec) -> None:
-        """Make address, disk and definition, in this order: a definition means that all of it is there."""
+        """Make address, disk and definition, in this order: if a definition exists, so does the rest."""
         if self._accelerated is None:
             await self.open()
         for path, key in ((spec.kernel, "kernel"), (spec.initrd, "initrd")):
@@ -251,7 +251,7 @@ class LibvirtProvider:
         return await self._call(work)
 
     async def host(self) -> HostUsage:
-        """What the host has left, where the disks are and in memory."""
+        """The host's available memory, and the free disk space where the disks are."""
 
         def work(handle: Handle) -> HostUsage:
             promised = self._disks.promised_bytes(handle)
@@ -281,7 +281,7 @@ class LibvirtProvider:
 
 
 def _emulator(handle: Handle) -> str | None:
-    """What QEMU is called here; None for libvirt's test driver."""
+    """The path of QEMU's emulator; None for libvirt's test driver."""
     if handle.getType() != "QEMU":
         return None
     capabilities = ElementTree.fromstring(handle.getDomainCapabilities(None, "x86_64", None, "qemu"))  # noqa: S314

@@ -1,10 +1,10 @@
 """A provider whose machines exist only in memory: it needs no libvirt, no disk space and no root.
 
-It is for tests that need a provider which fails, waits or lies when they say so, and for whoever writes another
-provider: it is the whole contract (`ravebot.providers.base`) in a few hundred plain lines.
+It is for tests in which a provider must fail, wait or return wrong answers, and for whoever writes another
+provider: it is the whole contract (`ravebot.providers.base`) in a few hundred lines.
 
 `MemoryHost` holds the machines of all instances, `MemoryProvider` is the provider of one instance, and `MemoryRemains`
-finds what an instance left. Faults and the guests' answers are attributes of the provider: see `script.Script`.
+finds what a lost instance left. Faults and the guests' answers are attributes of the provider: see `script.Script`.
 """
 
 from ravebot.providers.memory.host import INSTANCE_ID, Disk, MemoryHost, MemoryLease

@@ -1,4 +1,4 @@
-"""The host that machines in memory are on: what is there, and of which instance."""
+"""The host of the machines in memory: everything on it, and the instance that each thing belongs to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ravebot.providers.base import Holdings, ObservedMachine, ProviderEvent
 from ravebot.sandboxes.model import Observed
 
 INSTANCE_ID = "0123456789abcdef"
-"""The instance that things belong to unless another is named."""
+"""The instance that things belong to by default."""
 
 _WHAT_HAPPENED = {
     Observed.OFF: "stopped",
@@ -63,13 +63,13 @@ class MemoryLease:
 
 @dataclass
 class MemoryHost:
-    """Everything on one host. A test may change it behind the provider's back, as somebody with root can."""
+    """Everything on one host. A test may change it directly, as root can on a real host."""
 
     machines: dict[str, MemoryMachine] = field(default_factory=dict)  # by name
     volumes: dict[str, Disk] = field(default_factory=dict)  # by name
     addresses: dict[str, MemoryLease] = field(default_factory=dict)  # by MAC
-    storage: dict[str, str] = field(default_factory=dict)  # by place: the instance that has its disks there
-    listeners: list[tuple[str, asyncio.Queue[ProviderEvent]]] = field(default_factory=list)  # of which instance
+    storage: dict[str, str] = field(default_factory=dict)  # by storage name: the id of the instance that uses it
+    listeners: list[tuple[str, asyncio.Queue[ProviderEvent]]] = field(default_factory=list)  # by instance id
 
     def put(
         self,
@@ -108,7 +108,7 @@ class MemoryHost:
             self._tell(machine, "undefined")
 
     def holdings(self, instance_id: str) -> Holdings:
-        """What there is of an instance."""
+        """Everything that belongs to an instance."""
         return Holdings(
             machines=tuple(
                 ObservedMachine(one.name, one.uuid, one.state, one.pause_reason)
@@ -125,7 +125,7 @@ class MemoryHost:
         return {mac: one for mac, one in self.addresses.items() if one.instance_id == instance_id}
 
     def clear(self, instance_id: str) -> tuple[str, ...]:
-        """Remove what an instance's machines share and return it in words. Raises ProviderError while one is left."""
+        """Remove what an instance's machines share; returns descriptions. Raises ProviderError while one is left."""
         held = self.holdings(instance_id)
         left = (*(machine.name for machine in held.machines), *held.volumes)
         if left:
@@ -147,6 +147,6 @@ def volume_of(machine: str) -> str:
 
 
 def _host_key(name: str) -> str:
-    """A machine's own, in the form that SSH has."""
+    """The host key of one machine, in SSH's form."""
     blob = b"\0\0\0\x0bssh-ed25519\0\0\0 " + hashlib.sha256(name.encode()).digest()
     return f"ssh-ed25519 {base64.b64encode(blob).decode()}"

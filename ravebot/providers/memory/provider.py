@@ -58,7 +58,7 @@ class MemoryProvider(Script):
         return "connected" not in self.fails
 
     async def create(self, spec: MachineSpec) -> None:
-        """Make address and disk, then the definition: where it is, all of them are."""
+        """Make address, disk and definition, in this order: if a definition exists, so does the rest."""
         await self._called("create", spec.name)
         machine = self._find(spec.name)
         if machine is not None and machine.uuid != spec.uuid:
@@ -79,7 +79,7 @@ class MemoryProvider(Script):
             self._host.set(name, Observed.AGENT_SILENT)
 
     async def shutdown(self, name: str) -> None:
-        """Switch a running guest off, also one whose agent is silent."""
+        """Switch a running guest off, even if its agent is silent."""
         if await self._called("shutdown", name) and self._get(name).state is _RUNNING:
             self._host.set(name, Observed.OFF)
 
@@ -122,7 +122,7 @@ class MemoryProvider(Script):
         return Listing(held.machines, held.volumes, tuple(self._leases()))
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
-        """Whether it runs and its guest answers. Never waits."""
+        """Whether the machine runs and its guest answers; never waits."""
         await self._called("ping", name)
         return self._get(name).state is _RUNNING and self._answers(name)
 
@@ -141,7 +141,7 @@ class MemoryProvider(Script):
         return self._end_of(GuestCommand(name, tuple(argv), timeout, environment or {}, stdin))
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
-        """Keep the content that the file has now."""
+        """Store the file's current content."""
         await self._called("copy_in", name)
         check_target(target)
         self._guest(name).files[target] = GuestFile(read_source(source), mode)
@@ -153,7 +153,7 @@ class MemoryProvider(Script):
         self._guest(name).authorized[user] = tuple(keys)
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
-        """The keys that it was created with, also after a restart."""
+        """The machine's keys; a restart does not change them."""
         await self._called("host_keys", name)
         return self._guest(name).host_keys
 
@@ -162,13 +162,13 @@ class MemoryProvider(Script):
         return Usage(0.0, 0, 0) if self._get(name).state is Observed.OFF else self.used
 
     async def host(self) -> HostUsage:
-        """`host_usage`, and added to it what our disks may still grow by."""
+        """`host_usage`, plus the size by which our disks may still grow."""
         await self._called("host")
         sizes = (disk.size_bytes for disk in self._host.volumes.values() if disk.instance_id == self._instance_id)
         return replace(self.host_usage, disk_promised_bytes=self.host_usage.disk_promised_bytes + sum(sizes))
 
     async def events(self) -> AsyncIterator[ProviderEvent]:
-        """What happens to our machines from the first call on."""
+        """Events of our machines, from this call on."""
         listener = self._instance_id, asyncio.Queue[ProviderEvent]()
         self._host.listeners.append(listener)
         try:
@@ -210,7 +210,7 @@ class MemoryProvider(Script):
         return machine
 
     def _guest(self, name: str) -> MemoryMachine:
-        """Our machine, whose guest answers. Raises MachineNotFound, GuestError, GuestTimeout."""
+        """Our machine, if its guest answers. Raises MachineNotFound, GuestError, GuestTimeout."""
         machine = self._get(name)
         if machine.state is not _RUNNING:
             raise GuestError(f"the guest of {name} does not run")

@@ -7,7 +7,7 @@ from ravebot.providers.memory.host import MemoryHost
 
 
 class MemoryRemains:
-    """What the instance of that id has there, and nothing of another's."""
+    """Finds and removes only what the instance of that id has there."""
 
     def __init__(self, host: MemoryHost, instance_id: str) -> None:
         self._host = host

@@ -1,4 +1,4 @@
-"""What a test sets on a provider in memory, and what it can read there: faults, answers of guests, calls."""
+"""The attributes by which tests control a provider in memory and read what it was asked: faults, answers, calls."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Script:
         self.commands: list[GuestCommand] = []
 
     def count(self, call: str) -> int:
-        """How often that was called."""
+        """How many times that call was made."""
         return sum(1 for one, _ in self.calls if one == call)
 
     async def _called(self, call: str, name: str = "") -> bool:
-        """Every call begins with this. Raises its error of `fails`; returns whether the call is to have an effect."""
+        """Record a call, as every method does first. Raises its error in `fails`; returns whether it takes effect."""
         self.calls.append((call, name))
         if call in self.hold:
             await self.hold[call].wait()
