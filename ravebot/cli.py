@@ -53,7 +53,7 @@ ConfigPath = Annotated[
 
 
 def _reference(text: str | None) -> str | None:
-    """As far as it can be judged here: the bot knows which there are."""
+    """Check only the form: the bot knows which merge requests exist."""
     if text is not None and (len(text) > 500 or not text.isprintable()):
         raise typer.BadParameter("write one like group/app!42")
     return text
@@ -83,7 +83,7 @@ class Level(StrEnum):
 
 
 def main() -> NoReturn:
-    """Run the command; what fails on purpose is told in a sentence, without a traceback."""
+    """Run the command; our own errors are printed as one sentence, without a traceback."""
     try:
         app()
     except InvalidConfigError as error:
@@ -93,7 +93,7 @@ def main() -> NoReturn:
         output.complain(f"ravebot: {terminal.clean(str(error))}")
         sys.exit(_exit_code(error))
     except BrokenPipeError:
-        # Who read us has gone; the interpreter's own flush at exit must not complain about it.
+        # The reader closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except KeyboardInterrupt:
@@ -152,7 +152,7 @@ def _raise_file_limit() -> None:
 
 
 async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
-    """Let it run until it ends, or SIGTERM or SIGINT asks it to; what it fails with on purpose comes out bare."""
+    """Run until it ends, or until SIGTERM or SIGINT; raises our own errors without their exception group."""
     task = asyncio.ensure_future(running)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,7 +167,7 @@ async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
 
 
 def _only_reason(group: BaseExceptionGroup[BaseException]) -> RavebotError | None:
-    """The first error of ours in it, where there are no others: nobody needs a traceback of those."""
+    """The group's first error, if all are our own, which need no traceback; else None."""
     ours, others = group.split(RavebotError)
     reason: BaseException | None = ours
     while isinstance(reason, BaseExceptionGroup):
@@ -195,7 +195,7 @@ def check_config(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> 
 
 @app.command()
 def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Check everything a new installation can have wrong, and say how to mend it."""
+    """Check everything a new installation can have wrong, and say how to fix it."""
     from ravebot.operations.doctor import Finding, Verdict, examine, show
 
     findings = asyncio.run(examine(load(config)))
@@ -235,7 +235,7 @@ _TYPED = {
 
 
 def _asking(verb: Verb) -> Callable[..., None]:
-    """What asks the running bot for that, with the parameters that its row names."""
+    """The command function that sends a verb to the running bot, with the parameters of its row."""
 
     def ask(config: Path, as_json: bool = False, **typed: str | None) -> None:
         from ravebot.sandboxes.intents import Outcome
@@ -417,7 +417,7 @@ def demo_script(checkout: Path) -> Path | None:
 
 
 def become(script: Path, arguments: Sequence[str]) -> NoReturn:
-    """Go on as that script: nobody stands between it and its terminal's Ctrl-C, which it answers by cleaning up."""
+    """Replace this process by the script, so that it gets the terminal's Ctrl-C directly and cleans up."""
     os.execv(script, [os.fspath(script), *arguments])  # noqa: S606 - no shell is meant
 
 
@@ -462,7 +462,7 @@ async def _cleanup(
         from ravebot.operations.cleanup import cleanup as clean_up
 
         loaded: LoadedConfig = load(config)
-        logs.set_up(Level.ERROR.value, loaded.secrets.values())  # what is done is told by `progress`
+        logs.set_up(Level.ERROR.value, loaded.secrets.values())  # `progress` prints what is done
         _progress("No ravebot is running: cleaning up without it.")
         return await clean_up(loaded, older_than, everything, force, adopt, _progress)
 

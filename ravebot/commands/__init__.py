@@ -1,4 +1,4 @@
-"""What people may ask for, whoever hears it: the verbs, how a merge request is named, who may, and what then happens.
+"""Commands, the same at every door: the verbs, references to merge requests, permissions, and execution.
 
 May import the domain and the store, and no adapter. Rooms, comments and the shell are doors to it.
 """

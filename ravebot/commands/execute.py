@@ -1,4 +1,4 @@
-"""Carries out what was asked for at any door, or refuses it."""
+"""Executes the commands of all doors, or refuses them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ravebot.store import events, merge_requests
 from ravebot.store.database import Transaction
 
 Target = MergeRequest | MergeRequestRef
-"""The merge request that a command is about: as it was looked up, or only which one, where what is known will do."""
+"""The merge request of a command: as it was looked up, or only its reference, if the stored state is enough."""
 
 
 def execute(intents: Intents, tx: Transaction, command: Command, asker: Asker, target: Target | None = None) -> Outcome:
-    """What became of a command. A refusal is recorded.
+    """Execute a command, and return its outcome. A refusal is recorded.
 
-    For a verb that needs the head, `target` is the merge request as GitLab has it at that moment.
+    For a verb that needs the head, `target` is the merge request's present state at GitLab.
     """
     if not asker.decision.allowed:
         return _refuse(tx, command, asker, target)
@@ -41,6 +41,6 @@ def _merge_request(tx: Transaction, verb: Verb, target: Target | None) -> MergeR
     if target is None or isinstance(target, MergeRequestRef):
         return merge_requests.get(tx, target) if target else None
     mr = merge_requests.get(tx, target.ref)
-    if mr is None or verb.needs_head:  # what was only looked up before may be older than what is known by now
+    if mr is None or verb.needs_head:  # otherwise the stored state may be newer than the target
         _, mr = merge_requests.observe(tx, target)
     return mr

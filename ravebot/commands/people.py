@@ -1,4 +1,4 @@
-"""Who somebody is to GitLab, whether they may, and which merge request they mean."""
+"""Looks up a person's GitLab user and role, and the merge request that they mean."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GitLabFacts(Protocol):
 
 @dataclass
 class People:
-    """Asks GitLab for roles; an answer is good for half a minute, so that a burst of commands costs one question."""
+    """Asks GitLab for roles; answers are cached for 30 seconds, so that a burst of commands costs one request."""
 
     config: Config
     database: Database
@@ -41,14 +41,14 @@ class People:
     _ids: dict[str, int] = field(default_factory=dict)
 
     async def from_comment(self, right: Right, project_id: int, author: Person) -> Decision:
-        """Whether the author of a comment may do what takes that right."""
+        """Whether the author of a comment has that right."""
         level = await self._level(project_id, author.id)
         return decide(right, room_maps_project=True, gitlab_username=author.username, access_level=level or None)
 
     async def from_room(
         self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool
     ) -> Decision:
-        """Whether a Matrix user may do to a project's sandboxes what takes that right, from that room."""
+        """Whether a Matrix user has that right on a project's sandboxes, in that room."""
         is_admin = sender in self.config.matrix.admins
         username = self.config.matrix.users.get(sender)
         level = 0
@@ -87,7 +87,7 @@ class People:
             return None
 
     async def project_id(self, sender: str, ref: Ref) -> int | None:
-        """By what is known, else by GitLab; None where it has none, or where there is no need to ask."""
+        """A project's id, from the database or GitLab; None if it does not exist or the sender needs no lookup."""
         known = await self.known(ref)
         if known is not None:
             return known.ref.project_id
@@ -99,11 +99,11 @@ class People:
             return None
 
     async def known(self, ref: Ref) -> MergeRequest | None:
-        """By what people write, where we have heard of it."""
+        """The merge request of a reference, from the database; None if it is not stored."""
         return await self.database.read(lambda tx: merge_requests.find(tx, ref.project_path, ref.iid))
 
     async def merge_request(self, ref: Ref) -> MergeRequest:
-        """By what people write; asked of GitLab where we have not heard of it. Raises NotFound."""
+        """The merge request of a reference, from the database or else GitLab. Raises NotFound."""
         known = await self.known(ref)
         if known:
             return known
@@ -111,7 +111,7 @@ class People:
         return await self.gitlab.merge_request(MergeRequestRef(project_id, ref.iid))
 
     async def head(self, verb: Verb, ref: MergeRequestRef) -> MergeRequest | None:
-        """The merge request as GitLab has it now; None for a verb that does not need that."""
+        """The merge request's present state at GitLab; None for a verb that does not need it."""
         return await self.gitlab.merge_request(ref) if verb.needs_head else None
 
     async def _level_of(self, username: str, project_id: int) -> int:

@@ -14,19 +14,19 @@ _ROLES = {10: "Guest", 15: "Planner", 20: "Reporter", 30: "Developer", 40: "Main
 
 
 class Right(Enum):
-    """What it takes to use a verb."""
+    """The right that a verb requires."""
 
     NONE = auto()
-    """Whoever can say it here may."""
+    """Everybody who can use this door."""
     READ = auto()
-    """Being in a room that is mapped to the project; what such a verb shows names no way into a sandbox."""
+    """Everybody in a room that is mapped to the project; such a verb never shows how to access a sandbox."""
     COMMAND = auto()
     """The role Developer or more in the project."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`rule` is the rule that allowed or refused, in words for the one who asked."""
+    """`rule` is the rule that allowed or refused, in words for the asker."""
 
     allowed: bool
     rule: str
@@ -34,7 +34,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks for something, and whether they may, as it was looked up just before."""
+    """The person who gave a command, and the permission decision that was made just before."""
 
     actor: Actor
     decision: Decision
@@ -52,7 +52,7 @@ def decide(
     is_admin: bool = False,
     direct: bool = False,
 ) -> Decision:
-    """Whether somebody may do to a project's sandboxes what takes that right.
+    """Whether somebody has that right on a project's sandboxes.
 
     `room_maps_project`: the place where it was said belongs to the project (always so for a comment on its merge
     request). `access_level`: theirs on that project, None when they have none.

@@ -24,7 +24,7 @@ class Ref:
 
 
 def read(word: str, projects: Sequence[str]) -> Ref:
-    """The merge request that is named; a bare number is of the only one of `projects`.
+    """The merge request that `word` names; a bare number needs exactly one project in `projects`.
 
     Raises ValueError, saying how to write one.
     """
@@ -51,12 +51,12 @@ def read_full(word: str) -> Ref:
 
 
 def unknown(ref: Ref | str) -> str:
-    """What somebody is told who named a merge request that there is not."""
+    """The reply to a reference to an unknown merge request."""
     return f"no merge request {ref} is known here; write one like group/app!42"
 
 
 def number_in(word: str) -> int | None:
-    """The number at the end of a reference, whatever project it is of; None where none can be made out."""
+    """The number at the end of a reference, of any project; None when there is none."""
     match = _NUMBER.search(word)
     return int(match[0]) if match else None
 

@@ -1,4 +1,4 @@
-"""What can be asked for: one table for every door, from which parsing, usage, help and permissions come."""
+"""The verbs: one table for all doors, from which parsing, usage, help and permissions come."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Takes(Enum):
 
 
 class Show(Enum):
-    """What is shown by verbs that change nothing; each door has its own words for it."""
+    """What the verbs that change nothing show; each door renders it in its own way."""
 
     HELP = auto()
     WHOAMI = auto()
@@ -57,7 +57,7 @@ class Show(Enum):
 
 @dataclass(frozen=True)
 class Verb:
-    """One row of the table. `doors`: where it is found, each with its purpose as that door's help says it."""
+    """One row of the table. `doors`: where the verb is available, each with the purpose for that door's help."""
 
     name: str
     does: Act | Show
@@ -65,17 +65,17 @@ class Verb:
     takes: tuple[Takes, ...] = (Takes.REF,)
     right: Right = Right.COMMAND
     needs_head: bool = False
-    """Whether the merge request must be known as GitLab has it at that moment."""
+    """Whether the merge request's present state at GitLab is required."""
 
     def usage(self, door: Door, prefix: str) -> str:
-        """As it is typed there: a comment's place says which merge request is meant."""
+        """How it is typed at a door; a comment needs no reference, because it belongs to a merge request."""
         typed = [one.value for one in self.takes if not (one is Takes.REF and door is Door.COMMENT)]
         return " ".join((prefix, self.name, *typed))
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that was understood. Nothing is said of whether it is allowed, or whether `ref` exists."""
+    """A parsed command. It may be forbidden, and `ref` may not exist."""
 
     verb: Verb
     ref: Ref | None = None
@@ -85,9 +85,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A command that was not understood.
+    """A command that could not be parsed.
 
-    `why` says what is wrong with what follows `verb`; without it, `verb` is the one most like what was typed.
+    `why` says what is wrong with what follows `verb`; without it, `verb` is the most similar verb.
     """
 
     verb: Verb | None
@@ -128,7 +128,7 @@ VERBS: tuple[Verb, ...] = (
 
 
 def at(door: Door, verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
-    """The verbs that are found at a door."""
+    """The verbs of a door."""
     return tuple(verb for verb in verbs if door in verb.doors)
 
 
@@ -140,7 +140,7 @@ def help_rows(door: Door, prefix: str, verbs: Sequence[Verb] = VERBS) -> tuple[t
 def parse(
     name: str, words: Sequence[str], verbs: Sequence[Verb], read_ref: Callable[[str], Ref] | None
 ) -> Command | Mistake:
-    """The command that a verb's name and the words after it are; `verbs` are those of the door.
+    """Parse a verb's name and the words after it; `verbs` are those of the door.
 
     `read_ref` raises ValueError for a word that names no merge request; None: the place says which one is meant.
     """

@@ -24,7 +24,7 @@ def parse_comment(text: str, table: Sequence[Verb] = VERBS) -> Command | Mistake
 
 
 def explain(mistake: Mistake, table: Sequence[Verb] = VERBS) -> str:
-    """What is answered to a command that was not understood."""
+    """The reply to a command that could not be parsed."""
     if mistake.verb and mistake.why:
         why = "it takes nothing after it" if mistake.why == TOO_MUCH else mistake.why
         return f"{mistake.verb.usage(Door.COMMENT, WORD)}: {why}"
@@ -43,7 +43,7 @@ def _help_last(table: Sequence[Verb]) -> list[Verb]:
 
 
 def command_line(text: str) -> str:
-    """All that must be kept of a comment: a short line that `parse_comment` reads as it reads the whole comment.
+    """The part of a comment to store: a short line that `parse_comment` parses like the whole comment.
 
     "" when there is no command in it.
     """

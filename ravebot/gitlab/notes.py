@@ -39,9 +39,9 @@ _TO_TYPE = {
 
 
 def marker(ref: MergeRequestRef, instance_id: str, what: str = "status") -> str:
-    """The hidden first line by which a comment of ours is found again; `what` tells several on one merge request apart.
+    """The hidden first line that identifies a comment of ours; `what` distinguishes several on one merge request.
 
-    Nobody else can put it there: text of others never begins a comment of ours.
+    It can't be forged: a comment of ours never begins with foreign text.
     """
     return f"<!-- ravebot {_plain(instance_id)} {ref.project_id:d}!{ref.iid:d} {_plain(what)} -->"
 
@@ -63,7 +63,7 @@ def render_note(view: SandboxView, marker: str) -> str:
 
 
 def render_fork_waiting(mr: MergeRequest, marker: str) -> str:
-    """The note of a fork's merge request whose head nobody has let in yet."""
+    """The note of a fork's merge request whose head is not approved yet."""
     return (
         f"{marker}\n### 🔒 Sandbox waits for a Developer\n\n"
         "This merge request comes from a fork, so its code runs only when somebody with the role Developer or more has "
@@ -91,7 +91,7 @@ def render_none(mr: MergeRequest, marker: str) -> str:
 
 
 def render_elsewhere(marker: str) -> str:
-    """What an instance that was cleaned away had written, where the one that took its place has a note too."""
+    """The final text of a removed instance's note, where its successor has a note too."""
     return (
         f"{marker}\n### ⚪ This sandbox is gone\n\n"
         "This ravebot was replaced; the other comment by this bot shows the current state.\n"
@@ -99,12 +99,12 @@ def render_elsewhere(marker: str) -> str:
 
 
 def render_never_started(mr: MergeRequest, marker: str) -> str:
-    """The note of a merge request that ended without a sandbox that we know of."""
+    """The note of a merge request that ended without a known sandbox."""
     return f"{marker}\n### 🏁 No sandbox: the merge request is {text(mr.state, 20)}\n"
 
 
 def render_warning(view: SandboxView, username: str, marker: str = "") -> str:
-    """A short comment of its own (an edit notifies nobody) that tells the owner, and only them, of the end to come."""
+    """A separate comment (an edit notifies nobody) that warns only the owner of the coming end."""
     expires = view.sandbox.expires_at
     when = f"at {_moment(expires)}, in {in_words(expires - view.now)}" if expires else "soon"
     return f"{_opening(marker, username)}This sandbox ends {when}. To keep it longer, {_comment('extend 1h')}.\n"
@@ -183,7 +183,7 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
 
 
 def _event(line: HistoryLine) -> str:
-    """Its first line: the output below it has a place of its own."""
+    """The event's first line; output below it is shown elsewhere."""
     return text(line.text.partition("\n")[0], 200)
 
 
@@ -237,12 +237,12 @@ def _next(view: SandboxView) -> str:
 
 
 def _comment(*commands: str) -> str:
-    """Commands stand in code and inside a line, so that GitLab and we ourselves leave them alone."""
+    """Commands as inline code inside a line, so that neither GitLab nor ravebot executes them."""
     return "comment " + " or ".join(code(f"{WORD} {command}") for command in commands)
 
 
 def _opening(marker: str, username: str | None) -> str:
-    """The marker's line, and `@name: ` for a name that can be one; anything else pings nobody."""
+    """The marker's line, and `@name: ` for a valid user name; other names are not mentioned."""
     ping = f"@{username}: " if username and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}", username) else ""
     return f"{marker}\n{ping}" if marker else ping
 

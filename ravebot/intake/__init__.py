@@ -1,4 +1,4 @@
-"""Acts on the inbox: what GitLab and Matrix asked of us, checked against who may, turned into intents and answers.
+"""Handles the inbox: checks permissions for the requests of GitLab and Matrix, carries them out, and replies.
 
 May import the store, the domain and the pure parts and clients of `gitlab` and `matrix`.
 """

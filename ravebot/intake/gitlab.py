@@ -1,4 +1,4 @@
-"""Acts on GitLab's webhooks: merge requests as they change, and `/sandbox …` comments."""
+"""Handles GitLab's webhooks: changes of merge requests, and `/sandbox …` comments."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GitLabIntake:
                 return _only(why)
 
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
-        """Nobody waits for an answer in seconds here: the emoji comes when GitLab answers again."""
+        """Do nothing: nobody expects an immediate answer to a comment; the emoji follows when GitLab is back."""
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
         event = read(request.kind, request.body)
@@ -91,7 +91,7 @@ def _only(outcome: str) -> Step:
 
 
 def _answer(tx: Transaction, event: CommentPosted, outcome: Outcome) -> str:
-    """An emoji says that it was heard; words only where something is wrong, the note tells the rest."""
+    """Acknowledge a command by an emoji; reply only to errors, because the status note shows the rest."""
     lane = NoteLane(event.ref)
     emoji = ACCEPTED if outcome.accepted else REFUSED
     outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})

@@ -1,4 +1,4 @@
-"""Works through the inbox, lane by lane: order within a lane, and nothing is lost while a part is away."""
+"""Processes the inbox lane by lane: in order within a lane, with retries while a part is unavailable."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 
 Step = Callable[[Transaction], str]
-"""What a request comes to: run in the transaction that marks it as handled; returns the outcome for the log."""
+"""A request's effect, run in the transaction that marks it as handled; returns the outcome for the log."""
 
 
 class Handler(Protocol):
-    """Reads a request, asks GitLab what must be asked, returns the step; after `Unavailable` it is called again."""
+    """Reads a request, asks GitLab if necessary, returns the step; after `Unavailable` it is called again."""
 
     async def handle(self, request: Request) -> Step: ...
 
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
-        """Called once, when a request has to wait: tell whoever asked."""
+        """Called once when a request has to wait: tell the person who asked."""
         ...
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
-        """Called when a request can't be done at all: tell whoever asked."""
+        """Called when a request fails for good: tell the person who asked."""
         ...
 
 
@@ -49,10 +49,10 @@ class Intake:
         self._database = database
         self._handlers = handlers
         self._busy: set[tuple[str, str]] = set()
-        self._ended: set[int] = set()  # what ended while the heads were being read, which may name it still
+        self._ended: set[int] = set()  # requests that ended while the heads were read, which may still list them
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._ended.clear()
@@ -73,7 +73,7 @@ class Intake:
     async def _work(self, request: Request) -> None:
         try:
             await self._act(request)
-        except StoreError as error:  # the row stays as it is, for when the database can be written again
+        except StoreError as error:  # the row is unchanged, and is retried when the database is writable again
             log.warning("request waits for the database", request=request.id, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
         finally:
@@ -95,7 +95,7 @@ class Intake:
         except RavebotError as error:
             log.warning("request refused", request=request.id, kind=request.kind, error=str(error))
             await self._give_up(request, handler, str(error))
-        # Whatever a hostile payload brings to light must not end the bot, nor come back for ever at each start.
+        # A bug that a hostile payload triggers must not end the bot, nor be retried for ever.
         except Exception:
             log.exception("request could not be handled: this is a bug of ravebot's", request=request.id)
             why = "ravebot could not make sense of that; its log says more"
@@ -104,12 +104,12 @@ class Intake:
             log.info("request handled", request=request.id, source=request.source, lane=request.lane, outcome=outcome)
 
     async def _give_up(self, request: Request, handler: Handler, why: str) -> None:
-        """Tell whoever asked, where that can be made out, and set the request aside."""
+        """Tell the person who asked, if they can be identified, and mark the request as failed."""
         try:
             await self._database.write(partial(_refuse, request=request, handler=handler, why=why))
         except StoreError:
             raise
-        # What can't be read at all can't be answered either.
+        # A payload that can't be read can't be answered either.
         except Exception:
             log.exception("nobody could be told of a request that was given up", request=request.id)
             await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {why}"))

@@ -1,4 +1,4 @@
-"""Acts on what was said in the rooms: commands, answered in the room in which they were given."""
+"""Handles commands in Matrix rooms, and replies in the same room."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
 @dataclass(frozen=True)
 class MatrixJournal:
-    """What the sync loop hears goes to the inbox together with how far it has heard."""
+    """Stores the commands of a sync in the inbox, together with the sync token."""
 
     database: Database
     prefix: str
@@ -54,9 +54,9 @@ class MatrixJournal:
         await self.database.write(write)
 
     def _lane(self, message: IncomingMessage) -> str:
-        """Order counts among commands about one merge request, and one that GitLab can't tell of must hold up no other.
+        """The lane of a command: commands on one merge request stay in order, and do not delay others.
 
-        The number is enough: whether `!42` and `group/app!42` are the same is not known yet.
+        It is keyed by the number, because `!42` and `group/app!42` may be the same merge request.
         """
         number = number_in(message.text, self.prefix)
         return message.room_id if number is None else f"{message.room_id} {number}"
@@ -77,7 +77,7 @@ class MatrixIntake:
         message, patterns = await self._placed(IncomingMessage(**json.loads(request.body)))
         prefix = self.config.matrix.command_prefix
         command = parse(message.text, prefix, (), self.verbs)
-        if isinstance(command, Mistake) and number_in(message.text, prefix):  # a bare one means something by projects
+        if isinstance(command, Mistake) and number_in(message.text, prefix):  # the projects say what a bare one means
             command = parse(message.text, prefix, await self._nameable(message, patterns), self.verbs)
         if command is None:
             return _nothing
@@ -97,9 +97,9 @@ class MatrixIntake:
         self._reply(tx, message, render_reply(why, None))
 
     async def _placed(self, message: IncomingMessage) -> tuple[IncomingMessage, tuple[str, ...]]:
-        """The projects of the room, as configured; in a direct chat all.
+        """The configured projects of the room; in a direct chat all.
 
-        A configured room stays one, with its readers' rights, also while only one person is in it; to
+        A configured room keeps its readers' rights even while only one person is in it; to
         `matrix.operations_room` no project is mapped.
         """
         names = self._names_of(message.room_id, await self.database.read(outbox.rooms))
@@ -109,18 +109,18 @@ class MatrixIntake:
         return message, self.config.gitlab.projects if message.direct else ()
 
     def _names_of(self, room_id: str, ids: Mapping[str, str]) -> tuple[str, ...]:
-        """What a room is called in the configuration; `ids` may hold names that were there once."""
+        """The room's names in the configuration; `ids` may contain old names."""
         return tuple(name for name in self.config.matrix.room_names if room_id in (name, ids.get(name)))
 
     async def _nameable(self, message: IncomingMessage, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        """The projects that a bare `!42` may mean, and be told of by name: in a direct chat only the asker's own."""
+        """The projects that a bare `!42` may mean and that may be named: in a direct chat only the asker's own."""
         projects = await self._projects(patterns)
         if not message.direct or message.sender in self.config.matrix.admins:
             return projects
         return tuple([path for path in projects if await self.people.has_role(message.sender, path)])
 
     async def _projects(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        """The projects that a bare `!42` may mean: those named in full, and those heard of."""
+        """The projects that a bare `!42` may mean: those configured by full path, and those in the database."""
         heard = await self.database.read(merge_requests.project_paths)
         named = {pattern for pattern in patterns if "*" not in pattern}
         return tuple(sorted(named | {path for path in heard if matches_project(patterns, path)}))
@@ -138,11 +138,11 @@ class MatrixIntake:
         return self._executes(message, command, decision)
 
     async def _several(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
-        """The sandboxes of the projects that the asker may see from here, each project decided on by itself."""
+        """The sandboxes that the asker may see from here; each project is checked separately."""
         views = await self.database.read(self.views.live)
         views = tuple(view for view in views if matches_project(patterns, view.mr.project_path))
         projects: set[int | None] = {view.mr.ref.project_id for view in views}
-        mapped = bool(patterns) and not message.direct  # a direct chat is no room whose readers may read all
+        mapped = bool(patterns) and not message.direct  # membership of a direct chat gives no right to read
         decisions = {
             project_id: await self._may(message, command, project_id, mapped) for project_id in projects or {None}
         }
@@ -166,7 +166,7 @@ class MatrixIntake:
         lines.append(f"On GitLab you are `{username}`.")
         for path in await self._nameable(message, patterns):
             decision = await self.people.may_command(message.sender, path, direct=message.direct)
-            if decision is None:  # gone on GitLab, or hidden from us: the others count still
+            if decision is None:  # deleted or hidden from us: the other projects still count
                 continue
             lines.append(f"`{path}`: {'you may command' if decision.allowed else 'you may not'} ({decision.rule})")
         return "\n".join(lines)
@@ -176,7 +176,7 @@ class MatrixIntake:
         if not mapped or not self.config.serves(ref.project_path):
             rule = "this room is not mapped to that project" if not mapped else "that project gets no sandboxes"
             return self._executes(message, command, Decision(False, rule))
-        # Whoever may not is told only that, in the same words whether or not there is such a merge request or project.
+        # A refusal must not show whether the merge request or project exists.
         project_id = await self.people.project_id(message.sender, ref)
         decision = await self._may(message, command, project_id, mapped)
         if not decision.allowed:
@@ -230,19 +230,19 @@ class MatrixIntake:
         return step
 
     def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
-        """In the same lane as the room's cards, so that answers and news keep their order."""
+        """Replies use the lane of the room's cards, so that both keep their order."""
         lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
         body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
         outbox.add(tx, RoomLane(lane), Kind.REPLY, body={**body})
 
 
 def _kept(message: IncomingMessage) -> str:
-    """A message as the inbox keeps it until it is acted on: of its text only the line that is a command."""
+    """A message as it is stored in the inbox: of its text only the command line."""
     return json.dumps(asdict(replace(message, text=command_line(message.text))))
 
 
 def _is_too_old(message: IncomingMessage, tx: Transaction) -> bool:
-    """Whether a command is no longer obeyed: it is heard again when a backup is restored, whose sync token is old."""
+    """Whether a command is too old: a restored backup has an old sync token, so that old commands arrive again."""
     return message.at_ms > 0 and tx.now_us - 1000 * message.at_ms > STILL_OBEYED // timedelta(microseconds=1)
 
 

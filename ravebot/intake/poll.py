@@ -1,4 +1,4 @@
-"""Catches up on what webhooks missed: open merge requests, those no longer open, and comments on them."""
+"""Polls GitLab for what webhooks missed: open merge requests, those no longer open, and their comments."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from ravebot.store.targets import NoteLane
 log = structlog.get_logger()
 
 _MOST_IN_A_ROW = 3
-"""Projects that do not answer: then it is GitLab that is away."""
+"""After this many projects in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
 STILL_OBEYED = timedelta(days=7)
-"""A command that was missed and is older than this is not carried out any more."""
+"""A missed command that is older than this is not executed."""
 
 
 class Poller:
-    """At start and every `gitlab.poll`: GitLab's present state, told like a webhook that was not lost.
+    """Reads GitLab's present state at start and every `gitlab.poll`, and handles it like webhooks.
 
-    The first look ever at a project only notes what is open: nobody wants a sandbox for every old merge request.
+    The first poll of a project only records what is open: old merge requests get no sandbox.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Poller:
         self._clock = clock
         self._on_result = on_result
         self.looked_at: datetime | None = None
-        """When the last look ended, however it went."""
+        """When the last poll ended, successful or not."""
         self.problem = ""
-        """Why it failed; empty when it did not."""
+        """Why the last poll failed; empty when it did not."""
         self.refusals: Mapping[str, str] = {}
-        """Projects that were refused then, wholly or in part, and why."""
+        """Projects that the last poll could not read, wholly or in part, and why."""
 
     async def run(self) -> None:
-        """Until cancelled; a look that failed is repeated sooner."""
+        """Poll until cancelled; a failed poll is repeated sooner."""
         failures = 0
         period = self._config.gitlab.poll.total_seconds()
         pauses = Backoff.growing(2.0, min(period, _LONGEST_WAIT_SECONDS))
@@ -73,7 +73,7 @@ class Poller:
             except RavebotError as error:
                 self.problem = str(error)
                 log.warning("gitlab could not be polled", error=str(error))
-            # Whatever an odd answer brings to light must not end the bot.
+            # A bug that an odd answer triggers must not end the bot.
             except Exception:
                 self.problem = "ravebot could not make sense of GitLab's answer; its log says more"
                 log.exception("gitlab could not be polled: this is a bug of ravebot's")
@@ -89,7 +89,7 @@ class Poller:
             await asyncio.sleep(pauses.after(failures))
 
     async def look(self) -> None:
-        """One look at everything. A project or merge request that can't be looked at holds up no other.
+        """Poll everything once. A project or merge request that can't be read does not delay the others.
 
         Raises Forbidden when we may see no project, Unavailable when none answers: at once when several in a row don't.
         """
@@ -110,7 +110,7 @@ class Poller:
                 in_a_row = in_a_row + 1 if isinstance(error, Unavailable) else 0
                 if isinstance(error, SlowDown) or in_a_row == _MOST_IN_A_ROW:
                     raise
-            if self.looked_at and not self.problem:  # a look at many projects may take longer than looks are apart
+            if self.looked_at and not self.problem:  # a poll of many projects may take longer than the interval
                 self.looked_at = self._clock.now()
         for ref in sorted(missing):
             if isinstance(unseen.get(ref.project_id), Unavailable):
@@ -151,7 +151,7 @@ class Poller:
         await self._database.write(write)
 
     async def _comments(self, mr: MergeRequest) -> str:
-        """Hand on what was said since the last look; returns why that can't be read, or nothing."""
+        """Store the commands of new comments; returns why comments can't be read, or an empty text."""
         seen = await self._database.read(lambda tx: merge_requests.last_comment(tx, mr.ref))
         try:
             comments = await self._gitlab.notes_after(mr.ref, seen or 0, mr.project_path)
@@ -164,8 +164,8 @@ class Poller:
 
 
 def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
-    """Hand on the commands among them, less what was said before we were there, or too long ago: the keys by which
-    what a webhook brought is known are forgotten some time."""
+    """Store the commands in these notes, except those from before our first poll, and old ones: the keys by which
+    a webhook's delivery is recognised are deleted after a while."""
     first = _first_look(tx, ProjectId(mr.ref.project_id))
     since = max(first.replace(microsecond=0), tx.now - STILL_OBEYED) if first else None
     for comment in comments:
@@ -178,12 +178,12 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
 
 
 def _first_look(tx: Transaction, project_id: ProjectId) -> datetime | None:
-    """When we first saw all of a project; None when we have not yet."""
+    """When all of a project was polled for the first time; None before that."""
     known = get_meta(tx, f"looked_at:{project_id}")
     return from_us(int(known)) if known else None
 
 
 def _note_look(tx: Transaction, project_id: ProjectId, began: datetime) -> None:
     first = _first_look(tx, project_id)
-    if first is None or first > began:  # the clock was set back since: what is said from now on counts
+    if first is None or first > began:  # the clock was set back since: comments count from now on
         set_meta(tx, f"looked_at:{project_id}", str(to_us(began)))

@@ -13,7 +13,7 @@ _LONGEST_LINE = 600
 def parse(
     text: str, prefix: str, known_projects_in_room: Sequence[str], table: Sequence[Verb] = VERBS
 ) -> Command | Mistake | None:
-    """What a message asks of us; None when it is not addressed to us.
+    """Parse a message; None when it is not addressed to us.
 
     Only the first line counts. `known_projects_in_room` says what `!42` means where there is exactly one.
     """
@@ -28,7 +28,7 @@ def parse(
 
 
 def explain(mistake: Mistake, prefix: str) -> str:
-    """What is answered to a command that was not understood."""
+    """The reply to a command that could not be parsed."""
     if mistake.verb is None:
         return f"{mistake.why or 'There is no such command'}; say `{prefix} help` to see what there is."
     usage = mistake.verb.usage(Door.ROOM, prefix)
@@ -38,11 +38,11 @@ def explain(mistake: Mistake, prefix: str) -> str:
 
 
 def command_line(text: str) -> str:
-    """All of a message that `parse` reads: its first line, or as much of it as shows that it is too long."""
+    """The part of a message that `parse` reads: its first line, cut just above the length limit."""
     return text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip()
 
 
 def number_in(text: str, prefix: str) -> int | None:
-    """The merge request's number in a command, whatever project it means; None where none can be made out."""
+    """The merge request's number in a command, of any project; None when there is none."""
     words = text.lstrip()[len(prefix) : len(prefix) + _LONGEST_LINE].split("\n", 1)[0].split()
     return refs.number_in(words[1]) if len(words) > 1 else None

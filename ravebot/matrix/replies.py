@@ -1,4 +1,4 @@
-"""What is answered to a command: lists, the queue, help, and short words. Pure; every text of others is escaped."""
+"""Renders the replies to commands: lists, the queue, help, and short texts. Pure; all foreign text is escaped."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 
 
 def render_reply(text: str, reply_to: str | None, thread: str | None = None, *, output: str = "") -> Content:
-    """Words for the one who asked; what is between backticks becomes code. `output` is shown as a program's."""
+    """A short text for the asker; text between backticks becomes code. `output` is shown as program output."""
     rendered = (message(_said(text, lines, output, tail)) for lines, tail in _REPLY_DETAIL)
     return as_reply(first_that_fits(rendered), reply_to, thread)
 
 
 def render_whoami(user_id: str, text: str) -> Content:
-    """Who asked, by the very id that `matrix.users` wants, and what `text` says of them."""
+    """The asker's id as `matrix.users` needs it, and what `text` says of them."""
     name = user_id if user_id.isascii() and user_id.isprintable() else one_line(user_id, 255)
     who = joined((words("You are"), code(name)))
     said = (joined((who, *_said(text, lines, "", 0)), "\n", "<br>") for lines, _ in _REPLY_DETAIL)
@@ -52,14 +52,14 @@ def _said(text: str, most_lines: int, output: str, tail: int) -> list[Span]:
 
 
 def render_list(views: Sequence[SandboxView]) -> Content:
-    """The sandboxes there are, one row each."""
+    """The sandboxes, one row each."""
     if not views:
         return message([words("There is no sandbox now.")])
     return _rows(views, ("Merge request", "State", "Ends", "Owner"), _listed)
 
 
 def render_queue(views: Sequence[SandboxView]) -> Content:
-    """Who waits, next first."""
+    """The waiting sandboxes, the next one first."""
     waiting = [view for view in views if view.sandbox.state is SandboxState.QUEUED]
     if not waiting:
         return message([words("Nobody waits for a sandbox.")])

@@ -23,16 +23,16 @@ class Do(StrEnum):
     CREATE = "create"
     START = "start"
     PROBE = "probe"  # ask the agent whether it answers
-    CLAIM = "claim"  # it is up: hand it to its sandbox
+    CLAIM = "claim"  # it is up: assign it to its sandbox
     GIVE_UP = "give up"  # the build failed: stop it, count the failure
-    STOP = "stop"  # not wanted any more
-    REFILL = "refill"  # a warm one is lost: gone, another takes its place
+    STOP = "stop"  # it is not needed any more
+    REFILL = "refill"  # a warm machine is lost: replace it
     LOST = "lost"  # tell, end its sandbox (or try it on another machine)
     RESTART = "restart"  # tell, restart once
     CHECK = "check"  # health, usage, expiry
     RESUME = "resume"
     FREE_SPACE = "free space"  # the host's disk is full: tell, resume when there is room; never restart
-    SHUT_DOWN = "shut down"  # ask once; past the grace destroy
+    SHUT_DOWN = "shut down"  # ask once; destroy it after the grace period
     DESTROY = "destroy"
     DELETE = "delete"  # undefine, delete the disk
     FORGET = "forget"  # free disk, lease, rules, then ports
@@ -66,12 +66,12 @@ MACHINES: Final = MappingProxyType(
         (M.STOPPING, O.PAUSED): Do.DESTROY,
     }
 )
-"""Wanted × observed. UNKNOWN is in no cell: what could not be seen is left alone."""
+"""Wanted × observed. UNKNOWN is in no cell: nothing is done with a machine that could not be observed."""
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What, beside the two states, a cell of the table turns on."""
+    """What else the action depends on, beside the two states."""
 
     build_timeout: timedelta = timedelta(minutes=5)
     state_age: timedelta = timedelta(0)  # since it began to build, or was asked to stop
@@ -85,17 +85,17 @@ class MachineFacts:
 UNHEALTHY_AFTER = timedelta(minutes=1)
 RESTART_AFTER = timedelta(minutes=3)
 LOOKS_APART = timedelta(minutes=1)
-"""Silence at two looks that are further apart (downtime, libvirt away, a clock jump) is no silence in between."""
+"""If two checks are further apart (downtime, libvirt away, a clock jump), the time between them is not silence."""
 MAX_RESTARTS = 1
 
 
 def decide_machine(wanted: MachineState, observed: Observed, facts: MachineFacts) -> Do:
-    """The one step for a machine. Raises KeyError for a machine that is gone: it is nobody's business."""
+    """The one step for a machine. Raises KeyError for a machine that is gone."""
     if observed is O.UNKNOWN:
         return Do.NOTHING
     step = MACHINES[wanted, observed]
     if step is Do.CREATE and facts.restarts:
-        return Do.LOST  # it was in use before: an empty one in its place would be another machine
+        return Do.LOST  # it was in use before: a new, empty machine can't replace it
     if wanted is M.BUILDING and step in (Do.CREATE, Do.START, Do.PROBE) and facts.state_age >= facts.build_timeout:
         return Do.GIVE_UP
     if wanted is M.WARM and step is Do.RESUME and not facts.paused_by_us:
@@ -111,7 +111,7 @@ def decide_machine(wanted: MachineState, observed: Observed, facts: MachineFacts
 
 
 def seen_silent(machine: Machine, now: datetime) -> timedelta | None:
-    """How long the agent was seen silent, look after look; None when it answered, or nobody has looked lately."""
+    """How long every check found the agent silent; None when it answered, or was not checked lately."""
     if machine.silent_since is None or machine.silent_seen_at is None:
         return None
     recent = abs(now - machine.silent_seen_at) <= LOOKS_APART
@@ -121,12 +121,12 @@ def seen_silent(machine: Machine, now: datetime) -> timedelta | None:
 class Happened(StrEnum):
     """What may happen to a sandbox: the columns of the table."""
 
-    MACHINE_READY = "machine ready"  # there is a place for it; then its machine is up, then a stage is done
+    MACHINE_READY = "machine ready"  # a place is free; later its machine is up, and each stage is done
     CODE_UPDATED = "code updated"
     END_ASKED = "end asked"  # merged, closed, stop
     START_ASKED = "start asked"  # reopened, start
     STAGE_TIMEOUT = "stage timeout"
-    EXPIRED = "expired"  # the time for a warning, or its whole time, is over
+    EXPIRED = "expired"  # a warning is due, or its lifetime is over
     MACHINE_LOST = "machine lost"  # also: nothing is left of a machine that was taken down
     RESTARTED = "restarted"
     STAGE_FAILED = "stage failed"
@@ -191,7 +191,7 @@ SANDBOXES: Final = MappingProxyType(
         (S.ENDED, H.RETRY): Then.NEW,
     }
 )
-"""State × what happened; what is not named changes nothing."""
+"""State × what happened; a pair that is not listed changes nothing."""
 
 _BEFORE_COPY = (None, Stage.HOST_KEYS, Stage.AUTHORIZE)
 
@@ -201,7 +201,7 @@ def decide_sandbox(sandbox: Sandbox, happened: Happened, unbuilt: Machine | None
     then = SANDBOXES.get((sandbox.state, happened), Then.NOTHING)
     match then:
         case Then.RETRY if unbuilt and unbuilt.restarts:
-            return Then.END_LOST  # it was in use: what people had in it is gone
+            return Then.END_LOST  # it was in use: people's data in it is lost
         case Then.RETRY if not unbuilt and sandbox.attempt >= MAX_ATTEMPTS:
             return Then.END_LOST  # failed builds hold the image instead
         case Then.RESTART_AT_COPY if sandbox.stage in _BEFORE_COPY:
@@ -213,11 +213,11 @@ def decide_sandbox(sandbox: Sandbox, happened: Happened, unbuilt: Machine | None
 
 @dataclass(frozen=True)
 class Expiry:
-    """What a ready sandbox's clock asks for."""
+    """Which warning or expiry is due for a ready sandbox."""
 
     expire: bool = False
-    warn: int | None = None  # the threshold to tell of, in seconds
-    warned: frozenset[int] = frozenset()  # the thresholds that are settled after this
+    warn: int | None = None  # the threshold to warn of, in seconds
+    warned: frozenset[int] = frozenset()  # the thresholds that need no warning after this
     expires_at: datetime | None = None  # a new one, when nobody would have been warned in time
 
     @property
@@ -226,9 +226,9 @@ class Expiry:
 
 
 LAST_CHANCE = timedelta(minutes=10)
-"""How far ahead the expiry is put for people whom nothing had warned (downtime, a clock jump)."""
+"""How far the expiry is moved ahead when nobody was warned in time (downtime, a clock jump)."""
 LATE = timedelta(minutes=1)
-"""A last warning that comes so much after its threshold, or later, is one that a downtime held up."""
+"""If the last warning is at least this late, it was delayed by downtime."""
 
 
 def time_runs(sandbox: Sandbox) -> bool:
@@ -237,7 +237,7 @@ def time_runs(sandbox: Sandbox) -> bool:
 
 
 def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: datetime) -> Expiry:
-    """Warn, expire or wait. One warning at a time: the nearest threshold tells it all."""
+    """Warn, expire or wait. If several thresholds have passed, only the nearest one is warned of."""
     assert sandbox.expires_at
     thresholds = sorted(int(span.total_seconds()) for span in warn_before)
     left = (sandbox.expires_at - now).total_seconds()
@@ -255,5 +255,5 @@ def decide_expiry(sandbox: Sandbox, warn_before: tuple[timedelta, ...], now: dat
 
 
 def settled_thresholds(warn_before: tuple[timedelta, ...], left: timedelta) -> frozenset[int]:
-    """Thresholds that a sandbox with `left` to go is past from the start, and that would only be noise."""
+    """Thresholds that a sandbox with `left` to go has passed from the start, and that need no warning."""
     return frozenset(int(span.total_seconds()) for span in warn_before if span >= left)

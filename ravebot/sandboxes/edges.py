@@ -22,7 +22,7 @@ class CodeHost(Protocol):
 
 
 class WebProbe(Protocol):
-    """Asks a guest's web port from the host. What it answers is a hostile guest's word."""
+    """Sends requests to a guest's web port from the host. The guest may be hostile: do not trust the answers."""
 
     async def scheme(self, address: str, port: int) -> str | None:
         """`https` or `http`, whichever answers; None when nothing does."""

@@ -27,12 +27,12 @@ class Views:
         return self._view(tx, sandbox, mr) if sandbox and mr else None
 
     def latest(self, tx: Transaction, ref: MergeRequestRef) -> SandboxView | None:
-        """Of the newest sandbox of a merge request; a queued one beats the stopping one before it."""
+        """View of the newest sandbox of a merge request; a queued one comes before the one that is stopping."""
         sandbox = sandboxes.latest(tx, ref)
         return self.one(tx, sandbox.id) if sandbox else None
 
     def live(self, tx: Transaction) -> tuple[SandboxView, ...]:
-        """Of everything that has not ended, oldest first."""
+        """Views of all sandboxes that have not ended, oldest first."""
         found = []
         for sandbox in sandboxes.live(tx):
             mr = merge_requests.get(tx, sandbox.mr)
@@ -66,7 +66,7 @@ class Views:
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
         if sandbox.state is not SandboxState.READY:
-            return None  # what is not announced yet may still be closed again
+            return None  # before the announcement, ports may be closed again
         machine = machines.get(tx, sandbox.machine_id)
         if not sandbox.ports_open or machine is None or not sandbox.ssh_port or not sandbox.web_port:
             return None

@@ -1,6 +1,6 @@
-"""What people and GitLab want of a sandbox, and what they are answered. Whoever calls has checked that they may.
+"""Requests of people and of GitLab about a sandbox, and the replies. The caller has checked the permission.
 
-What follows for the sandbox is not decided here: the lifecycle is told what is asked, and says what followed.
+The lifecycle decides what follows for the sandbox, and returns it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_EXTENSION = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a wish, in words for the one who had it."""
+    """The result of a request, and the reply to the person who made it."""
 
     accepted: bool
     message: str
@@ -37,9 +37,9 @@ class Intents:
     lifecycle: Lifecycle
 
     def merge_request_told(self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True) -> str:
-        """GitLab tells how a merge request is now; returns what was done, for the log.
+        """Handle the current state of a merge request at GitLab; returns what was done, for the log.
 
-        Without `may_start` (merge requests that were open before ravebot came) it is only noted.
+        Without `may_start` (the merge request was open before ravebot was installed) it is only recorded.
         """
         before, mr = merge_requests.observe(tx, told)
         if mr.state in ("merged", "closed"):
@@ -95,7 +95,7 @@ class Intents:
             return f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself"
         if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
             return f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first"
-        # In full: of a shorter one the fork's author can make a second commit, to be let in unseen.
+        # Only the full SHA: the fork's author could make another commit with the same short one.
         if mr.from_fork and mr.head_sha not in (mr.approved_sha, (sha or "").lower()):
             return (
                 f"{mr.full_ref} comes from a fork: look at its code, then say start with its whole commit,"
@@ -104,7 +104,7 @@ class Intents:
         return ""
 
     def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
-        """Give it a sandbox; of a fork only with the very head's SHA, which lets that commit in."""
+        """Start a sandbox. A fork needs the full SHA of its head; that approves exactly that commit."""
         if why := self._refused(mr, sha):
             return Outcome(False, why)
         approves = mr.from_fork and mr.approved_sha != mr.head_sha
@@ -159,7 +159,7 @@ class Intents:
         )
 
     def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
-        """End it and start a new one on a fresh machine; start one where none can be rebuilt."""
+        """Replace the sandbox by one on a new machine; without a sandbox, start one."""
         if mr.from_fork and mr.state == "opened" and mr.head_sha and (why := self._must_wait(mr)):
             return Outcome(False, f"{mr.full_ref}: {why}: say start {mr.head_sha}")
         if why := self._refused(mr):

@@ -1,4 +1,4 @@
-"""One event, and the outbox rows for everyone who must hear of it, in the caller's transaction."""
+"""Writes an event, and the outbox rows that report it, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 
 def _hears(tx: Transaction, room: str, told: Collection[str]) -> bool:
-    """Whether a room is among those that are told, by whichever of its names it is configured."""
+    """Whether a room is in `told`; either may be a room id or an alias."""
     ids = outbox.rooms(tx)
     return ids.get(room, room) in {ids.get(name, name) for name in told}
 
@@ -37,9 +37,9 @@ class Journal:
         data: dict[str, object] | None = None,
         not_in: Collection[str] = (),
     ) -> frozenset[str]:
-        """Log what happened to a sandbox and tell of it as `TELLINGS` says, but for the rooms `not_in`.
+        """Log what happened to a sandbox and report it as `TELLINGS` says, except in the rooms `not_in`.
 
-        Returns the rooms that hear of it.
+        Returns the rooms that are told.
         """
         event = events.append(tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data)
         self._count(kind, sandbox, event)
@@ -76,12 +76,12 @@ class Journal:
             self._meter.sandbox_ended(sandbox.end_reason, lived)
 
     def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
-        """Have the card and the status note rewritten."""
+        """Queue a rewrite of the card and the status note."""
         for room in self._config.rooms_of(mr.project_path):
             outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
         self.refresh_note(tx, mr.ref)
 
     def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
-        """Have the status note rewritten, for a merge request with or without a sandbox."""
+        """Queue a rewrite of the status note, for a merge request with or without a sandbox."""
         lane = NoteLane(ref)
         outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}")

@@ -1,6 +1,6 @@
-"""A sandbox's life: others say what happened, the table says what follows, and `happened` carries it out.
+"""A sandbox's lifecycle: callers say what happened, the table says what follows, and `happened` carries it out.
 
-Each step is part of the caller's transaction: the change, its event and what tells of it.
+Each step is part of the caller's transaction: the change, its event and its messages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BUILD_PAUSES = Backoff.growing(10.0, 270.0, factor=3.0)
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a queued sandbox begins with: a machine to be built, and ports."""
+    """What a queued sandbox is given to start: a machine to be built, and ports."""
 
     machine: Machine
     ssh_port: int
@@ -50,7 +50,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """Every sandbox handed in was read in the same transaction."""
+    """Changes sandboxes. Every sandbox that is passed must have been read in the same transaction."""
 
     config: Config
     journal: Journal
@@ -65,9 +65,9 @@ class Lifecycle:
         reason: EndReason = EndReason.STOPPED,
         sha: str = "",
     ) -> Then:
-        """GitLab or a person asks something of the newest sandbox of a merge request; `sha`: when not for its head.
+        """Apply a request to the newest sandbox of a merge request; `sha`: the commit, if not the head.
 
-        A merge request that never had a sandbox is like one whose sandbox has ended.
+        A merge request that never had a sandbox is treated like one whose sandbox has ended.
         """
         never = Sandbox(SandboxId(0), mr.ref, SandboxState.ENDED, by, tx.now, tx.now, mr.head_sha)
         sandbox = sandboxes.latest(tx, mr.ref) or never
@@ -128,7 +128,7 @@ class Lifecycle:
             case Then.REBUILD:
                 self._stop(tx, sandbox, by, EndReason.SUPERSEDED, "rebuilt")
                 self._queue(tx, sandbox.mr, sha, by)
-            case Then.NEW | Then.NEW_BEHIND:  # behind: it is let in when the one before it has ended
+            case Then.NEW | Then.NEW_BEHIND:  # it waits until the one before it has ended
                 self._queue(tx, sandbox.mr, sha, by)
             case Then.DROP_BACKOFF:
                 sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
@@ -146,7 +146,7 @@ class Lifecycle:
         actor: Actor = RAVEBOT,
         machine_id: MachineId | None = None,
     ) -> None:
-        """Save it as it is from now on, and tell."""
+        """Save the changed sandbox, and record the event."""
         sandboxes.save(tx, sandbox)
         self.journal.record(tx, kind, actor, sandbox=sandbox, machine_id=machine_id, data=data)
 
@@ -162,12 +162,12 @@ class Lifecycle:
         self._step(tx, begun, EventKind.SANDBOX_STARTING, {"machine": machine.name}, machine_id=machine.id)
 
     def stage_done(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """The stage that was under way is done. Those of an update change no state: they are not in the table."""
+        """The current stage is done. The stages of an update change no state, so they are not in the table."""
         if self.happened(tx, sandbox, Happened.MACHINE_READY) is Then.NOTHING:
             self._go_on(tx, sandbox, UPDATE_STAGES)
 
     def _go_on(self, tx: Transaction, sandbox: Sandbox, chain: tuple[Stage, ...]) -> None:
-        """To the chain's first stage, to its next one, or after the last one to people."""
+        """Go to the chain's first or next stage, or announce the sandbox after the last one."""
         if sandbox.stage is None:
             machine = _machine(tx, sandbox)
             leased = replace(
@@ -208,7 +208,7 @@ class Lifecycle:
         tx.wake(POOL)
 
     def _queue_again(self, tx: Transaction, sandbox: Sandbox, why: str, unbuilt: Machine | None) -> None:
-        """For a new machine: at once, or after a failed build in a while and only while its image is not held."""
+        """Queue it for a new machine. After a failed build it waits for a backoff, and while the image is held."""
         held, not_before = "", None
         if unbuilt:
             record = images.get(tx, unbuilt.image)
@@ -239,7 +239,7 @@ class Lifecycle:
         self._end(tx, stopping, actor, reason, detail)
 
     def _end(self, tx: Transaction, sandbox: Sandbox, actor: Actor, reason: EndReason, detail: str) -> None:
-        """It has ended, unless its machine has to be taken down first."""
+        """End it now, or take its machine down first."""
         machine = machines.get(tx, sandbox.machine_id)
         if machine and machine.state is not MachineState.GONE:
             take_down(tx, machine)
@@ -256,10 +256,10 @@ class Lifecycle:
         self._step(tx, ended, EventKind.SANDBOX_ENDED, data, actor, sandbox.machine_id)
         tx.wake(POOL)
 
-    # What changes while its state stays.
+    # Changes that keep the state.
 
     def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
-        """Tell once why a sandbox stays in the queue: figures after the colon change with every look."""
+        """Report once why a sandbox waits. Figures after the colon change all the time and are not compared."""
         if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
         waiting = replace(sandbox, wait_reason=reason)
@@ -268,7 +268,7 @@ class Lifecycle:
             self.journal.record(tx, EventKind.SANDBOX_WAITING, sandbox=waiting, data={"reason": reason})
 
     def extend(self, tx: Transaction, sandbox: Sandbox, until: datetime, by: timedelta, actor: Actor) -> None:
-        """Let it live until then, which is `by` longer; thresholds that lie ahead again will warn again."""
+        """Move the expiry to `until`, which is `by` later; thresholds that are ahead again will warn again."""
         left = until - tx.now
         warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
         extended = replace(sandbox, expires_at=until, warned=warned, refreshed_at=tx.now)
@@ -276,7 +276,7 @@ class Lifecycle:
         self._step(tx, extended, EventKind.SANDBOX_EXTENDED, data, actor)
 
     def refresh(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """Have card and note rewritten, whose times go stale."""
+        """Queue a rewrite of card and note, because their relative times go stale."""
         fresh = replace(sandbox, refreshed_at=tx.now)
         sandboxes.save(tx, fresh)
         mr = merge_requests.get(tx, fresh.mr)
@@ -284,12 +284,12 @@ class Lifecycle:
         self.journal.refresh(tx, fresh, mr)
 
     def open_ports(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """Want its ports open."""
+        """Record that its ports should be open."""
         sandboxes.save(tx, replace(sandbox, ports_open=True))
 
 
 def take_down(tx: Transaction, machine: Machine) -> None:
-    """Want a machine gone."""
+    """Record that a machine should be removed."""
     if machine.state not in (MachineState.STOPPING, MachineState.GONE):
         machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
     tx.wake(POOL)

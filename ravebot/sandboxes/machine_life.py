@@ -1,4 +1,4 @@
-"""A machine's life: what happens to it, and what that means for the sandbox that has it.
+"""A machine's lifecycle: what happens to it, and what that means for its sandbox.
 
 Each step is part of the caller's transaction; `change` gives it one of its own.
 """
@@ -18,11 +18,11 @@ from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
 
 BY_HAND = frozenset({"user", "migration", "save", "dump", "snapshot"})
-"""Why libvirt says that a machine is paused, where resuming it is for whoever paused it."""
+"""libvirt's reasons for a pause that a person made, and has to end."""
 
 
 async def change(database: Database, machine: Machine, step: Callable[[Transaction, Machine], object]) -> None:
-    """Run `step` in a transaction of its own, with the machine as it is now; not at all when it is gone."""
+    """Run `step` in a transaction of its own, with the current machine; skip it when the machine is gone."""
 
     def write(tx: Transaction) -> None:
         fresh = machines.get(tx, machine.id)
@@ -33,7 +33,7 @@ async def change(database: Database, machine: Machine, step: Callable[[Transacti
 
 
 def sandbox_on(tx: Transaction, machine: Machine) -> Sandbox | None:
-    """The sandbox that has this machine now; None when it has another by now, or none."""
+    """The sandbox that uses this machine; None when there is none, or it has another machine."""
     sandbox = sandboxes.get(tx, machine.sandbox_id) if machine.sandbox_id else None
     return sandbox if sandbox and sandbox.machine_id == machine.id else None
 
@@ -47,40 +47,40 @@ def sandbox_and_merge_request(tx: Transaction, machine: Machine) -> tuple[Sandbo
 def _happened(
     tx: Transaction, life: Lifecycle, machine: Machine, what: Happened, why: str = "", unbuilt: Machine | None = None
 ) -> Then:
-    """To the sandbox that has the machine, if one does."""
+    """Apply what happened to the sandbox that uses the machine, if any."""
     sandbox = sandbox_on(tx, machine)
     return life.happened(tx, sandbox, what, why=why, unbuilt=unbuilt) if sandbox else Then.NOTHING
 
 
 def claim(tx: Transaction, life: Lifecycle, machine: Machine) -> bool:
-    """The agent answers: its sandbox's chain begins; False when no sandbox wants it any more."""
+    """The agent answers: start its sandbox's chain. False when no sandbox needs the machine any more."""
     if sandbox_on(tx, machine) is None:
         take_down(tx, machine)
     return _happened(tx, life, machine, Happened.MACHINE_READY) is Then.NEXT_STAGE
 
 
 def restarted(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
-    """It was off or silent, and was switched off: it is built up again from its disk, with the whole chain."""
+    """The machine was off or silent, and is off: start it again from its disk, with the whole chain."""
     _happened(tx, life, machine, Happened.RESTARTED, "it was off or did not answer")
 
 
 def lost(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
-    """It went from under its sandbox, and what is left of it is taken down."""
+    """The machine was lost while in use: take down what is left of it."""
     take_down(tx, machine)
     _happened(tx, life, machine, Happened.MACHINE_LOST, "its machine is gone")
 
 
 def gone(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
-    """Nothing of it is left at the provider and in the firewall: its place is free, and its sandbox may end."""
+    """Provider and firewall hold nothing of it any more: free its place, and let its sandbox end."""
     machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
     tx.wake(POOL)
     _happened(tx, life, machine, Happened.MACHINE_LOST)
 
 
 def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, why: str, *, for_good: bool) -> None:
-    """Take the machine down, try again later; three in a row, or one that can't work, hold the image.
+    """Take the machine down and retry later. Three failures in a row, or a permanent one, hold the image.
 
-    A machine that was in use and does not come back after its restart is lost, which is no fault of the image's.
+    A machine that was in use and does not come up after its restart is lost; the image is not to blame.
     """
     take_down(tx, machine)
     if machine.restarts:
@@ -101,7 +101,7 @@ def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, why: str, *
 
 
 def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox, by: Actor) -> None:
-    """Forget an image's failures and lift its hold, which somebody asked for a sandbox's sake."""
+    """Reset an image's failures and lift its hold, as `by` asked for this sandbox."""
     held = images.get(tx, image).held
     images.save(tx, ImageRecord(image))
     if held:
@@ -112,7 +112,7 @@ def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox
 
 
 def forced(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
-    """It did not shut down within the grace and is switched off: told once, and part of the account."""
+    """It did not shut down within the grace period and is switched off: report it once, and add it to the summary."""
     sandbox = sandbox_on(tx, machine)
     if sandbox and "switched off" not in sandbox.end_detail:
         detail = "; ".join(filter(None, [sandbox.end_detail, "switched off after the grace"]))
@@ -122,7 +122,7 @@ def forced(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
 
 
 def keep_host_keys(tx: Transaction, machine: Machine, keys: tuple[str, ...]) -> Machine | None:
-    """Its host keys were read, so its build worked; or another machine that has one of them, when nothing is kept."""
+    """Store its host keys; its build worked. If another machine has one of them, store nothing and return that one."""
     for key in keys:
         if other := machines.with_host_key(tx, key, machine.id):
             return other
@@ -134,14 +134,14 @@ def keep_host_keys(tx: Transaction, machine: Machine, keys: tuple[str, ...]) -> 
 
 
 def used(tx: Transaction, machine: Machine, usage: Usage) -> None:
-    """What it used so far; the account at its end is made of this."""
+    """Store what it used so far, for the summary at the end."""
     cpu_seconds = max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds)
     peak = max(machine.memory_peak_bytes, usage.memory_peak_bytes)
     machines.save(tx, replace(machine, cpu_seconds=cpu_seconds, memory_peak_bytes=peak))
 
 
 def looked_at(tx: Transaction, life: Lifecycle, machine: Machine, answers: bool) -> None:
-    """A leased one was asked: remember since when it is silent; tell when that is too long, and when it is over."""
+    """Record a health check of a leased machine; report when it is silent for too long, and when it answers again."""
     sandbox = sandbox_on(tx, machine)
     if sandbox is None or machine.state is not MachineState.LEASED:
         return
@@ -170,7 +170,7 @@ def looked_at(tx: Transaction, life: Lifecycle, machine: Machine, answers: bool)
 
 
 def paused(tx: Transaction, life: Lifecycle, machine: Machine, reason: str) -> None:
-    """It was found paused, for this reason of the provider's: told once, until it runs again."""
+    """The machine is paused, for the provider's `reason`: report it once, until it runs again."""
     sandbox = sandbox_on(tx, machine)
     if sandbox is None or machine.paused_since is not None:
         return

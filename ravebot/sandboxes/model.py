@@ -17,7 +17,7 @@ CODE_FOLDER = "/srv/merge-request"
 
 
 class SandboxState(StrEnum):
-    """Where in its life a sandbox is."""
+    """The states of a sandbox's lifecycle."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -49,7 +49,7 @@ class MachineState(StrEnum):
 
 
 class Observed(StrEnum):
-    """What the provider says of a machine. UNKNOWN: it could not be asked; never to be read as ABSENT."""
+    """What the provider says of a machine. UNKNOWN: it could not be asked; this never means ABSENT."""
 
     ABSENT = "absent"
     OFF = "off"
@@ -108,7 +108,7 @@ class MergeRequest:
     draft: bool = False
     state: str = "opened"  # opened, closed, merged, locked
     updated_at: datetime | None = None  # by GitLab's clock: older news than this is stale
-    approved_sha: str | None = None  # of a fork: the head that a Developer let in with `/sandbox start SHA`
+    approved_sha: str | None = None  # of a fork: the head that a Developer approved with `/sandbox start SHA`
     note_id: int | None = None  # the status note, once posted
 
     @property
@@ -158,10 +158,10 @@ class Machine:
     memory_bytes: int = 0  # given to it
     disk_bytes: int = 0
     cpu_before_restart: float = 0.0
-    silent_since: datetime | None = None  # since when the guest agent was seen not to answer, look after look
-    silent_seen_at: datetime | None = None  # the last of these looks
+    silent_since: datetime | None = None  # since when every check found the guest agent silent
+    silent_seen_at: datetime | None = None  # the last of these checks
     unhealthy_told: bool = False
-    paused_since: datetime | None = None  # told of; not by us
+    paused_since: datetime | None = None  # since when it is paused, but not by us; this was reported
     paused_by_us: bool = False
 
     @property
@@ -210,7 +210,7 @@ class Sandbox:
     end_reason: EndReason | None = None
     end_detail: str = ""
     ended_at: datetime | None = None
-    warned: frozenset[int] = frozenset()  # thresholds in seconds that were told
+    warned: frozenset[int] = frozenset()  # thresholds in seconds whose warning was sent
     refreshed_at: datetime | None = None  # card and note last rewritten
 
 

@@ -8,11 +8,11 @@ import uuid
 from dataclasses import dataclass
 
 INSTANCE_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-"""What the id of an instance looks like: a regular expression."""
+"""Regular expression of a valid instance id."""
 
 
 def is_instance_id(text: str) -> bool:
-    """Whether it may be the id of an instance: part of the names of tables, networks and storage pools."""
+    """Whether `text` is a valid instance id; the id is part of the names of tables, networks and storage pools."""
     return re.fullmatch(INSTANCE_ID, text) is not None
 
 
@@ -22,7 +22,7 @@ def removal_command(instance_id: str) -> str:
 
 
 def another_instance(instance_id: str, does: str, advice: str) -> str:
-    """The message about another instance in our way: what it does there, and what to do about it."""
+    """Error message about a conflict with another instance: what it does, and how to solve that."""
     return (
         f"another ravebot, of instance id {instance_id}, {does}: {advice}; if that one is gone for good, run"
         f" {removal_command(instance_id)}"
@@ -30,7 +30,7 @@ def another_instance(instance_id: str, does: str, advice: str) -> str:
 
 
 CHANGE_BRIDGE = "change provider.bridge.name and its subnet, here or there"
-"""What to do about another instance that has our bridge."""
+"""Advice where another instance uses our bridge."""
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ def names(instance: str, random: bytes) -> Names:
 
 
 def pattern(instance: str) -> str:
-    """A shell pattern of the names of that instance's machines, and of no other's."""
+    """A shell pattern that matches the names of that instance's machines only."""
     return f"rave-{instance}-{'[0-9a-f]' * 10}"

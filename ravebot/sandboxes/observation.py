@@ -14,7 +14,7 @@ from ravebot.store.database import Transaction
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the database says should be; both in the order of their numbers."""
+    """What should exist, by the database; both in the order of their ids."""
 
     sandboxes: tuple[Sandbox, ...]
     machines: tuple[Machine, ...]
@@ -34,7 +34,7 @@ def observed(listing: Listing | None) -> Mapping[str, Observed]:
 
 
 def state_of(machine: Machine, seen: Mapping[str, Observed], listing: Listing | None) -> Observed:
-    """A listing that failed makes everything unknown, nothing absent."""
+    """After a failed listing every machine is unknown, and none is absent."""
     if listing is None:
         return Observed.UNKNOWN
     return seen.get(machine.name, Observed.ABSENT)

@@ -1,4 +1,4 @@
-"""Which event is told where, and in which words: one table. Texts are raw; whoever renders them escapes."""
+"""Which event is reported where, and in which words: one table. Texts are raw; the renderers escape them."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ TELLINGS: Final = MappingProxyType(
 
 
 def words(event: Event) -> str:
-    """The event as a line of history; empty when it is not one for people."""
+    """The event as a line of history; empty when people are not shown it."""
     telling = TELLINGS.get(event.kind) if isinstance(event.kind, EventKind) else None
     return telling.words(event.data) if telling else ""

@@ -1,4 +1,4 @@
-"""What a sandbox or a machine is in the next state of its life. Pure: `lifecycle` says when, and tells of it."""
+"""A sandbox or a machine in its next state. Pure: `lifecycle` decides when, and reports it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def starting_again(sandbox: Sandbox, now: datetime) -> Sandbox:
 
 
 def queued_again(sandbox: Sandbox, wait_reason: str, not_before: datetime | None, now: datetime) -> Sandbox:
-    """It needs a new machine. It is at the queue's front again, which is in order of asking."""
+    """It needs a new machine. The queue is ordered by request time, so it returns to the front."""
     bare = replace(sandbox, machine_id=None, ssh_port=None, web_port=None, attempt=sandbox.attempt + 1)
     return replace(_enter(bare, SandboxState.QUEUED, now), wait_reason=wait_reason, not_before=not_before)
 
 
 def at_first_stage(sandbox: Sandbox, stage: Stage, now: datetime) -> Sandbox:
-    """A chain begins with that stage, for the first time or anew."""
+    """A chain begins with that stage, for the first time or again."""
     return replace(sandbox, stage=stage, stage_started_at=now, stage_attempt=sandbox.stage_attempt + 1)
 
 
 def ready(sandbox: Sandbox, lifetime: timedelta, settled: frozenset[int], now: datetime) -> Sandbox:
-    """The chain is through. At the first time its lifetime starts, with these thresholds of warnings settled."""
+    """The chain is done. The first time, the lifetime starts, and the thresholds `settled` need no warning."""
     fresh = replace(
         sandbox,
         state=SandboxState.READY,
@@ -59,7 +59,7 @@ def stopping(sandbox: Sandbox, reason: EndReason, detail: str, now: datetime) ->
 
 
 def ended(sandbox: Sandbox, reason: EndReason, detail: str, now: datetime) -> Sandbox:
-    """Nothing of it is left. Why it was stopping is why it ended."""
+    """Its machine is gone. It ended for the reason for which it was stopped."""
     if sandbox.end_reason is None:
         sandbox = replace(sandbox, end_reason=reason, end_detail=detail)
     ready_at = min(sandbox.ready_at, now) if sandbox.ready_at else None  # the clock may have been set back

@@ -1,6 +1,6 @@
-"""Everything a person may be shown of one sandbox, gathered once; the card and the status note render it.
+"""Everything that people may be shown of one sandbox; the card and the status note render it.
 
-All texts from people or guests (title, branch, stage tails, details) are raw here: whoever renders escapes them.
+All texts from people or guests (title, branch, stage tails, details) are raw here: the renderers escape them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Access:
 
     @property
     def ssh_command(self) -> str:
-        """To copy into a shell; the alias keeps a port that was used before from crying wolf."""
+        """For a shell; the alias avoids false host key warnings when a port is used again."""
         return f"ssh -o HostKeyAlias={self.host_key_alias} -p {self.ssh_port} {self.user}@{self.host}"
 
     @property
@@ -63,14 +63,14 @@ class Trouble:
 
     @property
     def words(self) -> str:
-        """To follow "ready, but"."""
+        """The words that follow "ready, but"."""
         what = "has been paused" if self.paused else "has not answered"
         return f"its machine {what} since {self.since:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The account of an ended sandbox."""
+    """The summary of an ended sandbox."""
 
     lived: timedelta | None  # from ready to end; None when it never was ready
     cpu_seconds: float

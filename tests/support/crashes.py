@@ -28,7 +28,7 @@ SELECT (SELECT kind || ' by ' || actor_kind FROM events ORDER BY id DESC LIMIT 1
 
 @dataclass
 class Reaper:
-    """Kills after every few steps while it is at work, where nobody `struck` before; `points` are where it did."""
+    """Kills after every few steps, at places that are not yet in `struck`; `points` are the places of this run."""
 
     stage: Stage
     seed: int
@@ -96,7 +96,7 @@ def _look(path: Path) -> tuple[object, ...] | None:
 
 
 def rows(stage: Stage, sql: str, *parameters: object) -> list[sqlite3.Row]:
-    """Read ravebot's database from beside it."""
+    """Read ravebot's database from another process."""
     connection = sqlite3.connect(f"file:{stage.state_dir / 'ravebot.db'}?mode=ro", uri=True, timeout=5)
     connection.row_factory = sqlite3.Row
     try:

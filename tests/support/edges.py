@@ -1,4 +1,4 @@
-"""Edges in memory, for tests of our own logic where no real part could be made to behave so."""
+"""Edges in memory, for tests of our own logic that need behaviour which no real part can be made to show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravebot.store.outbox import Message
 
 
 class Fence:
-    """A firewall that holds what it is told; `away` makes it unreachable, `flush` is somebody else's doing."""
+    """A firewall that stores what it is given; `away` makes it unreachable, `flush` acts like another program."""
 
     def __init__(self) -> None:
         self.rules = Rules()
@@ -71,7 +71,7 @@ class Fence:
 
 
 class FarEnd:
-    """Takes messages, and fails as it is told: each error in `errors` is raised once, for the next send."""
+    """Accepts messages; each error in `errors` is raised once, for the next send."""
 
     def __init__(self) -> None:
         self.got: list[Message] = []

@@ -23,7 +23,7 @@ def firewall_of(
     through: tuple[str, ...] = (),
     **sandbox: Any,
 ) -> NftFirewall:
-    """One with the defaults of the configuration, but for `sandbox` keys; it looks at the routing in every pass.
+    """A firewall with the configuration's defaults, except `sandbox` keys; it checks the routing in every pass.
 
     Its commands run in the host's namespace, by the command `through`.
     """

@@ -1,4 +1,4 @@
-"""Ethernet frames for tests, byte by byte, also such as no decent kernel would send."""
+"""Ethernet frames for tests, byte by byte, including frames that no normal kernel sends."""
 
 from __future__ import annotations
 

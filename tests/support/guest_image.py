@@ -77,7 +77,7 @@ def build_guest(cache: Path) -> GuestImage:
             _disk(Path(work) / "disk.raw", result / "disk.qcow2")
             try:
                 result.rename(done)
-            except OSError:  # another test run was faster: its result is the same
+            except OSError:  # another test run was faster, with the same result
                 if not done.exists():
                     raise
     return GuestImage(done / "vmlinuz", done / "initrd", done / "disk.qcow2", CMDLINE)

@@ -1,4 +1,4 @@
-"""Runs a command as root inside a stage's guest, behind ravebot's back: what a hostile guest might do."""
+"""Runs a command as root inside a stage's guest without ravebot, as a hostile guest might."""
 
 from __future__ import annotations
 

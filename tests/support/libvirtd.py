@@ -27,7 +27,7 @@ class LibvirtdError(Exception):
 
 @contextmanager
 def with_libvirtd() -> Iterator[None]:
-    """While this lasts, no test in another process ends libvirtd."""
+    """Keeps tests in other processes from ending libvirtd while the block runs."""
     with _locked(fcntl.LOCK_SH):
         yield
 

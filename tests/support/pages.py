@@ -39,7 +39,7 @@ def table(page: str, head: str) -> list[list[str]]:
 
 
 def rows(page: str, head: str) -> list[list[str]]:
-    """The same without its head."""
+    """The same rows without the head."""
     return table(page, head)[1:]
 
 
@@ -91,6 +91,6 @@ def example_keys() -> set[KeyPath]:
 
 
 def _uncommented(line: str) -> str:
-    """A line that is a key or a list's item behind its `#`, without it."""
+    """The line without its `#`, if a key or a list item follows."""
     match = re.fullmatch(r"( *)# ( *(?:- )?[{]?[a-z_]+:(?: .*)?)", line)
     return f"{match[1]}{match[2]}" if match else line

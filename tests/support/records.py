@@ -1,4 +1,4 @@
-"""Facts to test with: a configuration, merge requests, sandboxes and machines, each with whatever a test names."""
+"""Test data: a configuration, merge requests, sandboxes and machines, with the values that a test sets."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def a_sandbox(number: int = 1, state: SandboxState = SandboxState.QUEUED, **fact
 
 
 def a_machine(number: int = 1, **facts: Any) -> Machine:
-    """One that is being built, with names of its own; `id` counts only where it is not given by the store."""
+    """A machine that is being built, with unique names; the store ignores `id` and sets its own."""
     known = Machine(
         id=MachineId(number),
         name=f"rave-test-{number:010x}",
@@ -162,7 +162,7 @@ class World:
         return found
 
     async def queued(self, mr: MergeRequest) -> Sandbox:
-        """Tell of an open merge request, which gets a sandbox in the queue."""
+        """Report an open merge request, which gets a queued sandbox."""
         assert await self.told(mr) == "queued"
         return await self.latest(mr)
 
@@ -192,7 +192,7 @@ class World:
         return await self.announced(replace(await self.claimed(mr), ports_open=True, web_scheme="http"))
 
     async def announced(self, sandbox: Sandbox) -> Sandbox:
-        """Its chain is through."""
+        """Complete its chain."""
         done = replace(sandbox, stage=Stage.ANNOUNCE)
         await self.write(lambda tx: self.lifecycle.stage_done(tx, done))
         found = await self.read(lambda tx: sandboxes.get(tx, sandbox.id))
@@ -227,11 +227,11 @@ class World:
         return [f"{target} {kind}" for target, _, kind, _ in await self.outbox()]
 
     async def empty_outbox(self) -> None:
-        """As if all had been delivered."""
+        """Empty the outbox, as if everything had been delivered."""
         await self.write(lambda tx: tx.execute("UPDATE outbox SET delivered_at = 1"))
 
     def pass_by(self, **span: float) -> None:
-        """Move the clock; back, by less than nothing, as whoever sets it does."""
+        """Move the clock; a negative step sets it back."""
         self.clock.advance(timedelta(**span))
 
     def back_up(self, folder: Path) -> Path:

@@ -91,7 +91,7 @@ class Bot:
 
 
 def _free_number() -> int:
-    """Of which no other stage on this host has the networks."""
+    """A number whose networks no other stage on this host uses."""
     addresses = {one.address for link in psutil.net_if_addrs().values() for one in link}
     return secrets.choice([n for n in range(20, 220) if not addresses & {f"10.78.{n}.1", f"10.79.{n}.1"}])
 
@@ -248,7 +248,7 @@ class Stage:
         self.gitlab.add_hook(self.project, f"{self.http}/webhooks/gitlab", secret_token="correct horse battery")
 
     async def _clean(self) -> None:
-        """Whatever a test left: its machines, disks, network and rules."""
+        """Remove what a test left: its machines, disks, network and rules."""
         await self.bot.kill()
         tries = 3 if (self.state_dir / "instance-id").exists() else 0  # it never ran: there is nothing to clean up
         for _ in range(tries):  # another test may just restart libvirtd
@@ -264,7 +264,7 @@ class Stage:
         instance_id = path.read_text().strip() if path.exists() else "none"
         connection = libvirt.open("qemu:///system")
         for network in connection.listAllNetworks():
-            with suppress(libvirt.libvirtError):  # another test's, which went away meanwhile
+            with suppress(libvirt.libvirtError):  # another test's, which was removed meanwhile
                 if network.bridgeName() == self.bridge:
                     if network.isActive():
                         network.destroy()

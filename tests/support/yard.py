@@ -42,7 +42,7 @@ class Yard(World):
     flights: Flights
 
     async def go(self) -> float:
-        """One pass, and all that it started."""
+        """Run one pass, and wait for everything that it started."""
         pause = await self.core.pool.one_pass(self.flights)
         await self.land()
         return pause
@@ -76,7 +76,7 @@ class Yard(World):
 
 @asynccontextmanager
 async def a_yard(folder: Path, provider: MemoryProvider | None = None, **changes: Any) -> AsyncIterator[Yard]:
-    """Its pool is run pass by pass; what still flies at the end is cut off, as by a crash. Guests' jobs end well."""
+    """A pool that is run pass by pass; running actions are cancelled at the end, as by a crash. Guest jobs succeed."""
     folder.mkdir(exist_ok=True)
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
     fence, code, provider = Fence(), Code(), provider or MemoryProvider()

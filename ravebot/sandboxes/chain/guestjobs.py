@@ -1,4 +1,4 @@
-"""What is run inside a guest: putting the code in place, and jobs (setup, tests) that outlive us.
+"""Commands inside a guest: unpacking the code, and jobs (setup, tests) that outlive our process.
 
 A job runs under a lock in the guest that is keyed by sandbox, commit and attempt: after a restart the same call adopts
 the one still running, or reads how it ended. The scripts are constants; everything that varies goes in as arguments
@@ -40,7 +40,7 @@ end_job() {
 """
 
 # $1 archive, $2 user, $3 folder. Unpacked beside the old folder, then renamed; as the user, so that a hostile archive
-# can do no more than that user could anyway. Whatever an earlier call left at work is ended first.
+# can do no more than that user could anyway. Processes of an earlier call are ended first.
 _UNPACK = (
     _END_JOB
     + """
@@ -87,7 +87,7 @@ setsid sh -c '
 ' job "$1" "$2" < /dev/null > /dev/null 2>&1 &
 """
 
-# $1 job folder, $2 bytes. First line: the exit code, `running`, or `gone` when its process died unaccounted for.
+# $1 job folder, $2 bytes. First line: the exit code, `running`, or `gone` when its process died without a status.
 _POLL = """
 if [ -f "$1/status" ]; then cat "$1/status"
 elif [ ! -f "$1/pid" ] || kill -0 "$(cat "$1/pid")" 2>/dev/null; then echo running
@@ -128,8 +128,8 @@ class GuestJobs:
     user: str
 
     async def put_code(self, machine: str, archive: Path, timeout: timedelta) -> None:
-        """Replace the code folder by what the archive holds; jobs of older code are ended. Raises GuestError."""
-        target = f"{_ARCHIVE}.{secrets.token_hex(4)}"  # an earlier call may still be at work on its own
+        """Replace the code folder by the archive's content; ends the jobs of older code. Raises GuestError."""
+        target = f"{_ARCHIVE}.{secrets.token_hex(4)}"  # an earlier call may still use its own file
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout.total_seconds()
         try:
@@ -143,7 +143,7 @@ class GuestJobs:
             raise GuestError(f"the code could not be unpacked: {done.output.strip()[-500:] or 'no output'}")
 
     async def present(self, machine: str, commands: tuple[str, ...]) -> tuple[int, ...]:
-        """The places of those commands whose script is there; one that names no path is always kept."""
+        """The indexes of the commands whose script exists; a command without a path is always included."""
         if not commands:
             return ()
         first = [_first_word(command) for command in commands]
@@ -156,7 +156,7 @@ class GuestJobs:
     ) -> JobResult:
         """Run a command as the sandbox user, or adopt the one that an earlier call with this key started.
 
-        Raises GuestTimeout after `timeout` of waiting; the job is ended then.
+        Ends the job after `timeout`, and raises GuestTimeout.
         """
         folder = f"/run/ravebot/jobs/{key}"
         variables = {**environment, "RAVE_COMMAND": command}

@@ -15,7 +15,7 @@ from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxId
 
 @dataclass
 class Sources:
-    """Fetches a sandbox's code, once however many ask for it at the same time; files begin with its number."""
+    """Downloads a sandbox's code, once for concurrent callers; file names begin with the sandbox's id."""
 
     host: CodeHost
     folder: Path
@@ -24,13 +24,13 @@ class Sources:
     _locks: dict[SandboxId, asyncio.Lock] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Drop what an earlier process left half fetched."""
+        """Delete the files of an earlier process."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in self.folder.iterdir():
             path.unlink()
 
     async def archive(self, sandbox: Sandbox) -> Path:
-        """The archive of the commit that it should run; `forget` it when it is in the guest.
+        """The archive of the commit that it should run; call `forget` when the code is in the guest.
 
         Raises `Unavailable` also while our own disk is full.
         """
@@ -47,12 +47,12 @@ class Sources:
         return path
 
     async def forget(self, sandbox_id: SandboxId) -> None:
-        """Its code is in the guest, or it ended: keep no file of it."""
+        """Delete a sandbox's files: its code is in the guest, or it ended."""
         async with self._locks.setdefault(sandbox_id, asyncio.Lock()):
             await asyncio.to_thread(self._remove, sandbox_id)
 
     def drop(self, sandbox_id: SandboxId | None) -> None:
-        """Its machine is gone: nobody fetches for it any more."""
+        """Drop a sandbox's lock: its machine is gone, so nothing is downloaded for it any more."""
         if sandbox_id is not None:
             self._locks.pop(sandbox_id, None)
 

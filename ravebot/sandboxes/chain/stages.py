@@ -1,7 +1,7 @@
 """The chain from a claimed machine to an announced sandbox, stage by stage; each ends in one transaction.
 
-Where it stands is in the database, so that it can be entered again at any stage, after a restart as well as after new
-code. Nothing here decides for itself how a sandbox goes on after a failure: `decide` does.
+The current stage is in the database, so a chain continues at any stage, after a restart as well as after new
+code. What follows after a failure is decided in `decide`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Work:
 
 
 class BuildBrokenError(GuestError):
-    """The machine is not what it should be: no fault of the merge request's."""
+    """The machine is broken; the merge request is not to blame."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs stages. `guard` makes the firewall true for what the database wants now, or raises `Unavailable`."""
+    """Runs stages. `guard` updates and verifies the firewall by the database, or raises `Unavailable`."""
 
     config: Config
     clock: Clock
@@ -62,7 +62,7 @@ class Chain:
     meter: Meter
 
     async def run(self, sandbox_id: SandboxId) -> None:
-        """Take stage after stage until none is under way.
+        """Run stage after stage until the chain ends.
 
         Raises `Unavailable` when a part we depend on is away: the same stage is entered again later.
         """
@@ -74,7 +74,7 @@ class Chain:
             except MachineNotFound:
                 raise
             except (GuestError, ProviderError, Refused, NotFound, Forbidden) as error:
-                if await self._runs(work.machine):  # else the fault is the machine's, and the table's business
+                if await self._runs(work.machine):  # else the machine failed, which the table of machines handles
                     await self._failed(work, stage, error)
                 return
             if not await self._advance(work, stage, tail):
@@ -107,7 +107,7 @@ class Chain:
         return ""
 
     def _time_left(self, work: Work, stage: Stage) -> timedelta:
-        """What the stage has left; after a downtime at least enough to ask how it went meanwhile."""
+        """The stage's remaining time; after downtime at least enough to read the job's result."""
         timeouts = self.config.sandbox.timeouts
         limits = {Stage.COPY: timeouts.copy_in, Stage.SETUP: timeouts.setup, Stage.TEST: timeouts.test}
         limit = limits.get(stage, timeouts.other)
@@ -126,7 +126,7 @@ class Chain:
                     try:
                         if await self.provider.ping(name, timedelta(seconds=2)):
                             keys = await self.provider.host_keys(name)
-                    except GuestError as error:  # its SSH server may be making them just now
+                    except GuestError as error:  # its SSH server may be generating them
                         why = str(error)
                         if not await self._runs(work.machine):
                             raise
@@ -146,7 +146,7 @@ class Chain:
             )
 
     async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
-        """Let exactly the keys of the merge request's people and of the agents in; returns them."""
+        """Authorize exactly the keys of the merge request's people and of the agents; returns them."""
         agents = [key for agent in self.config.agents for key in agent.ssh_keys]
         keys = await self.sources.keys(mr, agents)
         await self.provider.authorize_keys(machine.name, self.config.sandbox.user, keys)
@@ -172,7 +172,7 @@ class Chain:
         return tail
 
     async def _job(self, work: Work, stage: Stage, index: int, command: str) -> str:
-        """Run a command in the guest, or adopt it where it runs already; returns the tail of its output."""
+        """Run a command in the guest, or adopt it if it already runs; returns the tail of its output."""
         key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
         done = await self.jobs.run_job(
             work.machine.name, key, command, self._environment(work), self._time_left(work, stage)
@@ -203,13 +203,13 @@ class Chain:
         def found(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
             if sandbox and _same(sandbox, work.sandbox):
-                # Shown to people, decides nothing: it is no part of the sandbox's life.
+                # Only shown to people: it is not part of the sandbox's lifecycle.
                 sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
 
         await self.database.write(found)
 
     async def _advance(self, work: Work, stage: Stage, tail: str | None) -> bool:
-        """Commit a stage's end and go to the next; False when something else happened to the sandbox meanwhile."""
+        """Commit a stage's end and go to the next; False when the sandbox was changed meanwhile."""
 
         def step(tx: Transaction) -> float | None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
@@ -245,7 +245,7 @@ class Chain:
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
             sandboxes.add_result(tx, sandbox, result)
-            # Events are kept for good, what was printed is not: the log gets no more of it than people are shown.
+            # Events are kept for ever, output is not: the event gets only the part that people are shown.
             shown = tail.strip()[-TAIL_SHOWN:]
             data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": shown}
             self.lifecycle.journal.record(tx, EventKind.STAGE_FAILED, sandbox=sandbox, machine_id=machine.id, data=data)
@@ -266,7 +266,7 @@ def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:
 
 
 def _same(now: Sandbox, then: Sandbox) -> bool:
-    """Whether a stage's result still counts: neither new code nor an end came in between."""
+    """Whether a stage's result still counts: no new code and no end came in between."""
     return (now.state, now.stage, now.stage_attempt, now.machine_id, now.sha) == (
         then.state,
         then.stage,

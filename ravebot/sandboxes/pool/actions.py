@@ -1,4 +1,4 @@
-"""What `decide_machine` said, carried out: each action does its work at the provider and ends in one transaction."""
+"""Carries out what `decide_machine` decided: each action calls the provider and ends in one transaction."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Actions:
     health: Health
 
     async def perform(self, do: Do, machine: Machine) -> None:
-        """Do it. Raises a RavebotError when it is to be tried again later."""
+        """Run one action. Raises a RavebotError when it should be retried later."""
         try:
             await self._perform(do, machine)
         except MachineNotFound:
@@ -99,7 +99,7 @@ class Actions:
         await change(self.database, machine, lambda tx, fresh: step(tx, self.lifecycle, fresh))
 
     async def _restart(self, machine: Machine) -> None:
-        """Switch it off; if its sandbox goes on, the whole claim chain runs anew from its disk."""
+        """Switch it off; if its sandbox continues, start it from its disk and run the whole claim chain."""
         await self.health.sample(machine)
         await self.provider.destroy(machine.name)
         await self._change(machine, machine_life.restarted)
@@ -111,12 +111,12 @@ class Actions:
         await self.provider.destroy(machine.name)
 
     async def _paused(self, machine: Machine) -> None:
-        """Told once; a full disk is waited out, what somebody suspended on purpose is theirs to resume."""
+        """Report a pause once. After a full disk it resumes by itself; a pause by a person is left to that person."""
         listing = await self.provider.list()
         reason = next((one.pause_reason for one in listing.machines if one.name == machine.name), "")
 
         if machine.paused_since is None:
             await self._change(machine, partial(machine_life.paused, reason=reason))
         if reason not in BY_HAND and (await self.provider.host()).disk_free_bytes >= _DISK_NEEDED_TO_RESUME:
-            await self.provider.resume(machine.name)  # that it goes on is told when it answers
+            await self.provider.resume(machine.name)  # the resume is reported when the agent answers
         await asyncio.sleep(_PAUSED_SECONDS)

@@ -1,4 +1,4 @@
-"""Gives queued sandboxes their place: a machine's row, an address and ports, all in one transaction."""
+"""Admits queued sandboxes: a machine's row, an address and ports, all in one transaction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Admission:
-    """Lets in who has a place. `busy_ports` says which ports of the host are taken by others."""
+    """Admits sandboxes that have a place. `busy_ports` returns the host's ports that other programs use."""
 
     config: Config
     clock: Clock
@@ -38,7 +38,7 @@ class Admission:
     busy_ports: Callable[[], Awaitable[frozenset[int]]]
 
     async def run(self, state: Wanted) -> bool:
-        """One pass over the queue; whether somebody was let in."""
+        """One pass over the queue; whether a sandbox was admitted."""
         now = self.clock.now()
         if not plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, now):
             return False
@@ -62,7 +62,7 @@ class Admission:
                     continue
                 why = "every port or address is taken"
             self.lifecycle.wait(tx, sandbox, why)
-            break  # the queue is in order: nobody passes one that waits for the host
+            break  # first in, first out: no sandbox passes one that waits for the host
         return let_in
 
     def _obstacle(self, tx: Transaction, host: plan.Host, running: list[Machine]) -> str:
@@ -71,7 +71,7 @@ class Admission:
         if record.held:
             return f"no machines are built: {record.held}"
         need = plan.Need(self.config.sandbox.memory, self.config.sandbox.disk)
-        # Until it boots its disk may not be among the host's figures yet; it may count twice for that while.
+        # Until it boots, the host's figures may lack its disk; until then it may count twice.
         fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
         left = plan.Host(host.memory_available_bytes, host.disk_free_bytes, promised)

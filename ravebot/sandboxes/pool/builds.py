@@ -29,12 +29,12 @@ log = structlog.get_logger()
 
 PING = timedelta(seconds=2)
 LOOK_EVERY = timedelta(seconds=10)
-"""How long a boot is waited for at a time: then the pool looks whether the machine still runs."""
+"""How long to wait for a boot before the pool checks whether the machine still runs."""
 
 
 @dataclass(frozen=True)
 class Builds:
-    """Every step may be entered again, wherever an earlier process left it."""
+    """Builds machines. Every step can be repeated after a restart."""
 
     config: Config
     clock: Clock
@@ -56,7 +56,7 @@ class Builds:
             await asyncio.wait({ahead})
 
     async def create(self, machine: Machine) -> None:
-        await self.provider.open()  # whatever all machines share may have been taken away since
+        await self.provider.open()  # the network and storage pool may have been removed since
         await _to_its_end(self.provider.create(self._spec(machine)))
 
     async def start(self, machine: Machine) -> None:
@@ -71,7 +71,7 @@ class Builds:
             began = self.clock.now()
             while not await self.provider.ping(machine.name, PING):
                 if is_due(began, LOOK_EVERY, self.clock.now()):
-                    return False  # the next pass goes on, or gives it up
+                    return False  # the next pass continues or gives up
                 await asyncio.sleep(0.1)
         except MachineNotFound:
             raise
@@ -97,7 +97,7 @@ class Builds:
         return await self.database.write(claim)
 
     async def give_up(self, machine: Machine) -> None:
-        """It took too long, or broke; unless it answers now, having come up while nobody looked."""
+        """Fail the build, which took too long or broke; but not if the agent answers after all."""
         with suppress(ProviderError):
             if await self.provider.ping(machine.name, PING):
                 await self._claim(machine)
@@ -106,7 +106,7 @@ class Builds:
         await self._failed(machine, f"the machine did not answer within {limit} of being created")
 
     async def _fetch_ahead(self, machine: Machine) -> None:
-        """While the machine boots, get the code; a failure here shows again, and is told, at its own stage."""
+        """Download the code while the machine boots; the copy stage repeats and reports a failure."""
         sandbox = await self.database.read(lambda tx: sandbox_on(tx, machine))
         if sandbox is None:
             return
@@ -134,8 +134,8 @@ class Builds:
 
 
 async def _to_its_end(call: Coroutine[object, object, None]) -> None:
-    """Await a call that can't be broken off: what is cancelled goes on in its thread, and a machine that appeared after
-    its row had gone would belong to nobody."""
+    """Await a call whose thread can't be cancelled. Otherwise a machine could appear after its row was removed, and
+    would belong to nobody."""
     task = asyncio.ensure_future(call)
     cancelled = False
     while not task.done():

@@ -1,4 +1,4 @@
-"""Slow actions in flight, at most one per machine; the loop starts them and never waits for one."""
+"""Slow actions in flight, at most one per machine; the loop starts them and does not wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Flight:
 
 
 class Flights:
-    """The running actions by machine, and how long a machine whose action failed is left alone."""
+    """The running actions by machine, and the backoff of machines whose action failed."""
 
     def __init__(self, group: asyncio.TaskGroup, on_end: Callable[[], None]) -> None:
         self._group = group
@@ -35,7 +35,7 @@ class Flights:
         self._not_before: dict[MachineId, float] = {}
 
     def busy(self, machine_id: MachineId) -> Do | None:
-        """What is under way with that machine."""
+        """The running action of a machine."""
         flight = self._flights.get(machine_id)
         return flight.do if flight else None
 
@@ -47,7 +47,7 @@ class Flights:
         return machine_id not in self._flights and self._not_before.get(machine_id, 0.0) <= now
 
     def cancel(self, machine_id: MachineId) -> None:
-        """Give up what is under way: the machine is wanted otherwise now."""
+        """Cancel the running action: the machine's wanted state has changed."""
         if flight := self._flights.get(machine_id):
             flight.task.cancel()
         self._not_before.pop(machine_id, None)
@@ -57,7 +57,7 @@ class Flights:
         self._flights[machine_id] = _Flight(do, task)
 
         def ended(_: asyncio.Task[None]) -> None:
-            action.close()  # it never ran when it was cancelled before its first step
+            action.close()  # a task that is cancelled before its first step never runs
             del self._flights[machine_id]
             self._on_end()
 
@@ -69,7 +69,7 @@ class Flights:
         except RavebotError as error:
             pause = self._failed(machine_id)
             log.warning("action failed, tried again", machine=machine_id, action=do.value, error=str(error), in_s=pause)
-        # Whatever a hostile guest brings to light must not end the bot, nor all other sandboxes' care with it.
+        # A bug that a hostile guest triggers must end neither the bot nor the care for other sandboxes.
         except Exception:
             pause = self._failed(machine_id)
             log.exception("action failed: this is a bug of ravebot's", machine=machine_id, action=do.value, in_s=pause)
@@ -78,7 +78,7 @@ class Flights:
             self._not_before.pop(machine_id, None)
 
     def _failed(self, machine_id: MachineId) -> float:
-        """Leave the machine alone for a while; returns how many seconds."""
+        """Start the machine's backoff; returns its seconds."""
         failures = self._failures.get(machine_id, 0) + 1
         pause = _PAUSES.after(failures)
         self._failures[machine_id] = failures

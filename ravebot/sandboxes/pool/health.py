@@ -1,4 +1,4 @@
-"""How a leased machine is: whether it answers, what it uses, who may log in, whether its web port answers."""
+"""Checks a leased machine: whether it answers, what it uses, who may log in, whether its web port answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in you
 
 @dataclass(frozen=True)
 class _KeysSet:
-    """For whom and when keys were set last. Only remembered: after a restart they are set anew."""
+    """For whom and when keys were set last. Kept in memory only: after a restart they are set again."""
 
     people: frozenset[Person]
     at: datetime
@@ -32,7 +32,7 @@ class _KeysSet:
 
 @dataclass(frozen=True)
 class Health:
-    """Looks, and notes what it saw."""
+    """Checks leased machines and records the results."""
 
     config: Config
     clock: Clock
@@ -43,7 +43,7 @@ class Health:
     _keys: dict[MachineId, _KeysSet] = field(default_factory=dict)
 
     async def check(self, machine: Machine) -> None:
-        """A leased machine: go on with its chain, or see whether it is well, what it uses, who may log in."""
+        """Continue a leased machine's chain, or check its health, usage and authorized keys."""
         sandbox, mr = await self.database.read(lambda tx: sandbox_and_merge_request(tx, machine))
         if sandbox is None or mr is None:
             return
@@ -70,7 +70,7 @@ class Health:
                 await self._note(sandbox, scheme=scheme)
 
     async def sample(self, machine: Machine) -> None:
-        """Keep what the machine used so far; the account at its end is made of this."""
+        """Store what the machine used so far, for the summary at the end."""
         try:
             used = await self.provider.usage(machine.name)
         except ProviderError:
@@ -82,7 +82,7 @@ class Health:
         """It is gone."""
         self._keys.pop(machine.id, None)
 
-    # What the web port and GitLab's keys say is shown to people and decides nothing: it is no part of a life.
+    # Web port and keys are only shown to people: they are not part of the lifecycle.
     async def _note(self, then: Sandbox, *, notice_keys: bool | None = None, scheme: str | None = None) -> None:
         def write(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, then.id)

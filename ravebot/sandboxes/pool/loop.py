@@ -1,7 +1,7 @@
 """The pool's loop: compare what should be with what is, and take one step for each machine and sandbox.
 
-Nothing is remembered in a timer: a pass looks at the database, the provider, the firewall and the clock, so a restart
-simply goes on. Slow work flies beside the loop; a pass never waits for it.
+There are no timers: a pass looks at the database, the provider, the firewall and the clock, so a restart
+simply continues. Slow work runs beside the loop; a pass never waits for it.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ BUSY_PAUSE_SECONDS = 1.0
 IDLE_PAUSE_SECONDS = 5.0
 CHECK_EVERY = timedelta(seconds=20)
 CHECKS_AT_ONCE = 16
-"""How many machines are asked at the same time how they are: more would time out waiting for the provider."""
+"""How many machines are checked at the same time: more would time out while they wait for the provider."""
 AUDIT_EVERY = timedelta(seconds=5)
 REFRESH_EVERY = timedelta(minutes=10)
 """How often card and note are rewritten, so that "in 1 h 40 min" stays true."""
 
 _SWEEP = MachineId(0)
-"""What the sweep flies as: it is no machine's."""
+"""Key of the sweep's task; it belongs to no machine."""
 
 GUEST_WORK = frozenset({Do.CREATE, Do.START, Do.PROBE, Do.CLAIM, Do.CHECK, Do.GIVE_UP})
-"""What is given up at once when the machine is not wanted any more."""
+"""Actions that are cancelled at once when the machine is not needed any more."""
 
 
 @dataclass
 class Passes:
-    """What is known of the passes; each text says what did not work the last time, and is empty where all did."""
+    """State of the passes; each text says what failed the last time, and is empty when nothing did."""
 
     began_at: datetime | None = None
-    """Of the pass that is under way; None between two."""
+    """Start of the current pass; None between two passes."""
     ended_at: datetime | None = None
     broken_off: str = ""
     provider: str = ""
     """Why it could not be opened or listed."""
     admission: str = ""
-    """Why nobody could be let in."""
+    """Why no sandbox could be admitted."""
     audit: str = ""
-    """Why what the firewall counted could not be read."""
+    """Why the firewall's counters could not be read."""
 
 
 @dataclass
@@ -85,18 +85,18 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.blocked = ""
-        """Why the pool keeps its hands off everything; empty when it works."""
+        """Why the pool does nothing; empty when it works."""
         self.machines_known = False
-        """Whether the last pass saw what the provider holds, and it was none that only a lost database knew."""
+        """Whether the last pass could list the provider, without machines that an empty database does not know."""
         self.passes = Passes()
         self._opened = False
-        self._codes: dict[MachineId, str] = {}  # the commit that what flies was started for
+        self._codes: dict[MachineId, str] = {}  # the commit for which the running action was started
         self._checked: dict[MachineId, datetime] = {}
         self._audited: datetime | None = None
         self._swept: datetime | None = None
 
     async def run(self) -> None:
-        """Pass after pass, for ever."""
+        """Run passes until cancelled."""
         async with asyncio.TaskGroup() as group:
             flights = Flights(group, lambda: self.database.signals.wake(POOL))
             while True:
@@ -109,7 +109,7 @@ class Pool:
                 await self.database.signals.wait(POOL, pause)
 
     async def one_pass(self, flights: Flights) -> float:
-        """Take every step that is due; returns how many seconds may go by until the next look."""
+        """Take every step that is due; returns the seconds until the next pass."""
         self.passes.began_at = self.clock.now()
         try:
             pause = await self._pass(flights)
@@ -159,7 +159,7 @@ class Pool:
         return BUSY_PAUSE_SECONDS if busy or flights.any() else IDLE_PAUSE_SECONDS
 
     async def _list(self) -> Listing | None:
-        """What the provider holds, or None when it can't be known now: then nothing is concluded from it."""
+        """What the provider holds; None when that can't be known now."""
         try:
             if not self._opened:
                 await self.provider.open()
@@ -205,7 +205,7 @@ class Pool:
         return let_in
 
     async def _step_machines(self, flights: Flights, state: Wanted, listing: Listing | None) -> bool:
-        """Start what is due with each machine; whether any is on its way somewhere."""
+        """Start the action that is due for each machine; whether any machine is in transition."""
         seen = observed(listing)
         by_id = state.by_id
         now = self.clock.now()
@@ -235,7 +235,7 @@ class Pool:
         return moving
 
     def _overtaken(self, machine: Machine, sandbox: Sandbox | None) -> bool:
-        """Whether what flies works on code that is not wanted any more."""
+        """Whether the running action works on outdated code."""
         return sandbox is not None and sandbox.stage is not None and self._codes.get(machine.id) != sandbox.sha
 
     def _facts(self, machine: Machine, sandbox: Sandbox | None, now: datetime) -> MachineFacts:
@@ -270,7 +270,7 @@ class Pool:
                 await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
 
     def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
-        """What a sandbox's clock asks for, asked again of what is true in this transaction."""
+        """Warn or expire a sandbox, decided again by this transaction's data."""
         sandbox = sandboxes.get(tx, sandbox_id)
         if sandbox is None or not time_runs(sandbox):
             return

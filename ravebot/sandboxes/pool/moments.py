@@ -1,6 +1,6 @@
 """Corrects stored moments after the clock was set back: one that lies in the future becomes now.
 
-Durations counted from it stay; a pause that began there is over.
+Durations that start there are kept; a pause that began there is over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ravebot.store.database import Transaction
 
 
 def any_ahead(state: Wanted, now: datetime) -> bool:
-    """Whether there is anything to mend; asked at every pass."""
+    """Whether a stored moment needs correction; called at every pass."""
     return any(machine.state_since > now for machine in state.machines) or any(
         sandbox.state_since > now
         or (sandbox.stage_started_at is not None and sandbox.stage_started_at > now)
@@ -25,7 +25,7 @@ def any_ahead(state: Wanted, now: datetime) -> bool:
 
 
 def bring_back(tx: Transaction) -> None:
-    """Write down as now what lies in the future."""
+    """Set stored moments that lie in the future to now."""
     state = wanted(tx)
     for machine in state.machines:
         if (mended := machine_at(machine, tx.now)) != machine:

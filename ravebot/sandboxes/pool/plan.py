@@ -11,7 +11,7 @@ from ravebot.clock import Wait
 from ravebot.sandboxes.model import Machine, Sandbox, SandboxState
 
 MEMORY_RESERVE_BYTES = 256 * 1024**2
-"""What is left to the host itself, beside what is in use already."""
+"""Memory reserved for the host itself, beside what is already in use."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Need:
 
 
 def shortage(host: Host, machines: Iterable[Machine], need: Need) -> str:
-    """Why the host can't take one more machine, as people read it; empty when it can."""
+    """Why the host can't take one more machine, in words for people; empty when it can."""
     growth = sum(max(0, machine.memory_bytes - machine.memory_peak_bytes) for machine in machines)
     memory = host.memory_available_bytes - growth - MEMORY_RESERVE_BYTES
     if memory < need.memory_bytes:
@@ -86,14 +86,14 @@ def queue(
 
 
 def place(position: int, others: Iterable[Sandbox], max_running: int, lifetime: timedelta, now: datetime) -> QueuePlace:
-    """The place of the one that is so many-th in the queue, while those `others` have a machine."""
+    """The place of the n-th sandbox in the queue (`position`), while the `others` have a machine."""
     ends = sorted(
         max(now, sandbox.expires_at or now + lifetime)
         for sandbox in others
         if sandbox.state in (SandboxState.STARTING, SandboxState.READY)
     )
     free = [now] * max(0, max_running - len(ends))  # one that stops frees its place in seconds
-    places = sorted(free + ends)[-max_running:]  # of too many running ones the first to end make no place
+    places = sorted(free + ends)[-max_running:]  # above the limit, the first ones to end free no place
     rounds, slot = divmod(position - 1, len(places))
     return QueuePlace(position, places[slot] - now + rounds * lifetime)
 

@@ -1,4 +1,4 @@
-"""Removes what carries our instance's tag and has no row: at its second sighting, so that nothing half made is hit."""
+"""Removes what has our instance's tag but no row: at the second sighting, so that nothing half built is removed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ravebot.store.database import Database, Transaction, get_meta
 log = structlog.get_logger()
 
 ADOPTED = "adopted"
-"""The remembered word of `cleanup --adopt`: machines that an empty database met may be swept."""
+"""Key of the setting that `cleanup --adopt` stores: machines that an empty database does not know may be swept."""
 
 MACHINE, VOLUME, ADDRESS = "machine", "volume", "address"  # the kinds of sightings
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Looks at every listing, acts after `every` at the earliest."""
+    """Checks every listing, and acts after `every` at the earliest."""
 
     clock: Clock
     database: Database
@@ -34,7 +34,7 @@ class Sweep:
     every: timedelta
 
     async def run(self, listing: Listing) -> None:
-        """Remember the first sighting of what has no row; remove what was sighted long enough ago."""
+        """Record the first sighting of what has no row; remove what was sighted long enough ago."""
         found = await self.database.read(lambda tx: strangers(tx, listing))
         known = await self.database.read(machines.sightings)
         if found or known:
@@ -51,13 +51,13 @@ class Sweep:
         due = []
         for kind, name in sorted(found):
             first = machines.sighted(tx, kind, name)
-            # Half: a sweep that comes a moment early would else put it off for another whole period.
+            # Half, because a sweep that comes slightly early would otherwise delay it for a whole period.
             if first is not None and tx.now - first >= self.every / 2:
                 due.append((kind, name))
         return due
 
     async def remove(self, kind: str, name: str) -> None:
-        """Remove one; the sweep tries again when that fails."""
+        """Remove one orphan; the next sweep retries a failure."""
         if kind == MACHINE:
             await self.provider.delete(name)
         elif kind == VOLUME:
@@ -75,7 +75,7 @@ class Sweep:
 
 
 def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
-    """What of a listing has no row: kind and name."""
+    """Kind and name of everything in a listing that has no row."""
     live = machines.live(tx)
     names = {machine.name for machine in live}
     found = {(MACHINE, machine.name) for machine in listing.machines if machine.name not in names}
@@ -86,7 +86,7 @@ def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
 
 
 def must_not_touch(tx: Transaction, listing: Listing) -> bool:
-    """Whether an empty database meets machines of its own instance: then a person decides."""
+    """Whether the database is empty but its instance has machines: then a person must decide."""
     if not (listing.machines or listing.volumes) or machines.any_ever(tx):
         return False
     return get_meta(tx, ADOPTED) is None

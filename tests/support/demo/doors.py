@@ -1,4 +1,4 @@
-"""Trying the ways in that were announced, from this very host's shell, as the person in front of it would."""
+"""Tries the announced ways in from this host's shell, as a person would."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Doors:
 
 
 def fingerprints(known_hosts: Path) -> list[str]:
-    """Of every key that was noted down."""
+    """The fingerprint of every stored host key."""
     listed = subprocess.run(["ssh-keygen", "-lf", str(known_hosts)], capture_output=True, text=True, check=True)
     return [line.split()[1] for line in listed.stdout.splitlines()]
 

@@ -1,4 +1,4 @@
-"""One run of the demo, from the stage's setting to its taking away, whatever happens in between."""
+"""One run of the demo: sets the stage up, and always takes it down."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Demo:
                 f"`{' '.join(map(str, error.cmd))}` failed: {said.strip()}\n"
                 "Where this is root in a container, it also needs CAP_NET_ADMIN and CAP_SYS_ADMIN."
             )
-        except Exception as error:  # whatever it is: it is told, and everything is taken away
+        except Exception as error:  # any error is reported, and everything is cleaned up
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 return f"{error}\n--port gives GitLab's stand-in another one."
             return "\n".join([_unforeseen(error), *_log_of(stage)])
@@ -105,7 +105,7 @@ class Demo:
             self._through = story.through
 
     async def _take_away(self, stage: Stage, stack: AsyncExitStack) -> str:
-        """What is left over all the same, or went wrong at that; empty when nothing is."""
+        """What the clean-up left, or its error; empty when all is gone."""
         try:
             identity = stage.state_dir / "instance-id"
             instance_id = identity.read_text().strip() if identity.exists() else None

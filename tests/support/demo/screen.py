@@ -51,7 +51,7 @@ class Screen:
             self._line(f"\n== {title}")
 
     def say(self, text: str, style: str = "") -> None:
-        """A sentence of the story's own."""
+        """A sentence of the narrator."""
         self._line(text, style)
 
     def seen(self, text: str) -> None:

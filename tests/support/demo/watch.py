@@ -1,4 +1,4 @@
-"""Eyes on the room and on the merge request: prints what changes there as it changes, and waits for what should."""
+"""Watches the room and the merge request: prints changes, and waits for expected ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Watch:
         return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
 
     async def until(self, what: str, condition: Callable[[], T], timeout: float = 30) -> T:
-        """What the condition gives, once that is true of something. Raises DemoError, saying `what` was not seen."""
+        """Wait until the condition is true, and return its value. Raises DemoError, saying `what` was not seen."""
         deadline = time.monotonic() + timeout
         while not (found := condition()):
             process = self.stage.bot.process

@@ -35,7 +35,7 @@ class Fault:
     path: re.Pattern[str]
     after: bool  # the request takes effect, only its answer is lost
     hang_up: bool = False  # instead of silence
-    held: bool = False  # carried out when it is let go, whether anybody still waits for the answer or not
+    held: bool = False  # carried out at its release, even if the client has gone
 
     def hits(self, request: web.Request) -> bool:
         return self.method in {None, request.method} and self.path.search(request.rel_url.raw_path) is not None
@@ -66,7 +66,7 @@ class Faults:
         self._window.clear()
 
     def clear(self) -> None:
-        """All well again; whoever waits for an answer is cut off."""
+        """End all faults; clients that wait for an answer are disconnected."""
         self.faults.clear()
         self._limit = None
         self.truncate_archives = False
