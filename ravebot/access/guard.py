@@ -55,7 +55,7 @@ class Guard:
         if not recent or self._wanted(state) != self._last:
             await self.ensure()
 
-    async def let_go(self, machine: Machine) -> None:
+    async def release(self, machine: Machine) -> None:
         """Remove a machine's rules for good: no pass may restore them before its row is marked as gone."""
         self._released.add(machine.id)
         await self.ensure()

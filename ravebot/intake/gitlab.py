@@ -60,7 +60,7 @@ class GitLabIntake:
         if not told.head_sha:
             told = await self.gitlab.merge_request(told.ref)
         actor = Actor("gitlab", event.by.username)
-        return lambda tx: self.intents.merge_request_told(tx, told, actor)
+        return lambda tx: self.intents.merge_request_reported(tx, told, actor)
 
     async def comment(self, event: CommentPosted) -> Step:
         """A comment, from a webhook or found by polling."""

@@ -111,7 +111,7 @@ class Intake:
             raise
         # A payload that can't be read can't be answered either.
         except Exception:
-            log.exception("nobody could be told of a request that was given up", request=request.id)
+            log.exception("no answer could be given to a request that was given up", request=request.id)
             await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {why}"))
 
 

@@ -14,7 +14,7 @@ from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import VERBS, Command, Mistake, Show, Verb
 from ravebot.config.model import Config, matches_project
 from ravebot.intake.loop import Step
-from ravebot.intake.poll import STILL_OBEYED
+from ravebot.intake.poll import MAX_COMMAND_AGE
 from ravebot.matrix.cards import render_card, render_why
 from ravebot.matrix.commands import command_line, explain, number_in, parse
 from ravebot.matrix.content import as_reply
@@ -243,7 +243,7 @@ def _kept(message: IncomingMessage) -> str:
 
 def _is_too_old(message: IncomingMessage, tx: Transaction) -> bool:
     """Whether a command is too old: a restored backup has an old sync token, so that old commands arrive again."""
-    return message.at_ms > 0 and tx.now_us - 1000 * message.at_ms > STILL_OBEYED // timedelta(microseconds=1)
+    return message.at_ms > 0 and tx.now_us - 1000 * message.at_ms > MAX_COMMAND_AGE // timedelta(microseconds=1)
 
 
 def _nothing(_: Transaction) -> str:

@@ -30,7 +30,7 @@ _MOST_IN_A_ROW = 3
 """After this many projects in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
-STILL_OBEYED = timedelta(days=7)
+MAX_COMMAND_AGE = timedelta(days=7)
 """A missed command that is older than this is not executed."""
 
 
@@ -146,7 +146,7 @@ class Poller:
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:
             may_start = _first_look(tx, ProjectId(mr.ref.project_id)) is not None
-            return self._intents.merge_request_told(tx, mr, RAVEBOT, may_start=may_start)
+            return self._intents.merge_request_reported(tx, mr, RAVEBOT, may_start=may_start)
 
         await self._database.write(write)
 
@@ -167,7 +167,7 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
     """Store the commands in these notes, except those from before our first poll, and old ones: the keys by which
     a webhook's delivery is recognised are deleted after a while."""
     first = _first_look(tx, ProjectId(mr.ref.project_id))
-    since = max(first.replace(microsecond=0), tx.now - STILL_OBEYED) if first else None
+    since = max(first.replace(microsecond=0), tx.now - MAX_COMMAND_AGE) if first else None
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and command_line(comment.text):

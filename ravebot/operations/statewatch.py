@@ -49,7 +49,7 @@ class StateWatch:
             try:
                 await self._operators.tell(*self._news)
             except RavebotError as error:
-                log.info("operators could not be told yet", error=str(error))
+                log.info("a message to the operators is delayed", error=str(error))
             else:
                 self._news = None
 

@@ -36,7 +36,9 @@ class Intents:
     config: Config
     lifecycle: Lifecycle
 
-    def merge_request_told(self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True) -> str:
+    def merge_request_reported(
+        self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True
+    ) -> str:
         """Handle the current state of a merge request at GitLab; returns what was done, for the log.
 
         Without `may_start` (the merge request was open before ravebot was installed) it is only recorded.

@@ -146,7 +146,7 @@ class World:
         return await self.database.read(step)
 
     async def told(self, mr: MergeRequest, **how: bool) -> str:
-        return await self.write(lambda tx: self.intents.merge_request_told(tx, mr, BY_ALICE, **how))
+        return await self.write(lambda tx: self.intents.merge_request_reported(tx, mr, BY_ALICE, **how))
 
     async def latest(self, mr: MergeRequest) -> Sandbox:
         """The newest sandbox of a merge request."""

@@ -86,7 +86,7 @@ class Actions:
             case Do.DELETE | Do.FORGET:
                 await self.provider.delete(machine.name)
                 await self.guard.audit()  # who connected last, while the ports are still known as this sandbox's
-                await self.guard.let_go(machine)
+                await self.guard.release(machine)
                 if machine.sandbox_id is not None:
                     await self.builds.chain.sources.forget(machine.sandbox_id)
                 await self._change(machine, machine_life.gone)

@@ -51,19 +51,19 @@ class Admission:
     def _admit(self, tx: Transaction, host: plan.Host, busy: frozenset[int]) -> bool:
         state = wanted(tx)
         running = list(state.machines)
-        let_in = False
+        admitted = False
         for sandbox in plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
             why = self._obstacle(tx, host, running)
             if not why:
                 machine = self._place(tx, sandbox, busy)
                 if machine is not None:
                     running.append(machine)
-                    let_in = True
+                    admitted = True
                     continue
                 why = "every port or address is taken"
             self.lifecycle.wait(tx, sandbox, why)
             break  # first in, first out: no sandbox passes one that waits for the host
-        return let_in
+        return admitted
 
     def _obstacle(self, tx: Transaction, host: plan.Host, running: list[Machine]) -> str:
         provider = self.config.provider

@@ -57,12 +57,12 @@ class Builds:
 
     async def create(self, machine: Machine) -> None:
         await self.provider.open()  # the network and storage pool may have been removed since
-        await _to_its_end(self.provider.create(self._spec(machine)))
+        await _uninterrupted(self.provider.create(self._spec(machine)))
 
     async def start(self, machine: Machine) -> None:
         await self.guard.ensure()  # no machine starts before the firewall is verified
         log.info("machine starts", machine=machine.name)
-        await _to_its_end(self.provider.start(machine.name))
+        await _uninterrupted(self.provider.start(machine.name))
 
     async def _boot(self, machine: Machine, steps: Iterable[Callable[[Machine], Awaitable[None]]]) -> bool:
         try:
@@ -133,7 +133,7 @@ class Builds:
         )
 
 
-async def _to_its_end(call: Coroutine[object, object, None]) -> None:
+async def _uninterrupted(call: Coroutine[object, object, None]) -> None:
     """Await a call whose thread can't be cancelled. Otherwise a machine could appear after its row was removed, and
     would belong to nobody."""
     task = asyncio.ensure_future(call)

@@ -130,7 +130,9 @@ class Pool:
         if listing is not None and await self.database.read(lambda tx: must_not_touch(tx, listing)):
             self.machines_known = False
             if not self.blocked:
-                log.error("an empty database meets machines of its own instance: run `ravebot cleanup --adopt`")
+                log.error(
+                    "the empty database does not know the machines of this instance: run `ravebot cleanup --adopt`"
+                )
             self.blocked = (
                 "machines of this instance exist that its database does not know: run `ravebot cleanup --adopt`, which"
                 " ends and removes them, or restore the backup"
@@ -143,12 +145,14 @@ class Pool:
             await self.database.write(bring_back)
             state = await self.database.read(wanted)
         self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
-        if listing is not None and await self._let_in(state):
+        if listing is not None and await self._admit(state):
             state = await self.database.read(wanted)
         busy = await self._step_machines(flights, state, listing)
         # An empty database may be one that was lost: until it is known which machines run, their rules stay.
         if listing is not None or state.machines or await self.database.read(machines.any_ever):
-            await self._fence(state)  # after what was just started, which verifies the firewall before a machine runs
+            await self._update_firewall(
+                state
+            )  # after what was just started, which verifies the firewall before a machine runs
         await self._step_sandboxes(state)
         now = self.clock.now()
         if listing is not None and is_due(self._swept, self.config.pool.orphan_sweep, now):
@@ -175,7 +179,7 @@ class Pool:
         self.passes.provider = ""
         return listing
 
-    async def _fence(self, state: Wanted) -> None:
+    async def _update_firewall(self, state: Wanted) -> None:
         try:
             await self.guard.watch(state)
             now = self.clock.now()
@@ -189,20 +193,20 @@ class Pool:
         try:
             await self.guard.audit()
         except Unavailable as error:
-            log.warning("who connected could not be read", error=str(error))
+            log.warning("access counters could not be read", error=str(error))
             self.passes.audit = str(error)
         else:
             self.passes.audit = ""
 
-    async def _let_in(self, state: Wanted) -> bool:
+    async def _admit(self, state: Wanted) -> bool:
         try:
-            let_in = await self.admission.run(state)
+            admitted = await self.admission.run(state)
         except RavebotError as error:
-            log.warning("nobody can be let in now", error=str(error))
+            log.warning("no queued sandbox can be admitted now", error=str(error))
             self.passes.admission = str(error)
             return False
         self.passes.admission = ""
-        return let_in
+        return admitted
 
     async def _step_machines(self, flights: Flights, state: Wanted, listing: Listing | None) -> bool:
         """Start the action that is due for each machine; whether any machine is in transition."""

@@ -28,8 +28,8 @@ def bring_back(tx: Transaction) -> None:
     """Set stored moments that lie in the future to now."""
     state = wanted(tx)
     for machine in state.machines:
-        if (mended := machine_at(machine, tx.now)) != machine:
-            machines.save(tx, mended)
+        if (fixed := machine_at(machine, tx.now)) != machine:
+            machines.save(tx, fixed)
     for sandbox in state.sandboxes:
         if (moved := sandbox_at(sandbox, tx.now)) != sandbox:
             sandboxes.save(tx, moved)
@@ -43,7 +43,7 @@ def machine_at(machine: Machine, now: datetime) -> Machine:
 def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
     """The sandbox as it is at `now`: with its whole lifetime before it and warnings to come, if it was ready later."""
     started, ready, expires = sandbox.stage_started_at, sandbox.ready_at, sandbox.expires_at
-    mended = replace(
+    fixed = replace(
         sandbox,
         created_at=min(sandbox.created_at, now),
         state_since=min(sandbox.state_since, now),
@@ -51,7 +51,7 @@ def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
         not_before=sandbox.not_before if sandbox.state_since <= now else None,
     )
     if ready is None or expires is None or ready <= now:
-        return mended
+        return fixed
     left = expires - ready
     warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
-    return replace(mended, ready_at=now, expires_at=now + left, warned=warned)
+    return replace(fixed, ready_at=now, expires_at=now + left, warned=warned)
