@@ -30,6 +30,7 @@ class Backoff:
 
         A `spread` below 1 shortens it, by half at most; it is never shorter than the server `asked` for.
         """
+        assert failures > 0
         pause = self.steps[min(failures, len(self.steps)) - 1]
         return max(asked or 0.0, pause * (0.5 + spread / 2))
 

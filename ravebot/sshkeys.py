@@ -27,9 +27,17 @@ def _number(field: bytes) -> bool:
     return field > b"\0" and field[0] < 128 and (field[0] > 0 or field[1] >= 128)
 
 
+def _exponent(field: bytes) -> bool:
+    return _number(field) and field > b"\1" and field[-1] % 2 == 1
+
+
+def _modulus(field: bytes) -> bool:
+    return _number(field) and len(field) >= 64
+
+
 _FIELDS: Mapping[str, tuple[_Check, ...]] = {
     "ssh-ed25519": (lambda field: len(field) == 32,),
-    "ssh-rsa": (_number, _number),
+    "ssh-rsa": (_exponent, _modulus),
     "ecdsa-sha2-nistp256": (_is(b"nistp256"), _point(65)),
     "ecdsa-sha2-nistp384": (_is(b"nistp384"), _point(97)),
     "ecdsa-sha2-nistp521": (_is(b"nistp521"), _point(133)),
@@ -44,7 +52,8 @@ def parse(line: str) -> str:
     """Type and Base64 of a key, in canonical form. Raises ValueError for anything else."""
     kind, blob = _split(line)
     checks, fields = (_is(kind.encode()), *_FIELDS.get(kind, ())), _fields(blob)
-    if len(fields) != len(checks) or not all(check(field) for check, field in zip(checks, fields, strict=True)):
+    fits = len(fields) == len(checks) and all(check(field) for check, field in zip(checks, fields, strict=True))
+    if kind not in _FIELDS or not fits:
         raise ValueError("not an SSH public key of a known type")
     return f"{kind} {base64.b64encode(blob).decode()}"
 

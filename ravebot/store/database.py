@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -94,18 +94,22 @@ class _Thread:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._serve, name=name).start()
+        self._ended = False
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function in the thread; it continues if the caller is cancelled."""
         return await self.call(partial(function, self.connection))
 
     async def call(self, function: Callable[[], T]) -> T:
+        if self._ended:
+            raise StoreError("the database is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put((future, function))
         return await future
 
     def end(self) -> None:
+        self._ended = True
         self._jobs.put(None)
 
     def _serve(self) -> None:
@@ -113,6 +117,8 @@ class _Thread:
             future, function = job
             try:
                 settle = partial(future.set_result, function())
+            except StopIteration as error:  # which no future takes
+                settle = partial(future.set_exception, RuntimeError(f"a transaction raised {error!r}"))
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
                 settle = partial(future.set_exception, error)
             with suppress(RuntimeError):  # the loop has ended: nobody waits
@@ -182,7 +188,10 @@ class Database:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._running:
+        await uninterrupted(self._close())  # the file lock is not released before the last transaction has ended
+
+    async def _close(self) -> None:
+        while self._running:
             await asyncio.wait(self._running)
         await self._stack.aclose()
 
@@ -290,6 +299,20 @@ async def _connected(path: Path, name: str, patience_seconds: float) -> AsyncIte
             await thread.run(sqlite3.Connection.close)
     finally:
         thread.end()
+
+
+async def uninterrupted(call: Coroutine[object, object, None]) -> None:
+    """Await a call to its end, also when the caller is cancelled; the cancellation follows then."""
+    task = asyncio.ensure_future(call)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
 
 
 def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:

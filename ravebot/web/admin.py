@@ -278,5 +278,7 @@ def _refusal(status: int, body: bytes) -> RavebotError:
         answer: Mapping[str, object] = json.loads(body)
         message = str(answer["error"])
     except (ValueError, KeyError, TypeError):
+        if status == 404:
+            return Unavailable("the running bot does not know this: is it of another version? Restart it")
         return Unavailable(f"the running bot failed at this (HTTP {status}): see its log")
     return Refused(message) if status in (400, 409) else Unavailable(message)

@@ -92,6 +92,46 @@ async def test_a_write_that_is_under_way_when_the_database_closes_is_finished(tm
         assert await keys(database) == {"late"}
 
 
+async def test_a_database_that_is_closed_says_so_instead_of_waiting(tmp_path: Path) -> None:
+    async with Database(tmp_path / "ravebot.db", ManualClock()) as database:
+        pass
+    for late in (database.read(lambda tx: get_meta(tx, "late")), database.write(lambda tx: set_meta(tx, "late", "x"))):
+        with pytest.raises(StoreError, match="is closed"):
+            await asyncio.wait_for(late, 1)
+
+
+async def test_closing_that_is_cancelled_keeps_the_lock_until_the_last_write_has_ended(tmp_path: Path) -> None:
+    may_end = threading.Event()
+    path = tmp_path / "ravebot.db"
+
+    def slow(tx: Transaction) -> None:
+        may_end.wait(10)
+        set_meta(tx, "late", "x")
+
+    async def use() -> None:
+        async with Database(path, ManualClock()) as database:
+            await database.write(slow)
+
+    using = asyncio.create_task(use())
+    await asyncio.sleep(0.05)
+    for _ in range(3):
+        using.cancel()
+        await asyncio.sleep(0.01)
+        with pytest.raises(StoreError, match="another ravebot uses"):
+            await Database(path, ManualClock()).__aenter__()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    async with Database(path, ManualClock()) as database:
+        assert await keys(database) == {"late"}
+
+
+async def test_a_transaction_that_runs_out_of_something_is_a_bug_that_is_raised(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(database.write(lambda _: next(iter(()))), 1)
+    assert await keys(database) == set()
+
+
 async def test_a_cancelled_write_at_any_moment_leaves_all_or_nothing_and_a_database_that_works(
     database: Database,
 ) -> None:

@@ -23,6 +23,7 @@ def line(kind: str, *fields: bytes) -> str:
     return f"{kind} {base64.b64encode(blob).decode()}"
 
 
+MODULUS = b"\0" + bytes([0x80]) * 128
 ED25519, POINT, SK = bytes(range(32)), b"\x04" + bytes(64), "sk-ssh-ed25519@openssh.com"
 
 
@@ -49,6 +50,8 @@ def test_a_key_on_a_token_is_read_too(key: str) -> None:
         line("ssh-dss", b"\x01", b"\x01", b"\x01", b"\x01"), line("ssh-ed25519-cert-v01@openssh.com", ED25519),
         line("ecdsa-sha2-nistp256", b"nistp384", POINT), line("ecdsa-sha2-nistp256", b"nistp256", POINT[:33]),
         line("ecdsa-sha2-nistp256", b"nistp256", b"\x02" + POINT[1:]), line(SK, ED25519, b""),
+        line("restrict"), line("foo"), line("ssh-rsa", b"\x01", MODULUS), line("ssh-rsa", b"\x02", MODULUS),
+        line("ssh-rsa", b"\x01\0\x01", MODULUS[:50]),
     ],
 )  # fmt: skip
 def test_anything_else_is_no_key(text: str) -> None:
@@ -56,9 +59,9 @@ def test_anything_else_is_no_key(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("number", [b"", b"\0", b"\0\0\x80", b"\0\x7f", b"\x80"])
+@pytest.mark.parametrize("number", [b"", b"\0", b"\0" + MODULUS, b"\0" + b"\x7f" * 128, MODULUS[1:]])
 def test_a_number_has_one_form(number: bytes) -> None:
-    assert parse(line("ssh-rsa", b"\x01\0\x01", b"\0\x80")) == line("ssh-rsa", b"\x01\0\x01", b"\0\x80")
+    assert parse(line("ssh-rsa", b"\x01\0\x01", MODULUS)) == line("ssh-rsa", b"\x01\0\x01", MODULUS)
     with pytest.raises(ValueError, match="not an SSH public key"):
         parse(line("ssh-rsa", b"\x01\0\x01", number))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +23,7 @@ from ravebot.sandboxes.machine_life import change, sandbox_on
 from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.view import in_words
 from ravebot.store import machines
-from ravebot.store.database import Database, Transaction
+from ravebot.store.database import Database, Transaction, uninterrupted
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class Builds:
         """These steps first (`create`, `start`), then on to the end of the chain."""
         ahead = asyncio.create_task(self._fetch_ahead(machine))
         try:
-            if await self._boot(machine, steps) and machine.sandbox_id and await self._claim(machine):
+            if await self._boot(machine, steps) and await self._claim(machine) and machine.sandbox_id:
                 await self.chain.run(machine.sandbox_id)
         finally:
             ahead.cancel()
@@ -57,12 +57,13 @@ class Builds:
 
     async def create(self, machine: Machine) -> None:
         await self.provider.open()  # the network and storage pool may have been removed since
-        await _uninterrupted(self.provider.create(self._spec(machine)))
+        # Otherwise a machine could appear after its row was removed, and would belong to nobody.
+        await uninterrupted(self.provider.create(self._spec(machine)))
 
     async def start(self, machine: Machine) -> None:
         await self.guard.ensure()  # no machine starts before the firewall is verified
         log.info("machine starts", machine=machine.name)
-        await _uninterrupted(self.provider.start(machine.name))
+        await uninterrupted(self.provider.start(machine.name))
 
     async def _boot(self, machine: Machine, steps: Iterable[Callable[[Machine], Awaitable[None]]]) -> bool:
         try:
@@ -131,18 +132,3 @@ class Builds:
             initrd=provider.initrd,
             cmdline=provider.cmdline,
         )
-
-
-async def _uninterrupted(call: Coroutine[object, object, None]) -> None:
-    """Await a call whose thread can't be cancelled. Otherwise a machine could appear after its row was removed, and
-    would belong to nobody."""
-    task = asyncio.ensure_future(call)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    task.result()
