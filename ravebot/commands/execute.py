@@ -9,11 +9,16 @@ from ravebot.sandboxes.model import EventKind, MergeRequest, MergeRequestRef
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Transaction
 
-Target = MergeRequest | MergeRequestRef
+Subject = MergeRequest | MergeRequestRef
 """The merge request of a command: as it was looked up, or only its reference, if the stored state is enough."""
 
+CANNOT = "that can't be done here"
+"""The answer where a door does not render what a verb shows."""
 
-def execute(intents: Intents, tx: Transaction, command: Command, asker: Asker, target: Target | None = None) -> Outcome:
+
+def execute(
+    intents: Intents, tx: Transaction, command: Command, asker: Asker, target: Subject | None = None
+) -> Outcome:
     """Execute a command, and return its outcome. A refusal is recorded.
 
     For a verb that needs the head, `target` is the merge request's present state at GitLab.
@@ -21,14 +26,14 @@ def execute(intents: Intents, tx: Transaction, command: Command, asker: Asker, t
     if not asker.decision.allowed:
         return _refuse(tx, command, asker, target)
     if isinstance(command.verb.does, Show):
-        return Outcome(False, "that can't be done here")
+        return Outcome(False, CANNOT)
     mr = _merge_request(tx, command.verb, target)
     if mr is None:
         return Outcome(False, "this merge request has no sandbox")
     return command.verb.does(intents, tx, mr, asker.actor, command)
 
 
-def _refuse(tx: Transaction, command: Command, asker: Asker, target: Target | None) -> Outcome:
+def _refuse(tx: Transaction, command: Command, asker: Asker, target: Subject | None) -> Outcome:
     data: dict[str, object] = {"verb": command.verb.name, "rule": asker.decision.rule}
     mr = target if isinstance(target, MergeRequestRef) else None
     if mr is None:
@@ -37,7 +42,7 @@ def _refuse(tx: Transaction, command: Command, asker: Asker, target: Target | No
     return Outcome(False, f"refused: {asker.decision.rule}")
 
 
-def _merge_request(tx: Transaction, verb: Verb, target: Target | None) -> MergeRequest | None:
+def _merge_request(tx: Transaction, verb: Verb, target: Subject | None) -> MergeRequest | None:
     if target is None or isinstance(target, MergeRequestRef):
         return merge_requests.get(tx, target) if target else None
     mr = merge_requests.get(tx, target.ref)

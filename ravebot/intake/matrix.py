@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from ravebot.commands.execute import Target, execute
+from ravebot.commands.execute import Subject, execute
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Asker, Decision
 from ravebot.commands.refs import Ref
@@ -82,7 +82,7 @@ class MatrixIntake:
         if command is None:
             return _nothing
         if isinstance(command, Mistake):
-            return self._says(message, render_reply(explain(command, prefix), None), "usage")
+            return self._says(message, render_reply(explain(command, prefix)), "usage")
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
@@ -90,11 +90,11 @@ class MatrixIntake:
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         message = IncomingMessage(**json.loads(request.body))
         text = f"I can't do that right now and try again until I can: {why}"
-        self._reply(tx, message, render_reply(text, None))
+        self._reply(tx, message, render_reply(text))
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
         message = IncomingMessage(**json.loads(request.body))
-        self._reply(tx, message, render_reply(why, None))
+        self._reply(tx, message, render_reply(why))
 
     async def _placed(self, message: IncomingMessage) -> tuple[IncomingMessage, tuple[str, ...]]:
         """The configured projects of the room; in a direct chat all.
@@ -190,19 +190,27 @@ class MatrixIntake:
     def _shown(self, what: Show, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
         if view is None:
-            return render_reply(f"`{mr.full_ref}` never had a sandbox; say `{prefix} start {mr.full_ref}`.", None)
-        if what is Show.CARD:
-            return render_card(view, prefix)
-        if what is Show.WHY:
-            return render_why(view)
+            return render_reply(f"`{mr.full_ref}` never had a sandbox; say `{prefix} start {mr.full_ref}`.")
+        match what:
+            case Show.CARD:
+                return render_card(view, prefix)
+            case Show.WHY:
+                return render_why(view)
+            case Show.LOGS:
+                return self._logs(view)
+            case _:
+                raise NotImplementedError(f"rooms do not show {what}")
+
+    def _logs(self, view: SandboxView) -> Mapping[str, object]:
+        ref = view.mr.full_ref
         output = "\n".join(
             f"== {result.stage.value}: {'ok' if result.ok else 'failed'}, {result.seconds:.1f} s\n{result.tail}"
             for result in view.stages
             if result.tail.strip()
         )
         if not output:
-            return render_reply(f"Nothing was printed by set-up and tests of `{mr.full_ref}`.", None)
-        return render_reply(f"Set-up and tests of `{mr.full_ref}`:", None, output=output)
+            return render_reply(f"Nothing was printed by set-up and tests of `{ref}`.")
+        return render_reply(f"Set-up and tests of `{ref}`:", output=output)
 
     async def _may(self, message: IncomingMessage, command: Command, project_id: int | None, mapped: bool) -> Decision:
         return await self.people.from_room(
@@ -210,14 +218,14 @@ class MatrixIntake:
         )
 
     def _executes(
-        self, message: IncomingMessage, command: Command, decision: Decision, target: Target | None = None
+        self, message: IncomingMessage, command: Command, decision: Decision, target: Subject | None = None
     ) -> Step:
         asker = Asker(Actor("matrix", message.sender), decision)
 
         def step(tx: Transaction) -> str:
             outcome = execute(self.intents, tx, command, asker, target)
             text = outcome.message if decision.allowed else f"Refused: {decision.rule}"
-            self._reply(tx, message, render_reply(text, None))
+            self._reply(tx, message, render_reply(text))
             return outcome.message
 
         return step

@@ -144,10 +144,8 @@ def in_thread(root_event_id: str, content: Content) -> Content:
     return content | {"m.relates_to": relation}
 
 
-def as_reply(content: Content, reply_to: str | None, thread: str | None = None) -> Content:
+def as_reply(content: Content, reply_to: str, thread: str | None = None) -> Content:
     """The content as a reply to an event, in the thread of that event, if any."""
-    if reply_to is None:
-        return content if thread is None else in_thread(thread, content)
     relation: Content = {"m.in_reply_to": {"event_id": reply_to}}
     if thread is not None:
         relation |= {"rel_type": "m.thread", "event_id": thread, "is_falling_back": False}

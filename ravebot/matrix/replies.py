@@ -9,7 +9,6 @@ from ravebot.commands.verbs import VERBS, Door, Verb, help_rows
 from ravebot.matrix.content import (
     Content,
     Span,
-    as_reply,
     code,
     first_that_fits,
     joined,
@@ -29,10 +28,9 @@ _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 """Lines of text and characters of output."""
 
 
-def render_reply(text: str, reply_to: str | None, thread: str | None = None, *, output: str = "") -> Content:
+def render_reply(text: str, *, output: str = "") -> Content:
     """A short text for the asker; text between backticks becomes code. `output` is shown as program output."""
-    rendered = (message(_said(text, lines, output, tail)) for lines, tail in _REPLY_DETAIL)
-    return as_reply(first_that_fits(rendered), reply_to, thread)
+    return first_that_fits(message(_said(text, lines, output, tail)) for lines, tail in _REPLY_DETAIL)
 
 
 def render_whoami(user_id: str, text: str) -> Content:

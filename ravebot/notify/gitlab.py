@@ -58,9 +58,10 @@ class GitLabSender:
                     return Sent("awarded")
                 case Kind.WARNING | Kind.REPLY:
                     return await self._comment(ref, message)
+                case _:
+                    raise NotImplementedError(f"GitLab takes no {message.kind}")
         except NotFound as error:
             return Sent(f"dropped: {error}")
-        return Sent("dropped: not for GitLab")
 
     async def _note(self, ref: MergeRequestRef, message: Message) -> Sent:
         mark = marker(ref, self._database.instance_id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ravebot.commands import refs
-from ravebot.commands.execute import execute
+from ravebot.commands.execute import CANNOT, execute
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Asker
 from ravebot.commands.verbs import VERBS, Door, Mistake, Show, Verb, at, parse
@@ -43,7 +43,8 @@ class Operator:
             return Outcome(False, command.why or "there is no such command: is the running bot of another version?")
         if command.verb.does is Show.LIVE:
             return await self._live()
-        assert command.ref, "every command that shows nothing needs a merge request"
+        if command.ref is None:
+            return Outcome(False, CANNOT)
         known = await self.people.known(command.ref)
         if known is None:
             return Outcome(False, refs.unknown(command.ref))

@@ -10,8 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from ravebot.cli import add_verbs
+from ravebot.commands.execute import CANNOT
 from ravebot.commands.people import People
-from ravebot.commands.verbs import VERBS, Command, Door, Takes, Verb, help_rows
+from ravebot.commands.verbs import VERBS, Command, Door, Show, Takes, Verb, help_rows
 from ravebot.gitlab.commands import help_lines
 from ravebot.operations.operator import Operator
 from ravebot.parts import make_core
@@ -122,3 +123,25 @@ async def test_a_new_row_has_its_permission_its_usage_and_its_help_at_every_door
     assert ("/sandbox mark [1h]", "Mark it.") in help_lines(desk.verbs)
     assert ("ravebot mark REF [1h]", "Mark it.") in help_rows(Door.SHELL, "ravebot", desk.verbs)
     assert "Mark it." in (await shell.run("--help"))[1]
+
+
+async def test_what_a_verb_shows_is_rendered_at_each_of_its_doors(desk: Desk, chat: Chat, tmp_path: Path) -> None:
+    """A new member of `Show` that a door forgot is answered with a refusal, or with a bug in the log."""
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    shows = [verb for verb in VERBS if isinstance(verb.does, Show)]
+    assert {verb.does for verb in shows} == set(Show)
+    for verb in shows:
+        if Door.ROOM in verb.doors:
+            said = await chat.ask(ALICE, f"!rave {verb.name}{' group/app!1' if Takes.REF in verb.takes else ''}")
+            assert not said.startswith((NONE, CANNOT, "ravebot could not")), verb.name
+    for verb in shows:
+        if Door.COMMENT in verb.doors:
+            before = len(await desk.answers())
+            await desk.say(mr, desk.alice, f"/sandbox {verb.name}")
+            await desk.work()
+            assert (await desk.answers())[before] == "white_check_mark"
+        if Door.SHELL in verb.doors:
+            async with admin.serve(admin.make_app(operator(desk)), socket_path(tmp_path)):
+                assert not isinstance(await AdminClient(socket_path(tmp_path)).command(verb.name), Outcome)

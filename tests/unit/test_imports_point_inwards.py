@@ -41,7 +41,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.commands.permissions": ("ravebot.sandboxes.model",),
     "ravebot.gitlab": (*INNER, "ravebot.commands.verbs", "ravebot.gitlab"),
     "ravebot.matrix": (*INNER, "ravebot.commands.verbs", "ravebot.commands.refs", "ravebot.matrix"),
-    "ravebot.agents": (*INNER, "ravebot.agents"),
     "ravebot.intake": (*INNER, "ravebot.intake", "ravebot.commands", "ravebot.gitlab", "ravebot.matrix"),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.gitlab", "ravebot.matrix"),
     "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports"),

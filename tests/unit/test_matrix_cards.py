@@ -172,7 +172,7 @@ def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
         render_said(hostile, hostile.history[0]),
         render_history(hostile.history[0]),
         render_warning(hostile, None),
-        render_reply(HOSTILE, None, output=HOSTILE),
+        render_reply(HOSTILE, output=HOSTILE),
     ):
         assert_harmless(content)
         assert "@alice" not in content["body"]
@@ -190,7 +190,7 @@ def test_no_text_breaks_a_card(text: str, state: SandboxState) -> None:
 )
 def test_the_largest_card_and_its_edit_fit_an_event(text: str) -> None:
     hostile = hostile_view(text)
-    for content in (render_card(hostile), render_why(hostile), render_reply(text, "$a", "$b", output=text)):
+    for content in (render_card(hostile), render_why(hostile), as_reply(render_reply(text, output=text), "$a", "$b")):
         assert size_bytes(content) <= MAX_CONTENT_BYTES
         assert_harmless(content)
     many = [hostile] * 500
@@ -238,11 +238,10 @@ def test_a_reply_stays_in_the_thread_it_answers() -> None:
     relation = as_reply(render_help("!rave"), "$asked", "$root")["m.relates_to"]
     assert (relation["rel_type"], relation["event_id"]) == ("m.thread", "$root")
     assert relation["m.in_reply_to"] == {"event_id": "$asked"}
-    assert "m.relates_to" not in as_reply(render_help("!rave"), None)
 
 
 def test_code_in_a_reply_is_marked_and_output_is_preformatted() -> None:
-    content = render_reply("did you mean `!rave list`?", "$1", output="a < b\nsecond line")
+    content = as_reply(render_reply("did you mean `!rave list`?", output="a < b\nsecond line"), "$1")
     assert "<code>!rave list</code>" in content["formatted_body"]
     assert "<pre><code>a &lt; b\nsecond line</code></pre>" in content["formatted_body"]
 
