@@ -83,60 +83,15 @@ def make_core(
     lifecycle = Lifecycle(config, journal)
     guard = Guard(firewall, database, journal, meter, config.sandbox.web_port)
     sources = Sources(code_host, config.state_dir / "sources", config.sandbox.max_source)
-    chain = Chain(
-        config=config,
-        clock=clock,
-        database=database,
-        provider=provider,
-        lifecycle=lifecycle,
-        sources=sources,
-        jobs=GuestJobs(provider, config.sandbox.user),
-        web=HttpProbe(),
-        guard=guard.ensure,
-        meter=meter,
-    )
-    builds = Builds(
-        config=config,
-        clock=clock,
-        database=database,
-        provider=provider,
-        lifecycle=lifecycle,
-        chain=chain,
-        guard=guard,
-        meter=meter,
-    )
-    health = Health(config=config, clock=clock, database=database, provider=provider, lifecycle=lifecycle, chain=chain)
-    actions = Actions(
-        config=config,
-        database=database,
-        provider=provider,
-        lifecycle=lifecycle,
-        guard=guard,
-        meter=meter,
-        builds=builds,
-        health=health,
-    )
-    admission = Admission(
-        config=config,
-        clock=clock,
-        database=database,
-        provider=provider,
-        lifecycle=lifecycle,
-        meter=meter,
-        busy_ports=listening_ports,
-    )
-    pool = Pool(
-        config=config,
-        clock=clock,
-        database=database,
-        provider=provider,
-        lifecycle=lifecycle,
-        actions=actions,
-        admission=admission,
-        guard=guard,
-        sweep=Sweep(clock, database, provider, meter, config.pool.orphan_sweep),
-        meter=meter,
-    )
+    shared = (config, clock, database, provider, lifecycle)
+    jobs = GuestJobs(provider, config.sandbox.user)
+    chain = Chain(*shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter)
+    builds = Builds(*shared, chain=chain, guard=guard, meter=meter)
+    health = Health(*shared, chain=chain)
+    actions = Actions(config, database, provider, lifecycle, guard, meter, builds, health)
+    admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
+    sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
+    pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
     return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool)
 
 

@@ -5,21 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from ravebot.gitlab import fields
 from ravebot.gitlab.events import MAX_COMMENT
-from ravebot.gitlab.fields import (
-    Json,
-    Malformed,
-    flag,
-    identifier,
-    listing,
-    mapping,
-    moment,
-    optional_identifier,
-    sha,
-    state,
-    text,
-    web_url,
-)
+from ravebot.gitlab.fields import Json, Malformed
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.sshkeys import parse
 
@@ -36,40 +24,43 @@ class Note:
 
 
 def person(body: Json) -> Person:
-    return Person(identifier(body, "id"), text(body, "username", 255))
+    return Person(fields.identifier(body, "id"), fields.text(body, "username", 255))
 
 
 def version(body: Json) -> str:
-    return text(body, "version", 100)
+    return fields.text(body, "version", 100)
 
 
 def project(body: Json) -> tuple[int, str]:
-    return identifier(body, "id"), text(body, "path_with_namespace", 1024)
+    return fields.identifier(body, "id"), fields.text(body, "path_with_namespace", 1024)
 
 
 def merge_request(body: Json) -> MergeRequest:
     """`head_sha` is "" while the merge request has no commit."""
-    iid = identifier(body, "iid")
-    path, separator, number = text(mapping(body, "references"), "full", 1100).rpartition("!")
+    iid = fields.identifier(body, "iid")
+    path, separator, number = fields.text(fields.mapping(body, "references"), "full", 1100).rpartition("!")
     if not separator or number != str(iid):
         raise Malformed("references.full is no full reference")
     people = [
-        person(item) for key in ("assignees", "reviewers") for item in listing(body, key) if isinstance(item, dict)
+        person(item)
+        for key in ("assignees", "reviewers")
+        for item in fields.listing(body, key)
+        if isinstance(item, dict)
     ]
     return MergeRequest(
-        ref=MergeRequestRef(identifier(body, "project_id"), iid),
+        ref=MergeRequestRef(fields.identifier(body, "project_id"), iid),
         project_path=path,
-        title=text(body, "title", 1024),
-        web_url=web_url(body, "web_url"),
-        source_branch=text(body, "source_branch", 1024),
+        title=fields.text(body, "title", 1024),
+        web_url=fields.web_url(body, "web_url"),
+        source_branch=fields.text(body, "source_branch", 1024),
         # null when the fork was deleted; no project has the id 0, so the merge request still counts as from a fork
-        source_project_id=optional_identifier(body, "source_project_id") or 0,
-        head_sha=sha(body, "sha") if body.get("sha") else "",
-        author=person(mapping(body, "author")),
+        source_project_id=fields.optional_identifier(body, "source_project_id") or 0,
+        head_sha=fields.sha(body, "sha") if body.get("sha") else "",
+        author=person(fields.mapping(body, "author")),
         people=tuple(dict.fromkeys(people)),
-        draft=flag(body, "draft"),
-        state=state(body),
-        updated_at=moment(body, "updated_at"),
+        draft=fields.flag(body, "draft"),
+        state=fields.state(body),
+        updated_at=fields.moment(body, "updated_at"),
     )
 
 
@@ -77,7 +68,7 @@ def access_level(body: Json) -> int:
     """The role's number; 0 for a member who is blocked or still awaits approval."""
     if body.get("state") != "active" or body.get("membership_state", "active") != "active":
         return 0
-    return optional_identifier(body, "access_level") or 0
+    return fields.optional_identifier(body, "access_level") or 0
 
 
 def ssh_key(body: Json, now: datetime) -> str | None:
@@ -85,30 +76,30 @@ def ssh_key(body: Json, now: datetime) -> str | None:
     if body.get("usage_type", "auth_and_signing") not in {"auth", "auth_and_signing"}:
         return None
     if body.get("expires_at") is not None:
-        expires = moment(body, "expires_at")
+        expires = fields.moment(body, "expires_at")
         if expires is None or expires <= now:
             return None
     try:
-        return parse(text(body, "key", 16_384))
+        return parse(fields.text(body, "key", 16_384))
     except ValueError:
         return None
 
 
 def note(body: Json) -> Note:
     return Note(
-        identifier(body, "id"),
-        person(mapping(body, "author")),
-        text(body, "body", MAX_COMMENT),
-        flag(body, "system"),
-        moment(body, "created_at"),
+        fields.identifier(body, "id"),
+        person(fields.mapping(body, "author")),
+        fields.text(body, "body", MAX_COMMENT),
+        fields.flag(body, "system"),
+        fields.moment(body, "created_at"),
     )
 
 
 def note_id(body: Json) -> int:
     """The id of a note just posted. GitLab's answer has no id if the text contained only quick actions."""
-    return identifier(body, "id")
+    return fields.identifier(body, "id")
 
 
 def award(body: Json) -> tuple[int, str]:
     """The user's id and the emoji."""
-    return identifier(mapping(body, "user"), "id"), text(body, "name", 255)
+    return fields.identifier(fields.mapping(body, "user"), "id"), fields.text(body, "name", 255)

@@ -9,19 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ravebot.gitlab.fields import (
-    Malformed,
-    flag,
-    identifier,
-    listing,
-    mapping,
-    moment,
-    optional_identifier,
-    sha,
-    state,
-    text,
-    web_url,
-)
+from ravebot.gitlab import fields
+from ravebot.gitlab.fields import Malformed
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
@@ -75,27 +64,29 @@ def parse(body: Mapping[str, object]) -> MergeRequestChanged | CommentPosted | I
 
 
 def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
-    attributes = mapping(body, "object_attributes")
-    by = _person(mapping(body, "user"))
+    attributes = fields.mapping(body, "object_attributes")
+    by = _person(fields.mapping(body, "user"))
     people = _people(body, "assignees") + _people(body, "reviewers")
     mr = _merge_request(body, attributes, tuple(dict.fromkeys(people)), (by, *people))
     return MergeRequestChanged(mr, by)
 
 
 def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:
-    attributes = mapping(body, "object_attributes")
+    attributes = fields.mapping(body, "object_attributes")
     if attributes.get("noteable_type") != "MergeRequest":
         return Ignored("a comment on something other than a merge request")
     if attributes.get("action", "create") != "create":  # absent before GitLab 16.11
         return Ignored("an edited comment")
-    if flag(attributes, "system"):
+    if fields.flag(attributes, "system"):
         return Ignored("a note that GitLab wrote itself")
-    author = Person(identifier(attributes, "author_id"), text(mapping(body, "user"), "username", 255))
-    told = mapping(body, "merge_request")
+    author = Person(
+        fields.identifier(attributes, "author_id"), fields.text(fields.mapping(body, "user"), "username", 255)
+    )
+    told = fields.mapping(body, "merge_request")
     people = tuple(Person(one, "") for one in dict.fromkeys((*_ids(told, "assignee_ids"), *_ids(told, "reviewer_ids"))))
     mr = _merge_request(body, told, people, (author,))
-    note = text(attributes, "note", MAX_COMMENT)
-    return CommentPosted(mr.ref, mr.project_path, identifier(attributes, "id"), author, note, mr)
+    note = fields.text(attributes, "note", MAX_COMMENT)
+    return CommentPosted(mr.ref, mr.project_path, fields.identifier(attributes, "id"), author, note, mr)
 
 
 def _merge_request(
@@ -104,43 +95,43 @@ def _merge_request(
     people: tuple[Person, ...],
     known: tuple[Person, ...],
 ) -> MergeRequest:
-    author_id = identifier(attributes, "author_id")
+    author_id = fields.identifier(attributes, "author_id")
     names = (person.username for person in known if person.id == author_id and person.username)
     commit = attributes.get("last_commit")
-    project_id, iid = identifier(attributes, "target_project_id"), identifier(attributes, "iid")
+    project_id, iid = fields.identifier(attributes, "target_project_id"), fields.identifier(attributes, "iid")
     return MergeRequest(
         ref=MergeRequestRef(project_id, iid),
-        project_path=text(mapping(body, "project"), "path_with_namespace", 1024),
-        title=text(attributes, "title", 1024),
+        project_path=fields.text(fields.mapping(body, "project"), "path_with_namespace", 1024),
+        title=fields.text(attributes, "title", 1024),
         web_url=_address(body, attributes, iid),
-        source_branch=text(attributes, "source_branch", 1024),
+        source_branch=fields.text(attributes, "source_branch", 1024),
         # null when the fork was deleted; no project has the id 0, so the merge request still counts as from a fork
-        source_project_id=optional_identifier(attributes, "source_project_id") or 0,
-        head_sha=sha(commit, "id") if isinstance(commit, Mapping) else "",
+        source_project_id=fields.optional_identifier(attributes, "source_project_id") or 0,
+        head_sha=fields.sha(commit, "id") if isinstance(commit, Mapping) else "",
         author=Person(author_id, next(names, "")),
         people=people,
-        draft=flag(attributes, "draft") or flag(attributes, "work_in_progress"),
-        state=state(attributes),
-        updated_at=moment(attributes, "updated_at"),
+        draft=fields.flag(attributes, "draft") or fields.flag(attributes, "work_in_progress"),
+        state=fields.state(attributes),
+        updated_at=fields.moment(attributes, "updated_at"),
     )
 
 
 def _address(body: Mapping[str, object], attributes: Mapping[str, object], iid: int) -> str:
     """The merge request's web address; comments of older servers have only the project's."""
     if "url" in attributes:
-        return web_url(attributes, "url")
-    return f"{web_url(mapping(body, 'project'), 'web_url')}/-/merge_requests/{iid:d}"
+        return fields.web_url(attributes, "url")
+    return f"{fields.web_url(fields.mapping(body, 'project'), 'web_url')}/-/merge_requests/{iid:d}"
 
 
 def _person(body: Mapping[str, object]) -> Person:
-    return Person(optional_identifier(body, "id") or 0, text(body, "username", 255))
+    return Person(fields.optional_identifier(body, "id") or 0, fields.text(body, "username", 255))
 
 
 def _people(body: Mapping[str, object], key: str) -> list[Person]:
-    people = [_person(item) for item in listing(body, key) if isinstance(item, Mapping)]
+    people = [_person(item) for item in fields.listing(body, key) if isinstance(item, Mapping)]
     return [person for person in people if person.id]
 
 
 def _ids(body: Mapping[str, object], key: str) -> list[int]:
-    found = [item for item in listing(body, key) if isinstance(item, int) and not isinstance(item, bool)]
+    found = [item for item in fields.listing(body, key) if isinstance(item, int) and not isinstance(item, bool)]
     return [item for item in found if item > 0]

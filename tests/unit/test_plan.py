@@ -8,11 +8,10 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ravebot.providers.base import HostUsage
 from ravebot.sandboxes.model import MachineState, MergeRequestRef, Sandbox, SandboxState
 from ravebot.sandboxes.pool.plan import (
     MEMORY_RESERVE_BYTES,
-    Host,
-    Need,
     admit,
     pick_address,
     pick_port,
@@ -69,24 +68,24 @@ def test_one_that_waits_after_a_failed_build_is_let_in_when_the_clock_was_set_ba
 
 
 def test_memory_that_running_machines_may_still_grow_into_is_not_given_out_again() -> None:
-    need = Need(4 * GIB, 20 * GIB)
+    need = (4 * GIB, 20 * GIB)
     grown = a_machine(1, memory_bytes=4 * GIB, memory_peak_bytes=4 * GIB)
     fresh = a_machine(2, memory_bytes=4 * GIB, memory_peak_bytes=GIB)
     exactly = 4 * GIB + 3 * GIB + MEMORY_RESERVE_BYTES
-    assert shortage(Host(exactly, 99 * GIB, 0), [grown, fresh], need) == ""
-    short = shortage(Host(exactly - 1, 99 * GIB, 0), [grown, fresh], need)
+    assert shortage(HostUsage(exactly, 99 * GIB, 0), [grown, fresh], *need) == ""
+    short = shortage(HostUsage(exactly - 1, 99 * GIB, 0), [grown, fresh], *need)
     assert short == "the host is short of memory: 4.0 GiB left, 4.0 GiB needed"
 
 
 def test_disk_that_is_promised_to_overlays_is_not_given_out_again() -> None:
-    need = Need(GIB, 20 * GIB)
-    assert shortage(Host(99 * GIB, 50 * GIB, 30 * GIB), [], need) == ""
-    short = shortage(Host(99 * GIB, 50 * GIB, 35 * GIB), [], need)
+    need = (GIB, 20 * GIB)
+    assert shortage(HostUsage(99 * GIB, 50 * GIB, 30 * GIB), [], *need) == ""
+    short = shortage(HostUsage(99 * GIB, 50 * GIB, 35 * GIB), [], *need)
     assert short == "the host is short of disk: 15.0 GiB not promised yet, 20.0 GiB needed"
 
 
 def test_what_is_left_is_never_told_as_less_than_nothing() -> None:
-    assert "0.0 GiB left" in shortage(Host(0, 0, 0), [], Need(GIB, GIB))
+    assert "0.0 GiB left" in shortage(HostUsage(0, 0, 0), [], GIB, GIB)
 
 
 def test_the_first_in_the_queue_waits_for_the_first_that_expires() -> None:

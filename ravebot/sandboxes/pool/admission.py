@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from ravebot.clock import Clock
 from ravebot.config.model import Config
-from ravebot.providers.base import Provider
+from ravebot.providers.base import HostUsage, Provider
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Allocation, Lifecycle
@@ -44,11 +44,10 @@ class Admission:
             return False
         host = await self.provider.host()
         self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
-        left = plan.Host(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
         busy = await self.busy_ports()
-        return await self.database.write(lambda tx: self._admit(tx, left, busy))
+        return await self.database.write(lambda tx: self._admit(tx, host, busy))
 
-    def _admit(self, tx: Transaction, host: plan.Host, busy: frozenset[int]) -> bool:
+    def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int]) -> bool:
         state = wanted(tx)
         running = list(state.machines)
         admitted = False
@@ -65,17 +64,16 @@ class Admission:
             break  # first in, first out: no sandbox passes one that waits for the host
         return admitted
 
-    def _obstacle(self, tx: Transaction, host: plan.Host, running: list[Machine]) -> str:
+    def _obstacle(self, tx: Transaction, host: HostUsage, running: list[Machine]) -> str:
         provider = self.config.provider
         record = images.get(tx, str(provider.image))
         if record.held:
             return f"no machines are built: {record.held}"
-        need = plan.Need(self.config.sandbox.memory, self.config.sandbox.disk)
         # Until it boots, the host's figures may lack its disk; until then it may count twice.
         fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
-        left = plan.Host(host.memory_available_bytes, host.disk_free_bytes, promised)
-        return plan.shortage(left, running, need)
+        left = replace(host, disk_promised_bytes=promised)
+        return plan.shortage(left, running, self.config.sandbox.memory, self.config.sandbox.disk)
 
     def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
         settings = self.config.sandbox

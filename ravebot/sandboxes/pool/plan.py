@@ -8,38 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ravebot.clock import Wait
+from ravebot.providers.base import HostUsage
 from ravebot.sandboxes.model import Machine, Sandbox, SandboxState
 
 MEMORY_RESERVE_BYTES = 256 * 1024**2
 """Memory reserved for the host itself, beside what is already in use."""
 
 
-@dataclass(frozen=True)
-class Host:
-    """What the host has left."""
-
-    memory_available_bytes: int
-    disk_free_bytes: int
-    disk_promised_bytes: int  # what existing overlays may still grow by
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one more machine takes."""
-
-    memory_bytes: int
-    disk_bytes: int
-
-
-def shortage(host: Host, machines: Iterable[Machine], need: Need) -> str:
-    """Why the host can't take one more machine, in words for people; empty when it can."""
+def shortage(host: HostUsage, machines: Iterable[Machine], memory_bytes: int, disk_bytes: int) -> str:
+    """Why the host can't take one more machine that needs so much, in words for people; empty when it can."""
     growth = sum(max(0, machine.memory_bytes - machine.memory_peak_bytes) for machine in machines)
     memory = host.memory_available_bytes - growth - MEMORY_RESERVE_BYTES
-    if memory < need.memory_bytes:
-        return f"the host is short of memory: {_gib(max(0, memory))} left, {_gib(need.memory_bytes)} needed"
+    if memory < memory_bytes:
+        return f"the host is short of memory: {_gib(max(0, memory))} left, {_gib(memory_bytes)} needed"
     disk = host.disk_free_bytes - host.disk_promised_bytes
-    if disk < need.disk_bytes:
-        return f"the host is short of disk: {_gib(max(0, disk))} not promised yet, {_gib(need.disk_bytes)} needed"
+    if disk < disk_bytes:
+        return f"the host is short of disk: {_gib(max(0, disk))} not promised yet, {_gib(disk_bytes)} needed"
     return ""
 
 
