@@ -254,7 +254,7 @@ def _one(tx: Transaction, core: Core, config: Config, number: int) -> Machine:
     claimed = sandboxes.get(tx, sandbox.id)
     assert claimed
     announced = replace(claimed, stage=Stage.ANNOUNCE, ports_open=True, web_scheme="http")
-    core.lifecycle.stage_done(tx, announced)
+    core.lifecycle.happened(tx, announced, Happened.MACHINE_READY)
     for target, lane in ((MATRIX, "#dev:localhost"), (GITLAB, f"1!{number + 1}")):
         while message := outbox.head(tx, target, lane):
             outbox.delivered(tx, message.id, "told")

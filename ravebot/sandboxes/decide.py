@@ -175,6 +175,7 @@ SANDBOXES: Final = MappingProxyType(
         (S.STARTING, H.RESTARTED): Then.CHAIN_AGAIN,
         (S.STARTING, H.STAGE_FAILED): Then.FAIL,
         (S.STARTING, H.REBUILD): Then.REBUILD,
+        (S.READY, H.MACHINE_READY): Then.NEXT_STAGE,
         (S.READY, H.CODE_UPDATED): Then.UPDATE,
         (S.READY, H.END_ASKED): Then.STOP,
         (S.READY, H.STAGE_TIMEOUT): Then.KEEP,
@@ -186,6 +187,8 @@ SANDBOXES: Final = MappingProxyType(
         (S.READY, H.RETRY): Then.UPDATE,
         (S.STOPPING, H.START_ASKED): Then.NEW_BEHIND,
         (S.STOPPING, H.MACHINE_LOST): Then.END,
+        (S.STOPPING, H.REBUILD): Then.NEW_BEHIND,
+        (S.STOPPING, H.RETRY): Then.NEW_BEHIND,
         (S.ENDED, H.START_ASKED): Then.NEW,
         (S.ENDED, H.REBUILD): Then.NEW,
         (S.ENDED, H.RETRY): Then.NEW,
@@ -206,6 +209,8 @@ def decide_sandbox(sandbox: Sandbox, happened: Happened, unbuilt: Machine | None
             return Then.END_LOST  # failed builds hold the image instead
         case Then.RESTART_AT_COPY if sandbox.stage in _BEFORE_COPY:
             return Then.TAKE_SHA
+        case Then.NEXT_STAGE if sandbox.state is S.READY and sandbox.stage is None:
+            return Then.NOTHING  # it is not being updated
         case Then.UPDATE if happened is H.RETRY and sandbox.stage is not None:
             return Then.NOTHING  # it is being updated
     return then

@@ -167,7 +167,7 @@ class Intents:
         if why := self._refused(mr):
             return Outcome(False, why)
         then = self.lifecycle.asked(tx, mr, Happened.REBUILD, actor)
-        if then is Then.NOTHING and self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor) is Then.NOTHING:
+        if then is Then.NOTHING:
             return Outcome(True, f"{mr.full_ref} is in the queue: it gets a fresh machine anyway")
         ends = ", the old one ends first" if then is Then.REBUILD else ""
         return Outcome(True, f"{mr.full_ref} gets a fresh machine{ends}")
@@ -179,8 +179,6 @@ class Intents:
             return Outcome(False, why)
         sha = sandbox.sha if sandbox and self._must_wait(mr) else mr.head_sha
         then = self.lifecycle.asked(tx, mr, Happened.RETRY, actor, sha=sha)
-        if then is Then.NOTHING:
-            then = self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         sandbox = sandboxes.current(tx, mr.ref)
         assert sandbox
         machine_life.resume_builds(tx, self.lifecycle, str(self.config.provider.image), sandbox, actor)

@@ -99,7 +99,7 @@ class Lifecycle:
                 assert allocation
                 self._begin(tx, sandbox, allocation)
             case Then.NEXT_STAGE:
-                self._go_on(tx, sandbox, CLAIM_STAGES)
+                self._go_on(tx, sandbox)
             case Then.CHAIN_AGAIN:
                 self._chain_again(tx, sandbox, why)
             case Then.TAKE_SHA:
@@ -161,13 +161,9 @@ class Lifecycle:
         begun = transitions.starting(sandbox, machine.id, allocation.ssh_port, allocation.web_port, tx.now)
         self._step(tx, begun, EventKind.SANDBOX_STARTING, {"machine": machine.name}, machine_id=machine.id)
 
-    def stage_done(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """The current stage is done. The stages of an update change no state, so they are not in the table."""
-        if self.happened(tx, sandbox, Happened.MACHINE_READY) is Then.NOTHING:
-            self._go_on(tx, sandbox, UPDATE_STAGES)
-
-    def _go_on(self, tx: Transaction, sandbox: Sandbox, chain: tuple[Stage, ...]) -> None:
+    def _go_on(self, tx: Transaction, sandbox: Sandbox) -> None:
         """Go to the chain's first or next stage, or announce the sandbox after the last one."""
+        chain = CLAIM_STAGES if sandbox.state is SandboxState.STARTING else UPDATE_STAGES
         if sandbox.stage is None:
             machine = _machine(tx, sandbox)
             leased = replace(

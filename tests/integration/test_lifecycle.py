@@ -325,7 +325,7 @@ async def test_a_step_whose_transaction_fails_changes_nothing_and_tells_nobody(w
         elif step == "stop":
             life.happened(tx, claimed, Happened.END_ASKED)
         elif step == "ready":
-            life.stage_done(tx, replace(claimed, stage=Stage.ANNOUNCE))
+            life.happened(tx, replace(claimed, stage=Stage.ANNOUNCE), Happened.MACHINE_READY)
         else:
             life.happened(tx, claimed, Happened.MACHINE_LOST, why="why")
         raise ValueError("on purpose")

@@ -194,7 +194,7 @@ class World:
     async def announced(self, sandbox: Sandbox) -> Sandbox:
         """Complete its chain."""
         done = replace(sandbox, stage=Stage.ANNOUNCE)
-        await self.write(lambda tx: self.lifecycle.stage_done(tx, done))
+        await self.write(lambda tx: self.lifecycle.happened(tx, done, Happened.MACHINE_READY))
         found = await self.read(lambda tx: sandboxes.get(tx, sandbox.id))
         assert found
         return found

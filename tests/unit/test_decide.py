@@ -37,15 +37,16 @@ HAPPENED = (
     "machine ready", "code updated", "end asked", "start asked", "stage timeout", "expired", "machine lost",
     "restarted", "stage failed", "rebuild", "retry",
 )  # fmt: skip
+BEHIND = "new one, queued behind it"
 SANDBOXES = {
     "queued": ("begin", "take the new SHA", "end", "", "", "", "", "", "", "", "drop the backoff"),
     "starting": (
         "next stage", "restart at copy", "stop", "", "fail", "expire", "retry", "chain again", "fail", "rebuild", "",
     ),
     "ready": (
-        "", "update", "stop", "", "keep", "expire", "end, lost", "chain again", "keep", "rebuild", "update",
+        "next stage", "update", "stop", "", "keep", "expire", "end, lost", "chain again", "keep", "rebuild", "update",
     ),
-    "stopping": ("", "", "", "new one, queued behind it", "", "", "end", "", "", "", ""),
+    "stopping": ("", "", "", BEHIND, "", "", "end", "", "", BEHIND, BEHIND),
     "ended": ("", "", "", "new one", "", "", "", "", "", "new one", "new one"),
 }  # fmt: skip
 SANDBOX_CELLS = [
@@ -64,7 +65,7 @@ def test_every_cell_of_the_machines_table(wanted: str, seen: str, do: str) -> No
 
 @pytest.mark.parametrize(("state", "happened", "then"), SANDBOX_CELLS)
 def test_every_cell_of_the_sandboxes_table(state: str, happened: str, then: str) -> None:
-    stage = Stage.SETUP if state == "starting" else None
+    stage = Stage.SETUP if (state, then) == ("ready", "next stage") or state == "starting" else None
     assert decide_sandbox(a_sandbox(state=SandboxState(state), stage=stage), Happened(happened)) == then
 
 
@@ -178,6 +179,10 @@ def test_a_retry_leaves_an_update_alone_that_is_under_way(stage: Stage) -> None:
     updating = a_sandbox(state=SandboxState.READY, stage=stage)
     assert decide_sandbox(updating, Happened.RETRY) is Then.NOTHING
     assert decide_sandbox(updating, Happened.CODE_UPDATED) is Then.UPDATE
+
+
+def test_a_ready_sandbox_that_is_not_being_updated_has_no_next_stage() -> None:
+    assert decide_sandbox(a_sandbox(state=SandboxState.READY), Happened.MACHINE_READY) is Then.NOTHING
 
 
 @pytest.mark.parametrize("state", SandboxState)

@@ -16,6 +16,7 @@ INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
+    "ravebot.sandboxes.pool.plan": (*PURE, *BASICS, "ravebot.providers.base"),
     "ravebot.errors": (),
     "ravebot.clock": (),
     "ravebot.backoff": (),

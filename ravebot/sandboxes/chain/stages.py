@@ -222,7 +222,7 @@ class Chain:
                 self.lifecycle.journal.record(
                     tx, EventKind.STAGE_DONE, sandbox=sandbox, machine_id=work.machine.id, data=data
                 )
-            self.lifecycle.stage_done(tx, sandbox)
+            self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY)
             return seconds
 
         seconds = await self.database.write(step)
