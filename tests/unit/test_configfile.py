@@ -492,14 +492,14 @@ def test_whatever_stands_anywhere_is_told_and_never_a_crash(folder: Folder, data
 
 
 def example_with_secrets(folder: Folder) -> str:
-    for name in ("matrix-password", "matrix-store-passphrase", "gitlab-token", "gitlab-webhook"):
+    for name in ("matrix-password", "gitlab-token", "gitlab-webhook"):
         folder.secret(name)
     return EXAMPLE.read_text().replace("/etc/ravebot/secrets", str(folder.path))
 
 
 def test_the_example_is_right_but_for_its_secret_files(folder: Folder) -> None:
     with pytest.raises(InvalidConfigError) as caught:
-        load(EXAMPLE)
+        folder.load(EXAMPLE.read_text().replace("/etc/ravebot/secrets", str(folder.path / "none")))
     assert all("there is no file" in problem.message for problem in caught.value.problems)
     loaded = folder.load(example_with_secrets(folder))
     assert [warning.split(":")[0] for warning in loaded.warnings] == ["access.allow_from"]
