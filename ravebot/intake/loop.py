@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -20,6 +21,8 @@ from ravebot.store.signals import INTAKE
 log = structlog.get_logger()
 
 AT_ONCE = 8
+MOST_OF_A_SOURCE = 7
+"""Slots, of `AT_ONCE`, that one source may hold."""
 _PAUSES = Backoff.growing(1.0, 60.0)
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
@@ -62,13 +65,29 @@ class Intake:
                     log.warning("inbox could not be read", error=str(error))
                     await asyncio.sleep(_STORE_SECONDS)
                     continue
-                for request in heads:
-                    lane = (request.source, request.lane)
-                    free = lane not in self._busy and request.id not in self._ended
-                    if free and len(self._busy) < AT_ONCE:
-                        self._busy.add(lane)
-                        group.create_task(self._work(request))
+                for request in self._turns(heads):
+                    self._busy.add((request.source, request.lane))
+                    group.create_task(self._work(request))
                 await self._database.signals.wait(INTAKE, _LOOK_SECONDS)
+
+    def _turns(self, heads: Iterable[Request]) -> Iterator[Request]:
+        """The requests to begin now: each free slot goes to the source that has the fewest, and none gets all of them.
+
+        So a GitLab that does not answer never keeps what is said in the rooms from being handled.
+        """
+        free = [
+            request
+            for request in heads
+            if (request.source, request.lane) not in self._busy and request.id not in self._ended
+        ]
+        slots = Counter(source for source, _ in self._busy)
+        while free and slots.total() < AT_ONCE:
+            request = min(free, key=lambda one: slots[one.source])
+            if slots[request.source] >= MOST_OF_A_SOURCE:
+                break
+            free.remove(request)
+            slots[request.source] += 1
+            yield request
 
     async def _work(self, request: Request) -> None:
         try:

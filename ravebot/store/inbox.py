@@ -36,11 +36,13 @@ def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: s
 
 
 def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
-    """The oldest unhandled row of every lane, if it is due."""
+    """The oldest unhandled row of every lane, if it is due: of each source at most `limit`, the least recently tried
+    first. A row that was never tried counts as tried when it was received."""
     rows = tx.all(
-        "SELECT id, source, lane, kind, body, attempts FROM inbox WHERE id IN (SELECT MIN(id) FROM inbox"
-        " WHERE handled_at IS NULL GROUP BY source, lane) AND (next_attempt_at <= ? OR postponed_at > ?)"
-        " ORDER BY id LIMIT ?",
+        "SELECT id, source, lane, kind, body, attempts FROM (SELECT *, ROW_NUMBER() OVER"
+        " (PARTITION BY source ORDER BY MAX(received_at, postponed_at), id) AS place FROM inbox WHERE id IN"
+        " (SELECT MIN(id) FROM inbox WHERE handled_at IS NULL GROUP BY source, lane)"
+        " AND (next_attempt_at <= ? OR postponed_at > ?)) WHERE place <= ? ORDER BY place, id",
         (tx.now_us, tx.now_us, limit),
     )
     return tuple(Request(**dict(row)) for row in rows)

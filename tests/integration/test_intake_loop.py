@@ -6,15 +6,18 @@ import asyncio
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ravebot.clock import SystemClock
-from ravebot.intake.loop import Intake, Step
+from ravebot.intake.loop import MOST_OF_A_SOURCE, Intake, Step
 from ravebot.store import inbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.inbox import Request
+from tests.support.clock import ManualClock
 from tests.support.records import pending
 
 pytestmark = pytest.mark.integration
@@ -93,3 +96,55 @@ async def test_a_request_is_kept_while_the_database_is_locked_and_acted_on_once_
             loop.cancel()
             await asyncio.wait({loop})
     assert handler.acted == [1]
+
+
+class Hangs(Remembers):
+    """Waits for an answer that does not come until it is told to, as requests to a GitLab that hangs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def handle(self, request: Request) -> Step:
+        self.asked.append(request.id)
+        await self.answers.wait()
+        return await super().handle(request)
+
+
+def lanes_of(source: str, count: int, tx: Transaction) -> None:
+    for number in range(count):
+        inbox.add(tx, source=source, key=str(number), lane=f"1!{number}", kind="note", body="{}")
+
+
+async def test_a_source_whose_requests_hang_holds_up_no_other_however_many_they_are(tmp_path: Path) -> None:
+    hangs, quick = Hangs(), Remembers()
+    async with Database(tmp_path / "ravebot.db", SystemClock()) as database:
+        await database.write(partial(lanes_of, "gitlab", 60))
+        loop = asyncio.create_task(Intake(database, {"gitlab": hangs, "matrix": quick}).run())
+        try:
+            while len(hangs.asked) < MOST_OF_A_SOURCE:
+                await asyncio.sleep(0.01)
+            await database.write(partial(lanes_of, "matrix", 20))
+            async with asyncio.timeout(10):
+                while len(quick.acted) < 20:
+                    await asyncio.sleep(0.01)
+            assert hangs.acted == []
+        finally:
+            hangs.answers.set()
+            loop.cancel()
+            await asyncio.wait({loop})
+
+
+async def test_the_least_recently_tried_comes_first_also_among_more_than_are_looked_at(tmp_path: Path) -> None:
+    """Requests that are due again and again must not keep those from their turn that were never tried."""
+    clock = ManualClock()
+    async with Database(tmp_path / "ravebot.db", clock) as database:
+        await database.write(partial(lanes_of, "gitlab", 60))
+        tried: list[str] = []
+        for _ in range(6):
+            clock.advance(timedelta(minutes=1))
+            found = await database.read(lambda tx: inbox.heads(tx, 10))
+            tried += [request.lane for request in found]
+            for request in found:
+                await database.write(partial(inbox.postpone, request_id=request.id, delay=timedelta(seconds=1)))
+        assert Counter(tried) == {f"1!{number}": 1 for number in range(60)}
