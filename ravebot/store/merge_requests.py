@@ -19,10 +19,17 @@ def get(tx: Transaction, ref: MergeRequestRef) -> MergeRequest | None:
 
 
 def find(tx: Transaction, project_path: str, iid: int) -> MergeRequest | None:
-    """Find a merge request by the reference that people write: `group/app!42`."""
+    """Find a merge request by the reference that people write: `group/app!42`.
+
+    A path belongs to the project that was last seen there: after a move, another project may take it.
+    """
     if iid > _MAX_IID:
         return None
-    row = tx.one("SELECT * FROM merge_requests WHERE project_path = ? AND iid = ?", (project_path, iid))
+    row = tx.one(
+        "SELECT * FROM merge_requests WHERE project_path = ? AND iid = ? AND project_id ="
+        " (SELECT project_id FROM merge_requests WHERE project_path = ? ORDER BY updated_at DESC LIMIT 1)",
+        (project_path, iid, project_path),
+    )
     return _merge_request(row) if row else None
 
 

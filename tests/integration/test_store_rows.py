@@ -231,6 +231,23 @@ async def test_a_merge_request_is_found_by_what_people_write(world: World) -> No
     assert await world.read(merge_requests.project_paths) == ("group/app",)
 
 
+async def test_a_path_belongs_to_the_project_that_was_seen_there_last(world: World) -> None:
+    """Project 7 moved away, and project 8 took its path; what was said of 7 under that path is older."""
+    later = NOON + timedelta(days=1)
+    for mr in (
+        a_merge_request(1), a_merge_request(2),
+        a_merge_request(1, ref=MergeRequestRef(8, 1), source_project_id=8, title="Another", updated_at=later),
+        a_merge_request(3, ref=MergeRequestRef(8, 3), source_project_id=8, updated_at=None),
+    ):  # fmt: skip
+        await world.write(partial(merge_requests.observe, reported=mr))
+    found = {
+        iid: await world.read(partial(merge_requests.find, project_path="group/app", iid=iid)) for iid in (1, 2, 3)
+    }
+    assert {iid: mr and mr.ref for iid, mr in found.items()} == {
+        1: MergeRequestRef(8, 1), 2: None, 3: MergeRequestRef(8, 3),
+    }  # fmt: skip
+
+
 async def test_the_results_shown_are_those_of_the_latest_run_of_the_chain(world: World) -> None:
     sandbox = await world.queued(a_merge_request())
     for attempt, stage, ok in ((1, Stage.COPY, True), (1, Stage.SETUP, False), (2, Stage.COPY, True)):
