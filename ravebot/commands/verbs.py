@@ -117,7 +117,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("rebuild", lambda do, tx, mr, by, _: do.rebuild(tx, mr, by),
          dict.fromkeys((_ROOM, _COMMENT), "throw the machine away and start again on a new one"), needs_head=True),
     Verb("retry", lambda do, tx, mr, by, _: do.retry(tx, mr, by),
-         {_ROOM: "go on after failures that held things up"}),
+         dict.fromkeys((_ROOM, _COMMENT), "go on after failures that held things up")),
     Verb("logs", Show.LOGS, {_ROOM: "show the end of its set-up's and tests' output"}),
     Verb("why", Show.WHY, {_ROOM: "say why it is in the state it is in"}),
     Verb("queue", Show.QUEUE, {_ROOM: "show who waits for a sandbox, and for how long"}, takes=()),

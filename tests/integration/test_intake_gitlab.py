@@ -22,7 +22,8 @@ from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.poll import Poller
 from ravebot.sandboxes.model import MergeRequestRef, SandboxState
-from ravebot.store import inbox, sandboxes
+from ravebot.store import images, inbox, sandboxes
+from ravebot.store.images import ImageRecord
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project, User
 from tests.support.gitlab import payloads as hooks
 from tests.support.records import World, a_world, pending
@@ -163,6 +164,18 @@ async def test_a_developers_comment_is_obeyed_and_acknowledged_with_an_emoji(
     assert await desk.states() == state
 
 
+async def test_a_comment_lifts_the_hold_of_the_image(desk: Desk) -> None:
+    image = str(desk.world.config.provider.image)
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    await desk.world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
+    await desk.say(mr, desk.alice, "/sandbox retry")
+    await desk.work()
+    assert (await desk.answers())[-1] == "white_check_mark"
+    assert await desk.world.read(lambda tx: images.get(tx, image)) == ImageRecord(image)
+
+
 async def test_an_extension_is_refused_with_its_reason_where_there_is_nothing_to_extend(desk: Desk) -> None:
     mr = desk.open()
     await desk.tell(mr)
@@ -173,7 +186,7 @@ async def test_an_extension_is_refused_with_its_reason_where_there_is_nothing_to
     assert text.startswith("only a sandbox that was ready can be extended")
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "extend 1h", "rebuild"])
+@pytest.mark.parametrize("verb", ["start", "stop", "extend 1h", "rebuild", "retry"])
 async def test_a_guest_is_refused_by_rule_and_the_refusal_is_logged(desk: Desk, verb: str) -> None:
     mr = desk.open()
     await desk.tell(mr)

@@ -166,7 +166,9 @@ async def test_while_gitlab_is_away_the_stage_waits_and_goes_on(yard: Yard) -> N
     await yard.until(lambda: yard.is_in(MR, "ready"))
 
 
-async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_retry(yard: Yard) -> None:
+async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_retry(
+    yard: Yard, capsys: pytest.CaptureFixture[str]
+) -> None:
     yard.provider.fails["create"] = ImageError("the image is missing")
     await yard.told(MR)
     for _ in range(5):
@@ -175,6 +177,11 @@ async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_r
     waiting = await yard.latest(MR)
     assert (waiting.state.value, waiting.wait_reason) == ("queued", "no machines are built: the image is missing")
     assert yard.provider.count("create") == 1
+    logged = [line for line in capsys.readouterr().out.splitlines() if "build failed" in line]
+    assert len(logged) == 1
+    assert "the image is missing" in logged[0]
+    assert "say" in logged[0]
+    assert "retry" in logged[0]
     assert len(await yard.log("build.held")) == 1
     assert (await yard.told_kinds()).count("matrix say") == 1
     yard.provider.fails.clear()

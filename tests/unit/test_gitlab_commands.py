@@ -26,6 +26,7 @@ from ravebot.gitlab.commands import explain, help_lines, parse_comment
         ("/sandbox extend 1h30m", "extend", timedelta(minutes=90)),
         ("/sandbox extend 1h  30m", "extend", timedelta(minutes=90)),
         ("/sandbox rebuild", "rebuild", None),
+        ("/sandbox retry", "retry", None),
         ("/sandbox help", "help", None),
         ("/sandbox", "help", None),
         ("thanks!\r\n\r\n/sandbox stop\r\n/sandbox start", "stop", None),
@@ -67,7 +68,7 @@ def test_other_comments_ask_nothing(text: str) -> None:
     [
         ("/sandbox strat", "did you mean /sandbox start?"),
         ("/sandbox extendd 1h", "did you mean /sandbox extend?"),
-        ("/sandbox @all", "there are start, stop, extend, rebuild, help"),
+        ("/sandbox @all", "there are start, stop, extend, rebuild, retry, help"),
         ("/sandbox extend soon", "/sandbox extend [1h]: write a duration like 90s, 30m, 2h"),
         ("/sandbox extend 0s", "longer than nothing"),
         ("/sandbox extend -1h", "write a duration"),
@@ -92,7 +93,7 @@ def test_any_text_is_answered_and_never_repeated(before: str, after: str) -> Non
 
 def test_help_is_the_table() -> None:
     assert [usage.split()[1] for usage, _purpose in help_lines()] == [
-        "start", "stop", "extend", "rebuild", "help",
+        "start", "stop", "extend", "rebuild", "retry", "help",
     ]  # fmt: skip
     assert ("/sandbox extend [1h]", "make it live longer, by so much") in help_lines()
 

@@ -22,7 +22,7 @@ from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_on
 from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.view import in_words
-from ravebot.store import machines
+from ravebot.store import images, machines
 from ravebot.store.database import Database, Transaction, uninterrupted
 
 log = structlog.get_logger()
@@ -86,6 +86,9 @@ class Builds:
             machine_life.build_failed(tx, self.lifecycle, fresh, why, for_good=for_good)
 
         await change(self.database, machine, failed)
+        record = await self.database.read(lambda tx: images.get(tx, machine.image))
+        held = record.held and "no machines are built from the image until somebody says `retry`"
+        log.warning("build failed", machine=machine.name, why=why, in_a_row=record.failures, held=held)
 
     async def _claim(self, machine: Machine) -> bool:
         def claim(tx: Transaction) -> bool:
