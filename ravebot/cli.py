@@ -367,7 +367,7 @@ def audit(
         typer.Argument(metavar="[REF]", callback=_reference, help="Only this merge request, like group/app!42."),
     ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the whole log for changes.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the whole log; prints only the result.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the last events.")] = 100,
     as_json: Json = False,
 ) -> None:

@@ -134,17 +134,19 @@ def _utc(moment: datetime | None) -> str:
 
 
 def show_audit(output: Output, report: AuditReport) -> None:
-    """`ravebot audit`: the events, then the head's hash and the result of the check."""
+    """`ravebot audit`: the events, then the head's hash; of a check only its result and the hash."""
+    checked = report.checked_rows is not None
     rows = ((_utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
-    output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
-    note = output.complain if not output.console.is_terminal else output.say
+    if not checked:
+        output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
+    note = output.say if checked or output.console.is_terminal else output.complain
     note(f"Hash of the newest event: {report.head}", "dim")
     if report.broken_at is not None:
         output.complain(
             f"The event log was changed or damaged: event {report.broken_at} is missing or altered; "
             "compare with a backup of the database."
         )
-    elif report.checked_rows is not None:
+    elif checked:
         note(f"All {report.checked_rows} events are intact.", "green")
 
 

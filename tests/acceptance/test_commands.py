@@ -246,7 +246,7 @@ async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Pla
     ]
     audit = await stage.bot.command("audit", "--verify")
     assert audit.returncode == 0
-    assert "events are intact" in audit.stderr
+    assert "events are intact" in audit.stdout
     assert "fork.approved" in (await stage.bot.command("audit", "--limit", "1000")).stdout
     checked = await stage.bot.command("check-config")
     assert (checked.returncode, "is right" in checked.stdout) == (0, True), checked.stderr
