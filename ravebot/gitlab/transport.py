@@ -23,6 +23,7 @@ from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unaccept
 from ravebot.gitlab.fields import Json, Malformed
 
 T = TypeVar("T")
+_ITEMS_PER_PAGE = "100"
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
 _TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource lock"
@@ -51,7 +52,6 @@ class _Client:
             url,
             private_token=token,
             timeout=timeout_seconds,
-            per_page=100,
             retry_transient_errors=False,
             keep_base_url=True,  # never send the token to another host by following a page link
             user_agent="ravebot",
@@ -90,10 +90,9 @@ class Transport:
         return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
 
     def list(self, path: str, **query: str) -> Iterator[Json]:
-        """Every item of every page; pages are fetched when they are needed."""
-        pages = self._run(
-            lambda api: iter(api.http_list(path, query_data=dict(query), iterator=True, obey_rate_limit=False))
-        )
+        """Every item of every page; pages are fetched when they are needed, each as long as GitLab allows."""
+        asked = {"per_page": _ITEMS_PER_PAGE, **query}
+        pages = self._run(lambda api: iter(api.http_list(path, query_data=asked, iterator=True, obey_rate_limit=False)))
         end = object()
         while (item := self._run(lambda _api: next(pages, end))) is not end:
             yield _object(item)

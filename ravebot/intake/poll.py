@@ -30,6 +30,9 @@ _MOST_IN_A_ROW = 3
 """After this many projects in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
+_SETTLED = timedelta(minutes=5)
+"""Age of a merge request's last update from which on a new comment is sure to change `updated_at`: GitLab touches it at
+most once a minute (app/models/concerns/throttled_touch.rb). The rest is for clocks that differ."""
 MAX_COMMAND_AGE = timedelta(days=7)
 """A missed command that is older than this is not executed."""
 
@@ -135,11 +138,18 @@ class Poller:
     async def _project(self, project_id: int, missing: set[MergeRequestRef]) -> str:
         """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""
         began, refused = self._clock.now(), ""
+        first = await self._database.read(lambda tx: _first_look(tx, ProjectId(project_id))) is None
         for mr in await self._gitlab.open_merge_requests(project_id):
             missing.discard(mr.ref)
             await self._told(mr)
-            if why := await self._comments(mr):
+            if await self._database.read(partial(merge_requests.comments_are_read, mr=mr)):
+                continue
+            settled = mr.updated_at is not None and began - mr.updated_at >= _SETTLED
+            # The first poll executes no comment: those from before it need not be read.
+            if not (first and settled) and (why := await self._comments(mr)):
                 refused = f"comments on !{mr.ref.iid}: {why}"
+            elif settled:
+                await self._database.write(partial(merge_requests.set_comments_read, mr=mr))
         await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
         return refused
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from dataclasses import replace
 
+from ravebot.clock import to_us
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.store.database import Transaction, dump_json
 from ravebot.store.rows import dump, load
@@ -85,6 +86,23 @@ def last_comment(tx: Transaction, ref: MergeRequestRef) -> int | None:
     """Id of the newest comment that polling has read; None before the first poll."""
     row = tx.one("SELECT last_comment FROM merge_requests WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid))
     return row["last_comment"] if row else None
+
+
+def comments_are_read(tx: Transaction, mr: MergeRequest) -> bool:
+    """Whether polling has read every comment that there was when GitLab last updated the merge request."""
+    row = tx.one(
+        "SELECT 1 FROM merge_requests WHERE project_id = ? AND iid = ? AND comments_as_of = ?",
+        (mr.ref.project_id, mr.ref.iid, to_us(mr.updated_at) if mr.updated_at else None),
+    )
+    return row is not None
+
+
+def set_comments_read(tx: Transaction, mr: MergeRequest) -> None:
+    """Record that its comments are read, up to its present `updated_at`."""
+    tx.execute(
+        "UPDATE merge_requests SET comments_as_of = ? WHERE project_id = ? AND iid = ?",
+        (to_us(mr.updated_at) if mr.updated_at else None, mr.ref.project_id, mr.ref.iid),
+    )
 
 
 def set_last_comment(tx: Transaction, ref: MergeRequestRef, note_id: int) -> None:

@@ -144,6 +144,46 @@ async def test_more_merge_requests_and_comments_than_fit_on_a_page_are_all_seen(
     assert await inbox_bodies(desk) == 1
 
 
+async def comments_asked(desk: Desk) -> list[str]:
+    """Of which merge requests a look asks for the comments."""
+    before = len(desk.server.requests)
+    await desk.poller.look()
+    asked = desk.server.requests[before:]
+    return [request.path.split("/merge_requests/")[1] for request in asked if request.path.endswith("/notes")]
+
+
+async def test_a_look_asks_for_comments_only_where_something_was_updated(desk: Desk) -> None:
+    now = desk.world.clock.now()
+    opened = [desk.open(f"branch-{number}") for number in range(250)]
+    for number, mr in enumerate(opened):
+        mr.updated_at = now - timedelta(minutes=6, seconds=number)
+    assert await comments_asked(desk) == []  # the first look obeys no comment
+    before = len(desk.server.requests)
+    assert await comments_asked(desk) == []
+    assert len(desk.server.requests) - before <= 8, "three pages of merge requests, the project, who we are"
+    note = await desk.say(opened[7], desk.alice, "/sandbox start", webhook=False)
+    note.created_at = now + timedelta(seconds=1)
+    assert await comments_asked(desk) == [f"{opened[7].iid}/notes"]
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
+async def test_a_comment_that_does_not_move_its_merge_request_is_found(desk: Desk) -> None:
+    """GitLab moves `updated_at` once a minute at most: what was just updated may have a newer comment."""
+    now = desk.world.clock.now()
+    mr = desk.open()
+    mr.updated_at = now - timedelta(hours=1)
+    await desk.poller.look()
+    mr.updated_at = now - timedelta(seconds=50)
+    assert await comments_asked(desk) == [f"{mr.iid}/notes"]
+    unmoved = mr.updated_at
+    note = await desk.say(mr, desk.alice, "/sandbox start", webhook=False)
+    note.created_at, mr.updated_at = now + timedelta(seconds=1), unmoved
+    assert await comments_asked(desk) == [f"{mr.iid}/notes"]
+    await desk.work()
+    assert await desk.states() == ["queued"]
+
+
 async def test_a_look_that_fails_concludes_nothing(desk: Desk) -> None:
     await desk.poller.look()
     desk.open()

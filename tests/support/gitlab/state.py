@@ -15,6 +15,11 @@ GUEST, REPORTER, DEVELOPER, MAINTAINER = 10, 20, 30, 40
 Files = Mapping[str, "bytes | str"]
 
 
+TOUCH_INTERVAL = timedelta(minutes=1)
+"""A comment moves its merge request's `updated_at` only so long after its last move, as GitLab does
+(app/models/concerns/throttled_touch.rb)."""
+
+
 @dataclass(frozen=True)
 class SshKey:
     id: int
@@ -200,7 +205,8 @@ class State:
         now = self.now()
         note = Note(self.next_id(), author, body, now, now, system=system)
         mr.notes[note.id] = note
-        mr.updated_at = now
+        if now - mr.updated_at > TOUCH_INTERVAL:
+            mr.updated_at = now
         return note
 
     def level(self, project: Project, user: User) -> int:
