@@ -178,10 +178,10 @@ class Database:
                 self._readers.put_nowait(reader)
             self._files = OpenFiles.of(self.path, instance_id_path(self.path.parent), self.instance_id)
         except sqlite3.DatabaseError as error:
-            await self._stack.aclose()
+            await uninterrupted(self._stack.aclose())
             raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
         except BaseException:
-            await self._stack.aclose()
+            await uninterrupted(self._stack.aclose())
             raise
         return self
 

@@ -101,10 +101,11 @@ async def test_a_database_that_is_closed_says_so_instead_of_waiting(tmp_path: Pa
 
 
 async def test_closing_that_is_cancelled_keeps_the_lock_until_the_last_write_has_ended(tmp_path: Path) -> None:
-    may_end = threading.Event()
+    writes, may_end = threading.Event(), threading.Event()
     path = tmp_path / "ravebot.db"
 
     def slow(tx: Transaction) -> None:
+        writes.set()
         may_end.wait(10)
         set_meta(tx, "late", "x")
 
@@ -113,7 +114,7 @@ async def test_closing_that_is_cancelled_keeps_the_lock_until_the_last_write_has
             await database.write(slow)
 
     using = asyncio.create_task(use())
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(writes.wait, 10)
     for _ in range(3):
         using.cancel()
         await asyncio.sleep(0.01)
@@ -124,6 +125,28 @@ async def test_closing_that_is_cancelled_keeps_the_lock_until_the_last_write_has
         await using
     async with Database(path, ManualClock()) as database:
         assert await keys(database) == {"late"}
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 3))
+async def test_opening_that_is_cancelled_keeps_the_lock_until_the_database_is_at_rest(
+    tmp_path: Path, steps: int
+) -> None:
+    path = tmp_path / "ravebot.db"
+
+    async def use() -> None:
+        async with Database(path, ManualClock()):
+            await asyncio.sleep(60)
+
+    using = asyncio.create_task(use())
+    for _ in range(steps):
+        await asyncio.sleep(0.0005)
+    for _ in range(3):
+        using.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    async with Database(path, ManualClock()) as database:
+        await database.write(lambda tx: set_meta(tx, "key", "x"))
 
 
 async def test_a_transaction_that_runs_out_of_something_is_a_bug_that_is_raised(database: Database) -> None:
