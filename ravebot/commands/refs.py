@@ -9,7 +9,7 @@ from dataclasses import dataclass
 HELP = "REF is a merge request: group/app!42, or just !42 or 42 where the room has one project."
 _REF = re.compile(r"(?:(?P<project>[\w.-]+(?:/[\w.-]+)+)?!)?(?P<iid>[1-9]\d{0,8})", re.ASCII)
 _NUMBER = re.compile(r"(?<!\d)[1-9]\d{0,8}\Z", re.ASCII)
-_LONGEST = 300
+_LONGEST, _LONGEST_IN_A_ROOM = 500, 300
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def read(word: str, projects: Sequence[str]) -> Ref:
 
     Raises ValueError, saying how to write one.
     """
-    match = _match(word)
+    match = _match(word, _LONGEST_IN_A_ROOM)
     if match is None:
         raise ValueError(f"that is no merge request. {HELP}")
     iid = int(match["iid"])
@@ -61,5 +61,5 @@ def number_in(word: str) -> int | None:
     return int(match[0]) if match else None
 
 
-def _match(word: str) -> re.Match[str] | None:
-    return _REF.fullmatch(word) if len(word) <= _LONGEST else None
+def _match(word: str, longest: int = _LONGEST) -> re.Match[str] | None:
+    return _REF.fullmatch(word) if len(word) <= longest else None

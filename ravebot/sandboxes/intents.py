@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 from ravebot.config.model import Config
 from ravebot.sandboxes import machine_life
@@ -177,11 +178,15 @@ class Intents:
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None and (why := self._refused(mr)):
             return Outcome(False, why)
+        resume = partial(machine_life.resume_builds, tx, self.lifecycle, str(self.config.provider.image), by=actor)
+        if sandbox:  # first, so that what is said of the image comes before what follows
+            resume(sandbox)
         sha = sandbox.sha if sandbox and self._must_wait(mr) else mr.head_sha
         then = self.lifecycle.asked(tx, mr, Happened.RETRY, actor, sha=sha)
-        sandbox = sandboxes.current(tx, mr.ref)
-        assert sandbox
-        machine_life.resume_builds(tx, self.lifecycle, str(self.config.provider.image), sandbox, actor)
+        if sandbox is None:
+            sandbox = sandboxes.current(tx, mr.ref)
+            assert sandbox
+            resume(sandbox)
         match then:
             case Then.NEW | Then.NEW_BEHIND:
                 return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")

@@ -102,9 +102,10 @@ def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, why: str, *
 
 def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox, by: Actor) -> None:
     """Reset an image's failures and lift its hold, as `by` asked for this sandbox."""
-    held = images.get(tx, image).held
-    images.save(tx, ImageRecord(image))
-    if held:
+    record = images.get(tx, image)
+    if record != ImageRecord(image):
+        images.save(tx, ImageRecord(image))
+    if record.held:
         life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data={"by": str(by)})
         for waiting in sandboxes.live(tx):
             life.wait(tx, waiting, "")

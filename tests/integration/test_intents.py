@@ -504,6 +504,14 @@ async def test_retry_runs_the_chain_of_a_ready_one_again(world: World) -> None:
     assert (await wish(world, "retry")).message == "group/app!1 is ready: nothing to retry"
 
 
+async def test_what_retry_says_of_the_image_comes_before_what_follows_for_the_sandbox(world: World) -> None:
+    await world.ready(MR)
+    image = str(world.config.provider.image)
+    await world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
+    await wish(world, "retry")
+    assert (await world.kinds())[-2:] == ["build.resumed", "sandbox.code"]
+
+
 async def test_retry_without_a_sandbox_starts_one(world: World) -> None:
     await world.told(MR, may_start=False)
     assert (await wish(world, "retry")).message == "a sandbox for group/app!1 is on its way"
