@@ -198,7 +198,7 @@ class MatrixIntake:
                 return render_why(view)
             case Show.LOGS:
                 return self._logs(view)
-            case _:
+            case _:  # a bug: every other `Show` is about the whole room, see `_about_room`
                 raise NotImplementedError(f"rooms do not show {what}")
 
     def _logs(self, view: SandboxView) -> Mapping[str, object]:

@@ -58,7 +58,7 @@ class GitLabSender:
                     return Sent("awarded")
                 case Kind.WARNING | Kind.REPLY:
                     return await self._comment(ref, message)
-                case _:
+                case _:  # a bug: `outbox.add` refuses kinds that the target's row does not name
                     raise NotImplementedError(f"GitLab takes no {message.kind}")
         except NotFound as error:
             return Sent(f"dropped: {error}")
