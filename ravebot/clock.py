@@ -20,7 +20,6 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The current time as an aware UTC datetime."""
-        ...
 
 
 class SystemClock:

@@ -76,36 +76,28 @@ class Firewall(Protocol):
 
     async def open(self) -> None:
         """Write the static part and the policy routing rules, before the first `ensure`. May be called again."""
-        ...
 
     async def ensure(self, rules: Rules) -> Repair:
         """Compare, repair and verify. Counters are read before anything is rewritten."""
-        ...
 
     async def connections(self) -> tuple[Connections, ...]:
         """What was counted since the last call; each connection is returned once."""
-        ...
 
     def changes(self) -> AsyncIterator[None]:
         """Yields when someone else changed the ruleset, so that it is checked at once."""
-        ...
 
     async def find_conflicts(self) -> list[str]:
         """Other rules on this host that drop what we accept, each with its fix. Raises Unavailable."""
-        ...
 
     @property
     def weakness(self) -> str:
         """The protection that would fail if someone removed the rules, and why; empty if none would."""
-        ...
 
     async def close(self) -> None:
         """Stop watching. The rules stay, because sandboxes outlive the bot."""
-        ...
 
     async def remove(self) -> tuple[str, ...]:
         """Remove our tables and routing rules once no machine runs; returns descriptions of what was removed."""
-        ...
 
 
 class NoFirewall:

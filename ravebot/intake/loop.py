@@ -38,11 +38,9 @@ class Handler(Protocol):
 
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         """Called once when a request has to wait: tell the person who asked."""
-        ...
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
         """Called when a request fails for good: tell the person who asked."""
-        ...
 
 
 class Intake:

@@ -123,26 +123,20 @@ class Operations(Protocol):
 
     async def command(self, verb: str, words: tuple[str, ...], actor: Actor) -> Outcome | tuple[SandboxLine, ...]:
         """Run a command of the verb table; returns its outcome, or the sandboxes that it lists."""
-        ...
 
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool, actor: Actor
     ) -> CleanupReport:
         """End sandboxes older than that, or all; remove leftovers."""
-        ...
 
     async def strangers(self) -> Strangers:
         """What a cleanup with `adopt` would end and remove."""
-        ...
 
     async def replace_instance(self, instance_id: str) -> None:
         """Record that this instance replaces that one, so that the other one's status notes are corrected."""
-        ...
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
-        ...
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
         """The usage of sandboxes that became ready after that moment, by project."""
-        ...

@@ -110,60 +110,47 @@ class Provider(Protocol):
 
     async def open(self) -> None:
         """Connect and prepare what all machines share (storage pool, network). May be called again."""
-        ...
 
     async def close(self) -> None: ...
 
     async def connected(self) -> bool:
         """Whether the provider answers."""
-        ...
 
     async def create(self, spec: MachineSpec) -> None:
         """Make the disk, the DHCP entry and the definition, if they are missing; starts nothing."""
-        ...
 
     async def start(self, name: str) -> None:
         """Start it if it is off."""
-        ...
 
     async def resume(self, name: str) -> None:
         """Continue after a pause."""
-        ...
 
     async def shutdown(self, name: str) -> None:
         """Ask the guest to shut down, by agent and by power button. Returns at once; the guest may ignore it."""
-        ...
 
     async def destroy(self, name: str) -> None:
         """Power it off at once; does nothing if it is off or absent."""
-        ...
 
     async def delete(self, name: str) -> None:
         """Remove a machine, running or not: its definition, disks and DHCP entry, if they exist."""
-        ...
 
     async def delete_volume(self, volume: str) -> None:
         """Remove a disk of our instance that belongs to no machine."""
-        ...
 
     async def delete_address(self, mac: str) -> None:
         """Remove a DHCP entry of our instance that belongs to no machine."""
-        ...
 
     async def remove(self) -> tuple[str, ...]:
         """Remove what all machines share, until `open` or `create` makes it again; returns descriptions of it.
 
         Raises ProviderError while it still contains something of ours.
         """
-        ...
 
     async def list(self) -> Listing:
         """Everything that carries our instance's tag; makes nothing that is missing. Raises Unavailable."""
-        ...
 
     async def ping(self, name: str, timeout: timedelta) -> bool:
         """Whether the guest agent answers in time."""
-        ...
 
     async def run(
         self,
@@ -175,19 +162,15 @@ class Provider(Protocol):
         stdin: bytes = b"",
     ) -> RunResult:
         """Run a command in the guest as root and wait until it ends; after a timeout it keeps running."""
-        ...
 
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
         """Write a host file to an absolute path in the guest, by whole-file replacement."""
-        ...
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user."""
-        ...
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
         """The guest's public SSH host keys ("ssh-ed25519 AAAA…", without comment), checked for correct form."""
-        ...
 
     async def usage(self, name: str) -> Usage: ...
 
@@ -195,7 +178,6 @@ class Provider(Protocol):
 
     def events(self) -> AsyncIterator[ProviderEvent]:
         """Lifecycle events as they come. None are replayed: every reconnect yields one with an empty name."""
-        ...
 
 
 class Remains(Protocol):
@@ -206,24 +188,20 @@ class Remains(Protocol):
 
     async def look(self) -> Holdings:
         """Find what there is; changes nothing. Raises Unavailable, ProviderError."""
-        ...
 
     async def delete(self, name: str) -> None:
         """End a machine, running or not, and remove its definition. Its disk, one of the volumes, stays.
 
         Raises Unavailable, ProviderError.
         """
-        ...
 
     async def delete_volume(self, volume: str) -> None:
         """Remove a disk. Raises Unavailable, ProviderError."""
-        ...
 
     async def remove(self) -> tuple[str, ...]:
         """Remove networks with their DHCP entries, and storage pools without their folders; returns descriptions.
 
         Raises ProviderError while a machine or a disk is left.
         """
-        ...
 
     async def close(self) -> None: ...

@@ -14,11 +14,9 @@ class CodeHost(Protocol):
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
         """Public keys that the user may log in with."""
-        ...
 
     async def archive(self, project_id: int, sha: str, target: Path, max_bytes: int) -> int:
         """Write the gzipped tar of a commit to `target`; returns its size."""
-        ...
 
 
 class WebProbe(Protocol):
@@ -26,11 +24,9 @@ class WebProbe(Protocol):
 
     async def scheme(self, address: str, port: int) -> str | None:
         """`https` or `http`, whichever answers; None when nothing does."""
-        ...
 
     async def expect(self, address: str, port: int, path: str, timeout: timedelta) -> None:
         """Wait until GET `path` is answered below 400. Raises GuestError with the last answer, GuestTimeout."""
-        ...
 
 
 class Meter(Protocol):
