@@ -8,6 +8,7 @@ from the frame's first byte (the receiver's MAC). A load past the frame's end en
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 # linux/filter.h
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _LOAD_LENGTH = 0x20, 0x28, 0x30, 0x80
@@ -46,52 +47,17 @@ class Encoded:
 Program = tuple[Encoded, ...]
 
 
-def load_byte(offset: int) -> Instruction:
-    return Instruction(_LOAD_BYTE, offset)
-
-
-def load_half(offset: int) -> Instruction:
-    """Two bytes."""
-    return Instruction(_LOAD_HALF, offset)
-
-
-def load_word(offset: int) -> Instruction:
-    """Four bytes."""
-    return Instruction(_LOAD_WORD, offset)
-
-
-def load_length() -> Instruction:
-    return Instruction(_LOAD_LENGTH)
-
-
-def load_mark() -> Instruction:
-    """The packet's mark, as nftables sets it."""
-    return Instruction(_LOAD_WORD, _MARK)
-
-
-def load_has_vlan_tag() -> Instruction:
-    """Not 0 if the frame had a VLAN tag, which the kernel has removed from its bytes."""
-    return Instruction(_LOAD_WORD, _HAS_VLAN_TAG)
-
-
-def keep_bits(mask: int) -> Instruction:
-    return Instruction(_AND, mask)
-
-
-def if_equal(value: int, then: str = "", otherwise: str = "") -> Instruction:
-    return Instruction(_JUMP_EQUAL, value, then, otherwise)
-
-
-def if_at_least(value: int, then: str = "", otherwise: str = "") -> Instruction:
-    return Instruction(_JUMP_AT_LEAST, value, then, otherwise)
-
-
-def if_any_bit(mask: int, then: str = "", otherwise: str = "") -> Instruction:
-    return Instruction(_JUMP_ANY_BIT, mask, then, otherwise)
-
-
-def end_with(verdict: int) -> Instruction:
-    return Instruction(_RETURN, verdict)
+load_byte = partial(Instruction, _LOAD_BYTE)
+load_half = partial(Instruction, _LOAD_HALF)  # two bytes
+load_word = partial(Instruction, _LOAD_WORD)  # four bytes
+load_length = partial(Instruction, _LOAD_LENGTH)
+load_mark = partial(Instruction, _LOAD_WORD, _MARK)  # as nftables sets it
+load_has_vlan_tag = partial(Instruction, _LOAD_WORD, _HAS_VLAN_TAG)  # the kernel has removed the tag from the bytes
+keep_bits = partial(Instruction, _AND)
+if_equal = partial(Instruction, _JUMP_EQUAL)
+if_at_least = partial(Instruction, _JUMP_AT_LEAST)
+if_any_bit = partial(Instruction, _JUMP_ANY_BIT)
+end_with = partial(Instruction, _RETURN)
 
 
 def assemble(*parts: Instruction | str) -> Program:
