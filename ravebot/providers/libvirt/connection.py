@@ -51,6 +51,23 @@ def translated(error: libvirt.libvirtError) -> RavebotError:
     return ProviderError(f"libvirt refused: {text}")
 
 
+def found(look_up: Callable[[str], Handle], name: str, missing: int) -> Handle | None:
+    """What libvirt finds by that name; None if it raises the error code `missing`."""
+    try:
+        return look_up(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == missing:
+            return None
+        raise
+
+
+def undefine(thing: Handle) -> None:
+    """Stop and remove a network or a storage pool."""
+    if thing.isActive():
+        thing.destroy()
+    thing.undefine()
+
+
 class Connection:
     """Runs functions of a libvirt handle in its own threads and turns libvirt's errors into ours.
 

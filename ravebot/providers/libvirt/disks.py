@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from ravebot.errors import ImageError, ProviderError, Unavailable
-from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.connection import Handle, found, undefine
 from ravebot.providers.libvirt.definitions import POOL_PREFIX, overlay_xml, pool_xml, raw_xml
 from ravebot.sandboxes import naming
 
@@ -90,12 +90,7 @@ class Disks:
             return pool
 
     def _pool(self, handle: Handle) -> Handle | None:
-        try:
-            return handle.storagePoolLookupByName(self.pool)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
-                return None
-            raise
+        return found(handle.storagePoolLookupByName, self.pool, libvirt.VIR_ERR_NO_STORAGE_POOL)
 
     def remove(self, handle: Handle) -> tuple[str, ...]:
         """Remove the pool, but not its folder. Raises ProviderError while a disk of ours is in it."""
@@ -107,9 +102,7 @@ class Disks:
             pool = self._pool(handle)
             if pool is None:
                 return ()
-            if pool.isActive():
-                pool.destroy()
-            pool.undefine()
+            undefine(pool)
             return (f"storage pool {self.pool}",)
 
     def refresh(self, handle: Handle) -> None:
@@ -189,10 +182,10 @@ class Disks:
         """Remove a volume of ours, if it exists. Raises ProviderError for a name that is not ours."""
         if not volume.startswith(self._prefix):
             raise ProviderError(f"the volume {volume} does not belong to this instance: it is left alone")
-        found = self._lookup(handle, volume)
-        if found is not None:
+        there = self._lookup(handle, volume)
+        if there is not None:
             try:
-                found.delete(0)
+                there.delete(0)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
                     raise
@@ -215,12 +208,7 @@ class Disks:
 
     def _lookup(self, handle: Handle, volume: str) -> Handle | None:
         pool = self._existing(handle)
-        try:
-            return None if pool is None else pool.storageVolLookupByName(volume)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-                return None
-            raise
+        return None if pool is None else found(pool.storageVolLookupByName, volume, libvirt.VIR_ERR_NO_STORAGE_VOL)
 
 
 def folder_of(pool: Handle) -> Path:

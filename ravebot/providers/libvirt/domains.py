@@ -11,7 +11,7 @@ import libvirt
 
 from ravebot.errors import MachineNotFound, ProviderError
 from ravebot.providers.base import ObservedMachine
-from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.connection import Handle, found
 from ravebot.providers.libvirt.definitions import NAMESPACE, instance_in, parcel_xml
 from ravebot.sandboxes.model import Observed
 
@@ -70,13 +70,8 @@ class Domains:
 
     def find(self, handle: Handle, name: str) -> Handle | None:
         """Our domain of that name, if there is one. Raises ProviderError if someone else's domain has the name."""
-        try:
-            domain = handle.lookupByName(name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return None
-            raise
-        if not self._is_ours(domain):
+        domain = found(handle.lookupByName, name, libvirt.VIR_ERR_NO_DOMAIN)
+        if domain is not None and not self._is_ours(domain):
             raise ProviderError(
                 f"a machine named {name} exists in libvirt and is not ours: it is left alone; rename or remove it"
             )

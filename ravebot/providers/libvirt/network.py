@@ -12,7 +12,7 @@ import libvirt
 
 from ravebot.config.model import BridgeConfig
 from ravebot.errors import ProviderError
-from ravebot.providers.libvirt.connection import Handle
+from ravebot.providers.libvirt.connection import Handle, found, undefine
 from ravebot.providers.libvirt.definitions import (
     PLACEHOLDER_MAC,
     dhcp_host_xml,
@@ -110,9 +110,7 @@ class Network:
                     f"the network {self.name} can't be removed: {leases[0].name} still has its address there;"
                     " run the command again"
                 )
-            if network.isActive():
-                network.destroy()
-            network.undefine()
+            undefine(network)
             return (f"network {self.name}",)
 
     def leases(self, handle: Handle) -> tuple[Lease, ...]:
@@ -182,12 +180,7 @@ class Network:
         )
 
     def _lookup(self, handle: Handle) -> Handle | None:
-        try:
-            return handle.networkLookupByName(self.name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-                return None
-            raise
+        return found(handle.networkLookupByName, self.name, libvirt.VIR_ERR_NO_NETWORK)
 
 
 def subnet_of(root: ElementTree.Element) -> IPv4Network | None:

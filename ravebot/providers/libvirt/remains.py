@@ -8,7 +8,7 @@ import libvirt
 
 from ravebot.errors import ProviderError
 from ravebot.providers.base import Holdings
-from ravebot.providers.libvirt.connection import Connection, Handle
+from ravebot.providers.libvirt.connection import Connection, Handle, found, undefine
 from ravebot.providers.libvirt.definitions import PLACEHOLDER_MAC, POOL_PREFIX, owner
 from ravebot.providers.libvirt.disks import folder_of
 from ravebot.providers.libvirt.domains import Domains
@@ -64,12 +64,8 @@ class LibvirtRemains:
         ]
 
     def _pool(self, handle: Handle) -> Handle | None:
-        try:
-            return handle.storagePoolLookupByName(f"{POOL_PREFIX}{self._instance_id}")
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
-                return None
-            raise
+        name = f"{POOL_PREFIX}{self._instance_id}"
+        return found(handle.storagePoolLookupByName, name, libvirt.VIR_ERR_NO_STORAGE_POOL)
 
     def _volumes(self, pool: Handle) -> tuple[str, ...]:
         prefix = f"{POOL_PREFIX}{self._instance_id}-"
@@ -90,8 +86,8 @@ class LibvirtRemains:
                 raise
 
     def _remove(self, handle: Handle) -> tuple[str, ...]:
-        found = self._look(handle)
-        left = [*(machine.name for machine in found.machines), *found.volumes]
+        held = self._look(handle)
+        left = [*(machine.name for machine in held.machines), *held.volumes]
         if left:
             raise ProviderError(
                 f"network and storage pool can't be removed: {left[0]} still uses them; run the command again"
@@ -100,10 +96,8 @@ class LibvirtRemains:
         if (pool := self._pool(handle)) is not None:
             things.append(pool)
         for thing in things:
-            if thing.isActive():
-                thing.destroy()
-            thing.undefine()
-        return (*found.networks, *found.pools)
+            undefine(thing)
+        return (*held.networks, *held.pools)
 
 
 def _bridge_of(root: Element) -> str:
