@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from ravebot.clock import age, from_us, to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction, dump_json
+from ravebot.store.rows import load
 from ravebot.store.targets import Kind, Lane, Target
 
 
@@ -102,18 +103,12 @@ def head(tx: Transaction, target: Target, lane: str) -> Message | None:
     if row is None or row["postponed_at"] <= tx.now_us < row["next_attempt_at"]:
         return None
     asked_at = row["last_attempt_at"]
-    return Message(
-        id=row["id"],
-        target=row["target"],
-        lane=row["lane"],
-        kind=Kind(row["kind"]),
-        sandbox_id=row["sandbox_id"],
-        created_at=from_us(row["created_at"]),
+    return load(
+        Message,
+        row,
         attempted=row["attempted_at"] is not None,
-        attempts=row["attempts"],
         body=json.loads(row["body"]),
         unanswered_for=None if asked_at is None else age(from_us(asked_at), tx.now),
-        salt=row["salt"],
     )
 
 
