@@ -16,22 +16,20 @@ from enum import StrEnum
 from importlib.metadata import version
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from ravebot import terminal
 from ravebot.commands.verbs import VERBS, Door, Show, Takes, Verb, at, read_duration, read_sha
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_state_dir
 from ravebot.config.values import parse_duration
-from ravebot.errors import RavebotError
+from ravebot.errors import NotRunningError, RavebotError
 
 if TYPE_CHECKING:
     from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
     from ravebot.web.admin import AdminClient
-
-T = TypeVar("T")
 
 DEFAULT_CONFIG = Path("/etc/ravebot/config.yaml")
 FAILED, UNUSABLE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
@@ -91,7 +89,7 @@ def main() -> NoReturn:
         sys.exit(UNUSABLE)
     except RavebotError as error:
         output.complain(f"ravebot: {terminal.clean(str(error))}")
-        sys.exit(_exit_code(error))
+        sys.exit(NOT_RUNNING if isinstance(error, NotRunningError) else FAILED)
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,12 +100,6 @@ def main() -> NoReturn:
         output.complain(f"ravebot: {error}")
         sys.exit(FAILED)
     sys.exit(0)
-
-
-def _exit_code(error: RavebotError) -> int:
-    from ravebot.web.admin import NotRunningError
-
-    return NOT_RUNNING if isinstance(error, NotRunningError) else FAILED
 
 
 def _show_version(wanted: bool) -> None:
@@ -196,11 +188,11 @@ def check_config(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> 
 @app.command()
 def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Check everything a new installation can have wrong, and say how to fix it."""
-    from ravebot.operations.doctor import Finding, Verdict, examine, show
+    from ravebot.operations.doctor import Verdict, examine, show
 
     findings = asyncio.run(examine(load(config)))
     if as_json:
-        output.raw(TypeAdapter(list[Finding]).dump_json(findings, indent=2).decode())
+        _print_json(findings)
     else:
         show(output, findings)
     if any(finding.verdict is Verdict.FAILED for finding in findings):
@@ -248,9 +240,7 @@ def _asking(verb: Verb) -> Callable[..., None]:
                 raise typer.Exit(FAILED)
             output.say(terminal.clean(answer.message))
         elif as_json:
-            from ravebot.operations.reports import SandboxLine
-
-            _print_json(tuple[SandboxLine, ...], answer)
+            _print_json(answer)
         else:
             terminal.show_sandboxes(output, answer, datetime.now(UTC))
 
@@ -325,10 +315,8 @@ def cleanup(
 
 
 def _show_report(report: CleanupReport, as_json: bool) -> None:
-    from ravebot.operations.reports import CleanupReport
-
     if as_json:
-        _print_json(CleanupReport, report)
+        _print_json(report)
     else:
         terminal.show_cleanup(output, report)
     if report.failed:
@@ -337,7 +325,6 @@ def _show_report(report: CleanupReport, as_json: bool) -> None:
 
 def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -> None:
     from ravebot.operations import remains
-    from ravebot.operations.reports import RemainsReport
 
     loaded = load(config)
     if force:
@@ -351,7 +338,7 @@ def _cleanup_other(config: Path, instance_id: str, force: bool, as_json: bool) -
         return
     found = asyncio.run(remains.look(loaded.config, instance_id))
     if as_json:
-        _print_json(RemainsReport, found)
+        _print_json(found)
     else:
         terminal.show_remains(output, found)
 
@@ -372,11 +359,9 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show what happened, who caused it, and the newest event's hash; works with the bot down, too."""
-    from ravebot.operations.reports import AuditReport
-
     report = asyncio.run(_audit(config, ref, verify, limit))
     if as_json:
-        _print_json(AuditReport, report)
+        _print_json(report)
     else:
         terminal.show_audit(output, report)
     if report.broken_at is not None:
@@ -390,12 +375,10 @@ def usage(
     as_json: Json = False,
 ) -> None:
     """Show what the sandboxes of each project used."""
-    from ravebot.operations.reports import UsageLine
-
     moment = _moment(since) if since else None
     lines = asyncio.run(_client(config).usage(moment))
     if as_json:
-        _print_json(tuple[UsageLine, ...], lines)
+        _print_json(lines)
     else:
         terminal.show_usage(output, lines)
 
@@ -428,8 +411,6 @@ def _client(config: Path) -> AdminClient:
 
 
 async def _replace_instance(config: Path, loaded: LoadedConfig, instance_id: str) -> bool:
-    from ravebot.web.admin import NotRunningError
-
     try:
         await _client(config).replace_instance(instance_id)
     except NotRunningError:
@@ -440,8 +421,6 @@ async def _replace_instance(config: Path, loaded: LoadedConfig, instance_id: str
 
 
 async def _strangers(config: Path) -> Strangers:
-    from ravebot.web.admin import NotRunningError
-
     try:
         return await _client(config).strangers()
     except NotRunningError:
@@ -453,8 +432,6 @@ async def _strangers(config: Path) -> Strangers:
 async def _cleanup(
     config: Path, older_than: timedelta | None, everything: bool, force: bool, adopt: bool
 ) -> CleanupReport:
-    from ravebot.web.admin import NotRunningError
-
     try:
         return await _client(config).cleanup(older_than=older_than, everything=everything, force=force, adopt=adopt)
     except NotRunningError:
@@ -469,7 +446,6 @@ async def _cleanup(
 
 async def _audit(config: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
     from ravebot.operations import audit as offline
-    from ravebot.web.admin import NotRunningError
 
     try:
         return await _client(config).audit(ref, verify, limit)
@@ -496,5 +472,5 @@ def _moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _print_json(kind: type[T], value: T) -> None:
-    output.raw(TypeAdapter(kind).dump_json(value, indent=2).decode())
+def _print_json(value: object) -> None:
+    output.raw(to_json(value, indent=2).decode())

@@ -31,6 +31,10 @@ class SlowDown(Unavailable):
     """GitLab or Matrix asks us to slow down with all requests, not only with this one."""
 
 
+class NotRunningError(RavebotError):
+    """No bot listens on the admin socket."""
+
+
 class ProviderError(RavebotError):
     """The provider understood the request and can't fulfil it (missing image, bad definition)."""
 

@@ -19,16 +19,10 @@ from typing import Annotated, TypeVar
 import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
-from ravebot.errors import Forbidden, RavebotError, Refused, StoreError, Unavailable
-from ravebot.operations.reports import (
-    AuditReport,
-    CleanupReport,
-    Operations,
-    SandboxLine,
-    Strangers,
-    UsageLine,
-)
+from ravebot.errors import Forbidden, NotRunningError, RavebotError, Refused, StoreError, Unavailable
+from ravebot.operations.reports import AuditReport, CleanupReport, Operations, SandboxLine, Strangers, UsageLine
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
@@ -52,10 +46,6 @@ class CleanupQuestion(_Question):
     everything: bool = False
     force: bool = False
     adopt: bool = False
-
-
-class StrangersQuestion(_Question):
-    pass
 
 
 class ReplaceQuestion(_Question):
@@ -89,36 +79,28 @@ def socket_path(state_dir: Path) -> Path:
 def make_app(operations: Operations) -> web.Application:
     """One POST route per question; the answer is its dataclass in JSON, or `{"error": …}`."""
 
-    async def command(asked: CommandQuestion, actor: Actor) -> bytes:
-        return _ANSWER.dump_json(await operations.command(asked.verb, asked.words, actor))
+    async def command(asked: CommandQuestion, actor: Actor) -> Answer:
+        return await operations.command(asked.verb, asked.words, actor)
 
-    async def cleanup(asked: CleanupQuestion, actor: Actor) -> bytes:
-        report = await operations.cleanup(
-            older_than=asked.older_than,
-            everything=asked.everything,
-            force=asked.force,
-            adopt=asked.adopt,
-            actor=actor,
-        )
-        return _CLEANUP.dump_json(report)
+    async def cleanup(asked: CleanupQuestion, actor: Actor) -> CleanupReport:
+        return await operations.cleanup(**dict(asked), actor=actor)
 
-    async def strangers(_: StrangersQuestion, __: Actor) -> bytes:
-        return _STRANGERS.dump_json(await operations.strangers())
+    async def strangers(_: _Question, __: Actor) -> Strangers:
+        return await operations.strangers()
 
-    async def replace_instance(asked: ReplaceQuestion, _: Actor) -> bytes:
+    async def replace_instance(asked: ReplaceQuestion, _: Actor) -> None:
         await operations.replace_instance(asked.instance_id)
-        return _NOTHING.dump_json(None)
 
-    async def audit(asked: AuditQuestion, _: Actor) -> bytes:
-        return _AUDIT.dump_json(await operations.audit(asked.ref, asked.verify, asked.limit))
+    async def audit(asked: AuditQuestion, _: Actor) -> AuditReport:
+        return await operations.audit(asked.ref, asked.verify, asked.limit)
 
-    async def usage(asked: UsageQuestion, _: Actor) -> bytes:
-        return _USAGE.dump_json(await operations.usage(asked.since))
+    async def usage(asked: UsageQuestion, _: Actor) -> tuple[UsageLine, ...]:
+        return await operations.usage(asked.since)
 
     app = web.Application(client_max_size=64 * 1024)
     app.router.add_post("/command", _route(CommandQuestion, command))
     app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
-    app.router.add_post("/strangers", _route(StrangersQuestion, strangers))
+    app.router.add_post("/strangers", _route(_Question, strangers))
     app.router.add_post("/replace-instance", _route(ReplaceQuestion, replace_instance))
     app.router.add_post("/audit", _route(AuditQuestion, audit))
     app.router.add_post("/usage", _route(UsageQuestion, usage))
@@ -129,7 +111,7 @@ Q = TypeVar("Q", bound=_Question)
 
 
 def _route(
-    question: type[Q], answer: Callable[[Q, Actor], Awaitable[bytes]]
+    question: type[Q], answer: Callable[[Q, Actor], Awaitable[object]]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
@@ -138,7 +120,8 @@ def _route(
             first = error.errors(include_url=False, include_input=False)[0]
             return _error(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
         try:
-            return web.Response(body=await answer(asked, _peer(request)), content_type="application/json")
+            body = to_json(await answer(asked, _peer(request)))
+            return web.Response(body=body, content_type="application/json")
         except Refused as error:
             return _error(409, str(error))
         except RavebotError as error:
@@ -212,10 +195,6 @@ def _remove_socket(path: Path, inode: int | None = None) -> None:
         path.unlink()
 
 
-class NotRunningError(RavebotError):
-    """No bot listens there."""
-
-
 @dataclass(frozen=True)
 class AdminClient:
     """`Operations` over the socket. Raises NotRunningError, Forbidden, Refused or Unavailable."""
@@ -232,7 +211,7 @@ class AdminClient:
         return await self._ask("cleanup", question, _CLEANUP)
 
     async def strangers(self) -> Strangers:
-        return await self._ask("strangers", StrangersQuestion(), _STRANGERS)
+        return await self._ask("strangers", _Question(), _STRANGERS)
 
     async def replace_instance(self, instance_id: str) -> None:
         return await self._ask("replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)

@@ -12,12 +12,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ravebot.errors import Refused, StoreError, Unavailable
+from ravebot.errors import NotRunningError, Refused, StoreError, Unavailable
 from ravebot.operations.reports import AuditLine, AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from ravebot.web import admin
-from ravebot.web.admin import AdminClient, NotRunningError, socket_path
+from ravebot.web.admin import AdminClient, socket_path
 
 pytestmark = pytest.mark.integration
 
