@@ -28,7 +28,7 @@ class Unavailable(RavebotError):
 
 
 class SlowDown(Unavailable):
-    """GitLab or Matrix asks us to slow down with all requests, not only with this one."""
+    """GitLab or Matrix asks us to slow down with all requests of this kind, not only with this one."""
 
 
 class NotRunningError(RavebotError):

@@ -40,6 +40,10 @@ class People:
     _levels: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
+    async def is_member(self, project_id: int, person: Person) -> bool:
+        """Whether a GitLab user has any role in that project."""
+        return await self._level(project_id, person.id) > 0
+
     async def from_comment(self, right: Right, project_id: int, author: Person) -> Decision:
         """Whether the author of a comment has that right."""
         level = await self._level(project_id, author.id)

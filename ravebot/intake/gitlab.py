@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ravebot.commands.execute import execute
 from ravebot.commands.people import People
@@ -22,6 +23,9 @@ from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
 from ravebot.store.targets import Kind, NoteLane
 
+ANSWER_STRANGERS_EVERY = timedelta(hours=1)
+"""How often somebody without a role in the project is answered on one merge request: an answer costs two requests of
+the bot's rate limit, and anybody may comment in a public project."""
 ACCEPTED, REFUSED = "white_check_mark", "no_entry_sign"
 
 
@@ -51,7 +55,7 @@ class GitLabIntake:
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
         event = read(request.kind, request.body)
         if isinstance(event, CommentPosted) and self.config.serves(event.project_path):
-            _answer(tx, event, Outcome(False, why))
+            _answer(tx, event, Outcome(False, why), member=False)
 
     async def _merge_request(self, event: MergeRequestChanged) -> Step:
         told = event.mr
@@ -71,16 +75,17 @@ class GitLabIntake:
         command = parse_comment(event.text, self.verbs)
         if command is None:
             return _only("asks nothing of us")
+        member = await self.people.is_member(event.ref.project_id, event.author)
         if isinstance(command, Mistake):
             mistaken = Outcome(False, explain(command, self.verbs))
-            return lambda tx: _answer(tx, event, mistaken)
+            return lambda tx: _answer(tx, event, mistaken, member=member)
         verb = command.verb
         decision = await self.people.from_comment(verb.right, event.ref.project_id, event.author)
         if decision.allowed and verb.does is Show.HELP:
-            return lambda tx: _help(tx, event)
+            return lambda tx: _answer(tx, event, Outcome(True, "help"), member=member, reply={"help": True})
         asker = Asker(Actor("gitlab", event.author.username), decision)
         target = (await self.people.head(verb, event.ref) if decision.allowed else None) or event.ref
-        return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target))
+        return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target), member=member)
 
 
 def _only(outcome: str) -> Step:
@@ -90,19 +95,21 @@ def _only(outcome: str) -> Step:
     return step
 
 
-def _answer(tx: Transaction, event: CommentPosted, outcome: Outcome) -> str:
-    """Acknowledge a command by an emoji; reply only to errors, because the status note shows the rest."""
+def _answer(
+    tx: Transaction, event: CommentPosted, outcome: Outcome, *, member: bool, reply: dict[str, object] | None = None
+) -> str:
+    """Acknowledge a command by an emoji. Reply only with `reply` or to an error: the status note shows the rest.
+
+    Somebody who is no `member` of the project is answered once in `ANSWER_STRANGERS_EVERY`.
+    """
     lane = NoteLane(event.ref)
+    merge_key = None if member else f"answer:{lane.text}:{event.author.id}"
+    if merge_key and outbox.added_lately(tx, merge_key, ANSWER_STRANGERS_EVERY):
+        return f"{outcome.message}; not answered, as this person without a role was answered lately"
     emoji = ACCEPTED if outcome.accepted else REFUSED
-    outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji})
-    if not outcome.accepted:
-        body: dict[str, object] = {"text": outcome.message, "username": event.author.username}
-        outbox.add(tx, lane, Kind.REPLY, body=body)
+    outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji}, merge_key=merge_key)
+    if reply is None and not outcome.accepted:
+        reply = {"text": outcome.message}
+    if reply is not None:
+        outbox.add(tx, lane, Kind.REPLY, body={**reply, "username": event.author.username})
     return outcome.message
-
-
-def _help(tx: Transaction, event: CommentPosted) -> str:
-    lane = NoteLane(event.ref)
-    outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": ACCEPTED})
-    outbox.add(tx, lane, Kind.REPLY, body={"help": True, "username": event.author.username})
-    return "help"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,8 +39,9 @@ class Sent:
 class Sender(Protocol):
     """Renders and sends one row; a row that it sent before a crash it must not send twice.
 
-    Raises Unavailable, Forbidden or NotFound: the row is tried again and the rest of its lane waits; after SlowDown all
-    lanes wait. Raises Unacceptable for a row that can never be sent: it is given up, so that the lane goes on.
+    Raises Unavailable, Forbidden or NotFound: the row is tried again and the rest of its lane waits; after SlowDown
+    every row with the same `Target.limit` waits. Raises Unacceptable for a row that can never be sent: it is given up,
+    so that the lane goes on.
     """
 
     async def send(self, message: Message) -> Sent: ...
@@ -63,7 +65,7 @@ class Delivery:
         self._sender = sender
         self._on_result = on_result
         self._busy: set[str] = set()
-        self._paused_until = 0.0  # by the loop's clock; the server asked for it
+        self._paused_until: dict[str, float] = {}  # by `Target.limit` and the monotonic clock; the server asked for it
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -111,21 +113,33 @@ class Delivery:
             if outcome.keep:
                 outcome.keep(tx)
         following = outbox.head(tx, self._target, lane)
-        if following:
-            outbox.attempt(tx, following.id)
+        if following is None:
+            return None
+        pause = self._paused_until.get(self._limit(following), 0.0) - time.monotonic()
+        if pause > 0.0:
+            outbox.postpone(tx, following.id, timedelta(seconds=pause))
+            return None
+        outbox.attempt(tx, following.id)
         return following
 
+    def _limit(self, message: Message) -> str:
+        return self._target.limit(message.kind, message.lane)
+
+    def _slow_down(self, message: Message, seconds: float) -> None:
+        now = time.monotonic()
+        limit = self._limit(message)
+        ahead = {known: until for known, until in self._paused_until.items() if until > now}
+        self._paused_until = {**ahead, limit: max(ahead.get(limit, 0.0), now + seconds)}
+        log.warning("told to slow down", to=self._to, limit=limit, in_s=round(seconds, 1))
+
     async def _deliver(self, message: Message) -> Sent | _Later:
-        loop = asyncio.get_running_loop()
         refused = ""
-        if self._paused_until > loop.time():
-            await asyncio.sleep(self._paused_until - loop.time())
         try:
             sent = await self._sender.send(message)
         except Unavailable as error:
             seconds = error.retry_after_seconds
             if isinstance(error, SlowDown):
-                self._paused_until = max(self._paused_until, loop.time() + (seconds or 0.0))
+                self._slow_down(message, seconds or 0.0)
             delay = _PAUSES.after(message.attempts + 1, seconds, jitter())
         except Unacceptable as error:
             log.warning("message given up", to=self._to, lane=message.lane, row=message.id, error=str(error))

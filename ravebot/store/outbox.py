@@ -84,6 +84,15 @@ def add(
     tx.wake(target.signal)
 
 
+def added_lately(tx: Transaction, merge_key: str, within: timedelta) -> bool:
+    """Whether a message with that merge key is unsent, or was queued in the time `within` before now."""
+    row = tx.one(
+        "SELECT 1 FROM outbox WHERE merge_key = ? AND (delivered_at IS NULL OR created_at BETWEEN ? AND ?) LIMIT 1",
+        (merge_key, to_us(tx.now - within), tx.now_us),
+    )
+    return row is not None
+
+
 def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
     """The lanes whose oldest unsent row is due, longest waiting first."""
     rows = tx.all(

@@ -44,13 +44,23 @@ class Lane(Protocol):
         """The lane's name for people."""
 
 
+def _one_limit(_kind: Kind, _lane: str) -> str:
+    """As on a homeserver, which limits all events of a user together."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where messages go. `name` is used in rows, logs and metrics, `lane` parses a row's lane, `kinds` are accepted."""
+    """Where messages go. `name` is used in rows, logs and metrics, `lane` parses a row's lane, `kinds` are accepted.
+
+    `limit` names the rate limit that a message of that kind and lane counts towards: when the far end says to slow
+    down, the messages with the same one wait.
+    """
 
     name: str
     lane: Callable[[str], Lane]
     kinds: frozenset[Kind]
+    limit: Callable[[Kind, str], str] = _one_limit
 
     @property
     def signal(self) -> str:
@@ -97,6 +107,13 @@ class NoteLane:
         return mr.full_ref if mr else self.text
 
 
+def _limit_of_endpoint(kind: Kind, lane: str) -> str:
+    """The endpoint and the project, so that a crowd on one merge request delays no other project's notes."""
+    return f"{'emoji' if kind is Kind.EMOJI else 'notes'} of project {NoteLane.read(lane).ref.project_id}"
+
+
 MATRIX = Target("matrix", RoomLane, frozenset({Kind.CARD, Kind.HISTORY, Kind.WARNING, Kind.REPLY, Kind.SAY, Kind.NEWS}))
-GITLAB = Target("gitlab", NoteLane.read, frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI}))
+GITLAB = Target(
+    "gitlab", NoteLane.read, frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI}), _limit_of_endpoint
+)
 TARGETS = (MATRIX, GITLAB)

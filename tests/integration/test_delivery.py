@@ -16,10 +16,10 @@ import pytest
 from ravebot.clock import SystemClock
 from ravebot.errors import Forbidden, NotFound, SlowDown, StoreError, Unacceptable, Unavailable
 from ravebot.notify.delivery import Delivery
-from ravebot.sandboxes.model import SandboxId
+from ravebot.sandboxes.model import MergeRequestRef, SandboxId
 from ravebot.store import outbox
 from ravebot.store.database import Database
-from ravebot.store.targets import MATRIX, Kind, RoomLane
+from ravebot.store.targets import GITLAB, MATRIX, Kind, NoteLane, RoomLane, Target
 from tests.support.edges import FarEnd
 
 pytestmark = pytest.mark.integration
@@ -37,14 +37,16 @@ def far_end() -> FarEnd:
 
 
 @asynccontextmanager
-async def delivering(database: Database, far_end: FarEnd, results: list[str] | None = None) -> AsyncIterator[None]:
+async def delivering(
+    database: Database, far_end: FarEnd, results: list[str] | None = None, target: Target = MATRIX
+) -> AsyncIterator[None]:
     """The loop, ended as a crash ends it: without a word."""
 
     def note(_target: str, result: str) -> None:
         if results is not None:
             results.append(result)
 
-    delivery = Delivery(database, MATRIX, far_end, note)
+    delivery = Delivery(database, target, far_end, note)
     task = asyncio.create_task(delivery.run())
     try:
         yield
@@ -155,6 +157,29 @@ async def test_a_server_that_says_when_to_come_back_is_left_alone_by_every_lane(
         await until(lambda: len(far_end.got) == 2)
     first, *later = [moment for _, moment in far_end.tried]
     assert all(moment - first >= 0.6 for moment in later)
+
+
+async def test_gitlab_that_says_when_to_come_back_is_left_alone_for_that_endpoint_and_project_only(
+    database: Database, far_end: FarEnd
+) -> None:
+    """A crowd on one merge request must not delay the notes of others; it may be an hour until the limit is over."""
+    mine, other = MergeRequestRef(1, 1), MergeRequestRef(2, 1)
+    far_end.errors = [SlowDown("slow down", 30)]
+
+    async def add(ref: MergeRequestRef, kind: Kind) -> None:
+        await database.write(partial(outbox.add, lane=NoteLane(ref), kind=kind, body={"text": f"{kind} {ref}"}))
+
+    async with delivering(database, far_end, target=GITLAB):
+        await add(mine, Kind.EMOJI)
+        await until(lambda: len(far_end.tried) == 1)
+        for iid in range(2, 12):  # more than there are slots
+            await add(MergeRequestRef(1, iid), Kind.EMOJI)
+        await add(other, Kind.EMOJI)
+        await add(MergeRequestRef(1, 20), Kind.REPLY)
+        await until(lambda: len(far_end.got) == 2, 3)
+        await asyncio.sleep(0.1)
+    assert sorted(texts(far_end)) == [f"emoji {other}", f"reply {MergeRequestRef(1, 20)}"]
+    assert len(far_end.tried) == 3, "what waits for the limit is not asked of GitLab again"
 
 
 async def test_a_lane_that_must_wait_for_itself_holds_up_no_other(database: Database, far_end: FarEnd) -> None:

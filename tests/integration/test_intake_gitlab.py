@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.poll import Poller
 from ravebot.sandboxes.model import MergeRequestRef, SandboxState
-from ravebot.store import images, inbox, sandboxes
+from ravebot.store import images, inbox, outbox, sandboxes
 from ravebot.store.images import ImageRecord
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project, User
 from tests.support.gitlab import payloads as hooks
@@ -218,6 +220,35 @@ async def test_anybody_gets_help_and_a_wrong_command_is_told_its_usage(desk: Des
     assert wrong[0] == "no_entry_sign"
     assert wrong[1] == "There is no such command; did you mean /sandbox start?"
     assert wrong[3].startswith("/sandbox extend [1h]: write a duration like")
+
+
+@pytest.mark.parametrize("text", ["/sandbox help", "/sandbox start", "/sandbox strat", "/sandbox"])
+async def test_a_stranger_is_answered_once_an_hour_and_merge_request(desk: Desk, text: str) -> None:
+    """An answer costs two requests, and GitLab limits all of the bot's comments together."""
+    one, other, mallory, eve = desk.open(), desk.open(), desk.server.add_user("mallory"), desk.server.add_user("eve")
+    for _ in range(5):
+        await desk.say(one, mallory, text)
+    await desk.work()
+    assert len(await desk.answers()) == 2, "an emoji and a reply"
+    assert "not answered" in (await desk.outcomes())[-1]
+    await desk.say(other, mallory, text)
+    await desk.say(one, eve, text)
+    await desk.work()
+    assert len(await desk.answers()) == 6, "another merge request, and another person"
+    for row in await desk.world.read(lambda tx: tx.all("SELECT id FROM outbox")):
+        await desk.world.write(partial(outbox.delivered, message_id=row["id"], result="1"))
+    desk.world.clock.advance(timedelta(minutes=59))
+    await desk.say(one, mallory, text)
+    await desk.work()
+    assert await desk.answers() == []
+    desk.world.clock.advance(timedelta(minutes=2))
+    await desk.say(one, mallory, text)
+    await desk.work()
+    assert len(await desk.answers()) == 2
+    for _ in range(2):
+        await desk.say(one, desk.gina, text)
+    await desk.work()
+    assert len(await desk.answers()) == 6, "a member is answered every time"
 
 
 async def test_our_own_comments_are_not_commands(desk: Desk) -> None:
