@@ -128,7 +128,8 @@ class Readiness:
         image = str(self.config.provider.image)
         held = (await self.database.read(partial(images.get, image=image))).held
         if held:
-            return Check(State.FAILED, f"no machines are built from {image}: {held}; fix that, then say `retry`")
+            again = "it is tried again when it changed, after a while, and when somebody says `retry`"
+            return Check(State.FAILED, f"no machines are built from {image}: {held}; {again}")
         return Check(State.OK)
 
     async def _inbox(self) -> Check:

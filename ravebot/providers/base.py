@@ -80,6 +80,17 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class Console:
+    """What a machine printed on its console. `tail`: the end, as text; empty if there is none, or it can't be read.
+
+    `where`: where all of it is, for operators.
+    """
+
+    tail: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Usage:
     """What a machine used since it was started."""
 
@@ -171,6 +182,9 @@ class Provider(Protocol):
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
         """The guest's public SSH host keys ("ssh-ed25519 AAAA…", without comment), checked for correct form."""
+
+    async def console(self, name: str) -> Console:
+        """What it printed on its console; also after it was removed. Raises nothing."""
 
     async def usage(self, name: str) -> Usage: ...
 

@@ -204,12 +204,14 @@ class Lifecycle:
         tx.wake(POOL)
 
     def _queue_again(self, tx: Transaction, sandbox: Sandbox, why: str, unbuilt: Machine | None) -> None:
-        """Queue it for a new machine. After a failed build it waits for a backoff, and while the image is held."""
+        """Queue it for a new machine. After a failed build it waits for a backoff, or while the image is held."""
         held, not_before = "", None
         if unbuilt:
             record = images.get(tx, unbuilt.image)
-            held = f"no machines are built: {record.held}" if record.held else ""
-            not_before = tx.now + timedelta(seconds=_BUILD_PAUSES.after(record.failures))
+            if record.held:
+                held = f"no machines are built: {record.told or record.held}"
+            else:
+                not_before = tx.now + timedelta(seconds=_BUILD_PAUSES.after(record.failures))
         again = transitions.queued_again(sandbox, held, not_before, tx.now)
         data: dict[str, object] = {"why": why, "attempt": again.attempt}
         self._step(tx, again, EventKind.SANDBOX_REQUEUED, data, machine_id=sandbox.machine_id)

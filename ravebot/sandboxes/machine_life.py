@@ -6,16 +6,29 @@ Each step is part of the caller's transaction; `change` gives it one of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import structlog
 
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER, Happened, Then
 from ravebot.sandboxes.lifecycle import BUILD_FAILURES_THAT_HOLD, Lifecycle, take_down
-from ravebot.sandboxes.model import Actor, EventKind, Machine, MachineState, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import (
+    RAVEBOT,
+    Actor,
+    EventKind,
+    Machine,
+    MachineState,
+    MergeRequest,
+    Sandbox,
+    SandboxState,
+)
 from ravebot.store import images, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
+
+log = structlog.get_logger()
 
 BY_HAND = frozenset({"user", "migration", "save", "dump", "snapshot"})
 """libvirt's reasons for a pause that a person made, and has to end."""
@@ -77,36 +90,82 @@ def gone(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
     _happened(tx, life, machine, Happened.MACHINE_LOST)
 
 
-def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, why: str, *, for_good: bool) -> None:
+@dataclass(frozen=True)
+class BuildFailure:
+    """Why a machine could not be built. `why` is for operators, `told` for everybody else.
+
+    `for_good`: trying again does not help.
+    """
+
+    why: str
+    told: str
+    for_good: bool = False
+
+
+async def fail_build(
+    database: Database,
+    life: Lifecycle,
+    machine: Machine,
+    failure: BuildFailure,
+    still: Callable[[Transaction], bool] = lambda _tx: True,
+) -> None:
+    """Record and log a failed build, unless the machine is gone or `still`, asked in the transaction, says no."""
+    records: list[ImageRecord] = []
+
+    def failed(tx: Transaction, fresh: Machine) -> None:
+        if still(tx):
+            build_failed(tx, life, fresh, failure)
+            records.append(images.get(tx, fresh.image))
+
+    await change(database, machine, failed)
+    for record in records:
+        log.warning(
+            "build failed",
+            machine=machine.name,
+            why=failure.why,
+            in_a_row=record.failures,
+            held=record.held and "no machines are built from the image until a trial works or somebody says `retry`",
+        )
+
+
+def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, failure: BuildFailure) -> None:
     """Take the machine down and retry later. Three failures in a row, or a permanent one, hold the image.
 
     A machine that was in use and does not come up after its restart is lost; the image is not to blame.
     """
     take_down(tx, machine)
     if machine.restarts:
-        _happened(tx, life, machine, Happened.MACHINE_LOST, f"after its restart: {why}", machine)
+        _happened(tx, life, machine, Happened.MACHINE_LOST, f"after its restart: {failure.told}", machine)
         return
     before = images.get(tx, machine.image)
-    failures = before.failures + 1
-    hold = for_good or failures >= BUILD_FAILURES_THAT_HOLD
-    images.save(tx, ImageRecord(machine.image, failures, why if hold else ""))
+    record = replace(before, failures=before.failures + 1)
+    if before.held or failure.for_good or record.failures >= BUILD_FAILURES_THAT_HOLD:
+        record = replace(record, held=failure.why, told=failure.told, tried_at=before.tried_at or tx.now)
+    images.save(tx, record)
     sandbox = sandbox_on(tx, machine)
-    then = _happened(tx, life, machine, Happened.MACHINE_LOST, why, machine)
-    if sandbox and then is Then.RETRY and hold and not before.held:
-        data: dict[str, object] = {"why": why, "image": machine.image}
+    then = _happened(tx, life, machine, Happened.MACHINE_LOST, failure.told, machine)
+    if sandbox and then is Then.RETRY and _gist(record.held) != _gist(before.held):
+        data: dict[str, object] = {"why": failure.told, "for_operators": failure.why, "image": machine.image}
         life.journal.record(tx, EventKind.BUILD_HELD, sandbox=sandbox, machine_id=machine.id, data=data)
         for other in sandboxes.live(tx):
             if other.state is SandboxState.QUEUED and not other.wait_reason:
-                life.wait(tx, other, f"no machines are built: {why}")
+                life.wait(tx, other, f"no machines are built: {failure.told}")
+
+
+def _gist(why: str) -> str:
+    """What a cause has in common with the same cause on another machine."""
+    return why.partition(":")[0]
 
 
 def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox, by: Actor) -> None:
-    """Reset an image's failures and lift its hold, as `by` asked for this sandbox."""
+    """Reset an image's failures and lift its hold, as `by` asked for this sandbox, or because a trial worked."""
     record = images.get(tx, image)
-    if record != ImageRecord(image):
-        images.save(tx, ImageRecord(image))
+    fresh = ImageRecord(image, built_from=record.built_from)
+    if record != fresh:
+        images.save(tx, fresh)
     if record.held:
-        life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data={"by": str(by)})
+        data: dict[str, object] = {} if by == RAVEBOT else {"by": str(by)}
+        life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data=data)
         for waiting in sandboxes.live(tx):
             life.wait(tx, waiting, "")
     tx.wake(POOL)
@@ -122,15 +181,18 @@ def forced(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
         life.journal.record(tx, EventKind.MACHINE_FORCED, sandbox=sandbox, machine_id=machine.id, data=data)
 
 
-def keep_host_keys(tx: Transaction, machine: Machine, keys: tuple[str, ...]) -> Machine | None:
+def keep_host_keys(tx: Transaction, life: Lifecycle, machine: Machine, keys: tuple[str, ...]) -> Machine | None:
     """Store its host keys; its build worked. If another machine has one of them, store nothing and return that one."""
     for key in keys:
         if other := machines.with_host_key(tx, key, machine.id):
             return other
     machines.save(tx, replace(machine, host_keys=keys))
-    record = images.get(tx, machine.image)
-    if record.failures:
-        images.save(tx, replace(record, failures=0))  # a hold stays: only a person lifts it
+    record, sandbox = images.get(tx, machine.image), sandbox_on(tx, machine)
+    tried_since = record.tried_at is not None and record.tried_at <= machine.created_at
+    if record.held and tried_since and sandbox:
+        resume_builds(tx, life, machine.image, sandbox, RAVEBOT)
+    elif record.failures:
+        images.save(tx, replace(record, failures=0))  # a machine from before the hold says nothing about it
     return None
 
 

@@ -15,18 +15,21 @@ Data = Mapping[str, object]
 
 TAIL_SHOWN = 1500
 """Characters of a failed stage's output that people are told."""
+_TRIED_AGAIN = (
+    "It is tried again when the image or its configuration changes, after a while, and when somebody says `retry`"
+)
 
 
 @dataclass(frozen=True)
 class Telling:
     """`words`: the event as a line of history. `thread`: it is also sent as a message in the card's thread;
-    `say`: as a message of its own in the room; `operators`: also as a message in `matrix.operations_room`;
+    `say`: as a message of its own in the room; `operators`: also in these words in `matrix.operations_room`;
     `warn`: as a warning that mentions the owner, in room and MR."""
 
     words: Callable[[Data], str]
     thread: bool = False
     say: bool = False
-    operators: bool = False
+    operators: Callable[[Data], str] | None = None
     warn: bool = False
 
 
@@ -66,6 +69,18 @@ def _stage_failed(data: Data) -> str:
     return f"{_text(data, 'stage')} failed after {_span(data, 'seconds')}: {_text(data, 'why')}{_tail(data)}"
 
 
+def _held(data: Data, key: str = "why") -> str:
+    return f"no more machines are built from this image: {_text(data, key)}. {_TRIED_AGAIN}"
+
+
+def _held_for_operators(data: Data) -> str:
+    return _held(data, "for_operators" if data.get("for_operators") else "why")
+
+
+def _resumed(data: Data) -> str:
+    return f"machines are built again{_by(data)}"
+
+
 def _stopping(data: Data) -> str:
     return f"stopping: {_text(data, 'reason')}{_by(data)}" + (f", {data['detail']}" if data.get("detail") else "")
 
@@ -95,12 +110,8 @@ TELLINGS: Final = MappingProxyType(
         K.SANDBOX_REQUEUED: Telling(
             lambda d: f"{_text(d, 'why')}; tried again on a new machine (attempt {_text(d, 'attempt')})", thread=True
         ),
-        K.BUILD_HELD: Telling(
-            lambda d: f"no more machines are built from this image: {_text(d, 'why')}. Mend it, then say `retry`",
-            say=True,
-            operators=True,
-        ),
-        K.BUILD_RESUMED: Telling(lambda d: f"machines are built again{_by(d)}", say=True, operators=True),
+        K.BUILD_HELD: Telling(_held, say=True, operators=_held_for_operators),
+        K.BUILD_RESUMED: Telling(_resumed, say=True, operators=_resumed),
         K.MACHINE_FORCED: Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
         K.MACHINE_UNHEALTHY: Telling(lambda d: "the machine does not answer", thread=True),
         K.MACHINE_HEALTHY: Telling(lambda d: "the machine answers again", thread=True),

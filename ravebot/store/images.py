@@ -1,25 +1,35 @@
-"""How many builds from an image failed in a row, and whether it is held until a person says `retry`."""
+"""How many builds from an image failed in a row, and whether it is held."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from ravebot.store.database import Transaction
+from ravebot.store.rows import dump, load
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """`held`: why no machine is built from the image; empty when it is not held."""
+    """`held`: why no machine is built from the image, for operators; empty when it is not held.
+
+    `told`: the same for everybody else. `built_from`: the fingerprint of what the latest machine was built from.
+    `tried_at`: when the hold or its latest trial began; `trials`: how many there were with that fingerprint.
+    """
 
     image: str
     failures: int = 0
     held: str = ""
+    told: str = ""
+    built_from: str = ""
+    tried_at: datetime | None = None
+    trials: int = 0
 
 
 def get(tx: Transaction, image: str) -> ImageRecord:
     row = tx.one("SELECT * FROM images WHERE image = ?", (image,))
-    return ImageRecord(row["image"], row["failures"], row["held"]) if row else ImageRecord(image)
+    return load(ImageRecord, row) if row else ImageRecord(image)
 
 
 def save(tx: Transaction, record: ImageRecord) -> None:
-    tx.upsert("images", ("image",), {"image": record.image, "failures": record.failures, "held": record.held})
+    tx.upsert("images", ("image",), dump(record))

@@ -12,6 +12,7 @@ import pytest
 
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.machine_life import BuildFailure
 from ravebot.sandboxes.model import EndReason
 from ravebot.sandboxes.pool.sweep import ADOPTED
 from ravebot.store import images
@@ -66,14 +67,16 @@ async def test_a_build_that_never_answers_has_its_whole_time_again_and_then_fail
             break
         await looks(yard, 1, seconds=30)
     assert [data["why"] for data in await yard.log("sandbox.requeued")] == [
-        "the machine did not answer within 5 min of being created"
+        "the machine did not answer within 5 min of being created: its console shows nothing"
     ]
 
 
 async def test_one_that_waits_after_a_failed_build_waits_no_longer_for_it(yard: Yard) -> None:
     await yard.started(MR)
     machine = await yard.machine(MR)
-    await yard.write(lambda tx: machine_life.build_failed(tx, yard.lifecycle, machine, "it broke", for_good=False))
+    await yard.write(
+        lambda tx: machine_life.build_failed(tx, yard.lifecycle, machine, BuildFailure("it broke", "it broke"))
+    )
     await yard.write(lambda tx: machine_life.gone(tx, yard.lifecycle, replace(machine, sandbox_id=None)))
     await yard.go()
     assert await yard.is_in(MR, "queued")

@@ -12,7 +12,9 @@ import pytest
 
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
+from ravebot.sandboxes.machine_life import BuildFailure
 from ravebot.sandboxes.model import EndReason, Machine, MachineState, SandboxState, Stage
+from ravebot.sandboxes.pool import trials
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.images import ImageRecord
@@ -37,7 +39,9 @@ async def gone(world: World, machine: Machine) -> None:
 
 async def build_fails(world: World, why: str = "it did not answer", *, for_good: bool = False) -> None:
     machine = await world.machine(MR)
-    await world.write(lambda tx: machine_life.build_failed(tx, world.lifecycle, machine, why, for_good=for_good))
+    await world.write(
+        lambda tx: machine_life.build_failed(tx, world.lifecycle, machine, BuildFailure(why, why, for_good))
+    )
     await gone(world, machine)
 
 
@@ -249,7 +253,8 @@ async def test_three_failed_builds_in_a_row_hold_the_image_and_the_room_is_told_
     for _ in range(3):
         await world.begin(await world.latest(MR))
         await build_fails(world, "it did not answer")
-    assert await record_of_image(world) == ImageRecord(str(world.config.provider.image), 3, "it did not answer")
+    record = await record_of_image(world)
+    assert (record.failures, record.held, record.told) == (3, "it did not answer", "it did not answer")
     assert (await world.kinds()).count("build.held") == 1
     assert (await world.told_kinds()).count("matrix say") == 1
 
@@ -258,6 +263,15 @@ async def test_an_image_that_can_not_work_is_held_at_once(world: World) -> None:
     await world.started(MR)
     await build_fails(world, "the image is missing", for_good=True)
     assert (await record_of_image(world)).held == "the image is missing"
+
+
+async def test_a_hold_is_not_lifted_by_the_next_failure_and_another_cause_is_told(world: World) -> None:
+    await world.queued(MR)
+    for why, told in (("the image is missing", 1), ("libvirt refused: busy", 2), ("libvirt refused: full", 2)):
+        await world.begin(await world.latest(MR))
+        await build_fails(world, why, for_good=why == "the image is missing")
+        assert (await record_of_image(world)).held == why
+        assert (await world.kinds()).count("build.held") == told
 
 
 async def test_a_machine_that_does_not_come_back_from_its_restart_is_lost_and_no_fault_of_the_images(
@@ -282,13 +296,10 @@ async def test_a_hold_is_not_lifted_by_a_build_that_was_under_way_already(world:
     assert (await record_of_image(world)).held == "it did not answer"
 
 
-async def test_very_many_failures_still_make_a_pause_that_can_be_written_down(world: World) -> None:
-    await world.started(MR)
-    await world.write(lambda tx: images.save(tx, ImageRecord(str(world.config.provider.image), 500)))
-    await build_fails(world)
-    sandbox = await world.latest(MR)
-    assert sandbox.not_before
-    assert sandbox.not_before - world.clock.now() < timedelta(minutes=10)
+def test_after_very_many_trials_a_held_image_is_still_tried_every_few_hours() -> None:
+    record = ImageRecord("/i", 500, "broken", "broken", built_from="x", tried_at=NOON, trials=10**9)
+    assert not trials.may_try(record, "x", [], NOON + timedelta(hours=5, minutes=59))
+    assert trials.may_try(record, "x", [], NOON + timedelta(hours=6))
 
 
 async def test_the_build_failure_of_one_that_is_stopping_does_not_bring_it_back(world: World) -> None:

@@ -258,7 +258,9 @@ async def test_host_keys_that_are_still_being_made_are_waited_for(yard: Yard) ->
     assert not await yard.log("stage.failed")
 
 
-async def test_an_image_with_a_baked_in_key_is_held_after_three_machines(yard: Yard) -> None:
+async def test_an_image_with_a_baked_in_key_is_held_after_three_machines(
+    yard: Yard, capsys: pytest.CaptureFixture[str]
+) -> None:
     await yard.make_ready(MR)
     copied = (await yard.machine(MR)).host_keys
     await yard.told(SECOND)
@@ -268,6 +270,9 @@ async def test_an_image_with_a_baked_in_key_is_held_after_three_machines(yard: Y
         await yard.land()
     assert len(await yard.log("build.held")) == 1
     assert len(await yard.log("sandbox.requeued")) == 3
+    logged = [line for line in capsys.readouterr().out.splitlines() if "build failed" in line]
+    assert len(logged) == 3
+    assert "no machines are built from the image" in logged[-1]
 
 
 async def test_what_libvirt_refuses_once_holds_no_image(yard: Yard) -> None:

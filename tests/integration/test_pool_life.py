@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from ravebot.errors import GuestTimeout, ImageError, Unavailable
+from ravebot.errors import GuestTimeout, ImageError, ProviderError, Unavailable
 from ravebot.providers.memory import MemoryHost, MemoryProvider
-from ravebot.sandboxes.model import EndReason, MachineState, Observed, Person
+from ravebot.sandboxes.model import EndReason, MachineState, Observed, Person, SandboxState
 from ravebot.store import machines, sandboxes
-from tests.support.records import ALICE, B, a_merge_request
+from tests.support.records import ALICE, ROOM, B, a_merge_request
 from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
@@ -175,7 +177,7 @@ async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_r
         await yard.go()
         yard.pass_by(seconds=60)
     waiting = await yard.latest(MR)
-    assert (waiting.state.value, waiting.wait_reason) == ("queued", "no machines are built: the image is missing")
+    assert waiting.state is SandboxState.QUEUED
     assert yard.provider.count("create") == 1
     logged = [line for line in capsys.readouterr().out.splitlines() if "build failed" in line]
     assert len(logged) == 1
@@ -190,17 +192,81 @@ async def test_an_image_that_can_not_work_is_held_told_once_and_tried_again_on_r
     await yard.until(lambda: yard.is_in(MR, "ready"))
 
 
+@pytest.mark.parametrize(
+    ("operations", "told"), [("#ops:example.org", "operators were told"), (None, "operators find the cause in its log")]
+)
+async def test_only_operators_are_told_where_an_unusable_image_lies(
+    tmp_path: Path, operations: str | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with a_yard(tmp_path, matrix={"operations_room": operations}) as yard:
+        yard.provider.fails["create"] = ImageError("the image /srv/secret/base.qcow2 can't be read")
+        await yard.told(MR)
+        await yard.go()
+        said = [(lane, body) for target, lane, kind, body in await yard.outbox() if kind == "say"]
+        developers = [body for lane, body in said if lane == ROOM]
+        assert len(developers) == 1
+        assert told in developers[0]
+        assert "/srv/secret" not in developers[0] + (await yard.latest(MR)).wait_reason
+        assert ["/srv/secret/base.qcow2" in body for lane, body in said if lane == operations] == [True] * bool(
+            operations
+        )
+        assert "/srv/secret/base.qcow2" in capsys.readouterr().out
+
+
+async def test_a_held_image_is_tried_again_when_its_file_changed(yard: Yard) -> None:
+    yard.provider.fails["create"] = ImageError("the image is missing")
+    for mr in (MR, SECOND):
+        await yard.told(mr)
+        for _ in range(3):
+            await yard.go()
+            yard.pass_by(seconds=60)
+    assert yard.provider.count("create") == 1
+    yard.config.provider.image.write_text("an image, at last")
+    yard.provider.fails.clear()
+    for mr in (MR, SECOND):
+        await yard.until(partial(yard.is_in, mr, "ready"))
+    assert len(await yard.log("build.resumed")) == 1
+
+
+async def test_a_held_image_is_tried_with_one_machine_after_pauses_that_grow(yard: Yard) -> None:
+    yard.provider.fails["create"] = ProviderError("libvirt refused: it is broken")
+    for mr in (MR, SECOND):
+        await yard.told(mr)
+    tried: list[int] = []
+    for minute in range(200):
+        before = yard.provider.count("create")
+        await yard.go()
+        tried += [minute] * (yard.provider.count("create") - before)
+        yard.pass_by(seconds=60)
+    *_, held, first, second, third, fourth = tried
+    assert [later - earlier for earlier, later in pairwise((held, first, second, third, fourth))] == [
+        pytest.approx(pause, abs=2) for pause in (10, 20, 40, 80)
+    ]
+    assert len(await yard.log("build.held")) == 1
+    yard.provider.fails.clear()
+    yard.pass_by(hours=3)
+    await yard.until(lambda: yard.is_in(SECOND, "ready"))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    assert len(await yard.log("build.resumed")) == 1
+
+
 async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(yard: Yard, host: MemoryHost) -> None:
     yard.provider.answering = False
+    yard.provider.printed = "one\ntwo\n\x1b[1mKernel panic\x1b[0m - not syncing\r\n\n"
     await yard.told(MR)
     for _ in range(20):
+        if await yard.log("build.held"):
+            break
         await yard.core.pool.one_pass(yard.flights)
         yard.pass_by(minutes=5)
         while yard.flights.any():  # a busy machine may begin to wait only after the clock was moved
             await asyncio.sleep(0.02)
             yard.pass_by(minutes=5)
+    await yard.until(lambda: not host.machines)
     assert len(await yard.log("sandbox.requeued")) == 3
-    assert len(await yard.log("build.held")) == 1
+    [held] = await yard.log("build.held")
+    assert str(held["why"]).endswith(": its console ends with “one / two / Kernel panic - not syncing”")
+    assert str(held["for_operators"]).endswith("'s console in memory")
     assert yard.provider.count("create") == 3
     assert await yard.is_in(MR, "queued")
     assert host.machines == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 from ravebot.config.model import LibvirtConfig
 from ravebot.errors import ImageError, ProviderError, Unavailable
 from ravebot.providers.base import (
+    Console,
     HostUsage,
     Listing,
     MachineSpec,
@@ -38,6 +40,7 @@ _AGENT_CONNECTIONS = 4
 _AGENT_THREADS = 4  # per connection; libvirtd serves at most 5 requests of one connection at once
 _CONNECTED_SECONDS = 5.0
 _LIST_SECONDS = 20.0  # a pass of the pool waits for it
+_CONSOLE_BYTES = 4096
 _RETRY_SECONDS = 1.0
 
 
@@ -235,6 +238,10 @@ class LibvirtProvider:
     async def host_keys(self, name: str) -> tuple[str, ...]:
         return await self._agents.host_keys(name)
 
+    async def console(self, name: str) -> Console:
+        path = self._consoles / f"{name}.log"
+        return Console(await asyncio.to_thread(_end_of, path), str(path))
+
     async def usage(self, name: str) -> Usage:
         """What it used since it was started. Memory is the current use: the caller keeps the largest."""
 
@@ -278,6 +285,15 @@ class LibvirtProvider:
 
     async def _call(self, work: Callable[[Handle], T]) -> T:
         return await self._control.call(work)
+
+
+def _end_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _CONSOLE_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:  # libvirt's log daemon makes it for root alone, or has not made it yet
+        return ""
 
 
 def _emulator(handle: Handle) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError
 from ravebot.providers.base import (
+    Console,
     HostUsage,
     Listing,
     MachineSpec,
@@ -156,6 +157,9 @@ class MemoryProvider(Script):
         """The machine's keys; a restart does not change them."""
         await self._called("host_keys", name)
         return self._guest(name).host_keys
+
+    async def console(self, name: str) -> Console:
+        return Console(self.printed, f"{name}'s console in memory")
 
     async def usage(self, name: str) -> Usage:
         await self._called("usage", name)

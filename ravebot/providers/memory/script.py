@@ -42,6 +42,7 @@ class Script:
     - `answers`: how a command ends that contains this text (the first that fits), or a function that returns it. Any
       other command ends with code 0 and prints nothing.
     - `baked_in_keys`: SSH host keys that every new guest has; without them each guest has its own.
+    - `printed`: what every guest has printed on its console.
     - `used`: what a running machine has used.
     - `host_usage`: what the host has; the disks of our machines are promised in addition.
 
@@ -56,6 +57,7 @@ class Script:
         self.answering = True
         self.answers: dict[str, RunResult | Callable[[GuestCommand], RunResult]] = {}
         self.baked_in_keys: tuple[str, ...] = ()
+        self.printed = ""
         self.used = Usage(cpu_seconds=1.5, memory_peak_bytes=32 * 1024**2, disk_bytes=0)
         self.host_usage = HostUsage(60 * _GIB, 640 * _GIB, 0)
         self.calls: list[tuple[str, str]] = []

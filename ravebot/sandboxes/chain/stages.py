@@ -23,6 +23,7 @@ from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter, WebProbe
 from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.machine_life import BuildFailure
 from ravebot.sandboxes.model import EventKind, Machine, MergeRequest, Observed, Sandbox, SandboxId, Stage, StageResult
 from ravebot.sandboxes.telling import TAIL_SHOWN
 from ravebot.store import machines, merge_requests, sandboxes
@@ -75,7 +76,8 @@ class Chain:
                 raise
             except (GuestError, ProviderError, Refused, NotFound, Forbidden) as error:
                 if await self._runs(work.machine):  # else the machine failed, which the table of machines handles
-                    await self._failed(work, stage, error)
+                    fail = self._build_broke if isinstance(error, BuildBrokenError) else self._failed
+                    await fail(work, stage, error)
                 return
             if not await self._advance(work, stage, tail):
                 return
@@ -138,7 +140,7 @@ class Chain:
         def keep(tx: Transaction) -> Machine | None:
             machine = machines.get(tx, work.machine.id)
             assert machine
-            return machine_life.keep_host_keys(tx, machine, keys)
+            return machine_life.keep_host_keys(tx, self.lifecycle, machine, keys)
 
         if other := await self.database.write(keep):
             raise BuildBrokenError(
@@ -230,6 +232,16 @@ class Chain:
             self.meter.stage_done(stage.value, True, seconds)
         return seconds is not None
 
+    async def _build_broke(self, work: Work, stage: Stage, error: Exception) -> None:
+        def still(tx: Transaction) -> bool:
+            sandbox = sandboxes.get(tx, work.sandbox.id)
+            return sandbox is not None and _same(sandbox, work.sandbox)
+
+        seconds = age(work.sandbox.stage_started_at or self.clock.now(), self.clock.now()).total_seconds()
+        self.meter.stage_done(stage.value, False, seconds)
+        failure = BuildFailure(str(error), str(error))
+        await machine_life.fail_build(self.database, self.lifecycle, work.machine, failure, still)
+
     async def _failed(self, work: Work, stage: Stage, error: Exception) -> None:
         why, _, tail = str(error).partition("\n")
         log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
@@ -239,9 +251,6 @@ class Chain:
             sandbox = sandboxes.get(tx, work.sandbox.id)
             machine = machines.get(tx, work.machine.id)
             if sandbox is None or machine is None or not _same(sandbox, work.sandbox):
-                return seconds
-            if isinstance(error, BuildBrokenError):
-                machine_life.build_failed(tx, self.lifecycle, machine, why, for_good=False)
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
             sandboxes.add_result(tx, sandbox, result)

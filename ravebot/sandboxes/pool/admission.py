@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 
@@ -18,9 +20,10 @@ from ravebot.sandboxes.lifecycle import Allocation, Lifecycle
 from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.observation import Wanted, wanted
-from ravebot.sandboxes.pool import plan
+from ravebot.sandboxes.pool import plan, trials
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Database, Transaction
+from ravebot.store.images import ImageRecord
 
 log = structlog.get_logger()
 
@@ -45,17 +48,20 @@ class Admission:
         host = await self.provider.host()
         self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
         busy = await self.busy_ports()
-        return await self.database.write(lambda tx: self._admit(tx, host, busy))
+        built_from = await asyncio.to_thread(trials.fingerprint, self.config)
+        return await self.database.write(lambda tx: self._admit(tx, host, busy, built_from))
 
-    def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int]) -> bool:
+    def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int], built_from: str) -> bool:
         state = wanted(tx)
         running = list(state.machines)
         admitted = False
         for sandbox in plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
-            why = self._obstacle(tx, host, running)
+            record = images.get(tx, str(self.config.provider.image))
+            why = self._held(record, built_from, running, tx.now) or self._shortage(host, running)
             if not why:
                 machine = self._place(tx, sandbox, busy)
                 if machine is not None:
+                    trials.begun(tx, record, built_from)
                     running.append(machine)
                     admitted = True
                     continue
@@ -64,11 +70,12 @@ class Admission:
             break  # first in, first out: no sandbox passes one that waits for the host
         return admitted
 
-    def _obstacle(self, tx: Transaction, host: HostUsage, running: list[Machine]) -> str:
-        provider = self.config.provider
-        record = images.get(tx, str(provider.image))
-        if record.held:
-            return f"no machines are built: {record.held}"
+    def _held(self, record: ImageRecord, built_from: str, running: list[Machine], now: datetime) -> str:
+        if record.held and not trials.may_try(record, built_from, running, now):
+            return f"no machines are built: {record.told or record.held}"
+        return ""
+
+    def _shortage(self, host: HostUsage, running: list[Machine]) -> str:
         # Until it boots, the host's figures may lack its disk; until then it may count twice.
         fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.machine_life import change, sandbox_on
+from ravebot.sandboxes.machine_life import BuildFailure, sandbox_on
 from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.view import in_words
-from ravebot.store import images, machines
+from ravebot.store import machines
 from ravebot.store.database import Database, Transaction, uninterrupted
 
 log = structlog.get_logger()
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 PING = timedelta(seconds=2)
 LOOK_EVERY = timedelta(seconds=10)
 """How long to wait for a boot before the pool checks whether the machine still runs."""
+_LINES_SHOWN, _LINE_SHOWN = 3, 120
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,20 @@ class Builds:
         except MachineNotFound:
             raise
         except ProviderError as error:
-            await self._failed(machine, str(error), for_good=isinstance(error, ImageError))
+            await self._failed(machine, self._failure(error))
             return False
         return True
 
-    async def _failed(self, machine: Machine, why: str, *, for_good: bool = False) -> None:
-        def failed(tx: Transaction, fresh: Machine) -> None:
-            machine_life.build_failed(tx, self.lifecycle, fresh, why, for_good=for_good)
+    async def _failed(self, machine: Machine, failure: BuildFailure) -> None:
+        await machine_life.fail_build(self.database, self.lifecycle, machine, failure)
 
-        await change(self.database, machine, failed)
-        record = await self.database.read(lambda tx: images.get(tx, machine.image))
-        held = record.held and "no machines are built from the image until somebody says `retry`"
-        log.warning("build failed", machine=machine.name, why=why, in_a_row=record.failures, held=held)
+    def _failure(self, error: ProviderError) -> BuildFailure:
+        """An unusable image is the operators' business: where it lies on the host is for them alone."""
+        if not isinstance(error, ImageError):
+            return BuildFailure(str(error), str(error))
+        operators = "were told" if self.config.matrix.operations_room else "find the cause in its log"
+        told = f"the image of the machines can't be used; ravebot's operators {operators}"
+        return BuildFailure(str(error), told, for_good=True)
 
     async def _claim(self, machine: Machine) -> bool:
         def claim(tx: Transaction) -> bool:
@@ -107,7 +111,11 @@ class Builds:
                 await self._claim(machine)
                 return
         limit = in_words(self.config.pool.build_timeout)
-        await self._failed(machine, f"the machine did not answer within {limit} of being created")
+        console = await self.provider.console(machine.name)
+        lines = _last_lines(console.tail)
+        said = f"its console ends with “{lines}”" if lines else "its console shows nothing"
+        why = f"the machine did not answer within {limit} of being created: {said}"
+        await self._failed(machine, BuildFailure(f"{why}; all of it is in {console.where}", why))
 
     async def _fetch_ahead(self, machine: Machine) -> None:
         """Download the code while the machine boots; the copy stage repeats and reports a failure."""
@@ -135,3 +143,10 @@ class Builds:
             initrd=provider.initrd,
             cmdline=provider.cmdline,
         )
+
+
+def _last_lines(console: str) -> str:
+    """The last lines that a console shows, in one line: without terminal codes, and not too long for a table's row."""
+    plain = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])", "", console)
+    lines = ("".join(char for char in line if char.isprintable()).strip() for line in plain.splitlines())
+    return " / ".join([line[:_LINE_SHOWN] for line in lines if line][-_LINES_SHOWN:])
