@@ -22,6 +22,7 @@ from ravebot.config.model import Config
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
+from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
@@ -132,19 +133,21 @@ class Bot:
                 urgent=True,
             )
 
+        refusals = Refusals(self.clock)
         readiness = Readiness(
             config=self.config,
             clock=self.clock,
             database=self.database,
             chat=self.chat,
             gitlab=self.gitlab,
+            webhooks=refusals,
             poller=self.poller,
             core=self.core,
             provider=self.provider,
             firewall=self.firewall,
             targets=TARGETS,
         )
-        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered)
+        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals=refusals)
         return make_app(handler, readiness.checks(), self.metrics)
 
     async def _watch_provider(self) -> None:

@@ -23,6 +23,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.commands import command_line
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
 from ravebot.gitlab.fields import Malformed
+from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.unproven import NoRoom, Share, Unproven
 from ravebot.gitlab.webhook import Forged, WebhookDelivery, WebhookSecrets, authenticate, check_headers, delivery
 
@@ -51,12 +52,15 @@ def webhook_handler(
     on_result: Callable[[str, float], None],
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,
+    refusals: Refusals | None = None,
 ) -> Handler:
     """The handler. `accept` returns when the delivery is committed: True if it is new, False if it was stored before.
 
     `on_result` is called with accepted, duplicate, ignored, forged, malformed, too_large or unavailable (the store
-    can't be written, or there is no room for an unproven body), and with the time in seconds.
+    can't be written, or there is no room for an unproven body), and with the time in seconds. `refusals` is told of
+    requests whose secret or signature is wrong, and of those whose is right.
     """
+    refusals = refusals or Refusals(clock)
     unproven = Unproven(MAX_UNPROVEN_TOGETHER_BYTES, body_seconds / 2)
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -78,8 +82,10 @@ def webhook_handler(
                 return "too_large", web.Response(status=413, text=f"at most {limit} bytes\n")
             authenticate(request.headers, body, secrets, clock.now())
             share.give_back()  # proven: free the room before waiting for the store
+            refusals.accepted()
             event = _relevant(body)
         except Forged as error:
+            refusals.refused(str(error))
             return "forged", web.Response(status=401, text=f"{error}\n")
         except Malformed as error:
             return "malformed", web.Response(status=400, text=f"{error}\n")

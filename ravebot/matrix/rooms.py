@@ -89,6 +89,8 @@ class RoomDirectory:
         return room_id
 
     def _failed(self, name: str, error: RavebotError, wait: timedelta, away: int = 0) -> None:
+        if self._rooms[name].problem != str(error):
+            _log.warning("matrix_room_not_ready", room=name, error=str(error))
         self._rooms[name] = replace(self._rooms[name], problem=str(error), wait=self._wait(wait), away=away)
 
     def _wait(self, span: timedelta) -> Wait:
@@ -158,7 +160,6 @@ class RoomDirectory:
         if status is not None and status.joined:
             self._rooms[name] = replace(status, joined=False)
             self._failed(name, error, _RETRY)
-            _log.warning("matrix_room_refused", room=name, room_id=status.room_id, error=str(error))
 
     async def is_configured(self, room_id: str) -> bool:
         """Whether a room is a configured one, even if the bot was never in it. Raises LoginLost."""

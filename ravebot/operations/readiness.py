@@ -15,6 +15,7 @@ from ravebot.chat import NOT_CONNECTED, Chat
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
 from ravebot.parts import Core
@@ -42,6 +43,7 @@ class Readiness:
     database: Database
     chat: Chat
     gitlab: GitLab
+    webhooks: Refusals
     poller: Poller
     core: Core
     provider: Provider
@@ -83,9 +85,10 @@ class Readiness:
         if not found.fit:
             return found
         await self.gitlab.me()  # the last poll may have been long ago
-        if refusals := self.poller.refusals:
-            return replace(found, state=State.DEGRADED, detail=_named(f"{at}: {why}" for at, why in refusals.items()))
-        return found
+        troubles = [f"{at}: {why}" for at, why in self.poller.refusals.items()]
+        if self.webhooks.problem:
+            troubles.insert(0, self.webhooks.problem)
+        return replace(found, state=State.DEGRADED, detail=_named(troubles)) if troubles else found
 
     async def _provider(self) -> Check:
         pool, now = self.core.pool, self.clock.now()

@@ -108,7 +108,7 @@ TELLINGS: Final = MappingProxyType(
         K.SANDBOX_STOPPING: Telling(_stopping, thread=True),
         K.SANDBOX_ENDED: Telling(_ended, thread=True),
         K.SANDBOX_REQUEUED: Telling(
-            lambda d: f"{_text(d, 'why')}; tried again on a new machine (attempt {_text(d, 'attempt')})", thread=True
+            lambda d: f"tried again on a new machine (attempt {_text(d, 'attempt')}): {_text(d, 'why')}", thread=True
         ),
         K.BUILD_HELD: Telling(_held, say=True, operators=_held_for_operators),
         K.BUILD_RESUMED: Telling(_resumed, say=True, operators=_resumed),

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -215,6 +216,10 @@ async def reply_to(stage: Stage, asked: str) -> str:
     return found.body
 
 
+def _logged(stage: Stage, text: str) -> bool:
+    return text in stage.bot.log.read_text()
+
+
 async def said_in_room(stage: Stage, *texts: str) -> str:
     """A message of its own that says all of that."""
     found = await stage.matrix_ops.wait_for(
@@ -363,7 +368,7 @@ async def test_an_image_that_is_missing_or_none_holds_builds_until_a_good_one_is
         for number, (content, problem) in enumerate(((None, "can't be read"), (b"not an image" * 100, "not a qcow2"))):
             if content is not None:
                 image.write_bytes(content)
-            await stage.until(lambda told=problem: told in stage.bot.log.read_text(), 30, f"no log line: {problem}")
+            await stage.until(partial(_logged, stage, problem), 30, f"no log line: {problem}")
             note = await stage.note_says(mr, "no machines are built", 30)
             assert f"!{mr.iid}" in await said_in_room(stage, "no more machines are built from this image", "operators")
             (card,) = await stage.cards(mr)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from ravebot.access.nftables.nft import NetworkTools
+from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig, load
-from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network
-from ravebot.web.server import serve
+from ravebot.config.model import HttpConfig
+from ravebot.operations.audit import database_path
+from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network, running
+from ravebot.store.database import Database
+from ravebot.web.checks import Check, CheckFunction, State
+from ravebot.web.metrics import Metrics
+from ravebot.web.server import make_app, serve
+from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = pytest.mark.integration
 
@@ -246,20 +255,92 @@ async def test_a_token_whose_scopes_can_not_be_asked_for_is_not_known_to_be_righ
     assert finding.verdict.value == "unknown"
 
 
-async def test_the_kept_login_is_tried_and_a_password_is_not(tmp_path: Path) -> None:
+async def test_the_latest_delivery_that_ravebot_refused_shows_that_the_secrets_differ(tmp_path: Path) -> None:
+    hooks = {HOOKS: (200, [{**HOOK, "id": 5}])}
+    for status, verdict in (("401", Verdict.FAILED), ("202", Verdict.OK), ("internal error", Verdict.OK)):
+        events = {f"{HOOKS}/5/events": (200, [{"id": 1, "response_status": status}])}
+        finding = (await judged(tmp_path, gitlab.check, {**hooks, **events}))["gitlab webhook"]
+        assert finding.verdict is verdict, status
+    assert "same secret" in (await judged(tmp_path, gitlab.check, {
+        **hooks, f"{HOOKS}/5/events": (200, [{"response_status": "401"}])
+    }))["gitlab webhook"].fix  # fmt: skip
+
+
+async def test_the_kept_login_is_tried(tmp_path: Path) -> None:
     async with services(GOOD) as url:
-        whole = loaded(tmp_path, url)
+        loaded(tmp_path, url)
         text = (tmp_path / "config.yaml").read_text().replace("access_token_file", "password_file")
         (tmp_path / "config.yaml").write_text(text)
-        whole = load(tmp_path / "config.yaml")
-        untried = [item async for item in matrix.check(whole) if isinstance(item, Finding)][-1]
-        assert untried.verdict.value == "unknown"
-        assert "not checked" in untried.detail
-        assert "ravebot run" in untried.fix
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "matrix.json").write_text(json.dumps({"access_token": "kept"}))
-        names = [item.name async for item in matrix.check(whole) if isinstance(item, Finding)]
-        assert names == ["matrix", "matrix login", "matrix room"]
+        found = matrix.check(load(tmp_path / "config.yaml"))
+        assert [item.name async for item in found if isinstance(item, Finding)] == [
+            "matrix", "matrix login", "matrix room",
+        ]  # fmt: skip
+
+
+async def test_without_a_kept_login_the_password_is_tried_and_the_login_ended(
+    tmp_path: Path, synapse: Synapse, account: MatrixUser, alice: MatrixUser
+) -> None:
+    name = uuid.uuid4().hex[:8]
+    await alice.create_room(f"in-{name}", [account.user_id])
+    await alice.create_room(f"out-{name}")
+    rooms = [f"#in-{name}:localhost", f"#out-{name}:localhost", f"#gone-{name}:localhost"]
+
+    async def found(password: str) -> list[Finding]:
+        loaded(tmp_path, synapse.url)
+        (tmp_path / "secret").write_text(password)
+        mapped = "\n".join(f'    - {{room: "{room}", projects: [group/app]}}' for room in rooms)
+        text = (tmp_path / "config.yaml").read_text()
+        for old, new in (
+            ("access_token_file", "password_file"),
+            ("@ravebot:example.org", account.user_id),
+            ('    - {room: "#dev:example.org", projects: [group/app]}', mapped),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "config.yaml").write_text(text)
+        findings = [item async for item in matrix.check(load(tmp_path / "config.yaml")) if isinstance(item, Finding)]
+        assert password not in repr(findings)
+        return findings
+
+    before = await account.call("GET", "devices")
+    findings = await found(account.password)
+    assert [(one.name, one.verdict) for one in findings] == [
+        ("matrix", Verdict.OK), ("matrix login", Verdict.OK), ("matrix room", Verdict.OK),
+        ("matrix room", Verdict.WARNING), ("matrix room", Verdict.FAILED),
+    ]  # fmt: skip
+    invited, out, _ = findings[2:]
+    assert "invited" in invited.detail
+    assert account.user_id in out.fix
+    assert len((await account.call("GET", "devices"))["devices"]) == len(before["devices"])
+    refused = await found("not-the-password")
+    assert (refused[-1].name, refused[-1].verdict) == ("matrix login", Verdict.FAILED)
+    assert "password_file" in refused[-1].fix
+
+
+async def test_the_running_bot_is_asked_what_it_lacks(tmp_path: Path) -> None:
+    checks: dict[str, CheckFunction] = {}
+    for name, check in (
+        ("matrix", Check(State.OK)),
+        ("gitlab", Check(State.DEGRADED, "3 webhooks were refused")),
+        ("image", Check(State.FAILED, "it is held")),
+    ):
+        checks[name] = partial(asyncio.sleep, 0, check)
+
+    async def webhook(_: web.Request) -> web.StreamResponse:
+        raise NotImplementedError
+
+    async with serve(make_app(webhook, checks, Metrics()), "127.0.0.1", 0) as (host, port):
+        config = loaded(tmp_path, "http://127.0.0.1:1").config
+        config = config.model_copy(update={"http": HttpConfig(listen=f"{host}:{port}")})
+        assert [item async for item in running.check(config)] == [], "no bot holds the database"
+        async with Database(database_path(config.state_dir), SystemClock()):
+            findings = [item async for item in running.check(config)]
+    assert [(one.verdict, one.detail) for one in findings] == [
+        (Verdict.WARNING, "gitlab: 3 webhooks were refused"),
+        (Verdict.FAILED, "image: it is held"),
+    ]
 
 
 @pytest.fixture
@@ -376,16 +457,39 @@ async def test_a_right_image_is_told_from_a_wrong_one(tmp_path: Path) -> None:
     subprocess.run([*create, "3G"], check=True)
     assert "larger than sandbox.disk" in machines.image(config).detail
     subprocess.run([*create, "64M"], check=True)
-    assert machines.image(config).verdict is not Verdict.FAILED
-    assert "64 MiB" in machines.image(config).detail or "o+x" in machines.image(config).fix
+    root = machines.QemuUser(0, 0)
+    assert (machines.image(config, root).verdict, "64 MiB" in machines.image(config, root).detail) == (Verdict.OK, True)
+
+
+async def test_an_image_in_a_folder_that_qemu_can_not_enter_is_a_failure_as_it_is_for_libvirt(tmp_path: Path) -> None:
+    """As which user QEMU runs is asked of the real libvirt."""
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    _, qemu = await machines.libvirt(config.provider)
+    assert qemu is not None
+    assert qemu.uid != 0
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    image = closed / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "64M"], check=True)
+    config = config.model_copy(update={"provider": config.provider.model_copy(update={"image": image})})
+    finding = machines.image(config, qemu)
+    assert finding.verdict is Verdict.FAILED
+    assert str(closed) in finding.fix
+    os.chown(closed, qemu.uid, 0)
+    assert str(closed) not in machines.image(config, qemu).fix
+    os.chown(closed, 0, qemu.gid)
+    assert str(closed) in machines.image(config, qemu).fix
+    closed.chmod(0o710)
+    assert str(closed) not in machines.image(config, qemu).fix
 
 
 async def test_libvirt_is_asked_and_its_absence_told(tmp_path: Path) -> None:
     provider = loaded(tmp_path, "http://127.0.0.1:1").config.provider
-    here = await machines.libvirt(provider.model_copy(update={"uri": "test:///default"}))
+    here, _ = await machines.libvirt(provider.model_copy(update={"uri": "test:///default"}))
     assert here.verdict is Verdict.OK
     nowhere = provider.model_copy(update={"uri": "qemu+unix:///system?socket=/nowhere/libvirt-sock"})
-    absent = await machines.libvirt(nowhere)
+    absent, user = await machines.libvirt(nowhere)
+    assert user is None
     assert absent.verdict is Verdict.FAILED
     assert "libvirtd" in absent.fix
 

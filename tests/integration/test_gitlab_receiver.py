@@ -16,6 +16,7 @@ from ravebot.errors import StoreError
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.gitlab.receiver import MAX_BODY_BYTES, webhook_handler
+from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from tests.support.gitlab import DEVELOPER, GitLabServer
 
@@ -33,6 +34,7 @@ class Receiver:
         self.results: list[str] = []
         self.broken = False
         self.url = ""
+        self.refusals = Refusals(SystemClock())
 
     async def accept(self, delivery: WebhookDelivery) -> bool:
         if self.broken:
@@ -63,6 +65,7 @@ async def receiving(max_body_bytes: int) -> AsyncIterator[Receiver]:
         lambda result, _: receiver.results.append(result),
         max_body_bytes=max_body_bytes,
         body_seconds=1,
+        refusals=receiver.refusals,
     )
     app.router.add_post("/webhooks/gitlab", handler)
     runner = web.AppRunner(app)
@@ -79,6 +82,21 @@ async def receiving(max_body_bytes: int) -> AsyncIterator[Receiver]:
 async def gitlab() -> AsyncIterator[GitLabServer]:
     async with GitLabServer() as server:
         yield server
+
+
+async def test_a_wrong_secret_is_remembered_until_a_webhook_with_the_right_one_comes(
+    gitlab: GitLabServer, receiver: Receiver
+) -> None:
+    alice, project = gitlab.add_user("alice"), gitlab.add_project("group/app")
+    hook = gitlab.add_hook(project, receiver.url, secret_token="another secret")
+    gitlab.open_merge_request(project, alice, "Add login", "login")
+    await gitlab.settle()
+    assert receiver.refusals.problem.startswith("1 webhooks were refused since")
+    assert "set the same" in receiver.refusals.problem
+    hook.secret_token = "a plain secret"
+    gitlab.open_merge_request(project, alice, "Add logout", "logout")
+    await gitlab.settle()
+    assert receiver.refusals.problem == ""
 
 
 @pytest.mark.parametrize("secret", [{"secret_token": "a plain secret"}, {"signing_token": SIGNING_TOKEN}])

@@ -82,7 +82,7 @@ class TestAGuestThatBehaves(GuestContract):
         self, guest: tuple[LibvirtBench, MachineSpec]
     ) -> None:
         bench, spec = guest
-        with pytest.raises(GuestError):
+        with pytest.raises(GuestError, match=r"no user nobody-there: set sandbox\.user"):
             await bench.provider.authorize_keys(spec.name, "nobody-there", [key_pair()[1]])
 
     async def test_a_command_gets_its_input_and_environment_and_gives_its_end(

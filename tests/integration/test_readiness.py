@@ -15,6 +15,7 @@ import pytest
 from ravebot.chat import Chat
 from ravebot.errors import Forbidden, ProviderError, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.intake.poll import Poller
 from ravebot.matrix.client import MatrixClient
@@ -52,6 +53,7 @@ class Ward:
     bot: User
     project: Project
     far: FarEnd
+    webhooks: Refusals
     targets: tuple[Target, ...] = TARGETS
 
     async def check(self, name: str) -> Check:
@@ -63,6 +65,7 @@ class Ward:
             database=yard.database,
             chat=self.chat,
             gitlab=self.gitlab,
+            webhooks=self.webhooks,
             poller=self.poller,
             core=yard.core,
             provider=yard.provider,
@@ -131,7 +134,18 @@ async def a_ward(
             poller = Poller(yard.config, yard.database, gitlab, yard.intents, yard.clock, lambda _ok: None)
             client = MatrixClient(yard.config.matrix, "password", folder, timeout_seconds=5)
             try:
-                yield Ward(yard, server, far_server, gitlab, poller, a_chat(yard, client), bot, project, FarEnd())
+                yield Ward(
+                    yard,
+                    server,
+                    far_server,
+                    gitlab,
+                    poller,
+                    a_chat(yard, client),
+                    bot,
+                    project,
+                    FarEnd(),
+                    Refusals(yard.clock),
+                )
             finally:
                 server.restore()
                 far_server.over.set()
@@ -244,6 +258,22 @@ async def test_gitlab_comments_that_can_not_be_read_are_that_projects_trouble_an
     assert check.state is State.DEGRADED
     assert "group/app: comments on !1" in check.detail
     ward.server.restore()
+    await ward.polled()
+    assert (await ward.check("gitlab")).state is State.OK
+
+
+async def test_gitlab_degraded_while_every_webhook_is_refused_for_its_secret(ward: Ward) -> None:
+    await ward.polled()
+    for _ in range(2):
+        ward.webhooks.refused("the secret token is wrong")
+    check = await ward.check("gitlab")
+    assert check.state is State.DEGRADED
+    assert check.detail.startswith("2 webhooks were refused since 2026-01-01 12:00 UTC")
+    assert "the secret token is wrong" in check.detail
+    ward.webhooks.accepted()
+    assert (await ward.check("gitlab")).state is State.OK
+    ward.webhooks.refused("the secret token is wrong")
+    ward.yard.pass_by(minutes=61)
     await ward.polled()
     assert (await ward.check("gitlab")).state is State.OK
 

@@ -35,7 +35,7 @@ WORDS: dict[str, tuple[dict[str, object], str]] = {
         "stopping: stopped by alice (gitlab), cleaned up",
     ),
     "sandbox.requeued": ({"why": "its machine is gone", "attempt": 2},
-                         "its machine is gone; tried again on a new machine (attempt 2)"),
+                         "tried again on a new machine (attempt 2): its machine is gone"),
     "build.resumed": ({"by": "alice (gitlab)"}, "machines are built again by alice (gitlab)"),
     "machine.forced": ({"grace": 30.0}, "did not shut down within 30 s: switched off"),
 }  # fmt: skip

@@ -170,7 +170,20 @@ async def _webhook(config: Config, address: str, headers: dict[str, str], path: 
     if hook.get("alert_status") not in (None, "executable"):
         fix = f"fix the cause (GitLab shows recent events there), then send a test {how}"
         return failed(name, f"{path}: disabled by GitLab after failures", fix)
+    if await _was_refused(f"{address}/hooks/{hook.get('id')}", headers):
+        fix = "set the same secret there and in the file of gitlab.webhook, and send a test"
+        return failed(name, f"{path}: ravebot refused its latest delivery (401): its secret is another one", fix)
     return ok(name, f"{path} sends to {str(hook['url']).partition('?')[0]}")
+
+
+async def _was_refused(hook: str, headers: dict[str, str]) -> bool:
+    """Whether the latest delivery got a 401; False where GitLab doesn't tell (before 17.3).
+
+    https://docs.gitlab.com/api/project_webhooks/#list-all-events-for-a-project-webhook
+    """
+    events = await get(f"{hook}/events?per_page=1", headers)
+    latest = events.body[0] if isinstance(events.body, list) and events.body else {}
+    return isinstance(latest, dict) and str(latest.get("response_status")) == "401"
 
 
 def _is_to(url: str, wanted: str, config: Config) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
+import stat
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import psutil
 
@@ -22,17 +26,26 @@ from ravebot.sandboxes.view import in_bytes
 _EMULATOR = "qemu-system-x86_64"
 
 
-async def libvirt(config: LibvirtConfig) -> Finding:
-    """Whether libvirt answers, and its version."""
+@dataclass(frozen=True)
+class QemuUser:
+    """The user and group that QEMU's processes have."""
+
+    uid: int
+    gid: int
+
+
+async def libvirt(config: LibvirtConfig) -> tuple[Finding, QemuUser | None]:
+    """Whether libvirt answers, and its version; also the user of QEMU, if libvirt tells."""
     connection = Connection(config.uri, name="doctor", threads=1)
     try:
         version = await connection.call(_version)
+        user = await connection.call(_qemu_user)
     except RavebotError as error:
         fix = "start libvirtd (systemctl start libvirtd) and add ravebot's user to the group libvirt"
-        return failed("libvirt", f"{config.uri}: {error}", fix)
+        return failed("libvirt", f"{config.uri}: {error}", fix), None
     finally:
         await connection.close()
-    return ok("libvirt", f"{config.uri}, version {version}")
+    return ok("libvirt", f"{config.uri}, version {version}"), user
 
 
 def _version(handle: Handle) -> str:
@@ -40,7 +53,15 @@ def _version(handle: Handle) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def image(config: Config) -> Finding:
+def _qemu_user(handle: Handle) -> QemuUser | None:
+    """From the label `+64055:+64055` of libvirt's security model `dac`: https://libvirt.org/formatcaps.html"""
+    capabilities = ElementTree.fromstring(handle.getCapabilities())  # noqa: S314 - libvirt's own
+    label = capabilities.findtext("host/secmodel[model='dac']/baselabel") or ""
+    match = re.fullmatch(r"\+(\d+):\+(\d+)", label)
+    return QemuUser(int(match[1]), int(match[2])) if match else None
+
+
+def image(config: Config, qemu: QemuUser | None = None) -> Finding:
     path = config.provider.image
     try:
         size = image_size(path)
@@ -49,16 +70,29 @@ def image(config: Config) -> Finding:
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or use a smaller image")
-    if hidden := _closed_to_qemu(path):
+    if hidden := _closed_to_qemu(path, qemu):
         fix = f"chmod o+x {hidden}, or put the image elsewhere"
-        return warning("image", f"QEMU's user may be unable to reach {path}: others can't enter {hidden}", fix)
+        return failed("image", f"QEMU's user can't reach {path}: it can't enter {hidden}", fix)
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
-def _closed_to_qemu(path: Path) -> str:
-    """The folders above `path` that QEMU, a process of another user, can't enter; quoted for a shell."""
+def _closed_to_qemu(path: Path, qemu: QemuUser | None) -> str:
+    """The folders above `path` that QEMU can't enter; quoted for a shell. Files themselves libvirt gives to its user.
+
+    If its user is not known, it is taken for one that owns nothing.
+    """
     there = (folder for folder in path.parents if folder.exists())
-    return shlex.join(str(folder) for folder in there if not folder.stat().st_mode & 0o001)
+    return shlex.join(str(folder) for folder in there if not _may_enter(folder.stat(), qemu))
+
+
+def _may_enter(folder: os.stat_result, qemu: QemuUser | None) -> bool:
+    if qemu is None:
+        return bool(folder.st_mode & stat.S_IXOTH)
+    if qemu.uid == 0:
+        return True
+    if qemu.uid == folder.st_uid:
+        return bool(folder.st_mode & stat.S_IXUSR)
+    return bool(folder.st_mode & (stat.S_IXGRP if qemu.gid == folder.st_gid else stat.S_IXOTH))
 
 
 def boot_files(config: LibvirtConfig) -> Finding:
@@ -71,14 +105,14 @@ def boot_files(config: LibvirtConfig) -> Finding:
     return ok("direct boot", ", ".join(map(str, files)))
 
 
-def disk(config: Config) -> Finding:
+def disk(config: Config, qemu: QemuUser | None = None) -> Finding:
     """Whether there is enough space if all sandboxes that may run fill their disks."""
     folder = config.provider.storage_pool
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
-    if hidden := _closed_to_qemu(folder / "disk"):
-        detail = f"QEMU's user can't reach the disks: others can't enter {hidden}"
+    if hidden := _closed_to_qemu(folder / "disk", qemu):
+        detail = f"QEMU's user can't reach the disks: it can't enter {hidden}"
         return failed("storage pool", detail, f"chmod o+x {hidden}, or change provider.storage_pool")
     free = shutil.disk_usage(there).free
     wanted = config.sandbox.disk
@@ -121,10 +155,11 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     """All checks of this module."""
     if config.provider.uri.startswith("qemu:") and shutil.which(_EMULATOR) is None:
         yield failed("qemu", f"{_EMULATOR} is not installed", "apt-get install qemu-system-x86 qemu-utils")
-    yield await guarded("libvirt", libvirt(config.provider))
-    yield await guarded("image", asyncio.to_thread(image, config))
+    found, qemu = await libvirt(config.provider)
+    yield found
+    yield await guarded("image", asyncio.to_thread(image, config, qemu))
     if config.provider.kernel is not None:
         yield await guarded("direct boot", asyncio.to_thread(boot_files, config.provider))
-    yield await guarded("storage pool", asyncio.to_thread(disk, config))
+    yield await guarded("storage pool", asyncio.to_thread(disk, config, qemu))
     yield await guarded("memory", asyncio.to_thread(memory, config))
     yield await guarded("kvm", kvm(config.provider))

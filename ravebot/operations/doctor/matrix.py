@@ -1,16 +1,26 @@
-"""Checks of Matrix. They never log in, since that would create another device."""
+"""Checks of Matrix, with the login that the bot has; if it has none yet, with one that is ended afterwards."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import Unavailable
 from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.operations.doctor.services import Answer, get
+from ravebot.operations.doctor.services import Answer, get, post
+
+_NOTHING: dict[str, object] = {"types": []}
+_FILTER = {
+    "presence": _NOTHING,
+    "account_data": _NOTHING,
+    "room": {"timeline": _NOTHING, "state": _NOTHING, "ephemeral": _NOTHING, "account_data": _NOTHING},
+}
+_INVITES = urlencode({"timeout": 0, "filter": json.dumps(_FILTER)})
+"""The query of a sync that lists rooms and what they invite to, and no events."""
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
@@ -29,12 +39,39 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     yield versions
     yield ok("matrix", f"{base} answers")
     token = loaded.secrets.matrix_access_token or _kept_token(loaded.config.state_dir)
-    if token is None:
-        detail = "login and rooms were not checked: a login with the password would create another device"
-        yield unknown("matrix login", detail, "start `ravebot run`, which logs in; then run the doctor again")
-        return
-    async for finding in _account(loaded, base, token):
+    checks = _with_password(loaded, base) if token is None else _account(loaded, base, token)
+    async for finding in checks:
         yield finding
+
+
+async def _with_password(loaded: LoadedConfig, base: str) -> AsyncIterator[Finding]:
+    """The checks of the account with a login of their own, which is ended: no device of the doctor's stays."""
+    user_id = loaded.config.matrix.user_id
+    login: dict[str, object] = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user_id},
+        "password": loaded.secrets.matrix_password or "",
+        "initial_device_display_name": "ravebot doctor",
+    }
+    try:
+        answer = await post(f"{base}/_matrix/client/v3/login", login)
+    except Unavailable as error:
+        yield failed("matrix login", f"the connection was lost during the login: {error}", "try again")
+        return
+    token = answer.field("access_token")
+    if answer.status == 429:
+        yield unknown("matrix login", "the homeserver allows no login now (429)", "try again in some minutes")
+        return
+    if answer.status != 200 or not isinstance(token, str):
+        detail = f"the password of {user_id} is refused ({answer.status} {answer.field('errcode')})"
+        yield failed("matrix login", detail, "correct matrix.user_id, or the password in matrix.password_file")
+        return
+    try:
+        async for finding in _account(loaded, base, token):
+            yield finding
+    finally:
+        with suppress(Unavailable):
+            await post(f"{base}/_matrix/client/v3/logout", {}, {"Authorization": f"Bearer {token}"})
 
 
 async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator[Finding]:
@@ -52,15 +89,19 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
             return
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
         joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
+        found = (await get(f"{base}/_matrix/client/v3/sync?{_INVITES}", headers)).field("rooms", "invite")
+        invited: Collection[str] = found if isinstance(found, dict) else ()
         for room in loaded.config.matrix.room_names:
-            yield await _room(base, headers, room, joined if isinstance(joined, list) else [])
+            yield await _room(base, headers, room, joined if isinstance(joined, list) else [], invited, wanted)
     except Unavailable as error:
         yield failed(
             "matrix login", f"the connection was lost during the checks: {error}", "try again; see the homeserver's log"
         )
 
 
-async def _room(base: str, headers: dict[str, str], name: str, joined: list[object]) -> Finding:
+async def _room(
+    base: str, headers: dict[str, str], name: str, joined: list[object], invited: Collection[str], user_id: str
+) -> Finding:
     room_id: object = name
     if name.startswith("#"):
         found = await get(f"{base}/_matrix/client/v3/directory/room/{quote(name, safe='')}", headers)
@@ -70,7 +111,10 @@ async def _room(base: str, headers: dict[str, str], name: str, joined: list[obje
                 "matrix room", f"there is no room {name}", "create it, or correct its name in the configuration"
             )
     if room_id not in joined:
-        return warning("matrix room", f"ravebot is not in {name} yet", "let one of matrix.admins invite ravebot there")
+        if room_id in invited:
+            return ok("matrix room", f"ravebot is invited to {name}, and joins it when it runs")
+        detail = f"ravebot is not in {name} yet, and not invited"
+        return warning("matrix room", detail, f"let one of matrix.admins invite {user_id} there, unless all may join")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
         fix = "create a room without encryption and name it in the configuration: encryption can't be switched off"

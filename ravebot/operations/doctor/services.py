@@ -1,4 +1,4 @@
-"""What the checks of Matrix and GitLab share: a GET with limits, and the difference of the clocks."""
+"""What the checks of Matrix and GitLab share: requests with limits, and the difference of the clocks."""
 
 from __future__ import annotations
 
@@ -33,10 +33,21 @@ class Answer:
 
 async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
     """One GET without redirects, which could send tokens elsewhere. Raises Unavailable with the reason."""
+    return await _request("GET", url, headers)
+
+
+async def post(url: str, body: dict[str, object], headers: dict[str, str] | None = None) -> Answer:
+    """One POST of JSON, otherwise like `get`."""
+    return await _request("POST", url, headers, body)
+
+
+async def _request(
+    method: str, url: str, headers: dict[str, str] | None, body: dict[str, object] | None = None
+) -> Answer:
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(url, headers=headers, allow_redirects=False) as response,
+            session.request(method, url, headers=headers, json=body, allow_redirects=False) as response,
         ):
             raw = await response.content.read(_MAX_BYTES)
             return Answer(response.status, _json(raw), _ahead(response.headers.get("Date")))

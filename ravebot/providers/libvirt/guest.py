@@ -166,7 +166,14 @@ class GuestAgents:
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         check_authorized_keys(keys)
         arguments = {"username": user, "keys": list(keys), "reset": True}
-        await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
+        try:
+            await self._ask(name, "guest-ssh-add-authorized-keys", _CALL_SECONDS, arguments)
+        except GuestTimeout:
+            raise
+        except GuestError as error:
+            if "failed to lookup user" not in str(error):  # qemu-ga's words, qga/commands-posix-ssh.c
+                raise
+            raise GuestError(f"the image has no user {user}: set sandbox.user to one that it has") from error
 
     async def host_keys(self, name: str) -> tuple[str, ...]:
         done = await self.run(name, ("sh", "-c", _HOST_KEYS), timeout=timedelta(seconds=_CALL_SECONDS))
