@@ -15,6 +15,7 @@ from tests.support.stage import Stage
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 DIFFERENT_POINTS = 25
+KILLS_IN_REQUESTS = 3
 ONCE = ("sandbox.queued", "sandbox.starting", "machine.booted", "sandbox.ready", "sandbox.extended", "sandbox.ended")
 NEVER = ("machine.restarted", "machine.lost", "sandbox.requeued", "stage.failed", "orphan.removed", "build.held")
 
@@ -47,6 +48,7 @@ async def told_everything(stage: Stage) -> bool:
 async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_left() -> None:
     # GitLab tries a webhook again that found nobody; what is lost all the same is found by polling.
     async with Stage({"gitlab": {"poll": "5s", "request_limit": "5s"}}) as stage:
+        stage.gitlab.slow(0.4)  # so that kills strike while it works on a request: before its change, and after
         await stage.start()
         struck: set[str] = set()
         reapers = [Reaper(stage, seed, steps, struck) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]
@@ -75,6 +77,7 @@ async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_
         audit = await stage.bot.command("audit", "--verify")
         assert audit.returncode == 0, audit.stdout + audit.stderr
         assert len(points) >= DIFFERENT_POINTS, points
+        assert sum(reaper.in_request for reaper in reapers) >= KILLS_IN_REQUESTS
 
 
 async def every_message_was_sent_once(stage: Stage) -> None:

@@ -406,7 +406,7 @@ async def test_a_guest_that_never_answers_is_told_of_tried_later_and_held_after_
         assert leftovers.disks(stage) == []
         checks = (await stage.readiness())["checks"]
         assert [name for name, check in checks.items() if not check["ok"]] == ["image"]
-        assert "say `retry`" in checks["image"]["detail"]
+        assert "`retry`" in checks["image"]["detail"]
 
 
 async def test_the_same_host_key_twice_fails_the_second_build_and_a_deaf_guest_is_switched_off() -> None:

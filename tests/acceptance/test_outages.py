@@ -188,10 +188,17 @@ async def test_a_gitlab_that_asks_for_patience_is_given_it(life: Life) -> None:
 
 
 async def test_a_gitlab_that_does_not_answer_at_all_holds_up_nothing_else(life: Life) -> None:
+    """Neither the requests that hang, of more lanes than can be handled at once, nor the notes that can't be sent."""
     stage, mr = life.stage, life.mr
+    crowd = [stage.open_merge_request(f"One of many {n}", f"many-{n}") for n in range(12)]
+    for one in crowd:
+        await stage.note_says(one, "Sandbox waits in the queue")
     stage.gitlab.drop()
     try:
+        for one in crowd:
+            stage.gitlab.comment(one, stage.alice, "/sandbox stop")
         await stage.until(lambda: is_unready(stage, "gitlab"), 30, "/readyz does not see that GitLab is silent")
+        await stage.until(lambda: len(_unhandled(stage)) >= len(crowd), 10, "no crowd of requests waits")
         life.extensions += 1
         asked = await stage.matrix_ops.send(stage.room, f"!rave extend !{mr.iid} {life.extensions}m")
         await stage.matrix_ops.wait_for(stage.room, lambda m: answers(m.content, asked) and "extended" in m.body, 10)
@@ -200,7 +207,13 @@ async def test_a_gitlab_that_does_not_answer_at_all_holds_up_nothing_else(life: 
         stage.gitlab.restore()
     await stage.note_says(mr, f"extended by {life.extensions} min", 90)
     await is_ready_again(stage)
+    for one in crowd:
+        await stage.note_says(one, "Sandbox ended", 90)
     await life.all_told()
+
+
+def _unhandled(stage: Stage) -> list[sqlite3.Row]:
+    return rows(stage, "SELECT 1 FROM inbox WHERE source = 'gitlab' AND handled_at IS NULL")
 
 
 async def test_an_answer_that_is_lost_after_the_deed_makes_no_second_note_nor_comment(life: Life) -> None:

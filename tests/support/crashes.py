@@ -28,13 +28,17 @@ SELECT (SELECT kind || ' by ' || actor_kind FROM events ORDER BY id DESC LIMIT 1
 
 @dataclass
 class Reaper:
-    """Kills after every few steps, at places that are not yet in `struck`; `points` are the places of this run."""
+    """Kills after every few steps, at places that are not yet in `struck`; `points` are the places of this run.
+
+    `in_request`: how many kills struck while GitLab worked on something that changes it.
+    """
 
     stage: Stage
     seed: int
     steps_between: tuple[int, int] = (1, 4)
     struck: set[str] = field(default_factory=set)
     points: list[str] = field(default_factory=list)
+    in_request: int = 0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -74,6 +78,7 @@ class Reaper:
             return False
         time.sleep(delay)
         process.kill()
+        self.in_request += any(method != "GET" for method in self.stage.gitlab.under_way)
         return True
 
 

@@ -49,6 +49,7 @@ class Faults:
         self.under_way: list[str] = []
         self.faults: list[Fault] = []
         self.truncate_archives = False
+        self.slow_seconds = 0.0
         self._window: deque[float] = deque()
         self._limit: tuple[int, float] | None = None
         self._cleared = asyncio.Event()
@@ -70,6 +71,7 @@ class Faults:
         self.faults.clear()
         self._limit = None
         self.truncate_archives = False
+        self.slow_seconds = 0.0
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._release)
 
@@ -104,7 +106,7 @@ class Faults:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         fault = next((fault for fault in self.faults if fault.hits(request)), None)
         if fault is None:
-            return self._over_limit() or await handler(request)
+            return self._over_limit() or await self._carry_out(request, handler)
         if fault.left is not None:
             fault.left -= 1
             if fault.left <= 0:
@@ -126,6 +128,13 @@ class Faults:
         return web.json_response(
             {"message": f"{fault.status} Internal Server Error"}, status=fault.status, headers=headers
         )
+
+    async def _carry_out(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        pause = 0.0 if request.method == "GET" else self.slow_seconds / 2
+        await asyncio.sleep(pause)
+        response = await handler(request)
+        await asyncio.sleep(pause)
+        return response
 
     def _over_limit(self) -> web.Response | None:
         if self._limit is None:

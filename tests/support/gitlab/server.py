@@ -108,6 +108,13 @@ class GitLabServer(Actions):
         """Allow so many requests in any such time, then 429 with Retry-After."""
         self._faults.limit(requests, per_seconds)
 
+    def slow(self, seconds: float) -> None:
+        """Let every request that changes something take so long: half of it before the change, half before the answer.
+
+        It is carried out also when its client has gone meanwhile.
+        """
+        self._faults.slow_seconds = seconds
+
     def truncate_archives(self) -> None:
         """Cut the connection in the middle of every archive until `restore`."""
         self._faults.truncate_archives = True
