@@ -106,7 +106,7 @@ class RoomReader:
         """Run until cancelled; `ready` is set when it listens."""
         since = str((await self.user.sync())["next_batch"])
         while True:
-            answer = await self.user.sync(since, timeout_ms=20_000)
+            answer = await self.user.sync(since, timeout_ms=20_000, at_most=1000)
             now = time.perf_counter()
             since = str(answer["next_batch"])
             joined = answer.get("rooms", {}).get("join", {}).get(self.room, {})

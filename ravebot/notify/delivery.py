@@ -72,27 +72,36 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    lanes, due = await self._database.read(self._look)
+                    taken, due = await self._database.write(partial(self._take, busy=frozenset(self._busy)))
                 except StoreError as error:
                     log.warning("outbox could not be read", to=self._to, error=str(error))
                     await asyncio.sleep(_STORE_SECONDS)
                     continue
-                for lane in lanes:
-                    if lane not in self._busy and len(self._busy) < LANES_AT_ONCE:
-                        self._busy.add(lane)
-                        group.create_task(self._drain(lane))
+                for message in taken:
+                    self._busy.add(message.lane)
+                    group.create_task(self._drain(message))
                 look_in = min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS))
-                await self._database.signals.wait(self._target.signal, look_in)
+                if await self._database.signals.wait(self._target.signal, look_in):
+                    await asyncio.sleep(self._target.gather_seconds)
 
-    def _look(self, tx: Transaction) -> tuple[tuple[str, ...], float | None]:
-        return outbox.due_lanes(tx, self._target), outbox.seconds_to_next(tx, self._target)
+    def _take(self, tx: Transaction, busy: frozenset[str]) -> tuple[list[Message], float | None]:
+        """Attempt the heads of due lanes that are not busy; also the seconds to the next that is due."""
+        taken: list[Message] = []
+        for lane in outbox.due_lanes(tx, self._target):
+            if len(busy) + len(taken) >= LANES_AT_ONCE:
+                break
+            if lane not in busy and (message := self._attempt_head(tx, lane)):
+                taken.append(message)
+        return taken, outbox.seconds_to_next(tx, self._target)
 
-    async def _drain(self, lane: str) -> None:
+    async def _drain(self, message: Message) -> None:
         """Send a lane's due rows; one transaction records the result of one row and the attempt at the next."""
-        done: tuple[Message, Sent | _Later] | None = None
+        lane = message.lane
+        following: Message | None = message
         try:
-            while message := await self._database.write(partial(self._next, lane=lane, done=done)):
-                done = (message, await self._deliver(message))
+            while following:
+                outcome = await self._deliver(following)
+                following = await self._database.write(partial(self._next, message=following, outcome=outcome))
         except StoreError as error:
             # A row that was sent but not recorded is sent again: under the same transaction id, or found by its marker.
             log.warning("outbox could not be written", to=self._to, lane=lane, error=str(error))
@@ -101,17 +110,18 @@ class Delivery:
             self._busy.discard(lane)
             self._database.signals.wake(self._target.signal)
 
-    def _next(self, tx: Transaction, lane: str, done: tuple[Message, Sent | _Later] | None) -> Message | None:
-        if done is not None:
-            message, outcome = done
-            if isinstance(outcome, _Later):
-                outbox.postpone(tx, message.id, outcome.delay)
-                if outcome.refused:
-                    outbox.note_refusal(tx, message.id, outcome.refused)
-                return None
-            outbox.delivered(tx, message.id, outcome.result)
-            if outcome.keep:
-                outcome.keep(tx)
+    def _next(self, tx: Transaction, message: Message, outcome: Sent | _Later) -> Message | None:
+        if isinstance(outcome, _Later):
+            outbox.postpone(tx, message.id, outcome.delay)
+            if outcome.refused:
+                outbox.note_refusal(tx, message.id, outcome.refused)
+            return None
+        outbox.delivered(tx, message.id, outcome.result)
+        if outcome.keep:
+            outcome.keep(tx)
+        return self._attempt_head(tx, message.lane)
+
+    def _attempt_head(self, tx: Transaction, lane: str) -> Message | None:
         following = outbox.head(tx, self._target, lane)
         if following is None:
             return None

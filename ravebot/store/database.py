@@ -40,7 +40,7 @@ class Transaction:
         self._connection = connection
         self.now = now
         self.now_us = to_us(now)
-        self._wakes: set[str] = set()
+        self._wakes: dict[str, None] = {}
 
     def seconds_since(self, moment: datetime) -> float:
         """The `age` of a moment, in seconds."""
@@ -75,12 +75,12 @@ class Transaction:
         return rows[0] if rows else None
 
     def wake(self, signal: str) -> None:
-        """Wake the loop that waits for that signal, after the commit."""
-        self._wakes.add(signal)
+        """Wake the loop that waits for that signal, after the commit; loops are woken in the order of these calls."""
+        self._wakes.setdefault(signal)
 
     @property
-    def wakes(self) -> frozenset[str]:
-        return frozenset(self._wakes)
+    def wakes(self) -> tuple[str, ...]:
+        return tuple(self._wakes)
 
 
 class _Thread:
@@ -255,7 +255,7 @@ class Database:
 
     def _transact(
         self, begin: str, function: Callable[[Transaction], T], connection: sqlite3.Connection
-    ) -> tuple[T, frozenset[str]]:
+    ) -> tuple[T, tuple[str, ...]]:
         """Run `function` from begin to commit, in the connection's thread; also returns the signals to wake."""
         connection.execute(begin)
         try:

@@ -54,13 +54,15 @@ class Target:
     """Where messages go. `name` is used in rows, logs and metrics, `lane` parses a row's lane, `kinds` are accepted.
 
     `limit` names the rate limit that a message of that kind and lane counts towards: when the far end says to slow
-    down, the messages with the same one wait.
+    down, the messages with the same one wait. `gather_seconds`: how long to wait after a change for those that come with
+    it, since they are told in one request.
     """
 
     name: str
     lane: Callable[[str], Lane]
     kinds: frozenset[Kind]
     limit: Callable[[Kind, str], str] = _one_limit
+    gather_seconds: float = 0.0
 
     @property
     def signal(self) -> str:
@@ -114,6 +116,10 @@ def _limit_of_endpoint(kind: Kind, lane: str) -> str:
 
 MATRIX = Target("matrix", RoomLane, frozenset({Kind.CARD, Kind.HISTORY, Kind.WARNING, Kind.REPLY, Kind.SAY, Kind.NEWS}))
 GITLAB = Target(
-    "gitlab", NoteLane.read, frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI}), _limit_of_endpoint
+    "gitlab",
+    NoteLane.read,
+    frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI}),
+    _limit_of_endpoint,
+    gather_seconds=0.05,
 )
 TARGETS = (MATRIX, GITLAB)

@@ -105,8 +105,8 @@ class Pool:
                     pause = await self.one_pass(flights)
                 except RavebotError as error:
                     log.warning("pool pass not finished", error=str(error))
-                await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
                 await self.database.signals.wait(POOL, pause)
+                await asyncio.sleep(SHORTEST_PAUSE_SECONDS)  # what woke the pool is told to people first
 
     async def one_pass(self, flights: Flights) -> float:
         """Take every step that is due; returns the seconds until the next pass."""

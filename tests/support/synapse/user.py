@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -151,8 +152,11 @@ class MatrixUser:
         transaction = f"{time.monotonic_ns()}.{self._transaction}"
         await self.call("PUT", "rooms", room, "redact", event_id, transaction, body={})
 
-    async def sync(self, since: str | None = None, *, timeout_ms: int = 0) -> Json:
+    async def sync(self, since: str | None = None, *, timeout_ms: int = 0, at_most: int = 10) -> Json:
+        """Everything since then, but of each room only the newest `at_most` events: 10 is the server's own limit."""
         query: dict[str, str | int] = {"timeout": timeout_ms}
+        if at_most != 10:
+            query["filter"] = json.dumps({"room": {"timeline": {"limit": at_most}}})
         if since:
             query["since"] = since
         else:
