@@ -26,6 +26,7 @@ from tests.support.frames import (
     TCP,
     UDP,
     URG,
+    bootp,
     ethernet,
     fragmented,
     icmp,
@@ -256,7 +257,7 @@ async def test_dhcp_and_dns_go_on(flushed: Flushed) -> None:
         answer(router.host, port)
     router.host.serve(53, "dns")
     assert ask(guest.namespace, router.gateway, 53) == "answer"
-    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert ask(guest.namespace, router.gateway, 67, 68, bootp(guest.mac)) == "answer"
     assert guest.namespace.connect(router.gateway, 53) == f"dns {guest.address}"
     assert guest.namespace.connect(router.host_address, 53) is None
     assert ask(guest.namespace, router.host_address, 53) == "TimeoutError"
@@ -302,7 +303,7 @@ async def test_without_egress_dns_stops_and_dhcp_goes_on(router: Router) -> None
     await firewall_of(router, egress="none").ensure(rules_of((guest, 2200, 3000)))
     router.host.nft("flush ruleset")
     assert ask(guest.namespace, router.gateway, 53) == "TimeoutError"
-    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert ask(guest.namespace, router.gateway, 67, 68, bootp(guest.mac)) == "answer"
 
 
 async def test_a_visitors_open_connection_outlives_a_flush_in_which_it_is_silent(router: Router) -> None:

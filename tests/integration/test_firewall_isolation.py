@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.firewall import firewall_of, rules_of
+from tests.support.frames import bootp
 from tests.support.netns import GuestMachine, Namespace, Router
 
 pytestmark = pytest.mark.integration
@@ -19,7 +20,7 @@ import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
     client.settimeout(1)
     client.bind(("", int(sys.argv[3])))
-    client.sendto(b"question", (sys.argv[1], int(sys.argv[2])))
+    client.sendto(bytes.fromhex(sys.argv[4]), (sys.argv[1], int(sys.argv[2])))
     try:
         print(client.recv(100).decode())
     except OSError as error:
@@ -111,8 +112,8 @@ def router() -> Iterator[Router]:
         yield made
 
 
-def ask(namespace: Namespace, address: str, port: int, source_port: int = 0) -> str:
-    done = namespace.run([sys.executable, "-c", ASK_UDP, address, str(port), str(source_port)])
+def ask(namespace: Namespace, address: str, port: int, source_port: int = 0, question: bytes = b"question") -> str:
+    done = namespace.run([sys.executable, "-c", ASK_UDP, address, str(port), str(source_port), question.hex()])
     return done.stdout.strip()
 
 
@@ -202,14 +203,14 @@ async def test_of_the_host_a_guest_gets_dhcp_and_dns_and_without_egress_only_dhc
     firewall = firewall_of(router)
     await firewall.ensure(rules_of((guest, 2200, 3000)))
     assert ask(guest.namespace, router.gateway, 53) == "answer"
-    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert ask(guest.namespace, router.gateway, 67, 68, bootp(guest.mac)) == "answer"
     assert ask(guest.namespace, router.gateway, 123) == "TimeoutError"
     assert ask(guest.namespace, router.host_address, 53) == "TimeoutError"
     assert guest.namespace.connect(router.internet_address, 80) is not None
     closed = firewall_of(router, egress="none")
     await closed.ensure(rules_of((guest, 2200, 3000)))
     assert ask(guest.namespace, router.gateway, 53) == "TimeoutError"
-    assert ask(guest.namespace, router.gateway, 67, 68) == "answer"
+    assert ask(guest.namespace, router.gateway, 67, 68, bootp(guest.mac)) == "answer"
     assert guest.namespace.connect(router.internet_address, 80) is None
     assert router.client.connect(router.host_address, 2200) == f"ssh {router.client_address}"
 

@@ -67,6 +67,11 @@ def udp(source: str, target: str, source_port: int, port: int, payload: bytes) -
     return head[:6] + struct.pack("!H", _checksum(_pseudo(source, target, UDP, head)) or 0xFFFF) + head[8:]
 
 
+def bootp(client_mac: str) -> bytes:
+    """A DHCP client's message without options, as RFC 2131 lays it out; the fields of no interest are 0."""
+    return bytes.fromhex("0101060000004711") + bytes(20) + mac(client_mac) + bytes(10 + 64 + 128)
+
+
 def icmp(kind: int, identifier: int = 1) -> bytes:
     head = struct.pack("!BBHHH", kind, 0, 0, identifier, 1) + b"12345678"
     return head[:2] + struct.pack("!H", _checksum(head)) + head[4:]

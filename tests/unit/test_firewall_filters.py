@@ -29,6 +29,7 @@ from tests.support.frames import (
     UDP,
     URG,
     arp,
+    bootp,
     ethernet,
     fragmented,
     icmp,
@@ -70,7 +71,14 @@ def icmp_of(kind: int, source: str = GUEST) -> bytes:
 
 
 WITH_OPTIONS = packet(ipv4(GUEST, GATEWAY, TCP, tcp(GUEST, GATEWAY, 22, 80, ACK), options=b"\1\1\1\1"))
-DHCP = packet(ipv4("0.0.0.0", "255.255.255.255", UDP, udp("0.0.0.0", "255.255.255.255", 68, 67, b"discover")))
+
+
+def dhcp(client: str = MAC, source: str = "0.0.0.0", port: int = 68, options: bytes = b"") -> bytes:
+    datagram = udp(source, "255.255.255.255", port, 67, bootp(client))
+    return packet(ipv4(source, "255.255.255.255", UDP, datagram, options=options))
+
+
+DHCP = dhcp()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +186,8 @@ def test_without_egress_dns_does_not_pass_either_and_dhcp_does() -> None:
     [
         packet(arp(MAC, GUEST, GATEWAY), to=BROADCAST, ethertype=ARP),
         DHCP,
+        dhcp(source=GUEST),
+        dhcp(source=GUEST, port=5000),
         tcp_of(SYN),
         udp_of(5000, 123, target=INTERNET),
         icmp_of(8),
@@ -195,6 +205,13 @@ def test_a_guests_own_frames_pass_its_tap(frame: bytes) -> None:
     "frame",
     [
         *(tcp_of(ACK, source=source) for source in (OTHER, GATEWAY, INTERNET, "0.0.0.0", "127.0.0.1")),
+        dhcp(OTHER_MAC),
+        dhcp(OTHER_MAC, GUEST),
+        dhcp(OTHER_MAC, GUEST, port=5000),
+        dhcp(source=GUEST, options=b"\1\1\1\1"),
+        dhcp(port=5000),
+        *(packet(ipv4(GUEST, GATEWAY, UDP, udp(GUEST, GATEWAY, 68, 67, bootp(MAC)[:size]))) for size in (0, 28, 33)),
+        packet(fragmented(GUEST, GATEWAY, UDP, udp(GUEST, GATEWAY, 68, 67, bootp(MAC)))[0]),
         udp_of(5000, 67, source="0.0.0.0"),
         udp_of(68, 123, source="0.0.0.0"),
         *(packet(part) for part in fragmented("0.0.0.0", GATEWAY, UDP, udp("0.0.0.0", GATEWAY, 68, 67, b"x" * 8))),

@@ -72,6 +72,15 @@ def set_mark(bit: int) -> JsonObject:
     return {"mangle": {"key": meta("mark"), "value": {"|": [meta("mark"), bit]}}}
 
 
+def copy_client_mac_to_sender() -> JsonObject:
+    """Write the MAC that a DHCP request names (RFC 2131: `chaddr`, at byte 28) over the frame's sender.
+
+    The rule ends if the packet is too short. nft takes raw bytes for a MAC only as the result of a computation.
+    """
+    chaddr: JsonObject = {"payload": {"base": "th", "offset": 8 * (8 + 28), "len": 48}}  # in bits, past the UDP header
+    return {"mangle": {"key": payload("ether", "saddr"), "value": {"|": [chaddr, 0]}}}
+
+
 def lacks_connection_mark(bit: int) -> JsonObject:
     return match({"&": [{"ct": {"key": "mark"}}, bit]}, 0)
 

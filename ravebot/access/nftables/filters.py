@@ -41,13 +41,15 @@ _ARP_FROM_MAC, _ARP_FROM_ADDRESS = 22, 28
 # An IP header without options begins at byte 14, its payload at byte 34.
 _IP_BEGIN, _IP_FRAGMENT, _IP_PROTOCOL, _IP_FROM, _IP_TO = 14, 20, 23, 26, 30
 _FROM_PORT, _TO_PORT, _TCP_FLAGS, _ICMP_TYPE = 34, 36, 47, 34
+_DHCP_MAC = 70  # RFC 2131: `chaddr`
 
-_SHORTEST_IP, _SHORTEST, _SHORTEST_TCP = 34, 42, 54
-"""Bytes of a frame up to the end of the IP header; of a frame with ARP, UDP or ICMP; of a frame with TCP."""
+_SHORTEST_IP, _SHORTEST, _SHORTEST_TCP, _SHORTEST_DHCP = 34, 42, 54, 76
+"""Bytes of a frame up to the end of the IP header; of a frame with ARP, UDP or ICMP; with TCP; of one with DHCP up to
+the end of the client's MAC."""
 
 _IP, _ARP = 0x0800, 0x0806
 _IP_WITHOUT_OPTIONS = 0x45
-_IS_FRAGMENT = 0x3FFF  # "more fragments", or an offset
+_IS_FRAGMENT, _IS_LATER_FRAGMENT = 0x3FFF, 0x1FFF  # "more fragments" or an offset; an offset
 _ICMP, _TCP, _UDP = 1, 6, 17
 _SYN, _ACK = 0x02, 0x10
 _DNS, _DHCP_SERVER, _DHCP_CLIENT = 53, 67, 68
@@ -103,7 +105,7 @@ def bridge_program(bridge: BridgeConfig, protected: Collection[str], *, dns: boo
         if_equal(_ARP, then="pass"),
         if_equal(_IP, otherwise="drop"),
         *_plain_ip(),
-        *_dhcp_request(otherwise="no DHCP"),
+        *_dhcp_request(then="pass", otherwise="no DHCP"),
         "no DHCP",
         load_word(_IP_FROM),
         keep_bits(int(bridge.subnet.netmask)),
@@ -141,8 +143,10 @@ def bridge_program(bridge: BridgeConfig, protected: Collection[str], *, dns: boo
 def guest_program(guest: Guest) -> Program:
     """Filter for a guest's tap: passes only frames with the guest's own MAC and address, like our bridge table.
 
-    ARP and IPv4 from its own MAC and address pass, and requests of a DHCP client that has no address yet. A frame to a
-    link-local MAC (01:80:c2:00:00:0X) never passes: the host would receive it on the tap, past the bridge's own filter.
+    ARP and IPv4 from its own MAC and address pass, and requests of a DHCP client that has no address yet. A request to
+    a DHCP server must name the guest's own MAC; UDP with IP options is dropped, since such a request would be at other
+    offsets. A frame to a link-local MAC (01:80:c2:00:00:0X) never passes: the host would receive it on the tap, past
+    the bridge's own filter.
     """
     mac = bytes.fromhex(guest.mac.replace(":", ""))
     first, last = int.from_bytes(mac[:4]), int.from_bytes(mac[4:])
@@ -173,10 +177,26 @@ def guest_program(guest: Guest) -> Program:
         if_equal(address, then="pass", otherwise="drop"),
         "ip",
         load_word(_IP_FROM),
-        if_equal(address, then="pass"),
+        if_equal(address, then="own address"),
         if_equal(0, otherwise="drop"),
+        *_dhcp_request(then="dhcp", otherwise="drop"),
+        "own address",
+        load_byte(_IP_PROTOCOL),
+        if_equal(_UDP, otherwise="pass"),
+        load_byte(_IP_BEGIN),
+        if_equal(_IP_WITHOUT_OPTIONS, otherwise="drop"),
+        load_half(_IP_FRAGMENT),
+        if_any_bit(_IS_LATER_FRAGMENT, then="pass"),
+        load_half(_TO_PORT),
+        if_equal(_DHCP_SERVER, otherwise="pass"),
+        "dhcp",
         *_plain_ip(),
-        *_dhcp_request(otherwise="drop"),
+        load_length(),
+        if_at_least(_SHORTEST_DHCP, otherwise="drop"),
+        load_word(_DHCP_MAC),
+        if_equal(first, otherwise="drop"),
+        load_half(_DHCP_MAC + 4),
+        if_equal(last, then="pass"),
         "drop",
         end_with(DROP),
         "pass",
@@ -194,13 +214,13 @@ def _plain_ip() -> list[Instruction]:
     ]
 
 
-def _dhcp_request(*, otherwise: str) -> list[Instruction]:
-    """Passes packets of a DHCP client to a DHCP server's port; jumps to `otherwise` for all others."""
+def _dhcp_request(*, then: str, otherwise: str) -> list[Instruction]:
+    """Jumps to `then` for packets from a DHCP client's port to a DHCP server's; to `otherwise` for all others."""
     return [
         load_byte(_IP_PROTOCOL),
         if_equal(_UDP, otherwise=otherwise),
         load_half(_FROM_PORT),
         if_equal(_DHCP_CLIENT, otherwise=otherwise),
         load_half(_TO_PORT),
-        if_equal(_DHCP_SERVER, then="pass", otherwise=otherwise),
+        if_equal(_DHCP_SERVER, then=then, otherwise=otherwise),
     ]

@@ -211,17 +211,23 @@ class Ruleset:
         guest = x.match(x.concat(tap, sender, x.payload("ip", "saddr")), "@guests")
         link = x.match(x.concat(tap, sender), "@links")
         own_arp = x.match(x.concat(tap, x.payload("arp", "saddr ether"), x.payload("arp", "saddr ip")), "@guests")
-        asks_for_address = [
+        no_address = [
             x.match(x.payload("ip", "saddr"), "0.0.0.0"),  # noqa: S104 - a DHCP client's source, not a bind
             x.match(x.payload("udp", "sport"), 68),
-            x.match(x.payload("udp", "dport"), 67),
         ]
         vouch = x.set_mark(VOUCHED)
         unvouched = [x.came_from("@taps"), x.has_mark(VOUCHED, present=False), x.DROP]
+        # nftables can't compare two fields of a frame, and nft 1.0.6 can't look up raw bytes in a set of MACs. With the
+        # client's MAC as the frame's sender, a request in another's name fails the same test as a forged sender.
+        as_client = x.copy_client_mac_to_sender()
+        yield from self._chain(
+            "bridge", "dhcp_request", [[as_client, guest, vouch], [as_client, link, *no_address, vouch], unvouched]
+        )
+        dhcp_request = [x.match(x.payload("udp", "dport"), 67), x.goto("dhcp_request")]
         yield from self._chain(
             "bridge",
             "vouching",
-            [[guest, vouch], [link, own_arp, vouch], [link, *asks_for_address, vouch], unvouched],
+            [[link, *dhcp_request], [guest, vouch], [link, own_arp, vouch], unvouched],
             ("filter", "prerouting", -300),
         )
         # Frames to a link-local MAC arrive here without passing the chain above.
