@@ -11,16 +11,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import asyncssh
 import libvirt
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Holdings, MachineSpec, ProviderEvent
 from ravebot.providers.libvirt import LibvirtRemains
-from ravebot.providers.libvirt.definitions import dhcp_host_xml, network_xml
+from ravebot.providers.libvirt.definitions import dhcp_host_xml, learning_network_xml, network_xml
 from ravebot.sandboxes.model import Observed
 from tests.integration.provider_contract import SECOND, GuestContract, observed, wait_for_state
 from tests.integration.provider_libvirt import LibvirtBench, LibvirtContract, bridge_of_its_own
@@ -46,6 +48,11 @@ def guest() -> Iterator[tuple[LibvirtBench, MachineSpec]]:
 def key_pair() -> tuple[asyncssh.SSHKey, str]:
     key = asyncssh.generate_private_key("ssh-ed25519")
     return key, " ".join(key.export_public_key().decode().split()[:2])
+
+
+def keeps_macs(bench: LibvirtBench) -> bool:
+    """Whether the kernel can have a bridge whose table of MACs libvirt keeps: it needs CONFIG_BRIDGE_VLAN_FILTERING."""
+    return Path("/sys/class/net", bench.config.bridge.name, "bridge", "vlan_filtering").exists()
 
 
 async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...]) -> str:
@@ -181,6 +188,15 @@ class TestAGuestThatBehaves(GuestContract):
         assert f"inet {spec.address}/24 " in done.output
         assert "nameserver" not in done.output
         assert (await bench.provider.list()).addresses == (spec.mac,)
+
+    async def test_the_bridge_learns_its_mac_from_libvirt_and_no_mac_from_its_frames(
+        self, guest: tuple[LibvirtBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        port = Path("/sys/class/net", spec.tap, "brport")
+        flags = {name: (port / name).read_text().strip() for name in ("learning", "unicast_flood", "isolated")}
+        learns = "0" if keeps_macs(bench) else "1"
+        assert flags == {"learning": learns, "unicast_flood": learns, "isolated": "1"}
 
     async def test_it_serves_the_code_that_was_last_moved_into_place(
         self, guest: tuple[LibvirtBench, MachineSpec]
@@ -341,17 +357,21 @@ class TestAChangedNetwork:
         finally:
             await new.close()
 
+    @pytest.mark.parametrize("added", ["<dnsmasq:options>.*</dnsmasq:options>", ' macTableManager="libvirt"'])
     async def test_one_of_an_earlier_version_goes_on_while_it_has_machines_and_is_then_made_anew(
-        self, bench: LibvirtBench
+        self, bench: LibvirtBench, added: str
     ) -> None:
         bench.egress = "internet"
         provider, first, second = bench.another(bench.instance_id), bench.spec(), bench.spec()
         name = f"rave-{bench.instance_id[:8]}"
         xml = network_xml(name, bench.config.bridge, instance_id=bench.instance_id, dns=True)
-        old = bench.stranger.networkDefineXML(re.sub("<dnsmasq:options>.*</dnsmasq:options>", "", xml))
+        old = bench.stranger.networkDefineXML(learning_network_xml(re.sub(added, "", xml)))
         old.create()
         old.update(*lease_of(first))
-        await provider.open()
+        outdated = added.startswith("<") or keeps_macs(bench)
+        with capture_logs() as logged:
+            await provider.open()
+        assert [line["event"] for line in logged] == ["network has an outdated definition"] * outdated
         await provider.create(second)
         kept = bench.stranger.networkLookupByName(name)
         assert kept.UUIDString() == old.UUIDString()
@@ -360,8 +380,32 @@ class TestAChangedNetwork:
             await provider.delete(spec.name)
             await provider.delete_address(spec.mac)
         await provider.create(bench.spec())
+        with capture_logs() as logged:
+            await provider.open()
         await provider.close()
-        assert "dns-forward-max" in bench.stranger.networkLookupByName(name).XMLDesc()
+        assert logged == []
+        made = bench.stranger.networkLookupByName(name).XMLDesc()
+        assert "dns-forward-max" in made
+        assert ("macTableManager='libvirt'" in made) == keeps_macs(bench)
+
+    async def test_where_the_bridge_must_learn_macs_the_log_says_so_and_no_lease_is_lost(
+        self, bench: LibvirtBench
+    ) -> None:
+        provider, spec = bench.provider, bench.spec()
+        with capture_logs() as logged:
+            await provider.open()
+        must_learn = not keeps_macs(bench)
+        assert [line["event"] for line in logged] == ["the bridge learns MACs from frames"] * must_learn
+        await provider.create(spec)
+        network = bench.stranger.networkLookupByName(f"rave-{bench.instance_id[:8]}")
+        network.destroy()
+        definition = network.XMLDesc().replace(" macTableManager='libvirt'", "")
+        bench.stranger.networkDefineXML(definition.replace("<bridge ", "<bridge macTableManager='libvirt' "))
+        with capture_logs() as logged:
+            await provider.open()
+        assert [line["event"] for line in logged] == ["the bridge learns MACs from frames"] * must_learn
+        assert (await provider.list()).addresses == (spec.mac,)
+        assert network.isActive()
 
     async def test_it_can_be_taken_away_when_its_machine_is_gone(self, bench: LibvirtBench) -> None:
         spec = bench.spec()

@@ -124,6 +124,11 @@ def test_libvirt_makes_no_firewall_rules_for_our_network() -> None:
     assert [ip.get("family") for ip in root.findall("ip")] == [None]
 
 
+def test_no_guest_takes_anothers_mac_on_the_bridge_since_libvirt_keeps_its_table() -> None:
+    root = ElementTree.fromstring(network_xml("rave-1", BRIDGE, instance_id="1", dns=True))
+    assert attribute(root, "bridge", "macTableManager") == "libvirt"
+
+
 def test_without_egress_names_are_not_resolved_either() -> None:
     root = ElementTree.fromstring(network_xml("rave-1", BRIDGE, instance_id="1", dns=False))
     assert attribute(root, "dns", "enable") == "no"

@@ -77,12 +77,15 @@ added and when the last one is removed. Its address is the host's own; the firew
 
 
 def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool) -> str:
-    """A bridge on which libvirt runs DHCP (and DNS, if `dns`). libvirt makes no firewall rules: those are ours."""
+    """A bridge on which libvirt runs DHCP (and DNS, if `dns`). libvirt makes no firewall rules: those are ours.
+
+    libvirt itself enters each machine's MAC in the bridge's table, so that the bridge learns none from frames.
+    """
     root = Element("network")
     _add(root, "name", name)
     _add_metadata(root, instance_id)
     _add(root, "forward", mode="open")
-    _add(root, "bridge", name=bridge.name, stp="off", delay="0")
+    _add(root, "bridge", name=bridge.name, stp="off", delay="0", macTableManager="libvirt")
     if not dns:
         _add(root, "dns", enable="no")
     ip = _add(root, "ip", address=gateway(bridge), netmask=str(bridge.subnet.netmask))
@@ -92,6 +95,14 @@ def network_xml(name: str, bridge: BridgeConfig, *, instance_id: str, dns: bool)
         most = DNS_BURST + DNS_PER_SECOND * _DNSMASQ_WAITS_SECONDS
         value = f"dns-forward-max={most * min(bridge.subnet.num_addresses, MOST_MACHINES)}"
         SubElement(SubElement(root, f"{{{_DNSMASQ}}}options"), f"{{{_DNSMASQ}}}option", value=value)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def learning_network_xml(xml: str) -> str:
+    """The same network with a bridge that learns MACs from frames."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 - ours, or as libvirt prints it
+    for bridge in root.iterfind("bridge"):
+        bridge.attrib.pop("macTableManager", None)
     return ElementTree.tostring(root, encoding="unicode")
 
 

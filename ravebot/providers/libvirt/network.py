@@ -6,9 +6,11 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 from xml.etree import ElementTree
 
 import libvirt
+import structlog
 
 from ravebot.config.model import BridgeConfig
 from ravebot.errors import ProviderError
@@ -18,10 +20,13 @@ from ravebot.providers.libvirt.definitions import (
     dhcp_host_xml,
     dnsmasq_options,
     gateway,
+    learning_network_xml,
     network_xml,
     owner,
 )
 from ravebot.sandboxes import naming
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,19 @@ class Network:
         self._xml = network_xml(self.name, bridge, instance_id=instance_id, dns=dns)
 
     def prepare(self, handle: Handle) -> None:
-        """Make and activate the network. One with another configuration that has machines stays as it is."""
+        """Make and activate the network. One with another definition that has machines stays as it is."""
         with self._making:
             network = self._lookup(handle)
             if network is None or not self._must_stay_outdated(handle, network):
-                self._ensure(handle)
+                network = self._ensure(handle)
             elif not network.isActive():
-                network.create()
+                self._activate(handle, network)
+            if not self._is_current(network):
+                log.warning(
+                    "network has an outdated definition",
+                    network=self.name,
+                    advice="it is made anew once it has no machine: stop all sandboxes, then start one",
+                )
 
     def ensure(self, handle: Handle) -> Handle:
         """The network, active and as configured. Raises ProviderError if that is impossible."""
@@ -74,7 +85,7 @@ class Network:
             if network is None:
                 network = handle.networkDefineXML(self._xml)
             if not network.isActive():
-                network.create()
+                self._activate(handle, network)
         except libvirt.libvirtError as error:
             name, subnet = self._bridge.name, self._bridge.subnet
             if other := self._other_instance(handle):
@@ -84,6 +95,16 @@ class Network:
                 f"the bridge {name} with {subnet} can't be made ({error}): change provider.bridge if it is in use"
             ) from error
         return network
+
+    def _activate(self, handle: Handle, network: Handle) -> None:
+        try:
+            network.create()
+        except libvirt.libvirtError as error:
+            if "vlan_filtering" not in str(error):  # which libvirt switches on together with its own table of MACs
+                raise
+            log.warning("the bridge learns MACs from frames", network=self.name, error=str(error))
+            definition = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
+            handle.networkDefineXML(learning_network_xml(definition)).create()  # in place: the leases stay
 
     def _other_instance(self, handle: Handle) -> str | None:
         """The id of the instance whose network uses our bridge, or addresses of our subnet."""
@@ -165,7 +186,13 @@ class Network:
     def _is_current(self, network: Handle) -> bool:
         """Whether it is exactly what we would define now."""
         root = parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
-        return self._as_configured(network) and dnsmasq_options(root) == dnsmasq_options(parsed(self._xml))
+        return self._as_configured(network) and _unconfigured(root) == _unconfigured(parsed(self._fitting_xml()))
+
+    def _fitting_xml(self) -> str:
+        """What we would define for this kernel, if its bridge shows whether it can filter VLANs."""
+        bridge = Path("/sys/class/net", self._bridge.name, "bridge")
+        lacks_vlans = bridge.is_dir() and not (bridge / "vlan_filtering").exists()
+        return learning_network_xml(self._xml) if lacks_vlans else self._xml
 
     def _as_configured(self, network: Handle) -> bool:
         root = parsed(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
@@ -181,6 +208,11 @@ class Network:
 
     def _lookup(self, handle: Handle) -> Handle | None:
         return found(handle.networkLookupByName, self.name, libvirt.VIR_ERR_NO_NETWORK)
+
+
+def _unconfigured(root: ElementTree.Element) -> tuple[object, ...]:
+    """What another version of ravebot may define otherwise for the same configuration."""
+    return dnsmasq_options(root), [bridge.get("macTableManager") for bridge in root.iterfind("bridge")]
 
 
 def subnet_of(root: ElementTree.Element) -> IPv4Network | None:
