@@ -87,6 +87,28 @@ class TestALargeFile:
             await copied(bench, spec)
             assert len((await bench.provider.list()).volumes) == 1
 
+    async def test_the_space_of_a_disk_that_the_guest_keeps_is_promised_to_nobody_else(
+        self, bench: LibvirtBench
+    ) -> None:
+        provider, spec, disks = bench.provider, bench.spec("acpiphp.disable=1"), bench.config.storage_pool
+        disks.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m,mode=711", "disks", str(disks)], check=True)
+        try:
+            await boot_up(provider, spec)
+            (bench.folder / "source").write_bytes(os.urandom(4 * LARGE_BYTES))
+            before = await provider.host()
+            await copied(bench, spec)
+            after = await provider.host()
+            assert disks_of(bench, spec) == ["vda", "vdb"]
+            assert len((await provider.list()).volumes) == 1
+            left = [host.disk_free_bytes - host.disk_promised_bytes for host in (before, after)]
+            assert left[0] - left[1] == pytest.approx(4 * LARGE_BYTES, abs=1024**2), "counted once"
+            await provider.destroy(spec.name)
+            assert (await provider.host()).disk_free_bytes - after.disk_free_bytes >= 4 * LARGE_BYTES
+        finally:
+            await bench.clean_instance(bench.instance_id)
+            subprocess.run(["umount", "--lazy", str(disks)], check=True)
+
     async def test_a_disk_of_the_hosts_that_is_full_keeps_nothing_of_it(self, bench: LibvirtBench) -> None:
         provider, spec, disks = bench.provider, bench.spec(), bench.config.storage_pool
         source = bench.folder / "source"

@@ -196,7 +196,11 @@ class Disks:
         return 0 if volume is None else int(volume.info()[2])
 
     def promised_bytes(self, handle: Handle) -> int:
-        """By how much our overlays may still grow."""
+        """By how much our volumes may still grow.
+
+        A disk that a guest keeps after a copy has no volume, and can't grow: until the guest is off, its space is
+        missing from what the host has free.
+        """
         promised = 0
         pool = self._existing(handle)
         for volume in () if pool is None else pool.listAllVolumes():
