@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ravebot.gitlab import fields
 from ravebot.gitlab.events import MAX_COMMENT
 from ravebot.gitlab.fields import Json, Malformed
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.sshkeys import parse
+
+_AT_ONCE = timedelta(seconds=1)
+"""What GitLab does in one step has times that differ by no more."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Note:
     text: str
     system: bool
     created_at: datetime | None
+    edited: bool
 
 
 def person(body: Json) -> Person:
@@ -92,7 +96,18 @@ def note(body: Json) -> Note:
         fields.text(body, "body", MAX_COMMENT),
         fields.flag(body, "system"),
         fields.moment(body, "created_at"),
+        _was_edited(body),
     )
+
+
+def _was_edited(body: Json) -> bool:
+    """Whether a note's text may be another than at first. A reaction leaves `updated_at` as it is; resolving its thread
+    moves it, to `resolved_at`."""
+    created, updated = fields.moment(body, "created_at"), fields.moment(body, "updated_at")
+    resolved = fields.moment(body, "resolved_at")
+    if created is None or updated is None or updated - created <= _AT_ONCE:
+        return False
+    return resolved is None or abs(updated - resolved) > _AT_ONCE
 
 
 def note_id(body: Json) -> int:

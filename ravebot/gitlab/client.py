@@ -157,7 +157,8 @@ class GitLab:
     async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
         """People's comments newer than that one, oldest first, to catch up on lost webhooks.
 
-        Only the command of each text is kept: there may be any number of comments, of a million characters each.
+        Only the command of each text is kept: there may be any number of comments, of a million characters each. An
+        edited one has no command, as for webhooks.
         """
 
         def gather() -> list[CommentPosted]:
@@ -166,7 +167,7 @@ class GitLab:
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    said = command_line(note.text)
+                    said = "" if note.edited else command_line(note.text)
                     found.append(CommentPosted(ref, project_path, note.id, note.author, said, None, note.created_at))
             return found[::-1]
 

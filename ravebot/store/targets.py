@@ -54,8 +54,8 @@ class Target:
     """Where messages go. `name` is used in rows, logs and metrics, `lane` parses a row's lane, `kinds` are accepted.
 
     `limit` names the rate limit that a message of that kind and lane counts towards: when the far end says to slow
-    down, the messages with the same one wait. `gather_seconds`: how long to wait after a change for those that come with
-    it, since they are told in one request.
+    down, the messages with the same one wait. `gather_seconds`: how long to wait after a change for those that come
+    with it, since they are told in one request.
     """
 
     name: str

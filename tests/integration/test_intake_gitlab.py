@@ -309,6 +309,26 @@ async def test_a_comment_that_webhook_and_polling_both_bring_is_acted_on_once(de
     assert [row["delivery_key"] for row in keys] == [f"note:{note.id}", f"note:{other.id}"]
 
 
+async def test_a_comment_that_is_edited_into_a_command_is_not_obeyed_by_polling_either(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    await desk.poller.look()
+    edited = await desk.say(mr, desk.alice, "I wonder", webhook=False)
+    desk.server.edit(mr, edited, desk.alice, "/sandbox stop")
+    edited.updated_at = edited.created_at + timedelta(seconds=30)
+    mr.updated_at += timedelta(minutes=2)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == ["queued"]
+    resolved = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    resolved.updated_at = resolved.resolved_at = resolved.created_at + timedelta(seconds=30)
+    mr.updated_at += timedelta(minutes=2)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == [], "the thread of a command may be resolved"
+
+
 async def test_while_gitlab_is_away_commands_are_kept_and_then_obeyed_in_their_order(desk: Desk) -> None:
     mr = desk.open()
     await desk.tell(mr)

@@ -162,7 +162,7 @@ async def test_a_look_asks_for_comments_only_where_something_was_updated(desk: D
     assert await comments_asked(desk) == []
     assert len(desk.server.requests) - before <= 8, "three pages of merge requests, the project, who we are"
     note = await desk.say(opened[7], desk.alice, "/sandbox start", webhook=False)
-    note.created_at = now + timedelta(seconds=1)
+    note.created_at = note.updated_at = now + timedelta(seconds=1)
     assert await comments_asked(desk) == [f"{opened[7].iid}/notes"]
     await desk.work()
     assert await desk.states() == ["queued"]
@@ -178,7 +178,8 @@ async def test_a_comment_that_does_not_move_its_merge_request_is_found(desk: Des
     assert await comments_asked(desk) == [f"{mr.iid}/notes"]
     unmoved = mr.updated_at
     note = await desk.say(mr, desk.alice, "/sandbox start", webhook=False)
-    note.created_at, mr.updated_at = now + timedelta(seconds=1), unmoved
+    note.created_at = note.updated_at = now + timedelta(seconds=1)
+    mr.updated_at = unmoved
     assert await comments_asked(desk) == [f"{mr.iid}/notes"]
     await desk.work()
     assert await desk.states() == ["queued"]

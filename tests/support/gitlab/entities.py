@@ -90,6 +90,7 @@ def note(base: str, mr: MergeRequest, what: Note) -> Json:
         "author": user(base, what.author),
         "created_at": api_time(what.created_at),
         "updated_at": api_time(what.updated_at),
+        "resolved_at": api_time(what.resolved_at) if what.resolved_at else None,
         "system": what.system,
         "noteable_id": mr.id,
         "noteable_type": "MergeRequest",

@@ -67,6 +67,7 @@ class Note:
     created_at: datetime
     updated_at: datetime
     system: bool = False
+    resolved_at: datetime | None = None
     awards: list[Award] = field(default_factory=list)
 
 
