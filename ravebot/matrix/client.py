@@ -135,6 +135,23 @@ class MatrixClient:
             return False
         return bool(tombstone.get("replacement_room"))
 
+    async def may_write(self, room_id: str) -> bool:
+        """Whether the power levels of a joined room allow messages from us.
+
+        https://spec.matrix.org/latest/client-server-api/#mroompower_levels
+        """
+        try:
+            levels = await self._request("GET", ["rooms", room_id, "state", "m.room.power_levels", ""])
+        except NotFound:
+            return True
+        users, events = levels.get("users"), levels.get("events")
+        ours = users.get(self.user_id) if isinstance(users, dict) else None
+        needed = events.get("m.room.message") if isinstance(events, dict) else None
+        ours = levels.get("users_default", 0) if ours is None else ours
+        needed = levels.get("events_default", 0) if needed is None else needed
+        # Old versions of rooms allow numbers in text: those are left to the homeserver.
+        return not (isinstance(ours, int) and isinstance(needed, int) and ours < needed)
+
     async def send(
         self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
     ) -> str:

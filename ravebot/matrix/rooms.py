@@ -112,6 +112,8 @@ class RoomDirectory:
             raise Forbidden(f"{name} was upgraded to a newer room: name that room in {key}")
         if await self._client.is_encrypted(room_id):
             raise Forbidden(f"{name} is encrypted, which is not supported yet: name a room without encryption in {key}")
+        if not await self._client.may_write(room_id):
+            raise Forbidden(f"ravebot may not write in {name}: give {self._client.user_id} the power to send messages")
         return room_id
 
     async def refresh(self) -> AsyncIterator[RoomStatus]:

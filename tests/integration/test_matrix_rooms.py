@@ -269,6 +269,34 @@ async def test_a_room_that_refuses_what_we_send_is_entered_anew_after_a_while(
     assert await rooms.ensure("#silent:localhost") == room
 
 
+async def mute(user: MatrixUser, room: str, level: int) -> None:
+    """Let only members of that level write."""
+    levels = await user.call("GET", "rooms", room, "state", "m.room.power_levels", "")
+    body = {**levels, "events_default": level}
+    await user.call("PUT", "rooms", room, "state", "m.room.power_levels", "", body=body)
+
+
+async def test_a_room_that_mutes_us_stays_refused_until_we_may_write_there(
+    synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
+) -> None:
+    clock = ManualClock()
+    room = await alice.create_room("muted", public=True)
+    rooms = directory(client, clock, config(synapse, account, ("#muted:localhost", "group/*")))
+    await rooms.ensure("#muted:localhost")
+    await mute(alice, room, 50)
+    with pytest.raises(Forbidden) as refusal:
+        await client.send(room, {"msgtype": "m.text", "body": "x"}, "muted")
+    rooms.refused("#muted:localhost", refusal.value)
+    for _ in range(3):
+        clock.advance(timedelta(seconds=30))
+        [status] = await refreshed(rooms)
+        assert not status.joined
+        assert f"give {account.user_id} the power to send messages" in status.problem
+    await mute(alice, room, 0)
+    clock.advance(timedelta(seconds=30))
+    assert await rooms.ensure("#muted:localhost") == room
+
+
 async def test_a_configured_room_is_known_as_such_before_we_were_ever_in(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:
