@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -100,8 +101,8 @@ async def serve(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve while the block runs; yields the address that was bound (port 0 picks one).
 
-    A connection on which no complete request head arrives within `idle_seconds` is closed. Raises ConfigError when the
-    address can't be used.
+    A connection on which no complete request head arrives within `idle_seconds` is closed, as is one whose client reads
+    no answer for so long. Raises ConfigError when the address can't be used.
     """
     # aiohttp's keep-alive timeout starts with the connection, and ends when a request's head is complete.
     runner = web.AppRunner(
@@ -125,6 +126,9 @@ async def serve(
             reason = error.strerror or str(error)
             raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; set another address") from error
         try:
+            for listening in server.sockets:
+                # Inherited by its connections: the kernel ends one whose client reads nothing, which aiohttp does not.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(idle_seconds * 1000))
             bound = server.sockets[0].getsockname()
             yield bound[0], bound[1]
         finally:

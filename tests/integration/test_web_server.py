@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -100,6 +101,18 @@ async def test_a_connection_without_a_whole_request_is_closed(said: bytes) -> No
         writer.write(said)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+async def test_a_client_that_sends_requests_and_reads_no_answer_is_dropped() -> None:
+    async def ask_for_ever(client: socket.socket) -> None:
+        while True:
+            await asyncio.get_running_loop().sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+
+    async with serve(make_app(accept, {}, Metrics()), "127.0.0.1", 0, idle_seconds=0.3) as address:
+        with socket.create_connection(address) as client:
+            client.setblocking(False)
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(ask_for_ever(client), 10)
 
 
 class Costly:
