@@ -79,6 +79,12 @@ class Invites:
             self._pending[room_id] = _Pending(sender, from_admin, Wait(now, now))
             self._news.set()
 
+    def changed(self, room_id: str) -> None:
+        """A room that we are in was encrypted or replaced: leave it if it is encrypted, as after an invite to it."""
+        now = self._clock.now()
+        self._pending.setdefault(room_id, _Pending("", from_admin=True, wait=Wait(now, now), joined=True))
+        self._news.set()
+
     def forget(self, room_id: str) -> None:
         """Forget an invite that was withdrawn, or a room that was left."""
         self._pending.pop(room_id, None)

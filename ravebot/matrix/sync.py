@@ -130,6 +130,7 @@ class SyncLoop:
         for room_id, room in joined.items():
             if _has_changed(room):
                 self._on_changed(room_id)
+                self.invites.changed(room_id)
         for room_id in left:
             self._hearing.forget(room_id)
             self.invites.forget(room_id)

@@ -283,6 +283,20 @@ async def test_an_admins_encrypted_room_is_left_again_with_a_reason_unless_it_is
     assert await bot.account.joined_rooms() == {configured}
 
 
+async def test_a_chat_that_is_encrypted_later_is_left_with_a_reason_unless_it_is_configured(
+    bot: Bot, alice: MatrixUser
+) -> None:
+    chat, configured = await shared_room(bot, alice), await shared_room(bot, alice)
+    bot.configured.append(configured)
+    async with bot.listening():
+        await encrypt(alice, configured)
+        await encrypt(alice, chat)
+        await until(lambda: bot.left == [chat])
+    state = await alice.call("GET", "rooms", chat, "state", "m.room.member", bot.client.user_id)
+    assert "without encryption" in state["reason"]
+    assert await bot.account.joined_rooms() == {configured}
+
+
 async def test_a_room_that_is_encrypted_or_upgraded_is_told_of_also_when_that_falls_into_a_gap(
     bot: Bot, alice: MatrixUser
 ) -> None:
