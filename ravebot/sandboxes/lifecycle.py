@@ -152,7 +152,9 @@ class Lifecycle:
 
     def _queue(self, tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> None:
         sandbox = sandboxes.insert(tx, ref, sha, actor)
-        data: dict[str, object] = {"sha": sha, "by": str(actor)}
+        mr = merge_requests.get(tx, ref)
+        assert mr
+        data: dict[str, object] = {"sha": sha, "by": str(actor), "ref": mr.full_ref}
         self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
 

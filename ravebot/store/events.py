@@ -107,6 +107,16 @@ def lines(tx: Transaction, limit: int, ref: MergeRequestRef | None = None) -> tu
     return tuple(_line(_decoded(row)) for row in reversed(rows))
 
 
+def named(tx: Transaction, full_ref: str) -> MergeRequestRef | None:
+    """The merge request that had this name (`group/app!42`) when a sandbox was last queued for it, by the log alone."""
+    row = tx.one(
+        "SELECT project_id, iid FROM events WHERE kind = ? AND project_id IS NOT NULL"
+        " AND CASE WHEN json_valid(data) THEN json_extract(data, '$.ref') END = ? ORDER BY id DESC LIMIT 1",
+        (EventKind.SANDBOX_QUEUED, full_ref),
+    )
+    return MergeRequestRef(row["project_id"], row["iid"]) if row else None
+
+
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:
     """A sandbox's newest events, oldest first."""
     rows = tx.all("SELECT * FROM events WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))

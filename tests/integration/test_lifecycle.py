@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.operations import audit
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.machine_life import BuildFailure
@@ -57,6 +60,16 @@ async def test_a_whole_life_leaves_one_event_for_each_step(world: World) -> None
     assert await world.kinds() == [
         "sandbox.queued", "sandbox.starting", "machine.booted", "sandbox.ready", "sandbox.stopping", "sandbox.ended",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["project_path = 'evil/app'", "iid = 4711"])
+async def test_the_audit_finds_the_events_of_a_merge_request_whose_row_was_altered(world: World, change: str) -> None:
+    await world.ready(MR)
+    with closing(sqlite3.connect(world.database.path)) as connection:
+        connection.execute(f"UPDATE merge_requests SET {change}")
+        connection.commit()
+    report = await audit.read(world.database, MR.full_ref, verify=False, limit=10)
+    assert [line.kind for line in report.lines] == await world.kinds()
 
 
 async def test_a_queued_one_wakes_the_pool_and_holds_nothing(world: World) -> None:
