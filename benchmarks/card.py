@@ -26,8 +26,9 @@ async def measure() -> tuple[Figure, ...]:
             await asyncio.sleep(2)
             cards, bare = await _side_by_side(stage, webhooks, reader)
             await told_everything(stage)
-            bare_burst = await _bare_burst(stage, reader)
             burst, moved = await _burst(stage, webhooks, reader)
+            await told_everything(stage)
+            bare_burst = await _bare_burst(stage, reader)
         finally:
             reading.cancel()
             await asyncio.wait({reading})
@@ -45,7 +46,7 @@ async def measure() -> tuple[Figure, ...]:
         Figure(
             f"plain message to sync at {BURST_PER_SECOND}/s",
             spread(bare_burst),
-            note=f"{len(bare_burst)} by another user, just before the webhooks",
+            note=f"{len(bare_burst)} by another user, after the webhooks",
         ),
         Figure(f"webhook to card in sync at {BURST_PER_SECOND}/s", spread(burst), note=f"{len(burst)} merge requests"),
         Figure(f"what ravebot adds at {BURST_PER_SECOND}/s", f"{ms(share)} at the median"),

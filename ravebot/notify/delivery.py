@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -44,7 +44,18 @@ class Sender(Protocol):
     so that the lane goes on.
     """
 
-    async def send(self, message: Message) -> Sent: ...
+    def look(self, tx: Transaction, message: Message) -> Any:
+        """What there is to tell, read in the transaction that records the attempt; given to `send`."""
+
+    async def send(self, message: Message, facts: Any) -> Sent: ...
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A row that is being sent, and what its sender looked up for it, or the error that it raised."""
+
+    message: Message
+    facts: Any
 
 
 @dataclass(frozen=True)
@@ -77,31 +88,31 @@ class Delivery:
                     log.warning("outbox could not be read", to=self._to, error=str(error))
                     await asyncio.sleep(_STORE_SECONDS)
                     continue
-                for message in taken:
-                    self._busy.add(message.lane)
-                    group.create_task(self._drain(message))
+                for attempt in taken:
+                    self._busy.add(attempt.message.lane)
+                    group.create_task(self._drain(attempt))
                 look_in = min(_LOOK_SECONDS, max(0.05, due or _LOOK_SECONDS))
                 if await self._database.signals.wait(self._target.signal, look_in):
                     await asyncio.sleep(self._target.gather_seconds)
 
-    def _take(self, tx: Transaction, busy: frozenset[str]) -> tuple[list[Message], float | None]:
+    def _take(self, tx: Transaction, busy: frozenset[str]) -> tuple[list[_Attempt], float | None]:
         """Attempt the heads of due lanes that are not busy; also the seconds to the next that is due."""
-        taken: list[Message] = []
+        taken: list[_Attempt] = []
         for lane in outbox.due_lanes(tx, self._target):
             if len(busy) + len(taken) >= LANES_AT_ONCE:
                 break
-            if lane not in busy and (message := self._attempt_head(tx, lane)):
-                taken.append(message)
+            if lane not in busy and (attempt := self._attempt_head(tx, lane)):
+                taken.append(attempt)
         return taken, outbox.seconds_to_next(tx, self._target)
 
-    async def _drain(self, message: Message) -> None:
+    async def _drain(self, first: _Attempt) -> None:
         """Send a lane's due rows; one transaction records the result of one row and the attempt at the next."""
-        lane = message.lane
-        following: Message | None = message
+        lane = first.message.lane
+        attempt: _Attempt | None = first
         try:
-            while following:
-                outcome = await self._deliver(following)
-                following = await self._database.write(partial(self._next, message=following, outcome=outcome))
+            while attempt:
+                outcome = await self._deliver(attempt)
+                attempt = await self._database.write(partial(self._next, message=attempt.message, outcome=outcome))
         except StoreError as error:
             # A row that was sent but not recorded is sent again: under the same transaction id, or found by its marker.
             log.warning("outbox could not be written", to=self._to, lane=lane, error=str(error))
@@ -110,7 +121,7 @@ class Delivery:
             self._busy.discard(lane)
             self._database.signals.wake(self._target.signal)
 
-    def _next(self, tx: Transaction, message: Message, outcome: Sent | _Later) -> Message | None:
+    def _next(self, tx: Transaction, message: Message, outcome: Sent | _Later) -> _Attempt | None:
         if isinstance(outcome, _Later):
             outbox.postpone(tx, message.id, outcome.delay)
             if outcome.refused:
@@ -121,7 +132,7 @@ class Delivery:
             outcome.keep(tx)
         return self._attempt_head(tx, message.lane)
 
-    def _attempt_head(self, tx: Transaction, lane: str) -> Message | None:
+    def _attempt_head(self, tx: Transaction, lane: str) -> _Attempt | None:
         following = outbox.head(tx, self._target, lane)
         if following is None:
             return None
@@ -130,7 +141,10 @@ class Delivery:
             outbox.postpone(tx, following.id, timedelta(seconds=pause))
             return None
         outbox.attempt(tx, following.id)
-        return following
+        try:
+            return _Attempt(following, self._sender.look(tx, following))
+        except Exception as error:  # noqa: BLE001 - a bug, which must stop neither the other lanes nor the bot
+            return _Attempt(following, error)
 
     def _limit(self, message: Message) -> str:
         return self._target.limit(message.kind, message.lane)
@@ -142,10 +156,12 @@ class Delivery:
         self._paused_until = {**ahead, limit: max(ahead.get(limit, 0.0), now + seconds)}
         log.warning("told to slow down", to=self._to, limit=limit, in_s=round(seconds, 1))
 
-    async def _deliver(self, message: Message) -> Sent | _Later:
-        refused = ""
+    async def _deliver(self, attempt: _Attempt) -> Sent | _Later:
+        message, refused = attempt.message, ""
         try:
-            sent = await self._sender.send(message)
+            if isinstance(attempt.facts, Exception):
+                raise attempt.facts  # noqa: TRY301 - handled like one of `send`
+            sent = await self._sender.send(message, attempt.facts)
         except Unavailable as error:
             seconds = error.retry_after_seconds
             if isinstance(error, SlowDown):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -35,6 +35,14 @@ _LOOK_AGAIN_SECONDS = 3.0
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """The current state of what a row is about; no `view` for a warning that is not true any more."""
+
+    view: SandboxView | None = None
+    mr: MergeRequest | None = None
+
+
 class GitLabSender:
     """Edits a note by its stored id; before it posts one, it searches for it by author and hidden marker."""
 
@@ -47,25 +55,36 @@ class GitLabSender:
         # https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout
         self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
-    async def send(self, message: Message) -> Sent:
+    def look(self, tx: Transaction, message: Message) -> _Facts:
+        ref = NoteLane.read(message.lane).ref
+        match message.kind:
+            case Kind.NOTE:
+                return _Facts(self._views.latest(tx, ref), merge_requests.get(tx, ref))
+            case Kind.WARNING:
+                view = self._views.one(tx, SandboxId(message.sandbox_id or 0))
+                return _Facts(view if view and is_due(tx, message, view.sandbox) else None)
+            case _:
+                return _Facts()
+
+    async def send(self, message: Message, facts: _Facts) -> Sent:
         ref = NoteLane.read(message.lane).ref
         try:
             match message.kind:
                 case Kind.NOTE:
-                    return await self._note(ref, message)
+                    return await self._note(ref, message, facts)
                 case Kind.EMOJI:
                     await self._gitlab.react(ref, _number(message, "note_id"), str(message.body["emoji"]))
                     return Sent("awarded")
                 case Kind.WARNING | Kind.REPLY:
-                    return await self._comment(ref, message)
+                    return await self._comment(ref, message, facts.view)
                 case _:  # a bug: `outbox.add` refuses kinds that the target's row does not name
                     raise NotImplementedError(f"GitLab takes no {message.kind}")
         except NotFound as error:
             return Sent(f"dropped: {error}")
 
-    async def _note(self, ref: MergeRequestRef, message: Message) -> Sent:
+    async def _note(self, ref: MergeRequestRef, message: Message, facts: _Facts) -> Sent:
         mark = marker(ref, self._database.instance_id)
-        mr, view = await self._database.read(lambda tx: self._look(tx, ref))
+        mr, view = facts.mr, facts.view
         drafts_wait = self._views.config.gitlab.drafts == "wait"
         body = _status(mr, view, mark, drafts_wait=drafts_wait) if mr else None
         if mr is None or body is None:
@@ -89,12 +108,9 @@ class GitLabSender:
         merge_requests.set_note(tx, ref, note_id)
         outbox.note_answer(tx, message.id)
 
-    def _look(self, tx: Transaction, ref: MergeRequestRef) -> tuple[MergeRequest | None, SandboxView | None]:
-        return merge_requests.get(tx, ref), self._views.latest(tx, ref)
-
-    async def _comment(self, ref: MergeRequestRef, message: Message) -> Sent:
+    async def _comment(self, ref: MergeRequestRef, message: Message, view: SandboxView | None) -> Sent:
         mark = marker(ref, self._database.instance_id, f"{message.kind.value}-{message.key}")
-        body = await self._comment_body(message, mark)
+        body = _comment_body(message, view, mark)
         if body is None:
             return Sent("dropped: nothing to tell any more")
         # A restored backup has rows as unsent that were sent after the backup was made.
@@ -141,25 +157,20 @@ class GitLabSender:
             await self._database.write(lambda tx: outbox.note_answer(tx, message.id))
             raise
 
-    async def _comment_body(self, message: Message, mark: str) -> str | None:
-        username = str(message.body.get("username") or "") or None
-        if message.kind is Kind.REPLY:
-            if message.body.get("help"):
-                return render_help(username, mark)
-            return render_reply(str(message.body.get("text", "")), username, mark)
-        sandbox_id = message.sandbox_id
-
-        def look(tx: Transaction) -> SandboxView | None:
-            view = self._views.one(tx, SandboxId(sandbox_id or 0))
-            return view if view and is_due(tx, message, view.sandbox) else None
-
-        view = await self._database.read(look)
-        return render_warning(view, view.mr.author.username, mark) if view else None
-
     async def _own_id(self) -> int:
         if self._me is None:
             self._me = (await self._gitlab.me()).id
         return self._me
+
+
+def _comment_body(message: Message, view: SandboxView | None, mark: str) -> str | None:
+    """An answer's or a warning's text; None for a warning that is not true any more."""
+    if message.kind is Kind.WARNING:
+        return render_warning(view, view.mr.author.username, mark) if view else None
+    username = str(message.body.get("username") or "") or None
+    if message.body.get("help"):
+        return render_help(username, mark)
+    return render_reply(str(message.body.get("text", "")), username, mark)
 
 
 def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:

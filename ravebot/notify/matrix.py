@@ -18,7 +18,7 @@ from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import HistoryLine, SandboxView
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.outbox import Message
+from ravebot.store.outbox import Card, Message
 from ravebot.store.targets import Kind
 
 
@@ -41,7 +41,7 @@ class _Facts:
     """The current state of what a row is about."""
 
     view: SandboxView | None = None
-    card: str | None = None  # in the room that the row goes to
+    card: Card | None = None  # in the room that the row goes to
     due: bool = True  # whether a warning is still true
 
 
@@ -59,13 +59,22 @@ class MatrixSender:
         self._names = config.room_names
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
-    async def send(self, message: Message) -> Sent:
+    def look(self, tx: Transaction, message: Message) -> _Facts:
+        if message.sandbox_id is None:
+            return _Facts()
+        sandbox_id = SandboxId(message.sandbox_id)
+        view = self._views.one(tx, sandbox_id)
+        due = message.kind is not Kind.WARNING or (view is not None and is_due(tx, message, view.sandbox))
+        return _Facts(view, outbox.card(tx, sandbox_id, message.lane), due)
+
+    async def send(self, message: Message, facts: _Facts) -> Sent:
         configured = message.lane in self._names
         if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
             return Sent("dropped: the room is not configured any more")
         room_id = await self._rooms.ensure(message.lane) if configured else message.lane
-        facts = await self._database.read(lambda tx: self._look(tx, message, room_id))
-        content = self._content(message, facts)
+        # The name may mean another room since the card was posted.
+        card = facts.card.event_id if facts.card and facts.card.room_id == room_id else None
+        content = self._content(message, facts, card)
         if content is None:
             return Sent("dropped: nothing to tell any more")
         try:
@@ -78,7 +87,7 @@ class MatrixSender:
             self._rooms.refused(message.lane, error)
             raise
         sandbox_id = message.sandbox_id
-        if message.kind is Kind.CARD and facts.card is None and sandbox_id is not None:
+        if message.kind is Kind.CARD and card is None and sandbox_id is not None:
             return Sent(event_id, lambda tx: outbox.set_card(tx, sandbox_id, message.lane, room_id, event_id))
         return Sent(event_id)
 
@@ -94,21 +103,13 @@ class MatrixSender:
         plain = {key: value for key, value in content.items() if key != "m.relates_to"}
         return await self._client.send(room_id, plain, f"{transaction}-plain")
 
-    def _look(self, tx: Transaction, message: Message, room_id: str) -> _Facts:
-        if message.sandbox_id is None:
-            return _Facts()
-        sandbox_id = SandboxId(message.sandbox_id)
-        view = self._views.one(tx, sandbox_id)
-        due = message.kind is not Kind.WARNING or (view is not None and is_due(tx, message, view.sandbox))
-        return _Facts(view, outbox.card(tx, sandbox_id, message.lane, room_id), due)
-
-    def _content(self, message: Message, facts: _Facts) -> Mapping[str, object] | None:
+    def _content(self, message: Message, facts: _Facts, card: str | None) -> Mapping[str, object] | None:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None
         if message.kind is Kind.NEWS:
             return render_news(str(message.body.get("text", "")))
-        view, card = facts.view, facts.card
+        view = facts.view
         if view is None or not facts.due:
             return None
         line = HistoryLine(message.created_at, str(message.body.get("text", "")))

@@ -54,6 +54,14 @@ class Message:
         return f"{self.id}.{self.salt}" if self.salt else str(self.id)
 
 
+@dataclass(frozen=True)
+class Card:
+    """The Matrix event of a sandbox's card, and the room's id; the room's configured name may mean another by now."""
+
+    room_id: str
+    event_id: str
+
+
 def add(
     tx: Transaction,
     lane: Lane,
@@ -202,12 +210,10 @@ def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
     return tx.changed("DELETE FROM outbox WHERE delivered_at < ?", (to_us(tx.now - older_than),))
 
 
-def card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str) -> str | None:
-    """The Matrix event id of a sandbox's card in a configured room; None if that name now means another room."""
-    row = tx.one(
-        "SELECT event_id FROM cards WHERE sandbox_id = ? AND room = ? AND room_id = ?", (sandbox_id, room, room_id)
-    )
-    return str(row["event_id"]) if row else None
+def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> Card | None:
+    """A sandbox's card in a configured room."""
+    row = tx.one("SELECT room_id, event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
+    return Card(**dict(row)) if row else None
 
 
 def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str, event_id: str) -> None:

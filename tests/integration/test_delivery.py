@@ -214,6 +214,15 @@ async def test_a_sender_that_breaks_in_an_unforeseen_way_ends_nothing(database: 
     assert await waiting(database) == 1  # and is tried again
 
 
+async def test_a_sender_that_can_not_look_up_one_message_holds_up_no_other(database: Database, far_end: FarEnd) -> None:
+    far_end.unreadable.add("a")
+    await tell(database, "a", "what breaks it")
+    await tell(database, "b", "sound")
+    async with delivering(database, far_end):
+        await until(lambda: texts(far_end) == ["sound"])
+        assert 55 < await next_due(database) <= 60
+
+
 async def test_a_sender_that_could_not_write_to_the_database_tries_again_in_a_moment(
     database: Database, far_end: FarEnd
 ) -> None:

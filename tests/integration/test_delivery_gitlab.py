@@ -48,7 +48,8 @@ class Post:
         if message is None:
             return None
         await world.write(lambda tx: outbox.attempt(tx, message.id))
-        sent = await self.sender.send(message)
+        facts = await world.read(lambda tx: self.sender.look(tx, message))
+        sent = await self.sender.send(message, facts)
         if crash:
             self.restart()
             return sent.result

@@ -47,8 +47,11 @@ class Hook:
     def __init__(self) -> None:
         self.told: list[tuple[str, object]] = []
 
-    async def send(self, message: Message) -> Sent:
-        self.told.append((message.lane, message.body["text"]))
+    def look(self, _: Transaction, message: Message) -> object:
+        return message.body["text"]
+
+    async def send(self, message: Message, facts: object) -> Sent:
+        self.told.append((message.lane, facts))
         return Sent("accepted")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ravebot.access.rules import Connections, Repair, Rules
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.notify.delivery import Sent
+from ravebot.store.database import Transaction
 from ravebot.store.outbox import Message
 
 
@@ -78,9 +79,15 @@ class FarEnd:
         self.tried: list[tuple[int, float]] = []
         self.errors: list[Exception] = []
         self.refuses: dict[str, Exception] = {}  # by lane, for good
+        self.unreadable: set[str] = set()  # lanes
         self.stuck: asyncio.Event | None = None  # sends arrive, and their answers wait for this
 
-    async def send(self, message: Message) -> Sent:
+    def look(self, _: Transaction, message: Message) -> None:
+        """Nothing: what is sent is in the row."""
+        if message.lane in self.unreadable:
+            raise KeyError(message.lane)
+
+    async def send(self, message: Message, _facts: None) -> Sent:
         self.tried.append((message.id, asyncio.get_running_loop().time()))
         if message.lane in self.refuses:
             raise self.refuses[message.lane]
