@@ -216,8 +216,13 @@ class Database:
 
         task = asyncio.ensure_future(self._write(checked, urgent))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio complains of one that nobody looked at, because the caller was cancelled
 
     async def _write(self, function: Callable[[Transaction], T], urgent: bool) -> T:
         async with self._turns.take(urgent=urgent):

@@ -56,11 +56,11 @@ class Chat:
                 await task
 
     async def ask(self, sender: str, text: str, *, room: str = DEV, direct: bool = False) -> str:
-        """What is answered."""
+        """What is answered, as it reads: without word joiners."""
         await self.say(sender, text, room=room, direct=direct)
         await self.work()
         replies = await self.replies()
-        return replies[-1] if replies else ""
+        return replies[-1].replace("\u2060", "") if replies else ""
 
     async def replies(self) -> list[str]:
         return [

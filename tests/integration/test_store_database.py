@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import stat
@@ -61,6 +62,24 @@ async def test_one_tasks_rollback_does_not_take_anothers_row_with_it(database: D
     with pytest.raises(ValueError, match="on purpose"):
         await failing
     assert await keys(database) == {"a", "b", "c"}
+
+
+async def test_asyncio_complains_of_no_write_that_fails_after_its_caller_was_cancelled(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: Transaction) -> None:
+        time.sleep(0.02)
+        raise StoreError("the disk is full")
+
+    task = asyncio.create_task(database.write(fails))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await database.write(lambda tx: None)
+    del task
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_a_write_whose_caller_is_cancelled_is_whole(database: Database) -> None:
