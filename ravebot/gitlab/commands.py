@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ravebot.commands import verbs
 from ravebot.commands.verbs import TOO_MUCH, VERBS, Command, Door, Mistake, Verb
+from ravebot.gitlab.escape import JOINER
 
 WORD = "/sandbox"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -56,7 +57,7 @@ def _first_command(text: str) -> tuple[str, str] | None:
     line = next(_command_lines(text), None)
     if line is None:
         return None
-    name, _, argument = line.removeprefix(WORD).strip().partition(" ")
+    name, _, argument = line.removeprefix(WORD).replace(JOINER, "").strip().partition(" ")
     return name[: _NAME_READ + 1], " ".join(argument.split())[:_ARGUMENT_READ]
 
 

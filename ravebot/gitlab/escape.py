@@ -1,8 +1,8 @@
 """Escapes untrusted text for GitLab's Markdown: it can't mention, command or link, or break out of its place.
 
 GitLab looks for references (`@all`, `group/app#1`, `:emoji:`) in the rendered text, where a backslash has no effect, so
-a word joiner, which has no width, is put after each sigil. GitLab looks for quick actions at the start of each source
-line, so no line begins with a slash. https://docs.gitlab.com/user/markdown/
+a word joiner, which has no width, parts each of them; `parse_comment` ignores it in what people copy. GitLab looks for
+quick actions at the start of each source line, so no line begins with a slash. https://docs.gitlab.com/user/markdown/
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ JOINER = "\u2060"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _ESCAPES = {**{char: f"\\{char}" for char in "\\`*_[]{}#~$^"}, "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _COMBINING_KEPT = 2
+# What GitLab links without a sigil (see `reference_pattern` in its models): commits, `GL-12` and the keys of external
+# trackers (Jira, YouTrack, ClickUp's CU-…, Phorge's T…), projects (`group/app>`), and `www.`.
+_PARTED = re.compile(
+    r"[0-9a-fA-F]{6}(?=[0-9a-fA-F])|(?<=[A-Za-z0-9_])-(?=\d)|\bCU-(?=\w)|\bT(?=\d)|\w(?=>)|[wW]{3}(?=\.)"
+)
 _LINE_START = re.compile(r"^([ \t]*)(?=/|>>>|::)", re.MULTILINE)
 
 
 def text(value: str, limit: int = 200) -> str:
     """The text as one line of at most `limit` characters, for any place inside a line or a table cell."""
     line = one_line(value, limit)
-    escaped = "".join(_ESCAPES.get(char, char) + _joiner(char, following) for char, following in pairwise(line + " "))
-    escaped = re.sub(r"(?i)\bwww\.", lambda match: f"{match[0][:-1]}{JOINER}.", escaped)
+    parted = _PARTED.sub(lambda match: match[0] + JOINER, line) + " "
+    escaped = "".join(_ESCAPES.get(char, char) + _joiner(char, following) for char, following in pairwise(parted))
     return escaped if line[:1].isalpha() else JOINER + escaped
 
 

@@ -11,9 +11,27 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ravebot.gitlab.escape import JOINER, block, code, one_line, text
-from tests.support.gitlab.notes import mentions, take_quick_actions
+from tests.support.gitlab.notes import links, mentions, take_quick_actions
 
-MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+MARKDOWN = MarkdownIt("commonmark", {"linkify": True}).enable(["table", "strikethrough", "linkify"])
+assert MARKDOWN.linkify
+# GitLab links no bare domain and no `//host`; its `www.` and mail addresses are in `links`.
+MARKDOWN.linkify.set({"fuzzy_link": False, "fuzzy_email": False}).add("//", None)
+LINKING = [
+    *("GL-12", "PROJ-7", "my_proj-7", "A_B-1", "CU-8abc", "T12", "0123456789abcdef", "deadbeef", "DEADBEEF" * 8),
+    *(
+        "group/app>",
+        "group/app#1",
+        "group/app!1",
+        "group/app@deadbeef0",
+        "[issue:1]",
+        "[work_item:a/b/1]",
+        "&1",
+        "^alert#1",
+    ),
+    *("1234567..89abcde", "~bug", '~"a bug"', "%1.0", "$1", "http://x.y", "HTTPS://x.yz", "ftp://x.yz", "odd+1://x"),
+    *("www.x.yz", "WWW.x.yz", "//x.yz", "a@b.cc", "mailto:a@b.cc", "xmpp:a@b.cc/x"),
+]
 SIGNS = st.sampled_from(
     [
         *"`*_~[](){}<>#+-.!|\\/@&:$%^=\"' \n\r\t0ax1",
@@ -45,6 +63,7 @@ SIGNS = st.sampled_from(
             "\x1b[31m",
         ),
         *("\ud800", "é", "🎉", "\u0301"),
+        *(JOINER, *LINKING),
     ]
 )
 HOSTILE = st.lists(SIGNS, max_size=60).map("".join) | st.text(max_size=200)
@@ -60,6 +79,7 @@ def shown(tokens: list[Token]) -> str:
 
 def assert_harmless(markdown: str) -> None:
     assert mentions(markdown) == []
+    assert links(markdown) == []
     assert take_quick_actions(markdown)[1] == []
     assert not [
         one.type for one in flat(MARKDOWN.parse(markdown)) if one.type in {"html_block", "html_inline", "link_open"}
@@ -81,6 +101,27 @@ def test_text_in_a_paragraph_is_shown_as_it_was_and_does_nothing(value: str) -> 
         kinds = {one.type for one in inline[0].children or []}
         assert kinds <= {"text", "text_special", *({"strong_open", "strong_close"} if before == "**" else ())}
         assert one_line(value, 200) in shown(inline).replace(JOINER, "")
+
+
+@pytest.mark.parametrize("value", LINKING)
+def test_what_gitlab_links_by_itself_is_shown_and_links_nothing(value: str) -> None:
+    for said in (
+        value,
+        f"see {value}.",
+        f"({value})",
+        f"ü{value}",
+        f"x_{value}",
+        f"{value}{value}",
+        f"`{value}",
+        JOINER + value,
+    ):
+        assert_harmless(text(said))
+        assert_harmless(f"- {text(said)} {code(said)}")
+
+
+def test_ordinary_text_has_nothing_added() -> None:
+    for plain in ("failed: exit code 1", "took 12.5 s, 3 of 4", "main -1 well-known setup.py", "abcdef 123456"):
+        assert JOINER not in text(plain)
 
 
 @given(HOSTILE, HOSTILE)
@@ -106,7 +147,7 @@ def test_code_is_one_code_span_whatever_it_holds(value: str) -> None:
 def test_a_block_holds_everything_and_lets_nothing_out(value: str) -> None:
     markdown = f"<details>\n<summary>tail</summary>\n\n{block(value)}\n\n</details>\n"
     assert [one.type for one in MARKDOWN.parse(markdown)] == ["html_block", "fence", "html_block"]
-    assert mentions(markdown) == []
+    assert mentions(markdown) == links(markdown) == []
     # GitLab's older releases look for commands line by line without parsing fences as CommonMark does.
     assert not re.search(r"^\s*/[a-z]", markdown, re.MULTILINE)
 
@@ -135,6 +176,9 @@ def test_terminal_colours_go_and_other_controls_show() -> None:
         ("mail a@b.c", f"mail a@{JOINER}b.c"),
         ("&#64;all", f"{JOINER}&amp;{JOINER}\\#{JOINER}64;all"),
         ("see https://evil.example", f"see https:{JOINER}//evil.example"),
+        ("see www.evil.example", f"see www{JOINER}.evil.example"),
+        ("GL-12 PROJ-7", f"GL-{JOINER}12 PROJ-{JOINER}7"),
+        ("at 0123456789abcdef", f"at 012345{JOINER}6789ab{JOINER}cdef"),
         ("failed: exit code 1", "failed: exit code 1"),
         ("", JOINER),
     ],

@@ -34,7 +34,7 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
-from tests.support.gitlab.notes import mentions, take_quick_actions
+from tests.support.gitlab.notes import links, mentions, take_quick_actions
 
 NOW = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
 REF = MergeRequestRef(7, 42)
@@ -47,7 +47,7 @@ HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGk0TnVtYmVyT2ZCeXRlc0ZvclRlc3Rp
 ACCESS = Access("sandboxes.example.org", "agent", 2203, 3003, "https", "rave-main-42", (HOST_KEY,))
 HOSTILE = (
     "/close\n@all <script>alert(1)</script> </details> ``` | \u202e \x00 <!-- ravebot 0a1b2c3d4e 7!42 status -->\n"
-    "/merge\n/sandbox stop\n[x](http://evil.example) group/app#1 " + "x" * 10_000
+    "/merge\n/sandbox stop\n[x](http://evil.example) group/app#1 GL-12 PROJ-7 0123456789abcdef www.x.y " + "x" * 10_000
 )
 
 
@@ -160,6 +160,12 @@ def test_a_reply_is_plain_text_for_one_person() -> None:
     assert "| `/sandbox extend [1h]` |" in render_help()
 
 
+def test_a_commit_copied_from_an_answer_can_be_pasted_into_a_command() -> None:
+    copied = render_reply(f"say start {SHA}").split()[-1]
+    assert copied != SHA
+    assert parse_comment(f"/sandbox start {copied}") == parse_comment(f"/sandbox start {SHA}")
+
+
 def test_markers_tell_merge_requests_instances_and_purposes_apart() -> None:
     markers = {
         marker(ref, instance, what)
@@ -191,7 +197,7 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
 def test_hostile_facts_ping_nobody_command_nothing_and_add_no_element(state: SandboxState, words: str) -> None:
     parser = MarkdownIt("commonmark").enable("table")
     for note, calm in zip(_hostile_notes(state, f"{words}."), _hostile_notes(state, "calm words."), strict=True):
-        assert mentions(note) == []
+        assert mentions(note) == links(note.replace(f"<{ACCESS.web_url}>", "")) == []
         assert take_quick_actions(note)[1] == []
         assert parse_comment(note) is None
         assert len(note) < 30_000
@@ -201,7 +207,7 @@ def test_hostile_facts_ping_nobody_command_nothing_and_add_no_element(state: San
 @given(st.just(HOSTILE) | st.text())
 def test_hostile_words_in_an_answer_stay_words(words: str) -> None:
     for answer in (render_reply(words), render_reply(f"no: {words}"), render_warning(view(), f"{words} ")):
-        assert mentions(answer) == []
+        assert mentions(answer) == links(answer) == []
         assert take_quick_actions(answer)[1] == []
         assert parse_comment(answer) is None
         assert len(answer) < 20_000

@@ -28,6 +28,20 @@ QUICK_ACTIONS = frozenset(
 )
 _COMMAND = re.compile(r"\s*/([a-z_]+)(?:[ \t]+(.*))?\s*", re.IGNORECASE)
 _MENTION = re.compile(r"(?<![\w`./@-])@([A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?)")
+# `reference_pattern` of GitLab's models and of its integrations with issue trackers, in its `app/models`.
+_REFERENCE = re.compile(
+    r"""
+    [0-9a-fA-F]{7,}                                     # commit, and the ends of a range of commits
+    | [#!$%~&^][\w"]                                    # issue, merge request, snippet, milestone, label, epic, alert
+    | \[[a-z_]+:[\w./-]+\]                              # [issue:1], [vulnerability:1] and the like
+    | GL-\d                                             # issue and work item
+    | [\w.-]+/[\w.-]+>                                  # project
+    | \b[A-Za-z][A-Za-z0-9_]*-\d                        # Jira, YouTrack, Linear, ZenTao
+    | \bCU-[A-Za-z0-9] | \bT\d                          # ClickUp, Phorge
+    """,
+    re.VERBOSE,
+)
+_AUTOLINK = re.compile(r"www\.|[a-z][a-z0-9+.-]*://|[\w.+-]@[\w-]|\b(?:mailto|xmpp):\w", re.IGNORECASE)
 
 parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -60,6 +74,15 @@ def _code_lines(body: str) -> set[int]:
 def mentions(body: str) -> list[str]:
     """Every name after an `@` in the rendered text, code left out, whether or not there is such a user."""
     return [name for text in _texts(parser.parse(body)) for name in _MENTION.findall(text)]
+
+
+def links(body: str) -> list[str]:
+    """What GitLab makes a link of in the rendered text, code left out, whether or not there is such an object.
+
+    Bare addresses: the extended autolinks of GitHub's Markdown and of any scheme (https://github.github.com/gfm/).
+    """
+    texts = _texts(parser.parse(body))
+    return [match[0] for text in texts for pattern in (_REFERENCE, _AUTOLINK) for match in pattern.finditer(text)]
 
 
 def _texts(tokens: list[Token]) -> list[str]:
