@@ -61,7 +61,8 @@ def render_said(view: SandboxView, line: HistoryLine) -> Content:
 
 def render_news(text: str) -> Content:
     """A message of ravebot itself to the operators: a text message, because notices notify nobody."""
-    return message([words(text)]) | {"msgtype": "m.text"}
+    lines = (words(one_line(line, 1000)) for line in text.split("\n"))
+    return message([joined(lines, "\n", "<br>")]) | {"msgtype": "m.text"}
 
 
 def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") -> Content:

@@ -38,8 +38,11 @@ def explain(mistake: Mistake, prefix: str) -> str:
 
 
 def command_line(text: str) -> str:
-    """The part of a message that `parse` reads: its first line, cut just above the length limit."""
-    return text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip()
+    """The part of a message that `parse` reads: its first line, cut just above the length limit.
+
+    A dot that was copied from a message of ours may be written `[.]`, see `text.one_line`.
+    """
+    return text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip().replace("[.]", ".")
 
 
 def number_in(text: str, prefix: str) -> int | None:

@@ -1,4 +1,10 @@
-"""Makes text from people and guests harmless before it is shown in a room."""
+"""Makes text from people and guests harmless before it is shown in a room.
+
+Clients make links of addresses in plain text, and have their homeserver fetch a preview, which tells the address's
+owner that and when somebody reads. So `https://evil.example` is shown as `https[:]//evil[.]example`. A word joiner
+would look better, but is no protection: Android's pattern for links takes it for a part of a domain, and IDNA drops it
+(https://www.unicode.org/reports/tr46/). Brackets are in no domain, and people know them from warnings of phishing.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +18,32 @@ _TAB_AND_SPACE = " \t\r\v\f"
 # separators: they are invisible, and can change how the text around them is shown.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PING = re.compile(r"@(?=room)|(?<!\w)@(?=\w)", re.IGNORECASE)
+# `a://`, schemes that Element links without slashes, and the ids of users and rooms: their last character is bracketed.
+_COLON = re.compile(
+    r":(?=//)|\b(?:bitcoin|ftp|geo|ircs?|magnet|mailto|matrix|mms|news|sips?|sms|smsto|ssh|tel|urn|webcal|xmpp):(?=[^\s\]])"
+    r"|[@#!][^\s:@#!]*:(?=[^\s\]])",
+    re.IGNORECASE,
+)
+# The dot before a top-level domain (or a file's ending, which may be one), of an IPv4 address, and after `www`.
+# Top-level domains are of letters, or begin with `xn--`; there is no `users` or `admins`, which are keys of ours.
+_DOT = re.compile(
+    r"(?<=[^\s/.])(?:[.．｡](?=[^\W\d_]{2,}+(?!\d))(?!(?:users|admins)\b)|。(?=[a-z]{2}))"
+    r"|[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.(?=[0-9])|(?<=www)\.",
+    re.IGNORECASE,
+)
 _MAX_COMBINING = 4
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The text as one line of at most `limit` characters, without mentions and invisible characters."""
-    return _shorten(_unping(" ".join(_visible(text, limit).split())), limit)
+    """The text as one line of at most `limit` characters, without mentions, links and invisible characters."""
+    return _shorten(_unlink(_unping(" ".join(_visible(text, limit).split()))), limit)
 
 
 def block(text: str, limit: int = 2000) -> str:
     """The end of the text, with its line breaks, in at most `limit` characters: for the output of programs."""
     tail = text[-limit * 2 :]
     lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
-    shown = _unping("\n".join(lines).strip("\n"))
+    shown = _unlink(_unping("\n".join(lines).strip("\n")))
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
 
 
@@ -45,6 +64,13 @@ def _visible(text: str, limit: int) -> str:
 def _unping(text: str) -> str:
     """`@room` and `@alice` stay readable, but no client takes them for a mention."""
     return _PING.sub("@" + _WORD_JOINER, text)
+
+
+def _unlink(text: str) -> str:
+    """Addresses stay readable, but no client links or previews them."""
+    for pattern in (_COLON, _DOT):
+        text = pattern.sub(lambda match: f"{match[0][:-1]}[{match[0][-1]}]", text)
+    return text
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravebot.matrix.cards import render_card, render_history, render_said, render_warning, render_why
+from ravebot.matrix.cards import render_card, render_history, render_news, render_said, render_warning, render_why
 from ravebot.matrix.content import MAX_CONTENT_BYTES, Content, as_reply, edit_of, in_thread, size_bytes
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
 from ravebot.sandboxes.model import (
@@ -27,11 +27,14 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from tests.support.client_links import client_links
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJkGdDWQyd7hLFPBrl5yRpbHNs9DgBZ1oAwqdQ0eKM9M"
 ALLOWED_TAGS = {"table", "thead", "tbody", "tr", "th", "td", "code", "pre", "strong", "a", "br"}
 HOSTILE = "</td><script>alert(1)</script> @room @alice:example.org `x` \u202egnp.exe\n/close\n![x](http://evil/)"
+HOSTILE += " https://evil.com/x www.evil.com evil.example/x #room:evil.org matrix.to/#/#a:b"
+OWN = ("agent@sandboxes.example.org", "https://sandboxes.example.org:3001/")
 
 
 def view(state: SandboxState = SandboxState.READY, **changed: Any) -> SandboxView:
@@ -88,16 +91,22 @@ class Tags(HTMLParser):
         self.seen: set[str] = set()
         self.links: list[str] = []
         self.open: list[str] = []
+        self.unlinked = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.add(tag)
+        self.unlinked += "\n"
         assert {name for name, _ in attrs} <= {"href"}
         self.links += [value or "" for _, value in attrs]
         if tag != "br":
             self.open.append(tag)
 
+    def handle_data(self, data: str) -> None:
+        self.unlinked += "" if "a" in self.open else data
+
     def handle_endtag(self, tag: str) -> None:
+        self.unlinked += "\n"
         assert self.open.pop() == tag
 
 
@@ -109,6 +118,10 @@ def assert_harmless(content: Content, mentions: dict[str, list[str]] | None = No
     for text in (content["body"], content["formatted_body"]):
         assert "@room" not in text.lower()
         assert "\u202e" not in text
+    for text in (content["body"], tags.unlinked):
+        for own in (*OWN, *(mentions or {}).get("user_ids", [])):
+            text = text.replace(own, "")
+        assert client_links(text) == []
     assert size_bytes(edit_of("$" + "e" * 60, content)) < 60_000
 
 
@@ -173,6 +186,7 @@ def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
         render_history(hostile.history[0]),
         render_warning(hostile, None),
         render_reply(HOSTILE, output=HOSTILE),
+        render_news(HOSTILE),
     ):
         assert_harmless(content)
         assert "@alice" not in content["body"]

@@ -26,6 +26,7 @@ NAMED = {verb.name: verb for verb in VERBS}
         ("!rave show !42", Command(NAMED["show"], REF)),
         ("!rave show 42", Command(NAMED["show"], REF)),
         ("!rave show other/group/app.js!7", Command(NAMED["show"], Ref("other/group/app.js", 7))),
+        ("!rave show other/group/app[.]js!7", Command(NAMED["show"], Ref("other/group/app.js", 7))),
         ("!rave extend !42", Command(NAMED["extend"], REF)),
         ("!rave extend !42 1h30m", Command(NAMED["extend"], REF, timedelta(minutes=90))),
         ("!rave extend !42 1h 30m", Command(NAMED["extend"], REF, timedelta(minutes=90))),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import time
 import unicodedata
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from ravebot.matrix.content import theirs
 from ravebot.matrix.text import block, one_line
+from tests.support.client_links import client_links
 
 hostile = st.text(
     alphabet=st.one_of(
@@ -17,6 +19,63 @@ hostile = st.text(
     ),
     max_size=600,
 ) | st.sampled_from(["@room", "@\u200broom", "x @Room!", "/close\n@all", "<script>alert(1)</script>"])
+
+LINKING = [
+    *(
+        "https://evil.example/x?y=1",
+        "HTTP://EVIL.EXAMPLE",
+        "http://10.0.0.1/",
+        "http://[::1]/",
+        "https://localhost:8/",
+        "a+b://x",
+    ),
+    *(
+        "evil.example/x",
+        "evil.com",
+        "a.b.co.uk",
+        "www.evil.com",
+        "www.1.x",
+        "10.0.0.1/x",
+        "1.2.3.4.5.6.7.8",
+        "setup.py",
+    ),
+    *(
+        "пример.рф",
+        "ｅｖｉｌ．ｃｏｍ",
+        "evil。com",
+        "evil｡com",
+        "xn--80ak6aa92e.com",
+        "evil.xn--90a3ac",
+        "🎉.com",
+        "evi\u0301.com",
+    ),
+    *(
+        "matrix.to/#/@a:evil.org",
+        "https://matrix.to/#/#r:evil.org",
+        "#room:evil.org",
+        "#room:localhost",
+        "!room:evil.org",
+    ),
+    *(
+        "@alice:evil.org",
+        "x@alice:localhost",
+        "mailto:a@evil.org",
+        "a@evil.org",
+        "matrix:u/a:localhost",
+        "mxc://evil.org/x",
+    ),
+    *(
+        "e\u2060vil\u2060.com",
+        "https:\u2060//evil.com",
+        "https[:]//evil[.]com.com",
+        "evil\u00ad.com",
+        "https://a.com,b.com",
+    ),
+    *("[x](https://evil.com)", "<https://evil.com>", "`https://evil.com`", "@evil.com/x:y", "##a:b.cc", "@a:[::1]"),
+]
+hostile_links = st.lists(
+    st.sampled_from([*LINKING, *".:/@#! `[]\n\u2060", "x", "com", "www", "1", "。"]), max_size=25
+).map("".join)
 
 HARMFUL = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -35,7 +94,7 @@ def test_one_line_is_one_line_within_its_limit_and_shows_all_it_has(text: str, l
         assert unicodedata.category(character) != "Cf" or character == "\u2060"
 
 
-@given(hostile)
+@given(hostile | hostile_links)
 def test_made_harmless_twice_is_made_harmless_once(text: str) -> None:
     once = one_line(text, 10_000)
     assert one_line(once, 10_000) == once
@@ -46,6 +105,26 @@ def test_nothing_pings(text: str) -> None:
     for said in (text, f"{text}@room", f"@room{text}", f"hello @alice {text}"):
         assert not pings(one_line(said, 10_000))
         assert not pings(block(said, 10_000))
+
+
+@given(hostile_links | st.sampled_from(LINKING), st.integers(min_value=2, max_value=300))
+def test_no_client_links_or_previews_it(text: str, limit: int) -> None:
+    for said in (text, f"({text})", f"x{text}", f"see {text}."):
+        for shown in (one_line(said, limit), one_line(said, 10_000), block(said, limit), block(said, 10_000)):
+            assert client_links(shown) == []
+
+
+@pytest.mark.parametrize("text", LINKING)
+def test_the_clients_would_have_linked_each(text: str) -> None:
+    assert client_links(text)
+
+
+def test_a_long_text_takes_no_long_time() -> None:
+    began = time.monotonic()
+    for sign in ("@", "#a", "a.", "1.", "mailto:", "://", "@a", "www."):
+        one_line(sign * 40_000, 20_000)
+        block(sign * 40_000, 20_000)
+    assert time.monotonic() - began < 5
 
 
 @given(hostile)
@@ -67,8 +146,13 @@ def test_a_block_keeps_its_end_within_its_limit(text: str, limit: int) -> None:
     [
         ("plain", "plain"),
         ("  two\n lines\t", "two lines"),
-        ("mail bob@example.org", "mail bob@example.org"),
-        ("\u202egnp.exe", "gnp.exe"),
+        ("mail bob@example.org", "mail bob@example[.]org"),
+        ("see https://evil.example/x", "see https[:]//evil[.]example/x"),
+        ("in #room:evil.org", "in #room[:]evil[.]org"),
+        ("took 12.5 s: v1.2.3, e.g. ~/.ssh, base.qcow2", "took 12.5 s: v1.2.3, e.g. ~/.ssh, base.qcow2"),
+        ("a.py:12: failed. See group/app!42: 10:30", "a[.]py:12: failed. See group/app!42: 10:30"),
+        ("add it to matrix.users", "add it to matrix.users"),
+        ("\u202egnp.exe", "gnp[.]exe"),
         ("\x1b[31mred", "[31mred"),
         ("naïve 日本語 🎉", "naïve 日本語 🎉"),
         ("", ""),
