@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _NoteFacts:
     """The current state of what a row is about; no `view` for a warning that is not true any more."""
 
     view: SandboxView | None = None
@@ -55,18 +55,18 @@ class GitLabSender:
         # https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout
         self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
-    def look(self, tx: Transaction, message: Message) -> _Facts:
+    def look(self, tx: Transaction, message: Message) -> _NoteFacts:
         ref = NoteLane.read(message.lane).ref
         match message.kind:
             case Kind.NOTE:
-                return _Facts(self._views.latest(tx, ref), merge_requests.get(tx, ref))
+                return _NoteFacts(self._views.latest(tx, ref), merge_requests.get(tx, ref))
             case Kind.WARNING:
                 view = self._views.one(tx, SandboxId(message.sandbox_id or 0))
-                return _Facts(view if view and is_due(tx, message, view.sandbox) else None)
+                return _NoteFacts(view if view and is_due(tx, message, view.sandbox) else None)
             case _:
-                return _Facts()
+                return _NoteFacts()
 
-    async def send(self, message: Message, facts: _Facts) -> Sent:
+    async def send(self, message: Message, facts: _NoteFacts) -> Sent:
         ref = NoteLane.read(message.lane).ref
         try:
             match message.kind:
@@ -82,7 +82,7 @@ class GitLabSender:
         except NotFound as error:
             return Sent(f"dropped: {error}")
 
-    async def _note(self, ref: MergeRequestRef, message: Message, facts: _Facts) -> Sent:
+    async def _note(self, ref: MergeRequestRef, message: Message, facts: _NoteFacts) -> Sent:
         mark = marker(ref, self._database.instance_id)
         mr, view = facts.mr, facts.view
         drafts_wait = self._views.config.gitlab.drafts == "wait"

@@ -37,7 +37,7 @@ class Directory(Protocol):
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _RoomFacts:
     """The current state of what a row is about."""
 
     view: SandboxView | None = None
@@ -59,15 +59,15 @@ class MatrixSender:
         self._names = config.room_names
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
-    def look(self, tx: Transaction, message: Message) -> _Facts:
+    def look(self, tx: Transaction, message: Message) -> _RoomFacts:
         if message.sandbox_id is None:
-            return _Facts()
+            return _RoomFacts()
         sandbox_id = SandboxId(message.sandbox_id)
         view = self._views.one(tx, sandbox_id)
         due = message.kind is not Kind.WARNING or (view is not None and is_due(tx, message, view.sandbox))
-        return _Facts(view, outbox.card(tx, sandbox_id, message.lane), due)
+        return _RoomFacts(view, outbox.card(tx, sandbox_id, message.lane), due)
 
-    async def send(self, message: Message, facts: _Facts) -> Sent:
+    async def send(self, message: Message, facts: _RoomFacts) -> Sent:
         configured = message.lane in self._names
         if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
             return Sent("dropped: the room is not configured any more")
@@ -103,7 +103,7 @@ class MatrixSender:
         plain = {key: value for key, value in content.items() if key != "m.relates_to"}
         return await self._client.send(room_id, plain, f"{transaction}-plain")
 
-    def _content(self, message: Message, facts: _Facts, card: str | None) -> Mapping[str, object] | None:
+    def _content(self, message: Message, facts: _RoomFacts, card: str | None) -> Mapping[str, object] | None:
         if message.kind is Kind.REPLY:
             content = message.body.get("content")
             return content if isinstance(content, dict) else None

@@ -323,7 +323,7 @@ class Stage:
     async def note_says(self, mr: MergeRequest, text: str, timeout: float = 60) -> Note:
         def look() -> Note | None:
             note = self.note(mr)
-            return note if note and text in note.body else None
+            return note if note and text in note.body.replace("\u2060", "") else None
 
         found: Note = await self.until(look, timeout, f"the note does not say {text!r}: {self.note(mr)}")
         return found
