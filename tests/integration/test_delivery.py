@@ -211,7 +211,8 @@ async def test_a_sender_that_breaks_in_an_unforeseen_way_ends_nothing(database: 
         await until(lambda: len(far_end.tried) == 1)
         await tell(database, "b", "second")
         await until(lambda: texts(far_end) == ["second"])
-    assert await waiting(database) == 1  # and is tried again
+        await all_noted(database, but=1)  # which is tried again
+        assert await waiting(database) == 1
 
 
 async def test_a_sender_that_can_not_look_up_one_message_holds_up_no_other(database: Database, far_end: FarEnd) -> None:

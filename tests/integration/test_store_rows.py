@@ -237,7 +237,8 @@ async def test_a_path_belongs_to_the_project_that_was_seen_there_last(world: Wor
     for mr in (
         a_merge_request(1), a_merge_request(2),
         a_merge_request(1, ref=MergeRequestRef(8, 1), source_project_id=8, title="Another", updated_at=later),
-        a_merge_request(3, ref=MergeRequestRef(8, 3), source_project_id=8, updated_at=None),
+        a_merge_request(3, ref=MergeRequestRef(8, 3), source_project_id=8, updated_at=later),
+        a_merge_request(4, updated_at=None),
     ):  # fmt: skip
         await world.write(partial(merge_requests.observe, reported=mr))
     found = {
