@@ -20,6 +20,7 @@ from tests.support import leftovers
 from tests.support.crashes import rows
 from tests.support.gitlab import MergeRequest, Note
 from tests.support.stage import Stage
+from tests.support.synapse import Message
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
@@ -216,6 +217,11 @@ async def reply_to(stage: Stage, asked: str) -> str:
     return found.body
 
 
+async def _card_says(stage: Stage, mr: MergeRequest, text: str) -> Message | None:
+    (card,) = await stage.cards(mr)
+    return card if text in card.body else None
+
+
 def _logged(stage: Stage, text: str) -> bool:
     return text in stage.bot.log.read_text()
 
@@ -371,8 +377,9 @@ async def test_an_image_that_is_missing_or_none_holds_builds_until_a_good_one_is
             await stage.until(partial(_logged, stage, problem), 30, f"no log line: {problem}")
             note = await stage.note_says(mr, "no machines are built", 30)
             assert f"!{mr.iid}" in await said_in_room(stage, "no more machines are built from this image", "operators")
-            (card,) = await stage.cards(mr)
-            assert "queued" in card.body
+            card = await stage.until(
+                partial(_card_says, stage, mr, "queued"), 30, "the card does not say that it waits"
+            )
             assert str(image) not in note.body + card.body, "where it lies is for operators"
             assert len(rows(stage, "SELECT 1 FROM events WHERE kind = 'build.held'")) == number + 1
             await stage.until(lambda: not leftovers.disks(stage), 10, "a disk is left")

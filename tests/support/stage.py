@@ -334,14 +334,14 @@ class Stage:
     async def cards(self, mr: MergeRequest) -> list[Message]:
         """The cards of that merge request's sandboxes, as they read now."""
         messages = await self.matrix_ops.messages(self.room)
-        ref = f"!{mr.iid}"
+        ref = re.compile(rf"!{mr.iid}(?!\d)")
         return [
             message
             for message in messages
             if message.sender == self.matrix_bot.user_id
             and message.thread_root is None
             and "m.in_reply_to" not in json.dumps(message.content)
-            and ref in message.body
+            and ref.search(message.body)
             and "State" in message.body
         ]
 
