@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -84,6 +86,17 @@ SPOILED = ("data = 'not json'", "at = 9000000000000000000", "data = CAST(x'ff' A
 async def test_a_changed_row_is_found_whatever_was_changed(database: Database, change: str) -> None:
     tamper(database, f"UPDATE events SET {change} WHERE id = 3")
     assert await broken_at(database) == 3
+
+
+async def test_a_row_that_was_changed_together_with_its_hash_is_found_by_the_row_after_it(database: Database) -> None:
+    """Who can change a row can also compute its hash: SHA-256 of the hash before it and the row as canonical JSON."""
+    before, row = await database.read(lambda tx: tx.all("SELECT * FROM events WHERE id IN (2, 3) ORDER BY id"))
+    forged = {**dict(row), "actor": "mallory"}
+    forged.pop("hash")
+    text = json.dumps(forged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = hashlib.sha256((before["hash"] + text).encode()).hexdigest()
+    tamper(database, f"UPDATE events SET actor = 'mallory', hash = '{digest}' WHERE id = 3")
+    assert await broken_at(database) == 4
 
 
 @pytest.mark.parametrize("change", SPOILED)
