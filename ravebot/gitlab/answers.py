@@ -24,7 +24,8 @@ class Note:
     text: str
     system: bool
     created_at: datetime | None
-    edited: bool
+    changed_at: datetime | None
+    """When it changed last, if that can only have been an edit or a reaction; otherwise None."""
 
 
 def person(body: Json) -> Person:
@@ -96,23 +97,30 @@ def note(body: Json) -> Note:
         fields.text(body, "body", MAX_COMMENT),
         fields.flag(body, "system"),
         fields.moment(body, "created_at"),
-        _was_edited(body),
+        _changed_at(body),
     )
 
 
-def _was_edited(body: Json) -> bool:
-    """Whether a note's text may be another than at first. A reaction leaves `updated_at` as it is; resolving its thread
-    moves it, to `resolved_at`."""
+def _changed_at(body: Json) -> datetime | None:
+    """`updated_at` moves with an edit, with a reaction, and when the note's thread is resolved."""
     created, updated = fields.moment(body, "created_at"), fields.moment(body, "updated_at")
-    resolved = fields.moment(body, "resolved_at")
-    if created is None or updated is None or updated - created <= _AT_ONCE:
-        return False
-    return resolved is None or abs(updated - resolved) > _AT_ONCE
+    if created is None or updated is None or at_once(created, updated):
+        return None
+    return None if at_once(updated, fields.moment(body, "resolved_at")) else updated
+
+
+def at_once(one: datetime, other: datetime | None) -> bool:
+    """Whether two times may be of the same step of GitLab's."""
+    return other is not None and abs(one - other) <= _AT_ONCE
 
 
 def note_id(body: Json) -> int:
     """The id of a note just posted. GitLab's answer has no id if the text contained only quick actions."""
     return fields.identifier(body, "id")
+
+
+def awarded_at(body: Json) -> datetime | None:
+    return fields.moment(body, "created_at")
 
 
 def award(body: Json) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -167,7 +168,10 @@ class GitLab:
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    said = "" if note.edited else command_line(note.text)
+                    said = command_line(note.text)
+                    if said and note.changed_at and not self._has_reaction_of(ref, note.id, note.changed_at):
+                        _log.info("edited_comment_ignored", note=note.id, mr=str(ref))
+                        said = ""
                     found.append(CommentPosted(ref, project_path, note.id, note.author, said, None, note.created_at))
             return found[::-1]
 
@@ -187,6 +191,11 @@ class GitLab:
                     raise
 
         await self._call(award)
+
+    def _has_reaction_of(self, ref: MergeRequestRef, note_id: int, moment: datetime) -> bool:
+        """Whether somebody reacted to a note then, which also moves its `updated_at`."""
+        listed = self._transport.list(f"{_address(ref)}/notes/{note_id:d}/award_emoji")
+        return any(answers.at_once(moment, answers.awarded_at(item)) for item in listed)
 
     def _notes(self, ref: MergeRequestRef, sort: str) -> Iterator[Json]:
         address = f"{_address(ref)}/notes"

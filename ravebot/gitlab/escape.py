@@ -18,7 +18,7 @@ _COMBINING_KEPT = 2
 # What GitLab links without a sigil (see `reference_pattern` in its models): commits, `GL-12` and the keys of external
 # trackers (Jira, YouTrack, ClickUp's CU-…, Phorge's T…), projects (`group/app>`), and `www.`.
 _PARTED = re.compile(
-    r"[0-9a-fA-F]{6}(?=[0-9a-fA-F])|(?<=[A-Za-z0-9_])-(?=\d)|\bCU-(?=\w)|\bT(?=\d)|\w(?=>)|[wW]{3}(?=\.)"
+    r"[0-9a-fA-F]{6}(?=[0-9a-fA-F])|(?<=[A-Za-z0-9_])-(?=\d)|CU-(?=\w)|\bT(?=\d)|\S(?=>)|[wW]{3}(?=\.)"
 )
 _LINE_START = re.compile(r"^([ \t]*)(?=/|>>>|::)", re.MULTILINE)
 

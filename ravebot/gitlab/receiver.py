@@ -85,7 +85,8 @@ def webhook_handler(
             refusals.accepted()
             event = _relevant(body)
         except Forged as error:
-            refusals.refused(str(error))
+            if "X-Gitlab-Event" in request.headers:  # other requests are strangers' for sure
+                refusals.refused(str(error))
             return "forged", web.Response(status=401, text=f"{error}\n")
         except Malformed as error:
             return "malformed", web.Response(status=400, text=f"{error}\n")

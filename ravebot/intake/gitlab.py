@@ -26,6 +26,8 @@ from ravebot.store.targets import Kind, NoteLane
 ANSWER_STRANGERS_EVERY = timedelta(hours=1)
 """How often somebody without a role in the project is answered on one merge request: an answer costs two requests of
 the bot's rate limit, and anybody may comment in a public project."""
+ANSWER_FAILURES_EVERY = timedelta(minutes=1)
+"""The same where a request failed, and it may not be known who has a role."""
 ACCEPTED, REFUSED = "white_check_mark", "no_entry_sign"
 
 
@@ -55,7 +57,7 @@ class GitLabIntake:
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
         event = read(request.kind, request.body)
         if isinstance(event, CommentPosted) and self.config.serves(event.project_path):
-            _answer(tx, event, Outcome(False, why), member=False)
+            _answer(tx, event, Outcome(False, why), at_most_every=ANSWER_FAILURES_EVERY)
 
     async def _merge_request(self, event: MergeRequestChanged) -> Step:
         told = event.mr
@@ -76,16 +78,17 @@ class GitLabIntake:
         if command is None:
             return _only("asks nothing of us")
         member = await self.people.is_member(event.ref.project_id, event.author)
+        pause = None if member else ANSWER_STRANGERS_EVERY
         if isinstance(command, Mistake):
             mistaken = Outcome(False, explain(command, self.verbs))
-            return lambda tx: _answer(tx, event, mistaken, member=member)
+            return lambda tx: _answer(tx, event, mistaken, at_most_every=pause)
         verb = command.verb
         decision = await self.people.from_comment(verb.right, event.ref.project_id, event.author)
         if decision.allowed and verb.does is Show.HELP:
-            return lambda tx: _answer(tx, event, Outcome(True, "help"), member=member, reply={"help": True})
+            return lambda tx: _answer(tx, event, Outcome(True, "help"), at_most_every=pause, reply={"help": True})
         asker = Asker(Actor("gitlab", event.author.username), decision)
         target = (await self.people.head(verb, event.ref) if decision.allowed else None) or event.ref
-        return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target), member=member)
+        return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target), at_most_every=pause)
 
 
 def _only(outcome: str) -> Step:
@@ -96,16 +99,21 @@ def _only(outcome: str) -> Step:
 
 
 def _answer(
-    tx: Transaction, event: CommentPosted, outcome: Outcome, *, member: bool, reply: dict[str, object] | None = None
+    tx: Transaction,
+    event: CommentPosted,
+    outcome: Outcome,
+    *,
+    at_most_every: timedelta | None,
+    reply: dict[str, object] | None = None,
 ) -> str:
     """Acknowledge a command by an emoji. Reply only with `reply` or to an error: the status note shows the rest.
 
-    Somebody who is no `member` of the project is answered once in `ANSWER_STRANGERS_EVERY`.
+    With `at_most_every`, a person is answered only so often on one merge request.
     """
     lane = NoteLane(event.ref)
-    merge_key = None if member else f"answer:{lane.text}:{event.author.id}"
-    if merge_key and outbox.added_lately(tx, merge_key, ANSWER_STRANGERS_EVERY):
-        return f"{outcome.message}; not answered, as this person without a role was answered lately"
+    merge_key = f"answer:{lane.text}:{event.author.id}" if at_most_every else None
+    if merge_key and at_most_every and outbox.acknowledged_lately(tx, merge_key, at_most_every):
+        return f"{outcome.message}; not answered, as this person was answered lately"
     emoji = ACCEPTED if outcome.accepted else REFUSED
     outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji}, merge_key=merge_key)
     if reply is None and not outcome.accepted:

@@ -150,7 +150,21 @@ class MatrixClient:
         ours = levels.get("users_default", 0) if ours is None else ours
         needed = levels.get("events_default", 0) if needed is None else needed
         # Old versions of rooms allow numbers in text: those are left to the homeserver.
-        return not (isinstance(ours, int) and isinstance(needed, int) and ours < needed)
+        below = isinstance(ours, int) and isinstance(needed, int) and ours < needed
+        return not below or await self._made(room_id)
+
+    async def _made(self, room_id: str) -> bool:
+        """Whether we made a room of a version (12 and later) in which creators have all power and stand in no list.
+
+        https://spec.matrix.org/latest/rooms/v12/
+        """
+        path = ["rooms", room_id, "state", "m.room.create", ""]
+        event = await self._request("GET", path, query={"format": "event"})
+        content = event.get("content")
+        about = content if isinstance(content, dict) else {}
+        more, version = about.get("additional_creators"), str(about.get("room_version"))
+        creators = [event.get("sender"), *(more if isinstance(more, list) else [])]
+        return version.isdecimal() and int(version) >= 12 and self.user_id in creators
 
     async def send(
         self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"

@@ -164,13 +164,21 @@ class RoomDirectory:
             self._failed(name, error, _RETRY)
 
     async def is_configured(self, room_id: str) -> bool:
-        """Whether a room is a configured one, even if the bot was never in it. Raises LoginLost."""
+        """Whether a room is a configured one, even if the bot was never in it.
+
+        Raises LoginLost, and Unavailable when that can't be known now.
+        """
+        away: Unavailable | None = None
         for name, status in tuple(self._rooms.items()):
             try:
-                if room_id == (status.room_id if status.joined else await self._client.resolve(name)):
+                if room_id == status.room_id or (not status.joined and room_id == await self._client.resolve(name)):
                     return True
             except LoginLost:
                 raise
-            except (NotFound, Forbidden, Unavailable) as error:
+            except Unavailable as error:
+                away = error
+            except (NotFound, Forbidden) as error:
                 _log.info("matrix_alias_not_resolved", room=name, error=str(error))
+        if away:
+            raise away
         return False

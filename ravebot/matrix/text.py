@@ -20,14 +20,14 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PING = re.compile(r"@(?=room)|(?<!\w)@(?=\w)", re.IGNORECASE)
 # `a://`, schemes that Element links without slashes, and the ids of users and rooms: their last character is bracketed.
 _COLON = re.compile(
-    r":(?=//)|\b(?:bitcoin|ftp|geo|ircs?|magnet|mailto|matrix|mms|news|sips?|sms|smsto|ssh|tel|urn|webcal|xmpp):(?=[^\s\]])"
+    r":(?=//)|(?:bitcoin|ftp|geo|ircs?|magnet|mailto|matrix|mms|news|sips?|sms|smsto|ssh|tel|urn|webcal|xmpp):(?=[^\s\]])"
     r"|[@#!][^\s:@#!]*:(?=[^\s\]])",
     re.IGNORECASE,
 )
-# The dot before a top-level domain (or a file's ending, which may be one), of an IPv4 address, and after `www`.
-# Top-level domains are of letters, or begin with `xn--`; there is no `users` or `admins`, which are keys of ours.
+# The dot before a top-level domain, of an IPv4 address, and after `www`. Names of files and keys look like domains too:
+# no list of top-level domains is asked, and a text may be cut behind the first letters of a longer word.
 _DOT = re.compile(
-    r"(?<=[^\s/.])(?:[.．｡](?=[^\W\d_]{2,}+(?!\d))(?!(?:users|admins)\b)|。(?=[a-z]{2}))"
+    r"(?<=[^\s/.\]])(?:[.．｡](?=[^\W\d_]{2})|。(?=[a-z]{2}))"
     r"|[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.(?=[0-9])|(?<=www)\.",
     re.IGNORECASE,
 )

@@ -131,7 +131,7 @@ class Readiness:
         image = str(self.config.provider.image)
         held = (await self.database.read(partial(images.get, image=image))).held
         if held:
-            again = "it is tried again when it changed, after a while, and after a person's `retry`"
+            again = "the next sandbox tries it again when it changed, after a while, and after a person's `retry`"
             return Check(State.FAILED, f"no machines are built from {image}: {held}; {again}")
         return Check(State.OK)
 

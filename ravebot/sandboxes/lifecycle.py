@@ -291,6 +291,8 @@ class Lifecycle:
 def take_down(tx: Transaction, machine: Machine) -> None:
     """Record that a machine should be removed."""
     if machine.state not in (MachineState.STOPPING, MachineState.GONE):
+        if not machine.host_keys:
+            images.not_proved(tx, machine.image, machine.created_at)
         machines.save(tx, replace(machine, state=MachineState.STOPPING, state_since=tx.now))
     tx.wake(POOL)
 

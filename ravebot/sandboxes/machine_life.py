@@ -131,13 +131,16 @@ async def fail_build(
 def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, failure: BuildFailure) -> None:
     """Take the machine down and retry later. Three failures in a row, or a permanent one, hold the image.
 
-    A machine that was in use and does not come up after its restart is lost; the image is not to blame.
+    A machine that was in use and does not come up after its restart is lost; the image is not to blame. Nor is it for
+    one that is being taken down already.
     """
+    if machine.state is MachineState.STOPPING:
+        return
+    before = images.get(tx, machine.image)
     take_down(tx, machine)
     if machine.restarts:
         _happened(tx, life, machine, Happened.MACHINE_LOST, f"after its restart: {failure.told}", machine)
         return
-    before = images.get(tx, machine.image)
     record = replace(before, failures=before.failures + 1)
     if before.held or failure.for_good or record.failures >= BUILD_FAILURES_THAT_HOLD:
         record = replace(record, held=failure.why, told=failure.told, tried_at=before.tried_at or tx.now)

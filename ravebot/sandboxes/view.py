@@ -5,11 +5,19 @@ All texts from people or guests (title, branch, stage tails, details) are raw he
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
 from ravebot.sshkeys import fingerprint
+
+_PATH = re.compile(r"(?<![\w.<])/[\w.+@-]+(?:/[\w.+@-]*)*")
+
+
+def without_paths(why: str) -> str:
+    """A provider's error for everybody: where things lie on the host is for its operators alone."""
+    return _PATH.sub("…", why)
 
 
 @dataclass(frozen=True)

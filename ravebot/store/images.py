@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ravebot.store.database import Transaction
@@ -29,6 +29,13 @@ class ImageRecord:
 def get(tx: Transaction, image: str) -> ImageRecord:
     row = tx.one("SELECT * FROM images WHERE image = ?", (image,))
     return load(ImageRecord, row) if row else ImageRecord(image)
+
+
+def not_proved(tx: Transaction, image: str, created_at: datetime) -> None:
+    """A machine that was built then is taken down before it came up or failed: if it was a trial, the next is due."""
+    record = get(tx, image)
+    if record.held and record.tried_at is not None and record.tried_at <= created_at:
+        save(tx, replace(record, tried_at=None, trials=max(0, record.trials - 1)))
 
 
 def save(tx: Transaction, record: ImageRecord) -> None:

@@ -92,20 +92,24 @@ def add(
     tx.wake(target.signal)
 
 
-def added_lately(tx: Transaction, merge_key: str, within: timedelta) -> bool:
-    """Whether a message with that merge key is unsent, or was queued in the time `within` before now."""
+def acknowledged_lately(tx: Transaction, merge_key: str, within: timedelta) -> bool:
+    """Whether an emoji with that merge key is unsent, or was queued in the time `within` before now."""
     row = tx.one(
-        "SELECT 1 FROM outbox WHERE merge_key = ? AND (delivered_at IS NULL OR created_at BETWEEN ? AND ?) LIMIT 1",
+        "SELECT 1 FROM outbox WHERE kind = 'emoji' AND merge_key = ?"
+        " AND (delivered_at IS NULL OR created_at BETWEEN ? AND ?) LIMIT 1",
         (merge_key, to_us(tx.now - within), tx.now_us),
     )
     return row is not None
 
 
 def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
-    """The lanes whose oldest unsent row is due, longest waiting first."""
+    """The lanes whose oldest unsent row is due, least recently tried first: those whose tries take long delay no other.
+
+    A row that was never tried counts as tried when it was written.
+    """
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
-        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY id",
+        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY postponed_at, id",
         (target.name, tx.now_us, tx.now_us),
     )
     return tuple(row["lane"] for row in rows)

@@ -319,6 +319,49 @@ async def test_without_a_kept_login_the_password_is_tried_and_the_login_ended(
     assert "password_file" in refused[-1].fix
 
 
+@asynccontextmanager
+async def a_homeserver(login: tuple[int, object], logout: int) -> AsyncIterator[str]:
+    async def answer(request: web.Request) -> web.Response:
+        status, body = GOOD.get(request.path, (404, {"errcode": "M_NOT_FOUND"}))
+        return web.json_response(body, status=status)
+
+    async def log_in(_: web.Request) -> web.Response:
+        return web.json_response(login[1], status=login[0])
+
+    async def log_out(_: web.Request) -> web.Response:
+        return web.json_response({}, status=logout)
+
+    app = web.Application()
+    app.router.add_post("/_matrix/client/v3/login", log_in)
+    app.router.add_post("/_matrix/client/v3/logout", log_out)
+    app.router.add_get("/{path:.*}", answer)
+    async with serve(app, "127.0.0.1", 0) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+@pytest.mark.parametrize(
+    ("login", "logout", "verdict", "says"),
+    [
+        ((200, {"access_token": "syt_doctor"}), 200, Verdict.OK, "#dev:example.org"),
+        ((200, {"access_token": "syt_doctor"}), 502, Verdict.WARNING, "could not be ended"),
+        ((502, {"errcode": "M_UNKNOWN"}), 200, Verdict.UNKNOWN, "502"),
+        ((429, {"errcode": "M_LIMIT_EXCEEDED"}), 200, Verdict.UNKNOWN, "429"),
+        ((403, {"errcode": "M_FORBIDDEN"}), 200, Verdict.FAILED, "is refused"),
+    ],
+)
+async def test_a_login_that_stays_is_told_and_a_homeserver_in_trouble_refuses_no_password(
+    tmp_path: Path, login: tuple[int, object], logout: int, verdict: Verdict, says: str
+) -> None:
+    async with a_homeserver(login, logout) as url:
+        loaded(tmp_path, url)
+        text = (tmp_path / "config.yaml").read_text().replace("access_token_file", "password_file")
+        (tmp_path / "config.yaml").write_text(text)
+        found = [item async for item in matrix.check(load(tmp_path / "config.yaml")) if isinstance(item, Finding)]
+    assert found[-1].verdict is verdict
+    assert says in found[-1].detail
+    assert "syt_doctor" not in repr(found)
+
+
 async def test_the_running_bot_is_asked_what_it_lacks(tmp_path: Path) -> None:
     async def answered(check: Check) -> Check:
         return check
@@ -460,7 +503,7 @@ async def test_a_right_image_is_told_from_a_wrong_one(tmp_path: Path) -> None:
     subprocess.run([*create, "3G"], check=True)
     assert "larger than sandbox.disk" in machines.image(config).detail
     subprocess.run([*create, "64M"], check=True)
-    root = machines.QemuUser(0, 0)
+    root = machines.QemuUser(0, frozenset({0}))
     assert (machines.image(config, root).verdict, "64 MiB" in machines.image(config, root).detail) == (Verdict.OK, True)
 
 
@@ -480,7 +523,7 @@ async def test_an_image_in_a_folder_that_qemu_can_not_enter_is_a_failure_as_it_i
     assert str(closed) in finding.fix
     os.chown(closed, qemu.uid, 0)
     assert str(closed) not in machines.image(config, qemu).fix
-    os.chown(closed, 0, qemu.gid)
+    os.chown(closed, 0, min(qemu.groups))
     assert str(closed) in machines.image(config, qemu).fix
     closed.chmod(0o710)
     assert str(closed) not in machines.image(config, qemu).fix

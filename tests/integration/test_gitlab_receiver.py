@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 from aiohttp import ClientSession, web
 
@@ -97,6 +98,9 @@ async def test_a_wrong_secret_is_remembered_until_a_webhook_with_the_right_one_c
     gitlab.open_merge_request(project, alice, "Add logout", "logout")
     await gitlab.settle()
     assert receiver.refusals.problem == ""
+    async with aiohttp.ClientSession() as session, session.post(receiver.url, data=b"<?php") as answer:
+        assert answer.status == 401
+    assert receiver.refusals.problem == "", "that does not even say that it is GitLab's"
 
 
 @pytest.mark.parametrize("secret", [{"secret_token": "a plain secret"}, {"signing_token": SIGNING_TOKEN}])

@@ -329,6 +329,39 @@ async def test_a_comment_that_is_edited_into_a_command_is_not_obeyed_by_polling_
     assert await desk.states() == [], "the thread of a command may be resolved"
 
 
+async def test_a_command_that_somebody_reacted_to_before_polling_found_it_is_obeyed(desk: Desk) -> None:
+    """A reaction moves the comment's `updated_at` as an edit does."""
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    await desk.poller.look()
+    note = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    note.created_at -= timedelta(seconds=20)
+    gina = GitLab(desk.server.url, desk.server.token_for(desk.gina), desk.world.clock, 2)
+    await gina.react(MergeRequestRef(desk.project.id, mr.iid), note.id, "thumbsup")
+    await gina.close()
+    assert note.updated_at - note.created_at > timedelta(seconds=10)
+    mr.updated_at += timedelta(minutes=2)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == []
+
+
+async def test_a_member_whose_request_fails_is_answered_again_a_minute_later(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    desk.server.fail(404, path=f"/merge_requests/{mr.iid}")  # what `start` asks for; every other request works
+    for _ in range(2):
+        for _ in range(2):
+            await desk.say(mr, desk.alice, "/sandbox start")
+            await desk.work()
+        assert len(await desk.answers()) == 2, "an emoji and a reply"
+        for row in await desk.world.read(lambda tx: tx.all("SELECT id FROM outbox")):
+            await desk.world.write(partial(outbox.delivered, message_id=row["id"], result="1"))
+        desk.world.clock.advance(timedelta(seconds=61))
+
+
 async def test_while_gitlab_is_away_commands_are_kept_and_then_obeyed_in_their_order(desk: Desk) -> None:
     mr = desk.open()
     await desk.tell(mr)

@@ -276,6 +276,28 @@ async def mute(user: MatrixUser, room: str, level: int) -> None:
     await user.call("PUT", "rooms", room, "state", "m.room.power_levels", "", body=body)
 
 
+@pytest.mark.parametrize("how", ["creator", "additional"])
+async def test_who_made_a_room_of_version_12_may_write_there_though_no_list_says_so(
+    client: MatrixClient, account: MatrixUser, alice: MatrixUser, how: str
+) -> None:
+    body: dict[str, Any] = {
+        "room_version": "12",
+        "preset": "public_chat",
+        "power_level_content_override": {"events_default": 50},
+    }
+    if how == "creator":
+        room = (await account.call("POST", "createRoom", body=body))["room_id"]
+    else:
+        more = {"creation_content": {"additional_creators": [account.user_id]}}
+        room = (await alice.call("POST", "createRoom", body={**body, **more}))["room_id"]
+        await client.join(room)
+    assert await client.send(room, {"msgtype": "m.text", "body": "x"}, f"txn-{how}")
+    assert await client.may_write(room)
+    other = (await alice.call("POST", "createRoom", body=body))["room_id"]
+    await client.join(other)
+    assert not await client.may_write(other)
+
+
 async def test_a_room_that_mutes_us_stays_refused_until_we_may_write_there(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:

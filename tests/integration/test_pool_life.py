@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +15,9 @@ import pytest
 from ravebot.errors import GuestTimeout, ImageError, ProviderError, Unavailable
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.model import EndReason, MachineState, Observed, Person, SandboxState
+from ravebot.sandboxes.pool import trials
 from ravebot.store import machines, sandboxes
-from tests.support.records import ALICE, ROOM, B, a_merge_request
+from tests.support.records import ALICE, ROOM, B, a_merge_request, make_config
 from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
@@ -228,6 +229,100 @@ async def test_a_held_image_is_tried_again_when_its_file_changed(yard: Yard) -> 
     assert len(await yard.log("build.resumed")) == 1
 
 
+async def a_trial_is_under_way(yard: Yard) -> None:
+    """The image of MR and SECOND was held, is mended, and a machine for MR boots from it."""
+    yard.provider.fails["create"] = ImageError("the image is missing")
+    for mr in (MR, SECOND):
+        await yard.told(mr)
+        for _ in range(3):
+            await yard.go()
+            yard.pass_by(seconds=60)
+    yard.config.provider.image.write_text("an image, at last")
+    yard.provider.fails.clear()
+    yard.provider.answering = False
+    await yard.core.pool.one_pass(yard.flights)
+    await asyncio.sleep(0.05)
+    assert await yard.is_in(MR, "starting")
+    yard.provider.answering = True
+
+
+async def test_a_trial_whose_sandbox_is_stopped_says_nothing_of_the_image_and_the_next_follows(yard: Yard) -> None:
+    await a_trial_is_under_way(yard)
+    await yard.told(replace(MR, state="merged"))
+    for mr, state in ((SECOND, "ready"), (MR, "ended")):
+        await yard.until(partial(yard.is_in, mr, state))
+
+
+async def test_a_trial_whose_sandbox_is_rebuilt_is_followed_by_one_for_the_new_one(yard: Yard) -> None:
+    await a_trial_is_under_way(yard)
+    known, sandbox = await yard.mr(MR), await yard.latest(MR)
+    await yard.write(lambda tx: yard.intents.rebuild(tx, known, sandbox.requested_by))
+    await yard.until(partial(yard.is_in, MR, "ready"))
+
+
+async def test_a_clock_that_is_set_back_during_a_trial_changes_nothing(yard: Yard) -> None:
+    await a_trial_is_under_way(yard)
+    yard.pass_by(hours=-3)
+    for mr in (MR, SECOND):
+        await yard.until(partial(yard.is_in, mr, "ready"))
+
+
+async def test_an_image_that_changes_all_the_time_is_not_tried_all_the_time(yard: Yard) -> None:
+    yard.provider.fails["create"] = ImageError("the image is missing")
+    await yard.told(MR)
+    for second in range(120):
+        yard.config.provider.image.write_text("x" * second)
+        await yard.go()
+        yard.pass_by(seconds=1)
+    assert yard.provider.count("create") <= 1 + 120 / 20
+
+
+def test_a_file_that_is_being_written_is_looked_at_later(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    config.provider.image.write_text("half of it")
+    written = datetime.fromtimestamp(config.provider.image.stat().st_mtime, UTC)
+    assert trials.fingerprint(config, written + timedelta(seconds=9)) == ""
+    whole = trials.fingerprint(config, written + timedelta(seconds=11))
+    assert whole
+    assert trials.fingerprint(config, written - timedelta(days=1)) == whole, "the clock was set back"
+    config.provider.image.unlink()
+    assert trials.fingerprint(config, written) not in ("", whole)
+
+
+async def test_a_build_that_fails_while_its_sandbox_is_stopped_is_not_counted(yard: Yard) -> None:
+    release = yard.provider.hold["create"] = asyncio.Event()
+    yard.provider.fails["create"] = ImageError("the image is missing")
+    await yard.told(MR)
+    await yard.core.pool.one_pass(yard.flights)
+    await asyncio.sleep(0.02)
+    await yard.told(replace(MR, state="merged"))
+    release.set()
+    await yard.land()
+    await yard.until(partial(yard.is_in, MR, "ended"))
+    await yard.told(SECOND)
+    await yard.until(lambda: yard.log("build.held"))
+    assert len(await yard.log("build.held")) == 1, "the first that is not stopped is told of"
+
+
+@pytest.mark.parametrize("call", ["create", "start"])
+async def test_rooms_and_notes_name_no_file_of_the_host(tmp_path: Path, call: str) -> None:
+    async with a_yard(tmp_path, matrix={"operations_room": "#ops:example.org"}) as yard:
+        yard.provider.fails[call] = ProviderError(
+            "libvirt refused: Cannot access backing file '/srv/secret/base.qcow2' of storage file"
+            " '/var/lib/ravebot/disks/rave-x.qcow2' (as uid:64055, gid:108): Permission denied"
+        )
+        await yard.told(MR)
+        for _ in range(12):
+            await yard.go()
+            yard.pass_by(seconds=60)
+        rooms = "".join(body for _, lane, _, body in await yard.outbox() if lane == ROOM)
+        reason = (await yard.latest(MR)).wait_reason
+        assert "'…' (as uid:64055, gid:108): Permission denied" in reason
+        assert "/srv" not in rooms + reason
+        assert "Permission denied" in rooms
+        assert "/srv/secret" in "".join(body for _, lane, _, body in await yard.outbox() if lane == "#ops:example.org")
+
+
 async def test_a_held_image_is_tried_with_one_machine_after_pauses_that_grow(yard: Yard) -> None:
     yard.provider.fails["create"] = ProviderError("libvirt refused: it is broken")
     for mr in (MR, SECOND):
@@ -265,7 +360,8 @@ async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(
     await yard.until(lambda: not host.machines)
     assert len(await yard.log("sandbox.requeued")) == 3
     [held] = await yard.log("build.held")
-    assert str(held["why"]).endswith(": its console ends with “one / two / Kernel panic - not syncing”")
+    assert str(held["why"]).endswith(": its console ends with “Kernel panic - not syncing”")
+    assert "it printed “one / two / Kernel panic - not syncing”" in str(held["for_operators"])
     assert str(held["for_operators"]).endswith("'s console in memory")
     assert yard.provider.count("create") == 3
     assert await yard.is_in(MR, "queued")

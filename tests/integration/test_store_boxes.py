@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,32 @@ async def test_a_message_wakes_its_own_delivery(world: World, lane: Lane) -> Non
     await tell(world, lane, Kind.REPLY)
     for target in TARGETS:
         assert await world.database.signals.wait(target.signal, 0.01) == (target is lane.target)
+
+
+async def test_lanes_whose_tries_fail_again_and_again_delay_no_other(world: World) -> None:
+    for iid in range(20):
+        await tell(world, NoteLane(MergeRequestRef(1, iid)), Kind.REPLY)
+    ids = [row["id"] for row in await world.read(lambda tx: tx.all("SELECT id FROM outbox"))]
+    world.pass_by(seconds=20)
+    for one in ids:
+        await world.write(partial(outbox.postpone, message_id=one, delay=timedelta(seconds=10)))
+    await tell(world, NoteLane(MergeRequestRef(2, 1)), Kind.REPLY)
+    world.pass_by(seconds=1)
+    await tell(world, NoteLane(MergeRequestRef(2, 2)), Kind.REPLY)
+    world.pass_by(seconds=20)
+    lanes = await world.read(lambda tx: outbox.due_lanes(tx, GITLAB))
+    assert lanes[-1] == "2!2"
+    assert len(lanes) == 22
+    for one in ids:
+        await world.write(partial(outbox.postpone, message_id=one, delay=timedelta(seconds=0)))
+    world.pass_by(seconds=1)
+    assert (await world.read(lambda tx: outbox.due_lanes(tx, GITLAB)))[:2] == ("2!1", "2!2")
+
+
+async def test_the_index_of_answers_is_not_taken_for_cards_and_notes_which_have_very_many(world: World) -> None:
+    sql = "SELECT 1 FROM outbox WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NULL"
+    plan = [row["detail"] for row in await world.read(lambda tx: tx.all(f"EXPLAIN QUERY PLAN {sql}", ("x",)))]
+    assert any("outbox_merge" in step for step in plan), plan
 
 
 async def test_a_card_is_found_by_its_sandbox_and_room(world: World) -> None:

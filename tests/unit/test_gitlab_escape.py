@@ -18,9 +18,22 @@ assert MARKDOWN.linkify
 # GitLab links no bare domain and no `//host`; its `www.` and mail addresses are in `links`.
 MARKDOWN.linkify.set({"fuzzy_link": False, "fuzzy_email": False}).add("//", None)
 LINKING = [
-    *("GL-12", "PROJ-7", "my_proj-7", "A_B-1", "CU-8abc", "T12", "0123456789abcdef", "deadbeef", "DEADBEEF" * 8),
+    *(
+        "GL-12",
+        "PROJ-7",
+        "my_proj-7",
+        "A_B-1",
+        "CU-8abc",
+        "CU-abc",
+        "cc0123456789abcdefCU-abc",
+        "T12",
+        "0123456789abcdef",
+        "deadbeef",
+        "DEADBEEF" * 8,
+    ),
     *(
         "group/app>",
+        "group/app-->",
         "group/app#1",
         "group/app!1",
         "group/app@deadbeef0",

@@ -5,7 +5,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ravebot.matrix.content import theirs
@@ -59,6 +59,7 @@ LINKING = [
     *(
         "@alice:evil.org",
         "x@alice:localhost",
+        "mailto:a",
         "mailto:a@evil.org",
         "a@evil.org",
         "matrix:u/a:localhost",
@@ -95,6 +96,7 @@ def test_one_line_is_one_line_within_its_limit_and_shows_all_it_has(text: str, l
 
 
 @given(hostile | hostile_links)
+@example("www..aa")
 def test_made_harmless_twice_is_made_harmless_once(text: str) -> None:
     once = one_line(text, 10_000)
     assert one_line(once, 10_000) == once
@@ -107,16 +109,18 @@ def test_nothing_pings(text: str) -> None:
         assert not pings(block(said, 10_000))
 
 
-@given(hostile_links | st.sampled_from(LINKING), st.integers(min_value=2, max_value=300))
-def test_no_client_links_or_previews_it(text: str, limit: int) -> None:
-    for said in (text, f"({text})", f"x{text}", f"see {text}."):
-        for shown in (one_line(said, limit), one_line(said, 10_000), block(said, limit), block(said, 10_000)):
-            assert client_links(shown) == []
+@given(hostile | hostile_links, st.integers(min_value=2, max_value=300))
+def test_no_client_links_or_previews_anything(text: str, limit: int) -> None:
+    for shown in (one_line(text, limit), one_line(text, 10_000), block(text, limit), block(text, 10_000)):
+        assert client_links(shown) == []
 
 
 @pytest.mark.parametrize("text", LINKING)
-def test_the_clients_would_have_linked_each(text: str) -> None:
+def test_what_clients_link_is_shown_without_a_link(text: str) -> None:
     assert client_links(text)
+    for said in (text, f"{text}2", f"({text})", f"x{text}", f"see {text}.", f"{text}{text}"):
+        assert client_links(one_line(said)) == client_links(block(said)) == []
+        assert all(client_links(cut(said, limit)) == [] for cut in (one_line, block) for limit in range(2, 40))
 
 
 def test_a_long_text_takes_no_long_time() -> None:
@@ -149,9 +153,8 @@ def test_a_block_keeps_its_end_within_its_limit(text: str, limit: int) -> None:
         ("mail bob@example.org", "mail bob@example[.]org"),
         ("see https://evil.example/x", "see https[:]//evil[.]example/x"),
         ("in #room:evil.org", "in #room[:]evil[.]org"),
-        ("took 12.5 s: v1.2.3, e.g. ~/.ssh, base.qcow2", "took 12.5 s: v1.2.3, e.g. ~/.ssh, base.qcow2"),
+        ("took 12.5 s: v1.2.3, e.g. ~/.ssh, main.c", "took 12.5 s: v1.2.3, e.g. ~/.ssh, main.c"),
         ("a.py:12: failed. See group/app!42: 10:30", "a[.]py:12: failed. See group/app!42: 10:30"),
-        ("add it to matrix.users", "add it to matrix.users"),
         ("\u202egnp.exe", "gnp[.]exe"),
         ("\x1b[31mred", "[31mred"),
         ("naïve 日本語 🎉", "naïve 日本語 🎉"),

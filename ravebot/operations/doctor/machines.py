@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -28,10 +29,10 @@ _EMULATOR = "qemu-system-x86_64"
 
 @dataclass(frozen=True)
 class QemuUser:
-    """The user and group that QEMU's processes have."""
+    """The user of QEMU's processes, and their groups."""
 
     uid: int
-    gid: int
+    groups: frozenset[int]
 
 
 async def libvirt(config: LibvirtConfig) -> tuple[Finding, QemuUser | None]:
@@ -58,7 +59,14 @@ def _qemu_user(handle: Handle) -> QemuUser | None:
     capabilities = ElementTree.fromstring(handle.getCapabilities())  # noqa: S314 - libvirt's own
     label = capabilities.findtext("host/secmodel[model='dac']/baselabel") or ""
     match = re.fullmatch(r"\+(\d+):\+(\d+)", label)
-    return QemuUser(int(match[1]), int(match[2])) if match else None
+    if match is None:
+        return None
+    uid, gid = int(match[1]), int(match[2])
+    try:
+        more = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:  # a user without a name has no more groups
+        more = []
+    return QemuUser(uid, frozenset({gid, *more}))
 
 
 def image(config: Config, qemu: QemuUser | None = None) -> Finding:
@@ -92,7 +100,7 @@ def _may_enter(folder: os.stat_result, qemu: QemuUser | None) -> bool:
         return True
     if qemu.uid == folder.st_uid:
         return bool(folder.st_mode & stat.S_IXUSR)
-    return bool(folder.st_mode & (stat.S_IXGRP if qemu.gid == folder.st_gid else stat.S_IXOTH))
+    return bool(folder.st_mode & (stat.S_IXGRP if folder.st_gid in qemu.groups else stat.S_IXOTH))
 
 
 def boot_files(config: LibvirtConfig) -> Finding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Collection
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -62,6 +61,10 @@ async def _with_password(loaded: LoadedConfig, base: str) -> AsyncIterator[Findi
     if answer.status == 429:
         yield unknown("matrix login", "the homeserver allows no login now (429)", "try again in some minutes")
         return
+    if answer.status not in (200, 400, 401, 403):
+        detail = f"the homeserver answers the login with {answer.status} {answer.field('errcode') or ''}".rstrip()
+        yield unknown("matrix login", detail, "try again; see the homeserver's log")
+        return
     if answer.status != 200 or not isinstance(token, str):
         detail = f"the password of {user_id} is refused ({answer.status} {answer.field('errcode')})"
         yield failed("matrix login", detail, "correct matrix.user_id, or the password in matrix.password_file")
@@ -70,8 +73,18 @@ async def _with_password(loaded: LoadedConfig, base: str) -> AsyncIterator[Findi
         async for finding in _account(loaded, base, token):
             yield finding
     finally:
-        with suppress(Unavailable):
-            await post(f"{base}/_matrix/client/v3/logout", {}, {"Authorization": f"Bearer {token}"})
+        ended = await _log_out(base, token)
+    if not ended:
+        fix = "remove the device `ravebot doctor` in the account's settings"
+        yield warning("matrix login", f"the login that was made for this check could not be ended: {user_id}", fix)
+
+
+async def _log_out(base: str, token: str) -> bool:
+    try:
+        answer = await post(f"{base}/_matrix/client/v3/logout", {}, {"Authorization": f"Bearer {token}"})
+    except Unavailable:
+        return False
+    return answer.status == 200
 
 
 async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator[Finding]:

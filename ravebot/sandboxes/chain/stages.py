@@ -26,6 +26,7 @@ from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import BuildFailure
 from ravebot.sandboxes.model import EventKind, Machine, MergeRequest, Observed, Sandbox, SandboxId, Stage, StageResult
 from ravebot.sandboxes.telling import TAIL_SHOWN
+from ravebot.sandboxes.view import without_paths
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -245,6 +246,8 @@ class Chain:
     async def _failed(self, work: Work, stage: Stage, error: Exception) -> None:
         why, _, tail = str(error).partition("\n")
         log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
+        if isinstance(error, ProviderError):
+            why, tail = without_paths(why), without_paths(tail)
 
         def step(tx: Transaction) -> float:
             seconds = tx.seconds_since(work.sandbox.stage_started_at or tx.now)

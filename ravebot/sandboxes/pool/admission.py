@@ -48,7 +48,7 @@ class Admission:
         host = await self.provider.host()
         self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
         busy = await self.busy_ports()
-        built_from = await asyncio.to_thread(trials.fingerprint, self.config)
+        built_from = await asyncio.to_thread(trials.fingerprint, self.config, now)
         return await self.database.write(lambda tx: self._admit(tx, host, busy, built_from))
 
     def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int], built_from: str) -> bool:

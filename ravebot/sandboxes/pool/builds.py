@@ -22,7 +22,7 @@ from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import BuildFailure, sandbox_on
 from ravebot.sandboxes.model import Machine, MachineState
-from ravebot.sandboxes.view import in_words
+from ravebot.sandboxes.view import in_words, without_paths
 from ravebot.store import machines
 from ravebot.store.database import Database, Transaction, uninterrupted
 
@@ -87,9 +87,9 @@ class Builds:
         await machine_life.fail_build(self.database, self.lifecycle, machine, failure)
 
     def _failure(self, error: ProviderError) -> BuildFailure:
-        """An unusable image is the operators' business: where it lies on the host is for them alone."""
+        """An unusable image is the operators' business."""
         if not isinstance(error, ImageError):
-            return BuildFailure(str(error), str(error))
+            return BuildFailure(str(error), without_paths(str(error)))
         operators = "were told" if self.config.matrix.operations_room else "find the cause in its log"
         told = f"the image of the machines can't be used; ravebot's operators {operators}"
         return BuildFailure(str(error), told, for_good=True)
@@ -113,9 +113,10 @@ class Builds:
         limit = in_words(self.config.pool.build_timeout)
         console = await self.provider.console(machine.name)
         lines = _last_lines(console.tail)
-        said = f"its console ends with “{lines}”" if lines else "its console shows nothing"
-        why = f"the machine did not answer within {limit} of being created: {said}"
-        await self._failed(machine, BuildFailure(f"{why}; all of it is in {console.where}", why))
+        told = why = f"the machine did not answer within {limit} of being created"
+        if lines:  # people are shown so little of a text that it may only be one line
+            told, why = f"{told}: its console ends with “{lines[-1]}”", f"{why}: it printed “{' / '.join(lines)}”"
+        await self._failed(machine, BuildFailure(f"{why}; its whole console is in {console.where}", told))
 
     async def _fetch_ahead(self, machine: Machine) -> None:
         """Download the code while the machine boots; the copy stage repeats and reports a failure."""
@@ -145,8 +146,8 @@ class Builds:
         )
 
 
-def _last_lines(console: str) -> str:
-    """The last lines that a console shows, in one line: without terminal codes, and not too long for a table's row."""
+def _last_lines(console: str) -> list[str]:
+    """The last lines that a console shows, without terminal codes and each not too long for a table's row."""
     plain = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])", "", console)
     lines = ("".join(char for char in line if char.isprintable()).strip() for line in plain.splitlines())
-    return " / ".join([line[:_LINE_SHOWN] for line in lines if line][-_LINES_SHOWN:])
+    return [line[:_LINE_SHOWN] for line in lines if line][-_LINES_SHOWN:]

@@ -1,5 +1,6 @@
--- When a message with a merge key was queued last, whether it was delivered or not.
-CREATE INDEX outbox_keyed ON outbox (merge_key, created_at) WHERE merge_key IS NOT NULL;
+-- When somebody was answered last, whether that was delivered or not. Only emoji: the merge keys of cards and notes have
+-- very many delivered rows, which `outbox_merge` leaves out.
+CREATE INDEX outbox_acknowledged ON outbox (merge_key, created_at) WHERE merge_key IS NOT NULL AND kind = 'emoji';
 
 -- A held image is tried again: when its files or the configuration changed since `built_from`, or after a pause.
 ALTER TABLE images ADD COLUMN told TEXT NOT NULL DEFAULT '';

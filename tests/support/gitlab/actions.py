@@ -141,6 +141,7 @@ class Actions:
             for command, argument in actions:
                 self._quick_action(mr, user, command, argument)
             note.body, note.updated_at = text, self.state.now()
+            note.edited_at = note.updated_at
             self._mentions(mr, note)
             self._note_event(mr, note, user, "update")
 

@@ -296,8 +296,9 @@ class Api:
             _mr, note = self._note(request)
             if any(award.user is user and award.name == name for award in note.awards):
                 raise Refusal(404, "404 Award Emoji Name has already been taken Not Found")
-            award = Award(self._state.next_id(), user, name)
+            award = Award(self._state.next_id(), user, name, self._state.now())
             note.awards.append(award)
+            note.updated_at = award.created_at  # `bump_updated_at` in GitLab's app/models/note.rb
             return web.json_response(entities.award(self._base, note, award), status=201)
 
 

@@ -82,7 +82,7 @@ def render(mr: MergeRequest) -> str:
 
 def _note(note: Note, author: User) -> str:
     role = "Author" if note.author is author else ""
-    edited = f" · edited {_when(note.updated_at)}" if note.updated_at != note.created_at else ""
+    edited = f" · edited {_when(note.edited_at)}" if note.edited_at else ""
     counts: dict[str, int] = {}
     for award in note.awards:
         counts[award.name] = counts.get(award.name, 0) + 1

@@ -57,6 +57,7 @@ class Award:
     id: int
     user: User
     name: str
+    created_at: datetime
 
 
 @dataclass(eq=False)
@@ -68,6 +69,7 @@ class Note:
     updated_at: datetime
     system: bool = False
     resolved_at: datetime | None = None
+    edited_at: datetime | None = None
     awards: list[Award] = field(default_factory=list)
 
 
