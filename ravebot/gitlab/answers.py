@@ -12,7 +12,7 @@ from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 from ravebot.sshkeys import parse
 
 _AT_ONCE = timedelta(seconds=1)
-"""What GitLab does in one step has times that differ by no more."""
+"""Times that GitLab sets in one step differ by at most this."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Remembers webhooks that were refused for their secret, until one is accepted."""
+"""Remembers webhooks that were refused for their secret or signature, until one is accepted."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from ravebot.clock import Clock
 
@@ -10,8 +10,10 @@ _REMEMBERED = timedelta(hours=1)
 
 
 class Refusals:
-    """Whether GitLab's webhooks are refused: then its secret is not ours. A stranger's forgeries look the same, but
-    beside them GitLab's own are accepted."""
+    """Whether all webhooks are refused: then GitLab has another secret, or another clock.
+
+    A stranger's forgeries are refused as well, but GitLab's own webhooks are accepted between them.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -32,8 +34,7 @@ class Refusals:
         """What is wrong and what to do; empty when nothing is, or nothing was refused within the last hour."""
         if not self._count or abs(self._clock.now() - self._last) > _REMEMBERED:
             return ""
-        since: datetime = self._first
         return (
-            f"{self._count} webhooks were refused since {since:%Y-%m-%d %H:%M} UTC, and none was accepted since:"
+            f"{self._count} webhooks were refused since {self._first:%Y-%m-%d %H:%M} UTC, and none was accepted since:"
             f" {self._why}"
         )

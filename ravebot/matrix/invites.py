@@ -80,7 +80,7 @@ class Invites:
             self._news.set()
 
     def changed(self, room_id: str) -> None:
-        """A room that we are in was encrypted or replaced: leave it if it is encrypted, as after an invite to it."""
+        """A room that we are in may be encrypted since: if it is, leave it, as after an invite to it."""
         now = self._clock.now()
         self._pending.setdefault(room_id, _Pending("", from_admin=True, wait=Wait(now, now), joined=True))
         self._news.set()

@@ -85,7 +85,7 @@ class Delivery:
                 try:
                     taken, due = await self._database.write(partial(self._take, busy=frozenset(self._busy)))
                 except StoreError as error:
-                    log.warning("outbox could not be read", to=self._to, error=str(error))
+                    log.warning("outbox could not be read or written", to=self._to, error=str(error))
                     await asyncio.sleep(_STORE_SECONDS)
                     continue
                 for attempt in taken:
@@ -96,7 +96,7 @@ class Delivery:
                     await asyncio.sleep(self._target.gather_seconds)
 
     def _take(self, tx: Transaction, busy: frozenset[str]) -> tuple[list[_Attempt], float | None]:
-        """Attempt the heads of due lanes that are not busy; also the seconds to the next that is due."""
+        """Record an attempt at the heads of due lanes that are not busy; also returns the seconds to the next that is due."""
         taken: list[_Attempt] = []
         for lane in outbox.due_lanes(tx, self._target):
             if len(busy) + len(taken) >= LANES_AT_ONCE:

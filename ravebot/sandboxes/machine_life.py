@@ -185,7 +185,10 @@ def forced(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
 
 
 def keep_host_keys(tx: Transaction, life: Lifecycle, machine: Machine, keys: tuple[str, ...]) -> Machine | None:
-    """Store its host keys; its build worked. If another machine has one of them, store nothing and return that one."""
+    """Store its host keys: its build worked. If it was built while the image was held, end the hold.
+
+    If another machine has one of the keys, store nothing and return that machine.
+    """
     for key in keys:
         if other := machines.with_host_key(tx, key, machine.id):
             return other

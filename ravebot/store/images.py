@@ -14,7 +14,7 @@ class ImageRecord:
     """`held`: why no machine is built from the image, for operators; empty when it is not held.
 
     `told`: the same for everybody else. `built_from`: the fingerprint of what the latest machine was built from.
-    `tried_at`: when the hold or its latest trial began; `trials`: how many there were with that fingerprint.
+    `tried_at`: when the hold or its latest trial began; `trials`: how often it was tried again with that fingerprint.
     """
 
     image: str

@@ -85,9 +85,9 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
 
 
 def _closed_to_qemu(path: Path, qemu: QemuUser | None) -> str:
-    """The folders above `path` that QEMU can't enter; quoted for a shell. Files themselves libvirt gives to its user.
+    """The folders above `path` that QEMU can't enter; quoted for a shell. libvirt makes QEMU's user the files' owner.
 
-    If its user is not known, it is taken for one that owns nothing.
+    If that user is not known, only what all users may do counts.
     """
     there = (folder for folder in path.parents if folder.exists())
     return shlex.join(str(folder) for folder in there if not _may_enter(folder.stat(), qemu))

@@ -44,7 +44,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
 
 
 async def _with_password(loaded: LoadedConfig, base: str) -> AsyncIterator[Finding]:
-    """The checks of the account with a login of their own, which is ended: no device of the doctor's stays."""
+    """The checks of the account with a login of their own; the logout afterwards removes its device."""
     user_id = loaded.config.matrix.user_id
     login: dict[str, object] = {
         "type": "m.login.password",
