@@ -21,6 +21,7 @@ from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
+from ravebot.sandboxes.telling import TRIED_AGAIN
 from ravebot.store import images, inbox, outbox
 from ravebot.store.database import Database
 from ravebot.store.targets import Lane, RoomLane, Target
@@ -131,8 +132,7 @@ class Readiness:
         image = str(self.config.provider.image)
         held = (await self.database.read(partial(images.get, image=image))).held
         if held:
-            again = "the next sandbox tries it again when it changed, after a while, and after a person's `retry`"
-            return Check(State.FAILED, f"no machines are built from {image}: {held}; {again}")
+            return Check(State.FAILED, f"no machines are built from {image}: {held}; {TRIED_AGAIN}")
         return Check(State.OK)
 
     async def _inbox(self) -> Check:

@@ -23,6 +23,7 @@ from ravebot.sandboxes.model import (
     Sandbox,
     SandboxState,
 )
+from ravebot.sandboxes.telling import TRIED_AGAIN
 from ravebot.store import images, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.images import ImageRecord
@@ -124,7 +125,7 @@ async def fail_build(
             machine=machine.name,
             why=failure.why,
             in_a_row=record.failures,
-            held=record.held and "no machines are built from the image until a trial works or somebody says `retry`",
+            held=record.held and f"no machines are built from the image; {TRIED_AGAIN}",
         )
 
 

@@ -15,9 +15,10 @@ Data = Mapping[str, object]
 
 TAIL_SHOWN = 1500
 """Characters of a failed stage's output that people are told."""
-_TRIED_AGAIN = (
-    "It is tried again when the image or its configuration changes, after a while, and when somebody says `retry`"
+TRIED_AGAIN = (
+    "it is tried again when the image or its configuration changes, after a while, and when somebody says `retry`"
 )
+"""What ends the hold of an image, for people and for the log."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _stage_failed(data: Data) -> str:
 
 
 def _held(data: Data, key: str = "why") -> str:
-    return f"no more machines are built from this image: {_text(data, key)}. {_TRIED_AGAIN}"
+    return f"no more machines are built from this image: {_text(data, key)}; {TRIED_AGAIN}"
 
 
 def _held_for_operators(data: Data) -> str:
