@@ -35,6 +35,6 @@ class Refusals:
         if not self._count or abs(self._clock.now() - self._last) > _REMEMBERED:
             return ""
         return (
-            f"{self._count} webhooks were refused since {self._first:%Y-%m-%d %H:%M} UTC, and none was accepted since:"
+            f"webhooks are refused ({self._count} since {self._first:%Y-%m-%d %H:%M} UTC, none was accepted since):"
             f" {self._why}"
         )

@@ -96,7 +96,7 @@ class Delivery:
                     await asyncio.sleep(self._target.gather_seconds)
 
     def _take(self, tx: Transaction, busy: frozenset[str]) -> tuple[list[_Attempt], float | None]:
-        """Record an attempt at the heads of due lanes that are not busy; also returns the seconds to the next that is due."""
+        """Record an attempt at the heads of due lanes that are not busy; also returns the seconds to the next one."""
         taken: list[_Attempt] = []
         for lane in outbox.due_lanes(tx, self._target):
             if len(busy) + len(taken) >= LANES_AT_ONCE:

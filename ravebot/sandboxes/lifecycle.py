@@ -211,7 +211,7 @@ class Lifecycle:
         if unbuilt:
             record = images.get(tx, unbuilt.image)
             if record.held:
-                held = f"no machines are built: {record.told or record.held}"
+                held = record.wait_reason
             else:
                 not_before = tx.now + timedelta(seconds=_BUILD_PAUSES.after(record.failures))
         again = transitions.queued_again(sandbox, held, not_before, tx.now)

@@ -153,7 +153,7 @@ def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, failure: Bu
         life.journal.record(tx, EventKind.BUILD_HELD, sandbox=sandbox, machine_id=machine.id, data=data)
         for other in sandboxes.live(tx):
             if other.state is SandboxState.QUEUED and not other.wait_reason:
-                life.wait(tx, other, f"no machines are built: {failure.told}")
+                life.wait(tx, other, record.wait_reason)
 
 
 def _gist(why: str) -> str:

@@ -16,7 +16,8 @@ Data = Mapping[str, object]
 TAIL_SHOWN = 1500
 """Characters of a failed stage's output that people are told."""
 TRIED_AGAIN = (
-    "it is tried again when the image or its configuration changes, after a while, and when somebody says `retry`"
+    "the next sandbox tries it again when the image or its configuration changed, after a while, and when somebody"
+    " says `retry`"
 )
 """What ends the hold of an image, for people and for the log."""
 

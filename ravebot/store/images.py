@@ -25,6 +25,11 @@ class ImageRecord:
     tried_at: datetime | None = None
     trials: int = 0
 
+    @property
+    def wait_reason(self) -> str:
+        """Why sandboxes wait, for everybody; empty when it is not held. Older versions stored no `told`."""
+        return f"no machines are built: {self.told or 'the last builds failed'}" if self.held else ""
+
 
 def get(tx: Transaction, image: str) -> ImageRecord:
     row = tx.one("SELECT * FROM images WHERE image = ?", (image,))

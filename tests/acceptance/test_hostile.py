@@ -374,7 +374,7 @@ async def test_an_image_that_is_missing_or_none_holds_builds_until_a_good_one_is
         for number, (content, problem) in enumerate(((None, "can't be read"), (b"not an image" * 100, "not a qcow2"))):
             if content is not None:
                 image.write_bytes(content)
-            await stage.until(partial(_logged, stage, problem), 30, f"no log line: {problem}")
+            await stage.until(partial(_logged, stage, problem), 60, f"no log line: {problem}")
             note = await stage.note_says(mr, "no machines are built", 30)
             assert f"!{mr.iid}" in await said_in_room(stage, "no more machines are built from this image", "operators")
             card = await stage.until(

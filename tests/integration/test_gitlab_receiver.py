@@ -92,7 +92,7 @@ async def test_a_wrong_secret_is_remembered_until_a_webhook_with_the_right_one_c
     hook = gitlab.add_hook(project, receiver.url, secret_token="another secret")
     gitlab.open_merge_request(project, alice, "Add login", "login")
     await gitlab.settle()
-    assert receiver.refusals.problem.startswith("1 webhooks were refused since")
+    assert receiver.refusals.problem.startswith("webhooks are refused (1 since")
     assert "set the same" in receiver.refusals.problem
     hook.secret_token = "a plain secret"
     gitlab.open_merge_request(project, alice, "Add logout", "logout")

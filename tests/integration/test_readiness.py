@@ -268,7 +268,7 @@ async def test_gitlab_degraded_while_every_webhook_is_refused_for_its_secret(war
         ward.webhooks.refused("the secret token is wrong")
     check = await ward.check("gitlab")
     assert check.state is State.DEGRADED
-    assert check.detail.startswith("2 webhooks were refused since 2026-01-01 12:00 UTC")
+    assert check.detail.startswith("webhooks are refused (2 since 2026-01-01 12:00 UTC")
     assert "the secret token is wrong" in check.detail
     ward.webhooks.accepted()
     assert (await ward.check("gitlab")).state is State.OK

@@ -7,7 +7,6 @@ import ipaddress
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import structlog
 
@@ -23,7 +22,6 @@ from ravebot.sandboxes.observation import Wanted, wanted
 from ravebot.sandboxes.pool import plan, trials
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Database, Transaction
-from ravebot.store.images import ImageRecord
 
 log = structlog.get_logger()
 
@@ -57,7 +55,8 @@ class Admission:
         admitted = False
         for sandbox in plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
             record = images.get(tx, str(self.config.provider.image))
-            why = self._held(record, built_from, running, tx.now) or self._shortage(host, running)
+            waits = record.held and not trials.may_try(record, built_from, running, tx.now)
+            why = record.wait_reason if waits else self._shortage(host, running)
             if not why:
                 machine = self._place(tx, sandbox, busy)
                 if machine is not None:
@@ -69,11 +68,6 @@ class Admission:
             self.lifecycle.wait(tx, sandbox, why)
             break  # first in, first out: no sandbox passes one that waits for the host
         return admitted
-
-    def _held(self, record: ImageRecord, built_from: str, running: list[Machine], now: datetime) -> str:
-        if record.held and not trials.may_try(record, built_from, running, now):
-            return f"no machines are built: {record.told or record.held}"
-        return ""
 
     def _shortage(self, host: HostUsage, running: list[Machine]) -> str:
         # Until it boots, the host's figures may lack its disk; until then it may count twice.
