@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -9,6 +10,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.libvirtd import with_libvirtd
+
+# A shell's background jobs ignore SIGINT, and so would every process that a test starts, to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _BESIDE_RESTARTS = tuple(
     f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
