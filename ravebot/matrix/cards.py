@@ -60,9 +60,11 @@ def render_said(view: SandboxView, line: HistoryLine) -> Content:
 
 
 def render_news(text: str) -> Content:
-    """A message of ravebot itself to the operators: a text message, because notices notify nobody."""
-    lines = (words(one_line(line, 1000)) for line in text.split("\n"))
-    return message([joined(lines, "\n", "<br>")]) | {"msgtype": "m.text"}
+    """A message of ravebot itself to the operators: a text message, because notices notify nobody.
+
+    Nothing in it is from others; its paths and commands are to be copied.
+    """
+    return message([words(text)]) | {"msgtype": "m.text"}
 
 
 def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") -> Content:

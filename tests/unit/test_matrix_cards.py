@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ravebot.matrix.cards import render_card, render_history, render_news, render_said, render_warning, render_why
+from ravebot.matrix.cards import render_card, render_history, render_said, render_warning, render_why
 from ravebot.matrix.content import MAX_CONTENT_BYTES, Content, as_reply, edit_of, in_thread, size_bytes
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
 from ravebot.sandboxes.model import (
@@ -186,7 +186,6 @@ def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
         render_history(hostile.history[0]),
         render_warning(hostile, None),
         render_reply(HOSTILE, output=HOSTILE),
-        render_news(HOSTILE),
     ):
         assert_harmless(content)
         assert "@alice" not in content["body"]
