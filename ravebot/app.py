@@ -147,7 +147,7 @@ class Bot:
             firewall=self.firewall,
             targets=TARGETS,
         )
-        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals=refusals)
+        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals)
         return make_app(handler, readiness.checks(), self.metrics)
 
     async def _watch_provider(self) -> None:

@@ -50,9 +50,9 @@ def webhook_handler(
     clock: Clock,
     accept: Callable[[WebhookDelivery], Awaitable[bool]],
     on_result: Callable[[str, float], None],
+    refusals: Refusals,
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,
-    refusals: Refusals | None = None,
 ) -> Handler:
     """The handler. `accept` returns when the delivery is committed: True if it is new, False if it was stored before.
 
@@ -60,7 +60,6 @@ def webhook_handler(
     can't be written, or there is no room for an unproven body), and with the time in seconds. `refusals` is told of
     requests whose secret or signature is wrong, and of those whose is right.
     """
-    refusals = refusals or Refusals(clock)
     unproven = Unproven(MAX_UNPROVEN_TOGETHER_BYTES, body_seconds / 2)
 
     async def handle(request: web.Request) -> web.StreamResponse:

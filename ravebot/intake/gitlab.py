@@ -111,9 +111,11 @@ def _answer(
     With `at_most_every`, a person is answered only so often on one merge request.
     """
     lane = NoteLane(event.ref)
-    merge_key = f"answer:{lane.text}:{event.author.id}" if at_most_every else None
-    if merge_key and at_most_every and outbox.acknowledged_lately(tx, merge_key, at_most_every):
-        return f"{outcome.message}; not answered, as this person was answered lately"
+    merge_key = None
+    if at_most_every is not None:
+        merge_key = f"answer:{lane.text}:{event.author.id}"
+        if outbox.acknowledged_lately(tx, merge_key, at_most_every):
+            return f"{outcome.message}; not answered, as this person was answered lately"
     emoji = ACCEPTED if outcome.accepted else REFUSED
     outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji}, merge_key=merge_key)
     if reply is None and not outcome.accepted:

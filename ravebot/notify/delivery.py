@@ -76,7 +76,9 @@ class Delivery:
         self._sender = sender
         self._on_result = on_result
         self._busy: set[str] = set()
-        self._paused_until: dict[str, float] = {}  # by `Target.limit` and the monotonic clock; the server asked for it
+        # By `Target.limit` and the monotonic clock; the server asked for it. What waits for it is postponed in the
+        # database, so that after a restart only rows that were queued since ask again.
+        self._paused_until: dict[str, float] = {}
 
     async def run(self) -> None:
         """Run until cancelled."""

@@ -115,7 +115,7 @@ async def fail_build(
 
     def failed(tx: Transaction, fresh: Machine) -> None:
         if still(tx):
-            build_failed(tx, life, fresh, failure)
+            count_failure(tx, life, fresh, failure)
             records.append(images.get(tx, fresh.image))
 
     await change(database, machine, failed)
@@ -129,7 +129,7 @@ async def fail_build(
         )
 
 
-def build_failed(tx: Transaction, life: Lifecycle, machine: Machine, failure: BuildFailure) -> None:
+def count_failure(tx: Transaction, life: Lifecycle, machine: Machine, failure: BuildFailure) -> None:
     """Take the machine down and retry later. Three failures in a row, or a permanent one, hold the image.
 
     A machine that was in use and does not come up after its restart is lost; the image is not to blame. Nor is it for

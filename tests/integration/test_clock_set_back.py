@@ -75,7 +75,7 @@ async def test_one_that_waits_after_a_failed_build_waits_no_longer_for_it(yard: 
     await yard.started(MR)
     machine = await yard.machine(MR)
     await yard.write(
-        lambda tx: machine_life.build_failed(tx, yard.lifecycle, machine, BuildFailure("it broke", "it broke"))
+        lambda tx: machine_life.count_failure(tx, yard.lifecycle, machine, BuildFailure("it broke", "it broke"))
     )
     await yard.write(lambda tx: machine_life.gone(tx, yard.lifecycle, replace(machine, sandbox_id=None)))
     await yard.go()

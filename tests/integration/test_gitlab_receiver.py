@@ -64,9 +64,9 @@ async def receiving(max_body_bytes: int) -> AsyncIterator[Receiver]:
         SystemClock(),
         receiver.accept,
         lambda result, _: receiver.results.append(result),
+        receiver.refusals,
         max_body_bytes=max_body_bytes,
         body_seconds=1,
-        refusals=receiver.refusals,
     )
     app.router.add_post("/webhooks/gitlab", handler)
     runner = web.AppRunner(app)

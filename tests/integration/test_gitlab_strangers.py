@@ -19,6 +19,7 @@ import pytest
 
 from ravebot.clock import SystemClock
 from ravebot.gitlab.receiver import webhook_handler
+from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
@@ -42,7 +43,8 @@ async def receiving(secrets: WebhookSecrets = BOTH, seconds: float = 1.0) -> Asy
     async def accept(_: WebhookDelivery) -> bool:
         return True
 
-    handler = webhook_handler(secrets, SystemClock(), accept, lambda *_: None, body_seconds=seconds)
+    clock = SystemClock()
+    handler = webhook_handler(secrets, clock, accept, lambda *_: None, Refusals(clock), body_seconds=seconds)
     async with serve(make_app(handler, {}, Metrics()), "127.0.0.1", 0) as address:
         yield address
         await asyncio.sleep(0.1)  # the server sees who hung up, and waits for none of them

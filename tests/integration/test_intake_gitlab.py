@@ -86,6 +86,20 @@ class Desk:
             with suppress(asyncio.CancelledError):
                 await task
 
+    async def known_to_polling(self) -> MergeRequest:
+        """A merge request with a sandbox, whose project was polled before."""
+        mr = self.open()
+        await self.tell(mr)
+        await self.work()
+        await self.poller.look()
+        return mr
+
+    async def poll_again(self, mr: MergeRequest) -> None:
+        """Poll when the comments since have moved the merge request."""
+        mr.updated_at += timedelta(minutes=2)
+        await self.poller.look()
+        await self.work()
+
     def handler(self) -> GitLabIntake:
         people = People(self.world.config, self.world.database, self.gitlab)
         return GitLabIntake(self.world.config, self.gitlab, people, self.world.intents, self.verbs)
@@ -310,40 +324,28 @@ async def test_a_comment_that_webhook_and_polling_both_bring_is_acted_on_once(de
 
 
 async def test_a_comment_that_is_edited_into_a_command_is_not_obeyed_by_polling_either(desk: Desk) -> None:
-    mr = desk.open()
-    await desk.tell(mr)
-    await desk.work()
-    await desk.poller.look()
+    mr = await desk.known_to_polling()
     edited = await desk.say(mr, desk.alice, "I wonder", webhook=False)
     desk.server.edit(mr, edited, desk.alice, "/sandbox stop")
     edited.updated_at = edited.created_at + timedelta(seconds=30)
-    mr.updated_at += timedelta(minutes=2)
-    await desk.poller.look()
-    await desk.work()
+    await desk.poll_again(mr)
     assert await desk.states() == ["queued"]
     resolved = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
     resolved.updated_at = resolved.resolved_at = resolved.created_at + timedelta(seconds=30)
-    mr.updated_at += timedelta(minutes=2)
-    await desk.poller.look()
-    await desk.work()
+    await desk.poll_again(mr)
     assert await desk.states() == [], "the thread of a command may be resolved"
 
 
 async def test_a_command_that_somebody_reacted_to_before_polling_found_it_is_obeyed(desk: Desk) -> None:
     """A reaction moves the comment's `updated_at` as an edit does."""
-    mr = desk.open()
-    await desk.tell(mr)
-    await desk.work()
-    await desk.poller.look()
+    mr = await desk.known_to_polling()
     note = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
     note.created_at -= timedelta(seconds=20)
     gina = GitLab(desk.server.url, desk.server.token_for(desk.gina), desk.world.clock, 2)
     await gina.react(MergeRequestRef(desk.project.id, mr.iid), note.id, "thumbsup")
     await gina.close()
     assert note.updated_at - note.created_at > timedelta(seconds=10)
-    mr.updated_at += timedelta(minutes=2)
-    await desk.poller.look()
-    await desk.work()
+    await desk.poll_again(mr)
     assert await desk.states() == []
 
 

@@ -15,6 +15,7 @@ import pytest
 from ravebot.clock import SystemClock
 from ravebot.commands.people import People
 from ravebot.gitlab.receiver import webhook_handler
+from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake
@@ -48,7 +49,8 @@ async def receiving(desk: Desk) -> AsyncIterator[str]:
             )
         )
 
-    handler = webhook_handler(WebhookSecrets("a secret"), SystemClock(), accept, lambda *_: None)
+    clock = SystemClock()
+    handler = webhook_handler(WebhookSecrets("a secret"), clock, accept, lambda *_: None, Refusals(clock))
     async with serve(make_app(handler, {}, Metrics()), "127.0.0.1", 0) as (host, port):
         yield f"http://{host}:{port}/webhooks/gitlab"
 

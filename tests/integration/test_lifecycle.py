@@ -43,7 +43,7 @@ async def gone(world: World, machine: Machine) -> None:
 async def build_fails(world: World, why: str = "it did not answer", *, for_good: bool = False) -> None:
     machine = await world.machine(MR)
     await world.write(
-        lambda tx: machine_life.build_failed(tx, world.lifecycle, machine, BuildFailure(why, why, for_good))
+        lambda tx: machine_life.count_failure(tx, world.lifecycle, machine, BuildFailure(why, why, for_good))
     )
     await gone(world, machine)
 

@@ -214,7 +214,8 @@ async def test_only_operators_are_told_where_an_unusable_image_lies(
         assert "/srv/secret/base.qcow2" in capsys.readouterr().out
 
 
-async def test_a_held_image_is_tried_again_when_its_file_changed(yard: Yard) -> None:
+async def held_and_mended(yard: Yard) -> None:
+    """The image of MR and SECOND was missing, and is there again."""
     yard.provider.fails["create"] = ImageError("the image is missing")
     for mr in (MR, SECOND):
         await yard.told(mr)
@@ -224,21 +225,18 @@ async def test_a_held_image_is_tried_again_when_its_file_changed(yard: Yard) -> 
     assert yard.provider.count("create") == 1
     yard.config.provider.image.write_text("an image, at last")
     yard.provider.fails.clear()
+
+
+async def test_a_held_image_is_tried_again_when_its_file_changed(yard: Yard) -> None:
+    await held_and_mended(yard)
     for mr in (MR, SECOND):
         await yard.until(partial(yard.is_in, mr, "ready"))
     assert len(await yard.log("build.resumed")) == 1
 
 
 async def a_trial_is_under_way(yard: Yard) -> None:
-    """The image of MR and SECOND was held, is mended, and a machine for MR boots from it."""
-    yard.provider.fails["create"] = ImageError("the image is missing")
-    for mr in (MR, SECOND):
-        await yard.told(mr)
-        for _ in range(3):
-            await yard.go()
-            yard.pass_by(seconds=60)
-    yard.config.provider.image.write_text("an image, at last")
-    yard.provider.fails.clear()
+    """A machine for MR boots from the mended image."""
+    await held_and_mended(yard)
     yard.provider.answering = False
     await yard.core.pool.one_pass(yard.flights)
     await asyncio.sleep(0.05)
