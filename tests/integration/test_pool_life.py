@@ -366,6 +366,22 @@ async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(
     assert host.machines == {}
 
 
+@pytest.mark.parametrize("printed", ["", "Kernel panic: {}"])
+async def test_trials_that_fail_for_the_same_cause_on_other_machines_are_told_of_once(yard: Yard, printed: str) -> None:
+    """Each machine's console lies elsewhere, and says something else."""
+    yard.provider.answering = False
+    await yard.told(MR)
+    for number in range(40):
+        yard.provider.printed = printed.format(number)
+        await yard.core.pool.one_pass(yard.flights)
+        yard.pass_by(minutes=5)
+        while yard.flights.any():
+            await asyncio.sleep(0.02)
+            yard.pass_by(minutes=5)
+    assert yard.provider.count("create") > 4
+    assert len(await yard.log("build.held")) == 1
+
+
 async def test_a_host_that_is_short_of_memory_keeps_it_waiting_and_the_room_is_told_once(yard: Yard) -> None:
     plenty = yard.provider.host_usage
     await yard.told(MR)

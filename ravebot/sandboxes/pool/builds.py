@@ -113,10 +113,12 @@ class Builds:
         limit = in_words(self.config.pool.build_timeout)
         console = await self.provider.console(machine.name)
         lines = _last_lines(console.tail)
-        told = why = f"the machine did not answer within {limit} of being created"
-        if lines:  # people are shown so little of a text that it may only be one line
-            told, why = f"{told}: its console ends with “{lines[-1]}”", f"{why}: it printed “{' / '.join(lines)}”"
-        await self._failed(machine, BuildFailure(f"{why}; its whole console is in {console.where}", told))
+        silent = f"the machine did not answer within {limit} of being created"
+        # People are shown so little of a text that it may only be one line.
+        told = f"{silent}: its console ends with “{lines[-1]}”" if lines else silent
+        printed = f"it printed “{' / '.join(lines)}”" if lines else "it printed nothing that can be read"
+        why = f"{silent}: {printed}; its whole console is in {console.where}"
+        await self._failed(machine, BuildFailure(why, told))
 
     async def _fetch_ahead(self, machine: Machine) -> None:
         """Download the code while the machine boots; the copy stage repeats and reports a failure."""
