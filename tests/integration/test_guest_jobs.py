@@ -35,6 +35,7 @@ class Room(MemoryProvider):
         assert self.holder.stdout
         assert self.holder.stdout.readline() == "made\n"
         self.slow_copy = 0.0
+        self.path = "/usr/sbin:/usr/bin:/sbin:/bin"
 
     def close_room(self) -> None:
         self.holder.kill()
@@ -52,7 +53,7 @@ class Room(MemoryProvider):
         process = await asyncio.create_subprocess_exec(
             *("nsenter", "-m", "-t", str(self.holder.pid)), *argv,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
+            env={"PATH": self.path, **(environment or {})},
         )  # fmt: skip
         output, _ = await asyncio.shield(asyncio.ensure_future(process.communicate()))  # a guest's goes on, too
         return RunResult(process.returncode or 0, output.decode(errors="replace"))
@@ -127,6 +128,25 @@ async def test_new_code_ends_the_unpacking_of_older_code_at_any_moment(
         await jobs.put_code("m", new, LONG)
         assert len(room.sh(f"find {CODE_FOLDER} -type f").split()) == 300, delay
         assert room.sh("ls -A /srv").split() == ["merge-request"], delay
+
+
+async def test_an_older_unpacking_that_starts_late_leaves_the_newer_code_alone(
+    room: Room, jobs: GuestJobs, tmp_path: Path
+) -> None:
+    old = an_archive(tmp_path / "old", {"a.txt": "old"})
+    new = an_archive(tmp_path / "new", {f"n{n}": "new" for n in range(300)})
+    (tmp_path / "setsid").write_text(f'#!/bin/sh\n: > {tmp_path}/begun\nsleep 1\nexec /usr/bin/setsid "$@"\n')
+    (tmp_path / "setsid").chmod(0o755)
+    usual, room.path = room.path, f"{tmp_path}:{room.path}"
+    earlier = asyncio.create_task(jobs.put_code("m", old, LONG))
+    while not (tmp_path / "begun").exists():
+        await asyncio.sleep(0.01)
+    room.path = usual
+    await jobs.put_code("m", new, LONG)
+    with pytest.raises(GuestError):
+        await earlier
+    assert len(room.sh(f"find {CODE_FOLDER} -type f").split()) == 300
+    assert room.sh("ls -A /srv").split() == ["merge-request"]
 
 
 async def test_a_guest_that_does_not_take_the_code_is_given_up(room: Room, jobs: GuestJobs, tmp_path: Path) -> None:

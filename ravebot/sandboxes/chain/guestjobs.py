@@ -40,17 +40,20 @@ end_job() {
 """
 
 # $1 archive, $2 user, $3 folder. Unpacked beside the old folder, then renamed; as the user, so that a hostile archive
-# can do no more than that user could anyway. Processes of an earlier call are ended first.
+# can do no more than that user could anyway. Processes of an earlier call are ended first; one that had not yet written
+# its process id finds another archive wanted, and ends without touching anything.
 _UNPACK = (
     _END_JOB
     + """
 set -eu
 jobs=/run/ravebot/jobs last=/run/ravebot/unpack
 mkdir -p "$jobs" && chmod 700 /run/ravebot "$jobs"
+echo "$1" > "$last.wanted.part" && mv "$last.wanted.part" "$last.wanted"
 [ ! -f "$last" ] || kill -KILL "-$(cat "$last")" 2>/dev/null || true
 for job in "$jobs"/*; do [ ! -d "$job" ] || end_job "$job"; done
 exec setsid sh -euc '
   echo $$ > "$4.part" && mv "$4.part" "$4"
+  [ "$(cat "$4.wanted")" = "$1" ] || exit 75
   for left in "${1%/*}"/.merge-request.*; do [ "$left" = "$1" ] || rm -f "$left"; done
   rm -rf "$3.old" "$3.new"
   mkdir -p "$3.new"
