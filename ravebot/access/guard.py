@@ -64,20 +64,20 @@ class Guard:
         """Make the firewall match the database. Raises `Unavailable`."""
         async with self._lock:
             self._verified_at = asyncio.get_running_loop().time()
-            state, self.looked_at = await self._database.read(lambda tx: (wanted(tx), tx.now))
+            state, now = await self._database.read(lambda tx: (wanted(tx), tx.now))
             self._released &= {machine.id for machine in state.machines}
             desired = self._wanted(state)
             if self._removed and desired == Rules():
-                self.problem = ""
+                self.looked_at, self.problem = now, ""
                 return
             self._removed = False
             try:
                 repair = await self._firewall.ensure(desired)
             except Unavailable as error:
-                self.problem = str(error)
+                self.looked_at, self.problem = now, str(error)
                 self._verified_at = None
                 raise
-            self.problem = ""
+            self.looked_at, self.problem = now, ""
             ours = desired == self._last
             self._last = desired
         if repair.flushed or (ours and (repair.added or repair.removed)):

@@ -194,7 +194,8 @@ async def test_a_lost_state_folder_leaves_the_host_to_a_new_instance_once_the_ol
         new = instance_id_of(stage)
         shared = ("networks", "pools", "tables")
         assert new != old
-        assert all(of_instance(stage, new)[kind] for kind in shared)
+        there = of_instance(stage, new)
+        assert all(there[kind] for kind in shared), there
         done = await stage.bot.command("cleanup", "--all", "--force")
         assert done.returncode == 0, done.stderr
         assert not any(of_instance(stage, new).values()), "beside the running bot something was left"

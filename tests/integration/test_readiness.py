@@ -489,6 +489,17 @@ async def test_firewall_is_not_known_before_it_was_verified(ward: Ward) -> None:
     assert (await ward.check("firewall")).state is State.UNKNOWN
 
 
+async def test_firewall_is_not_known_while_its_rules_are_written_for_the_first_time(ward: Ward) -> None:
+    ward.yard.fence.hold = asyncio.Event()
+    async with at_work(ward.yard.core.pool.run()):
+        await until(lambda: ward.yard.fence.waiting)
+        assert (await ward.check("firewall")).state is State.UNKNOWN
+        ward.yard.fence.hold.set()
+        await until(lambda: ward.yard.fence.there)
+        await until(lambda: ward.yard.core.guard.looked_at is not None)
+        assert (await ward.check("firewall")).state is State.OK
+
+
 async def test_firewall_failed_when_it_can_not_be_verified(ward: Ward) -> None:
     await ward.yard.go()
     ward.yard.fence.away = True

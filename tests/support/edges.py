@@ -21,6 +21,9 @@ class Fence:
         self.rules = Rules()
         self.history: list[Rules] = []
         self.away = False
+        self.hold: asyncio.Event | None = None
+        """Rules are applied once it happened; `waiting` tells that some do wait."""
+        self.waiting = False
         self.there = False  # whether its tables are
         self.conflicts: list[str] = []
         self.weakness = ""
@@ -40,6 +43,9 @@ class Fence:
     async def ensure(self, rules: Rules) -> Repair:
         if self.away:
             raise Unavailable("nftables does not answer")
+        if self.hold is not None:
+            self.waiting = True
+            await self.hold.wait()
         repair = Repair(
             self._flushed,
             len(rules.forwards - self.rules.forwards) + len(rules.guests - self.rules.guests),
