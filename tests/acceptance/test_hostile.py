@@ -398,7 +398,6 @@ async def test_a_guest_that_never_answers_is_told_of_tried_later_and_held_after_
         first, second = (stage.open_merge_request(f"Deaf {n}", f"deaf-{n}") for n in (1, 2))
         for mr in (first, second):
             note = await stage.note_says(mr, "did not answer within", 60)
-            assert "its console ends with “" in note.body.replace("\u2060", "")
             assert str(stage.state_dir) not in note.body
             assert "tried again on a new machine (attempt 2)" in note.body.replace("\u2060", "")
         await stage.matrix_ops.wait_for(stage.room, lambda m: "no more machines are built" in m.body, 60)
