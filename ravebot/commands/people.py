@@ -44,15 +44,24 @@ class People:
         """Whether a GitLab user has any role in that project."""
         return await self._level(project_id, person.id) > 0
 
-    async def from_comment(self, right: Right, project_id: int, author: Person) -> Decision:
-        """Whether the author of a comment has that right."""
+    async def from_comment(self, right: Right, project_id: int, project: str, author: Person) -> Decision:
+        """Whether the author of a comment has that right; `project` is the project's path."""
         level = await self._level(project_id, author.id)
-        return decide(right, room_maps_project=True, gitlab_username=author.username, access_level=level or None)
+        return decide(
+            right,
+            room_maps_project=True,
+            gitlab_username=author.username,
+            access_level=level or None,
+            project=project,
+        )
 
     async def from_room(
-        self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool
+        self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool, project: str = ""
     ) -> Decision:
-        """Whether a Matrix user has that right on a project's sandboxes, in that room."""
+        """Whether a Matrix user has that right on a project's sandboxes, in that room.
+
+        `project` is the project's path, where the asker may read it.
+        """
         is_admin = sender in self.config.matrix.admins
         username = self.config.matrix.users.get(sender)
         level = 0
@@ -65,6 +74,7 @@ class People:
             direct=direct,
             gitlab_username=username,
             access_level=level or None,
+            project=project or "that project",
         )
 
     def is_known(self, sender: str) -> bool:
@@ -86,7 +96,9 @@ class People:
         """Whether a Matrix user may command a project's sandboxes; None where GitLab has no such project any more."""
         try:
             project_id, _ = await self.gitlab.project(project_path)
-            return await self.from_room(Right.COMMAND, sender, project_id=project_id, mapped=True, direct=direct)
+            return await self.from_room(
+                Right.COMMAND, sender, project_id=project_id, mapped=True, direct=direct, project=project_path
+            )
         except (NotFound, Forbidden):
             return None
 

@@ -26,10 +26,16 @@ class Right(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """`rule` is the rule that allowed or refused, in words for the asker."""
+    """`rule` is the rule that allowed or refused, in a sentence for the asker; `advice` says what would help."""
 
     allowed: bool
     rule: str
+    advice: str = ""
+
+    @property
+    def refusal(self) -> str:
+        """The reply to whoever may not."""
+        return f"Refused: {self.rule} {self.advice}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Asker:
     decision: Decision
 
 
-SHELL = Decision(True, "only root and the bot's own user can use the admin socket, and they may do everything")
+SHELL = Decision(True, "Only root and the bot's own user can use the admin socket, and they may do everything.")
 
 
 def decide(
@@ -51,31 +57,30 @@ def decide(
     access_level: int | None,
     is_admin: bool = False,
     direct: bool = False,
+    project: str = "that project",
 ) -> Decision:
     """Whether somebody has that right on a project's sandboxes.
 
     `room_maps_project`: the place where it was said belongs to the project (always so for a comment on its merge
-    request). `access_level`: theirs on that project, None when they have none.
+    request). `access_level`: theirs on that project, None when they have none. `project`:
+    its path, where the asker may read it.
     """
     if right is Right.NONE and (direct or room_maps_project or is_admin):
-        return Decision(True, "it is open to everybody here")
+        return Decision(True, "It is open to everybody here.")
     if not room_maps_project and not direct:
-        return Decision(False, "this room is not mapped to that project: ask where it is, or in a direct chat")
+        where = "Ask in a room that is, or in a direct chat with me."
+        return Decision(False, "This room is not mapped to that project.", where)
     if is_admin:
-        return Decision(True, "you are one of matrix.admins")
+        return Decision(True, "You are one of matrix.admins.")
     if right is Right.READ and room_maps_project:
-        return Decision(True, "it is open to everybody here")
+        return Decision(True, "It is open to everybody here.")
     if gitlab_username is None:
-        return Decision(
-            False, "your Matrix account is not tied to a GitLab user: ask an admin to add it to matrix.users"
-        )
+        whom = "Ask an admin of ravebot to add it to the users in its configuration."
+        return Decision(False, "Your Matrix account is not tied to a GitLab user.", whom)
+    whom = f"This needs the role Developer or more: ask a Maintainer of {project}."
     if access_level is None:
-        return Decision(False, f"{gitlab_username} is no member of that project on GitLab")
-    if access_level < DEVELOPER:
-        return Decision(
-            False, f"{gitlab_username} is {role(access_level)} in that project, and it takes Developer or more"
-        )
-    return Decision(True, f"{gitlab_username} is {role(access_level)} in that project")
+        return Decision(False, f"{gitlab_username} is no member of {project} on GitLab.", whom)
+    return Decision(access_level >= DEVELOPER, f"{gitlab_username} is {role(access_level)} in {project}.", whom)
 
 
 def role(access_level: int) -> str:

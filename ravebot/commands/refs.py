@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HELP = "REF is a merge request: group/app!42, or just !42 or 42 where the room has one project."
+HELP = "REF is a merge request: group/app!42, or just 42 where the room has one project."
 _REF = re.compile(r"(?:(?P<project>[\w.-]+(?:/[\w.-]+)+)?!)?(?P<iid>[1-9]\d{0,8})", re.ASCII)
-_NUMBER = re.compile(r"(?<!\d)[1-9]\d{0,8}\Z", re.ASCII)
 _LONGEST, _LONGEST_IN_A_ROOM = 500, 300
 
 
@@ -30,16 +29,16 @@ def read(word: str, projects: Sequence[str]) -> Ref:
     """
     match = _match(word, _LONGEST_IN_A_ROOM)
     if match is None:
-        raise ValueError(f"that is no merge request. {HELP}")
+        raise ValueError(f"That is no merge request. {HELP}")
     iid = int(match["iid"])
     if match["project"]:
         return Ref(match["project"], iid)
     if len(projects) == 1:
         return Ref(projects[0], iid)
     if not projects:
-        raise ValueError(f"no project is known here: write it in full, like group/app!{iid}")
+        raise ValueError(f"No project is known here: write it in full, like group/app!{iid}.")
     shown = " or ".join(f"{project}!{iid}" for project in sorted(projects)[:3])
-    raise ValueError(f"this room has several projects: write {shown}{' …' if len(projects) > 3 else ''}")
+    raise ValueError(f"This room has several projects: write {shown}{' …' if len(projects) > 3 else ''}.")
 
 
 def read_full(word: str) -> Ref:
@@ -52,13 +51,18 @@ def read_full(word: str) -> Ref:
 
 def unknown(ref: Ref | str) -> str:
     """The reply to a reference to an unknown merge request."""
-    return f"no merge request {ref} is known here; write one like group/app!42"
+    return f"No merge request {ref} is known here. Write one like group/app!42."
+
+
+def missing(ref: Ref | str) -> str:
+    """The reply to a reference that GitLab does not know."""
+    return f"There is no {ref}, or I may not see it."
 
 
 def number_in(word: str) -> int | None:
-    """The number at the end of a reference, of any project; None when there is none."""
-    match = _NUMBER.search(word)
-    return int(match[0]) if match else None
+    """The number in a reference, of any project; None for a word that is no reference."""
+    match = _match(word, _LONGEST_IN_A_ROOM)
+    return int(match["iid"]) if match else None
 
 
 def _match(word: str, longest: int = _LONGEST) -> re.Match[str] | None:

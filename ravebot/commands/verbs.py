@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the shell reads the table too, and starts faster without th
     Act = Callable[[Intents, Transaction, MergeRequest, Actor, "Command"], Outcome]
     """Carries a command out, inside the caller's transaction."""
 
-TOO_MUCH = "there is something after it that does not belong there"
+TOO_MUCH = "There is something after it that does not belong there."
 _COMMIT = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -41,6 +41,7 @@ class Takes(Enum):
     REF = "REF"
     DURATION = "[1h]"
     SHA = "[SHA]"
+    VERB = "[VERB]"
 
 
 class Show(Enum):
@@ -55,22 +56,40 @@ class Show(Enum):
     LOGS = auto()
 
 
+class Group(Enum):
+    """What people want to do with a verb: the headings of the help, in their order."""
+
+    LOOK = "Get in and look"
+    KEEP = "Keep or end it"
+    MEND = "When it does not work"
+    ME = "Who am I, and what can I type"
+
+
 @dataclass(frozen=True)
 class Verb:
-    """One row of the table. `doors`: where the verb is available, each with the purpose for that door's help."""
+    """One row of the table. `doors`: where the verb is available, each with the purpose for that door's help.
+
+    `then`: what happens when it is typed, in sentences, for the help on this verb.
+    """
 
     name: str
     does: Act | Show
+    group: Group
     doors: Mapping[Door, str]
+    then: str
     takes: tuple[Takes, ...] = (Takes.REF,)
     right: Right = Right.COMMAND
     needs_head: bool = False
     """Whether the merge request's present state at GitLab is required."""
 
     def usage(self, door: Door, prefix: str) -> str:
-        """How it is typed at a door; a comment needs no reference, because it belongs to a merge request."""
-        typed = [one.value for one in self.takes if not (one is Takes.REF and door is Door.COMMENT)]
-        return " ".join((prefix, self.name, *typed))
+        """How it is typed at a door."""
+        return self.typed(door, prefix, {one: one.value for one in Takes})
+
+    def typed(self, door: Door, prefix: str, words: Mapping[Takes, str]) -> str:
+        """The verb with these words; a comment needs no reference, because it belongs to a merge request."""
+        taken = [words[one] for one in self.takes if words.get(one) and not (one is Takes.REF and door is Door.COMMENT)]
+        return " ".join((prefix, self.name, *taken))
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,7 @@ class Command:
     ref: Ref | None = None
     duration: timedelta | None = None
     sha: str | None = None
+    about: Verb | None = None
 
 
 @dataclass(frozen=True)
@@ -95,36 +115,66 @@ class Mistake:
 
 
 _ROOM, _COMMENT, _SHELL = Door
-_REF, _DURATION, _SHA = Takes
+_REF, _DURATION, _SHA, _VERB = Takes
+_LOOK, _KEEP, _MEND, _ME = Group
 
 # fmt: off
 VERBS: tuple[Verb, ...] = (
-    Verb("help", Show.HELP, dict.fromkeys((_ROOM, _COMMENT), "say what can be typed here"),
-         takes=(), right=Right.NONE),
-    Verb("list", Show.LIVE, {_ROOM: "show this room's sandboxes",
-                             _SHELL: "Show every sandbox that is running or queued, and how to get in."},
+    Verb("list", Show.LIVE, _LOOK,
+         {_ROOM: "show this room's sandboxes",
+          _SHELL: "Show every sandbox that is running or queued, and how to get in."},
+         "Each sandbox has a line: its state, until when it stays, and whose it is.",
          takes=(), right=Right.READ),
-    Verb("show", Show.CARD, {_ROOM: "show one sandbox: how to get in, its state, what happened"}),
-    Verb("start", lambda do, tx, mr, by, command: do.start(tx, mr, by, command.sha),
-         {_ROOM: "start a sandbox; for a fork, with SHA, let this very commit in",
-          _COMMENT: "start a sandbox; for a fork, let this very commit in"},
+    Verb("show", Show.CARD, _LOOK,
+         {_ROOM: "show how to get in, its state and what happened"},
+         "Everything about the sandbox is shown once more, with all details."),
+    Verb("queue", Show.QUEUE, _LOOK,
+         {_ROOM: "show who waits for a sandbox"},
+         "The next one comes first. When its turn comes is an estimate: a place may become free earlier.",
+         takes=()),
+    Verb("start", lambda do, tx, mr, by, command: do.start(tx, mr, by, command.sha), _KEEP,
+         dict.fromkeys((_ROOM, _COMMENT), "start a sandbox; with SHA, let a fork's commit in"),
+         "A machine boots, the code is copied in, set up and tested, and the card says when it is ready."
+         " A fork's code needs the whole SHA of its head, which lets in exactly that commit.",
          takes=(_REF, _SHA), needs_head=True),
-    Verb("stop", lambda do, tx, mr, by, _: do.stop(tx, mr, by),
-         {_ROOM: "end the sandbox", _COMMENT: "end the sandbox", _SHELL: "End a merge request's sandbox."}),
-    Verb("extend", lambda do, tx, mr, by, command: do.extend(tx, mr, by, command.duration),
-         {_ROOM: "make it live longer, by an hour or by what you say", _COMMENT: "make it live longer, by so much"},
+    Verb("extend", lambda do, tx, mr, by, command: do.extend(tx, mr, by, command.duration), _KEEP,
+         dict.fromkeys((_ROOM, _COMMENT), "keep it an hour longer, or as long as you say"),
+         "Its end moves by that long, up to the longest lifetime. The owner is warned again before the new end.",
          takes=(_REF, _DURATION)),
-    Verb("rebuild", lambda do, tx, mr, by, _: do.rebuild(tx, mr, by),
-         dict.fromkeys((_ROOM, _COMMENT), "throw the machine away and start again on a new one"), needs_head=True),
-    Verb("retry", lambda do, tx, mr, by, _: do.retry(tx, mr, by),
-         dict.fromkeys((_ROOM, _COMMENT), "go on after failures that held things up")),
-    Verb("logs", Show.LOGS, {_ROOM: "show the end of its set-up's and tests' output"}),
-    Verb("why", Show.WHY, {_ROOM: "say why it is in the state it is in"}),
-    Verb("queue", Show.QUEUE, {_ROOM: "show who waits for a sandbox, and for how long"}, takes=()),
-    Verb("whoami", Show.WHOAMI, {_ROOM: "say who you are to ravebot and what you may do"},
+    Verb("stop", lambda do, tx, mr, by, _: do.stop(tx, mr, by), _KEEP,
+         {_ROOM: "end the sandbox", _COMMENT: "end the sandbox", _SHELL: "End a merge request's sandbox."},
+         "Its machine is shut down, and everything in it is deleted. The merge request stays as it is."),
+    Verb("why", Show.WHY, _MEND,
+         {_ROOM: "say why it is in its state"},
+         "The cause comes first, then what happened to the sandbox."),
+    Verb("logs", Show.LOGS, _MEND,
+         {_ROOM: "show the output of set-up and tests"},
+         "Of a long output, the end is shown."),
+    Verb("retry", lambda do, tx, mr, by, _: do.retry(tx, mr, by), _MEND,
+         dict.fromkeys((_ROOM, _COMMENT), "try again after a failure"),
+         "A machine that runs gets the code again, which is set up and tested; otherwise the sandbox starts again."
+         " If no machines are built because builds failed, they are built again."),
+    Verb("rebuild", lambda do, tx, mr, by, _: do.rebuild(tx, mr, by), _MEND,
+         dict.fromkeys((_ROOM, _COMMENT), "start again on a fresh machine"),
+         "The old machine is deleted with everything in it. The new one has other ports, a new host key and a new end.",
+         needs_head=True),
+    Verb("whoami", Show.WHOAMI, _ME,
+         {_ROOM: "say who you are to ravebot and what you may do"},
+         "It names your GitLab user, and your role in each project of the room.",
          takes=(), right=Right.NONE),
+    Verb("help", Show.HELP, _ME,
+         dict.fromkeys((_ROOM, _COMMENT), "say what can be typed, or more about VERB"),
+         "With a verb, it says what that does, who may use it, and what happens then.",
+         takes=(_VERB,), right=Right.NONE),
 )
 # fmt: on
+
+_EXAMPLE = {_REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend"}
+_NEEDS = {
+    Right.NONE: "Everybody may use it.",
+    Right.READ: "Everybody in a room of the project may use it.",
+    Right.COMMAND: "It needs the role Developer in the project.",
+}
 
 
 def at(door: Door, verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
@@ -137,8 +187,26 @@ def help_rows(door: Door, prefix: str, verbs: Sequence[Verb] = VERBS) -> tuple[t
     return tuple((verb.usage(door, prefix), verb.doors[door]) for verb in at(door, verbs))
 
 
+def help_groups(
+    door: Door, prefix: str, verbs: Sequence[Verb] = VERBS
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """The same by what people want to do: each heading with its commands."""
+    groups = ((group, [verb for verb in verbs if verb.group is group]) for group in Group)
+    return tuple((group.value, rows) for group, some in groups if (rows := help_rows(door, prefix, some)))
+
+
+def help_on(verb: Verb, door: Door, prefix: str) -> str:
+    """More about one verb, line by line: what it does, what happens then, who may use it, and an example."""
+    example = verb.typed(door, prefix, _EXAMPLE)
+    lines = [f"`{verb.usage(door, prefix)}` – {verb.doors[door]}.", verb.then, _NEEDS[verb.right]]
+    return "\n".join([*lines, f"For example: `{example}`"] if " " in example.removeprefix(f"{prefix} ") else lines)
+
+
 def parse(
-    name: str, words: Sequence[str], verbs: Sequence[Verb], read_ref: Callable[[str], Ref] | None
+    name: str,
+    words: Sequence[str],
+    verbs: Sequence[Verb],
+    read_ref: Callable[[str], Ref] | None,
 ) -> Command | Mistake:
     """Parse a verb's name and the words after it; `verbs` are those of the door.
 
@@ -147,36 +215,55 @@ def parse(
     named = {verb.name: verb for verb in verbs}
     verb = named.get(name.lower())
     if verb is None:
-        near = difflib.get_close_matches(name[:50].lower(), named, n=1, cutoff=0.5)
-        return Mistake(named[near[0]] if near else None)
+        return Mistake(_nearest(name, named))
+    if Takes.VERB in verb.takes and words and words[0].lower() not in named:
+        return Mistake(_nearest(words[0], named))
     try:
-        return _command(verb, list(words), read_ref)
+        return _command(verb, list(words), read_ref, named)
     except ValueError as error:
         return Mistake(verb, str(error))
 
 
-def _command(verb: Verb, rest: list[str], read_ref: Callable[[str], Ref] | None) -> Command:
-    ref = duration = sha = None
+def explain(mistake: Mistake, door: Door, prefix: str) -> str:
+    """The reply to a command that could not be parsed: what is wrong, then what to type."""
+    if mistake.verb is None:
+        return f"{mistake.why or 'There is no such command.'} Type `{prefix} help` to see what there is."
+    usage = mistake.verb.usage(door, prefix)
+    return f"{mistake.why} Type `{usage}`." if mistake.why else f"There is no such command. Did you mean `{usage}`?"
+
+
+def _nearest(name: str, named: Mapping[str, Verb]) -> Verb | None:
+    near = difflib.get_close_matches(name[:50].lower(), named, n=1, cutoff=0.5)
+    return named[near[0]] if near else None
+
+
+def _command(verb: Verb, rest: list[str], read_ref: Callable[[str], Ref] | None, named: Mapping[str, Verb]) -> Command:
+    ref = duration = sha = about = None
     for one in verb.takes:
         if one is Takes.REF and read_ref is not None:
             if not rest:
-                raise ValueError(f"say which merge request. {refs.HELP}")
+                raise ValueError(f"Say which merge request. {refs.HELP}")
             ref = read_ref(rest.pop(0))
         elif one is Takes.DURATION and rest:
             duration = read_duration(" ".join(rest))
             rest.clear()
         elif one is Takes.SHA and rest:
             sha = read_sha(rest.pop(0))
+        elif one is Takes.VERB and rest:
+            about = named[rest.pop(0).lower()]
     if rest:
         raise ValueError(TOO_MUCH)
-    return Command(verb, ref, duration, sha)
+    return Command(verb, ref, duration, sha, about)
 
 
 def read_duration(text: str) -> timedelta:
     """Raises ValueError, saying how to write one."""
-    duration = parse_duration(text)
+    try:
+        duration = parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"That is no duration: {error}.") from error
     if not duration:
-        raise ValueError("write a duration that is longer than nothing")
+        raise ValueError("Write a duration that is longer than nothing.")
     return duration
 
 
@@ -184,5 +271,5 @@ def read_sha(text: str) -> str:
     """Of a commit, or its beginning, in lower case. Raises ValueError, saying how to write one."""
     sha = text.lower()
     if not _COMMIT.fullmatch(sha):
-        raise ValueError("a commit is at least its first 8 hexadecimal digits")
+        raise ValueError("A commit is at least its first 8 hexadecimal digits.")
     return sha

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ravebot.commands import verbs
-from ravebot.commands.verbs import TOO_MUCH, VERBS, Command, Door, Mistake, Verb
+from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Verb
 from ravebot.gitlab.escape import JOINER
 
 WORD = "/sandbox"
@@ -22,25 +22,6 @@ def parse_comment(text: str, table: Sequence[Verb] = VERBS) -> Command | Mistake
         return None
     name, argument = words
     return verbs.parse(name or "help", [argument] if argument else [], verbs.at(Door.COMMENT, table), None)
-
-
-def explain(mistake: Mistake, table: Sequence[Verb] = VERBS) -> str:
-    """The reply to a command that could not be parsed."""
-    if mistake.verb and mistake.why:
-        why = "it takes nothing after it" if mistake.why == TOO_MUCH else mistake.why
-        return f"{mistake.verb.usage(Door.COMMENT, WORD)}: {why}"
-    there = ", ".join(verb.name for verb in _help_last(table))
-    hint = f"did you mean {WORD} {mistake.verb.name}?" if mistake.verb else f"there are {there}"
-    return f"There is no such command; {hint}"
-
-
-def help_lines(table: Sequence[Verb] = VERBS) -> tuple[tuple[str, str], ...]:
-    """Every command as it is typed, with what it does."""
-    return verbs.help_rows(Door.COMMENT, WORD, _help_last(table))
-
-
-def _help_last(table: Sequence[Verb]) -> list[Verb]:
-    return sorted(verbs.at(Door.COMMENT, table), key=lambda verb: verb.name == "help")
 
 
 def command_line(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
-from ravebot.gitlab.commands import WORD, help_lines
+from ravebot.commands.verbs import Door, help_groups
+from ravebot.gitlab.commands import WORD
 from ravebot.gitlab.escape import block, code, text
 from ravebot.sandboxes.model import (
     CODE_FOLDER,
@@ -18,6 +19,7 @@ from ravebot.sandboxes.model import (
 )
 from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
 
+_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _HISTORY_LINES = 12
 _LATEST_LINES = 3
 _REPLY_LINES = 20
@@ -111,15 +113,30 @@ def render_warning(view: SandboxView, username: str, marker: str = "") -> str:
 
 
 def render_reply(message: str, username: str | None = None, marker: str = "") -> str:
-    """An answer to somebody's command: plain text, line by line; pings them when their name is given."""
-    lines = [text(line, 500) for line in message.splitlines()[:_REPLY_LINES] if line.strip()] or ["Done."]
+    """An answer to somebody's command, line by line; pings them when their name is given."""
+    lines = [_said(line[:1000]) for line in message.splitlines()[:_REPLY_LINES] if line.strip()] or ["Done."]
     return _opening(marker, username) + "\n\n".join(lines) + "\n"
 
 
 def render_help(username: str | None = None, marker: str = "") -> str:
-    """Every command, from the command table."""
-    table = _table([(code(usage), text(purpose)) for usage, purpose in help_lines()], bold=False)
-    return f"{_opening(marker, username)}Developers of this project can type, in a comment of their own:\n\n{table}\n"
+    """Every command, from the command table, by what people want to do."""
+    lines = ["Developers of this project can type, on a line of its own in a comment:", ""]
+    for heading, rows in help_groups(Door.COMMENT, WORD):
+        lines.append(f"- **{heading}**")
+        lines += [f"  - {code(usage)} – {text(purpose)}" for usage, purpose in rows]
+    return _opening(marker, username) + "\n".join(lines) + "\n"
+
+
+def _said(line: str) -> str:
+    """A line of an answer, in which text between backticks becomes code."""
+    parts = _CODE.split(line)
+    return "".join(code(part, 500) if at % 2 else _beside_code(part) for at, part in enumerate(parts)).strip()
+
+
+def _beside_code(part: str) -> str:
+    """Escaping takes the spaces around a text away; before and after code they are needed."""
+    before, after = (" " * one.isspace() for one in (part[:1], part[-1:]))
+    return f"{before}{text(part, 500)}{after}" if part.strip() else before
 
 
 def _headline(view: SandboxView) -> str:
@@ -224,8 +241,8 @@ def _details(summary: str, body: str) -> str:
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
-def _table(rows: list[tuple[str, str]], *, bold: bool = True) -> str:
-    cells = [f"| **{name}** | {value} |" if bold else f"| {name} | {value} |" for name, value in rows]
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = [f"| **{name}** | {value} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *cells])
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ravebot.commands.execute import execute
+from ravebot.commands.execute import execute, in_full
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Asker
-from ravebot.commands.verbs import VERBS, Mistake, Show, Verb
+from ravebot.commands.verbs import VERBS, Door, Mistake, Show, Verb, explain, help_on
 from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
-from ravebot.gitlab.commands import explain, parse_comment
+from ravebot.gitlab.commands import WORD, parse_comment
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.intake.loop import Step
@@ -80,12 +80,14 @@ class GitLabIntake:
         member = await self.people.is_member(event.ref.project_id, event.author)
         pause = None if member else ANSWER_STRANGERS_EVERY
         if isinstance(command, Mistake):
-            mistaken = Outcome(False, explain(command, self.verbs))
+            mistaken = Outcome(False, explain(command, Door.COMMENT, WORD))
             return lambda tx: _answer(tx, event, mistaken, at_most_every=pause)
         verb = command.verb
-        decision = await self.people.from_comment(verb.right, event.ref.project_id, event.author)
+        decision = await self.people.from_comment(verb.right, event.ref.project_id, event.project_path, event.author)
         if decision.allowed and verb.does is Show.HELP:
-            return lambda tx: _answer(tx, event, Outcome(True, "help"), at_most_every=pause, reply={"help": True})
+            about = command.about
+            more: dict[str, object] = {"text": help_on(about, Door.COMMENT, WORD)} if about else {"help": True}
+            return lambda tx: _answer(tx, event, Outcome(True, "help"), at_most_every=pause, reply=more)
         asker = Asker(Actor("gitlab", event.author.username), decision)
         target = (await self.people.head(verb, event.ref) if decision.allowed else None) or event.ref
         return lambda tx: _answer(tx, event, execute(self.intents, tx, command, asker, target), at_most_every=pause)
@@ -119,7 +121,7 @@ def _answer(
     emoji = ACCEPTED if outcome.accepted else REFUSED
     outbox.add(tx, lane, Kind.EMOJI, body={"note_id": event.note_id, "emoji": emoji}, merge_key=merge_key)
     if reply is None and not outcome.accepted:
-        reply = {"text": outcome.message}
+        reply = {"text": in_full(outcome, Door.COMMENT, WORD, "")}
     if reply is not None:
         outbox.add(tx, lane, Kind.REPLY, body={**reply, "username": event.author.username})
     return outcome.message

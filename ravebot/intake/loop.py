@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from ravebot.backoff import Backoff
-from ravebot.errors import RavebotError, StoreError, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, StoreError, Unacceptable, Unavailable
 from ravebot.store import inbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.inbox import Request
@@ -106,30 +106,44 @@ class Intake:
         except Unavailable as error:
             delay = _PAUSES.after(request.attempts + 1, error.retry_after_seconds)
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
-            await self._database.write(partial(_delay, request=request, handler=handler, why=str(error), seconds=delay))
+            waits = partial(_delay, request=request, handler=handler, why=_in_words(error), seconds=delay)
+            await self._database.write(waits)
         except StoreError:
             raise
         except RavebotError as error:
             log.warning("request refused", request=request.id, kind=request.kind, error=str(error))
-            await self._give_up(request, handler, str(error))
+            await self._give_up(request, handler, _in_words(error), str(error))
         # A bug that a hostile payload triggers must not end the bot, nor be retried for ever.
         except Exception:
             log.exception("request could not be handled: this is a bug of ravebot's", request=request.id)
-            why = "ravebot could not make sense of that; its log says more"
-            await self._give_up(request, handler, why)
+            why = "I could not make sense of that, which is a bug of mine. My log says more: tell an admin of ravebot."
+            await self._give_up(request, handler, why, "a bug")
         else:
             log.info("request handled", request=request.id, source=request.source, lane=request.lane, outcome=outcome)
 
-    async def _give_up(self, request: Request, handler: Handler, why: str) -> None:
+    async def _give_up(self, request: Request, handler: Handler, why: str, cause: str) -> None:
         """Tell the person who asked, if they can be identified, and mark the request as failed."""
         try:
-            await self._database.write(partial(_refuse, request=request, handler=handler, why=why))
+            await self._database.write(partial(_refuse, request=request, handler=handler, why=why, cause=cause))
         except StoreError:
             raise
         # A payload that can't be read can't be answered either.
         except Exception:
             log.exception("no answer could be given to a request that was given up", request=request.id)
-            await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {why}"))
+            await self._database.write(partial(inbox.handled, request_id=request.id, outcome=f"given up: {cause}"))
+
+
+def _in_words(error: RavebotError) -> str:
+    """GitLab's error for the person who asked; the log has it as it is."""
+    match error:
+        case Unavailable():
+            return "GitLab does not answer as it should right now."
+        case NotFound():
+            return "GitLab does not have that, or I may not see it. Ask a Maintainer of the project to add me."
+        case Forbidden() if not isinstance(error, Unacceptable):
+            return "GitLab does not let me do that. Ask a Maintainer of the project to give me the role Developer."
+        case _:
+            return "I could not make sense of GitLab's answer. Try again later, or tell an admin of ravebot."
 
 
 def _finish(tx: Transaction, request: Request, step: Step) -> str:
@@ -146,6 +160,6 @@ def _delay(tx: Transaction, request: Request, handler: Handler, why: str, second
     inbox.postpone(tx, request.id, timedelta(seconds=seconds))
 
 
-def _refuse(tx: Transaction, request: Request, handler: Handler, why: str) -> None:
+def _refuse(tx: Transaction, request: Request, handler: Handler, why: str, cause: str) -> None:
     handler.failed(tx, request, why)
-    inbox.handled(tx, request.id, f"given up: {why}")
+    inbox.handled(tx, request.id, f"given up: {cause}")

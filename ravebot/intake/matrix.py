@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from ravebot.commands.execute import Subject, execute
+from ravebot.commands import refs
+from ravebot.commands.execute import Subject, execute, in_full
 from ravebot.commands.people import People
-from ravebot.commands.permissions import Asker, Decision
+from ravebot.commands.permissions import Asker, Decision, Right, decide
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import VERBS, Command, Mistake, Show, Verb
+from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Show, Verb, explain, help_on
 from ravebot.config.model import Config, matches_project
+from ravebot.errors import NotFound
 from ravebot.intake.loop import Step
 from ravebot.intake.poll import MAX_COMMAND_AGE
 from ravebot.matrix.cards import render_card, render_why
-from ravebot.matrix.commands import command_line, explain, number_in, parse
+from ravebot.matrix.commands import command_line, number_in, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
@@ -29,6 +31,11 @@ from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
 from ravebot.store.targets import Kind, RoomLane
 
+NOT_MAPPED = decide(Right.COMMAND, room_maps_project=False, gitlab_username=None, access_level=None)
+NOT_SERVED = Decision(
+    False, "That project gets no sandboxes.", "Ask an admin of ravebot to add it to the projects in its configuration."
+)
+_MOST_RIGHTS = 6
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
 
@@ -82,14 +89,15 @@ class MatrixIntake:
         if command is None:
             return _nothing
         if isinstance(command, Mistake):
-            return self._says(message, render_reply(explain(command, prefix)), "usage")
+            said = render_reply(explain(command, Door.ROOM, prefix))
+            return self._says(message, said, "usage")
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
 
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
         message = IncomingMessage(**json.loads(request.body))
-        text = f"I can't do that right now and try again until I can: {why}"
+        text = f"{why} Your command is kept and carried out as soon as possible: you need not type it again."
         self._reply(tx, message, render_reply(text))
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
@@ -131,7 +139,9 @@ class MatrixIntake:
             return await self._several(message, command, patterns)
         decision = await self._may(message, command, None, bool(patterns))
         if decision.allowed and verb.does is Show.HELP:
-            return self._says(message, render_help(self.config.matrix.command_prefix, self.verbs), verb.name)
+            prefix, about = self.config.matrix.command_prefix, command.about
+            more = render_reply(help_on(about, Door.ROOM, prefix)) if about else render_help(prefix, self.verbs)
+            return self._says(message, more, verb.name)
         if decision.allowed and verb.does is Show.WHOAMI:
             whoami = render_whoami(message.sender, await self._whoami(message, patterns))
             return self._says(message, whoami, verb.name)
@@ -158,39 +168,50 @@ class MatrixIntake:
     async def _whoami(self, message: IncomingMessage, patterns: tuple[str, ...]) -> str:
         lines: list[str] = []
         if message.sender in self.config.matrix.admins:
-            lines.append("You are one of `matrix.admins`: you may do everything, in rooms that are mapped.")
+            lines.append("You are an admin of ravebot: you may do everything, in rooms that have projects.")
         username = self.config.matrix.users.get(message.sender)
         if username is None:
-            lines.append("No GitLab user is tied to that in `matrix.users`: ask an admin.")
+            lines.append("No GitLab user is tied to that account: ask an admin of ravebot to add it to the users.")
             return "\n".join(lines)
         lines.append(f"On GitLab you are `{username}`.")
+        rights: list[str] = []
         for path in await self._nameable(message, patterns):
             decision = await self.people.may_command(message.sender, path, direct=message.direct)
             if decision is None:  # deleted or hidden from us: the other projects still count
                 continue
-            lines.append(f"`{path}`: {'you may command' if decision.allowed else 'you may not'} ({decision.rule})")
-        return "\n".join(lines)
+            rights.append(f"`{path}`: you {'may' if decision.allowed else 'may not'} command. {decision.rule}")
+        shown = rights[:_MOST_RIGHTS]
+        more = [f"and {len(rights) - len(shown)} more"] if len(rights) > len(shown) else []
+        return "\n".join([*lines, *shown, *more])
 
     async def _about_one(self, message: IncomingMessage, command: Command, ref: Ref, patterns: tuple[str, ...]) -> Step:
         mapped = matches_project(patterns, ref.project_path)
         if not mapped or not self.config.serves(ref.project_path):
-            rule = "this room is not mapped to that project" if not mapped else "that project gets no sandboxes"
-            return self._executes(message, command, Decision(False, rule))
+            return self._executes(message, command, NOT_MAPPED if not mapped else NOT_SERVED)
         # A refusal must not show whether the merge request or project exists.
         project_id = await self.people.project_id(message.sender, ref)
-        decision = await self._may(message, command, project_id, mapped)
+        decision = await self._may(message, command, project_id, mapped, ref.project_path)
         if not decision.allowed:
             return self._executes(message, command, decision)
-        mr, verb = await self.people.merge_request(ref), command.verb
+        verb = command.verb
+        try:
+            mr = await self.people.merge_request(ref)
+            head = await self.people.head(verb, mr.ref)
+        except NotFound as error:
+            prefix = self.config.matrix.command_prefix
+            said = f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`."
+            return self._says(message, render_reply(said), f"no such merge request: {error}")
         if isinstance(verb.does, Show):
             view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
             return self._says(message, self._shown(verb.does, view, mr), verb.name)
-        return self._executes(message, command, decision, await self.people.head(verb, mr.ref) or mr)
+        return self._executes(message, command, decision, head or mr, ref)
 
     def _shown(self, what: Show, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
         if view is None:
-            return render_reply(f"`{mr.full_ref}` never had a sandbox; say `{prefix} start {mr.full_ref}`.")
+            return render_reply(
+                f"{mr.full_ref} never had a sandbox. To start one, type `{prefix} start {mr.full_ref}`."
+            )
         match what:
             case Show.CARD:
                 return render_card(view, prefix)
@@ -212,19 +233,31 @@ class MatrixIntake:
             return render_reply(f"Nothing was printed by set-up and tests of `{ref}`.")
         return render_reply(f"Set-up and tests of `{ref}`:", output=output)
 
-    async def _may(self, message: IncomingMessage, command: Command, project_id: int | None, mapped: bool) -> Decision:
+    async def _may(
+        self, message: IncomingMessage, command: Command, project_id: int | None, mapped: bool, project: str = ""
+    ) -> Decision:
         return await self.people.from_room(
-            command.verb.right, message.sender, project_id=project_id, mapped=mapped, direct=message.direct
+            command.verb.right,
+            message.sender,
+            project_id=project_id,
+            mapped=mapped,
+            direct=message.direct,
+            project=project,
         )
 
     def _executes(
-        self, message: IncomingMessage, command: Command, decision: Decision, target: Subject | None = None
+        self,
+        message: IncomingMessage,
+        command: Command,
+        decision: Decision,
+        target: Subject | None = None,
+        ref: Ref | None = None,
     ) -> Step:
         asker = Asker(Actor("matrix", message.sender), decision)
 
         def step(tx: Transaction) -> str:
             outcome = execute(self.intents, tx, command, asker, target)
-            text = outcome.message if decision.allowed else f"Refused: {decision.rule}"
+            text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""), self.verbs)
             self._reply(tx, message, render_reply(text))
             return outcome.message
 

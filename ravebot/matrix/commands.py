@@ -11,7 +11,10 @@ _LONGEST_LINE = 600
 
 
 def parse(
-    text: str, prefix: str, known_projects_in_room: Sequence[str], table: Sequence[Verb] = VERBS
+    text: str,
+    prefix: str,
+    known_projects_in_room: Sequence[str],
+    table: Sequence[Verb] = VERBS,
 ) -> Command | Mistake | None:
     """Parse a message; None when it is not addressed to us.
 
@@ -22,19 +25,10 @@ def parse(
     if not addressed or line[len(prefix) : len(prefix) + 1].strip():
         return None
     if len(line) > _LONGEST_LINE:
-        return Mistake(None, "That is too long for a command")
+        return Mistake(None, "That is too long for a command.")
     name, *words = line[len(prefix) :].split() or ["help"]
-    return verbs.parse(name, words, verbs.at(Door.ROOM, table), lambda word: refs.read(word, known_projects_in_room))
-
-
-def explain(mistake: Mistake, prefix: str) -> str:
-    """The reply to a command that could not be parsed."""
-    if mistake.verb is None:
-        return f"{mistake.why or 'There is no such command'}; say `{prefix} help` to see what there is."
-    usage = mistake.verb.usage(Door.ROOM, prefix)
-    if mistake.why:
-        return f"`{usage}`: {mistake.why}"
-    return f"There is no such command; did you mean `{usage}`?"
+    there = verbs.at(Door.ROOM, table)
+    return verbs.parse(name, words, there, lambda word: refs.read(word, known_projects_in_room))
 
 
 def command_line(text: str) -> str:
@@ -47,5 +41,5 @@ def command_line(text: str) -> str:
 
 def number_in(text: str, prefix: str) -> int | None:
     """The merge request's number in a command, of any project; None when there is none."""
-    words = text.lstrip()[len(prefix) : len(prefix) + _LONGEST_LINE].split("\n", 1)[0].split()
+    words = command_line(text)[len(prefix) :].split()
     return refs.number_in(words[1]) if len(words) > 1 else None

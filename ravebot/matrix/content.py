@@ -80,15 +80,6 @@ def facts(rows: Iterable[tuple[str, Span]]) -> Span:
     return Span(plain, f"<table>{cells}</table>")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Span]]) -> Span:
-    """A table with a header; in plain text, one line per row without a header."""
-    listed = list(rows)
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell.html}</td>" for cell in row) + "</tr>" for row in listed)
-    plain = "\n".join(" · ".join(cell.plain for cell in row if cell.plain) for row in listed)
-    return Span(plain, f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
-
-
 def message(parts: Iterable[Span], *, mentions: Sequence[str] = ()) -> Content:
     """A notice made of parts; with `mentions`, a text message that notifies exactly these users.
 

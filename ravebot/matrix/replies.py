@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from ravebot.clock import moment
 from ravebot.commands import refs
-from ravebot.commands.verbs import VERBS, Door, Verb, help_rows
+from ravebot.commands.verbs import VERBS, Door, Verb, help_groups
 from ravebot.matrix.content import (
     Content,
     Span,
+    bold,
     code,
     first_that_fits,
     joined,
     link,
     message,
     preformatted,
-    table,
     theirs,
     words,
 )
 from ravebot.matrix.text import block, one_line
 from ravebot.sandboxes.model import SandboxState
-from ravebot.sandboxes.view import SandboxView, in_words
+from ravebot.sandboxes.view import SandboxView
 
-_MOST_ROWS = (60, 25, 10)
+_MOST_LINES = (9, 3)
+_STATES = {
+    SandboxState.QUEUED: ("🕒", "Waiting"),
+    SandboxState.STARTING: ("🔧", "Starting"),
+    SandboxState.READY: ("🟢", "Ready"),
+    SandboxState.STOPPING: ("🌙", "Stopping"),
+    SandboxState.ENDED: ("⚪", "Ended"),
+}
 _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 """Lines of text and characters of output."""
 
@@ -50,59 +58,74 @@ def _said(text: str, most_lines: int, output: str, tail: int) -> list[Span]:
 
 
 def render_list(views: Sequence[SandboxView]) -> Content:
-    """The sandboxes, one row each."""
+    """The sandboxes, one line each."""
     if not views:
         return message([words("There is no sandbox now.")])
-    return _rows(views, ("Merge request", "State", "Ends", "Owner"), _listed)
+    return _lines([_listed(view) for view in views])
 
 
 def render_queue(views: Sequence[SandboxView]) -> Content:
-    """The waiting sandboxes, the next one first."""
+    """The waiting sandboxes, the next one first, one line each."""
     waiting = [view for view in views if view.sandbox.state is SandboxState.QUEUED]
     if not waiting:
         return message([words("Nobody waits for a sandbox.")])
     waiting.sort(key=lambda view: (view.queue_position is None, view.queue_position or 0))
-    return _rows(waiting, ("Place", "Merge request", "To go", "Why"), _queued)
+    return _lines([_queued(view) for view in waiting])
 
 
 def render_help(prefix: str, verbs: Sequence[Verb] = VERBS) -> Content:
-    """The table of commands."""
-    rows = [(code(usage), words(purpose)) for usage, purpose in help_rows(Door.ROOM, prefix, verbs)]
-    return message([table(("Command", "What it does"), rows), words(refs.HELP)])
+    """The commands by what people want to do, a line each; those of the last group share one."""
+    *groups, (last, rest) = help_groups(Door.ROOM, prefix, verbs)
+    lines: list[Span] = []
+    for heading, rows in groups:
+        lines += [bold(heading), *(_command(usage, purpose) for usage, purpose in rows)]
+    lines.append(joined((bold(f"{last}:"), joined((_command(*row) for row in rest), "; ", "; "))))
+    return message([joined([*lines, words(refs.HELP)], "\n", "<br>")])
 
 
-def _rows(views: Sequence[SandboxView], head: Sequence[str], row: Callable[[SandboxView], Sequence[Span]]) -> Content:
+def _command(usage: str, purpose: str) -> Span:
+    return joined((code(usage), words(f"– {purpose}")))
+
+
+def _lines(lines: Sequence[Span]) -> Content:
     def rendered(most: int) -> Content:
-        parts = [table(head, map(row, views[:most]))]
-        if len(views) > most:
-            parts.append(words(f"and {len(views) - most} more"))
-        return message(parts)
+        shown = list(lines[: most - (len(lines) > most)])
+        if len(lines) > len(shown):
+            shown.append(words(f"and {len(lines) - len(shown)} more"))
+        return message([joined(shown, "\n", "<br>")])
 
-    return first_that_fits(map(rendered, _MOST_ROWS))
+    return first_that_fits(map(rendered, _MOST_LINES))
 
 
-def _listed(view: SandboxView) -> Sequence[Span]:
+def _listed(view: SandboxView) -> Span:
     sandbox = view.sandbox
-    ends = f"in {in_words(sandbox.expires_at - view.now)}" if sandbox.expires_at and view.live else ""
-    stage = f": {sandbox.stage.value}" if sandbox.stage and view.live else ""
-    but = f", but {view.trouble.words}" if view.trouble else ""
-    return (
-        joined((_ref(view), theirs(view.mr.title, 80))),
-        words(sandbox.state.value + stage + but),
-        words(ends),
-        theirs(view.mr.author.username, 60),
-    )
+    sign, state = _STATES[sandbox.state]
+    parts = [_of_whom(view)]
+    if sandbox.expires_at and view.live:
+        parts.insert(0, words(f"until {moment(sandbox.expires_at, view.now)}"))
+    if sandbox.stage and sandbox.state is SandboxState.READY:
+        parts.append(words("is being updated"))
+    if view.trouble:
+        sign = view.trouble.sign
+        parts.append(words(f"but {view.trouble.words}"))
+    return joined((joined((words(sign), bold(state), _named(view))), *parts), " · ", " · ")
 
 
-def _queued(view: SandboxView) -> Sequence[Span]:
-    return (
-        words(str(view.queue_position or "?")),
-        joined((_ref(view), theirs(view.mr.title, 80))),
-        words(f"about {in_words(view.queue_wait)}" if view.queue_wait else "not known"),
-        theirs(view.queue_reason or "waits for its turn", 120),
-    )
+def _queued(view: SandboxView) -> Span:
+    place = "Next" if view.queue_position == 1 else f"Number {view.queue_position or '?'}"
+    parts = [_of_whom(view)]
+    if view.queue_wait is not None:
+        parts.insert(0, words(f"at about {moment(view.now + view.queue_wait, view.now)}"))
+    if view.queue_reason:
+        parts.append(theirs(view.queue_reason, 120))
+    return joined((joined((bold(place), _named(view))), *parts), " · ", " · ")
 
 
-def _ref(view: SandboxView) -> Span:
+def _of_whom(view: SandboxView) -> Span:
+    return theirs(view.mr.author.username, 60)
+
+
+def _named(view: SandboxView) -> Span:
+    """The merge request with its title; its address is only in the link: the line is short where there is no HTML."""
     name = f"{one_line(view.mr.project_path, 255)}!{view.mr.ref.iid}"
-    return Span(name, link(view.mr.web_url, name).html)
+    return joined((Span(name, link(view.mr.web_url, name).html), theirs(view.mr.title, 60)))

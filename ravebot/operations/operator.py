@@ -40,7 +40,7 @@ class Operator:
         """Run a command of the verb table; returns its outcome, or the sandboxes that it lists."""
         command = parse(verb, words, at(Door.SHELL, self.verbs), refs.read_full)
         if isinstance(command, Mistake):
-            return Outcome(False, command.why or "there is no such command: is the running bot of another version?")
+            return Outcome(False, command.why or "There is no such command: is the running bot of another version?")
         if command.verb.does is Show.LIVE:
             return await self._live()
         if command.ref is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
+from ravebot.clock import moment
 from ravebot.config.model import Config
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
@@ -23,11 +24,25 @@ DEFAULT_EXTENSION = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What to type next, and what for ("To start one"). Each door says it as it is typed there."""
+
+    purpose: str
+    verb: str
+    argument: str = ""  # what follows the merge request
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of a request, and the reply to the person who made it."""
 
     accepted: bool
     message: str
+    advice: Advice | None = None
+
+
+def _no(message: str, *advice: str) -> Outcome:
+    return Outcome(False, message, Advice(*advice) if advice else None)
 
 
 @dataclass(frozen=True)
@@ -90,26 +105,25 @@ class Intents:
         self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
         return "new code"
 
-    def _refused(self, mr: MergeRequest, sha: str | None = None) -> str:
-        """Why it gets no sandbox; empty when it may have one."""
+    def _refused(self, mr: MergeRequest, sha: str | None = None) -> Outcome | None:
+        """Why it gets no sandbox; None when it may have one."""
         if mr.state != "opened":
-            return f"{mr.full_ref} is {mr.state}: only an open merge request gets a sandbox"
+            return _no(f"{mr.full_ref} is {mr.state}. Only an open merge request gets a sandbox.")
         if not mr.head_sha:
-            return f"{mr.full_ref} has no commit yet: push one, its sandbox starts by itself"
+            return _no(f"{mr.full_ref} has no commit yet. Push one: its sandbox then starts by itself.")
         if sha is not None and (len(sha) < 7 or not mr.head_sha.startswith(sha.lower())):
-            return f"the head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}: look at it first"
+            why = f"The head of {mr.full_ref} is {mr.head_sha[:12]}, not {sha[:40]}. Look at it first."
+            return _no(why, "To start it then", "start", mr.head_sha)
         # Only the full SHA: the fork's author could make another commit with the same short one.
         if mr.from_fork and mr.head_sha not in (mr.approved_sha, (sha or "").lower()):
-            return (
-                f"{mr.full_ref} comes from a fork: look at its code, then say start with its whole commit,"
-                f" {mr.head_sha}"
-            )
-        return ""
+            why = f"{mr.full_ref} comes from a fork, and nobody let its commit in yet. Look at its code first."
+            return _no(why, "To let in exactly this commit", "start", mr.head_sha)
+        return None
 
     def start(self, tx: Transaction, mr: MergeRequest, actor: Actor, sha: str | None = None) -> Outcome:
         """Start a sandbox. A fork needs the full SHA of its head; that approves exactly that commit."""
-        if why := self._refused(mr, sha):
-            return Outcome(False, why)
+        if refused := self._refused(mr, sha):
+            return refused
         approves = mr.from_fork and mr.approved_sha != mr.head_sha
         if approves:
             merge_requests.approve(tx, mr.ref, mr.head_sha)
@@ -117,67 +131,64 @@ class Intents:
         then = self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         sandbox = sandboxes.current(tx, mr.ref)
         assert sandbox
-        message = f"a sandbox for {mr.full_ref} is on its way"
+        message, advice = f"A sandbox for {mr.full_ref} is on its way.", None
         if then is Then.NOTHING:
-            message = f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}"
+            message = f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}."
+            advice = Advice("To see all about it", "show")
             if sandbox.sha != mr.head_sha:
                 self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
-                message = f"the sandbox of {mr.full_ref} takes commit {mr.head_sha[:8]}"
+                message, advice = f"The sandbox of {mr.full_ref} gets commit {mr.head_sha[:8]}.", None
         if approves:
             data: dict[str, object] = {"sha": mr.head_sha, "by": str(actor)}
             self.lifecycle.journal.record(tx, EventKind.FORK_APPROVED, actor, sandbox=sandbox, data=data)
-        return Outcome(True, message)
+        return Outcome(True, message, advice)
 
     def stop(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         if self.lifecycle.asked(tx, mr, Happened.END_ASKED, actor) is not Then.NOTHING:
-            return Outcome(True, f"the sandbox of {mr.full_ref} is being stopped")
+            return Outcome(True, f"The sandbox of {mr.full_ref} is being stopped.")
         latest = sandboxes.latest(tx, mr.ref)
         if latest and latest.state is SandboxState.STOPPING:
-            return Outcome(True, f"the sandbox of {mr.full_ref} is stopping already")
-        return Outcome(False, f"{mr.full_ref} has no sandbox")
+            return Outcome(True, f"The sandbox of {mr.full_ref} is being stopped already.")
+        return _no(f"{mr.full_ref} has no sandbox.")
 
     def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
         """Add to the lifetime, up to `max_lifetime` after it became ready."""
         by = by or DEFAULT_EXTENSION
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None or sandbox.expires_at is None or sandbox.ready_at is None:
-            state = f"it is {sandbox.state.value}" if sandbox else "there is none"
-            return Outcome(False, f"only a sandbox that was ready can be extended, and {state} for {mr.full_ref}")
+            what = (
+                f"The sandbox of {mr.full_ref} is {sandbox.state.value}" if sandbox else f"{mr.full_ref} has no sandbox"
+            )
+            return _no(f"{what}. Only a sandbox that was ready can be extended.")
         if by <= timedelta(0):
-            return Outcome(False, "an extension is longer than nothing: say for example extend 1h")
+            return _no("An extension must be longer than nothing.", "For an hour", "extend", "1h")
         longest = self.config.pool.max_lifetime
         end = sandbox.ready_at + longest
         until = min(max(sandbox.expires_at, tx.now) + min(by, longest), max(end, sandbox.expires_at))
         granted = until - sandbox.expires_at
         if granted <= timedelta(0):
-            return Outcome(
-                False, f"{mr.full_ref} has its longest lifetime already ({in_words(longest)}); rebuild starts anew"
-            )
+            why = f"{mr.full_ref} has its longest lifetime already, {in_words(longest)}: it ends at"
+            return _no(f"{why} {moment(sandbox.expires_at, tx.now)}.", "For a fresh machine with a new end", "rebuild")
         self.lifecycle.extend(tx, sandbox, until, granted, actor)
-        left = until - tx.now
-        limited = f" (not {in_words(by)}: {in_words(longest)} is the longest)" if granted < by else ""
-        return Outcome(
-            True,
-            f"{mr.full_ref} is extended by {in_words(granted)}{limited}, until {until:%H:%M} UTC, in {in_words(left)}",
-        )
+        limited = f", not {in_words(by)}: {in_words(longest)} is the longest lifetime" if granted < by else ""
+        more = f"{in_words(granted)} more{limited}"
+        return Outcome(True, f"{mr.full_ref} stays until {moment(until, tx.now)} ({more}).")
 
     def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         """Replace the sandbox by one on a new machine; without a sandbox, start one."""
-        if mr.from_fork and mr.state == "opened" and mr.head_sha and (why := self._must_wait(mr)):
-            return Outcome(False, f"{mr.full_ref}: {why}: say start {mr.head_sha}")
-        if why := self._refused(mr):
-            return Outcome(False, why)
+        if refused := self._refused(mr):
+            return refused
         then = self.lifecycle.asked(tx, mr, Happened.REBUILD, actor)
         if then is Then.NOTHING:
-            return Outcome(True, f"{mr.full_ref} is in the queue: it gets a fresh machine anyway")
-        ends = ", the old one ends first" if then is Then.REBUILD else ""
-        return Outcome(True, f"{mr.full_ref} gets a fresh machine{ends}")
+            return Outcome(True, f"{mr.full_ref} waits in the queue, and gets a fresh machine anyway.")
+        ends = " The old one ends first." if then is Then.REBUILD else ""
+        return Outcome(True, f"{mr.full_ref} gets a fresh machine.{ends}")
 
     def retry(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         """Go on after failures: lift the image's hold, drop the backoff, run the chain or start the sandbox again."""
         sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is None and (why := self._refused(mr)):
-            return Outcome(False, why)
+        if sandbox is None and (refused := self._refused(mr)):
+            return refused
         resume = partial(machine_life.resume_builds, tx, self.lifecycle, str(self.config.provider.image), by=actor)
         if sandbox:  # first, so that what is said of the image comes before what follows
             resume(sandbox)
@@ -189,10 +200,10 @@ class Intents:
             resume(sandbox)
         match then:
             case Then.NEW | Then.NEW_BEHIND:
-                return Outcome(True, f"a sandbox for {mr.full_ref} is on its way")
+                return Outcome(True, f"A sandbox for {mr.full_ref} is on its way.")
             case Then.DROP_BACKOFF:
-                return Outcome(True, f"{mr.full_ref} is tried again")
+                return Outcome(True, f"{mr.full_ref} is tried again now.")
             case Then.UPDATE:
-                return Outcome(True, f"{mr.full_ref}: the code is copied in and set up again")
+                return Outcome(True, f"The code of {mr.full_ref} is copied in and set up again.")
             case _:
-                return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: nothing to retry")
+                return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: there is nothing to retry.")

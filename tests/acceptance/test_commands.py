@@ -98,11 +98,11 @@ async def test_every_refusal_names_its_rule_and_is_in_the_log(place: Place) -> N
     before = len(rows(stage, "SELECT 1 FROM events WHERE kind = 'command.refused'"))
     for verb in ABOUT_ONE:
         refused = await place.said(stage.matrix_gina, f"!rave {verb} {ref}")
-        assert refused.endswith("gina is Guest in that project, and it takes Developer or more"), refused
+        assert refused.startswith("Refused: gina is Guest in group/app. This needs the role Developer"), refused
         assert "not tied to a GitLab user" in await place.said(place.umar, f"!rave {verb} {ref}")
     assert "not tied to a GitLab user" in await place.said(place.umar, "!rave queue")
     other = await place.said(stage.matrix_alice, f"!rave start group/app{ref}", place.elsewhere)
-    assert "this room is not mapped to that project" in other
+    assert "This room is not mapped to that project" in other
     assert "not mapped" in await place.said(stage.matrix_alice, "!rave list", place.elsewhere)
     assert "not mapped" in await place.said(stage.matrix_ops, f"!rave stop group/app{ref}", place.elsewhere)
     assert "not mapped" in await place.said(stage.matrix_alice, "!rave stop other/thing!1")
@@ -119,7 +119,7 @@ async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from
     assert "is on its way" in await place.said(alice, f"!rave start {ref}")
     note = await stage.ready(mr)
     assert "Nobody waits" in await place.said(alice, "!rave queue")
-    assert "has a sandbox already: it is ready" in await place.said(alice, f"!rave start {ref}")
+    assert "has a sandbox already: it is ready." in await place.said(alice, f"!rave start {ref}")
     shown = await place.said(alice, f"!rave show {ref}")
     assert "ssh -o HostKeyAlias=" in shown
     assert "ready after" in await place.said(alice, f"!rave why group/app{ref}")
@@ -127,23 +127,23 @@ async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from
     listed = await place.said(place.umar, "!rave list")
     assert f"group/app{ref}" in listed
     assert "ssh" not in listed
-    assert "by 1 h, until" in await place.said(alice, f"!rave extend {ref}")
-    assert "by 30 min, until" in await place.said(alice, f"!rave extend {ref} 30m")
-    assert "not 2 d: 8 h is the longest" in await place.said(alice, f"!rave extend {ref} 2d")
+    assert "(1 h more)" in await place.said(alice, f"!rave extend {ref}")
+    assert "(30 min more)" in await place.said(alice, f"!rave extend {ref} 30m")
+    assert "not 2 d: 8 h is the longest lifetime" in await place.said(alice, f"!rave extend {ref} 2d")
     assert "has its longest lifetime already" in await place.said(alice, f"!rave extend {ref} 1h")
     assert "copied in and set up again" in await place.said(alice, f"!rave retry {ref}")
     assert "you may command" in await place.said(alice, "!rave whoami")
-    assert "you may not" in await place.said(stage.matrix_gina, "!rave whoami")
+    assert "you may not command" in await place.said(stage.matrix_gina, "!rave whoami")
     before = re.search("HostKeyAlias=([^ ]+)", note.body)
     assert before
-    assert "the old one ends first" in await place.said(alice, f"!rave rebuild {ref}")
+    assert "The old one ends first." in await place.said(alice, f"!rave rebuild {ref}")
     await stage.until(lambda: is_another(stage, mr, before[1]), 90, "it was not rebuilt")
     assert f"group/app{ref}" in await place.said(stage.matrix_ops, "!rave list", place.direct)
     direct = await place.said(stage.matrix_ops, f"!rave stop group/app{ref}", place.direct)
     assert "is being stopped" in direct
     await stage.note_says(mr, "Sandbox ended: somebody stopped it")
     assert "has no sandbox" in await place.said(alice, f"!rave stop {ref}")
-    assert "only a sandbox that was ready can be extended" in await place.said(alice, f"!rave extend {ref}")
+    assert "Only a sandbox that was ready can be extended" in await place.said(alice, f"!rave extend {ref}")
 
 
 async def is_another(stage: Stage, mr: MergeRequest, before: str) -> bool:
@@ -166,7 +166,7 @@ async def test_comments_on_the_merge_request_command_its_sandbox_and_are_acknowl
     assert (emoji, "/sandbox rebuild" in answer) == (yes, True)
     emoji, answer = await place.comment(mr, stage.bob, "/sandbox start deadbeefdeadbeef")
     assert emoji == no
-    assert "the head of group/app" in answer
+    assert "The head of group/app" in answer
     (sandbox,) = rows(stage, "SELECT id FROM sandboxes WHERE state <> 'ended'")
     assert await place.comment(mr, stage.bob, "/sandbox stop") == (yes, "")
     await stage.note_says(mr, "Sandbox ended: somebody stopped it")
@@ -199,7 +199,7 @@ async def test_a_fork_starts_only_for_the_very_commit_that_a_developer_let_in(pl
     old = mr.sha
     stage.gitlab.push(mr, {"feature.txt": "changed while somebody looked\n"}, mallory)
     emoji, answer = await place.comment(mr, stage.bob, f"/sandbox start {old}")
-    assert (emoji, "look at it first" in answer) == (no, True)
+    assert (emoji, "Look at it first" in answer) == (no, True)
     assert newest(stage, mr) == 0
     assert await place.comment(mr, stage.bob, f"/sandbox start {mr.sha}") == ("white_check_mark", "")
     note = await stage.ready(mr)

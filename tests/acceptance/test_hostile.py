@@ -310,14 +310,14 @@ def plain(body: str) -> str:
 
 async def test_wrong_commands_get_a_helpful_answer(stage: Stage, mr: MergeRequest) -> None:
     answers = {
-        "!rave explode": "no such command",
-        "!rave strt !1": "did you mean `!rave start",
+        "!rave explode": "There is no such command",
+        "!rave strt !1": "Did you mean `!rave start",
         f"!rave extend !{mr.iid} soon": "write a duration like",
         f"!rave extend !{mr.iid} -1h": "write a duration like",
         f"!rave extend !{mr.iid} 0s": "longer than nothing",
-        "!rave stop !999": "no such thing",
-        "!rave stop ../../etc": "that is no merge request",
-        "!rave stop": "say which merge request",
+        "!rave stop !999": "There is no group/app!999, or I may not see it",
+        "!rave stop ../../etc": "That is no merge request",
+        "!rave stop": "Say which merge request",
         "!rave " + "x" * 2_000: "too long",
         "!rave stop group/app!1 @room <b>x</b>": "does not belong there",
     }
@@ -326,7 +326,7 @@ async def test_wrong_commands_get_a_helpful_answer(stage: Stage, mr: MergeReques
         reply = await reply_to(stage, asked)
         assert answer in reply, (said, reply)
     wrong = [stage.gitlab.comment(mr, stage.alice, text) for text in ("/sandbox exted 1h", "/sandbox extend tomorrow")]
-    for note, answer in zip(wrong, ("did you mean /sandbox extend", "write a duration like"), strict=True):
+    for note, answer in zip(wrong, ("Did you mean `/sandbox extend", "write a duration like"), strict=True):
         assert note
         await told(stage, mr, answer)
         assert [award.name for award in note.awards] == ["no_entry_sign"]

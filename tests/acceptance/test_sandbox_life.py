@@ -190,7 +190,7 @@ async def test_the_owner_is_warned_can_extend_and_the_end_is_graceful_and_accoun
         )
         assert warning.mentions == {"user_ids": [stage.matrix_alice.user_id]}
         await stage.matrix_alice.send(stage.room, f"!rave extend !{mr.iid} 10s")
-        await stage.matrix_ops.wait_for(stage.room, lambda m: "is extended by 10 s" in m.body, 20)
+        await stage.matrix_ops.wait_for(stage.room, lambda m: "(10 s more)" in m.body, 20)
         stage.gitlab.comment(mr, stage.alice, "/sandbox extend 1h")
         ended = await stage.note_says(mr, "Sandbox ended: its time was up", 120)
         told = [note.body for note in stage.gitlab.notes(mr) if "This sandbox ends" in note.body]

@@ -327,7 +327,7 @@ async def test_the_audit_of_something_unknown_says_how_to_write_it(here: Install
     await fill(here.state)
     code, _, errors = await here.run("audit", "--", ref)
     assert code == 1
-    assert "write one like group/app!42" in errors
+    assert "Write one like group/app!42" in errors
 
 
 async def test_the_audit_without_a_database_makes_none(here: Installation) -> None:

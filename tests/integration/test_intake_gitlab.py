@@ -199,7 +199,7 @@ async def test_an_extension_is_refused_with_its_reason_where_there_is_nothing_to
     await desk.work()
     emoji, text = await desk.answers()
     assert emoji == "no_entry_sign"
-    assert text.startswith("only a sandbox that was ready can be extended")
+    assert text.startswith("The sandbox of group/app!1 is queued. Only a sandbox")
 
 
 @pytest.mark.parametrize("verb", ["start", "stop", "extend 1h", "rebuild", "retry"])
@@ -208,8 +208,9 @@ async def test_a_guest_is_refused_by_rule_and_the_refusal_is_logged(desk: Desk, 
     await desk.tell(mr)
     await desk.say(mr, desk.gina, f"/sandbox {verb}")
     await desk.work()
-    rule = "gina is Guest in that project, and it takes Developer or more"
-    assert await desk.answers() == ["no_entry_sign", f"refused: {rule}"]
+    rule = "gina is Guest in group/app."
+    advice = "This needs the role Developer or more: ask a Maintainer of group/app."
+    assert await desk.answers() == ["no_entry_sign", f"Refused: {rule} {advice}"]
     event = (await desk.world.events())[-1]
     assert (event.kind, event.actor.name, event.data["rule"]) == ("command.refused", "gina", rule)
     assert await desk.states() == ["queued"]
@@ -219,21 +220,23 @@ async def test_somebody_who_is_no_member_is_refused(desk: Desk) -> None:
     mr, mallory = desk.open(), desk.server.add_user("mallory")
     await desk.say(mr, mallory, "/sandbox start")
     await desk.work()
-    assert (await desk.answers())[1] == "refused: mallory is no member of that project on GitLab"
+    assert (await desk.answers())[1].startswith("Refused: mallory is no member of group/app on GitLab. This needs")
     assert await desk.states() == []
 
 
 async def test_anybody_gets_help_and_a_wrong_command_is_told_its_usage(desk: Desk) -> None:
     mr = desk.open()
     await desk.say(mr, desk.gina, "/sandbox help")
+    await desk.say(mr, desk.gina, "/sandbox help stop")
     await desk.say(mr, desk.alice, "/sandbox strat")
     await desk.say(mr, desk.alice, "/sandbox extend soon")
     await desk.work()
-    emoji, helped, *wrong = await desk.answers()
+    emoji, helped, _, more, *wrong = await desk.answers()
     assert (emoji, helped) == ("white_check_mark", "help")
+    assert more.startswith("`/sandbox stop` – end the sandbox.\nIts machine is shut down")
     assert wrong[0] == "no_entry_sign"
-    assert wrong[1] == "There is no such command; did you mean /sandbox start?"
-    assert wrong[3].startswith("/sandbox extend [1h]: write a duration like")
+    assert wrong[1] == "There is no such command. Did you mean `/sandbox start [SHA]`?"
+    assert wrong[3].endswith("or 1d. Type `/sandbox extend [1h]`.")
 
 
 @pytest.mark.parametrize("text", ["/sandbox help", "/sandbox start", "/sandbox strat", "/sandbox"])
@@ -283,6 +286,7 @@ async def test_a_forks_commit_is_let_in_by_a_developers_comment_and_no_ones_else
     await desk.say(mr, desk.alice, "/sandbox start")
     await desk.work()
     assert await desk.states() == []
+    assert (await desk.answers())[-1].endswith(f"To let in exactly this commit, type `/sandbox start {mr.sha}`.")
     await desk.say(mr, desk.alice, f"/sandbox start {mr.sha}")
     await desk.work()
     assert await desk.states() == ["queued"]

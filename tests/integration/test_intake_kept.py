@@ -179,7 +179,10 @@ async def test_of_a_message_only_the_command_is_kept_and_nothing_once_it_is_hand
     assert {len(body) < 10_000 for body in await bodies(desk, "outbox")} == {True}
 
 
-@pytest.mark.parametrize(("status", "answer"), [(503, "I can't do that right now"), (404, "GitLab has no such thing")])
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(503, "GitLab does not answer as it should right now. Your command is kept"), (404, "GitLab does not have that")],
+)
 async def test_a_message_that_can_not_be_obeyed_is_answered_in_its_room_and_thread(
     chat: Chat, desk: Desk, status: int, answer: str
 ) -> None:
@@ -259,8 +262,8 @@ async def test_a_database_of_the_first_version_keeps_its_waiting_requests_and_lo
         )
         assert {row["delivery_key"]: row["outcome"] for row in outcomes} == {
             "delivery:1": "queued",
-            "note:1": "the sandbox of group/app!1 is being stopped",
-            "note:9001": "a sandbox for group/app!2 is on its way",
+            "note:1": "The sandbox of group/app!1 is being stopped.",
+            "note:9001": "A sandbox for group/app!2 is on its way.",
             "$said": "help",
         }
         assert not await database.write(

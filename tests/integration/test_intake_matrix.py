@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,11 @@ __all__ = ["desk"]  # the fixture, from where it is made
 
 ALICE, GINA, OPS, EVE = "@alice:example.org", "@gina:example.org", "@ops:example.org", "@eve:evil.example"
 DEV = "!dev:example.org"
+RULE = {GINA: "gina is Guest in group/app.", EVE: "Your Matrix account is not tied to a GitLab user."}
+ADVICE = {
+    GINA: "This needs the role Developer or more: ask a Maintainer of group/app.",
+    EVE: "Ask an admin of ravebot to add it to the users in its configuration.",
+}
 
 
 class Chat:
@@ -35,7 +41,14 @@ class Chat:
         self.journal = MatrixJournal(desk.world.database, "!rave")
         self._said = 0
 
-    async def say(self, sender: str, text: str, *, room: str = DEV, direct: bool = False) -> None:
+    async def say(
+        self,
+        sender: str,
+        text: str,
+        *,
+        room: str = DEV,
+        direct: bool = False,
+    ) -> None:
         self._said += 1
         message = IncomingMessage(f"$event{self._said}", room, sender, text, None, direct, 0)
         await self.journal.save((message,), f"batch {self._said}")
@@ -55,7 +68,14 @@ class Chat:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def ask(self, sender: str, text: str, *, room: str = DEV, direct: bool = False) -> str:
+    async def ask(
+        self,
+        sender: str,
+        text: str,
+        *,
+        room: str = DEV,
+        direct: bool = False,
+    ) -> str:
         """What is answered, as it reads: without word joiners."""
         await self.say(sender, text, room=room, direct=direct)
         await self.work()
@@ -63,11 +83,10 @@ class Chat:
         return replies[-1].replace("\u2060", "") if replies else ""
 
     async def replies(self) -> list[str]:
-        return [
-            json.loads(body)["content"]["body"]
-            for _, _, kind, body in await self.desk.world.outbox()
-            if kind == "reply"
-        ]
+        return [content["body"] for content in await self.contents()]
+
+    async def contents(self) -> list[dict[str, Any]]:
+        return [json.loads(body)["content"] for _, _, kind, body in await self.desk.world.outbox() if kind == "reply"]
 
 
 @pytest.mark.parametrize(("days", "heard"), [(6, 1), (8, 0)])
@@ -95,30 +114,23 @@ async def mr(desk: Desk) -> MergeRequest:
 
 
 async def test_a_developer_starts_and_stops_and_is_answered_in_the_rooms_lane(chat: Chat, mr: MergeRequest) -> None:
-    assert await chat.ask(ALICE, "!rave start group/app!1") == "a sandbox for group/app!1 is on its way"
+    assert await chat.ask(ALICE, "!rave start group/app!1") == "A sandbox for group/app!1 is on its way."
     assert await chat.desk.states() == ["queued"]
-    assert await chat.ask(ALICE, "!RAVE stop 1") == "the sandbox of group/app!1 is being stopped"
+    assert await chat.ask(ALICE, "!RAVE stop 1") == "The sandbox of group/app!1 is being stopped."
     assert await chat.desk.states() == []
     assert {lane for target, lane, kind, _ in await chat.desk.world.outbox() if kind == "reply"} == {ROOM}
     queued = [event for event in await chat.desk.world.events() if event.kind == "sandbox.queued"]
     assert str(queued[0].actor) == f"{ALICE} (matrix)"
 
 
-@pytest.mark.parametrize(
-    ("who", "why"),
-    [
-        (GINA, "Refused: gina is Guest in that project, and it takes Developer or more"),
-        (EVE, "Refused: your Matrix account is not tied to a GitLab user: ask an admin to add it to matrix.users"),
-    ],
-)
+@pytest.mark.parametrize("who", [GINA, EVE])
 @pytest.mark.parametrize("verb", ["start", "stop", "extend", "rebuild", "retry", "show", "logs", "why"])
-async def test_others_are_refused_by_rule_and_it_is_logged(
-    chat: Chat, mr: MergeRequest, who: str, why: str, verb: str
-) -> None:
-    assert await chat.ask(who, f"!rave {verb} !1") == why.replace("matrix.", "matrix[.]")  # the log has it raw
+async def test_others_are_refused_by_rule_and_it_is_logged(chat: Chat, mr: MergeRequest, who: str, verb: str) -> None:
+    refusal = await chat.ask(who, f"!rave {verb} !1")
+    assert refusal == f"Refused: {RULE[who]} {ADVICE[who]}"
     event = (await chat.desk.world.events())[-1]
     assert (event.kind, event.actor.name) == ("command.refused", who)
-    assert event.data == {"verb": verb, "ref": "group/app!1", "rule": why.removeprefix("Refused: ")}
+    assert event.data == {"verb": verb, "ref": "group/app!1", "rule": RULE[who]}
     assert await chat.desk.states() == []
 
 
@@ -130,7 +142,7 @@ async def test_a_room_that_is_not_mapped_gives_nothing_away(chat: Chat, mr: Merg
     for who in (ALICE, EVE):
         for command in ("start group/app!1", "show group/app!1", "list", "queue"):
             assert (await chat.ask(who, f"!rave {command}", room="!other:example.org")).startswith(
-                "Refused: this room is not mapped to that project"
+                "Refused: This room is not mapped to that project. Ask in a room that is"
             )
     assert await chat.desk.states() == []
 
@@ -165,18 +177,62 @@ async def test_help_and_whoami_say_what_there_is(chat: Chat, mr: MergeRequest) -
     assert "!rave extend REF [1h]" in await chat.ask(EVE, "!rave help")
     mine = await chat.ask(ALICE, "!rave whoami")
     assert "On GitLab you are `alice`." in mine
-    assert "`group/app`: you may command (alice is Developer in that project)" in mine
+    assert "`group/app`: you may command. alice is Developer in group/app." in mine
     assert "ask an admin" in await chat.ask(EVE, "!rave whoami")
 
 
 async def test_a_wrong_command_is_told_its_usage(chat: Chat, mr: MergeRequest) -> None:
-    assert await chat.ask(ALICE, "!rave strat 1") == "There is no such command; did you mean `!rave start REF [SHA]`?"
-    assert "say which merge request" in await chat.ask(ALICE, "!rave stop")
+    assert await chat.ask(ALICE, "!rave strat 1") == "There is no such command. Did you mean `!rave start REF [SHA]`?"
+    assert "Say which merge request." in await chat.ask(ALICE, "!rave stop")
     assert "write a duration like" in await chat.ask(ALICE, "!rave extend 1 soon")
 
 
+async def test_what_to_type_next_is_said_as_it_is_typed_in_the_room(chat: Chat, mr: MergeRequest) -> None:
+    await chat.ask(ALICE, "!rave start 1")
+    again = await chat.ask(ALICE, "!rave start 1")
+    assert again.endswith("To see all about it, type `!rave show group/app!1`.")
+    wrong = await chat.ask(ALICE, f"!rave start 1 {B}")
+    assert wrong.endswith(f"Look at it first. To start it then, type `!rave start group/app!1 {mr.sha}`.")
+
+
+async def test_help_may_be_about_one_verb(chat: Chat) -> None:
+    assert (await chat.ask(EVE, "!rave help extend")).splitlines() == [
+        "`!rave extend REF [1h]` – keep it an hour longer, or as long as you say.",
+        "Its end moves by that long, up to the longest lifetime. The owner is warned again before the new end.",
+        "It needs the role Developer in the project.",
+        "For example: `!rave extend group/app!42 1h30m`",
+    ]
+    assert await chat.ask(EVE, "!rave help extned") == "There is no such command. Did you mean `!rave extend REF [1h]`?"
+
+
+async def test_whoami_is_shorter_than_ten_lines_with_many_projects(chat: Chat, mr: MergeRequest) -> None:
+    for number in range(9):
+        project = chat.desk.server.add_project(f"group/p{number}", public=True)
+        chat.desk.server.set_role(project, chat.desk.bot, DEVELOPER)
+        chat.desk.server.open_merge_request(project, chat.desk.alice, "One of many", "feature")
+    await chat.desk.poller.look()
+    lines = (await chat.ask(ALICE, "!rave whoami")).splitlines()
+    assert (len(lines), lines[-1]) == (9, "and 4 more")
+
+
+async def test_what_gitlab_says_in_its_own_words_is_for_the_log_alone(chat: Chat, mr: MergeRequest) -> None:
+    for status, told in (
+        (403, "GitLab does not let me do that. Ask a Maintainer of the project to give me the role Developer."),
+        (422, "I could not make sense of GitLab's answer. Try again later, or tell an admin of ravebot."),
+        (404, "There is no group/app!1, or I may not see it. To see what has a sandbox here, type `!rave list`."),
+    ):
+        chat.desk.server.fail(status, path=f"/merge_requests/{mr.iid}$")
+        assert await chat.ask(ALICE, "!rave start 1") == told
+        chat.desk.server.restore()
+    for code, outcome in zip(("403", "422", "404"), await chat.desk.outcomes(), strict=True):
+        assert code in outcome
+
+
 async def test_a_merge_request_that_does_not_exist_is_said_so(chat: Chat, mr: MergeRequest) -> None:
-    assert (await chat.ask(ALICE, "!rave show 77")).startswith("GitLab has no such thing")
+    missing = "There is no group/app!77, or I may not see it. To see what has a sandbox here, type `!rave list`."
+    for verb in ("show", "start"):
+        assert await chat.ask(ALICE, f"!rave {verb} 77") == missing
+    assert (await chat.ask(OPS, "!rave stop group/none!1")).startswith("There is no group/none!1, or I may not see it.")
 
 
 async def test_a_command_about_one_that_was_never_heard_of_asks_gitlab(chat: Chat) -> None:
@@ -205,10 +261,13 @@ async def test_while_gitlab_is_away_it_is_said_once_and_done_later(chat: Chat, m
             await chat.work(0.2)
         chat.desk.world.pass_by(minutes=2)
     [told] = await chat.replies()
-    assert told.startswith("I can't do that right now and try again until I can: GitLab answers 503")
+    assert told == (
+        "GitLab does not answer as it should right now."
+        " Your command is kept and carried out as soon as possible: you need not type it again."
+    )
     chat.desk.server.restore()
     await chat.work()
-    assert (await chat.replies())[-1] == "a sandbox for group/app!1 is on its way"
+    assert (await chat.replies())[-1] == "A sandbox for group/app!1 is on its way."
     assert len(await chat.desk.world.read(sandboxes.live)) == 1
 
 
@@ -239,7 +298,7 @@ async def test_hostile_text_is_answered_or_ignored_and_breaks_nothing(chat: Chat
 async def test_a_mapped_room_with_one_person_keeps_the_rights_of_its_readers(chat: Chat, mr: MergeRequest) -> None:
     await chat.ask(ALICE, "!rave start 1")
     assert "group/app!1" in await chat.ask(EVE, "!rave list", direct=True)
-    assert (await chat.ask(EVE, "!rave stop 1", direct=True)).startswith("Refused: your Matrix account")
+    assert (await chat.ask(EVE, "!rave stop 1", direct=True)).startswith("Refused: Your Matrix account")
 
 
 async def test_a_room_that_was_configured_under_another_name_is_answered_under_its_present_one(
@@ -253,7 +312,7 @@ async def test_a_room_that_was_configured_under_another_name_is_answered_under_i
 
 async def test_a_room_that_is_no_longer_configured_is_answered_by_its_id(chat: Chat, mr: MergeRequest) -> None:
     await chat.desk.world.write(lambda tx: outbox.set_room(tx, "#old:example.org", "!gone:example.org"))
-    assert (await chat.ask(ALICE, "!rave list", room="!gone:example.org")).startswith("Refused: this room is not")
+    assert (await chat.ask(ALICE, "!rave list", room="!gone:example.org")).startswith("Refused: This room is not")
     assert [lane for _, lane, kind, _ in await chat.desk.world.outbox() if kind == "reply"] == ["!gone:example.org"]
 
 
@@ -295,12 +354,14 @@ async def test_whoever_may_not_is_told_the_same_whether_or_not_there_is_such_a_m
     assert len(strangers) == 1
     assert len(chat.desk.server.requests) == before, "GitLab is asked for nobody whom it does not know"
     guests = {await chat.ask(GINA, f"!rave show {ref}") for ref in refs[:3]}
-    assert guests == {"Refused: gina is Guest in that project, and it takes Developer or more"}
+    assert guests == {f"Refused: gina is Guest in group/app. {ADVICE[GINA]}"}
     chat.desk.server.set_role(chat.desk.project, chat.desk.gina, 0)
     chat.desk.world.pass_by(minutes=1)
-    others = {await chat.ask(GINA, f"!rave show {ref}") for ref in refs}
-    assert others == {"Refused: gina is no member of that project on GitLab"}
-    assert "GitLab has no such thing" in await chat.ask(OPS, "!rave show group/app!77")
+    for ref in refs:  # what she typed is all that the answer has of it
+        project = ref.partition("!")[0]
+        refusal = f"Refused: gina is no member of {project} on GitLab. {ADVICE[GINA].replace('group/app', project)}"
+        assert await chat.ask(GINA, f"!rave show {ref}") == refusal
+    assert "There is no group/app!77, or I may not see it." in await chat.ask(OPS, "!rave show group/app!77")
 
 
 async def test_one_merge_request_that_gitlab_cannot_tell_of_holds_up_no_other_command(
@@ -315,14 +376,14 @@ async def test_one_merge_request_that_gitlab_cannot_tell_of_holds_up_no_other_co
     with suppress(TimeoutError):
         await chat.work(0.5)
     replies = await chat.replies()
-    assert any("a sandbox for group/app!2 is on its way" in reply for reply in replies)
+    assert any("A sandbox for group/app!2 is on its way." in reply for reply in replies)
     assert len(replies) == 3, replies
     chat.desk.server.restore()
     chat.desk.world.pass_by(minutes=2)
     await chat.work()
     assert (await chat.replies())[-2:] == [
-        "a sandbox for group/app!1 is on its way",
-        "the sandbox of group/app!1 is being stopped",
+        "A sandbox for group/app!1 is on its way.",
+        "The sandbox of group/app!1 is being stopped.",
     ]
 
 
@@ -337,6 +398,6 @@ async def test_in_the_operators_room_nothing_is_done_to_any_project(
     await world.write(lambda tx: outbox.set_room(tx, "#ops:example.org", "!ops:example.org"))
     for sender in (OPS, ALICE):
         answer = await chat.ask(sender, f"!rave start group/app!{mr.iid}", room="!ops:example.org", direct=direct)
-        assert answer == "Refused: this room is not mapped to that project"
+        assert answer.startswith("Refused: This room is not mapped to that project.")
     assert await desk.states() == []
     assert {lane for target, lane, _, _ in await world.outbox() if target == "matrix"} == {"#ops:example.org"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.sandboxes import machine_life
-from ravebot.sandboxes.intents import Outcome
+from ravebot.sandboxes.intents import Advice, Outcome
 from ravebot.sandboxes.model import Actor, EndReason, Person, Sandbox, SandboxState, Stage
 from ravebot.store import images, merge_requests, sandboxes
 from ravebot.store.images import ImageRecord
@@ -241,7 +241,7 @@ async def test_a_forks_code_starts_only_with_the_very_commit_named(world: World)
     assert await world.told_kinds() == ["gitlab note"]
     refused = await wish(world, "start")
     assert not refused.accepted
-    assert A in refused.message
+    assert refused.advice == Advice("To let in exactly this commit", "start", A)
     # A commit that begins like another is made in no time: only the whole name is the commit that was looked at.
     for wrong in (B, "aaaaaa", "b" + "a" * 39, A[:12], A[:39]):
         assert not (await wish(world, "start", wrong)).accepted
@@ -328,16 +328,18 @@ async def test_a_fork_whose_head_was_let_in_starts_again_when_it_is_reopened(wor
 
 async def test_start_starts_one_where_there_is_none_and_says_so_where_there_is(world: World) -> None:
     await world.told(MR, may_start=False)
-    assert (await wish(world, "start")).message == "a sandbox for group/app!1 is on its way"
+    assert (await wish(world, "start")).message == "A sandbox for group/app!1 is on its way."
     again = await wish(world, "start")
-    assert again == Outcome(True, "group/app!1 has a sandbox already: it is queued")
+    assert again.message == "group/app!1 has a sandbox already: it is queued."
+    assert again.advice == Advice("To see all about it", "show")
     assert await count(world) == 1
 
 
 async def test_start_with_another_commit_than_the_head_is_refused(world: World) -> None:
     await world.told(MR, may_start=False)
     refused = await wish(world, "start", B)
-    assert refused == Outcome(False, f"the head of group/app!1 is {A[:12]}, not {B}: look at it first")
+    why = f"The head of group/app!1 is {A[:12]}, not {B}. Look at it first."
+    assert refused == Outcome(False, why, Advice("To start it then", "start", A))
 
 
 @pytest.mark.parametrize("verb", ["start", "rebuild", "retry"])
@@ -345,17 +347,17 @@ async def test_start_with_another_commit_than_the_head_is_refused(world: World) 
 async def test_only_an_open_merge_request_gets_a_sandbox(world: World, verb: str, state: str) -> None:
     await world.told(replace(MR, state=state))
     refused = await wish(world, verb)
-    assert refused == Outcome(False, f"group/app!1 is {state}: only an open merge request gets a sandbox")
+    assert refused == Outcome(False, f"group/app!1 is {state}. Only an open merge request gets a sandbox.")
     assert await count(world) == 0
 
 
 async def test_stop_stops_once_and_says_where_there_is_nothing(world: World) -> None:
     await world.told(MR, may_start=False)
-    assert await wish(world, "stop") == Outcome(False, "group/app!1 has no sandbox")
+    assert await wish(world, "stop") == Outcome(False, "group/app!1 has no sandbox.")
     await wish(world, "start")
     await world.begin(await world.latest(MR))
-    assert (await wish(world, "stop")).message == "the sandbox of group/app!1 is being stopped"
-    assert (await wish(world, "stop")).message == "the sandbox of group/app!1 is stopping already"
+    assert (await wish(world, "stop")).message == "The sandbox of group/app!1 is being stopped."
+    assert (await wish(world, "stop")).message == "The sandbox of group/app!1 is being stopped already."
     assert (await world.events())[-1].actor == BOB
 
 
@@ -366,7 +368,7 @@ async def test_extend_adds_an_hour_or_what_is_said_and_the_warnings_come_again(w
     warned = replace(ready, warned=frozenset({1800, 600}))
     await world.write(lambda tx: sandboxes.save(tx, warned))
     done = await wish(world, "extend")
-    assert done == Outcome(True, "group/app!1 is extended by 1 h, until 15:00 UTC, in 1 h 5 min")
+    assert done == Outcome(True, "group/app!1 stays until 15:00 UTC (1 h more).")
     after = await world.latest(MR)
     assert (after.expires_at, after.warned) == (ready.expires_at + timedelta(hours=1), frozenset())
     await wish(world, "extend", timedelta(minutes=10))
@@ -386,10 +388,11 @@ async def test_extend_goes_up_to_the_longest_lifetime_and_no_further(world: Worl
     assert ready.ready_at
     granted = await wish(world, "extend", timedelta(hours=20))
     assert granted.accepted
-    assert granted.message.startswith("group/app!1 is extended by 6 h (not 20 h: 8 h is the longest)")
+    assert granted.message == "group/app!1 stays until 20:00 UTC (6 h more, not 20 h: 8 h is the longest lifetime)."
     assert (await world.latest(MR)).expires_at == ready.ready_at + timedelta(hours=8)
     refused = await wish(world, "extend")
-    assert refused == Outcome(False, "group/app!1 has its longest lifetime already (8 h); rebuild starts anew")
+    why = "group/app!1 has its longest lifetime already, 8 h: it ends at 20:00 UTC."
+    assert refused == Outcome(False, why, Advice("For a fresh machine with a new end", "rebuild"))
 
 
 async def test_an_extension_beyond_the_end_of_all_calendars_is_one_up_to_the_longest(world: World) -> None:
@@ -410,9 +413,10 @@ async def test_only_one_that_was_ready_can_be_extended(world: World, how_far: st
     sandbox = await getattr(world, how_far)(MR)
     refused = await wish(world, "extend")
     assert not refused.accepted
-    assert f"it is {sandbox.state.value} for group/app!1" in refused.message
+    why = "Only a sandbox that was ready can be extended."
+    assert refused.message == f"The sandbox of group/app!1 is {sandbox.state.value}. {why}"
     await wish(world, "stop")
-    assert "there is none for group/app!1" in (await wish(world, "extend")).message
+    assert (await wish(world, "extend")).message == f"group/app!1 has no sandbox. {why}"
 
 
 async def test_an_overdue_one_is_extended_from_now(world: World) -> None:
@@ -424,19 +428,19 @@ async def test_an_overdue_one_is_extended_from_now(world: World) -> None:
 
 async def test_rebuild_ends_the_old_and_queues_a_new_one_behind_it(world: World) -> None:
     first = await world.ready(MR)
-    assert (await wish(world, "rebuild")).message == "group/app!1 gets a fresh machine, the old one ends first"
+    assert (await wish(world, "rebuild")).message == "group/app!1 gets a fresh machine. The old one ends first."
     old = await world.read(lambda tx: sandboxes.get(tx, first.id))
     assert old
     assert (old.state, old.end_reason, old.end_detail) == (S.STOPPING, EndReason.SUPERSEDED, "rebuilt")
     assert (await world.latest(MR)).state is S.QUEUED
-    assert (await wish(world, "rebuild")).message == "group/app!1 is in the queue: it gets a fresh machine anyway"
+    assert (await wish(world, "rebuild")).message == "group/app!1 waits in the queue, and gets a fresh machine anyway."
     assert await count(world) == 2
 
 
 @pytest.mark.parametrize(
     ("verb", "message"),
-    [("start", "a sandbox for group/app!1 is on its way"), ("rebuild", "group/app!1 gets a fresh machine"),
-     ("retry", "a sandbox for group/app!1 is on its way")],
+    [("start", "A sandbox for group/app!1 is on its way."), ("rebuild", "group/app!1 gets a fresh machine."),
+     ("retry", "A sandbox for group/app!1 is on its way.")],
 )  # fmt: skip
 async def test_whatever_asks_for_a_sandbox_while_the_old_one_stops_gets_a_new_one_behind_it(
     world: World, verb: str, message: str
@@ -450,7 +454,7 @@ async def test_whatever_asks_for_a_sandbox_while_the_old_one_stops_gets_a_new_on
 
 async def test_rebuild_without_a_sandbox_starts_one(world: World) -> None:
     await world.told(MR, may_start=False)
-    assert await wish(world, "rebuild") == Outcome(True, "group/app!1 gets a fresh machine")
+    assert await wish(world, "rebuild") == Outcome(True, "group/app!1 gets a fresh machine.")
     assert await count(world) == 1
 
 
@@ -461,7 +465,7 @@ async def test_retry_lifts_the_hold_and_the_backoff(world: World) -> None:
     await world.write(lambda tx: sandboxes.save(tx, held))
     await world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
     await world.empty_outbox()
-    assert await wish(world, "retry") == Outcome(True, "group/app!1 is tried again")
+    assert await wish(world, "retry") == Outcome(True, "group/app!1 is tried again now.")
     assert await world.read(lambda tx: images.get(tx, image)) == ImageRecord(image)
     after = await world.latest(MR)
     assert (after.not_before, after.wait_reason) == (None, "")
@@ -483,7 +487,7 @@ async def test_a_hold_that_retry_lifts_for_a_merge_request_without_a_sandbox_is_
     await world.write(lambda tx: sandboxes.save(tx, replace(waits, wait_reason="no machines are built: it broke")))
     await world.write(lambda tx: images.save(tx, ImageRecord(image, 3, "it broke")))
     await world.told(MR, may_start=False)
-    assert (await wish(world, "retry")).message == "a sandbox for group/app!1 is on its way"
+    assert (await wish(world, "retry")).message == "A sandbox for group/app!1 is on its way."
     assert (await world.kinds())[-1] == "build.resumed"
     assert (await world.latest(SECOND)).wait_reason == ""
 
@@ -498,10 +502,10 @@ async def test_a_retry_that_is_refused_lifts_no_hold(world: World) -> None:
 
 async def test_retry_runs_the_chain_of_a_ready_one_again(world: World) -> None:
     ready = await world.ready(MR)
-    assert (await wish(world, "retry")).message == "group/app!1: the code is copied in and set up again"
+    assert (await wish(world, "retry")).message == "The code of group/app!1 is copied in and set up again."
     after = await world.latest(MR)
     assert (after.stage, after.sha, after.stage_attempt) == (Stage.COPY, A, ready.stage_attempt + 1)
-    assert (await wish(world, "retry")).message == "group/app!1 is ready: nothing to retry"
+    assert (await wish(world, "retry")).message == "group/app!1 is ready: there is nothing to retry."
 
 
 async def test_what_retry_says_of_the_image_comes_before_what_follows_for_the_sandbox(world: World) -> None:
@@ -514,4 +518,4 @@ async def test_what_retry_says_of_the_image_comes_before_what_follows_for_the_sa
 
 async def test_retry_without_a_sandbox_starts_one(world: World) -> None:
     await world.told(MR, may_start=False)
-    assert (await wish(world, "retry")).message == "a sandbox for group/app!1 is on its way"
+    assert (await wish(world, "retry")).message == "A sandbox for group/app!1 is on its way."

@@ -51,7 +51,7 @@ async def test_the_list_has_the_queue_last_and_says_how_to_get_in(yard: Yard) ->
 async def test_stop_stops_what_is_named_as_people_write_it(yard: Yard) -> None:
     await yard.make_ready(MR)
     done = await operator(yard).command("stop", ("group/app!1",), OPS)
-    assert done == Outcome(True, "the sandbox of group/app!1 is being stopped")
+    assert done == Outcome(True, "The sandbox of group/app!1 is being stopped.")
     assert await yard.is_in(MR, "stopping")
 
 
@@ -62,7 +62,7 @@ async def test_a_reference_that_is_none_is_told_how_to_write_one(yard: Yard, ref
     refused = await operator(yard).command("stop", (ref,), OPS)
     assert isinstance(refused, Outcome)
     assert not refused.accepted
-    assert refused.message.endswith("write one like group/app!42")
+    assert refused.message.endswith("Write one like group/app!42.")
 
 
 async def test_usage_adds_up_what_a_projects_sandboxes_took(yard: Yard) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.commands.verbs import Command, Mistake
-from ravebot.gitlab.commands import explain, help_lines, parse_comment
+from ravebot.commands.verbs import VERBS, Command, Door, Mistake, explain
+from ravebot.gitlab.commands import WORD, parse_comment
 
 
 @pytest.mark.parametrize(
@@ -66,36 +66,36 @@ def test_other_comments_ask_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        ("/sandbox strat", "did you mean /sandbox start?"),
-        ("/sandbox extendd 1h", "did you mean /sandbox extend?"),
-        ("/sandbox @all", "there are start, stop, extend, rebuild, retry, help"),
-        ("/sandbox extend soon", "/sandbox extend [1h]: write a duration like 90s, 30m, 2h"),
+        ("/sandbox strat", "Did you mean `/sandbox start [SHA]`?"),
+        ("/sandbox extendd 1h", "Did you mean `/sandbox extend [1h]`?"),
+        ("/sandbox @all", "Type `/sandbox help` to see what there is."),
+        ("/sandbox extend soon", "That is no duration: write a duration like 90s, 30m, 2h"),
         ("/sandbox extend 0s", "longer than nothing"),
         ("/sandbox extend -1h", "write a duration"),
         ("/sandbox extend " + "9" * 30 + "d", "write a duration"),
-        ("/sandbox start main", "/sandbox start [SHA]: a commit is"),
-        ("/sandbox stop now", "/sandbox stop: it takes nothing after it"),
+        ("/sandbox start main", "A commit is at least its first 8 hexadecimal digits. Type `/sandbox start [SHA]`."),
+        ("/sandbox stop now", "There is something after it that does not belong there. Type `/sandbox stop`."),
     ],
 )
 def test_a_mistake_gets_advice(text: str, advice: str) -> None:
     result = parse_comment(text)
     assert isinstance(result, Mistake)
-    assert advice in explain(result)
+    assert advice in explain(result, Door.COMMENT, WORD)
 
 
 @given(st.text(max_size=300), st.text(max_size=100))
 def test_any_text_is_answered_and_never_repeated(before: str, after: str) -> None:
     result = parse_comment(f"{before}\n/sandbox {after}")
     if isinstance(result, Mistake):
-        assert len(explain(result)) < 300
-        assert "@" not in explain(result)
+        assert len(explain(result, Door.COMMENT, WORD)) < 300
+        assert "@" not in explain(result, Door.COMMENT, WORD)
 
 
-def test_help_is_the_table() -> None:
-    assert [usage.split()[1] for usage, _purpose in help_lines()] == [
-        "start", "stop", "extend", "rebuild", "retry", "help",
-    ]  # fmt: skip
-    assert ("/sandbox extend [1h]", "make it live longer, by so much") in help_lines()
+def test_help_may_be_about_one_command() -> None:
+    command = parse_comment("/sandbox help Extend")
+    assert isinstance(command, Command)
+    assert command.about == next(verb for verb in VERBS if verb.name == "extend")
+    assert isinstance(parse_comment("/sandbox help show"), Mistake), "it can't be typed here"
 
 
 def test_a_very_long_comment_is_read_quickly_and_only_so_far() -> None:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from ravebot.commands.verbs import Door, help_groups
 from ravebot.gitlab.commands import parse_comment
+from ravebot.gitlab.escape import JOINER
 from ravebot.gitlab.notes import (
     marker,
     render_draft_waiting,
@@ -157,7 +159,17 @@ def test_a_reply_is_plain_text_for_one_person() -> None:
     assert mentions(reply) == ["alice"]
     assert take_quick_actions(reply)[1] == []
     assert mentions(render_help("alice")) == ["alice"]
-    assert "| `/sandbox extend [1h]` |" in render_help()
+    lines = render_help().splitlines()
+    for _, rows in help_groups(Door.COMMENT, "/sandbox"):
+        for usage, purpose in rows:
+            assert f"  - `{usage}` – {purpose}" in lines
+    assert "- **Keep or end it**" in lines
+
+
+def test_a_command_in_an_answer_is_code_and_the_words_beside_it_stay_apart() -> None:
+    assert render_reply("No such thing. Did you mean `/sandbox start`?\n`/sandbox stop` ends it.").replace(
+        JOINER, ""
+    ) == ("No such thing. Did you mean `/sandbox start`?\n\n`/sandbox stop` ends it.\n")
 
 
 def test_a_commit_copied_from_an_answer_can_be_pasted_into_a_command() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ravebot.commands.verbs import Door, help_rows
 from ravebot.matrix.cards import render_card, render_history, render_said, render_warning, render_why
 from ravebot.matrix.content import MAX_CONTENT_BYTES, Content, as_reply, edit_of, in_thread, size_bytes
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
@@ -26,12 +27,12 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
 from tests.support.client_links import client_links
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJkGdDWQyd7hLFPBrl5yRpbHNs9DgBZ1oAwqdQ0eKM9M"
-ALLOWED_TAGS = {"table", "thead", "tbody", "tr", "th", "td", "code", "pre", "strong", "a", "br"}
+ALLOWED_TAGS = {"table", "tr", "th", "td", "code", "pre", "strong", "a", "br"}
 HOSTILE = "</td><script>alert(1)</script> @room @alice:example.org `x` \u202egnp.exe\n/close\n![x](http://evil/)"
 HOSTILE += " https://evil.com/x www.evil.com evil.example/x #room:evil.org matrix.to/#/#a:b"
 OWN = ("agent@sandboxes.example.org", "https://sandboxes.example.org:3001/")
@@ -254,7 +255,7 @@ def test_a_reply_stays_in_the_thread_it_answers() -> None:
 
 
 def test_code_in_a_reply_is_marked_and_output_is_preformatted() -> None:
-    content = as_reply(render_reply("did you mean `!rave list`?", output="a < b\nsecond line"), "$1")
+    content = as_reply(render_reply("Did you mean `!rave list`?", output="a < b\nsecond line"), "$1")
     assert "<code>!rave list</code>" in content["formatted_body"]
     assert "<pre><code>a &lt; b\nsecond line</code></pre>" in content["formatted_body"]
 
@@ -264,8 +265,45 @@ def test_the_queue_lists_who_waits_next_first() -> None:
     second = replace(view(SandboxState.QUEUED, queue_position=2), mr=replace(first.mr, title="Second"))
     body = render_queue([second, view(), first])["body"]
     assert body.index("Add a button") < body.index("Second")
-    assert "about 3 min" in body
-    assert len(body.splitlines()) == 2
+    assert body.splitlines() == [
+        "Next group/app!42 Add a button · at about 12:03 UTC · alice",
+        "Number 2 group/app!42 Second · alice",
+    ]
+
+
+def test_a_list_has_a_short_line_for_each_sandbox() -> None:
+    ready = view()
+    tomorrow = replace(ready.sandbox, expires_at=NOW + timedelta(hours=13), stage=Stage.SETUP)
+    paused = Trouble(paused=True, since=NOW)
+    content = render_list(
+        [
+            ready,
+            replace(ready, sandbox=tomorrow, mr=replace(ready.mr, title="T" * 100)),
+            replace(
+                view(SandboxState.QUEUED), sandbox=replace(ready.sandbox, state=SandboxState.QUEUED, expires_at=None)
+            ),
+            replace(ready, trouble=paused),
+        ]
+    )
+    assert content["body"].splitlines() == [
+        "🟢 Ready group/app!42 Add a button · until 13:40 UTC · alice",
+        f"🟢 Ready group/app!42 {'T' * 59}… · until 2026-11-25 01:00 UTC · alice · is being updated",
+        "🕒 Waiting group/app!42 Add a button · alice",
+        "⏸ Ready group/app!42 Add a button · until 13:40 UTC · alice · but its machine has been paused since"
+        " 2026-11-24 12:00 UTC",
+    ]
+    first = content["formatted_body"].partition("<br>")[0]
+    assert first == (
+        '🟢 <strong>Ready</strong> <a href="https://gitlab.example.org/group/app/-/merge_requests/42">group/app!42</a>'
+        " Add a button · until 13:40 UTC · alice"
+    )
+
+
+@pytest.mark.parametrize(("many", "lines", "last"), [(9, 9, "· alice"), (10, 9, "and 2 more"), (100, 9, "and 92 more")])
+def test_a_long_list_is_cut_to_fewer_than_ten_lines(many: int, lines: int, last: str) -> None:
+    for content in (render_list([view()] * many), render_queue([view(SandboxState.QUEUED)] * many)):
+        shown = content["body"].splitlines()
+        assert (len(shown), shown[-1].endswith(last)) == (lines, True)
 
 
 def test_empty_lists_say_so() -> None:
@@ -275,8 +313,11 @@ def test_empty_lists_say_so() -> None:
 
 def test_help_shows_every_command() -> None:
     content = render_help("!box")
-    assert "!box extend REF [1h]" in content["body"]
-    assert "<code>!box whoami</code>" in content["formatted_body"]
+    for usage, purpose in help_rows(Door.ROOM, "!box"):
+        assert f"{usage} – {purpose}" in content["body"]
+        assert f"<code>{usage}</code> – {purpose}" in html.unescape(content["formatted_body"])
+    assert "<strong>When it does not work</strong>" in content["formatted_body"]
+    assert len(content["body"].splitlines()) <= 15, "it fits one screen"
     assert_harmless(content)
 
 

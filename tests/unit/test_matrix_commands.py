@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Verb, at, help_rows
-from ravebot.matrix.commands import command_line, explain, number_in, parse
+from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Verb, at, explain, help_on, help_rows
+from ravebot.matrix.commands import command_line, number_in, parse
 
 ONE = ("group/app",)
 TWO = ("group/app", "tools/cli")
@@ -51,7 +52,10 @@ def test_what_people_type_is_understood(text: str, command: Command) -> None:
         ("!rave stop !042", None),
         ("!rave stop " + "9" * 400, None),
         ("!rave stop 4²", None),
-        ("!rave \ud800 \ud8007", 7),
+        ("!rave show group/app[.]js!7", 7),
+        ("!rave start deadbee1", None),
+        ("!rave extend 1h30", None),
+        ("!rave \ud800 \ud8007", None),
     ],
 )
 def test_the_number_that_a_command_is_about_is_read_off_it(text: str, number: int | None) -> None:
@@ -66,10 +70,10 @@ def test_what_is_not_for_us_is_left_alone(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        ("!rave lsit", "did you mean `!rave list`"),
-        ("!rave extned !42", "did you mean `!rave extend REF [1h]`"),
-        ("!rave xyzzy", "`!rave help`"),
-        ("!rave show", "say which merge request"),
+        ("!rave lsit", "Did you mean `!rave list`?"),
+        ("!rave extned !42", "Did you mean `!rave extend REF [1h]`?"),
+        ("!rave xyzzy", "Type `!rave help` to see"),
+        ("!rave show", "Say which merge request."),
         ("!rave show forty-two", "no merge request"),
         ("!rave show !0", "no merge request"),
         ("!rave show ٤٢", "no merge request"),
@@ -87,19 +91,41 @@ def test_what_is_not_for_us_is_left_alone(text: str) -> None:
 def test_what_is_wrong_is_answered_with_how_it_would_be(text: str, advice: str) -> None:
     answer = parse(text, "!rave", ONE)
     assert isinstance(answer, Mistake)
-    assert advice in explain(answer, "!rave")
+    assert advice in explain(answer, Door.ROOM, "!rave")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_the_help_on_a_verb_says_what_it_does_what_happens_then_and_who_may(verb: Verb) -> None:
+    for door, prefix in ((Door.ROOM, "!box"), (Door.COMMENT, "/sandbox")):
+        if door not in verb.doors:
+            continue
+        typed, then, needs, *example = help_on(verb, door, prefix).splitlines()
+        assert typed == f"`{verb.usage(door, prefix)}` – {verb.doors[door]}."
+        assert then == verb.then
+        assert ("Developer" in needs) == (verb.right is Right.COMMAND)
+        assert bool(example) == (verb.usage(door, prefix) != f"{prefix} {verb.name}")
+        for line in example:
+            shown = line.removeprefix("For example: `").removesuffix("`")
+            if door is Door.ROOM:
+                assert isinstance(parse(shown, prefix, ()), Command)
+
+
+def test_help_on_an_unknown_verb_names_the_closest() -> None:
+    answer = parse("!rave help extned", "!rave", ONE)
+    assert isinstance(answer, Mistake)
+    assert "Did you mean `!rave extend REF [1h]`?" in explain(answer, Door.ROOM, "!rave")
 
 
 def test_a_short_reference_in_a_room_of_several_projects_is_asked_back() -> None:
     answer = parse("!rave stop !42", "!rave", TWO)
     assert isinstance(answer, Mistake)
-    assert "group/app!42 or tools/cli!42" in explain(answer, "!rave")
+    assert "group/app!42 or tools/cli!42" in explain(answer, Door.ROOM, "!rave")
 
 
 def test_a_short_reference_where_no_project_is_known_is_asked_back() -> None:
     answer = parse("!rave stop 42", "!rave", ())
     assert isinstance(answer, Mistake)
-    assert "group/app!42" in explain(answer, "!rave")
+    assert "group/app!42" in explain(answer, Door.ROOM, "!rave")
 
 
 def test_help_lists_every_command_with_the_configured_prefix() -> None:
@@ -111,7 +137,13 @@ def test_help_lists_every_command_with_the_configured_prefix() -> None:
 
 @pytest.mark.parametrize("verb", at(Door.ROOM), ids=lambda verb: verb.name)
 def test_every_command_can_be_typed_as_its_own_usage_says(verb: Verb) -> None:
-    typed = verb.usage(Door.ROOM, "!rave").replace("REF", "!42").replace("[1h]", "1h").replace("[SHA]", "deadbeef")
+    typed = (
+        verb.usage(Door.ROOM, "!rave")
+        .replace("REF", "!42")
+        .replace("[1h]", "1h")
+        .replace("[SHA]", "deadbeef")
+        .replace("[VERB]", "stop")
+    )
     assert isinstance(parse(typed, "!rave", ONE), Command)
 
 
@@ -119,8 +151,8 @@ def test_every_command_can_be_typed_as_its_own_usage_says(verb: Verb) -> None:
 def test_no_text_breaks_the_parser_or_is_repeated_at_length(text: str, start: str) -> None:
     answer = parse(start + text, "!rave", TWO)
     if isinstance(answer, Mistake):
-        assert len(explain(answer, "!rave")) < 600
-        assert "\n" not in explain(answer, "!rave")
+        assert len(explain(answer, Door.ROOM, "!rave")) < 600
+        assert "\n" not in explain(answer, Door.ROOM, "!rave")
 
 
 @given(

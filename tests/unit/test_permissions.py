@@ -35,8 +35,8 @@ def test_developers_and_above_may_do_everything_in_a_mapped_room(verb: str, leve
 def test_below_developer_is_refused_and_told_the_role(verb: str, level: int) -> None:
     decision = ask(verb, level=level)
     assert not decision.allowed
-    assert "Developer" in decision.rule
     assert "alice" in decision.rule
+    assert "Developer" in decision.advice
 
 
 @pytest.mark.parametrize("verb", ACTING)
@@ -50,7 +50,7 @@ def test_who_is_no_member_is_refused(verb: str) -> None:
 def test_who_is_not_tied_to_gitlab_is_refused_whatever_the_level(verb: str) -> None:
     decision = ask(verb, username=None, level=50)
     assert not decision.allowed
-    assert "matrix.users" in decision.rule
+    assert "not tied" in decision.rule
 
 
 @pytest.mark.parametrize("verb", [*ACTING, "list"])

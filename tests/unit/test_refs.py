@@ -18,7 +18,7 @@ def test_a_short_reference_means_the_only_project(word: str) -> None:
 @pytest.mark.parametrize("word", ["42", "!42", "", "!", "group!42", "group/app!042", "group/app!²", "group/app!-1",
                                   "group/app!" + "9" * 40, "g/" + "a" * 500 + "!1"])  # fmt: skip
 def test_where_no_project_is_meant_only_a_full_reference_names_one(word: str) -> None:
-    with pytest.raises(ValueError, match="write one like group/app!42"):
+    with pytest.raises(ValueError, match="Write one like group/app!42"):
         refs.read_full(word)
 
 

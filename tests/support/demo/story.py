@@ -131,7 +131,7 @@ class Story:
         screen.chapter("3 · Time: extended from the room, warned, extended from the merge request")
         before = await self._expires()
         await stage.matrix_alice.send(stage.room, f"!rave extend !{mr.iid} 10s")
-        await watch.until("an answer in the room", lambda: self._from_bot(lambda said: "extended by 10 s" in said.body))
+        await watch.until("an answer in the room", lambda: self._from_bot(lambda said: "(10 s more)" in said.body))
         async with screen.waiting("The end comes nearer, and with it a warning"):
             alice = stage.matrix_alice.user_id
             await watch.until(
