@@ -207,10 +207,12 @@ def parse(
     words: Sequence[str],
     verbs: Sequence[Verb],
     read_ref: Callable[[str], Ref] | None,
+    card: Ref | None = None,
 ) -> Command | Mistake:
     """Parse a verb's name and the words after it; `verbs` are those of the door.
 
     `read_ref` raises ValueError for a word that names no merge request; None: the place says which one is meant.
+    `card`: the merge request that is meant where no word names one.
     """
     named = {verb.name: verb for verb in verbs}
     verb = named.get(name.lower())
@@ -219,7 +221,7 @@ def parse(
     if Takes.VERB in verb.takes and words and words[0].lower() not in named:
         return Mistake(_nearest(words[0], named))
     try:
-        return _command(verb, list(words), read_ref, named)
+        return _command(verb, list(words), read_ref, card, named)
     except ValueError as error:
         return Mistake(verb, str(error))
 
@@ -237,13 +239,18 @@ def _nearest(name: str, named: Mapping[str, Verb]) -> Verb | None:
     return named[near[0]] if near else None
 
 
-def _command(verb: Verb, rest: list[str], read_ref: Callable[[str], Ref] | None, named: Mapping[str, Verb]) -> Command:
+def _command(
+    verb: Verb, rest: list[str], read_ref: Callable[[str], Ref] | None, card: Ref | None, named: Mapping[str, Verb]
+) -> Command:
     ref = duration = sha = about = None
     for one in verb.takes:
         if one is Takes.REF and read_ref is not None:
-            if not rest:
-                raise ValueError(f"Say which merge request. {refs.HELP}")
-            ref = read_ref(rest.pop(0))
+            if card is not None and not (rest and refs.number_in(rest[0])):
+                ref = card
+            elif rest:
+                ref = read_ref(rest.pop(0))
+            else:
+                raise ValueError(f"Say which merge request. {refs.HELP} {refs.FROM_A_CARD}")
         elif one is Takes.DURATION and rest:
             duration = read_duration(" ".join(rest))
             rest.clear()

@@ -26,7 +26,7 @@ from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.sandboxes.view import SandboxView
-from ravebot.store import inbox, merge_requests, outbox
+from ravebot.store import inbox, merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
 from ravebot.store.targets import Kind, RoomLane
@@ -54,18 +54,20 @@ class MatrixJournal:
             for message in messages:
                 addressed = message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
                 if addressed and not _is_too_old(message, tx):
-                    body, lane = _kept(message), self._lane(message)
+                    body, lane = _kept(message), self._lane(tx, message)
                     inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)
 
         await self.database.write(write)
 
-    def _lane(self, message: IncomingMessage) -> str:
+    def _lane(self, tx: Transaction, message: IncomingMessage) -> str:
         """The lane of a command: commands on one merge request stay in order, and do not delay others.
 
-        It is keyed by the number, because `!42` and `group/app!42` may be the same merge request.
+        It is keyed by the number, because `!42`, `group/app!42` and a card may be the same merge request.
         """
         number = number_in(message.text, self.prefix)
+        if number is None and (card := _card(tx, message)):
+            number = card.iid
         return message.room_id if number is None else f"{message.room_id} {number}"
 
 
@@ -83,9 +85,10 @@ class MatrixIntake:
     async def handle(self, request: Request) -> Step:
         message, patterns = await self._placed(IncomingMessage(**json.loads(request.body)))
         prefix = self.config.matrix.command_prefix
-        command = parse(message.text, prefix, (), self.verbs)
+        card = await self.database.read(lambda tx: _card(tx, message))
+        command = parse(message.text, prefix, (), self.verbs, card)
         if isinstance(command, Mistake) and number_in(message.text, prefix):  # the projects say what a bare one means
-            command = parse(message.text, prefix, await self._nameable(message, patterns), self.verbs)
+            command = parse(message.text, prefix, await self._nameable(message, patterns), self.verbs, card)
         if command is None:
             return _nothing
         if isinstance(command, Mistake):
@@ -280,6 +283,17 @@ class MatrixIntake:
 def _kept(message: IncomingMessage) -> str:
     """A message as it is stored in the inbox: of its text only the command line."""
     return json.dumps(asdict(replace(message, text=command_line(message.text))))
+
+
+def _card(tx: Transaction, message: IncomingMessage) -> Ref | None:
+    """The merge request of the card that a message answers, or in whose thread it is."""
+    for event_id in (message.reply_to, message.thread_root):
+        sandbox_id = outbox.sandbox_of_card(tx, message.room_id, event_id) if event_id else None
+        sandbox = sandboxes.get(tx, sandbox_id) if sandbox_id else None
+        mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
+        if mr:
+            return Ref(mr.project_path, mr.ref.iid)
+    return None
 
 
 def _is_too_old(message: IncomingMessage, tx: Transaction) -> bool:

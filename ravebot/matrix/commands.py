@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ravebot.commands import refs, verbs
+from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Verb
 
 _LONGEST_LINE = 600
@@ -15,10 +16,12 @@ def parse(
     prefix: str,
     known_projects_in_room: Sequence[str],
     table: Sequence[Verb] = VERBS,
+    card: Ref | None = None,
 ) -> Command | Mistake | None:
     """Parse a message; None when it is not addressed to us.
 
-    Only the first line counts. `known_projects_in_room` says what `!42` means where there is exactly one.
+    Only the first line counts. `known_projects_in_room` says what `!42` means where there is exactly one; `card` is
+    the merge request of the card that the message is about.
     """
     line = command_line(text)
     addressed = line[: len(prefix)].lower() == prefix.lower()  # phones capitalise what begins a message
@@ -28,7 +31,7 @@ def parse(
         return Mistake(None, "That is too long for a command.")
     name, *words = line[len(prefix) :].split() or ["help"]
     there = verbs.at(Door.ROOM, table)
-    return verbs.parse(name, words, there, lambda word: refs.read(word, known_projects_in_room))
+    return verbs.parse(name, words, there, lambda word: refs.read(word, known_projects_in_room), card)
 
 
 def command_line(text: str) -> str:

@@ -24,6 +24,7 @@ class IncomingMessage:
     thread_root: str | None
     direct: bool  # the sender and the bot are the only members of the room
     at_ms: int
+    reply_to: str | None = None  # the event that it answers
 
 
 def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage | None:
@@ -42,6 +43,11 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
     if relation.get("rel_type") == "m.replace" or "m.new_content" in content:
         return None
     root = relation.get("event_id") if relation.get("rel_type") == "m.thread" else None
+    answered = relation.get("m.in_reply_to")
+    # In a thread, this is often only there for clients without threads.
+    # https://spec.matrix.org/v1.12/client-server-api/#fallback-for-unthreaded-clients
+    meant = isinstance(answered, dict) and relation.get("is_falling_back") is not True
+    reply_to = answered.get("event_id") if isinstance(answered, dict) and meant else None
     if "m.in_reply_to" in relation:
         text = without_reply_fallback(text)
     return IncomingMessage(
@@ -52,6 +58,7 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
         thread_root=root if _is_id(root) else None,
         direct=False,
         at_ms=at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0,
+        reply_to=reply_to if _is_id(reply_to) else None,
     )
 
 
@@ -72,6 +79,10 @@ def slimmed(event: Json) -> Json:
     if isinstance(text, str):
         text = command_line(without_reply_fallback(text) if "m.in_reply_to" in relation else text)
     kept: Json = {key: relation[key] for key in ("rel_type", "event_id") if _is_id(relation.get(key))}
+    answered = relation.get("m.in_reply_to")
+    if isinstance(answered, dict) and _is_id(answered.get("event_id")):
+        kept |= {"m.in_reply_to": {"event_id": answered["event_id"]}}
+        kept |= {"is_falling_back": True} if relation.get("is_falling_back") is True else {}
     said: Json = {"msgtype": content.get("msgtype"), "body": text, "m.relates_to": kept}
     return slim | {"content": said | ({"m.new_content": {}} if "m.new_content" in content else {})}
 

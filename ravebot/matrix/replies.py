@@ -80,7 +80,7 @@ def render_help(prefix: str, verbs: Sequence[Verb] = VERBS) -> Content:
     for heading, rows in groups:
         lines += [bold(heading), *(_command(usage, purpose) for usage, purpose in rows)]
     lines.append(joined((bold(f"{last}:"), joined((_command(*row) for row in rest), "; ", "; "))))
-    return message([joined([*lines, words(refs.HELP)], "\n", "<br>")])
+    return message([joined([*lines, words(f"{refs.HELP} {refs.FROM_A_CARD}")], "\n", "<br>")])
 
 
 def _command(usage: str, purpose: str) -> Span:

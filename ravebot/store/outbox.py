@@ -15,7 +15,7 @@ from ravebot.clock import age, from_us, to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction, dump_json
 from ravebot.store.rows import load
-from ravebot.store.targets import Kind, Lane, Target
+from ravebot.store.targets import MATRIX, Kind, Lane, Target
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,17 @@ def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str, ev
         ("sandbox_id", "room"),
         {"sandbox_id": sandbox_id, "room": room, "room_id": room_id, "event_id": event_id},
     )
+
+
+def sandbox_of_card(tx: Transaction, room_id: str, event_id: str) -> SandboxId | None:
+    """The sandbox whose card in that room the event is, or about which another message of ours there is."""
+    row = tx.one(
+        "SELECT sandbox_id FROM cards WHERE room_id = ? AND event_id = ?"
+        " UNION ALL SELECT sandbox_id FROM outbox WHERE target = ? AND result = ? AND sandbox_id IS NOT NULL"
+        " AND lane IN (SELECT name FROM rooms WHERE room_id = ?) LIMIT 1",
+        (room_id, event_id, MATRIX.name, event_id, room_id),
+    )
+    return SandboxId(row["sandbox_id"]) if row else None
 
 
 def superseded(tx: Transaction, message: Message) -> bool:

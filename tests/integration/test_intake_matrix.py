@@ -17,6 +17,8 @@ from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import merge_requests, outbox, sandboxes
+from ravebot.store.database import Transaction
+from ravebot.store.targets import Kind, RoomLane
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest
 from tests.support.records import ROOM, B, make_config, pending
@@ -48,9 +50,11 @@ class Chat:
         *,
         room: str = DEV,
         direct: bool = False,
+        thread: str | None = None,
+        reply_to: str | None = None,
     ) -> None:
         self._said += 1
-        message = IncomingMessage(f"$event{self._said}", room, sender, text, None, direct, 0)
+        message = IncomingMessage(f"$event{self._said}", room, sender, text, thread, direct, 0, reply_to)
         await self.journal.save((message,), f"batch {self._said}")
 
     async def work(self, seconds: float = 5) -> None:
@@ -75,9 +79,11 @@ class Chat:
         *,
         room: str = DEV,
         direct: bool = False,
+        thread: str | None = None,
+        reply_to: str | None = None,
     ) -> str:
         """What is answered, as it reads: without word joiners."""
-        await self.say(sender, text, room=room, direct=direct)
+        await self.say(sender, text, room=room, direct=direct, thread=thread, reply_to=reply_to)
         await self.work()
         replies = await self.replies()
         return replies[-1].replace("\u2060", "") if replies else ""
@@ -87,6 +93,22 @@ class Chat:
 
     async def contents(self) -> list[dict[str, Any]]:
         return [json.loads(body)["content"] for _, _, kind, body in await self.desk.world.outbox() if kind == "reply"]
+
+    async def has_card(self, iid: int, event_id: str, *, room_id: str = DEV, name: str = ROOM) -> None:
+        """Post a card and a line in its thread (its id has a `.1` behind it), as if they had been delivered."""
+        world = self.desk.world
+        ref = MergeRequestRef(self.desk.project.id, iid)
+
+        def post(tx: Transaction) -> None:
+            sandbox = sandboxes.latest(tx, ref)
+            assert sandbox
+            outbox.set_card(tx, sandbox.id, name, room_id, event_id)
+            outbox.add(tx, RoomLane(name), Kind.HISTORY, sandbox_id=sandbox.id, body={"text": "it boots"})
+            row = tx.one("SELECT MAX(id) AS id FROM outbox")
+            assert row
+            outbox.delivered(tx, row["id"], f"{event_id}.1")
+
+        await world.write(post)
 
 
 @pytest.mark.parametrize(("days", "heard"), [(6, 1), (8, 0)])
@@ -185,6 +207,47 @@ async def test_a_wrong_command_is_told_its_usage(chat: Chat, mr: MergeRequest) -
     assert await chat.ask(ALICE, "!rave strat 1") == "There is no such command. Did you mean `!rave start REF [SHA]`?"
     assert "Say which merge request." in await chat.ask(ALICE, "!rave stop")
     assert "write a duration like" in await chat.ask(ALICE, "!rave extend 1 soon")
+
+
+@pytest.mark.parametrize(("thread", "reply_to"), [("$card", None), (None, "$card"), (None, "$card.1"), ("$x", "$card")])
+async def test_at_a_card_the_merge_request_need_not_be_named(
+    chat: Chat, mr: MergeRequest, thread: str | None, reply_to: str | None
+) -> None:
+    ask = partial(chat.ask, ALICE, thread=thread, reply_to=reply_to)
+    other = chat.desk.open("other")
+    await chat.desk.poller.look()
+    for ref in (1, other.iid):
+        await chat.ask(ALICE, f"!rave start {ref}")
+    await chat.has_card(1, "$card")
+    assert (await ask("!rave extend 1h")).startswith("The sandbox of group/app!1 is queued.")
+    assert "group/app!1" in await ask("!rave why")
+    assert (await ask(f"!rave stop {other.iid}")).startswith("The sandbox of group/app!2 is")
+    assert await ask("!rave stop") == "The sandbox of group/app!1 is being stopped."
+    assert (await ask(f"!rave start {mr.sha[:8]}")).startswith("A sandbox for group/app!1 is on")
+
+
+async def test_a_card_gives_nobody_a_right_and_counts_in_its_own_room_only(chat: Chat, mr: MergeRequest) -> None:
+    await chat.ask(ALICE, "!rave start 1")
+    await chat.has_card(1, "$card")
+    assert await chat.ask(EVE, "!rave stop", thread="$card") == f"Refused: {RULE[EVE]} {ADVICE[EVE]}"
+    assert await chat.ask(GINA, "!rave stop", reply_to="$card") == f"Refused: {RULE[GINA]} {ADVICE[GINA]}"
+    for event_id in ("$card", "$card.1", "$none"):
+        for room, direct in (("!other:example.org", False), ("!direct:x", True)):
+            said = await chat.ask(ALICE, "!rave stop", room=room, direct=direct, reply_to=event_id)
+            assert said.startswith("Say which merge request."), (room, event_id)
+    assert await chat.desk.states() == ["queued"]
+
+
+async def test_a_command_at_a_card_keeps_its_place_among_those_on_its_merge_request(
+    chat: Chat, mr: MergeRequest
+) -> None:
+    await chat.ask(ALICE, "!rave start 1")
+    await chat.has_card(1, "$card")
+    await chat.say(ALICE, "!rave stop 1")
+    await chat.say(ALICE, "!rave start deadbee2", thread="$card")
+    await chat.say(ALICE, "!rave extend 1h", reply_to="$card")
+    lanes = await chat.desk.world.read(lambda tx: tx.all("SELECT lane FROM inbox WHERE handled_at IS NULL"))
+    assert [row["lane"] for row in lanes] == [f"{DEV} 1"] * 3
 
 
 async def test_what_to_type_next_is_said_as_it_is_typed_in_the_room(chat: Chat, mr: MergeRequest) -> None:

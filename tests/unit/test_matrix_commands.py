@@ -94,6 +94,35 @@ def test_what_is_wrong_is_answered_with_how_it_would_be(text: str, advice: str) 
     assert advice in explain(answer, Door.ROOM, "!rave")
 
 
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("!rave stop", Command(NAMED["stop"], REF)),
+        ("!rave why", Command(NAMED["why"], REF)),
+        ("!rave extend", Command(NAMED["extend"], REF)),
+        ("!rave extend 1h 30m", Command(NAMED["extend"], REF, timedelta(minutes=90))),
+        ("!rave start deadbee1", Command(NAMED["start"], REF, sha="deadbee1")),
+        ("!rave stop 7", Command(NAMED["stop"], Ref("group/app", 7))),
+        ("!rave start 7 deadbee1", Command(NAMED["start"], Ref("group/app", 7), sha="deadbee1")),
+        ("!rave extend tools/cli!7 1h", Command(NAMED["extend"], Ref("tools/cli", 7), timedelta(hours=1))),
+        ("!rave list", Command(NAMED["list"])),
+    ],
+)
+def test_a_card_says_which_merge_request_is_meant_where_no_word_does(text: str, command: Command) -> None:
+    assert parse(text, "!rave", ONE, card=REF) == command
+
+
+@pytest.mark.parametrize("text", ["!rave stop now", "!rave stop !042", "!rave extend !042 1h", "!rave why app!7"])
+def test_what_is_no_reference_is_a_mistake_at_a_card_too(text: str) -> None:
+    assert isinstance(parse(text, "!rave", ONE, card=REF), Mistake)
+
+
+def test_who_names_no_merge_request_learns_where_that_is_not_needed() -> None:
+    answer = parse("!rave stop", "!rave", ONE)
+    assert isinstance(answer, Mistake)
+    assert "In a card's thread, or in a reply to a card, REF may be left out." in explain(answer, Door.ROOM, "!rave")
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_the_help_on_a_verb_says_what_it_does_what_happens_then_and_who_may(verb: Verb) -> None:
     for door, prefix in ((Door.ROOM, "!box"), (Door.COMMENT, "/sandbox")):

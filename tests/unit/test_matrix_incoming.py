@@ -80,6 +80,31 @@ def test_a_thread_whose_id_is_none_is_no_thread(root: object) -> None:
     assert message.thread_root is None
 
 
+@pytest.mark.parametrize(
+    ("relation", "answered"),
+    [
+        ({"m.in_reply_to": {"event_id": "$card"}}, "$card"),
+        ({"rel_type": "m.thread", "event_id": "$root", "m.in_reply_to": {"event_id": "$one"}}, "$one"),
+        (
+            {"rel_type": "m.thread", "event_id": "$root", "is_falling_back": True, "m.in_reply_to": {"event_id": "$1"}},
+            None,
+        ),
+        ({"m.in_reply_to": {"event_id": "$" + "x" * 255}}, None),
+        ({"m.in_reply_to": {"event_id": 7}}, None),
+        ({"m.in_reply_to": "$card"}, None),
+        ({}, None),
+    ],
+)
+def test_a_reply_names_the_event_that_it_answers_and_a_threads_fallback_is_none(
+    relation: dict[str, Any], answered: str | None
+) -> None:
+    whole = event(content={"msgtype": "m.text", "body": "x", "m.relates_to": relation})
+    for one in (whole, slimmed(whole)):
+        message = read_message(one, "!room", US)
+        assert message is not None
+        assert message.reply_to == answered
+
+
 @pytest.mark.parametrize("field", ["event_id", "sender"])
 def test_an_event_whose_ids_are_longer_than_matrix_allows_is_malformed(field: str) -> None:
     assert read_message(event(**{field: "@" + "x" * 254}), "!room", US) is not None
