@@ -93,7 +93,7 @@ class MatrixIntake:
             return _nothing
         if isinstance(command, Mistake):
             said = render_reply(explain(command, Door.ROOM, prefix))
-            return self._says(message, said, "usage")
+            return self._says(message, said, "usage", aside=True)
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
@@ -203,7 +203,7 @@ class MatrixIntake:
         except NotFound as error:
             prefix = self.config.matrix.command_prefix
             said = f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`."
-            return self._says(message, render_reply(said), f"no such merge request: {error}")
+            return self._says(message, render_reply(said), f"no such merge request: {error}", aside=True)
         if isinstance(verb.does, Show):
             view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
             return self._says(message, self._shown(verb.does, view, mr), verb.name)
@@ -261,22 +261,31 @@ class MatrixIntake:
         def step(tx: Transaction) -> str:
             outcome = execute(self.intents, tx, command, asker, target)
             text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""), self.verbs)
-            self._reply(tx, message, render_reply(text))
+            self._reply(tx, message, render_reply(text), aside=not decision.allowed)
             return outcome.message
 
         return step
 
-    def _says(self, message: IncomingMessage, content: Mapping[str, object], outcome: str) -> Step:
+    def _says(
+        self, message: IncomingMessage, content: Mapping[str, object], outcome: str, *, aside: bool = False
+    ) -> Step:
         def step(tx: Transaction) -> str:
-            self._reply(tx, message, content)
+            self._reply(tx, message, content, aside=aside)
             return outcome
 
         return step
 
-    def _reply(self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object]) -> None:
-        """Replies use the lane of the room's cards, so that both keep their order."""
+    def _reply(
+        self, tx: Transaction, message: IncomingMessage, content: Mapping[str, object], *, aside: bool = False
+    ) -> None:
+        """Reply in the message's thread, if any. An `aside`, about a mistake or refusal, begins a thread under the
+        message, so that a busy room is not disturbed.
+
+        Replies use the lane of the room's cards, so that both keep their order.
+        """
         lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
-        body = {"content": as_reply(dict(content), message.event_id, message.thread_root)}
+        thread = message.thread_root or (message.event_id if aside and not message.direct else None)
+        body = {"content": as_reply(dict(content), message.event_id, thread)}
         outbox.add(tx, RoomLane(lane), Kind.REPLY, body={**body})
 
 

@@ -250,6 +250,26 @@ async def test_a_command_at_a_card_keeps_its_place_among_those_on_its_merge_requ
     assert [row["lane"] for row in lanes] == [f"{DEV} 1"] * 3
 
 
+@pytest.mark.parametrize(("who", "text"), [(ALICE, "!rave stpo 1"), (ALICE, "!rave stop"), (ALICE, "!rave stop 77"),
+                                           (EVE, "!rave stop 1"), (EVE, "!rave frobnicate")])  # fmt: skip
+async def test_a_mistake_or_refusal_is_answered_in_a_thread_under_the_command(
+    chat: Chat, mr: MergeRequest, who: str, text: str
+) -> None:
+    await chat.ask(who, text)
+    await chat.ask(who, text, thread="$root")
+    await chat.ask(who, text, direct=True, room="!direct:x")
+    under, beside, direct = [content["m.relates_to"] for content in await chat.contents()]
+    assert (under["rel_type"], under["event_id"]) == ("m.thread", under["m.in_reply_to"]["event_id"])
+    assert beside["event_id"] == "$root"
+    assert "rel_type" not in direct, "nobody is disturbed in a direct chat"
+
+
+async def test_a_command_that_is_right_is_answered_beside_it(chat: Chat, mr: MergeRequest) -> None:
+    for text in ("!rave start 1", "!rave list", "!rave extend 1", "!rave help stop"):
+        await chat.ask(ALICE, text)
+    assert {tuple(content["m.relates_to"]) for content in await chat.contents()} == {("m.in_reply_to",)}
+
+
 async def test_what_to_type_next_is_said_as_it_is_typed_in_the_room(chat: Chat, mr: MergeRequest) -> None:
     await chat.ask(ALICE, "!rave start 1")
     again = await chat.ask(ALICE, "!rave start 1")
