@@ -1,4 +1,8 @@
-"""Invites to rooms: accepted only from the configured admins, and only to rooms without encryption."""
+"""Invites to rooms: accepted only from the configured admins, and only to rooms without encryption.
+
+The inviter reads why an invite was declined: the reason is part of our leaving, also on another homeserver
+(https://spec.matrix.org/latest/client-server-api/#post_matrixclientv3roomsroomidleave).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.text import one_line
 
 _log = structlog.get_logger(__name__)
 
@@ -25,7 +30,15 @@ _LOGIN_SECONDS = 10.0
 _PAUSES = Backoff.growing(1.0, 60.0)
 _REFUSED_PAUSES = Backoff.growing(0.5, 16.0)
 _LOOK_SECONDS = 30.0
-_ENCRYPTED = "ravebot can't read encrypted rooms yet: invite it to one without encryption"
+_STRANGER = (
+    "ravebot declines: it takes invites only from its admins. Ask one of them to invite it; "
+    "`matrix.admins` in its configuration names them."
+)
+_NO_ENTRY = "ravebot declines: its homeserver does not let it join ({}). Mend that, then invite it again."
+_ENCRYPTED = (
+    "ravebot leaves: it can't read encrypted rooms, and encryption can't be switched off. "
+    "Make a room without encryption, also to talk to it alone, and invite it there."
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class _Pending:
     inviter: str
     from_admin: bool
     wait: Wait
+    declined: str = ""  # why, for the inviter
     attempts: int = 0
     refusals: int = 0
     joined: bool = False
@@ -76,7 +90,7 @@ class Invites:
             if len(self._pending) >= _MAX_PENDING and not from_admin:
                 continue
             now = self._clock.now()
-            self._pending[room_id] = _Pending(sender, from_admin, Wait(now, now))
+            self._pending[room_id] = _Pending(sender, from_admin, Wait(now, now), "" if from_admin else _STRANGER)
             self._news.set()
 
     def changed(self, room_id: str) -> None:
@@ -115,9 +129,12 @@ class Invites:
                 self._again(room_id, pending, pending, wait)
             except (Forbidden, NotFound) as error:
                 # Right after an invite the server may still refuse the join: it has not seen the invite yet.
-                if pending.refusals >= _MAX_REFUSALS or not pending.from_admin:
+                if pending.declined or (pending.joined and pending.refusals >= _MAX_REFUSALS):
                     _log.warning("matrix_invite_failed", room_id=room_id, error=str(error))
                     self._end(room_id, pending)
+                elif pending.refusals >= _MAX_REFUSALS:
+                    declined = _NO_ENTRY.format(one_line(str(error)))
+                    self._again(room_id, pending, replace(pending, declined=declined), 0.0)
                 else:
                     later = replace(pending, refusals=pending.refusals + 1)
                     self._again(room_id, pending, later, _REFUSED_PAUSES.after(later.refusals))
@@ -135,9 +152,9 @@ class Invites:
 
     async def _answer(self, room_id: str, pending: _Pending) -> bool:
         """Take one step; returns whether it was the last."""
-        if not pending.from_admin:
-            await self._leave(room_id, "")
-            _log.warning("matrix_invite_rejected", room_id=room_id, inviter=pending.inviter)
+        if pending.declined:
+            await self._leave(room_id, pending.declined)
+            _log.warning("matrix_invite_rejected", room_id=room_id, inviter=pending.inviter, why=pending.declined)
             return True
         if not pending.joined:
             await self._client.join(room_id)

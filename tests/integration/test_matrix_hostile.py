@@ -492,6 +492,32 @@ class Recovering:
         return web.json_response({"errcode": "M_NOT_FOUND"}, status=404)
 
 
+async def test_an_admins_invite_that_the_server_never_accepts_is_declined_with_what_the_server_says(
+    tmp_path: Path,
+) -> None:
+    clock, joins, reasons = ManualClock(), 0, list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal joins
+        if request.path.endswith("/leave"):
+            reasons.append((await request.json())["reason"])
+            return web.json_response({})
+        joins += 1
+        return web.json_response({"errcode": "M_UNSUPPORTED_ROOM_VERSION", "error": "version 99"}, status=400)
+
+    event = {"type": "m.room.member", "state_key": US, "sender": "@ops:x", "content": {"membership": "invite"}}
+    async with homeserver(answer) as url, client_of(url, tmp_path) as client:
+        invites = Invites(client, ("@ops:x",), clock, lambda _: None)
+        invites.note({OTHER: {"invite_state": {"events": [event]}}})
+        for _ in range(10):
+            await invites.answer()
+            clock.advance(timedelta(seconds=30))
+    assert joins == 7
+    [reason] = reasons
+    assert "does not let it join" in reason
+    assert "version 99" in reason
+
+
 async def test_a_clock_that_was_set_back_does_not_put_off_an_invite(tmp_path: Path) -> None:
     server, clock, joined = Recovering(), ManualClock(), list[str]()
     event = {"type": "m.room.member", "state_key": US, "sender": "@ops:x", "content": {"membership": "invite"}}

@@ -253,6 +253,30 @@ async def test_an_admins_invite_is_taken_and_another_persons_rejected(
     assert bad not in await bot.account.joined_rooms()
 
 
+async def until_declined(bot: Bot, user: MatrixUser, room: str) -> str:
+    """The reason of our leaving, as the inviter's client gets it from the server."""
+    since: str | None = None
+    async with asyncio.timeout(20):
+        while True:
+            answer = await user.sync(since, timeout_ms=1000 if since else 0, at_most=50)
+            since = str(answer["next_batch"])
+            joined = answer["rooms"].get("join", {}) if "rooms" in answer else {}
+            for event in joined.get(room, {}).get("timeline", {}).get("events", []):
+                if event.get("state_key") == bot.client.user_id and event["content"].get("membership") == "leave":
+                    return str(event["content"].get("reason", ""))
+
+
+async def test_who_invited_reads_why_that_was_declined_and_no_admins_name(
+    bot: Bot, alice: MatrixUser, mallory: MatrixUser
+) -> None:
+    async with bot.listening():
+        room = await mallory.create_room(invite=[bot.client.user_id])
+        reason = await until_declined(bot, mallory, room)
+    assert "only from its admins" in reason
+    assert "`matrix.admins`" in reason
+    assert alice.user_id not in reason
+
+
 async def test_an_invite_that_came_while_we_were_away_is_taken(bot: Bot, alice: MatrixUser) -> None:
     async with bot.listening():
         pass
