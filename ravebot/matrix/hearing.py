@@ -21,7 +21,8 @@ from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, sin
 
 _log = structlog.get_logger(__name__)
 
-CHANGES = ("m.room.encryption", "m.room.tombstone")
+POWER = "m.room.power_levels"
+CHANGES = ("m.room.encryption", "m.room.tombstone", POWER)
 """State events after which a room must be checked again before anything is sent there."""
 EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.member", *CHANGES]}
 _MAX_PAGES = 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 
 import structlog
 
@@ -14,6 +15,7 @@ from ravebot.config.model import Room
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.text import one_line
 
 _log = structlog.get_logger(__name__)
 
@@ -24,19 +26,46 @@ _AWAY_PAUSES = Backoff.growing(5.0, 60.0)
 """Pauses after the server of a room did not answer."""
 _SOON = timedelta(seconds=2)
 """Pause after a room was replaced: the homeserver moves its aliases to the new room shortly afterwards."""
-
+_CHANGED = "The room's encryption, version or permissions changed a moment ago. ravebot looks at them again."
 
 PROJECT_ROOMS = "matrix.rooms"
 
 
+class Trouble(StrEnum):
+    """What a person must mend before ravebot can use a room."""
+
+    MISSING = "missing"
+    ABSENT = "absent"
+    ENCRYPTED = "encrypted"
+    REPLACED = "replaced"
+    MUTED = "muted"
+
+
+class RoomTrouble(Forbidden):
+    """A configured room can't be used before a person acts."""
+
+    def __init__(self, kind: Trouble, message: str, room_id: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.room_id = room_id
+
+
+class RoomMissing(RoomTrouble, NotFound):
+    """There is no room of a configured name."""
+
+
 @dataclass(frozen=True)
 class RoomStatus:
-    """One configured room. `problem` says what is wrong and what to do; empty when nothing is."""
+    """One configured room. `problem` says what is wrong and what to do; empty when nothing is.
+
+    `trouble` is set while a person must act; a fault that passes by itself is only a problem.
+    """
 
     name: str
     room_id: str | None = None
     joined: bool = False
     problem: str = NOT_LOOKED_UP
+    trouble: Trouble | None = None
     wait: Wait | None = None  # for the next try
     away: int = 0  # how many requests in a row got no answer
     key: str = PROJECT_ROOMS  # of the configuration, which names the room
@@ -62,7 +91,7 @@ class RoomDirectory:
         """
         status = self._rooms.get(name)
         if status is None:
-            raise NotFound(f"{name} is no longer in matrix.rooms")
+            raise NotFound(f"{name} is not in matrix.rooms any more: nothing is sent there")
         if status.joined and status.room_id is not None:
             return status.room_id
         now = self._clock.now()
@@ -72,7 +101,7 @@ class RoomDirectory:
         try:
             room_id = await self._enter(name, status.key)
             if lost != self._lost:
-                raise Unavailable(f"{name} may have changed while it was checked")  # noqa: TRY301 - noted below
+                raise Unavailable(_CHANGED)  # noqa: TRY301 - noted below
         except LoginLost:
             raise
         except Unavailable as error:
@@ -84,14 +113,17 @@ class RoomDirectory:
         except (NotFound, Forbidden) as error:
             self._failed(name, error, _RETRY)
             raise
-        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", wait=None, away=0)
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", trouble=None, wait=None, away=0)
         _log.info("matrix_room_ready", room=name, room_id=room_id)
         return room_id
 
     def _failed(self, name: str, error: RavebotError, wait: timedelta, away: int = 0) -> None:
-        if self._rooms[name].problem != str(error):
+        status, trouble = self._rooms[name], None
+        if status.problem != str(error):
             _log.warning("matrix_room_not_ready", room=name, error=str(error))
-        self._rooms[name] = replace(self._rooms[name], problem=str(error), wait=self._wait(wait), away=away)
+        if isinstance(error, RoomTrouble):
+            status, trouble = replace(status, room_id=error.room_id or status.room_id), error.kind
+        self._rooms[name] = replace(status, problem=str(error), trouble=trouble, wait=self._wait(wait), away=away)
 
     def _wait(self, span: timedelta) -> Wait:
         now = self._clock.now()
@@ -103,18 +135,26 @@ class RoomDirectory:
         except LoginLost:
             raise
         except NotFound as error:
-            advice = f"there is no room {name}, or its alias is gone: correct {key} or create it"
-            raise NotFound(f"{advice} ({error})") from error
+            why = f"There is no such room, or its alias is gone. Create it, or correct `{key}` and restart ravebot"
+            raise RoomMissing(Trouble.MISSING, f"{why} ({_said(error)}).") from error
         except Forbidden as error:
-            advice = f"ravebot may not join {name}: one of matrix.admins must invite {self._client.user_id} there"
-            raise Forbidden(f"{advice} ({error})") from error
-        if await self._client.is_replaced(room_id):
-            raise Forbidden(f"{name} was upgraded to a newer room: name that room in {key}")
+            raise RoomTrouble(Trouble.ABSENT, f"{self._absent} ({_said(error)}).") from error
         if await self._client.is_encrypted(room_id):
-            raise Forbidden(f"{name} is encrypted, which is not supported yet: name a room without encryption in {key}")
+            why = "The room is encrypted, which ravebot can't read or write, and encryption can't be switched off."
+            advice = f"Create a room without encryption, name it in `{key}` and restart ravebot."
+            raise RoomTrouble(Trouble.ENCRYPTED, f"{why} {advice}", room_id)
+        if await self._client.is_replaced(room_id):
+            advice = f"Name that one in `{key}`, restart ravebot and invite it there."
+            raise RoomTrouble(Trouble.REPLACED, f"The room was upgraded to a newer one. {advice}", room_id)
         if not await self._client.may_write(room_id):
-            raise Forbidden(f"ravebot may not write in {name}: give {self._client.user_id} the power to send messages")
+            why = "The room's permissions forbid ravebot to write."
+            advice = f"A moderator must give {self._client.user_id} the power to send messages, in the room's settings."
+            raise RoomTrouble(Trouble.MUTED, f"{why} {advice}", room_id)
         return room_id
+
+    @property
+    def _absent(self) -> str:
+        return f"ravebot is not in the room. Let one of `matrix.admins` type `/invite {self._client.user_id}` there"
 
     async def refresh(self) -> AsyncIterator[RoomStatus]:
         """Try every room that is not ready, and yield the status of each room right after it.
@@ -141,20 +181,23 @@ class RoomDirectory:
                 self._rooms[name] = replace(status, wait=None)
 
     def left(self, room_id: str) -> None:
-        """The bot left a room, or was removed from it."""
-        self._lose(room_id, f"ravebot was removed: invite {self._client.user_id} again", None)
+        """The bot left a room, or was removed from it: it tries to join again."""
+        self._lose(room_id, f"{self._absent}.", None)
 
     def changed(self, room_id: str) -> None:
-        """A room was encrypted or replaced: nothing is sent there before it is checked again."""
-        self._lose(room_id, "it was encrypted or replaced a moment ago, and is checked again", _SOON)
+        """A room's encryption, replacement or power levels changed: it is checked before anything is sent there."""
+        self._lose(room_id, _CHANGED, _SOON)
 
     def _lose(self, room_id: str, why: str, wait: timedelta | None) -> None:
+        """Check a room again after `wait`; one that could not be used may have been mended."""
         self._lost += 1
         until_then = None if wait is None else self._wait(wait)
         for name, status in self._rooms.items():
-            if status.room_id == room_id and status.joined:
-                self._rooms[name] = replace(status, joined=False, problem=f"{name}: {why}", wait=until_then)
-                _log.warning("matrix_room_lost", room=name, room_id=room_id, why=why)
+            if status.room_id != room_id:
+                continue
+            problem = why if status.joined else status.problem
+            self._rooms[name] = replace(status, joined=False, problem=problem, wait=until_then)
+            _log.warning("matrix_room_lost", room=name, room_id=room_id, why=why)
 
     def refused(self, name: str, error: RavebotError) -> None:
         """A configured room rejected a message: its name may mean another room by now."""
@@ -182,3 +225,8 @@ class RoomDirectory:
         if away:
             raise away
         return False
+
+
+def _said(error: RavebotError) -> str:
+    """The homeserver's words; those of a remote one may be anything."""
+    return one_line(str(error)).rstrip(".")

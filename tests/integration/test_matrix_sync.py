@@ -337,6 +337,23 @@ async def test_a_room_that_is_encrypted_or_upgraded_is_told_of_also_when_that_fa
         await until(lambda: gap in bot.changed)
 
 
+async def test_changed_power_levels_are_told_of_and_those_of_a_room_that_we_join_are_not(
+    bot: Bot, alice: MatrixUser
+) -> None:
+    known = await shared_room(bot, alice)
+    async with bot.listening():
+        fresh = await alice.create_room(invite=[bot.client.user_id])
+        await until(lambda: bot.joined == [fresh])
+        await alice.send(fresh, "welcome")
+        await bot.journal.has("welcome")
+        levels = await alice.call("GET", "rooms", known, "state", "m.room.power_levels", "")
+        await alice.call(
+            "PUT", "rooms", known, "state", "m.room.power_levels", "", body={**levels, "events_default": 50}
+        )
+        await until(lambda: bool(bot.changed))
+    assert bot.changed == [known]
+
+
 async def test_a_kick_and_a_ban_are_noticed_and_hurt_nothing_else(bot: Bot, alice: MatrixUser) -> None:
     kicked, banned, kept = [await shared_room(bot, alice) for _ in range(3)]
     async with bot.listening():
