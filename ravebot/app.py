@@ -41,6 +41,7 @@ from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.news import Operators
 from ravebot.operations.operator import Operator
 from ravebot.operations.readiness import Readiness
+from ravebot.operations.roomwatch import RoomWatch
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
@@ -190,6 +191,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         chat = Chat(
             client=matrix,
             rooms=rooms,
+            room_watch=RoomWatch(database, matrix, rooms, config.matrix.operations_room, config.matrix.admins),
             sync=SyncLoop(
                 matrix,
                 MatrixJournal(database, config.matrix.command_prefix),

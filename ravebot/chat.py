@@ -15,6 +15,7 @@ from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory, RoomStatus
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
+from ravebot.operations.roomwatch import RoomWatch
 from ravebot.store import outbox
 from ravebot.store.database import Database
 from ravebot.web.metrics import Metrics
@@ -33,6 +34,7 @@ class Chat:
 
     client: MatrixClient
     rooms: RoomDirectory
+    room_watch: RoomWatch
     sync: SyncLoop
     delivery: Delivery
     database: Database
@@ -86,11 +88,12 @@ class Chat:
                 return
 
     async def _keep_rooms(self) -> None:
-        """Join the configured rooms and store their ids."""
+        """Join the configured rooms, store their ids, and tell people which of them can't be used."""
         while True:
             try:
                 async for status in self.rooms.refresh():
                     await self._remember(status)
+                    await self.room_watch.look(status)
             except RavebotError as error:
                 log.warning("rooms could not be looked up", error=str(error))
             await asyncio.sleep(_ROOMS_SECONDS)

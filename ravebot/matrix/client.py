@@ -113,6 +113,11 @@ class MatrixClient:
         """Leave a room, or reject the invite to it; members of the room can read the reason."""
         await self._request("POST", ["rooms", room_id, "leave"], body={"reason": reason} if reason else {})
 
+    async def joined_rooms(self) -> tuple[str, ...]:
+        """The ids of all rooms that we are in."""
+        joined = (await self._request("GET", ["joined_rooms"])).get("joined_rooms")
+        return tuple(room for room in joined if isinstance(room, str)) if isinstance(joined, list) else ()
+
     async def direct_members(self, room_id: str) -> frozenset[str]:
         """The members of a room, including the bot; a room with two is a direct chat."""
         answer = await self._request("GET", ["rooms", room_id, "joined_members"])

@@ -31,7 +31,7 @@ _CHANGED = "The room's encryption, version or permissions changed a moment ago. 
 PROJECT_ROOMS = "matrix.rooms"
 
 
-class Trouble(StrEnum):
+class RoomFault(StrEnum):
     """What a person must mend before ravebot can use a room."""
 
     MISSING = "missing"
@@ -41,16 +41,16 @@ class Trouble(StrEnum):
     MUTED = "muted"
 
 
-class RoomTrouble(Forbidden):
+class RoomUnusable(Forbidden):
     """A configured room can't be used before a person acts."""
 
-    def __init__(self, kind: Trouble, message: str, room_id: str | None = None) -> None:
+    def __init__(self, kind: RoomFault, message: str, room_id: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.room_id = room_id
 
 
-class RoomMissing(RoomTrouble, NotFound):
+class RoomMissing(RoomUnusable, NotFound):
     """There is no room of a configured name."""
 
 
@@ -58,14 +58,14 @@ class RoomMissing(RoomTrouble, NotFound):
 class RoomStatus:
     """One configured room. `problem` says what is wrong and what to do; empty when nothing is.
 
-    `trouble` is set while a person must act; a fault that passes by itself is only a problem.
+    `fault` is set while a person must act; what passes by itself is only a problem.
     """
 
     name: str
     room_id: str | None = None
     joined: bool = False
     problem: str = NOT_LOOKED_UP
-    trouble: Trouble | None = None
+    fault: RoomFault | None = None
     wait: Wait | None = None  # for the next try
     away: int = 0  # how many requests in a row got no answer
     key: str = PROJECT_ROOMS  # of the configuration, which names the room
@@ -113,17 +113,17 @@ class RoomDirectory:
         except (NotFound, Forbidden) as error:
             self._failed(name, error, _RETRY)
             raise
-        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", trouble=None, wait=None, away=0)
+        self._rooms[name] = replace(status, room_id=room_id, joined=True, problem="", fault=None, wait=None, away=0)
         _log.info("matrix_room_ready", room=name, room_id=room_id)
         return room_id
 
     def _failed(self, name: str, error: RavebotError, wait: timedelta, away: int = 0) -> None:
-        status, trouble = self._rooms[name], None
+        status, fault = self._rooms[name], None
         if status.problem != str(error):
             _log.warning("matrix_room_not_ready", room=name, error=str(error))
-        if isinstance(error, RoomTrouble):
-            status, trouble = replace(status, room_id=error.room_id or status.room_id), error.kind
-        self._rooms[name] = replace(status, problem=str(error), trouble=trouble, wait=self._wait(wait), away=away)
+        if isinstance(error, RoomUnusable):
+            status, fault = replace(status, room_id=error.room_id or status.room_id), error.kind
+        self._rooms[name] = replace(status, problem=str(error), fault=fault, wait=self._wait(wait), away=away)
 
     def _wait(self, span: timedelta) -> Wait:
         now = self._clock.now()
@@ -136,20 +136,20 @@ class RoomDirectory:
             raise
         except NotFound as error:
             why = f"There is no such room, or its alias is gone. Create it, or correct `{key}` and restart ravebot"
-            raise RoomMissing(Trouble.MISSING, f"{why} ({_said(error)}).") from error
+            raise RoomMissing(RoomFault.MISSING, f"{why} ({_said(error)}).") from error
         except Forbidden as error:
-            raise RoomTrouble(Trouble.ABSENT, f"{self._absent} ({_said(error)}).") from error
+            raise RoomUnusable(RoomFault.ABSENT, f"{self._absent} ({_said(error)}).") from error
         if await self._client.is_encrypted(room_id):
             why = "The room is encrypted, which ravebot can't read or write, and encryption can't be switched off."
             advice = f"Create a room without encryption, name it in `{key}` and restart ravebot."
-            raise RoomTrouble(Trouble.ENCRYPTED, f"{why} {advice}", room_id)
+            raise RoomUnusable(RoomFault.ENCRYPTED, f"{why} {advice}", room_id)
         if await self._client.is_replaced(room_id):
             advice = f"Name that one in `{key}`, restart ravebot and invite it there."
-            raise RoomTrouble(Trouble.REPLACED, f"The room was upgraded to a newer one. {advice}", room_id)
+            raise RoomUnusable(RoomFault.REPLACED, f"The room was upgraded to a newer one. {advice}", room_id)
         if not await self._client.may_write(room_id):
             why = "The room's permissions forbid ravebot to write."
             advice = f"A moderator must give {self._client.user_id} the power to send messages, in the room's settings."
-            raise RoomTrouble(Trouble.MUTED, f"{why} {advice}", room_id)
+            raise RoomUnusable(RoomFault.MUTED, f"{why} {advice}", room_id)
         return room_id
 
     @property

@@ -21,6 +21,7 @@ from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
+from ravebot.operations.roomwatch import RoomWatch
 from ravebot.store import outbox
 from ravebot.store.database import Database
 from ravebot.store.targets import MATRIX
@@ -104,6 +105,7 @@ async def chatting(server: Homeserver, folder: Path, *rooms: str) -> AsyncIterat
         chat = Chat(
             client,
             directory,
+            RoomWatch(database, client, directory, config.operations_room, config.admins),
             SyncLoop(client, MatrixJournal(database, "!rave"), clock, invites, on_changed=directory.changed),
             Delivery(database, MATRIX, FarEnd(), lambda _target, _result: None),
             database,

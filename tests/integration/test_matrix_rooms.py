@@ -15,7 +15,7 @@ from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.cards import render_card, render_warning
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.content import edit_of, in_thread
-from ravebot.matrix.rooms import RoomDirectory, RoomStatus, Trouble
+from ravebot.matrix.rooms import RoomDirectory, RoomFault, RoomStatus
 from ravebot.sandboxes.model import (
     Actor,
     MergeRequest,
@@ -320,7 +320,7 @@ async def test_a_room_that_mutes_us_stays_refused_until_we_may_write_there(
     assert await rooms.ensure("#muted:localhost") == room
 
 
-async def test_what_a_person_must_mend_is_a_trouble_and_what_passes_by_itself_is_none(
+async def test_what_a_person_must_mend_is_a_fault_and_what_passes_by_itself_is_none(
     synapse: Synapse, client: MatrixClient, account: MatrixUser, alice: MatrixUser
 ) -> None:
     await alice.create_room("not-invited")
@@ -332,16 +332,16 @@ async def test_what_a_person_must_mend_is_a_trouble_and_what_passes_by_itself_is
     names = ("#none:localhost", "#not-invited:localhost", "#dark:localhost", old, "#quiet:localhost")
     clock = ManualClock()
     rooms = directory(client, clock, config(synapse, account, *((name, "a/*") for name in names)))
-    assert [status.trouble for status in await refreshed(rooms)] == list(Trouble)
+    assert [status.fault for status in await refreshed(rooms)] == list(RoomFault)
     problems = [status.problem for status in rooms.statuses()]
     assert [problem for problem in problems if not (problem[0].isupper() or problem.startswith("ravebot "))] == []
     rooms.changed(muted)
-    assert rooms.statuses()[-1].trouble is Trouble.MUTED
+    assert rooms.statuses()[-1].fault is RoomFault.MUTED
     await mute(alice, muted, 0)
     clock.advance(timedelta(seconds=2))
     await rooms.ensure("#quiet:localhost")
     rooms.refused("#quiet:localhost", Unavailable("away"))
-    assert [status.trouble for status in rooms.statuses()][-1] is None
+    assert [status.fault for status in rooms.statuses()][-1] is None
 
 
 async def test_a_configured_room_is_known_as_such_before_we_were_ever_in(

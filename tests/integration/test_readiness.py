@@ -24,6 +24,7 @@ from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.operations.readiness import Readiness
+from ravebot.operations.roomwatch import RoomWatch
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.store import images, inbox, outbox
 from ravebot.store.images import ImageRecord
@@ -159,6 +160,7 @@ def a_chat(yard: Yard, client: MatrixClient) -> Chat:
     return Chat(
         client,
         directory,
+        RoomWatch(yard.database, client, directory, yard.config.matrix.operations_room, yard.config.matrix.admins),
         SyncLoop(client, MatrixJournal(yard.database, "!rave"), yard.clock, invites, on_changed=directory.changed),
         Delivery(yard.database, MATRIX, FarEnd(), lambda _target, _result: None),
         yard.database,
