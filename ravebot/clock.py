@@ -54,9 +54,9 @@ class Wait:
         return timedelta(0) if self.is_over(now) else self.until - now
 
 
-def moment(at: datetime, now: datetime) -> str:
-    """A moment as people read it: `14:40 UTC`, with its date on another day than now."""
-    return f"{at:%H:%M} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M} UTC"
+def moment(at: datetime, day: datetime) -> str:
+    """A moment as people read it: `14:40 UTC`, with its date unless that is the day on which the text is dated."""
+    return f"{at:%H:%M} UTC" if at.date() == day.date() else f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def to_us(moment: datetime) -> int:

@@ -55,10 +55,16 @@ class MatrixConfig(Section):
     access_token_file: SecretFile | None = None
     store_passphrase_file: SecretFile | None = None
     command_prefix: str = Field("!rave", pattern=r"^\S{1,20}$")
+    mentions: Literal["edit", "message", "none"] = "edit"
     admins: tuple[UserId, ...] = ()
     operations_room: RoomName | None = None
     users: dict[UserId, str] = {}
     rooms: tuple[Room, ...] = ()
+
+    def short_refs(self, room: str) -> bool:
+        """Whether a bare number names a merge request in a room: it is mapped to exactly one project."""
+        projects = {project for mapped in self.rooms if mapped.room == room for project in mapped.projects}
+        return len(projects) == 1 and not any("*" in project for project in projects)
 
     @property
     def room_names(self) -> tuple[str, ...]:

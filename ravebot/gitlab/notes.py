@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 
 from ravebot.commands.verbs import Door, help_groups
 from ravebot.gitlab.commands import WORD
@@ -17,26 +17,26 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
-from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
+from ravebot.sandboxes.view import HistoryLine, SandboxView, in_words
+from ravebot.sandboxes.wording import account, headline, update_failed, went
 
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-_HISTORY_LINES = 12
-_LATEST_LINES = 3
+HISTORY_LINES = 20
 _REPLY_LINES = 20
+_DATED = datetime.min.replace(tzinfo=UTC)
+"""As the day of a text that may be read on any day: every moment in it has its date."""
 
-_ENDED = {
-    EndReason.EXPIRED: "its time was up",
-    EndReason.STOPPED: "somebody stopped it",
-    EndReason.MERGED: "the merge request was merged",
-    EndReason.CLOSED: "the merge request was closed",
-    EndReason.SUPERSEDED: "another one took its place",
-    EndReason.FAILED: "it could not be set up",
-    EndReason.LOST: "its machine was lost",
-}
 _TO_TYPE = {
     SandboxState.QUEUED: ("stop",),
     SandboxState.STARTING: ("stop", "rebuild"),
     SandboxState.READY: ("extend 1h", "rebuild", "stop"),
+}
+_HEADLINES = {
+    SandboxState.QUEUED: "Sandbox waits in the queue",
+    SandboxState.STARTING: "Sandbox is starting",
+    SandboxState.READY: "Sandbox is ready",
+    SandboxState.STOPPING: "Sandbox is being stopped",
+    SandboxState.ENDED: "Sandbox ended",
 }
 
 
@@ -49,18 +49,18 @@ def marker(ref: MergeRequestRef, instance_id: str, what: str = "status") -> str:
 
 
 def render_note(view: SandboxView, marker: str) -> str:
-    """The status note: all of one sandbox at a glance, rewritten as things change."""
+    """The status note: one sandbox at a glance, rewritten as things change; how it came about is folded away."""
     parts = [f"{marker}\n### {_headline(view)}"]
-    if view.notice:
-        parts.append(f"⚠️ **{text(view.notice, 500)}**")
+    if view.notice and view.live:
+        parts.append(f"⚠️ {_said(view.notice)}")
+    parts.extend(_failed_output(view))
     if view.access:
         parts.append(f"```sh\n{view.access.ssh_command}\n```")
     parts.append(_table(_rows(view)))
-    parts.extend(_failure(result) for result in _failures(view.stages))
-    if len(view.history) > _LATEST_LINES:
-        parts.append(_history(view.history))
     if view.mr.state == "opened":
         parts.append(_next(view))
+    if happened := _history(view):
+        parts.append(_details("What happened", "\n".join(happened)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,41 +140,17 @@ def _beside_code(part: str) -> str:
 
 
 def _headline(view: SandboxView) -> str:
-    sandbox = view.sandbox
-    sign, but = (view.trouble.sign, f", but {view.trouble.words}") if view.trouble else ("", "")
-    if sandbox.state is SandboxState.QUEUED:
-        return f"🕒 Sandbox waits in the queue{_queue(view)}"
-    if sandbox.state is SandboxState.STARTING:
-        return f"{sign or '⏳'} Sandbox is starting: {_stage(sandbox.stage)}{but}"
-    if sandbox.state is SandboxState.STOPPING:
-        return f"🔻 Sandbox is being stopped: {_why(sandbox.end_reason)}"
-    if sandbox.state is SandboxState.ENDED:
-        return f"🏁 Sandbox ended: {_why(sandbox.end_reason)}"
-    if sandbox.stage is not None:
-        return f"{sign or '🟡'} Sandbox is ready, and being updated: {_stage(sandbox.stage)}{but}"
-    return f"{sign or '🟢'} Sandbox is ready{but}"
-
-
-def _queue(view: SandboxView) -> str:
-    if view.queue_position is None:
-        return ""
-    wait = f", about {in_words(view.queue_wait)} to go" if view.queue_wait else ""
-    return f": {'next' if view.queue_position == 1 else f'number {view.queue_position:d}'}{wait}"
-
-
-def _stage(stage: Stage | None) -> str:
-    return stage.value if stage else "a machine is being made"
-
-
-def _why(reason: EndReason | None) -> str:
-    return _ENDED[reason] if reason else "as asked"
+    """The state, until when, and why. When something ended is in the table below."""
+    said = headline(view, _DATED)
+    state = _HEADLINES[view.sandbox.state] + said.rest
+    if view.sandbox.state is SandboxState.ENDED or view.sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
+        state = said.state if said.sign == "🔴" else _HEADLINES[view.sandbox.state]
+    return f"{said.sign} {state}" + (f": {_said(said.why)}" if said.why else "")
 
 
 def _rows(view: SandboxView) -> list[tuple[str, str]]:
     sandbox = view.sandbox
     rows: list[tuple[str, str]] = []
-    if sandbox.state is SandboxState.QUEUED and view.queue_reason:
-        rows.append(("Waits because", text(view.queue_reason, 300)))
     if view.access:
         web = view.access.web_url
         rows.append(("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet"))
@@ -183,34 +159,24 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
     if sandbox.running_sha and sandbox.running_sha != sandbox.sha and view.live:
         rows.append(("Newest commit", code(sandbox.sha[:12])))
-    if sandbox.expires_at and view.live:
-        left = in_words(sandbox.expires_at - view.now)
-        rows.append(("Expires", f"{_moment(sandbox.expires_at)}, in {left} (as of {view.now:%H:%M})"))
-    if view.stages:
-        rows.append(("Stages", "<br>".join(_outcome(result) for result in view.stages)))
-    if sandbox.end_detail and not view.live:
-        rows.append(("Remark", text(sandbox.end_detail, 500)))
-    if view.summary:
-        rows.extend(_account(view.summary))
-    rows.append(("Asked for by", text(str(sandbox.requested_by), 100)))
-    if view.history:
-        latest = view.history[-_LATEST_LINES:]
-        rows.append(("Latest (UTC)", "<br>".join(f"{line.at:%H:%M:%S} {_event(line)}" for line in latest)))
+    if sandbox.ended_at:
+        rows.append(("Ended", _moment(sandbox.ended_at)))
+    outcomes = [_outcome(result) for result in view.stages if result.stage in (Stage.SETUP, Stage.TEST)]
+    if outcomes:
+        rows.append(("Set-up and tests", ", ".join(outcomes)))
     return rows
 
 
+def _history(view: SandboxView) -> list[str]:
+    """The steps and events of the sandbox, and what it used."""
+    lines = [f"- {line.at:%Y-%m-%d %H:%M:%S} UTC: {_event(line)}" for line in view.history]
+    if view.summary:
+        lines.append(f"- {account(view.summary)}")
+    return lines
+
+
 def _event(line: HistoryLine) -> str:
-    """The event's first line; output below it is shown elsewhere."""
     return text(line.text.partition("\n")[0], 200)
-
-
-def _account(summary: Summary) -> list[tuple[str, str]]:
-    lived = in_words(summary.lived) if summary.lived is not None else "never was ready"
-    return [
-        ("Lived", lived),
-        ("CPU time", in_words(timedelta(seconds=summary.cpu_seconds))),
-        ("Peak memory", in_bytes(summary.memory_peak_bytes)),
-    ]
 
 
 def _commit(mr: MergeRequest, sha: str) -> str:
@@ -218,23 +184,14 @@ def _commit(mr: MergeRequest, sha: str) -> str:
 
 
 def _outcome(result: StageResult) -> str:
-    seconds = f"{result.seconds:.1f} s" if result.seconds < 10 else in_words(timedelta(seconds=result.seconds))
-    return f"{'✅' if result.ok else '❌'} {result.stage.value} ({seconds})"
+    return f"{'✅' if result.ok else '❌'} {went(result)}"
 
 
-def _failures(stages: tuple[StageResult, ...]) -> list[StageResult]:
-    return [result for result in stages if not result.ok and result.tail.strip()][-2:]
-
-
-def _failure(result: StageResult) -> str:
-    return _details(f"❌ {result.stage.value} failed; the end of its output", block(result.tail))
-
-
-def _history(lines: tuple[HistoryLine, ...]) -> str:
-    shown = "\n".join(
-        f"- {line.at:%Y-%m-%d %H:%M:%S} UTC: {_event(line)}" for line in lines[-_HISTORY_LINES:-_LATEST_LINES]
-    )
-    return _details("What happened before", shown)
+def _failed_output(view: SandboxView) -> list[str]:
+    """The last lines of the output of the step whose failure the note tells of."""
+    told = view.sandbox.end_reason is EndReason.FAILED or update_failed(view)
+    return [block(result.tail, max_lines=12) for result in view.stages[-1:]
+            if told and not result.ok and result.tail.strip()]  # fmt: skip
 
 
 def _details(summary: str, body: str) -> str:
@@ -250,6 +207,8 @@ def _next(view: SandboxView) -> str:
     commands = _TO_TYPE.get(view.sandbox.state)
     if commands:
         return f"To change it, {_comment(*commands)}."
+    if view.sandbox.end_reason is EndReason.FAILED and not view.mr.from_fork:
+        return f"Push a fix, or {_comment('retry')}."
     return f"For a new one, {_comment(f'start {view.mr.head_sha}' if view.mr.from_fork else 'start')}."
 
 

@@ -17,7 +17,7 @@ from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.loop import Step
 from ravebot.intake.poll import MAX_COMMAND_AGE
-from ravebot.matrix.cards import render_card, render_why
+from ravebot.matrix.cards import Style, render_logs, render_show, render_why
 from ravebot.matrix.commands import command_line, number_in, parse
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage
@@ -25,7 +25,6 @@ from ravebot.matrix.replies import render_help, render_list, render_queue, rende
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import Actor, MergeRequest
-from ravebot.sandboxes.view import SandboxView
 from ravebot.store import inbox, merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
@@ -36,6 +35,7 @@ NOT_SERVED = Decision(
     False, "That project gets no sandboxes.", "Ask an admin of ravebot to add it to the projects in its configuration."
 )
 _MOST_RIGHTS = 6
+_MOST_EVENTS = 50
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
 
@@ -123,6 +123,10 @@ class MatrixIntake:
         """The room's names in the configuration; `ids` may contain old names."""
         return tuple(name for name in self.config.matrix.room_names if room_id in (name, ids.get(name)))
 
+    def _name_of(self, tx: Transaction, message: IncomingMessage) -> str:
+        """The configured name of a message's room; empty where none is configured."""
+        return next(iter(self._names_of(message.room_id, outbox.rooms(tx))), "")
+
     async def _nameable(self, message: IncomingMessage, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """The projects that a bare `!42` may mean and that may be named: in a direct chat only the asker's own."""
         projects = await self._projects(patterns)
@@ -204,37 +208,28 @@ class MatrixIntake:
             prefix = self.config.matrix.command_prefix
             said = f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`."
             return self._says(message, render_reply(said), f"no such merge request: {error}", aside=True)
-        if isinstance(verb.does, Show):
-            view = await self.database.read(lambda tx: self.views.latest(tx, mr.ref))
-            return self._says(message, self._shown(verb.does, view, mr), verb.name)
+        if isinstance(what := verb.does, Show):
+            shown = await self.database.read(lambda tx: self._shown(tx, what, mr, message))
+            return self._says(message, shown, verb.name)
         return self._executes(message, command, decision, head or mr, ref)
 
-    def _shown(self, what: Show, view: SandboxView | None, mr: MergeRequest) -> Mapping[str, object]:
+    def _shown(self, tx: Transaction, what: Show, mr: MergeRequest, message: IncomingMessage) -> Mapping[str, object]:
         prefix = self.config.matrix.command_prefix
+        view = self.views.latest(tx, mr.ref, events=_MOST_EVENTS)
         if view is None:
             return render_reply(
                 f"{mr.full_ref} never had a sandbox. To start one, type `{prefix} start {mr.full_ref}`."
             )
+        style = Style(prefix, self.config.matrix.short_refs(self._name_of(tx, message)))
         match what:
             case Show.CARD:
-                return render_card(view, prefix)
+                return render_show(view, style)
             case Show.WHY:
-                return render_why(view)
+                return render_why(view, style)
             case Show.LOGS:
-                return self._logs(view)
+                return render_logs(view, sandboxes.printed(tx, mr.ref), style)
             case _:  # a bug: every other `Show` is about the whole room, see `_about_room`
                 raise NotImplementedError(f"rooms do not show {what}")
-
-    def _logs(self, view: SandboxView) -> Mapping[str, object]:
-        ref = view.mr.full_ref
-        output = "\n".join(
-            f"== {result.stage.value}: {'ok' if result.ok else 'failed'}, {result.seconds:.1f} s\n{result.tail}"
-            for result in view.stages
-            if result.tail.strip()
-        )
-        if not output:
-            return render_reply(f"Nothing was printed by set-up and tests of `{ref}`.")
-        return render_reply(f"Set-up and tests of `{ref}`:", output=output)
 
     async def _may(
         self, message: IncomingMessage, command: Command, project_id: int | None, mapped: bool, project: str = ""
@@ -256,9 +251,8 @@ class MatrixIntake:
         target: Subject | None = None,
         ref: Ref | None = None,
     ) -> Step:
-        asker = Asker(Actor("matrix", message.sender), decision)
-
         def step(tx: Transaction) -> str:
+            asker = Asker(Actor("matrix", message.sender, place=self._name_of(tx, message)), decision)
             outcome = execute(self.intents, tx, command, asker, target)
             text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""), self.verbs)
             self._reply(tx, message, render_reply(text), aside=not decision.allowed)
@@ -283,7 +277,7 @@ class MatrixIntake:
 
         Replies use the lane of the room's cards, so that both keep their order.
         """
-        lane = next(iter(self._names_of(message.room_id, outbox.rooms(tx))), message.room_id)
+        lane = self._name_of(tx, message) or message.room_id
         thread = message.thread_root or (message.event_id if aside and not message.direct else None)
         body = {"content": as_reply(dict(content), message.event_id, thread)}
         outbox.add(tx, RoomLane(lane), Kind.REPLY, body={**body})

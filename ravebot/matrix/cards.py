@@ -1,62 +1,95 @@
-"""Renders what a room shows of one sandbox: its card, its history, its warnings.
+"""Renders what a room shows of one sandbox: its card, the lines of its thread, its warnings.
 
-Pure; untrusted text is escaped.
+Pure; untrusted text is escaped. The plain text says everything in words, for clients without HTML and for screen
+readers; an emoji only repeats what is said.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 
+from ravebot.clock import moment
 from ravebot.matrix.content import (
     Content,
     Span,
     bold,
     code,
-    facts,
     first_that_fits,
     joined,
     link,
+    marked,
     message,
     pill,
     preformatted,
     theirs,
     words,
 )
-from ravebot.matrix.text import block, one_line
-from ravebot.sandboxes.model import CODE_FOLDER, SandboxState, StageResult
-from ravebot.sandboxes.view import HistoryLine, SandboxView, Summary, in_bytes, in_words
+from ravebot.matrix.text import block, last_lines, one_line
+from ravebot.sandboxes.model import CODE_FOLDER, EndReason, Run, SandboxState, Stage, StageResult
+from ravebot.sandboxes.view import Access, SandboxView, in_words
+from ravebot.sandboxes.wording import Headline, account, headline, update_failed, went
 
-_SIGNS = {
-    SandboxState.QUEUED: "🕒",
-    SandboxState.STARTING: "🔧",
-    SandboxState.READY: "🟢",
-    SandboxState.STOPPING: "🌙",
-    SandboxState.ENDED: "⚪",
+_REPLACED = "The card before this one could not be edited any more."
+_MOST_EVENTS = (50, 20, 5)
+_NEXT = {
+    SandboxState.QUEUED: ("stop", "why", "queue"),
+    SandboxState.STARTING: ("stop", "why", "show"),
+    SandboxState.READY: ("extend", "stop", "rebuild", "logs", "show"),
 }
-_DETAIL = ((8, 1500), (5, 400), (3, 0), (0, 0))
-"""How many events and how many characters of a failed step's output are shown: the first pair that fits is used."""
+"""What can be typed next, the likeliest first."""
 
 
-def render_card(view: SandboxView, prefix: str = "!rave") -> Content:
+@dataclass(frozen=True)
+class Style:
+    """How a room is written to: its command prefix, and whether `41` is enough to name a merge request there."""
+
+    prefix: str = "!rave"
+    short: bool = False
+
+    def ref(self, view: SandboxView) -> str:
+        """What to type after a verb."""
+        return str(view.mr.ref.iid) if self.short else _full_ref(view)
+
+    def name(self, view: SandboxView) -> str:
+        return f"!{view.mr.ref.iid}" if self.short else _full_ref(view)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The Matrix user who is told of their sandbox; the display name is untrusted."""
+
+    user_id: str
+    name: str
+
+
+def render_card(view: SandboxView, style: Style, *, replaced: bool = False) -> Content:
     """The one message per sandbox and room that is edited as things change."""
+    last = [_say(view, style)] if view.mr.state == "opened" or view.live else []
+    if replaced:
+        last.append(words(_REPLACED))
+    return message(_parts(view, last))
+
+
+def render_show(view: SandboxView, style: Style) -> Content:
+    """All that is known of a sandbox: its card, every step, its account, and what happened."""
+    more = [joined((words("The code is in"), code(CODE_FOLDER)))] if view.access else []
+    more += [_step(result) for result in view.stages]
+    if view.summary is not None:
+        more.append(words(account(view.summary)))
     return first_that_fits(
-        message((_title(view), facts(_rows(view, prefix, events)), *_tails(view, tail))) for events, tail in _DETAIL
+        message(_parts(view, [*more, *_events(view, most), _say(view, style)])) for most in (12, 5, 0)
     )
 
 
-def render_history(line: HistoryLine) -> Content:
-    """One event, as a message of the card's thread."""
-    first, _, rest = line.text.partition("\n")
-    parts = [joined((bold(f"{line.at:%H:%M:%S}"), theirs(first, 500)))]
-    if rest.strip():
-        parts.append(preformatted(block(rest)))
-    return message(parts)
-
-
-def render_said(view: SandboxView, line: HistoryLine) -> Content:
-    """One event for the whole room, outside of the card's thread; so it names the merge request."""
-    return message([joined((_ref(view), theirs(line.text, 1000)))])
+def render_line(view: SandboxView, text: str, style: Style, owner: Owner | None = None) -> Content:
+    """One event in the card's thread, or of its own in the room. With `owner`, it notifies everybody, as texts do."""
+    parts = [bold(style.name(view)), marked(text, 1000)]
+    if owner is not None:
+        parts.insert(0, _address(owner))
+    return message([joined(parts)], mentions=[owner.user_id] if owner else [])
 
 
 def render_news(text: str) -> Content:
@@ -67,35 +100,164 @@ def render_news(text: str) -> Content:
     return message([words(text)]) | {"msgtype": "m.text"}
 
 
-def render_warning(view: SandboxView, owner: str | None, prefix: str = "!rave") -> Content:
-    """A warning that the sandbox ends soon. It notifies only `owner`, a Matrix user id; None: nobody."""
+def render_warning(view: SandboxView, style: Style, owner: Owner | None) -> Content:
+    """A warning that the sandbox ends soon: a notice, which notifies nobody before `calling_edit` or `as_text` does."""
     expires = view.sandbox.expires_at
-    when = f"ends {_when(expires, view.now)}." if expires else "ends soon."
-    parts = [bold("⏰"), _ref(view), words(f"{when} To keep it, say `{prefix} extend {_full_ref(view)} 1h`.")]
+    when = f"ends at {moment(expires, view.now)}, in {in_words(expires - view.now)}" if expires else "ends soon"
+    parts = [_titled(view), words(f"{when}. To keep it: `{style.prefix} extend {style.ref(view)}`")]
     if owner is not None:
-        parts.insert(1, pill(owner))
-    return message([joined(parts)], mentions=[owner] if owner else [])
+        parts.insert(0, _address(owner))
+    return message([joined(parts)])
 
 
-def render_why(view: SandboxView) -> Content:
-    """Why a sandbox is in its state: the state, and as many of the view's events as fit."""
-    rows = [("State", _state(view)), *_notice(view)]
-    return first_that_fits(
-        message((_title(view), facts(rows), _listed(view.history[-limit:]))) for limit in (50, 20, 5)
-    )
+def render_over(view: SandboxView, style: Style) -> Content:
+    """What a warning is edited to when it is not true any more."""
+    sandbox = view.sandbox
+    if view.live and sandbox.expires_at:
+        said = f"was extended until {moment(sandbox.expires_at, view.now)}."
+    else:
+        return message([joined((joined((_titled(view), words(":")), "", ""), _stated(headline(view, view.now))))])
+    return message([joined((_titled(view), words(said)))])
 
 
-def _listed(lines: Sequence[HistoryLine]) -> Span:
-    told = (joined((code(f"{line.at:%m-%d %H:%M:%S}"), theirs(line.text, 300))) for line in lines)
-    return joined(told, "\n", "<br>")
+def news(view: SandboxView, owner: Owner) -> str:
+    """The card in one line, for a notification."""
+    state = headline(view, view.now)
+    why = f": {one_line(state.why, 500)}" if state.why else ""
+    return f"{theirs(owner.name, 60).plain}: {_full_ref(view)} {state.state.lower()}{state.rest}{why}"
 
 
-def _title(view: SandboxView) -> Span:
-    sign = view.trouble.sign if view.trouble else _SIGNS[view.sandbox.state]
-    return joined((Span(sign, sign), _ref(view), theirs(view.mr.title)))
+def as_text(content: Content, owner: Owner) -> Content:
+    """The notice as a text that highlights it for the owner; by the default push rules it notifies everybody else."""
+    return content | {"msgtype": "m.text", "m.mentions": {"user_ids": [owner.user_id]}}
 
 
-def _ref(view: SandboxView) -> Span:
+def render_why(view: SandboxView, style: Style) -> Content:
+    """Why a sandbox is in its state: the cause in a sentence, and as many of the view's events as fit."""
+    cause = joined((bold(f"{style.name(view)}:"), _stated(headline(view, view.now))))
+    notice = [marked(f"{_upper(view.notice)}.")] if view.notice else []
+    return first_that_fits(message([_lines([cause, *notice, *_events(view, most)])]) for most in _MOST_EVENTS)
+
+
+def render_logs(view: SandboxView, runs: Sequence[Run], style: Style) -> Content:
+    """What set-up and tests printed in the newest run, and in the last one that failed."""
+    name = bold(style.name(view))
+    if not runs:
+        return message([joined((name, words("Set-up and tests have printed nothing so far.")))])
+
+    def parts(most: int) -> Iterator[Span]:
+        for run in runs:
+            what = "Set-up and tests" if run.ok else "The run that failed,"
+            yield joined((name, words(f"{what} at {moment(run.at, view.now)}:")))
+            for result in run.results:
+                yield _step(result)
+                yield preformatted(block(result.tail, most))
+
+    return first_that_fits(message(parts(most)) for most in (6000, 2000, 500))
+
+
+def digest(content: Content) -> str:
+    """Equal for contents that look the same."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _lines(spans: Sequence[Span]) -> Span:
+    return joined(spans, "\n", "<br>")
+
+
+def _parts(view: SandboxView, last: Sequence[Span]) -> list[Span]:
+    """The card's lines, with the output of a failed step before the last ones."""
+    if output := _failed_output(view):
+        return [_lines(_top(view)), output, _lines(last)]
+    return [_lines([*_top(view), *last])]
+
+
+def _top(view: SandboxView) -> list[Span]:
+    state = headline(view, view.sandbox.created_at)
+    lines = [
+        joined((words(state.sign), _titled(view), theirs(view.mr.title))),
+        _stated(state),
+    ]
+    if view.notice and view.live:
+        lines.append(joined((words("⚠️"), marked(f"{_upper(view.notice)}."))))
+    if view.access is not None:
+        lines += _ways_in(view.access)
+    lines.append(_facts(view))
+    return lines
+
+
+def _stated(state: Headline) -> Span:
+    parts = [bold(state.state), words(state.rest)]
+    if state.why:
+        parts.append(marked(state.why, 1000))
+        parts.insert(-1, words(": "))
+    return joined(parts, "", "")
+
+
+def _ways_in(access: Access) -> Iterator[Span]:
+    url = access.web_url
+    web = link(url, url) if url else words("nothing answers on its web port yet")
+    yield Span(f"Web: {web.plain}", f"🌐 {web.html}")
+    ssh = code(access.ssh_command)
+    yield Span(f"SSH: {ssh.plain}", f"💻 {ssh.html}")
+    for fingerprint in access.fingerprints:
+        key = code(fingerprint)
+        yield Span(f"Host key: {key.plain}", f"🔑 host key {key.html}")
+
+
+def _facts(view: SandboxView) -> Span:
+    """Owner, commit, branch, and how set-up and tests went."""
+    sandbox = view.sandbox
+    owner, branch = theirs(view.mr.author.username, 60), theirs(view.mr.source_branch, 120)
+    commit = code(one_line(sandbox.running_sha or sandbox.sha)[:8])
+    parts = [
+        Span(f"Owner {owner.plain}", owner.html),
+        Span(f"commit {commit.plain}", commit.html),
+        Span(f"branch {branch.plain}", branch.html),
+    ]
+    for result in view.stages:
+        if result.ok and result.stage in (Stage.SETUP, Stage.TEST):
+            parts.append(Span(went(result), f"✅ {went(result)}"))
+    return joined(parts, ", ", " · ")
+
+
+def _step(result: StageResult) -> Span:
+    return words(f"{'✅' if result.ok else '❌'} {went(result)}")
+
+
+def _failed_output(view: SandboxView) -> Span | None:
+    """The last lines of the output of the step whose failure the card tells of."""
+    told = view.sandbox.end_reason is EndReason.FAILED or update_failed(view)
+    result = view.stages[-1] if told and view.stages else None
+    return preformatted(last_lines(result.tail)) if result and not result.ok and result.tail.strip() else None
+
+
+def _say(view: SandboxView, style: Style) -> Span:
+    """What can be typed next."""
+
+    def typed(verb: str) -> Span:
+        return code(f"{style.prefix} {verb} {style.ref(view)}")
+
+    sandbox = view.sandbox
+    if sandbox.end_reason is EndReason.FAILED:
+        return joined((words("Push a fix, or say"), typed("retry"), words("· all output:"), typed("logs")))
+    if sandbox.state not in _NEXT:
+        return joined((words("For a new one, say"), typed("start")))
+    first, *others = _NEXT[sandbox.state]
+    return joined((words("Say"), joined((typed(first), *map(code, others)), ", ", ", ")))
+
+
+def _events(view: SandboxView, most: int) -> list[Span]:
+    shown = view.history[-most:] if most else ()
+    return [joined((code(f"{line.at:%m-%d %H:%M:%S}"), marked(line.text, 300))) for line in shown]
+
+
+def _address(owner: Owner) -> Span:
+    named = pill(owner.user_id, owner.name)
+    return Span(f"{named.plain}:", f"{named.html}:")
+
+
+def _titled(view: SandboxView) -> Span:
     linked = link(view.mr.web_url, _full_ref(view))
     return Span(_full_ref(view), f"<strong>{linked.html}</strong>")
 
@@ -104,101 +266,5 @@ def _full_ref(view: SandboxView) -> str:
     return f"{one_line(view.mr.project_path, 255)}!{view.mr.ref.iid}"
 
 
-def _rows(view: SandboxView, prefix: str, events: int) -> Iterator[tuple[str, Span]]:
-    yield "State", _state(view)
-    yield from _notice(view)
-    if view.access is not None:
-        yield "SSH", code(view.access.ssh_command)
-        if view.access.fingerprints:
-            yield "Host key", joined(map(code, view.access.fingerprints), ", ", "<br>")
-        url = view.access.web_url
-        yield "Web", link(url, url) if url else words("nothing answers on its web port yet")
-    yield "Code", _commit(view)
-    yield "Owner", theirs(view.mr.author.username)
-    if view.live and view.sandbox.expires_at is not None:
-        yield "Ends", words(_when(view.sandbox.expires_at, view.now))
-    if view.stages:
-        yield "Steps", joined(map(_step, view.stages), ", ", "<br>")
-    if view.summary is not None:
-        yield "Account", words(_account(view.summary))
-    if view.history and events:
-        lines = [_event(line) for line in view.history[-events:]]
-        yield "Lately (UTC)", joined(lines, "; ", "<br>")
-    yield "Say", _next(view, prefix)
-
-
-def _state(view: SandboxView) -> Span:
-    sandbox = view.sandbox
-    said = sandbox.state.value
-    if sandbox.state is SandboxState.QUEUED:
-        said += f", place {view.queue_position}" if view.queue_position else ""
-        said += f", about {in_words(view.queue_wait)} to go" if view.queue_wait else ""
-        said += f": {one_line(view.queue_reason)}" if view.queue_reason else ""
-    elif sandbox.state is SandboxState.ENDED and sandbox.end_reason is not None:
-        said += f": {sandbox.end_reason.value}"
-        said += f", {one_line(sandbox.end_detail, 500)}" if sandbox.end_detail else ""
-    elif sandbox.stage is not None and sandbox.state is not SandboxState.STOPPING:
-        said += f": {sandbox.stage.value}"
-    if sandbox.attempt > 1 and sandbox.state is SandboxState.STARTING:
-        said += f" (attempt {sandbox.attempt})"
-    if view.trouble:
-        said += f", but {view.trouble.words}"
-    return theirs(said, 1000)
-
-
-def _notice(view: SandboxView) -> list[tuple[str, Span]]:
-    return [("Note", theirs(view.notice, 500))] if view.notice else []
-
-
-def _commit(view: SandboxView) -> Span:
-    sandbox = view.sandbox
-    parts = [code(one_line(sandbox.running_sha or sandbox.sha)[:8]), words("of"), theirs(view.mr.source_branch, 120)]
-    if sandbox.running_sha and sandbox.running_sha != sandbox.sha:
-        parts += [words("; next is"), code(one_line(sandbox.sha)[:8])]
-    if view.access is not None:
-        parts += [words("in"), code(CODE_FOLDER)]
-    return joined(parts)
-
-
-def _step(result: StageResult) -> Span:
-    took = f"{result.seconds:.1f} s" if result.seconds < 10 else f"{result.seconds:.0f} s"
-    return words(f"{'✅' if result.ok else '❌'} {result.stage.value} ({took})")
-
-
-def _tails(view: SandboxView, limit: int) -> Iterator[Span]:
-    """The end of the output of each step that failed."""
-    for result in view.stages:
-        if not result.ok and result.tail.strip() and limit:
-            yield joined((words(f"{result.stage.value} ended with"), preformatted(block(result.tail, limit))), "\n", "")
-
-
-def _event(line: HistoryLine) -> Span:
-    return joined((code(f"{line.at:%H:%M}"), theirs(line.text.partition("\n")[0], 160)))
-
-
-def _account(summary: Summary) -> str:
-    lived = f"lived {in_words(summary.lived)}" if summary.lived is not None else "never was ready"
-    cpu = in_words(timedelta(seconds=summary.cpu_seconds))
-    return f"{lived}, CPU time {cpu}, memory at most {in_bytes(summary.memory_peak_bytes)}"
-
-
-_NEXT = {
-    SandboxState.QUEUED: ("stop", "why"),
-    SandboxState.STARTING: ("stop", "why"),
-    SandboxState.READY: ("extend", "stop", "rebuild", "logs"),
-    SandboxState.STOPPING: ("why", "start"),
-    SandboxState.ENDED: ("start", "why"),
-}
-
-
-def _next(view: SandboxView, prefix: str) -> Span:
-    """The commands to type next, with the full reference, so that they work in every room."""
-    verbs = _NEXT[view.sandbox.state]
-    if view.notice or any(not result.ok for result in view.stages):
-        verbs = tuple(dict.fromkeys((*verbs, "logs", "retry")))
-    return joined((code(f"{prefix} {verb} {_full_ref(view)}") for verb in verbs), ", ", "<br>")
-
-
-def _when(moment: datetime, now: datetime) -> str:
-    left = moment - now
-    return f"{moment:%Y-%m-%d %H:%M} UTC, " + (f"in {in_words(left)}" if left > timedelta(0) else "any moment now")
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

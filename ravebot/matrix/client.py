@@ -23,6 +23,8 @@ from ravebot.matrix.answers import Json, LoginLost, judge
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _DEVICE_NAME = "ravebot"
+_NAME_SECONDS = 3600.0
+"""For how long a display name is used before it is asked for again."""
 
 
 def _ignore(_: str) -> None:
@@ -55,6 +57,7 @@ class MatrixClient:
         self._login_file = state_dir / "matrix.json"
         self._nio = AsyncClient(self.homeserver, config.user_id)
         self._ready = False
+        self._display_names: dict[str, tuple[str, float]] = {}  # with the time by the event loop's clock
 
     @property
     def user_id(self) -> str:
@@ -177,6 +180,22 @@ class MatrixClient:
         """Send one event; the same `txn_id` again sends nothing and returns the same event id."""
         path = ["rooms", room_id, "send", event_type, txn_id]
         return _text(await self._request("PUT", path, body=content), "event_id")
+
+    async def display_name(self, user_id: str) -> str:
+        """The name that a user chose, untrusted; the beginning of the id where there is none, or it can't be known."""
+        known = self._display_names.get(user_id)
+        now = asyncio.get_running_loop().time()
+        if known is None or now - known[1] > _NAME_SECONDS:
+            try:
+                profile = await self._request("GET", ["profile", user_id, "displayname"])
+            except LoginLost:
+                raise
+            except (Unavailable, Forbidden, NotFound):
+                profile = {}
+            name = profile.get("displayname")
+            chosen = name if isinstance(name, str) and name.strip() else user_id[1:].partition(":")[0]
+            known = self._display_names[user_id] = (chosen, now)
+        return known[0]
 
     async def sync(self, since: str | None, timeout_ms: int, filter: Mapping[str, object] | None = None) -> Json:
         """Everything since that token; waits up to `timeout_ms` while there is nothing."""

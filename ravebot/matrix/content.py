@@ -57,9 +57,16 @@ def link(url: str, text: str) -> Span:
     return Span(f"{text} {url}" if text != url else url, f'<a href="{html.escape(url)}">{html.escape(text)}</a>')
 
 
-def pill(user_id: str) -> Span:
-    """A user id that clients show as a mention; only `m.mentions` decides who is notified."""
-    return Span(user_id, f'<a href="https://matrix.to/#/{html.escape(user_id)}">{html.escape(user_id)}</a>')
+def pill(user_id: str, name: str) -> Span:
+    """A user's name that clients show as a mention; only `m.mentions` decides who is notified."""
+    shown = theirs(name, 60)
+    return Span(shown.plain, f'<a href="https://matrix.to/#/{html.escape(user_id)}">{shown.html}</a>')
+
+
+def marked(text: str, limit: int = 500) -> Span:
+    """Untrusted text, made harmless, in which ravebot put commands between backticks: they are shown as code."""
+    shown = one_line(text, limit)
+    return Span(shown, _CODE.sub(lambda match: f"<code>{match[1]}</code>", html.escape(shown)))
 
 
 def preformatted(text: str) -> Span:
@@ -122,6 +129,18 @@ def edit_of(event_id: str, content: Content) -> Content:
         "m.new_content": fresh,
         "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
     }
+
+
+def calling_edit(event_id: str, content: Content, user_id: str, news: str) -> Content:
+    """An edit that notifies one user and nobody else, with `news` as what their client tells them.
+
+    Of the default push rules, `is_user_mention` comes before `suppress_edits`, which silences an edit for all others.
+    `suppress_notices` comes before both, so the edit is a text message, while the edited message stays a notice.
+    https://spec.matrix.org/latest/client-server-api/#default-override-rules
+    """
+    mentions = {"user_ids": [user_id]}
+    edit = edit_of(event_id, content | {"m.mentions": mentions})
+    return edit | {"msgtype": "m.text", "body": f"* {news}", "m.mentions": mentions}
 
 
 def in_thread(root_event_id: str, content: Content) -> Content:

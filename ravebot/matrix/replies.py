@@ -23,15 +23,9 @@ from ravebot.matrix.content import (
 from ravebot.matrix.text import block, one_line
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.view import SandboxView
+from ravebot.sandboxes.wording import headline
 
 _MOST_LINES = (9, 3)
-_STATES = {
-    SandboxState.QUEUED: ("🕒", "Waiting"),
-    SandboxState.STARTING: ("🔧", "Starting"),
-    SandboxState.READY: ("🟢", "Ready"),
-    SandboxState.STOPPING: ("🌙", "Stopping"),
-    SandboxState.ENDED: ("⚪", "Ended"),
-}
 _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 """Lines of text and characters of output."""
 
@@ -98,17 +92,13 @@ def _lines(lines: Sequence[Span]) -> Content:
 
 
 def _listed(view: SandboxView) -> Span:
-    sandbox = view.sandbox
-    sign, state = _STATES[sandbox.state]
-    parts = [_of_whom(view)]
-    if sandbox.expires_at and view.live:
-        parts.insert(0, words(f"until {moment(sandbox.expires_at, view.now)}"))
-    if sandbox.stage and sandbox.state is SandboxState.READY:
-        parts.append(words("is being updated"))
-    if view.trouble:
-        sign = view.trouble.sign
-        parts.append(words(f"but {view.trouble.words}"))
-    return joined((joined((words(sign), bold(state), _named(view))), *parts), " · ", " · ")
+    state = headline(view, view.now)
+    parts = [joined((words(state.sign), bold(state.state), _named(view)))]
+    if rest := state.rest.strip(" :"):
+        parts.append(words(rest))
+    if state.why:
+        parts.append(theirs(state.why, 120))
+    return joined((*parts, _of_whom(view)), " · ", " · ")
 
 
 def _queued(view: SandboxView) -> Span:

@@ -47,6 +47,15 @@ def block(text: str, limit: int = 2000) -> str:
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
 
 
+def last_lines(text: str, most: int = 8, limit: int = 800) -> str:
+    """The last whole lines of a text, at most `most` and `limit` characters; of one that is too long, its end."""
+    lines = block(text, limit * 2).split("\n")[-most:]
+    while len(lines) > 1 and sum(map(len, lines)) + len(lines) > limit:
+        del lines[0]
+    shown = "\n".join(lines)
+    return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
+
+
 def _visible(text: str, limit: int) -> str:
     """The text without invisible characters; whitespace becomes spaces, and series of combining marks are cut."""
     shown: list[str] = []

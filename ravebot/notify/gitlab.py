@@ -10,6 +10,7 @@ from typing import TypeVar
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import (
+    HISTORY_LINES,
     marker,
     render_draft_waiting,
     render_fork_waiting,
@@ -59,7 +60,7 @@ class GitLabSender:
         ref = NoteLane.read(message.lane).ref
         match message.kind:
             case Kind.NOTE:
-                return _NoteFacts(self._views.latest(tx, ref), merge_requests.get(tx, ref))
+                return _NoteFacts(self._views.latest(tx, ref, events=HISTORY_LINES), merge_requests.get(tx, ref))
             case Kind.WARNING:
                 view = self._views.one(tx, SandboxId(message.sandbox_id or 0))
                 return _NoteFacts(view if view and is_due(tx, message, view.sandbox) else None)

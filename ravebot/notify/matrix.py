@@ -1,31 +1,50 @@
-"""Sends to rooms: the card and its edits, messages in its thread, warnings, replies."""
+"""Sends to rooms: the card and its edits, lines in its thread, warnings, replies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import structlog
 
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
 from ravebot.matrix.answers import LoginLost
-from ravebot.matrix.cards import render_card, render_history, render_news, render_said, render_warning
-from ravebot.matrix.content import edit_of, in_thread
+from ravebot.matrix.cards import (
+    Owner,
+    Style,
+    as_text,
+    digest,
+    news,
+    render_card,
+    render_line,
+    render_news,
+    render_over,
+    render_warning,
+)
+from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
-from ravebot.sandboxes.view import HistoryLine, SandboxView
-from ravebot.store import outbox
+from ravebot.sandboxes.view import SandboxView
+from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Card, Message
-from ravebot.store.targets import Kind
+from ravebot.store.targets import Kind, RoomLane
+
+log = structlog.get_logger()
+
+_UNTRUE = Sent("dropped: nothing to tell any more")
 
 
 class RoomClient(Protocol):
     """Sends events to rooms, from one Matrix account."""
 
     async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str: ...
+
+    async def display_name(self, user_id: str) -> str: ...
 
 
 class Directory(Protocol):
@@ -38,11 +57,13 @@ class Directory(Protocol):
 
 @dataclass(frozen=True)
 class _RoomFacts:
-    """The current state of what a row is about."""
+    """The current state of what a row is about, and what the room shows of it."""
 
     view: SandboxView | None = None
-    card: Card | None = None  # in the room that the row goes to
-    due: bool = True  # whether a warning is still true
+    card: Card | None = None
+    warning: Card | None = None  # the event of the warning that the row is about
+    due: bool = False  # whether the warning that the row is about is still true
+    superseded: bool = False  # whether a newer sandbox took its place
 
 
 class MatrixSender:
@@ -62,23 +83,27 @@ class MatrixSender:
     def look(self, tx: Transaction, message: Message) -> _RoomFacts:
         if message.sandbox_id is None:
             return _RoomFacts()
-        sandbox_id = SandboxId(message.sandbox_id)
+        sandbox_id, room = SandboxId(message.sandbox_id), message.lane
         view = self._views.one(tx, sandbox_id)
-        due = message.kind is not Kind.WARNING or (view is not None and is_due(tx, message, view.sandbox))
-        return _RoomFacts(view, outbox.card(tx, sandbox_id, message.lane), due)
+        if view is None:
+            return _RoomFacts()
+        threshold = message.body.get("threshold")
+        latest = sandboxes.latest(tx, view.sandbox.mr)
+        return _RoomFacts(
+            view,
+            outbox.card(tx, sandbox_id, room),
+            outbox.given_warning(tx, sandbox_id, room, threshold) if isinstance(threshold, int) else None,
+            due=is_due(tx, message, view.sandbox),
+            superseded=latest is not None and latest.id != sandbox_id,
+        )
 
     async def send(self, message: Message, facts: _RoomFacts) -> Sent:
         configured = message.lane in self._names
         if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
             return Sent("dropped: the room is not configured any more")
         room_id = await self._rooms.ensure(message.lane) if configured else message.lane
-        # The name may mean another room since the card was posted.
-        card = facts.card.event_id if facts.card and facts.card.room_id == room_id else None
-        content = self._content(message, facts, card)
-        if content is None:
-            return Sent("dropped: nothing to tell any more")
         try:
-            event_id = await self._put(message, room_id, content)
+            return await self._tell(message, facts, room_id)
         except (LoginLost, Unacceptable):
             raise
         except (Forbidden, NotFound) as error:
@@ -86,41 +111,133 @@ class MatrixSender:
                 return Sent(f"dropped: {error}")
             self._rooms.refused(message.lane, error)
             raise
-        sandbox_id = message.sandbox_id
-        if message.kind is Kind.CARD and card is None and sandbox_id is not None:
-            return Sent(event_id, lambda tx: outbox.set_card(tx, sandbox_id, message.lane, room_id, event_id))
-        return Sent(event_id)
 
-    async def _put(self, message: Message, room_id: str, content: Mapping[str, object]) -> str:
-        transaction = f"rave-{self._database.instance_id}-{message.key}"
+    async def _tell(self, message: Message, facts: _RoomFacts, room_id: str) -> Sent:
+        if message.kind is Kind.REPLY:
+            return await self._reply(message, room_id)
+        if message.kind is Kind.NEWS:
+            return Sent(await self._put(message, room_id, render_news(str(message.body.get("text", "")))))
+        view = facts.view
+        if view is None:
+            return _UNTRUE
+        # The name may mean another room since the card was posted.
+        card = facts.card if facts.card and facts.card.room_id == room_id else None
+        warning = facts.warning if facts.warning and facts.warning.room_id == room_id else None
+        match message.kind:
+            case Kind.CALL if "threshold" in message.body:
+                return await self._call_to_warning(message, view, warning if facts.due else None)
+            case Kind.CARD | Kind.CALL:
+                if card is None and facts.superseded:
+                    return _UNTRUE  # the newer one's card is this one's, or comes next
+                return await self._card(message, view, card, room_id)
+            case Kind.WARNING:
+                return await self._warn(message, view, room_id) if facts.due else _UNTRUE
+            case Kind.OVER:
+                return await self._over(message, view, warning)
+            case _:
+                return await self._line(message, view, card, room_id)
+
+    async def _reply(self, message: Message, room_id: str) -> Sent:
+        content = message.body.get("content")
+        if not isinstance(content, dict):
+            return _UNTRUE
         try:
-            return await self._client.send(room_id, content, transaction)
+            return Sent(await self._put(message, room_id, content))
         except Unacceptable:
-            if message.kind is not Kind.REPLY or "m.relates_to" not in content:
+            if "m.relates_to" not in content:
                 raise
         # A reply names the thread that the person's message named, and a server refuses a thread that it does not know.
         # Then it is sent outside of the thread, under another transaction id, because its content is different.
         plain = {key: value for key, value in content.items() if key != "m.relates_to"}
-        return await self._client.send(room_id, plain, f"{transaction}-plain")
+        return Sent(await self._put(message, room_id, plain, "-plain"))
 
-    def _content(self, message: Message, facts: _RoomFacts, card: str | None) -> Mapping[str, object] | None:
-        if message.kind is Kind.REPLY:
-            content = message.body.get("content")
-            return content if isinstance(content, dict) else None
-        if message.kind is Kind.NEWS:
-            return render_news(str(message.body.get("text", "")))
-        view = facts.view
-        if view is None or not facts.due:
-            return None
-        line = HistoryLine(message.created_at, str(message.body.get("text", "")))
-        match message.kind:
-            case Kind.CARD:
-                rendered = render_card(view, self._config.command_prefix)
-                return edit_of(card, rendered) if card else rendered
-            case Kind.HISTORY:
-                return in_thread(card, render_history(line)) if card else render_history(line)
-            case Kind.SAY:
-                return render_said(view, line)
-            case Kind.WARNING:
-                return render_warning(view, self._owners.get(view.mr.author.username), self._config.command_prefix)
-        return None
+    async def _card(self, message: Message, view: SandboxView, card: Card | None, room_id: str) -> Sent:
+        """Post the card or edit it; with `CALL`, so that its owner is notified."""
+        style = self._style(message)
+        calls = await self._owner(view) if message.kind is Kind.CALL else None
+        content = render_card(view, style, replaced=card is not None and card.replaced)
+        if card is None:
+            posted = await self._put(message, room_id, content)
+            return self._shows(message, Card(room_id, posted), content, calls_again=calls is not None)
+        if card.shown == digest(content) and calls is None:
+            return Sent("dropped: the card shows this already")
+        try:
+            await self._put(message, room_id, _edit(card.event_id, content, calls, view))
+        except LoginLost:
+            raise
+        except (Unacceptable, Forbidden, NotFound) as error:
+            if card.replaced:
+                raise
+            log.warning("card could not be edited, posting another", room=message.lane, error=str(error))
+            content = render_card(view, style, replaced=True)
+            posted = await self._put(message, room_id, content, "-anew")
+            return self._shows(message, Card(room_id, posted, replaced=True), content, calls_again=calls is not None)
+        return self._shows(message, card, content)
+
+    def _shows(self, message: Message, card: Card, content: Content, *, calls_again: bool = False) -> Sent:
+        """The card shows the content. A row that was tried before may have sent an older one under the same id."""
+        sandbox_id, room = SandboxId(message.sandbox_id or 0), message.lane
+        shown = replace(card, shown="" if message.attempted else digest(content))
+
+        def keep(tx: Transaction) -> None:
+            outbox.set_card(tx, sandbox_id, room, shown)
+            if calls_again:  # a notice was posted, which notifies nobody
+                outbox.add(tx, RoomLane(room), Kind.CALL, sandbox_id=sandbox_id)
+
+        return Sent(card.event_id, keep)
+
+    async def _line(self, message: Message, view: SandboxView, card: Card | None, room_id: str) -> Sent:
+        owner = await self._owner(view) if message.body.get("calls") and self._config.mentions == "message" else None
+        content = render_line(view, str(message.body.get("text", "")), self._style(message), owner)
+        if message.kind is Kind.HISTORY and card is not None:
+            content = in_thread(card.event_id, content)
+        return Sent(await self._put(message, room_id, content))
+
+    async def _warn(self, message: Message, view: SandboxView, room_id: str) -> Sent:
+        owner = await self._owner(view)
+        content = render_warning(view, self._style(message), owner)
+        if owner is not None and self._config.mentions == "message":
+            content = as_text(content, owner)
+        event_id = await self._put(message, room_id, content)
+        sandbox_id, room, body = view.sandbox.id, message.lane, message.body
+        threshold = body.get("threshold")
+
+        def keep(tx: Transaction) -> None:
+            if isinstance(threshold, int):
+                outbox.set_warning(tx, sandbox_id, room, threshold, room_id, event_id)
+            if owner is not None and self._config.mentions == "edit":
+                outbox.add(tx, RoomLane(room), Kind.CALL, sandbox_id=sandbox_id, body=body)
+
+        return Sent(event_id, keep)
+
+    async def _call_to_warning(self, message: Message, view: SandboxView, warning: Card | None) -> Sent:
+        owner = await self._owner(view)
+        if owner is None or warning is None:
+            return _UNTRUE
+        content = render_warning(view, self._style(message), owner)
+        edit = calling_edit(warning.event_id, content, owner.user_id, content["body"])
+        return Sent(await self._put(message, warning.room_id, edit))
+
+    async def _over(self, message: Message, view: SandboxView, warning: Card | None) -> Sent:
+        threshold = message.body.get("threshold")
+        if warning is None or not isinstance(threshold, int):
+            return Sent("dropped: the room was not warned")
+        sent = await self._put(
+            message, warning.room_id, edit_of(warning.event_id, render_over(view, self._style(message)))
+        )
+        return Sent(sent, lambda tx: outbox.warning_is_over(tx, view.sandbox.id, message.lane, threshold))
+
+    async def _put(self, message: Message, room_id: str, content: Mapping[str, object], another: str = "") -> str:
+        transaction = f"rave-{self._database.instance_id}-{message.key}{another}"
+        return await self._client.send(room_id, content, transaction)
+
+    def _style(self, message: Message) -> Style:
+        return Style(self._config.command_prefix, self._config.short_refs(message.lane))
+
+    async def _owner(self, view: SandboxView) -> Owner | None:
+        user_id = self._owners.get(view.mr.author.username)
+        return Owner(user_id, await self._client.display_name(user_id)) if user_id else None
+
+
+def _edit(event_id: str, content: Content, calls: Owner | None, view: SandboxView) -> Content:
+    return calling_edit(event_id, content, calls.user_id, news(view, calls)) if calls else edit_of(event_id, content)

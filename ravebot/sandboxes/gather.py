@@ -12,8 +12,6 @@ from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Tr
 from ravebot.store import events, machines, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 
-HISTORY_LINES = 6
-
 
 @dataclass(frozen=True)
 class Views:
@@ -21,15 +19,16 @@ class Views:
 
     config: Config
 
-    def one(self, tx: Transaction, sandbox_id: SandboxId) -> SandboxView | None:
+    def one(self, tx: Transaction, sandbox_id: SandboxId, *, events: int = 0) -> SandboxView | None:
+        """`events`: of how many of its newest events the history is made."""
         sandbox = sandboxes.get(tx, sandbox_id)
         mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
-        return self._view(tx, sandbox, mr) if sandbox and mr else None
+        return self._view(tx, sandbox, mr, events) if sandbox and mr else None
 
-    def latest(self, tx: Transaction, ref: MergeRequestRef) -> SandboxView | None:
+    def latest(self, tx: Transaction, ref: MergeRequestRef, *, events: int = 0) -> SandboxView | None:
         """View of the newest sandbox of a merge request; a queued one comes before the one that is stopping."""
         sandbox = sandboxes.latest(tx, ref)
-        return self.one(tx, sandbox.id) if sandbox else None
+        return self.one(tx, sandbox.id, events=events) if sandbox else None
 
     def live(self, tx: Transaction) -> tuple[SandboxView, ...]:
         """Views of all sandboxes that have not ended, oldest first."""
@@ -37,12 +36,11 @@ class Views:
         for sandbox in sandboxes.live(tx):
             mr = merge_requests.get(tx, sandbox.mr)
             assert mr
-            found.append(self._view(tx, sandbox, mr))
+            found.append(self._view(tx, sandbox, mr, 0))
         return tuple(found)
 
-    def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> SandboxView:
-        log = events.of_sandbox(tx, sandbox.id, limit=50)
-        lines = [HistoryLine(event.at, text) for event in log if (text := words(event))]
+    def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, limit: int) -> SandboxView:
+        log = events.of_sandbox(tx, sandbox.id, limit) if limit else ()
         place = None
         if sandbox.state is SandboxState.QUEUED:
             pool = self.config.pool
@@ -58,7 +56,7 @@ class Views:
             queue_wait=place.wait if place and not sandbox.wait_reason else None,
             queue_reason=sandbox.wait_reason,
             stages=sandboxes.results(tx, sandbox),
-            history=tuple(lines[-HISTORY_LINES:]),
+            history=tuple(HistoryLine(event.at, text) for event in log if (text := words(event))),
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),

@@ -48,13 +48,16 @@ class Journal:
             return frozenset()
         mr = merge_requests.get(tx, sandbox.mr)
         assert mr
-        self.refresh(tx, sandbox, mr)
-        text = telling.words(event.data)
+        calls = telling.calls(sandbox, event)
+        if telling.card:
+            self.refresh(tx, sandbox, mr, calls=calls)
+        text, line = telling.words(event.data), telling.thread(event.data)
         threshold = {"threshold": event.data.get("threshold")}
         rooms = frozenset(self._config.rooms_of(mr.project_path)) - frozenset(not_in)
         for room in sorted(rooms):
-            if telling.thread:
-                outbox.add(tx, RoomLane(room), Kind.HISTORY, sandbox_id=sandbox.id, body={"text": text})
+            if line and room != actor.place:  # there, the answer to the command says it
+                body: dict[str, object] = {"text": line, "calls": calls}
+                outbox.add(tx, RoomLane(room), Kind.HISTORY, sandbox_id=sandbox.id, body=body)
             if telling.say:
                 outbox.add(tx, RoomLane(room), Kind.SAY, sandbox_id=sandbox.id, body={"text": text})
             if telling.warn:
@@ -77,11 +80,22 @@ class Journal:
             lived = event.at - sandbox.ready_at if sandbox.ready_at else None
             self._meter.sandbox_ended(sandbox.end_reason, lived)
 
-    def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest) -> None:
-        """Queue a rewrite of the card and the status note."""
+    def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, *, calls: bool = False) -> None:
+        """Queue a rewrite of the card and the status note; with `calls`, the card's notifies the owner."""
         for room in self._config.rooms_of(mr.project_path):
-            outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
+            if calls and self._config.matrix.mentions == "edit":
+                outbox.add(tx, RoomLane(room), Kind.CALL, sandbox_id=sandbox.id)
+            else:
+                outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox.id, merge_key=f"card:{sandbox.id}:{room}")
         self.refresh_note(tx, mr.ref)
+
+    def warnings_over(self, tx: Transaction, sandbox: Sandbox, thresholds: Collection[int]) -> None:
+        """Queue an edit of these warnings, as far as they were given: they are not true any more."""
+        mr = merge_requests.get(tx, sandbox.mr)
+        assert mr
+        for room in self._config.rooms_of(mr.project_path):
+            for threshold in sorted(thresholds):
+                outbox.add(tx, RoomLane(room), Kind.OVER, sandbox_id=sandbox.id, body={"threshold": threshold})
 
     def refresh_note(self, tx: Transaction, ref: MergeRequestRef) -> None:
         """Queue a rewrite of the status note, for a merge request with or without a sandbox."""

@@ -31,7 +31,9 @@ from ravebot.sandboxes.model import (
     SandboxState,
     Stage,
 )
-from ravebot.store import images, machines, merge_requests, sandboxes
+from ravebot.sandboxes.telling import TELLINGS
+from ravebot.sandboxes.wording import failed
+from ravebot.store import images, machines, merge_requests, outbox, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
@@ -110,7 +112,8 @@ class Lifecycle:
             case Then.UPDATE:
                 self._take(tx, transitions.at_first_stage(sandbox, Stage.COPY, tx.now), sha, by)
             case Then.KEEP:
-                notice = f"the last update failed: {why}"
+                why = f"{failed(sandbox.stage)}: {why}"
+                notice = f"{sandbox.sha[:8]} was not taken, because its {why}"
                 kept = replace(sandbox, stage=None, stage_started_at=None, notice=notice)
                 self._step(tx, kept, EventKind.SANDBOX_UPDATE_FAILED, {"sha": sandbox.sha, "why": why})
             case Then.EXPIRE:
@@ -118,7 +121,7 @@ class Lifecycle:
             case Then.STOP:
                 self._stop(tx, sandbox, by, reason, why)
             case Then.FAIL:
-                self._stop(tx, sandbox, by, EndReason.FAILED, f"{sandbox.stage}: {why}")
+                self._stop(tx, sandbox, by, EndReason.FAILED, f"{failed(sandbox.stage)}: {why}")
             case Then.END_LOST:
                 self._stop(tx, sandbox, by, EndReason.LOST, why)
             case Then.END:
@@ -129,7 +132,9 @@ class Lifecycle:
                 self._stop(tx, sandbox, by, EndReason.SUPERSEDED, "rebuilt")
                 self._queue(tx, sandbox.mr, sha, by)
             case Then.NEW | Then.NEW_BEHIND:  # it waits until the one before it has ended
-                self._queue(tx, sandbox.mr, sha, by)
+                queued = self._queue(tx, sandbox.mr, sha, by)
+                if what is Happened.RETRY and sandbox.end_reason is EndReason.FAILED:
+                    outbox.hand_over_cards(tx, sandbox.id, queued.id)
             case Then.DROP_BACKOFF:
                 sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
                 tx.wake(POOL)
@@ -147,16 +152,20 @@ class Lifecycle:
         machine_id: MachineId | None = None,
     ) -> None:
         """Save the changed sandbox, and record the event."""
+        if TELLINGS[kind].card:
+            sandbox = replace(sandbox, refreshed_at=tx.now)
         sandboxes.save(tx, sandbox)
         self.journal.record(tx, kind, actor, sandbox=sandbox, machine_id=machine_id, data=data)
 
-    def _queue(self, tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> None:
-        sandbox = sandboxes.insert(tx, ref, sha, actor)
+    def _queue(self, tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
+        sandbox = replace(sandboxes.insert(tx, ref, sha, actor), refreshed_at=tx.now)
+        sandboxes.save(tx, sandbox)
         mr = merge_requests.get(tx, ref)
         assert mr
         data: dict[str, object] = {"sha": sha, "by": str(actor), "ref": mr.full_ref}
         self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
+        return sandbox
 
     def _begin(self, tx: Transaction, sandbox: Sandbox, allocation: Allocation) -> None:
         machine = machines.insert(tx, replace(allocation.machine, sandbox_id=sandbox.id))
@@ -195,7 +204,10 @@ class Lifecycle:
         tx.wake(POOL)
 
     def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
-        self._step(tx, replace(sandbox, sha=sha), EventKind.SANDBOX_CODE, {"sha": sha, "by": str(actor)}, actor)
+        taken = replace(sandbox, sha=sha)
+        self._step(tx, taken, EventKind.SANDBOX_CODE, {"sha": sha, "by": str(actor)}, actor)
+        if taken.stage is None:  # else it is shown if it takes long, and when it is done
+            self.refresh(tx, taken)
         tx.wake(POOL)
 
     def _chain_again(self, tx: Transaction, sandbox: Sandbox, why: str) -> None:
@@ -226,7 +238,7 @@ class Lifecycle:
         elif expiry.warn is not None:
             until = expiry.expires_at or sandbox.expires_at
             assert until
-            warned = replace(sandbox, warned=expiry.warned, expires_at=until, refreshed_at=tx.now)
+            warned = replace(sandbox, warned=expiry.warned, expires_at=until)
             left = (until - tx.now).total_seconds()
             self._step(tx, warned, EventKind.SANDBOX_WARNED, {"left": left, "threshold": expiry.warn})
 
@@ -254,6 +266,7 @@ class Lifecycle:
             "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
         }
         self._step(tx, ended, EventKind.SANDBOX_ENDED, data, actor, sandbox.machine_id)
+        self.journal.warnings_over(tx, ended, ended.warned)
         tx.wake(POOL)
 
     # Changes that keep the state.
@@ -271,12 +284,13 @@ class Lifecycle:
         """Move the expiry to `until`, which is `by` later; thresholds that are ahead again will warn again."""
         left = until - tx.now
         warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
-        extended = replace(sandbox, expires_at=until, warned=warned, refreshed_at=tx.now)
-        data: dict[str, object] = {"seconds": by.total_seconds(), "by": str(actor)}
+        extended = replace(sandbox, expires_at=until, warned=warned)
+        data: dict[str, object] = {"seconds": by.total_seconds(), "until": until.isoformat(), "by": str(actor)}
         self._step(tx, extended, EventKind.SANDBOX_EXTENDED, data, actor)
+        self.journal.warnings_over(tx, extended, sandbox.warned - warned)
 
     def refresh(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """Queue a rewrite of card and note, because their relative times go stale."""
+        """Queue a rewrite of card and note."""
         fresh = replace(sandbox, refreshed_at=tx.now)
         sandboxes.save(tx, fresh)
         mr = merge_requests.get(tx, fresh.mr)

@@ -123,10 +123,14 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class Actor:
-    """Who caused something: `kind` is gitlab, matrix, shell or ravebot; `name` is their name there."""
+    """Who caused something: `kind` is gitlab, matrix, shell or ravebot; `name` is their name there.
+
+    `place`: the configured room of their command, whose answer tells there what follows; it is not stored.
+    """
 
     kind: str
     name: str
+    place: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return self.name if self.kind == "ravebot" else f"{self.name} ({self.kind})"
@@ -182,6 +186,18 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class Run:
+    """What set-up and tests printed when they ran once: the results with output, and when the last of them ended."""
+
+    at: datetime
+    results: tuple[StageResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(result.ok for result in self.results)
+
+
+@dataclass(frozen=True)
 class Sandbox:
     """What one merge request gets: a lease on a machine, with access, owner, expiry and history."""
 
@@ -211,7 +227,7 @@ class Sandbox:
     end_detail: str = ""
     ended_at: datetime | None = None
     warned: frozenset[int] = frozenset()  # thresholds in seconds whose warning was sent
-    refreshed_at: datetime | None = None  # card and note last rewritten
+    refreshed_at: datetime | None = None  # when card and note were last rewritten
 
 
 class EventKind(StrEnum):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
-from ravebot.sandboxes.model import Event, EventKind
-from ravebot.sandboxes.view import in_bytes, in_words
+from ravebot.sandboxes.model import EndReason, Event, EventKind, Sandbox, Stage
+from ravebot.sandboxes.view import in_words
+from ravebot.sandboxes.wording import ENDED, STAGES, took
 
 Data = Mapping[str, object]
 
 TAIL_SHOWN = 1500
-"""Characters of a failed stage's output that people are told."""
+"""Characters of a failed stage's output that the event log keeps."""
 TRIED_AGAIN = (
     "the next sandbox tries it again when the image or its configuration changed, after a while, and when somebody"
     " says `retry`"
@@ -22,17 +23,34 @@ TRIED_AGAIN = (
 """What ends the hold of an image, for people and for the log."""
 
 
+def _nothing(_: Data) -> str:
+    return ""
+
+
+def _nobody(_sandbox: Sandbox, _event: Event) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Telling:
-    """`words`: the event as a line of history. `thread`: it is also sent as a message in the card's thread;
-    `say`: as a message of its own in the room; `operators`: also in these words in `matrix.operations_room`;
-    `warn`: as a warning that mentions the owner, in room and MR."""
+    """`words`: the event as a line of history. `thread`: the line that the card's thread gets, if it is not empty.
+
+    `say`: the words are also a message of their own in the room; `operators`: also, in these words, one in
+    `matrix.operations_room`; `warn`: it is a warning that mentions the owner, in room and MR. `calls`: whether the
+    owner is notified. `card`: card and note are rewritten at once, and not only if it takes long.
+    """
 
     words: Callable[[Data], str]
-    thread: bool = False
+    thread: Callable[[Data], str] = _nothing
     say: bool = False
     operators: Callable[[Data], str] | None = None
     warn: bool = False
+    calls: Callable[[Sandbox, Event], bool] = _nobody
+    card: bool = True
+
+
+def _in_thread(words: Callable[[Data], str]) -> Telling:
+    return Telling(words, thread=words)
 
 
 def _text(data: Data, key: str) -> str:
@@ -41,34 +59,72 @@ def _text(data: Data, key: str) -> str:
 
 def _span(data: Data, key: str) -> str:
     value = data.get(key)
-    if not isinstance(value, int | float):
-        return "?"
-    return f"{value:.1f} s" if value < 10 else in_words(timedelta(seconds=float(value)))
+    return took(float(value)) if isinstance(value, int | float) else "?"
 
 
 def _by(data: Data) -> str:
     return f" by {data['by']}" if data.get("by") else ""
 
 
-def _tail(data: Data) -> str:
-    tail = _text(data, "tail").strip()
-    return f"\n{tail[-TAIL_SHOWN:]}" if tail else ""
+def _stage(data: Data) -> str:
+    try:
+        return STAGES[Stage(_text(data, "stage"))]
+    except ValueError:  # of another version
+        return _text(data, "stage")
+
+
+def _until(data: Data) -> str:
+    try:
+        return f", until {datetime.fromisoformat(_text(data, 'until')):%H:%M} UTC"
+    except ValueError:  # of an earlier version
+        return ""
+
+
+def _reason(data: Data) -> EndReason | None:
+    try:
+        return EndReason(_text(data, "reason"))
+    except ValueError:
+        return None
+
+
+def _why_it_ends(data: Data) -> str:
+    reason = _reason(data)
+    if reason in (EndReason.FAILED, EndReason.LOST) and data.get("detail"):
+        return _text(data, "detail")
+    why = ENDED[reason] if reason else _text(data, "reason")
+    if reason is EndReason.STOPPED and data.get("by"):
+        why = f"stopped{_by(data)}"
+    return f"{why}; {data['detail']}" if data.get("detail") else why
 
 
 def _ended(data: Data) -> str:
-    peak = data.get("memory_peak_bytes")
-    parts = [f"ended: {_text(data, 'reason')}"]
-    if data.get("detail"):
-        parts.append(_text(data, "detail"))
-    if data.get("lived_seconds") is not None:
-        parts.append(f"lived {_span(data, 'lived_seconds')}")
-        parts.append(f"CPU time {_span(data, 'cpu_seconds')}")
-        parts.append(f"memory at most {in_bytes(peak) if isinstance(peak, int) else '?'}")
-    return ", ".join(parts)
+    lived = f" (lived {in_words(_seconds(data, 'lived_seconds'))})" if data.get("lived_seconds") is not None else ""
+    return f"ended: {_why_it_ends(data)}{lived}"
 
 
-def _stage_failed(data: Data) -> str:
-    return f"{_text(data, 'stage')} failed after {_span(data, 'seconds')}: {_text(data, 'why')}{_tail(data)}"
+def _seconds(data: Data, key: str) -> timedelta:
+    value = data.get(key)
+    return timedelta(seconds=float(value)) if isinstance(value, int | float) else timedelta(0)
+
+
+def _went_wrong(data: Data) -> bool:
+    return _reason(data) in (EndReason.FAILED, EndReason.LOST)
+
+
+def _broke(data: Data) -> str:
+    return _why_it_ends(data) if _went_wrong(data) else ""
+
+
+def _ended_well(data: Data) -> str:
+    return "" if _went_wrong(data) else _ended(data)
+
+
+def _broke_down(sandbox: Sandbox, _: Event) -> bool:
+    return sandbox.end_reason in (EndReason.FAILED, EndReason.LOST)
+
+
+def _first_ready(sandbox: Sandbox, event: Event) -> bool:
+    return sandbox.ready_at == event.at
 
 
 def _held(data: Data, key: str = "why") -> str:
@@ -83,50 +139,51 @@ def _resumed(data: Data) -> str:
     return f"machines are built again{_by(data)}"
 
 
-def _stopping(data: Data) -> str:
-    return f"stopping: {_text(data, 'reason')}{_by(data)}" + (f", {data['detail']}" if data.get("detail") else "")
+def _ready(data: Data) -> str:
+    return f"ready after {_span(data, 'seconds')}"
+
+
+def _not_taken(data: Data) -> str:
+    return f"could not take {_text(data, 'sha')[:8]}: {_text(data, 'why')}; it goes on as it was"
 
 
 K = EventKind
 TELLINGS: Final = MappingProxyType(
     {
         K.SANDBOX_QUEUED: Telling(lambda d: f"asked for{_by(d)}, commit {_text(d, 'sha')[:8]}"),
-        K.SANDBOX_WAITING: Telling(lambda d: f"waits: {_text(d, 'reason')}", say=True),
-        K.SANDBOX_STARTING: Telling(lambda d: f"machine {_text(d, 'machine')} is being started"),
-        K.MACHINE_BOOTED: Telling(lambda d: f"machine is up after {_span(d, 'seconds')}"),
-        K.STAGE_DONE: Telling(lambda d: f"{_text(d, 'stage')} done in {_span(d, 'seconds')}"),
-        K.STAGE_FAILED: Telling(_stage_failed, thread=True),
-        K.SANDBOX_READY: Telling(lambda d: f"ready after {_span(d, 'seconds')}", thread=True),
-        K.SANDBOX_CODE: Telling(
-            lambda d: f"new commit {_text(d, 'sha')[:8]}{_by(d)}: the sandbox takes it", thread=True
+        K.SANDBOX_WAITING: Telling(lambda d: f"waits: {_text(d, 'reason')}"),
+        K.SANDBOX_STARTING: Telling(lambda d: f"machine {_text(d, 'machine')} is being started", card=False),
+        K.MACHINE_BOOTED: Telling(lambda d: f"machine is up after {_span(d, 'seconds')}", card=False),
+        K.STAGE_DONE: Telling(lambda d: f"{_stage(d)} done in {_span(d, 'seconds')}", card=False),
+        K.STAGE_FAILED: Telling(
+            lambda d: f"{_stage(d)} failed after {_span(d, 'seconds')}: {_text(d, 'why')}", card=False
         ),
-        K.SANDBOX_UPDATED: Telling(lambda d: f"now runs {_text(d, 'sha')[:8]}", thread=True),
-        K.SANDBOX_UPDATE_FAILED: Telling(
-            lambda d: f"could not take {_text(d, 'sha')[:8]}: {_text(d, 'why')}; the sandbox stays up as it is",
-            thread=True,
-        ),
-        K.SANDBOX_EXTENDED: Telling(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}", thread=True),
-        K.SANDBOX_WARNED: Telling(lambda d: f"warned: {_span(d, 'left')} left", warn=True),
-        K.SANDBOX_STOPPING: Telling(_stopping, thread=True),
-        K.SANDBOX_ENDED: Telling(_ended, thread=True),
-        K.SANDBOX_REQUEUED: Telling(
-            lambda d: f"tried again on a new machine (attempt {_text(d, 'attempt')}): {_text(d, 'why')}", thread=True
+        K.SANDBOX_READY: Telling(_ready, thread=_ready, calls=_first_ready),
+        K.SANDBOX_CODE: Telling(lambda d: f"new commit {_text(d, 'sha')[:8]}{_by(d)}", card=False),
+        K.SANDBOX_UPDATED: _in_thread(lambda d: f"now runs {_text(d, 'sha')[:8]}"),
+        K.SANDBOX_UPDATE_FAILED: Telling(_not_taken, thread=_not_taken, calls=lambda _sandbox, _event: True),
+        K.SANDBOX_EXTENDED: _in_thread(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}{_until(d)}"),
+        K.SANDBOX_WARNED: Telling(lambda d: f"warned: {in_words(_seconds(d, 'left'))} left", warn=True),
+        K.SANDBOX_STOPPING: Telling(lambda d: f"stopping: {_why_it_ends(d)}", thread=_broke, calls=_broke_down),
+        K.SANDBOX_ENDED: Telling(_ended, thread=_ended_well),
+        K.SANDBOX_REQUEUED: _in_thread(
+            lambda d: f"tried again on a new machine (attempt {_text(d, 'attempt')}): {_text(d, 'why')}"
         ),
         K.BUILD_HELD: Telling(_held, say=True, operators=_held_for_operators),
         K.BUILD_RESUMED: Telling(_resumed, say=True, operators=_resumed),
-        K.MACHINE_FORCED: Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", thread=True),
-        K.MACHINE_UNHEALTHY: Telling(lambda d: "the machine does not answer", thread=True),
-        K.MACHINE_HEALTHY: Telling(lambda d: "the machine answers again", thread=True),
-        K.MACHINE_RESTARTED: Telling(lambda d: f"machine restarted: {_text(d, 'why')}", thread=True),
+        K.MACHINE_FORCED: Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", card=False),
+        K.MACHINE_UNHEALTHY: _in_thread(lambda _: "the machine does not answer"),
+        K.MACHINE_HEALTHY: _in_thread(lambda _: "the machine answers again"),
+        K.MACHINE_RESTARTED: _in_thread(lambda d: f"machine restarted: {_text(d, 'why')}"),
         K.MACHINE_DISK_FULL: Telling(
             lambda d: f"machine paused: {_text(d, 'why')}; it goes on when there is room", say=True
         ),
-        K.MACHINE_SUSPENDED: Telling(lambda d: f"machine suspended {_text(d, 'why')}".rstrip(), say=True),
-        K.MACHINE_RESUMED: Telling(lambda d: "machine goes on", thread=True),
-        K.WEB_FOUND: Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})", thread=True),
+        K.MACHINE_SUSPENDED: _in_thread(lambda d: f"machine paused {_text(d, 'why')}".rstrip()),
+        K.MACHINE_RESUMED: _in_thread(lambda _: "the machine goes on"),
+        K.WEB_FOUND: Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})"),
         K.FORK_APPROVED: Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),
         K.FIREWALL_REPAIRED: Telling(
-            lambda d: "someone removed the firewall's rules; they are back and access works again", say=True
+            lambda _: "someone removed the firewall's rules; they are back and access works again", say=True
         ),
     }
 )

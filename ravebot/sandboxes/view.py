@@ -73,7 +73,7 @@ class Trouble:
     def words(self) -> str:
         """The words that follow "ready, but"."""
         what = "has been paused" if self.paused else "has not answered"
-        return f"its machine {what} since {self.since:%Y-%m-%d %H:%M} UTC"
+        return f"its machine {what} since {self.since:%H:%M} UTC"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class SandboxView:
     queue_wait: timedelta | None = None  # an estimate; None when there is none
     queue_reason: str = ""  # why it waits, when it is not only its turn
     stages: tuple[StageResult, ...] = ()  # of the latest run of the chain
-    history: tuple[HistoryLine, ...] = ()  # oldest first
+    history: tuple[HistoryLine, ...] = ()  # oldest first; empty where it was not asked for
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
@@ -108,14 +108,13 @@ class SandboxView:
 
 
 def in_words(span: timedelta) -> str:
-    """A duration as people say it: `1 h 40 min`, `25 s`, `2 d 3 h`."""
+    """A duration as people say it, rounded: `25 s`, `7 min`, `1 h 40 min`, `2 d 3 h`."""
     seconds = max(0, round(span.total_seconds()))
     if seconds < 60:
         return f"{seconds} s"
-    minutes = seconds // 60
+    minutes = round(seconds / 60)
     if minutes < 60:
-        rest = seconds % 60
-        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
+        return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     if hours < 24:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from ravebot.clock import age, from_us, to_us
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.database import Transaction, dump_json
-from ravebot.store.rows import load
+from ravebot.store.rows import dump, load
 from ravebot.store.targets import MATRIX, Kind, Lane, Target
 
 
@@ -56,10 +56,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Card:
-    """The Matrix event of a sandbox's card, and the room's id; the room's configured name may mean another by now."""
+    """The Matrix event of a sandbox's card, and the room's id; the room's configured name may mean another by now.
+
+    `shown` is a digest of what it shows, empty if that is not known; `replaced`: it took the place of another one.
+    """
 
     room_id: str
     event_id: str
+    shown: str = ""
+    replaced: bool = False
 
 
 def add(
@@ -216,15 +221,39 @@ def forget_delivered(tx: Transaction, older_than: timedelta) -> int:
 
 def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> Card | None:
     """A sandbox's card in a configured room."""
-    row = tx.one("SELECT room_id, event_id FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
-    return Card(**dict(row)) if row else None
+    row = tx.one("SELECT * FROM cards WHERE sandbox_id = ? AND room = ?", (sandbox_id, room))
+    return load(Card, row) if row else None
 
 
-def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, room_id: str, event_id: str) -> None:
-    tx.upsert(
-        "cards",
-        ("sandbox_id", "room"),
-        {"sandbox_id": sandbox_id, "room": room, "room_id": room_id, "event_id": event_id},
+def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, card: Card) -> None:
+    tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, **dump(card)})
+
+
+def hand_over_cards(tx: Transaction, old: SandboxId, new: SandboxId) -> None:
+    """Let a new sandbox go on in the cards of the one before it."""
+    tx.execute("UPDATE cards SET sandbox_id = ? WHERE sandbox_id = ?", (new, old))
+
+
+def given_warning(tx: Transaction, sandbox_id: SandboxId, room: str, threshold: int) -> Card | None:
+    """The event of a warning that the room shows, and that is not over."""
+    row = tx.one(
+        "SELECT room_id, event_id FROM room_warnings WHERE sandbox_id = ? AND room = ? AND threshold = ?"
+        " AND is_over = 0",
+        (sandbox_id, room, threshold),
+    )
+    return Card(row["room_id"], row["event_id"]) if row else None
+
+
+def set_warning(tx: Transaction, sandbox_id: SandboxId, room: str, threshold: int, room_id: str, event_id: str) -> None:
+    key = ("sandbox_id", "room", "threshold")
+    values = (sandbox_id, room, threshold, room_id, event_id, 0)
+    tx.upsert("room_warnings", key, dict(zip((*key, "room_id", "event_id", "is_over"), values, strict=True)))
+
+
+def warning_is_over(tx: Transaction, sandbox_id: SandboxId, room: str, threshold: int) -> None:
+    tx.execute(
+        "UPDATE room_warnings SET is_over = 1 WHERE sandbox_id = ? AND room = ? AND threshold = ?",
+        (sandbox_id, room, threshold),
     )
 
 

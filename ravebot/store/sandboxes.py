@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from ravebot.clock import to_us
+from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import (
     Actor,
     MergeRequestRef,
+    Run,
     Sandbox,
     SandboxId,
     SandboxState,
@@ -111,6 +113,28 @@ def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
         (sandbox.id, sandbox.id),
     )
     return tuple(load(StageResult, row) for row in rows)
+
+
+def printed(tx: Transaction, mr: MergeRequestRef) -> tuple[Run, ...]:
+    """The newest run of a merge request's set-up and tests that printed something, and before it the newest that failed
+    if that is an earlier one, also of an earlier sandbox."""
+    rows = tx.all(
+        "SELECT r.sandbox_id, r.attempt, MAX(r.id) AS last, MIN(r.ok) AS ok FROM stage_results r"
+        " JOIN sandboxes s ON s.id = r.sandbox_id WHERE s.project_id = ? AND s.iid = ? AND r.tail <> ''"
+        " GROUP BY r.sandbox_id, r.attempt ORDER BY last DESC LIMIT 50",
+        (mr.project_id, mr.iid),
+    )
+    wanted = [*rows[:1], *[row for row in rows if not row["ok"]][:1]]
+    return tuple(_run(tx, row) for row in dict.fromkeys(wanted))
+
+
+def _run(tx: Transaction, of: sqlite3.Row) -> Run:
+    rows = tx.all(
+        "SELECT stage, ok, seconds, tail, at FROM stage_results WHERE sandbox_id = ? AND attempt = ? AND tail <> ''"
+        " ORDER BY id",
+        (of["sandbox_id"], of["attempt"]),
+    )
+    return Run(from_us(rows[-1]["at"]), tuple(load(StageResult, row) for row in rows))
 
 
 def _select(tx: Transaction, where: str, parameters: tuple[Value, ...] = ()) -> tuple[Sandbox, ...]:

@@ -18,12 +18,14 @@ _AGAIN = " again"
 
 
 class Kind(StrEnum):
-    """The kind of a message; `CARD` and `NOTE` carry no text: they are rendered when they are sent."""
+    """The kind of a message; those without a text are rendered from the state at the time when they are sent."""
 
     CARD = "card"
+    CALL = "call"  # an edit, of the card or of a warning, that notifies the owner
     NOTE = "note"
     HISTORY = "history"  # a line in the card's thread
     WARNING = "warning"
+    OVER = "over"  # an edit of a warning that is not true any more
     REPLY = "reply"
     SAY = "say"
     NEWS = "news"  # for the operators, about the whole installation
@@ -114,7 +116,7 @@ def _limit_of_endpoint(kind: Kind, lane: str) -> str:
     return f"{'emoji' if kind is Kind.EMOJI else 'notes'} of project {NoteLane.read(lane).ref.project_id}"
 
 
-MATRIX = Target("matrix", RoomLane, frozenset({Kind.CARD, Kind.HISTORY, Kind.WARNING, Kind.REPLY, Kind.SAY, Kind.NEWS}))
+MATRIX = Target("matrix", RoomLane, frozenset(Kind) - {Kind.NOTE, Kind.EMOJI})
 GITLAB = Target(
     "gitlab",
     NoteLane.read,

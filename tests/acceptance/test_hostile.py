@@ -229,7 +229,8 @@ def _logged(stage: Stage, text: str) -> bool:
 async def said_in_room(stage: Stage, *texts: str) -> str:
     """A message of its own that says all of that."""
     found = await stage.matrix_ops.wait_for(
-        stage.room, lambda m: m.thread_root is None and "State" not in m.body and all(text in m.body for text in texts)
+        stage.room,
+        lambda m: m.thread_root is None and "\nOwner " not in m.body and all(text in m.body for text in texts),
     )
     return found.body
 
@@ -246,7 +247,7 @@ async def test_a_setup_that_fails_shows_the_end_of_its_output_bounded_and_escape
     assert "the very end" in note.body
     assert "line 10\n" not in note.body
     assert "HostKeyAlias=" in note.body  # the sandbox goes on as it was
-    assert "the very end" in await in_thread(stage, "setup failed")
+    assert "ended with code 3" in await in_thread(stage, "set-up failed")
     (card,) = await stage.cards(mr)
     assert "the very end" in card.body
     asked = await stage.matrix_alice.send(stage.room, f"!rave logs !{mr.iid}")
@@ -256,14 +257,14 @@ async def test_a_setup_that_fails_shows_the_end_of_its_output_bounded_and_escape
 
 
 async def test_a_setup_that_prints_binary_without_end_or_never_ends_is_ended(stage: Stage, mr: MergeRequest) -> None:
-    note = await update(stage, mr, NOISE, "the last update failed: not done after 8 s")
+    note = await update(stage, mr, NOISE, "set-up failed: not done after 8 s")
     assert len(note.body) < 40_000
     assert "not done after 8 s" in await in_thread(stage, "not done after")
     harmless(stage, mr)
     await harmless_in_room(stage)
     assert stage.ssh(note, "alice", "ps | grep '[u]random'").stdout == ""
     note = await update(stage, mr, GOOD, "now runs")
-    assert "the last update failed" not in note.body
+    assert "was not taken" not in note.body
 
 
 async def test_a_source_that_is_too_large_is_told_and_the_sandbox_goes_on(stage: Stage, mr: MergeRequest) -> None:
@@ -271,7 +272,7 @@ async def test_a_source_that_is_too_large_is_told_and_the_sandbox_goes_on(stage:
     note = await stage.note_says(mr, "is larger than 1.0 MiB: make the repository smaller")
     assert "HostKeyAlias=" in note.body
     stage.gitlab.push(mr, {"large.bin": "small"})
-    await stage.until(lambda: "the last update failed" not in str(stage.note(mr)), 30, "the note still complains")
+    await stage.until(lambda: "was not taken" not in str(stage.note(mr)), 30, "the note still complains")
 
 
 async def test_a_guest_that_fills_its_disk_is_told_of_and_a_rebuild_mends_it(stage: Stage, mr: MergeRequest) -> None:
@@ -291,7 +292,7 @@ async def test_a_guest_that_fills_its_disk_is_told_of_and_a_rebuild_mends_it(sta
 
 async def test_a_setup_that_fails_at_the_first_time_ends_the_sandbox_with_its_output(stage: Stage) -> None:
     mr = stage.open_merge_request("Fails at once", "fails", files={".rave/setup": FAILS})
-    note = await stage.note_says(mr, "Sandbox ended: it could not be set up", 90)
+    note = await stage.note_says(mr, "Set-up failed: ", 90)
     assert "ended with code 3" in note.body
     assert "the very end" in note.body
     harmless(stage, mr)

@@ -475,7 +475,7 @@ async def test_a_sandbox_lives_on_without_ravebot_and_never_expires_unwarned(lif
         return [n for n in stage.gitlab.notes(mr) if n.author is stage.ravebot and "This sandbox ends" in n.body]
 
     await stage.until(warning, 20, "nobody was warned in the merge request")
-    warned = await stage.matrix_alice.wait_for(stage.room, lambda m: "⏰" in m.body)
+    warned = await stage.matrix_alice.wait_for(stage.room, lambda m: "ends at" in m.body)
     assert warned.mentions == {"user_ids": [stage.matrix_alice.user_id]}
     (row,) = rows(stage, "SELECT state, expires_at FROM sandboxes WHERE state <> 'ended'")
     assert row["state"] == "ready"

@@ -107,7 +107,6 @@ async def test_a_sandbox_lives_its_lifetime_again_at_most_and_is_warned_before_i
     sandbox = await yard.latest(MR)
     assert sandbox.expires_at == yard.clock.now() + timedelta(hours=2)
     assert sandbox.ready_at == yard.clock.now()
-    assert sandbox.refreshed_at == yard.clock.now()
     before = len(await yard.log("sandbox.warned"))
     yard.pass_by(hours=1, minutes=50, seconds=30)
     await yard.go()

@@ -102,7 +102,7 @@ class Chat:
         def post(tx: Transaction) -> None:
             sandbox = sandboxes.latest(tx, ref)
             assert sandbox
-            outbox.set_card(tx, sandbox.id, name, room_id, event_id)
+            outbox.set_card(tx, sandbox.id, name, outbox.Card(room_id, event_id))
             outbox.add(tx, RoomLane(name), Kind.HISTORY, sandbox_id=sandbox.id, body={"text": "it boots"})
             row = tx.one("SELECT MAX(id) AS id FROM outbox")
             assert row

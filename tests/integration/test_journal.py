@@ -33,8 +33,10 @@ async def test_every_telling_goes_where_the_table_says(world: World, kind: Event
     await world.empty_outbox()
     await record(world, sandbox, kind)
     telling = TELLINGS[kind]
-    expected = ["matrix card", "gitlab note"]
-    expected += ["matrix history"] * telling.thread + ["matrix say"] * telling.say
+    expected = ["matrix card", "gitlab note"] * telling.card
+    if kind in ("sandbox.update_failed",):
+        expected[0] = "matrix call"
+    expected += ["matrix history"] * bool(telling.thread({})) + ["matrix say"] * telling.say
     expected += ["matrix warning", "gitlab warning"] * telling.warn
     assert await world.told_kinds() == expected
     assert (await world.kinds())[-1] == kind
@@ -89,7 +91,7 @@ async def test_a_line_of_history_carries_its_words_and_goes_to_the_projects_room
     await record(world, sandbox, "sandbox.extended", seconds=3600, by="alice (gitlab)")
     [(_, lane, _, body)] = [row for row in await world.outbox() if row[2] == "history"]
     assert lane == ROOM
-    assert json.loads(body) == {"text": "extended by 1 h by alice (gitlab)"}
+    assert json.loads(body) == {"calls": False, "text": "extended by 1 h by alice (gitlab)"}
 
 
 async def test_notes_have_the_lane_of_their_merge_request(world: World) -> None:

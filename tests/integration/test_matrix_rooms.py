@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
-from ravebot.matrix.cards import render_card, render_warning
+from ravebot.matrix.cards import Owner, Style, as_text, render_card, render_line, render_warning
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.content import edit_of, in_thread
+from ravebot.matrix.content import calling_edit, edit_of, in_thread
 from ravebot.matrix.rooms import RoomDirectory, RoomFault, RoomStatus
 from ravebot.sandboxes.model import (
     Actor,
@@ -388,14 +388,18 @@ async def test_a_card_notifies_nobody_and_a_warning_highlights_its_owner_only(
         last = (await user.events(room))[-1]["event_id"]
         await user.call("POST", "rooms", room, "receipt", "m.read", last, body={})
     view = sandbox_of("alice", timedelta(minutes=10))
-    card = await client.send(room, render_card(view), "card")
-    await client.send(room, edit_of(card, render_card(view)), "edit")
-    await client.send(room, in_thread(card, render_warning(view, None)), "quiet")
+    owner, style = Owner(alice.user_id, "Alice"), Style()
+    card = await client.send(room, render_card(view, style), "card")
+    await client.send(room, edit_of(card, render_card(view, style)), "edit")
+    warning = render_warning(view, style, owner)
+    warned = await client.send(room, warning, "warning")
     assert await highlights(alice, room) == (0, 0)
-    assert await highlights(bob, room) == (0, 0)
-    await client.send(room, render_warning(view, alice.user_id), "warning")
+    await client.send(room, calling_edit(warned, warning, owner.user_id, "news"), "call")
     assert await highlights(alice, room) == (1, 1)
-    assert (await highlights(bob, room))[1] == 0
+    assert await highlights(bob, room) == (0, 0)
+    await client.send(room, as_text(warning, owner), "text")
+    assert await highlights(alice, room) == (2, 2)
+    assert await highlights(bob, room) == (1, 0), "this is why it is not the default"
 
 
 async def test_an_edited_card_is_read_as_one_message_and_its_thread_hangs_under_it(
@@ -404,11 +408,11 @@ async def test_an_edited_card_is_read_as_one_message_and_its_thread_hangs_under_
     room = await alice.create_room(invite=[client.user_id])
     await client.join(room)
     before, after = sandbox_of("alice", timedelta(hours=2)), sandbox_of("alice", timedelta(hours=3))
-    card = await client.send(room, render_card(before), "c1")
-    await client.send(room, in_thread(card, render_warning(before, None)), "c2")
-    await client.send(room, edit_of(card, render_card(after)), "c3")
+    card = await client.send(room, render_card(before, Style()), "c1")
+    await client.send(room, in_thread(card, render_line(before, "a line", Style())), "c2")
+    await client.send(room, edit_of(card, render_card(after, Style())), "c3")
     messages = await alice.messages(room)
     assert [message.thread_root for message in messages] == [None, card]
     assert messages[0].edits == 1
-    assert "in 3 h" in messages[0].body
-    assert "in 3 h" in messages[0].html
+    assert "Ready until" in messages[0].body
+    assert "<strong>Ready</strong> until" in messages[0].html

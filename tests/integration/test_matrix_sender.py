@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ravebot.errors import Forbidden, Unavailable
+from ravebot.errors import Forbidden, Unacceptable, Unavailable
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Sent
 from ravebot.notify.matrix import MatrixSender
 from ravebot.sandboxes.model import Sandbox
 from ravebot.store import outbox, sandboxes
-from ravebot.store.database import Database
+from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
 from ravebot.store.targets import MATRIX, Kind, RoomLane
-from tests.support.records import World, a_database_of_version_1, a_merge_request, a_world
+from tests.support.records import BY_ALICE, World, a_database_of_version_1, a_merge_request, a_world
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -69,6 +69,17 @@ class Desk:
         await self.put(kind, lane, sandbox, **body)
         return await self.send(lane)
 
+    async def change(self, sandbox: Sandbox) -> None:
+        """Let its card have something else to show."""
+
+        def later(tx: Transaction) -> None:
+            now = sandboxes.get(tx, sandbox.id)
+            assert now
+            assert now.expires_at
+            sandboxes.save(tx, replace(now, expires_at=now.expires_at + timedelta(minutes=1)))
+
+        await self.world.write(later)
+
     async def sandbox(self) -> Sandbox:
         """One that is ready, of alice's merge request; what is told of it by itself counts as told."""
         found = await self.world.ready(a_merge_request())
@@ -113,12 +124,14 @@ async def test_after_a_room_upgrade_the_card_is_posted_anew_where_its_thread_han
 ) -> None:
     sandbox = await desk.sandbox()
     old = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.change(sandbox)
     await desk.put_and_send(Kind.CARD, sandbox=sandbox)
     upgraded = await alice.call("POST", "rooms", desk.room, "upgrade", body={"new_version": "11"})
     desk.rooms.changed(desk.room)
     desk.world.pass_by(seconds=2)
     early = await desk.put_and_send(Kind.HISTORY, sandbox=sandbox, text="before the card")
     new = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.change(sandbox)
     await desk.put_and_send(Kind.CARD, sandbox=sandbox)
     await desk.put_and_send(Kind.HISTORY, sandbox=sandbox, text="after it")
     before, after = await alice.messages(desk.room), await alice.messages(str(upgraded["replacement_room"]))
@@ -242,7 +255,6 @@ async def test_after_an_outage_only_the_last_of_several_warnings_is_given(desk: 
     assert results[0].startswith("dropped: ")
     [warning] = await alice.messages(desk.room)
     assert warning.event_id == results[1]
-    assert warning.mentions == {"user_ids": [alice.user_id]}
 
 
 @pytest.mark.parametrize(
@@ -260,3 +272,82 @@ async def test_a_warning_that_an_extension_made_untrue_is_not_given(
 async def test_a_warning_that_is_still_true_is_given(desk: Desk) -> None:
     sandbox = await near_its_end(desk, 25, 1800)
     assert (await desk.put_and_send(Kind.WARNING, sandbox=sandbox, threshold=1800)).startswith("$")
+
+
+async def test_a_warning_calls_its_owner_and_is_edited_when_it_is_over(desk: Desk, alice: MatrixUser) -> None:
+    await alice.set_display_name("Alice in <b>bold</b> @room")
+    sandbox = await near_its_end(desk, 25, 1800)
+    warned = await desk.put_and_send(Kind.WARNING, sandbox=sandbox, threshold=1800)
+    await desk.send()  # the row that calls the owner
+    [warning] = await alice.messages(desk.room)
+    assert (warning.event_id, warning.edits) == (warned, 1)
+    assert warning.mentions == {"user_ids": [alice.user_id]}
+    assert warning.body.startswith("Alice in <b>bold</b> @\u2060room: group/app!1 ends at 12:25 UTC, in 25 min.")
+    assert "<b>" not in warning.html
+    extended = replace(sandbox, warned=frozenset(), expires_at=desk.world.clock.now() + timedelta(hours=2))
+    await desk.world.write(lambda tx: sandboxes.save(tx, extended))
+    await desk.put_and_send(Kind.OVER, sandbox=sandbox, threshold=1800)
+    [warning] = await alice.messages(desk.room)
+    assert warning.body == "group/app!1 was extended until 14:00 UTC."
+    assert (await desk.put_and_send(Kind.OVER, sandbox=sandbox, threshold=1800)).startswith("dropped: ")
+
+
+async def test_an_edit_of_the_card_that_would_change_nothing_is_not_sent(desk: Desk) -> None:
+    sandbox = await desk.sandbox()
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    assert await desk.put_and_send(Kind.CARD, sandbox=sandbox) == "dropped: the card shows this already"
+    await desk.change(sandbox)
+    assert (await desk.put_and_send(Kind.CARD, sandbox=sandbox)).startswith("$")
+
+
+async def test_what_a_row_that_was_tried_before_left_on_the_card_is_not_known(desk: Desk, alice: MatrixUser) -> None:
+    sandbox = await desk.sandbox()
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    await desk.change(sandbox)
+    await desk.put(Kind.CARD, sandbox=sandbox)
+    message = await desk.world.read(lambda tx: outbox.head(tx, MATRIX, ALIAS))
+    assert message
+    await desk.transmit(message)  # then we are killed
+    await desk.world.write(lambda tx: outbox.attempt(tx, message.id))
+    await desk.change(sandbox)
+    await desk.send()
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    [card] = await alice.messages(desk.room)
+    assert "Ready until 14:02 UTC" in card.body
+
+
+async def test_a_card_that_can_not_be_edited_is_replaced_once_by_one_that_says_so(
+    desk: Desk, alice: MatrixUser
+) -> None:
+    sandbox = await desk.sandbox()
+    nowhere = outbox.Card(desk.room, "$gone")
+    await desk.world.write(lambda tx: outbox.set_card(tx, sandbox.id, ALIAS, nowhere))
+    posted = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    [card] = await alice.messages(desk.room)
+    assert card.event_id == posted
+    assert "The card before this one could not be edited any more." in card.body
+    await desk.change(sandbox)
+    await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    [card] = await alice.messages(desk.room)
+    assert (card.event_id, card.edits) == (posted, 1)
+    gone_again = replace(nowhere, replaced=True)
+    await desk.world.write(lambda tx: outbox.set_card(tx, sandbox.id, ALIAS, gone_again))
+    await desk.put(Kind.CARD, sandbox=sandbox)
+    with pytest.raises(Unacceptable):
+        await desk.send()
+
+
+async def test_the_card_calls_its_owner_alone(desk: Desk, alice: MatrixUser) -> None:
+    sandbox = await desk.sandbox()
+    await desk.put_and_send(Kind.CALL, sandbox=sandbox)  # posts the card, as a notice
+    await desk.send()
+    [card] = await alice.messages(desk.room)
+    assert (card.edits, card.mentions) == (1, {"user_ids": [alice.user_id]})
+    assert (await desk.put_and_send(Kind.CARD, sandbox=sandbox)).startswith("dropped: "), "nothing else to show"
+
+
+async def test_an_older_sandbox_without_a_card_posts_none_beside_the_newer_one_s(desk: Desk) -> None:
+    old = await desk.sandbox()
+    await desk.world.write(lambda tx: desk.world.intents.rebuild(tx, a_merge_request(), BY_ALICE))
+    await desk.world.empty_outbox()
+    assert (await desk.put_and_send(Kind.CARD, sandbox=old)).startswith("dropped: ")

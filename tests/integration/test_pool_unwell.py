@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ravebot.gitlab.notes import render_note
-from ravebot.matrix.cards import render_card
+from ravebot.matrix.cards import Style, render_card
 from ravebot.matrix.replies import render_list
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.model import Observed
@@ -47,7 +47,7 @@ async def seen(yard: Yard) -> dict[str, str]:
         show_sandboxes(output, lines, yard.clock.now())
         shell[name] = text.getvalue()
     return {
-        "card": str(render_card(view)["body"]),
+        "card": str(render_card(view, Style())["body"]),
         "note": render_note(view, "<!-- mark -->"),
         "list": str(render_list([view])["body"]),
         **shell,
@@ -63,7 +63,7 @@ async def all_say(yard: Yard, text: str, sign: str = "") -> None:
 async def nobody_says(yard: Yard, text: str) -> None:
     found = await seen(yard)
     assert {name for name, shown in found.items() if text in shown} == set()
-    assert all("🟢" in found[name] for name in ("card", "note"))
+    assert all("🟢" in found[name] for name in ("card", "note")), found
 
 
 async def looks(yard: Yard, times: int) -> None:
@@ -101,10 +101,10 @@ async def test_a_machine_that_was_restarted_and_fell_silent_again_is_shown_as_si
     since = yard.clock.now() + timedelta(seconds=21)
     await looks(yard, 5)
     assert await told(yard) == {"matrix card", "gitlab note"}
-    await all_say(yard, f"its machine has not answered since {since:%Y-%m-%d %H:%M} UTC", "🟠")
+    await all_say(yard, f"its machine has not answered since {since:%H:%M} UTC", "🟠")
     for _ in range(8):
         await looks(yard, 1)
-        await all_say(yard, f"its machine has not answered since {since:%Y-%m-%d %H:%M} UTC", "🟠")
+        await all_say(yard, f"its machine has not answered since {since:%H:%M} UTC", "🟠")
     assert await yard.is_in(MR, "ready")
     await told(yard)
     yard.provider.silent.clear()
@@ -121,7 +121,7 @@ async def test_a_machine_that_is_paused_is_shown_as_paused_until_it_answers(yard
     host.set(name, Observed.PAUSED, "user")
     await yard.go()
     assert await told(yard) == {"matrix card", "gitlab note"}
-    await all_say(yard, f"its machine has been paused since {since:%Y-%m-%d %H:%M} UTC", "⏸")
+    await all_say(yard, f"its machine has been paused since {since:%H:%M} UTC", "⏸")
     host.set(name, Observed.AGENT_SILENT)
     await looks(yard, 1)
     assert await told(yard) == {"matrix card", "gitlab note"}
@@ -153,4 +153,4 @@ async def test_a_sandbox_that_is_being_stopped_says_nothing_of_how_its_machine_w
     await yard.told(replace(MR, state="closed"))
     found = await seen(yard)
     assert "not answered" not in found["note"].partition("|")[0]
-    assert "State: stopping" in found["card"]
+    assert "Stopping since" in found["card"]

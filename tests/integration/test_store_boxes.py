@@ -270,10 +270,10 @@ async def test_the_index_of_answers_is_not_taken_for_cards_and_notes_which_have_
 async def test_a_card_is_found_by_its_sandbox_and_room(world: World) -> None:
     one = SandboxId(1)
     assert await world.read(lambda tx: outbox.card(tx, one, "room")) is None
-    await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$a"))
-    await world.write(lambda tx: outbox.set_card(tx, one, "other", "!o", "$b"))
-    await world.write(lambda tx: outbox.set_card(tx, one, "room", "!r", "$c"))
-    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == outbox.Card("!r", "$c")
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", outbox.Card("!r", "$a")))
+    await world.write(lambda tx: outbox.set_card(tx, one, "other", outbox.Card("!o", "$b")))
+    await world.write(lambda tx: outbox.set_card(tx, one, "room", outbox.Card("!r", "$c", "shown", replaced=True)))
+    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == outbox.Card("!r", "$c", "shown", True)
 
 
 async def test_the_id_of_a_room_is_remembered_and_may_change(world: World) -> None:

@@ -342,7 +342,7 @@ class Stage:
             and message.thread_root is None
             and "m.in_reply_to" not in json.dumps(message.content)
             and ref.search(message.body)
-            and "State" in message.body
+            and "\nOwner " in message.body
         ]
 
     def ssh(

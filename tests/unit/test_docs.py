@@ -67,8 +67,13 @@ def sandbox_steps() -> dict[tuple[str, str], str]:
 def told(telling: Telling | None) -> str:
     if telling is None:
         return "log"
-    places = {"thread": telling.thread, "room": telling.say, "operations room": telling.operators}
-    return ", ".join(["card", *(place for place, so in places.items() if so), *(["warning"] if telling.warn else [])])
+    places = {
+        "thread": any(telling.thread({"reason": reason}) for reason in ("failed", "expired")),
+        "room": telling.say,
+        "operations room": telling.operators,
+        "warning": telling.warn,
+    }
+    return ", ".join(["history", *(place for place, so in places.items() if so)])
 
 
 # Commands, events, checks and metrics.

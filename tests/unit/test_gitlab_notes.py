@@ -65,19 +65,20 @@ def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
     stages = (StageResult(Stage.COPY, True, 1.25), StageResult(Stage.TEST, True, 75))
     history = (HistoryLine(NOW, "ready after 31 s"),)
     note = render_note(view(access=ACCESS, stages=stages, history=history), MARKER)
-    assert note.startswith(f"{MARKER}\n### 🟢 Sandbox is ready\n")
+    assert note.startswith(f"{MARKER}\n### 🟢 Sandbox is ready until 2026-03-01 14:00 UTC\n")
     for part in (
         "```sh\nssh -o HostKeyAlias=rave-main-42 -p 2203 agent@sandboxes.example.org\n```",
         "| **Web** | <https://sandboxes.example.org:3003/> |",
         f"| **Host key** | `{ACCESS.fingerprints[0]}` |",
         "| **Commit** | `a1b2c3d4e5a1` on `login`, in `/srv/merge-request` |",
-        "| **Expires** | 2026-03-01 14:00 UTC, in 1 h 40 min (as of 12:20) |",
-        "| **Stages** | ✅ copy (1.2 s)<br>✅ test (1 min 15 s) |",
-        "| **Asked for by** | alice (gitlab) |",
-        "| **Latest (UTC)** | 12:20:00 ready after 31 s |",
+        "| **Set-up and tests** | ✅ tests done in 1 min |",
         "comment `/sandbox extend 1h` or `/sandbox rebuild` or `/sandbox stop`.",
     ):
         assert part in note, part
+    shown, folded = note.split("<details>")
+    assert "- 2026-03-01 12:20:00 UTC: ready after 31 s" in folded
+    assert "ready after" not in shown
+    assert "copy" not in shown
 
 
 def test_a_web_port_that_does_not_answer_is_said_so() -> None:
@@ -85,12 +86,16 @@ def test_a_web_port_that_does_not_answer_is_said_so() -> None:
     assert "nothing answers on the web port (3003) yet" in note
 
 
-def test_the_queue_tells_position_wait_and_reason() -> None:
-    queued = view(SandboxState.QUEUED, queue_position=3, queue_wait=timedelta(minutes=12), queue_reason="disk is short")
+def test_the_queue_tells_place_estimate_or_reason() -> None:
+    queued = view(SandboxState.QUEUED, queue_position=3, queue_wait=timedelta(minutes=12))
     note = render_note(queued, MARKER)
-    assert "### 🕒 Sandbox waits in the queue: number 3, about 12 min to go\n" in note
-    assert "| **Waits because** | disk is short |" in note
-    assert "queue: next\n" in render_note(view(SandboxState.QUEUED, queue_position=1), MARKER)
+    assert (
+        "### 🕒 Sandbox waits in the queue since 2026-03-01 12:20 UTC, place 3 at 2026-03-01 12:20 UTC; about"
+        " 2026-03-01 12:32 UTC a machine is free\n" in note
+    )
+    assert "queue since 2026-03-01 12:20 UTC: disk is short\n" in render_note(
+        replace(queued, queue_reason="disk is short"), MARKER
+    )
 
 
 @pytest.mark.parametrize("state", list(SandboxState))
@@ -103,17 +108,22 @@ def test_every_state_has_a_headline_of_its_own(state: SandboxState) -> None:
 @pytest.mark.parametrize("reason", list(EndReason))
 def test_an_ended_sandbox_says_why_and_what_it_used(reason: EndReason) -> None:
     ended = view(SandboxState.ENDED, summary=Summary(timedelta(hours=1, minutes=58), 182.4, 812 * 1024**2))
-    ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=reason, end_detail="exit code 3"))
-    note = render_note(ended, MARKER)
-    for part in (
-        "| **Lived** | 1 h 58 min |",
-        "| **CPU time** | 3 min 2 s |",
-        "| **Peak memory** | 812 MiB |",
-        "exit code 3",
-    ):
-        assert part in note
-    assert "Expires" not in note
-    assert "For a new one, comment `/sandbox start`." in note
+    sandbox = replace(ended.sandbox, end_reason=reason, end_detail="exit code 3", ended_at=NOW)
+    note = render_note(replace(ended, sandbox=sandbox), MARKER)
+    assert "exit code 3" in note.splitlines()[1]
+    assert "| **Ended** | 2026-03-01 12:20 UTC |" in note
+    assert "It lived 1 h 58 min, used 3 min of CPU time and at most 812 MiB of memory." in note
+    assert f"comment `/sandbox {'retry' if reason is EndReason.FAILED else 'start'}`." in note
+
+
+def test_a_failure_is_the_headline_with_its_command_as_code() -> None:
+    ended = view(SandboxState.ENDED, stages=(StageResult(Stage.SETUP, False, 0.4, "one\nERROR: no libfoo-dev\n"),))
+    detail = "set-up failed: `./.rave/setup` ended with code 3"
+    sandbox = replace(ended.sandbox, end_reason=EndReason.FAILED, end_detail=detail, ended_at=NOW)
+    note = render_note(replace(ended, sandbox=sandbox), MARKER)
+    assert "### 🔴 Set-up failed: `./.rave/setup` ended with code 3\n\n```text\none\nERROR: no libfoo-dev\n```" in note
+    assert note.count("libfoo") == 1
+    assert note.count("ended with code 3") == 1
 
 
 def test_an_ended_sandbox_of_a_fork_asks_for_the_commit_and_a_merged_one_for_nothing() -> None:
@@ -122,21 +132,22 @@ def test_an_ended_sandbox_of_a_fork_asks_for_the_commit_and_a_merged_one_for_not
     assert "/sandbox" not in render_note(replace(ended, mr=replace(MR, state="merged")), MARKER)
 
 
-def test_a_failed_stage_shows_the_end_of_its_output_in_a_box() -> None:
+def test_an_update_that_failed_shows_the_end_of_its_output_in_a_box() -> None:
     failed = (StageResult(Stage.SETUP, False, 12, tail=f"```\n</details>\n{HOSTILE[:300]}"),)
-    note = render_note(view(stages=failed, notice="the last update failed: setup"), MARKER)
-    assert "❌ setup (12 s)" in note
-    assert "⚠️ **the last update failed: setup**" in note
+    kept = view(stages=failed, notice="it was not taken, because its set-up failed: `x` ended with code 1")
+    kept = replace(kept, sandbox=replace(kept.sandbox, notice=kept.notice))
+    note = render_note(kept, MARKER)
+    assert "❌ set-up failed in 12 s" in note
+    assert "⚠️ it was not taken, because its set-up failed" in note
     kinds = [token.type for token in MarkdownIt("commonmark").enable("table").parse(note)]
     assert kinds.count("fence") == 1
-    assert kinds[kinds.index("fence") - 1] == kinds[kinds.index("fence") + 1] == "html_block"
 
 
 def test_an_update_under_way_names_both_commits() -> None:
     updating = view()
     updating = replace(updating, sandbox=replace(updating.sandbox, running_sha=OLD, stage=Stage.SETUP))
     note = render_note(updating, MARKER)
-    assert "being updated: setup" in note
+    assert "; takes a1b2c3d4: set-up, step 2 of 3" in note.splitlines()[1]
     assert "| **Commit** | `012345678901` on `login` |\n| **Newest commit** | `a1b2c3d4e5a1` |" in note
 
 

@@ -12,8 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ravebot.commands.verbs import Door, help_rows
-from ravebot.matrix.cards import render_card, render_history, render_said, render_warning, render_why
-from ravebot.matrix.content import MAX_CONTENT_BYTES, Content, as_reply, edit_of, in_thread, size_bytes
+from ravebot.matrix.cards import (
+    Owner,
+    Style,
+    as_text,
+    digest,
+    news,
+    render_card,
+    render_line,
+    render_over,
+    render_show,
+    render_warning,
+    render_why,
+)
+from ravebot.matrix.content import MAX_CONTENT_BYTES, Content, as_reply, calling_edit, edit_of, in_thread, size_bytes
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply
 from ravebot.sandboxes.model import (
     Actor,
@@ -32,7 +44,9 @@ from tests.support.client_links import client_links
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJkGdDWQyd7hLFPBrl5yRpbHNs9DgBZ1oAwqdQ0eKM9M"
-ALLOWED_TAGS = {"table", "tr", "th", "td", "code", "pre", "strong", "a", "br"}
+ALLOWED_TAGS = {"code", "pre", "strong", "a", "br"}
+SHORT = Style("!rave", short=True)
+FULL = Style("!rave")
 HOSTILE = "</td><script>alert(1)</script> @room @alice:example.org `x` \u202egnp.exe\n/close\n![x](http://evil/)"
 HOSTILE += " https://evil.com/x www.evil.com evil.example/x #room:evil.org matrix.to/#/#a:b"
 OWN = ("agent@sandboxes.example.org", "https://sandboxes.example.org:3001/")
@@ -65,7 +79,7 @@ def view(state: SandboxState = SandboxState.READY, **changed: Any) -> SandboxVie
         mr=mr,
         now=NOW,
         access=Access("sandboxes.example.org", "agent", 2201, 3001, "https", "rave-1", (KEY,)),
-        stages=(StageResult(Stage.SETUP, True, 4.25), StageResult(Stage.TEST, False, 61.0, "2 tests failed")),
+        stages=(StageResult(Stage.SETUP, True, 4.25), StageResult(Stage.TEST, True, 61.0, "2 tests passed")),
         history=(HistoryLine(NOW - timedelta(minutes=20), "ready after 25 s"),),
     )
     return replace(ready, **changed)
@@ -126,66 +140,162 @@ def assert_harmless(content: Content, mentions: dict[str, list[str]] | None = No
     assert size_bytes(edit_of("$" + "e" * 60, content)) < 60_000
 
 
-def test_a_card_has_what_is_needed_at_a_glance() -> None:
-    content = render_card(view())
+def test_a_ready_card_is_read_at_a_glance() -> None:
+    content = render_card(view(), SHORT)
     assert content["msgtype"] == "m.notice"
-    for text in (content["body"], html.unescape(content["formatted_body"])):
-        assert "ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org" in text
-        assert "https://sandboxes.example.org:3001/" in text
-        assert re.search(r"SHA256:[A-Za-z0-9+/]{43}", text)
-        assert "2026-11-24 13:40 UTC, in 1 h 40 min" in text
-        assert "aaaaaaaa" in text
-        assert "✅ setup (4.2 s)" in text
-        assert "❌ test (61 s)" in text
-        assert "2 tests failed" in text
-        assert "ready after 25 s" in text
-        assert "!rave extend group/app!42" in text
-    assert "<code>ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org</code>" in content["formatted_body"]
+    assert content["body"].splitlines() == [
+        "🟢 group/app!42 Add a button",
+        "Ready until 13:40 UTC",
+        "Web: https://sandboxes.example.org:3001/",
+        "SSH: ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org",
+        "Host key: SHA256:jMRL1dvA2FnETfxNzznrPXRH4/06k5aUw6jtnbQZcNs",
+        "Owner alice, commit aaaaaaaa, branch button, set-up done in 4.2 s, tests done in 1 min",
+        "Say !rave extend 42, stop, rebuild, logs, show",
+    ]
+    shown = content["formatted_body"]
+    assert "<strong>Ready</strong> until 13:40 UTC<br>" in shown
+    assert "<code>ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org</code>" in shown
+    assert shown.count("<br>") == 6
     assert_harmless(content)
+
+
+def test_a_room_with_several_projects_is_told_the_full_reference() -> None:
+    assert "Say !rave extend group/app!42, stop" in render_card(view(), FULL)["body"]
+    assert render_line(view(), "ready", FULL)["body"] == "group/app!42 ready"
+    assert render_line(view(), "ready", SHORT)["body"] == "!42 ready"
+
+
+def test_a_card_says_nothing_that_is_wrong_an_hour_later() -> None:
+    for state in SandboxState:
+        shown = view(state, queue_position=3, queue_wait=timedelta(minutes=40))
+        later = replace(shown, now=NOW + timedelta(minutes=59))
+        if state is not SandboxState.QUEUED:  # its place and estimate are dated
+            assert render_card(shown, SHORT) == render_card(later, SHORT)
+        assert " in " not in re.sub(r"done in \d", "", render_card(shown, SHORT)["body"])
+
+
+def test_a_moment_of_another_day_than_the_cards_has_its_date() -> None:
+    ordinary = view()
+    tomorrow = replace(ordinary, sandbox=replace(ordinary.sandbox, expires_at=NOW + timedelta(hours=13)))
+    assert "Ready until 2026-11-25 01:00 UTC" in render_card(tomorrow, SHORT)["body"]
 
 
 def test_a_card_without_a_web_server_says_so_and_links_nothing() -> None:
     access = Access("sandboxes.example.org", "agent", 2201, 3001, None, "rave-1", (KEY,))
-    content = render_card(view(access=access))
+    content = render_card(view(access=access), SHORT)
     assert "nothing answers on its web port yet" in content["body"]
     assert Tags(content["formatted_body"]).links == ["https://gitlab.example.org/group/app/-/merge_requests/42"]
 
 
-def test_a_queued_card_tells_place_wait_and_reason() -> None:
-    queued = view(SandboxState.QUEUED, access=None, queue_position=2, queue_wait=timedelta(minutes=5),
-                  queue_reason="the host is short of memory")  # fmt: skip
-    assert "queued, place 2, about 5 min" in render_card(queued)["body"]
-    assert "the host is short of memory" in render_card(queued)["body"]
+def test_a_waiting_card_tells_place_estimate_or_reason_as_of_when() -> None:
+    queued = view(SandboxState.QUEUED, access=None, queue_position=2, queue_wait=timedelta(minutes=5))
+    assert "Waits since 11:30 UTC, place 2 at 12:00 UTC; about 12:05 UTC a machine is free" in said(queued)
+    held = replace(queued, queue_reason="the host is short of memory")
+    assert "Waits since 11:30 UTC: the host is short of memory" in said(held)
+    following = replace(queued, queue_position=1, queue_wait=timedelta(0))
+    assert "Starting since 11:30 UTC: its turn is next" in said(following)
 
 
-def test_an_ended_card_has_the_account_and_no_way_in() -> None:
+def said(shown: SandboxView) -> str:
+    """The card's plain text."""
+    body = render_card(shown, SHORT)["body"]
+    assert isinstance(body, str)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        (None, "Starting: machine, step 1 of 6, since 11:40 UTC"),
+        (Stage.SETUP, "Starting: set-up, step 4 of 6, since 12:00 UTC"),
+        (Stage.ANNOUNCE, "Starting: ports, step 6 of 6, since 12:00 UTC"),
+    ],
+)
+def test_a_starting_card_names_the_step(stage: Stage | None, text: str) -> None:
+    starting = view(SandboxState.STARTING, access=None, stages=())
+    sandbox = replace(starting.sandbox, stage=stage, stage_started_at=NOW if stage else None)
+    assert text in said(replace(starting, sandbox=sandbox))
+
+
+def test_a_failed_card_gives_the_cause_in_a_sentence_and_the_last_whole_lines_once() -> None:
+    output = "".join(f"step {n}: resolving dependency number {n}\n" for n in range(60)) + "ERROR: no libfoo-dev\n"
+    failed = view(SandboxState.ENDED, access=None, stages=(StageResult(Stage.SETUP, False, 0.4, output),))
+    why = "set-up failed: `./.rave/setup` ended with code 3"
+    failed = replace(failed, sandbox=replace(failed.sandbox, end_reason=EndReason.FAILED, end_detail=why, ended_at=NOW))
+    content = render_card(failed, SHORT)
+    lines = content["body"].splitlines()
+    assert lines[1] == "Set-up failed at 12:00 UTC, after 0.4 s: `./.rave/setup` ended with code 3"
+    assert "<code>./.rave/setup</code> ended with code 3" in content["formatted_body"]
+    assert lines[3:-1] == [f"step {n}: resolving dependency number {n}" for n in range(53, 60)] + [
+        "ERROR: no libfoo-dev"
+    ]
+    assert lines[-1] == "Push a fix, or say !rave retry 42 · all output: !rave logs 42"
+    assert lines[0].startswith("🔴")
+    stopping = replace(failed, sandbox=replace(failed.sandbox, state=SandboxState.STOPPING, state_since=NOW))
+    assert digest(render_card(stopping, SHORT)) == digest(content), "while its machine is removed, nothing changes"
+
+
+def test_an_update_that_failed_keeps_the_card_and_says_why() -> None:
+    kept = view(stages=(StageResult(Stage.SETUP, False, 1.0, "boom"),))
+    kept = replace(kept, notice="bbbbbbbb was not taken, because its set-up failed: `x` ended with code 1")
+    kept = replace(kept, sandbox=replace(kept.sandbox, notice=kept.notice))
+    lines = said(kept).splitlines()
+    assert lines[:2] == ["🟡 group/app!42 Add a button", "Ready until 13:40 UTC"]
+    assert lines[2] == "⚠️ Bbbbbbbb was not taken, because its set-up failed: `x` ended with code 1."
+    assert "boom" in lines
+
+
+def test_an_ended_card_has_its_end_and_no_way_in() -> None:
     ended = view(SandboxState.ENDED, access=None, summary=Summary(timedelta(hours=2), 75.0, 3 * 1024**3))
-    ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=EndReason.EXPIRED))
-    body = render_card(ended)["body"]
-    assert "ended: expired" in body
-    assert "lived 2 h, CPU time 1 min 15 s, memory at most 3.0 GiB" in body
-    assert "ssh " not in body
-    assert "Ends:" not in body
+    ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=EndReason.EXPIRED, ended_at=NOW))
+    lines = said(ended).splitlines()
+    assert lines[1] == "Ended at 12:00 UTC: its time was up (lived 2 h)"
+    assert lines[-1] == "For a new one, say !rave start 42"
+    assert len(lines) == 4
+    merged = replace(ended, mr=replace(ended.mr, state="merged"))
+    assert "say" not in said(merged)
 
 
-def test_new_code_on_its_way_is_shown_beside_what_runs() -> None:
-    ordinary = view()
-    body = render_card(replace(ordinary, sandbox=replace(ordinary.sandbox, sha="b" * 40)))["body"]
-    assert "aaaaaaaa" in body
-    assert "bbbbbbbb" in body
+def test_show_has_the_steps_the_account_and_the_events_that_the_card_leaves_out() -> None:
+    ended = view(SandboxState.ENDED, summary=Summary(timedelta(hours=2), 75.0, 3 * 1024**3))
+    body = render_show(ended, SHORT)["body"]
+    assert "It lived 2 h, used 1 min of CPU time and at most 3.0 GiB of memory." in body
+    assert "✅ set-up done in 4.2 s" in body
+    assert "11-24 11:40:00 ready after 25 s" in body
+    assert "/srv/merge-request" in body
+
+
+def test_why_gives_the_cause_first_and_up_to_fifty_events() -> None:
+    history = tuple(HistoryLine(NOW, f"event {n}") for n in range(50))
+    lines = render_why(view(history=history), SHORT)["body"].splitlines()
+    assert lines[0] == "!42: Ready until 13:40 UTC"
+    assert len(lines) == 51
+
+
+def test_new_code_on_its_way_is_named_beside_what_runs() -> None:
+    updating = view()
+    sandbox = replace(updating.sandbox, sha="b" * 40, stage=Stage.SETUP, stage_started_at=NOW)
+    body = said(replace(updating, sandbox=sandbox))
+    assert "Ready until 13:40 UTC; takes bbbbbbbb: set-up, step 2 of 3, since 12:00 UTC" in body
+    assert "commit aaaaaaaa" in body
+
+
+def test_a_card_that_replaces_another_says_so() -> None:
+    assert "The card before this one could not be edited any more." in render_card(view(), SHORT, replaced=True)["body"]
 
 
 @pytest.mark.parametrize("state", SandboxState)
 def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
     hostile = hostile_view(HOSTILE, state)
     for content in (
-        render_card(hostile),
-        render_why(hostile),
+        render_card(hostile, FULL),
+        render_show(hostile, FULL),
+        render_why(hostile, FULL),
         render_list([hostile]),
         render_queue([hostile]),
-        render_said(hostile, hostile.history[0]),
-        render_history(hostile.history[0]),
-        render_warning(hostile, None),
+        render_line(hostile, HOSTILE, FULL),
+        render_warning(hostile, FULL, Owner("@alice:example.org", HOSTILE)),
+        render_over(hostile, FULL),
         render_reply(HOSTILE, output=HOSTILE),
     ):
         assert_harmless(content)
@@ -195,8 +305,8 @@ def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
 @settings(max_examples=60)
 @given(text=st.text(max_size=300), state=st.sampled_from(list(SandboxState)))
 def test_no_text_breaks_a_card(text: str, state: SandboxState) -> None:
-    assert_harmless(render_card(hostile_view(text, state)))
-    assert_harmless(render_why(hostile_view(text, state)))
+    for render in (render_card, render_show, render_why):
+        assert_harmless(render(hostile_view(text, state), FULL))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +314,8 @@ def test_no_text_breaks_a_card(text: str, state: SandboxState) -> None:
 )
 def test_the_largest_card_and_its_edit_fit_an_event(text: str) -> None:
     hostile = hostile_view(text)
-    for content in (render_card(hostile), render_why(hostile), as_reply(render_reply(text, output=text), "$a", "$b")):
+    shown = [render(hostile, FULL) for render in (render_card, render_show, render_why)]
+    for content in (*shown, as_reply(render_reply(text, output=text), "$a", "$b")):
         assert size_bytes(content) <= MAX_CONTENT_BYTES
         assert_harmless(content)
     many = [hostile] * 500
@@ -212,22 +323,41 @@ def test_the_largest_card_and_its_edit_fit_an_event(text: str) -> None:
         assert size_bytes(content) <= MAX_CONTENT_BYTES
 
 
-def test_a_warning_mentions_the_owner_and_nobody_else() -> None:
-    owner = "@alice:example.org"
-    content = render_warning(hostile_view(HOSTILE), owner)
-    assert_harmless(content, {"user_ids": [owner]})
-    assert content["msgtype"] == "m.text"
-    assert f"https://matrix.to/#/{owner}" in Tags(content["formatted_body"]).links
-    assert "!rave extend group/app!42 1h" in content["body"]
-    assert "in 1 h 40 min" in content["body"]
+def test_a_warning_names_its_owner_and_notifies_nobody_until_an_edit_calls_them() -> None:
+    owner = Owner("@alice:example.org", "Alice")
+    warning = render_warning(view(), SHORT, owner)
+    assert warning["body"] == "Alice: group/app!42 ends at 13:40 UTC, in 1 h 40 min. To keep it: `!rave extend 42`"
+    assert '<a href="https://matrix.to/#/@alice:example.org">Alice</a>' in warning["formatted_body"]
+    assert (warning["msgtype"], warning["m.mentions"]) == ("m.notice", {})
+    edit = calling_edit("$warning", warning, owner.user_id, "news")
+    assert (edit["msgtype"], edit["body"], edit["m.mentions"]) == ("m.text", "* news", {"user_ids": [owner.user_id]})
+    assert edit["m.new_content"]["m.mentions"] == {"user_ids": [owner.user_id]}
+    assert edit["m.new_content"]["msgtype"] == "m.notice"
+    text = as_text(warning, owner)
+    assert (text["msgtype"], text["m.mentions"]) == ("m.text", {"user_ids": [owner.user_id]})
 
 
-def test_a_warning_without_an_owner_mentions_nobody() -> None:
-    assert render_warning(view(), None)["m.mentions"] == {}
+def test_what_a_notification_tells_is_one_line() -> None:
+    owner = Owner("@alice:example.org", "Alice")
+    assert news(view(), owner) == "Alice: group/app!42 ready until 13:40 UTC"
+    assert "@room" not in news(hostile_view(HOSTILE, SandboxState.ENDED), Owner("@alice:example.org", HOSTILE))
+
+
+def test_a_warning_that_is_over_says_what_came_of_it() -> None:
+    assert render_over(view(), SHORT)["body"] == "group/app!42 was extended until 13:40 UTC."
+    ended = view(SandboxState.ENDED)
+    ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=EndReason.EXPIRED, ended_at=NOW))
+    assert render_over(ended, SHORT)["body"] == "group/app!42: Ended at 12:00 UTC: its time was up"
+
+
+def test_a_line_that_calls_its_owner_is_a_text() -> None:
+    line = render_line(view(), "ready after 30 s", SHORT, Owner("@alice:example.org", "Alice"))
+    assert line["body"] == "Alice: !42 ready after 30 s"
+    assert (line["msgtype"], line["m.mentions"]) == ("m.text", {"user_ids": ["@alice:example.org"]})
 
 
 def test_an_edit_carries_the_new_content_and_a_short_copy() -> None:
-    content = render_card(hostile_view("x" * 5000))
+    content = render_card(hostile_view("x " * 5000), FULL)
     edit = edit_of("$card", content)
     assert edit["m.relates_to"] == {"rel_type": "m.replace", "event_id": "$card"}
     assert edit["m.new_content"] == content
@@ -236,12 +366,12 @@ def test_an_edit_carries_the_new_content_and_a_short_copy() -> None:
 
 
 def test_an_edit_of_a_threaded_message_keeps_the_relation_out_of_the_new_content() -> None:
-    edit = edit_of("$1", in_thread("$root", render_card(view())))
+    edit = edit_of("$1", in_thread("$root", render_card(view(), FULL)))
     assert "m.relates_to" not in edit["m.new_content"]
 
 
 def test_messages_of_a_thread_fall_back_to_replies_to_its_root() -> None:
-    relation = in_thread("$root", render_card(view()))["m.relates_to"]
+    relation = in_thread("$root", render_card(view(), FULL))["m.relates_to"]
     assert relation["rel_type"] == "m.thread"
     assert relation["event_id"] == relation["m.in_reply_to"]["event_id"] == "$root"
 
@@ -287,10 +417,10 @@ def test_a_list_has_a_short_line_for_each_sandbox() -> None:
     )
     assert content["body"].splitlines() == [
         "🟢 Ready group/app!42 Add a button · until 13:40 UTC · alice",
-        f"🟢 Ready group/app!42 {'T' * 59}… · until 2026-11-25 01:00 UTC · alice · is being updated",
-        "🕒 Waiting group/app!42 Add a button · alice",
-        "⏸ Ready group/app!42 Add a button · until 13:40 UTC · alice · but its machine has been paused since"
-        " 2026-11-24 12:00 UTC",
+        f"🟢 Ready group/app!42 {'T' * 59}… · until 2026-11-25 01:00 UTC; takes aaaaaaaa: set-up, step 2 of 3, since"
+        " 11:40 UTC · alice",
+        "🕒 Waits group/app!42 Add a button · since 11:30 UTC · alice",
+        "⏸ Ready group/app!42 Add a button · until 13:40 UTC, but its machine has been paused since 12:00 UTC · alice",
     ]
     first = content["formatted_body"].partition("<br>")[0]
     assert first == (
@@ -324,5 +454,5 @@ def test_help_shows_every_command() -> None:
 def test_a_link_that_is_not_of_the_web_is_no_link() -> None:
     ordinary = view()
     for url in ("javascript:alert(1)", 'https://x/" onclick="', "data:text/html,x", "https://a b", ""):
-        content = render_card(replace(ordinary, mr=replace(ordinary.mr, web_url=url)))
+        content = render_card(replace(ordinary, mr=replace(ordinary.mr, web_url=url)), FULL)
         assert Tags(content["formatted_body"]).links == ["https://sandboxes.example.org:3001/"]

@@ -42,8 +42,8 @@ CHECK_EVERY = timedelta(seconds=20)
 CHECKS_AT_ONCE = 16
 """How many machines are checked at the same time: more would time out while they wait for the provider."""
 AUDIT_EVERY = timedelta(seconds=5)
-REFRESH_EVERY = timedelta(minutes=10)
-"""How often card and note are rewritten, so that "in 1 h 40 min" stays true."""
+PROGRESS_EVERY = timedelta(seconds=10)
+"""How often card and note show the progress of a start, and after what time that of new code."""
 
 _SWEEP = MachineId(0)
 """Key of the sweep's task; it belongs to no machine."""
@@ -267,18 +267,27 @@ class Pool:
     async def _step_sandboxes(self, state: Wanted) -> None:
         now = self.clock.now()
         for sandbox in state.sandboxes:
-            if not time_runs(sandbox):
-                continue
-            expiry = decide_expiry(sandbox, self.config.pool.warn_before, now)
-            if expiry.is_due or is_due(sandbox.refreshed_at, REFRESH_EVERY, now):
+            if self._expiry_due(sandbox, now) or _has_news(sandbox, now):
                 await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
 
+    def _expiry_due(self, sandbox: Sandbox, now: datetime) -> bool:
+        return time_runs(sandbox) and decide_expiry(sandbox, self.config.pool.warn_before, now).is_due
+
     def _tick(self, tx: Transaction, sandbox_id: SandboxId) -> None:
-        """Warn or expire a sandbox, decided again by this transaction's data."""
+        """Warn or expire a sandbox or show its progress, decided again by this transaction's data."""
         sandbox = sandboxes.get(tx, sandbox_id)
-        if sandbox is None or not time_runs(sandbox):
-            return
-        if decide_expiry(sandbox, self.config.pool.warn_before, tx.now).is_due:
+        if sandbox and self._expiry_due(sandbox, tx.now):
             self.lifecycle.happened(tx, sandbox, Happened.EXPIRED)
-        else:
+        elif sandbox and _has_news(sandbox, tx.now):
             self.lifecycle.refresh(tx, sandbox)
+
+
+def _has_news(sandbox: Sandbox, now: datetime) -> bool:
+    """Whether a step is under way that card and note should show, but don't yet."""
+    step_since = sandbox.stage_started_at or sandbox.state_since
+    starting = sandbox.state is SandboxState.STARTING
+    updating = sandbox.state is SandboxState.READY and sandbox.stage is not None
+    shown_since = sandbox.refreshed_at
+    if not (starting or updating) or (shown_since is not None and shown_since >= step_since):
+        return False
+    return is_due(shown_since if starting else step_since, PROGRESS_EVERY, now)

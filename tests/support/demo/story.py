@@ -15,7 +15,7 @@ from tests.support.demo import sample, times
 from tests.support.demo.doors import Doors, fingerprints, hand_over
 from tests.support.demo.play import page, playground
 from tests.support.demo.screen import Screen
-from tests.support.demo.watch import DemoError, Said, Watch, fact
+from tests.support.demo.watch import DemoError, Said, Watch
 from tests.support.gitlab import MergeRequest
 from tests.support.stage import Stage
 
@@ -83,8 +83,8 @@ class Story:
             await watch.until(
                 "a card and a note that say ready",
                 lambda: (
-                    (watch.card_says("State", "ready") and "ready" in watch.note_headline())
-                    or self._given_up(watch.card_says("State", "ended"))
+                    (watch.card_state().startswith("Ready") and "ready" in watch.note_headline())
+                    or self._given_up(" at " in watch.card_state())
                 ),
                 _BOOT_SECONDS,
             )
@@ -95,7 +95,7 @@ class Story:
 
     def _given_up(self, ended: bool) -> bool:
         if ended:
-            raise DemoError(f"the sandbox ended before it was ready: {fact(self.watch.cards[-1].rows, 'State')}")
+            raise DemoError(f"the sandbox ended before it was ready: {self.watch.card_state()}")
         return False
 
     async def _used(self, mr: MergeRequest, doors: Doors) -> None:
@@ -141,9 +141,10 @@ class Story:
             )
             await watch.until("a warning on the merge request", lambda: self._comment_of_bot(mr, "@alice: "))
         screen.seen("warned, in both places, and only Alice is mentioned")
+        note, card = watch.note_headline(), watch.card_state()
         await self._command(mr, "/sandbox extend 1h")
-        await watch.until("the note's new end", lambda: "in 1 h" in fact(watch.note_rows, "Expires"))
-        await watch.until("the card's new end", lambda: watch.card_says("Ends", "in 1 h"))
+        await watch.until("the note's new end", lambda: watch.note_headline() != note)
+        await watch.until("the card's new end", lambda: watch.card_state() != card)
         gained = await self._expires() - before
         if abs(gained.total_seconds() - 3610) > 1:
             raise DemoError(f"the sandbox should live 1 h and 10 s longer, but it is {gained}")
@@ -155,7 +156,7 @@ class Story:
         asked = datetime.now(UTC)
         async with screen.waiting("The machine shuts down"):
             await self._command(mr, "/sandbox stop")
-            await watch.until("a card that says ended", lambda: watch.card_says("State", "ended"), 60)
+            await watch.until("a card that says ended", lambda: watch.card_state().startswith("Ended"), 60)
             await watch.until("a note that says ended", lambda: "ended" in watch.note_headline())
         screen.message("GitLab: the status note, at the end", watch.note_rows, "red")
         if left := await asyncio.to_thread(machines, stage):

@@ -36,7 +36,15 @@ class Said:
     mentions: tuple[str, ...]
     thread: bool
     reply: bool
-    card: bool
+
+    @property
+    def card(self) -> bool:
+        return "\nOwner " in self.body and not self.thread and not self.reply
+
+    @property
+    def state(self) -> str:
+        """Of a card: the line under its title."""
+        return self.body.splitlines()[1]
 
 
 @dataclass
@@ -58,9 +66,9 @@ class Watch:
     def cards(self) -> list[Said]:
         return [message for message in self.messages.values() if message.card]
 
-    def card_says(self, label: str, text: str) -> bool:
-        """Whether the newest card has that text in the row of that label."""
-        return bool(self.cards) and text in fact(self.cards[-1].rows, label)
+    def card_state(self) -> str:
+        """The state that the newest card shows; empty while there is none."""
+        return self.cards[-1].state if self.cards else ""
 
     def note_headline(self) -> str:
         return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
@@ -106,20 +114,14 @@ class Watch:
             mentions=tuple(shown.get("m.mentions", {}).get("user_ids", ())),
             thread=before.thread if before else thread,
             reply=before.reply if before else reply,
-            card="<table>" in (html or "") and not thread and not reply,
         )
         self.messages[edited or event["event_id"]] = said
         if said.card:
             self.first_card_at = self.first_card_at or datetime.now(UTC)
-            self._told("room", "edits the card" if edited else "posts a card", said.rows, "State", before)
-        else:
+            if before is None or before.state != said.state:
+                self.screen.said("room", "ravebot", f"{'edits the' if edited else 'posts a'} card: {said.state}")
+        elif before is None or before.body != said.body:
             self.screen.said("room", said.sender, f"{'(in the thread) ' if said.thread else ''}{said.body}")
-
-    def _told(self, where: str, doing: str, rows: tuple[Row, ...], label: str, before: Said | None) -> None:
-        """Edits come with every step; a line for each change of state is enough."""
-        state = fact(rows, label)
-        if before is None or fact(before.rows, label) != state:
-            self.screen.said(where, "ravebot", f"{doing}: {state}")
 
     async def merge_request(self) -> None:
         while True:

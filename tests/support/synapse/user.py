@@ -110,6 +110,9 @@ class MatrixUser:
             body |= {"is_direct": True, "preset": "trusted_private_chat"}
         return str((await self.call("POST", "createRoom", body=body))["room_id"])
 
+    async def set_display_name(self, name: str) -> None:
+        await self.call("PUT", "profile", self.user_id, "displayname", body={"displayname": name})
+
     async def direct_chat(self, user_id: str) -> str:
         """A direct chat as clients make one: flagged in the invite, and in the own account data."""
         room = await self.create_room(invite=[user_id], direct=True)
