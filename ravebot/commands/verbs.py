@@ -62,7 +62,7 @@ class Group(Enum):
     LOOK = "Get in and look"
     KEEP = "Keep or end it"
     MEND = "When it does not work"
-    ME = "Who am I, and what can I type"
+    ME = "Who am I, and more"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ VERBS: tuple[Verb, ...] = (
          {_ROOM: "end the sandbox", _COMMENT: "end the sandbox", _SHELL: "End a merge request's sandbox."},
          "Its machine is shut down, and everything in it is deleted. The merge request stays as it is."),
     Verb("why", Show.WHY, _MEND,
-         {_ROOM: "say why it is in its state"},
+         {_ROOM: "say why it waits, failed or ended"},
          "The cause comes first, then what happened to the sandbox."),
     Verb("logs", Show.LOGS, _MEND,
          {_ROOM: "show the output of set-up and tests"},
@@ -159,11 +159,11 @@ VERBS: tuple[Verb, ...] = (
          "The old machine is deleted with everything in it. The new one has other ports, a new host key and a new end.",
          needs_head=True),
     Verb("whoami", Show.WHOAMI, _ME,
-         {_ROOM: "say who you are to ravebot and what you may do"},
+         {_ROOM: "say what you may do"},
          "It names your GitLab user, and your role in each project of the room.",
          takes=(), right=Right.NONE),
     Verb("help", Show.HELP, _ME,
-         dict.fromkeys((_ROOM, _COMMENT), "say what can be typed, or more about VERB"),
+         dict.fromkeys((_ROOM, _COMMENT), "show these lines, or more about VERB"),
          "With a verb, it says what that does, who may use it, and what happens then.",
          takes=(_VERB,), right=Right.NONE),
 )

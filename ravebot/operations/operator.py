@@ -13,6 +13,7 @@ from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Asker
 from ravebot.commands.verbs import VERBS, Door, Mistake, Show, Verb, at, parse
 from ravebot.config.model import Config
+from ravebot.errors import NotFound
 from ravebot.operations import audit
 from ravebot.operations.cleanup import Cleaner, Wish, find_strangers
 from ravebot.operations.reports import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
@@ -48,7 +49,10 @@ class Operator:
         known = await self.people.known(command.ref)
         if known is None:
             return Outcome(False, refs.unknown(command.ref))
-        target = await self.people.head(command.verb, known.ref) or known
+        try:
+            target = await self.people.head(command.verb, known.ref) or known
+        except NotFound:
+            return Outcome(False, refs.missing(command.ref))
         asker = Asker(actor, SHELL)
         return await self.database.write(lambda tx: execute(self.core.intents, tx, command, asker, target))
 

@@ -155,11 +155,11 @@ class Intents:
         """Add to the lifetime, up to `max_lifetime` after it became ready."""
         by = by or DEFAULT_EXTENSION
         sandbox = sandboxes.current(tx, mr.ref)
-        if sandbox is None or sandbox.expires_at is None or sandbox.ready_at is None:
-            what = (
-                f"The sandbox of {mr.full_ref} is {sandbox.state.value}" if sandbox else f"{mr.full_ref} has no sandbox"
-            )
-            return _no(f"{what}. Only a sandbox that was ready can be extended.")
+        if sandbox is None:
+            return _no(f"{mr.full_ref} has no sandbox, so there is nothing to extend.", "To start one", "start")
+        if sandbox.expires_at is None or sandbox.ready_at is None:
+            why = f"The sandbox of {mr.full_ref} is {sandbox.state.value}."
+            return _no(f"{why} Only a sandbox that was ready can be extended.")
         if by <= timedelta(0):
             return _no("An extension must be longer than nothing.", "For an hour", "extend", "1h")
         longest = self.config.pool.max_lifetime

@@ -143,7 +143,8 @@ async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from
     assert "is being stopped" in direct
     await stage.note_says(mr, "Sandbox ended: somebody stopped it")
     assert "has no sandbox" in await place.said(alice, f"!rave stop {ref}")
-    assert "Only a sandbox that was ready can be extended" in await place.said(alice, f"!rave extend {ref}")
+    nothing = await place.said(alice, f"!rave extend {ref}")
+    assert "there is nothing to extend. To start one, type `!rave start group/app" in nothing
 
 
 async def is_another(stage: Stage, mr: MergeRequest, before: str) -> bool:

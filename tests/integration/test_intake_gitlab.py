@@ -362,7 +362,8 @@ async def test_a_member_whose_request_fails_is_answered_again_a_minute_later(des
         for _ in range(2):
             await desk.say(mr, desk.alice, "/sandbox start")
             await desk.work()
-        assert len(await desk.answers()) == 2, "an emoji and a reply"
+        _, reply = await desk.answers()
+        assert reply.startswith("GitLab does not have that, or I may not see it.")
         for row in await desk.world.read(lambda tx: tx.all("SELECT id FROM outbox")):
             await desk.world.write(partial(outbox.delivered, message_id=row["id"], result="1"))
         desk.world.clock.advance(timedelta(seconds=61))

@@ -416,7 +416,8 @@ async def test_only_one_that_was_ready_can_be_extended(world: World, how_far: st
     why = "Only a sandbox that was ready can be extended."
     assert refused.message == f"The sandbox of group/app!1 is {sandbox.state.value}. {why}"
     await wish(world, "stop")
-    assert (await wish(world, "extend")).message == f"group/app!1 has no sandbox. {why}"
+    nothing = "group/app!1 has no sandbox, so there is nothing to extend."
+    assert await wish(world, "extend") == Outcome(False, nothing, Advice("To start one", "start"))
 
 
 async def test_an_overdue_one_is_extended_from_now(world: World) -> None:

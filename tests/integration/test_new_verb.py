@@ -121,6 +121,12 @@ async def test_a_new_row_has_its_permission_its_usage_and_its_help_at_every_door
     assert (refused, mistaken.partition(". ")[2]) == (refusal, "Type `/sandbox mark [1h]`.")
     code, printed = await shell.run("mark", "group/app!1", "soon")
     assert (code, "write a duration" in printed) == (2, True)
+    await desk.tell(mr)
+    await desk.work()
+    desk.server.fail(404, path=f"/merge_requests/{mr.iid}$")
+    async with admin.serve(admin.make_app(operator(desk)), socket_path(tmp_path)):
+        code, printed = await shell.run("mark", "group/app!1")
+    assert (code, "There is no group/app!1, or I may not see it." in printed) == (1, True)
     assert done == []
 
     headed = dict(help_groups(Door.COMMENT, "/sandbox", desk.verbs))

@@ -413,6 +413,7 @@ def test_a_list_has_a_short_line_for_each_sandbox() -> None:
                 view(SandboxState.QUEUED), sandbox=replace(ready.sandbox, state=SandboxState.QUEUED, expires_at=None)
             ),
             replace(ready, trouble=paused),
+            view(SandboxState.STOPPING),
         ]
     )
     assert content["body"].splitlines() == [
@@ -421,6 +422,7 @@ def test_a_list_has_a_short_line_for_each_sandbox() -> None:
         " 11:40 UTC · alice",
         "🕒 Waits group/app!42 Add a button · since 11:30 UTC · alice",
         "⏸ Ready group/app!42 Add a button · until 13:40 UTC, but its machine has been paused since 12:00 UTC · alice",
+        "🌙 Stopping group/app!42 Add a button · since 11:40 UTC · as asked · alice",
     ]
     first = content["formatted_body"].partition("<br>")[0]
     assert first == (
