@@ -111,13 +111,19 @@ class Bot:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def bot(synapse: Synapse, alice: MatrixUser, tmp_path: Path) -> AsyncIterator[Bot]:
+    async with a_bot(synapse, alice, tmp_path) as bot:
+        yield bot
+
+
+@asynccontextmanager
+async def a_bot(synapse: Synapse, admin: MatrixUser, tmp_path: Path) -> AsyncIterator[Bot]:
     account = await synapse.user(f"bot{abs(hash(tmp_path))}")
     config = MatrixConfig.model_validate(
         {"homeserver": synapse.url, "user_id": account.user_id, "password_file": "/unused"}
     )
     client = MatrixClient(config, account.password, tmp_path)
     await client.open()
-    yield Bot(client, account, (alice.user_id,))
+    yield Bot(client, account, (admin.user_id,))
     await client.close()
 
 
@@ -275,6 +281,18 @@ async def test_who_invited_reads_why_that_was_declined_and_no_admins_name(
     assert "only from its admins" in reason
     assert "`matrix.admins`" in reason
     assert alice.user_id not in reason
+
+
+async def test_who_invited_from_another_homeserver_reads_why_that_was_declined(tmp_path: Path) -> None:
+    async with (
+        Synapse(tmp_path / "ours", federates=True) as ours,
+        Synapse(tmp_path / "theirs", federates=True) as theirs,
+        a_bot(ours, await ours.user("alice"), tmp_path) as bot,
+        bot.listening(),
+    ):
+        mallory = await theirs.user("mallory")
+        room = await mallory.create_room(invite=[bot.client.user_id])
+        assert "only from its admins" in await until_declined(bot, mallory, room)
 
 
 async def test_an_invite_that_came_while_we_were_away_is_taken(bot: Bot, alice: MatrixUser) -> None:

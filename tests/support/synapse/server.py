@@ -14,11 +14,16 @@ import signal
 import socket
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.support.synapse.user import MatrixUser
 
@@ -33,14 +38,21 @@ class Synapse:
     `folder` is made when it is missing, and removed at the end with what is in it; without one, a temporary
     folder is used. To keep a server in the background, call `start()` and leave it: `stop()` and `remove()`
     end it, also from another process: `Synapse(folder)` finds port, secret and process id there.
+    With `federates`, it talks to others like it, under a name that has a port of its own.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, strict_limits: bool = False, server_name: str = "localhost"
+        self,
+        folder: Path | None = None,
+        *,
+        strict_limits: bool = False,
+        server_name: str = "localhost",
+        federates: bool = False,
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ravebot-synapse-"))
         self.server_name = server_name
         self.strict_limits = strict_limits
+        self.federates = federates
         self.port = 0
         self._secret = ""
         self._pid: int | None = None
@@ -89,6 +101,8 @@ class Synapse:
         if not self.port:
             self.port = _free_port()
             self._secret = secrets.token_hex(16)
+            if self.federates:
+                self.server_name = f"127.0.0.1:{_free_port()}"
             self._write_config()
         with (self.folder / "stdout").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
@@ -140,6 +154,8 @@ class Synapse:
 
     def _write_config(self) -> None:
         config = _config(self.folder, self.server_name, self.port, self._secret, self.strict_limits)
+        if self.federates:
+            _federate(config, self.folder, int(self.server_name.rpartition(":")[2]))
         seed = base64.b64encode(secrets.token_bytes(32)).decode().rstrip("=")
         for name, text in {
             "homeserver.yaml": json.dumps(config),
@@ -231,6 +247,28 @@ def _config(folder: Path, server_name: str, port: int, secret: str, strict: bool
         "enable_search": False,
         "url_preview_enabled": False,
     } | _limits(strict)  # fmt: skip
+
+
+def _federate(config: dict[str, Any], folder: Path, port: int) -> None:
+    """Let it talk to other servers on loopback, which have certificates of their own making."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")]), datetime.now(UTC)
+    wanted = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "tls.crt").write_bytes(wanted.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (folder / "tls.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
+    del config["federation_domain_whitelist"]
+    config["listeners"].append({
+        "port": port, "bind_addresses": ["127.0.0.1"], "type": "http", "tls": True,
+        "resources": [{"names": ["federation"], "compress": False}],
+    })  # fmt: skip
+    config |= {
+        "tls_certificate_path": str(folder / "tls.crt"),
+        "tls_private_key_path": str(folder / "tls.key"),
+        "federation_verify_certificates": False,
+        "ip_range_blacklist": [],
+        "federation_ip_range_blacklist": [],
+    }
 
 
 def _limits(strict: bool) -> dict[str, Any]:
