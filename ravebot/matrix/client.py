@@ -144,22 +144,12 @@ class MatrixClient:
         return bool(tombstone.get("replacement_room"))
 
     async def may_write(self, room_id: str) -> bool:
-        """Whether the power levels of a joined room allow messages from us.
-
-        https://spec.matrix.org/latest/client-server-api/#mroompower_levels
-        """
+        """Whether a joined room allows messages from us."""
         try:
             levels = await self._request("GET", ["rooms", room_id, "state", "m.room.power_levels", ""])
         except NotFound:
             return True
-        users, events = levels.get("users"), levels.get("events")
-        ours = users.get(self.user_id) if isinstance(users, dict) else None
-        needed = events.get("m.room.message") if isinstance(events, dict) else None
-        ours = levels.get("users_default", 0) if ours is None else ours
-        needed = levels.get("events_default", 0) if needed is None else needed
-        # Old versions of rooms allow numbers in text: those are left to the homeserver.
-        below = isinstance(ours, int) and isinstance(needed, int) and ours < needed
-        return not below or await self._made(room_id)
+        return let_write(levels, self.user_id) or await self._made(room_id)
 
     async def _made(self, room_id: str) -> bool:
         """Whether we made a room of a version (12 and later) in which creators have all power and stand in no list.
@@ -309,6 +299,22 @@ class MatrixClient:
             "from matrix.password_file at its start; if that is refused, the account is deactivated or locked, or its "
             "password was changed: correct that, then restart ravebot"
         )
+
+
+def let_write(levels: object, user_id: str) -> bool:
+    """Whether the content of a room's power levels allows messages from that user.
+
+    https://spec.matrix.org/latest/client-server-api/#mroompower_levels
+    """
+    if not isinstance(levels, dict):
+        return True
+    users, events = levels.get("users"), levels.get("events")
+    ours = users.get(user_id) if isinstance(users, dict) else None
+    needed = events.get("m.room.message") if isinstance(events, dict) else None
+    ours = levels.get("users_default", 0) if ours is None else ours
+    needed = levels.get("events_default", 0) if needed is None else needed
+    # Old versions of rooms allow numbers in text: those are left to the homeserver.
+    return not (isinstance(ours, int) and isinstance(needed, int) and ours < needed)
 
 
 def _write_privately(path: Path, text: str) -> None:

@@ -185,7 +185,7 @@ class RoomDirectory:
         self._lose(room_id, f"{self._absent}.", None)
 
     def changed(self, room_id: str) -> None:
-        """A room's encryption, replacement or power levels changed: it is checked before anything is sent there."""
+        """A room was encrypted or replaced, or forbids us to write: it is checked before anything is sent there."""
         self._lose(room_id, _CHANGED, _SOON)
 
     def _lose(self, room_id: str, why: str, wait: timedelta | None) -> None:

@@ -17,9 +17,9 @@ from ravebot.backoff import Backoff, jitter
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
-from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.client import MatrixClient, let_write
 from ravebot.matrix.hearing import CHANGES, EVENTS, POWER, Hearing, is_limited, objects
-from ravebot.matrix.incoming import IncomingMessage, our_join
+from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.invites import Invites
 
 _log = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ class SyncLoop:
 
     A message reaches the journal at least once: after a crash before `save`, or if a room could not be read, it comes
     again with the same id. `on_left` is called with each room that the bot is no longer in, `on_changed` with each room
-    that was encrypted or replaced or whose power levels changed, `on_result` with `ok` or `unavailable` after each
+    that was encrypted or replaced or forbids us to write since, `on_result` with `ok` or `unavailable` after each
     round. `jitter` returns a number from 0 to 1. `invites` has a loop of its own.
     """
 
@@ -197,12 +197,12 @@ def _rooms(answer: Json, part: str) -> dict[str, Json]:
 
 
 def _has_changed(room: Json, our_user_id: str) -> bool:
-    """Whether a room was encrypted or replaced, or its power levels changed, since the last sync.
-
-    The power levels of a room that we just joined are no change: they are looked at whenever we join one.
-    """
-    sections = (room.get(part) for part in ("state", "timeline"))
-    state, timeline = (objects(part.get("events")) if isinstance(part, dict) else [] for part in sections)
-    kinds = [event.get("type") for event in (*state, *timeline) if event.get("state_key") == ""]
-    changed = {kind for kind in CHANGES if kind in kinds}
-    return bool(changed - {POWER} or (changed and our_join(timeline, our_user_id) is None))
+    """Whether a room was encrypted or replaced, or forbids us to write, since the last sync."""
+    for part in ("state", "timeline"):
+        section = room.get(part)
+        for event in objects(section.get("events")) if isinstance(section, dict) else []:
+            if event.get("type") in CHANGES and event.get("state_key") == "":
+                harmless = event["type"] == POWER and let_write(event.get("content"), our_user_id)
+                if not harmless:
+                    return True
+    return False

@@ -22,7 +22,7 @@ from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery
 from ravebot.operations.roomwatch import RoomWatch
-from ravebot.store import outbox
+from ravebot.store import outbox, room_problems
 from ravebot.store.database import Database
 from ravebot.store.targets import MATRIX
 from ravebot.web.metrics import Metrics
@@ -49,6 +49,7 @@ class Homeserver:
         self.refuses: list[web.Response] = []  # the next logins
         self.sync_answers: list[web.Response] = []  # the next syncs
         self.over = asyncio.Event()
+        self.bars = ""  # a room that may not be joined
         self._synced = 0
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -61,9 +62,13 @@ class Homeserver:
             return web.json_response({"user_id": US, "device_id": "D"})
         if name == "sync":
             return await self._sync(request)
+        if name == "joined_rooms":
+            return web.json_response({"joined_rooms": []})
         if "/join/" in request.path:
             if name == SLOW:
                 await self.over.wait()
+            if name == self.bars:
+                return refusal(403, "M_FORBIDDEN")
             return web.Response(status=502) if name == FAR else web.json_response({"room_id": f"!{name[1:]}"})
         return refusal(404, "M_NOT_FOUND")
 
@@ -191,6 +196,17 @@ async def test_the_id_of_each_room_is_remembered_as_soon_as_it_is_known_whatever
         far, near, slow = chat.rooms.statuses()
     assert (far.joined, near.joined, slow.joined) == (False, True, False)
     assert "502" in far.problem
+
+
+async def test_a_room_that_a_person_must_mend_is_told_of_and_not_one_whose_server_is_away(tmp_path: Path) -> None:
+    server = Homeserver()
+    server.bars = NEAR
+    async with chatting(server, tmp_path, FAR, NEAR) as chat:
+        async with asyncio.timeout(3):
+            while (told := await chat.database.read(lambda tx: room_problems.told(tx, NEAR))) is None:
+                await asyncio.sleep(0.01)
+        assert told.problem == "absent"
+        assert await chat.database.read(lambda tx: room_problems.told(tx, FAR)) is None
 
 
 async def test_a_damaged_login_file_and_one_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:

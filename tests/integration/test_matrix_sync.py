@@ -355,21 +355,18 @@ async def test_a_room_that_is_encrypted_or_upgraded_is_told_of_also_when_that_fa
         await until(lambda: gap in bot.changed)
 
 
-async def test_changed_power_levels_are_told_of_and_those_of_a_room_that_we_join_are_not(
+async def test_power_levels_that_forbid_us_to_write_are_told_of_and_other_changes_of_them_are_not(
     bot: Bot, alice: MatrixUser
 ) -> None:
-    known = await shared_room(bot, alice)
+    muted, kept = await shared_room(bot, alice), await shared_room(bot, alice)
     async with bot.listening():
         fresh = await alice.create_room(invite=[bot.client.user_id])
         await until(lambda: bot.joined == [fresh])
-        await alice.send(fresh, "welcome")
-        await bot.journal.has("welcome")
-        levels = await alice.call("GET", "rooms", known, "state", "m.room.power_levels", "")
-        await alice.call(
-            "PUT", "rooms", known, "state", "m.room.power_levels", "", body={**levels, "events_default": 50}
-        )
+        for room, changes in ((kept, {"ban": 60}), (muted, {"events_default": 50})):
+            levels = await alice.call("GET", "rooms", room, "state", "m.room.power_levels", "")
+            await alice.call("PUT", "rooms", room, "state", "m.room.power_levels", "", body=levels | changes)
         await until(lambda: bool(bot.changed))
-    assert bot.changed == [known]
+    assert bot.changed == [muted]
 
 
 async def test_a_kick_and_a_ban_are_noticed_and_hurt_nothing_else(bot: Bot, alice: MatrixUser) -> None:

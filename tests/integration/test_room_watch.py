@@ -160,22 +160,25 @@ async def test_a_room_that_we_were_removed_from_says_whom_to_ask_and_the_servers
     assert (await desk.said(desk.ops))[1].startswith(f"{DEV} works again.")
 
 
-async def test_an_upgraded_room_is_told_of_there_too_if_we_may_write(
-    synapse: Synapse, account: MatrixUser, alice: MatrixUser, tmp_path: Path
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_an_upgraded_room_is_told_of_there_too_if_we_may_write_and_it_is_not_encrypted(
+    synapse: Synapse, account: MatrixUser, alice: MatrixUser, tmp_path: Path, encrypted: bool
 ) -> None:
     async with a_desk(synapse, account, alice, tmp_path, room="") as desk:
         await desk.looked(2)
         levels = await alice.call("GET", "rooms", desk.dev, "state", "m.room.power_levels", "")
         body = {**levels, "users": {**levels["users"], account.user_id: 50}}
         await alice.call("PUT", "rooms", desk.dev, "state", "m.room.power_levels", "", body=body)
+        if encrypted:
+            await encrypt(alice, desk.dev)
         newer = await upgrade(alice, desk.dev)
         desk.rooms.changed(desk.dev)
         desk.world.pass_by(seconds=2)
         await desk.looked(2)
         await desk.restarted().looked(2)
-        [told], [there] = await desk.said(desk.ops), await desk.said(desk.dev)
-        assert "upgraded to a newer one. Name that one in `matrix.rooms`" in told
-        assert "no cards and no answers here" in there
+        [told], there = await desk.said(desk.ops), await desk.said(desk.dev)
+        assert ("room is encrypted" if encrypted else "Name that one in `matrix.rooms`") in told
+        assert ["no cards and no answers here" in text for text in there] == ([] if encrypted else [True])
         assert await desk.said(newer) == []
 
 
