@@ -20,11 +20,11 @@ from ravebot.intake.poll import MAX_COMMAND_AGE
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
 from ravebot.matrix.commands import command_line, number_in, parse
 from ravebot.matrix.content import as_reply
-from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.incoming import Heard, IncomingMessage, Redaction
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
-from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
 from ravebot.store import inbox, merge_requests, outbox, sandboxes
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
@@ -49,9 +49,12 @@ class MatrixJournal:
     async def token(self) -> str | None:
         return await self.database.read(lambda tx: get_meta(tx, SYNC_TOKEN))
 
-    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
         def write(tx: Transaction) -> None:
             for message in messages:
+                if isinstance(message, Redaction):
+                    _removed(tx, message)
+                    continue
                 addressed = message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
                 if addressed and not _is_too_old(message, tx):
                     body, lane = _kept(message), self._lane(tx, message)
@@ -286,6 +289,17 @@ class MatrixIntake:
 def _kept(message: IncomingMessage) -> str:
     """A message as it is stored in the inbox: of its text only the command line."""
     return json.dumps(asdict(replace(message, text=command_line(message.text))))
+
+
+def _removed(tx: Transaction, redaction: Redaction) -> None:
+    """Somebody removed a message: if it was the card of a live sandbox, another one is posted."""
+    removed = outbox.remove_card(tx, redaction.room_id, redaction.event_id)
+    if removed is None:
+        return
+    sandbox_id, room = removed
+    sandbox = sandboxes.get(tx, sandbox_id)
+    if sandbox and sandbox.state is not SandboxState.ENDED:
+        outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox_id)
 
 
 def _card(tx: Transaction, message: IncomingMessage) -> Ref | None:

@@ -32,7 +32,7 @@ from ravebot.sandboxes.model import CODE_FOLDER, EndReason, Run, SandboxState, S
 from ravebot.sandboxes.view import Access, SandboxView, in_words
 from ravebot.sandboxes.wording import Headline, account, headline, update_failed, went
 
-_REPLACED = "The card before this one could not be edited any more."
+_REPLACED = "The card before this one was removed or could not be edited any more."
 _MOST_EVENTS = (50, 20, 5)
 _NEXT = {
     SandboxState.QUEUED: ("stop", "why", "queue"),

@@ -17,14 +17,14 @@ from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import IncomingMessage, our_join, read_message, since_we_joined, slimmed
+from ravebot.matrix.incoming import Heard, our_join, read_message, read_redaction, since_we_joined, slimmed
 
 _log = structlog.get_logger(__name__)
 
 POWER = "m.room.power_levels"
 CHANGES = ("m.room.encryption", "m.room.tombstone", POWER)
 """State events after which a room must be checked again before anything is sent there."""
-EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.member", *CHANGES]}
+EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.redaction", "m.room.member", *CHANGES]}
 _MAX_PAGES = 200
 """How far back a gap is read, in pages of 100 events. If a room is flooded with more, the oldest are not read."""
 _MAX_FAILURES = 5
@@ -54,8 +54,8 @@ class Hearing:
         """How many requests about that room in a row were not answered."""
         return self._failures.get(room_id, 0)
 
-    async def heard(self, room_id: str, room: Json, since: str) -> list[IncomingMessage]:
-        """The messages of one room in a sync's `join` part and in the gap before it, oldest first.
+    async def heard(self, room_id: str, room: Json, since: str) -> list[Heard]:
+        """What is in one room's part of a sync and in the gap before it, oldest first.
 
         Raises Unavailable when the room must be read again, from the same token.
         """
@@ -74,11 +74,13 @@ class Hearing:
             self._failures.pop(room_id, None)
         return found
 
-    async def _messages(self, room_id: str, events: list[Json]) -> list[IncomingMessage]:
+    async def _messages(self, room_id: str, events: list[Json]) -> list[Heard]:
         if any(event.get("type") == "m.room.member" for event in events):
             self._direct.pop(room_id, None)
-        found: list[IncomingMessage] = []
+        found: list[Heard] = []
         for event in since_we_joined(events, self._client.user_id):
+            if redaction := read_redaction(event, room_id):
+                found.append(redaction)
             message = read_message(event, room_id, self._client.user_id)
             if message is not None:
                 found.append(replace(message, direct=await self._is_direct(room_id)))

@@ -27,6 +27,30 @@ class IncomingMessage:
     reply_to: str | None = None  # the event that it answers
 
 
+@dataclass(frozen=True)
+class Redaction:
+    """An event of a room that somebody removed."""
+
+    room_id: str
+    event_id: str
+
+
+Heard = IncomingMessage | Redaction
+"""What is read from rooms."""
+
+
+def read_redaction(event: Json, room_id: str) -> Redaction | None:
+    """The event that was removed; its id is in the content since version 11 of rooms.
+
+    https://spec.matrix.org/latest/client-server-api/#mroomredaction
+    """
+    content = event.get("content")
+    redacts = event.get("redacts") or (content.get("redacts") if isinstance(content, dict) else None)
+    if event.get("type") != "m.room.redaction" or not _is_id(redacts):
+        return None
+    return Redaction(room_id, redacts)
+
+
 def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage | None:
     """The message in an event; None for our own, notices (other bots), edits and malformed events."""
     content = event.get("content")
@@ -68,6 +92,9 @@ def slimmed(event: Json) -> Json:
     slim: Json = {
         key: event[key] for key in ("type", "event_id", "sender", "state_key", "origin_server_ts") if key in event
     }
+    if event.get("type") == "m.room.redaction":
+        redaction = read_redaction(event, "")
+        return slim | {"content": {"redacts": redaction.event_id if redaction else None}}
     if not isinstance(content, dict):
         return slim
     if event.get("type") == "m.room.member":

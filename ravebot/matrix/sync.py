@@ -19,7 +19,7 @@ from ravebot.errors import RavebotError, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient, let_write
 from ravebot.matrix.hearing import CHANGES, EVENTS, POWER, Hearing, is_limited, objects
-from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.incoming import Heard
 from ravebot.matrix.invites import Invites
 
 _log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ class SyncJournal(Protocol):
 
     async def token(self) -> str | None: ...
 
-    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None: ...
+    async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None: ...
 
 
 class SyncLoop:
@@ -139,13 +139,13 @@ class SyncLoop:
         await self._journal.save(await self._messages(joined, since), next_batch)
         return not (joined or left or invited)
 
-    async def _messages(self, joined: dict[str, Json], since: str) -> tuple[IncomingMessage, ...]:
+    async def _messages(self, joined: dict[str, Json], since: str) -> tuple[Heard, ...]:
         """The messages of all rooms. If one room can't be read, the messages of the others are saved without it.
 
         The token is not advanced then, so that the next round reads that room again and loses nothing. Rooms that may
         take long to read come last, after the messages of the others are saved.
         """
-        messages: list[IncomingMessage] = []
+        messages: list[Heard] = []
         trouble: Unavailable | None = None
         slow = {room_id: self._hearing.failures(room_id) + is_limited(room) for room_id, room in joined.items()}
         for room_id in sorted(joined, key=slow.__getitem__):

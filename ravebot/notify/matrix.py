@@ -159,6 +159,8 @@ class MatrixSender:
         if card is None:
             posted = await self._put(message, room_id, content)
             return self._shows(message, Card(room_id, posted), content, calls_again=calls is not None)
+        if not card.event_id:
+            return await self._card_anew(message, view, card, calls)
         if card.shown == digest(content) and calls is None:
             return Sent("dropped: the card shows this already")
         try:
@@ -169,10 +171,17 @@ class MatrixSender:
             if card.replaced:
                 raise
             log.warning("card could not be edited, posting another", room=message.lane, error=str(error))
-            content = render_card(view, style, replaced=True)
-            posted = await self._put(message, room_id, content, "-anew")
-            return self._shows(message, Card(room_id, posted, replaced=True), content, calls_again=calls is not None)
+            return await self._card_anew(message, view, card, calls)
         return self._shows(message, card, content)
+
+    async def _card_anew(self, message: Message, view: SandboxView, card: Card, calls: Owner | None) -> Sent:
+        """Post another card, that says so, once: who removes that one as well wants none."""
+        if card.replaced:
+            return Sent("dropped: the card was removed twice")
+        content = render_card(view, self._style(message), replaced=True)
+        posted = await self._put(message, card.room_id, content, "-anew")
+        fresh = Card(card.room_id, posted, replaced=True)
+        return self._shows(message, fresh, content, calls_again=calls is not None)
 
     def _shows(self, message: Message, card: Card, content: Content, *, calls_again: bool = False) -> Sent:
         """The card shows the content. A row that was tried before may have sent an older one under the same id."""
@@ -189,7 +198,7 @@ class MatrixSender:
     async def _line(self, message: Message, view: SandboxView, card: Card | None, room_id: str) -> Sent:
         owner = await self._owner(view) if message.body.get("calls") and self._config.mentions == "message" else None
         content = render_line(view, str(message.body.get("text", "")), self._style(message), owner)
-        if message.kind is Kind.HISTORY and card is not None:
+        if message.kind is Kind.HISTORY and card and card.event_id:
             content = in_thread(card.event_id, content)
         return Sent(await self._put(message, room_id, content))
 

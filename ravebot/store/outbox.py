@@ -59,6 +59,7 @@ class Card:
     """The Matrix event of a sandbox's card, and the room's id; the room's configured name may mean another by now.
 
     `shown` is a digest of what it shows, empty if that is not known; `replaced`: it took the place of another one.
+    No `event_id`: somebody removed it.
     """
 
     room_id: str
@@ -227,6 +228,15 @@ def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> Card | None:
 
 def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, card: Card) -> None:
     tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, **dump(card)})
+
+
+def remove_card(tx: Transaction, room_id: str, event_id: str) -> tuple[SandboxId, str] | None:
+    """Note that a card was removed from its room; returns its sandbox and the room's configured name."""
+    row = tx.one("SELECT sandbox_id, room FROM cards WHERE room_id = ? AND event_id = ?", (room_id, event_id))
+    if row is None:
+        return None
+    tx.execute("UPDATE cards SET event_id = '', shown = '' WHERE room_id = ? AND event_id = ?", (room_id, event_id))
+    return SandboxId(row["sandbox_id"]), row["room"]
 
 
 def hand_over_cards(tx: Transaction, old: SandboxId, new: SandboxId) -> None:

@@ -109,3 +109,15 @@ async def test_a_set_up_that_fails_is_told_once_with_why_and_notifies_its_owner_
         assert await counted(stage, stage.matrix_alice) == (1, 1)
         for other in (stage.matrix_ops, stage.matrix_gina):
             assert await counted(stage, other) == (0, 0), found.told
+        await a_card_that_was_removed_is_posted_anew_and_says_so(stage)
+
+
+async def a_card_that_was_removed_is_posted_anew_and_says_so(stage: Stage) -> None:
+    mr = stage.open_merge_request("Removed", "removed")
+    await stage.ready(mr)
+    [card] = await stage.until(lambda: stage.cards(mr), 20, "there is no card")
+    await stage.matrix_ops.redact(stage.room, card.event_id)
+    anew = await stage.matrix_ops.wait_for(
+        stage.room, lambda m: m.event_id != card.event_id and f"!{mr.iid} Removed" in m.body, 30
+    )
+    assert "The card before this one was removed" in anew.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -16,13 +17,13 @@ from ravebot.operations import audit
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.machine_life import BuildFailure
-from ravebot.sandboxes.model import EndReason, Machine, MachineState, SandboxState, Stage
+from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, SandboxState, Stage
 from ravebot.sandboxes.pool import trials
-from ravebot.store import images, machines, sandboxes
+from ravebot.store import images, machines, outbox, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
-from tests.support.records import BY_ALICE, NOON, A, World, a_merge_request, a_world
+from tests.support.records import BY_ALICE, NOON, ROOM, A, World, a_merge_request, a_world
 
 pytestmark = pytest.mark.integration
 
@@ -356,3 +357,70 @@ async def test_a_step_whose_transaction_fails_changes_nothing_and_tells_nobody(w
     with pytest.raises(Exception, match=r"on purpose|UNIQUE"):
         await world.write(fails)
     assert (await world.latest(MR), await world.machine(MR), await world.kinds(), await world.outbox()) == before
+
+
+async def cards_of(world: World) -> list[tuple[int, str]]:
+    rows = await world.read(lambda tx: tx.all("SELECT sandbox_id, event_id FROM cards"))
+    return [(row["sandbox_id"], row["event_id"]) for row in rows]
+
+
+@pytest.mark.parametrize(("reason", "goes_on"), [(EndReason.FAILED, True), (EndReason.EXPIRED, False)])
+async def test_a_retry_after_a_failure_goes_on_in_the_old_card(world: World, reason: EndReason, goes_on: bool) -> None:
+    failed = replace(await world.ready(MR), state=S.ENDED, end_reason=reason, machine_id=None)
+    await world.write(lambda tx: sandboxes.save(tx, failed))
+    await world.write(lambda tx: outbox.set_card(tx, failed.id, ROOM, outbox.Card("!dev", "$card")))
+    assert (await world.write(lambda tx: world.intents.retry(tx, MR, BY_ALICE))).accepted
+    again = await world.latest(MR)
+    assert again.id != failed.id
+    assert await cards_of(world) == [(again.id if goes_on else failed.id, "$card")]
+
+
+async def test_what_an_answer_says_in_a_room_is_not_said_again_in_the_thread_there(tmp_path: Path) -> None:
+    rooms = [{"room": "#a:x", "projects": ["group/app"]}, {"room": "#b:x", "projects": ["group/app"]}]
+    async with a_world(tmp_path, matrix={"rooms": rooms}) as world:
+        sandbox = await world.ready(MR)
+        await world.empty_outbox()
+        by = Actor("matrix", "@alice:x", place="#a:x")
+        await world.write(lambda tx: world.intents.extend(tx, MR, by))
+        lines = [(lane, json.loads(body)["text"]) for _, lane, kind, body in await world.outbox() if kind == "history"]
+        assert lines == [("#b:x", "extended by 1 h by @alice:x (matrix), until 15:00 UTC")]
+        assert (await world.events())[-1].actor == Actor("matrix", "@alice:x")
+        assert sandbox.expires_at
+
+
+async def test_warnings_that_an_extension_or_the_end_made_untrue_are_edited(world: World) -> None:
+    sandbox = replace(await world.ready(MR), warned=frozenset({1800, 600}), expires_at=NOON + timedelta(minutes=5))
+    await world.write(lambda tx: sandboxes.save(tx, sandbox))
+    await world.empty_outbox()
+    until = NOON + timedelta(minutes=20)
+    await world.write(lambda tx: world.lifecycle.extend(tx, sandbox, until, timedelta(minutes=15), BY_ALICE))
+    assert await over(world) == [600]
+    await world.happens(await world.latest(MR), Happened.END_ASKED, by=BY_ALICE)
+    assert await over(world) == [600]
+    await gone(world, await world.machine(MR))
+    assert await over(world) == [600, 1800]
+
+
+async def over(world: World) -> list[int]:
+    """The warnings that are to be edited, by their thresholds."""
+    return [json.loads(body)["threshold"] for _, _, kind, body in await world.outbox() if kind == "over"]
+
+
+@pytest.mark.parametrize("mentions", ["edit", "message", "none"])
+async def test_the_first_ready_and_a_failure_call_the_owner_and_a_restart_does_not(
+    tmp_path: Path, mentions: str
+) -> None:
+    async with a_world(tmp_path, matrix={"mentions": mentions}) as world:
+        ready = await world.ready(MR)
+        called = (await world.told_kinds()).count("matrix call")
+        assert called == (1 if mentions == "edit" else 0)
+        lines = [json.loads(body)["calls"] for _, _, kind, body in await world.outbox() if kind == "history"]
+        assert lines == [True]
+        await world.empty_outbox()
+        world.pass_by(minutes=1)
+        await world.announced(replace(ready, state=S.STARTING, stage=Stage.ANNOUNCE))
+        assert "matrix call" not in await world.told_kinds()
+        await world.empty_outbox()
+        broken = replace(await world.latest(MR), state=S.STARTING, stage=Stage.SETUP)
+        await world.happens(broken, Happened.STAGE_FAILED, why="`./.rave/setup` ended with code 3")
+        assert (await world.told_kinds()).count("matrix call") == called

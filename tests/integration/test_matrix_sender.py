@@ -13,11 +13,13 @@ import pytest
 import pytest_asyncio
 
 from ravebot.errors import Forbidden, Unacceptable, Unavailable
+from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.client import MatrixClient
+from ravebot.matrix.incoming import Redaction
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Sent
 from ravebot.notify.matrix import MatrixSender
-from ravebot.sandboxes.model import Sandbox
+from ravebot.sandboxes.model import Sandbox, SandboxState
 from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
@@ -325,7 +327,7 @@ async def test_a_card_that_can_not_be_edited_is_replaced_once_by_one_that_says_s
     posted = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
     [card] = await alice.messages(desk.room)
     assert card.event_id == posted
-    assert "The card before this one could not be edited any more." in card.body
+    assert "The card before this one was removed or could not be edited any more." in card.body
     await desk.change(sandbox)
     await desk.put_and_send(Kind.CARD, sandbox=sandbox)
     [card] = await alice.messages(desk.room)
@@ -335,6 +337,28 @@ async def test_a_card_that_can_not_be_edited_is_replaced_once_by_one_that_says_s
     await desk.put(Kind.CARD, sandbox=sandbox)
     with pytest.raises(Unacceptable):
         await desk.send()
+
+
+async def test_a_card_that_was_removed_is_posted_anew_once(desk: Desk, alice: MatrixUser) -> None:
+    sandbox = await desk.sandbox()
+    journal = MatrixJournal(desk.world.database, "!rave")
+    posted = [await desk.put_and_send(Kind.CARD, sandbox=sandbox)]
+    for _ in range(2):
+        await journal.save((Redaction("!elsewhere:localhost", posted[-1]), Redaction(desk.room, posted[-1])), "s1")
+        posted.append(await desk.send())
+    assert posted[2] == "dropped: the card was removed twice"
+    cards = await alice.messages(desk.room)
+    assert [card.event_id for card in cards] == posted[:2]
+    assert cards[1].body.endswith("The card before this one was removed or could not be edited any more.")
+
+
+async def test_the_card_of_a_sandbox_that_has_ended_may_be_removed(desk: Desk) -> None:
+    sandbox = await desk.sandbox()
+    posted = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
+    ended = replace(sandbox, state=SandboxState.ENDED)
+    await desk.world.write(lambda tx: sandboxes.save(tx, ended))
+    await MatrixJournal(desk.world.database, "!rave").save((Redaction(desk.room, posted),), "s1")
+    assert await desk.world.outbox() == []
 
 
 async def test_the_card_calls_its_owner_alone(desk: Desk, alice: MatrixUser) -> None:

@@ -52,7 +52,7 @@ class MemoryJournal:
 
     @property
     def texts(self) -> list[str]:
-        return [message.text for message in self.messages]
+        return [message.text for message in self.messages if isinstance(message, IncomingMessage)]
 
     async def has(self, *texts: str) -> None:
         """Wait until these, and only these, were heard."""

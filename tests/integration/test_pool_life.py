@@ -496,3 +496,32 @@ async def test_new_code_while_the_old_is_copied_in_gives_the_old_up(yard: Yard) 
     await yard.until(lambda: yard.is_in(MR, "ready"))
     assert (await yard.latest(MR)).running_sha == B
     assert len(await yard.read(sandboxes.live)) == 1
+
+
+async def rewritten(yard: Yard) -> bool:
+    """Whether card and note are to be rewritten since this was asked last."""
+    kinds = await yard.told_kinds()
+    await yard.empty_outbox()
+    return "matrix card" in kinds or "matrix call" in kinds
+
+
+async def test_a_start_is_shown_every_ten_seconds_and_only_while_it_gets_on(yard: Yard, host: MemoryHost) -> None:
+    yard.provider.hold["create"] = asyncio.Event()
+    await yard.told(MR)
+    await rewritten(yard)
+    for seconds, shown in ((1, False), (5, False), (5, True), (5, False), (60, False)):
+        yard.pass_by(seconds=seconds)
+        await yard.core.pool.one_pass(yard.flights)
+        assert await rewritten(yard) is shown, f"after {seconds} s"
+
+
+async def test_new_code_is_shown_only_when_a_step_takes_ten_seconds(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    yard.pass_by(minutes=5)
+    await rewritten(yard)
+    yard.provider.hold["copy_in"] = asyncio.Event()
+    await yard.told(replace(MR, head_sha=B))
+    for seconds, shown in ((1, False), (5, False), (5, True), (30, False)):
+        yard.pass_by(seconds=seconds)
+        await yard.core.pool.one_pass(yard.flights)
+        assert await rewritten(yard) is shown, f"after {seconds} s"

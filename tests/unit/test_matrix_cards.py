@@ -281,7 +281,8 @@ def test_new_code_on_its_way_is_named_beside_what_runs() -> None:
 
 
 def test_a_card_that_replaces_another_says_so() -> None:
-    assert "The card before this one could not be edited any more." in render_card(view(), SHORT, replaced=True)["body"]
+    body = render_card(view(), SHORT, replaced=True)["body"]
+    assert body.endswith("\nThe card before this one was removed or could not be edited any more.")
 
 
 @pytest.mark.parametrize("state", SandboxState)

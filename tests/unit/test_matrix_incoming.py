@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ravebot.matrix.answers import Json
 from ravebot.matrix.commands import command_line
-from ravebot.matrix.incoming import our_join, read_message, since_we_joined, slimmed, without_reply_fallback
+from ravebot.matrix.incoming import (
+    Redaction,
+    our_join,
+    read_message,
+    read_redaction,
+    since_we_joined,
+    slimmed,
+    without_reply_fallback,
+)
 from ravebot.matrix.invites import inviter
 
 US = "@ravebot:example.org"
@@ -192,3 +201,18 @@ def test_a_slimmed_join_is_small_and_still_ours() -> None:
 @given(value=json_value)
 def test_no_field_of_an_event_breaks_the_slimming(field: str, value: Any) -> None:
     slimmed(event(**{field: value}))
+
+
+@pytest.mark.parametrize("named", [{"redacts": "$card", "content": {}}, {"content": {"redacts": "$card"}}])
+def test_a_redaction_names_what_it_removes_in_old_and_new_versions_of_rooms(named: Json) -> None:
+    event = named | {"type": "m.room.redaction", "event_id": "$r", "sender": "@ops:x"}
+    assert read_redaction(event, "!dev:x") == Redaction("!dev:x", "$card")
+    assert read_redaction(slimmed(event), "!dev:x") == Redaction("!dev:x", "$card")
+
+
+@pytest.mark.parametrize("redacts", [None, 7, "", "$" + "x" * 300, "\ud800", ["$card"]])
+def test_a_redaction_of_nothing_is_none(redacts: object) -> None:
+    event: Json = {"type": "m.room.redaction", "redacts": redacts, "content": {"redacts": redacts}}
+    assert read_redaction(event, "!dev:x") is None
+    assert read_redaction(slimmed(event), "!dev:x") is None
+    assert read_redaction({"type": "m.room.message", "redacts": "$card"}, "!dev:x") is None
