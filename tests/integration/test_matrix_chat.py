@@ -68,7 +68,8 @@ class Homeserver:
             if name == SLOW:
                 await self.over.wait()
             if name == self.bars:
-                return refusal(403, "M_FORBIDDEN")
+                words = {"errcode": "M_FORBIDDEN", "error": "https://evil.example @room"}  # of a remote server, perhaps
+                return web.json_response(words, status=403)
             return web.Response(status=502) if name == FAR else web.json_response({"room_id": f"!{name[1:]}"})
         return refusal(404, "M_NOT_FOUND")
 
@@ -206,6 +207,10 @@ async def test_a_room_that_a_person_must_mend_is_told_of_and_not_one_whose_serve
             while (told := await chat.database.read(lambda tx: room_problems.told(tx, NEAR))) is None:
                 await asyncio.sleep(0.01)
         assert told.problem == "absent"
+        problem = chat.rooms.statuses()[1].problem
+        assert "evil" in problem
+        assert "https://" not in problem
+        assert "@room" not in problem
         assert await chat.database.read(lambda tx: room_problems.told(tx, FAR)) is None
 
 
