@@ -24,8 +24,8 @@ from ravebot.store.targets import MATRIX, Kind, RoomLane
 log = structlog.get_logger()
 
 _UPGRADED = (
-    "This room was upgraded to a newer one, where ravebot is not yet: there are no cards and no answers here any more, "
-    "and none there until it is named in ravebot's configuration. Its operators were told."
+    "This room was upgraded to a newer one: ravebot sends no cards and no answers here any more. "
+    "Its configuration names the old room: ask the people who run ravebot to name the newer one in `matrix.rooms`."
 )
 
 
@@ -103,9 +103,13 @@ class RoomWatch:
 
     async def _tell_there(self, room_id: str) -> None:
         """Tell also in the upgraded room, if its power levels let us: homeservers raise them at an upgrade."""
-        if await self.client.may_write(room_id):
-            transaction = f"rave-{self.database.instance_id}-upgraded-{room_id}"
+        transaction = f"rave-{self.database.instance_id}-upgraded-{room_id}"
+        try:
             await self.client.send(room_id, message([words(_UPGRADED)]), transaction)
+        except LoginLost:
+            raise
+        except (Forbidden, NotFound) as error:
+            log.info("an upgraded room takes no message", room_id=room_id, error=str(error))
 
 
 def _broken(status: RoomStatus, waiting: int) -> str:

@@ -50,6 +50,7 @@ class Homeserver:
         self.sync_answers: list[web.Response] = []  # the next syncs
         self.over = asyncio.Event()
         self.bars = ""  # a room that may not be joined
+        self.replaced = False  # all rooms; nothing can be sent there
         self._synced = 0
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -71,6 +72,8 @@ class Homeserver:
                 words = {"errcode": "M_FORBIDDEN", "error": "https://evil.example @room"}  # of a remote server, perhaps
                 return web.json_response(words, status=403)
             return web.Response(status=502) if name == FAR else web.json_response({"room_id": f"!{name[1:]}"})
+        if self.replaced and "m.room.tombstone" in request.path:
+            return web.json_response({"replacement_room": "!newer:localhost"})
         return refusal(404, "M_NOT_FOUND")
 
     async def _log_in(self, request: web.Request) -> web.Response:
@@ -212,6 +215,15 @@ async def test_a_room_that_a_person_must_mend_is_told_of_and_not_one_whose_serve
         assert "https://" not in problem
         assert "@room" not in problem
         assert await chat.database.read(lambda tx: room_problems.told(tx, FAR)) is None
+
+
+async def test_an_upgraded_room_that_takes_no_message_is_told_of_elsewhere_all_the_same(tmp_path: Path) -> None:
+    server = Homeserver()
+    server.replaced = True
+    async with chatting(server, tmp_path, NEAR) as chat, asyncio.timeout(3):
+        while (told := await chat.database.read(lambda tx: room_problems.told(tx, NEAR))) is None:
+            await asyncio.sleep(0.01)
+    assert told.problem == "replaced"
 
 
 async def test_a_damaged_login_file_and_one_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
