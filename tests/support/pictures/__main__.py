@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         " says which Debian 12 packages to install.",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to; by default a new temporary folder")
-    parser.add_argument("--docs", action="store_true", help="also write docs/life-*.png; takes only what these need")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the three of the documentation to docs/; skips the answers"
+    )
     return parser
 
 

@@ -43,14 +43,16 @@ _HIDDEN = ["m.reaction", "m.call.candidates", "m.call.negotiate"] + [
 ] + ["m.room.canonical_alias"]  # fmt: skip
 
 WIDE = 1280
-_SCREEN_HEIGHT, _TITLE_HEIGHT = 900, 20
+_SCREEN_HEIGHT, _HEIGHT = 900, 880  # the window has a title below the screen's end
 _OK = (1128, 841)  # in the dialog "Setup Encryption", in a window of full size
 _SIDEBARS = 253  # columns; a narrow window has none
 _HEADER, _INPUT = 57, 42  # rows above and below the timeline
+_LINE = range(0xD0, 0xE8)  # how bright the line is that ends the header of an open room
 _TIMES, _CLOCK = 110, 63  # columns at the right: signs and clock; the clock alone
 _SPINNER = bytes.fromhex("c0def5") * 5  # Nheko's sign that it loads older messages
 _WINDOW_SECONDS, _SET_UP_SECONDS, _SETTLE_SECONDS = 60, 90, 20
 _SAME_SECONDS = 1.0
+_TRIES = 6
 
 
 class Nheko:
@@ -64,7 +66,7 @@ class Nheko:
         self._desktop = Desktop(folder, WIDE, _SCREEN_HEIGHT)
         self._stack = AsyncExitStack()
         self._client = AsyncExitStack()
-        self._room = ""
+        self._window = ""
 
     async def __aenter__(self) -> Nheko:
         try:
@@ -132,11 +134,14 @@ class Nheko:
                 raise PictureError(f"Nheko shows no window for {self._name}")
             await asyncio.sleep(0.3)
             found = await self._windows(process.pid)
-        window = found.splitlines()[0]
-        size = (str(width), str(_SCREEN_HEIGHT - _TITLE_HEIGHT))
-        await self._desktop.xdotool("windowmove", window, "0", "0", "windowsize", window, *size)
-        await self._desktop.xdotool("windowactivate", "--sync", window)
+        self._window = found.splitlines()[0]
+        await self._desktop.xdotool("windowmove", self._window, "0", "0")
+        await self._resize(width, _HEIGHT)
+        await self._desktop.xdotool("windowactivate", "--sync", self._window)
         await self._desktop.point_at_nothing()
+
+    async def _resize(self, width: int, height: int) -> None:
+        await self._desktop.xdotool("windowsize", self._window, str(width), str(height))
 
     async def _windows(self, pid: int) -> str:
         try:
@@ -146,18 +151,23 @@ class Nheko:
 
     async def open(self, room: str) -> None:
         """Start with that room in the window; again, if it was open: that also leaves a thread."""
-        self._room = room
         await self._client.aclose()
         await self._start(self._width)
-        await self.settled()
-        await self._desktop.run(
-            "nheko", "-p", self._name, f"matrix:roomid/{room.removeprefix('!')}?action=join", stack=self._client
-        )
-        await asyncio.sleep(2)
-        await self.settled()
+        link = f"matrix:roomid/{room.removeprefix('!')}?action=join"
+        for _ in range(_TRIES):
+            window = await self.settled()
+            if all(value in _LINE for value in window.cut(left=self._left).rows[_HEADER - 1]):
+                return
+            await self._desktop.run("nheko", "-p", self._name, link, stack=self._client)
+            await asyncio.sleep(2)
+        raise PictureError(f"Nheko does not open the room for {self._name}")
 
     async def settled(self) -> Picture:
         """The window, once its timeline stays as it is; the cursor below it blinks."""
+        # So that it draws everything again: sometimes the rest of an older message stays.
+        for height in (_HEIGHT - 2, _HEIGHT):
+            await self._resize(self._width, height)
+            await asyncio.sleep(0.3)
         deadline = time.monotonic() + _SETTLE_SECONDS
         before = await self._look()
         while True:
@@ -171,7 +181,7 @@ class Nheko:
             before = after
 
     async def _look(self) -> Picture:
-        return (await self._desktop.look()).cut(right=self._width, bottom=_SCREEN_HEIGHT - _TITLE_HEIGHT)
+        return (await self._desktop.look()).cut(right=self._width, bottom=_HEIGHT)
 
     def timeline(self, window: Picture) -> Picture:
         """The part with the messages."""

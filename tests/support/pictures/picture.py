@@ -45,11 +45,19 @@ class Picture:
         return self.cut(top=max(0, filled[0] - margin), bottom=min(self.height, filled[-1] + 1 + margin))
 
     def first_row_since(self, before: Picture) -> int:
-        """Where new rows begin below the older picture's, which have moved up; 0 when none of those are left."""
+        """Where new rows begin below the older picture's, which have moved up; 0 when none of those are left.
+
+        One in ten of the older ones may look different: a client draws some again.
+        """
         blank = before.rows[-1]
-        end = max((y + 1 for y, row in enumerate(before.rows) if row != blank), default=0)
-        moved = next(moved for moved in range(end + 1) if before.rows[moved:end] == self.rows[: end - moved])
-        return end - moved
+        filled = [y for y, row in enumerate(before.rows) if row != blank]
+        end = filled[-1] + 1 if filled else 0
+        for moved in range(end):
+            kept = [y for y in filled if y >= moved]
+            same = sum(before.rows[y] == self.rows[y - moved] for y in kept)
+            if same * 10 >= len(kept) * 9:
+                return end - moved
+        return 0
 
     def coloured(self) -> list[tuple[int, int]]:
         """Every pixel (x, y) that is far from grey."""

@@ -12,17 +12,12 @@ from tests.support.demo.doors import hand_over
 from tests.support.pictures import people
 from tests.support.pictures.album import Album
 from tests.support.pictures.nheko import WIDE, Nheko
+from tests.support.pictures.programs import PictureError
 from tests.support.pictures.story import SETTINGS, Story
 from tests.support.stage import ROOT, Stage
 
 _NARROW = 420
 _INTERRUPTED = 130
-_DOCS = {
-    "life-room": "warned/room-wide",
-    "life-thread": "thread/thread-wide",
-    "life-merge-request": "extended-again/merge-request-1",
-}
-"""The three of the documentation, and which picture each is."""
 
 
 async def run(folder: Path, docs: bool) -> int:
@@ -65,17 +60,23 @@ async def _take(folder: Path, docs: bool) -> None:
         names |= {stage.matrix_ops.user_id: "Ops", stage.matrix_bot.user_id: "ravebot"}
         album = Album(folder, stage, clients, names)
         story = Story(stage, album)
-        if docs:
-            await story.life()
-            await _to_docs(album)
-        else:
-            await story.tell()
+        await (story.life() if docs else story.tell())
+        await _for_docs(album, clients["wide"], ROOT / "docs" if docs else folder)
     hand_over(folder, *folder.rglob("*"))
 
 
-async def _to_docs(album: Album) -> None:
-    for name, taken in _DOCS.items():
-        path = ROOT / "docs" / f"{name}.png"
-        await album.kept[taken].save(path)
+async def _for_docs(album: Album, client: Nheko, folder: Path) -> None:
+    """The three pictures of the documentation."""
+    names = ("warned/room-wide", "thread/thread-wide", "extended-again/merge-request-1")
+    if missing := [name for name in names if name not in album.kept]:
+        raise PictureError(f"not taken: {', '.join(missing)}")
+    room, thread, merge_request = (album.kept[name] for name in names)
+    for name, picture in {
+        "life-room": client.timeline(room).without_blank_rows(),
+        "life-thread": client.timeline(thread).without_blank_rows(),
+        "life-merge-request": merge_request,
+    }.items():
+        path = folder / f"{name}.png"
+        await picture.save(path)
         hand_over(path)
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes", flush=True)
+        print(f"{path}: {path.stat().st_size} bytes", flush=True)

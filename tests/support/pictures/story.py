@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +186,8 @@ class Story:
         deadline = time.monotonic() + at_most
         last, since = "", time.monotonic()
         while time.monotonic() < min(deadline, since + _QUIET_SECONDS):
-            newest = json.dumps((await self.stage.matrix_ops.sync(at_most=1))["rooms"]["join"][self.stage.room])
+            synced = await self.stage.matrix_ops.sync(at_most=1)
+            newest = synced["rooms"]["join"][self.stage.room]["timeline"]["events"][-1]["event_id"]
             pending = rows(self.stage, "SELECT 1 FROM outbox WHERE delivered_at IS NULL")
             if newest != last or pending:
                 last, since = newest, time.monotonic()
