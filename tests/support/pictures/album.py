@@ -30,7 +30,8 @@ class Album:
     async def moment(self, name: str, *shown: MergeRequest) -> None:
         """The room in every client, and these merge requests' pages; `kept` holds them as `name/file`."""
         folder = self.next_folder(name)
-        await asyncio.gather(*(self._room(folder, name, label) for label in self.clients))
+        for label, picture in (await self.windows()).items():
+            await self.keep(folder, name, f"room-{label}", picture)
         await self.write_words(folder)
         for mr in shown:
             await self.page(folder, name, mr)
@@ -41,8 +42,10 @@ class Album:
         await self.keep(folder, moment, f"merge-request-{mr.iid}", await browser.page(url))
         await self.keep(folder, moment, f"merge-request-{mr.iid}-unfolded", await browser.page(url, unfolded=True))
 
-    async def _room(self, folder: Path, name: str, label: str) -> None:
-        await self.keep(folder, name, f"room-{label}", await self.clients[label].settled())
+    async def windows(self) -> dict[str, Picture]:
+        """What every client shows."""
+        taken = await asyncio.gather(*(client.settled() for client in self.clients.values()))
+        return dict(zip(self.clients, taken, strict=True))
 
     def next_folder(self, name: str) -> Path:
         self._moments += 1

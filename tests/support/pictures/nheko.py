@@ -47,6 +47,7 @@ _SCREEN_HEIGHT, _HEIGHT = 900, 880  # the window has a title below the screen's 
 _OK = (1128, 841)  # in the dialog "Setup Encryption", in a window of full size
 _SIDEBARS = 253  # columns; a narrow window has none
 _HEADER, _INPUT = 57, 42  # rows above and below the timeline
+_THREAD = 42  # rows above the input that say that only a thread is shown
 _LINE = range(0xD0, 0xE8)  # how bright the line is that ends the header of an open room
 _TIMES, _CLOCK = 110, 63  # columns at the right: signs and clock; the clock alone
 _SPINNER = bytes.fromhex("c0def5") * 5  # Nheko's sign that it loads older messages
@@ -193,7 +194,7 @@ class Nheko:
         return new.cut(top=new.cut(right=-_TIMES).first_row_since(old.cut(right=-_TIMES)))
 
     async def open_thread(self) -> Picture:
-        """The window with only the messages of the newest visible thread: a click on the sign beside one of them."""
+        """The messages of the newest visible thread alone: a click on the sign beside one of them hides the others."""
         before = await self.settled()
         timeline = self.timeline(before)
         left = timeline.width - _TIMES
@@ -203,4 +204,4 @@ class Nheko:
         x, y = signs[-1]
         await self._desktop.click(self._left + left + x - 4, _HEADER + y - 4)
         await asyncio.sleep(2)
-        return await self.settled()
+        return self.timeline(await self.settled()).cut(bottom=-_THREAD).without_blank_rows()

@@ -73,7 +73,7 @@ async def _for_docs(album: Album, client: Nheko, folder: Path) -> None:
     room, thread, merge_request = (album.kept[name] for name in names)
     for name, picture in {
         "life-room": client.timeline(room).without_blank_rows(),
-        "life-thread": client.timeline(thread).without_blank_rows(),
+        "life-thread": thread,
         "life-merge-request": merge_request,
     }.items():
         path = folder / f"{name}.png"

@@ -144,7 +144,7 @@ class Story:
     async def _answer(self, folder: Path, name: str, typed: str) -> None:
         """What every client shows from the command on."""
         album, stage = self.album, self.stage
-        before = {label: await client.settled() for label, client in album.clients.items()}
+        before = await album.windows()
         seen = {message.event_id for message in await stage.matrix_ops.messages(stage.room)}
         await stage.matrix_alice.send(stage.room, typed)
 
@@ -155,8 +155,8 @@ class Story:
 
         await self._wait(answered, _ANSWER_SECONDS, f"an answer to {typed}")
         await self._quiet()
-        for label, client in album.clients.items():
-            picture = client.added(before[label], await client.settled())
+        for label, after in (await album.windows()).items():
+            picture = album.clients[label].added(before[label], after)
             await album.keep(folder, "answers", f"{name}-{label}", picture)
 
     async def _until(self, mr: MergeRequest, state: str, seconds: float) -> None:
