@@ -157,7 +157,7 @@ async def test_comments_on_the_merge_request_command_its_sandbox_and_are_acknowl
     yes, no = "white_check_mark", "no_entry_sign"
     emoji, answer = await place.comment(mr, stage.guest_user, "/sandbox start")
     assert emoji == no
-    assert "gina is Guest in that project" in answer
+    assert "gina is Guest in group/app. This needs" in answer
     assert stage.gitlab.comment(mr, stage.bob, "I like `/sandbox stop`, and\n> /sandbox stop\n")
     assert await place.comment(mr, stage.bob, "Please.\n/sandbox start") == (yes, "")
     await stage.ready(mr)
@@ -194,7 +194,7 @@ async def test_a_fork_starts_only_for_the_very_commit_that_a_developer_let_in(pl
     assert f"/sandbox start {mr.sha}" in note.body
     no = "no_entry_sign"
     emoji, answer = await place.comment(mr, mallory, f"/sandbox start {mr.sha}")
-    assert (emoji, "is no member of that project" in answer) == (no, True)
+    assert (emoji, "is no member of group/app on GitLab" in answer) == (no, True)
     emoji, answer = await place.comment(mr, stage.bob, "/sandbox start")
     assert (emoji, mr.sha in answer) == (no, True)
     old = mr.sha
