@@ -134,7 +134,7 @@ VERBS: tuple[Verb, ...] = (
          takes=()),
     Verb("start", lambda do, tx, mr, by, command: do.start(tx, mr, by, command.sha), _KEEP,
          dict.fromkeys((_ROOM, _COMMENT), "start a sandbox; with SHA, let a fork's commit in"),
-         "A machine boots, the code is copied in, set up and tested, and the card says when it is ready."
+         "A machine boots, the code is copied in, set up and tested, and you are told when it is ready."
          " A fork's code needs the whole SHA of its head, which lets in exactly that commit.",
          takes=(_REF, _SHA), needs_head=True),
     Verb("extend", lambda do, tx, mr, by, command: do.extend(tx, mr, by, command.duration), _KEEP,
