@@ -20,7 +20,7 @@ from ravebot.intake.poll import MAX_COMMAND_AGE
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
 from ravebot.matrix.commands import command_line, number_in, parse
 from ravebot.matrix.content import as_reply
-from ravebot.matrix.incoming import Heard, IncomingMessage, Redaction
+from ravebot.matrix.incoming import Heard, IncomingMessage, Removed
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
@@ -52,8 +52,8 @@ class MatrixJournal:
     async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
         def write(tx: Transaction) -> None:
             for message in messages:
-                if isinstance(message, Redaction):
-                    _removed(tx, message)
+                if isinstance(message, Removed):
+                    _card_removed(tx, message)
                     continue
                 addressed = message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
                 if addressed and not _is_too_old(message, tx):
@@ -291,9 +291,9 @@ def _kept(message: IncomingMessage) -> str:
     return json.dumps(asdict(replace(message, text=command_line(message.text))))
 
 
-def _removed(tx: Transaction, redaction: Redaction) -> None:
+def _card_removed(tx: Transaction, removal: Removed) -> None:
     """Somebody removed a message: if it was the card of a live sandbox, another one is posted."""
-    removed = outbox.remove_card(tx, redaction.room_id, redaction.event_id)
+    removed = outbox.remove_card(tx, removal.room_id, removal.event_id)
     if removed is None:
         return
     sandbox_id, room = removed

@@ -17,7 +17,7 @@ from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import Heard, our_join, read_message, read_redaction, since_we_joined, slimmed
+from ravebot.matrix.incoming import Heard, our_join, read_message, read_removed, since_we_joined, slimmed
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +79,7 @@ class Hearing:
             self._direct.pop(room_id, None)
         found: list[Heard] = []
         for event in since_we_joined(events, self._client.user_id):
-            if redaction := read_redaction(event, room_id):
+            if redaction := read_removed(event, room_id):
                 found.append(redaction)
             message = read_message(event, room_id, self._client.user_id)
             if message is not None:

@@ -28,18 +28,18 @@ class IncomingMessage:
 
 
 @dataclass(frozen=True)
-class Redaction:
+class Removed:
     """An event of a room that somebody removed."""
 
     room_id: str
     event_id: str
 
 
-Heard = IncomingMessage | Redaction
+Heard = IncomingMessage | Removed
 """What is read from rooms."""
 
 
-def read_redaction(event: Json, room_id: str) -> Redaction | None:
+def read_removed(event: Json, room_id: str) -> Removed | None:
     """The event that was removed; its id is in the content since version 11 of rooms.
 
     https://spec.matrix.org/latest/client-server-api/#mroomredaction
@@ -48,7 +48,7 @@ def read_redaction(event: Json, room_id: str) -> Redaction | None:
     redacts = event.get("redacts") or (content.get("redacts") if isinstance(content, dict) else None)
     if event.get("type") != "m.room.redaction" or not _is_id(redacts):
         return None
-    return Redaction(room_id, redacts)
+    return Removed(room_id, redacts)
 
 
 def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage | None:
@@ -93,7 +93,7 @@ def slimmed(event: Json) -> Json:
         key: event[key] for key in ("type", "event_id", "sender", "state_key", "origin_server_ts") if key in event
     }
     if event.get("type") == "m.room.redaction":
-        redaction = read_redaction(event, "")
+        redaction = read_removed(event, "")
         return slim | {"content": {"redacts": redaction.event_id if redaction else None}}
     if not isinstance(content, dict):
         return slim

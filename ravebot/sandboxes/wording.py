@@ -106,6 +106,7 @@ def headline(view: SandboxView, day: datetime) -> Headline:
         case SandboxState.READY:
             until = f" until {moment(sandbox.expires_at, day)}" if sandbox.expires_at else ""
             if sandbox.stage is not None:
+                since = f"since {moment(sandbox.stage_started_at or sandbox.state_since, view.now)}"
                 until += f"; takes {sandbox.sha[:8]}: {_step(sandbox.stage, first=False)}, {since}"
             elif update_failed(view) and not view.trouble:
                 sign = "🟡"
@@ -121,8 +122,9 @@ def _waiting(view: SandboxView, day: datetime) -> Headline:
         return Headline(sign, "Waits", since, view.queue_reason)
     if view.queue_position == 1 and not view.queue_wait:
         return Headline(_SIGNS[SandboxState.STARTING], "Starting", since, "its turn is next")
-    place = f", place {view.queue_position} at {moment(view.now, day)}" if view.queue_position else ""
-    soon = f"; about {moment(view.now + view.queue_wait, day)} a machine is free" if view.queue_wait else ""
+    asked = view.sandbox.created_at
+    place = f", number {view.queue_position} as of {moment(view.now, asked)}" if view.queue_position else ""
+    soon = f"; a machine is free at about {moment(view.now + view.queue_wait, asked)}" if view.queue_wait else ""
     return Headline(sign, "Waits", since + place + soon)
 
 

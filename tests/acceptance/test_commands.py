@@ -123,7 +123,7 @@ async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from
     shown = await place.said(alice, f"!rave show {ref}")
     assert "ssh -o HostKeyAlias=" in shown
     assert "ready after" in await place.said(alice, f"!rave why group/app{ref}")
-    assert "Nothing was printed" in await place.said(alice, f"!rave logs {mr.iid}")
+    assert "have printed nothing so far" in await place.said(alice, f"!rave logs {mr.iid}")
     listed = await place.said(place.umar, "!rave list")
     assert f"group/app{ref}" in listed
     assert "ssh" not in listed

@@ -379,7 +379,7 @@ async def test_an_image_that_is_missing_or_none_holds_builds_until_a_good_one_is
             note = await stage.note_says(mr, "no machines are built", 30)
             assert f"!{mr.iid}" in await said_in_room(stage, "no more machines are built from this image", "operators")
             card = await stage.until(
-                partial(_card_says, stage, mr, "queued"), 30, "the card does not say that it waits"
+                partial(_card_says, stage, mr, "Waits since"), 30, "the card does not say that it waits"
             )
             assert str(image) not in note.body + card.body, "where it lies is for operators"
             assert len(rows(stage, "SELECT 1 FROM events WHERE kind = 'build.held'")) == number + 1
@@ -434,6 +434,7 @@ async def test_the_same_host_key_twice_fails_the_second_build_and_a_deaf_guest_i
         stage.gitlab.comment(first, stage.alice, "/sandbox stop")
         ended = await stage.note_says(first, "Sandbox ended", 30)
         assert "switched off after the grace" in ended.body
-        assert "did not shut down within 1.0 s: switched off" in await in_thread(stage, "did not shut down")
+        assert "did not shut down within 1.0 s: switched off" in ended.body
+        await in_thread(stage, "ended: somebody stopped it; switched off after the grace")
         await stage.until(lambda: not leftovers.machines(stage), 20, "a machine is left")
         assert leftovers.disks(stage) == []

@@ -15,7 +15,7 @@ import pytest_asyncio
 from ravebot.errors import Forbidden, Unacceptable, Unavailable
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import Redaction
+from ravebot.matrix.incoming import Removed
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Sent
 from ravebot.notify.matrix import MatrixSender
@@ -344,7 +344,7 @@ async def test_a_card_that_was_removed_is_posted_anew_once(desk: Desk, alice: Ma
     journal = MatrixJournal(desk.world.database, "!rave")
     posted = [await desk.put_and_send(Kind.CARD, sandbox=sandbox)]
     for _ in range(2):
-        await journal.save((Redaction("!elsewhere:localhost", posted[-1]), Redaction(desk.room, posted[-1])), "s1")
+        await journal.save((Removed("!elsewhere:localhost", posted[-1]), Removed(desk.room, posted[-1])), "s1")
         posted.append(await desk.send())
     assert posted[2] == "dropped: the card was removed twice"
     cards = await alice.messages(desk.room)
@@ -357,7 +357,7 @@ async def test_the_card_of_a_sandbox_that_has_ended_may_be_removed(desk: Desk) -
     posted = await desk.put_and_send(Kind.CARD, sandbox=sandbox)
     ended = replace(sandbox, state=SandboxState.ENDED)
     await desk.world.write(lambda tx: sandboxes.save(tx, ended))
-    await MatrixJournal(desk.world.database, "!rave").save((Redaction(desk.room, posted),), "s1")
+    await MatrixJournal(desk.world.database, "!rave").save((Removed(desk.room, posted),), "s1")
     assert await desk.world.outbox() == []
 
 

@@ -506,13 +506,15 @@ async def rewritten(yard: Yard) -> bool:
 
 
 async def test_a_start_is_shown_every_ten_seconds_and_only_while_it_gets_on(yard: Yard, host: MemoryHost) -> None:
-    yard.provider.hold["create"] = asyncio.Event()
+    hold = yard.provider.hold["create"] = asyncio.Event()
     await yard.told(MR)
     await rewritten(yard)
     for seconds, shown in ((1, False), (5, False), (5, True), (5, False), (60, False)):
         yard.pass_by(seconds=seconds)
         await yard.core.pool.one_pass(yard.flights)
         assert await rewritten(yard) is shown, f"after {seconds} s"
+    hold.set()
+    await yard.land()
 
 
 async def test_new_code_is_shown_only_when_a_step_takes_ten_seconds(yard: Yard) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from ravebot.matrix.answers import Json
 from ravebot.matrix.commands import command_line
 from ravebot.matrix.incoming import (
-    Redaction,
+    Removed,
     our_join,
     read_message,
-    read_redaction,
+    read_removed,
     since_we_joined,
     slimmed,
     without_reply_fallback,
@@ -206,13 +206,13 @@ def test_no_field_of_an_event_breaks_the_slimming(field: str, value: Any) -> Non
 @pytest.mark.parametrize("named", [{"redacts": "$card", "content": {}}, {"content": {"redacts": "$card"}}])
 def test_a_redaction_names_what_it_removes_in_old_and_new_versions_of_rooms(named: Json) -> None:
     event = named | {"type": "m.room.redaction", "event_id": "$r", "sender": "@ops:x"}
-    assert read_redaction(event, "!dev:x") == Redaction("!dev:x", "$card")
-    assert read_redaction(slimmed(event), "!dev:x") == Redaction("!dev:x", "$card")
+    assert read_removed(event, "!dev:x") == Removed("!dev:x", "$card")
+    assert read_removed(slimmed(event), "!dev:x") == Removed("!dev:x", "$card")
 
 
 @pytest.mark.parametrize("redacts", [None, 7, "", "$" + "x" * 300, "\ud800", ["$card"]])
 def test_a_redaction_of_nothing_is_none(redacts: object) -> None:
     event: Json = {"type": "m.room.redaction", "redacts": redacts, "content": {"redacts": redacts}}
-    assert read_redaction(event, "!dev:x") is None
-    assert read_redaction(slimmed(event), "!dev:x") is None
-    assert read_redaction({"type": "m.room.message", "redacts": "$card"}, "!dev:x") is None
+    assert read_removed(event, "!dev:x") is None
+    assert read_removed(slimmed(event), "!dev:x") is None
+    assert read_removed({"type": "m.room.message", "redacts": "$card"}, "!dev:x") is None
