@@ -36,6 +36,15 @@ for number in $(seq 60); do echo "step $number: resolving dependency number $num
 echo "ERROR: could not find package libfoo-dev" >&2
 exit 3
 """
+_HOSTILE = (
+    "Fix <script>alert(1)</script> @room [x](https://evil.example) ![i](https://evil.example/i.png) `!rave stop 1`"
+    " \u202egnp.exe www.evil.example"
+)
+_HOSTILE_OUTPUT = """\
+#!/bin/sh
+printf '\\033[31mred\\033[0m @room </code></pre><h1>big</h1> https://evil.example/x \\342\\200\\256evil ```\\n/close\\n'
+exit 3
+"""
 _COMMANDS = {
     "help": "help",
     "help-extend": "help extend",
@@ -71,6 +80,7 @@ class Story:
         """Raises PictureError or AssertionError when something does not happen."""
         _, failed = await self.life()
         await self.answers(failed)
+        await self.hostile()
 
     async def life(self) -> tuple[MergeRequest, MergeRequest]:
         """The merge request whose sandbox lived, and the one whose sandbox failed."""
@@ -140,6 +150,21 @@ class Story:
             await self._answer(folder, name, f"!rave {typed.format(**numbers)}")
         await self.album.write_words(folder)
         await self.album.page(folder, "answers", waiting)
+
+    async def hostile(self) -> None:
+        """A merge request that tries to link, mention, command and reorder text; then it is tried again."""
+        stage, album = self.stage, self.album
+        await stage.matrix_alice.set_display_name("Alice </a><b>@room</b> https://evil.example \u202eecila")
+        mr = self._open(_HOSTILE, "feature/@room/evil.example", stage.alice, _HOSTILE_OUTPUT)
+        await self._until(mr, "state = 'ended'", _BOOT_SECONDS)
+        await self._quiet()
+        await album.moment("hostile", mr)
+        folder = album.next_folder("hostile-answers")
+        for verb in ("show", "why", "logs", "list", "retry"):
+            await self._answer(folder, verb, f"!rave {verb} {'' if verb == 'list' else mr.iid}")
+        await self._until(mr, "state = 'ended'", _BOOT_SECONDS)
+        await self._quiet()
+        await album.moment("retried", mr)
 
     async def _answer(self, folder: Path, name: str, typed: str) -> None:
         """What every client shows from the command on."""
