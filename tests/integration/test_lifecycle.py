@@ -17,7 +17,7 @@ from ravebot.operations import audit
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.machine_life import BuildFailure
-from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, SandboxState, Stage
+from ravebot.sandboxes.model import Actor, EndReason, Machine, MachineState, SandboxState, Stage, StageResult
 from ravebot.sandboxes.pool import trials
 from ravebot.store import images, machines, outbox, sandboxes
 from ravebot.store.database import Transaction
@@ -424,3 +424,24 @@ async def test_the_first_ready_and_a_failure_call_the_owner_and_a_restart_does_n
         broken = replace(await world.latest(MR), state=S.STARTING, stage=Stage.SETUP)
         await world.happens(broken, Happened.STAGE_FAILED, why="`./.rave/setup` ended with code 3")
         assert (await world.told_kinds()).count("matrix call") == called
+
+
+async def test_the_output_of_a_failed_run_is_still_there_after_a_retry(world: World) -> None:
+    def printed(ok: bool, tail: str, attempt: int) -> StageResult:
+        return StageResult(Stage.SETUP, ok, float(attempt), tail)
+
+    first = replace(await world.ready(MR), state=S.ENDED, end_reason=EndReason.FAILED, machine_id=None)
+    results = [printed(False, "older", 1), printed(False, "boom", 2)]
+    for number, result in enumerate(results):
+        run = replace(first, stage_attempt=number)
+        await world.write(partial(sandboxes.add_result, sandbox=run, result=result))
+    await world.write(lambda tx: sandboxes.save(tx, first))
+    found = await world.read(lambda tx: sandboxes.printed(tx, MR.ref))
+    assert [run.results for run in found] == [(results[1],)]
+    await world.write(lambda tx: world.intents.retry(tx, MR, BY_ALICE))
+    again, fine = await world.latest(MR), printed(True, "fine", 3)
+    await world.write(partial(sandboxes.add_result, sandbox=again, result=fine))
+    await world.write(partial(sandboxes.add_result, sandbox=again, result=printed(True, "", 4)))
+    found = await world.read(lambda tx: sandboxes.printed(tx, MR.ref))
+    assert [(run.ok, run.results) for run in found] == [(True, (fine,)), (False, (results[1],))]
+    assert await world.read(lambda tx: sandboxes.printed(tx, a_merge_request(2).ref)) == ()

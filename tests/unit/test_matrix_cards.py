@@ -20,6 +20,7 @@ from ravebot.matrix.cards import (
     news,
     render_card,
     render_line,
+    render_logs,
     render_over,
     render_show,
     render_warning,
@@ -33,6 +34,7 @@ from ravebot.sandboxes.model import (
     MergeRequest,
     MergeRequestRef,
     Person,
+    Run,
     Sandbox,
     SandboxId,
     SandboxState,
@@ -272,6 +274,16 @@ def test_why_gives_the_cause_first_and_up_to_fifty_events() -> None:
     assert len(lines) == 51
 
 
+def test_logs_show_the_newest_run_and_the_last_one_that_failed() -> None:
+    failed = Run(NOW - timedelta(minutes=10), (StageResult(Stage.SETUP, False, 0.4, "no libfoo-dev"),))
+    newest = Run(NOW, (StageResult(Stage.SETUP, True, 3.0, "built"), StageResult(Stage.TEST, True, 1.0, "passed")))
+    assert render_logs(view(), (newest, failed), SHORT)["body"].splitlines() == [
+        "!42 Set-up and tests at 12:00 UTC:", "✅ set-up done in 3.0 s", "built", "✅ tests done in 1.0 s", "passed",
+        "!42 The run that failed, at 11:50 UTC:", "❌ set-up failed in 0.4 s", "no libfoo-dev",
+    ]  # fmt: skip
+    assert render_logs(view(), (), SHORT)["body"] == "!42 Set-up and tests have printed nothing so far."
+
+
 def test_new_code_on_its_way_is_named_beside_what_runs() -> None:
     updating = view()
     sandbox = replace(updating.sandbox, sha="b" * 40, stage=Stage.SETUP, stage_started_at=NOW)
@@ -292,6 +304,7 @@ def test_hostile_text_stays_text_everywhere(state: SandboxState) -> None:
         render_card(hostile, FULL),
         render_show(hostile, FULL),
         render_why(hostile, FULL),
+        render_logs(hostile, (Run(NOW, hostile.stages),), FULL),
         render_list([hostile]),
         render_queue([hostile]),
         render_line(hostile, HOSTILE, FULL),
