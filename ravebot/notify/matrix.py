@@ -164,7 +164,7 @@ class MatrixSender:
         if card.shown == digest(content) and calls is None:
             return Sent("dropped: the card shows this already")
         try:
-            await self._put(message, room_id, _edit(card.event_id, content, calls, view))
+            sent = await self._put(message, room_id, _edit(card.event_id, content, calls, view))
         except LoginLost:
             raise
         except (Unacceptable, Forbidden, NotFound) as error:
@@ -172,7 +172,7 @@ class MatrixSender:
                 raise
             log.warning("card could not be edited, posting another", room=message.lane, error=str(error))
             return await self._card_anew(message, view, card, calls)
-        return self._shows(message, card, content)
+        return replace(self._shows(message, card, content), result=sent)
 
     async def _card_anew(self, message: Message, view: SandboxView, card: Card, calls: Owner | None) -> Sent:
         """Post another card, that says so, once: who removes that one as well wants none."""

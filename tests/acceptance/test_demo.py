@@ -106,7 +106,7 @@ async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> No
         "warned, in both places",
         "it lives an hour longer",
         "alice: /sandbox stop",
-        "🏁 Sandbox ended",
+        "⚪ Sandbox ended",
         "the machine is gone, and its ports are closed",
         "Where the time went",
         "nothing is left",
@@ -125,7 +125,7 @@ async def test_an_interrupt_takes_everything_away(folder: Path) -> None:
     process = await _start(folder=folder)
     try:
         async with asyncio.timeout(_WHOLE_SECONDS):
-            told = await _read_until(process, "edits the card: starting")
+            told = await _read_until(process, "posts a card: Starting")
             process.send_signal(signal.SIGINT)
             output, _ = await process.communicate()
     finally:
@@ -171,7 +171,7 @@ async def test_a_demo_that_was_kept_can_be_worked_from_another_terminal() -> Non
             told += await _read_until(kept, "room   alice: !rave list")
             commented = await _start("comment", "/sandbox stop")
             assert await commented.wait() == 0, commented
-            told += await _read_until(kept, "🏁 Sandbox ended")
+            told += await _read_until(kept, "⚪ Sandbox ended")
             kept.send_signal(signal.SIGINT)
             output, _ = await kept.communicate()
     finally:
