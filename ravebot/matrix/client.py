@@ -23,6 +23,8 @@ from ravebot.matrix.answers import Json, LoginLost, judge
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _DEVICE_NAME = "ravebot"
+_NAME_TIMEOUT_SECONDS = 3.0
+"""For a name, which a message waits for: a homeserver asks the user's own one, which may be away."""
 _NAME_SECONDS = 3600.0
 """For how long a display name is used before it is asked for again."""
 
@@ -177,10 +179,11 @@ class MatrixClient:
         now = asyncio.get_running_loop().time()
         if known is None or now - known[1] > _NAME_SECONDS:
             try:
-                profile = await self._request("GET", ["profile", user_id, "displayname"])
+                async with asyncio.timeout(_NAME_TIMEOUT_SECONDS):
+                    profile = await self._request("GET", ["profile", user_id, "displayname"])
             except LoginLost:
                 raise
-            except (Unavailable, Forbidden, NotFound):
+            except (Unavailable, Forbidden, NotFound, TimeoutError):
                 profile = {}
             name = profile.get("displayname")
             chosen = name if isinstance(name, str) and name.strip() else user_id[1:].partition(":")[0]

@@ -203,6 +203,12 @@ async def test_who_is_in_a_room_is_told(client: MatrixClient, alice: MatrixUser)
     assert await client.direct_members(room) == {client.user_id, alice.user_id}
 
 
+async def test_people_are_called_by_the_name_that_they_chose(client: MatrixClient, alice: MatrixUser) -> None:
+    assert await client.display_name("@nobody:localhost") == "nobody"
+    await alice.set_display_name("Alice")
+    assert await client.display_name(alice.user_id) == "Alice"
+
+
 async def test_a_server_that_is_not_there_is_unavailable(synapse: Synapse, account: MatrixUser, tmp_path: Path) -> None:
     config = MatrixConfig.model_validate(
         {"homeserver": "http://127.0.0.1:1", "user_id": account.user_id, "password_file": "/unused"}

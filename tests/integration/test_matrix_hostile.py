@@ -632,3 +632,34 @@ async def test_no_secret_is_in_a_url_an_error_or_a_log(
     shown = "".join([*urls, str(raised.value), caplog.text, written.out, written.err])
     assert "syt_secret" not in shown
     assert len(urls) == 2
+
+
+async def test_a_display_name_that_does_not_come_holds_nothing_up(tmp_path: Path) -> None:
+    never = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        await never.wait()
+        return web.Response()
+
+    async with homeserver(hang) as url:
+        config = MatrixConfig.model_validate({"homeserver": url, "user_id": US, "access_token_file": "/unused"})
+        client = MatrixClient(config, "token", tmp_path)
+        try:
+            for seconds in (5, 0.5):  # the second time it is not asked for
+                async with asyncio.timeout(seconds):
+                    assert await client.display_name("@alice:far.example") == "alice"
+        finally:
+            never.set()
+            await client.close()
+
+
+@pytest.mark.parametrize("name", [7, "", " ", None, ["Alice"]])
+async def test_a_display_name_that_is_none_is_not_used(tmp_path: Path, name: object) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"displayname": name})
+
+    async with homeserver(answer) as url:
+        config = MatrixConfig.model_validate({"homeserver": url, "user_id": US, "access_token_file": "/unused"})
+        client = MatrixClient(config, "token", tmp_path)
+        assert await client.display_name("@alice:far.example") == "alice"
+        await client.close()
