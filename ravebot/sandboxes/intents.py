@@ -64,8 +64,11 @@ class Intents:
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
             if self.lifecycle.asked(tx, mr, Happened.END_ASKED, actor, reason=reason) is not Then.NOTHING:
                 return f"ending: {reason.value}"
-            if before and before.state == "opened" and mr.note_id is not None:
-                self.lifecycle.journal.refresh_note(tx, mr.ref)
+            if before and before.state == "opened":  # what to type next is another thing now
+                if latest := sandboxes.latest(tx, mr.ref):
+                    self.lifecycle.journal.refresh(tx, latest, mr)
+                elif mr.note_id is not None:
+                    self.lifecycle.journal.refresh_note(tx, mr.ref)
             return "nothing to end"
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None:

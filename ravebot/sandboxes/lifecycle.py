@@ -279,6 +279,8 @@ class Lifecycle:
         sandboxes.save(tx, waiting)
         if reason:
             self.journal.record(tx, EventKind.SANDBOX_WAITING, sandbox=waiting, data={"reason": reason})
+        else:
+            self.refresh(tx, waiting)
 
     def extend(self, tx: Transaction, sandbox: Sandbox, until: datetime, by: timedelta, actor: Actor) -> None:
         """Move the expiry to `until`, which is `by` later; thresholds that are ahead again will warn again."""

@@ -118,12 +118,13 @@ def headline(view: SandboxView, day: datetime) -> Headline:
 def _waiting(view: SandboxView, day: datetime) -> Headline:
     since = f" since {moment(view.sandbox.created_at, day)}"
     sign = _SIGNS[SandboxState.QUEUED]
-    if view.queue_reason:
-        return Headline(sign, "Waits", since, view.queue_reason)
+    asked = view.sandbox.created_at
+    now = f" as of {moment(view.now, asked)}"
+    if view.queue_reason:  # its figures change
+        return Headline(sign, "Waits", f"{since};{now}", view.queue_reason)
     if view.queue_position == 1 and not view.queue_wait:
         return Headline(_SIGNS[SandboxState.STARTING], "Starting", since, "its turn is next")
-    asked = view.sandbox.created_at
-    place = f", number {view.queue_position} as of {moment(view.now, asked)}" if view.queue_position else ""
+    place = f", number {view.queue_position}{now}" if view.queue_position else ""
     soon = f"; a machine is free at about {moment(view.now + view.queue_wait, asked)}" if view.queue_wait else ""
     return Headline(sign, "Waits", since + place + soon)
 

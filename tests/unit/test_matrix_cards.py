@@ -193,7 +193,7 @@ def test_a_waiting_card_tells_place_estimate_or_reason_as_of_when() -> None:
     queued = view(SandboxState.QUEUED, access=None, queue_position=2, queue_wait=timedelta(minutes=5))
     assert "Waits since 11:30 UTC, number 2 as of 12:00 UTC; a machine is free at about 12:05 UTC" in said(queued)
     held = replace(queued, queue_reason="the host is short of memory")
-    assert "Waits since 11:30 UTC: the host is short of memory" in said(held)
+    assert "Waits since 11:30 UTC; as of 12:00 UTC: the host is short of memory" in said(held)
     following = replace(queued, queue_position=1, queue_wait=timedelta(0))
     assert "Starting since 11:30 UTC: its turn is next" in said(following)
 
