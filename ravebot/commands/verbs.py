@@ -245,7 +245,7 @@ def _command(
     ref = duration = sha = about = None
     for one in verb.takes:
         if one is Takes.REF and read_ref is not None:
-            if card is not None and not (rest and refs.number_in(rest[0])):
+            if card is not None and not (rest and _names_another(rest[0], verb)):
                 ref = card
             elif rest:
                 ref = read_ref(rest.pop(0))
@@ -261,6 +261,12 @@ def _command(
     if rest:
         raise ValueError(TOO_MUCH)
     return Command(verb, ref, duration, sha, about)
+
+
+def _names_another(word: str, verb: Verb) -> bool:
+    """Whether a word after a verb at a card is a reference; a bare number may be meant as a duration or a SHA."""
+    bare = word.isdecimal() and verb.takes != (Takes.REF,)
+    return not bare and refs.number_in(word) is not None
 
 
 def read_duration(text: str) -> timedelta:

@@ -18,7 +18,7 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.view import HistoryLine, SandboxView, in_words
-from ravebot.sandboxes.wording import account, headline, update_failed, went
+from ravebot.sandboxes.wording import account, broke, failed_result, headline, is_up, went
 
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 HISTORY_LINES = 20
@@ -51,9 +51,10 @@ def marker(ref: MergeRequestRef, instance_id: str, what: str = "status") -> str:
 def render_note(view: SandboxView, marker: str) -> str:
     """The status note: one sandbox at a glance, rewritten as things change; how it came about is folded away."""
     parts = [f"{marker}\n### {_headline(view)}"]
-    if view.notice and view.live:
+    if view.notice and is_up(view):
         parts.append(f"⚠️ {_said(view.notice)}")
-    parts.extend(_failed_output(view))
+    if result := failed_result(view):
+        parts.append(block(result.tail, max_lines=12))
     if view.access:
         parts.append(f"```sh\n{view.access.ssh_command}\n```")
     parts.append(_table(_rows(view)))
@@ -143,8 +144,10 @@ def _headline(view: SandboxView) -> str:
     """The state, until when, and why. When something ended is in the table below."""
     said = headline(view, _DATED)
     state = _HEADLINES[view.sandbox.state] + said.rest
-    if view.sandbox.state is SandboxState.ENDED or view.sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
-        state = said.state if said.sign == "🔴" else _HEADLINES[view.sandbox.state]
+    if broke(view.sandbox.end_reason):
+        state = said.state
+    elif view.sandbox.state is SandboxState.ENDED:
+        state = _HEADLINES[view.sandbox.state]
     return f"{said.sign} {state}" + (f": {_said(said.why)}" if said.why else "")
 
 
@@ -187,13 +190,6 @@ def _outcome(result: StageResult) -> str:
     return f"{'✅' if result.ok else '❌'} {went(result)}"
 
 
-def _failed_output(view: SandboxView) -> list[str]:
-    """The last lines of the output of the step whose failure the note tells of."""
-    told = view.sandbox.end_reason is EndReason.FAILED or update_failed(view)
-    return [block(result.tail, max_lines=12) for result in view.stages[-1:]
-            if told and not result.ok and result.tail.strip()]  # fmt: skip
-
-
 def _details(summary: str, body: str) -> str:
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
@@ -208,7 +204,7 @@ def _next(view: SandboxView) -> str:
     if commands:
         return f"To change it, {_comment(*commands)}."
     if view.sandbox.end_reason is EndReason.FAILED and not view.mr.from_fork:
-        return f"Push a fix, or {_comment('retry')}."
+        return f"Push a fix, then {_comment('retry')}."
     return f"For a new one, {_comment(f'start {view.mr.head_sha}' if view.mr.from_fork else 'start')}."
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from ravebot.clock import moment
 from ravebot.matrix.content import (
@@ -30,7 +31,7 @@ from ravebot.matrix.content import (
 from ravebot.matrix.text import block, last_lines, one_line
 from ravebot.sandboxes.model import CODE_FOLDER, EndReason, Run, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import Access, SandboxView, in_words
-from ravebot.sandboxes.wording import Headline, account, headline, update_failed, went
+from ravebot.sandboxes.wording import Headline, account, failed_result, headline, is_up, update_failed, went
 
 _REPLACED = "The card before this one was removed or could not be edited any more."
 _MOST_EVENTS = (50, 20, 5)
@@ -65,12 +66,12 @@ class Owner:
     name: str
 
 
-def render_card(view: SandboxView, style: Style, *, replaced: bool = False) -> Content:
-    """The one message per sandbox and room that is edited as things change."""
+def render_card(view: SandboxView, style: Style, *, day: datetime | None = None, replaced: bool = False) -> Content:
+    """The one message per sandbox and room that is edited as things change; `day`: when it was posted."""
     last = [_say(view, style)] if view.mr.state == "opened" or view.live else []
     if replaced:
         last.append(words(_REPLACED))
-    return message(_parts(view, last))
+    return message(_parts(_top(view, day or view.sandbox.created_at), view, last))
 
 
 def render_show(view: SandboxView, style: Style) -> Content:
@@ -80,7 +81,8 @@ def render_show(view: SandboxView, style: Style) -> Content:
     if view.summary is not None:
         more.append(words(account(view.summary)))
     return first_that_fits(
-        message(_parts(view, [*more, *_events(view, most), _say(view, style)])) for most in (12, 5, 0)
+        message(_parts(_top(view, view.now), view, [*more, *_events(view, most), _say(view, style)]))
+        for most in (12, 5, 0)
     )
 
 
@@ -123,8 +125,10 @@ def render_over(view: SandboxView, style: Style) -> Content:
 def news(view: SandboxView, owner: Owner) -> str:
     """The card in one line, for a notification."""
     state = headline(view, view.now)
-    why = f": {one_line(state.why, 500)}" if state.why else ""
-    return f"{theirs(owner.name, 60).plain}: {_full_ref(view)} {state.state.lower()}{state.rest}{why}"
+    said = f"{state.state.lower()}{state.rest}" + (f": {state.why}" if state.why else "")
+    if update_failed(view):
+        said = view.notice
+    return f"{theirs(owner.name, 60).plain}: {_full_ref(view)}: {one_line(said, 600)}"
 
 
 def as_text(content: Content, owner: Owner) -> Content:
@@ -165,20 +169,22 @@ def _lines(spans: Sequence[Span]) -> Span:
     return joined(spans, "\n", "<br>")
 
 
-def _parts(view: SandboxView, last: Sequence[Span]) -> list[Span]:
-    """The card's lines, with the output of a failed step before the last ones."""
-    if output := _failed_output(view):
-        return [_lines(_top(view)), output, _lines(last)]
-    return [_lines([*_top(view), *last])]
+def _parts(first: Sequence[Span], view: SandboxView, last: Sequence[Span]) -> list[Span]:
+    """The lines, with the last lines of the output of a failed step between them."""
+    if result := failed_result(view):
+        return [_lines(first), preformatted(last_lines(result.tail)), _lines(last)]
+    return [_lines([*first, *last])]
 
 
-def _top(view: SandboxView) -> list[Span]:
-    state = headline(view, view.sandbox.created_at)
+def _top(view: SandboxView, day: datetime) -> list[Span]:
+    state = headline(view, day)
+    title = theirs(view.mr.title)
+    address = link(view.mr.web_url, "").plain.strip()  # in HTML, the reference is the link
     lines = [
-        joined((words(state.sign), _titled(view), theirs(view.mr.title))),
+        joined((words(state.sign), _titled(view), Span(f"{title.plain} {address}".rstrip(), title.html))),
         _stated(state),
     ]
-    if view.notice and view.live:
+    if view.notice and is_up(view):
         lines.append(joined((words("⚠️"), marked(f"{_upper(view.notice)}."))))
     if view.access is not None:
         lines += _ways_in(view.access)
@@ -225,13 +231,6 @@ def _step(result: StageResult) -> Span:
     return words(f"{'✅' if result.ok else '❌'} {went(result)}")
 
 
-def _failed_output(view: SandboxView) -> Span | None:
-    """The last lines of the output of the step whose failure the card tells of."""
-    told = view.sandbox.end_reason is EndReason.FAILED or update_failed(view)
-    result = view.stages[-1] if told and view.stages else None
-    return preformatted(last_lines(result.tail)) if result and not result.ok and result.tail.strip() else None
-
-
 def _say(view: SandboxView, style: Style) -> Span:
     """What can be typed next."""
 
@@ -239,10 +238,11 @@ def _say(view: SandboxView, style: Style) -> Span:
         return code(f"{style.prefix} {verb} {style.ref(view)}")
 
     sandbox = view.sandbox
-    if sandbox.end_reason is EndReason.FAILED:
-        return joined((words("Push a fix, or say"), typed("retry"), words("· all output:"), typed("logs")))
+    if sandbox.end_reason is EndReason.FAILED and not view.mr.from_fork:
+        return joined((words("Push a fix, then say"), typed("retry"), words("· all output:"), typed("logs")))
     if sandbox.state not in _NEXT:
-        return joined((words("For a new one, say"), typed("start")))
+        head = f" {view.mr.head_sha}" if view.mr.from_fork else ""
+        return joined((words("For a new one, say"), code(f"{style.prefix} start {style.ref(view)}{head}")))
     first, *others = _NEXT[sandbox.state]
     return joined((words("Say"), joined((typed(first), *map(code, others)), ", ", ", ")))
 

@@ -18,6 +18,7 @@ MAX_CONTENT_BYTES = 40_000
 (https://spec.matrix.org/latest/client-server-api/#size-limits); an edit adds a short copy for old clients."""
 
 _FALLBACK_CHARACTERS = 1000
+_LINKED = re.compile(r"https?://[!#-&(-;=?-~]{1,2000}")  # printable ASCII, without quotes and angle brackets
 _CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -51,8 +52,8 @@ def bold(text: str) -> Span:
 
 
 def link(url: str, text: str) -> Span:
-    """A link, or only its text if the URL is not an HTTP one."""
-    if not re.match(r"https?://[^\s<>\"']+\Z", url):
+    """A link, or only its text if the URL is no plain HTTP one."""
+    if not _LINKED.fullmatch(url):
         return Span(text, html.escape(text))
     return Span(f"{text} {url}" if text != url else url, f'<a href="{html.escape(url)}">{html.escape(text)}</a>')
 

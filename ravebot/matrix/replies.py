@@ -25,7 +25,7 @@ from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.wording import headline
 
-_MOST_LINES = (9, 3)
+_MOST_LINES = (40, 9, 3)
 _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 """Lines of text and characters of output."""
 

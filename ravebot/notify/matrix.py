@@ -24,11 +24,13 @@ from ravebot.matrix.cards import (
     render_warning,
 )
 from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
+from ravebot.matrix.text import one_line
 from ravebot.notify.delivery import Sent
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
 from ravebot.sandboxes.view import SandboxView
+from ravebot.sandboxes.wording import calls_owner
 from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Card, Message
@@ -64,6 +66,7 @@ class _RoomFacts:
     warning: Card | None = None  # the event of the warning that the row is about
     due: bool = False  # whether the warning that the row is about is still true
     superseded: bool = False  # whether a newer sandbox took its place
+    calls: bool = False  # whether the owner is to be notified of the state
 
 
 class MatrixSender:
@@ -89,12 +92,17 @@ class MatrixSender:
             return _RoomFacts()
         threshold = message.body.get("threshold")
         latest = sandboxes.latest(tx, view.sandbox.mr)
+        superseded = latest is not None and latest.id != sandbox_id
+        card = outbox.card(tx, sandbox_id, room)
+        if card is None and latest and message.kind is Kind.HISTORY:
+            card = outbox.card(tx, latest.id, room)  # it went on in the card
         return _RoomFacts(
             view,
-            outbox.card(tx, sandbox_id, room),
+            card,
             outbox.given_warning(tx, sandbox_id, room, threshold) if isinstance(threshold, int) else None,
             due=is_due(tx, message, view.sandbox),
-            superseded=latest is not None and latest.id != sandbox_id,
+            superseded=superseded,
+            calls=message.kind is Kind.CALL and calls_owner(view) and not outbox.superseded(tx, message),
         )
 
     async def send(self, message: Message, facts: _RoomFacts) -> Sent:
@@ -129,7 +137,7 @@ class MatrixSender:
             case Kind.CARD | Kind.CALL:
                 if card is None and facts.superseded:
                     return _UNTRUE  # the newer one's card is this one's, or comes next
-                return await self._card(message, view, card, room_id)
+                return await self._card(message, facts, view, card, room_id)
             case Kind.WARNING:
                 return await self._warn(message, view, room_id) if facts.due else _UNTRUE
             case Kind.OVER:
@@ -151,14 +159,16 @@ class MatrixSender:
         plain = {key: value for key, value in content.items() if key != "m.relates_to"}
         return Sent(await self._put(message, room_id, plain, "-plain"))
 
-    async def _card(self, message: Message, view: SandboxView, card: Card | None, room_id: str) -> Sent:
+    async def _card(
+        self, message: Message, facts: _RoomFacts, view: SandboxView, card: Card | None, room_id: str
+    ) -> Sent:
         """Post the card or edit it; with `CALL`, so that its owner is notified."""
-        style = self._style(message)
-        calls = await self._owner(view) if message.kind is Kind.CALL else None
-        content = render_card(view, style, replaced=card is not None and card.replaced)
+        calls = await self._owner(view) if facts.calls and self._config.mentions == "edit" else None
+        day = card.posted_at if card else None
+        content = render_card(view, self._style(message), day=day, replaced=card is not None and card.replaced)
         if card is None:
             posted = await self._put(message, room_id, content)
-            return self._shows(message, Card(room_id, posted), content, calls_again=calls is not None)
+            return self._posted(message, Card(room_id, posted), content, calls)
         if not card.event_id:
             return await self._card_anew(message, view, card, calls)
         if card.shown == digest(content) and calls is None:
@@ -169,10 +179,11 @@ class MatrixSender:
             raise
         except (Unacceptable, Forbidden, NotFound) as error:
             if card.replaced:
-                raise
+                return _given_up(message, error)
             log.warning("card could not be edited, posting another", room=message.lane, error=str(error))
             return await self._card_anew(message, view, card, calls)
-        return replace(self._shows(message, card, content), result=sent)
+        sandbox_id, shown = view.sandbox.id, _shown(message, content)
+        return Sent(sent, lambda tx: outbox.card_shows(tx, sandbox_id, message.lane, card, shown))
 
     async def _card_anew(self, message: Message, view: SandboxView, card: Card, calls: Owner | None) -> Sent:
         """Post another card, that says so, once: who removes that one as well wants none."""
@@ -180,17 +191,14 @@ class MatrixSender:
             return Sent("dropped: the card was removed twice")
         content = render_card(view, self._style(message), replaced=True)
         posted = await self._put(message, card.room_id, content, "-anew")
-        fresh = Card(card.room_id, posted, replaced=True)
-        return self._shows(message, fresh, content, calls_again=calls is not None)
+        return self._posted(message, Card(card.room_id, posted, replaced=True), content, calls)
 
-    def _shows(self, message: Message, card: Card, content: Content, *, calls_again: bool = False) -> Sent:
-        """The card shows the content. A row that was tried before may have sent an older one under the same id."""
+    def _posted(self, message: Message, card: Card, content: Content, calls: Owner | None) -> Sent:
         sandbox_id, room = SandboxId(message.sandbox_id or 0), message.lane
-        shown = replace(card, shown="" if message.attempted else digest(content))
 
         def keep(tx: Transaction) -> None:
-            outbox.set_card(tx, sandbox_id, room, shown)
-            if calls_again:  # a notice was posted, which notifies nobody
+            outbox.set_card(tx, sandbox_id, room, replace(card, shown=_shown(message, content)))
+            if calls:  # a notice was posted, which notifies nobody
                 outbox.add(tx, RoomLane(room), Kind.CALL, sandbox_id=sandbox_id)
 
         return Sent(card.event_id, keep)
@@ -203,7 +211,7 @@ class MatrixSender:
         return Sent(await self._put(message, room_id, content))
 
     async def _warn(self, message: Message, view: SandboxView, room_id: str) -> Sent:
-        owner = await self._owner(view)
+        owner = await self._owner(view) if self._config.mentions != "none" else None
         content = render_warning(view, self._style(message), owner)
         if owner is not None and self._config.mentions == "message":
             content = as_text(content, owner)
@@ -220,21 +228,28 @@ class MatrixSender:
         return Sent(event_id, keep)
 
     async def _call_to_warning(self, message: Message, view: SandboxView, warning: Card | None) -> Sent:
-        owner = await self._owner(view)
+        owner = await self._owner(view) if self._config.mentions == "edit" else None
         if owner is None or warning is None:
             return _UNTRUE
         content = render_warning(view, self._style(message), owner)
         edit = calling_edit(warning.event_id, content, owner.user_id, content["body"])
-        return Sent(await self._put(message, warning.room_id, edit))
+        return await self._put_edit(message, warning.room_id, edit)
 
     async def _over(self, message: Message, view: SandboxView, warning: Card | None) -> Sent:
         threshold = message.body.get("threshold")
         if warning is None or not isinstance(threshold, int):
             return Sent("dropped: the room was not warned")
-        sent = await self._put(
-            message, warning.room_id, edit_of(warning.event_id, render_over(view, self._style(message)))
-        )
-        return Sent(sent, lambda tx: outbox.warning_is_over(tx, view.sandbox.id, message.lane, threshold))
+        edit = edit_of(warning.event_id, render_over(view, self._style(message)))
+        sent = await self._put_edit(message, warning.room_id, edit)
+        return replace(sent, keep=lambda tx: outbox.warning_is_over(tx, view.sandbox.id, message.lane, threshold))
+
+    async def _put_edit(self, message: Message, room_id: str, edit: Content) -> Sent:
+        try:
+            return Sent(await self._put(message, room_id, edit))
+        except LoginLost:
+            raise
+        except (Forbidden, NotFound) as error:
+            return _given_up(message, error)
 
     async def _put(self, message: Message, room_id: str, content: Mapping[str, object], another: str = "") -> str:
         transaction = f"rave-{self._database.instance_id}-{message.key}{another}"
@@ -245,7 +260,24 @@ class MatrixSender:
 
     async def _owner(self, view: SandboxView) -> Owner | None:
         user_id = self._owners.get(view.mr.author.username)
-        return Owner(user_id, await self._client.display_name(user_id)) if user_id else None
+        if user_id is None:
+            return None
+        name = await self._client.display_name(user_id)
+        return Owner(user_id, name if one_line(name) else user_id)
+
+
+def _shown(message: Message, content: Content) -> str:
+    """What the card shows then; not known for a row that was tried before, which may have sent an older text under the
+    same transaction id."""
+    return "" if message.attempted else digest(content)
+
+
+def _given_up(message: Message, error: RavebotError) -> Sent:
+    """Give up an edit that is refused, though the room takes messages: that was checked since the first refusal."""
+    if not message.attempted or isinstance(error, Unacceptable):
+        raise error
+    log.warning("edit given up", room=message.lane, row=message.id, error=str(error))
+    return Sent(f"refused: {error}")
 
 
 def _edit(event_id: str, content: Content, calls: Owner | None, view: SandboxView) -> Content:

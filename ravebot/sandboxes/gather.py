@@ -102,5 +102,5 @@ def _trouble(tx: Transaction, sandbox: Sandbox) -> Trouble | None:
 
 def _notice(sandbox: Sandbox, mr: MergeRequest) -> str:
     if mr.from_fork and mr.approved_sha != mr.head_sha and sandbox.state is not SandboxState.ENDED:
-        return f"the fork has a new commit that nobody let in yet: say start {mr.head_sha}"
+        return f"the fork has a new commit; to let it in, a Developer says `start {mr.head_sha}`"
     return sandbox.notice

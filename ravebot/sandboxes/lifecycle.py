@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from ravebot.backoff import Backoff
+from ravebot.clock import moment
 from ravebot.config.model import Config
 from ravebot.sandboxes import transitions
 from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, settled_thresholds
@@ -106,6 +107,7 @@ class Lifecycle:
                 self._chain_again(tx, sandbox, why)
             case Then.TAKE_SHA:
                 self._take(tx, replace(sandbox, ports_open=False), sha, by)  # nothing was announced yet
+                self.refresh(tx, replace(sandbox, ports_open=False, sha=sha))
             case Then.RESTART_AT_COPY:
                 again = transitions.at_first_stage(sandbox, Stage.COPY, tx.now)
                 self._take(tx, replace(again, ports_open=False), sha, by)
@@ -113,9 +115,12 @@ class Lifecycle:
                 self._take(tx, transitions.at_first_stage(sandbox, Stage.COPY, tx.now), sha, by)
             case Then.KEEP:
                 why = f"{failed(sandbox.stage)}: {why}"
-                notice = f"{sandbox.sha[:8]} was not taken, because its {why}"
+                inside = sandbox.running_sha == sandbox.sha
+                went = "is in the machine, but its" if inside else "was not taken, because its"
+                notice = f"commit {sandbox.sha[:8]} {went} {why}"
                 kept = replace(sandbox, stage=None, stage_started_at=None, notice=notice)
-                self._step(tx, kept, EventKind.SANDBOX_UPDATE_FAILED, {"sha": sandbox.sha, "why": why})
+                data: dict[str, object] = {"sha": sandbox.sha, "why": why, "inside": inside}
+                self._step(tx, kept, EventKind.SANDBOX_UPDATE_FAILED, data)
             case Then.EXPIRE:
                 self._expire(tx, sandbox)
             case Then.STOP:
@@ -136,7 +141,7 @@ class Lifecycle:
                 if what is Happened.RETRY and sandbox.end_reason is EndReason.FAILED:
                     outbox.hand_over_cards(tx, sandbox.id, queued.id)
             case Then.DROP_BACKOFF:
-                sandboxes.save(tx, replace(sandbox, not_before=None, wait_reason=""))
+                self.refresh(tx, replace(sandbox, not_before=None, wait_reason=""))
                 tx.wake(POOL)
             case _:
                 assert_never(then)
@@ -206,8 +211,6 @@ class Lifecycle:
     def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
         taken = replace(sandbox, sha=sha)
         self._step(tx, taken, EventKind.SANDBOX_CODE, {"sha": sha, "by": str(actor)}, actor)
-        if taken.stage is None:  # else it is shown if it takes long, and when it is done
-            self.refresh(tx, taken)
         tx.wake(POOL)
 
     def _chain_again(self, tx: Transaction, sandbox: Sandbox, why: str) -> None:
@@ -276,8 +279,8 @@ class Lifecycle:
         if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
         waiting = replace(sandbox, wait_reason=reason)
-        sandboxes.save(tx, waiting)
         if reason:
+            sandboxes.save(tx, waiting)
             self.journal.record(tx, EventKind.SANDBOX_WAITING, sandbox=waiting, data={"reason": reason})
         else:
             self.refresh(tx, waiting)
@@ -287,12 +290,12 @@ class Lifecycle:
         left = until - tx.now
         warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
         extended = replace(sandbox, expires_at=until, warned=warned)
-        data: dict[str, object] = {"seconds": by.total_seconds(), "until": until.isoformat(), "by": str(actor)}
+        data: dict[str, object] = {"seconds": by.total_seconds(), "until": moment(until, tx.now), "by": str(actor)}
         self._step(tx, extended, EventKind.SANDBOX_EXTENDED, data, actor)
-        self.journal.warnings_over(tx, extended, sandbox.warned - warned)
+        self.journal.warnings_over(tx, extended, sandbox.warned)
 
     def refresh(self, tx: Transaction, sandbox: Sandbox) -> None:
-        """Queue a rewrite of card and note."""
+        """Save the changed sandbox, and queue a rewrite of card and note."""
         fresh = replace(sandbox, refreshed_at=tx.now)
         sandboxes.save(tx, fresh)
         mr = merge_requests.get(tx, fresh.mr)

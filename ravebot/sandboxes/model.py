@@ -183,6 +183,7 @@ class StageResult:
     ok: bool
     seconds: float
     tail: str = ""
+    at: datetime | None = None  # when it ended; set when it is stored
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
 from ravebot.sandboxes.model import EndReason, Event, EventKind, Sandbox, Stage
 from ravebot.sandboxes.view import in_words
-from ravebot.sandboxes.wording import ENDED, STAGES, took
+from ravebot.sandboxes.wording import ENDED, STAGES, broke, took
 
 Data = Mapping[str, object]
 
@@ -74,10 +74,7 @@ def _stage(data: Data) -> str:
 
 
 def _until(data: Data) -> str:
-    try:
-        return f", until {datetime.fromisoformat(_text(data, 'until')):%H:%M} UTC"
-    except ValueError:  # of an earlier version
-        return ""
+    return f", until {data['until']}" if data.get("until") else ""  # not in those of earlier versions
 
 
 def _reason(data: Data) -> EndReason | None:
@@ -89,7 +86,7 @@ def _reason(data: Data) -> EndReason | None:
 
 def _why_it_ends(data: Data) -> str:
     reason = _reason(data)
-    if reason in (EndReason.FAILED, EndReason.LOST) and data.get("detail"):
+    if broke(reason) and data.get("detail"):
         return _text(data, "detail")
     why = ENDED[reason] if reason else _text(data, "reason")
     if reason is EndReason.STOPPED and data.get("by"):
@@ -107,20 +104,16 @@ def _seconds(data: Data, key: str) -> timedelta:
     return timedelta(seconds=float(value)) if isinstance(value, int | float) else timedelta(0)
 
 
-def _went_wrong(data: Data) -> bool:
-    return _reason(data) in (EndReason.FAILED, EndReason.LOST)
-
-
 def _broke(data: Data) -> str:
-    return _why_it_ends(data) if _went_wrong(data) else ""
+    return _why_it_ends(data) if broke(_reason(data)) else ""
 
 
 def _ended_well(data: Data) -> str:
-    return "" if _went_wrong(data) else _ended(data)
+    return "" if broke(_reason(data)) else _ended(data)
 
 
 def _broke_down(sandbox: Sandbox, _: Event) -> bool:
-    return sandbox.end_reason in (EndReason.FAILED, EndReason.LOST)
+    return broke(sandbox.end_reason)
 
 
 def _first_ready(sandbox: Sandbox, event: Event) -> bool:
@@ -144,7 +137,10 @@ def _ready(data: Data) -> str:
 
 
 def _not_taken(data: Data) -> str:
-    return f"could not take {_text(data, 'sha')[:8]}: {_text(data, 'why')}; it goes on as it was"
+    sha, why = _text(data, "sha")[:8], _text(data, "why")
+    return (
+        f"runs {sha}, but its {why}" if data.get("inside") else f"could not take {sha}: its {why}; it runs on as before"
+    )
 
 
 K = EventKind

@@ -73,7 +73,7 @@ class Trouble:
     def words(self) -> str:
         """The words that follow "ready, but"."""
         what = "has been paused" if self.paused else "has not answered"
-        return f"its machine {what} since {self.since:%H:%M} UTC"
+        return f"its machine {what} since {self.since:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ def failed(stage: Stage | None) -> str:
     return f"{STAGES[stage] if stage else 'start'} failed"
 
 
+_FAILURES = frozenset(map(failed, (None, *Stage)))
+
+
 def took(seconds: float) -> str:
     """How long a stage took."""
     return f"{seconds:.1f} s" if seconds < 10 else in_words(timedelta(seconds=seconds))
@@ -86,8 +89,30 @@ def account(summary: Summary) -> str:
 
 
 def update_failed(view: SandboxView) -> bool:
-    """Whether new code could not be taken, and the sandbox goes on without it."""
-    return view.live and bool(view.sandbox.notice) and bool(view.stages) and not view.stages[-1].ok
+    """Whether new code could not be taken, and the sandbox stays up."""
+    return is_up(view) and bool(view.sandbox.notice) and bool(view.stages) and not view.stages[-1].ok
+
+
+def failed_result(view: SandboxView) -> StageResult | None:
+    """The result of the step whose failure is to be told, if it printed something."""
+    told = view.sandbox.end_reason is EndReason.FAILED or update_failed(view)
+    result = view.stages[-1] if told and view.stages else None
+    return result if result and not result.ok and result.tail.strip() else None
+
+
+def is_up(view: SandboxView) -> bool:
+    """Whether it is starting or ready."""
+    return view.sandbox.state in (SandboxState.STARTING, SandboxState.READY)
+
+
+def calls_owner(view: SandboxView) -> bool:
+    """Whether its state is one that its owner is notified of."""
+    return view.sandbox.state is SandboxState.READY or broke(view.sandbox.end_reason)
+
+
+def broke(reason: EndReason | None) -> bool:
+    """Whether it ended although nobody wanted it to."""
+    return reason in (EndReason.FAILED, EndReason.LOST)
 
 
 def headline(view: SandboxView, day: datetime) -> Headline:
@@ -118,22 +143,23 @@ def headline(view: SandboxView, day: datetime) -> Headline:
 def _waiting(view: SandboxView, day: datetime) -> Headline:
     since = f" since {moment(view.sandbox.created_at, day)}"
     sign = _SIGNS[SandboxState.QUEUED]
-    asked = view.sandbox.created_at
-    now = f" as of {moment(view.now, asked)}"
+    now = f" as of {moment(view.now, view.sandbox.created_at)}"
+    if view.sandbox.not_before and view.sandbox.not_before > view.now:
+        again = moment(view.sandbox.not_before, view.sandbox.created_at)
+        return Headline(sign, "Waits", since, f"a machine did not come up, and it is tried again at {again}")
     if view.queue_reason:  # its figures change
         return Headline(sign, "Waits", f"{since};{now}", view.queue_reason)
     if view.queue_position == 1 and not view.queue_wait:
         return Headline(_SIGNS[SandboxState.STARTING], "Starting", since, "its turn is next")
     place = f", number {view.queue_position}{now}" if view.queue_position else ""
-    soon = f"; a machine is free at about {moment(view.now + view.queue_wait, asked)}" if view.queue_wait else ""
-    return Headline(sign, "Waits", since + place + soon)
+    return Headline(sign, "Waits", since + place)
 
 
 def _ending(view: SandboxView, day: datetime) -> Headline:
     sandbox = view.sandbox
     at = moment(sandbox.ended_at or sandbox.state_since, day)
-    if sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
-        return _failure(view, at)
+    if broke(sandbox.end_reason):
+        return _failure(view, day)
     why = ENDED[sandbox.end_reason] if sandbox.end_reason else "as asked"
     why += f"; {sandbox.end_detail}" if sandbox.end_detail else ""
     if sandbox.state is SandboxState.STOPPING:
@@ -142,14 +168,17 @@ def _ending(view: SandboxView, day: datetime) -> Headline:
     return Headline(_SIGNS[sandbox.state], "Ended", f" at {at}", why + lived)
 
 
-def _failure(view: SandboxView, at: str) -> Headline:
+def _failure(view: SandboxView, day: datetime) -> Headline:
     """The stage that failed and why; the same while the machine is taken down and afterwards."""
     sandbox = view.sandbox
     what, _, why = sandbox.end_detail.partition(": ")
-    if not what.endswith(" failed"):  # the machine, or a row of an earlier version
+    if what not in _FAILURES:  # the machine, or a row of an earlier version
         what, why = "failed" if sandbox.end_reason is EndReason.FAILED else "lost", sandbox.end_detail
-    after = next((f", after {took(result.seconds)}" for result in view.stages if not result.ok), "")
-    return Headline("🔴", what.capitalize(), f" at {at}{after}", why)
+    at, after = sandbox.ended_at or sandbox.state_since, ""
+    for result in view.stages:
+        if not result.ok and sandbox.end_reason is EndReason.FAILED:
+            at, after = result.at or at, f", after {took(result.seconds)}"
+    return Headline("🔴", what.capitalize(), f" at {moment(at, day)}{after}", why)
 
 
 def _step(stage: Stage | None, *, first: bool) -> str:

@@ -66,6 +66,7 @@ class Card:
     event_id: str
     shown: str = ""
     replaced: bool = False
+    posted_at: datetime | None = None
 
 
 def add(
@@ -227,21 +228,42 @@ def card(tx: Transaction, sandbox_id: SandboxId, room: str) -> Card | None:
 
 
 def set_card(tx: Transaction, sandbox_id: SandboxId, room: str, card: Card) -> None:
-    tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, **dump(card)})
+    """Record that a card was posted."""
+    posted = {**dump(card), "posted_at": tx.now_us}
+    tx.upsert("cards", ("sandbox_id", "room"), {"sandbox_id": sandbox_id, "room": room, **posted})
+
+
+def card_shows(tx: Transaction, sandbox_id: SandboxId, room: str, card: Card, shown: str) -> None:
+    """Record what a card was edited to; not if it was removed or handed over during the edit."""
+    tx.execute(
+        "UPDATE cards SET shown = ? WHERE sandbox_id = ? AND room = ? AND event_id = ?",
+        (shown, sandbox_id, room, card.event_id),
+    )
 
 
 def remove_card(tx: Transaction, room_id: str, event_id: str) -> tuple[SandboxId, str] | None:
-    """Note that a card was removed from its room; returns its sandbox and the room's configured name."""
+    """Note that a card, or an edit of it, was removed from its room; returns its sandbox and the room's name."""
     row = tx.one("SELECT sandbox_id, room FROM cards WHERE room_id = ? AND event_id = ?", (room_id, event_id))
+    gone = "event_id = '', shown = ''"
+    if row is None:
+        row = tx.one(
+            "SELECT c.sandbox_id, c.room FROM outbox o JOIN cards c ON c.sandbox_id = o.sandbox_id AND c.room = o.lane"
+            " WHERE o.result = ? AND o.sandbox_id IS NOT NULL AND o.kind IN (?, ?) AND c.room_id = ?",
+            (event_id, Kind.CARD, Kind.CALL, room_id),
+        )
+        gone = "shown = ''"
     if row is None:
         return None
-    tx.execute("UPDATE cards SET event_id = '', shown = '' WHERE room_id = ? AND event_id = ?", (room_id, event_id))
+    tx.execute(
+        f"UPDATE cards SET {gone} WHERE sandbox_id = ? AND room = ?",  # noqa: S608 - one of the constants above
+        (row["sandbox_id"], row["room"]),
+    )
     return SandboxId(row["sandbox_id"]), row["room"]
 
 
 def hand_over_cards(tx: Transaction, old: SandboxId, new: SandboxId) -> None:
     """Let a new sandbox go on in the cards of the one before it."""
-    tx.execute("UPDATE cards SET sandbox_id = ? WHERE sandbox_id = ?", (new, old))
+    tx.execute("UPDATE cards SET sandbox_id = ?, shown = '' WHERE sandbox_id = ? AND event_id <> ''", (new, old))
 
 
 def given_warning(tx: Transaction, sandbox_id: SandboxId, room: str, threshold: int) -> Card | None:

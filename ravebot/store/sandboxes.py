@@ -108,7 +108,7 @@ def forget_output(tx: Transaction, older_than: timedelta) -> int:
 def results(tx: Transaction, sandbox: Sandbox) -> tuple[StageResult, ...]:
     """The results of the latest run of the chain, in order."""
     rows = tx.all(
-        "SELECT stage, ok, seconds, tail FROM stage_results WHERE sandbox_id = ? AND attempt ="
+        "SELECT stage, ok, seconds, tail, at FROM stage_results WHERE sandbox_id = ? AND attempt ="
         " (SELECT MAX(attempt) FROM stage_results WHERE sandbox_id = ?) ORDER BY id",
         (sandbox.id, sandbox.id),
     )

@@ -142,7 +142,7 @@ class Pool:
         self.machines_known = listing is not None
         if any_ahead(state, self.clock.now()):
             log.warning("the clock was set back: moments that lie in the future count as now")
-            await self.database.write(bring_back)
+            await self.database.write(self._bring_back)
             state = await self.database.read(wanted)
         self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
         if listing is not None and await self._admit(state):
@@ -269,6 +269,10 @@ class Pool:
         for sandbox in state.sandboxes:
             if self._expiry_due(sandbox, now) or _has_news(sandbox, now):
                 await self.database.write(partial(self._tick, sandbox_id=sandbox.id))
+
+    def _bring_back(self, tx: Transaction) -> None:
+        for sandbox in bring_back(tx):
+            self.lifecycle.refresh(tx, sandbox)  # it shows the moments of before
 
     def _expiry_due(self, sandbox: Sandbox, now: datetime) -> bool:
         return time_runs(sandbox) and decide_expiry(sandbox, self.config.pool.warn_before, now).is_due

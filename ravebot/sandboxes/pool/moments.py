@@ -24,15 +24,18 @@ def any_ahead(state: Wanted, now: datetime) -> bool:
     )
 
 
-def bring_back(tx: Transaction) -> None:
-    """Set stored moments that lie in the future to now."""
+def bring_back(tx: Transaction) -> tuple[Sandbox, ...]:
+    """Set stored moments that lie in the future to now; returns the sandboxes whose moments were changed."""
     state = wanted(tx)
     for machine in state.machines:
         if (fixed := machine_at(machine, tx.now)) != machine:
             machines.save(tx, fixed)
+    changed = []
     for sandbox in state.sandboxes:
         if (moved := sandbox_at(sandbox, tx.now)) != sandbox:
             sandboxes.save(tx, moved)
+            changed.append(moved)
+    return tuple(changed)
 
 
 def machine_at(machine: Machine, now: datetime) -> Machine:
@@ -49,6 +52,7 @@ def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
         state_since=min(sandbox.state_since, now),
         stage_started_at=min(started, now) if started else None,
         not_before=sandbox.not_before if sandbox.state_since <= now else None,
+        refreshed_at=min(sandbox.refreshed_at, now) if sandbox.refreshed_at else None,
     )
     if ready is None or expires is None or ready <= now:
         return fixed
