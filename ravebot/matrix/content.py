@@ -80,14 +80,6 @@ def joined(spans: Iterable[Span], plain: str = " ", marked: str = " ") -> Span:
     return Span(plain.join(span.plain for span in listed), marked.join(span.html for span in listed))
 
 
-def facts(rows: Iterable[tuple[str, Span]]) -> Span:
-    """A table of names and values."""
-    listed = list(rows)
-    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{span.html}</td></tr>" for name, span in listed)
-    plain = "\n".join(f"{name}: {span.plain}" for name, span in listed)
-    return Span(plain, f"<table>{cells}</table>")
-
-
 def message(parts: Iterable[Span], *, mentions: Sequence[str] = ()) -> Content:
     """A notice made of parts; with `mentions`, a text message that notifies exactly these users.
 
