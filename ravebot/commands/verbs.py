@@ -264,9 +264,12 @@ def _command(
 
 
 def _names_another(word: str, verb: Verb) -> bool:
-    """Whether a word after a verb at a card is a reference; a bare number may be meant as a duration or a SHA."""
-    bare = word.isdecimal() and verb.takes != (Takes.REF,)
-    return not bare and refs.number_in(word) is not None
+    """Whether a word after a verb at a card is a reference; a bare number may also be a SHA, or lack its unit."""
+    if word.isdecimal() and Takes.DURATION in verb.takes:
+        raise ValueError(f"Write a time with its unit, like {word[:9]}m, and another merge request like !{word[:9]}.")
+    if Takes.SHA in verb.takes and _COMMIT.fullmatch(word):
+        return False
+    return refs.number_in(word) is not None
 
 
 def read_duration(text: str) -> timedelta:

@@ -264,7 +264,7 @@ async def test_a_setup_that_prints_binary_without_end_or_never_ends_is_ended(sta
     await harmless_in_room(stage)
     assert stage.ssh(note, "alice", "ps | grep '[u]random'").stdout == ""
     note = await update(stage, mr, GOOD, "now runs")
-    assert "was not taken" not in note.body
+    assert "is in the machine, but" not in note.body
 
 
 async def test_a_source_that_is_too_large_is_told_and_the_sandbox_goes_on(stage: Stage, mr: MergeRequest) -> None:

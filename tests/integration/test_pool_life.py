@@ -145,7 +145,9 @@ async def test_a_set_up_that_fails_after_new_code_is_told_and_the_sandbox_kept(y
     kept = await yard.latest(MR)
     assert (kept.state.value, kept.stage, kept.ports_open) == ("ready", None, True)
     assert kept.running_sha == B  # what is in the machine, whole or not
-    assert kept.notice == "bbbbbbbb was not taken, because its set-up failed: `./.rave/setup` ended with code 3"
+    assert kept.notice == (
+        "commit bbbbbbbb is in the machine, but its set-up failed: `./.rave/setup` ended with code 3"
+    )
     assert len(await yard.log("sandbox.update_failed")) == 1
     await yard.go()
     assert yard.provider.count("copy_in") == 2

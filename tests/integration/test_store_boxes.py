@@ -273,7 +273,8 @@ async def test_a_card_is_found_by_its_sandbox_and_room(world: World) -> None:
     await world.write(lambda tx: outbox.set_card(tx, one, "room", outbox.Card("!r", "$a")))
     await world.write(lambda tx: outbox.set_card(tx, one, "other", outbox.Card("!o", "$b")))
     await world.write(lambda tx: outbox.set_card(tx, one, "room", outbox.Card("!r", "$c", "shown", replaced=True)))
-    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == outbox.Card("!r", "$c", "shown", True)
+    expected = outbox.Card("!r", "$c", "shown", True, world.clock.now())
+    assert await world.read(lambda tx: outbox.card(tx, one, "room")) == expected
 
 
 async def test_the_id_of_a_room_is_remembered_and_may_change(world: World) -> None:

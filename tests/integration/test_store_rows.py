@@ -255,7 +255,9 @@ async def test_the_results_shown_are_those_of_the_latest_run_of_the_chain(world:
         row = replace(sandbox, stage_attempt=attempt)
         result = StageResult(stage, ok, 1.5, "tail")
         await world.write(partial(sandboxes.add_result, sandbox=row, result=result))
-    assert await world.read(lambda tx: sandboxes.results(tx, sandbox)) == (StageResult(Stage.COPY, True, 1.5, "tail"),)
+    assert await world.read(lambda tx: sandboxes.results(tx, sandbox)) == (
+        StageResult(Stage.COPY, True, 1.5, "tail", world.clock.now()),
+    )
 
 
 async def test_an_image_that_never_failed_has_a_clean_record(world: World) -> None:

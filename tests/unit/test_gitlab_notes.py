@@ -89,10 +89,7 @@ def test_a_web_port_that_does_not_answer_is_said_so() -> None:
 def test_the_queue_tells_place_estimate_or_reason() -> None:
     queued = view(SandboxState.QUEUED, queue_position=3, queue_wait=timedelta(minutes=12))
     note = render_note(queued, MARKER)
-    assert (
-        "### 🕒 Sandbox waits in the queue since 2026-03-01 12:20 UTC, number 3 as of 12:20 UTC; a machine is free at"
-        " about 12:32 UTC\n" in note
-    )
+    assert "### 🕒 Sandbox waits in the queue since 2026-03-01 12:20 UTC, number 3 as of 12:20 UTC\n" in note
     assert "queue since 2026-03-01 12:20 UTC; as of 12:20 UTC: disk is short\n" in render_note(
         replace(queued, queue_reason="disk is short"), MARKER
     )

@@ -51,7 +51,11 @@ SHORT = Style("!rave", short=True)
 FULL = Style("!rave")
 HOSTILE = "</td><script>alert(1)</script> @room @alice:example.org `x` \u202egnp.exe\n/close\n![x](http://evil/)"
 HOSTILE += " https://evil.com/x www.evil.com evil.example/x #room:evil.org matrix.to/#/#a:b"
-OWN = ("agent@sandboxes.example.org", "https://sandboxes.example.org:3001/")
+OWN = (
+    "https://gitlab.example.org/group/app/-/merge_requests/42",
+    "agent@sandboxes.example.org",
+    "https://sandboxes.example.org:3001/",
+)
 
 
 def view(state: SandboxState = SandboxState.READY, **changed: Any) -> SandboxView:
@@ -146,7 +150,7 @@ def test_a_ready_card_is_read_at_a_glance() -> None:
     content = render_card(view(), SHORT)
     assert content["msgtype"] == "m.notice"
     assert content["body"].splitlines() == [
-        "🟢 group/app!42 Add a button",
+        "🟢 group/app!42 Add a button https://gitlab.example.org/group/app/-/merge_requests/42",
         "Ready until 13:40 UTC",
         "Web: https://sandboxes.example.org:3001/",
         "SSH: ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org",
@@ -191,7 +195,9 @@ def test_a_card_without_a_web_server_says_so_and_links_nothing() -> None:
 
 def test_a_waiting_card_tells_place_estimate_or_reason_as_of_when() -> None:
     queued = view(SandboxState.QUEUED, access=None, queue_position=2, queue_wait=timedelta(minutes=5))
-    assert "Waits since 11:30 UTC, number 2 as of 12:00 UTC; a machine is free at about 12:05 UTC" in said(queued)
+    assert "Waits since 11:30 UTC, number 2 as of 12:00 UTC\n" in said(queued)
+    again = replace(queued, sandbox=replace(queued.sandbox, not_before=NOW + timedelta(minutes=4)))
+    assert "Waits since 11:30 UTC: a machine did not come up, and it is tried again at 12:04 UTC" in said(again)
     held = replace(queued, queue_reason="the host is short of memory")
     assert "Waits since 11:30 UTC; as of 12:00 UTC: the host is short of memory" in said(held)
     following = replace(queued, queue_position=1, queue_wait=timedelta(0))
@@ -231,7 +237,7 @@ def test_a_failed_card_gives_the_cause_in_a_sentence_and_the_last_whole_lines_on
     assert lines[3:-1] == [f"step {n}: resolving dependency number {n}" for n in range(53, 60)] + [
         "ERROR: no libfoo-dev"
     ]
-    assert lines[-1] == "Push a fix, or say !rave retry 42 · all output: !rave logs 42"
+    assert lines[-1] == "Push a fix, then say !rave retry 42 · all output: !rave logs 42"
     assert lines[0].startswith("🔴")
     stopping = replace(failed, sandbox=replace(failed.sandbox, state=SandboxState.STOPPING, state_since=NOW))
     assert digest(render_card(stopping, SHORT)) == digest(content), "while its machine is removed, nothing changes"
@@ -242,7 +248,8 @@ def test_an_update_that_failed_keeps_the_card_and_says_why() -> None:
     kept = replace(kept, notice="bbbbbbbb was not taken, because its set-up failed: `x` ended with code 1")
     kept = replace(kept, sandbox=replace(kept.sandbox, notice=kept.notice))
     lines = said(kept).splitlines()
-    assert lines[:2] == ["🟡 group/app!42 Add a button", "Ready until 13:40 UTC"]
+    assert lines[0].startswith("🟡 group/app!42 Add a button ")
+    assert lines[1] == "Ready until 13:40 UTC"
     assert lines[2] == "⚠️ Bbbbbbbb was not taken, because its set-up failed: `x` ended with code 1."
     assert "boom" in lines
 
@@ -353,7 +360,7 @@ def test_a_warning_names_its_owner_and_notifies_nobody_until_an_edit_calls_them(
 
 def test_what_a_notification_tells_is_one_line() -> None:
     owner = Owner("@alice:example.org", "Alice")
-    assert news(view(), owner) == "Alice: group/app!42 ready until 13:40 UTC"
+    assert news(view(), owner) == "Alice: group/app!42: ready until 13:40 UTC"
     assert "@room" not in news(hostile_view(HOSTILE, SandboxState.ENDED), Owner("@alice:example.org", HOSTILE))
 
 
@@ -435,7 +442,8 @@ def test_a_list_has_a_short_line_for_each_sandbox() -> None:
         f"🟢 Ready group/app!42 {'T' * 59}… · until 2026-11-25 01:00 UTC; takes aaaaaaaa: set-up, step 2 of 3, since"
         " 11:40 UTC · alice",
         "🕒 Waits group/app!42 Add a button · since 11:30 UTC · alice",
-        "⏸ Ready group/app!42 Add a button · until 13:40 UTC, but its machine has been paused since 12:00 UTC · alice",
+        "⏸ Ready group/app!42 Add a button · until 13:40 UTC, but its machine has been paused since"
+        " 2026-11-24 12:00 UTC · alice",
         "🌙 Stopping group/app!42 Add a button · since 11:40 UTC · as asked · alice",
     ]
     first = content["formatted_body"].partition("<br>")[0]
@@ -445,8 +453,10 @@ def test_a_list_has_a_short_line_for_each_sandbox() -> None:
     )
 
 
-@pytest.mark.parametrize(("many", "lines", "last"), [(9, 9, "· alice"), (10, 9, "and 2 more"), (100, 9, "and 92 more")])
-def test_a_long_list_is_cut_to_fewer_than_ten_lines(many: int, lines: int, last: str) -> None:
+@pytest.mark.parametrize(
+    ("many", "lines", "last"), [(40, 40, "· alice"), (41, 40, "and 2 more"), (100, 40, "and 61 more")]
+)
+def test_a_long_list_is_cut(many: int, lines: int, last: str) -> None:
     for content in (render_list([view()] * many), render_queue([view(SandboxState.QUEUED)] * many)):
         shown = content["body"].splitlines()
         assert (len(shown), shown[-1].endswith(last)) == (lines, True)

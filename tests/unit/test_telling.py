@@ -25,9 +25,12 @@ WORDS: dict[str, tuple[dict[str, object], str]] = {
     "sandbox.ready": ({"seconds": 9.96, "sha": A}, "ready after 10.0 s"),
     "sandbox.code": ({"sha": A, "by": "alice (gitlab)"}, "new commit aaaaaaaa by alice (gitlab)"),
     "sandbox.updated": ({"sha": A}, "now runs aaaaaaaa"),
-    "sandbox.update_failed": ({"sha": A, "why": "no room"}, "could not take aaaaaaaa: no room; it goes on as it was"),
+    "sandbox.update_failed": (
+        {"sha": A, "why": "copy of the code failed: no room"},
+        "could not take aaaaaaaa: its copy of the code failed: no room; it runs on as before",
+    ),
     "sandbox.extended": (
-        {"seconds": 3600, "by": "alice (gitlab)", "until": "2026-01-01T14:30:00+00:00"},
+        {"seconds": 3600, "by": "alice (gitlab)", "until": "14:30 UTC"},
         "extended by 1 h by alice (gitlab), until 14:30 UTC",
     ),
     "sandbox.warned": ({"left": 600}, "warned: 10 min left"),

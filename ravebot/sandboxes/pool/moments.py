@@ -52,7 +52,6 @@ def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
         state_since=min(sandbox.state_since, now),
         stage_started_at=min(started, now) if started else None,
         not_before=sandbox.not_before if sandbox.state_since <= now else None,
-        refreshed_at=min(sandbox.refreshed_at, now) if sandbox.refreshed_at else None,
     )
     if ready is None or expires is None or ready <= now:
         return fixed
