@@ -75,9 +75,8 @@ def render_card(view: SandboxView, style: Style, *, day: datetime | None = None,
 
 
 def render_show(view: SandboxView, style: Style) -> Content:
-    """All that is known of a sandbox: its card, every step, its account, and what happened."""
+    """All that is known of a sandbox: its card, where its code is, its account, and what happened."""
     more = [joined((words("The code is in"), code(CODE_FOLDER)))] if view.access else []
-    more += [_step(result) for result in view.stages]
     if view.summary is not None:
         more.append(words(account(view.summary)))
     return first_that_fits(

@@ -94,7 +94,14 @@ def _why_it_ends(data: Data) -> str:
     return f"{why}; {data['detail']}" if data.get("detail") else why
 
 
+def _stopping(data: Data) -> str:
+    """The stage that failed has said why."""
+    return "stopping" if _reason(data) is EndReason.FAILED else f"stopping: {_why_it_ends(data)}"
+
+
 def _ended(data: Data) -> str:
+    if broke(_reason(data)):  # that it stops has said why
+        return "ended"
     lived = f" (lived {in_words(_seconds(data, 'lived_seconds'))})" if data.get("lived_seconds") is not None else ""
     return f"ended: {_why_it_ends(data)}{lived}"
 
@@ -160,7 +167,7 @@ TELLINGS: Final = MappingProxyType(
         K.SANDBOX_UPDATE_FAILED: Telling(_not_taken, thread=_not_taken, calls=lambda _sandbox, _event: True),
         K.SANDBOX_EXTENDED: _in_thread(lambda d: f"extended by {_span(d, 'seconds')}{_by(d)}{_until(d)}"),
         K.SANDBOX_WARNED: Telling(lambda d: f"warned: {in_words(_seconds(d, 'left'))} left", warn=True),
-        K.SANDBOX_STOPPING: Telling(lambda d: f"stopping: {_why_it_ends(d)}", thread=_broke, calls=_broke_down),
+        K.SANDBOX_STOPPING: Telling(_stopping, thread=_broke, calls=_broke_down),
         K.SANDBOX_ENDED: Telling(_ended, thread=_ended_well),
         K.SANDBOX_REQUEUED: _in_thread(
             lambda d: f"tried again on a new machine (attempt {_text(d, 'attempt')}): {_text(d, 'why')}"

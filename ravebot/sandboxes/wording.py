@@ -24,12 +24,12 @@ ENDED = {
 }
 
 STAGES = {
-    Stage.HOST_KEYS: "SSH host key",
-    Stage.AUTHORIZE: "access of its people",
+    Stage.HOST_KEYS: "SSH host key check",
+    Stage.AUTHORIZE: "access for its people",
     Stage.COPY: "copy of the code",
     Stage.SETUP: "set-up",
     Stage.TEST: "tests",
-    Stage.OPEN_PORTS: "ports",
+    Stage.OPEN_PORTS: "opening of the ports",
     Stage.ANNOUNCE: "announcement",
 }
 

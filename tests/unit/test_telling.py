@@ -65,7 +65,9 @@ def test_a_failure_is_told_in_the_thread_when_it_happens_and_not_again_at_the_en
     assert TELLINGS[EventKind.STAGE_FAILED].thread(failed) == ""
     assert TELLINGS[EventKind.SANDBOX_STOPPING].thread(failed) == "set-up failed: boom"
     assert TELLINGS[EventKind.SANDBOX_ENDED].thread(failed) == ""
-    assert said("sandbox.ended", **failed, lived_seconds=None) == "ended: set-up failed: boom"
+    assert said("sandbox.stopping", **failed) == "stopping"
+    assert said("sandbox.stopping", reason="lost", detail="its machine is gone") == "stopping: its machine is gone"
+    assert said("sandbox.ended", **failed, lived_seconds=None) == "ended"
 
 
 def test_an_end_that_was_asked_for_is_told_in_the_thread_once_it_has_come() -> None:
