@@ -154,6 +154,8 @@ class Story:
     async def hostile(self) -> None:
         """A merge request that tries to link, mention, command and reorder text; then it is tried again."""
         stage, album = self.stage, self.album
+        for other in [mr for mr in stage.gitlab.state.merge_requests if mr.state == "opened"]:
+            stage.gitlab.close(other)
         await stage.matrix_alice.set_display_name("Alice </a><b>@room</b> https://evil.example \u202eecila")
         mr = self._open(_HOSTILE, "feature/@room/evil.example", stage.alice, _HOSTILE_OUTPUT)
         await self._until(mr, "state = 'ended'", _BOOT_SECONDS)
