@@ -139,8 +139,8 @@ def of_instance(stage: Stage, instance_id: str) -> dict[str, list[str]]:
     """What libvirt, nftables and the host hold of that instance on the stage's bridge."""
     connection = libvirt.open("qemu:///system")
     try:
-        networks = [network.name() for network in connection.listAllNetworks() if instance_id in network.XMLDesc()]
-        machines = [domain.name() for domain in connection.listAllDomains() if instance_id in domain.XMLDesc()]
+        networks = [name for name, xml in leftovers.described(connection.listAllNetworks()) if instance_id in xml]
+        machines = [name for name, xml in leftovers.described(connection.listAllDomains()) if instance_id in xml]
         pools = [pool.name() for pool in connection.listAllStoragePools() if instance_id in pool.name()]
     finally:
         connection.close()

@@ -207,7 +207,7 @@ async def test_a_fork_starts_only_for_the_very_commit_that_a_developer_let_in(pl
     let_in = mr.sha
     assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout.startswith("changed")
     stage.gitlab.push(mr, {"feature.txt": "evil\n"}, mallory)
-    await stage.note_says(mr, f"say start {mr.sha}")
+    await stage.note_says(mr, f"start {mr.sha}")
     assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout.startswith("changed")
     assert rows(stage, "SELECT running_sha FROM sandboxes WHERE iid = ?", mr.iid)[0]["running_sha"] == let_in
     assert await place.comment(mr, stage.bob, f"/sandbox start {mr.sha}") == ("white_check_mark", "")

@@ -101,10 +101,10 @@ async def test_a_machine_that_was_restarted_and_fell_silent_again_is_shown_as_si
     since = yard.clock.now() + timedelta(seconds=21)
     await looks(yard, 5)
     assert await told(yard) == {"matrix card", "gitlab note"}
-    await all_say(yard, f"its machine has not answered since {since:%H:%M} UTC", "🟠")
+    await all_say(yard, f"its machine has not answered since {since:%Y-%m-%d %H:%M} UTC", "🟠")
     for _ in range(8):
         await looks(yard, 1)
-        await all_say(yard, f"its machine has not answered since {since:%H:%M} UTC", "🟠")
+        await all_say(yard, f"its machine has not answered since {since:%Y-%m-%d %H:%M} UTC", "🟠")
     assert await yard.is_in(MR, "ready")
     await told(yard)
     yard.provider.silent.clear()
@@ -121,7 +121,7 @@ async def test_a_machine_that_is_paused_is_shown_as_paused_until_it_answers(yard
     host.set(name, Observed.PAUSED, "user")
     await yard.go()
     assert await told(yard) == {"matrix card", "gitlab note"}
-    await all_say(yard, f"its machine has been paused since {since:%H:%M} UTC", "⏸")
+    await all_say(yard, f"its machine has been paused since {since:%Y-%m-%d %H:%M} UTC", "⏸")
     host.set(name, Observed.AGENT_SILENT)
     await looks(yard, 1)
     assert await told(yard) == {"matrix card", "gitlab note"}

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import libvirt
 
 from tests.support.crashes import rows
 from tests.support.stage import Stage
+
+
+def described(things: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """The name and XML of libvirt's objects, without those of another test that were removed since they were listed."""
+    for thing in things:
+        with suppress(libvirt.libvirtError):
+            yield thing.name(), thing.XMLDesc()
 
 
 def machines(stage: Stage) -> list[str]:
@@ -30,10 +40,10 @@ def addresses(stage: Stage) -> list[str]:
     """Machines' DHCP entries in the stage's network."""
     connection = libvirt.open("qemu:///system")
     try:
-        xml = [net.XMLDesc() for net in connection.listAllNetworks() if net.bridgeName() == stage.bridge]
+        networks = [xml for _, xml in described(connection.listAllNetworks()) if f"'{stage.bridge}'" in xml]
     finally:
         connection.close()
-    return [line.strip() for text in xml for line in text.splitlines() if "<host " in line and " name=" in line]
+    return [line.strip() for xml in networks for line in xml.splitlines() if "<host " in line and " name=" in line]
 
 
 def rules(stage: Stage) -> list[str]:
