@@ -149,6 +149,14 @@ async def test_an_older_unpacking_that_starts_late_leaves_the_newer_code_alone(
     assert room.sh("ls -A /srv").split() == ["merge-request"]
 
 
+async def test_what_earlier_calls_left_is_removed_and_what_a_later_one_just_copies_is_not(
+    room: Room, jobs: GuestJobs, tmp_path: Path
+) -> None:
+    room.sh("touch /srv/.merge-request.00000000000000000000 /srv/.merge-request.ffffffffffffffffffff.part")
+    await jobs.put_code("m", an_archive(tmp_path / "1", {"a.txt": "1"}), LONG)
+    assert room.sh("ls -A /srv").split() == [".merge-request.ffffffffffffffffffff.part", "merge-request"]
+
+
 async def test_a_guest_that_does_not_take_the_code_is_given_up(room: Room, jobs: GuestJobs, tmp_path: Path) -> None:
     room.slow_copy = 60.0
     with pytest.raises(GuestTimeout, match="did not take the code"):

@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,8 +41,8 @@ end_job() {
 """
 
 # $1 archive, $2 user, $3 folder. Unpacked beside the old folder, then renamed; as the user, so that a hostile archive
-# can do no more than that user could anyway. Processes of an earlier call are ended first; one that had not yet written
-# its process id finds another archive wanted, and ends without touching anything.
+# can do no more than that user could anyway. Archives that earlier calls left are removed. Processes of an earlier call
+# are ended first; one that had not yet written its process id finds another archive wanted, and touches nothing.
 _UNPACK = (
     _END_JOB
     + """
@@ -54,7 +55,7 @@ for job in "$jobs"/*; do [ ! -d "$job" ] || end_job "$job"; done
 exec setsid sh -euc '
   echo $$ > "$4.part" && mv "$4.part" "$4"
   [ "$(cat "$4.wanted")" = "$1" ] || exit 75
-  for left in "${1%/*}"/.merge-request.*; do [ "$left" = "$1" ] || rm -f "$left"; done
+  for left in "${1%/*}"/.merge-request.*; do [ "$left" != "$1" ] || break; rm -f "$left"; done
   rm -rf "$3.old" "$3.new"
   mkdir -p "$3.new"
   chown "$2" "$3.new"
@@ -132,7 +133,8 @@ class GuestJobs:
 
     async def put_code(self, machine: str, archive: Path, timeout: timedelta) -> None:
         """Replace the code folder by the archive's content; ends the jobs of older code. Raises GuestError."""
-        target = f"{_ARCHIVE}.{secrets.token_hex(4)}"  # an earlier call may still use its own file
+        # An earlier call may still use its own file, and must not remove this one: the shell sorts by name, so by time.
+        target = f"{_ARCHIVE}.{time.time_ns():016x}{secrets.token_hex(2)}"
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout.total_seconds()
         try:
