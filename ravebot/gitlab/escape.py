@@ -11,8 +11,9 @@ import re
 import unicodedata
 from itertools import pairwise
 
+from ravebot.sandboxes.view import without_terminal_codes
+
 JOINER = "\u2060"
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _ESCAPES = {**{char: f"\\{char}" for char in "\\`*_[]{}#~$^"}, "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _COMBINING_KEPT = 2
 # What GitLab links without a sigil (see `reference_pattern` in its models): commits, `GL-12` and the keys of external
@@ -47,7 +48,7 @@ def code(value: str, limit: int = 200) -> str:
 
 def block(value: str, limit: int = 4_000, max_lines: int = 40) -> str:
     """The end of an output as a fenced block of limited size, without terminal codes; its text can't close it."""
-    plain = _ANSI.sub("", value[-4 * limit :]).replace("\r\n", "\n").replace("\r", "\n")
+    plain = without_terminal_codes(value[-4 * limit :]).replace("\r\n", "\n").replace("\r", "\n")
     lines = ["".join(_visible(char) for char in line.rstrip()) for line in plain.split("\n")]
     kept = "\n".join(lines).strip("\n")
     tail = "\n".join(kept[-limit:].split("\n")[-max_lines:])

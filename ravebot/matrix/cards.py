@@ -151,10 +151,11 @@ def render_logs(view: SandboxView, runs: Sequence[Run], style: Style) -> Content
     def parts(most: int) -> Iterator[Span]:
         for run in runs:
             what = "Set-up and tests" if run.ok else "The run that failed,"
-            yield joined((name, words(f"{what} at {moment(run.at, view.now)}:")))
+            head = [joined((name, words(f"{what} at {moment(run.at, view.now)}:")))]
             for result in run.results:
-                yield _step(result)
+                yield _lines([*head, _step(result)])
                 yield preformatted(block(result.tail, most))
+                head = []
 
     return first_that_fits(message(parts(most)) for most in (6000, 2000, 500))
 

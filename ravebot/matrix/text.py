@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from ravebot.sandboxes.view import without_terminal_codes
+
 _ELLIPSIS = "…"
 _WORD_JOINER = "\u2060"
 _TAB_AND_SPACE = " \t\r\v\f"
@@ -40,8 +42,8 @@ def one_line(text: str, limit: int = 200) -> str:
 
 
 def block(text: str, limit: int = 2000) -> str:
-    """The end of the text, with its line breaks, in at most `limit` characters: for the output of programs."""
-    tail = text[-limit * 2 :]
+    """The end of a program's output, with its line breaks, in at most `limit` characters."""
+    tail = without_terminal_codes(text[-limit * 2 :])
     lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
     shown = _unlink(_unping("\n".join(lines).strip("\n")))
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]

@@ -12,12 +12,18 @@ from datetime import datetime, timedelta
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
 from ravebot.sshkeys import fingerprint
 
+_TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _PATH = re.compile(r"(?<![\w.<])/[\w.+@-]+(?:/[\w.+@-]*)*")
 
 
 def without_paths(why: str) -> str:
     """A provider's error for everybody: where things lie on the host is for its operators alone."""
     return _PATH.sub("…", why)
+
+
+def without_terminal_codes(output: str) -> str:
+    """A program's output without the codes for colours, titles and the cursor."""
+    return _TERMINAL_CODE.sub("", output)
 
 
 @dataclass(frozen=True)

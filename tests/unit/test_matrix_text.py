@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ravebot.matrix.content import theirs
-from ravebot.matrix.text import block, one_line
+from ravebot.matrix.text import block, last_lines, one_line
 from tests.support.client_links import client_links
 
 hostile = st.text(
@@ -172,3 +172,8 @@ def test_a_tower_of_marks_is_cut() -> None:
 def test_a_long_text_is_cut_with_a_sign() -> None:
     assert one_line("x" * 500, 10) == "x" * 9 + "…"
     assert block("line\n" * 100 + "end", 12).endswith("line\nend")
+
+
+def test_the_output_of_a_program_loses_its_colours() -> None:
+    assert block("\x1b[31mred\x1b[0m and \x1b]0;title\x07plain\x1b[K") == "red and plain"
+    assert last_lines("\x1b[1;32mok\x1b[m\nend") == "ok\nend"
