@@ -26,6 +26,7 @@ from ravebot.commands.verbs import VERBS, Door, Show, Takes, Verb, at, read_dura
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_state_dir
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
+from ravebot.images.cli import app as image
 
 if TYPE_CHECKING:
     from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
@@ -260,6 +261,7 @@ def _parameter(name: str, kind: object, default: object) -> Parameter:
 
 
 add_verbs(app)
+app.add_typer(image, name="image")
 
 
 @app.command()

@@ -43,6 +43,14 @@ class ImageError(ProviderError):
     """The image can't be the base of a machine; trying again does not help."""
 
 
+class BuildFailed(RavebotError):
+    """A step of building an image failed; `lines` are the last ones that its program printed."""
+
+    def __init__(self, message: str, lines: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
 class MachineNotFound(ProviderError):
     """The provider has no machine of that name."""
 

@@ -16,7 +16,7 @@ from ravebot.cli import app, demo_script, until_told_to_stop
 from ravebot.errors import StoreError, Unavailable
 from ravebot.terminal import clean
 
-COMMANDS = ("run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "demo")
+COMMANDS = ("run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "demo", "image")
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

@@ -1,0 +1,72 @@
+"""Programs that the builder runs: their last lines are kept, and none outlives the builder."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import re
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from ravebot.errors import BuildFailed
+
+KEPT_LINES = 20
+_CHUNK_BYTES = 64 * 1024
+_LONGEST_LINE = 4000
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+
+
+async def run(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    heard: Callable[[str], bool] = lambda _: True,
+    describe: Callable[[], str] | None = None,
+) -> None:
+    """Run a program to its end; `heard` gets each line of its output and says whether to keep it for a complaint.
+
+    Raises BuildFailed with the last lines. When cancelled, the program's process group is killed and waited for.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=dict(environment),
+        start_new_session=True,
+    )
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    try:
+        await _read(process, kept, heard)
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if code:
+        what = describe() if describe else argv[0]
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
+        full = any("No space left on device" in line for line in kept)
+        raise BuildFailed(f"{what} {how}" + (": the disk is full" if full else ""), tuple(kept))
+
+
+async def _read(process: asyncio.subprocess.Process, kept: deque[str], heard: Callable[[str], bool]) -> None:
+    assert process.stdout is not None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest = ""
+    while chunk := await process.stdout.read(_CHUNK_BYTES):
+        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        rest = rest[-_LONGEST_LINE:]
+        for line in lines:
+            _hear(line, kept, heard)
+    if rest:
+        _hear(rest, kept, heard)
+
+
+def _hear(line: str, kept: deque[str], heard: Callable[[str], bool]) -> None:
+    text = _CREDENTIALS.sub("", line.rstrip("\r").rpartition("\r")[2])[:_LONGEST_LINE]
+    if heard(text) and text.strip():
+        kept.append(text)

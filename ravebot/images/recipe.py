@@ -1,0 +1,134 @@
+"""What an image is built from: suite, preset, further packages, a script, a size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ravebot.config.values import parse_size
+
+HERE = Path(__file__).parent
+SMALLEST_BYTES, LARGEST_BYTES = parse_size("256MiB"), parse_size("1024GiB")
+# https://www.debian.org/doc/debian-policy/ch-controlfields.html#source
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+
+
+class Suite(StrEnum):
+    """The Debian releases that an image can be made of."""
+
+    BOOKWORM = "bookworm"
+    TRIXIE = "trixie"
+
+
+class Preset(StrEnum):
+    """What is in the image besides the packages that are asked for."""
+
+    MINIMAL = "minimal"
+    WEB = "web"
+    RAVE = "rave"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A part of presets: packages, a file tree in `guest/`, and the script `install.sh` beside that tree's files.
+
+    The script is optional. It runs as root in the image's chroot once all layers' packages and files are there, with
+    the network; it is not copied into the image.
+    """
+
+    name: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return HERE / "guest" / self.name
+
+    @property
+    def install_script(self) -> Path | None:
+        script = self.folder / "install.sh"
+        return script if script.exists() else None
+
+    def files(self) -> Iterator[Path]:
+        """The files that go into the image, as paths relative to the folder and to the image's root."""
+        for path in sorted(self.folder.rglob("*")):
+            if not path.is_dir() and path != self.install_script:
+                yield path.relative_to(self.folder)
+
+
+BASE = Layer(
+    "base",
+    (
+        # The kernel, and the way to the root disk.
+        *("linux-image-cloud-amd64", "initramfs-tools", "zstd"),
+        # init; logind, which hears the power button.
+        *("systemd-sysv", "dbus", "libpam-systemd", "udev", "kmod"),
+        # An address by DHCP, and the root's growth.
+        *("dhcpcd-base", "iproute2", "fdisk", "e2fsprogs"),
+        # ravebot's way in, and people's.
+        *("qemu-guest-agent", "openssh-server", "sudo"),
+        # What people expect to find.
+        *("ca-certificates", "curl", "git", "less", "nano", "procps"),
+    ),
+)
+WEB = Layer("web", ("nginx-light", "python3"))
+RAVE = Layer("rave")
+
+LAYERS = {
+    Preset.MINIMAL: (BASE,),
+    Preset.WEB: (BASE, WEB),
+    Preset.RAVE: (BASE, WEB, RAVE),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An image that can be built; ValueError says what can't."""
+
+    suite: Suite = Suite.BOOKWORM
+    preset: Preset = Preset.MINIMAL
+    packages: tuple[str, ...] = ()
+    script: bytes | None = None
+    size_bytes: int | None = None  # of the virtual disk; None: what the files need, and some room
+
+    def __post_init__(self) -> None:
+        for name in self.packages:
+            if not _PACKAGE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a Debian package")
+        if self.script is not None and not self.script.startswith(b"#!"):
+            raise ValueError("the script must begin with #! and its interpreter, like #!/bin/sh")
+        if self.size_bytes is not None and not SMALLEST_BYTES <= self.size_bytes <= LARGEST_BYTES:
+            raise ValueError("the size must be between 256MiB and 1024GiB")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return LAYERS[self.preset]
+
+    @property
+    def all_packages(self) -> tuple[str, ...]:
+        names = [name for layer in self.layers for name in layer.packages]
+        return tuple(dict.fromkeys([*names, *sorted(self.packages)]))
+
+    def digest(self) -> str:
+        """SHA-256 of everything that decides about the image but the archive's state: recipe, guest files, builder."""
+        result = hashlib.sha256()
+        plain = [self.suite, self.preset, self.all_packages, self.size_bytes]
+        result.update(json.dumps(plain).encode() + b"\0" + (self.script or b"") + b"\0")
+        files = [*sorted(HERE.glob("*.py"))]
+        for layer in self.layers:
+            files += [layer.folder / name for name in layer.files()]
+            files += [layer.install_script] if layer.install_script else []
+        for file in files:
+            name, content = file.relative_to(HERE).as_posix(), file.read_bytes()
+            result.update(f"{name} {len(content)}\0".encode() + content)
+        return result.hexdigest()
+
+
+def parse_packages(text: str) -> tuple[str, ...]:
+    """Names from a list with commas. Raises ValueError for what is no name."""
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    return Recipe(packages=names).packages

@@ -1,0 +1,85 @@
+"""What goes into an image is checked before anything is built, and its digest changes with each part of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ravebot.errors import RavebotError
+from ravebot.images import disk
+from ravebot.images.build import mode
+from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages
+
+MIB = 1024**2
+
+
+@pytest.mark.parametrize(
+    "text", ["--option", "a", "a;b", "$(id)", "Upper", "name=1.0", "../x", "a b", "?essential", "ä-ö"]
+)
+def test_what_is_no_name_of_a_package_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a Debian package"):
+        parse_packages(f"nginx,{text}")
+
+
+def test_names_of_packages_are_separated_by_commas() -> None:
+    assert parse_packages("g++, libstdc++6 ,0ad,g++,") == ("g++", "libstdc++6", "0ad")
+    assert parse_packages("") == ()
+
+
+def test_a_script_needs_its_interpreter() -> None:
+    with pytest.raises(ValueError, match="must begin with #!"):
+        Recipe(script=b"echo hello\n")
+
+
+@pytest.mark.parametrize("size", [0, 255 * MIB, 1025 * 1024 * MIB])
+def test_a_size_that_no_disk_has_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="the size must be between"):
+        Recipe(size_bytes=size)
+
+
+def test_a_preset_has_the_packages_of_all_its_layers_once() -> None:
+    web = Recipe(preset=Preset.WEB, packages=("curl", "zsh", "ack")).all_packages
+    assert set(Recipe().all_packages) < set(web)
+    assert "nginx-light" in web
+    assert web.count("curl") == 1
+    assert web[-2:] == ("ack", "zsh")
+
+
+def test_the_digest_changes_with_each_part_of_the_recipe() -> None:
+    recipe = Recipe()
+    others = [
+        replace(recipe, suite=Suite.TRIXIE),
+        replace(recipe, preset=Preset.WEB),
+        replace(recipe, packages=("zsh",)),
+        replace(recipe, script=b"#!/bin/sh\n"),
+        replace(recipe, size_bytes=2048 * MIB),
+    ]
+    assert len({one.digest() for one in [recipe, *others]}) == 6
+    assert Recipe(packages=("a1", "b1")).digest() == Recipe(packages=("b1", "a1")).digest()
+
+
+def test_a_disk_has_room_to_spare_unless_a_size_is_given() -> None:
+    used = 400 * MIB
+    assert disk.size(used, None) >= used + 512 * MIB
+    assert disk.size(used, 2000 * MIB) == 2000 * MIB
+    least = disk.smallest_bytes(used)
+    assert disk.size(used, least) == least
+    with pytest.raises(RavebotError, match=f"does not fit into 400MiB: give --size {least // MIB}MiB or more"):
+        disk.size(used, used)
+
+
+def test_every_layer_has_its_folder_and_install_scripts_stay_out_of_the_image() -> None:
+    for layer in LAYERS[Preset.WEB]:
+        files = list(layer.files())
+        assert files
+        assert Path("install.sh") not in files
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("usr/local/sbin/x", 0o755), ("usr/bin/x", 0o755), ("etc/sudoers.d/x", 0o440), ("etc/x", 0o644)],
+)
+def test_the_mode_of_a_file_follows_from_its_place(name: str, expected: int) -> None:
+    assert mode(Path(name)) == expected
