@@ -14,7 +14,8 @@ import stat
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ SUFFIX = ".qcow2"
 # In seconds since 1970: what packages' scripts write instead of today's date, so that it is the same in each build.
 _EPOCH = 1767225600
 _MARK = "ravebot-step:"
+_REMOVALS = (0.1, 0.4, 1.5)  # pauses in seconds after attempts that failed
 # Passed on to the build, so that it fetches packages as the host does.
 _APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force", "Acquire::Check-")
 _MIB = 1024**2
@@ -45,14 +47,20 @@ class Progress(Protocol):
     def step(self, name: str) -> None:
         """A step begins, and the one before it is over."""
 
+    def detail(self, text: str) -> None:
+        """What the step does at the moment."""
+
     def line(self, text: str) -> None:
-        """A line that a script printed."""
+        """A line that the operator's script printed."""
 
 
 class Quiet:
     """Tells nobody."""
 
     def step(self, name: str) -> None:
+        pass
+
+    def detail(self, text: str) -> None:
         pass
 
     def line(self, text: str) -> None:
@@ -89,10 +97,9 @@ async def build(
     tools.check(environment)
     temporary = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - mkdtemp makes a folder of its own
     _check_room(temporary, out.parent)
-    with tempfile.TemporaryDirectory(dir=temporary, prefix="ravebot-image-", ignore_cleanup_errors=False) as name:
-        job = _Job(recipe, Path(name), environment, progress)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as beside:
-            return await job.build(out, Path(beside), boot_files, began)
+    async with _folder(temporary, "ravebot-image-") as work, _folder(out.parent, f".{out.name}-") as beside:
+        job = _Job(recipe, work, {**environment, "TMPDIR": str(work)}, progress)
+        return await job.build(out, beside, boot_files, began)
 
 
 class _Job:
@@ -156,6 +163,12 @@ class _Job:
         logins = _private(self._work / "auth.conf", found.logins)
         await _in_thread(pack, self._recipe, self._work / "files.tar")
         base = BASE.folder
+        names = " ".join(self._recipe.all_packages)
+        # mmdebstrap does not repeat an update. So a wrong name is told now, and not after minutes.
+        found_at_once = (
+            'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; apt-get -qq update --error-on=any'
+            f" && apt-get -qq --simulate install {names} >/dev/null"
+        )
         command = [
             "mmdebstrap", "--variant=minbase", "--mode=root", "--format=directory", "--architectures=amd64",
             "--aptopt=APT::Install-Recommends \"false\"", f"--aptopt={settings}",
@@ -163,6 +176,7 @@ class _Job:
             f"--include={','.join(self._recipe.all_packages)}",
             f"--setup-hook=install -D -m 600 {shlex.quote(str(logins))} \"$1/etc/apt/auth.conf.d/ravebot.conf\"",
             f"--setup-hook=cp {shlex.quote(str(base / 'etc/hostname'))} \"$1/etc/hostname\"",
+            f"--setup-hook={found_at_once}",
             f"--essential-hook=cp -r {shlex.quote(str(base / 'etc/initramfs-tools'))} \"$1/etc\"",
             *(f"--customize-hook={hook}" for hook in self._hooks()),
             self._recipe.suite, str(self._root), str(listed),
@@ -174,9 +188,9 @@ class _Job:
             "--propagation=private",
             "--pid",
             "--mount-proc",
+            "--uts",
             "--fork",
             "--kill-child",
-            "--uts",
         ]
         named = ["/bin/sh", "-c", 'hostname "$1" && shift && "$@"; exit $?', "sh", "sandbox"]
         await programs.run([*apart, *named, *command], self._environment, self._hear, lambda: f"step '{self._step}'")
@@ -199,8 +213,12 @@ class _Job:
         if line.startswith(_MARK):
             self._begin(line.removeprefix(_MARK))
             return False
+        if line.startswith("I: running --"):  # mmdebstrap repeats our hooks
+            return False
         if self._step == "script":
             self._progress.line(line)
+        elif line.startswith("I: "):
+            self._progress.detail(line.removeprefix("I: ").rstrip("."))
         return True
 
     async def _apt_settings(self) -> str:
@@ -251,7 +269,6 @@ def _environment() -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "HOME": "/root",
         "SOURCE_DATE_EPOCH": str(_EPOCH),
-        "TMPDIR": os.environ.get("TMPDIR") or "/var/tmp",  # noqa: S108
     }
 
 
@@ -293,10 +310,9 @@ def _hints(out: Path, found: sources.PackageSources) -> tuple[str, ...]:
     hints = []
     if not any(source.suite.endswith("-security") for source in found.all):
         hints.append("the host's package sources have no security updates, and so the image has none")
-    folders = out.resolve().parents
-    closed = [folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH]
+    closed = [str(folder) for folder in out.resolve().parents if not folder.stat().st_mode & stat.S_IXOTH]
     if closed:
-        hints.append(f"QEMU's user can't reach the image through {closed[0]}: chmod o+x {shlex.quote(str(closed[0]))}")
+        hints.append(f"QEMU's user can't reach the image there: chmod o+x {shlex.join(closed)}, or move it")
     return tuple(hints)
 
 
@@ -305,6 +321,23 @@ def _publish(beside: Path, out: Path) -> None:
     for file in sorted(beside.iterdir(), key=lambda file: file.name == out.name):
         file.chmod(0o644)
         file.replace(out.parent / file.name)
+
+
+@asynccontextmanager
+async def _folder(place: Path, prefix: str) -> AsyncIterator[Path]:
+    """A folder that is removed at the end, also if killed processes write their last into it."""
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    try:
+        yield folder
+    finally:
+        for pause in _REMOVALS:
+            try:
+                await _in_thread(shutil.rmtree, folder)
+                break
+            except OSError:
+                await asyncio.sleep(pause)
+        else:
+            await _in_thread(shutil.rmtree, folder)
 
 
 def _private(path: Path, text: str) -> Path:

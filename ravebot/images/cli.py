@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.status import Status
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ravebot.config.values import parse_size
 from ravebot.errors import BuildFailed
@@ -65,6 +65,10 @@ def build(
             for line in error.lines:
                 output.complain(f"  {clean(line)}", "dim")
             raise
+        except KeyboardInterrupt:
+            steps.stop()
+            output.complain("Interrupted: nothing is left of this build.", "yellow")
+            raise
     output.say(
         f"{built.image}: {in_bytes(built.image_bytes)}, a disk of {in_bytes(built.virtual_bytes)},"
         f" built in {built.seconds:.0f} s",
@@ -82,7 +86,7 @@ class Steps:
         self._output = output
         self._name = ""
         self._began = 0.0
-        self._status: Status | None = None
+        self._live: Progress | None = None
 
     def __enter__(self) -> Steps:
         return self
@@ -96,8 +100,14 @@ class Steps:
         self._finish()
         self._name, self._began = name, time.monotonic()
         if self._output.errors.is_terminal:
-            self._status = self._output.errors.status(name)
-            self._status.start()
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self._output.errors, transient=True)
+            self._live.add_task(name)
+            self._live.start()
+
+    def detail(self, text: str) -> None:
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], description=clean(f"{self._name}: {text}"))
 
     def line(self, text: str) -> None:
         self._output.complain(f"  {clean(text)}", "dim")
@@ -110,9 +120,9 @@ class Steps:
 
     def stop(self) -> None:
         """Take the line of the running step away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 async def _until_interrupted(work: Coroutine[object, object, T]) -> T:

@@ -48,7 +48,7 @@ async def run(
             await process.wait()
     if code:
         what = describe() if describe else argv[0]
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
         full = any("No space left on device" in line for line in kept)
         raise BuildFailed(f"{what} {how}" + (": the disk is full" if full else ""), tuple(kept))
 
