@@ -31,9 +31,14 @@ def build(
     packages: Annotated[str, typer.Option(metavar="A,B", help="Further Debian packages, with commas.")] = "",
     script: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, exists=True, help="Run this in the image's chroot, as root."),
+        typer.Option(
+            metavar="FILE", dir_okay=False, exists=True, help="Run this in the image's chroot, as root, at the end."
+        ),
     ] = None,
-    preset: Annotated[Preset, typer.Option(help="What is in the image.")] = Preset.MINIMAL,
+    preset: Annotated[
+        Preset,
+        typer.Option(help="minimal meets the guest contract; web adds nginx on port 3002; rave adds the RAVE stack."),
+    ] = Preset.MINIMAL,
     size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of the virtual disk, like 4GiB; by default as needed.")
     ] = None,
@@ -44,7 +49,7 @@ def build(
 ) -> None:
     """Build a Debian image for sandboxes from this host's own package sources; needs root.
 
-    Packages and --script run as root in a chroot, which isolates nothing: use only what you trust as root on this host.
+    Packages, --script and npm run as root in a chroot, which isolates nothing: use only what you trust as root here.
     """
     from ravebot.images.build import build as build_image
 
