@@ -24,7 +24,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from pydantic_core import to_json
 
 from ravebot.errors import RavebotError
-from ravebot.images import disk, programs, sources, tools, tree
+from ravebot.images import disk, npm, programs, sources, tools, tree
 from ravebot.images.recipe import BASE, Recipe
 
 P = ParamSpec("P")
@@ -35,6 +35,7 @@ SUFFIX = ".qcow2"
 _EPOCH = 1767225600
 _MARK = "ravebot-step:"
 _REMOVALS = (0.1, 0.4, 1.5)  # pauses in seconds after attempts that failed
+_HINT = "ravebot-hint:"  # what an install script says to who builds
 # Passed on to the build, so that it fetches packages as the host does.
 _APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force", "Acquire::Check-")
 _MIB = 1024**2
@@ -112,8 +113,14 @@ class _Job:
         self._environment = environment
         self._progress = progress
         self._step = ""
+        self._hints: list[str] = []
 
     async def build(self, out: Path, beside: Path, boot_files: bool, began: float) -> Built:
+        packed = self._work / "npm"
+        packed.mkdir()
+        if wanted := [package for layer in self._recipe.layers for package in layer.npm]:
+            self._begin("packages of npm")
+            self._hints += await npm.fetch(wanted, packed)
         self._begin("packages")
         found = sources.read(self._recipe.suite, _codename())
         await self._debootstrap(found)
@@ -150,7 +157,7 @@ class _Job:
             for name, suffix in (("vmlinuz", "vmlinuz"), ("initrd.img", "initrd")):
                 await _in_thread(shutil.copyfile, _inside(self._root, name), beside / f"{out.name}.{suffix}")
         await _in_thread(_publish, beside, out)
-        hints = _hints(out, found)
+        hints = (*self._hints, *_hints(out, found))
         return Built(out, manifest, tree_digest, image_bytes, virtual_bytes, time.monotonic() - began, hints)
 
     def _begin(self, step: str) -> None:
@@ -199,6 +206,7 @@ class _Job:
         """Shell commands with the root folder as $1."""
         files = shlex.quote(str(self._work / "files.tar"))
         hooks = [f"echo {_MARK}files", f'tar -C "$1" -xf {files} --no-overwrite-dir --keep-directory-symlink']
+        hooks.append(f'cp -r {shlex.quote(str(self._work / "npm"))} "$1/{npm.IN_IMAGE}"')
         scripts = {f"install script of {layer.name}": layer.install_script for layer in self._recipe.layers}
         if self._recipe.script is not None:
             scripts["script"] = self._work / "script"
@@ -215,6 +223,8 @@ class _Job:
             return False
         if line.startswith("I: running --"):  # mmdebstrap repeats our hooks
             return False
+        if line.startswith(_HINT):
+            self._hints.append(line.removeprefix(_HINT))
         if self._step == "script":
             self._progress.line(line)
         elif line.startswith("I: "):

