@@ -24,14 +24,14 @@ def site(name: str) -> str:
 def test_units_pass_systemds_own_check(tmp_path: Path) -> None:
     shutil.copytree("/lib/systemd/system", tmp_path / "lib/systemd/system", symlinks=True)
     shutil.copytree(TREE, tmp_path, dirs_exist_ok=True)
-    kanban = tmp_path / "opt/vibe-kanban/bin/vibe-kanban"
-    kanban.parent.mkdir(parents=True)
-    kanban.write_text("#!/bin/sh\n")
-    for program in (kanban, *tmp_path.glob("usr/local/*bin/*")):
-        program.chmod(0o755)
+    (key,) = tmp_path.glob("usr/local/sbin/*")
+    key.chmod(0o755)
+    for fetched in ("opt/vibe-kanban/bin/vibe-kanban", "opt/node/bin/node"):
+        (tmp_path / fetched).parent.mkdir(parents=True)
+        shutil.copy(key, tmp_path / fetched)
     for package in ("prometheus", "prometheus-node-exporter", "grafana-server"):  # these units come from packages
         unit = tmp_path / f"lib/systemd/system/{package}.service"
-        unit.write_text("[Service]\nExecStart=/usr/local/bin/ccr\n")
+        unit.write_text("[Service]\nExecStart=/opt/node/bin/node\n")
     ours = [path.name for path in UNITS.iterdir() if path.is_file()] + [path.name[:-2] for path in UNITS.glob("*.d")]
     check = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", *ours]
     said = subprocess.run(check, capture_output=True, text=True, check=False)

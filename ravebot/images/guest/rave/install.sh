@@ -54,7 +54,7 @@ if [ -z "$why" ]; then
     chown -R claude-code-router: "$home" /etc/claude-code-router
     part 'Claude Code Router' /router/ "$about" "$(node_version "$router")"
 else
-    rm -rf "$router" /opt/node /usr/local/bin/ccr /usr/local/sbin/claude-code-router-key /etc/claude-code-router \
+    rm -rf "$router" /opt/node /usr/local/sbin/claude-code-router-key /etc/claude-code-router \
         /etc/systemd/system/claude-code-router.service /etc/nginx/rave/router.conf
     part 'Claude Code Router' /router/ "$about" '' "$why"
 fi
