@@ -14,6 +14,7 @@ import stat
 import tarfile
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ _EPOCH = 1767225600
 _MARK = "ravebot-step:"
 _REMOVALS = (0.1, 0.4, 1.5)  # pauses in seconds after attempts that failed
 _HINT = "ravebot-hint:"  # what an install script says to who builds
+# mmdebstrap repeats the text of hooks, and of those that fail it tells no more than that.
+_NOISE = (
+    *("I: running --", "I: main() received", "E: command failed: ", "E: setup failed: E: command failed: "),
+    "E: mmdebstrap failed to run",
+)
 # Passed on to the build, so that it fetches packages as the host does.
 _APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force", "Acquire::Check-")
 _MIB = 1024**2
@@ -114,6 +120,7 @@ class _Job:
         self._progress = progress
         self._step = ""
         self._hints: list[str] = []
+        self._last_lines: deque[str] = deque(maxlen=programs.KEPT_LINES)
 
     async def build(self, out: Path, beside: Path, boot_files: bool, began: float) -> Built:
         packed = self._work / "npm"
@@ -162,6 +169,7 @@ class _Job:
 
     def _begin(self, step: str) -> None:
         self._step = step
+        self._last_lines.clear()
         self._progress.step(step)
 
     async def _debootstrap(self, found: sources.PackageSources) -> None:
@@ -200,7 +208,9 @@ class _Job:
             "--kill-child",
         ]
         named = ["/bin/sh", "-c", 'hostname "$1" && shift && "$@"; exit $?', "sh", "sandbox"]
-        await programs.run([*apart, *named, *command], self._environment, self._hear, lambda: f"step '{self._step}'")
+        await programs.run(
+            [*apart, *named, *command], self._environment, self._hear, lambda: f"step '{self._step}'", self._last_lines
+        )
 
     def _hooks(self) -> list[str]:
         """Shell commands with the root folder as $1."""
@@ -221,7 +231,7 @@ class _Job:
         if line.startswith(_MARK):
             self._begin(line.removeprefix(_MARK))
             return False
-        if line.startswith("I: running --"):  # mmdebstrap repeats our hooks
+        if line.startswith(_NOISE):
             return False
         if line.startswith(_HINT):
             self._hints.append(line.removeprefix(_HINT))
@@ -229,6 +239,7 @@ class _Job:
             self._progress.line(line)
         elif line.startswith("I: "):
             self._progress.detail(line.removeprefix("I: ").rstrip("."))
+            return False
         return True
 
     async def _apt_settings(self) -> str:

@@ -24,8 +24,9 @@ async def run(
     environment: Mapping[str, str],
     heard: Callable[[str], bool] = lambda _: True,
     describe: Callable[[], str] | None = None,
+    kept: deque[str] | None = None,
 ) -> None:
-    """Run a program to its end; `heard` gets each line of its output and says whether to keep it for a complaint.
+    """Run a program to its end; `heard` gets each line of its output and says whether `kept` gets it, the last lines.
 
     Raises BuildFailed with the last lines. When cancelled, the program's process group is killed and waited for.
     """
@@ -37,7 +38,7 @@ async def run(
         env=dict(environment),
         start_new_session=True,
     )
-    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    kept = deque(maxlen=KEPT_LINES) if kept is None else kept
     try:
         await _read(process, kept, heard)
         code = await process.wait()
