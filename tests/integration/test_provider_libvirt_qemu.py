@@ -216,6 +216,14 @@ class TestAGuestThatBehaves(GuestContract):
                 async with session.get(url) as answer:
                     assert await answer.text() == f"{text}\n"
 
+    async def test_its_file_system_fills_the_disk_that_it_was_given(
+        self, guest: tuple[LibvirtBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        done = await bench.provider.run(spec.name, ("stat", "-f", "-c", "%b %S", "/srv"), timeout=20 * SECOND)
+        blocks, block_bytes = map(int, done.output.split())
+        assert blocks * block_bytes > 0.9 * spec.disk_bytes
+
     async def test_its_console_is_kept_in_the_state_folder(self, guest: tuple[LibvirtBench, MachineSpec]) -> None:
         bench, spec = guest
         log = bench.folder / f"state-{bench.instance_id}" / "console" / f"{spec.name}.log"

@@ -1,8 +1,13 @@
 """Builds a tiny Linux guest that meets the guest contract, from packages every Debian host has.
 
-A cloud kernel and an uncompressed initramfs (busybox, dropbear, qemu-ga) boot in seconds even without KVM.
-Kernel parameters turn the guest hostile: `rave.noagent`, `rave.noshutdown` (deaf to agent and power button),
-`rave.noweb`, `rave.fixedhostkey`, `rave.stealaddress=IP`; `/bin/noise` prints binary without end.
+A cloud kernel and an uncompressed initramfs (busybox, dropbear, qemu-ga) boot in seconds even without KVM. The disk is
+one ext4 without a partition table, mounted at /srv and grown to the disk's size at boot.
+Kernel parameters make the guest break the contract: `rave.noagent`, `rave.noshutdown` (deaf to agent and power button),
+`rave.fixedhostkey`, `rave.stealaddress=IP`, `rave.nodhcp`, `rave.nogrow`, `rave.nohotplug`, `rave.noweb`,
+`rave.deafweb` (accepts and never answers), `rave.nosshd`, `rave.password` (sshd takes the user's password, which is
+its name), `rave.noforward` (sshd refuses remote forwards), `rave.nouser` (the user is `someoneelse`),
+`rave.notool=tar,dd` (programs that are missing), `rave.hang` (init does nothing for ever).
+`/bin/noise` prints binary without end.
 `python -m tests.support.guest_image CACHE` builds it into the folder CACHE and prints the paths.
 """
 
@@ -34,7 +39,8 @@ _MODULES = (
     "evdev",
     "pvpanic_mmio",
 )
-_PROGRAMS = ("/usr/sbin/qemu-ga", "/usr/sbin/dropbear", "/usr/bin/dropbearkey")
+_PROGRAMS = ("/usr/sbin/qemu-ga", "/usr/sbin/dropbear", "/usr/bin/dropbearkey", "/usr/sbin/resize2fs", "/usr/bin/dash")
+_PACKAGES = "busybox-static, dropbear-bin, qemu-guest-agent, e2fsprogs and dash"
 _FOLDERS = (
     *("bin", "dev", "etc/dropbear", "etc/ssh", "home", "lib/modules", "lib64", "proc", "root", "run"),
     *("sbin", "srv", "sys", "tmp", "usr/bin", "usr/sbin", "var/log"),
@@ -63,7 +69,7 @@ def build_guest(cache: Path) -> GuestImage:
     programs = [Path(program) for program in (_BUSYBOX, *_PROGRAMS)]
     for program in programs:
         if not program.exists():
-            raise GuestImageError(f"{program} is missing: install busybox-static, dropbear-bin and qemu-guest-agent")
+            raise GuestImageError(f"{program} is missing: install {_PACKAGES}")
     libraries = _libraries(_PROGRAMS)
     key = _digest([kernel, *modules, *programs, *libraries])
     done = cache / f"guest-{key}"
