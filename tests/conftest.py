@@ -15,7 +15,7 @@ from tests.support.libvirtd import with_libvirtd
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _BESIDE_RESTARTS = tuple(
-    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
+    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "debian", "demo", "hostile", "sandbox")
 )
 _WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
 

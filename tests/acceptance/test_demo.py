@@ -122,7 +122,7 @@ async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> No
 
 
 async def test_an_interrupt_takes_everything_away(folder: Path) -> None:
-    process = await _start(folder=folder)
+    process = await _start("--tiny", folder=folder)
     try:
         async with asyncio.timeout(_WHOLE_SECONDS):
             told = await _read_until(process, "posts a card: Starting")
@@ -142,7 +142,7 @@ async def test_an_interrupt_takes_everything_away(folder: Path) -> None:
 async def test_a_reader_who_leaves_takes_everything_away_too(folder: Path) -> None:
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-u", "-m", "tests.support.demo",
+        sys.executable, "-u", "-m", "tests.support.demo", "--tiny",
         cwd=_ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=writing, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(folder)},
     )  # fmt: skip
@@ -162,7 +162,7 @@ async def test_a_reader_who_leaves_takes_everything_away_too(folder: Path) -> No
 
 
 async def test_a_demo_that_was_kept_can_be_worked_from_another_terminal() -> None:
-    kept = await _start("--keep")
+    kept = await _start("--keep", "--tiny")
     try:
         async with asyncio.timeout(_WHOLE_SECONDS):
             told = await _read_until(kept, "ravebot list -c ")
@@ -192,7 +192,7 @@ async def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
 
     async with await asyncio.start_server(ignore, "127.0.0.1", 0) as taken:
         port = taken.sockets[0].getsockname()[1]
-        process = await _start("--port", str(port))
+        process = await _start("--tiny", "--port", str(port))
         try:
             async with asyncio.timeout(_WHOLE_SECONDS):
                 output, _ = await process.communicate()

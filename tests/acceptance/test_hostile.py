@@ -366,7 +366,7 @@ async def test_no_secret_is_in_logs_notes_cards_arguments_or_the_database(stage:
 
 async def test_an_image_that_is_missing_or_none_holds_builds_until_a_good_one_is_in_its_place() -> None:
     async with Stage() as stage:
-        good = stage.guest.image
+        good = stage.image
         image = stage.folder / "image.qcow2"
         config = stage.bot.config
         config.write_text(config.read_text().replace(str(good), str(image)))

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
@@ -26,18 +27,27 @@ import libvirt
 import psutil
 import yaml
 
+from tests.support import debian_image
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project
-from tests.support.guest_image import GuestImage, build_guest
+from tests.support.guest_image import build_guest
 from tests.support.libvirtd import ensure_libvirtd
 from tests.support.netns import Namespace
 from tests.support.synapse import MatrixUser, Message, Synapse
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST_CACHE = ROOT / ".cache" / "guest"
+DEBIAN_CACHE = ROOT / ".cache" / "debian-image"
 SAMPLE = {
     "README.md": "# A sample project\n",
     "index.html": "<!doctype html><title>Sample</title><h1>It works</h1>\n",
 }
+
+
+class Guest(StrEnum):
+    """What the machines of a stage run."""
+
+    TINY = "tiny"
+    DEBIAN = "debian"
 
 
 @dataclass
@@ -99,17 +109,25 @@ def _free_number() -> int:
 class Stage:
     """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section."""
 
-    def __init__(self, changes: dict[str, Any] | None = None, *, cmdline: str = "", gitlab_port: int = 0) -> None:
+    def __init__(
+        self,
+        changes: dict[str, Any] | None = None,
+        *,
+        guest: Guest = Guest.TINY,
+        cmdline: str = "",
+        gitlab_port: int = 0,
+    ) -> None:
         self._changes = changes or {}
+        self.guest = guest
         self._cmdline = cmdline
         self._gitlab_port = gitlab_port
         self._stack = AsyncExitStack()
         self.number = _free_number()
         self.mark = secrets.token_hex(2)
         self.folder: Path
+        self.image: Path
         self.synapse: Synapse
         self.gitlab: GitLabServer
-        self.guest: GuestImage
         self.client: Namespace
         self.bot: Bot
 
@@ -135,10 +153,7 @@ class Stage:
         self.folder.chmod(0o711)
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         await asyncio.to_thread(ensure_libvirtd)
-        cache = self.folder / "guest"
-        if GUEST_CACHE.exists():  # what ./dev built
-            await asyncio.to_thread(shutil.copytree, GUEST_CACHE, cache)
-        self.guest = await asyncio.to_thread(build_guest, cache)
+        self._machine = await (self._debian_machine() if self.guest is Guest.DEBIAN else self._tiny_machine())
         self.client = self._stack.enter_context(Namespace("client"))
         self.client.link_host("eth0", f"10.79.{self.number}.2/24", f"{self.host}/24")
         self.client.route("default", self.host)
@@ -148,6 +163,35 @@ class Stage:
         self._configure()
         self.bot = Bot(self.folder / "config.yaml", self.folder / "ravebot.log")
         self._stack.push_async_callback(self._clean)
+
+    async def _tiny_machine(self) -> dict[str, dict[str, Any]]:
+        """What the configuration says of it."""
+        cache = self.folder / "guest"
+        if GUEST_CACHE.exists():  # what ./dev built
+            await asyncio.to_thread(shutil.copytree, GUEST_CACHE, cache)
+        guest = await asyncio.to_thread(build_guest, cache)
+        self.image = guest.image
+        return {
+            "sandbox": {"memory": "256MiB", "disk": "1GiB"},
+            "provider": {
+                "kernel": str(guest.kernel),
+                "initrd": str(guest.initrd),
+                "cmdline": f"{guest.cmdline} {self._cmdline}".strip(),
+            },
+        }
+
+    async def _debian_machine(self) -> dict[str, dict[str, Any]]:
+        self.image = self.folder / "debian.qcow2"
+        await debian_image.place(DEBIAN_CACHE, self.image)
+        return {
+            "pool": {"build_timeout": "5m", "shutdown_grace": "30s"},
+            "sandbox": {"memory": "512MiB", "disk": "4GiB"},
+        }
+
+    @property
+    def must_build(self) -> bool:
+        """Whether the set-up will build the Debian image."""
+        return self.guest is Guest.DEBIAN and not debian_image.cached(DEBIAN_CACHE).exists()
 
     @property
     def host(self) -> str:
@@ -225,9 +269,7 @@ class Stage:
             "http": {"listen": self.http.removeprefix("http://")},
             "pool": {"max_running": 2, "shutdown_grace": "10s", "build_timeout": "90s"},
             "sandbox": {
-                "memory": "256MiB",
                 "vcpus": 1,
-                "disk": "1GiB",
                 "host": self.host,
                 "ssh_ports": f"{port}-{port + 9}",
                 "web_ports": f"{port + 10}-{port + 19}",
@@ -236,13 +278,10 @@ class Stage:
                 "accelerator": "tcg",
                 "bridge": {"name": self.bridge, "subnet": str(self.subnet)},
                 "storage_pool": str(self.folder / "disks"),
-                "image": str(self.guest.image),
-                "kernel": str(self.guest.kernel),
-                "initrd": str(self.guest.initrd),
-                "cmdline": f"{self.guest.cmdline} {self._cmdline}".strip(),
+                "image": str(self.image),
             },
         }
-        for section, values in self._changes.items():
+        for section, values in (*self._machine.items(), *self._changes.items()):
             config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.gitlab.add_hook(self.project, f"{self.http}/webhooks/gitlab", secret_token="correct horse battery")
@@ -360,10 +399,14 @@ class Stage:
         first, *rest = line.split()
         return self.client.run([first, *options, *rest, *command], timeout=60)
 
-    async def web(self, note: Note) -> str:
-        """What the web link of the note answers to the client's machine."""
+    def web_url(self, note: Note) -> str:
         url = re.search(rf"https?://{re.escape(self.host)}:\d+/", note.body)
         assert url, note.body
-        fetch = f"import urllib.request; print(urllib.request.urlopen('{url[0]}', timeout=10).read().decode())"
+        return url[0]
+
+    async def web(self, note: Note) -> str:
+        """What the web link of the note answers to the client's machine."""
+        url = self.web_url(note)
+        fetch = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=10).read().decode())"
         done = await self.client.arun([sys.executable, "-c", fetch])
         return done.stdout

@@ -25,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tests.support.demo.run import Demo
     from tests.support.demo.story import SETTINGS
     from tests.support.demo.watch import DemoError
-    from tests.support.stage import Stage
+    from tests.support.stage import Guest, Stage
 
     if not given.command:
-        return asyncio.run(Demo(given.keep, Stage(SETTINGS, gitlab_port=given.port)).run())
+        guest = Guest.TINY if given.tiny else Guest.DEBIAN
+        return asyncio.run(Demo(given.keep, Stage(SETTINGS, guest=guest, gitlab_port=given.port)).run())
     try:
         print(asyncio.run(work(given.command, getattr(given, "text", ""), given.who, given.ref)))
     except DemoError as error:
@@ -40,9 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./dev demo",
         description="Show the whole bot at work: a throwaway Synapse, a GitLab stand-in, a real virtual machine.",
-        epilog="Without a command, the demo runs. The commands act on one that runs with --keep in another terminal.",
+        epilog="Without a command, the demo runs. The first time it builds the machines' image, with"
+        " `ravebot image build --preset web`; .cache/debian-image keeps it."
+        " The commands act on one that runs with --keep in another terminal.",
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running to play with, until Ctrl-C")
+    parser.add_argument(
+        "--tiny", action="store_true", help="boot the tests' tiny guest instead of a Debian image: sooner ready"
+    )
     parser.add_argument("--port", type=int, default=0, help="port of the GitLab stand-in on 127.0.0.1; free by default")
     commands = parser.add_subparsers(dest="command", metavar="command")
     for name, text, purpose in (

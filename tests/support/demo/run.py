@@ -11,6 +11,7 @@ import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from ravebot.errors import RavebotError
 from tests.support.demo.screen import Screen
 from tests.support.demo.story import Story, machines
 from tests.support.demo.watch import DemoError, Watch
@@ -69,7 +70,7 @@ class Demo:
             # The stage's own assertions carry much of the log after their first line.
             what = str(error) if isinstance(error, DemoError) else str(error).partition("\n")[0]
             return "\n".join([what, *_log_of(stage)])
-        except (GuestImageError, LibvirtdError, RuntimeError) as error:
+        except (GuestImageError, LibvirtdError, RavebotError, RuntimeError) as error:
             return f"{error}\n./dev demo installs what is missing; ./dev setup does only that."
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr or ""
@@ -86,6 +87,8 @@ class Demo:
     async def _set(self, stage: Stage, stack: AsyncExitStack) -> None:
         screen = self._screen
         screen.chapter("Setting the stage: all of it throwaway, all of it on this host")
+        if stage.must_build:
+            screen.say("The machines' image is built first, once: about a minute. `./dev demo --tiny` needs none.")
         async with screen.waiting("Synapse, the GitLab stand-in, a guest image, a network"):
             await stack.enter_async_context(stage)
         screen.seen(f"Synapse, a real Matrix homeserver: {stage.synapse.url}")
