@@ -9,9 +9,11 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from benchmarks import card, coldstart, idle, pool, webhook
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
+from tests.support.stage import Guest
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] = {
     "webhook": ("POST to a committed 2xx, 100 a second", webhook.measure),
@@ -30,11 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.json:
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     results = []
+    benchmarks = {name: measure for name, (_, measure) in BENCHMARKS.items()}
+    benchmarks["coldstart"] = partial(coldstart.measure, chosen.guest)
     for name in chosen.names or BENCHMARKS:
         began, load = time.monotonic(), os.getloadavg()[0]
         print(f"{name}: {BENCHMARKS[name][0]} …", file=sys.stderr, flush=True)
         try:
-            figures = asyncio.run(_until_told_to_stop(BENCHMARKS[name][1]))
+            figures = asyncio.run(_until_told_to_stop(benchmarks[name]))
         except (KeyboardInterrupt, asyncio.CancelledError):
             print("stopped; everything that was created has been removed", file=sys.stderr)
             return 130
@@ -68,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*BENCHMARKS, []], help="which ones")
+    parser.add_argument(
+        "--guest", nargs="+", type=Guest, choices=list(Guest), default=[Guest.TINY], help="of coldstart; default: tiny"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 

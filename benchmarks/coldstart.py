@@ -1,16 +1,22 @@
-"""From a merge request's opening to its announcement, stage by stage, without the time of the machine's boot."""
+"""From a merge request's opening to its announcement, stage by stage, without the time of the machine's boot, and from
+a push to the page that shows it."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import aiohttp
 
 from benchmarks.figures import Figure, median
 from benchmarks.scene import told_everything
 from tests.support.crashes import rows
-from tests.support.gitlab import MergeRequest
-from tests.support.stage import Stage
+from tests.support.gitlab import MergeRequest, Note
+from tests.support.stage import Guest, Stage
 
 RUNS = 5
 AIM_SECONDS = 1.0
@@ -36,6 +42,7 @@ class Run:
     """When each of STEPS was done, in seconds since the opening."""
 
     at: dict[str, float]
+    pushed_to_page: float
 
     @property
     def boot(self) -> float:
@@ -49,17 +56,23 @@ class Run:
         return self.at[STEPS[index][1]] - (self.at[STEPS[index - 1][1]] if index else 0.0)
 
 
-async def measure() -> tuple[Figure, ...]:
-    """Run one after the other, never two machines at once. The first run is shown separately: no cache is warm."""
+async def measure(guests: Iterable[Guest] = (Guest.TINY,)) -> tuple[Figure, ...]:
+    """One guest after the other, and never two machines at once."""
+    return tuple([figure for guest in guests for figure in await _measure(guest)])
+
+
+async def _measure(guest: Guest) -> tuple[Figure, ...]:
+    """The first run is shown separately: no cache is warm."""
     runs: list[Run] = []
-    async with Stage({"gitlab": {"poll": "1h"}, "pool": {"shutdown_grace": "5s"}}) as stage:
+    async with Stage({"gitlab": {"poll": "1h"}, "pool": {"shutdown_grace": "30s"}}, guest=guest) as stage:
         await stage.start()
         for number in range(RUNS):
             began = datetime.now(UTC)
             mr = stage.open_merge_request(f"Cold start {number}", f"branch-{number}")
-            await stage.ready(mr, 180)
+            note = await stage.ready(mr, 180)
             await told_everything(stage)
-            runs.append(_run(stage, mr, began))
+            runs.append(_run(stage, mr, began, await _push(stage, mr, note)))
+            await told_everything(stage)
             stage.gitlab.merge(mr)
             await stage.note_says(mr, "Sandbox ended", 120)
     added = [run.whole - run.boot for run in runs]
@@ -68,7 +81,11 @@ async def measure() -> tuple[Figure, ...]:
         for index, (name, _) in enumerate(STEPS)
     ]
     return (
-        Figure("opened to announced", f"{median([run.whole for run in runs]):.2f} s", note=f"median of {RUNS}"),
+        Figure(
+            f"opened to announced, {guest} guest",
+            f"{median([run.whole for run in runs]):.2f} s",
+            note=f"median of {RUNS}",
+        ),
         Figure("of which the boot", f"{median([run.boot for run in runs]):.2f} s", note="start to the agent's answer"),
         Figure(
             "what ravebot adds",
@@ -77,11 +94,27 @@ async def measure() -> tuple[Figure, ...]:
             median(added) < AIM_SECONDS,
             f"each run: {', '.join(f'{one:.2f}' for one in added)}",
         ),
+        Figure("pushed to the page's new text", f"{median([run.pushed_to_page for run in runs]):.2f} s"),
         *breakdown,
     )
 
 
-def _run(stage: Stage, mr: MergeRequest, began: datetime) -> Run:
+async def _push(stage: Stage, mr: MergeRequest, note: Note) -> float:
+    """Seconds from a push until the sandbox's page shows it."""
+    began, url = time.monotonic(), stage.web_url(note)
+    stage.gitlab.push(mr, {"index.html": "pushed"})
+
+    async def shown() -> bool:
+        with suppress(aiohttp.ClientError):
+            async with aiohttp.ClientSession() as session, session.get(url) as answer:
+                return await answer.text() == "pushed"
+        return False
+
+    await stage.until(shown, 120, "the page does not show what was pushed")
+    return time.monotonic() - began
+
+
+def _run(stage: Stage, mr: MergeRequest, began: datetime, pushed_to_page: float) -> Run:
     start_us = began.timestamp() * 1e6
     sandbox = rows(stage, "SELECT * FROM sandboxes WHERE iid = ?", mr.iid)[0]
     machine = rows(stage, "SELECT * FROM machines WHERE id = ?", sandbox["machine_id"])[0]
@@ -98,7 +131,7 @@ def _run(stage: Stage, mr: MergeRequest, began: datetime) -> Run:
         at["sandbox.ready"],
     )[0]
     at |= {"card": card["at"], "started": _started(stage, machine["name"])}
-    return Run({key: (value - start_us) / 1e6 for key, value in at.items()})
+    return Run({key: (value - start_us) / 1e6 for key, value in at.items()}, pushed_to_page)
 
 
 def _started(stage: Stage, machine: str) -> float:
