@@ -1,0 +1,174 @@
+# services.ravebot: the bot, and what it needs of the host. docs/nixos.md says how to use it.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+
+let
+  inherit (lib) mkDefault mkIf mkOption types;
+  cfg = config.services.ravebot;
+  inherit (cfg.settings) provider state_dir;
+  bridged = provider.network == "bridge";
+  libvirtd = config.virtualisation.libvirtd;
+
+  # What each secret is, and the name of its credential.
+  secrets = {
+    matrixPassword = "the password of the bot's Matrix account; give this or `matrixAccessToken`";
+    matrixAccessToken = "an access token of the bot's Matrix account";
+    matrixStorePassphrase = "the passphrase for encrypted rooms, which ravebot can't use yet";
+    gitlabToken = "a GitLab token with the scope api; required";
+    gitlabWebhook = "the secret token of GitLab's webhooks; give this, `gitlabWebhookSigning`, or both";
+    gitlabWebhookSigning = "the signing token (whsec_…) of GitLab's webhooks";
+  };
+  given = lib.filterAttrs (_: file: file != null) cfg.secrets;
+  credentials = "/run/credentials/ravebot.service";
+  credential = name: if cfg.secrets.${name} == null then null else "${credentials}/${name}";
+
+  written = builtins.toJSON (lib.filterAttrsRecursive (_: value: value != null) cfg.settings);
+
+  # JSON is YAML. ravebot checks it when the system is built, with a placeholder in place of each secret.
+  configFile =
+    pkgs.runCommand "ravebot.yaml"
+      {
+        nativeBuildInputs = [ cfg.package ];
+        inherit written;
+        passAsFile = [ "written" ];
+      }
+      ''
+        (umask 077; echo placeholder >secret)
+        sed "s|${credentials}/[A-Za-z]*|$PWD/secret|g" "$writtenPath" >trial.yaml
+        ravebot check-config -c trial.yaml
+        cp "$writtenPath" $out
+      '';
+in
+{
+  options.services.ravebot = {
+    enable = lib.mkEnableOption "ravebot, which gives every GitLab merge request an isolated sandbox";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./package.nix { };
+      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
+      description = "The program.";
+    };
+
+    secrets = lib.mapAttrs (
+      _: what:
+      mkOption {
+        type = types.nullOr types.externalPath;
+        default = null;
+        example = "/run/secrets/ravebot";
+        description = "A file outside the Nix store that root can read, with ${what}, in one line.";
+      }
+    ) secrets;
+
+    settings = import ./settings.nix {
+      inherit lib;
+      secret = credential;
+    };
+
+    journalRetention = mkOption {
+      type = types.nullOr types.nonEmptyStr;
+      default = "7day";
+      description = ''
+        How long the journal of this host is kept, as `MaxRetentionSec=` of {manpage}`journald.conf(5)`.
+        `null` leaves the journal as it is.
+      '';
+    };
+  };
+
+  config = mkIf cfg.enable {
+    environment.etc."ravebot/config.yaml".source = configFile;
+    environment.systemPackages = [ cfg.package ];
+
+    systemd.services.ravebot = {
+      description = "ravebot, a sandbox for every merge request";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [
+        "network-online.target"
+        "libvirtd.service"
+      ];
+      restartTriggers = [ configFile ];
+      path = [
+        libvirtd.qemu.package
+        pkgs.conntrack-tools
+        pkgs.iproute2
+        pkgs.nftables
+        pkgs.procps
+      ];
+      serviceConfig = {
+        ExecStart = "${cfg.package}/bin/ravebot run";
+        Restart = "on-failure";
+        RestartSec = 5;
+        StateDirectory = lib.removePrefix "/var/lib/" state_dir;
+        StateDirectoryMode = "0711";
+        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") given;
+
+        # It runs as root, whose only capability changes rules and interfaces.
+        CapabilityBoundingSet = "CAP_NET_ADMIN";
+        NoNewPrivileges = true;
+        ProtectSystem = "strict";
+        ProtectHome = true;
+        PrivateTmp = true;
+        # Not ProtectKernelTunables: ravebot turns net.ipv4.ip_forward back on when something turned it off.
+        ProtectKernelModules = true;
+        ProtectKernelLogs = true;
+        ProtectControlGroups = true;
+        ProtectClock = true;
+        ProtectHostname = true;
+        DevicePolicy = "closed";
+        DeviceAllow = "/dev/kvm rw"; # ravebot tries it out before the first machine
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+          "AF_NETLINK"
+        ];
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        LockPersonality = true;
+        SystemCallArchitectures = "native";
+        SystemCallFilter = "@system-service";
+        SystemCallErrorNumber = "EPERM";
+      };
+    };
+
+    virtualisation.libvirtd = {
+      enable = true;
+      # A guest that breaks out of QEMU must not be root.
+      qemu.runAsRoot = false;
+      # Only ravebot starts machines: after it has verified the firewall.
+      onBoot = "ignore";
+      onShutdown = "shutdown";
+    };
+
+    # ravebot's own rules say what guests reach; these let DHCP and DNS of the bridge through the host's firewall.
+    networking.firewall.interfaces = mkIf bridged {
+      ${provider.bridge.name} = {
+        allowedTCPPorts = [ 53 ];
+        allowedUDPPorts = [
+          53
+          67
+        ];
+      };
+    };
+    networking.firewall.extraForwardRules = mkIf bridged ''
+      iifname "${provider.bridge.name}" accept
+      oifname "${provider.bridge.name}" accept
+    '';
+    # A guest that answers DHCP on the bridge must not give the host addresses and routes.
+    networking.dhcpcd.denyInterfaces = mkIf bridged [ provider.bridge.name ];
+    boot.kernel.sysctl = mkIf bridged { "net.ipv4.ip_forward" = mkDefault true; };
+
+    environment.etc."systemd/journald.conf.d/ravebot.conf" = mkIf (cfg.journalRetention != null) {
+      text = ''
+        [Journal]
+        MaxRetentionSec=${cfg.journalRetention}
+      '';
+    };
+  };
+}

@@ -1,0 +1,238 @@
+# The keys of ravebot's configuration as options, with ravebot's own limits and defaults: config.example.yaml says more of
+# each. `secret` is the path that a secret will have in the service; null: it is not given.
+{ lib, secret }:
+
+let
+  inherit (lib) mkOption types;
+
+  duration = types.strMatching "([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?" // {
+    description = "duration such as 90s, 30m, 2h, 1h30m or 1d";
+  };
+  size = types.strMatching "[0-9]{1,15}([KMGT]i?B?)?" // {
+    description = "size such as 512MiB or 4GiB";
+  };
+  portRange = types.strMatching "[0-9]{4,5}-[0-9]{4,5}" // {
+    description = "range of ports such as 2200-2299";
+  };
+  url = types.strMatching "https?://.+" // {
+    description = "address that begins with https:// or http://";
+  };
+  network = types.strMatching "[0-9]{1,3}([.][0-9]{1,3}){3}/[0-9]{1,2}" // {
+    description = "IPv4 network such as 192.0.2.0/24";
+  };
+  userId = types.strMatching "@[^[:space:]:]{1,200}:[^[:space:]]{1,200}" // {
+    description = "Matrix id such as @ravebot:example.org";
+  };
+  room = types.strMatching "[#!][^[:space:]]{1,254}" // {
+    description = "room such as #dev:example.org or !id:example.org";
+  };
+  project = types.strMatching "[[:alnum:]_.*/-]{1,255}" // {
+    description = "project such as group/app, or a pattern such as group/*";
+  };
+
+  key =
+    type: default: description:
+    mkOption { inherit type default description; };
+  required = type: description: mkOption { inherit type description; };
+  optional =
+    type: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit description;
+    };
+  secretFile =
+    name:
+    mkOption {
+      type = types.nullOr types.str;
+      default = secret name;
+      readOnly = true;
+      internal = true;
+      description = "Follows from the secret `${name}`.";
+    };
+in
+{
+  instance = key (types.strMatching "[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?") "main" "The name of this installation.";
+  state_dir =
+    key (types.strMatching "/var/lib/[^/]+") "/var/lib/ravebot"
+      "The folder for the database, the Matrix login and the admin socket. systemd makes it.";
+
+  matrix = {
+    homeserver = required url "The base address of the homeserver's client API.";
+    user_id = required userId "The bot's account.";
+    password_file = secretFile "matrixPassword";
+    access_token_file = secretFile "matrixAccessToken";
+    store_passphrase_file = secretFile "matrixStorePassphrase";
+    command_prefix = key (types.strMatching "[^[:space:]]{1,20}") "!rave" "The word that every command begins with.";
+    mentions = key (types.enum [
+      "edit"
+      "message"
+      "none"
+    ]) "edit" "How the owner of a sandbox is notified.";
+    admins =
+      key (types.listOf userId) [ ]
+        "Who can invite ravebot to rooms, and use every command on every project.";
+    operations_room = optional room "The room of the people who run ravebot.";
+    users = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = {
+        "@alice:example.org" = "alice";
+      };
+      description = "Who is who: Matrix id to GitLab user name.";
+    };
+    rooms = mkOption {
+      type = types.listOf (
+        types.submodule {
+          options = {
+            room = required room "An alias, or a room id that begins with `!`.";
+            projects = required (types.nonEmptyListOf project) "The projects that are announced there.";
+          };
+        }
+      );
+      default = [ ];
+      example = [
+        {
+          room = "#dev:example.org";
+          projects = [ "group/*" ];
+        }
+      ];
+      description = "Which projects are announced in which rooms.";
+    };
+  };
+
+  gitlab = {
+    url = required url "GitLab's base address, without /api.";
+    token_file = secretFile "gitlabToken";
+    projects = required (types.nonEmptyListOf project) "The projects whose merge requests get sandboxes.";
+    drafts = key (types.enum [
+      "start"
+      "wait"
+    ]) "start" "Whether a draft gets a sandbox at once, or when a person comments `/sandbox start`.";
+    webhook = {
+      secret_token_file = secretFile "gitlabWebhook";
+      signing_token_file = secretFile "gitlabWebhookSigning";
+    };
+    poll = key duration "5m" "How often to ask GitLab for changes, in case webhooks were lost.";
+    request_limit = key duration "60s" "How long GitLab works on one request at most.";
+  };
+
+  http = {
+    listen =
+      key (types.strMatching "([[][0-9a-fA-F:]+]|[^][:space:]:[]+):[0-9]{1,5}") "127.0.0.1:8080"
+        "The address for webhooks, /healthz, /readyz and /metrics. Put a proxy that does TLS in front of it.";
+    public_url = optional url "The address at which browsers and GitLab reach it.";
+  };
+
+  pool = {
+    max_running = key (types.ints.between 1 10000) 2 "How many sandboxes run at once; more wait in a queue.";
+    warm = key (types.enum [ 0 ]) 0 "How many machines are kept ready ahead of time; only 0 is possible yet.";
+    lifetime = key duration "2h" "How long a sandbox lives, from ready.";
+    max_lifetime = key duration "8h" "How long it can live with extensions, from ready.";
+    warn_before = key (types.listOf duration) [
+      "30m"
+      "10m"
+    ] "How long before the end its owner is warned.";
+    shutdown_grace =
+      key duration "30s"
+        "How long a machine may take to shut down before it is switched off.";
+    build_timeout =
+      key duration "5m"
+        "How long a new machine may take until its guest agent answers.";
+    orphan_sweep = key duration "5m" "How often to look for machines and disks without an owner.";
+  };
+
+  sandbox = {
+    memory = key size "4GiB" "Memory of each machine.";
+    vcpus = key (types.ints.between 1 256) 2 "Processors of each machine.";
+    disk = key size "20GiB" "Disk of each machine; it grows as it is filled, but the whole is reserved.";
+    user =
+      key (types.strMatching "[a-z_][a-z0-9_-]{0,30}") "agent"
+        "The account in the machine that people log in to.";
+    web_port = key types.port 3002 "Where the machine's own web server listens.";
+    host =
+      required types.nonEmptyStr
+        "The DNS name or IPv4 address of this host that people connect to; not that of GitLab, Matrix or ravebot.";
+    ssh_ports = key portRange "2200-2299" "Each sandbox gets one of these for SSH.";
+    web_ports = key portRange "3000-3099" "And one of these for its web server.";
+    connections_per_minute = {
+      ssh = key types.ints.positive 10 "New SSH connections of one address to one port in a minute.";
+      web = key types.ints.positive 300 "The same for the web server.";
+    };
+    egress = key (types.enum [
+      "internet"
+      "none"
+    ]) "internet" "Whether sandboxes reach the internet; `none` stops DNS as well.";
+    allow =
+      key (types.listOf (types.strMatching "[0-9.]+(/[0-9]{1,2})?(:[0-9]{1,5})?")) [ ]
+        "Private networks that sandboxes may reach, with or without a port: `10.0.5.0/24:443`.";
+    max_source = key size "512MiB" "How large the archive of a merge request's source may be.";
+    setup =
+      key (types.listOf types.nonEmptyStr) [ "./.rave/setup" ]
+        "Commands to run in the code's folder. A command whose file does not exist is skipped.";
+    smoke_tests = mkOption {
+      type = types.listOf (
+        types.attrTag {
+          http = required (types.strMatching "/[!-~]{0,500}") "A path that must be answered below 400.";
+          run = required types.nonEmptyStr "A command that must end with 0.";
+        }
+      );
+      default = [ ];
+      example = [
+        { http = "/health"; }
+        { run = "make check"; }
+      ];
+      description = "What to try after set-up.";
+    };
+    timeouts = {
+      copy = key duration "10m" "How long the code may take into the machine.";
+      setup = key duration "15m" "How long set-up may take.";
+      test = key duration "10m" "How long the smoke tests may take.";
+      other = key duration "1m" "How long each other stage may take.";
+    };
+  };
+
+  access.allow_from =
+    key (types.listOf network) [ ]
+      "The networks that can reach the sandboxes. Empty: whoever reaches this host reaches every sandbox's web port.";
+
+  provider = {
+    type = key (types.enum [ "libvirt" ]) "libvirt" "What runs the machines.";
+    uri = key types.nonEmptyStr "qemu:///system" "Of the libvirt to use.";
+    network = key (types.enum [
+      "bridge"
+      "none"
+    ]) "bridge" "`none`: machines without any network.";
+    bridge = {
+      name = key (types.strMatching "[a-z][a-z0-9_-]{0,14}") "ravebot0" "The interface of the sandboxes' own network; libvirt makes it.";
+      subnet = key network "10.80.0.0/24" "A private network, /29 or larger, that the host does not have yet.";
+    };
+    storage_pool = key types.path "/var/lib/ravebot/disks" "The folder for the machines' disks.";
+    image = mkOption {
+      type = types.path;
+      example = lib.literalExpression ''"''${inputs.ravebot.packages.x86_64-linux.sandbox-image}/nixos.qcow2"'';
+      description = "The qcow2 file that machines start from.";
+    };
+    kernel = optional types.path "A kernel to boot directly; give `initrd` too.";
+    initrd = optional types.path "Its initial ramdisk.";
+    cmdline = key types.str "" "Its command line.";
+    accelerator = key (types.enum [
+      "auto"
+      "kvm"
+      "tcg"
+    ]) "auto" "KVM, emulation, or KVM if a try at booting with it works.";
+  };
+
+  agents = mkOption {
+    type = types.listOf (
+      types.submodule {
+        options = {
+          name = required (types.strMatching "[a-z0-9][a-z0-9_-]{0,30}") "The agent's name.";
+          ssh_keys = key (types.listOf types.nonEmptyStr) [ ] "Its public SSH keys.";
+        };
+      }
+    );
+    default = [ ];
+    description = "Coding agents: their SSH keys are let into every sandbox.";
+  };
+}

@@ -1,0 +1,92 @@
+# Evaluates a module of nixos/ with nixpkgs' own lib, against the options that nixos/options.nix lists and nothing else.
+# Returns what it sets, option by option; an option that is not in the list, or a value of another type, is an error.
+{
+  lib, # the folder `lib` of nixpkgs
+  module, # a file of nixos/
+  configuration, # a module that uses it, as a file
+}:
+
+let
+  lib' = import lib;
+  inherit (lib') mkOption types;
+
+  recorded = import ../../../nixos/options.nix types;
+
+  package = name: {
+    type = "derivation";
+    inherit name;
+    outPath = "/nix/store/${lib'.fixedWidthString 32 "0" ""}-${name}";
+  };
+  text = name: written: package name // { inherit written; };
+  pkgs = lib'.genAttrs (recorded.packages ++ [ "qemu" "ravebot" ]) package // {
+    callPackage = file: _: package (baseNameOf file);
+    writeText = text;
+    runCommand = name: environment: script: text name (environment.written or script);
+  };
+
+  # Options below a name that the user chooses, as in systemd.services.<name>.path, are those of a submodule.
+  tree =
+    options:
+    lib'.mapAttrs (
+      _: below:
+      let
+        first = lib'.head below;
+      in
+      if first.path == [ ] then
+        mkOption { inherit (first) type; }
+      else if lib'.head first.path == "<name>" then
+        mkOption {
+          type = types.attrsOf (types.submodule { options = lib'.mapAttrs (_: optional) (tree (map shorter below)); });
+        }
+      else
+        tree below
+    ) (lib'.mapAttrs (_: map shorter) (lib'.groupBy (option: lib'.head option.path) options));
+  shorter = option: option // { path = lib'.tail option.path; };
+  optional =
+    option:
+    option
+    // {
+      type = types.nullOr option.type;
+      default = null;
+    };
+
+  listed = lib'.mapAttrsToList (name: type: {
+    path = lib'.splitString "." name;
+    inherit type;
+  }) recorded.options;
+
+  evaluated = lib'.evalModules {
+    specialArgs = { inherit pkgs; };
+    modules = [
+      { options = tree listed; }
+      module
+      configuration
+    ];
+  };
+
+  # A value as JSON: packages by name, with the text of those that are one.
+  plain =
+    value:
+    if lib'.isDerivation value then
+      { package = value.name; } // lib'.optionalAttrs (value ? written) { inherit (value) written; }
+    else if lib'.isAttrs value then
+      lib'.mapAttrs (_: plain) (lib'.filterAttrs (_: inner: inner != null) value)
+    else if lib'.isList value then
+      map plain value
+    else
+      value;
+
+  defined =
+    options:
+    lib'.foldl' (
+      found: name:
+      let
+        option = options.${name};
+      in
+      if lib'.isOption option then
+        found // lib'.optionalAttrs option.isDefined { ${name} = plain option.value; }
+      else
+        found // { ${name} = defined option; }
+    ) { } (lib'.attrNames options);
+in
+defined (removeAttrs evaluated.options [ "_module" ])

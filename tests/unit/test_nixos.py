@@ -1,0 +1,182 @@
+"""The files in nixos/: parsed, and evaluated where NIXPKGS_LIB names nixpkgs' own library. Nothing is built here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ravebot.config.complaints import every_key
+from ravebot.config.file import load
+from ravebot.config.model import Config
+from ravebot.config.secrets import SECRET_KEYS
+from tests.support.nix import FOLDER, LIBRARY, NIXOS, PROGRAM, Nix, NixError
+
+FILES = sorted(NIXOS.glob("*.nix"))
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no nix-instantiate: install nix-bin")
+needs_library = pytest.mark.skipif(
+    LIBRARY is None, reason="NIXPKGS_LIB is not set: the files in nixos/ are only parsed"
+)
+
+MINIMAL = """\
+{ pkgs, ... }:
+{
+  virtualisation.libvirtd.qemu.package = pkgs.qemu;
+  services.ravebot = {
+    enable = true;
+    package = pkgs.ravebot;
+    secrets = {
+      matrixPassword = "/run/secrets/matrix";
+      gitlabToken = "/run/secrets/gitlab";
+      gitlabWebhook = "/run/secrets/webhook";
+    };
+    settings = {
+      matrix.homeserver = "https://matrix.example.org";
+      matrix.user_id = "@ravebot:example.org";
+      gitlab.url = "https://gitlab.example.org";
+      gitlab.projects = [ "group/*" ];
+      sandbox.host = "sandboxes.example.net";
+      provider.image = "/images/sandbox.qcow2";
+      # more
+    };
+  };
+}
+"""
+EVERYTHING = """\
+      instance = "second";
+      state_dir = "/var/lib/second";
+      matrix.users."@alice:example.org" = "alice";
+      matrix.rooms = [ { room = "#dev:example.org"; projects = [ "group/*" ]; } ];
+      matrix.operations_room = "#ops:example.org";
+      http.listen = "[::1]:8081";
+      http.public_url = "https://ravebot.example.org";
+      pool.warn_before = [ "1h30m" ];
+      sandbox.allow = [ "10.0.5.0/24:443" ];
+      sandbox.smoke_tests = [ { http = "/health"; } { run = "make check"; } ];
+      access.allow_from = [ "192.0.2.0/24" ];
+      provider.bridge = { name = "second0"; subnet = "10.81.0.0/24"; };
+      provider.kernel = "/images/vmlinuz";
+      provider.initrd = "/images/initrd.img";
+"""
+
+
+@pytest.fixture
+def nix(tmp_path: Path) -> Nix:
+    return Nix(tmp_path)
+
+
+def written(found: Any) -> str:
+    """The configuration file that the module makes."""
+    return str(found["environment"]["etc"]["ravebot/config.yaml"]["source"]["written"])
+
+
+def loaded(text: str, folder: Path) -> Config:
+    """The configuration as ravebot reads it, with a secret in place of each credential, as when the system is built."""
+    secret = folder / "secret"
+    secret.write_text("hush")
+    secret.chmod(0o600)
+    file = folder / "config.yaml"
+    file.write_text(re.sub(r"/run/credentials/ravebot\.service/\w+", str(secret), text))
+    return load(file).config
+
+
+def test_every_file_is_a_nix_expression(nix: Nix) -> None:
+    assert FILES
+    for file in (*FILES, *FOLDER.glob("*.nix")):
+        nix.parse(file)
+
+
+def test_what_is_no_nix_expression_is_found(nix: Nix, tmp_path: Path) -> None:
+    for wrong in ("{ a = 1 }", "{ b = undefined; }"):
+        file = tmp_path / "wrong.nix"
+        file.write_text(wrong)
+        with pytest.raises(NixError):
+            nix.parse(file)
+
+
+def test_every_key_of_the_configuration_is_an_option_with_its_default(nix: Nix) -> None:
+    """Needs no nixpkgs: the options are read without their types."""
+    leaves = nix.value(f"import {FOLDER / 'settings.nix'}")
+    options = {tuple(leaf["path"]) for leaf in leaves}
+    keys = set(every_key())
+    assert options == {key for key in keys if not any(other[: len(key)] == key != other for other in keys)}
+
+    minimal: dict[str, Any] = yaml.safe_load("""
+        matrix: {homeserver: "https://matrix.example.org", user_id: "@ravebot:example.org"}
+        gitlab: {url: "https://gitlab.example.org", token_file: /secret, projects: ["group/*"], webhook: {}}
+        sandbox: {host: sandboxes.example.net}
+        provider: {image: /images/sandbox.qcow2}
+    """)
+    plain = Config.model_validate(minimal)
+    for leaf in leaves:
+        *parents, name = leaf["path"]
+        if leaf["default"] is not None and parents != ["agents"]:
+            section = minimal
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[name] = leaf["default"]
+    assert Config.model_validate(minimal) == plain
+
+
+@needs_library
+def test_ravebot_reads_what_the_settings_become(nix: Nix, tmp_path: Path) -> None:
+    for more in ("", EVERYTHING):
+        found = nix.module("ravebot.nix", MINIMAL.replace("# more", more))
+        text = written(found)
+        config = loaded(text, tmp_path)
+        assert config.sandbox.host == "sandboxes.example.net"
+        assert config.provider.bridge.name == ("second0" if more else "ravebot0")
+        assert len(config.sandbox.smoke_tests) == (2 if more else 0)
+        assert "hush" not in text
+        assert "/run/secrets" not in text
+
+
+@needs_library
+def test_each_secret_becomes_a_credential_that_the_configuration_names(nix: Nix) -> None:
+    found = nix.module("ravebot.nix", MINIMAL)
+    unit = found["systemd"]["services"]["ravebot"]["serviceConfig"]
+    given = dict(entry.split(":", 1) for entry in unit["LoadCredential"])
+    config = yaml.safe_load(written(found))
+    named = set()
+    for path in SECRET_KEYS.values():
+        value = config
+        for key in path:
+            value = value.get(key, {})
+        if value:
+            named.add(value.removeprefix("/run/credentials/ravebot.service/"))
+    assert named == set(given)
+    assert given["gitlabToken"] == "/run/secrets/gitlab"
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ('pool.max_running = "two";', "pool.max_running"),
+        ('pool.lifetime = "2 hours";', "pool.lifetime"),
+        ('matrix.mentions = "loud";', "matrix.mentions"),
+        ("sandbox.cpus = 2;", "sandbox.cpus"),
+        ('matrix.password_file = "/nix/store/secret";', "matrix.password_file"),
+        ('sandbox.smoke_tests = [ { http = "/"; run = "true"; } ];', "sandbox.smoke_tests"),
+    ],
+)
+def test_a_value_of_the_wrong_type_and_an_unknown_key_are_refused(nix: Nix, more: str, complaint: str) -> None:
+    with pytest.raises(NixError, match=f"services.ravebot.settings.{complaint}"):
+        nix.module("ravebot.nix", MINIMAL.replace("# more", more))
+
+
+@needs_library
+def test_a_secret_in_the_store_is_refused(nix: Nix) -> None:
+    inside = nix.folder / "store" / f"{32 * '0'}-secret"
+    with pytest.raises(NixError, match=r"services\.ravebot\.secrets\.gitlabToken"):
+        nix.module("ravebot.nix", MINIMAL.replace("/run/secrets/gitlab", str(inside)))
+
+
+@needs_library
+def test_an_option_that_is_not_recorded_is_refused(nix: Nix) -> None:
+    with pytest.raises(NixError, match=r"services\.openvpn"):
+        nix.module("ravebot.nix", MINIMAL.replace("{\n", "{\n  services.openvpn.restartAfterSleep = true;\n", 1))
