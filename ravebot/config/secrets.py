@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+import struct
 from collections.abc import Container
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_secret(path: Path, owners: Container[int]) -> str:
             raise ValueError(f"{path} is {what}: name a file that holds the secret")
         if facts.st_uid not in owners:
             raise ValueError(f"{path} belongs to user {facts.st_uid}, who could change it: chown it to ravebot's user")
-        if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if _open_to_others(descriptor, facts.st_mode, owners):
             raise ValueError(f"others may read or write {path}: chmod 600 {shlex.quote(str(path))}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             raw = file.read(MAX_BYTES + 1)
@@ -82,3 +83,24 @@ def read_secret(path: Path, owners: Container[int]) -> str:
     if not text.isprintable():
         raise ValueError(f"{path} has more than one line or control characters: put only the secret in it")
     return text
+
+
+_USER_OBJECT, _USER, _MASK = 0x01, 0x02, 0x10
+
+
+def _open_to_others(descriptor: int, mode: int, owners: Container[int]) -> bool:
+    """Whether anyone but `owners` may read or write the file.
+
+    With an access list, the group's bits of the mode are its mask, so it is read instead: systemd gives a service that
+    does not run as root its credentials by such a list. https://man7.org/linux/man-pages/man5/acl.5.html; the form of
+    the attribute is that of linux/posix_acl_xattr.h.
+    """
+    try:
+        acl = os.getxattr(descriptor, "system.posix_acl_access")
+    except OSError:  # the file or the file system has none
+        return bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
+    entries = struct.iter_unpack("<HHI", acl[4:])
+    return any(
+        permissions and tag not in (_USER_OBJECT, _MASK) and not (tag == _USER and who in owners)
+        for tag, permissions, who in entries
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load
+from ravebot.config.secrets import read_secret
 from ravebot.config.tree import Problem
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
@@ -323,6 +325,36 @@ def test_a_secret_that_others_may_read_or_write_is_refused(folder: Folder, mode:
     problem = folder.one()
     assert problem.path == "gitlab.token_file"
     assert f"chmod 600 {file}" in problem.message
+
+
+ACL_READER = 4711
+"""The user whom an access list lets read a file that belongs to root, as systemd does it with a credential."""
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """The attribute with these entries of tag, permissions and id: linux/posix_acl_xattr.h."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("group", "reader", "accepted"),
+    [(0, ACL_READER, True), (4, ACL_READER, False), (0, ACL_READER + 1, False)],
+    ids=["reader", "group", "another"],
+)
+def test_a_secret_with_an_access_list_may_be_read_by_its_owners_only(
+    folder: Folder, group: int, reader: int, accepted: bool
+) -> None:
+    file = folder.secret("gitlab", mode=0o400)
+    anybody = 0xFFFFFFFF
+    entries = ((1, 4, anybody), (2, 4, reader), (4, group, anybody), (0x10, 4, anybody), (0x20, 0, anybody))
+    os.setxattr(file, "system.posix_acl_access", acl(*entries))
+    assert file.stat().st_mode & 0o777 == 0o440  # the mask stands where the group's bits are
+    owners = {os.getuid(), ACL_READER}
+    if accepted:
+        assert read_secret(file, owners) == HIDDEN
+    else:
+        with pytest.raises(ValueError, match="others may read"):
+            read_secret(file, owners)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
