@@ -11,8 +11,9 @@ import yaml
 
 from ravebot.config.complaints import every_key
 from ravebot.config.file import load
-from ravebot.config.model import Config
+from ravebot.config.model import Config, SandboxConfig
 from ravebot.config.secrets import SECRET_KEYS
+from ravebot.sandboxes.model import CODE_FOLDER
 from tests.support.nix import FOLDER, LIBRARY, NIXOS, PROGRAM, Nix, NixError
 
 FILES = sorted(NIXOS.glob("*.nix"))
@@ -180,3 +181,92 @@ def test_a_secret_in_the_store_is_refused(nix: Nix) -> None:
 def test_an_option_that_is_not_recorded_is_refused(nix: Nix) -> None:
     with pytest.raises(NixError, match=r"services\.openvpn"):
         nix.module("ravebot.nix", MINIMAL.replace("{\n", "{\n  services.openvpn.restartAfterSleep = true;\n", 1))
+
+
+SANDBOX = """\
+{ pkgs, ... }:
+{
+  services.grafana.dataDir = "/var/lib/grafana";
+  # more
+}
+"""
+
+
+def test_the_flake_uses_the_release_whose_options_are_recorded(nix: Nix) -> None:
+    release = nix.value(f"(import {NIXOS / 'options.nix'} {{ }}).release")
+    assert nix.value(f"(import {NIXOS / 'flake.nix'}).inputs.nixpkgs.url") == f"github:NixOS/nixpkgs/nixos-{release}"
+
+
+@needs_library
+def test_the_sandbox_is_what_the_default_configuration_expects(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX)
+    user, web_port = SandboxConfig.model_fields["user"].default, SandboxConfig.model_fields["web_port"].default
+    assert found["ravebot"]["sandbox"]["user"] == user
+    assert found["users"]["users"][user]["isNormalUser"]
+    assert found["systemd"]["tmpfiles"]["settings"]["10-ravebot"][CODE_FOLDER]["d"]["user"] == user
+    assert found["networking"]["firewall"]["allowedTCPPorts"] == [web_port]
+    assert found["services"]["nginx"]["virtualHosts"]["sandbox"]["listen"] == [{"addr": "0.0.0.0", "port": web_port}]
+
+
+@needs_library
+def test_the_sandbox_meets_the_contract(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX)
+    services, sshd = found["services"], found["services"]["openssh"]
+    assert services["qemuGuest"]["enable"]
+    assert found["systemd"]["services"]["qemu-guest-agent"]["after"] == ["sshd.service"]
+    assert sshd["enable"]
+    assert sshd["authorizedKeysInHomedir"]
+    assert [key["path"] for key in sshd["hostKeys"]] == ["/etc/ssh/ssh_host_ed25519_key"]
+    assert not sshd["settings"]["PasswordAuthentication"]
+    assert not sshd["settings"]["KbdInteractiveAuthentication"]
+    assert sshd["settings"]["AllowTcpForwarding"]
+    assert sshd["settings"]["GatewayPorts"] == "no"
+    assert found["boot"]["growPartition"]
+    network = found["systemd"]["network"]["networks"]["10-ravebot"]
+    assert (network["networkConfig"]["DHCP"], network["dhcpV4Config"]["ClientIdentifier"]) == ("ipv4", "mac")
+
+
+@needs_library
+def test_each_part_of_the_stack_has_a_path_and_listens_on_loopback_only(nix: Nix) -> None:
+    more = "ravebot.sandbox.rave.vibeKanban = pkgs.vibe-kanban;"
+    services = nix.module("sandbox.nix", SANDBOX.replace("# more", more))["services"]
+    paths = services["nginx"]["virtualHosts"]["sandbox"]["locations"]
+    assert {"= /", "/code/", "/grafana/", "/prometheus/", "= /node/metrics", "/router/", "/kanban/"} < set(paths)
+    page = paths["= /"]["root"]["written"]
+    assert set(re.findall('href="(/[a-z]+/)', page)) == {
+        "/code/", "/grafana/", "/prometheus/", "/node/", "/router/", "/kanban/",
+    }  # fmt: skip
+    assert services["prometheus"]["listenAddress"] == "127.0.0.1"
+    assert services["prometheus"]["exporters"]["node"]["listenAddress"] == "127.0.0.1"
+    assert services["grafana"]["settings"]["server"]["http_addr"] == "127.0.0.1"
+
+
+@needs_library
+def test_what_is_left_out_of_the_stack_has_no_path_and_no_service(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.claudeCodeRouter = null;"))
+    paths = found["services"]["nginx"]["virtualHosts"]["sandbox"]["locations"]
+    assert not {"/router/", "/kanban/", "~ ^/(assets|api)/"} & set(paths)
+    assert not {"claude-code-router", "vibe-kanban"} & set(found["systemd"]["services"])
+    bare = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.enable = false;"))
+    assert "enable" not in bare["services"]["nginx"]
+
+
+@needs_library
+def test_the_runner_has_kvm_limits_and_a_cache_and_its_token_outside_the_store(nix: Nix) -> None:
+    configuration = '{ services.ravebot-runner = { enable = true; tokenFile = "/run/secrets/runner"; # more\n }; }'
+    runner = nix.module("gitlab-runner.nix", configuration)["services"]["gitlab-runner"]["services"]["ravebot"]
+    assert runner["dockerPrivileged"]
+    assert runner["dockerVolumes"] == ["/cache"]
+    flags = ["--docker-devices /dev/kvm", "--docker-memory 8g", "--docker-memory-swap 8g", "--docker-cpus 4"]
+    assert runner["registrationFlags"] == flags
+    assert runner["authenticationTokenConfigFile"] == "/run/secrets/runner"
+    assert "registrationConfigFile" not in runner
+
+    older = configuration.replace("# more", 'tokenKind = "registration"; tags = [ "kvm" ];')
+    runner = nix.module("gitlab-runner.nix", older)["services"]["gitlab-runner"]["services"]["ravebot"]
+    assert (runner["registrationConfigFile"], runner["tagList"]) == ("/run/secrets/runner", ["kvm"])
+
+    (useless,) = nix.module("gitlab-runner.nix", configuration.replace("# more", 'tags = [ "kvm" ];'))["assertions"]
+    assert not useless["assertion"]
+    with pytest.raises(NixError, match="tokenFile"):
+        nix.module("gitlab-runner.nix", configuration.replace('"/run/secrets/runner"', "./configuration.nix"))

@@ -18,13 +18,13 @@ let
     outPath = "/nix/store/${lib'.fixedWidthString 32 "0" ""}-${name}";
   };
   text = name: written: package name // { inherit written; };
-  pkgs = lib'.genAttrs (recorded.packages ++ [ "qemu" "ravebot" ]) package // {
+  pkgs = lib'.genAttrs (recorded.packages ++ [ "qemu" "ravebot" "vibe-kanban" ]) package // {
     callPackage = file: _: package (baseNameOf file);
     writeText = text;
+    writeTextDir = text;
     runCommand = name: environment: script: text name (environment.written or script);
   };
 
-  # Options below a name that the user chooses, as in systemd.services.<name>.path, are those of a submodule.
   tree =
     options:
     lib'.mapAttrs (
@@ -35,12 +35,19 @@ let
       if first.path == [ ] then
         mkOption { inherit (first) type; }
       else if lib'.head first.path == "<name>" then
-        mkOption {
-          type = types.attrsOf (types.submodule { options = lib'.mapAttrs (_: optional) (tree (map shorter below)); });
-        }
+        mkOption { type = named below; }
       else
         tree below
     ) (lib'.mapAttrs (_: map shorter) (lib'.groupBy (option: lib'.head option.path) options));
+
+  # Options below names that the user chooses, as in systemd.services.<name>.path, are those of a submodule.
+  named =
+    options:
+    if lib'.head (lib'.head options).path == "<name>" then
+      types.attrsOf (named (map shorter options))
+    else
+      types.submodule { options = lib'.mapAttrs (_: optional) (tree options); };
+
   shorter = option: option // { path = lib'.tail option.path; };
   optional =
     option:
