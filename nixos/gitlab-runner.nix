@@ -11,7 +11,15 @@ let
 in
 {
   options.services.ravebot-runner = {
-    enable = lib.mkEnableOption "a privileged GitLab runner with /dev/kvm. Its jobs can become root of this host: let trusted projects only use it";
+    enable = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = ''
+        Whether to enable a privileged GitLab runner with `/dev/kvm`. Its jobs can become root of this host: let only
+        trusted projects use it.
+      '';
+    };
 
     tokenFile = mkOption {
       type = types.externalPath;

@@ -1,5 +1,5 @@
-# Every NixOS option that these modules set or read, with its type as nixpkgs declares it, below the file of nixpkgs that
-# declares it; and every package that they take from nixpkgs. The tests evaluate the modules against these lists.
+# Every NixOS option that these modules set or read, with its type, below the file of nixpkgs that declares it; and
+# every package that they take from nixpkgs. The tests evaluate the modules against these lists.
 types: with types; {
   # Of nixpkgs, the newest stable release when the list was made.
   release = "26.05";
@@ -103,7 +103,7 @@ types: with types; {
     # nixos/modules/system/boot/grow-partition.nix
     "boot.growPartition" = bool;
 
-    # nixos/modules/system/boot/kernel.nix
+    # nixos/modules/system/boot/kernel.nix; modules of the initial ramdisk are a set there, which a list becomes
     "boot.initrd.availableKernelModules" = listOf str;
     "boot.kernelParams" = listOf str;
 

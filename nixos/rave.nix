@@ -1,4 +1,4 @@
-# The RAVE stack behind nginx on the web port of a sandbox, with a path for each part, and a start page with their links.
+# The RAVE stack behind nginx on the web port of a sandbox: a path for each part, and a start page with their links.
 {
   config,
   lib,
@@ -82,7 +82,9 @@ in
     vibeKanban = mkOption {
       type = types.nullOr types.package;
       default = null;
-      description = "Vibe Kanban, with the program `vibe-kanban`. nixpkgs 26.05 was not seen to have it; `null` leaves it out.";
+      description = ''
+        Vibe Kanban, with the program `vibe-kanban`; `null` leaves it out. It was not found in nixpkgs 26.05.
+      '';
     };
   };
 

@@ -28,7 +28,7 @@ let
 
   written = builtins.toJSON (lib.filterAttrsRecursive (_: value: value != null) cfg.settings);
 
-  # JSON is YAML. ravebot checks it when the system is built, with a placeholder in place of each secret.
+  # JSON is YAML. ravebot checks it when the system is built, with a placeholder for each secret.
   configFile =
     pkgs.runCommand "ravebot.yaml"
       {
@@ -164,6 +164,7 @@ in
     networking.dhcpcd.denyInterfaces = mkIf bridged [ provider.bridge.name ];
     boot.kernel.sysctl = mkIf bridged { "net.ipv4.ip_forward" = mkDefault true; };
 
+    # Not services.journald, whose options differ between releases.
     environment.etc."systemd/journald.conf.d/ravebot.conf" = mkIf (cfg.journalRetention != null) {
       text = ''
         [Journal]

@@ -1,5 +1,5 @@
-# The keys of ravebot's configuration as options, with ravebot's own limits and defaults: config.example.yaml says more of
-# each. `secret` is the path that a secret will have in the service; null: it is not given.
+# The keys of ravebot's configuration as options, with ravebot's own defaults; config.example.yaml says more of each.
+# `secret` gives the path that a secret has in the service; null: there is none.
 { lib, secret }:
 
 let
@@ -204,7 +204,9 @@ in
       "none"
     ]) "bridge" "`none`: machines without any network.";
     bridge = {
-      name = key (types.strMatching "[a-z][a-z0-9_-]{0,14}") "ravebot0" "The interface of the sandboxes' own network; libvirt makes it.";
+      name =
+        key (types.strMatching "[a-z][a-z0-9_-]{0,14}") "ravebot0"
+          "The interface of the sandboxes' own network; libvirt makes it.";
       subnet = key network "10.80.0.0/24" "A private network, /29 or larger, that the host does not have yet.";
     };
     storage_pool = key types.path "/var/lib/ravebot/disks" "The folder for the machines' disks.";

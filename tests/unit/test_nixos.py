@@ -1,8 +1,7 @@
-"""The files in nixos/: parsed, and evaluated where NIXPKGS_LIB names nixpkgs' own library. Nothing is built here."""
+"""The files in nixos/, as far as it goes without nixpkgs: parsed, and their names compared with the code's."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,79 +9,18 @@ import pytest
 import yaml
 
 from ravebot.config.complaints import every_key
-from ravebot.config.file import load
-from ravebot.config.model import Config, SandboxConfig
-from ravebot.config.secrets import SECRET_KEYS
-from ravebot.sandboxes.model import CODE_FOLDER
-from tests.support.nix import FOLDER, LIBRARY, NIXOS, PROGRAM, Nix, NixError
+from ravebot.config.model import Config
+from tests.support.nix import FOLDER, NIXOS, PROGRAM, Nix, NixError
+from tests.support.pages import code, rows
 
 FILES = sorted(NIXOS.glob("*.nix"))
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no nix-instantiate: install nix-bin")
-needs_library = pytest.mark.skipif(
-    LIBRARY is None, reason="NIXPKGS_LIB is not set: the files in nixos/ are only parsed"
-)
-
-MINIMAL = """\
-{ pkgs, ... }:
-{
-  virtualisation.libvirtd.qemu.package = pkgs.qemu;
-  services.ravebot = {
-    enable = true;
-    package = pkgs.ravebot;
-    secrets = {
-      matrixPassword = "/run/secrets/matrix";
-      gitlabToken = "/run/secrets/gitlab";
-      gitlabWebhook = "/run/secrets/webhook";
-    };
-    settings = {
-      matrix.homeserver = "https://matrix.example.org";
-      matrix.user_id = "@ravebot:example.org";
-      gitlab.url = "https://gitlab.example.org";
-      gitlab.projects = [ "group/*" ];
-      sandbox.host = "sandboxes.example.net";
-      provider.image = "/images/sandbox.qcow2";
-      # more
-    };
-  };
-}
-"""
-EVERYTHING = """\
-      instance = "second";
-      state_dir = "/var/lib/second";
-      matrix.users."@alice:example.org" = "alice";
-      matrix.rooms = [ { room = "#dev:example.org"; projects = [ "group/*" ]; } ];
-      matrix.operations_room = "#ops:example.org";
-      http.listen = "[::1]:8081";
-      http.public_url = "https://ravebot.example.org";
-      pool.warn_before = [ "1h30m" ];
-      sandbox.allow = [ "10.0.5.0/24:443" ];
-      sandbox.smoke_tests = [ { http = "/health"; } { run = "make check"; } ];
-      access.allow_from = [ "192.0.2.0/24" ];
-      provider.bridge = { name = "second0"; subnet = "10.81.0.0/24"; };
-      provider.kernel = "/images/vmlinuz";
-      provider.initrd = "/images/initrd.img";
-"""
 
 
 @pytest.fixture
 def nix(tmp_path: Path) -> Nix:
     return Nix(tmp_path)
-
-
-def written(found: Any) -> str:
-    """The configuration file that the module makes."""
-    return str(found["environment"]["etc"]["ravebot/config.yaml"]["source"]["written"])
-
-
-def loaded(text: str, folder: Path) -> Config:
-    """The configuration as ravebot reads it, with a secret in place of each credential, as when the system is built."""
-    secret = folder / "secret"
-    secret.write_text("hush")
-    secret.chmod(0o600)
-    file = folder / "config.yaml"
-    file.write_text(re.sub(r"/run/credentials/ravebot\.service/\w+", str(secret), text))
-    return load(file).config
 
 
 def test_every_file_is_a_nix_expression(nix: Nix) -> None:
@@ -123,150 +61,24 @@ def test_every_key_of_the_configuration_is_an_option_with_its_default(nix: Nix) 
     assert Config.model_validate(minimal) == plain
 
 
-@needs_library
-def test_ravebot_reads_what_the_settings_become(nix: Nix, tmp_path: Path) -> None:
-    for more in ("", EVERYTHING):
-        found = nix.module("ravebot.nix", MINIMAL.replace("# more", more))
-        text = written(found)
-        config = loaded(text, tmp_path)
-        assert config.sandbox.host == "sandboxes.example.net"
-        assert config.provider.bridge.name == ("second0" if more else "ravebot0")
-        assert len(config.sandbox.smoke_tests) == (2 if more else 0)
-        assert "hush" not in text
-        assert "/run/secrets" not in text
-
-
-@needs_library
-def test_each_secret_becomes_a_credential_that_the_configuration_names(nix: Nix) -> None:
-    found = nix.module("ravebot.nix", MINIMAL)
-    unit = found["systemd"]["services"]["ravebot"]["serviceConfig"]
-    given = dict(entry.split(":", 1) for entry in unit["LoadCredential"])
-    config = yaml.safe_load(written(found))
-    named = set()
-    for path in SECRET_KEYS.values():
-        value = config
-        for key in path:
-            value = value.get(key, {})
-        if value:
-            named.add(value.removeprefix("/run/credentials/ravebot.service/"))
-    assert named == set(given)
-    assert given["gitlabToken"] == "/run/secrets/gitlab"
-
-
-@needs_library
-@pytest.mark.parametrize(
-    ("more", "complaint"),
-    [
-        ('pool.max_running = "two";', "pool.max_running"),
-        ('pool.lifetime = "2 hours";', "pool.lifetime"),
-        ('matrix.mentions = "loud";', "matrix.mentions"),
-        ("sandbox.cpus = 2;", "sandbox.cpus"),
-        ('matrix.password_file = "/nix/store/secret";', "matrix.password_file"),
-        ('sandbox.smoke_tests = [ { http = "/"; run = "true"; } ];', "sandbox.smoke_tests"),
-    ],
-)
-def test_a_value_of_the_wrong_type_and_an_unknown_key_are_refused(nix: Nix, more: str, complaint: str) -> None:
-    with pytest.raises(NixError, match=f"services.ravebot.settings.{complaint}"):
-        nix.module("ravebot.nix", MINIMAL.replace("# more", more))
-
-
-@needs_library
-def test_a_secret_in_the_store_is_refused(nix: Nix) -> None:
-    inside = nix.folder / "store" / f"{32 * '0'}-secret"
-    with pytest.raises(NixError, match=r"services\.ravebot\.secrets\.gitlabToken"):
-        nix.module("ravebot.nix", MINIMAL.replace("/run/secrets/gitlab", str(inside)))
-
-
-@needs_library
-def test_an_option_that_is_not_recorded_is_refused(nix: Nix) -> None:
-    with pytest.raises(NixError, match=r"services\.openvpn"):
-        nix.module("ravebot.nix", MINIMAL.replace("{\n", "{\n  services.openvpn.restartAfterSleep = true;\n", 1))
-
-
-SANDBOX = """\
-{ pkgs, ... }:
-{
-  services.grafana.dataDir = "/var/lib/grafana";
-  # more
-}
-"""
-
-
 def test_the_flake_uses_the_release_whose_options_are_recorded(nix: Nix) -> None:
     release = nix.value(f"(import {NIXOS / 'options.nix'} {{ }}).release")
     assert nix.value(f"(import {NIXOS / 'flake.nix'}).inputs.nixpkgs.url") == f"github:NixOS/nixpkgs/nixos-{release}"
 
 
-@needs_library
-def test_the_sandbox_is_what_the_default_configuration_expects(nix: Nix) -> None:
-    found = nix.module("sandbox.nix", SANDBOX)
-    user, web_port = SandboxConfig.model_fields["user"].default, SandboxConfig.model_fields["web_port"].default
-    assert found["ravebot"]["sandbox"]["user"] == user
-    assert found["users"]["users"][user]["isNormalUser"]
-    assert found["systemd"]["tmpfiles"]["settings"]["10-ravebot"][CODE_FOLDER]["d"]["user"] == user
-    assert found["networking"]["firewall"]["allowedTCPPorts"] == [web_port]
-    assert found["services"]["nginx"]["virtualHosts"]["sandbox"]["listen"] == [{"addr": "0.0.0.0", "port": web_port}]
-
-
-@needs_library
-def test_the_sandbox_meets_the_contract(nix: Nix) -> None:
-    found = nix.module("sandbox.nix", SANDBOX)
-    services, sshd = found["services"], found["services"]["openssh"]
-    assert services["qemuGuest"]["enable"]
-    assert found["systemd"]["services"]["qemu-guest-agent"]["after"] == ["sshd.service"]
-    assert sshd["enable"]
-    assert sshd["authorizedKeysInHomedir"]
-    assert [key["path"] for key in sshd["hostKeys"]] == ["/etc/ssh/ssh_host_ed25519_key"]
-    assert not sshd["settings"]["PasswordAuthentication"]
-    assert not sshd["settings"]["KbdInteractiveAuthentication"]
-    assert sshd["settings"]["AllowTcpForwarding"]
-    assert sshd["settings"]["GatewayPorts"] == "no"
-    assert found["boot"]["growPartition"]
-    network = found["systemd"]["network"]["networks"]["10-ravebot"]
-    assert (network["networkConfig"]["DHCP"], network["dhcpV4Config"]["ClientIdentifier"]) == ("ipv4", "mac")
-
-
-@needs_library
-def test_each_part_of_the_stack_has_a_path_and_listens_on_loopback_only(nix: Nix) -> None:
-    more = "ravebot.sandbox.rave.vibeKanban = pkgs.vibe-kanban;"
-    services = nix.module("sandbox.nix", SANDBOX.replace("# more", more))["services"]
-    paths = services["nginx"]["virtualHosts"]["sandbox"]["locations"]
-    assert {"= /", "/code/", "/grafana/", "/prometheus/", "= /node/metrics", "/router/", "/kanban/"} < set(paths)
-    page = paths["= /"]["root"]["written"]
-    assert set(re.findall('href="(/[a-z]+/)', page)) == {
-        "/code/", "/grafana/", "/prometheus/", "/node/", "/router/", "/kanban/",
+def test_the_outputs_that_the_page_names_are_those_of_the_flake(nix: Nix) -> None:
+    outputs = nix.value(f"""
+        let
+          nixpkgs = {{ lib = {{ }}; legacyPackages.x86_64-linux = {{ }}; }};
+          outputs = (import {NIXOS / "flake.nix"}).outputs {{ inherit nixpkgs; self = outputs; }};
+        in
+        builtins.mapAttrs (_: builtins.attrNames) {{
+          inherit (outputs) nixosModules;
+          "packages.x86_64-linux" = outputs.packages.x86_64-linux;
+          "checks.x86_64-linux" = outputs.checks.x86_64-linux;
+        }}
+    """)
+    there = {f"{kind}.{name}" for kind, names in outputs.items() for name in names}
+    assert {code(name) for name, _ in rows("nixos.md", "output")} == there - {
+        "packages.x86_64-linux.default", "checks.x86_64-linux.ravebot",
     }  # fmt: skip
-    assert services["prometheus"]["listenAddress"] == "127.0.0.1"
-    assert services["prometheus"]["exporters"]["node"]["listenAddress"] == "127.0.0.1"
-    assert services["grafana"]["settings"]["server"]["http_addr"] == "127.0.0.1"
-
-
-@needs_library
-def test_what_is_left_out_of_the_stack_has_no_path_and_no_service(nix: Nix) -> None:
-    found = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.claudeCodeRouter = null;"))
-    paths = found["services"]["nginx"]["virtualHosts"]["sandbox"]["locations"]
-    assert not {"/router/", "/kanban/", "~ ^/(assets|api)/"} & set(paths)
-    assert not {"claude-code-router", "vibe-kanban"} & set(found["systemd"]["services"])
-    bare = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.enable = false;"))
-    assert "enable" not in bare["services"]["nginx"]
-
-
-@needs_library
-def test_the_runner_has_kvm_limits_and_a_cache_and_its_token_outside_the_store(nix: Nix) -> None:
-    configuration = '{ services.ravebot-runner = { enable = true; tokenFile = "/run/secrets/runner"; # more\n }; }'
-    runner = nix.module("gitlab-runner.nix", configuration)["services"]["gitlab-runner"]["services"]["ravebot"]
-    assert runner["dockerPrivileged"]
-    assert runner["dockerVolumes"] == ["/cache"]
-    flags = ["--docker-devices /dev/kvm", "--docker-memory 8g", "--docker-memory-swap 8g", "--docker-cpus 4"]
-    assert runner["registrationFlags"] == flags
-    assert runner["authenticationTokenConfigFile"] == "/run/secrets/runner"
-    assert "registrationConfigFile" not in runner
-
-    older = configuration.replace("# more", 'tokenKind = "registration"; tags = [ "kvm" ];')
-    runner = nix.module("gitlab-runner.nix", older)["services"]["gitlab-runner"]["services"]["ravebot"]
-    assert (runner["registrationConfigFile"], runner["tagList"]) == ("/run/secrets/runner", ["kvm"])
-
-    (useless,) = nix.module("gitlab-runner.nix", configuration.replace("# more", 'tags = [ "kvm" ];'))["assertions"]
-    assert not useless["assertion"]
-    with pytest.raises(NixError, match="tokenFile"):
-        nix.module("gitlab-runner.nix", configuration.replace('"/run/secrets/runner"', "./configuration.nix"))

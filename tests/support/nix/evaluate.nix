@@ -22,7 +22,7 @@ let
     callPackage = file: _: package (baseNameOf file);
     writeText = text;
     writeTextDir = text;
-    runCommand = name: environment: script: text name (environment.written or script);
+    runCommand = name: environment: script: package name // environment // { inherit script; };
   };
 
   tree =
@@ -71,11 +71,11 @@ let
     ];
   };
 
-  # A value as JSON: packages by name, with the text of those that are one.
+  # A value as JSON: packages by name, with their text or the script that makes them.
   plain =
     value:
     if lib'.isDerivation value then
-      { package = value.name; } // lib'.optionalAttrs (value ? written) { inherit (value) written; }
+      { package = value.name; } // lib'.filterAttrs (name: _: name == "written" || name == "script") value
     else if lib'.isAttrs value then
       lib'.mapAttrs (_: plain) (lib'.filterAttrs (_: inner: inner != null) value)
     else if lib'.isList value then
