@@ -26,14 +26,12 @@ from ravebot.commands.verbs import VERBS, Door, Show, Takes, Verb, at, read_dura
 from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_state_dir
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
-from ravebot.images.cli import app as image
+from ravebot.images import cli as images
+from ravebot.terminal import DEFAULT_CONFIG, FAILED, INTERRUPTED, NOT_RUNNING, UNUSABLE, ConfigPath, Json, output
 
 if TYPE_CHECKING:
     from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
     from ravebot.web.admin import AdminClient
-
-DEFAULT_CONFIG = Path("/etc/ravebot/config.yaml")
-FAILED, UNUSABLE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     help="Gives every GitLab merge request an isolated sandbox VM and runs it from Matrix.",
@@ -44,11 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-output = terminal.Output()
-
-ConfigPath = Annotated[
-    Path, typer.Option("--config", "-c", envvar="RAVEBOT_CONFIG", help="The configuration file.", show_default=True)
-]
+app.add_typer(images.app)
 
 
 def _reference(text: str | None) -> str | None:
@@ -67,9 +61,6 @@ def _instance_id(text: str | None) -> str | None:
             " (letters, digits, '.', '_' and '-')"
         )
     return text
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Level(StrEnum):
@@ -95,7 +86,7 @@ def main() -> NoReturn:
         # The reader closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(INTERRUPTED)
     except OSError as error:
         output.complain(f"ravebot: {error}")
@@ -261,7 +252,6 @@ def _parameter(name: str, kind: object, default: object) -> Parameter:
 
 
 add_verbs(app)
-app.add_typer(image, name="image")
 
 
 @app.command()

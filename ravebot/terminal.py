@@ -1,4 +1,6 @@
-"""What the shell commands print: tables and colour on a terminal, tab-separated lines in a pipe.
+"""What the shell commands share: options, exit codes, and what they print.
+
+They print tables and colour on a terminal, tab-separated lines in a pipe.
 
 Texts from people and guests are shown without control characters: they can't move the cursor or fake a line.
 """
@@ -10,7 +12,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +24,14 @@ from ravebot.config.file import InvalidConfigError
 from ravebot.operations.reports import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes, in_words
+
+DEFAULT_CONFIG = Path("/etc/ravebot/config.yaml")
+FAILED, UNUSABLE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
+
+ConfigPath = Annotated[
+    Path, typer.Option("--config", "-c", envvar="RAVEBOT_CONFIG", help="The configuration file.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 
@@ -80,6 +93,9 @@ class Output:
         if sys.stdout is None:  # so Python sets it if descriptor 1 was not open
             raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.write(text + "\n")
+
+
+output = Output()
 
 
 def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) -> None:

@@ -1,1 +1,1 @@
-"""Sandbox images: `ravebot image build` makes one. Only the command line and doctor may enter."""
+"""Images for the machines: `ravebot image build` makes Debian images, `ravebot image check` checks any image."""

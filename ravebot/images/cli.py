@@ -1,4 +1,4 @@
-"""`ravebot image`: what a subcommand needs is imported inside it."""
+"""`ravebot image`: build an image for the machines, and check any image."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from pydantic_core import to_json
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ravebot.config.values import parse_size
 from ravebot.errors import BuildFailed
 from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages
 from ravebot.sandboxes.view import in_bytes
-from ravebot.terminal import Output, clean
+from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, Output, clean, output
+
+if TYPE_CHECKING:
+    from ravebot.images.check.examine import Point
+    from ravebot.images.check.report import Report
+    from ravebot.images.check.settings import Settings
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Build images for sandboxes.", no_args_is_help=True)
-output = Output()
+app = typer.Typer(name="image", help="Build an image for the machines, and check any image.", no_args_is_help=True)
 
 
 @app.command()
@@ -82,6 +87,80 @@ def build(
     for hint in built.hints:
         output.complain(f"hint: {clean(hint)}", "yellow")
     output.say(f"Next: ravebot image check {built.image}")
+
+
+@app.command()
+def check(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A qcow2 image; by default the configured one.")
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    limit: Annotated[
+        str | None,
+        typer.Option(metavar="1m", help="How long to wait for the guest agent, instead of pool.build_timeout."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Boot an image as a sandbox would be, twice, and tell point by point what of the guest contract it meets.
+
+    Needs root. The machines are apart from the bot's, which may run; of the configuration, memory, disk, user, web port
+    and time limits are used, or the defaults if there is none. Ends with 1 if a point failed.
+    """
+    from ravebot.images.check.report import Report
+    from ravebot.operations.doctor.finding import Verdict
+
+    settings, state_dir = _settings(config, image, limit)
+    if not as_json:
+        what = (
+            f"{settings.image}, as {'its configuration says' if state_dir else 'the defaults say (no configuration)'}"
+        )
+        output.complain(f"Checking {what}. It takes about two boots of the machine.", "dim")
+    report = None if as_json else Report(output)
+    points = asyncio.run(_until_interrupted(_examine(settings, report)))
+    failed = [point.name for point in points if point.verdict in (Verdict.FAILED, Verdict.UNKNOWN)]
+    if state_dir is not None:
+        from ravebot.images.check import record
+
+        record.keep(
+            state_dir, settings.image, failed, [point.name for point in points if point.verdict is Verdict.WARNING]
+        )
+    if report is None:
+        output.raw(to_json(points, indent=2).decode())
+    else:
+        report.end(points)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _settings(config: Path, image: Path | None, limit: str | None) -> tuple[Settings, Path | None]:
+    """What to check with, and the state folder, if there is a configuration."""
+    from ravebot.config.file import load
+    from ravebot.config.values import parse_duration
+    from ravebot.images.check.settings import Settings
+
+    state_dir = None
+    if config.exists() or image is None or config != DEFAULT_CONFIG:
+        loaded = load(config).config
+        settings, state_dir = Settings.of(loaded, image and image.absolute()), loaded.state_dir
+    else:
+        settings = Settings.without_config(image.absolute())
+    if limit is not None:
+        try:
+            settings = settings.patient(parse_duration(limit))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return settings, state_dir
+
+
+async def _examine(settings: Settings, report: Report | None) -> tuple[Point, ...]:
+    from ravebot import logs
+    from ravebot.images.check.examine import Examination
+
+    logs.set_up("error", ())
+    if report is None:
+        return await Examination(settings, lambda _name: None, lambda _point: None).run()
+    with report.running():
+        return await Examination(settings, report.begins, report.told).run()
 
 
 class Steps:

@@ -45,19 +45,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.intake": (*INNER, "ravebot.intake", "ravebot.commands", "ravebot.gitlab", "ravebot.matrix"),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.gitlab", "ravebot.matrix"),
     "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports"),
-    "ravebot.images": (*("ravebot.images", "ravebot.errors", "ravebot.config", "ravebot.providers", "ravebot.access"),),
-    "ravebot.images.cli": (
-        "ravebot.images",
-        "ravebot.errors",
-        "ravebot.config.values",
-        "ravebot.terminal",
-        "ravebot.sandboxes.view",
-    ),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),
     "ravebot.parts": ("ravebot",),
     "ravebot.operations": ("ravebot",),
+    "ravebot.images": ("ravebot",),
+    "ravebot.images.check.record": (),
     "ravebot.operations.hostlock": BASICS,
     "ravebot.operations.reports": ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
     "ravebot.terminal": (

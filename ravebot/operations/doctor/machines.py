@@ -18,7 +18,8 @@ import psutil
 
 from ravebot.config.model import Config, LibvirtConfig
 from ravebot.errors import ProviderError, RavebotError
-from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.images.check import record
+from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.disks import image_size
 from ravebot.providers.libvirt.probe import probe_kvm
@@ -78,13 +79,29 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or use a smaller image")
-    if hidden := _closed_to_qemu(path, qemu):
+    if hidden := closed_to_qemu(path, qemu):
         fix = f"chmod o+x {hidden}, or put the image elsewhere"
         return failed("image", f"QEMU's user can't reach {path}: it can't enter {hidden}", fix)
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
-def _closed_to_qemu(path: Path, qemu: QemuUser | None) -> str:
+def image_check(config: Config) -> Finding:
+    """What `ravebot image check` found the last time, if that was this file."""
+    path, name, fix = config.provider.image, "image check", "as root: ravebot image check"
+    found = record.latest(config.state_dir, path)
+    if found is None:
+        return unknown(name, f"{path} was never checked against the guest contract", fix)
+    on = f"{found.at:%Y-%m-%d %H:%M} UTC"
+    if not found.is_of(path.stat()):
+        return unknown(name, f"{path} was changed after it was checked, {on}", fix)
+    if found.failed:
+        return failed(name, f"{on}: {', '.join(found.failed)} failed", f"{fix}; it says what mends each")
+    if found.warnings:
+        return warning(name, f"{on}: to look at: {', '.join(found.warnings)}", fix)
+    return ok(name, f"{on}: it meets the guest contract")
+
+
+def closed_to_qemu(path: Path, qemu: QemuUser | None) -> str:
     """The folders above `path` that QEMU can't enter; quoted for a shell. libvirt makes QEMU's user the files' owner.
 
     If that user is not known, only what all users may do counts.
@@ -119,7 +136,7 @@ def disk(config: Config, qemu: QemuUser | None = None) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed("storage pool", f"{there} is not a folder", "change provider.storage_pool")
-    if hidden := _closed_to_qemu(folder / "disk", qemu):
+    if hidden := closed_to_qemu(folder / "disk", qemu):
         detail = f"QEMU's user can't reach the disks: it can't enter {hidden}"
         return failed("storage pool", detail, f"chmod o+x {hidden}, or change provider.storage_pool")
     free = shutil.disk_usage(there).free
@@ -166,6 +183,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     found, qemu = await libvirt(config.provider)
     yield found
     yield await guarded("image", asyncio.to_thread(image, config, qemu))
+    if config.provider.image.is_file():
+        yield await guarded("image check", asyncio.to_thread(image_check, config))
     if config.provider.kernel is not None:
         yield await guarded("direct boot", asyncio.to_thread(boot_files, config.provider))
     yield await guarded("storage pool", asyncio.to_thread(disk, config, qemu))

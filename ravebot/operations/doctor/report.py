@@ -11,7 +11,7 @@ from rich.text import Text
 from ravebot.operations.doctor.finding import Finding, Verdict
 from ravebot.terminal import Cell, Output, clean
 
-_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red", Verdict.UNKNOWN: "cyan"}
+STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red", Verdict.UNKNOWN: "cyan"}
 
 
 def show(output: Output, findings: Sequence[Finding]) -> None:
@@ -21,10 +21,15 @@ def show(output: Output, findings: Sequence[Finding]) -> None:
     else:
         rows = ((Cell(f.verdict.value), f.name, f.detail, f.fix) for f in findings)
         output.table(("verdict", "check", "found", "fix"), rows)
-    counts = Counter(finding.verdict for finding in findings)
+    summarize(output, [finding.verdict for finding in findings])
+
+
+def summarize(output: Output, verdicts: Sequence[Verdict]) -> None:
+    """How many there are of each verdict, on stderr."""
+    counts = Counter(verdicts)
     worst = next((v for v in (Verdict.FAILED, Verdict.WARNING, Verdict.UNKNOWN) if counts[v]), Verdict.OK)
     said = {"ok": Verdict.OK, "to look at": Verdict.WARNING, "unknown": Verdict.UNKNOWN, "failed": Verdict.FAILED}
-    output.complain(", ".join(f"{counts[verdict]} {name}" for name, verdict in said.items()), _STYLES[worst])
+    output.complain(", ".join(f"{counts[verdict]} {name}" for name, verdict in said.items()), STYLES[worst])
 
 
 def _table(findings: Sequence[Finding]) -> Table:
@@ -33,7 +38,7 @@ def _table(findings: Sequence[Finding]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        style = _STYLES[finding.verdict]
+        style = STYLES[finding.verdict]
         found = Text(clean(finding.detail))
         if finding.fix:
             found.append(f"\n→ {clean(finding.fix)}", style=style)

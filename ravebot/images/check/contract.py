@@ -1,0 +1,226 @@
+"""The guest contract as one table: what is looked at, in which order, and how long that may take at most.
+
+docs/image.md explains each point; a test keeps the two in step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from ravebot.access.probes import HttpProbe
+from ravebot.errors import GuestError
+from ravebot.images.check import ssh
+from ravebot.images.check.guest import CALL, SSH_PORT, CheckedGuest
+from ravebot.operations.doctor.finding import Finding, failed, ok, warning
+from ravebot.providers.libvirt.parcels import LARGE_BYTES
+from ravebot.sandboxes.model import CODE_FOLDER, Observed
+from ravebot.sandboxes.view import in_bytes
+
+TOOLS = (
+    *("sh", "su", "tar", "gzip", "setsid", "mkfifo", "dd", "truncate", "mktemp", "tail", "head", "seq"),
+    *("cat", "chmod", "chown", "kill", "mkdir", "mv", "rm", "sleep"),
+)
+"""What ravebot's own scripts call in a guest."""
+
+_GROWN = 0.8  # of the disk; the rest is boot partitions and the file system's own
+_GROWTH_SECONDS = 30
+_WEB_WAIT = timedelta(seconds=15)
+_JOB = timedelta(seconds=60)
+_LISTED_USERS = 5
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One point. What takes longer than `limit` has failed; it is looked at only if the points it `needs` are right."""
+
+    name: str
+    look: Callable[[CheckedGuest], Awaitable[Finding]]
+    fix: str  # where the point knows no better one
+    needs: tuple[str, ...] = ()
+    limit: timedelta = timedelta(seconds=60)
+
+
+async def host_keys(guest: CheckedGuest) -> Finding:
+    """There is at least one when the agent answers, or soon after."""
+    name = "host keys"
+    why = ""
+    for _ in range(int(guest.settings.sandbox.timeouts.other.total_seconds())):
+        try:
+            guest.host_keys = await guest.trial.provider.host_keys(guest.booted.name)
+        except GuestError as error:
+            why = str(error)
+            await asyncio.sleep(1)
+        else:
+            return ok(name, ", ".join(key.split()[0] for key in guest.host_keys))
+    return failed(name, why, "make them at the first boot, before the SSH server starts: ssh-keygen -A")
+
+
+async def address(guest: CheckedGuest) -> Finding:
+    """The assigned address is in use: the guest answers there, if only with a refusal."""
+    name = "address"
+    wanted = guest.booted.address
+    if await guest.port_within(SSH_PORT, timedelta(seconds=20)) == "silent":
+        if not await asyncio.to_thread(_is_somebody, wanted):
+            fix = "ask for an address by DHCP on the first network card, with the card's MAC as the client's id"
+            return failed(name, f"nobody has {wanted}, which DHCP offers", fix)
+        return failed(name, f"{wanted} is in use, but answers no connection", "open port 22 in the guest's firewall")
+    return ok(name, f"{wanted}, by DHCP")
+
+
+def _is_somebody(address: str) -> bool:
+    """Whether the kernel knows whose address it is: https://man7.org/linux/man-pages/man7/arp.7.html"""
+    lines = [line.split() for line in Path("/proc/net/arp").read_text().splitlines()]
+    return any(fields[0] == address and fields[2] != "0x0" for fields in lines)
+
+
+async def user(guest: CheckedGuest) -> Finding:
+    """The account exists and is not root."""
+    name, account = "user", guest.user
+    found = await guest.sh('id -u "$1" && eval echo "~$1"', account)
+    if found.exit_code != 0:
+        others = await guest.asked("awk -F: '$3 >= 1000 && $3 < 60000 { print $1 }' /etc/passwd")
+        listed = ", ".join(others.split()[:_LISTED_USERS]) or "no ordinary user"
+        fix = f"add it to the image, or set sandbox.user to one that it has ({listed})"
+        return failed(name, f"the image has no user {account}", fix)
+    number, home = (*found.output.split(), "", "")[:2]
+    if number == "0":
+        return failed(name, f"{account} is root", "set sandbox.user to an ordinary user")
+    sudo = await guest.sh('echo "sudo -n true" | su "$1" -s /bin/sh', account)
+    may = "may use sudo" if sudo.exit_code == 0 else "may not use sudo"
+    return ok(name, f"{account}, number {number}, home {home}, {may}")
+
+
+async def tools(guest: CheckedGuest) -> Finding:
+    """Every program that ravebot calls is found with its PATH."""
+    name = "tools"
+    missing = await guest.asked('for tool; do command -v "$tool" >/dev/null || echo "$tool"; done', *TOOLS)
+    if missing.strip():
+        return failed(
+            name, f"missing: {', '.join(missing.split())}", "install them (Debian: coreutils, util-linux, tar)"
+        )
+    return ok(name, f"all {len(TOOLS)} are there")
+
+
+async def code(guest: CheckedGuest) -> Finding:
+    """The code can be put in its place, belongs to the user, and set-up runs there as the user."""
+    name = "code and set-up"
+    with tempfile.NamedTemporaryFile() as archive:
+        await asyncio.to_thread(Path(archive.name).write_bytes, _archive())
+        await guest.jobs.put_code(guest.booted.name, Path(archive.name), _JOB)
+    done = await guest.jobs.run_job(
+        guest.booted.name, "image-check", 'pwd; id -un; stat -c %U index.html; echo "$RAVE_MR"', {"RAVE_MR": "1"}, _JOB
+    )
+    if done.exit_code != 0 or done.output.split() != [CODE_FOLDER, guest.user, guest.user, "1"]:
+        fix = f"let {guest.user} own what is unpacked in /srv, and `su {guest.user} -s /bin/sh` keep the environment"
+        return failed(name, f"a command in {CODE_FOLDER} said: {done.output.strip()[-300:]}", fix)
+    return ok(name, f"{CODE_FOLDER} belongs to {guest.user}, and commands run there as {guest.user}")
+
+
+def _archive() -> bytes:
+    """As GitLab makes one: a single folder, and the files in it."""
+    page = b"<!doctype html><title>Image check</title>\n"
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("image-check/index.html")
+        entry.size = len(page)
+        tar.addfile(entry, io.BytesIO(page))
+    return made.getvalue()
+
+
+async def hotplug(guest: CheckedGuest) -> Finding:
+    """The kernel finds a disk that is attached while it runs."""
+    name, target = "hot plug", "/srv/.image-check"
+    with tempfile.NamedTemporaryFile() as large:
+        large.truncate(LARGE_BYTES)
+        began = asyncio.get_running_loop().time()
+        carried = await guest.trial.provider.parcels.carry(guest.booted.name, Path(large.name), target, mode=0o600)
+        seconds = asyncio.get_running_loop().time() - began
+    await guest.sh('rm -f "$1"', target)
+    if not carried:
+        fix = "use a kernel with PCI Express hot plug (CONFIG_HOTPLUG_PCI_PCIE) and virtio-blk"
+        return warning(name, "the kernel sees no new disk, so large code is copied 30 times as slowly", fix)
+    return ok(name, f"{in_bytes(LARGE_BYTES)} copied by way of a disk in {seconds:.1f} s")
+
+
+async def growth(guest: CheckedGuest) -> Finding:
+    """The file system of /srv takes the whole disk, soon after the boot."""
+    name, disk_bytes = "growth", guest.trial.disk_bytes
+    size_bytes = 0
+    for _ in range(_GROWTH_SECONDS):
+        fields = (await guest.asked("df -P -k /srv | tail -n 1")).split()
+        size_bytes = int(fields[1]) * 1024 if len(fields) > 1 and fields[1].isdigit() else 0
+        if size_bytes >= _GROWN * disk_bytes:
+            return ok(name, f"/srv has {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}")
+        await asyncio.sleep(1)
+    fix = "grow the partition and the file system at boot (sfdisk or growpart, then resize2fs)"
+    return failed(name, f"/srv has only {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}", fix)
+
+
+async def web(guest: CheckedGuest) -> Finding:
+    """Something answers on the web port; if nothing listens there, the merge request's set-up has to start it."""
+    name, port = "web port", guest.settings.sandbox.web_port
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _WEB_WAIT.total_seconds()
+    while (scheme := await HttpProbe().scheme(guest.booted.address, port)) is None and loop.time() < deadline:
+        await asyncio.sleep(1)
+    if scheme is not None:
+        return ok(name, f"{port} answers by {scheme}")
+    match await guest.listens(port):
+        case "refused":
+            fix = "start a web server with the image or in .rave/setup, or set sandbox.web_port to the right port"
+            return warning(name, f"nothing listens on {port}: the web link leads nowhere until set-up starts it", fix)
+        case "open":
+            fix = "mend the server that listens there: it must answer HTTP or HTTPS"
+            return failed(name, f"{port} accepts connections, but answers no request", fix)
+        case _:
+            return failed(name, f"{port} does not answer", f"open port {port} in the guest's firewall")
+
+
+async def shutdown(guest: CheckedGuest) -> Finding:
+    """It is off in time when it is asked to."""
+    name, grace = "graceful stop", guest.settings.pool.shutdown_grace
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await guest.trial.provider.shutdown(guest.booted.name)
+    while loop.time() < began + grace.total_seconds():
+        listing = await guest.trial.provider.list()
+        if any(one.name == guest.booted.name and one.state is Observed.OFF for one in listing.machines):
+            return ok(name, f"off {loop.time() - began:.1f} s after it was asked")
+        await asyncio.sleep(0.3)
+    fix = "let the agent's guest-shutdown or the power button end it (acpid, or systemd-logind), or raise"
+    return failed(name, f"still on {grace.total_seconds():g} s after it was asked", f"{fix} pool.shutdown_grace")
+
+
+AGENT, ADDRESS, HOST_KEYS, USER = "guest agent", "address", "host keys", "user"
+CONTRACT = (
+    Clause(HOST_KEYS, host_keys, "allow guest-exec in the guest agent's configuration", (AGENT,), timedelta(minutes=3)),
+    Clause(ADDRESS, address, "ask for an address by DHCP on the first network card"),
+    Clause(USER, user, "add the user to the image, or set sandbox.user", (AGENT,)),
+    Clause("tools", tools, "install coreutils, util-linux and tar", (AGENT,)),
+    Clause("code and set-up", code, "let the user own what is unpacked in /srv", (AGENT, USER), timedelta(minutes=3)),
+    Clause(
+        "SSH login",
+        ssh.login,
+        "allow guest-ssh-add-authorized-keys in the guest agent's configuration",
+        (AGENT, ADDRESS, HOST_KEYS, USER),
+    ),
+    Clause("no passwords", ssh.keys_only, "in sshd_config: PasswordAuthentication no", (ADDRESS,)),
+    Clause(
+        "remote forward",
+        ssh.forwards,
+        "in sshd_config: AllowTcpForwarding yes",
+        (AGENT, ADDRESS, HOST_KEYS, USER, "SSH login"),
+    ),
+    Clause("hot plug", hotplug, "use a kernel with PCI Express hot plug", (AGENT,)),
+    Clause("growth", growth, "grow the partition and the file system at boot", (AGENT,), CALL + timedelta(minutes=1)),
+    Clause("web port", web, "start a web server, or set sandbox.web_port", (ADDRESS,)),
+    Clause("graceful stop", shutdown, "let the agent's guest-shutdown end it", (AGENT,), timedelta(minutes=10)),
+)
+"""What is looked at once the first machine was switched on, in this order."""

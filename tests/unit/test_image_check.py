@@ -1,0 +1,166 @@
+"""What `ravebot image check` says and keeps, without a machine."""
+
+from __future__ import annotations
+
+import io
+import re
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ravebot.errors import Refused
+from ravebot.images.check import record
+from ravebot.images.check.contract import CONTRACT, TOOLS
+from ravebot.images.check.examine import Point
+from ravebot.images.check.report import Report
+from ravebot.images.check.settings import Settings
+from ravebot.images.check.trial import free_subnet
+from ravebot.operations.doctor import Verdict, machines
+from ravebot.providers.libvirt import guest as agent
+from ravebot.providers.libvirt import parcels
+from ravebot.sandboxes.chain import guestjobs
+from ravebot.terminal import Output
+from tests.support.pages import rows
+from tests.unit.test_doctor import config
+
+# What every shell does itself; `n` and `es` are parts of texts.
+_BUILT_IN = (
+    *("break", "case", "cd", "continue", "do", "done", "echo", "elif", "else", "esac", "eval", "exec", "exit"),
+    *("export", "fi", "for", "if", "return", "set", "shift", "then", "trap", "true", "umask", "wait", "while"),
+    *("n", "es"),
+)
+_CALLED = re.compile(r"(?:^|[;|&({!]|\b(?:then|else|do|exec|if|while))\s*([a-z]+)(?=[\s;)]|$)", re.MULTILINE)
+
+
+def test_the_page_about_images_has_every_point_in_the_order_of_the_check() -> None:
+    shown = [point for point, _, _ in rows("image.md", "point")]
+    assert shown == ["file", "guest agent", *(clause.name for clause in CONTRACT), "first boot"]
+
+
+def test_every_point_needs_only_points_that_come_before_it() -> None:
+    before = {"file", "guest agent"}
+    for clause in CONTRACT:
+        assert before.issuperset(clause.needs), clause.name
+        before.add(clause.name)
+
+
+def test_the_tools_are_those_that_our_scripts_call() -> None:
+    scripts = [
+        value
+        for module in (agent, parcels, guestjobs)
+        for name, value in vars(module).items()
+        if isinstance(value, str) and " " in value and not name.startswith("__")
+    ]
+    called = set(_CALLED.findall("\n".join(scripts))) - set(_BUILT_IN)
+    assert called <= set(TOOLS), called - set(TOOLS)
+    assert called >= set(TOOLS) - {"sh", "gzip"}, "tar calls gzip, and sh is the scripts' own"
+
+
+def test_a_free_network_overlaps_nothing_that_is_taken() -> None:
+    taken = [IPv4Network("10.0.0.0/8"), IPv4Network("192.168.0.0/16"), IPv4Network("172.16.0.0/13")]
+    found = free_subnet(tuple(taken))
+    assert found.prefixlen == 29
+    assert found.subnet_of(IPv4Network("172.24.0.0/13"))
+
+
+def test_a_host_without_a_free_network_is_told() -> None:
+    with pytest.raises(Refused, match="no private network free"):
+        free_subnet((IPv4Network("0.0.0.0/0"),))
+
+
+def test_another_file_is_not_checked_with_the_configured_kernel() -> None:
+    own = config(provider={"image": "/images/a.qcow2", "kernel": "/images/k", "initrd": "/images/i", "cmdline": "x"})
+    assert Settings.of(own).provider.kernel == Path("/images/k")
+    assert Settings.of(own, Path("/images/../images/a.qcow2")).provider.kernel == Path("/images/k")
+    other = Settings.of(own, Path("/images/b.qcow2"))
+    assert (other.image, other.provider.kernel, other.provider.cmdline) == (Path("/images/b.qcow2"), None, "")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "sandbox.qcow2"
+    path.write_bytes(b"an image")
+    return path
+
+
+def shown(tmp_path: Path, image: Path) -> tuple[Verdict, str]:
+    finding = machines.image_check(config(state_dir=str(tmp_path), provider={"image": str(image)}))
+    return finding.verdict, finding.detail
+
+
+def test_the_doctor_says_that_an_image_was_never_checked(tmp_path: Path, image: Path) -> None:
+    verdict, detail = shown(tmp_path, image)
+    assert (verdict, detail) == (Verdict.UNKNOWN, f"{image} was never checked against the guest contract")
+
+
+@pytest.mark.parametrize(
+    ("failed", "warnings", "verdict", "said"),
+    [
+        ((), (), Verdict.OK, "it meets the guest contract"),
+        ((), ("web port",), Verdict.WARNING, "to look at: web port"),
+        (("growth", "user"), ("web port",), Verdict.FAILED, "growth, user failed"),
+    ],
+)
+def test_the_doctor_shows_the_last_result(
+    tmp_path: Path, image: Path, failed: tuple[str, ...], warnings: tuple[str, ...], verdict: Verdict, said: str
+) -> None:
+    assert record.keep(tmp_path, image, ["guest agent"], [])
+    assert record.keep(tmp_path, image, failed, warnings)
+    found, detail = shown(tmp_path, image)
+    assert found is verdict
+    assert said in detail
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC: ", detail)
+
+
+def test_a_result_does_not_count_for_a_file_that_was_changed_since(tmp_path: Path, image: Path) -> None:
+    record.keep(tmp_path, image, [], [])
+    image.write_bytes(b"another image")
+    assert shown(tmp_path, image)[0] is Verdict.UNKNOWN
+    record.keep(tmp_path, image, [], [])
+    assert shown(tmp_path, image)[0] is Verdict.OK
+
+
+def test_results_of_other_images_stay_and_damaged_ones_are_written_anew(tmp_path: Path, image: Path) -> None:
+    other = tmp_path / "other.qcow2"
+    other.write_bytes(b"")
+    record.keep(tmp_path, other, ["growth"], [])
+    record.keep(tmp_path, image, [], [])
+    kept = record.latest(tmp_path, other)
+    assert kept and kept.failed == ("growth",)
+    (tmp_path / "image-checks.json").write_text("{")
+    assert record.latest(tmp_path, other) is None
+    assert record.keep(tmp_path, image, [], [])
+    assert [path.name for path in tmp_path.glob("*image-checks*")] == ["image-checks.json"]
+
+
+def test_without_a_state_folder_no_result_is_kept(tmp_path: Path, image: Path) -> None:
+    assert not record.keep(tmp_path / "none", image, [], [])
+
+
+def told(points: list[Point], terminal: bool) -> tuple[str, str]:
+    """What the report prints to stdout and to stderr."""
+    output, out, errors = Output(), io.StringIO(), io.StringIO()
+    output.console = Console(file=out, force_terminal=terminal, width=100, highlight=False, markup=False)
+    output.errors = Console(file=errors, force_terminal=terminal, width=100, highlight=False, markup=False)
+    report = Report(output)
+    for point in points:
+        report.told(point)
+    report.end(points)
+    return out.getvalue(), errors.getvalue()
+
+
+def test_a_terminal_gets_what_a_guest_said_without_its_control_characters() -> None:
+    hostile = Point("user", Verdict.FAILED, "no user \x1b[2J agent\r", "add \x1b]0;x\x07 it", 1.5, "boot \x1b[H")
+    out, errors = told([hostile], terminal=True)
+    assert "\x1b[2J" not in out
+    assert "\x1b]0" not in out
+    assert r"no user \x1b[2J agent\r" in out
+    assert r"boot \x1b[H" in errors
+    assert "1 failed" in errors
+
+
+def test_a_silent_guest_with_an_empty_console_is_told_why_it_may_be_empty() -> None:
+    _, errors = told([Point("guest agent", Verdict.FAILED, "no answer within 9 s", "install it", 9.0)], terminal=True)
+    assert "console=ttyS0" in errors
