@@ -15,8 +15,9 @@ from tests.support.libvirtd import with_libvirtd
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _BESIDE_RESTARTS = tuple(
-    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "debian", "demo", "hostile", "sandbox")
+    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
 )
+_OF_IMAGES = ("tests/acceptance/test_debian_image", "tests/integration/test_image_check")
 _WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
 
 
@@ -24,13 +25,15 @@ def _need(nodeid: str) -> str:
     """What a test needs for itself: others that need the same do not run beside it."""
     if nodeid.startswith(_BESIDE_RESTARTS):
         return "machines"
+    if nodeid.startswith(_OF_IMAGES):
+        return "images"
     if nodeid.startswith(_WITH_RESTARTS):
         return "machines and libvirtd's restarts"
     return nodeid.partition("::")[0]
 
 
 class _ByNeed(LoadScopeScheduling):
-    """What `./dev test` runs in one process, beside the others': two groups that boot machines, which take the longest,
+    """What `./dev test` runs in one process, beside the others': three groups that boot machines, which take longest,
     and of the rest each file, because its tests may share a Synapse.
 
     Not by `--dist loadgroup`, which pytest 9.2 broke: https://github.com/pytest-dev/pytest-xdist/issues/1386
@@ -46,7 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if _need(item.nodeid) != "machines":
+    if _need(item.nodeid) not in ("machines", "images"):
         return (yield)
     with with_libvirtd():
         return (yield)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import libvirt
@@ -18,6 +18,7 @@ SYSTEM_URI = "qemu:///system"
 _PID_FILE = Path("/run/libvirtd.pid")
 _LOG_PID_FILE = Path("/run/virtlogd.pid")
 _LOCK = Path("/tmp/ravebot-tests-libvirtd.lock")
+_GATE = Path("/tmp/ravebot-tests-libvirtd.gate")  # held by who waits for all others: new ones wait behind it
 _WAIT_SECONDS = 20.0
 
 
@@ -28,24 +29,24 @@ class LibvirtdError(Exception):
 @contextmanager
 def with_libvirtd() -> Iterator[None]:
     """Keeps tests in other processes from ending libvirtd while the block runs."""
-    with _locked(fcntl.LOCK_SH):
+    with ExitStack() as stack:
+        with _locked(_GATE, fcntl.LOCK_EX):
+            stack.enter_context(_locked(_LOCK, fcntl.LOCK_SH))
         yield
 
 
 @asynccontextmanager
 async def without_others() -> AsyncIterator[None]:
     """For who ends libvirtd: waits for other tests `with_libvirtd`, and keeps new ones waiting."""
-    lock = _locked(fcntl.LOCK_EX)
-    await asyncio.to_thread(lock.__enter__)
-    try:
+    with ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, _locked(_GATE, fcntl.LOCK_EX))
+        await asyncio.to_thread(stack.enter_context, _locked(_LOCK, fcntl.LOCK_EX))
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 @contextmanager
-def _locked(how: int) -> Iterator[None]:
-    with _LOCK.open("w") as file:
+def _locked(path: Path, how: int) -> Iterator[None]:
+    with path.open("w") as file:
         fcntl.flock(file, how)
         yield
 
