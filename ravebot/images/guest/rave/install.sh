@@ -4,6 +4,7 @@
 # The builder has put what the host's npm could fetch into /var/tmp/npm: NAME.tgz, or NAME.failed with a reason. What
 # programs say may name the host's registry or proxy: it is printed for who builds, and does not go into the image.
 set -eu
+export PYTHONDONTWRITEBYTECODE=1
 npm=/var/tmp/npm
 page=/usr/share/rave/start
 work=$(mktemp -d)
