@@ -45,7 +45,7 @@ _NOISE = (
 # Passed on to the build, so that it fetches packages as the host does.
 _APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force", "Acquire::Check-")
 _MIB = 1024**2
-_WORK_BYTES, _OUT_BYTES = 1200 * _MIB, 250 * _MIB  # what the smallest image needs while it is built
+_OUT_BYTES = 300 * _MIB  # what the largest preset's file takes
 
 
 class Progress(Protocol):
@@ -103,7 +103,7 @@ async def build(
         raise RavebotError("building an image needs root, for its files' owners and a chroot: run it with sudo")
     tools.check(environment)
     temporary = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - mkdtemp makes a folder of its own
-    _check_room(temporary, out.parent)
+    _check_room(recipe.work_bytes, temporary, out.parent)
     async with _folder(temporary, "ravebot-image-") as work, _folder(out.parent, f".{out.name}-") as beside:
         job = _Job(recipe, work, {**environment, "TMPDIR": str(work)}, progress)
         return await job.build(out, beside, boot_files, began)
@@ -313,8 +313,8 @@ def _check_out(out: Path, force: bool) -> None:
         raise RavebotError(f"{out} exists: give --force to replace it")
 
 
-def _check_room(temporary: Path, folder: Path) -> None:
-    needed = {temporary: _WORK_BYTES}
+def _check_room(work_bytes: int, temporary: Path, folder: Path) -> None:
+    needed = {temporary: work_bytes}
     if temporary.stat().st_dev == folder.stat().st_dev:
         needed[temporary] += _OUT_BYTES
     else:

@@ -149,6 +149,11 @@ class Recipe:
         return LAYERS[self.preset]
 
     @property
+    def work_bytes(self) -> int:
+        """About what is needed in the temporary folder, without the further packages and the script."""
+        return parse_size("2200MiB" if RAVE in self.layers else "1200MiB")
+
+    @property
     def all_packages(self) -> tuple[str, ...]:
         names = [name for layer in self.layers for name in layer.packages]
         return tuple(dict.fromkeys([*names, *sorted(self.packages)]))

@@ -19,7 +19,7 @@ class Report:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._status = output.errors.status("") if output.console.is_terminal else None
+        self._status = output.console.status("") if output.console.is_terminal else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
