@@ -1,4 +1,5 @@
-"""`ravebot image build` as a process of its own: one real image, read back from its disk, and builds that fail."""
+"""`ravebot image build` as a process of its own: one real image, of the preset `rave`, read back from its disk; and
+builds that fail."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from ravebot.images import tools, tree
-from ravebot.images.recipe import Recipe
+from ravebot.images.recipe import BASE, RAVE, Preset, Recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
 
 # Everything of the host that could be found in an image gets this in its name or content.
 LEAK = "telltale4711"
@@ -44,6 +47,10 @@ class Image:
     manifest: dict[str, object]
     output: str
     steps: str
+
+    def parts(self) -> dict[str, dict[str, str]]:
+        """What the start page says of the RAVE stack, by name."""
+        return {part["name"]: part for part in json.loads((self.root / "usr/share/rave/start/parts.json").read_text())}
 
 
 class Builder:
@@ -134,7 +141,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     script.write_bytes(SCRIPT)
     (folder / "host").mkdir()
     code, output, errors = builder.run(
-        "--packages", "cron", "--script", str(script), within=with_leaks(folder / "host")
+        "--preset", "rave", "--packages", "cron", "--script", str(script), within=with_leaks(folder / "host")
     )
     assert code == 0, errors
     assert sorted(path.name for path in builder.folder.iterdir()) == ["sandbox.qcow2", "sandbox.qcow2.manifest.json"]
@@ -150,7 +157,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 def test_the_build_says_what_it_did_and_what_comes_next(image: Image) -> None:
     steps = [line.partition(":")[0] for line in image.steps.splitlines() if line.endswith(" s")]
-    assert steps == ["packages", "files", "install script of base", "script", "clean-up", "disk", "qcow2"]
+    scripts = [f"install script of {layer}" for layer in ("base", "web", "rave")]
+    assert steps == ["packages of npm", "packages", "files", *scripts, "script", "clean-up", "disk", "qcow2"]
     done, following = image.output.splitlines()
     assert done.startswith(f"{image.file}: ")
     assert "MiB, a disk of " in done
@@ -192,11 +200,10 @@ def test_sources_that_need_a_login_are_left_out_of_the_image_and_it_says_so(imag
 
 
 def test_the_files_of_the_guest_are_root_s_with_the_modes_of_their_places(image: Image) -> None:
-    for layer in Recipe().layers:
-        for name in layer.files():
-            status = (image.root / name).stat()
-            assert (status.st_uid, status.st_gid) == (0, 0)
-            assert (image.root / name).read_bytes() == (layer.folder / name).read_bytes()
+    for name in BASE.files():
+        status = (image.root / name).stat()
+        assert (status.st_uid, status.st_gid) == (0, 0)
+        assert (image.root / name).read_bytes() == (BASE.folder / name).read_bytes()
     assert stat.S_IMODE((image.root / "etc/sudoers.d/agent").stat().st_mode) == 0o440
     assert stat.S_IMODE((image.root / "usr/local/sbin/grow-root").stat().st_mode) == 0o755
     assert not (image.root / "install.sh").exists()
@@ -206,12 +213,65 @@ def test_the_files_of_the_guest_are_root_s_with_the_modes_of_their_places(image:
 
 def test_the_manifest_names_what_is_in_the_image(image: Image) -> None:
     manifest = image.manifest
-    assert (manifest["suite"], manifest["preset"]) == ("bookworm", "minimal")
+    assert (manifest["suite"], manifest["preset"]) == ("bookworm", "rave")
     assert manifest["packages"] == tree.packages(image.root)
     assert manifest["image_bytes"] == image.file.stat().st_size
-    assert manifest["inputs_digest"] == Recipe(packages=("cron",), script=SCRIPT).digest()
+    assert manifest["inputs_digest"] == Recipe(preset=Preset.RAVE, packages=("cron",), script=SCRIPT).digest()
     information = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", image.file]))
     assert manifest["virtual_bytes"] == information["virtual-size"]
+
+
+def test_the_manifest_lists_what_debian_has(image: Image) -> None:
+    packages = image.manifest["packages"]
+    assert isinstance(packages, dict)
+    assert {"prometheus", "prometheus-node-exporter", "nginx-light"} <= set(packages)
+    assert not {"npm", "nodejs"} & set(packages)
+
+
+def test_each_part_is_in_the_image_or_the_page_and_the_builder_say_why_not(image: Image) -> None:
+    site, units = image.root / "etc/nginx/rave", image.root / "etc/systemd/system"
+    parts = image.parts()
+    for name, conf, unit in (
+        ("Prometheus", "prometheus", "prometheus.service.d"),
+        ("Node exporter", "node", "prometheus-node-exporter.service.d"),
+        ("Claude Code Router", "router", "claude-code-router.service"),
+        ("Vibe Kanban", "kanban", "vibe-kanban.service"),
+        ("Grafana", "grafana", "grafana-server.service.d"),
+    ):
+        there = "left_out" not in parts[name]
+        assert (site / f"{conf}.conf").exists() == (units / unit).exists() == there, name
+        assert there or f"{name} is left out of the image: {parts[name]['left_out']}" in " ".join(image.steps.split())
+    assert "left_out" not in parts["Prometheus"]
+    assert not (image.root / "etc/systemd/system/multi-user.target.wants/prometheus.service").is_symlink()
+    assert (units / "default.target").readlink() == Path("/etc/systemd/system/rave.target")
+
+
+@needs_npm
+def test_the_router_is_there_with_its_own_user_and_node(image: Image) -> None:
+    assert image.parts()["Claude Code Router"]["version"] == RAVE.npm[1].version
+    config = (image.root / "etc/claude-code-router/config.json").stat()
+    users = (image.root / "etc/passwd").read_text()
+    assert f"claude-code-router:x:{config.st_uid}:" in users
+    assert config.st_mode & 0o777 == 0o600
+    said = subprocess.run([image.root / "opt/node/bin/node", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"v{RAVE.npm[0].version}\n"
+    version = [str(image.root / "opt/node/bin/node"), str(image.root / "opt/claude-code-router/dist/cli.js"), "version"]
+    assert RAVE.npm[1].version in subprocess.run(version, capture_output=True, text=True, check=True).stdout
+
+
+@needs_npm
+def test_nothing_of_the_hosts_npm_is_in_the_image(image: Image) -> None:
+    asked = ["npm", "config", "get", "registry"]
+    registry = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("//")[1].split("/")[0]
+    for folder, folders, files in os.walk(image.root):
+        place = Path(folder).relative_to(image.root)
+        assert not {".npm", ".npmrc", "_logs", "_cacache", ".package-lock.json"} & {*folders, *files}, place
+        # Documents and programs that come from packages may name the public registry.
+        if place.parts[:1] in (("etc",), ("root",), ("home",), ("var",), ("srv",), ("tmp",)):
+            for name in files:
+                file = Path(folder, name)
+                assert file.is_symlink() or registry.encode() not in file.read_bytes(), place / name
+    assert not list((image.root / "var/tmp").iterdir())
 
 
 # Builds that fail.

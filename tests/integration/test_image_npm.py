@@ -1,0 +1,83 @@
+"""The preset `rave`: what the host's npm brings, and one image that is read back from its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ravebot.images import npm
+from ravebot.images.recipe import NpmPackage
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+
+CONTENT = b"what the package holds"
+PACKAGE = NpmPackage("@scope/here", "1.2.3", base64.b64encode(hashlib.sha512(CONTENT).digest()).decode())
+ABSENT = replace(PACKAGE, name="absent")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A registry that has one package, as the host's npm is told to use it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tarball = f"http://{self.headers['Host']}/here.tgz"
+            version = {"name": PACKAGE.name, "version": PACKAGE.version, "dist": {"tarball": tarball}}
+            listed = {"name": PACKAGE.name, "versions": {PACKAGE.version: version}}
+            answers = {"/here.tgz": CONTENT, "/@scope%2fhere": json.dumps(listed).encode()}
+            body = answers.get(self.path)
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("npm_config_registry", f"http://{host}/")
+        monkeypatch.setenv("npm_config_fetch_retries", "0")
+        yield host
+        server.shutdown()
+
+
+@needs_npm
+def test_npm_brings_the_package_and_leaves_nothing_else(registry: str, tmp_path: Path) -> None:
+    assert asyncio.run(npm.fetch([PACKAGE], tmp_path)) == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["here.tgz"]
+    assert (tmp_path / "here.tgz").read_bytes() == CONTENT
+
+
+@needs_npm
+def test_who_builds_reads_what_npm_said_and_the_image_names_no_registry(registry: str, tmp_path: Path) -> None:
+    said = asyncio.run(npm.fetch([ABSENT], tmp_path))
+    assert said[0] == "absent 1.2.3: npm could not fetch it when the image was built (E404)"
+    assert any(registry in line for line in said[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["absent.failed"]
+    assert (tmp_path / "absent.failed").read_text() == "npm could not fetch it when the image was built (E404)\n"
+
+
+@needs_npm
+def test_another_file_under_the_known_version_does_not_get_into_the_image(registry: str, tmp_path: Path) -> None:
+    asyncio.run(npm.fetch([replace(PACKAGE, sha512="other")], tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["here.failed"]
+    assert "another file" in (tmp_path / "here.failed").read_text()
+
+
+def test_a_host_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    asyncio.run(npm.fetch([PACKAGE], tmp_path))
+    assert (tmp_path / "here.failed").read_text() == "the host that built the image has no npm\n"
