@@ -43,7 +43,7 @@ class ImageError(ProviderError):
     """The image can't be the base of a machine; trying again does not help."""
 
 
-class BuildFailed(RavebotError):
+class ImageBuildFailed(RavebotError):
     """A step of building an image failed; `lines` are the last ones that its program printed."""
 
     def __init__(self, message: str, lines: tuple[str, ...] = ()) -> None:

@@ -36,7 +36,7 @@ SUFFIX = ".qcow2"
 _EPOCH = 1767225600
 _MARK = "ravebot-step:"
 _REMOVALS = (0.1, 0.4, 1.5)  # pauses in seconds after attempts that failed
-_HINT = "ravebot-hint:"  # what an install script says to who builds
+_HINT = "ravebot-hint:"  # what an install script tells the person who builds
 # mmdebstrap repeats the text of hooks, and of those that fail it tells no more than that.
 _NOISE = (
     *("I: running --", "I: main() received", "E: command failed: ", "E: setup failed: E: command failed: "),
@@ -93,7 +93,7 @@ async def build(
     """Build the image `out`, which must end with .qcow2; with `boot_files`, its kernel and initrd beside it.
 
     Needs root and the network, about a minute and 1.5 GB in TMPDIR or /var/tmp. Leaves nothing but a finished image,
-    however it ends. Raises BuildFailed when a step fails and RavebotError when it can't begin.
+    however it ends. Raises ImageBuildFailed when a step fails and RavebotError when it can't begin.
     """
     began = time.monotonic()
     progress = progress or Quiet()

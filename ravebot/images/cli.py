@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ravebot.config.values import parse_size
-from ravebot.errors import BuildFailed
+from ravebot.errors import ImageBuildFailed
 from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages
 from ravebot.sandboxes.view import in_bytes
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, Output, clean, output
@@ -70,7 +70,7 @@ def build(
             built = asyncio.run(
                 _until_interrupted(build_image(recipe, out, force=force, boot_files=boot_files, progress=steps))
             )
-        except BuildFailed as error:
+        except ImageBuildFailed as error:
             steps.stop()
             for line in error.lines:
                 output.complain(f"  {clean(line)}", "dim")

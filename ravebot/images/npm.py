@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ravebot.errors import BuildFailed
+from ravebot.errors import ImageBuildFailed
 from ravebot.images import programs
 from ravebot.images.recipe import NpmPackage
 
@@ -27,7 +27,7 @@ async def fetch(wanted: Iterable[NpmPackage], folder: Path) -> tuple[str, ...]:
     for package in wanted:
         try:
             archive = await _pack(package, work)
-        except BuildFailed as error:
+        except ImageBuildFailed as error:
             (folder / f"{package.short}.failed").write_text(f"{error}\n")
             said += [f"{package.name} {package.version}: {error}", *error.lines]
         else:
@@ -37,9 +37,9 @@ async def fetch(wanted: Iterable[NpmPackage], folder: Path) -> tuple[str, ...]:
 
 
 async def _pack(package: NpmPackage, work: Path) -> Path:
-    """The package's archive; BuildFailed if it can't be had or is another one than is known."""
+    """The package's archive; ImageBuildFailed if it can't be had or is another one than is known."""
     if not shutil.which("npm"):
-        raise BuildFailed("the host that built the image has no npm")
+        raise ImageBuildFailed("the host that built the image has no npm")
     command = ["timeout", str(_SECONDS), "npm", "pack", "--loglevel=error", "--ignore-scripts"]
     settings = {"npm_config_cache": str(work / "cache"), "npm_config_update_notifier": "false"}
     archives = work / package.short
@@ -49,11 +49,11 @@ async def _pack(package: NpmPackage, work: Path) -> Path:
             [*command, f"--pack-destination={archives}", f"{package.name}@{package.version}"],
             {**os.environ, **settings},
         )
-    except BuildFailed as error:
+    except ImageBuildFailed as error:
         code = next((line.split()[-1] for line in error.lines if " code E" in line), "no error code")
-        raise BuildFailed(f"npm could not fetch it when the image was built ({code})", error.lines) from error
+        raise ImageBuildFailed(f"npm could not fetch it when the image was built ({code})", error.lines) from error
     [archive] = archives.iterdir()
     digest = hashlib.sha512(archive.read_bytes()).digest()
     if base64.b64encode(digest).decode() != package.sha512:
-        raise BuildFailed("npm has another file by this name and version than ravebot knows")
+        raise ImageBuildFailed("npm has another file by this name and version than ravebot knows")
     return archive

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from ravebot.errors import BuildFailed
+from ravebot.errors import ImageBuildFailed
 
 KEPT_LINES = 20
 _CHUNK_BYTES = 64 * 1024
@@ -28,7 +28,7 @@ async def run(
 ) -> None:
     """Run a program to its end; `heard` gets each line of its output and says whether `kept` gets it, the last lines.
 
-    Raises BuildFailed with the last lines. When cancelled, the program's process group is killed and waited for.
+    Raises ImageBuildFailed with the last lines. When cancelled, the program's process group is killed and waited for.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -51,7 +51,7 @@ async def run(
         what = describe() if describe else argv[0]
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
         full = any("No space left on device" in line for line in kept)
-        raise BuildFailed(f"{what} {how}" + (": the disk is full" if full else ""), tuple(kept))
+        raise ImageBuildFailed(f"{what} {how}" + (": the disk is full" if full else ""), tuple(kept))
 
 
 async def _read(process: asyncio.subprocess.Process, kept: deque[str], heard: Callable[[str], bool]) -> None:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.errors import BuildFailed
+from ravebot.errors import ImageBuildFailed
 from ravebot.images.programs import KEPT_LINES, run
 
 
 async def test_the_last_lines_of_a_program_that_fails_are_told() -> None:
-    with pytest.raises(BuildFailed, match=r"^/bin/sh failed$") as caught:
+    with pytest.raises(ImageBuildFailed, match=r"^/bin/sh failed$") as caught:
         await run(["/bin/sh", "-c", "seq 100; printf 'half\\rwhole' >&2; exit 3"], os.environ)
     assert caught.value.lines == (*map(str, range(100 - KEPT_LINES + 2, 101)), "whole")
 
 
 async def test_a_full_disk_is_told_as_such() -> None:
-    with pytest.raises(BuildFailed, match="failed: the disk is full"):
+    with pytest.raises(ImageBuildFailed, match="failed: the disk is full"):
         await run(["/bin/sh", "-c", "head -c 9 /dev/zero >/dev/full"], {**os.environ, "LC_ALL": "C"})
 
 
