@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from pydantic_core import to_json
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ravebot.config.values import parse_size
 from ravebot.errors import ImageBuildFailed
 from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages
 from ravebot.sandboxes.view import in_bytes
-from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, Output, clean, output
+from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output
 
 if TYPE_CHECKING:
     from ravebot.images.check.examine import Point
@@ -57,6 +55,7 @@ def build(
     Packages, --script and npm run as root in a chroot, which isolates nothing: use only what you trust as root here.
     """
     from ravebot.images.build import build as build_image
+    from ravebot.images.steps import Steps
 
     try:
         recipe = Recipe(
@@ -161,52 +160,6 @@ async def _examine(settings: Settings, report: Report | None) -> tuple[Point, ..
         return await Examination(settings, lambda _name: None, lambda _point: None).run()
     with report.running():
         return await Examination(settings, report.begins, report.told).run()
-
-
-class Steps:
-    """Shows a build on stderr: a line for each finished step, and on a terminal the one that runs."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._name = ""
-        self._began = 0.0
-        self._live: Progress | None = None
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._finish()
-        self.stop()
-
-    def step(self, name: str) -> None:
-        self._finish()
-        self._name, self._began = name, time.monotonic()
-        if self._output.errors.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-            self._live = Progress(*columns, console=self._output.errors, transient=True)
-            self._live.add_task(name)
-            self._live.start()
-
-    def detail(self, text: str) -> None:
-        if self._live is not None:
-            self._live.update(self._live.task_ids[0], description=clean(f"{self._name}: {text}"))
-
-    def line(self, text: str) -> None:
-        self._output.complain(f"  {clean(text)}", "dim")
-
-    def _finish(self) -> None:
-        self.stop()
-        if self._name:
-            self._output.complain(f"{self._name}: {time.monotonic() - self._began:.1f} s", "dim")
-        self._name = ""
-
-    def stop(self) -> None:
-        """Take the line of the running step away."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
 
 async def _until_interrupted(work: Coroutine[object, object, T]) -> T:

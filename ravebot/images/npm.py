@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ravebot.errors import ImageBuildFailed
 from ravebot.images import programs
-from ravebot.images.recipe import NpmPackage
+from ravebot.images.layers import NpmPackage
 
 IN_IMAGE = "var/tmp/npm"
 _SECONDS = 240  # for a package, npm's own further attempts included

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from ravebot.images import tools, tree
-from ravebot.images.recipe import BASE, RAVE, Preset, Recipe
+from ravebot.images.layers import BASE, RAVE
+from ravebot.images.recipe import Preset, Recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

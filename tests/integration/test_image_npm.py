@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.images import npm
-from ravebot.images.recipe import NpmPackage
+from ravebot.images.layers import NpmPackage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")

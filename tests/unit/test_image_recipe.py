@@ -9,7 +9,7 @@ import pytest
 
 from ravebot.errors import RavebotError
 from ravebot.images import disk
-from ravebot.images.build import mode
+from ravebot.images.layers import mode
 from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages
 
 MIB = 1024**2
