@@ -10,7 +10,6 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ class _Job:
         found = sources.read(self._recipe.suite, _codename())
         await self._debootstrap(found)
         await workspace.in_thread(tree.tidy, self._root, found.for_image())
-        packages = await workspace.in_thread(tree.packages, self._root)
+        packages = await tree.packages(self._root, self._environment)
         tree_digest = await workspace.in_thread(tree.digest, self._root)
         used_bytes = await workspace.in_thread(tree.used_bytes, self._root)
         virtual_bytes = disk.size(used_bytes, self._recipe.size_bytes)
@@ -179,17 +178,8 @@ class _Job:
         return [*hooks, f"echo {MARK}clean-up"]
 
     async def _apt_settings(self) -> str:
-        lines: list[str] = []
-
-        def hear(line: str) -> bool:
-            lines.append(line)
-            return False
-
-        await programs.run(
-            ["apt-config", "dump", "--no-empty", "--format", '%f "%v";%n'],
-            self._environment,
-            hear,
-        )
+        dump = ["apt-config", "dump", "--no-empty", "--format", '%f "%v";%n']
+        lines = await programs.lines(dump, self._environment)
         return "".join(f"{line}\n" for line in lines if line.startswith(_APT_SETTINGS))
 
 
@@ -224,12 +214,13 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _hints(out: Path, found: sources.PackageSources) -> tuple[str, ...]:
+    from ravebot.operations.doctor.machines import closed_to_qemu  # takes longer to load than all the rest
+
     hints = []
     if not any(source.suite.endswith("-security") for source in found.all):
         hints.append("the host's package sources have no security updates, and so the image has none")
-    closed = [str(folder) for folder in out.resolve().parents if not folder.stat().st_mode & stat.S_IXOTH]
-    if closed:
-        hints.append(f"QEMU's user can't reach the image there: chmod o+x {shlex.join(closed)}, or move it")
+    if closed := closed_to_qemu(out.resolve(), None):
+        hints.append(f"QEMU's user can't reach the image there: chmod o+x {closed}, or move it")
     return tuple(hints)
 
 

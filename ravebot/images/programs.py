@@ -54,6 +54,18 @@ async def run(
         raise ImageBuildFailed(f"{what} {how}" + (": the disk is full" if full else ""), tuple(kept))
 
 
+async def lines(argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """What a program prints. Raises ImageBuildFailed."""
+    printed: list[str] = []
+
+    def hear(line: str) -> bool:
+        printed.append(line)
+        return True
+
+    await run(argv, environment, hear)
+    return printed
+
+
 async def _read(process: asyncio.subprocess.Process, kept: deque[str], heard: Callable[[str], bool]) -> None:
     assert process.stdout is not None
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -135,7 +135,7 @@ def _one_line(text: str) -> Iterator[Source]:
 
 
 def _deb822(text: str) -> Iterator[Source]:
-    for fields in paragraphs(text):
+    for fields in _paragraphs(text):
         if fields.get("enabled", "yes").lower() in _NO or "deb" not in fields.get("types", "").split():
             continue
         yield from _source(
@@ -155,7 +155,7 @@ def _source(
             yield Source(uri, suite, tuple(components), options.get("signed-by", ""), trusted)
 
 
-def paragraphs(text: str) -> Iterator[dict[str, str]]:
+def _paragraphs(text: str) -> Iterator[dict[str, str]]:
     """The paragraphs of a deb822 text, with their fields' names in lower case.
 
     https://manpages.debian.org/deb822.5

@@ -15,6 +15,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "apt-config": "apt",
     "dpkg": "dpkg",
+    "dpkg-query": "dpkg",
     "tar": "tar",
     "unshare": "util-linux",
     "grub-mkimage": "grub-common",

@@ -6,10 +6,10 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ravebot.images.sources import paragraphs
+from ravebot.images import programs
 
 _BLOCK_BYTES = 4096
 # Logs, caches, backups and what is a machine's own; the rest of what differs between builds is fixed by
@@ -75,11 +75,12 @@ def write(root: Path, name: str, text: str) -> None:
     path.chmod(0o644)
 
 
-def packages(root: Path) -> dict[str, str]:
-    """Every installed package with its version, by name."""
-    entries = paragraphs((root / "var/lib/dpkg/status").read_text())
-    installed = (entry for entry in entries if entry.get("status", "").endswith(" installed"))
-    return dict(sorted((entry["package"], entry["version"]) for entry in installed))
+async def packages(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Every installed package with its version, by name, as the host's dpkg-query reads them."""
+    shown = "-f=${db:Status-Status} ${Package} ${Version}\\n"
+    query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", shown]
+    entries = [line.split(" ") for line in await programs.lines(query, environment)]
+    return dict(sorted((entry[1], entry[2]) for entry in entries if entry[0] == "installed"))
 
 
 def digest(root: Path) -> str:
