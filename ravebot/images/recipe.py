@@ -7,10 +7,12 @@ import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from ravebot.config.values import parse_size
 from ravebot.images.layers import BASE, HERE, RAVE, WEB, Layer
 
+_SHOWN_ONLY = ("cli.py", "steps.py")  # these modules can't change what is in an image
 SMALLEST_BYTES, LARGEST_BYTES = parse_size("256MiB"), parse_size("1024GiB")
 # https://www.debian.org/doc/debian-policy/ch-controlfields.html#source
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
@@ -71,17 +73,19 @@ class Recipe:
         names = [name for layer in self.layers for name in layer.packages]
         return tuple(dict.fromkeys([*names, *sorted(self.packages)]))
 
-    def digest(self) -> str:
-        """SHA-256 of everything that decides about the image but the archive's state: recipe, guest files, builder."""
+    def digest(self, package: Path = HERE) -> str:
+        """SHA-256 of everything that decides about the image but the archive's state: recipe, guest files, builder.
+
+        `package` is the folder with the builder's modules and guest/.
+        """
         result = hashlib.sha256()
         plain = [self.suite, self.preset, self.all_packages, self.size_bytes]
         result.update(json.dumps(plain).encode() + b"\0" + (self.script or b"") + b"\0")
-        files = [*sorted(HERE.glob("*.py"))]
+        files = [file for file in package.glob("*.py") if file.name not in _SHOWN_ONLY]
         for layer in self.layers:
-            files += [layer.folder / name for name in layer.files()]
-            files += [layer.install_script] if layer.install_script else []
-        for file in files:
-            name, content = file.relative_to(HERE).as_posix(), file.read_bytes()
+            files += [file for file in (package / "guest" / layer.name).rglob("*") if file.is_file()]
+        for file in sorted(files):
+            name, content = file.relative_to(package).as_posix(), file.read_bytes()
             result.update(f"{name} {len(content)}\0".encode() + content)
         return result.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ravebot.errors import RavebotError
 from ravebot.images import disk
-from ravebot.images.layers import mode
+from ravebot.images.layers import HERE, mode
 from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages
 
 MIB = 1024**2
@@ -58,6 +59,30 @@ def test_the_digest_changes_with_each_part_of_the_recipe() -> None:
     ]
     assert len({one.digest() for one in [recipe, *others]}) == 6
     assert Recipe(packages=("a1", "b1")).digest() == Recipe(packages=("b1", "a1")).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("guest/base/etc/fstab", True),
+        ("guest/base/install.sh", True),
+        ("guest/web/etc/nginx/sites-enabled/sandbox", True),
+        ("guest/rave/install.sh", False),
+        ("build.py", True),
+        ("disk.py", True),
+        ("tree.py", True),
+        ("cli.py", False),
+        ("steps.py", False),
+    ],
+)
+def test_the_digest_changes_with_the_files_that_decide_about_the_image(tmp_path: Path, name: str, counts: bool) -> None:
+    copy = tmp_path / "images"
+    shutil.copytree(HERE, copy)
+    recipe = Recipe(preset=Preset.WEB)
+    assert recipe.digest(copy) == recipe.digest()
+    with (copy / name).open("a") as file:
+        file.write("# changed\n")
+    assert (recipe.digest(copy) != recipe.digest()) == counts
 
 
 def test_a_disk_has_room_to_spare_unless_a_size_is_given() -> None:
