@@ -151,3 +151,22 @@ Signed-By:
     key = (folder / "source-0.asc").read_text()
     assert key == "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDMEZ\n-----END PGP PUBLIC KEY BLOCK-----"
     assert "Types" not in found.for_image()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sources.list", f"deb [trusted=yes] {DEBIAN} bookworm main\n"),
+        (
+            "sources.list.d/debian.sources",
+            f"Types: deb\nURIs: {DEBIAN}\nSuites: bookworm\nComponents: main\nTrusted: yes\n",
+        ),
+    ],
+)
+def test_a_source_that_the_host_trusts_without_a_signature_is_used_for_the_build_only(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    folder = etc(tmp_path, {name: text})
+    found = sources.read("bookworm", "bookworm", folder)
+    assert found.for_build(folder) == f"deb [trusted=yes] {DEBIAN} bookworm main\n"
+    assert "Types" not in found.for_image()
