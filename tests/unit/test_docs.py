@@ -12,6 +12,7 @@ from typer.main import get_command
 from ravebot.cli import app
 from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
+from ravebot.images import tools
 from ravebot.operations.readiness import Readiness
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
 from ravebot.sandboxes.model import EndReason, EventKind, Stage
@@ -166,6 +167,35 @@ def test_keys_that_pages_name_are_there() -> None:
     named = {name for name in named if name.partition(".")[0] in sections}
     assert named
     assert named - known == set()
+
+
+# Packages.
+
+# dpkg, tar and util-linux are essential, and who reads this has apt: it is what they install the rest with.
+EVERY_DEBIAN_HAS = {"apt", "dpkg", "tar", "util-linux"}
+OF_A_BUILD = {*tools.PROGRAMS.values(), *tools.FILES.values()} - EVERY_DEBIAN_HAS
+
+
+def installed(page: Path) -> list[set[str]]:
+    """The packages of each command in a page that installs some."""
+    text = page.read_text().replace("\\\n", " ")
+    commands = re.findall(r"^ +apt-get install( .+)$", text, re.MULTILINE)
+    return [set(re.findall(r" ([a-z0-9][a-z0-9+.-]+)", command)) for command in commands]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md", "docs/image.md"])
+def test_pages_install_every_package_that_a_build_needs(page: str) -> None:
+    assert OF_A_BUILD - set().union(*installed(ROOT / page)) == set()
+
+
+def test_the_page_about_images_installs_no_package_that_a_build_does_not_need() -> None:
+    assert installed(DOCS / "image.md") == [OF_A_BUILD]
+
+
+def test_dev_installs_every_package_that_a_build_needs() -> None:
+    packages = re.search(r'^packages="([^"]+)"', (ROOT / "dev").read_text(), re.MULTILINE)
+    assert packages
+    assert OF_A_BUILD - set(packages[1].split()) == set()
 
 
 # Links and files.
