@@ -51,6 +51,10 @@ class ImageBuildFailed(RavebotError):
         self.lines = lines
 
 
+class ImageNotWritable(RavebotError):
+    """An image can't be written to that file: wrong name, no such folder, or something is there already."""
+
+
 class MachineNotFound(ProviderError):
     """The provider has no machine of that name."""
 

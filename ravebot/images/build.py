@@ -7,7 +7,6 @@ outside. So the work folder can be removed at any moment: no mount of the host's
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from ravebot.errors import RavebotError
+from ravebot.errors import ImageNotWritable, RavebotError
 from ravebot.images import disk, layers, npm, programs, sources, tools, tree, workspace
 from ravebot.images.progress import MARK, Listener, Progress
 from ravebot.images.recipe import Recipe
@@ -48,12 +47,15 @@ async def build(
     """Build the image `out`, which must end with .qcow2; with `boot_files`, its kernel and initrd beside it.
 
     Needs root and the network, about a minute and 1.5 GB in TMPDIR or /var/tmp. Leaves nothing but a finished image,
-    however it ends. Raises ImageBuildFailed when a step fails and RavebotError when it can't begin.
+    however it ends. Raises ImageNotWritable for a wrong `out`, RavebotError when it can't begin for another reason, and
+    ImageBuildFailed when a step fails.
     """
     began = time.monotonic()
     progress = progress or Progress()
     environment = _environment()
     _check_out(out, force)
+    if not (codename := sources.codename()):
+        raise RavebotError("an image is built from the host's own Debian package sources, and this host is not Debian")
     if os.geteuid() != 0:
         raise RavebotError("building an image needs root, for its files' owners and a chroot: run it with sudo")
     tools.check(environment)
@@ -63,15 +65,18 @@ async def build(
         workspace.new_folder(temporary, "ravebot-image-") as work,
         workspace.new_folder(out.parent, f".{out.name}-") as beside,
     ):
-        job = _Job(recipe, work, {**environment, "TMPDIR": str(work)}, progress)
+        job = _Job(recipe, codename, work, {**environment, "TMPDIR": str(work)}, progress)
         return await job.build(out, beside, boot_files, began)
 
 
 class _Job:
     """One build in its work folder."""
 
-    def __init__(self, recipe: Recipe, work: Path, environment: Mapping[str, str], progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, codename: str, work: Path, environment: Mapping[str, str], progress: Progress
+    ) -> None:
         self._recipe = recipe
+        self._codename = codename
         self._work = work
         self._root = work / "root"
         self._environment = environment
@@ -84,7 +89,7 @@ class _Job:
             self._listener.begin("packages of npm")
             self._listener.hints += await npm.fetch(wanted, packed)
         self._listener.begin("packages")
-        found = sources.read(self._recipe.suite, _codename())
+        found = sources.read(self._recipe.suite, self._codename)
         await self._debootstrap(found)
         await workspace.in_thread(tree.tidy, self._root, found.for_image())
         packages = await tree.packages(self._root, self._environment)
@@ -195,22 +200,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _codename() -> str:
-    release = platform.freedesktop_os_release()
-    if release.get("ID") != "debian":
-        raise RavebotError("an image is built from the host's own Debian package sources, and this host is not Debian")
-    return release.get("VERSION_CODENAME", "")
-
-
 def _check_out(out: Path, force: bool) -> None:
     if out.suffix != SUFFIX:
-        raise RavebotError(f"{out}: the image's name must end with {SUFFIX}")
+        raise ImageNotWritable(f"{out}: the image's name must end with {SUFFIX}")
     if not out.parent.is_dir():
-        raise RavebotError(f"{out.parent}: there is no such folder")
+        raise ImageNotWritable(f"{out.parent}: there is no such folder")
     if out.is_dir():
-        raise RavebotError(f"{out} is a folder")
+        raise ImageNotWritable(f"{out} is a folder")
     if out.exists() and not force:
-        raise RavebotError(f"{out} exists: give --force to replace it")
+        raise ImageNotWritable(f"{out} exists: give --force to replace it")
 
 
 def _hints(out: Path, found: sources.PackageSources) -> tuple[str, ...]:

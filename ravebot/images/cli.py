@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,8 +14,9 @@ import typer
 from pydantic_core import to_json
 
 from ravebot.config.values import parse_size
-from ravebot.errors import ImageBuildFailed
-from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages
+from ravebot.errors import ImageBuildFailed, ImageNotWritable
+from ravebot.images import sources
+from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages, suite_for
 from ravebot.sandboxes.view import in_bytes
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output
 
@@ -30,7 +33,14 @@ app = typer.Typer(name="image", help="Build an image for the machines, and check
 @app.command()
 def build(
     out: Annotated[Path, typer.Argument(metavar="OUT.qcow2", help="The image's file.")],
-    suite: Annotated[Suite, typer.Option(help="The Debian release.")] = Suite.BOOKWORM,
+    suite: Annotated[
+        Suite,
+        typer.Option(
+            default_factory=lambda: suite_for(sources.codename()),
+            show_default="this host's own, or trixie",
+            help="The Debian release.",
+        ),
+    ],
     packages: Annotated[str, typer.Option(metavar="A,B", help="Further Debian packages, with commas.")] = "",
     script: Annotated[
         Path | None,
@@ -52,23 +62,26 @@ def build(
 ) -> None:
     """Build a Debian image for sandboxes from this host's own package sources; needs root.
 
-    Packages, --script and npm run as root in a chroot, which isolates nothing: use only what you trust as root here.
+    Packages and --script run as root in a chroot, which isolates nothing: use only what you trust as root here.
+    For rave, this host's npm fetches pinned packages and runs none of their scripts.
     """
     from ravebot.images.build import build as build_image
     from ravebot.images.steps import Steps
 
-    try:
-        recipe = Recipe(
-            suite, preset, parse_packages(packages), script.read_bytes() if script else None,
-            parse_size(size) if size else None,
-        )  # fmt: skip
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    recipe = Recipe(suite, preset)
+    with _parameter("--packages"):
+        recipe = replace(recipe, packages=parse_packages(packages))
+    with _parameter("--script"):
+        recipe = replace(recipe, script=script.read_bytes() if script else None)
+    with _parameter("--size"):
+        recipe = replace(recipe, size_bytes=parse_size(size) if size else None)
     with Steps(output) as steps:
         try:
             built = asyncio.run(
                 _until_interrupted(build_image(recipe, out, force=force, boot_files=boot_files, progress=steps))
             )
+        except ImageNotWritable as error:
+            raise typer.BadParameter(str(error), param_hint="OUT.qcow2") from error
         except ImageBuildFailed as error:
             steps.stop()
             for line in error.lines:
@@ -86,6 +99,15 @@ def build(
     for hint in built.hints:
         output.complain(f"hint: {clean(hint)}", "yellow")
     output.say(f"Next: ravebot image check {built.image}")
+
+
+@contextmanager
+def _parameter(name: str) -> Iterator[None]:
+    """A ValueError is a mistake in this option."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=name) from error
 
 
 @app.command()

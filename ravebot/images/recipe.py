@@ -25,6 +25,11 @@ class Suite(StrEnum):
     TRIXIE = "trixie"
 
 
+def suite_for(codename: str) -> Suite:
+    """The suite of a host's own release; the newest if there is none."""
+    return next((suite for suite in Suite if suite == codename), Suite.TRIXIE)
+
+
 class Preset(StrEnum):
     """What is in the image besides the packages that are asked for."""
 
@@ -53,7 +58,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in self.packages:
             if not _PACKAGE.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a Debian package")
+                raise ValueError(f"{name!r} is not the name of a Debian package; separate names with commas")
         if self.script is not None and not self.script.startswith(b"#!"):
             raise ValueError("the script must begin with #! and its interpreter, like #!/bin/sh")
         if self.size_bytes is not None and not SMALLEST_BYTES <= self.size_bytes <= LARGEST_BYTES:
@@ -91,6 +96,6 @@ class Recipe:
 
 
 def parse_packages(text: str) -> tuple[str, ...]:
-    """Names from a list with commas. Raises ValueError for what is no name."""
+    """Names from a list with commas. Raises ValueError for what is not a name."""
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     return Recipe(packages=names).packages

@@ -5,6 +5,7 @@ Formats: sources.list(5), apt_auth.conf(5), apt-transport-mirror(1).
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -78,6 +79,15 @@ class PackageSources:
         parts = urlsplit(source.uri)
         signed = not source.signed_by or "/debian-archive-" in source.signed_by
         return signed and not source.trusted and "@" not in parts.netloc and not _logins(self.logins, (source,))
+
+
+def codename() -> str:
+    """The host's Debian release; nothing if it is another system."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    return release.get("VERSION_CODENAME", "") if release.get("ID") == "debian" else ""
 
 
 def read(suite: str, codename: str, etc: Path = Path("/etc/apt")) -> PackageSources:

@@ -64,7 +64,12 @@ class Builder:
         self.out = self.folder / "sandbox.qcow2"
         for made in (self.folder, self.temporary):
             made.mkdir()
-        self.environment = {**os.environ, "TMPDIR": str(self.temporary), "no_proxy": f"{LEAK}-proxy.example"}
+        self.environment = {
+            **os.environ,
+            "TMPDIR": str(self.temporary),
+            "no_proxy": f"{LEAK}-proxy.example",
+            "COLUMNS": "400",
+        }
 
     def start(self, *arguments: str, within: tuple[str, ...] = (), out: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -143,7 +148,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     script.write_bytes(SCRIPT)
     (folder / "host").mkdir()
     code, output, errors = builder.run(
-        "--preset", "rave", "--packages", "cron", "--script", str(script), within=with_leaks(folder / "host")
+        "--suite",
+        "bookworm",
+        "--preset",
+        "rave",
+        "--packages",
+        "cron",
+        "--script",
+        str(script),
+        within=with_leaks(folder / "host"),
     )
     assert code == 0, errors
     assert sorted(path.name for path in builder.folder.iterdir()) == ["sandbox.qcow2", "sandbox.qcow2.manifest.json"]
@@ -348,11 +361,17 @@ def test_missing_tools_are_named_together_with_their_packages(builder: Builder) 
 
 
 def test_the_image_s_name_is_checked_first(builder: Builder) -> None:
-    assert "must end with .qcow2" in builder.run(out=builder.folder / "sandbox.img")[2]
-    assert "there is no such folder" in builder.run(out=builder.folder / "none" / "sandbox.qcow2")[2]
+    (builder.folder / "folder.qcow2").mkdir()
     builder.out.write_bytes(b"precious")
-    code, _, errors = builder.run()
-    assert (code, errors) == (1, f"ravebot: {builder.out} exists: give --force to replace it\n")
+    for name, says in (
+        ("sandbox.img", "{out}: the image's name must end with .qcow2"),
+        ("none/sandbox.qcow2", "{out.parent}: there is no such folder"),
+        ("folder.qcow2", "{out} is a folder"),
+        ("sandbox.qcow2", "{out} exists: give --force to replace it"),
+    ):
+        out = builder.folder / name
+        code, _, errors = builder.run(out=out)
+        assert (code, f"Invalid value for OUT.qcow2: {says.format(out=out)} " in errors) == (2, True), errors
     assert builder.out.read_bytes() == b"precious"
 
 
@@ -366,10 +385,15 @@ def test_only_root_can_build(builder: Builder) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--packages", "nginx,--yes"), "is no name of a Debian package"),
-        (("--size", "many"), "write a size like"),
+        (
+            ("--packages", "nginx,a b"),
+            "for --packages: 'a b' is not the name of a Debian package; separate names with commas",
+        ),
+        (("--size", "many"), "for --size: write a size like"),
+        (("--size", "1MiB"), "for --size: the size must be between"),
         (("--suite", "sid"), "sid"),
         (("--script", "/nonexistent"), "/nonexistent"),
+        (("--script", "/etc/hostname"), "for --script: the script must begin with #!"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_told_with_exit_status_2(

@@ -11,7 +11,7 @@ import pytest
 from ravebot.errors import RavebotError
 from ravebot.images import disk
 from ravebot.images.layers import HERE, mode
-from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages
+from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages, suite_for
 
 MIB = 1024**2
 
@@ -20,8 +20,16 @@ MIB = 1024**2
     "text", ["--option", "a", "a;b", "$(id)", "Upper", "name=1.0", "../x", "a b", "?essential", "ä-ö"]
 )
 def test_what_is_no_name_of_a_package_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no name of a Debian package"):
+    with pytest.raises(ValueError, match="is not the name of a Debian package; separate names with commas"):
         parse_packages(f"nginx,{text}")
+
+
+@pytest.mark.parametrize(
+    ("codename", "suite"),
+    [("bookworm", Suite.BOOKWORM), ("trixie", Suite.TRIXIE), ("bullseye", Suite.TRIXIE), ("", Suite.TRIXIE)],
+)
+def test_an_image_is_of_the_hosts_own_release_or_the_newest(codename: str, suite: Suite) -> None:
+    assert suite_for(codename) is suite
 
 
 def test_names_of_packages_are_separated_by_commas() -> None:
