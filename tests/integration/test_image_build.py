@@ -258,6 +258,7 @@ def test_each_part_is_in_the_image_or_the_page_and_the_builder_say_why_not(image
         there = "left_out" not in parts[name]
         assert (site / f"{conf}.conf").exists() == (units / unit).exists() == there, name
         assert there or f"{name} is left out of the image: {parts[name]['left_out']}" in " ".join(image.steps.split())
+    assert (image.root / "usr/local/sbin/grafana-secrets").exists() == ("left_out" not in parts["Grafana"])
     assert "left_out" not in parts["Prometheus"]
     assert not (image.root / "etc/systemd/system/multi-user.target.wants/prometheus.service").is_symlink()
     assert (units / "default.target").readlink() == Path("/etc/systemd/system/rave.target")

@@ -24,11 +24,11 @@ def site(name: str) -> str:
 def test_units_pass_systemds_own_check(tmp_path: Path) -> None:
     shutil.copytree("/lib/systemd/system", tmp_path / "lib/systemd/system", symlinks=True)
     shutil.copytree(TREE, tmp_path, dirs_exist_ok=True)
-    (key,) = tmp_path.glob("usr/local/sbin/*")
-    key.chmod(0o755)
+    for script in tmp_path.glob("usr/local/sbin/*"):
+        script.chmod(0o755)
     for fetched in ("opt/vibe-kanban/bin/vibe-kanban", "opt/node/bin/node"):
         (tmp_path / fetched).parent.mkdir(parents=True)
-        shutil.copy(key, tmp_path / fetched)
+        shutil.copy(script, tmp_path / fetched)
     for package in ("prometheus", "prometheus-node-exporter", "grafana-server"):  # these units come from packages
         unit = tmp_path / f"lib/systemd/system/{package}.service"
         unit.write_text("[Service]\nExecStart=/opt/node/bin/node\n")
@@ -83,6 +83,23 @@ def test_the_routers_configuration_holds_no_key_and_makes_one_before_it_starts(t
         assert len(keys) == 1
         first = made.read_text()
     assert made.read_text() == first
+
+
+def test_grafana_makes_its_password_and_key_before_its_first_start(tmp_path: Path) -> None:
+    drop_in = (UNITS / "grafana-server.service.d/rave.conf").read_text()
+    assert "ExecStartPre=/usr/local/sbin/grafana-secrets\n" in drop_in
+    kept = dict(re.findall(r"GF_SECURITY_(\w+)=\$__file\{/var/lib/grafana/([a-z-]+)\}\n", drop_in))
+    assert kept == {"ADMIN_PASSWORD": "admin-password", "SECRET_KEY": "secret-key"}
+    script = (TREE / "usr/local/sbin/grafana-secrets").read_text()
+    made = []
+    for _ in range(2):  # the second run keeps what the first has made
+        subprocess.run(["sh", "-c", script.replace("/var/lib/grafana", str(tmp_path))], check=True)
+        made.append({file.name: file.read_text() for file in tmp_path.iterdir()})
+    assert made[0] == made[1]
+    assert made[0].keys() == set(kept.values())
+    assert all(re.fullmatch("[0-9a-f]{48}", text) for text in made[0].values())
+    assert len(set(made[0].values())) == 2
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
 
 
 def test_nginx_blocks_are_closed_and_every_part_is_included() -> None:

@@ -93,7 +93,7 @@ else
 fi
 
 # Grafana.
-about='Dashboards of what Prometheus measures'
+about='Dashboards of what Prometheus measures; the password of admin is in /var/lib/grafana/admin-password'
 why=
 if apt-cache show grafana >/dev/null 2>&1; then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -o DPkg::Options::=--force-confold \
@@ -104,7 +104,8 @@ fi
 if [ -z "$why" ]; then
     part Grafana /grafana/ "$about" "$(version grafana)"
 else
-    rm -rf /etc/grafana /etc/systemd/system/grafana-server.service.d /etc/nginx/rave/grafana.conf
+    rm -rf /etc/grafana /usr/local/sbin/grafana-secrets /etc/systemd/system/grafana-server.service.d \
+        /etc/nginx/rave/grafana.conf
     part Grafana /grafana/ "$about" '' "$why"
 fi
 
