@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -27,7 +26,17 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
-from ravebot.terminal import DEFAULT_CONFIG, FAILED, INTERRUPTED, NOT_RUNNING, UNUSABLE, ConfigPath, Json, output
+from ravebot.terminal import (
+    DEFAULT_CONFIG,
+    FAILED,
+    INTERRUPTED,
+    NOT_RUNNING,
+    UNUSABLE,
+    ConfigPath,
+    Json,
+    output,
+    until_interrupted,
+)
 
 if TYPE_CHECKING:
     from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
@@ -136,16 +145,11 @@ def _raise_file_limit() -> None:
 
 
 async def until_told_to_stop(running: Coroutine[object, object, None]) -> None:
-    """Run until it ends, or until SIGTERM or SIGINT; raises our own errors without their exception group."""
-    task = asyncio.ensure_future(running)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    await asyncio.wait([task])
-    if task.cancelled():
-        return
+    """Run until it ends or is interrupted; raises our own errors without their exception group."""
     try:
-        task.result()
+        await until_interrupted(running)
+    except asyncio.CancelledError:
+        return
     except BaseExceptionGroup as group:  # of the TaskGroup that everything runs in
         raise _only_reason(group) or group from group
 

@@ -7,13 +7,15 @@ Texts from people and guests are shown without control characters: they can't mo
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -32,6 +34,8 @@ ConfigPath = Annotated[
     Path, typer.Option("--config", "-c", envvar="RAVEBOT_CONFIG", help="The configuration file.", show_default=True)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+T = TypeVar("T")
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
 
@@ -96,6 +100,23 @@ class Output:
 
 
 output = Output()
+
+
+async def until_interrupted(work: Coroutine[object, object, T]) -> T:
+    """Cancel the work on the first SIGINT, SIGTERM or SIGHUP, and only once, so that it can clean up in peace."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop)
+    return await task
 
 
 def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) -> None:

@@ -54,10 +54,25 @@ def load(path: Path) -> LoadedConfig:
     Raises InvalidConfigError with every problem.
     """
     tree = parse(_read(path))
-    config, problems, wrong = _validate(tree)
-    problems = [*tree.problems, *problems]
     secrets, unreadable = _secrets(tree)
-    problems += unreadable
+    config, warnings = _checked(path, tree, unreadable)
+    return LoadedConfig(config, secrets, warnings, path)
+
+
+def read(path: Path) -> Config:
+    """The same without the secrets, for what needs none. Raises InvalidConfigError."""
+    return _checked(path, parse(_read(path)), [])[0]
+
+
+def defaults(image: Path) -> Config:
+    """A configuration of which only the image is given, for what needs no servers: theirs are placeholders."""
+    return Config.model_validate(_with_placeholders({"provider": {"image": str(image)}}, _PLACEHOLDERS))
+
+
+def _checked(path: Path, tree: Tree, unreadable: list[Problem]) -> tuple[Config, tuple[str, ...]]:
+    """The configuration and warnings. Raises InvalidConfigError with every problem, the secrets' included."""
+    config, problems, wrong = _validate(tree)
+    problems = [*tree.problems, *problems, *unreadable]
     warnings: list[str] = []
     if config is not None:
         remarks = checks.check(config)
@@ -69,7 +84,7 @@ def load(path: Path) -> LoadedConfig:
         warnings = [f"{dotted(remark.path)}: {remark.message}" for remark in remarks.warnings]
     if config is None or problems:
         raise InvalidConfigError(path, tuple(sorted(set(problems))))
-    return LoadedConfig(config, secrets, tuple(warnings), path)
+    return config, tuple(warnings)
 
 
 def read_state_dir(path: Path) -> Path:

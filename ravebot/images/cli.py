@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Coroutine, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic_core import to_json
 
-from ravebot.config.values import parse_size
-from ravebot.errors import ImageBuildFailed, ImageNotWritable
+from ravebot.config.values import parse_duration, parse_size
+from ravebot.errors import ImageBuildFailed, ImageNotWritable, RavebotError
 from ravebot.images import sources
 from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages, suite_for
 from ravebot.sandboxes.view import in_bytes
-from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output
+from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output, until_interrupted
 
 if TYPE_CHECKING:
-    from ravebot.images.check.examine import Point
+    from ravebot.config.model import Config
+    from ravebot.images.check.point import Point
     from ravebot.images.check.report import Report
-    from ravebot.images.check.settings import Settings
-
-T = TypeVar("T")
 
 app = typer.Typer(name="image", help="Build an image for the machines, and check any image.", no_args_is_help=True)
 
@@ -78,7 +76,7 @@ def build(
     with Steps(output) as steps:
         try:
             built = asyncio.run(
-                _until_interrupted(build_image(recipe, out, force=force, boot_files=boot_files, progress=steps))
+                until_interrupted(build_image(recipe, out, force=force, boot_files=boot_files, progress=steps))
             )
         except ImageNotWritable as error:
             raise typer.BadParameter(str(error), param_hint="OUT.qcow2") from error
@@ -87,7 +85,7 @@ def build(
             for line in error.lines:
                 output.complain(f"  {clean(line)}", "dim")
             raise
-        except KeyboardInterrupt:
+        except asyncio.CancelledError:
             steps.stop()
             output.complain("Interrupted: nothing is left of this build.", "yellow")
             raise
@@ -113,38 +111,46 @@ def _parameter(name: str) -> Iterator[None]:
 @app.command()
 def check(
     image: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A qcow2 image; by default the configured one.")
+        Path | None, typer.Argument(metavar="FILE", help="A qcow2 image; by default the configured one.")
     ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     limit: Annotated[
         str | None,
-        typer.Option(metavar="1m", help="How long to wait for the guest agent, instead of pool.build_timeout."),
+        typer.Option(metavar="DURATION", help="Wait so long for the guest agent, instead of pool.build_timeout."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Boot an image as a sandbox would be, twice, and tell point by point what of the guest contract it meets.
 
-    Needs root. The machines are apart from the bot's, which may run; of the configuration, memory, disk, user, web port
-    and time limits are used, or the defaults if there is none. Ends with 1 if a point failed.
+    Needs root. The bot may run: the machines have a network, firewall and disks of their own. Memory, disk, user,
+    web port and time limits are those of the configuration, or the defaults if there is none. Ends with 1 if a point
+    failed.
     """
+    from ravebot.images.check import settings
+    from ravebot.images.check.point import names
     from ravebot.images.check.report import Report
+    from ravebot.operations import imagechecks
     from ravebot.operations.doctor.finding import Verdict
 
-    settings, state_dir = _settings(config, image, limit)
-    if not as_json:
-        what = (
-            f"{settings.image}, as {'its configuration says' if state_dir else 'the defaults say (no configuration)'}"
-        )
-        output.complain(f"Checking {what}. It takes about two boots of the machine.", "dim")
+    chosen, configured = _chosen(config, image)
+    if os.geteuid() != 0:
+        raise RavebotError("checking an image needs root, for a bridge and firewall rules: run it with sudo")
+    if limit is not None:
+        with _parameter("--limit"):
+            chosen = settings.with_agent_limit(chosen, parse_duration(limit))
     report = None if as_json else Report(output)
-    points = asyncio.run(_until_interrupted(_examine(settings, report)))
-    failed = [point.name for point in points if point.verdict in (Verdict.FAILED, Verdict.UNKNOWN)]
-    if state_dir is not None:
-        from ravebot.images.check import record
-
-        record.keep(
-            state_dir, settings.image, failed, [point.name for point in points if point.verdict is Verdict.WARNING]
-        )
+    if report is not None:
+        how = f"with the settings of {config}" if configured else f"with the defaults, because there is no {config}"
+        output.complain(f"Checking {chosen.provider.image} {how}. It takes about two boots of the machine.", "dim")
+    try:
+        points = asyncio.run(until_interrupted(_examine(chosen, report)))
+    except asyncio.CancelledError:
+        output.complain("Interrupted: nothing is left of this check.", "yellow")
+        raise
+    failed = names(points, Verdict.FAILED, Verdict.UNKNOWN)
+    if configured and not imagechecks.keep(chosen, failed, names(points, Verdict.WARNING)):
+        why = f"The result can't be kept in {chosen.state_dir}, so `ravebot doctor` won't show it:"
+        output.complain(f"{why} start ravebot once, and check again.", "yellow")
     if report is None:
         output.raw(to_json(points, indent=2).decode())
     else:
@@ -153,52 +159,23 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _settings(config: Path, image: Path | None, limit: str | None) -> tuple[Settings, Path | None]:
-    """What to check with, and the state folder, if there is a configuration."""
-    from ravebot.config.file import load
-    from ravebot.config.values import parse_duration
-    from ravebot.images.check.settings import Settings
+def _chosen(path: Path, image: Path | None) -> tuple[Config, bool]:
+    """What to check with, and whether there is a configuration."""
+    from ravebot.config.file import defaults, read
+    from ravebot.images.check import settings
 
-    state_dir = None
-    if config.exists() or image is None or config != DEFAULT_CONFIG:
-        loaded = load(config).config
-        settings, state_dir = Settings.of(loaded, image and image.absolute()), loaded.state_dir
-    else:
-        settings = Settings.without_config(image.absolute())
-    if limit is not None:
-        try:
-            settings = settings.patient(parse_duration(limit))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-    return settings, state_dir
+    if image is not None and path == DEFAULT_CONFIG and not path.exists():
+        return defaults(image.absolute()), False
+    config = read(path)
+    return (config if image is None else settings.for_image(config, image.absolute())), True
 
 
-async def _examine(settings: Settings, report: Report | None) -> tuple[Point, ...]:
+async def _examine(config: Config, report: Report | None) -> tuple[Point, ...]:
     from ravebot import logs
     from ravebot.images.check.examine import Examination
 
     logs.set_up("error", ())
     if report is None:
-        return await Examination(settings, lambda _name: None, lambda _point: None).run()
+        return await Examination(config, lambda _name: None, lambda _point: None).run()
     with report.running():
-        return await Examination(settings, report.begins, report.told).run()
-
-
-async def _until_interrupted(work: Coroutine[object, object, T]) -> T:
-    """Cancel the work once on the first SIGINT, SIGTERM or SIGHUP, so that it can clean up in peace."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    told = False
-
-    def stop() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+        return await Examination(config, report.begins, report.told).run()

@@ -46,17 +46,8 @@ async def look(config: Config, instance_id: str) -> RemainsReport:
 async def remove(config: Config, instance_id: str, progress: Callable[[str], None]) -> CleanupReport:
     """End and remove all of it. Raises Unavailable, and Refused, also while that instance's bot runs."""
     _refuse_own_id(config, instance_id)
-    return await remove_all(instance_id, make_remains(config, instance_id), _firewall(config, instance_id), progress)
-
-
-async def remove_all(
-    instance_id: str,
-    provider: base.Remains,
-    firewall: FirewallRemains,
-    progress: Callable[[str], None] = lambda _text: None,
-) -> CleanupReport:
-    """The same of any instance, without asking whether it is this installation's own. Closes `provider`."""
     with hostlock.held(instance_id):
+        provider, firewall = make_remains(config, instance_id), _firewall(config, instance_id)
         try:
             held, rules = await _look(provider, firewall)
             report = await _remove_guests(provider, held, progress)

@@ -174,8 +174,11 @@ class Provider(Protocol):
     ) -> RunResult:
         """Run a command in the guest as root and wait until it ends; after a timeout it keeps running."""
 
-    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
-        """Write a host file to an absolute path in the guest, by whole-file replacement."""
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
+        """Write a host file to an absolute path in the guest, by whole-file replacement.
+
+        Returns whether it took a faster way than the agent's channel, as providers have for large files.
+        """
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user."""

@@ -58,12 +58,13 @@ class Room(MemoryProvider):
         output, _ = await asyncio.shield(asyncio.ensure_future(process.communicate()))  # a guest's goes on, too
         return RunResult(process.returncode or 0, output.decode(errors="replace"))
 
-    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
         await asyncio.sleep(self.slow_copy)
         subprocess.run(
             ["nsenter", "-m", "-t", str(self.holder.pid), "tee", target],
             input=source.read_bytes(), stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
+        return False
 
     def sh(self, script: str) -> str:
         command = ["nsenter", "-m", "-t", str(self.holder.pid), "sh", "-c", script]

@@ -43,7 +43,15 @@ def guest() -> Iterator[GuestImage]:
         yield build_guest(cache)
 
 
-def configuration(folder: Path, guest: GuestImage, knobs: str = "", **sandbox: Any) -> Path:
+def tiny(guest: GuestImage, knobs: str = "") -> dict[str, str]:
+    """What the configuration says of the tests' tiny guest."""
+    cmdline = f"{guest.cmdline} {knobs}".strip()
+    return {"image": str(guest.image), "kernel": str(guest.kernel), "initrd": str(guest.initrd), "cmdline": cmdline}
+
+
+def configuration(
+    folder: Path, provider: dict[str, str], *, grace: str = "10s", memory: str = "256MiB", disk: str = "2GiB"
+) -> Path:
     """A whole configuration, of which only what a machine is started with matters."""
     secret = folder / "secret"
     secret.write_text("secret\n")
@@ -65,15 +73,9 @@ def configuration(folder: Path, guest: GuestImage, knobs: str = "", **sandbox: A
                     "projects": ["group/*"],
                     "webhook": {"secret_token_file": str(secret)},
                 },
-                "pool": {"shutdown_grace": "10s", "build_timeout": "90s"},
-                "sandbox": {"memory": "256MiB", "vcpus": 1, "disk": "2GiB", "host": "192.0.2.1", **sandbox},
-                "provider": {
-                    "accelerator": "tcg",
-                    "image": str(guest.image),
-                    "kernel": str(guest.kernel),
-                    "initrd": str(guest.initrd),
-                    "cmdline": f"{guest.cmdline} {knobs}",
-                },
+                "pool": {"shutdown_grace": grace, "build_timeout": "150s"},
+                "sandbox": {"memory": memory, "vcpus": 1, "disk": disk, "host": "192.0.2.1"},
+                "provider": {"accelerator": "tcg", **provider},
             }
         )
     )
@@ -125,26 +127,26 @@ def broken(points: dict[str, Any]) -> set[str]:
     return {name for name, point in points.items() if point["verdict"] == "failed"}
 
 
-def test_a_guest_that_meets_the_contract_passes_every_point_and_the_doctor_says_so(
-    folder: Path, guest: GuestImage
-) -> None:
-    config = configuration(folder, guest)
+def test_what_an_image_may_lack_is_told_is_no_failure_and_the_doctor_says_so(folder: Path, guest: GuestImage) -> None:
+    config = configuration(folder, tiny(guest, "rave.noweb"))
     before = tables()
 
     code, points = check("-c", str(config), folder=folder)
 
-    assert {name: point["verdict"] for name, point in points.items()} == dict.fromkeys(POINTS, "ok"), points
     assert tuple(points) == POINTS
+    verdicts = {name: point["verdict"] for name, point in points.items()}
+    assert verdicts == dict.fromkeys(POINTS, "ok") | {"web port": "warning"}, points
+    assert "nothing listens on 3002" in points["web port"]["detail"]
     assert code == 0
-    assert all(point["seconds"] >= 0 and point["fix"] == "" for point in points.values())
+    assert all(bool(point["fix"]) == (name == "web port") for name, point in points.items())
     assert tables() <= before
     doctor = subprocess.run(
         [sys.executable, "-m", "ravebot", "doctor", "-c", str(config), "--json"],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     shown = {finding["name"]: finding for finding in json.loads(doctor.stdout)}
-    assert shown["image check"]["verdict"] == "ok"
-    assert "it meets the guest contract" in shown["image check"]["detail"]
+    assert shown["image check"]["verdict"] == "warning"
+    assert "to look at: web port" in shown["image check"]["detail"]
 
 
 WRONG = {
@@ -155,7 +157,7 @@ WRONG = {
     "rave.nosshd": ("SSH login", "nothing listens there", "install an SSH server"),
     "rave.deafweb": ("web port", "answers no request", "must answer HTTP or HTTPS"),
     "rave.noforward": ("remote forward", "refuses to forward", "AllowTcpForwarding yes"),
-    "rave.nodhcp": ("address", "nobody has", "by DHCP"),
+    "rave.nodhcp": ("address", "no machine answers at", "by DHCP"),
     "rave.notool=tar": ("tools", "missing: tar", "install them"),
     "rave.noshutdown": ("graceful stop", "still on 10 s after", "pool.shutdown_grace"),
 }
@@ -165,7 +167,10 @@ WRONG = {
     ("knobs", "besides"),
     [
         # Each breaks a point of its own, and hides none of the others'.
-        ("rave.fixedhostkey rave.password rave.nogrow rave.deafweb rave.noforward rave.noshutdown", set()),
+        (
+            "rave.fixedhostkey rave.password rave.nogrow rave.deafweb rave.noforward rave.noshutdown rave.nohotplug",
+            set(),
+        ),
         # Without the tool no code is put in place, and nobody can tell what a server that is not there accepts.
         ("rave.notool=tar rave.nosshd", {"code and set-up", "no passwords"}),
         ("rave.nodhcp rave.nouser", set()),
@@ -174,31 +179,24 @@ WRONG = {
 def test_a_guest_that_breaks_the_contract_is_told_where_and_what_mends_it(
     folder: Path, guest: GuestImage, knobs: str, besides: set[str]
 ) -> None:
-    code, points = check("-c", str(configuration(folder, guest, knobs)), folder=folder)
+    code, points = check("-c", str(configuration(folder, tiny(guest, knobs))), folder=folder)
 
     assert code == 1
     for knob in knobs.split():
+        if knob == "rave.nohotplug":
+            assert points["hot plug"]["verdict"] == "warning", points["hot plug"]
+            continue
         point, said, mend = WRONG[knob]
         assert said in points[point]["detail"], points[point]
         assert mend in points[point]["fix"], points[point]
-    assert broken(points) == {WRONG[knob][0] for knob in knobs.split()} | besides
-
-
-def test_what_an_image_may_lack_is_told_and_no_failure(folder: Path, guest: GuestImage) -> None:
-    code, points = check("-c", str(configuration(folder, guest, "rave.noweb rave.nohotplug")), folder=folder)
-
-    for point, said in (("web port", "nothing listens on 3002"), ("hot plug", "the kernel sees no new disk")):
-        assert points[point]["verdict"] == "warning"
-        assert said in points[point]["detail"]
-        assert points[point]["fix"]
-    assert (code, broken(points)) == (0, set())
+    assert broken(points) == {WRONG[knob][0] for knob in knobs.split() if knob in WRONG} | besides
 
 
 def test_a_guest_without_an_agent_is_told_with_its_console_and_what_can_be_seen_from_outside(
     folder: Path, guest: GuestImage
 ) -> None:
     began = time.monotonic()
-    code, points = check("--limit", "25s", "-c", str(configuration(folder, guest, "rave.noagent")), folder=folder)
+    code, points = check("--limit", "25s", "-c", str(configuration(folder, tiny(guest, "rave.noagent"))), folder=folder)
 
     assert time.monotonic() - began < 25 + 60
     assert code == 1
@@ -211,7 +209,7 @@ def test_a_guest_without_an_agent_is_told_with_its_console_and_what_can_be_seen_
 
 
 def test_a_guest_that_hangs_is_told_in_time_with_the_last_lines_of_its_console(folder: Path, guest: GuestImage) -> None:
-    config = configuration(folder, guest, "rave.hang")
+    config = configuration(folder, tiny(guest, "rave.hang"))
     began = time.monotonic()
     process = start("-c", str(config), "--limit", "20s", folder=folder)
     told, complaints = process.communicate(timeout=WHOLE_SECONDS)
@@ -225,7 +223,7 @@ def test_a_guest_that_hangs_is_told_in_time_with_the_last_lines_of_its_console(f
 
 
 def test_what_is_no_image_is_told_without_a_boot(folder: Path, guest: GuestImage) -> None:
-    config = configuration(folder, guest)
+    config = configuration(folder, tiny(guest))
     wrong = folder / "image.qcow2"
     wrong.write_bytes(b"not an image" * 1000)
     began = time.monotonic()
@@ -238,10 +236,11 @@ def test_what_is_no_image_is_told_without_a_boot(folder: Path, guest: GuestImage
     assert "is not a qcow2 image" in points["file"]["detail"]
     code, points = check(str(folder / "missing.qcow2"), "-c", str(config), folder=folder)
     assert (code, broken(points)) == (1, {"file"})
+    assert points["file"]["fix"]
 
 
 def test_an_image_that_no_machine_can_use_is_told_without_a_boot(folder: Path, guest: GuestImage) -> None:
-    config = configuration(folder, guest)
+    config = configuration(folder, tiny(guest))
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     code, points = check(str(plain_image(closed / "image.qcow2")), "-c", str(config), folder=folder)
@@ -252,31 +251,22 @@ def test_an_image_that_no_machine_can_use_is_told_without_a_boot(folder: Path, g
     assert "raise sandbox.disk" in points["file"]["fix"]
 
 
-def test_an_image_with_nothing_on_it_is_tried_without_the_configured_kernel(folder: Path, guest: GuestImage) -> None:
-    empty = plain_image(folder / "empty.qcow2", "64M")
-    code, points = check(str(empty), "--limit", "10s", "-c", str(configuration(folder, guest)), folder=folder)
-
-    assert code == 1
-    assert broken(points) >= {"guest agent", "address"}
-    assert points["web port"]["verdict"] == "unknown", "nobody has the address"
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_takes_the_machine_away(folder: Path, guest: GuestImage, how: signal.Signals) -> None:
-    process = start("-c", str(configuration(folder, guest)), folder=folder)
+def test_an_interrupt_takes_the_machine_away(folder: Path, guest: GuestImage) -> None:
+    process = start("-c", str(configuration(folder, tiny(guest))), folder=folder)
     assert process.stdout
     while "\tfile\t" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     time.sleep(4)  # its machine is being made, or boots
-    process.send_signal(how)
-    process.communicate(timeout=60)
+    process.send_signal(signal.SIGTERM)
+    _, complaints = process.communicate(timeout=60)
 
     assert process.returncode == 130
+    assert "Interrupted: nothing is left of this check." in complaints
     assert left_over(folder) == []
 
 
 def test_what_a_killed_check_left_is_removed_by_the_next(folder: Path, guest: GuestImage) -> None:
-    config = configuration(folder, guest)
+    config = configuration(folder, tiny(guest))
     before = tables()
     process = start("-c", str(config), folder=folder)
     deadline = time.monotonic() + 60

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import io
 import re
+import stat
+from datetime import timedelta
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from ravebot.config.file import defaults
+from ravebot.config.model import Config
 from ravebot.errors import Refused
-from ravebot.images.check import record
+from ravebot.images.check import settings
 from ravebot.images.check.contract import CONTRACT, TOOLS
-from ravebot.images.check.examine import Point
+from ravebot.images.check.point import Point
 from ravebot.images.check.report import Report
-from ravebot.images.check.settings import Settings
-from ravebot.images.check.trial import free_subnet
+from ravebot.images.check.trial import free_subnet, used_networks
+from ravebot.operations import imagechecks
 from ravebot.operations.doctor import Verdict, machines
 from ravebot.providers.libvirt import guest as agent
 from ravebot.providers.libvirt import parcels
 from ravebot.sandboxes.chain import guestjobs
 from ravebot.terminal import Output
-from tests.support.pages import rows
+from tests.support.pages import codes, rows
 from tests.unit.test_doctor import config
 
 # What every shell does itself; `n` and `es` are parts of texts.
@@ -37,6 +41,11 @@ _CALLED = re.compile(r"(?:^|[;|&({!]|\b(?:then|else|do|exec|if|while))\s*([a-z]+
 def test_the_page_about_images_has_every_point_in_the_order_of_the_check() -> None:
     shown = [point for point, _, _ in rows("image.md", "point")]
     assert shown == ["file", "guest agent", *(clause.name for clause in CONTRACT), "first boot"]
+
+
+def test_the_page_about_images_names_every_tool() -> None:
+    told = next(must for point, must, _ in rows("image.md", "point") if point == "tools")
+    assert tuple(codes(told)) == TOOLS
 
 
 def test_every_point_needs_only_points_that_come_before_it() -> None:
@@ -60,39 +69,54 @@ def test_the_tools_are_those_that_our_scripts_call() -> None:
 
 def test_a_free_network_overlaps_nothing_that_is_taken() -> None:
     taken = [IPv4Network("10.0.0.0/8"), IPv4Network("192.168.0.0/16"), IPv4Network("172.16.0.0/13")]
-    found = free_subnet(tuple(taken))
+    found = free_subnet(taken)
     assert found.prefixlen == 29
     assert found.subnet_of(IPv4Network("172.24.0.0/13"))
 
 
+def test_the_host_s_networks_are_known_with_its_loopback() -> None:
+    assert IPv4Network("127.0.0.0/8") in used_networks()
+
+
 def test_a_host_without_a_free_network_is_told() -> None:
     with pytest.raises(Refused, match="no private network free"):
-        free_subnet((IPv4Network("0.0.0.0/0"),))
+        free_subnet([IPv4Network("0.0.0.0/0")])
 
 
 def test_another_file_is_not_checked_with_the_configured_kernel() -> None:
     own = config(provider={"image": "/images/a.qcow2", "kernel": "/images/k", "initrd": "/images/i", "cmdline": "x"})
-    assert Settings.of(own).provider.kernel == Path("/images/k")
-    assert Settings.of(own, Path("/images/../images/a.qcow2")).provider.kernel == Path("/images/k")
-    other = Settings.of(own, Path("/images/b.qcow2"))
-    assert (other.image, other.provider.kernel, other.provider.cmdline) == (Path("/images/b.qcow2"), None, "")
+    assert settings.for_image(own, Path("/images/../images/a.qcow2")) == own
+    other = settings.for_image(own, Path("/images/b.qcow2")).provider
+    assert (other.image, other.kernel, other.initrd, other.cmdline) == (Path("/images/b.qcow2"), None, None, "")
+
+
+def test_without_a_configuration_the_defaults_are_used(tmp_path: Path) -> None:
+    chosen = defaults(tmp_path / "image.qcow2")
+    assert (chosen.provider.image, chosen.sandbox.user, chosen.pool.build_timeout) == (
+        tmp_path / "image.qcow2",
+        "agent",
+        timedelta(minutes=5),
+    )
+    assert settings.with_agent_limit(chosen, timedelta(seconds=7)).pool.build_timeout == timedelta(seconds=7)
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
+def checked(tmp_path: Path) -> Config:
     path = tmp_path / "sandbox.qcow2"
     path.write_bytes(b"an image")
-    return path
+    return config(state_dir=str(tmp_path), provider={"image": str(path)})
 
 
-def shown(tmp_path: Path, image: Path) -> tuple[Verdict, str]:
-    finding = machines.image_check(config(state_dir=str(tmp_path), provider={"image": str(image)}))
+def shown(checked: Config) -> tuple[Verdict, str]:
+    finding = machines.image_check(checked)
     return finding.verdict, finding.detail
 
 
-def test_the_doctor_says_that_an_image_was_never_checked(tmp_path: Path, image: Path) -> None:
-    verdict, detail = shown(tmp_path, image)
-    assert (verdict, detail) == (Verdict.UNKNOWN, f"{image} was never checked against the guest contract")
+def test_the_doctor_says_that_an_image_was_never_checked(checked: Config) -> None:
+    assert shown(checked) == (
+        Verdict.UNKNOWN,
+        f"no result of `ravebot image check` for {checked.provider.image} is kept",
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,39 +128,49 @@ def test_the_doctor_says_that_an_image_was_never_checked(tmp_path: Path, image: 
     ],
 )
 def test_the_doctor_shows_the_last_result(
-    tmp_path: Path, image: Path, failed: tuple[str, ...], warnings: tuple[str, ...], verdict: Verdict, said: str
+    checked: Config, failed: tuple[str, ...], warnings: tuple[str, ...], verdict: Verdict, said: str
 ) -> None:
-    assert record.keep(tmp_path, image, ["guest agent"], [])
-    assert record.keep(tmp_path, image, failed, warnings)
-    found, detail = shown(tmp_path, image)
+    assert imagechecks.keep(checked, ["guest agent"], [])
+    assert imagechecks.keep(checked, failed, warnings)
+    found, detail = shown(checked)
     assert found is verdict
     assert said in detail
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC: ", detail)
 
 
-def test_a_result_does_not_count_for_a_file_that_was_changed_since(tmp_path: Path, image: Path) -> None:
-    record.keep(tmp_path, image, [], [])
-    image.write_bytes(b"another image")
-    assert shown(tmp_path, image)[0] is Verdict.UNKNOWN
-    record.keep(tmp_path, image, [], [])
-    assert shown(tmp_path, image)[0] is Verdict.OK
+def test_a_result_does_not_count_for_a_file_that_was_changed_since(checked: Config) -> None:
+    imagechecks.keep(checked, [], [])
+    checked.provider.image.write_bytes(b"another image")
+    verdict, detail = shown(checked)
+    assert (verdict, detail.partition(" the check")[0]) == (Verdict.UNKNOWN, "the file was changed after")
+    imagechecks.keep(checked, [], [])
+    assert shown(checked)[0] is Verdict.OK
 
 
-def test_results_of_other_images_stay_and_damaged_ones_are_written_anew(tmp_path: Path, image: Path) -> None:
-    other = tmp_path / "other.qcow2"
-    other.write_bytes(b"")
-    record.keep(tmp_path, other, ["growth"], [])
-    record.keep(tmp_path, image, [], [])
-    kept = record.latest(tmp_path, other)
-    assert kept and kept.failed == ("growth",)
+def test_a_result_does_not_count_for_other_settings(checked: Config) -> None:
+    imagechecks.keep(checked, [], [])
+    other = checked.model_copy(update={"sandbox": checked.sandbox.model_copy(update={"user": "dev"})})
+    verdict, detail = shown(other)
+    assert (verdict, detail.partition(" the check")[0]) == (Verdict.UNKNOWN, "the configuration was changed after")
+
+
+def test_results_of_other_images_stay_and_damaged_ones_are_written_anew(checked: Config, tmp_path: Path) -> None:
+    (tmp_path / "other.qcow2").write_bytes(b"")
+    other = settings.for_image(checked, tmp_path / "other.qcow2")
+    imagechecks.keep(other, ["growth"], [])
+    imagechecks.keep(checked, [], [])
+    kept = imagechecks.latest(other)
+    assert kept
+    assert kept.failed == ("growth",)
     (tmp_path / "image-checks.json").write_text("{")
-    assert record.latest(tmp_path, other) is None
-    assert record.keep(tmp_path, image, [], [])
+    assert imagechecks.latest(other) is None
+    assert imagechecks.keep(checked, [], [])
     assert [path.name for path in tmp_path.glob("*image-checks*")] == ["image-checks.json"]
+    assert stat.S_IMODE((tmp_path / "image-checks.json").stat().st_mode) == 0o644, "the bot's user reads it, too"
 
 
-def test_without_a_state_folder_no_result_is_kept(tmp_path: Path, image: Path) -> None:
-    assert not record.keep(tmp_path / "none", image, [], [])
+def test_without_a_state_folder_no_result_is_kept(checked: Config, tmp_path: Path) -> None:
+    assert not imagechecks.keep(checked.model_copy(update={"state_dir": tmp_path / "none"}), [], [])
 
 
 def told(points: list[Point], terminal: bool) -> tuple[str, str]:

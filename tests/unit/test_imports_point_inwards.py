@@ -51,7 +51,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.parts": ("ravebot",),
     "ravebot.operations": ("ravebot",),
     "ravebot.images": ("ravebot",),
-    "ravebot.images.check.record": (),
+    "ravebot.operations.imagechecks": ("ravebot.config.model",),
     "ravebot.operations.hostlock": BASICS,
     "ravebot.operations.reports": ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
     "ravebot.terminal": (

@@ -18,8 +18,7 @@ from ravebot.access.probes import HttpProbe
 from ravebot.errors import GuestError
 from ravebot.images.check import ssh
 from ravebot.images.check.guest import CALL, SSH_PORT, CheckedGuest
-from ravebot.operations.doctor.finding import Finding, failed, ok, warning
-from ravebot.providers.libvirt.parcels import LARGE_BYTES
+from ravebot.images.check.point import Found, failed, ok, warning
 from ravebot.sandboxes.model import CODE_FOLDER, Observed
 from ravebot.sandboxes.view import in_bytes
 
@@ -31,6 +30,7 @@ TOOLS = (
 
 _GROWN = 0.8  # of the disk; the rest is boot partitions and the file system's own
 _GROWTH_SECONDS = 30
+_LARGE_BYTES = 8 * 1024**2  # which providers copy in by a faster way than the agent
 _WEB_WAIT = timedelta(seconds=15)
 _JOB = timedelta(seconds=60)
 _LISTED_USERS = 5
@@ -41,76 +41,70 @@ class Clause:
     """One point. What takes longer than `limit` has failed; it is looked at only if the points it `needs` are right."""
 
     name: str
-    look: Callable[[CheckedGuest], Awaitable[Finding]]
+    look: Callable[[CheckedGuest], Awaitable[Found]]
     fix: str  # where the point knows no better one
     needs: tuple[str, ...] = ()
     limit: timedelta = timedelta(seconds=60)
 
 
-async def host_keys(guest: CheckedGuest) -> Finding:
+async def host_keys(guest: CheckedGuest) -> Found:
     """There is at least one when the agent answers, or soon after."""
-    name = "host keys"
     why = ""
-    for _ in range(int(guest.settings.sandbox.timeouts.other.total_seconds())):
+    for _ in range(int(guest.config.sandbox.timeouts.other.total_seconds())):
         try:
             guest.host_keys = await guest.trial.provider.host_keys(guest.booted.name)
         except GuestError as error:
             why = str(error)
             await asyncio.sleep(1)
         else:
-            return ok(name, ", ".join(key.split()[0] for key in guest.host_keys))
-    return failed(name, why, "make them at the first boot, before the SSH server starts: ssh-keygen -A")
+            return ok(", ".join(key.split()[0] for key in guest.host_keys))
+    return failed(why, "make them at the first boot, before the SSH server starts: ssh-keygen -A")
 
 
-async def address(guest: CheckedGuest) -> Finding:
+async def address(guest: CheckedGuest) -> Found:
     """The assigned address is in use: the guest answers there, if only with a refusal."""
-    name = "address"
     wanted = guest.booted.address
     if await guest.port_within(SSH_PORT, timedelta(seconds=20)) == "silent":
-        if not await asyncio.to_thread(_is_somebody, wanted):
+        if not await asyncio.to_thread(_has_mac, wanted):
             fix = "ask for an address by DHCP on the first network card, with the card's MAC as the client's id"
-            return failed(name, f"nobody has {wanted}, which DHCP offers", fix)
-        return failed(name, f"{wanted} is in use, but answers no connection", "open port 22 in the guest's firewall")
-    return ok(name, f"{wanted}, by DHCP")
+            return failed(f"no machine answers at {wanted}, the address that DHCP offers", fix)
+        return failed(f"{wanted} is in use, but answers no connection", "open port 22 in the guest's firewall")
+    return ok(f"{wanted}, by DHCP")
 
 
-def _is_somebody(address: str) -> bool:
-    """Whether the kernel knows whose address it is: https://man7.org/linux/man-pages/man7/arp.7.html"""
+def _has_mac(address: str) -> bool:
+    """Whether the kernel knows the MAC of the one who has it: https://man7.org/linux/man-pages/man7/arp.7.html"""
     lines = [line.split() for line in Path("/proc/net/arp").read_text().splitlines()]
     return any(fields[0] == address and fields[2] != "0x0" for fields in lines)
 
 
-async def user(guest: CheckedGuest) -> Finding:
+async def user(guest: CheckedGuest) -> Found:
     """The account exists and is not root."""
-    name, account = "user", guest.user
+    account = guest.user
     found = await guest.sh('id -u "$1" && eval echo "~$1"', account)
     if found.exit_code != 0:
         others = await guest.asked("awk -F: '$3 >= 1000 && $3 < 60000 { print $1 }' /etc/passwd")
         listed = ", ".join(others.split()[:_LISTED_USERS]) or "no ordinary user"
         fix = f"add it to the image, or set sandbox.user to one that it has ({listed})"
-        return failed(name, f"the image has no user {account}", fix)
+        return failed(f"the image has no user {account}", fix)
     number, home = (*found.output.split(), "", "")[:2]
     if number == "0":
-        return failed(name, f"{account} is root", "set sandbox.user to an ordinary user")
+        return failed(f"{account} is root", "set sandbox.user to an ordinary user")
     sudo = await guest.sh('echo "sudo -n true" | su "$1" -s /bin/sh', account)
     may = "may use sudo" if sudo.exit_code == 0 else "may not use sudo"
-    return ok(name, f"{account}, number {number}, home {home}, {may}")
+    return ok(f"{account}, number {number}, home {home}, {may}")
 
 
-async def tools(guest: CheckedGuest) -> Finding:
+async def tools(guest: CheckedGuest) -> Found:
     """Every program that ravebot calls is found with its PATH."""
-    name = "tools"
     missing = await guest.asked('for tool; do command -v "$tool" >/dev/null || echo "$tool"; done', *TOOLS)
     if missing.strip():
-        return failed(
-            name, f"missing: {', '.join(missing.split())}", "install them (Debian: coreutils, util-linux, tar)"
-        )
-    return ok(name, f"all {len(TOOLS)} are there")
+        return failed(f"missing: {', '.join(missing.split())}", "install them (Debian: coreutils, util-linux, tar)")
+    return ok(f"all {len(TOOLS)} are there")
 
 
-async def code(guest: CheckedGuest) -> Finding:
+async def code(guest: CheckedGuest) -> Found:
     """The code can be put in its place, belongs to the user, and set-up runs there as the user."""
-    name = "code and set-up"
     with tempfile.NamedTemporaryFile() as archive:
         await asyncio.to_thread(Path(archive.name).write_bytes, _archive())
         await guest.jobs.put_code(guest.booted.name, Path(archive.name), _JOB)
@@ -119,8 +113,8 @@ async def code(guest: CheckedGuest) -> Finding:
     )
     if done.exit_code != 0 or done.output.split() != [CODE_FOLDER, guest.user, guest.user, "1"]:
         fix = f"let {guest.user} own what is unpacked in /srv, and `su {guest.user} -s /bin/sh` keep the environment"
-        return failed(name, f"a command in {CODE_FOLDER} said: {done.output.strip()[-300:]}", fix)
-    return ok(name, f"{CODE_FOLDER} belongs to {guest.user}, and commands run there as {guest.user}")
+        return failed(f"a command in {CODE_FOLDER} said: {done.output.strip()[-300:]}", fix)
+    return ok(f"{CODE_FOLDER} belongs to {guest.user}, and commands run there as {guest.user}")
 
 
 def _archive() -> bytes:
@@ -134,68 +128,68 @@ def _archive() -> bytes:
     return made.getvalue()
 
 
-async def hotplug(guest: CheckedGuest) -> Finding:
+async def hotplug(guest: CheckedGuest) -> Found:
     """The kernel finds a disk that is attached while it runs."""
-    name, target = "hot plug", "/srv/.image-check"
+    target = "/srv/.image-check"
     with tempfile.NamedTemporaryFile() as large:
-        large.truncate(LARGE_BYTES)
+        large.truncate(_LARGE_BYTES)
         began = asyncio.get_running_loop().time()
-        carried = await guest.trial.provider.parcels.carry(guest.booted.name, Path(large.name), target, mode=0o600)
+        by_disk = await guest.trial.provider.copy_in(guest.booted.name, Path(large.name), target)
         seconds = asyncio.get_running_loop().time() - began
     await guest.sh('rm -f "$1"', target)
-    if not carried:
+    if not by_disk:
         fix = "use a kernel with PCI Express hot plug (CONFIG_HOTPLUG_PCI_PCIE) and virtio-blk"
-        return warning(name, "the kernel sees no new disk, so large code is copied 30 times as slowly", fix)
-    return ok(name, f"{in_bytes(LARGE_BYTES)} copied by way of a disk in {seconds:.1f} s")
+        return warning("the kernel sees no new disk, so large code is copied 30 times as slowly", fix)
+    return ok(f"{in_bytes(_LARGE_BYTES)} copied by way of a disk in {seconds:.1f} s")
 
 
-async def growth(guest: CheckedGuest) -> Finding:
+async def growth(guest: CheckedGuest) -> Found:
     """The file system of /srv takes the whole disk, soon after the boot."""
-    name, disk_bytes = "growth", guest.trial.disk_bytes
+    disk_bytes = guest.trial.disk_bytes
     size_bytes = 0
     for _ in range(_GROWTH_SECONDS):
         fields = (await guest.asked("df -P -k /srv | tail -n 1")).split()
         size_bytes = int(fields[1]) * 1024 if len(fields) > 1 and fields[1].isdigit() else 0
         if size_bytes >= _GROWN * disk_bytes:
-            return ok(name, f"/srv has {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}")
+            return ok(f"/srv has {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}")
         await asyncio.sleep(1)
     fix = "grow the partition and the file system at boot (sfdisk or growpart, then resize2fs)"
-    return failed(name, f"/srv has only {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}", fix)
+    return failed(f"/srv has only {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}", fix)
 
 
-async def web(guest: CheckedGuest) -> Finding:
+async def web(guest: CheckedGuest) -> Found:
     """Something answers on the web port; if nothing listens there, the merge request's set-up has to start it."""
-    name, port = "web port", guest.settings.sandbox.web_port
+    port = guest.config.sandbox.web_port
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _WEB_WAIT.total_seconds()
     while (scheme := await HttpProbe().scheme(guest.booted.address, port)) is None and loop.time() < deadline:
         await asyncio.sleep(1)
     if scheme is not None:
-        return ok(name, f"{port} answers by {scheme}")
+        return ok(f"{port} answers by {scheme}")
     match await guest.listens(port):
         case "refused":
             fix = "start a web server with the image or in .rave/setup, or set sandbox.web_port to the right port"
-            return warning(name, f"nothing listens on {port}: the web link leads nowhere until set-up starts it", fix)
+            return warning(f"nothing listens on {port}: the web link leads nowhere until set-up starts it", fix)
         case "open":
             fix = "mend the server that listens there: it must answer HTTP or HTTPS"
-            return failed(name, f"{port} accepts connections, but answers no request", fix)
+            return failed(f"{port} accepts connections, but answers no request", fix)
         case _:
-            return failed(name, f"{port} does not answer", f"open port {port} in the guest's firewall")
+            return failed(f"{port} does not answer", f"open port {port} in the guest's firewall")
 
 
-async def shutdown(guest: CheckedGuest) -> Finding:
+async def shutdown(guest: CheckedGuest) -> Found:
     """It is off in time when it is asked to."""
-    name, grace = "graceful stop", guest.settings.pool.shutdown_grace
+    grace = guest.config.pool.shutdown_grace
     loop = asyncio.get_running_loop()
     began = loop.time()
     await guest.trial.provider.shutdown(guest.booted.name)
     while loop.time() < began + grace.total_seconds():
         listing = await guest.trial.provider.list()
         if any(one.name == guest.booted.name and one.state is Observed.OFF for one in listing.machines):
-            return ok(name, f"off {loop.time() - began:.1f} s after it was asked")
+            return ok(f"off {loop.time() - began:.1f} s after it was asked")
         await asyncio.sleep(0.3)
     fix = "let the agent's guest-shutdown or the power button end it (acpid, or systemd-logind), or raise"
-    return failed(name, f"still on {grace.total_seconds():g} s after it was asked", f"{fix} pool.shutdown_grace")
+    return failed(f"still on {grace.total_seconds():g} s after it was asked", f"{fix} pool.shutdown_grace")
 
 
 AGENT, ADDRESS, HOST_KEYS, USER = "guest agent", "address", "host keys", "user"

@@ -10,13 +10,14 @@ from functools import partial
 
 import asyncssh
 
+from ravebot.config.model import Config
 from ravebot.errors import GuestError, ProviderError
 from ravebot.images.check.contract import AGENT, CONTRACT, host_keys
 from ravebot.images.check.guest import CheckedGuest, answers
-from ravebot.images.check.settings import Settings
+from ravebot.images.check.point import Found, Point, failed, ok
 from ravebot.images.check.trial import Booted, Trial
 from ravebot.operations.doctor import machines
-from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok
+from ravebot.operations.doctor.finding import Verdict
 from ravebot.providers.libvirt.disks import image_size
 from ravebot.sandboxes.view import in_bytes, without_terminal_codes
 
@@ -24,39 +25,28 @@ _CONSOLE_LINES = 12
 _FINE = (Verdict.OK, Verdict.WARNING)
 _MORE = timedelta(seconds=10)  # beyond the limit that the wait itself keeps
 _HOST_KEYS = timedelta(minutes=2)
+_NO_IMAGE = "give a qcow2 file; `qemu-img convert -O qcow2` makes one of other formats, without references"
 _SILENT = (
     "install qemu-guest-agent and let it start at boot; if the console ends before a login prompt, the boot hangs; if"
     " the machine is only slow, raise pool.build_timeout"
 )
 
 
-@dataclass(frozen=True)
-class Point:
-    """What was found, and how long looking took."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-    fix: str
-    seconds: float
-    console: str = ""  # the last lines, where the guest is silent
-
-
 @dataclass
 class Examination:
     """One image. `begins` is called with a point's name before it is looked at, `told` with each result."""
 
-    settings: Settings
+    config: Config
     begins: Callable[[str], None]
     told: Callable[[Point], None]
 
     async def run(self) -> tuple[Point, ...]:
         """Raises Refused, Unavailable and ProviderError if the host can't try an image at all."""
         self._points: list[Point] = []
-        file = await self._look("file", timedelta(seconds=10), "", lambda: _file(self.settings))
+        file = await self._look("file", timedelta(seconds=10), _NO_IMAGE, lambda: _file(self.config))
         if file.verdict is Verdict.OK:
             self.begins("machine")
-            async with Trial(self.settings, image_size(self.settings.provider.image)) as trial:
+            async with Trial(self.config, image_size(self.config.provider.image)) as trial:
                 await self._first_machine(trial)
         return tuple(self._points)
 
@@ -68,7 +58,7 @@ class Examination:
         except ProviderError as error:
             self._tell(Point("machine", Verdict.FAILED, str(error), "see libvirt's log", loop.time() - began))
             return
-        limit = self.settings.pool.build_timeout
+        limit = self.config.pool.build_timeout
         await self._look(AGENT, limit + _MORE, _SILENT, lambda: answers(trial, booted, limit), trial, booted)
         guest = CheckedGuest(trial, booted)
         for clause in CONTRACT:
@@ -87,7 +77,7 @@ class Examination:
         name: str,
         limit: timedelta,
         fix: str,
-        look: Callable[[], Awaitable[Finding]],
+        look: Callable[[], Awaitable[Found]],
         trial: Trial | None = None,
         booted: Booted | None = None,
     ) -> Point:
@@ -98,9 +88,9 @@ class Examination:
             async with asyncio.timeout(limit.total_seconds()):
                 found = await look()
         except TimeoutError:
-            found = failed(name, f"not done within {limit.total_seconds():g} s", fix)
+            found = failed(f"not done within {limit.total_seconds():g} s", fix)
         except (GuestError, ProviderError, asyncssh.Error, OSError, ValueError) as error:
-            found = failed(name, str(error) or type(error).__name__, fix)
+            found = failed(str(error) or type(error).__name__, fix)
         console = ""
         if found.verdict is Verdict.FAILED and trial is not None and booted is not None:
             console = _end_of((await trial.provider.console(booted.name)).tail)
@@ -114,34 +104,33 @@ class Examination:
         self.told(point)
 
 
-async def _file(settings: Settings) -> Finding:
-    image, disk_bytes = settings.provider.image, settings.sandbox.disk
+async def _file(config: Config) -> Found:
+    image, disk_bytes = config.provider.image, config.sandbox.disk
     size = await asyncio.to_thread(image_size, image)
     if size > disk_bytes:
         detail = f"a disk of {in_bytes(size)}, and a sandbox's has only {in_bytes(disk_bytes)}"
-        return failed("file", detail, "raise sandbox.disk, or make the image smaller")
-    _, qemu = await machines.libvirt(settings.provider)
+        return failed(detail, "raise sandbox.disk, or make the image smaller")
+    _, qemu = await machines.libvirt(config.provider)
     if hidden := await asyncio.to_thread(machines.closed_to_qemu, image, qemu):
         fix = f"chmod o+x {hidden}, or put the image elsewhere"
-        return failed("file", f"QEMU's user can't reach {image}: it can't enter {hidden}", fix)
+        return failed(f"QEMU's user can't reach {image}: it can't enter {hidden}", fix)
     facts = await asyncio.to_thread(image.stat)
-    return ok("file", f"qcow2 of {in_bytes(size)}, takes {in_bytes(facts.st_blocks * 512)}")
+    return ok(f"qcow2 of {in_bytes(size)}, takes {in_bytes(facts.st_blocks * 512)}")
 
 
-async def _second_boot(trial: Trial, guest: CheckedGuest, limit: timedelta) -> Finding:
+async def _second_boot(trial: Trial, guest: CheckedGuest, limit: timedelta) -> Found:
     """Another machine of the same image has other host keys."""
-    name = "first boot"
     second = CheckedGuest(trial, await trial.boot())
     answered = await answers(trial, second.booted, limit)
     if answered.verdict is not Verdict.OK:
-        return failed(name, f"a second machine: {answered.detail}")
+        return failed(f"a second machine: {answered.detail}")
     shown = await host_keys(second)
     if shown.verdict is not Verdict.OK:
-        return failed(name, f"a second machine: {shown.detail}", shown.fix)
+        return failed(f"a second machine: {shown.detail}", shown.fix)
     if set(second.host_keys) & set(guest.host_keys):
         fix = "remove /etc/ssh/ssh_host_* from the image, and make them at the first boot: ssh-keygen -A"
-        return failed(name, "two machines show the same SSH host key: it is baked into the image", fix)
-    return ok(name, "a second machine has other host keys")
+        return failed("two machines show the same SSH host key: it is baked into the image", fix)
+    return ok("a second machine has other host keys")
 
 
 def _end_of(console: str) -> str:

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 import asyncssh
 
+from ravebot.config.model import Config
 from ravebot.errors import GuestError
-from ravebot.images.check.settings import Settings
+from ravebot.images.check.point import Found, failed, ok
 from ravebot.images.check.trial import Booted, Trial
-from ravebot.operations.doctor.finding import Finding, failed, ok
 from ravebot.providers.base import RunResult
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 
@@ -30,12 +30,12 @@ class CheckedGuest:
     key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
 
     @property
-    def settings(self) -> Settings:
-        return self.trial.settings
+    def config(self) -> Config:
+        return self.trial.config
 
     @property
     def user(self) -> str:
-        return self.settings.sandbox.user
+        return self.config.sandbox.user
 
     @property
     def jobs(self) -> GuestJobs:
@@ -80,12 +80,12 @@ class CheckedGuest:
         return found
 
 
-async def answers(trial: Trial, booted: Booted, limit: timedelta) -> Finding:
+async def answers(trial: Trial, booted: Booted, limit: timedelta) -> Found:
     """Wait for the guest agent, as a build does."""
     loop = asyncio.get_running_loop()
     deadline = booted.started_at + limit.total_seconds()
     while loop.time() < deadline:
         if await trial.provider.ping(booted.name, timedelta(seconds=2)):
-            return ok("guest agent", f"answered {loop.time() - booted.started_at:.1f} s after power-on")
+            return ok(f"answered {loop.time() - booted.started_at:.1f} s after power-on")
         await asyncio.sleep(_PAUSE_SECONDS)
-    return failed("guest agent", f"no answer within {limit.total_seconds():g} s", "")
+    return failed(f"no answer within {limit.total_seconds():g} s", "")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.text import Text
 
-from ravebot.images.check.examine import Point
+from ravebot.images.check.point import Point
 from ravebot.operations.doctor.report import STYLES, summarize
 from ravebot.terminal import Output, clean
 

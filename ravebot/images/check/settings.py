@@ -1,37 +1,21 @@
-"""What an image is checked with."""
+"""What an image is checked with: a configuration, adapted to the image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
 
-from ravebot.config.model import Config, LibvirtConfig, PoolConfig, SandboxConfig
+from ravebot.config.model import Config
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The sections of the configuration that decide how a machine is started, and by when it must have done what."""
+def for_image(config: Config, image: Path) -> Config:
+    """The configuration with that image. Kernel and initrd belong to the configured image, and go with no other."""
+    if image.resolve() == config.provider.image.resolve():
+        return config
+    changes = {"image": image, "kernel": None, "initrd": None, "cmdline": ""}
+    return config.model_copy(update={"provider": config.provider.model_copy(update=changes)})
 
-    image: Path
-    pool: PoolConfig
-    sandbox: SandboxConfig
-    provider: LibvirtConfig
 
-    @classmethod
-    def of(cls, config: Config, image: Path | None = None) -> Self:
-        """Those of a configuration. Its kernel and initrd belong to its own image, and are not used for another."""
-        provider = config.provider
-        if image is not None and image.resolve() != provider.image.resolve():
-            provider = provider.model_copy(update={"image": image, "kernel": None, "initrd": None, "cmdline": ""})
-        return cls(provider.image, config.pool, config.sandbox, provider)
-
-    def patient(self, limit: timedelta) -> Self:
-        """With another time limit for the guest agent's first answer."""
-        return replace(self, pool=self.pool.model_copy(update={"build_timeout": limit}))
-
-    @classmethod
-    def without_config(cls, image: Path) -> Self:
-        """The defaults."""
-        return cls(image, PoolConfig(max_running=2), SandboxConfig(host="sandbox.invalid"), LibvirtConfig(image=image))
+def with_agent_limit(config: Config, limit: timedelta) -> Config:
+    """The configuration with another time limit for the guest agent's first answer."""
+    return config.model_copy(update={"pool": config.pool.model_copy(update={"build_timeout": limit})})

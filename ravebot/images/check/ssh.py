@@ -10,7 +10,7 @@ import asyncssh
 
 from ravebot.errors import GuestError
 from ravebot.images.check.guest import SSH_PORT, CheckedGuest
-from ravebot.operations.doctor.finding import Finding, failed, ok
+from ravebot.images.check.point import Found, failed, ok
 
 _SERVER_WAIT = timedelta(seconds=20)
 _LOGIN_SECONDS = 20
@@ -19,42 +19,40 @@ _HOST_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sh
 _NO_SERVER = "install an SSH server that listens on port 22 and starts at boot"
 
 
-async def login(guest: CheckedGuest) -> Finding:
+async def login(guest: CheckedGuest) -> Found:
     """The announced host key is the server's, and a key that was authorized through the agent opens the door."""
-    name = "SSH login"
     await guest.trial.provider.authorize_keys(guest.booted.name, guest.user, [guest.public_key])
     if (found := await guest.port_within(SSH_PORT, _SERVER_WAIT)) != "open":
-        return failed(name, f"port 22: {_port_in_words(found)}", _NO_SERVER)
+        return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     try:
         async with _connected(guest) as connection:
             who = str((await connection.run("id -un", check=True)).stdout).strip()
     except asyncssh.HostKeyNotVerifiable:
         detail = "the server shows another host key than those in /etc/ssh/ssh_host_*_key.pub"
-        return failed(name, detail, "make the SSH server use the host keys in /etc/ssh")
+        return failed(detail, "make the SSH server use the host keys in /etc/ssh")
     except asyncssh.PermissionDenied:
         detail = f"{guest.user} can't log in with a key that the agent put into ~{guest.user}/.ssh/authorized_keys"
         fix = "check AuthorizedKeysFile, AllowUsers and PubkeyAuthentication of the SSH server, the modes of the home"
-        return failed(name, detail, f"{fix}, and that the account is not locked for PAM")
+        return failed(detail, f"{fix}, and that the account is not locked for PAM")
     except (OSError, asyncssh.Error) as error:
-        return failed(name, f"{guest.user} can't log in: {error}", "look at the SSH server's log in the guest")
+        return failed(f"{guest.user} can't log in: {error}", "look at the SSH server's log in the guest")
     if who != guest.user:
-        return failed(name, f"the session runs as {who}, not as {guest.user}", "set sandbox.user to the right account")
-    return ok(name, f"{guest.user} with a key; the host key is the one that the agent shows")
+        return failed(f"the session runs as {who}, not as {guest.user}", "set sandbox.user to the right account")
+    return ok(f"{guest.user} with a key; the host key is the one that the agent shows")
 
 
-async def keys_only(guest: CheckedGuest) -> Finding:
+async def keys_only(guest: CheckedGuest) -> Found:
     """No account is offered a password."""
-    name = "no passwords"
     if (found := await guest.port_within(SSH_PORT, _SERVER_WAIT)) != "open":
-        return failed(name, f"port 22: {_port_in_words(found)}", _NO_SERVER)
+        return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     for user in (guest.user, "root"):
         if offered := await _passwords_offered(guest, user):
             fix = "in sshd_config: PasswordAuthentication no, KbdInteractiveAuthentication no, PermitEmptyPasswords no"
-            return failed(name, f"the SSH server offers {user} {offered}", fix)
-    return ok(name, "the SSH server accepts keys only")
+            return failed(f"the SSH server offers {user} {offered}", fix)
+    return ok("the SSH server accepts keys only")
 
 
-class _Curious(asyncssh.SSHClient):
+class _AuthProbe(asyncssh.SSHClient):
     """Notes what it is asked for, and never answers."""
 
     def __init__(self) -> None:
@@ -69,10 +67,10 @@ class _Curious(asyncssh.SSHClient):
 
 async def _passwords_offered(guest: CheckedGuest, user: str) -> str:
     """By what this account can log in without a key; empty if by nothing."""
-    curious = _Curious()
+    probe = _AuthProbe()
     try:
         connection, _ = await asyncssh.create_connection(
-            lambda: curious,
+            lambda: probe,
             guest.booted.address,
             SSH_PORT,
             username=user,
@@ -86,14 +84,14 @@ async def _passwords_offered(guest: CheckedGuest, user: str) -> str:
             login_timeout=_LOGIN_SECONDS,
         )
     except (asyncssh.PermissionDenied, asyncssh.ConnectionLost):
-        return curious.asked_for
+        return probe.asked_for
     connection.close()
     return "a login without key and password"
 
 
-async def forwards(guest: CheckedGuest) -> Finding:
+async def forwards(guest: CheckedGuest) -> Found:
     """A port of the guest's own 127.0.0.1 can be forwarded to the host, which agents need."""
-    name, fix = "remote forward", "in sshd_config: AllowTcpForwarding yes, and neither PermitListen nor GatewayPorts"
+    fix = "in sshd_config: AllowTcpForwarding yes, and neither PermitListen nor GatewayPorts"
     try:
         async with _connected(guest) as connection:
             listener = await connection.forward_remote_port("127.0.0.1", 0, "127.0.0.1", 9)
@@ -102,12 +100,12 @@ async def forwards(guest: CheckedGuest) -> Finding:
             bound = await guest.asked('cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -i ":$1 "', f"{port:04X}")
             listener.close()
     except asyncssh.ChannelListenError:
-        return failed(name, "the SSH server refuses to forward a port of 127.0.0.1 to the host", fix)
+        return failed("the SSH server refuses to forward a port of 127.0.0.1 to the host", fix)
     except (OSError, asyncssh.Error) as error:
-        return failed(name, f"can't be tried: {error}", "mend SSH login first")
+        return failed(f"can't be tried: {error}", "mend SSH login first")
     if f"0100007F:{port:04X}" not in bound.upper():
-        return failed(name, "a port that was asked for at 127.0.0.1 is open to other machines", fix)
-    return ok(name, f"127.0.0.1:{port} of the guest led to the host")
+        return failed("a port that was asked for at 127.0.0.1 is open to other machines", fix)
+    return ok(f"127.0.0.1:{port} of the guest led to the host")
 
 
 @asynccontextmanager

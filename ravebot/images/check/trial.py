@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -20,23 +20,20 @@ from typing import Self
 import psutil
 import structlog
 
-from ravebot.access.nftables.firewall import NftFirewall
-from ravebot.access.nftables.nft import NetworkTools
-from ravebot.access.nftables.remains import FirewallRemains
-from ravebot.access.rules import Firewall, Guest, NoFirewall, Rules
+from ravebot.access.rules import Firewall, Guest, Rules
 from ravebot.clock import SystemClock
-from ravebot.config.model import AccessConfig, BridgeConfig
+from ravebot.config.model import AccessConfig, BridgeConfig, Config
 from ravebot.errors import RavebotError, Refused
-from ravebot.images.check.settings import Settings
 from ravebot.operations import hostlock, remains
-from ravebot.providers.base import MachineSpec
-from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
+from ravebot.parts import make_firewall, make_provider
+from ravebot.providers.base import MachineSpec, Provider
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.view import in_bytes
 
 log = structlog.get_logger()
 
-_FOLDER = "ravebot-image-check-"
+_NAME = "image-check"
+_FOLDER = f"ravebot-{_NAME}-"
 _PREFIX = "chk"  # of the instance ids of trials
 _GROWTH_BYTES = 1024**3
 _PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
@@ -55,30 +52,30 @@ class Booted:
 
 
 class Trial:
-    """`async with Trial(settings, image_bytes) as trial:`; afterwards nothing of it is left.
+    """`async with Trial(config, image_bytes) as trial:`; afterwards nothing of it is left.
 
     It holds a lock while it lives. What one that was killed left behind is removed by the next.
     Raises Refused without enough memory for a machine, Unavailable, and ProviderError.
     """
 
-    def __init__(self, settings: Settings, image_bytes: int) -> None:
-        self.settings = settings
-        self.disk_bytes = max(settings.sandbox.disk, image_bytes + _GROWTH_BYTES)
+    def __init__(self, config: Config, image_bytes: int) -> None:
+        self.config = config
+        self.disk_bytes = max(config.sandbox.disk, image_bytes + _GROWTH_BYTES)
         self._instance_id = f"{_PREFIX}{secrets.token_hex(3)[:5]}"
         self._stack = AsyncExitStack()
         self._machines: list[MachineSpec] = []
-        self.provider: LibvirtProvider
+        self.provider: Provider
         self._firewall: Firewall
         self._subnet: IPv4Network
 
     async def __aenter__(self) -> Self:
-        available = psutil.virtual_memory().available
-        if available < self.settings.sandbox.memory:
+        wanted, available = self.config.sandbox.memory, psutil.virtual_memory().available
+        if available < wanted:
             raise Refused(
-                f"a machine takes {in_bytes(self.settings.sandbox.memory)} of memory (sandbox.memory), and only"
-                f" {in_bytes(available)} are available: stop a sandbox first, or lower sandbox.memory"
+                f"a machine takes {in_bytes(wanted)} of memory (sandbox.memory), and only {in_bytes(available)} are"
+                " available: stop a sandbox first, or lower sandbox.memory in the configuration that -c names"
             )
-        await _remove_dead(self.settings)
+        await _remove_dead(self.config)
         try:
             await self._set_up()
         except BaseException:
@@ -93,41 +90,34 @@ class Trial:
 
     async def _set_up(self) -> None:
         """What is entered last is left first: machines, firewall, shared parts of libvirt, folder, lock."""
-        stack, config = self._stack, self.settings.provider
+        stack, provider = self._stack, self.config.provider
         stack.enter_context(hostlock.held(self._instance_id))
         folder = await asyncio.to_thread(_new_folder, self._instance_id)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        self._subnet = await asyncio.to_thread(free_subnet, (config.bridge.subnet,))
+        used = await asyncio.to_thread(used_networks)
+        self._subnet = free_subnet([provider.bridge.subnet, *used])
         bridge = BridgeConfig(name=f"rv{self._instance_id}", subnet=self._subnet)
-        self.provider = LibvirtProvider(
-            config.model_copy(update={"bridge": bridge, "storage_pool": folder / "disks"}),
-            instance="image-check",
-            instance_id=self._instance_id,
-            egress=self.settings.sandbox.egress,
-            state_dir=folder,
+        own = self.config.model_copy(
+            update={
+                "instance": _NAME,
+                "state_dir": folder,
+                "access": AccessConfig(),
+                "provider": provider.model_copy(update={"bridge": bridge, "storage_pool": folder / "disks"}),
+            }
         )
+        self.provider = make_provider(own, self._instance_id)
         stack.push_async_callback(self.provider.close)
-        stack.push_async_callback(_kindly, self.provider.remove)
+        stack.push_async_callback(_log_failure, self.provider.remove)
         await self.provider.open()
-        self._firewall = (
-            NoFirewall()
-            if config.network == "none"
-            else NftFirewall(
-                instance_id=self._instance_id,
-                bridge=bridge,
-                sandbox=self.settings.sandbox,
-                access=AccessConfig(),
-                clock=SystemClock(),
-            )
-        )
+        self._firewall = make_firewall(own, self._instance_id, SystemClock())
         stack.push_async_callback(self._firewall.close)
-        stack.push_async_callback(_kindly, self._firewall.remove)
+        stack.push_async_callback(_log_failure, self._firewall.remove)
         await self._firewall.open()
 
     async def boot(self) -> Booted:
         """Start a new machine from the image. Raises ProviderError if that is impossible."""
-        config, sandbox = self.settings.provider, self.settings.sandbox
-        names = naming.names("image-check", secrets.token_bytes(16))
+        provider, sandbox = self.config.provider, self.config.sandbox
+        names = naming.names(_NAME, secrets.token_bytes(16))
         spec = MachineSpec(
             name=names.name,
             uuid=names.uuid,
@@ -137,13 +127,13 @@ class Trial:
             memory_bytes=sandbox.memory,
             vcpus=sandbox.vcpus,
             disk_bytes=self.disk_bytes,
-            image=config.image,
-            kernel=config.kernel,
-            initrd=config.initrd,
-            cmdline=config.cmdline,
+            image=provider.image,
+            kernel=provider.kernel,
+            initrd=provider.initrd,
+            cmdline=provider.cmdline,
         )
         self._machines.append(spec)
-        self._stack.push_async_callback(_kindly, self.provider.delete, spec.name)
+        self._stack.push_async_callback(_log_failure, self.provider.delete, spec.name)
         await self.provider.create(spec)
         guests = frozenset(Guest(one.tap, one.mac, one.address) for one in self._machines)
         await self._firewall.ensure(Rules(guests))
@@ -152,7 +142,7 @@ class Trial:
         return Booted(spec.name, spec.address, started_at)
 
 
-async def _kindly(remove: Callable[..., Awaitable[object]], *arguments: str) -> None:
+async def _log_failure(remove: Callable[..., Awaitable[object]], *arguments: str) -> None:
     """What can't be removed is left to the next trial: the error must not hide why this one ended."""
     try:
         await remove(*arguments)
@@ -160,12 +150,8 @@ async def _kindly(remove: Callable[..., Awaitable[object]], *arguments: str) -> 
         log.error("could not be removed; the next `ravebot image check` tries it again", error=str(error))  # noqa: TRY400
 
 
-def free_subnet(taken: tuple[IPv4Network, ...] = ()) -> IPv4Network:
-    """A private network of 8 addresses that overlaps no network and no route of this host, and none of `taken`.
-
-    Raises Refused if none is found.
-    """
-    used = [*taken, *_used_networks()]
+def free_subnet(used: Sequence[IPv4Network]) -> IPv4Network:
+    """A private network of 8 addresses that overlaps none of these. Raises Refused if none is found."""
     for _ in range(_TRIES):
         space = secrets.choice(_PRIVATE)
         start = secrets.randbelow(space.num_addresses // _ADDRESSES) * _ADDRESSES
@@ -175,18 +161,17 @@ def free_subnet(taken: tuple[IPv4Network, ...] = ()) -> IPv4Network:
     raise Refused("this host's networks and routes leave no private network free for the check")
 
 
-def _used_networks() -> Iterator[IPv4Network]:
-    for addresses in psutil.net_if_addrs().values():
-        for one in addresses:
-            if one.family is socket.AF_INET:
-                yield IPv4Network(f"{one.address}/{one.netmask or '255.255.255.255'}", strict=False)
+def used_networks() -> list[IPv4Network]:
+    """Those of this host's interfaces and routes."""
+    addresses = [one for listed in psutil.net_if_addrs().values() for one in listed if one.family is socket.AF_INET]
+    found = [IPv4Network(f"{one.address}/{one.netmask or '255.255.255.255'}", strict=False) for one in addresses]
     # Hexadecimal in the host's byte order: https://man7.org/linux/man-pages/man5/proc_net_route.5.html
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         fields = line.split()
         destination, mask = (int(fields[n], 16).to_bytes(4, sys.byteorder) for n in (1, 7))
         route = IPv4Network((destination, str(IPv4Address(mask))))
-        if route.prefixlen > _WIDE_PREFIX:
-            yield route
+        found += [route] if route.prefixlen > _WIDE_PREFIX else []
+    return found
 
 
 def _new_folder(instance_id: str) -> Path:
@@ -205,16 +190,12 @@ def _temporary_folder() -> str:
     return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 - a new folder is made in it
 
 
-async def _remove_dead(settings: Settings) -> None:
+async def _remove_dead(config: Config) -> None:
     """Remove what trials left that were killed: whose folder is there, and whose lock nobody holds."""
     for folder in await asyncio.to_thread(_own_folders):
         instance_id = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if not naming.is_instance_id(instance_id) or hostlock.holder(instance_id):
             continue
-        report = await remains.remove_all(
-            instance_id,
-            LibvirtRemains(settings.provider.uri, instance_id),
-            FirewallRemains(instance_id, NetworkTools(), settings.sandbox),
-        )
+        report = await remains.remove(config, instance_id, lambda _text: None)
         if not report.failed:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -18,7 +18,7 @@ import psutil
 
 from ravebot.config.model import Config, LibvirtConfig
 from ravebot.errors import ProviderError, RavebotError
-from ravebot.images.check import record
+from ravebot.operations import imagechecks
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.disks import image_size
@@ -86,14 +86,14 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
 
 
 def image_check(config: Config) -> Finding:
-    """What `ravebot image check` found the last time, if that was this file."""
+    """What `ravebot image check` found the last time, if that was this file with these settings."""
     path, name, fix = config.provider.image, "image check", "as root: ravebot image check"
-    found = record.latest(config.state_dir, path)
+    found = imagechecks.latest(config)
     if found is None:
-        return unknown(name, f"{path} was never checked against the guest contract", fix)
+        return unknown(name, f"no result of `ravebot image check` for {path} is kept", fix)
     on = f"{found.at:%Y-%m-%d %H:%M} UTC"
-    if not found.is_of(path.stat()):
-        return unknown(name, f"{path} was changed after it was checked, {on}", fix)
+    if changed := found.changed(config):
+        return unknown(name, f"{changed} was changed after the check, {on}", fix)
     if found.failed:
         return failed(name, f"{on}: {', '.join(found.failed)} failed", f"{fix}; it says what mends each")
     if found.warnings:

@@ -80,7 +80,7 @@ class LibvirtProvider:
         )
         self._connections = tuple(dict.fromkeys((self._control, *agents)))
         self._agents = GuestAgents(agents, self._domains)
-        self.parcels = Parcels(self._control, self._domains, self._disks, self._agents)
+        self._parcels = Parcels(self._control, self._domains, self._disks, self._agents)
         self._accelerated: bool | None = None
 
     async def open(self) -> None:
@@ -227,10 +227,12 @@ class LibvirtProvider:
     ) -> RunResult:
         return await self._agents.run(name, argv, timeout=timeout, environment=environment, stdin=stdin)
 
-    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
         """Write a host file to an absolute path in the guest; a large one by way of a disk."""
-        if not await self.parcels.carry(name, source, target, mode=mode):
-            await self._agents.copy_in(name, source, target, mode=mode)
+        if await self._parcels.carry(name, source, target, mode=mode):
+            return True
+        await self._agents.copy_in(name, source, target, mode=mode)
+        return False
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         await self._agents.authorize_keys(name, user, keys)

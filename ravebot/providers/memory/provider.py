@@ -141,11 +141,12 @@ class MemoryProvider(Script):
         self._guest(name)
         return self._end_of(GuestCommand(name, tuple(argv), timeout, environment or {}, stdin))
 
-    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> None:
+    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
         """Store the file's current content."""
         await self._called("copy_in", name)
         check_target(target)
         self._guest(name).files[target] = GuestFile(read_source(source), mode)
+        return False
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user. Every user exists."""
