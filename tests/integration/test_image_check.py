@@ -234,8 +234,10 @@ def test_what_is_no_image_is_told_without_a_boot(folder: Path, guest: GuestImage
     assert code == 1
     assert list(points) == ["file"]
     assert "is not a qcow2 image" in points["file"]["detail"]
-    code, points = check(str(folder / "missing.qcow2"), "-c", str(config), folder=folder)
-    assert (code, broken(points)) == (1, {"file"})
+    os.mkfifo(folder / "pipe.qcow2")
+    for other in ("missing.qcow2", "pipe.qcow2"):
+        code, points = check(str(folder / other), "-c", str(config), folder=folder)
+        assert (code, broken(points)) == (1, {"file"})
     assert points["file"]["fix"]
 
 

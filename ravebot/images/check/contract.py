@@ -10,12 +10,13 @@ import io
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from ravebot.access.probes import HttpProbe
-from ravebot.errors import GuestError
+from ravebot.errors import GuestError, GuestTimeout
 from ravebot.images.check import ssh
 from ravebot.images.check.guest import CALL, SSH_PORT, CheckedGuest
 from ravebot.images.check.point import Found, failed, ok, warning
@@ -44,7 +45,7 @@ class Clause:
     look: Callable[[CheckedGuest], Awaitable[Found]]
     fix: str  # where the point knows no better one
     needs: tuple[str, ...] = ()
-    limit: timedelta = timedelta(seconds=60)
+    limit: timedelta = timedelta(seconds=90)
 
 
 async def host_keys(guest: CheckedGuest) -> Found:
@@ -67,6 +68,9 @@ async def address(guest: CheckedGuest) -> Found:
     if await guest.port_within(SSH_PORT, timedelta(seconds=20)) == "silent":
         if not await asyncio.to_thread(_has_mac, wanted):
             fix = "ask for an address by DHCP on the first network card, with the card's MAC as the client's id"
+            if guest.trial.conflicts:
+                drops = f"let this host's firewall accept DHCP from the bridges rvchk*: {guest.trial.conflicts[0]}"
+                fix = f"{drops}; or {fix}"
             return failed(f"no machine answers at {wanted}, the address that DHCP offers", fix)
         return failed(f"{wanted} is in use, but answers no connection", "open port 22 in the guest's firewall")
     return ok(f"{wanted}, by DHCP")
@@ -90,8 +94,10 @@ async def user(guest: CheckedGuest) -> Found:
     number, home = (*found.output.split(), "", "")[:2]
     if number == "0":
         return failed(f"{account} is root", "set sandbox.user to an ordinary user")
-    sudo = await guest.sh('echo "sudo -n true" | su "$1" -s /bin/sh', account)
-    may = "may use sudo" if sudo.exit_code == 0 else "may not use sudo"
+    may = "sudo did not answer"
+    with suppress(GuestTimeout):
+        sudo = await guest.sh('echo "sudo -n true" | su "$1" -s /bin/sh', account)
+        may = "may use sudo" if sudo.exit_code == 0 else "may not use sudo"
     return ok(f"{account}, number {number}, home {home}, {may}")
 
 
@@ -150,7 +156,7 @@ async def growth(guest: CheckedGuest) -> Found:
     for _ in range(_GROWTH_SECONDS):
         fields = (await guest.asked("df -P -k /srv | tail -n 1")).split()
         size_bytes = int(fields[1]) * 1024 if len(fields) > 1 and fields[1].isdigit() else 0
-        if size_bytes >= _GROWN * disk_bytes:
+        if size_bytes >= _GROWN * disk_bytes and size_bytes > guest.trial.image_bytes:
             return ok(f"/srv has {in_bytes(size_bytes)} of a disk of {in_bytes(disk_bytes)}")
         await asyncio.sleep(1)
     fix = "grow the partition and the file system at boot (sfdisk or growpart, then resize2fs)"

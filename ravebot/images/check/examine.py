@@ -11,11 +11,11 @@ from functools import partial
 import asyncssh
 
 from ravebot.config.model import Config
-from ravebot.errors import GuestError, ProviderError
+from ravebot.errors import GuestError, GuestTimeout, ProviderError
 from ravebot.images.check.contract import AGENT, CONTRACT, host_keys
 from ravebot.images.check.guest import CheckedGuest, answers
 from ravebot.images.check.point import Found, Point, failed, ok
-from ravebot.images.check.trial import Booted, Trial
+from ravebot.images.check.trial import Trial
 from ravebot.operations.doctor import machines
 from ravebot.operations.doctor.finding import Verdict
 from ravebot.providers.libvirt.disks import image_size
@@ -59,7 +59,7 @@ class Examination:
             self._tell(Point("machine", Verdict.FAILED, str(error), "see libvirt's log", loop.time() - began))
             return
         limit = self.config.pool.build_timeout
-        await self._look(AGENT, limit + _MORE, _SILENT, lambda: answers(trial, booted, limit), trial, booted)
+        await self._look(AGENT, limit + _MORE, _SILENT, lambda: answers(trial, booted, limit), trial)
         guest = CheckedGuest(trial, booted)
         for clause in CONTRACT:
             broken = [point.name for point in self._points if point.name in clause.needs and point.verdict not in _FINE]
@@ -70,7 +70,7 @@ class Examination:
         await trial.provider.destroy(booted.name)
         if guest.host_keys:
             again = partial(_second_boot, trial, guest, limit)
-            await self._look("first boot", limit + _HOST_KEYS, _SILENT, again)
+            await self._look("first boot", limit + _HOST_KEYS, _SILENT, again, trial)
 
     async def _look(
         self,
@@ -78,8 +78,7 @@ class Examination:
         limit: timedelta,
         fix: str,
         look: Callable[[], Awaitable[Found]],
-        trial: Trial | None = None,
-        booted: Booted | None = None,
+        silent: Trial | None = None,
     ) -> Point:
         self.begins(name)
         loop = asyncio.get_running_loop()
@@ -89,11 +88,13 @@ class Examination:
                 found = await look()
         except TimeoutError:
             found = failed(f"not done within {limit.total_seconds():g} s", fix)
+        except GuestTimeout as error:
+            found = failed(str(error), f"{fix}; or the machine is slow: does it have KVM, and enough processors?")
         except (GuestError, ProviderError, asyncssh.Error, OSError, ValueError) as error:
             found = failed(str(error) or type(error).__name__, fix)
         console = ""
-        if found.verdict is Verdict.FAILED and trial is not None and booted is not None:
-            console = _end_of((await trial.provider.console(booted.name)).tail)
+        if found.verdict is Verdict.FAILED and silent is not None:
+            console = _end_of(await silent.console())
         fix = "" if found.verdict is Verdict.OK else found.fix or fix
         point = Point(name, found.verdict, found.detail, fix, loop.time() - began, console)
         self._tell(point)

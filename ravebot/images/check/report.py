@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from ravebot.images.check.point import Point
+from ravebot.operations.doctor.finding import Verdict
 from ravebot.operations.doctor.report import STYLES, summarize
 from ravebot.terminal import Output, clean
 
@@ -58,6 +59,6 @@ class Report:
                 self._output.complain("The last lines on the console:", "bold")
                 for line in point.console.splitlines():
                     self._output.complain(f"  {clean(line)}", "dim")
-            elif point.name == "guest agent" and point.fix:
+            elif point.name == "guest agent" and point.verdict is Verdict.FAILED:
                 self._output.complain("The console is empty: is `console=ttyS0` on the kernel's command line?", "bold")
         summarize(self._output, [point.verdict for point in points])

@@ -13,7 +13,8 @@ from ravebot.images.check.guest import SSH_PORT, CheckedGuest
 from ravebot.images.check.point import Found, failed, ok
 
 _SERVER_WAIT = timedelta(seconds=20)
-_LOGIN_SECONDS = 20
+_LOGIN_SECONDS = 30
+_LONGEST_NAME = 64
 _HOST_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
 """All that asyncssh knows would be too many for dropbear, which then closes the connection without a word."""
 _NO_SERVER = "install an SSH server that listens on port 22 and starts at boot"
@@ -26,7 +27,7 @@ async def login(guest: CheckedGuest) -> Found:
         return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     try:
         async with _connected(guest) as connection:
-            who = str((await connection.run("id -un", check=True)).stdout).strip()
+            who = await _who(connection)
     except asyncssh.HostKeyNotVerifiable:
         detail = "the server shows another host key than those in /etc/ssh/ssh_host_*_key.pub"
         return failed(detail, "make the SSH server use the host keys in /etc/ssh")
@@ -39,6 +40,12 @@ async def login(guest: CheckedGuest) -> Found:
     if who != guest.user:
         return failed(f"the session runs as {who}, not as {guest.user}", "set sandbox.user to the right account")
     return ok(f"{guest.user} with a key; the host key is the one that the agent shows")
+
+
+async def _who(connection: asyncssh.SSHClientConnection) -> str:
+    """What `id -un` prints in a session; only its beginning is read, for a login shell may print without end."""
+    async with connection.create_process("id -un", stderr=asyncssh.DEVNULL) as process:
+        return str(await process.stdout.read(_LONGEST_NAME)).strip()
 
 
 async def keys_only(guest: CheckedGuest) -> Found:
@@ -105,7 +112,7 @@ async def forwards(guest: CheckedGuest) -> Found:
         return failed(f"can't be tried: {error}", "mend SSH login first")
     if f"0100007F:{port:04X}" not in bound.upper():
         return failed("a port that was asked for at 127.0.0.1 is open to other machines", fix)
-    return ok(f"127.0.0.1:{port} of the guest led to the host")
+    return ok(f"127.0.0.1:{port} of the guest was forwarded to the host, and nothing else of it")
 
 
 @asynccontextmanager

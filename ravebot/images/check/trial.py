@@ -23,7 +23,7 @@ import structlog
 from ravebot.access.rules import Firewall, Guest, Rules
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, Config
-from ravebot.errors import RavebotError, Refused
+from ravebot.errors import RavebotError, Refused, Unavailable
 from ravebot.operations import hostlock, remains
 from ravebot.parts import make_firewall, make_provider
 from ravebot.providers.base import MachineSpec, Provider
@@ -60,7 +60,9 @@ class Trial:
 
     def __init__(self, config: Config, image_bytes: int) -> None:
         self.config = config
-        self.disk_bytes = max(config.sandbox.disk, image_bytes + _GROWTH_BYTES)
+        self.image_bytes = image_bytes
+        self.disk_bytes = max(config.sandbox.disk, image_bytes * 3 // 2 + _GROWTH_BYTES)
+        self.conflicts: list[str] = []  # other rules of this host that drop what the machines need, each with its fix
         self._instance_id = f"{_PREFIX}{secrets.token_hex(3)[:5]}"
         self._stack = AsyncExitStack()
         self._machines: list[MachineSpec] = []
@@ -113,6 +115,11 @@ class Trial:
         stack.push_async_callback(self._firewall.close)
         stack.push_async_callback(_log_failure, self._firewall.remove)
         await self._firewall.open()
+        self.conflicts = await self._firewall.find_conflicts()
+
+    async def console(self) -> str:
+        """The end of what the newest machine printed on its console."""
+        return (await self.provider.console(self._machines[-1].name)).tail if self._machines else ""
 
     async def boot(self) -> Booted:
         """Start a new machine from the image. Raises ProviderError if that is impossible."""
@@ -146,6 +153,8 @@ async def _log_failure(remove: Callable[..., Awaitable[object]], *arguments: str
     """What can't be removed is left to the next trial: the error must not hide why this one ended."""
     try:
         await remove(*arguments)
+    except Unavailable:
+        return  # that is why it ended
     except RavebotError as error:
         log.error("could not be removed; the next `ravebot image check` tries it again", error=str(error))  # noqa: TRY400
 
@@ -196,6 +205,9 @@ async def _remove_dead(config: Config) -> None:
         instance_id = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if not naming.is_instance_id(instance_id) or hostlock.holder(instance_id):
             continue
-        report = await remains.remove(config, instance_id, lambda _text: None)
+        try:
+            report = await remains.remove(config, instance_id, lambda _text: None)
+        except Refused:  # another check removes it right now
+            continue
         if not report.failed:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

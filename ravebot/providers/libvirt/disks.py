@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import threading
 from contextlib import suppress
@@ -30,8 +31,10 @@ def image_size(image: Path) -> int:
     The header's format: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.txt
     """
     try:
-        with image.open("rb") as file:
-            header = file.read(104)
+        # Non-blocking, because opening a named pipe could wait for ever.
+        with os.fdopen(os.open(image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            header = file.read(104) if regular else b""
     except OSError as error:
         raise ImageError(
             f"the image {image} can't be read ({error.strerror}): put one there or change provider.image"
