@@ -24,6 +24,7 @@ from ravebot.access.rules import Firewall, Guest, Rules
 from ravebot.clock import SystemClock
 from ravebot.config.model import AccessConfig, BridgeConfig, Config
 from ravebot.errors import RavebotError, Refused, Unavailable
+from ravebot.images.workspace import temporary_folder
 from ravebot.operations import hostlock, remains
 from ravebot.parts import make_firewall, make_provider
 from ravebot.providers.base import MachineSpec, Provider
@@ -184,19 +185,14 @@ def used_networks() -> list[IPv4Network]:
 
 
 def _new_folder(instance_id: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{instance_id}-", dir=_temporary_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{instance_id}-", dir=temporary_folder()))
     folder.chmod(0o711)  # QEMU's user must reach the disks
     return folder
 
 
 def _own_folders() -> list[Path]:
-    found = Path(_temporary_folder()).glob(f"{_FOLDER}{_PREFIX}*")
+    found = temporary_folder().glob(f"{_FOLDER}{_PREFIX}*")
     return [folder for folder in found if folder.lstat().st_uid == os.geteuid()]
-
-
-def _temporary_folder() -> str:
-    """Not /tmp, which is often kept in memory: disks are written there."""
-    return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 - a new folder is made in it
 
 
 async def _remove_dead(config: Config) -> None:
