@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,9 @@ from ravebot.images.progress import MARK, Listener, Progress
 from ravebot.images.recipe import Recipe
 
 SUFFIX = ".qcow2"
+_WORK = "ravebot-image-build-"  # what the names of work folders begin with
 # Passed on to the build, so that it fetches packages as the host does.
-_APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Force", "Acquire::Check-")
+_APT_SETTINGS = ("acquire::http", "acquire::retries", "acquire::force", "acquire::check-")
 _OUT_BYTES = 300 * 1024**2  # what the largest preset's file takes
 
 
@@ -46,9 +47,9 @@ async def build(
 ) -> Built:
     """Build the image `out`, which must end with .qcow2; with `boot_files`, its kernel and initrd beside it.
 
-    Needs root and the network, about a minute and 1.5 GB in TMPDIR or /var/tmp. Leaves nothing but a finished image,
-    however it ends. Raises ImageNotWritable for a wrong `out`, RavebotError when it can't begin for another reason, and
-    ImageBuildFailed when a step fails.
+    Needs root and the network, about a minute and 1.5 GB in TMPDIR or /var/tmp. Leaves nothing but a finished image;
+    after a kill -9, the next build removes what is left. Raises ImageNotWritable for a wrong `out`, RavebotError when
+    it can't begin for another reason, and ImageBuildFailed when a step fails.
     """
     began = time.monotonic()
     progress = progress or Progress()
@@ -60,13 +61,16 @@ async def build(
         raise RavebotError("building an image needs root, for its files' owners and a chroot: run it with sudo")
     tools.check(environment)
     temporary = workspace.temporary_folder()
+    workspace.check_mount(temporary)
+    await workspace.in_thread(workspace.remove_dead, temporary, _WORK)
+    await workspace.in_thread(workspace.remove_dead, out.parent, f".{out.name}-")
     workspace.check_room((temporary, recipe.work_bytes), (out.parent, _OUT_BYTES))
     async with (
-        workspace.new_folder(temporary, "ravebot-image-") as work,
+        workspace.new_folder(temporary, _WORK) as work,
         workspace.new_folder(out.parent, f".{out.name}-") as beside,
     ):
         job = _Job(recipe, codename, work, {**environment, "TMPDIR": str(work)}, progress)
-        return await job.build(out, beside, boot_files, began)
+        return await job.build(out, beside, force, boot_files, began)
 
 
 class _Job:
@@ -82,7 +86,7 @@ class _Job:
         self._environment = environment
         self._listener = Listener(progress)
 
-    async def build(self, out: Path, beside: Path, boot_files: bool, began: float) -> Built:
+    async def build(self, out: Path, beside: Path, force: bool, boot_files: bool, began: float) -> Built:
         packed = self._work / "npm"
         packed.mkdir()
         if wanted := [package for layer in self._recipe.layers for package in layer.npm]:
@@ -123,7 +127,7 @@ class _Job:
         if boot_files:
             for name, suffix in (("vmlinuz", "vmlinuz"), ("initrd.img", "initrd")):
                 await workspace.in_thread(shutil.copyfile, _inside(self._root, name), beside / f"{out.name}.{suffix}")
-        await workspace.in_thread(_publish, beside, out)
+        publish(beside, out, force=force)  # at once: an interrupt comes before it or after it
         hints = (*self._listener.hints, *_hints(out, found))
         return Built(out, manifest, tree_digest, image_bytes, virtual_bytes, time.monotonic() - began, hints)
 
@@ -151,16 +155,19 @@ class _Job:
             *(f"--customize-hook={hook}" for hook in self._hooks()),
             self._recipe.suite, str(self._root), str(listed),
         ]  # fmt: skip
-        # Namespaces: mounts and processes end with this program, and the host's name is not seen.
+        # Mounts and processes end with unshare, which ends with us, whatever ends us; the host's name is not seen.
         apart = [
-            "unshare",
-            "--mount",
-            "--propagation=private",
-            "--pid",
-            "--mount-proc",
-            "--uts",
-            "--fork",
-            "--kill-child",
+            *("setpriv", "--pdeathsig", "KILL"),
+            *(
+                "unshare",
+                "--mount",
+                "--propagation=private",
+                "--pid",
+                "--mount-proc",
+                "--uts",
+                "--fork",
+                "--kill-child",
+            ),
         ]
         named = ["/bin/sh", "-c", 'hostname "$1" && shift && "$@"; exit $?', "sh", "sandbox"]
         heard = self._listener
@@ -184,8 +191,12 @@ class _Job:
 
     async def _apt_settings(self) -> str:
         dump = ["apt-config", "dump", "--no-empty", "--format", '%f "%v";%n']
-        lines = await programs.lines(dump, self._environment)
-        return "".join(f"{line}\n" for line in lines if line.startswith(_APT_SETTINGS))
+        return kept_settings(await programs.lines(dump, self._environment))
+
+
+def kept_settings(lines: Iterable[str]) -> str:
+    """Those settings of apt that say how to fetch; their names are in any case, as they were written."""
+    return "".join(f"{line}\n" for line in lines if line.lower().startswith(_APT_SETTINGS))
 
 
 def _environment() -> dict[str, str]:
@@ -208,7 +219,7 @@ def _check_out(out: Path, force: bool) -> None:
     if out.is_dir():
         raise ImageNotWritable(f"{out} is a folder")
     if out.exists() and not force:
-        raise ImageNotWritable(f"{out} exists: give --force to replace it")
+        raise _exists(out)
 
 
 def _hints(out: Path, found: sources.PackageSources) -> tuple[str, ...]:
@@ -222,11 +233,25 @@ def _hints(out: Path, found: sources.PackageSources) -> tuple[str, ...]:
     return tuple(hints)
 
 
-def _publish(beside: Path, out: Path) -> None:
-    """Move the files to their names, the image last."""
-    for file in sorted(beside.iterdir(), key=lambda file: file.name == out.name):
+def publish(beside: Path, out: Path, *, force: bool) -> None:
+    """Move the files to their names. Raises ImageNotWritable if another build has taken the image's name meanwhile."""
+    image = beside / out.name
+    image.chmod(0o644)
+    if force:
+        image.replace(out)
+    else:
+        try:
+            out.hardlink_to(image)
+        except FileExistsError:
+            raise _exists(out) from None
+        image.unlink()
+    for file in beside.iterdir():
         file.chmod(0o644)
         file.replace(out.parent / file.name)
+
+
+def _exists(out: Path) -> ImageNotWritable:
+    return ImageNotWritable(f"{out} exists: give --force to replace it")
 
 
 def _inside(root: Path, name: str) -> Path:

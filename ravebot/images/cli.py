@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ravebot.images.check.point import Point
     from ravebot.images.check.report import Report
 
+_LONGEST_SCRIPT_BYTES = 1024**2
+
 app = typer.Typer(name="image", help="Build an image for the machines, and check any image.", no_args_is_help=True)
 
 
@@ -70,7 +72,7 @@ def build(
     with _parameter("--packages"):
         recipe = replace(recipe, packages=parse_packages(packages))
     with _parameter("--script"):
-        recipe = replace(recipe, script=script.read_bytes() if script else None)
+        recipe = replace(recipe, script=_read_script(script) if script else None)
     with _parameter("--size"):
         recipe = replace(recipe, size_bytes=parse_size(size) if size else None)
     with Steps(output) as steps:
@@ -106,6 +108,13 @@ def _parameter(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=name) from error
+
+
+def _read_script(path: Path) -> bytes:
+    """Raises ValueError for what is no file, or a file that is too large to be a script."""
+    if not path.is_file() or path.stat().st_size > _LONGEST_SCRIPT_BYTES:
+        raise ValueError(f"{path} is no file of at most 1 MiB")
+    return path.read_bytes()
 
 
 @app.command()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ravebot.errors import RavebotError
-from ravebot.images import programs
+from ravebot.images import programs, tree
 from ravebot.images.tools import GRUB
 
 _MIB = 1024**2
@@ -52,7 +52,8 @@ async def make(root: Path, work: Path, size_bytes: int, environment: Mapping[str
     # GRUB must read the file system and the guest's own e2fsprogs, which may be older than the host's, must grow it.
     options = f"offset={_START_BYTES},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
     features = "^metadata_csum_seed,^orphan_file"
-    filled = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-m", "1", "-O", features, "-E", options]
+    inodes = ["-i", str(tree.BYTES_PER_INODE)]
+    filled = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-m", "1", *inodes, "-O", features, "-E", options]
     await programs.run([*filled, "-d", str(root), str(disk), f"{(size_bytes - _START_BYTES) // 1024}k"], environment)
     made = ["grub-mkimage", "-O", "i386-pc", "-d", str(GRUB), "-p", "(hd0,msdos1)/boot/grub", "-o", str(core)]
     await programs.run([*made, *_GRUB_MODULES], environment)

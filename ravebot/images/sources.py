@@ -31,13 +31,16 @@ class Source:
     components: tuple[str, ...]
     signed_by: str = ""  # a key ring's path, a fingerprint, or a whole key; nothing: whatever key the host trusts
     trusted: bool = False
+    expires: bool = True  # False: `check-valid-until=no`, as for a snapshot
 
     @property
     def is_debian(self) -> bool:
-        """Whether it is Debian's own archive: so signed, or with its usual path; others have other components."""
+        """Whether it is Debian's own archive: so signed, with its usual path, or of security updates."""
         own_key = "/debian-archive-" in self.signed_by
-        own_path = urlsplit(self.uri).path.rstrip("/").rpartition("/")[2] in ("debian", "debian-security")
-        return (own_key or own_path) and "main" in self.components and set(self.components) <= set(_COMPONENTS)
+        own_path = {"debian", "debian-security"} & set(urlsplit(self.uri).path.split("/"))
+        security = _split(self.suite)[1] == "-security"  # at the root of a host of its own, in older lists
+        fits = "main" in self.components and set(self.components) <= set(_COMPONENTS)
+        return fits and bool(own_key or own_path or security)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class PackageSources:
         lines = []
         for number, source in enumerate(self.all):
             options = ["trusted=yes"] if source.trusted else []
+            options += [] if source.expires else ["check-valid-until=no"]
             if "BEGIN PGP" in source.signed_by:
                 key = keys / f"source-{number}.asc"
                 key.write_text(source.signed_by)
@@ -78,7 +82,13 @@ class PackageSources:
     def _is_public(self, source: Source) -> bool:
         parts = urlsplit(source.uri)
         signed = not source.signed_by or "/debian-archive-" in source.signed_by
-        return signed and not source.trusted and "@" not in parts.netloc and not _logins(self.logins, (source,))
+        return (
+            signed
+            and not source.trusted
+            and "@" not in parts.netloc
+            and not parts.query
+            and not _logins(self.logins, (source,))
+        )
 
 
 def codename() -> str:
@@ -160,9 +170,10 @@ def _source(
     if architectures and "amd64" not in re.split(r"[\s,]+", architectures):
         return
     trusted = options.get("trusted", "").lower() == "yes"
+    expires = options.get("check-valid-until", "").lower() not in _NO
     for uri in uris:
         for suite in suites:
-            yield Source(uri, suite, tuple(components), options.get("signed-by", ""), trusted)
+            yield Source(uri, suite, tuple(components), options.get("signed-by", ""), trusted, expires)
 
 
 def _paragraphs(text: str) -> Iterator[dict[str, str]]:

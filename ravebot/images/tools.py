@@ -18,6 +18,7 @@ PROGRAMS = {
     "dpkg-query": "dpkg",
     "tar": "tar",
     "unshare": "util-linux",
+    "setpriv": "util-linux",
     "grub-mkimage": "grub-common",
     "mke2fs": "e2fsprogs",
     "sfdisk": "fdisk",

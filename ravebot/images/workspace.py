@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -39,13 +41,26 @@ def check_room(*needs: tuple[Path, int]) -> None:
             )
 
 
+def check_mount(folder: Path) -> None:
+    """Raise RavebotError if programs or device files in that folder don't work, as in a hardened /var/tmp."""
+    flags = os.statvfs(folder).f_flag
+    if flags & (os.ST_NOEXEC | os.ST_NODEV):
+        how = "noexec" if flags & os.ST_NOEXEC else "nodev"
+        raise RavebotError(
+            f"{folder} is mounted {how}, and the build runs programs there: TMPDIR can name another folder"
+        )
+
+
 @asynccontextmanager
 async def new_folder(place: Path, prefix: str) -> AsyncIterator[Path]:
-    """A folder that is removed at the end, also if killed processes write their last into it."""
+    """A locked folder that is removed at the end, also if killed processes write their last into it."""
     folder = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
+    lock = _locked(folder)
     try:
         yield folder
     finally:
+        if lock is not None:
+            os.close(lock)
         for pause in _REMOVALS:
             try:
                 await in_thread(shutil.rmtree, folder)
@@ -54,6 +69,28 @@ async def new_folder(place: Path, prefix: str) -> AsyncIterator[Path]:
                 await asyncio.sleep(pause)
         else:
             await in_thread(shutil.rmtree, folder)
+
+
+def remove_dead(place: Path, prefix: str) -> None:
+    """Remove our folders that `new_folder` made for processes that were killed: they are not locked any more."""
+    for folder in place.glob(f"{glob.escape(prefix)}????????"):
+        if folder.lstat().st_uid == os.geteuid() and (lock := _locked(folder)) is not None:
+            os.close(lock)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor with a lock on the folder; None if another process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # it is gone, or no folder
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def private(path: Path, text: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.images import tree
+from ravebot.images import disk, tools, tree
 from ravebot.images.layers import BASE, RAVE
 from ravebot.images.recipe import Preset, Recipe
 
@@ -339,6 +339,14 @@ def test_too_little_room_is_told_before_anything_is_done(builder: Builder) -> No
     assert f"{builder.folder} has 100 MiB free, and the build needs " in errors
 
 
+def test_a_temporary_folder_in_which_no_program_runs_is_told_before_anything_is_done(builder: Builder) -> None:
+    with tmpfs(builder.temporary, "1300m,noexec"):
+        code, _, errors = builder.run()
+    assert code == 1
+    assert f"{builder.temporary} is mounted noexec" in errors
+    assert "TMPDIR can name another folder" in errors
+
+
 def test_a_package_that_does_not_exist_is_told_by_the_last_lines_and_leaves_nothing(builder: Builder) -> None:
     code, output, errors = builder.run("--packages", "no-such-package-4711")
     assert (code, output) == (1, "")
@@ -404,3 +412,14 @@ def test_a_mistake_in_the_recipe_is_told_with_exit_status_2(
     assert code == 2
     assert says in errors
     assert builder.leftovers() == []
+
+
+async def test_a_tree_of_many_small_files_gets_a_disk_that_holds_them(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number in range(40):
+        folder = root / "node_modules" / str(number)
+        folder.mkdir(parents=True)
+        for name in range(1000):
+            (folder / str(name)).touch()
+    environment = {"PATH": tools.path(os.environ)}
+    await disk.make(root, tmp_path, disk.smallest_bytes(tree.used_bytes(root)), environment)

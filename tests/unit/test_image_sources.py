@@ -170,3 +170,23 @@ def test_a_source_that_the_host_trusts_without_a_signature_is_used_for_the_build
     found = sources.read("bookworm", "bookworm", folder)
     assert found.for_build(folder) == f"deb [trusted=yes] {DEBIAN} bookworm main\n"
     assert "Types" not in found.for_image()
+
+
+def test_older_forms_of_debian_s_own_archives_are_read_and_no_other_s(tmp_path: Path) -> None:
+    text = """\
+deb http://security.example bookworm-security main
+deb [check-valid-until=no] http://snapshot.example/archive/debian/20260101T000000Z/ bookworm main
+deb https://apt.maker.example bookworm main
+"""
+    assert lines(etc(tmp_path, {"sources.list": text})) == [
+        "deb http://security.example bookworm-security main",
+        "deb [check-valid-until=no] http://snapshot.example/archive/debian/20260101T000000Z/ bookworm main",
+    ]
+
+
+def test_an_address_with_a_token_stays_out_of_the_image(tmp_path: Path) -> None:
+    text = f"deb {DEBIAN}?token=secret bookworm main\ndeb {SECURITY} bookworm-security main\n"
+    found = sources.read("bookworm", "bookworm", etc(tmp_path, {"sources.list": text}))
+    assert "secret" in found.for_build(tmp_path)
+    assert "secret" not in found.for_image()
+    assert SECURITY in found.for_image()

@@ -1,57 +1,45 @@
-"""Where a build works is removed in the end, and has room."""
+"""Where an image is built: folders that go away, and what a killed build left."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import threading
 from pathlib import Path
 
 import pytest
 
-from ravebot.errors import RavebotError
-from ravebot.images import workspace
+from ravebot.errors import ImageNotWritable
+from ravebot.images import build, workspace
 
 
-def test_folders_on_one_file_system_share_its_room(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
-    other = tmp_path / "other"
+async def test_folders_of_killed_builds_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    dead = tmp_path / "work-12345678"
+    (dead / "root").mkdir(parents=True)
+    other = tmp_path / "work-1"
     other.mkdir()
-    workspace.check_room((tmp_path, free // 4), (other, free // 4))
-    with pytest.raises(RavebotError, match=rf"^{tmp_path} has \d+ MiB free, and the build needs \d+ MiB there$"):
-        workspace.check_room((tmp_path, free // 4 * 3), (other, free // 4 * 3))
+    async with workspace.new_folder(tmp_path, "work-") as running:
+        workspace.remove_dead(tmp_path, "work-")
+        assert sorted(tmp_path.iterdir()) == sorted([running, other])
+    assert list(tmp_path.iterdir()) == [other]
 
 
-def test_the_temporary_folder_is_tmpdir_and_too_little_room_there_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert workspace.temporary_folder() == tmp_path
-    with pytest.raises(RavebotError, match=r"; TMPDIR can name another folder$"):
-        workspace.check_room((tmp_path, 2**60))
-    monkeypatch.setenv("TMPDIR", "")
-    assert workspace.temporary_folder() == Path("/var/tmp")
+def test_settings_of_apt_are_kept_in_whatever_case_they_are_written() -> None:
+    kept = ['Acquire::HTTP::Proxy "http://proxy.example:3128";', 'acquire::https::CAInfo "/ca.pem";']
+    assert build.kept_settings([*kept, 'APT::Architecture "amd64";']).splitlines() == kept
 
 
-async def test_a_folder_goes_away_with_what_a_thread_still_writes_when_the_work_is_cancelled(tmp_path: Path) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+def finished(folder: Path, text: str) -> Path:
+    """What a build has made, beside the name that it will have."""
+    folder.mkdir()
+    (folder / "sandbox.qcow2").write_text(text)
+    (folder / "sandbox.qcow2.manifest.json").write_text(text)
+    return folder
 
-    def write(file: Path) -> None:
-        begun.set()
-        assert go_on.wait(10)
-        file.write_text("late")
 
-    async def work() -> None:
-        async with workspace.new_folder(tmp_path, "work-") as folder:
-            await workspace.in_thread(write, folder / "file")
-
-    task = asyncio.create_task(work())
-    while not begun.is_set():
-        await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.sleep(0.05)
-    assert not task.done()
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert list(tmp_path.iterdir()) == []
+def test_of_two_builds_of_one_image_only_the_first_counts_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "sandbox.qcow2"
+    build.publish(finished(tmp_path / "first", "first"), out, force=False)
+    with pytest.raises(ImageNotWritable, match="--force"):
+        build.publish(finished(tmp_path / "second", "second"), out, force=False)
+    manifest = tmp_path / "sandbox.qcow2.manifest.json"
+    assert (out.read_text(), manifest.read_text()) == ("first", "first")
+    build.publish(finished(tmp_path / "third", "third"), out, force=True)
+    assert (out.read_text(), manifest.read_text()) == ("third", "third")
