@@ -162,5 +162,6 @@ types: with types; {
     "nftables"
     "procps"
     "python3"
+    "util-linux"
   ];
 }

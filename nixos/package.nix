@@ -1,7 +1,12 @@
 # The program, for `callPackage`.
 {
   lib,
+  conntrack-tools,
+  iproute2,
+  nftables,
+  procps,
   python3Packages,
+  util-linux,
 }:
 
 let
@@ -37,6 +42,20 @@ python3Packages.buildPythonApplication {
     rich
     structlog
     typer
+  ];
+
+  # What it runs besides QEMU, which comes with the host's libvirtd.
+  makeWrapperArgs = [
+    "--prefix"
+    "PATH"
+    ":"
+    (lib.makeBinPath [
+      conntrack-tools
+      iproute2
+      nftables
+      procps # sysctl
+      util-linux # unshare
+    ])
   ];
 
   # The tests need virtual machines, network rules and root: `./dev test` runs them.

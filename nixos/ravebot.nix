@@ -92,13 +92,7 @@ in
         "libvirtd.service"
       ];
       restartTriggers = [ configFile ];
-      path = [
-        libvirtd.qemu.package
-        pkgs.conntrack-tools
-        pkgs.iproute2
-        pkgs.nftables
-        pkgs.procps
-      ];
+      path = [ libvirtd.qemu.package ];
       serviceConfig = {
         ExecStart = "${cfg.package}/bin/ravebot run";
         Restart = "on-failure";

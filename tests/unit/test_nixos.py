@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,29 @@ def test_every_key_of_the_configuration_is_an_option_with_its_default(nix: Nix) 
                 section = section.setdefault(parent, {})
             section[name] = leaf["default"]
     assert Config.model_validate(minimal) == plain
+
+
+def test_the_program_finds_whatever_it_runs_besides_qemu(nix: Nix) -> None:
+    """In a shell, too: not only in the unit."""
+    packages = {
+        "conntrack": "conntrack-tools", "ip": "iproute2", "nft": "nftables", "sysctl": "procps", "tc": "iproute2",
+        "unshare": "util-linux",
+    }  # fmt: skip
+    parts = [path for path in (NIXOS.parent / "ravebot").rglob("*.py") if "images" not in path.parts]
+    assert {name for part in parts for name in re.findall(r'\.run\("([a-z]+)"', part.read_text())} == set(packages)
+    wrapped = nix.value(f"""
+        (import {NIXOS / "package.nix"} (
+          builtins.mapAttrs (name: _: name) (builtins.functionArgs (import {NIXOS / "package.nix"})) // {{
+            lib = {{
+              importTOML = _: {{ project = {{ name = "ravebot"; version = "1"; }}; }};
+              makeBinPath = builtins.concatStringsSep ":";
+            }};
+            python3Packages.buildPythonApplication = arguments: arguments;
+          }}
+        )).makeWrapperArgs
+    """)
+    assert wrapped[:3] == ["--prefix", "PATH", ":"]
+    assert set(wrapped[3].split(":")) == set(packages.values())
 
 
 def test_the_flake_uses_the_release_whose_options_are_recorded(nix: Nix) -> None:

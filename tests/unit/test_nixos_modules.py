@@ -136,6 +136,11 @@ def test_each_secret_becomes_a_credential_that_the_configuration_names(nix: Nix)
     assert given["gitlabToken"] == "/run/secrets/gitlab"
 
 
+def test_the_unit_has_qemu_and_the_program_brings_the_rest(nix: Nix) -> None:
+    unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"]["ravebot"]
+    assert unit["path"] == [{"package": "qemu"}]
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_systemd_knows_every_line_of_the_unit(nix: Nix) -> None:
     unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"]["ravebot"]["serviceConfig"]
