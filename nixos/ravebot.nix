@@ -17,7 +17,6 @@ let
   secrets = {
     matrixPassword = "the password of the bot's Matrix account; give this or `matrixAccessToken`";
     matrixAccessToken = "an access token of the bot's Matrix account";
-    matrixStorePassphrase = "the passphrase for encrypted rooms, which ravebot can't use yet";
     gitlabToken = "a GitLab token with the scope api; required";
     gitlabWebhook = "the secret token of GitLab's webhooks; give this, `gitlabWebhookSigning`, or both";
     gitlabWebhookSigning = "the signing token (whsec_…) of GitLab's webhooks";

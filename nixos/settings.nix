@@ -62,7 +62,6 @@ in
     user_id = required userId "The bot's account.";
     password_file = secretFile "matrixPassword";
     access_token_file = secretFile "matrixAccessToken";
-    store_passphrase_file = secretFile "matrixStorePassphrase";
     command_prefix = key (types.strMatching "[^[:space:]]{1,20}") "!rave" "The word that every command begins with.";
     mentions = key (types.enum [
       "edit"

@@ -42,7 +42,7 @@ def test_every_key_of_the_configuration_is_an_option_with_its_default(nix: Nix) 
     """Needs no nixpkgs: the options are read without their types."""
     leaves = nix.value(f"import {FOLDER / 'settings.nix'}")
     options = {tuple(leaf["path"]) for leaf in leaves}
-    keys = set(every_key())
+    keys = set(every_key()) - {("matrix", "store_passphrase_file")}  # ravebot can't use it yet
     assert options == {key for key in keys if not any(other[: len(key)] == key != other for other in keys)}
 
     minimal: dict[str, Any] = yaml.safe_load("""
