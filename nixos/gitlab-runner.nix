@@ -92,8 +92,8 @@ in
           "--docker-memory-swap ${cfg.memory}" # the sum of both: no swap
           "--docker-cpus ${toString cfg.cpus}"
         ];
-        ${if cfg.tokenKind == "authentication" then "authenticationTokenConfigFile" else "registrationConfigFile"} =
-          cfg.tokenFile;
+        authenticationTokenConfigFile = mkIf (cfg.tokenKind == "authentication") cfg.tokenFile;
+        registrationConfigFile = mkIf (cfg.tokenKind == "registration") cfg.tokenFile;
         tagList = cfg.tags;
       };
     };

@@ -103,8 +103,7 @@ types: with types; {
     # nixos/modules/system/boot/grow-partition.nix
     "boot.growPartition" = bool;
 
-    # nixos/modules/system/boot/kernel.nix; modules of the initial ramdisk are a set there, which a list becomes
-    "boot.initrd.availableKernelModules" = listOf str;
+    # nixos/modules/system/boot/kernel.nix
     "boot.kernelParams" = listOf str;
 
     # nixos/modules/system/boot/loader/loader.nix

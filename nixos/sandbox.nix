@@ -2,6 +2,7 @@
 {
   config,
   lib,
+  modulesPath,
   pkgs,
   ...
 }:
@@ -11,7 +12,10 @@ let
   cfg = config.ravebot.sandbox;
 in
 {
-  imports = [ ./rave.nix ];
+  imports = [
+    (modulesPath + "/profiles/qemu-guest.nix") # the drivers of the disk and the rest
+    ./rave.nix
+  ];
 
   options.ravebot.sandbox = {
     user = mkOption {
@@ -96,10 +100,6 @@ in
     # q35 with SeaBIOS and the disk at /dev/vda, which is larger than the image.
     boot = {
       growPartition = true;
-      initrd.availableKernelModules = [
-        "virtio_blk"
-        "virtio_pci"
-      ];
       kernelParams = [ "console=ttyS0" ]; # ravebot keeps what the console says
       loader.timeout = 0;
     };

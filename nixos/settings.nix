@@ -211,7 +211,7 @@ in
     storage_pool = key types.path "/var/lib/ravebot/disks" "The folder for the machines' disks.";
     image = mkOption {
       type = types.path;
-      example = lib.literalExpression ''"''${inputs.ravebot.packages.x86_64-linux.sandbox-image}/nixos.qcow2"'';
+      example = lib.literalExpression ''"''${inputs.ravebot.packages.x86_64-linux.sandbox-image}/ravebot-sandbox.qcow2"'';
       description = "The qcow2 file that machines start from.";
     };
     kernel = optional types.path "A kernel to boot directly; give `initrd` too.";

@@ -26,7 +26,7 @@ def nix(tmp_path: Path) -> Nix:
 
 def test_every_file_is_a_nix_expression(nix: Nix) -> None:
     assert FILES
-    for file in (*FILES, *FOLDER.glob("*.nix")):
+    for file in (*FILES, *FOLDER.rglob("*.nix")):
         nix.parse(file)
 
 

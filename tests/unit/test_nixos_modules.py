@@ -215,6 +215,7 @@ def test_the_sandbox_meets_the_contract(nix: Nix) -> None:
     assert sshd["settings"]["AllowTcpForwarding"]
     assert sshd["settings"]["GatewayPorts"] == "no"
     assert found["boot"]["growPartition"]
+    assert "qemu-guest" in found["boot"]["kernelParams"]  # nixpkgs' profile, which has the disk's driver
     network = found["systemd"]["network"]["networks"]["10-ravebot"]
     assert (network["networkConfig"]["DHCP"], network["dhcpV4Config"]["ClientIdentifier"]) == ("ipv4", "mac")
 

@@ -63,7 +63,10 @@ let
   }) recorded.options;
 
   evaluated = lib'.evalModules {
-    specialArgs = { inherit pkgs; };
+    specialArgs = {
+      inherit pkgs;
+      modulesPath = ./.;
+    };
     modules = [
       { options = tree listed; }
       module
