@@ -45,19 +45,22 @@ types: with types; {
     # nixos/modules/services/monitoring/grafana.nix
     "services.grafana.dataDir" = path;
     "services.grafana.enable" = bool;
-    "services.grafana.provision.datasources.settings" = nullOr (attrsOf anything); # a submodule, free in its keys
+    "services.grafana.package" = package;
+    "services.grafana.provision.datasources.path" = nullOr path;
     "services.grafana.provision.enable" = bool;
     "services.grafana.settings" = attrsOf (attrsOf anything); # a submodule, free in its keys
 
     # nixos/modules/services/monitoring/prometheus/default.nix, exporters.nix
+    "services.prometheus.configText" = nullOr lines;
     "services.prometheus.enable" = bool;
     "services.prometheus.exporters.node.enable" = bool;
     "services.prometheus.exporters.node.listenAddress" = str;
     "services.prometheus.exporters.node.port" = port;
+    "services.prometheus.extraFlags" = listOf str;
     "services.prometheus.listenAddress" = str;
+    "services.prometheus.package" = package;
     "services.prometheus.port" = port;
     "services.prometheus.retentionTime" = nullOr str;
-    "services.prometheus.scrapeConfigs" = listOf (attrsOf anything); # a submodule
     "services.prometheus.webExternalUrl" = nullOr str;
 
     # nixos/modules/services/networking/dhcpcd.nix
@@ -89,15 +92,12 @@ types: with types; {
 
     # nixos/modules/services/web-servers/nginx/default.nix, vhost-options.nix, location-options.nix
     "services.nginx.enable" = bool;
+    "services.nginx.validateConfigFile" = bool;
     "services.nginx.virtualHosts.<name>.default" = bool;
     "services.nginx.virtualHosts.<name>.extraConfig" = lines;
     "services.nginx.virtualHosts.<name>.listen" = listOf (attrsOf (oneOf [ str port ]));
     "services.nginx.virtualHosts.<name>.locations.<name>.alias" = nullOr path;
     "services.nginx.virtualHosts.<name>.locations.<name>.extraConfig" = lines;
-    "services.nginx.virtualHosts.<name>.locations.<name>.proxyPass" = nullOr str;
-    "services.nginx.virtualHosts.<name>.locations.<name>.proxyWebsockets" = bool;
-    "services.nginx.virtualHosts.<name>.locations.<name>.root" = nullOr path;
-    "services.nginx.virtualHosts.<name>.locations.<name>.tryFiles" = nullOr str;
     "services.nginx.virtualHosts.<name>.root" = nullOr path;
 
     # nixos/modules/system/boot/grow-partition.nix
@@ -160,6 +160,7 @@ types: with types; {
     "iproute2"
     "nftables"
     "procps"
+    "prometheus-node-exporter"
     "python3"
     "util-linux"
   ];

@@ -8,63 +8,73 @@
 
 let
   inherit (lib) mkIf mkOption types;
-  inherit (config.ravebot.sandbox) user webPort;
+  inherit (config.ravebot.sandbox) codeFolder user webPort;
   cfg = config.ravebot.sandbox.rave;
-  code = "/srv/merge-request";
 
-  ports = {
-    grafana = 3000;
-    router = 3456;
-    kanban = 3457;
-    prometheus = 9090;
-    node = 9100;
-  };
-  local = port: "127.0.0.1:${toString port}";
-  proxy = target: {
-    proxyPass = "http://${target}";
-    proxyWebsockets = true;
-    extraConfig = "proxy_set_header Host $http_host;"; # with the port that the browser sees
-  };
+  # The Debian image's own files, wherever they fit here as they are.
+  debian = ../ravebot/images/guest/rave;
+  startPage = debian + "/usr/share/rave/start";
+  routerConfig = debian + "/etc/claude-code-router/config.json";
+  locations = part: builtins.readFile (debian + "/etc/nginx/rave/${part}.conf");
 
-  parts = {
-    "/code/" = "the merge request's files";
-    "/grafana/" = "Grafana";
-    "/prometheus/" = "Prometheus";
-    "/node/metrics" = "node exporter";
-  }
-  // lib.optionalAttrs (cfg.claudeCodeRouter != null) { "/router/ui/" = "Claude Code Router"; }
-  // lib.optionalAttrs (cfg.vibeKanban != null) { "/kanban/" = "Vibe Kanban"; };
-  startPage = pkgs.writeTextDir "index.html" ''
-    <!doctype html>
-    <html lang="en"><meta charset="utf-8"><title>Sandbox</title><h1>Sandbox</h1>
-    <ul>
-    ${lib.concatStrings (lib.mapAttrsToList (path: name: "<li><a href=\"${path}\">${name}</a>\n") parts)}</ul>
-    </html>
-  '';
+  routerHome = "/var/lib/claude-code-router";
+  routerSettings = "${routerHome}/.claude-code-router/config.json";
+
+  # What the start page says, in the form and the words of the Debian image's install.sh.
+  parts = [
+    {
+      name = "Merge request";
+      path = "/code/";
+      about = "The files of this merge request";
+    }
+    {
+      name = "Prometheus";
+      path = "/prometheus/";
+      about = "Measurements of this machine, and of the project if it has any";
+      version = lib.getVersion config.services.prometheus.package;
+    }
+    {
+      name = "Node exporter";
+      path = "/node/metrics";
+      about = "CPU, memory, disk and network of this machine";
+      version = lib.getVersion pkgs.prometheus-node-exporter;
+    }
+    (
+      {
+        name = "Claude Code Router";
+        path = "/router/";
+        about = "Routes Claude Code to the model of your choice; sign in with APIKEY of ${routerSettings}";
+      }
+      // versionOf "claudeCodeRouter"
+    )
+    (
+      {
+        name = "Vibe Kanban";
+        path = "/kanban/";
+        about = "A board of tasks for coding agents";
+      }
+      // versionOf "vibeKanban"
+    )
+    {
+      name = "Grafana";
+      path = "/grafana/";
+      about = "Dashboards of what Prometheus measures";
+      version = lib.getVersion config.services.grafana.package;
+    }
+  ];
+  versionOf =
+    option:
+    if cfg.${option} == null then
+      { left_out = "ravebot.sandbox.rave.${option} names no package"; }
+    else
+      { version = lib.getVersion cfg.${option}; };
 
   # Made at the first start, so that no two machines share it and the store holds none.
+  random = "od -An -N 24 -tx1 /dev/urandom | tr -d ' \\n'";
   secret = file: ''
-    [ -s ${file} ] || (umask 077; od -An -N 24 -tx1 /dev/urandom | tr -d ' \n' >${file})
+    [ -s ${file} ] || (umask 077; ${random} >${file})
   '';
   grafana = config.services.grafana.dataDir;
-
-  routerConfig = pkgs.writeText "claude-code-router.json" (
-    builtins.toJSON {
-      APIKEY = "@key@";
-      HOST = "127.0.0.1";
-      PORT = ports.router;
-      # It listens on 127.0.0.1 only as long as a provider stands here.
-      Providers = [
-        {
-          name = "provider";
-          api_base_url = "https://provider.example/v1/chat/completions";
-          api_key = "";
-          models = [ "model" ];
-        }
-      ];
-      Router.default = "provider,model";
-    }
-  );
 in
 {
   options.ravebot.sandbox.rave = {
@@ -91,6 +101,7 @@ in
   config = mkIf cfg.enable {
     services.nginx = {
       enable = true;
+      validateConfigFile = false; # gixy refuses $http_host, which has the port that the browser sees
       virtualHosts.sandbox = {
         default = true;
         listen = [
@@ -99,62 +110,66 @@ in
             port = webPort;
           }
         ];
-        root = code;
-        extraConfig = "absolute_redirect off;"; # the port that people see is another
+        root = codeFolder;
         locations = {
-          "= /" = {
-            root = startPage;
-            tryFiles = "/index.html =404";
+          "= /".extraConfig = "rewrite ^ /start/ last;";
+          "^~ /start/" = {
+            alias = "${startPage}/";
+            extraConfig = "add_header Cache-Control no-cache;";
           };
-          "/code/" = {
-            alias = "${code}/";
-            extraConfig = "autoindex on;";
-          };
-          "/grafana/" = proxy (local ports.grafana);
-          "/prometheus/" = proxy (local ports.prometheus);
-          "= /node/metrics" = proxy "${local ports.node}/metrics";
-        }
-        // lib.optionalAttrs (cfg.claudeCodeRouter != null) {
-          "/router/" = proxy "${local ports.router}/";
-        }
-        // lib.optionalAttrs (cfg.vibeKanban != null) {
-          # Its pages are made for the root of a site.
-          "/kanban/" = proxy "${local ports.kanban}/";
-          "~ ^/(assets|api)/" = proxy (local ports.kanban);
+          "= /start/parts.json".alias = pkgs.writeText "parts.json" (builtins.toJSON parts);
+          "= /code".extraConfig = "return 302 /code/;";
+          "^~ /code/".alias = "${codeFolder}/";
         };
+        extraConfig = ''
+          autoindex on;
+          charset utf-8;
+          absolute_redirect off; # the port that people see is not ours
+
+          proxy_http_version 1.1;
+          proxy_set_header Host $http_host;
+          proxy_set_header Upgrade $http_upgrade;
+          proxy_set_header Connection $connection_upgrade;
+          proxy_read_timeout 10m;
+          proxy_buffering off;
+          client_max_body_size 64m;
+          error_page 502 504 /start/no-answer.html;
+        ''
+        + lib.concatMapStrings locations (
+          [
+            "grafana"
+            "node"
+            "prometheus"
+          ]
+          ++ lib.optional (cfg.claudeCodeRouter != null) "router"
+          ++ lib.optional (cfg.vibeKanban != null) "kanban"
+        );
       };
     };
 
     services.prometheus = {
       enable = true;
       listenAddress = "127.0.0.1";
-      port = ports.prometheus;
+      port = 9090;
       webExternalUrl = "/prometheus/";
       retentionTime = "2d";
+      extraFlags = [ "--storage.tsdb.retention.size=512MB" ];
+      configText = builtins.readFile (debian + "/etc/prometheus/prometheus.yml");
       exporters.node = {
         enable = true;
         listenAddress = "127.0.0.1";
-        port = ports.node;
+        port = 9100;
       };
-      scrapeConfigs = [
-        {
-          job_name = "prometheus";
-          metrics_path = "/prometheus/metrics";
-          static_configs = [ { targets = [ (local ports.prometheus) ]; } ];
-        }
-        {
-          job_name = "node";
-          static_configs = [ { targets = [ (local ports.node) ]; } ];
-        }
-      ];
     };
+    # A project's own metrics, which the configuration looks for.
+    systemd.tmpfiles.settings."10-ravebot"."/etc/prometheus/targets".d = { };
 
     services.grafana = {
       enable = true;
       settings = {
         server = {
           http_addr = "127.0.0.1";
-          http_port = ports.grafana;
+          http_port = 3000;
           root_url = "%(protocol)s://%(domain)s/grafana/";
           serve_from_sub_path = true;
         };
@@ -166,14 +181,7 @@ in
       };
       provision = {
         enable = true;
-        datasources.settings.datasources = [
-          {
-            name = "Prometheus";
-            type = "prometheus";
-            url = "http://${local ports.prometheus}/prometheus";
-            isDefault = true;
-          }
-        ];
+        datasources.path = debian + "/etc/grafana/provisioning/datasources/prometheus.yaml";
       };
     };
     systemd.services.grafana.preStart = secret "${grafana}/admin-password" + secret "${grafana}/secret-key";
@@ -181,19 +189,19 @@ in
     systemd.services.claude-code-router = mkIf (cfg.claudeCodeRouter != null) {
       description = "Claude Code Router";
       wantedBy = [ "multi-user.target" ];
-      environment.HOME = "/var/lib/claude-code-router";
+      environment.HOME = routerHome;
+      path = [ (pkgs.writeScriptBin "ccr" (builtins.readFile (debian + "/opt/claude-code-router/bin/ccr"))) ];
       # Without a key of its own it lets everyone who reaches the web port read and change its configuration.
       preStart = ''
-        cd "$HOME"
-        ${secret "key"}
-        mkdir -p .claude-code-router
-        [ -s .claude-code-router/config.json ] ||
-          (umask 077; sed "s/@key@/$(cat key)/" ${routerConfig} >.claude-code-router/config.json)
+        mkdir -p "$HOME/.claude-code-router"
+        cd "$HOME/.claude-code-router"
+        [ -s config.json ] || sed "s/\"APIKEY\": \"\"/\"APIKEY\": \"$(${random})\"/" ${routerConfig} >config.json
       '';
       serviceConfig = {
         ExecStart = "${cfg.claudeCodeRouter}/bin/ccr start";
-        Restart = "on-failure";
+        Restart = "always"; # its page restarts it by ending it
         RestartSec = 5;
+        UMask = "0077"; # its backups of the configuration hold keys
         DynamicUser = true;
         StateDirectory = "claude-code-router";
       };
@@ -204,14 +212,14 @@ in
       wantedBy = [ "multi-user.target" ];
       environment = {
         HOST = "127.0.0.1";
-        PORT = toString ports.kanban;
+        PORT = "3457";
       };
       serviceConfig = {
         ExecStart = "${cfg.vibeKanban}/bin/vibe-kanban";
         Restart = "on-failure";
         RestartSec = 5;
         User = user;
-        WorkingDirectory = code;
+        WorkingDirectory = "~";
       };
     };
   };

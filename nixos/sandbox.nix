@@ -28,6 +28,13 @@ in
       default = 3002;
       description = "Where the machine's own web server listens; `sandbox.web_port` of ravebot's configuration.";
     };
+    codeFolder = mkOption {
+      type = types.path;
+      default = "/srv/merge-request";
+      readOnly = true;
+      internal = true;
+      description = "Where ravebot puts the merge request's files.";
+    };
   };
 
   config = {
@@ -64,7 +71,7 @@ in
 
     systemd.tmpfiles.settings."10-ravebot" = {
       "/srv".d = { };
-      "/srv/merge-request".d = {
+      ${cfg.codeFolder}.d = {
         inherit (cfg) user;
         group = "users";
       };

@@ -163,9 +163,10 @@ in
           ssh = f"ssh -o StrictHostKeyChecking=accept-new -p {ssh_port} agent@{address}"
           visitor.succeed(f"{ssh} cat /srv/merge-request/README.md | grep -q group/app")
           visitor.succeed(f"{ssh} sudo -n true")
-          visitor.wait_until_succeeds(f"curl -sf http://{address}:{web_port}/ | grep -q Prometheus", timeout=300)
-          visitor.wait_until_succeeds(f"curl -sfL http://{address}:{web_port}/prometheus/-/ready", timeout=300)
-          visitor.wait_until_succeeds(f"curl -sfL http://{address}:{web_port}/grafana/api/health", timeout=600)
+          page = f"http://{address}:{web_port}"
+          visitor.wait_until_succeeds(f"curl -sf {page}/start/parts.json | grep -q Prometheus", timeout=300)
+          visitor.wait_until_succeeds(f"curl -sfL {page}/prometheus/-/ready", timeout=300)
+          visitor.wait_until_succeeds(f"curl -sfL {page}/grafana/api/health", timeout=600)
 
       with subtest("the sandbox reaches neither the host nor its network"):
           visitor.fail(f"{ssh} curl -s --max-time 5 http://10.80.0.1:8008/")

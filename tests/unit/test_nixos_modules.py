@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from tests.support.nix import LIBRARY, NIXOS, PROGRAM, Nix, NixError
 if PROGRAM is None or LIBRARY is None:
     pytest.skip("without nix-bin and NIXPKGS_LIB the files in nixos/ are only parsed", allow_module_level=True)
 
+DEBIAN = NIXOS.parent / "ravebot/images/guest/rave"
 MINIMAL = """\
 { pkgs, ... }:
 {
@@ -186,7 +188,8 @@ def test_an_option_that_is_not_recorded_is_refused(nix: Nix) -> None:
 SANDBOX = """\
 { pkgs, ... }:
 {
-  services.grafana.dataDir = "/var/lib/grafana";
+  services.grafana = { dataDir = "/var/lib/grafana"; package = pkgs.grafana; };
+  services.prometheus.package = pkgs.prometheus;
   # more
 }
 """
@@ -220,25 +223,83 @@ def test_the_sandbox_meets_the_contract(nix: Nix) -> None:
     assert (network["networkConfig"]["DHCP"], network["dhcpV4Config"]["ClientIdentifier"]) == ("ipv4", "mac")
 
 
-def test_each_part_of_the_stack_has_a_path_and_listens_on_loopback_only(nix: Nix) -> None:
-    more = "ravebot.sandbox.rave.vibeKanban = pkgs.vibe-kanban;"
-    services = nix.module("sandbox.nix", SANDBOX.replace("# more", more))["services"]
-    paths = services["nginx"]["virtualHosts"]["sandbox"]["locations"]
-    assert {"= /", "/code/", "/grafana/", "/prometheus/", "= /node/metrics", "/router/", "/kanban/"} < set(paths)
-    page = paths["= /"]["root"]["written"]
-    assert set(re.findall('href="(/[a-z]+/)', page)) == {
-        "/code/", "/grafana/", "/prometheus/", "/node/", "/router/", "/kanban/",
-    }  # fmt: skip
-    assert services["prometheus"]["listenAddress"] == "127.0.0.1"
-    assert services["prometheus"]["exporters"]["node"]["listenAddress"] == "127.0.0.1"
-    assert services["grafana"]["settings"]["server"]["http_addr"] == "127.0.0.1"
+def site(found: Any) -> str:
+    """What stands in nginx's server block besides the start page and the merge request's files."""
+    text: str = found["services"]["nginx"]["virtualHosts"]["sandbox"]["extraConfig"]
+    return text
 
 
-def test_what_is_left_out_of_the_stack_has_no_path_and_no_service(nix: Nix) -> None:
+def start_page(found: Any) -> dict[str, dict[str, str]]:
+    """What the start page says of each part, by the part's path."""
+    locations = found["services"]["nginx"]["virtualHosts"]["sandbox"]["locations"]
+    assert locations["^~ /start/"]["alias"].endswith("-start/")
+    return {part["path"]: part for part in json.loads(locations["= /start/parts.json"]["alias"]["written"])}
+
+
+def test_each_part_of_the_stack_has_the_debian_images_path_and_listens_on_loopback_only(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.vibeKanban = pkgs.vibe-kanban;"))
+    for file in (DEBIAN / "etc/nginx/rave").iterdir():
+        assert file.read_text() in site(found)
+    services, units = found["services"], found["systemd"]["services"]
+    prometheus, grafana = services["prometheus"], services["grafana"]["settings"]["server"]
+    listening = {
+        f"{prometheus['listenAddress']}:{prometheus['port']}",
+        "{listenAddress}:{port}".format(**prometheus["exporters"]["node"]),
+        f"{grafana['http_addr']}:{grafana['http_port']}",
+        "{HOST}:{PORT}".format(**units["vibe-kanban"]["environment"]),
+        "127.0.0.1:3456",  # in the router's own configuration, which is the Debian image's
+    }
+    assert set(re.findall(r"proxy_pass http://([^/;]+)", site(found))) == listening
+    assert prometheus["configText"] == (DEBIAN / "etc/prometheus/prometheus.yml").read_text()
+
+
+def test_the_site_is_set_up_as_the_debian_images(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX)
+    _, server = (DEBIAN / "etc/nginx/sites-enabled/sandbox").read_text().split("root /srv/merge-request;")
+    lines = re.findall(r"^    (\w.*;)", server[: server.index("location")], flags=re.MULTILINE)
+    assert len(lines) > 8
+    assert [line for line in lines if line not in site(found)] == []
+    assert not found["services"]["nginx"]["validateConfigFile"]
+
+
+def test_the_start_page_says_what_the_debian_images_says(nix: Nix) -> None:
+    found = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.vibeKanban = pkgs.vibe-kanban;"))
+    script = (DEBIAN / "install.sh").read_text()
+    (keys,) = re.findall(r"keys = \((.*?)\)", script)
+    parts = start_page(found)
+    assert set(parts) == {"/code/", "/prometheus/", "/node/metrics", "/router/", "/kanban/", "/grafana/"}
+    for part in parts.values():
+        assert {f'"{key}"' for key in part} < set(keys.split(", "))
+        assert re.search(rf"^ *part '?{part['name']}'? {part['path']} ", script, flags=re.MULTILINE)
+        assert f"'{part['about'].replace('/var/lib/claude-code-router/.', '/etc/')}'" in script
+        assert "left_out" not in part
+        assert part.get("version") == (None if part["path"] == "/code/" else "1.0")
+
+
+def test_the_router_keeps_its_key_to_itself_and_comes_back_when_its_page_restarts_it(nix: Nix) -> None:
+    unit = nix.module("sandbox.nix", SANDBOX)["systemd"]["services"]["claude-code-router"]
+    assert (unit["serviceConfig"]["Restart"], unit["serviceConfig"]["UMask"]) == ("always", "0077")
+    shim = (DEBIAN / "opt/claude-code-router/bin/ccr").read_text()
+    assert unit["path"] == [{"package": "ccr", "written": shim}]
+    home = nix.folder / "home"
+    script = re.sub(r"\S+-config\.json", str(DEBIAN / "etc/claude-code-router/config.json"), unit["preStart"])
+    made = home / ".claude-code-router/config.json"
+    keys = set()
+    for _ in range(2):  # the second run keeps the first one's key
+        subprocess.run(["sh", "-euc", script], env={**os.environ, "HOME": str(home)}, check=True)
+        keys |= set(re.findall(r'"APIKEY": "([0-9a-f]{48})"', made.read_text()))
+    assert len(keys) == 1
+
+
+def test_what_is_left_out_of_the_stack_has_no_path_and_no_service_and_the_start_page_says_so(nix: Nix) -> None:
     found = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.claudeCodeRouter = null;"))
-    paths = found["services"]["nginx"]["virtualHosts"]["sandbox"]["locations"]
-    assert not {"/router/", "/kanban/", "~ ^/(assets|api)/"} & set(paths)
+    assert not re.findall("/router/|/kanban/|assets", site(found))
     assert not {"claude-code-router", "vibe-kanban"} & set(found["systemd"]["services"])
+    left_out = {path: part["left_out"] for path, part in start_page(found).items() if "left_out" in part}
+    assert left_out == {
+        "/router/": "ravebot.sandbox.rave.claudeCodeRouter names no package",
+        "/kanban/": "ravebot.sandbox.rave.vibeKanban names no package",
+    }
     bare = nix.module("sandbox.nix", SANDBOX.replace("# more", "ravebot.sandbox.rave.enable = false;"))
     assert "enable" not in bare["services"]["nginx"]
 

@@ -15,13 +15,14 @@ let
   package = name: {
     type = "derivation";
     inherit name;
+    version = "1.0";
     outPath = "/nix/store/${lib'.fixedWidthString 32 "0" ""}-${name}";
   };
   text = name: written: package name // { inherit written; };
-  pkgs = lib'.genAttrs (recorded.packages ++ [ "qemu" "ravebot" "vibe-kanban" ]) package // {
+  pkgs = lib'.genAttrs (recorded.packages ++ [ "grafana" "prometheus" "qemu" "ravebot" "vibe-kanban" ]) package // {
     callPackage = file: _: package (baseNameOf file);
+    writeScriptBin = text;
     writeText = text;
-    writeTextDir = text;
     runCommand = name: environment: script: package name // environment // { inherit script; };
   };
 
