@@ -22,6 +22,7 @@ import pytest
 from ravebot.images import disk, tools, tree
 from ravebot.images.layers import BASE, RAVE
 from ravebot.images.recipe import Preset, Recipe
+from tests.support.image_files import read_back
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -161,11 +162,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     assert code == 0, errors
     assert sorted(path.name for path in builder.folder.iterdir()) == ["sandbox.qcow2", "sandbox.qcow2.manifest.json"]
     assert list(builder.temporary.iterdir()) == []
-    raw, root = folder / "raw", folder / "root"
-    root.mkdir()
-    subprocess.run(["qemu-img", "convert", "-O", "raw", builder.out, raw], check=True)
-    subprocess.run(["e2fsck", "-fn", f"{raw}?offset=1048576"], check=True, capture_output=True)
-    subprocess.run(["debugfs", "-R", f"rdump / {root}", f"{raw}?offset=1048576"], check=True, capture_output=True)
+    root = read_back(builder.out, folder)
     manifest = json.loads(Path(f"{builder.out}.manifest.json").read_text())
     return Image(builder.out, root, manifest, output, errors)
 
