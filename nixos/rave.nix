@@ -58,7 +58,7 @@ let
     {
       name = "Grafana";
       path = "/grafana/";
-      about = "Dashboards of what Prometheus measures";
+      about = "Dashboards of what Prometheus measures; the password of admin is in /var/lib/grafana/admin-password";
       version = lib.getVersion config.services.grafana.package;
     }
   ];
