@@ -131,9 +131,9 @@ def check(
 ) -> None:
     """Boot an image as a sandbox would be, twice, and tell point by point what of the guest contract it meets.
 
-    Needs root. The bot may run: the machines have a network, firewall and disks of their own. Memory, disk, user,
-    web port and time limits are those of the configuration, or the defaults if there is none. Ends with 1 if a point
-    failed.
+    Needs root. The bot may run: the machines have a network, firewall and disks of their own.
+    Memory, disk, user, web port and time limits are those of the configuration, or the defaults if there is none.
+    Ends with 1 if a point failed.
     """
     from ravebot.images.check import settings
     from ravebot.images.check.point import names
