@@ -127,8 +127,8 @@ class _Job:
         if boot_files:
             for name, suffix in (("vmlinuz", "vmlinuz"), ("initrd.img", "initrd")):
                 await workspace.in_thread(shutil.copyfile, _inside(self._root, name), beside / f"{out.name}.{suffix}")
+        hints = (*self._listener.hints, *await workspace.in_thread(_hints, out, found))
         publish(beside, out, force=force)  # at once: an interrupt comes before it or after it
-        hints = (*self._listener.hints, *_hints(out, found))
         return Built(out, manifest, tree_digest, image_bytes, virtual_bytes, time.monotonic() - began, hints)
 
     async def _debootstrap(self, found: sources.PackageSources) -> None:
