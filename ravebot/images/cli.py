@@ -157,7 +157,11 @@ def check(
         output.complain("Interrupted: nothing is left of this check.", "yellow")
         raise
     failed = names(points, Verdict.FAILED, Verdict.UNKNOWN)
-    if configured and not imagechecks.keep(chosen, failed, names(points, Verdict.WARNING)):
+    if (
+        configured
+        and chosen.provider.image.is_file()
+        and not imagechecks.keep(chosen, failed, names(points, Verdict.WARNING))
+    ):
         why = f"The result can't be kept in {chosen.state_dir}, so `ravebot doctor` won't show it:"
         output.complain(f"{why} start ravebot once, and check again.", "yellow")
     if report is None:

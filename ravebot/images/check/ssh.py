@@ -13,6 +13,7 @@ from ravebot.images.check.guest import SSH_PORT, CheckedGuest
 from ravebot.images.check.point import Found, failed, ok
 
 _SERVER_WAIT = timedelta(seconds=20)
+_SHORT_WAIT = timedelta(seconds=5)  # where another point has waited already
 _LOGIN_SECONDS = 30
 _LONGEST_NAME = 64
 _HOST_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
@@ -50,7 +51,7 @@ async def _who(connection: asyncssh.SSHClientConnection) -> str:
 
 async def keys_only(guest: CheckedGuest) -> Found:
     """No account is offered a password."""
-    if (found := await guest.port_within(SSH_PORT, _SERVER_WAIT)) != "open":
+    if (found := await guest.port_within(SSH_PORT, _SHORT_WAIT)) != "open":
         return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     for user in (guest.user, "root"):
         if offered := await _passwords_offered(guest, user):
