@@ -25,16 +25,14 @@ def _need(nodeid: str) -> str:
     """What a test needs for itself: others that need the same do not run beside it."""
     if nodeid.startswith(_BESIDE_RESTARTS):
         return "machines"
-    if nodeid.startswith(_OF_IMAGES):
-        return "images"
-    if nodeid.startswith(_WITH_RESTARTS):
+    if nodeid.startswith(_WITH_RESTARTS) and not nodeid.startswith(_OF_IMAGES):
         return "machines and libvirtd's restarts"
     return nodeid.partition("::")[0]
 
 
 class _ByNeed(LoadScopeScheduling):
-    """What `./dev test` runs in one process, beside the others': three groups that boot machines, which take longest,
-    and of the rest each file, because its tests may share a Synapse.
+    """What `./dev test` runs in one process, beside the others': two groups that boot machines, which take longest, and
+    of the rest each file, because its tests may share a Synapse.
 
     Not by `--dist loadgroup`, which pytest 9.2 broke: https://github.com/pytest-dev/pytest-xdist/issues/1386
     """
@@ -49,7 +47,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if _need(item.nodeid) not in ("machines", "images"):
+    if _need(item.nodeid) != "machines" and not item.nodeid.startswith(_OF_IMAGES):
         return (yield)
     with with_libvirtd():
         return (yield)

@@ -65,7 +65,7 @@ async def test_the_image_passes_every_point_of_the_check() -> None:
     with open_folder() as folder:
         image = folder / "image.qcow2"
         await debian_image.place(DEBIAN_CACHE, image)
-        config = configuration(folder, {"image": str(image)}, grace="30s", memory="512MiB", disk="4GiB")
+        config = configuration(folder, {"image": str(image)}, grace="30s", memory="512MiB", vcpus=2, disk="4GiB")
         code, points = await asyncio.to_thread(check, "-c", str(config), folder=folder)
     assert {name: point["verdict"] for name, point in points.items()} == dict.fromkeys(POINTS, "ok"), points
     assert code == 0

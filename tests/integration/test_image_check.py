@@ -50,7 +50,13 @@ def tiny(guest: GuestImage, knobs: str = "") -> dict[str, str]:
 
 
 def configuration(
-    folder: Path, provider: dict[str, str], *, grace: str = "10s", memory: str = "256MiB", disk: str = "2GiB"
+    folder: Path,
+    provider: dict[str, str],
+    *,
+    grace: str = "10s",
+    memory: str = "256MiB",
+    vcpus: int = 1,
+    disk: str = "2GiB",
 ) -> Path:
     """A whole configuration, of which only what a machine is started with matters."""
     secret = folder / "secret"
@@ -74,7 +80,7 @@ def configuration(
                     "webhook": {"secret_token_file": str(secret)},
                 },
                 "pool": {"shutdown_grace": grace, "build_timeout": "150s"},
-                "sandbox": {"memory": memory, "vcpus": 1, "disk": disk, "host": "192.0.2.1"},
+                "sandbox": {"memory": memory, "vcpus": vcpus, "disk": disk, "host": "192.0.2.1"},
                 "provider": {"accelerator": "tcg", **provider},
             }
         )
