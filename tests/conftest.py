@@ -18,6 +18,7 @@ _BESIDE_RESTARTS = tuple(
     f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
 )
 _OF_IMAGES = ("tests/acceptance/test_debian_image", "tests/integration/test_image_check")
+_BUILDS_ONLY = "tests/acceptance/test_debian_image.py::test_two_who_want"  # takes minutes, and needs no libvirtd
 _WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
 
 
@@ -47,7 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if _need(item.nodeid) != "machines" and not item.nodeid.startswith(_OF_IMAGES):
+    boots = _need(item.nodeid) == "machines" or item.nodeid.startswith(_OF_IMAGES)
+    if not boots or item.nodeid.startswith(_BUILDS_ONLY):
         return (yield)
     with with_libvirtd():
         return (yield)

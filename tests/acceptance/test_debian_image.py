@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_sandbox_life import assert_nothing_left
-from tests.integration.provider_libvirt import open_folder
-from tests.integration.test_image_check import POINTS, check, configuration
 from tests.support import debian_image
 from tests.support.crashes import rows
 from tests.support.stage import DEBIAN_CACHE, Guest, Stage
@@ -59,13 +57,3 @@ async def test_a_merge_request_lives_its_whole_life_on_the_debian_image() -> Non
         (ended,) = rows(stage, "SELECT end_reason, end_detail FROM sandboxes")
         assert ended["end_detail"] == ""  # nobody had to switch it off
         assert_nothing_left(stage)
-
-
-async def test_the_image_passes_every_point_of_the_check() -> None:
-    with open_folder() as folder:
-        image = folder / "image.qcow2"
-        await debian_image.place(DEBIAN_CACHE, image)
-        config = configuration(folder, {"image": str(image)}, grace="30s", memory="512MiB", vcpus=2, disk="4GiB")
-        code, points = await asyncio.to_thread(check, "-c", str(config), folder=folder)
-    assert {name: point["verdict"] for name, point in points.items()} == dict.fromkeys(POINTS, "ok"), points
-    assert code == 0
