@@ -40,6 +40,7 @@ _GROWTH_BYTES = 1024**3
 _PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
 _ADDRESSES = 8
 _TRIES = 5000
+_REMOVALS, _PAUSE_SECONDS = 5, 2.0
 _WIDE_PREFIX = 12  # a route that covers so much leads to networks that are mostly not there
 
 
@@ -202,8 +203,17 @@ async def _remove_dead(config: Config) -> None:
         if not naming.is_instance_id(instance_id) or hostlock.holder(instance_id):
             continue
         try:
-            report = await remains.remove(config, instance_id, lambda _text: None)
+            gone = await _removed(config, instance_id)
         except Refused:  # another check removes it right now
             continue
-        if not report.failed:
+        if gone:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _removed(config: Config, instance_id: str) -> bool:
+    """Remove a dead trial's parts; libvirt may still be at work on its last request, so that one try can fail."""
+    for _ in range(_REMOVALS):
+        if not (await remains.remove(config, instance_id, lambda _text: None)).failed:
+            return True
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return False
