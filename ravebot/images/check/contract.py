@@ -16,9 +16,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from ravebot.access.probes import HttpProbe
+from ravebot.access.rules import GUEST_SSH_PORT
 from ravebot.errors import GuestError, GuestTimeout
 from ravebot.images.check import ssh
-from ravebot.images.check.guest import CALL, SSH_PORT, CheckedGuest
+from ravebot.images.check.guest import CALL, CheckedGuest
 from ravebot.images.check.point import Found, failed, ok, warning
 from ravebot.sandboxes.model import CODE_FOLDER, Observed
 from ravebot.sandboxes.view import in_bytes
@@ -65,7 +66,7 @@ async def host_keys(guest: CheckedGuest) -> Found:
 async def address(guest: CheckedGuest) -> Found:
     """The assigned address is in use: the guest answers there, if only with a refusal."""
     wanted = guest.booted.address
-    if await guest.port_within(SSH_PORT, timedelta(seconds=20)) == "silent":
+    if await guest.port_within(GUEST_SSH_PORT, timedelta(seconds=20)) == "silent":
         if not await asyncio.to_thread(_has_mac, wanted):
             fix = "ask for an address by DHCP on the first network card, with the card's MAC as the client's id"
             if guest.trial.conflicts:

@@ -15,7 +15,6 @@ from ravebot.images.check.trial import Booted, Trial
 from ravebot.providers.base import RunResult
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 
-SSH_PORT = 22
 CALL = timedelta(seconds=40)  # su and sudo take long in a machine that has just booted without KVM
 _PAUSE_SECONDS = 0.3
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import asyncssh
 
+from ravebot.access.rules import GUEST_SSH_PORT
 from ravebot.errors import GuestError
-from ravebot.images.check.guest import SSH_PORT, CheckedGuest
+from ravebot.images.check.guest import CheckedGuest
 from ravebot.images.check.point import Found, failed, ok
 
 _SERVER_WAIT = timedelta(seconds=20)
@@ -24,7 +25,7 @@ _NO_SERVER = "install an SSH server that listens on port 22 and starts at boot"
 async def login(guest: CheckedGuest) -> Found:
     """The announced host key is the server's, and a key that was authorized through the agent opens the door."""
     await guest.trial.provider.authorize_keys(guest.booted.name, guest.user, [guest.public_key])
-    if (found := await guest.port_within(SSH_PORT, _SERVER_WAIT)) != "open":
+    if (found := await guest.port_within(GUEST_SSH_PORT, _SERVER_WAIT)) != "open":
         return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     try:
         async with _connected(guest) as connection:
@@ -51,7 +52,7 @@ async def _who(connection: asyncssh.SSHClientConnection) -> str:
 
 async def keys_only(guest: CheckedGuest) -> Found:
     """No account is offered a password."""
-    if (found := await guest.port_within(SSH_PORT, _SHORT_WAIT)) != "open":
+    if (found := await guest.port_within(GUEST_SSH_PORT, _SHORT_WAIT)) != "open":
         return failed(f"port 22: {_port_in_words(found)}", _NO_SERVER)
     for user in (guest.user, "root"):
         if offered := await _passwords_offered(guest, user):
@@ -80,7 +81,7 @@ async def _passwords_offered(guest: CheckedGuest, user: str) -> str:
         connection, _ = await asyncssh.create_connection(
             lambda: probe,
             guest.booted.address,
-            SSH_PORT,
+            GUEST_SSH_PORT,
             username=user,
             client_keys=None,
             preferred_auth=("keyboard-interactive", "password"),
@@ -123,7 +124,7 @@ async def _connected(guest: CheckedGuest) -> AsyncIterator[asyncssh.SSHClientCon
     known = asyncssh.import_known_hosts("".join(f"{guest.booted.address} {key}\n" for key in guest.host_keys))
     async with asyncssh.connect(
         guest.booted.address,
-        SSH_PORT,
+        GUEST_SSH_PORT,
         username=guest.user,
         client_keys=[guest.key],
         known_hosts=known,

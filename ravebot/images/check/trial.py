@@ -82,7 +82,7 @@ class Trial:
         await _remove_dead(self.config)
         try:
             await self._set_up()
-        except BaseException:
+        except BaseException:  # also when it is interrupted: what is there already must not stay
             await self._stack.aclose()
             raise
         return self
@@ -158,7 +158,7 @@ async def _log_failure(remove: Callable[..., Awaitable[object]], *arguments: str
     except Unavailable:
         return  # that is why it ended
     except RavebotError as error:
-        log.error("could not be removed; the next `ravebot image check` tries it again", error=str(error))  # noqa: TRY400
+        log.error("could not be removed; the next `ravebot image check` tries it again", error=str(error))  # noqa: TRY400 - people need no traceback
 
 
 def free_subnet(used: Sequence[IPv4Network]) -> IPv4Network:
