@@ -30,19 +30,23 @@ async def run(
 
     Raises ImageBuildFailed with the last lines. When cancelled, the program's process group is killed and waited for.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=dict(environment),
-        start_new_session=True,
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
     )
     kept = deque(maxlen=KEPT_LINES) if kept is None else kept
     try:
+        process = await asyncio.shield(starting)
         await _read(process, kept, heard)
         code = await process.wait()
     finally:
+        process = await starting  # cancelled while it starts, asyncio would end the program, but not its group
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

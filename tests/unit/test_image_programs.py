@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,22 @@ async def test_credentials_in_addresses_are_not_shown() -> None:
     assert heard == ["Get:1 https://mirror.example/debian/x@1.deb"]
 
 
-async def test_a_cancelled_program_ends_with_all_of_its_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [*range(12), None])
+async def test_a_program_that_is_cancelled_ends_with_all_of_its_group(tmp_path: Path, turns: int | None) -> None:
+    """Cancelled after so many turns of the event loop, while it starts, or when it runs."""
     started = tmp_path / "started"
-    task = asyncio.create_task(run(["/bin/sh", "-c", f"sleep 60 & echo $! >{started}; wait"], os.environ))
-    while not (started.exists() and started.read_text().strip()):
+    task = asyncio.create_task(run(["/bin/sh", "-c", f"sleep 300 & echo $! >{started}; wait"], os.environ))
+    for _ in range(turns or 0):
+        await asyncio.sleep(0)
+    while turns is None and not (started.exists() and started.read_text().strip()):
         await asyncio.sleep(0.01)
+    if turns != 0:
+        time.sleep(0.05)  # the program goes on; this loop does not
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    status = Path(f"/proc/{started.read_text().strip()}/stat")
-    while status.exists() and status.read_text().split()[2] != "Z":
-        await asyncio.sleep(0.01)
+    if started.exists() and (child := started.read_text().strip()):
+        status = Path(f"/proc/{child}/stat")
+        async with asyncio.timeout(20):
+            while status.exists() and status.read_text().split()[2] != "Z":
+                await asyncio.sleep(0.01)
