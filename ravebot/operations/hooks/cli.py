@@ -97,13 +97,13 @@ def _run(working: Coroutine[object, object, list[HookState]], as_json: bool) -> 
         output.raw(to_json([_fields(state) for state in states], indent=2).decode())
     else:
         output.table(
-            ("Project", "Webhook", "What about it", "What to do"),
+            ("Project", "Webhook", "Detail", "Fix"),
             (
                 (
                     Cell(state.project, "bold"),
                     Cell(state.condition.value, "green" if state.ok else "red"),
                     state.detail,
-                    state.mend,
+                    state.fix,
                 )
                 for state in states
             ),
@@ -118,6 +118,6 @@ def _fields(state: HookState) -> dict[str, object]:
         "ok": state.ok,
         "condition": state.condition.value,
         "detail": state.detail,
-        "mend": state.mend,
+        "fix": state.fix,
         "changed": state.changed,
     }
