@@ -17,7 +17,7 @@ _STEPS_BETWEEN_LOOKS = 20_000
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class DatabaseCopy:
     """What a copy is: the version of its tables, how many events it has, and the hash of the newest."""
 
     schema: int
@@ -37,7 +37,7 @@ def take(database: Path, copy: Path, stopped: Callable[[], bool]) -> None:
         raise StoreError(f"the database {database} can't be copied: {error}{_advice(error)}") from error
 
 
-def examine(copy: Path, stopped: Callable[[], bool]) -> Snapshot:
+def examine(copy: Path, stopped: Callable[[], bool]) -> DatabaseCopy:
     """Check a copy that nobody writes to: its pages, and every hash of the event log. Raises StoreError."""
     try:
         with closing(_opened(f"{copy.as_uri()}?mode=ro&immutable=1", stopped)) as connection:
@@ -55,7 +55,7 @@ def examine(copy: Path, stopped: Callable[[], bool]) -> Snapshot:
             f"the event log was changed or damaged: event {found.broken_at} is missing or altered; see `ravebot audit"
             " --verify`, and take an older backup"
         )
-    return Snapshot(schema, found.rows, found.head)
+    return DatabaseCopy(schema, found.rows, found.head)
 
 
 def _opened(uri: str, stopped: Callable[[], bool]) -> sqlite3.Connection:

@@ -97,6 +97,8 @@ def read(path: Path, folder: Path | None, check: Callable[[], None]) -> Manifest
 
     The members are new files that only their owner can read; they are on the disk when this returns.
     """
+    if path.is_dir():
+        raise BackupUnusable(f"{path} is a folder: name a backup in it")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -108,8 +110,6 @@ def read(path: Path, folder: Path | None, check: Callable[[], None]) -> Manifest
             raise BackupUnusable(
                 f"{path} is no backup of ravebot's, or it is damaged: take another one (`ravebot backup` writes them)"
             ) from error
-        except IsADirectoryError as error:
-            raise BackupUnusable(f"{path} is a folder: name a backup in it") from error
 
 
 def _read(path: Path, file: BinaryIO, folder: Path | None, check: Callable[[], None]) -> Manifest:
