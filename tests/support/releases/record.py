@@ -1,4 +1,4 @@
-"""Records the database of the present version: a few sandboxes live, by the code that also writes the rows elsewhere."""
+"""Records the database of the present version: a few sandboxes live, by the code that writes the rows in a bot, too."""
 
 from __future__ import annotations
 
