@@ -26,6 +26,7 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.terminal import (
     DEFAULT_CONFIG,
@@ -379,6 +380,9 @@ def usage(
         _print_json(lines)
     else:
         terminal.show_usage(output, lines)
+
+
+backups.add(app)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -7,7 +7,6 @@ other work gets in between, and it must not touch objects of the event loop othe
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
+from ravebot.store import lock, swap
 from ravebot.store.files import OpenFiles
 from ravebot.store.signals import Signals
 from ravebot.store.turns import Turns
@@ -167,6 +167,7 @@ class Database:
     async def __aenter__(self) -> Self:
         self._hold_lock()
         try:
+            swap.settle(self.path.parent)
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -275,20 +276,7 @@ class Database:
 
     def _hold_lock(self) -> None:
         make_state_dir(self.path.parent)
-        path = self.path.with_suffix(".lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "an unknown process"
-            os.close(descriptor)
-            raise StoreError(
-                f"another ravebot uses {self.path.parent}: {holder}; stop it first, or give this one another state_dir"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        started = self._clock.now().strftime("%Y-%m-%d %H:%M:%S UTC")
-        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
-        self._stack.callback(os.close, descriptor)
+        self._stack.callback(os.close, lock.hold(self.path, self._clock.now()))
 
 
 @asynccontextmanager
