@@ -26,6 +26,7 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.service import cli as service
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -83,6 +84,10 @@ class Level(StrEnum):
 
 def main() -> NoReturn:
     """Run the command; our own errors are printed as one sentence, without a traceback."""
+    if "_RAVEBOT_COMPLETE" in os.environ:  # the shell asks for completions
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # from its private module
+
+        completion_init()
     try:
         app()
     except InvalidConfigError as error:
@@ -377,6 +382,9 @@ def usage(
         _print_json(lines)
     else:
         terminal.show_usage(output, lines)
+
+
+app.command(hidden=True)(service.tend_logs)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
