@@ -384,6 +384,7 @@ def usage(
         terminal.show_usage(output, lines)
 
 
+app.command()(service.uninstall)
 app.command(hidden=True)(service.tend_logs)
 
 

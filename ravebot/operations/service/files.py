@@ -96,3 +96,14 @@ def hand_over(folder: Path, owner: FileOwner, *, deep: tuple[str, ...] = ()) -> 
                 os.chown(name, owner.uid, owner.gid, dir_fd=descriptor, follow_symlinks=False)
                 given += 1
     return given
+
+
+def take_back(folder: Path, uid: int) -> None:
+    """Give everything in the folder that belongs to that user, and the folder, to root."""
+    for parent, names, others, descriptor in os.fwalk(folder):
+        del parent
+        for name in (*names, *others):
+            if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == uid:
+                os.chown(name, 0, 0, dir_fd=descriptor, follow_symlinks=False)
+        if os.fstat(descriptor).st_uid == uid:
+            os.fchown(descriptor, 0, 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ravebot.errors import RavebotError, Refused
-from ravebot.operations.service import account, files
+from ravebot.operations.service import account, files, systemd
 from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import FOLDER_MARK, MARK, Installation, Thing, ThingKind, things
 
@@ -140,10 +139,10 @@ class _Work:
         units = [thing for thing in things(self.installation) if thing.kind is ThingKind.UNIT]
         start = "systemctl enable --now ravebot"
         if self.installation.has_systemd:
-            _systemctl("daemon-reload")
+            systemd.control("daemon-reload")
             for thing in units:
                 if thing.is_timer:
-                    _systemctl("enable", "--now", "--quiet", thing.path.name)
+                    systemd.control("enable", "--now", "--quiet", thing.path.name)
         else:
             start = by_hand(self.installation)
             self.say(f"No systemd runs here, so nothing starts by itself. Start ravebot by hand: {start}")
@@ -171,9 +170,3 @@ def by_hand(installation: Installation) -> str:
 def _text(thing: Thing) -> str:
     assert thing.text is not None
     return thing.text()
-
-
-def _systemctl(*arguments: str) -> None:
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InstallFailed(f"systemctl {shlex.join(arguments)} failed: {done.stderr.strip()}")

@@ -73,6 +73,11 @@ class Thing:
     purged: bool = False  # stays, unless everything shall go
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return f"user {self.path}" if self.kind is ThingKind.USER else str(self.path)
+
+    @property
     def is_timer(self) -> bool:
         return self.path.suffix == ".timer"
 
@@ -112,9 +117,9 @@ def _unit(name: str, installation: Installation) -> Thing:
 _WHAT = {
     "ravebot.service": "the bot",
     "ravebot-logs.service": "lets ravebot read its machines' logs, and removes old ones",
-    "ravebot-logs.timer": "does that every quarter of an hour",
+    "ravebot-logs.timer": "starts that every quarter of an hour",
     "ravebot-backup.service": "makes a backup",
-    "ravebot-backup.timer": "does that every day",
+    "ravebot-backup.timer": "starts that every day",
 }
 
 
