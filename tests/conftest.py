@@ -6,6 +6,7 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -13,6 +14,10 @@ from tests.support.libvirtd import with_libvirtd
 
 # A shell's background jobs ignore SIGINT, and so would every process that a test starts, to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Others take the processor meanwhile: how long an example took says nothing.
+settings.register_profile("ravebot", deadline=None)
+settings.load_profile("ravebot")
 
 _BUILDS_ONLY = "tests/acceptance/test_debian_image.py::test_two_who_want"  # takes minutes, and needs no libvirtd
 _RESTARTS = (  # and what takes too long for who waits to restart libvirtd

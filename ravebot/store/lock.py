@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ravebot.errors import StoreError
+from ravebot.store.owner import give_open
 
 
 def hold(database: Path, now: datetime) -> int:
@@ -21,14 +22,7 @@ def hold(database: Path, now: datetime) -> int:
         raise StoreError(
             f"another ravebot uses {database.parent}: {holder}; stop it first, or give this one another state_dir"
         ) from None
-    give_to_owner(descriptor, database.parent)
+    give_open(descriptor, database.parent)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()}, started {now:%Y-%m-%d %H:%M:%S} UTC\n".encode(), 0)
     return descriptor
-
-
-def give_to_owner(descriptor: int, state_dir: Path) -> None:
-    """Give a file that root made in the state folder to the folder's owner, as whom the bot runs."""
-    if os.geteuid() == 0:
-        owner = state_dir.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ravebot.errors import StoreError
-from ravebot.store.lock import give_to_owner
+from ravebot.store.owner import give_open
 
 DATABASE, INSTANCE_ID, LOGIN = "ravebot.db", "instance-id", "matrix.json"
 STATE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", INSTANCE_ID, LOGIN)
@@ -109,7 +109,7 @@ def write_file(path: Path, content: bytes) -> None:
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            give_to_owner(descriptor, path.parent)
+            give_open(descriptor, path.parent)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -123,7 +123,7 @@ def write_file(path: Path, content: bytes) -> None:
 def _hand_over(folder: Path, state_dir: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        give_to_owner(descriptor, state_dir)
+        give_open(descriptor, state_dir)
     finally:
         os.close(descriptor)
 

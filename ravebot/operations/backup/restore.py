@@ -20,7 +20,7 @@ from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import BackupUnusable, Manifest
 from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes.model import Actor
-from ravebot.store import lock, restored, snapshot, swap
+from ravebot.store import lock, owner, restored, snapshot, swap
 from ravebot.store.database import Transaction, make_state_dir, migrations
 from ravebot.store.swap import DATABASE, INSTANCE_ID
 
@@ -155,7 +155,7 @@ def _hand_over(path: Path, state_dir: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fchmod(descriptor, 0o600)
-        lock.give_to_owner(descriptor, state_dir)
+        owner.give_open(descriptor, state_dir)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
