@@ -15,7 +15,7 @@ from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, clean, output, 
 
 if TYPE_CHECKING:
     from ravebot.operations.service.layout import Installation
-    from ravebot.operations.service.uninstall import Remainders, PurgeStep, Uninstalled
+    from ravebot.operations.service.uninstall import PurgeStep, Survey, Uninstalled
 
 
 def uninstall(
@@ -81,7 +81,7 @@ def _say(text: str) -> None:
     output.complain(clean(text), "dim")
 
 
-def _show(found: Remainders) -> None:
+def _show(found: Survey) -> None:
     for title, lines in (("This will be removed:", found.lines()), ("This stays:", found.kept)):
         if lines:
             output.say(title, "bold")

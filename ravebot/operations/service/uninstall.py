@@ -32,7 +32,7 @@ class PurgeStep:
 
 
 @dataclass(frozen=True)
-class Remainders:
+class Survey:
     """What is there. `kept` has a sentence for each thing that stays."""
 
     removed: tuple[Thing, ...]
@@ -57,7 +57,7 @@ class Uninstalled:
     failed: tuple[str, ...]
 
 
-def look(installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] = ()) -> Remainders:
+def look(installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] = ()) -> Survey:
     """Find what is installed; changes nothing. `steps` count only with `purge`."""
     removed: list[Thing] = []
     kept: list[str] = []
@@ -68,7 +68,7 @@ def look(installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] 
             kept.append(f"{thing.name}: {why}")
         else:
             removed.append(thing)
-    return Remainders(tuple(removed), tuple(kept), tuple(steps) if purge else ())
+    return Survey(tuple(removed), tuple(kept), tuple(steps) if purge else ())
 
 
 def _is_there(installation: Installation, thing: Thing) -> bool:
@@ -123,7 +123,7 @@ def stop(installation: Installation, say: Say) -> None:
         raise Refused(f"ravebot still runs, so nothing was removed: {by}; stop it, then run this again")
 
 
-async def remove(installation: Installation, found: Remainders, say: Say) -> Uninstalled:
+async def remove(installation: Installation, found: Survey, say: Say) -> Uninstalled:
     """Remove it; the bot is stopped. The state folder and the configuration stay while a step is not done."""
     work = _Removal(installation, say, list(found.kept))
     for step in found.steps:
