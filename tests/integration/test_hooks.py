@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from typer.testing import CliRunner
 
 from ravebot.cli import app
@@ -18,7 +17,8 @@ from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.operations.hooks import registry
 from ravebot.operations.hooks.wording import HookState
-from ravebot.web.server import WEBHOOK_PATH, serve
+from ravebot.web.server import WEBHOOK_PATH
+from tests.integration.test_gitlab_receiver import SIGNING_TOKEN, receiving
 from tests.support.gitlab import GitLabServer
 from tests.support.gitlab.hooks import Hook
 from tests.support.gitlab.state import DEVELOPER, MAINTAINER, Project, User
@@ -216,36 +216,30 @@ async def test_a_token_that_is_refused_and_a_missing_address_are_one_error(offic
         await registry.install(load(file))
 
 
-@pytest.fixture
-async def answers() -> AsyncIterator[tuple[str, list[int]]]:
-    """An address, and the statuses with which it answers next."""
-    statuses: list[int] = []
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(status=statuses.pop(0))
-
-    receiver = web.Application()
-    receiver.router.add_post(WEBHOOK_PATH, answer)
-    async with serve(receiver, "127.0.0.1", 0) as (host, port):
-        yield f"http://{host}:{port}", statuses
-
-
-async def test_a_test_event_shows_whether_gitlab_reaches_ravebot(
-    office: Office, answers: tuple[str, list[int]]
-) -> None:
-    public, statuses = answers
-    loaded = office.loaded(public=public)
+async def test_a_test_event_shows_whether_ravebot_takes_what_gitlab_sends(office: Office) -> None:
+    both = "secret_token_file: {folder}/secret, signing_token_file: {folder}/signing"
+    only = "signing_token_file: {folder}/signing"
     for project in (office.app, office.cli):
         office.gitlab.open_merge_request(project, office.bot)
-    statuses += [202, 401]
-    reached, refused, untested = await registry.install(loaded, test=True)
-    assert (reached.ok, "reached ravebot" in reached.detail) == (True, True)
-    assert (refused.condition, "http.public_url" in refused.fix) == (HookCondition.FAILED, True)
-    assert (untested.ok, "no merge request" in untested.detail) == (True, True)
-    look = {state.project: state for state in await registry.look(loaded)}
-    assert look["group/app"].ok
-    assert look["tools/cli"].condition is HookCondition.WRONG  # its newest delivery got the 401
-    assert "secret" in look["tools/cli"].sentence
+    (office.folder / "signing").write_text(SIGNING_TOKEN)  # those of the receiver
+    (office.folder / "secret").write_text("a plain secret")
+    async with receiving(100_000) as receiver:
+        public = receiver.url.removesuffix(WEBHOOK_PATH)
+        for webhook in (both, only):
+            app, cli, web = await registry.install(office.loaded(webhook=webhook, public=public), test=True)
+            assert ["reached ravebot" in state.detail for state in (app, cli)] == [True, True], (app, cli)
+            assert (web.ok, "no merge request" in web.detail) == (True, True)
+        assert receiver.results == ["accepted"] * 4
+        (office.folder / "secret").write_text("a newer secret, which the running bot does not know")
+        loaded = office.loaded(public=public)
+        office.gitlab.hooks.hooks.clear()
+        [state] = await registry.install(loaded, projects=["group/app"], test=True)
+        assert (state.condition, "restart" in state.fix) == (HookCondition.FAILED, True)
+        assert "secret token is wrong" in state.detail
+        [state] = await registry.look(loaded, projects=["group/app"])
+        assert (state.condition, "401" in state.detail) == (HookCondition.WRONG, True)
+    [state] = await registry.install(loaded, projects=["group/app"], test=True)  # nobody listens there now
+    assert (state.condition, "http.public_url" in state.fix) == (HookCondition.FAILED, True)
 
 
 def ravebot(*arguments: str | Path) -> tuple[int, str, str]:

@@ -122,7 +122,7 @@ def tested(state: HookState, problem: str | None) -> HookState:
         return replace(state, detail=f"{state.detail}; a test event reached ravebot")
     if "Ensure the project has" in problem:  # as GitLab's TestHooks services say
         return replace(state, detail=f"{state.detail}; not tested, because the project has no merge request yet")
-    fix = "start `ravebot run`, and check from GitLab's host that http.public_url reaches it"
+    fix = "start ravebot (restart it after a change of its secret), and see that GitLab's host reaches http.public_url"
     return replace(state, condition=HookCondition.FAILED, detail=f"the test event failed: {problem}", fix=fix)
 
 
