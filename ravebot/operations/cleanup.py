@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
-from ravebot.errors import MachineNotFound, RavebotError, StoreError
+from ravebot.errors import MachineNotFound, RavebotError, Refused, StoreError
 from ravebot.operations import hostlock
 from ravebot.operations.audit import database_path
 from ravebot.operations.reports import CleanupReport, Strangers
@@ -19,7 +19,7 @@ from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_prov
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do, Happened
 from ravebot.sandboxes.model import Actor, Machine, MachineState, Observed, Sandbox, SandboxState
-from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
+from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers, why_untouched
 from ravebot.store import machines, merge_requests, restored, sandboxes, stale_notes, swap
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
@@ -57,7 +57,12 @@ class Cleaner:
     provider: Provider
 
     async def beside_bot(self, wish: Wish, patience: timedelta) -> CleanupReport:
-        """Mark, let the pool work, and report when the machines are gone or `patience` is over."""
+        """Mark, let the pool work, and report when the machines are gone or `patience` is over.
+
+        Raises Refused while a restored database does not know machines that the wish leaves alone.
+        """
+        if not wish.orphans_too:
+            await self._refuse_undecided()
         ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         failed: list[str] = []
         for machine in affected if wish.force else ():
@@ -98,8 +103,10 @@ class Cleaner:
         return replace(report, shared=tuple(shared))
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
-        """Mark and take down, while the bot is down."""
+        """Mark and take down, while the bot is down. Raises Refused as `beside_bot` does."""
         await self.provider.list()  # raises Unavailable before anything is marked
+        if not wish.orphans_too:
+            await self._refuse_undecided()
         ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         for ref in ended:
             progress(f"{ref}: ending")
@@ -120,6 +127,13 @@ class Cleaner:
             progress(f"{name}: removed, because it belonged to no sandbox")
         report = replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
         return await self._remove_shared(report) if wish.everything else report
+
+    async def _refuse_undecided(self) -> None:
+        """Taking a machine down updates the firewall to what is known."""
+        if await self.database.read(restored.is_unsettled):
+            listing = await self.provider.list()
+            if why := await self.database.read(lambda tx: why_untouched(tx, listing)):
+                raise Refused(f"{why}; add --adopt to this command")
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that match; returns their references, and the machines to take down."""

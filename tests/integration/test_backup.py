@@ -7,11 +7,15 @@ import fcntl
 import io
 import json
 import os
+import resource
+import signal
 import stat
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,6 +44,7 @@ from tests.support.yard import a_yard
 
 pytestmark = pytest.mark.integration
 MR, SECOND = a_merge_request(1), a_merge_request(2)
+DAY = timedelta(days=1)
 ADOPT = Wish(None, everything=False, force=True, adopt=True, actor=Actor("shell", "root"))
 
 
@@ -139,7 +144,11 @@ async def test_after_a_restore_what_the_database_does_not_know_is_left_alone_unt
         assert not yard.core.pool.machines_known
         assert "was restored from a backup of 2026-01-01" in yard.core.pool.blocked
         assert unknown in yard.core.pool.blocked
-        report = await Cleaner(yard.database, yard.core, yard.provider).beside_bot(ADOPT, timedelta(seconds=1))
+        cleaner, old = Cleaner(yard.database, yard.core, yard.provider), replace(ADOPT, adopt=False, older_than=DAY)
+        for refused in (cleaner.beside_bot(old, timedelta(0)), cleaner.alone(old, timedelta(0), lambda _: None)):
+            with pytest.raises(Refused, match="add --adopt to this command"):
+                await refused
+        report = await cleaner.beside_bot(ADOPT, timedelta(seconds=1))
         assert unknown in report.machines
         assert known in host.machines
         await yard.until(lambda: yard.is_in(a_merge_request(3), "ready"))
@@ -400,6 +409,85 @@ async def test_a_backup_replaces_no_file_without_force_and_leaves_nothing_when_i
     with pytest.raises(StoreError, match="no database"):
         maker(tmp_path / "nowhere").to_file(target, Stop())
     assert list(target.parent.iterdir()) == []
+
+
+class Killer(Stop):
+    """Kills its process at the n-th look whether to stop."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    def check(self) -> None:
+        self.is_set()
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
+def in_child(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> int:
+    """Run it in a forked process; returns 0, 1 for one of our own errors, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            work()
+        except StoreError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_backup_that_is_killed_leaves_nothing_under_its_name_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    asyncio.run(a_state(tmp_path / "here", "x"))
+    folder, looks, clock = tmp_path / "backups", 0, ManualClock()
+    while True:
+        clock.advance(timedelta(days=1))
+        ended = in_child(lambda looks=looks: maker(tmp_path / "here", clock).into(folder, 3, Killer(looks)))  # type: ignore[misc]
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+        (left,) = folder.iterdir()  # what the one before left is gone
+        assert left.name.endswith(".part")
+        looks += 1
+    assert looks >= 5
+    (made,) = folder.iterdir()
+    restore(made, tmp_path / "there")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    asyncio.run(a_state(tmp_path / "here", "x"))
+    (tmp_path / "backups").mkdir()
+    size = (tmp_path / "here" / DATABASE).stat().st_size
+
+    def limit(most: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    for most in (size // 2, size + 100):  # while the database is copied, and while the file is written
+        full = in_child(lambda: maker(tmp_path / "here").into(tmp_path / "backups", 3, Stop()), lambda m=most: limit(m))  # type: ignore[misc]
+        assert full == 1
+        assert list((tmp_path / "backups").iterdir()) == []
+
+
+async def test_an_interrupted_backup_ends_before_its_caller_goes_on_and_leaves_nothing(tmp_path: Path) -> None:
+    await a_state(tmp_path / "here", "x")
+    began = threading.Event()
+
+    def work(stop: Stop) -> object:
+        began.set()
+        while not stop.is_set():
+            time.sleep(0.001)
+        return maker(tmp_path / "here").to_file(tmp_path / "b.tar", stop)
+
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
 
 
 @contextmanager
