@@ -11,7 +11,7 @@ from ravebot.config.model import Config, matches_project
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.operations.doctor.services import Answer, get
+from ravebot.operations.doctor.services import Answer, get, mend
 from ravebot.web.server import WEBHOOK_PATH
 
 DEVELOPER = 30
@@ -35,8 +35,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         me = await get(f"{api}/user", headers)
     except Unavailable as error:
-        fix = "check gitlab.url, the network and the certificate"
-        yield failed("gitlab", f"{base} can't be reached: {error}", fix)
+        yield failed("gitlab", f"{base} can't be reached: {error}", mend(error, "gitlab.url"))
         return
     yield me
     if me.status in (401, 403):
@@ -65,7 +64,7 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
         fix = "check by hand that it has the scope api"
         return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", fix)
     if "api" not in scopes:
-        fix = "create a token with the scope api"
+        fix = "create a token with the scope api, and put it into gitlab.token_file"
         return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", fix)
     expires = token.field("expires_at")
     if isinstance(expires, str):
