@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import Unavailable
-from ravebot.matrix.invites import inviter
 from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
+from ravebot.operations.doctor.invitation import invitation
 from ravebot.operations.doctor.services import Answer, get, mend, post
 
 _NOTHING: dict[str, object] = {"types": []}
@@ -33,7 +32,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
         yield failed("matrix", f"{base} can't be reached: {error}", mend(error, "matrix.homeserver"))
         return
     if versions.status != 200 or not isinstance(versions.field("versions"), list):
-        fix = "correct matrix.homeserver: it is the address that /_matrix/client/versions of the homeserver follows"
+        fix = "correct matrix.homeserver: ADDRESS/_matrix/client/versions must list the homeserver's versions"
         yield failed("matrix", f"{base} answers with status {versions.status} and is not a Matrix homeserver", fix)
         return
     yield versions
@@ -104,33 +103,25 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
         joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
         found = (await get(f"{base}/_matrix/client/v3/sync?{_INVITES}", headers)).field("rooms", "invite")
-        invites: Mapping[str, object] = found if isinstance(found, dict) else {}
-        account = RoomsOfAccount(wanted, joined if isinstance(joined, list) else [], invites)
-        for name in loaded.config.matrix.room_names:
-            yield await room(loaded, base, headers, name, account)
+        invited: Mapping[str, object] = found if isinstance(found, dict) else {}
+        admins = loaded.config.matrix.admins
+        for room in loaded.config.matrix.room_names:
+            yield await _room(base, headers, room, joined if isinstance(joined, list) else [], invited, wanted, admins)
     except Unavailable as error:
         yield failed(
             "matrix login", f"the connection was lost during the checks: {error}", "try again; see the homeserver's log"
         )
 
 
-@dataclass(frozen=True)
-class RoomsOfAccount:
-    """The rooms that the bot's account is in, and those it is invited to, with their stripped state."""
-
-    user_id: str
-    joined: Collection[object]
-    invites: Mapping[str, object]
-
-    def inviter(self, room_id: object) -> str | None:
-        """Who invited the account there, as the homeserver tells."""
-        found = self.invites.get(str(room_id))
-        return inviter(found, self.user_id) if isinstance(found, dict) else None
-
-
-async def room(loaded: LoadedConfig, base: str, headers: dict[str, str], name: str, account: RoomsOfAccount) -> Finding:
-    """Whether the bot can use one configured room."""
-    admins, user_id = loaded.config.matrix.admins, account.user_id
+async def _room(
+    base: str,
+    headers: dict[str, str],
+    name: str,
+    joined: list[object],
+    invited: Mapping[str, object],
+    user_id: str,
+    admins: Collection[str],
+) -> Finding:
     room_id: object = name
     if name.startswith("#"):
         found = await get(f"{base}/_matrix/client/v3/directory/room/{quote(name, safe='')}", headers)
@@ -139,15 +130,10 @@ async def room(loaded: LoadedConfig, base: str, headers: dict[str, str], name: s
             return failed(
                 "matrix room", f"there is no room {name}", "create it, or correct its name in the configuration"
             )
-    if room_id not in account.joined:
-        by = account.inviter(room_id)
-        if by is not None and by not in admins:
-            detail = f"ravebot was invited to {name} by {by}, who is not among matrix.admins, and declines"
-            fix = f"let one of matrix.admins invite {user_id} there, or add {by} to them"
-            return warning("matrix room", detail, fix)
-        if str(room_id) in account.invites:
-            return ok("matrix room", f"ravebot is invited to {name}, and joins it when it runs")
-        detail = f"ravebot is not in {name} yet, and not invited"
+    if room_id not in joined:
+        if str(room_id) in invited:
+            return invitation(name, invited[str(room_id)], user_id, admins)
+        detail = f"{name}: ravebot is not in it yet, and not invited"
         return warning("matrix room", detail, f"let one of matrix.admins invite {user_id} there, unless all may join")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:
