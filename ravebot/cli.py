@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -106,7 +107,8 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(INTERRUPTED)
     except OSError as error:
-        output.complain(f"ravebot: {error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        output.complain(f"ravebot: {error}{'; free space there (df -h shows how much there is)' if full else ''}")
         sys.exit(FAILED)
     sys.exit(0)
 

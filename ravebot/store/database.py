@@ -148,6 +148,17 @@ _PASSING = frozenset(
 """Result codes of errors that may be gone a moment later; any other error is a bug, and raised as it is."""
 
 
+def _mend(error: sqlite3.Error) -> str:
+    """What a person can do about an error of the database."""
+    if _is_among(error, frozenset({sqlite3.SQLITE_FULL})):
+        return "free space on its file system (df -h): ravebot tries again by itself"
+    if _is_among(error, frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})):
+        return "end the program that holds it (lsof names it)"
+    if _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
+        return "check its file system (dmesg), its owner and its mode"
+    return "restore it from a backup"
+
+
 class Database:
     """The open database of one instance; waits up to `patience_seconds` for a lock that another process holds."""
 
@@ -182,7 +193,7 @@ class Database:
             self._files = OpenFiles.of(self.path, instance_id_path(self.path.parent), self.instance_id)
         except sqlite3.DatabaseError as error:
             await uninterrupted(self._stack.aclose())
-            raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
+            raise StoreError(f"the database {self.path} can't be used: {error}; {_mend(error)}") from error
         except BaseException:
             await uninterrupted(self._stack.aclose())
             raise
@@ -234,7 +245,7 @@ class Database:
             except sqlite3.OperationalError as error:
                 if not _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
                     raise
-                raise StoreError(f"the database {self.path} can't be written: {error}") from error
+                raise StoreError(f"the database {self.path} can't be written: {error}; {_mend(error)}") from error
         for signal in wakes:
             self.signals.wake(signal)
         return result
@@ -247,7 +258,7 @@ class Database:
         except sqlite3.OperationalError as error:
             if not _is_among(error, _PASSING):
                 raise
-            raise StoreError(f"the database {self.path} can't be read: {error}") from error
+            raise StoreError(f"the database {self.path} can't be read: {error}; {_mend(error)}") from error
         finally:  # after a cancellation the thread is still busy: the next function waits there
             self._readers.put_nowait(reader)
         return result
@@ -310,7 +321,7 @@ async def uninterrupted(call: Coroutine[object, object, None]) -> None:
     task.result()
 
 
-def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
+def _is_among(error: sqlite3.Error, codes: frozenset[int]) -> bool:
     """Whether the error has one of these primary result codes (https://www.sqlite.org/rescode.html)."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
     return code & 0xFF in codes

@@ -295,6 +295,7 @@ async def test_without_a_kept_login_the_password_is_tried_and_the_login_ended(
         for old, new in (
             ("access_token_file", "password_file"),
             ("@ravebot:example.org", account.user_id),
+            ("  rooms:", f'  admins: ["{alice.user_id}"]\n  rooms:'),
             ('    - {room: "#dev:example.org", projects: [group/app]}', mapped),
         ):
             assert old in text

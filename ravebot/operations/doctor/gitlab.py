@@ -13,7 +13,7 @@ from ravebot.gitlab import hooks
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.operations.doctor.services import Answer, get
+from ravebot.operations.doctor.services import Answer, get, mend
 from ravebot.operations.hooks import registry, wording
 
 DEVELOPER = 30
@@ -37,8 +37,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         me = await get(f"{api}/user", headers)
     except Unavailable as error:
-        fix = "check gitlab.url, the network and the certificate"
-        yield failed("gitlab", f"{base} can't be reached: {error}", fix)
+        yield failed("gitlab", f"{base} can't be reached: {error}", mend(error, "gitlab.url"))
         return
     yield me
     if me.status in (401, 403):
@@ -67,7 +66,7 @@ async def _token(api: str, headers: dict[str, str]) -> Finding:
         fix = "check by hand that it has the scope api"
         return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", fix)
     if "api" not in scopes:
-        fix = "create a token with the scope api"
+        fix = "create a token with the scope api, and put it into gitlab.token_file"
         return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", fix)
     expires = token.field("expires_at")
     if isinstance(expires, str):

@@ -9,6 +9,7 @@ import platform
 import pwd
 import re
 import shlex
+import shutil
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
@@ -20,8 +21,12 @@ from pathlib import Path
 from ravebot.config.file import LoadedConfig
 from ravebot.operations.audit import database_path
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.sandboxes.view import in_bytes
 from ravebot.store import restored, swap
 from ravebot.store.database import Transaction, migrations
+
+_LEAST_FREE_BYTES = 64 * 1024**2
+"""Below this, the database's log of changes alone may fill the rest."""
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
@@ -74,6 +79,10 @@ def state_folder(path: Path) -> Finding:
     if facts.st_uid != os.geteuid():
         fix = "run the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", fix)
+    free = shutil.disk_usage(path).free
+    if free < _LEAST_FREE_BYTES:
+        detail = f"{in_bytes(free)} free in {path}: once that is full, ravebot can accept nothing"
+        return failed(name, detail, "free space there (df -h shows how much there is)")
     return ok(name, str(path))
 
 

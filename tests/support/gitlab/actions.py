@@ -43,11 +43,12 @@ class Actions:
         with self.state.lock:
             user.keys.append(SshKey(self.state.next_id(), "key", key, usage_type, expires_at))
 
-    def token_for(self, user: User) -> str:
-        """A new personal access token of theirs with scope `api`."""
+    def token_for(self, user: User, scopes: tuple[str, ...] = ("api",)) -> str:
+        """A new personal access token of theirs."""
         token = f"glpat-{secrets.token_urlsafe(15)}"
         with self.state.lock:
             self.state.tokens[token] = user
+            self.state.scopes[token] = scopes
         return token
 
     def revoke(self, token: str) -> None:

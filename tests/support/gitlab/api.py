@@ -44,6 +44,7 @@ class Api:
                 web.get("/version", self._version),
                 web.get("/user", self._me),
                 web.get("/users", self._users),
+                web.get("/personal_access_tokens/self", self._own_token),
                 web.get("/users/{id:[0-9]+}", self._one_user),
                 web.get("/users/{id:[0-9]+}/keys", self._keys),
                 web.get("/projects", self._projects),
@@ -84,6 +85,12 @@ class Api:
             return refusal.response
         except web.HTTPException as problem:
             return error(problem.status, f"{problem.status} {problem.reason}", "error")
+
+    async def _own_token(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
+        token = request.headers.get("PRIVATE-TOKEN", "")
+        scopes = self._state.scopes.get(token, ("api",))
+        return web.json_response({"id": 1, "active": True, "scopes": list(scopes), "expires_at": None})
 
     @property
     def _base(self) -> str:
