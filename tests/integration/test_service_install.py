@@ -96,7 +96,12 @@ async def test_without_purge_data_stays_and_belongs_to_root_until_the_next_insta
     install(installation, quiet)
     secret = installation.at(installation.secrets) / "gitlab-token"
     secret.write_text("x")
-    os.chown(secret, uid(installation), 0)
+    config = installation.at(installation.config)
+    config.write_text("x")
+    config.chmod(0o600)
+    install(installation, quiet)
+    assert (secret.stat().st_uid, config.stat().st_uid) == (uid(installation), 0)
+    assert (config.stat().st_gid, stat.S_IMODE(config.stat().st_mode)) == (uid(installation), 0o640)
     done = await uninstall(installation)
     assert [line.partition(":")[0] for line in done.kept] == [
         str(installation.state_dir),
