@@ -124,10 +124,14 @@ types: with types; {
     "systemd.services.<name>.serviceConfig" = attrsOf anything; # what systemd takes
     "systemd.services.<name>.wantedBy" = listOf str;
     "systemd.services.<name>.wants" = listOf str;
+    "systemd.timers.<name>.description" = str;
+    "systemd.timers.<name>.timerConfig" = attrsOf anything; # what systemd takes
+    "systemd.timers.<name>.wantedBy" = listOf str;
 
     # nixos/modules/system/boot/systemd/tmpfiles.nix
     "systemd.tmpfiles.settings.<name>.<name>.<name>.argument" = str;
     "systemd.tmpfiles.settings.<name>.<name>.<name>.group" = str;
+    "systemd.tmpfiles.settings.<name>.<name>.<name>.mode" = str;
     "systemd.tmpfiles.settings.<name>.<name>.<name>.user" = str;
 
     # nixos/modules/system/etc/etc.nix

@@ -68,6 +68,31 @@ in
       secret = credential;
     };
 
+    backup = {
+      enable = mkOption {
+        type = types.bool;
+        default = true;
+        description = "Whether a timer backs up database, instance id and Matrix login, with the bot up or down.";
+      };
+      path = mkOption {
+        type = types.str;
+        default = "${state_dir}/backups";
+        defaultText = lib.literalExpression ''"''${settings.state_dir}/backups"'';
+        description = "The folder of the backups, which only root can read. Copy it to another host.";
+      };
+      keep = mkOption {
+        type = types.ints.positive;
+        default = 14;
+        description = "How many backups stay there; older ones are removed once a new one is complete.";
+      };
+      calendar = mkOption {
+        type = types.nonEmptyStr;
+        default = "daily";
+        example = "hourly";
+        description = "When, as in {manpage}`systemd.time(7)`.";
+      };
+    };
+
     journalRetention = mkOption {
       type = types.nullOr types.nonEmptyStr;
       default = "7day";
@@ -120,6 +145,60 @@ in
           "AF_INET6"
           "AF_NETLINK"
         ];
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        LockPersonality = true;
+        SystemCallArchitectures = "native";
+        SystemCallFilter = "@system-service";
+        SystemCallErrorNumber = "EPERM";
+      };
+    };
+
+    systemd.tmpfiles.settings."10-ravebot-backup" = mkIf cfg.backup.enable {
+      ${cfg.backup.path}.d = {
+        mode = "0700";
+        user = "root";
+        group = "root";
+      };
+    };
+    systemd.timers.ravebot-backup = mkIf cfg.backup.enable {
+      description = "Backs up ravebot's state";
+      wantedBy = [ "timers.target" ];
+      timerConfig = {
+        OnCalendar = cfg.backup.calendar;
+        RandomizedDelaySec = "30min";
+        Persistent = true;
+      };
+    };
+    systemd.services.ravebot-backup = mkIf cfg.backup.enable {
+      description = "A backup of ravebot's state";
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${cfg.package}/bin/ravebot backup --into ${lib.escapeShellArg cfg.backup.path} --keep ${toString cfg.backup.keep}";
+        UMask = "0077";
+        Nice = 10;
+        IOSchedulingClass = "idle";
+
+        # Like the bot, it runs as root; it needs no capability at all.
+        CapabilityBoundingSet = "";
+        NoNewPrivileges = true;
+        ProtectSystem = "strict";
+        ReadWritePaths = [
+          state_dir
+          cfg.backup.path
+        ];
+        ProtectHome = "read-only";
+        PrivateTmp = true;
+        PrivateNetwork = true;
+        PrivateDevices = true;
+        ProtectKernelTunables = true;
+        ProtectKernelModules = true;
+        ProtectKernelLogs = true;
+        ProtectControlGroups = true;
+        ProtectClock = true;
+        ProtectHostname = true;
+        RestrictAddressFamilies = [ "AF_UNIX" ];
         RestrictNamespaces = true;
         RestrictRealtime = true;
         RestrictSUIDSGID = true;

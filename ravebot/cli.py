@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -26,6 +27,9 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.backup import cli as backups
+from ravebot.operations.hooks import cli as hooks
+from ravebot.operations.service import cli as service
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -52,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(images.app)
+app.add_typer(hooks.app)
 
 
 def _reference(text: str | None) -> str | None:
@@ -83,6 +88,10 @@ class Level(StrEnum):
 
 def main() -> NoReturn:
     """Run the command; our own errors are printed as one sentence, without a traceback."""
+    if "_RAVEBOT_COMPLETE" in os.environ:  # the shell asks for completions
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # from its private module
+
+        completion_init()
     try:
         app()
     except InvalidConfigError as error:
@@ -98,7 +107,8 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(INTERRUPTED)
     except OSError as error:
-        output.complain(f"ravebot: {error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        output.complain(f"ravebot: {error}{'; free space there (df -h shows how much there is)' if full else ''}")
         sys.exit(FAILED)
     sys.exit(0)
 
@@ -377,6 +387,11 @@ def usage(
         _print_json(lines)
     else:
         terminal.show_usage(output, lines)
+
+
+backups.add(app)
+app.command()(service.uninstall)
+app.command(hidden=True)(service.tend_logs)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -14,26 +15,37 @@ from tests.support.libvirtd import with_libvirtd
 # A shell's background jobs ignore SIGINT, and so would every process that a test starts, to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_BESIDE_RESTARTS = tuple(
-    f"tests/acceptance/test_{name}" for name in ("cleanup", "commands", "demo", "hostile", "sandbox")
-)
-_OF_IMAGES = ("tests/acceptance/test_debian_image", "tests/integration/test_image_check")
+# Others take the processor meanwhile: how long an example took says nothing.
+settings.register_profile("ravebot", deadline=None)
+settings.load_profile("ravebot")
+
 _BUILDS_ONLY = "tests/acceptance/test_debian_image.py::test_two_who_want"  # takes minutes, and needs no libvirtd
-_WITH_RESTARTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_")
+_RESTARTS = (  # and what takes too long for who waits to restart libvirtd
+    "tests/acceptance/test_crashes",
+    "tests/acceptance/test_outages",
+    "tests/integration/test_provider_libvirt_qemu",
+)
+_BOOTS = ("tests/acceptance/", "tests/integration/test_provider_libvirt_", "tests/integration/test_image_check")
+_ONE_BY_ONE = (  # files whose tests share nothing
+    "tests/acceptance/test_demo",
+    "tests/acceptance/test_quiet_rooms",
+    "tests/acceptance/test_sandbox_life",
+    "tests/integration/test_image_check",
+)
 
 
 def _need(nodeid: str) -> str:
     """What a test needs for itself: others that need the same do not run beside it."""
-    if nodeid.startswith(_BESIDE_RESTARTS):
-        return "machines"
-    if nodeid.startswith(_WITH_RESTARTS) and not nodeid.startswith(_OF_IMAGES):
-        return "machines and libvirtd's restarts"
+    if nodeid.startswith(_RESTARTS):
+        return "libvirtd's restarts"
+    if nodeid.startswith(_ONE_BY_ONE):
+        return nodeid
     return nodeid.partition("::")[0]
 
 
 class _ByNeed(LoadScopeScheduling):
-    """What `./dev test` runs in one process, beside the others': two groups that boot machines, which take longest, and
-    of the rest each file, because its tests may share a Synapse.
+    """What `./dev test` runs in one process, beside the others': the tests that restart libvirtd, and of the rest each
+    file, because its tests may share a Synapse or a machine. Most of the time is waiting.
 
     Not by `--dist loadgroup`, which pytest 9.2 broke: https://github.com/pytest-dev/pytest-xdist/issues/1386
     """
@@ -48,8 +60,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    boots = _need(item.nodeid) == "machines" or item.nodeid.startswith(_OF_IMAGES)
-    if not boots or item.nodeid.startswith(_BUILDS_ONLY):
+    boots = item.nodeid.startswith(_BOOTS) and not item.nodeid.startswith((*_RESTARTS, _BUILDS_ONLY))
+    if not boots:
         return (yield)
     with with_libvirtd():
         return (yield)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
+from ravebot.clock import to_us
 from ravebot.commands import refs
 from ravebot.commands.execute import Subject, execute, in_full
 from ravebot.commands.people import People
@@ -25,7 +26,7 @@ from ravebot.matrix.replies import render_help, render_list, render_queue, rende
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
-from ravebot.store import inbox, merge_requests, outbox, sandboxes
+from ravebot.store import inbox, merge_requests, outbox, restored, sandboxes
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.inbox import Request
 from ravebot.store.targets import Kind, RoomLane
@@ -36,6 +37,7 @@ NOT_SERVED = Decision(
 )
 _MOST_RIGHTS = 6
 _MOST_EVENTS = 50
+BEFORE_RESTORE = "not carried out: it was said before the state was restored from a backup"
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
 
@@ -58,6 +60,9 @@ class MatrixJournal:
                 addressed = message.text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
                 if addressed and not _is_too_old(message, tx):
                     body, lane = _kept(message), self._lane(tx, message)
+                    if _is_before_restore(message, tx):
+                        inbox.record(tx, "matrix", message.event_id, lane, "message", BEFORE_RESTORE)
+                        continue
                     inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)
 
@@ -316,6 +321,12 @@ def _card(tx: Transaction, message: IncomingMessage) -> Ref | None:
 def _is_too_old(message: IncomingMessage, tx: Transaction) -> bool:
     """Whether a command is too old: a restored backup has an old sync token, so that old commands arrive again."""
     return message.at_ms > 0 and tx.now_us - 1000 * message.at_ms > MAX_COMMAND_AGE // timedelta(microseconds=1)
+
+
+def _is_before_restore(message: IncomingMessage, tx: Transaction) -> bool:
+    """Whether it was said before the state was restored: it may have been carried out, and the backup not know it."""
+    moment = restored.since(tx)
+    return moment is not None and 1000 * message.at_ms < to_us(moment)
 
 
 def _nothing(_: Transaction) -> str:

@@ -20,7 +20,7 @@ from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
-from ravebot.store import inbox, merge_requests
+from ravebot.store import inbox, merge_requests, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.targets import NoteLane
 
@@ -174,10 +174,11 @@ class Poller:
 
 
 def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
-    """Store the commands in these notes, except those from before our first poll, and old ones: the keys by which
-    a webhook's delivery is recognised are deleted after a while."""
+    """Store the commands in these notes, except those from before our first poll or the last restore, which may have
+    been carried out, and old ones: the keys by which a webhook's delivery is recognised are deleted after a while."""
     first = _first_look(tx, ProjectId(mr.ref.project_id))
-    since = max(first.replace(microsecond=0), tx.now - MAX_COMMAND_AGE) if first else None
+    moments = (first and first.replace(microsecond=0), tx.now - MAX_COMMAND_AGE, restored.since(tx))
+    since = max(moment for moment in moments if moment) if first else None
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and command_line(comment.text):

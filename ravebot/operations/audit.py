@@ -10,7 +10,7 @@ from ravebot.commands import refs
 from ravebot.errors import Refused, StoreError
 from ravebot.operations.reports import AuditLine, AuditReport
 from ravebot.sandboxes.model import MergeRequestRef
-from ravebot.store import events, merge_requests
+from ravebot.store import events, merge_requests, swap
 from ravebot.store.database import Database, Transaction
 
 
@@ -43,7 +43,7 @@ async def read(database: Database, ref: str | None, verify: bool, limit: int) ->
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
     """`report`, while no bot runs. Raises StoreError if there is no database, or if a bot uses it after all."""
     path = database_path(state_dir)
-    if not path.is_file():
+    if not (path.is_file() or swap.is_pending(state_dir)):
         raise StoreError(f"there is no database {path}: has ravebot ever run with this state_dir?")
     async with Database(path, SystemClock()) as database:
         return await read(database, ref, verify, limit)

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
-from ravebot.errors import MachineNotFound, RavebotError, StoreError
+from ravebot.errors import MachineNotFound, RavebotError, Refused, StoreError
 from ravebot.operations import hostlock
 from ravebot.operations.audit import database_path
 from ravebot.operations.reports import CleanupReport, Strangers
@@ -19,8 +19,8 @@ from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_prov
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.decide import Do, Happened
 from ravebot.sandboxes.model import Actor, Machine, MachineState, Observed, Sandbox, SandboxState
-from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers
-from ravebot.store import machines, merge_requests, sandboxes, stale_notes
+from ravebot.sandboxes.pool.sweep import ADDRESS, ADOPTED, MACHINE, VOLUME, strangers, why_untouched
+from ravebot.store import machines, merge_requests, restored, sandboxes, stale_notes, swap
 from ravebot.store.database import Database, Transaction, instance_id_path, set_meta
 from ravebot.web.metrics import Metrics
 
@@ -57,7 +57,12 @@ class Cleaner:
     provider: Provider
 
     async def beside_bot(self, wish: Wish, patience: timedelta) -> CleanupReport:
-        """Mark, let the pool work, and report when the machines are gone or `patience` is over."""
+        """Mark, let the pool work, and report when the machines are gone or `patience` is over.
+
+        Raises Refused while a restored database does not know machines that the wish leaves alone.
+        """
+        if not wish.orphans_too:
+            await self._refuse_undecided()
         ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         failed: list[str] = []
         for machine in affected if wish.force else ():
@@ -65,6 +70,7 @@ class Cleaner:
                 await self.provider.destroy(machine.name)
             except RavebotError as error:
                 failed.append(f"{machine.name}: {error}")
+        orphans = await self._orphans(wish)  # first, because the pool may wait for that decision
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_seconds()
         left = {machine.id: machine.name for machine in affected}
@@ -72,7 +78,6 @@ class Cleaner:
             await asyncio.sleep(_POLL_SECONDS)
             live = {machine.id for machine in await self.database.read(machines.live)}
             left = {machine_id: name for machine_id, name in left.items() if machine_id in live}
-        orphans = await self._orphans(wish)
         gone = [machine.name for machine in affected if machine.id not in left]
         kept = tuple(f"{name} is still being taken down" for name in left.values())
         if wish.everything and kept:
@@ -98,8 +103,10 @@ class Cleaner:
         return replace(report, shared=tuple(shared))
 
     async def alone(self, wish: Wish, grace: timedelta, progress: Progress) -> CleanupReport:
-        """Mark and take down, while the bot is down."""
+        """Mark and take down, while the bot is down. Raises Refused as `beside_bot` does."""
         await self.provider.list()  # raises Unavailable before anything is marked
+        if not wish.orphans_too:
+            await self._refuse_undecided()
         ended, affected = await self.database.write(lambda tx: self._mark(tx, wish))
         for ref in ended:
             progress(f"{ref}: ending")
@@ -120,6 +127,13 @@ class Cleaner:
             progress(f"{name}: removed, because it belonged to no sandbox")
         report = replace(orphans, ended=ended, machines=(*gone, *orphans.machines), failed=(*failed, *orphans.failed))
         return await self._remove_shared(report) if wish.everything else report
+
+    async def _refuse_undecided(self) -> None:
+        """Taking a machine down updates the firewall to what is known."""
+        if await self.database.read(restored.is_unsettled):
+            listing = await self.provider.list()
+            if why := await self.database.read(lambda tx: why_untouched(tx, listing)):
+                raise Refused(f"{why}; add --adopt to this command")
 
     def _mark(self, tx: Transaction, wish: Wish) -> tuple[tuple[str, ...], list[Machine]]:
         """End the sandboxes that match; returns their references, and the machines to take down."""
@@ -183,6 +197,7 @@ def _record_adoption(tx: Transaction) -> None:
     """Record that an adoption is complete: from now on the sweep may remove unknown things, and status notes of a lost
     database are searched for."""
     set_meta(tx, ADOPTED, "yes")
+    restored.settle(tx)
     if not machines.any_ever(tx):  # the last database may have been lost, with the ids of its notes
         stale_notes.expect(tx)
 
@@ -210,7 +225,7 @@ async def strangers_offline(loaded: LoadedConfig) -> Strangers:
 
 async def replace_instance_offline(loaded: LoadedConfig, instance_id: str) -> bool:
     """Record that this instance replaces that one, so that its status notes are corrected; False without a database."""
-    if not database_path(loaded.config.state_dir).exists():
+    if not (database_path(loaded.config.state_dir).exists() or swap.is_pending(loaded.config.state_dir)):
         return False
     async with _database(loaded) as database:
         await database.write(lambda tx: stale_notes.expect(tx, instance_id))
@@ -243,7 +258,7 @@ async def cleanup(
 
 def _database(loaded: LoadedConfig) -> Database:
     """The installation's database. Raises StoreError without it and an instance-id: state_dir may be mistyped."""
-    path = database_path(loaded.config.state_dir)
-    if not path.exists() and not instance_id_path(loaded.config.state_dir).exists():
+    path, state_dir = database_path(loaded.config.state_dir), loaded.config.state_dir
+    if not (path.exists() or instance_id_path(state_dir).exists() or swap.is_pending(state_dir)):
         raise StoreError(f"there is neither {path} nor an instance-id beside it: is state_dir right?")
     return Database(path, SystemClock())

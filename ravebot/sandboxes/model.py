@@ -289,6 +289,7 @@ class EventKind(StrEnum):
     FIREWALL_REPAIRED = "firewall.repaired"
     COMMAND_REFUSED = "command.refused"
     ORPHAN_REMOVED = "orphan.removed"
+    STATE_RESTORED = "state.restored"
 
     @classmethod
     def read(cls, text: str) -> EventKind | str:

@@ -7,7 +7,6 @@ other work gets in between, and it must not touch objects of the event loop othe
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
@@ -25,7 +24,9 @@ from typing import Any, Self, TypeVar
 
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
+from ravebot.store import lock, swap
 from ravebot.store.files import OpenFiles
+from ravebot.store.owner import give
 from ravebot.store.signals import Signals
 from ravebot.store.turns import Turns
 
@@ -147,6 +148,17 @@ _PASSING = frozenset(
 """Result codes of errors that may be gone a moment later; any other error is a bug, and raised as it is."""
 
 
+def _mend(error: sqlite3.Error) -> str:
+    """What a person can do about an error of the database."""
+    if _is_among(error, frozenset({sqlite3.SQLITE_FULL})):
+        return "free space on its file system (df -h): ravebot tries again by itself"
+    if _is_among(error, frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})):
+        return "end the program that holds it (lsof names it)"
+    if _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
+        return "check its file system (dmesg), its owner and its mode"
+    return "restore it from a backup"
+
+
 class Database:
     """The open database of one instance; waits up to `patience_seconds` for a lock that another process holds."""
 
@@ -167,9 +179,11 @@ class Database:
     async def __aenter__(self) -> Self:
         self._hold_lock()
         try:
+            swap.settle(self.path.parent)
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            give(self.path)  # SQLite gives its log and index to the same owner
             self._writer = await self._connect("database-writer")
             await self._writer.run(partial(_prepare_writer, had_id=had_id))
             for number in range(READERS):
@@ -179,7 +193,7 @@ class Database:
             self._files = OpenFiles.of(self.path, instance_id_path(self.path.parent), self.instance_id)
         except sqlite3.DatabaseError as error:
             await uninterrupted(self._stack.aclose())
-            raise StoreError(f"the database {self.path} can't be used: {error}; restore it from a backup") from error
+            raise StoreError(f"the database {self.path} can't be used: {error}; {_mend(error)}") from error
         except BaseException:
             await uninterrupted(self._stack.aclose())
             raise
@@ -231,7 +245,7 @@ class Database:
             except sqlite3.OperationalError as error:
                 if not _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
                     raise
-                raise StoreError(f"the database {self.path} can't be written: {error}") from error
+                raise StoreError(f"the database {self.path} can't be written: {error}; {_mend(error)}") from error
         for signal in wakes:
             self.signals.wake(signal)
         return result
@@ -244,7 +258,7 @@ class Database:
         except sqlite3.OperationalError as error:
             if not _is_among(error, _PASSING):
                 raise
-            raise StoreError(f"the database {self.path} can't be read: {error}") from error
+            raise StoreError(f"the database {self.path} can't be read: {error}; {_mend(error)}") from error
         finally:  # after a cancellation the thread is still busy: the next function waits there
             self._readers.put_nowait(reader)
         return result
@@ -275,20 +289,7 @@ class Database:
 
     def _hold_lock(self) -> None:
         make_state_dir(self.path.parent)
-        path = self.path.with_suffix(".lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "an unknown process"
-            os.close(descriptor)
-            raise StoreError(
-                f"another ravebot uses {self.path.parent}: {holder}; stop it first, or give this one another state_dir"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        started = self._clock.now().strftime("%Y-%m-%d %H:%M:%S UTC")
-        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
-        self._stack.callback(os.close, descriptor)
+        self._stack.callback(os.close, lock.hold(self.path, self._clock.now()))
 
 
 @asynccontextmanager
@@ -320,7 +321,7 @@ async def uninterrupted(call: Coroutine[object, object, None]) -> None:
     task.result()
 
 
-def _is_among(error: sqlite3.OperationalError, codes: frozenset[int]) -> bool:
+def _is_among(error: sqlite3.Error, codes: frozenset[int]) -> bool:
     """Whether the error has one of these primary result codes (https://www.sqlite.org/rescode.html)."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the driver's own errors have none
     return code & 0xFF in codes
@@ -419,6 +420,7 @@ def instance_id(state_dir: Path) -> str:
         part = path.with_suffix(".part")
         part.write_text(fresh + "\n", "ascii")
         part.chmod(0o600)
+        give(part)
         part.replace(path)
         return fresh
     if not known:

@@ -35,6 +35,15 @@ def add(tx: Transaction, *, source: str, key: str, lane: str, kind: str, body: s
     return bool(added)
 
 
+def record(tx: Transaction, source: str, key: str, lane: str, kind: str, outcome: str) -> None:
+    """Store a delivery as handled without acting on it, unless it was stored before; its body is not kept."""
+    tx.execute(
+        "INSERT INTO inbox (source, delivery_key, lane, kind, body, received_at, handled_at, outcome)"
+        " VALUES (?, ?, ?, ?, '', ?, ?, ?) ON CONFLICT (source, delivery_key) DO NOTHING",
+        (source, key, lane, kind, tx.now_us, tx.now_us, outcome),
+    )
+
+
 def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest unhandled row of every lane, if it is due: of each source at most `limit`, the least recently tried
     first. A row that was never tried counts as tried when it was received."""

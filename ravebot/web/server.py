@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
 import socket
 import time
@@ -123,8 +125,10 @@ async def serve(
         try:
             server = await asyncio.get_running_loop().create_server(limit, host, port, backlog=backlog)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; set another address") from error
+            in_use = error.errno == errno.EADDRINUSE  # asyncio writes the address around the system's words
+            reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror or str(error)
+            fix = "stop what uses it, or set another address"
+            raise ConfigError(f"http.listen: {host}:{port} can't be used: {reason}; {fix}") from error
         try:
             for listening in server.sockets:
                 # Inherited by its connections: the kernel ends one whose client reads nothing, which aiohttp does not.

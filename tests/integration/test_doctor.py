@@ -221,12 +221,12 @@ async def test_projects_under_a_pattern_are_looked_at_one_by_one(tmp_path: Path)
     found = await all_found(tmp_path, gitlab.check)
     about = [finding for finding in found if "tools/" in finding.detail]
     assert [finding.detail for finding in about if finding.name == "gitlab webhook"] == [
-        "tools/cli sends to https://rave.example.org/webhooks/gitlab"
+        "tools/cli: sends to https://rave.example.org/webhooks/gitlab"
     ]
     assert {finding.verdict for finding in about} == {Verdict.OK}
     found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects/tools/cli/hooks": (200, [])})
     assert [finding.detail for finding in found if finding.verdict is Verdict.FAILED] == [
-        "tools/cli has no webhook to https://rave.example.org/webhooks/gitlab"
+        "tools/cli: no webhook to https://rave.example.org/webhooks/gitlab"
     ]
 
 
@@ -295,6 +295,7 @@ async def test_without_a_kept_login_the_password_is_tried_and_the_login_ended(
         for old, new in (
             ("access_token_file", "password_file"),
             ("@ravebot:example.org", account.user_id),
+            ("  rooms:", f'  admins: ["{alice.user_id}"]\n  rooms:'),
             ('    - {room: "#dev:example.org", projects: [group/app]}', mapped),
         ):
             assert old in text

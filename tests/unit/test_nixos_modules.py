@@ -143,6 +143,23 @@ def test_the_unit_has_qemu_and_the_program_brings_the_rest(nix: Nix) -> None:
     assert unit["path"] == [{"package": "qemu"}]
 
 
+def test_a_timer_backs_up_unless_it_is_switched_off(nix: Nix) -> None:
+    found = nix.module("ravebot.nix", MINIMAL)["systemd"]
+    timer, unit = found["timers"]["ravebot-backup"], found["services"]["ravebot-backup"]["serviceConfig"]
+    assert (timer["timerConfig"]["OnCalendar"], timer["timerConfig"]["Persistent"]) == ("daily", True)
+    assert unit["ExecStart"].endswith("/bin/ravebot backup --into /var/lib/ravebot/backups --keep 14")
+    assert unit["ReadWritePaths"] == ["/var/lib/ravebot", "/var/lib/ravebot/backups"]
+    assert found["tmpfiles"]["settings"]["10-ravebot-backup"]["/var/lib/ravebot/backups"]["d"]["mode"] == "0700"
+
+    other = 'services.ravebot.backup = { path = "/srv/my backups"; keep = 3; calendar = "hourly"; };'
+    found = nix.module("ravebot.nix", MINIMAL.replace("{\n", f"{{\n  {other}\n", 1))["systemd"]
+    assert found["timers"]["ravebot-backup"]["timerConfig"]["OnCalendar"] == "hourly"
+    assert found["services"]["ravebot-backup"]["serviceConfig"]["ExecStart"].endswith("'/srv/my backups' --keep 3")
+
+    off = MINIMAL.replace("{\n", "{\n  services.ravebot.backup.enable = false;\n", 1)
+    assert set(nix.module("ravebot.nix", off)["systemd"]["services"]) == {"ravebot"}
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_systemd_knows_every_line_of_the_unit(nix: Nix) -> None:
     unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"]["ravebot"]["serviceConfig"]

@@ -75,7 +75,8 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
     try:
         size = image_size(path)
     except ProviderError as error:
-        return failed("image", str(error))
+        detail, _, fix = str(error).rpartition(": ")
+        return failed("image", detail, f"{fix}; `ravebot image build` makes one")
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk"
         return failed("image", detail, "raise sandbox.disk, or use a smaller image")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import Unavailable
 from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
-from ravebot.operations.doctor.services import Answer, get, post
+from ravebot.operations.doctor.invitation import invitation
+from ravebot.operations.doctor.services import Answer, get, mend, post
 
 _NOTHING: dict[str, object] = {"types": []}
 _FILTER = {
@@ -28,11 +29,10 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         versions = await get(f"{base}/_matrix/client/versions")
     except Unavailable as error:
-        fix = "check matrix.homeserver, the network and the certificate"
-        yield failed("matrix", f"{base} can't be reached: {error}", fix)
+        yield failed("matrix", f"{base} can't be reached: {error}", mend(error, "matrix.homeserver"))
         return
     if versions.status != 200 or not isinstance(versions.field("versions"), list):
-        fix = "matrix.homeserver must be the client API's base address"
+        fix = "correct matrix.homeserver: ADDRESS/_matrix/client/versions must list the homeserver's versions"
         yield failed("matrix", f"{base} answers with status {versions.status} and is not a Matrix homeserver", fix)
         return
     yield versions
@@ -103,9 +103,10 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
         yield ok("matrix login", f"{wanted}, device {me.field('device_id')}")
         joined = (await get(f"{base}/_matrix/client/v3/joined_rooms", headers)).field("joined_rooms")
         found = (await get(f"{base}/_matrix/client/v3/sync?{_INVITES}", headers)).field("rooms", "invite")
-        invited: Collection[str] = found if isinstance(found, dict) else ()
+        invited: Mapping[str, object] = found if isinstance(found, dict) else {}
+        admins = loaded.config.matrix.admins
         for room in loaded.config.matrix.room_names:
-            yield await _room(base, headers, room, joined if isinstance(joined, list) else [], invited, wanted)
+            yield await _room(base, headers, room, joined if isinstance(joined, list) else [], invited, wanted, admins)
     except Unavailable as error:
         yield failed(
             "matrix login", f"the connection was lost during the checks: {error}", "try again; see the homeserver's log"
@@ -113,7 +114,13 @@ async def _account(loaded: LoadedConfig, base: str, token: str) -> AsyncIterator
 
 
 async def _room(
-    base: str, headers: dict[str, str], name: str, joined: list[object], invited: Collection[str], user_id: str
+    base: str,
+    headers: dict[str, str],
+    name: str,
+    joined: list[object],
+    invited: Mapping[str, object],
+    user_id: str,
+    admins: Collection[str],
 ) -> Finding:
     room_id: object = name
     if name.startswith("#"):
@@ -124,9 +131,9 @@ async def _room(
                 "matrix room", f"there is no room {name}", "create it, or correct its name in the configuration"
             )
     if room_id not in joined:
-        if room_id in invited:
-            return ok("matrix room", f"ravebot is invited to {name}, and joins it when it runs")
-        detail = f"ravebot is not in {name} yet, and not invited"
+        if str(room_id) in invited:
+            return invitation(name, invited[str(room_id)], user_id, admins)
+        detail = f"{name}: ravebot is not in it yet, and not invited"
         return warning("matrix room", detail, f"let one of matrix.admins invite {user_id} there, unless all may join")
     state = f"{base}/_matrix/client/v3/rooms/{quote(str(room_id), safe='')}/state"
     if (await get(f"{state}/m.room.encryption/", headers)).status == 200:

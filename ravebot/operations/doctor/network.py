@@ -21,6 +21,7 @@ from ravebot.access.nftables.ruleset import TABLE_PREFIX
 from ravebot.config.model import Config
 from ravebot.errors import Unavailable
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
+from ravebot.operations.doctor.services import reason
 from ravebot.operations.doctor.state import holder
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
@@ -58,8 +59,8 @@ async def listen(config: Config) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and port in await asyncio.to_thread(_ports_of, holder(config.state_dir)):
             return ok(name, f"{config.http.listen} is used by the running ravebot")
-        reason = error.strerror or str(error)
-        return failed(name, f"{config.http.listen} can't be used: {reason}", "stop what uses it, or change http.listen")
+        fix = "stop what uses it (`ss -ltnp` names it), or change http.listen"
+        return failed(name, f"{config.http.listen} can't be used: {reason(error)}", fix)
     server.close()
     return ok(name, f"{config.http.listen} is free")
 
@@ -133,7 +134,9 @@ async def routes(config: Config, tools: NetworkTools) -> Finding:
             continue
         if ipaddress.IPv4Network(target, strict=False).overlaps(bridge.subnet):
             detail = f"{bridge.subnet} overlaps {target}, which this host reaches by {route.get('dev')}"
-            return failed("bridge", detail, "choose another provider.bridge.subnet")
+            return failed(
+                "bridge", detail, "choose another provider.bridge.subnet, which this host does not reach otherwise"
+            )
     for link in links:
         kind = cast(JsonObject, link.get("linkinfo", {})).get("info_kind")
         if link.get("ifname") == bridge.name and kind != "bridge":
@@ -164,8 +167,8 @@ async def sandbox_host(name: str) -> Finding:
     try:
         found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
     except OSError as error:
-        reason = error.strerror or str(error)
-        return failed("sandbox.host", f"{name} can't be resolved: {reason}", "add it to DNS, or change sandbox.host")
+        why = error.strerror or str(error)
+        return failed("sandbox.host", f"{name} can't be resolved: {why}", "add it to DNS, or change sandbox.host")
     addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
     shown = ", ".join(sorted(addresses))
     if all(ipaddress.ip_address(address).is_loopback for address in addresses):

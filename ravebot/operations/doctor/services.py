@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,6 +15,20 @@ from ravebot.errors import Unavailable
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 4 * 1024 * 1024
+
+
+class NotTrusted(Unavailable):
+    """The server has no certificate that this host trusts, or speaks no TLS at all."""
+
+
+def mend(error: Unavailable, key: str) -> str:
+    """What to do when the address that `key` names can't be reached."""
+    if isinstance(error, NotTrusted):
+        return (
+            f"correct {key}; or add the certificate of the server's own CA to this host, in"
+            " /usr/local/share/ca-certificates, and run update-ca-certificates"
+        )
+    return f"correct {key}, or the network, name server or proxy between this host and it"
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,21 @@ async def _request(
     except TimeoutError as error:
         raise Unavailable("no answer within 10 s") from error
     except aiohttp.ClientConnectorCertificateError as error:
-        raise Unavailable(f"its certificate is not trusted: {error.certificate_error}") from error
+        why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+        raise NotTrusted(f"its certificate is not trusted: {why}") from error
+    except aiohttp.ClientConnectorSSLError as error:
+        raise NotTrusted(f"TLS fails: {reason(error.os_error)}") from error
     except aiohttp.ClientConnectorError as error:
-        raise Unavailable(error.os_error.strerror or str(error.os_error)) from error
+        raise Unavailable(reason(error.os_error)) from error
     except (aiohttp.ClientError, ValueError) as error:
         raise Unavailable(str(error) or type(error).__name__) from error
+
+
+def reason(error: OSError) -> str:
+    """The system's own words, without what asyncio writes around them."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _json(raw: bytes) -> object:

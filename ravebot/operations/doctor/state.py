@@ -9,17 +9,24 @@ import platform
 import pwd
 import re
 import shlex
+import shutil
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from contextlib import closing
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from ravebot.config.file import LoadedConfig
 from ravebot.operations.audit import database_path
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
-from ravebot.store.database import migrations
+from ravebot.sandboxes.view import in_bytes
+from ravebot.store import restored, swap
+from ravebot.store.database import Transaction, migrations
+
+_LEAST_FREE_BYTES = 64 * 1024**2
+"""Below this, the database's log of changes alone may fill the rest."""
 
 
 async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
@@ -72,6 +79,10 @@ def state_folder(path: Path) -> Finding:
     if facts.st_uid != os.geteuid():
         fix = "run the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", fix)
+    free = shutil.disk_usage(path).free
+    if free < _LEAST_FREE_BYTES:
+        detail = f"{in_bytes(free)} free in {path}: once that is full, ravebot can accept nothing"
+        return failed(name, detail, "free space there (df -h shows how much there is)")
     return ok(name, str(path))
 
 
@@ -79,6 +90,8 @@ def database(state_dir: Path) -> Finding:
     """Its version, whether a bot holds it, and the hash of the newest event, to be kept elsewhere."""
     path = database_path(state_dir)
     name = "database"
+    if swap.is_pending(state_dir):
+        return warning(name, "a restore was interrupted", "start ravebot, which finishes it, or restore again")
     if not path.exists():
         return ok(name, f"{path} does not exist yet: `ravebot run` creates it")
     try:
@@ -92,10 +105,15 @@ def database(state_dir: Path) -> Finding:
             if damage != "ok":
                 return failed(name, f"{path} is damaged: {damage}", "stop ravebot and restore a backup")
             row = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
+            connection.row_factory = sqlite3.Row
+            undecided = restored.is_unsettled(Transaction(connection, datetime.now(UTC)))
     except (sqlite3.Error, OSError) as error:
         return failed(name, f"{path} can't be read: {error}", "check its owner and mode, or restore a backup")
     events = f"event {row[0]}, hash {row[1]}" if row else "no events yet"
     held = _held(path)
+    if undecided:
+        fix = "start ravebot; if it then says that it does not know some machines: ravebot cleanup --adopt"
+        return warning(name, "was restored from a backup, and nobody has decided yet about what it does not know", fix)
     return ok(name, f"version {schema}, {f'in use by {held}' if held else 'not in use'}; {events}")
 
 

@@ -28,8 +28,8 @@ from ravebot.sandboxes.pool.actions import Actions
 from ravebot.sandboxes.pool.admission import Admission
 from ravebot.sandboxes.pool.flights import Flights
 from ravebot.sandboxes.pool.moments import any_ahead, bring_back
-from ravebot.sandboxes.pool.sweep import Sweep, must_not_touch
-from ravebot.store import machines, sandboxes
+from ravebot.sandboxes.pool.sweep import Sweep, why_untouched
+from ravebot.store import machines, restored, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import POOL
 
@@ -87,9 +87,11 @@ class Pool:
         self.blocked = ""
         """Why the pool does nothing; empty when it works."""
         self.machines_known = False
-        """Whether the last pass could list the provider, without machines that an empty database does not know."""
+        """Whether the last pass could list the provider, without machines that an empty or restored database
+        does not know."""
         self.passes = Passes()
         self._opened = False
+        self._settled = False
         self._codes: dict[MachineId, str] = {}  # the commit for which the running action was started
         self._checked: dict[MachineId, datetime] = {}
         self._audited: datetime | None = None
@@ -127,18 +129,16 @@ class Pool:
         started = loop.time()
         state = await self.database.read(wanted)
         listing = await self._list()
-        if listing is not None and await self.database.read(lambda tx: must_not_touch(tx, listing)):
+        if why := await self.database.read(lambda tx: why_untouched(tx, listing)):
             self.machines_known = False
             if not self.blocked:
-                log.error(
-                    "the empty database does not know the machines of this instance: run `ravebot cleanup --adopt`"
-                )
-            self.blocked = (
-                "machines of this instance exist that its database does not know: run `ravebot cleanup --adopt`, which"
-                " ends and removes them, or restore the backup"
-            )
+                log.error("nothing is touched or started", why=why)
+            self.blocked = why
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
+        if listing is not None and not self._settled:
+            await self.database.write(restored.settle)  # all that is there is known
+            self._settled = True
         self.machines_known = listing is not None
         if any_ahead(state, self.clock.now()):
             log.warning("the clock was set back: moments that lie in the future count as now")

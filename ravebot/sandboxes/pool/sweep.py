@@ -12,13 +12,16 @@ from ravebot.errors import RavebotError
 from ravebot.providers.base import Listing, Provider
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT, EventKind
-from ravebot.store import events, machines
+from ravebot.store import events, machines, restored
 from ravebot.store.database import Database, Transaction, get_meta
 
 log = structlog.get_logger()
 
 ADOPTED = "adopted"
 """Key of the setting that `cleanup --adopt` stores: machines that an empty database does not know may be swept."""
+
+_DECIDE = "run `ravebot cleanup --adopt`, which ends and removes them"
+_MOST_NAMED = 3
 
 MACHINE, VOLUME, ADDRESS = "machine", "volume", "address"  # the kinds of sightings
 
@@ -85,8 +88,28 @@ def strangers(tx: Transaction, listing: Listing) -> frozenset[tuple[str, str]]:
     return frozenset(found)
 
 
-def must_not_touch(tx: Transaction, listing: Listing) -> bool:
-    """Whether the database is empty but its instance has machines: then a person must decide."""
-    if not (listing.machines or listing.volumes) or machines.any_ever(tx):
-        return False
-    return get_meta(tx, ADOPTED) is None
+def why_untouched(tx: Transaction, listing: Listing | None) -> str:
+    """Why nothing of this instance may be touched until a person decides; empty when the pool may work.
+
+    An empty database, or one that was restored from a backup, does not know what the instance has on the host. An
+    unknown machine may also use any address and port, so nothing new is started beside it.
+    """
+    if restored.is_unsettled(tx):
+        if listing is None:
+            return f"{_of_backup(tx)}, and what runs can't be listed: nothing is touched or started until it can"
+        found = sorted(name for _, name in strangers(tx, listing))
+        if not found:
+            return ""
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        named = ", ".join(found[:_MOST_NAMED]) + more
+        return f"{_of_backup(tx)} and does not know {named}: nothing is touched or started until you {_DECIDE}"
+    if listing is None or not (listing.machines or listing.volumes) or machines.any_ever(tx):
+        return ""
+    if get_meta(tx, ADOPTED) is not None:
+        return ""
+    return f"machines of this instance exist that its database does not know: {_DECIDE}, or restore the backup"
+
+
+def _of_backup(tx: Transaction) -> str:
+    made_at = restored.made_at(tx)
+    return f"the database was restored from a backup of {made_at:%Y-%m-%d %H:%M} UTC"

@@ -27,6 +27,10 @@ class Actions:
         self.state = State()
         self.hooks = Hooks()
         self.url = ""
+        self.local_hooks_allowed = True
+        """GitLab's setting "Allow requests to the local network from webhooks and integrations"."""
+        self.knows_signing_tokens = True
+        """Whether this GitLab is new enough to take and tell of them."""
 
     def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = ()) -> User:
         """Register a person with their SSH keys (OpenSSH lines)."""
@@ -39,11 +43,12 @@ class Actions:
         with self.state.lock:
             user.keys.append(SshKey(self.state.next_id(), "key", key, usage_type, expires_at))
 
-    def token_for(self, user: User) -> str:
-        """A new personal access token of theirs with scope `api`."""
+    def token_for(self, user: User, scopes: tuple[str, ...] = ("api",)) -> str:
+        """A new personal access token of theirs."""
         token = f"glpat-{secrets.token_urlsafe(15)}"
         with self.state.lock:
             self.state.tokens[token] = user
+            self.state.scopes[token] = scopes
         return token
 
     def revoke(self, token: str) -> None:

@@ -16,24 +16,14 @@ from tests.support.gitlab import entities
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.archive import tar_gz
 from tests.support.gitlab.faults import Faults
+from tests.support.gitlab.hookapi import HookEndpoints
 from tests.support.gitlab.paging import page
+from tests.support.gitlab.refusal import Refusal, error
 from tests.support.gitlab.state import MAINTAINER, Award, MergeRequest, Note, Project, User
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _USER = web.RequestKey("user", User)
 _NOTES_PER_MINUTE = 300
-
-
-def error(status: int, message: str, key: str = "message") -> web.Response:
-    return web.json_response({key: message}, status=status)
-
-
-class Refusal(Exception):
-    """Ends a request with an error answer."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.response = error(status, message)
 
 
 class Api:
@@ -54,6 +44,7 @@ class Api:
                 web.get("/version", self._version),
                 web.get("/user", self._me),
                 web.get("/users", self._users),
+                web.get("/personal_access_tokens/self", self._own_token),
                 web.get("/users/{id:[0-9]+}", self._one_user),
                 web.get("/users/{id:[0-9]+}/keys", self._keys),
                 web.get("/projects", self._projects),
@@ -70,6 +61,7 @@ class Api:
                 web.delete(note, self._delete_note),
                 web.get(note + "/award_emoji", self._awards),
                 web.post(note + "/award_emoji", self._award),
+                *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
             ]
         )
         return app
@@ -94,6 +86,12 @@ class Api:
         except web.HTTPException as problem:
             return error(problem.status, f"{problem.status} {problem.reason}", "error")
 
+    async def _own_token(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
+        token = request.headers.get("PRIVATE-TOKEN", "")
+        scopes = self._state.scopes.get(token, ("api",))
+        return web.json_response({"id": 1, "active": True, "scopes": list(scopes), "expires_at": None})
+
     @property
     def _base(self) -> str:
         return self._actions.url
@@ -104,6 +102,12 @@ class Api:
         if found is None or not self._state.can_see(found, request[_USER]):
             raise Refusal(404, "404 Project Not Found")
         return found
+
+    def _hooks_project(self, request: web.Request) -> Project:
+        project = self._project(request)
+        if self._state.level(project, request[_USER]) < MAINTAINER:
+            raise Refusal(403, "403 Forbidden")
+        return project
 
     def _mr(self, request: web.Request) -> MergeRequest:
         project = self._project(request)

@@ -125,6 +125,7 @@ class State:
         self.projects: dict[int, Project] = {}
         self.merge_requests: list[MergeRequest] = []
         self.tokens: dict[str, User] = {}
+        self.scopes: dict[str, tuple[str, ...]] = {}  # of tokens that have others than `api`
         self.mentions: list[Mention] = []
         self.quick_actions: list[QuickAction] = []
         self._ids = itertools.count(1000)

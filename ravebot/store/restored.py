@@ -1,0 +1,50 @@
+"""What a database remembers of having been restored from a backup: it does not know what happened since.
+
+Two things follow. What the instance has on the host and the database does not know is left alone until a person decides
+(`unsettled`). And commands from before the restore are not carried out, since many were carried out before (`since`).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from ravebot.clock import from_us, to_us
+from ravebot.sandboxes.model import Actor, EventKind
+from ravebot.store import events, stale_notes
+from ravebot.store.database import Transaction, dump_json, get_meta, set_meta
+
+_RESTORED = "restored"
+_UNSETTLED = "restored_unsettled"
+
+
+def mark(tx: Transaction, made_at: datetime, head: str, actor: Actor) -> None:
+    """Record that this database is a backup of `made_at`, restored now. Works with every version of the database."""
+    set_meta(tx, _RESTORED, dump_json({"at": tx.now_us, "made_at": to_us(made_at)}))
+    set_meta(tx, _UNSETTLED, "yes")
+    tx.execute("DELETE FROM sightings")  # from before the backup: the next sighting is a first one
+    stale_notes.expect(tx)  # notes that were posted since the backup was made
+    data: dict[str, object] = {"backup_of": f"{made_at:%Y-%m-%dT%H:%M:%SZ}", "head": head}
+    events.append(tx, EventKind.STATE_RESTORED, actor, data=data)
+
+
+def since(tx: Transaction) -> datetime | None:
+    """When the database was last restored; None if it never was."""
+    found = get_meta(tx, _RESTORED)
+    return from_us(int(json.loads(found)["at"])) if found else None
+
+
+def made_at(tx: Transaction) -> datetime | None:
+    """When the backup was made from which the database was last restored."""
+    found = get_meta(tx, _RESTORED)
+    return from_us(int(json.loads(found)["made_at"])) if found else None
+
+
+def is_unsettled(tx: Transaction) -> bool:
+    """Whether nobody has decided yet about what the restored database does not know."""
+    return get_meta(tx, _UNSETTLED) is not None
+
+
+def settle(tx: Transaction) -> None:
+    """Record that nothing unknown is there, or that a person decided to remove it."""
+    tx.execute("DELETE FROM meta WHERE key = ?", (_UNSETTLED,))
