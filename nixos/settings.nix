@@ -183,6 +183,7 @@ in
       ];
       description = "What to try after set-up.";
     };
+    keep_failed = key duration "0s" "How long to keep a machine whose set-up or smoke tests failed, open for SSH only.";
     timeouts = {
       copy = key duration "10m" "How long the code may take into the machine.";
       setup = key duration "15m" "How long set-up may take.";

@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 T = TypeVar("T")
 
-_STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta"}
+_STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta", "kept": "red"}
 
 
 def clean(text: str) -> str:

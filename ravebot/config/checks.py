@@ -131,6 +131,9 @@ def _lifetimes(config: Config) -> Iterator[Remark]:
     if config.pool.lifetime > config.pool.max_lifetime:
         keys = (("pool", "lifetime"), ("pool", "max_lifetime"))
         yield Remark(("pool",), "lifetime must not be above max_lifetime", keys)
+    if config.sandbox.keep_failed > config.pool.max_lifetime:
+        where: KeyPath = ("sandbox", "keep_failed")
+        yield Remark(where, "must not be above pool.max_lifetime", (where, ("pool", "max_lifetime")))
 
 
 def _agents(config: Config) -> Iterator[Remark]:

@@ -146,6 +146,7 @@ class SandboxConfig(Section):
     max_source: Annotated[int, size_from("1MiB")] = 512 * 1024**2
     setup: tuple[Command, ...] = ("./.rave/setup",)
     smoke_tests: tuple[HttpTest | RunTest, ...] = ()
+    keep_failed: Duration = timedelta(0)
     timeouts: StageTimeouts = StageTimeouts()
 
 

@@ -31,6 +31,7 @@ _TO_TYPE = {
     SandboxState.STARTING: ("stop", "rebuild"),
     SandboxState.READY: ("extend 1h", "rebuild", "stop"),
 }
+_KEPT = ("stop", "rebuild", "extend 1h")
 _HEADLINES = {
     SandboxState.QUEUED: "Sandbox waits in the queue",
     SandboxState.STARTING: "Sandbox is starting",
@@ -144,7 +145,9 @@ def _headline(view: SandboxView) -> str:
     """The state, until when, and why. When something ended is in the table below."""
     said = headline(view, _DATED)
     state = _HEADLINES[view.sandbox.state] + said.rest
-    if broke(view.sandbox.end_reason):
+    if view.sandbox.is_kept:
+        state = f"Sandbox is kept{said.rest}"
+    elif broke(view.sandbox.end_reason):
         state = said.state
     elif view.sandbox.state is SandboxState.ENDED:
         state = _HEADLINES[view.sandbox.state]
@@ -156,7 +159,10 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if view.access:
         web = view.access.web_url
-        rows.append(("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet"))
+        if view.access.web_port is not None:
+            rows.append(
+                ("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet")
+            )
         rows.append(("Host key", "<br>".join(code(one) for one in view.access.fingerprints) or "—"))
     where = f", in {code(CODE_FOLDER)}" if view.access else ""
     rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
@@ -200,6 +206,9 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _next(view: SandboxView) -> str:
+    if view.sandbox.is_kept:
+        again = f"To run copy, set-up and tests again, push a fix or {_comment('retry')}."
+        return f"Look inside with the command above. {again} To end it or to keep it longer, {_comment(*_KEPT)}."
     commands = _TO_TYPE.get(view.sandbox.state)
     if commands:
         return f"To change it, {_comment(*commands)}."

@@ -41,6 +41,7 @@ _NEXT = {
     SandboxState.READY: ("extend", "stop", "rebuild", "logs", "show"),
 }
 """What can be typed next, the likeliest first."""
+_KEPT = ("extend", "stop", "rebuild", "logs")
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,10 @@ def _stated(state: Headline) -> Span:
 
 
 def _ways_in(access: Access) -> Iterator[Span]:
-    url = access.web_url
-    web = link(url, url) if url else words("nothing answers on its web port yet")
-    yield Span(f"Web: {web.plain}", f"🌐 {web.html}")
+    if access.web_port is not None:
+        url = access.web_url
+        web = link(url, url) if url else words("nothing answers on its web port yet")
+        yield Span(f"Web: {web.plain}", f"🌐 {web.html}")
     ssh = code(access.ssh_command)
     yield Span(f"SSH: {ssh.plain}", f"💻 {ssh.html}")
     for fingerprint in access.fingerprints:
@@ -238,6 +240,9 @@ def _say(view: SandboxView, style: Style) -> Span:
         return code(f"{style.prefix} {verb} {style.ref(view)}")
 
     sandbox = view.sandbox
+    if sandbox.is_kept:
+        again = (words("Look inside over SSH. To run copy, set-up and tests again, push a fix or say"), typed("retry"))
+        return joined((*again, words("· or"), joined([code(verb) for verb in _KEPT], ", ", ", ")))
     if sandbox.end_reason is EndReason.FAILED and not view.mr.from_fork:
         return joined((words("Push a fix, then say"), typed("retry"), words("· all output:"), typed("logs")))
     if sandbox.state not in _NEXT:

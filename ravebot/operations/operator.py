@@ -77,15 +77,15 @@ class Operator:
         return await audit.read(self.database, ref, verify, limit)
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """The usage of sandboxes that became ready after that moment, by project."""
+        """The usage of sandboxes that became ready, or were kept, after that moment, by project."""
 
         def gather(tx: Transaction) -> tuple[UsageLine, ...]:
-            found = sandboxes.ready_since(tx, since or datetime.min.replace(tzinfo=UTC))
-            by_project: defaultdict[str, list[Sandbox]] = defaultdict(list)
-            for sandbox in found:
+            found = sandboxes.used_since(tx, since or datetime.min.replace(tzinfo=UTC))
+            by_project: defaultdict[str, list[tuple[Sandbox, datetime]]] = defaultdict(list)
+            for sandbox, began in found:
                 mr = merge_requests.get(tx, sandbox.mr)
                 assert mr
-                by_project[mr.project_path].append(sandbox)
+                by_project[mr.project_path].append((sandbox, began))
             return tuple([_usage(tx, project, group) for project, group in sorted(by_project.items())])
 
         return await self.database.read(gather)
@@ -101,11 +101,10 @@ class Operator:
         return await self.database.read(gather)
 
 
-def _usage(tx: Transaction, project: str, group: list[Sandbox]) -> UsageLine:
+def _usage(tx: Transaction, project: str, group: list[tuple[Sandbox, datetime]]) -> UsageLine:
     lived, cpu_seconds, peak = timedelta(0), 0.0, 0
-    for sandbox in group:
-        assert sandbox.ready_at
-        lived += (sandbox.ended_at or tx.now) - sandbox.ready_at
+    for sandbox, since in group:
+        lived += (sandbox.ended_at or tx.now) - since
         for machine in machines.of_sandbox(tx, sandbox.id):
             cpu_seconds += machine.cpu_seconds
             peak = max(peak, machine.memory_peak_bytes)
@@ -118,7 +117,7 @@ def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
     return SandboxLine(
         ref=view.mr.full_ref,
         title=view.mr.title,
-        state=sandbox.state.value,
+        state=sandbox.status,
         stage=sandbox.stage.value if sandbox.stage else "",
         queue_position=view.queue_position,
         owner=view.mr.author.username,

@@ -139,4 +139,4 @@ class Operations(Protocol):
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """The usage of sandboxes that became ready after that moment, by project."""
+        """The usage of sandboxes that became ready, or were kept, after that moment, by project."""

@@ -144,7 +144,7 @@ class Then(StrEnum):
     NEXT_STAGE = "next stage"  # after the last one → ready
     RESTART_AT_COPY = "restart at copy"
     STOP = "stop"  # → stopping
-    FAIL = "fail"  # tell, → stopping (failed)
+    FAIL = "fail"  # tell, → stopping (failed), after `sandbox.keep_failed`
     EXPIRE = "expire"  # warn before, → stopping (expired)
     RETRY = "retry"  # on a new machine, at most MAX_ATTEMPTS
     CHAIN_AGAIN = "chain again"  # → starting
@@ -213,12 +213,30 @@ def decide_sandbox(sandbox: Sandbox, happened: Happened, unbuilt: Machine | None
             return Then.NOTHING  # it is not being updated
         case Then.UPDATE if happened is H.RETRY and sandbox.stage is not None:
             return Then.NOTHING  # it is being updated
+        case Then.KEEP if sandbox.is_kept:
+            return Then.FAIL  # it never was ready
+        case Then.EXPIRE if sandbox.is_kept and sandbox.stage is not None:
+            return Then.NOTHING  # its stages have time limits of their own
     return then
+
+
+def kept_until(sandbox: Sandbox, keep: timedelta, longest: timedelta, now: datetime) -> datetime | None:
+    """Until when the machine is kept of a sandbox whose stage failed; None: it is not.
+
+    It must have its SSH keys already, and must never have been ready. If it is kept already it is kept no shorter, and
+    in all not longer than `longest`.
+    """
+    if not keep or sandbox.stage in _BEFORE_COPY or sandbox.ready_at is not None:
+        return None
+    until = min(now + keep, (sandbox.time_since or now) + longest)
+    if sandbox.is_kept and sandbox.expires_at:
+        until = max(until, sandbox.expires_at)
+    return until if until > now else None
 
 
 @dataclass(frozen=True)
 class Expiry:
-    """Which warning or expiry is due for a ready sandbox."""
+    """Which warning or expiry is due for a sandbox that is ready or kept."""
 
     expire: bool = False
     warn: int | None = None  # the threshold to warn of, in seconds
@@ -237,7 +255,7 @@ LATE = timedelta(minutes=1)
 
 
 def time_runs(sandbox: Sandbox) -> bool:
-    """Whether a sandbox was ready and can expire, also while it starts again after a restart of its machine."""
+    """Whether a sandbox was ready, or is kept, and can expire; also while its machine starts again after a restart."""
     return sandbox.expires_at is not None and decide_sandbox(sandbox, H.EXPIRED) is not Then.NOTHING
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
-from ravebot.sandboxes.model import EndReason, SandboxState
+from ravebot.sandboxes.model import EndReason
 
 
 class CodeHost(Protocol):
@@ -40,7 +40,7 @@ class Meter(Protocol):
 
     def stage_done(self, stage: str, ok: bool, seconds: float) -> None: ...
 
-    def counted(self, by_state: dict[SandboxState, int]) -> None: ...
+    def counted(self, by_status: dict[str, int]) -> None: ...
 
     def capacity_seen(self, memory_available_bytes: int, disk_free_bytes: int, disk_promised_bytes: int) -> None: ...
 

@@ -72,7 +72,7 @@ class Views:
             host=self.config.sandbox.host,
             user=self.config.sandbox.user,
             ssh_port=sandbox.ssh_port,
-            web_port=sandbox.web_port,
+            web_port=None if sandbox.is_kept else sandbox.web_port,
             web_scheme=sandbox.web_scheme,
             host_key_alias=machine.name,
             host_keys=machine.host_keys,

@@ -136,7 +136,7 @@ class Intents:
         assert sandbox
         message, advice = f"A sandbox for {mr.full_ref} is on its way.", None
         if then is Then.NOTHING:
-            message = f"{mr.full_ref} has a sandbox already: it is {sandbox.state.value}."
+            message = f"{mr.full_ref} has a sandbox already: it is {sandbox.status}."
             advice = Advice("To see all about it", "show")
             if sandbox.sha != mr.head_sha:
                 self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
@@ -155,18 +155,19 @@ class Intents:
         return _no(f"{mr.full_ref} has no sandbox.")
 
     def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
-        """Add to the lifetime, up to `max_lifetime` after it became ready."""
+        """Add to the lifetime, up to `max_lifetime` after it became ready, or was kept."""
         by = by or DEFAULT_EXTENSION
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None:
             return _no(f"{mr.full_ref} has no sandbox, so there is nothing to extend.", "To start one", "start")
-        if sandbox.expires_at is None or sandbox.ready_at is None:
+        since = sandbox.time_since
+        if sandbox.expires_at is None or since is None:
             why = f"The sandbox of {mr.full_ref} is {sandbox.state.value}."
             return _no(f"{why} Only a sandbox that was ready can be extended.")
         if by <= timedelta(0):
             return _no("An extension must be longer than nothing.", "For an hour", "extend", "1h")
         longest = self.config.pool.max_lifetime
-        end = sandbox.ready_at + longest
+        end = since + longest
         until = min(max(sandbox.expires_at, tx.now) + min(by, longest), max(end, sandbox.expires_at))
         granted = until - sandbox.expires_at
         if granted <= timedelta(0):

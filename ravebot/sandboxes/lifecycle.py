@@ -13,7 +13,7 @@ from ravebot.backoff import Backoff
 from ravebot.clock import moment
 from ravebot.config.model import Config
 from ravebot.sandboxes import transitions
-from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, settled_thresholds
+from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, kept_until, settled_thresholds
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import (
     CLAIM_STAGES,
@@ -88,11 +88,13 @@ class Lifecycle:
         sha: str = "",
         allocation: Allocation | None = None,
         unbuilt: Machine | None = None,
+        answers: bool = False,
     ) -> Then:
         """Carry out what the table says follows for a sandbox; returns what that was.
 
         `why`: in words, of an end, a failure or a loss; `reason`: of an end that is asked for; `sha`: what it, or a
-        new one, shall run; `allocation`: for one that is queued; `unbuilt`: its machine, when that did not come up.
+        new one, shall run; `allocation`: for one that is queued; `unbuilt`: its machine, when that did not come up;
+        `answers`: whether its machine answers, when a stage failed.
         """
         then = decide_sandbox(sandbox, what, unbuilt)
         match then:
@@ -126,7 +128,7 @@ class Lifecycle:
             case Then.STOP:
                 self._stop(tx, sandbox, by, reason, why)
             case Then.FAIL:
-                self._stop(tx, sandbox, by, EndReason.FAILED, f"{failed(sandbox.stage)}: {why}")
+                self._fail(tx, sandbox, f"{failed(sandbox.stage)}: {why}", answers=answers)
             case Then.END_LOST:
                 self._stop(tx, sandbox, by, EndReason.LOST, why)
             case Then.END:
@@ -179,7 +181,8 @@ class Lifecycle:
 
     def _go_on(self, tx: Transaction, sandbox: Sandbox) -> None:
         """Go to the chain's first or next stage, or announce the sandbox after the last one."""
-        chain = CLAIM_STAGES if sandbox.state is SandboxState.STARTING else UPDATE_STAGES
+        first = sandbox.state is SandboxState.STARTING or sandbox.is_kept
+        chain = CLAIM_STAGES if first else UPDATE_STAGES
         if sandbox.stage is None:
             machine = _machine(tx, sandbox)
             leased = replace(
@@ -200,12 +203,14 @@ class Lifecycle:
         pool = self.config.pool
         settled = settled_thresholds(pool.warn_before, pool.lifetime)
         fresh = transitions.ready(sandbox, pool.lifetime, settled, tx.now)
-        if sandbox.state is fresh.state:
+        if sandbox.state is fresh.state and not sandbox.is_kept:
             self._step(tx, fresh, EventKind.SANDBOX_UPDATED, {"sha": fresh.sha})
         else:
             since = sandbox.state_since if sandbox.ready_at else fresh.created_at
             data: dict[str, object] = {"seconds": tx.seconds_since(since), "sha": fresh.sha}
             self._step(tx, fresh, EventKind.SANDBOX_READY, data, machine_id=fresh.machine_id)
+            if sandbox.is_kept:
+                self.journal.warnings_over(tx, fresh, sandbox.warned)
         tx.wake(POOL)
 
     def _take(self, tx: Transaction, sandbox: Sandbox, sha: str, actor: Actor) -> None:
@@ -218,6 +223,8 @@ class Lifecycle:
         machines.save(tx, transitions.building_again(machine, tx.now))
         again = transitions.starting_again(sandbox, tx.now)
         self._step(tx, again, EventKind.MACHINE_RESTARTED, {"why": why}, machine_id=machine.id)
+        if sandbox.is_kept:
+            self.journal.warnings_over(tx, again, sandbox.warned)
         tx.wake(POOL)
 
     def _queue_again(self, tx: Transaction, sandbox: Sandbox, why: str, unbuilt: Machine | None) -> None:
@@ -245,9 +252,28 @@ class Lifecycle:
             left = (until - tx.now).total_seconds()
             self._step(tx, warned, EventKind.SANDBOX_WARNED, {"left": left, "threshold": expiry.warn})
 
+    def _fail(self, tx: Transaction, sandbox: Sandbox, why: str, *, answers: bool) -> None:
+        """Keep its machine for a while if people can look inside; else take it down."""
+        keep, pool = self.config.sandbox.keep_failed, self.config.pool
+        until = kept_until(sandbox, keep, pool.max_lifetime, tx.now) if answers else None
+        if until is None:
+            self._stop(tx, sandbox, RAVEBOT, EndReason.FAILED, why)
+            return
+        settled = settled_thresholds(pool.warn_before, until - tx.now)
+        kept = transitions.kept(sandbox, why, until, settled, tx.now)
+        data: dict[str, object] = {"sha": sandbox.sha, "why": why, "until": moment(until, tx.now)}
+        self._step(tx, kept, EventKind.SANDBOX_KEPT, data, machine_id=kept.machine_id)
+        if until != sandbox.expires_at:
+            self.journal.warnings_over(tx, kept, sandbox.warned)
+        tx.wake(POOL)
+
     def _stop(self, tx: Transaction, sandbox: Sandbox, actor: Actor, reason: EndReason, detail: str) -> None:
+        data: dict[str, object] = {}
+        if sandbox.is_kept and reason not in (EndReason.FAILED, EndReason.LOST):  # whatever ends it, it had failed
+            data["kept"] = reason.value
+            reason, detail = EndReason.FAILED, sandbox.end_detail
         stopping = transitions.stopping(sandbox, reason, detail, tx.now)
-        data: dict[str, object] = {"reason": reason.value, "detail": detail}
+        data |= {"reason": reason.value, "detail": detail}
         if actor != RAVEBOT:
             data["by"] = str(actor)
         self._step(tx, stopping, EventKind.SANDBOX_STOPPING, data, actor)

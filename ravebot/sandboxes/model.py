@@ -26,6 +26,10 @@ class SandboxState(StrEnum):
     ENDED = "ended"
 
 
+KEPT = "kept"
+"""What people are shown instead of "ready" while a machine is kept whose set-up failed."""
+
+
 class EndReason(StrEnum):
     """Why a sandbox ended."""
 
@@ -230,6 +234,26 @@ class Sandbox:
     warned: frozenset[int] = frozenset()  # thresholds in seconds whose warning was sent
     refreshed_at: datetime | None = None  # when card and note were last rewritten
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether its set-up failed, and its machine is kept for a while so that people can look inside."""
+        return self.state is SandboxState.READY and self.end_reason is EndReason.FAILED
+
+    @property
+    def status(self) -> str:
+        """Its state in one word for lists and metrics: one that is kept is not called ready."""
+        return KEPT if self.is_kept else self.state.value
+
+    @property
+    def time_since(self) -> datetime | None:
+        """Since when its time runs: that of being ready, or of being kept."""
+        return self.state_since if self.is_kept else self.ready_at
+
+    @property
+    def web_open(self) -> bool:
+        """Whether its web port should be open too; one that is kept opens it when set-up and tests have worked."""
+        return self.ports_open and (not self.is_kept or self.stage in (Stage.OPEN_PORTS, Stage.ANNOUNCE))
+
 
 class EventKind(StrEnum):
     """What the event log records. `telling` says which kinds people are told of."""
@@ -238,6 +262,7 @@ class EventKind(StrEnum):
     SANDBOX_WAITING = "sandbox.waiting"
     SANDBOX_STARTING = "sandbox.starting"
     SANDBOX_READY = "sandbox.ready"
+    SANDBOX_KEPT = "sandbox.kept"
     SANDBOX_CODE = "sandbox.code"
     SANDBOX_UPDATED = "sandbox.updated"
     SANDBOX_UPDATE_FAILED = "sandbox.update_failed"

@@ -58,5 +58,6 @@ def rules(state: Wanted, web_port: int, without: frozenset[MachineId] = frozense
         assert sandbox.ssh_port
         assert sandbox.web_port
         forwards.add(Forward(Service.SSH, sandbox.ssh_port, machine.address, GUEST_SSH_PORT))
-        forwards.add(Forward(Service.WEB, sandbox.web_port, machine.address, web_port))
+        if sandbox.web_open:
+            forwards.add(Forward(Service.WEB, sandbox.web_port, machine.address, web_port))
     return Rules(guests, frozenset(forwards))

@@ -84,6 +84,20 @@ def _reason(data: Data) -> EndReason | None:
         return None
 
 
+def _kept(data: Data) -> str:
+    until = f" until {data['until']}" if data.get("until") else ""
+    return f"{_text(data, 'why')}; its machine is kept{until}"
+
+
+def _no_longer_kept(data: Data) -> str:
+    """Why one ends that was kept after its set-up had failed."""
+    try:
+        reason = EndReason(_text(data, "kept"))
+    except ValueError:
+        return ""
+    return f"not kept any longer: {f'stopped{_by(data)}' if reason is EndReason.STOPPED else ENDED[reason]}"
+
+
 def _why_it_ends(data: Data) -> str:
     reason = _reason(data)
     if broke(reason) and data.get("detail"):
@@ -96,7 +110,8 @@ def _why_it_ends(data: Data) -> str:
 
 def _stopping(data: Data) -> str:
     """The stage that failed has said why."""
-    return "stopping" if _reason(data) is EndReason.FAILED else f"stopping: {_why_it_ends(data)}"
+    failed = _reason(data) is EndReason.FAILED
+    return _no_longer_kept(data) or ("stopping" if failed else f"stopping: {_why_it_ends(data)}")
 
 
 def _ended(data: Data) -> str:
@@ -112,15 +127,15 @@ def _seconds(data: Data, key: str) -> timedelta:
 
 
 def _broke(data: Data) -> str:
-    return _why_it_ends(data) if broke(_reason(data)) else ""
+    return _no_longer_kept(data) or (_why_it_ends(data) if broke(_reason(data)) else "")
 
 
 def _ended_well(data: Data) -> str:
     return "" if broke(_reason(data)) else _ended(data)
 
 
-def _broke_down(sandbox: Sandbox, _: Event) -> bool:
-    return broke(sandbox.end_reason)
+def _broke_down(sandbox: Sandbox, event: Event) -> bool:
+    return broke(sandbox.end_reason) and not event.data.get("kept")  # then it was told when it failed
 
 
 def _first_ready(sandbox: Sandbox, event: Event) -> bool:
@@ -162,6 +177,7 @@ TELLINGS: Final = MappingProxyType(
             lambda d: f"{_stage(d)} failed after {_span(d, 'seconds')}: {_text(d, 'why')}", card=False
         ),
         K.SANDBOX_READY: Telling(_ready, thread=_ready, calls=_first_ready),
+        K.SANDBOX_KEPT: Telling(_kept, thread=_kept, calls=lambda _sandbox, _event: True),
         K.SANDBOX_CODE: Telling(lambda d: f"new commit {_text(d, 'sha')[:8]}{_by(d)}", card=False),
         K.SANDBOX_UPDATED: _in_thread(lambda d: f"now runs {_text(d, 'sha')[:8]}"),
         K.SANDBOX_UPDATE_FAILED: Telling(_not_taken, thread=_not_taken, calls=lambda _sandbox, _event: True),

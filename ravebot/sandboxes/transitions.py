@@ -20,8 +20,11 @@ def starting(sandbox: Sandbox, machine_id: MachineId, ssh_port: int, web_port: i
 
 
 def starting_again(sandbox: Sandbox, now: datetime) -> Sandbox:
-    """Its machine is restarted."""
-    return _enter(sandbox, SandboxState.STARTING, now)
+    """Its machine is restarted. One that was kept starts as if for the first time."""
+    again = _enter(sandbox, SandboxState.STARTING, now)
+    if not sandbox.is_kept:
+        return again
+    return replace(again, end_reason=None, end_detail="", expires_at=None, warned=frozenset())
 
 
 def queued_again(sandbox: Sandbox, wait_reason: str, not_before: datetime | None, now: datetime) -> Sandbox:
@@ -40,7 +43,9 @@ def ready(sandbox: Sandbox, lifetime: timedelta, settled: frozenset[int], now: d
     fresh = replace(
         sandbox,
         state=SandboxState.READY,
-        state_since=sandbox.state_since if sandbox.state is SandboxState.READY else now,
+        state_since=sandbox.state_since if sandbox.state is SandboxState.READY and not sandbox.is_kept else now,
+        end_reason=None,
+        end_detail="",
         stage=None,
         stage_started_at=None,
         running_sha=sandbox.sha,
@@ -51,6 +56,21 @@ def ready(sandbox: Sandbox, lifetime: timedelta, settled: frozenset[int], now: d
         return fresh
     created = min(fresh.created_at, now)  # the clock may have been set back
     return replace(fresh, created_at=created, ready_at=now, expires_at=now + lifetime, warned=settled)
+
+
+def kept(sandbox: Sandbox, why: str, until: datetime, settled: frozenset[int], now: datetime) -> Sandbox:
+    """Its set-up failed, and its machine stays until then, with the SSH port open."""
+    return replace(
+        _enter(sandbox, SandboxState.READY, now),
+        state_since=sandbox.state_since if sandbox.is_kept else now,
+        ports_open=True,
+        web_scheme=None,
+        expires_at=until,
+        warned=settled,
+        end_reason=EndReason.FAILED,
+        end_detail=why,
+        notice="",
+    )
 
 
 def stopping(sandbox: Sandbox, reason: EndReason, detail: str, now: datetime) -> Sandbox:

@@ -41,7 +41,7 @@ class Access:
     host: str
     user: str
     ssh_port: int
-    web_port: int
+    web_port: int | None  # None while only the SSH port is open
     web_scheme: str | None
     host_key_alias: str
     host_keys: tuple[str, ...]
@@ -54,7 +54,7 @@ class Access:
     @property
     def web_url(self) -> str | None:
         """None where nothing answered on the guest's web port."""
-        if self.web_scheme is None:
+        if self.web_scheme is None or self.web_port is None:
             return None
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.web_scheme}://{host}:{self.web_port}/"

@@ -90,7 +90,8 @@ def account(summary: Summary) -> str:
 
 def update_failed(view: SandboxView) -> bool:
     """Whether new code could not be taken, and the sandbox stays up."""
-    return is_up(view) and bool(view.sandbox.notice) and bool(view.stages) and not view.stages[-1].ok
+    up = is_up(view) and not view.sandbox.is_kept
+    return up and bool(view.sandbox.notice) and bool(view.stages) and not view.stages[-1].ok
 
 
 def failed_result(view: SandboxView) -> StageResult | None:
@@ -128,6 +129,8 @@ def headline(view: SandboxView, day: datetime) -> Headline:
         case SandboxState.STARTING:
             again = f" (attempt {sandbox.attempt})" if sandbox.attempt > 1 else ""
             return Headline(sign, "Starting", f"{again}: {_step(sandbox.stage, first=True)}, {since}{but}")
+        case SandboxState.READY if sandbox.is_kept:
+            return _kept(view, day, but)
         case SandboxState.READY:
             until = f" until {moment(sandbox.expires_at, day)}" if sandbox.expires_at else ""
             if sandbox.stage is not None:
@@ -166,6 +169,21 @@ def _ending(view: SandboxView, day: datetime) -> Headline:
         return Headline(_SIGNS[sandbox.state], "Stopping", f" since {at}", why)
     lived = f" (lived {in_words(view.summary.lived)})" if view.summary and view.summary.lived is not None else ""
     return Headline(_SIGNS[sandbox.state], "Ended", f" at {at}", why + lived)
+
+
+def _kept(view: SandboxView, day: datetime, but: str) -> Headline:
+    """Until when its machine is kept, and why; while its stages run again, which one."""
+    sandbox = view.sandbox
+    sign = view.trouble.sign if view.trouble else "🔴"
+    until = f" until {moment(sandbox.expires_at, day)}" if sandbox.expires_at else ""
+    if sandbox.stage is not None:
+        since = moment(sandbox.stage_started_at or sandbox.state_since, view.now)
+        step = f"{_step(sandbox.stage, first=True)}, since {since}"
+        return Headline(sign, "Kept", f"{until}; tries {sandbox.sha[:8]}: {step}{but}")
+    failure = _failure(view, day)
+    return Headline(
+        sign, "Kept", f"{until}; {failure.state[:1].lower()}{failure.state[1:]}{failure.rest}{but}", failure.why
+    )
 
 
 def _failure(view: SandboxView, day: datetime) -> Headline:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ravebot.sandboxes.decide import Do
-from ravebot.sandboxes.model import EndReason, SandboxState, Stage
+from ravebot.sandboxes.model import KEPT, EndReason, SandboxState, Stage
 from ravebot.store.targets import TARGETS, Target
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -114,11 +114,11 @@ class Metrics:
         """`stage` is one of START_STEPS."""
         self._stages.labels(_one_of(START_STEPS, stage), "yes" if ok else "no").observe(seconds)
 
-    def counted(self, by_state: dict[SandboxState, int]) -> None:
-        """How many sandboxes are in each state now; states that are not given have none."""
-        for state in SandboxState:
-            if state is not SandboxState.ENDED:
-                self._sandboxes.labels(state.value).set(by_state.get(state, 0))
+    def counted(self, by_status: dict[str, int]) -> None:
+        """How many sandboxes are in each state now, or kept; what is not given has none."""
+        for status in (*SandboxState, KEPT):
+            if status is not SandboxState.ENDED:
+                self._sandboxes.labels(str(status)).set(by_status.get(status, 0))
 
     def capacity_seen(self, memory_available_bytes: int, disk_free_bytes: int, disk_promised_bytes: int) -> None:
         self._memory.set(memory_available_bytes)

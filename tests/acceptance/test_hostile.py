@@ -53,7 +53,7 @@ GOOD = "#!/bin/sh\necho all is well\n"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage() -> AsyncIterator[Stage]:
-    async with Stage({"sandbox": {"max_source": "1MiB", "timeouts": {"setup": "8s"}}}) as stage:
+    async with Stage({"sandbox": {"max_source": "1MiB", "timeouts": {"setup": "8s"}, "keep_failed": "10m"}}) as stage:
         await stage.start()
         yield stage
 
@@ -290,13 +290,20 @@ async def test_a_guest_that_fills_its_disk_is_told_of_and_a_rebuild_mends_it(sta
     assert stage.ssh(note, "alice", "test -x /srv/merge-request/.rave/setup").returncode == 0
 
 
-async def test_a_setup_that_fails_at_the_first_time_ends_the_sandbox_with_its_output(stage: Stage) -> None:
+async def test_a_setup_that_fails_at_the_first_time_keeps_the_machine_until_the_merge_request_is_closed(
+    stage: Stage,
+) -> None:
     mr = stage.open_merge_request("Fails at once", "fails", files={".rave/setup": FAILS})
-    note = await stage.note_says(mr, "Set-up failed: ", 90)
+    note = await stage.note_says(mr, "Sandbox is kept until ", 90)
     assert "ended with code 3" in note.body
     assert "the very end" in note.body
     harmless(stage, mr)
+    note = await stage.ready(mr)
+    assert stage.ssh(note, "alice", "test -x /srv/merge-request/.rave/setup").returncode == 0
+    assert "**Web**" not in note.body
     stage.gitlab.close(mr)
+    note = await stage.note_says(mr, "Set-up failed: ", 90)
+    assert "ssh -o" not in note.body
 
 
 async def told(stage: Stage, mr: MergeRequest, answer: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import SANDBOXES, Happened, Then
 from ravebot.sandboxes.lifecycle import Allocation
-from ravebot.sandboxes.model import Sandbox, SandboxState, Stage
+from ravebot.sandboxes.model import EndReason, Sandbox, SandboxState, Stage
 from ravebot.store import sandboxes
 from tests.support.records import BY_ALICE, NOON, B, World, a_machine, a_merge_request, a_world
 
@@ -75,6 +75,49 @@ async def everything(world: World) -> tuple[object, ...]:
     rows = [await world.read(lambda tx, table=table: [tuple(row) for row in tx.all(f"SELECT * FROM {table}")])  # type: ignore[misc]
             for table in ("sandboxes", "machines", "warnings", "events", "outbox", "stage_results")]  # fmt: skip
     return tuple(rows)
+
+
+KEPT_AFTER = {
+    Happened.CODE_UPDATED: S.READY,
+    Happened.END_ASKED: S.STOPPING,
+    Happened.STAGE_TIMEOUT: S.READY,
+    Happened.EXPIRED: S.STOPPING,
+    Happened.MACHINE_LOST: S.STOPPING,
+    Happened.RESTARTED: S.STARTING,
+    Happened.STAGE_FAILED: S.READY,
+    Happened.REBUILD: S.STOPPING,
+    Happened.RETRY: S.READY,
+}
+"""The ready row, for one whose set-up failed and whose machine is kept; any other event changes nothing."""
+
+
+@pytest.mark.parametrize("happened", Happened)
+async def test_the_row_of_ready_ones_holds_for_one_that_is_kept(tmp_path: Path, happened: Happened) -> None:
+    async with a_world(tmp_path, sandbox={"keep_failed": "15m"}) as world:
+        starting = replace(await world.claimed(MR), stage=Stage.SETUP)
+        assert await world.happens(starting, Happened.STAGE_FAILED, why="so it is", answers=True) is Then.FAIL
+        kept = await world.latest(MR)
+        assert kept.is_kept
+        if happened is Happened.EXPIRED:
+            kept = replace(kept, warned=frozenset({1800, 600}))
+            world.pass_by(minutes=15)
+        if happened in (Happened.STAGE_TIMEOUT, Happened.STAGE_FAILED):
+            kept = replace(kept, stage=Stage.TEST)
+        await world.write(lambda tx: sandboxes.save(tx, kept))
+        before = await everything(world)
+        then = await world.happens(kept, happened, by=BY_ALICE, why="so it is", sha=B, answers=True)
+        after = await world.read(lambda tx: sandboxes.get(tx, kept.id))
+        assert after
+        if happened not in KEPT_AFTER:
+            assert then is Then.NOTHING
+            assert await everything(world) == before
+            return
+        assert after.state is KEPT_AFTER[happened]
+        assert after.is_kept is (after.state is S.READY)
+        lost = happened is Happened.MACHINE_LOST
+        failed = EndReason.LOST if lost else EndReason.FAILED
+        assert after.end_reason is (None if after.state is S.STARTING else failed)
+        assert ((await world.latest(MR)).id != kept.id) is (then in ANOTHER)
 
 
 @pytest.mark.parametrize("happened", Happened)

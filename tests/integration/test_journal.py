@@ -34,7 +34,7 @@ async def test_every_telling_goes_where_the_table_says(world: World, kind: Event
     await record(world, sandbox, kind)
     telling = TELLINGS[kind]
     expected = ["matrix card", "gitlab note"] * telling.card
-    if kind in ("sandbox.update_failed",):
+    if kind in ("sandbox.update_failed", "sandbox.kept"):
         expected[0] = "matrix call"
     expected += ["matrix history"] * bool(telling.thread({})) + ["matrix say"] * telling.say
     expected += ["matrix warning", "gitlab warning"] * telling.warn

@@ -16,7 +16,7 @@ from ravebot.operations.operator import Operator
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from tests.support.records import a_merge_request
-from tests.support.yard import Yard, a_yard
+from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
 MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
@@ -83,6 +83,21 @@ async def test_usage_adds_up_what_a_projects_sandboxes_took(yard: Yard) -> None:
     [recent] = await operator(yard).usage(ready)
     assert recent.sandboxes == 1
     assert await operator(yard).usage(yard.clock.now()) == ()
+
+
+async def test_one_that_is_kept_after_its_set_up_failed_is_listed_as_such_and_its_use_counts(tmp_path: Path) -> None:
+    async with a_yard(tmp_path, sandbox={"keep_failed": "15m"}) as yard:
+        yard.provider.answers[HOW_A_JOB_GOES] = job_ended(3)
+        await yard.make_ready(MR)  # in the database it is ready
+        [line] = await operator(yard).command("list", (), OPS)  # type: ignore[misc]
+        assert (line.state, line.web_url, line.ssh_command[:4]) == ("kept", "", "ssh ")
+        yard.pass_by(minutes=14)
+        await yard.told(replace(MR, state="merged"))
+        await yard.until(lambda: yard.is_in(MR, "ended"))
+        [used] = await operator(yard).usage(None)
+        assert used.sandboxes == 1
+        assert timedelta(minutes=14) <= used.lived < timedelta(minutes=15)
+        assert await operator(yard).usage(yard.clock.now()) == ()
 
 
 async def test_a_log_that_was_removed_under_the_running_bot_is_told_as_such(yard: Yard) -> None:

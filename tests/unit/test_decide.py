@@ -18,10 +18,11 @@ from ravebot.sandboxes.decide import (
     decide_expiry,
     decide_machine,
     decide_sandbox,
+    kept_until,
     settled_thresholds,
     time_runs,
 )
-from ravebot.sandboxes.model import UPDATE_STAGES, MachineState, Observed, SandboxState, Stage
+from ravebot.sandboxes.model import UPDATE_STAGES, EndReason, MachineState, Observed, Sandbox, SandboxState, Stage
 from tests.support.records import NOON, a_machine, a_sandbox
 
 SEEN = ("absent", "off", "running, agent silent", "running, agent answers", "crashed", "paused", "unknown")
@@ -189,6 +190,46 @@ def test_a_ready_sandbox_that_is_not_being_updated_has_no_next_stage() -> None:
 def test_only_what_was_ready_and_still_has_a_machine_can_run_out_of_time(state: SandboxState) -> None:
     assert time_runs(a_sandbox(state=state, expires_at=NOON)) is (state in (SandboxState.STARTING, SandboxState.READY))
     assert not time_runs(a_sandbox(state=state))
+
+
+def a_kept_one(**facts: object) -> Sandbox:
+    known = a_sandbox(state=SandboxState.READY, end_reason=EndReason.FAILED, expires_at=NOON + timedelta(minutes=5))
+    return replace(known, **facts)  # type: ignore[arg-type] # tests name the fields
+
+
+def test_one_that_is_kept_fails_again_and_runs_out_of_time_only_between_two_tries() -> None:
+    trying = a_kept_one(stage=Stage.SETUP)
+    assert decide_sandbox(trying, Happened.STAGE_FAILED) is Then.FAIL
+    assert decide_sandbox(trying, Happened.STAGE_TIMEOUT) is Then.FAIL
+    assert time_runs(a_kept_one())
+    assert not time_runs(trying)
+
+
+KEEP, LONGEST = timedelta(minutes=15), timedelta(hours=8)
+
+
+@pytest.mark.parametrize("stage", [None, *Stage])
+def test_a_machine_is_kept_when_a_stage_fails_after_its_people_were_let_in(stage: Stage | None) -> None:
+    early = stage in (None, Stage.HOST_KEYS, Stage.AUTHORIZE)
+    starting = a_sandbox(state=SandboxState.STARTING, stage=stage)
+    assert kept_until(starting, KEEP, LONGEST, NOON) == (None if early else NOON + KEEP)
+
+
+def test_no_machine_is_kept_without_the_setting_or_after_it_was_ready() -> None:
+    starting = a_sandbox(state=SandboxState.STARTING, stage=Stage.SETUP)
+    assert kept_until(starting, timedelta(0), LONGEST, NOON) is None
+    assert kept_until(replace(starting, ready_at=NOON), KEEP, LONGEST, NOON) is None
+
+
+@pytest.mark.parametrize(
+    ("minutes", "left", "then"),
+    [(10, 5, 25), (10, 60, 70), (475, 5, 480), (475, 20, 495), (480, 0, None)],
+    ids=["longer", "never shorter", "at most the longest", "not shorter then either", "over"],
+)
+def test_one_that_fails_again_is_kept_no_shorter_and_not_for_ever(minutes: int, left: int, then: int | None) -> None:
+    now = NOON + timedelta(minutes=minutes)
+    trying = a_kept_one(stage=Stage.TEST, state_since=NOON, expires_at=now + timedelta(minutes=left))
+    assert kept_until(trying, KEEP, LONGEST, now) == (None if then is None else NOON + timedelta(minutes=then))
 
 
 def expiry(left: timedelta, warned: frozenset[int] = frozenset(), warn_before: tuple[timedelta, ...] = WARN_BEFORE,

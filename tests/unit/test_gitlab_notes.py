@@ -123,6 +123,27 @@ def test_a_failure_is_the_headline_with_its_command_as_code() -> None:
     assert note.count("ended with code 3") == 1
 
 
+def test_one_that_is_kept_says_until_when_why_how_to_look_inside_and_what_to_type() -> None:
+    failed = (StageResult(Stage.SETUP, False, 0.4, "ERROR: no libfoo-dev\n", at=NOW),)
+    kept = view(access=replace(ACCESS, web_port=None, web_scheme=None), stages=failed)
+    kept = replace(kept, sandbox=replace(kept.sandbox, ready_at=None, end_reason=EndReason.FAILED,
+                                         end_detail="set-up failed: `./.rave/setup` ended with code 1"))  # fmt: skip
+    note = render_note(kept, MARKER)
+    assert note.splitlines()[1] == (
+        "### 🔴 Sandbox is kept until 2026-03-01 14:00 UTC; set-up failed at 2026-03-01 12:20 UTC, after 0.4 s:"
+        " `./.rave/setup` ended with code 1"
+    )
+    assert "ERROR: no libfoo-dev" in note
+    assert f"```sh\n{ACCESS.ssh_command}\n```" in note
+    assert "**Web**" not in note
+    assert "To run copy, set-up and tests again, push a fix or comment `/sandbox retry`." in note
+    assert "comment `/sandbox stop` or `/sandbox rebuild` or `/sandbox extend 1h`." in note
+    trying = render_note(replace(kept, sandbox=replace(kept.sandbox, stage=Stage.SETUP)), MARKER)
+    assert trying.splitlines()[1].startswith(
+        "### 🔴 Sandbox is kept until 2026-03-01 14:00 UTC; tries a1b2c3d4: set-up, step 4 of 6, since"
+    )
+
+
 def test_an_ended_sandbox_of_a_fork_asks_for_the_commit_and_a_merged_one_for_nothing() -> None:
     ended = view(SandboxState.ENDED)
     assert f"`/sandbox start {SHA}`" in render_note(replace(ended, mr=replace(MR, source_project_id=9)), MARKER)

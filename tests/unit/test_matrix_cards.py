@@ -254,6 +254,23 @@ def test_an_update_that_failed_keeps_the_card_and_says_why() -> None:
     assert "boom" in lines
 
 
+def test_a_kept_card_says_until_when_why_how_to_look_inside_and_what_to_type() -> None:
+    shown = view(access=Access("sandboxes.example.org", "agent", 2201, None, None, "rave-1", (KEY,)),
+                 stages=(StageResult(Stage.TEST, False, 2.0, "boom\n", at=NOW),))  # fmt: skip
+    kept = replace(shown, sandbox=replace(shown.sandbox, end_reason=EndReason.FAILED, end_detail="tests failed: boom"))
+    lines = render_card(kept, SHORT)["body"].splitlines()
+    until, at = f"{NOW + timedelta(minutes=100):%H:%M} UTC", f"{NOW:%H:%M} UTC"
+    assert lines[1] == f"Kept until {until}; tests failed at {at}, after 2.0 s: boom"
+    assert lines[2] == "SSH: ssh -o HostKeyAlias=rave-1 -p 2201 agent@sandboxes.example.org"
+    assert lines[-1] == (
+        "Look inside over SSH. To run copy, set-up and tests again, push a fix or say !rave retry 42 · or extend, stop,"
+        " rebuild, logs"
+    )
+    assert not any(line.startswith("Web") for line in lines)
+    assert news(kept, Owner("@alice:example.org", "alice")).endswith(f"kept until {until}; tests failed at {at},"
+                                                                     " after 2.0 s: boom")  # fmt: skip
+
+
 def test_an_ended_card_has_its_end_and_no_way_in() -> None:
     ended = view(SandboxState.ENDED, access=None, summary=Summary(timedelta(hours=2), 75.0, 3 * 1024**3))
     ended = replace(ended, sandbox=replace(ended.sandbox, end_reason=EndReason.EXPIRED, ended_at=NOW))

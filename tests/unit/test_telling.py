@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import ravebot
-from ravebot.sandboxes.model import RAVEBOT, Event, EventKind
+from ravebot.sandboxes.model import RAVEBOT, EndReason, Event, EventKind, SandboxState
 from ravebot.sandboxes.telling import TELLINGS, words
-from tests.support.records import NOON, A
+from tests.support.records import NOON, A, a_sandbox
 
 WORDS: dict[str, tuple[dict[str, object], str]] = {
     "sandbox.queued": ({"sha": A, "by": "alice (gitlab)"}, "asked for by alice (gitlab), commit aaaaaaaa"),
@@ -23,6 +23,10 @@ WORDS: dict[str, tuple[dict[str, object], str]] = {
         "set-up failed after 2.0 s: it ended with code 1",
     ),
     "sandbox.ready": ({"seconds": 9.96, "sha": A}, "ready after 10.0 s"),
+    "sandbox.kept": (
+        {"sha": A, "why": "set-up failed: it ended with code 1", "until": "14:30 UTC"},
+        "set-up failed: it ended with code 1; its machine is kept until 14:30 UTC",
+    ),
     "sandbox.code": ({"sha": A, "by": "alice (gitlab)"}, "new commit aaaaaaaa by alice (gitlab)"),
     "sandbox.updated": ({"sha": A}, "now runs aaaaaaaa"),
     "sandbox.update_failed": (
@@ -70,6 +74,19 @@ def test_a_failure_is_told_in_the_thread_when_it_happens_and_not_again_at_the_en
     assert said("sandbox.ended", **failed, lived_seconds=None) == "ended"
 
 
+def test_the_end_of_one_that_was_kept_says_what_ended_it_and_calls_nobody_again() -> None:
+    over = {"reason": "failed", "detail": "set-up failed: boom", "kept": "expired"}
+    stopping = TELLINGS[EventKind.SANDBOX_STOPPING]
+    assert stopping.thread(over) == "not kept any longer: its time was up"
+    assert said("sandbox.stopping", **over) == "not kept any longer: its time was up"
+    assert said("sandbox.stopping", **over | {"kept": "stopped", "by": "gina (matrix)"}) == (
+        "not kept any longer: stopped by gina (matrix)"
+    )
+    failed = a_sandbox(state=SandboxState.STOPPING, end_reason=EndReason.FAILED)
+    for data, calls in ((over, False), ({"reason": "failed", "detail": "boom"}, True)):
+        assert stopping.calls(failed, Event(1, NOON, EventKind.SANDBOX_STOPPING, RAVEBOT, data=data)) is calls
+
+
 def test_an_end_that_was_asked_for_is_told_in_the_thread_once_it_has_come() -> None:
     asked = {"reason": "stopped", "by": "alice (gitlab)"}
     assert TELLINGS[EventKind.SANDBOX_STOPPING].thread(asked) == ""
@@ -95,7 +112,7 @@ def test_an_event_is_told_once_in_a_room() -> None:
 
 def test_only_the_first_ready_and_failures_notify_the_owner() -> None:
     calling = {kind for kind, telling in TELLINGS.items() if telling.calls is not TELLINGS[EventKind.WEB_FOUND].calls}
-    assert calling == {"sandbox.ready", "sandbox.update_failed", "sandbox.stopping"}
+    assert calling == {"sandbox.ready", "sandbox.kept", "sandbox.update_failed", "sandbox.stopping"}
 
 
 def test_every_event_of_a_sandbox_that_the_code_records_has_its_telling() -> None:

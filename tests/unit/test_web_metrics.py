@@ -38,9 +38,10 @@ def test_a_sandbox_that_never_was_ready_has_no_lifetime() -> None:
 def test_states_that_no_sandbox_is_in_are_shown_as_none() -> None:
     metrics = Metrics()
     metrics.counted({SandboxState.READY: 2})
-    metrics.counted({SandboxState.QUEUED: 1})
+    metrics.counted({SandboxState.QUEUED: 1, "kept": 1})
     assert value(metrics, "sandboxes", state="ready") == 0
     assert value(metrics, "sandboxes", state="queued") == 1
+    assert value(metrics, "sandboxes", state="kept") == 1
 
 
 def test_an_empty_outbox_has_no_age() -> None:

@@ -33,6 +33,7 @@ from ravebot.store.database import Database, Transaction
 log = structlog.get_logger()
 
 _LEAST_TIME = timedelta(seconds=30)
+_PING = timedelta(seconds=2)
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,8 @@ class Chain:
         if isinstance(error, ProviderError):
             why, tail = without_paths(why), without_paths(tail)
 
+        answers = bool(self.config.sandbox.keep_failed) and await self._answers(work.machine)
+
         def step(tx: Transaction) -> float:
             seconds = tx.seconds_since(work.sandbox.stage_started_at or tx.now)
             sandbox = sandboxes.get(tx, work.sandbox.id)
@@ -262,10 +265,18 @@ class Chain:
             data: dict[str, object] = {"stage": stage.value, "seconds": seconds, "why": why, "tail": shown}
             self.lifecycle.journal.record(tx, EventKind.STAGE_FAILED, sandbox=sandbox, machine_id=machine.id, data=data)
             happened = Happened.STAGE_TIMEOUT if isinstance(error, GuestTimeout) else Happened.STAGE_FAILED
-            self.lifecycle.happened(tx, sandbox, happened, why=why)
+            self.lifecycle.happened(tx, sandbox, happened, why=why, answers=answers)
             return seconds
 
         self.meter.stage_done(stage.value, False, await self.database.write(step))
+        if answers:
+            await self.guard()  # the machine may be kept: its SSH port opens before people are told
+
+    async def _answers(self, machine: Machine) -> bool:
+        try:
+            return await self.provider.ping(machine.name, _PING)
+        except (GuestError, ProviderError):
+            return False
 
 
 def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:

@@ -64,7 +64,7 @@ class Health:
             keys = await self.chain.authorize(machine, mr)
             self._keys[machine.id] = _KeysSet(people, now)
             await self._note(sandbox, notice_keys=not keys)
-        if sandbox.web_scheme is None and sandbox.ports_open:
+        if sandbox.web_scheme is None and sandbox.web_open:
             scheme = await self.chain.web.scheme(machine.address, self.config.sandbox.web_port)
             if scheme:
                 await self._note(sandbox, scheme=scheme)

@@ -144,7 +144,7 @@ class Pool:
             log.warning("the clock was set back: moments that lie in the future count as now")
             await self.database.write(self._bring_back)
             state = await self.database.read(wanted)
-        self.meter.counted(dict(Counter(sandbox.state for sandbox in state.sandboxes)))
+        self.meter.counted(dict(Counter(sandbox.status for sandbox in state.sandboxes)))
         if listing is not None and await self._admit(state):
             state = await self.database.read(wanted)
         busy = await self._step_machines(flights, state, listing)

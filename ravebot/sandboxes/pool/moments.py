@@ -44,8 +44,8 @@ def machine_at(machine: Machine, now: datetime) -> Machine:
 
 
 def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
-    """The sandbox as it is at `now`: with its whole lifetime before it and warnings to come, if it was ready later."""
-    started, ready, expires = sandbox.stage_started_at, sandbox.ready_at, sandbox.expires_at
+    """The sandbox as it is at `now`: with its whole time before it and warnings to come, if that began later."""
+    started, since, expires = sandbox.stage_started_at, sandbox.time_since, sandbox.expires_at
     fixed = replace(
         sandbox,
         created_at=min(sandbox.created_at, now),
@@ -53,8 +53,8 @@ def sandbox_at(sandbox: Sandbox, now: datetime) -> Sandbox:
         stage_started_at=min(started, now) if started else None,
         not_before=sandbox.not_before if sandbox.state_since <= now else None,
     )
-    if ready is None or expires is None or ready <= now:
+    if since is None or expires is None or since <= now:
         return fixed
-    left = expires - ready
+    left = expires - since
     warned = frozenset(threshold for threshold in sandbox.warned if left <= timedelta(seconds=threshold))
-    return replace(fixed, ready_at=now, expires_at=now + left, warned=warned)
+    return replace(fixed, ready_at=now if sandbox.ready_at else None, expires_at=now + left, warned=warned)
