@@ -1,4 +1,4 @@
-"""The lock beside the database, which keeps a second process out of the state folder."""
+"""The lock beside the database, which keeps a second process out of the state folder; and whose the files there are."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def give_to_owner(descriptor: int, state_dir: Path) -> None:
     if os.geteuid() == 0:
         owner = state_dir.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def hand_over(folder: Path, state_dir: Path) -> None:
+    """The same for a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        give_to_owner(descriptor, state_dir)
+    finally:
+        os.close(descriptor)
