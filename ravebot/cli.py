@@ -107,8 +107,10 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(INTERRUPTED)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        output.complain(f"ravebot: {error}{'; free space there (df -h shows how much there is)' if full else ''}")
+        where = f" ({error.filename})" if error.filename else ""
+        full = f"a disk is full{where}: free space; `df -h` shows where there is none"
+        said = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        output.complain(f"ravebot: {terminal.clean(said)}")
         sys.exit(FAILED)
     sys.exit(0)
 

@@ -134,7 +134,8 @@ class Transport:
         if isinstance(error, requests.RequestException):
             refused = isinstance(error, requests.ConnectTimeout) or "NewConnectionError" in repr(error)
             kind = Unavailable if refused else Unanswered
-            return kind(f"GitLab at {self._url} does not answer ({type(error).__name__})")
+            why = f"GitLab at {self._url} does not answer ({type(error).__name__})"
+            return kind(f"{why}: ravebot tries again; check gitlab.url, the network and GitLab's log")
         if isinstance(error, GitlabParsingError):
             return Malformed("no JSON")
         status = error.response_code or 0
@@ -152,6 +153,10 @@ class Transport:
             if wait is not None:
                 return (SlowDown if _is_gitlabs(status) else _UnansweredSlowDown)(why, wait)
             return (Unavailable if _is_gitlabs(status) else Unanswered)(why)
+        if status == 403 and "insufficient_scope" in said:
+            return Forbidden(
+                f"GitLab refuses it (403: {said}): put a token with scope api into gitlab.token_file and restart"
+            )
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")

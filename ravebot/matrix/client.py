@@ -283,8 +283,12 @@ class MatrixClient:
                 async with answer:
                     raw = await _read(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            why = str(error) or type(error).__name__
-            raise Unavailable(f"Matrix at {self.homeserver} does not answer: {why}") from error
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                why = f"the certificate of Matrix at {self.homeserver} is not trusted: install its CA on this host"
+                raise Unavailable(why) from error
+            why = f"Matrix at {self.homeserver} does not answer ({str(error) or type(error).__name__})"
+            fix = "ravebot tries again; check matrix.homeserver, the network and the homeserver's log"
+            raise Unavailable(f"{why}: {fix}") from error
         try:
             return judge(answer.status, answer.headers.get("Retry-After"), raw)
         except LoginLost as error:

@@ -113,7 +113,7 @@ class Readiness:
             )
             return replace(found, state=State.FAILED, detail=hangs)
         if found.fit and not await self.provider.connected():
-            return Check(State.FAILED, "libvirt does not answer")
+            return Check(State.FAILED, "libvirt does not answer: start libvirtd (systemctl start libvirtd)")
         return found
 
     async def _firewall(self) -> Check:
@@ -139,7 +139,8 @@ class Readiness:
         count, since = await self.database.read(partial(inbox.unhandled, longer_than=_LONG))
         if since is None:
             return Check(State.OK)
-        return Check(State.FAILED, f"{count} requests are not handled, the oldest since {since:%Y-%m-%d %H:%M:%S} UTC")
+        why = f"{count} requests are not handled, the oldest since {since:%Y-%m-%d %H:%M:%S} UTC"
+        return Check(State.FAILED, f"{why}: the log says why each failed; restart ravebot if it says nothing")
 
     async def _outbox(self) -> Check:
         """Messages that wait too long are a failure, unless a single project or room refuses them."""

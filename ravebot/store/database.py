@@ -376,7 +376,8 @@ def migrate(connection: sqlite3.Connection, steps: list[tuple[int, str]]) -> Non
             connection.execute(f"PRAGMA user_version = {number:d}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # SQLite itself ends one that a full disk breaks off
+                connection.execute("ROLLBACK")
             raise
 
 

@@ -251,6 +251,16 @@ async def test_a_revoked_token_says_what_to_do_and_not_what_it_was(scene: Scene)
     assert scene.token not in repr(caught.value.__cause__)
 
 
+async def test_a_token_of_too_small_a_scope_says_which_one_is_needed(scene: Scene) -> None:
+    reader = GitLab(scene.gitlab.url, scene.gitlab.token_for(scene.bot, ("read_api",)), ManualClock(NOW))
+    try:
+        assert (await reader.me()).username == "ravebot"
+        with pytest.raises(Forbidden, match="put a token with scope api into"):
+            await reader.create_note(scene.ref, "hello")
+    finally:
+        await reader.close()
+
+
 async def test_json_of_another_form_is_an_answer_that_is_not_gitlabs() -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({"login": "please"})

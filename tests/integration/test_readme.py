@@ -46,7 +46,7 @@ def test_every_dev_command_that_is_named_is_there() -> None:
     assert named == set(re.findall(r"^  (\w+) {2,}", usage, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["setup", "lint", "test", "bench", "demo", "pictures"])
+@pytest.mark.parametrize("command", ["setup", "lint", "test", "bench", "demo", "pictures", "package"])
 def test_asking_dev_for_help_sets_nothing_up(tmp_path: Path, command: str) -> None:
     for name in ("dev", "tests/__init__.py", "tests/support/__init__.py", *_HELPFUL):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -377,7 +377,7 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 
 @contextmanager
-def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
+def full_disk(folder: Path, size: str = "4m") -> Iterator[Callable[[], None]]:
     """A small file system at that folder, and what fills it."""
 
     def fill() -> None:
@@ -386,7 +386,7 @@ def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
                 file.write(b"x" * 4096)
 
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=711", "disks", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "disks", str(folder)], check=True)
     try:
         yield fill
     finally:
@@ -415,6 +415,12 @@ async def test_a_typical_mistake_is_told_where_its_row_says_with_cause_and_mend_
     assert fits(row, seen.line.replace("`", "")), seen.line
     for other, its in ROWS.items():
         assert other == mistake or not fits(its, seen.line.replace("`", "")), f"looks like {other}, too"
+
+
+async def test_a_first_start_on_a_disk_that_becomes_full_is_told_with_what_mends_it(tmp_path: Path) -> None:
+    with full_disk(tmp_path / "disk", size="64k"), pytest.raises(StoreError, match="disk is full; free space"):
+        async with Database(tmp_path / "disk" / "ravebot.db", SystemClock()):
+            pytest.fail("a database of that size holds the tables")
 
 
 def test_every_row_is_provoked_and_there_are_no_others() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -13,6 +12,9 @@ from typing import Any, TypeVar
 
 from ravebot.clock import to_us
 from ravebot.config.model import Config
+from ravebot.operations.backup.make import Maker
+from ravebot.operations.backup.restore import Restorer
+from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.gather import Views
@@ -235,13 +237,12 @@ class World:
         self.clock.advance(timedelta(**span))
 
     def back_up(self, folder: Path) -> Path:
-        """A copy of the state, made as docs/operate.md says; returns where its database is."""
-        folder.mkdir()
-        copy = folder / self.database.path.name
-        with closing(sqlite3.connect(self.database.path)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-        shutil.copy(self.database.path.parent / "instance-id", folder)
-        return copy
+        """Make a backup, and restore it to that folder; returns where its database is."""
+        backup = folder.with_suffix(".tar")
+        Maker(self.config.instance, self.database.path.parent, self.clock).to_file(backup, Stop())
+        with Restorer(self.config.instance, folder, self.clock) as restorer:
+            restorer.prepare(backup, Stop()).commit()
+        return folder / self.database.path.name
 
 
 @asynccontextmanager

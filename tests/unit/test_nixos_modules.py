@@ -161,8 +161,9 @@ def test_a_timer_backs_up_unless_it_is_switched_off(nix: Nix) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_systemd_knows_every_line_of_the_unit(nix: Nix) -> None:
-    unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"]["ravebot"]["serviceConfig"]
+@pytest.mark.parametrize("name", ["ravebot", "ravebot-backup"])
+def test_systemd_knows_every_line_of_the_units(nix: Nix, name: str) -> None:
+    unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"][name]["serviceConfig"]
     lines = [
         f"{name}={('no', 'yes')[value] if isinstance(value, bool) else value}"
         for name, values in {**unit, "ExecStart": "/bin/true"}.items()

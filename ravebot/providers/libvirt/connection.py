@@ -39,7 +39,7 @@ def translated(error: libvirt.libvirtError) -> RavebotError:
     code, domain = error.get_error_code(), error.get_error_domain()
     text = " ".join(str(error).split())[:500]
     if code in _LIBVIRT_GONE or (domain in _TRANSPORT and code != libvirt.VIR_ERR_NO_SUPPORT):
-        return Unavailable(f"libvirt does not answer ({text}): is libvirtd running?")
+        return Unavailable(f"libvirt does not answer ({text}): is libvirtd running (systemctl start libvirtd)?")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
         return Unavailable(f"libvirt is busy with this machine: {text}")
     if code == libvirt.VIR_ERR_NO_DOMAIN:

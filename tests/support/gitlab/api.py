@@ -76,8 +76,11 @@ class Api:
         token = request.headers.get("PRIVATE-TOKEN") or (bearer if scheme.lower() == "bearer" else "")
         with self._state.lock:
             user = self._state.tokens.get(token)
+            scopes = self._state.scopes.get(token, ("api",))
         if user is None or not user.active:
             return error(401, "401 Unauthorized")
+        if request.method != "GET" and "api" not in scopes:
+            return error(403, "insufficient_scope", "error")
         request[_USER] = user
         try:
             return await handler(request)
