@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from click import Command, Group
-from ravebot.operations.init.inquiry import Asked
-from ravebot.operations.init.questions import QUESTIONS
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -197,18 +194,13 @@ def test_every_command_and_option_that_installs_is_there(page: str) -> None:
     told = commands_in_full((ROOT / page).read_text())
     assert ["init", "--service"] in told
     for words in told:
-        command: Command = get_command(app)
+        command = get_command(app)
         left = list(words)
-        while isinstance(command, Group) and left and not left[0].startswith("-"):
+        while isinstance(command, TyperGroup) and left and not left[0].startswith("-"):
             assert left[0] in command.commands, words
             command = command.commands[left.pop(0)]
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert [word for word in left if word.startswith("-") and word not in known] == [], words
-
-
-def test_the_page_on_installing_has_the_questions_that_are_asked() -> None:
-    asked = [question.prompt for question in QUESTIONS if question.asked is Asked.ALWAYS]
-    assert [prompt for prompt, _ in rows("install.md", "it asks for")] == asked
 
 
 def test_the_table_of_times_adds_up_and_counts_the_commands_that_are_shown() -> None:
