@@ -77,9 +77,9 @@ def test_every_ravebot_command_that_is_named_is_there_with_its_options() -> None
 
 
 def _commands() -> list[str]:
-    """Text that stands as code: inline and in indented blocks."""
+    """Text that stands as code: inline, and in indented blocks."""
     inline = re.findall(r"`(ravebot [^`]+)`", _TEXT)
-    indented = re.findall(r"^    (ravebot .*?)(?:  +#.*)?$", _TEXT, re.MULTILINE)
+    indented = re.findall(r"^    (?:\S*/)?(ravebot .*?)(?:  +#.*)?$", _TEXT, re.MULTILINE)
     return [*inline, *indented]
 
 
@@ -122,6 +122,18 @@ def test_metrics_and_paths_that_are_named_are_there() -> None:
 
 
 def test_readme_installs_what_the_page_on_installing_does() -> None:
-    block = re.search(r"^    apt-get install .*?^    ln -s .*?$", _INSTALL, re.MULTILINE | re.DOTALL)
+    """The same commands in the same order; the page has words between them."""
+    block = re.search(r"^    apt-get install .*?ravebot init --service$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert block
-    assert block[0] in README.read_text()
+    start = _INSTALL.index("## Quick start")
+    told = re.findall(r"^    .*$", _INSTALL[start:].partition("**4.")[0], re.MULTILINE)
+    assert told == block[0].splitlines()
+
+
+def test_the_sample_of_a_set_up_is_a_shell_script_that_names_only_variables_of_the_guest() -> None:
+    sample = _block("sh")
+    subprocess.run(["sh", "-n"], input=sample, text=True, check=True)
+    shell = (ROOT / "ravebot/sandboxes/chain/stages.py").read_text()
+    named = set(re.findall(r"RAVE_[A-Z_]+", sample))
+    assert named
+    assert [name for name in sorted(named) if f'"{name}"' not in shell] == []

@@ -12,6 +12,7 @@ from typer.main import get_command
 from ravebot.cli import app
 from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
+from ravebot.config.model import PoolConfig, SandboxConfig
 from ravebot.images import tools
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.service.layout import Installation, things
@@ -34,6 +35,7 @@ from tests.support.pages import (
     grid,
     links,
     rows,
+    table,
 )
 
 # Where the truth is: what the code says, in the form of the tables.
@@ -174,6 +176,50 @@ def test_keys_that_pages_name_are_there() -> None:
     named = {name for name in named if name.partition(".")[0] in sections}
     assert named
     assert named - known == set()
+
+
+# Installation.
+
+
+def commands_in_full(text: str) -> list[list[str]]:
+    """What a page tells to type that begins with ravebot: inline and in indented blocks, continued lines included."""
+    text = text.replace("\\\n", " ")
+    inline = re.findall(r"`(?:\S*/)?ravebot ([^`]+)`", text)
+    indented = re.findall(r"^ +(?:\S*/)?ravebot (.*?)(?:  +#.*)?$", text, re.MULTILINE)
+    return [line.split() for line in (*inline, *indented)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_every_command_and_option_that_installs_is_there(page: str) -> None:
+    told = commands_in_full((ROOT / page).read_text())
+    assert ["init", "--service"] in told
+    for words in told:
+        command = get_command(app)
+        left = list(words)
+        while isinstance(command, TyperGroup) and left and not left[0].startswith("-"):
+            assert left[0] in command.commands, words
+            command = command.commands[left.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert [word for word in left if word.startswith("-") and word not in known] == [], words
+
+
+def test_the_table_of_times_adds_up_and_counts_the_commands_that_are_shown() -> None:
+    steps = rows("install.md", "step")
+    *each, (_, commands, _, seconds) = steps
+    assert sum(int(row[3]) for row in each) == int(seconds)
+    assert sum(int(re.match(r"\d+", row[1])[0]) for row in each) == int(commands)  # type: ignore[index]
+    start = (DOCS / "install.md").read_text().partition("## Quick start")[2].partition("**Where the time goes**")[0]
+    shown = re.findall(r"^    \S", start.replace("\\\n", " "), re.MULTILINE)
+    assert len(shown) == int(commands)
+
+
+def test_the_sizes_are_those_of_the_defaults() -> None:
+    sandbox, gib = SandboxConfig(host="sandboxes.example.org"), 1024**3
+    many = [int(re.match(r"\d+", cell)[0]) for cell in table("install.md", "of the host")[0][2:]]  # type: ignore[index]
+    told = {name: cells for name, _, *cells in rows("install.md", "of the host")}
+    assert many[0] == PoolConfig().max_running
+    assert told["memory"] == [f"{number * sandbox.memory // gib + 2} GiB" for number in many]
+    assert told["disk"] == [f"{number * sandbox.disk // gib + 10} GiB" for number in many]
 
 
 # Packages.
