@@ -15,7 +15,7 @@ from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, clean, output, 
 
 if TYPE_CHECKING:
     from ravebot.operations.service.layout import Installation
-    from ravebot.operations.service.uninstall import InstalledThings, PurgeStep, Uninstalled
+    from ravebot.operations.service.uninstall import InstalledThings, RemovalStep, Uninstalled
 
 
 def uninstall(
@@ -24,8 +24,12 @@ def uninstall(
         bool,
         typer.Option(
             "--purge",
-            help="Also remove configuration, secrets and state folder, and machines, network and firewall.",
+            help="Also remove configuration, secrets and state folder.",
         ),
+    ] = False,
+    files_only: Annotated[
+        bool,
+        typer.Option("--files-only", help="Leave sandboxes, machines, network, firewall and webhooks as they are."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -34,8 +38,12 @@ def uninstall(
 
     if os.geteuid() != 0:
         raise Refused("uninstalling needs root: run it with sudo")
+    if purge and files_only:
+        raise typer.BadParameter(
+            "give one of --purge and --files-only: without the state folder nothing knows the machines"
+        )
     installation = _installation(config)
-    steps, others = _beyond(config) if purge else ((), ())
+    steps, others = ((), ()) if files_only else _beyond(config)
     found = service.look(installation, purge=purge, steps=steps, others=others)
     _show(found)
     if found.is_empty:
@@ -64,9 +72,9 @@ def _installation(config: Path) -> Installation:
         return Installation(config=config.absolute())
 
 
-def _beyond(config: Path) -> tuple[tuple[PurgeStep, ...], tuple[str, ...]]:
+def _beyond(config: Path) -> tuple[tuple[RemovalStep, ...], tuple[str, ...]]:
     """What goes and what stays beyond the files that were installed."""
-    from ravebot.operations.service import purge
+    from ravebot.operations.service import beyond
 
     if not config.exists():
         return (), ()
@@ -74,10 +82,10 @@ def _beyond(config: Path) -> tuple[tuple[PurgeStep, ...], tuple[str, ...]]:
         loaded = load(config)
     except InvalidConfigError as error:
         raise Refused(
-            f"nothing was removed: without a valid configuration the machines can't be found ({error}); correct it, or"
-            " leave out --purge"
+            f"nothing was removed: without a valid configuration machines and webhooks can't be found ({error});"
+            " correct it, or leave them with --files-only"
         ) from error
-    return purge.steps(loaded), purge.kept(loaded)
+    return beyond.steps(loaded), beyond.kept(loaded)
 
 
 def _say(text: str) -> None:

@@ -23,12 +23,20 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class PurgeStep:
-    """Something beyond this host's files that is removed, too: machines, webhooks. `remove` returns what it removed;
-    it raises RavebotError if something is left."""
+class StepOutcome:
+    """What a step removed, and what it left, each with its reason."""
+
+    removed: Sequence[str]
+    left: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RemovalStep:
+    """Something beyond this host's files that is removed, too: machines, webhooks. `remove` raises RavebotError if it
+    has to be tried again, with the state folder and the configuration."""
 
     what: str
-    remove: Callable[[Say], Awaitable[Sequence[str]]]
+    remove: Callable[[Say], Awaitable[StepOutcome]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class InstalledThings:
 
     removed: tuple[Thing, ...]
     kept: tuple[str, ...]
-    steps: tuple[PurgeStep, ...] = ()
+    steps: tuple[RemovalStep, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -58,7 +66,7 @@ class Uninstalled:
 
 
 def look(
-    installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] = (), others: Sequence[str] = ()
+    installation: Installation, *, purge: bool, steps: Sequence[RemovalStep] = (), others: Sequence[str] = ()
 ) -> InstalledThings:
     """Find what is installed; changes nothing. `steps` are done besides, and `others` stay, each with its reason."""
     removed: list[Thing] = []
@@ -146,13 +154,16 @@ class _Removal:
         self.failed: list[str] = []
         self.unfinished = False  # something is left that only the state folder and the configuration know
 
-    async def step(self, step: PurgeStep) -> None:
+    async def step(self, step: RemovalStep) -> None:
         self.say(f"Removing {step.what}")
         try:
-            self.removed += await step.remove(self.say)
+            outcome = await step.remove(self.say)
         except RavebotError as error:
             self.unfinished = True
             self.failed.append(f"{step.what}: {error}")
+        else:
+            self.removed += outcome.removed
+            self.kept += outcome.left
 
     def thing(self, thing: Thing) -> None:
         if self.unfinished and (thing.purged or thing.kind is ThingKind.USER):

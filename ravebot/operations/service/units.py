@@ -30,8 +30,8 @@ def _line(line: str, program: Path, config: Path, state_dir: Path, user: str) ->
         return line
     if key.startswith("Exec"):
         words = value.split(" ")
-        fitting = {str(PROGRAM): str(program), str(CONFIG): str(config), str(STATE_DIR): str(state_dir)}
-        return f"{key}={' '.join(_quoted(fitting[word]) if word in fitting else word for word in words)}"
+        fitting = {str(PROGRAM): str(program), str(CONFIG): str(config)}
+        return f"{key}={' '.join(_quoted(fitting[w]) if w in fitting else _moved(w, state_dir) for w in words)}"
     if key in ("User", "Group") and value == USER:
         return f"{key}={user}"
     if key == "StateDirectory" and value == STATE_DIR.name:

@@ -1,0 +1,56 @@
+"""What `ravebot uninstall` removes beyond the files of this host; each step is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravebot.config.file import LoadedConfig
+from ravebot.errors import Unavailable
+from ravebot.operations.service.uninstall import RemovalStep, Say, StepOutcome
+from ravebot.store.database import instance_id_path
+
+
+def steps(loaded: LoadedConfig) -> tuple[RemovalStep, ...]:
+    """The steps of that installation, in their order."""
+    config = loaded.config
+    found: list[RemovalStep] = []
+    if config.http.public_url is not None:
+        what = f"the webhooks to {config.http.public_url} in {', '.join(config.gitlab.projects)}"
+        found.append(RemovalStep(what, lambda say: _webhooks(loaded, say)))
+    if instance_id_path(config.state_dir).exists():  # else it never ran
+        what = f"the sandboxes, machines, network, storage pool and firewall of the instance {config.instance}"
+        found.append(RemovalStep(what, lambda say: _host(loaded, say)))
+    return tuple(found)
+
+
+def kept(loaded: LoadedConfig) -> tuple[str, ...]:
+    """What the installation made or used and what stays all the same, with the reason."""
+    provider = loaded.config.provider
+    return (
+        f"{provider.image}: the machines' image; remove it if nothing else uses it",
+        f"{provider.storage_pool}: the folder of the machines' disks, which libvirt made; it is empty then",
+    )
+
+
+async def _webhooks(loaded: LoadedConfig, say: Say) -> StepOutcome:
+    from ravebot.operations.hooks import registry
+
+    removed: list[str] = []
+    left: list[str] = []
+    for state in await registry.remove(loaded, say=lambda state: say(f"{state.project}: {state.detail}")):
+        if not state.ok:
+            left.append(f"the webhook of {state.project}: {state.sentence}")
+        elif state.changed:
+            removed.append(f"the webhook of {state.project}")
+    return StepOutcome(removed, left)
+
+
+async def _host(loaded: LoadedConfig, say: Say) -> StepOutcome:
+    from ravebot.operations.cleanup import cleanup
+
+    report = await cleanup(loaded, None, everything=True, force=True, adopt=False, progress=say)
+    problems: Sequence[str] = (*report.failed, *report.kept)
+    if problems:
+        raise Unavailable("; ".join(problems))
+    ended = [f"the sandbox {one}" for one in report.ended]
+    return StepOutcome([*ended, *report.machines, *report.volumes, *report.addresses, *report.shared], [])
