@@ -19,3 +19,12 @@ def give_open(descriptor: int, folder: Path) -> None:
     if os.geteuid() == 0:
         owner = folder.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def hand_over(folder: Path, state_dir: Path) -> None:
+    """The same for a folder that root made in the state folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        give_open(descriptor, state_dir)
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ravebot.errors import StoreError
-from ravebot.store.owner import give_open
+from ravebot.store.owner import give_open, hand_over
 
 DATABASE, INSTANCE_ID, LOGIN = "ravebot.db", "instance-id", "matrix.json"
 STATE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", INSTANCE_ID, LOGIN)
@@ -59,7 +59,7 @@ def settle(state_dir: Path, step: Callable[[str], None] = lambda _: None) -> Non
         else:
             if phase is Phase.ASIDE:
                 before.mkdir(mode=0o700, exist_ok=True)
-                _hand_over(before, state_dir)
+                hand_over(before, state_dir)
                 _move(state_dir, before, step)
                 _write(state_dir, staged.name, before.name, Phase.IN)
                 step("old state is aside")
@@ -118,14 +118,6 @@ def write_file(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def _hand_over(folder: Path, state_dir: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        give_open(descriptor, state_dir)
-    finally:
-        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

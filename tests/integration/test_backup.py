@@ -14,10 +14,12 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -26,6 +28,7 @@ from ravebot.intake.matrix import BEFORE_RESTORE, MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.operations import hostlock
 from ravebot.operations.audit import read_offline
+from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import BackupUnusable, Manifest
 from ravebot.operations.backup.make import Maker
 from ravebot.operations.backup.restore import Restorer
@@ -52,9 +55,29 @@ def maker(folder: Path, clock: ManualClock | None = None) -> Maker:
     return Maker("test", folder, clock or ManualClock())
 
 
-def restore(backup: Path, state_dir: Path, *, force: bool = False, clock: ManualClock | None = None) -> None:
+def restore(
+    backup: Path,
+    state_dir: Path,
+    *,
+    force: bool = False,
+    clock: ManualClock | None = None,
+    step: Callable[[str], None] = lambda _: None,
+) -> None:
     with Restorer("test", state_dir, clock or ManualClock()) as restorer:
-        restorer.prepare(backup, Stop(), force=force).commit()
+        restorer.prepare(backup, Stop(), force=force).commit(step)
+
+
+def killer(steps: int) -> Callable[[str], None]:
+    """Kills its process after so many steps."""
+    left = steps
+
+    def step(_: str) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return step
 
 
 async def a_state(folder: Path, key: str) -> None:
@@ -79,6 +102,19 @@ def event(tx: Transaction, number: int) -> None:
 def whole(folder: Path) -> tuple[str, str]:
     """The instance id, and the login's device."""
     return (folder / INSTANCE_ID).read_text().strip(), json.loads((folder / LOGIN).read_text())["device_id"]
+
+
+def in_child(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> int:
+    """Run it in a forked process; returns 0, 1 for one of our own errors, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare()
+            work()
+        except StoreError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 async def test_a_backup_under_load_has_every_transaction_that_was_acknowledged_before_it_began(tmp_path: Path) -> None:
@@ -215,22 +251,12 @@ async def test_a_restore_killed_at_any_point_is_finished_by_the_next_start_or_di
         (here / f"{DATABASE}-wal").write_bytes(b"the old log")
         (here / f"{DATABASE}-shm").write_bytes(b"the old index")
         old = whole(here)
-        seen: list[str] = []
-
-        def kill(step: str, seen: list[str] = seen, at: int = points) -> None:
-            if len(seen) == at:
-                raise KeyboardInterrupt(step)
-            seen.append(step)
-
-        try:
-            with Restorer("test", here, ManualClock()) as restorer:
-                restorer.prepare(backup, Stop()).commit(kill)
-        except KeyboardInterrupt:
-            if points % 2:  # killed a second time while it is finished
-                with pytest.raises(KeyboardInterrupt):
-                    swap.settle(here, lambda step: kill(step, [], 0))
-        else:
+        ended = in_child(partial(restore, backup, here, step=killer(points)))
+        if ended == 0:
             break
+        assert ended == -signal.SIGKILL
+        if points % 2:  # killed a second time while it is finished
+            assert in_child(partial(swap.settle, here, killer(0))) == -signal.SIGKILL
         async with Database(here / DATABASE, ManualClock()) as database:
             keys = {row["key"] for row in await database.read(lambda tx: tx.all("SELECT key FROM meta"))}
         assert ("new" in keys, "old" in keys) == (True, False)
@@ -242,6 +268,7 @@ async def test_a_restore_killed_at_any_point_is_finished_by_the_next_start_or_di
         assert [path.name for path in here.glob(".restore-*")] == []
         points += 1
     assert points >= 10
+    assert whole(here) == whole(tmp_path / "source")
 
 
 async def test_a_decided_restore_whose_new_state_somebody_deleted_is_undone(tmp_path: Path) -> None:
@@ -356,6 +383,30 @@ async def test_what_is_no_whole_backup_of_this_instance_is_refused_before_anythi
     assert whole(tmp_path / "here") == before
 
 
+async def test_a_file_with_any_damage_is_refused_or_reads_as_before(tmp_path: Path) -> None:
+    backup, random = await a_backup(tmp_path / "here"), Random(7)
+    good, known = backup.read_bytes(), archive.read(backup, None, lambda: None)
+    for _ in range(150):
+        bad = bytearray(good)
+        place = random.choice((random.randrange(len(bad)), random.randrange(2048)))
+        bad[place] = random.randrange(256)
+        backup.write_bytes(bad[: random.choice((len(bad), place))])
+        with suppress(BackupUnusable):
+            assert archive.read(backup, None, lambda: None) == known
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+async def test_what_root_restores_and_backs_up_belongs_to_the_owner_of_the_state_folder(tmp_path: Path) -> None:
+    backup, there = await a_backup(tmp_path / "here"), tmp_path / "there"
+    await a_state(there, "old")
+    os.chown(there, 65534, 65534)
+    restore(backup, there)
+    maker(there).into(there / "backups", 3, Stop())
+    (before,) = there.glob("before-restore-*")
+    for path in (*(there / name for name in (DATABASE, INSTANCE_ID, LOGIN, "ravebot.lock", "backups")), before):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534), path
+
+
 async def test_links_modes_and_owners_of_a_tar_have_no_effect(tmp_path: Path) -> None:
     backup = await a_backup(tmp_path / "here")
     link = tarfile.TarInfo(LOGIN)
@@ -428,25 +479,12 @@ class Killer(Stop):
         return False
 
 
-def in_child(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> int:
-    """Run it in a forked process; returns 0, 1 for one of our own errors, or minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            prepare()
-            work()
-        except StoreError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_a_backup_that_is_killed_leaves_nothing_under_its_name_and_the_next_one_clears_up(tmp_path: Path) -> None:
     asyncio.run(a_state(tmp_path / "here", "x"))
     folder, looks, clock = tmp_path / "backups", 0, ManualClock()
     while True:
         clock.advance(timedelta(days=1))
-        ended = in_child(lambda looks=looks: maker(tmp_path / "here", clock).into(folder, 3, Killer(looks)))  # type: ignore[misc]
+        ended = in_child(partial(maker(tmp_path / "here", clock).into, folder, 3, Killer(looks)))
         if ended == 0:
             break
         assert ended == -signal.SIGKILL
@@ -467,7 +505,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     for most in (size // 2, size + 100):  # while the database is copied, and while the file is written
-        full = in_child(lambda: maker(tmp_path / "here").into(tmp_path / "backups", 3, Stop()), lambda m=most: limit(m))  # type: ignore[misc]
+        work = partial(maker(tmp_path / "here").into, tmp_path / "backups", 3, Stop())
+        full = in_child(work, partial(limit, most))
         assert full == 1
         assert list((tmp_path / "backups").iterdir()) == []
 

@@ -9,7 +9,8 @@ import pytest
 
 from ravebot.errors import Unavailable
 from ravebot.intake.poll import Poller
-from ravebot.store import inbox, merge_requests, sandboxes
+from ravebot.sandboxes.model import RAVEBOT
+from ravebot.store import inbox, merge_requests, restored, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, GUEST
 from tests.support.records import pending
@@ -94,6 +95,21 @@ async def test_a_comment_that_no_webhook_brought_is_obeyed(desk: Desk) -> None:
     await desk.work()
     assert await desk.states() == ["queued"]
     assert await desk.answers() == ["white_check_mark"]
+
+
+async def test_after_a_restore_no_comment_from_before_it_is_obeyed(desk: Desk) -> None:
+    mr, world = desk.open(), desk.world
+    await desk.poller.look()
+    made_at = world.clock.now()
+    world.pass_by(hours=1)
+    await world.write(lambda tx: restored.mark(tx, made_at, "0" * 64, RAVEBOT))
+    world.pass_by(hours=1)
+    for text, minutes, states in (("/sandbox start", 30, []), ("/sandbox start", 90, ["queued"])):
+        note = await desk.say(mr, desk.alice, text, webhook=False)
+        note.created_at = note.updated_at = made_at + timedelta(minutes=minutes)
+        await desk.poller.look()
+        await desk.work()
+        assert await desk.states() == states
 
 
 async def test_a_lost_comment_is_found_also_when_a_later_webhook_came_through(desk: Desk) -> None:

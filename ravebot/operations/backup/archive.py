@@ -177,7 +177,7 @@ def _write_header(file: BinaryIO, name: str, size: int, at: datetime) -> None:
 
 def _read_header(file: BinaryIO) -> tuple[str, int]:
     """Name and size of the next member. One header is parsed alone: there are none that continue in a second."""
-    info = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "strict")
+    info = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
     if info.type != tarfile.REGTYPE or not 0 <= info.size <= _MOST_BYTES.get(info.name, -1):
         raise tarfile.ReadError(f"{info.name!r} does not belong there")
     return info.name, info.size

@@ -24,7 +24,7 @@ from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import Manifest
 from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes import naming
-from ravebot.store import snapshot, swap
+from ravebot.store import owner, snapshot, swap
 from ravebot.store.swap import DATABASE, INSTANCE_ID, LOGIN
 
 _WORK = re.compile(r"\.ravebot-backup-[0-9a-f]{16}\.part")
@@ -68,6 +68,7 @@ class Maker:
         if not folder.exists():
             try:
                 folder.mkdir(mode=0o700)
+                owner.hand_over(folder, self.state_dir)  # the timer, which runs as ravebot's user, uses it, too
             except OSError as error:
                 raise StoreError(
                     f"{folder} can't be made ({error.strerror}): make it for ravebot's user (mode 700)"

@@ -137,7 +137,9 @@ class Pool:
             return IDLE_PAUSE_SECONDS
         self.blocked = ""
         if listing is not None and not self._settled:
-            await self.database.write(restored.settle)  # all that is there is known
+            if await self.database.read(restored.is_unsettled):
+                await self.database.write(restored.settle)
+                log.info("the restored database knows everything that this instance has on the host")
             self._settled = True
         self.machines_known = listing is not None
         if any_ahead(state, self.clock.now()):
