@@ -217,6 +217,7 @@ def test_a_mistake_is_told_with_its_line_and_what_to_do(folder: Folder, added: s
         ("ssh_ports: 8000-8099", "sandbox.ssh_ports", "ravebot's own"),
         ("ssh_ports: 2200-2200", "sandbox.ssh_ports", "fewer ports than pool.max_running"),
         ("memory: 4 gigs", "sandbox.memory", "write a size"),
+        ("keep_failed: 9h", "sandbox.keep_failed", "must not be above pool.max_lifetime"),
         ("allow: [10.80.0.0/28]", "sandbox.allow[0]", "own subnet"),
         ("allow: [host.example.org]", "sandbox.allow[0]", "IPv4 network"),
         ("smoke_tests: [{htp: /x}]", "sandbox.smoke_tests[0]", "{http: …} or {run: …}"),
