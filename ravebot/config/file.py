@@ -64,6 +64,11 @@ def read(path: Path) -> Config:
     return _checked(path, parse(_read(path)), [])[0]
 
 
+def judge(path: Path, text: str) -> tuple[Config, tuple[str, ...]]:
+    """A text that is not in its file yet: the configuration and warnings. Raises InvalidConfigError."""
+    return _checked(path, parse(text), [])
+
+
 def defaults(image: Path) -> Config:
     """A configuration of which only the image is given, for what needs no servers: theirs are placeholders."""
     return Config.model_validate(_with_placeholders({"provider": {"image": str(image)}}, _PLACEHOLDERS))
