@@ -26,6 +26,7 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.init import cli as initial
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -116,6 +117,9 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("init")(initial.command())
 
 
 @app.command()

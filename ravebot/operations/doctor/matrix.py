@@ -31,7 +31,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     if isinstance(versions, Finding):
         return
     yield ok("matrix", f"{base} answers")
-    token = loaded.secrets.matrix_access_token or _kept_token(loaded.config.state_dir)
+    token = loaded.secrets.matrix_access_token or kept_token(loaded.config.state_dir)
     checks = _with_password(loaded, base) if token is None else _account(loaded, base, token)
     async for finding in checks:
         yield finding
@@ -182,7 +182,8 @@ async def room_of(seat: Seats, name: str) -> Finding:
     return ok("matrix room", name)
 
 
-def _kept_token(state_dir: Path) -> str | None:
+def kept_token(state_dir: Path) -> str | None:
+    """The token of the login that the bot keeps."""
     try:
         kept = json.loads((state_dir / "matrix.json").read_text("utf-8"))
     except (OSError, ValueError):
