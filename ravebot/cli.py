@@ -26,6 +26,7 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
 from ravebot.terminal import (
     DEFAULT_CONFIG,
@@ -53,6 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(images.app)
+app.add_typer(hooks.app)
 
 
 def _reference(text: str | None) -> str | None:

@@ -83,11 +83,14 @@ class Transport:
     def get(self, path: str) -> Json:
         return _object(self._run(lambda api: api.http_get(path, obey_rate_limit=False)))
 
-    def post(self, path: str, body: Mapping[str, str]) -> Json:
+    def post(self, path: str, body: Mapping[str, object]) -> Json:
         return _object(self._run(lambda api: api.http_post(path, post_data=dict(body), obey_rate_limit=False)))
 
-    def put(self, path: str, body: Mapping[str, str]) -> Json:
+    def put(self, path: str, body: Mapping[str, object]) -> Json:
         return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
+
+    def delete(self, path: str) -> None:
+        self._run(lambda api: api.http_delete(path, obey_rate_limit=False))
 
     def list(self, path: str, **query: str) -> Iterator[Json]:
         """Every item of every page; pages are fetched when they are needed, each as long as GitLab allows."""

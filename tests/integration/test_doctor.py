@@ -221,12 +221,12 @@ async def test_projects_under_a_pattern_are_looked_at_one_by_one(tmp_path: Path)
     found = await all_found(tmp_path, gitlab.check)
     about = [finding for finding in found if "tools/" in finding.detail]
     assert [finding.detail for finding in about if finding.name == "gitlab webhook"] == [
-        "tools/cli sends to https://rave.example.org/webhooks/gitlab"
+        "tools/cli: sends to https://rave.example.org/webhooks/gitlab"
     ]
     assert {finding.verdict for finding in about} == {Verdict.OK}
     found = await all_found(tmp_path, gitlab.check, {"/api/v4/projects/tools/cli/hooks": (200, [])})
     assert [finding.detail for finding in found if finding.verdict is Verdict.FAILED] == [
-        "tools/cli has no webhook to https://rave.example.org/webhooks/gitlab"
+        "tools/cli: no webhook to https://rave.example.org/webhooks/gitlab"
     ]
 
 

@@ -7,12 +7,14 @@ from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote
 
 from ravebot.config.file import LoadedConfig
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import matches_project
 from ravebot.errors import ConfigError, Unavailable
+from ravebot.gitlab import hooks
+from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
 from ravebot.operations.doctor.services import Answer, get
-from ravebot.web.server import WEBHOOK_PATH
+from ravebot.operations.hooks import registry, wording
 
 DEVELOPER = 30
 """https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
@@ -44,7 +46,7 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
         return
     try:
         yield await token(api, headers)
-        async for finding in _projects(loaded.config, api, headers):
+        async for finding in _projects(loaded, api, headers):
             yield finding
     except Unavailable as error:
         yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
@@ -88,12 +90,13 @@ async def token(api: str, headers: dict[str, str]) -> Finding:
     return ok("gitlab token", "scope api")
 
 
-async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
+async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
     """Each project that is named, and the first ones that each pattern matches."""
+    config = loaded.config
     patterns = [pattern for pattern in config.gitlab.projects if "*" in pattern]
     for path in config.gitlab.projects:
         if path not in patterns:
-            async for finding in _project(config, api, headers, path):
+            async for finding in _project(loaded, api, headers, path):
                 yield finding
     if not patterns:
         return
@@ -112,7 +115,7 @@ async def _projects(config: Config, api: str, headers: dict[str, str]) -> AsyncI
         fresh = [path for path in matching if path not in seen]
         for path in fresh[:_MOST_PROJECTS]:
             seen.add(path)
-            async for finding in _project(config, api, headers, path):
+            async for finding in _project(loaded, api, headers, path):
                 yield finding
         if len(fresh) > _MOST_PROJECTS:
             detail = f"{pattern}: {len(fresh) - _MOST_PROJECTS} more were not checked, from {fresh[_MOST_PROJECTS]} on"
@@ -137,11 +140,11 @@ async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Find
     return paths
 
 
-async def _project(config: Config, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
+async def _project(loaded: LoadedConfig, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
     found = (await role(api, headers, path))[0]
     yield found
     if found.verdict is Verdict.OK:
-        yield await _webhook(config, f"{api}/projects/{quote(path, safe='')}", headers, path)
+        yield await _webhook(loaded, f"{api}/projects/{quote(path, safe='')}", headers, path)
 
 
 async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int]:
@@ -166,46 +169,20 @@ async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, i
     return ok("gitlab project", f"{path}: the bot's role is sufficient"), level
 
 
-async def _webhook(config: Config, address: str, headers: dict[str, str], path: str) -> Finding:
+async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], path: str) -> Finding:
     name = "gitlab webhook"
-    base = str(config.http.public_url or "https://ADDRESS-OF-RAVEBOT").rstrip("/")
-    wanted = f"{base}{WEBHOOK_PATH}"
-    how = f"in {path}: Settings, Webhooks: {wanted}, with the secret, for comments and merge request events"
-    hooks = await get(f"{address}/hooks?per_page=100", headers)
-    if hooks.status in (401, 403, 404):
-        return unknown(name, f"{path}: only a Maintainer can see webhooks", f"check by hand that it is set {how}")
-    listed = hooks.body if isinstance(hooks.body, list) else []
-    ours = [hook for hook in listed if isinstance(hook, dict) and _is_to(str(hook.get("url", "")), wanted, config)]
-    if not ours:
-        return failed(name, f"{path} has no webhook to {wanted}", f"set it {how}")
-    hook = ours[0]
-    missing = [
-        title
-        for key, title in (("merge_requests_events", "merge request events"), ("note_events", "comments"))
-        if not hook.get(key)
-    ]
-    if missing:
-        return failed(name, f"{path}: not enabled for {' and '.join(missing)}", f"enable them {how}")
-    if hook.get("alert_status") not in (None, "executable"):
-        fix = f"fix the cause (GitLab shows recent events there), then send a test {how}"
-        return failed(name, f"{path}: disabled by GitLab after failures", fix)
-    if await _was_refused(f"{address}/hooks/{hook.get('id')}", headers):
-        fix = "set the same secret there and in the file of gitlab.webhook, and send a test"
-        return failed(name, f"{path}: ravebot refused its latest delivery (401): its secret is another one", fix)
-    return ok(name, f"{path} sends to {str(hook['url']).partition('?')[0]}")
-
-
-async def _was_refused(hook: str, headers: dict[str, str]) -> bool:
-    """Whether the latest delivery got a 401; False where GitLab doesn't tell (before 17.3).
-
-    https://docs.gitlab.com/api/project_webhooks/#list-all-events-for-a-project-webhook
-    """
-    events = await get(f"{hook}/events?per_page=1", headers)
-    latest = events.body[0] if isinstance(events.body, list) and events.body else {}
-    return isinstance(latest, dict) and str(latest.get("response_status")) == "401"
-
-
-def _is_to(url: str, wanted: str, config: Config) -> bool:
-    """Whether a webhook is ours: by its whole address or, if http.public_url is not set, by its path."""
-    address = url.partition("?")[0]
-    return address == wanted if config.http.public_url else address.endswith(WEBHOOK_PATH)
+    wanted = registry.target(loaded.config)
+    listed = await get(f"{address}/hooks?per_page=100", headers)
+    if listed.status in (401, 403, 404):
+        how = f"Settings, Webhooks: {wanted.address}, with the secret, for comments and merge request events"
+        return unknown(
+            name, f"{path}: only a Maintainer can see webhooks", f"check by hand that it is set in {path}: {how}"
+        )
+    found = hooks.compare(listed.body if isinstance(listed.body, list) else [], wanted, registry.secrets(loaded))
+    refused = False
+    if found.condition is HookCondition.RIGHT:
+        events = await get(f"{address}/hooks/{found.keep_id}/events?per_page=1", headers)
+        refused = hooks.was_refused(events.body)  # never where GitLab doesn't tell (before 17.3)
+    state = wording.seen(path, found, wanted, refused=refused)
+    said = f"{path}: {state.detail}"
+    return ok(name, said) if state.ok else failed(name, said, f"{state.mend}, or do it on GitLab's page of the project")

@@ -56,8 +56,8 @@ async def make_room(base: str, token: str, alias: str, admins: Sequence[str]) ->
     state = f"{base}/_matrix/client/v3/rooms/{quote(room_id, safe='')}/state/m.room.encryption/"
     if (await get(state, headers)).status == 200:
         raise Forbidden(
-            f"the homeserver encrypts every new room, {alias} too: ask its admin for a room without encryption, and name "
-            "that one with --room"
+            f"the homeserver encrypts every new room, {alias} too: ask its admin for a room without encryption, name "
+            "it with --room"
         )
     return room_id
 

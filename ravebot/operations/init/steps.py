@@ -179,7 +179,14 @@ class Steps:
                 self._did(f"invited {person} to {name}")
 
     async def _webhooks(self, loaded: LoadedConfig) -> None:
-        raise Refused("not there yet")
+        from ravebot.operations.hooks import registry
+
+        states = await registry.install(loaded, ssl_verification=self._wishes.ssl_verification)
+        for state in states:
+            if not state.ok:
+                self.failed.append(f"the webhook of {state.project}: {state.sentence}")
+            elif state.changed:
+                self._did(f"registered the webhook of {state.project}")
 
     async def _image(self, loaded: LoadedConfig) -> None:
         path = loaded.config.provider.image

@@ -27,6 +27,10 @@ class Actions:
         self.state = State()
         self.hooks = Hooks()
         self.url = ""
+        self.local_hooks_allowed = True
+        """GitLab's setting "Allow requests to the local network from webhooks and integrations"."""
+        self.knows_signing_tokens = True
+        """Whether this GitLab is new enough to take and tell of them."""
 
     def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = ()) -> User:
         """Register a person with their SSH keys (OpenSSH lines)."""

@@ -16,24 +16,14 @@ from tests.support.gitlab import entities
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.archive import tar_gz
 from tests.support.gitlab.faults import Faults
+from tests.support.gitlab.hookapi import HookEndpoints
 from tests.support.gitlab.paging import page
+from tests.support.gitlab.refusal import Refusal, error
 from tests.support.gitlab.state import MAINTAINER, Award, MergeRequest, Note, Project, User
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _USER = web.RequestKey("user", User)
 _NOTES_PER_MINUTE = 300
-
-
-def error(status: int, message: str, key: str = "message") -> web.Response:
-    return web.json_response({key: message}, status=status)
-
-
-class Refusal(Exception):
-    """Ends a request with an error answer."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.response = error(status, message)
 
 
 class Api:
@@ -70,6 +60,7 @@ class Api:
                 web.delete(note, self._delete_note),
                 web.get(note + "/award_emoji", self._awards),
                 web.post(note + "/award_emoji", self._award),
+                *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
             ]
         )
         return app
@@ -104,6 +95,12 @@ class Api:
         if found is None or not self._state.can_see(found, request[_USER]):
             raise Refusal(404, "404 Project Not Found")
         return found
+
+    def _hooks_project(self, request: web.Request) -> Project:
+        project = self._project(request)
+        if self._state.level(project, request[_USER]) < MAINTAINER:
+            raise Refusal(403, "403 Forbidden")
+        return project
 
     def _mr(self, request: web.Request) -> MergeRequest:
         project = self._project(request)

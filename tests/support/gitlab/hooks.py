@@ -16,11 +16,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import aiohttp
 
 TIMEOUT_SECONDS = 10
 _RETRY_SECONDS = (0.1, 0.4, 1.0)
+_KEYS = {"Merge Request Hook": "merge_requests_events", "Note Hook": "note_events"}
 
 
 @dataclass(eq=False)
@@ -34,6 +36,12 @@ class Hook:
     signing_token: str | None  # whsec_<base64>
     retries: int
     failures_in_a_row: int = 0
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    settings: dict[str, object] = field(default_factory=lambda: {"merge_requests_events": True, "note_events": True})
+    """The attributes that the API takes and returns as they are; without an event's key it is off."""
+    alert_status: str = "executable"
+    disabled_until: str | None = None
+    custom_headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,9 @@ class Hooks:
         for hook in self.hooks:
             if hook.project_id is None:
                 self.send(Message(hook, "System Hook", body))
-            elif hook.project_id == project_id:
+            elif (
+                hook.project_id == project_id and hook.alert_status == "executable" and hook.settings.get(_KEYS[event])
+            ):
                 self.send(Message(hook, event, body))
 
     def send(self, message: Message) -> None:
@@ -142,6 +152,14 @@ class Hooks:
                 return
             if wait is not None:
                 await asyncio.sleep(wait)
+
+    async def test(self, message: Message) -> Attempt:
+        """Deliver it now, as GitLab's test requests do; on the server's loop."""
+        attempt = await self._attempt(message)
+        self.attempts.append(attempt)
+        if attempt.status is not None and 200 <= attempt.status < 300:
+            message.hook.alert_status, message.hook.disabled_until = "executable", None
+        return attempt
 
     async def _attempt(self, message: Message) -> Attempt:
         started = time.monotonic()

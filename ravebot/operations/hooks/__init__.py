@@ -1,0 +1,1 @@
+"""The webhooks of the configured projects: shown, registered and removed."""

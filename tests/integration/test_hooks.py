@@ -1,0 +1,272 @@
+"""Webhooks are listed, installed and removed through python-gitlab in a stand-in for GitLab."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from ravebot.config.file import LoadedConfig, load
+from ravebot.errors import ConfigError, Unavailable
+from ravebot.gitlab.hooks import HookCondition
+from ravebot.operations.hooks import registry
+from ravebot.operations.hooks.wording import HookState
+from ravebot.web.server import WEBHOOK_PATH, serve
+from tests.support.gitlab import GitLabServer
+from tests.support.gitlab.hooks import Hook
+from tests.support.gitlab.state import DEVELOPER, MAINTAINER, Project, User
+
+pytestmark = pytest.mark.integration
+
+SECRET = "hush-hush-4711"
+SIGNING = "whsec_" + "QUJD" * 10 + "QUI="
+ADDRESS = f"https://rave.example.org{WEBHOOK_PATH}"
+CONFIG = """\
+state_dir: {folder}/state
+matrix:
+  homeserver: https://matrix.invalid
+  user_id: "@ravebot:example.org"
+  access_token_file: {folder}/token
+  rooms:
+    - {{room: "#dev:example.org", projects: [group/app]}}
+gitlab:
+  url: {url}
+  token_file: {folder}/token
+  projects: [group/app, "tools/*"]
+  webhook: {{{webhook}}}
+http: {{public_url: "{public}"}}
+sandbox: {{host: 192.0.2.7, disk: 1GiB, memory: 64MiB}}
+access: {{allow_from: [192.0.2.0/24]}}
+provider: {{image: {folder}/image.qcow2, storage_pool: {folder}/disks}}
+"""
+
+
+@dataclass
+class Office:
+    """A GitLab with three projects, and the configuration of a bot that is Maintainer of them."""
+
+    gitlab: GitLabServer
+    folder: Path
+    bot: User
+    app: Project
+    cli: Project
+    web: Project
+
+    def config(self, *, webhook: str = "secret_token_file: {folder}/secret", public: str = "") -> Path:
+        file = self.folder / "config.yaml"
+        where = webhook.format(folder=self.folder)
+        public = public or "https://rave.example.org"
+        file.write_text(CONFIG.format(folder=self.folder, url=self.gitlab.url, webhook=where, public=public))
+        return file
+
+    def loaded(self, **changes: str) -> LoadedConfig:
+        return load(self.config(**changes))
+
+    def hooks(self, project: Project) -> list[Hook]:
+        return [hook for hook in self.gitlab.hooks.hooks if hook.project_id == project.id]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    with GitLabServer() as gitlab:
+        bot = gitlab.add_user("ravebot")
+        projects = [gitlab.add_project(path) for path in ("group/app", "tools/cli", "tools/web")]
+        for project in projects:
+            gitlab.set_role(project, bot, MAINTAINER)
+        for name, text in (("token", gitlab.token_for(bot)), ("secret", SECRET), ("signing", SIGNING)):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o600)
+        yield Office(gitlab, tmp_path, bot, *projects)
+
+
+async def no_wait(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+def conditions(states: list[HookState]) -> dict[str, str]:
+    return {state.project: state.condition.value for state in states}
+
+
+async def test_each_configured_project_gets_one_webhook_and_loses_it_again(office: Office) -> None:
+    gitlab, loaded = office.gitlab, office.loaded()
+    other = gitlab.add_hook(office.app, "https://ci.example.org/webhooks/gitlab", secret_token="another")
+    before = await registry.look(loaded)
+    assert conditions(before) == {"group/app": "foreign", "tools/cli": "missing", "tools/web": "missing"}
+    assert "https://ci.example.org/webhooks/gitlab" in before[0].detail
+
+    first = await registry.install(loaded)
+    assert [(state.condition, state.changed) for state in first] == [(HookCondition.RIGHT, True)] * 3
+    [hook] = office.hooks(office.cli)
+    assert (hook.url, hook.secret_token, hook.signing_token) == (ADDRESS, SECRET, None)
+    events = {key for key, on in hook.settings.items() if key.endswith("_events") and on}
+    assert events == {"merge_requests_events", "note_events"}
+    assert hook.settings["enable_ssl_verification"] is True
+
+    hook.secret_token = "changed by hand"  # GitLab tells nobody, so it is always set again
+    again = await registry.install(loaded, ssl_verification=False)
+    assert [state.ok for state in again] == [True] * 3
+    assert office.hooks(office.cli) == [hook]
+    assert (hook.secret_token, hook.settings["enable_ssl_verification"]) == (SECRET, False)
+    seen = await registry.look(loaded)
+    assert [state.ok for state in seen] == [True] * 3
+    assert "doesn't check the certificate" in seen[1].detail
+
+    gone = await registry.remove(loaded)
+    assert set(conditions(gone).values()) == {"removed"}
+    assert gitlab.hooks.hooks == [other]
+    assert not any(state.changed for state in await registry.remove(loaded))
+
+
+async def test_both_secrets_are_registered_and_an_old_gitlab_that_ignores_a_signing_token_is_told_of(
+    office: Office,
+) -> None:
+    both = "secret_token_file: {folder}/secret, signing_token_file: {folder}/signing"
+    assert all(state.ok for state in await registry.install(office.loaded(webhook=both)))
+    [hook] = office.hooks(office.web)
+    assert (hook.secret_token, hook.signing_token) == (SECRET, SIGNING)
+    office.gitlab.hooks.hooks.clear()
+    office.gitlab.knows_signing_tokens = False
+    states = await registry.install(office.loaded(webhook="signing_token_file: {folder}/signing"))
+    assert set(conditions(states).values()) == {"wrong"}
+    assert "too old" in states[0].sentence
+    assert "secret_token_file" in states[0].mend
+
+
+async def test_a_project_that_refuses_does_not_stop_the_others(office: Office) -> None:
+    office.gitlab.set_role(office.app, office.bot, DEVELOPER)
+    office.gitlab.set_role(office.cli, office.bot, 0)
+    states = await registry.install(office.loaded())
+    assert conditions(states) == {"group/app": "failed", "tools/web": "right"}
+    assert "role Developer in group/app" in states[0].detail
+    assert "Maintainer" in states[0].mend
+    [state] = await registry.look(office.loaded(), projects=["group/other"])
+    assert "gitlab.projects" in state.sentence
+    office.gitlab.set_role(office.app, office.bot, 0)
+    office.gitlab.set_role(office.web, office.bot, 0)
+    states = await registry.install(office.loaded())
+    assert conditions(states) == {"group/app": "failed", "tools/*": "failed"}
+    assert "no member" in states[0].detail
+
+
+async def test_an_address_that_gitlab_refuses_is_told_with_where_an_administrator_allows_it(office: Office) -> None:
+    office.gitlab.local_hooks_allowed = False
+    states = await registry.install(office.loaded(public="http://192.168.0.7:8080"))
+    assert set(conditions(states).values()) == {"failed"}
+    assert "Invalid url given" in states[0].detail
+    assert "Outbound requests" in states[0].mend
+
+
+async def test_what_two_installs_or_a_crash_doubled_is_reduced_to_one(office: Office) -> None:
+    for _ in range(3):
+        office.gitlab.add_hook(office.app, ADDRESS, secret_token="old")
+    before = await registry.look(office.loaded(), projects=["group/app"])
+    assert (before[0].condition, "3 webhooks" in before[0].detail) == (HookCondition.DOUBLED, True)
+    done = await asyncio.gather(*(registry.install(office.loaded()) for _ in range(3)))
+    assert all(state.ok for states in done for state in states), done
+    for project in (office.app, office.cli, office.web):
+        assert [hook.secret_token for hook in office.hooks(project)] == [SECRET]
+
+
+async def test_a_webhook_that_gitlab_disabled_is_made_anew(office: Office) -> None:
+    old = office.gitlab.add_hook(office.app, ADDRESS, secret_token="old")
+    old.alert_status = "disabled"
+    kept = office.gitlab.add_hook(office.cli, ADDRESS)
+    kept.alert_status, kept.custom_headers = "disabled", {"X-Proxy": "hush"}
+    states = {state.project: state for state in await registry.install(office.loaded())}
+    [hook] = office.hooks(office.app)
+    assert (hook is not old, hook.alert_status, states["group/app"].ok) == (True, "executable", True)
+    assert office.hooks(office.cli) == [kept]  # its headers can't be copied
+    assert states["tools/cli"].condition is HookCondition.DISABLED
+    assert "send a test" in states["tools/cli"].mend
+
+
+async def test_an_answer_that_was_lost_or_put_off_is_asked_for_again_without_a_second_webhook(office: Office) -> None:
+    office.gitlab.hang_up(1, method="POST", path=r"/hooks$", after=True)
+    office.gitlab.fail(429, 1, retry_after=40, method="GET", path=r"/hooks$")
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    states = await registry.install(office.loaded(), sleep=sleep)
+    assert [state.ok for state in states] == [True] * 3
+    assert waits == [40.0, 1.0]
+    assert [len(office.hooks(project)) for project in (office.app, office.cli, office.web)] == [1, 1, 1]
+    office.gitlab.fail(500, method="GET", path=r"/hooks$")
+    states = await registry.remove(office.loaded(), sleep=no_wait)
+    assert set(conditions(states).values()) == {"failed"}
+    assert "500" in states[0].detail
+
+
+async def test_a_token_that_is_refused_and_a_missing_address_are_one_error(office: Office) -> None:
+    loaded = office.loaded()
+    office.gitlab.fail(401, path="/user$")
+    with pytest.raises(Unavailable, match=r"gitlab\.token_file"):
+        await registry.look(loaded)
+    file = office.config()
+    file.write_text(file.read_text().replace('http: {public_url: "https://rave.example.org"}\n', ""))
+    with pytest.raises(ConfigError, match=r"http\.public_url is not set"):
+        await registry.install(load(file))
+
+
+@pytest.fixture
+async def answers() -> AsyncIterator[tuple[str, list[int]]]:
+    """An address, and the statuses with which it answers next."""
+    statuses: list[int] = []
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=statuses.pop(0))
+
+    app = web.Application()
+    app.router.add_post(WEBHOOK_PATH, answer)
+    async with serve(app, "127.0.0.1", 0) as (host, port):
+        yield f"http://{host}:{port}", statuses
+
+
+async def test_a_test_event_shows_whether_gitlab_reaches_ravebot(
+    office: Office, answers: tuple[str, list[int]]
+) -> None:
+    public, statuses = answers
+    loaded = office.loaded(public=public)
+    for project in (office.app, office.cli):
+        office.gitlab.open_merge_request(project, office.bot)
+    statuses += [202, 401]
+    reached, refused, untested = await registry.install(loaded, test=True)
+    assert (reached.ok, "reached ravebot" in reached.detail) == (True, True)
+    assert (refused.condition, "http.public_url" in refused.mend) == (HookCondition.FAILED, True)
+    assert (untested.ok, "no merge request" in untested.detail) == (True, True)
+    look = {state.project: state for state in await registry.look(loaded)}
+    assert look["group/app"].ok
+    assert look["tools/cli"].condition is HookCondition.WRONG  # its newest delivery got the 401
+    assert "secret" in look["tools/cli"].sentence
+
+
+def ravebot(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = (sys.executable, "-m", "ravebot", *map(str, arguments))
+    return subprocess.run(program, capture_output=True, text=True, check=False, env={**os.environ}, timeout=60)
+
+
+def test_the_commands_print_tables_and_json_and_ask_before_they_remove(office: Office) -> None:
+    config = ("-c", office.config())
+    missing = ravebot("gitlab", "hooks", "list", *config)
+    assert missing.returncode == 1, missing.stderr
+    assert missing.stdout.splitlines()[1].split("\t")[:2] == ["group/app", "missing"]
+    done = ravebot("gitlab", "hooks", "install", *config, "--project", "tools/cli", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [(one["project"], one["ok"], one["condition"]) for one in json.loads(done.stdout)] == [
+        ("tools/cli", True, "right")
+    ]
+    assert SECRET not in done.stdout + done.stderr
+    refused = ravebot("gitlab", "hooks", "remove", *config)
+    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
+    assert len(office.hooks(office.cli)) == 1
+    assert ravebot("gitlab", "hooks", "remove", "--yes", *config).returncode == 0
+    assert office.hooks(office.cli) == []
