@@ -121,7 +121,7 @@ def _root(
     pass
 
 
-app.command("init")(initial.command())
+app.command("init", help=initial.HELP, epilog=initial.MORE)(initial.command())
 
 
 @app.command()

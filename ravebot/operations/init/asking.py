@@ -11,7 +11,7 @@ from rich.text import Text
 from ravebot.errors import RavebotError
 from ravebot.operations.doctor.finding import Finding, Verdict
 from ravebot.operations.doctor.report import STYLES
-from ravebot.operations.init.questions import Question
+from ravebot.operations.init.inquiry import Question
 from ravebot.terminal import Output, clean
 
 _SIGNS = {Verdict.OK: "✓", Verdict.WARNING: "!", Verdict.FAILED: "✗", Verdict.UNKNOWN: "?"}
@@ -37,11 +37,12 @@ class Respondent(Protocol):
     def say(self, text: str, style: str = "") -> None: ...
 
 
-class Script:
-    """Never asks. Findings go to stderr, those that are fine left out."""
+class ScriptRespondent:
+    """Never asks. Findings go to stderr; those that are fine only with `shows_all`."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, shows_all: bool = False) -> None:
         self._output = output
+        self._shows_all = shows_all
 
     def ask(self, question: Question, proposal: str | None) -> str:
         how = f"give {question.option}" + (f" or {question.variable}" if question.variable else "")
@@ -52,14 +53,14 @@ class Script:
 
     def show(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            if finding.verdict is not Verdict.OK:
+            if self._shows_all or finding.verdict is not Verdict.OK:
                 self._output.complain(_sentence(finding), STYLES[finding.verdict])
 
     def say(self, text: str, style: str = "") -> None:
         self._output.complain(clean(text), style)
 
 
-class Person:
+class TerminalRespondent:
     """Asks on stderr and reads the terminal; secrets are not shown while they are typed."""
 
     def __init__(self, output: Output) -> None:

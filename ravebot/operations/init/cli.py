@@ -9,23 +9,22 @@ from typing import Annotated
 
 import typer
 
-from ravebot.operations.init.questions import QUESTIONS, Question
+from ravebot.operations.init.inquiry import Question
+from ravebot.operations.init.questions import QUESTIONS
 from ravebot.terminal import DEFAULT_CONFIG, ConfigPath
 
 HELP = "Ask what an installation needs, test each answer at once, and write configuration and secrets at the end."
-_HELP = f"""{HELP}
-
-Nothing is written, and no room or webhook is made, before the whole configuration was shown and you confirmed it.
-
-Every answer can be an option or, secrets excepted, a variable: --gitlab-url or RAVEBOT_INIT_GITLAB_URL. Without a
-terminal nothing is asked: all answers that are missing are listed at once. A secret is read from a file of one line,
-or from standard input if the file is `-`; never give one as an argument.
-
-If there is a configuration already, its values are the defaults, what init does not know stays as it is, and the
-difference is shown.
-
-Ends with 1 if a step or a check failed, and 2 if answers are missing or wrong. Running it again continues.
-"""
+MORE = "\n\n".join(
+    (
+        "Nothing is written, and no room or webhook is made, before the whole configuration was shown and you confirmed it.",
+        "Every answer can be an option or, secrets excepted, a variable: --gitlab-url or RAVEBOT_INIT_GITLAB_URL. Without a "
+        "terminal nothing is asked: all answers that are missing are listed at once. A secret is read from a file of one line, "
+        "or from standard input if the file is `-`; never give one as an argument.",
+        "If there is a configuration already, its values are the defaults, what init does not know stays as it is, and the "
+        "difference is shown.",
+        "Ends with 1 if a step or a check failed, and 2 if answers are missing or wrong. Running it again continues.",
+    )
+)
 
 
 def command() -> Callable[..., None]:
@@ -39,24 +38,20 @@ def command() -> Callable[..., None]:
     own = [
         _parameter("config", ConfigPath, DEFAULT_CONFIG),
         *(_of(question) for question in QUESTIONS),
-        _flag("service", "--service", "Install user, folders and unit, to run ravebot as a service: as root.", False),
-        _flag("webhooks", "--webhooks/--no-webhooks", "Register the webhooks in GitLab.", True),
-        _flag(
-            "ssl_verification", "--ssl-verification/--no-ssl-verification",
-            "Whether GitLab checks the certificate of ravebot's public address.", True,
-        ),
-        _flag("build_image", "--build-image/--no-build-image", "Build the image if its file does not exist.", True),
+        _flag("service", "--service", "Install user, folders and unit, to run ravebot as a service: as root."),
+        _flag("no_webhooks", "--no-webhooks", "Do not register webhooks in GitLab."),
+        _flag("no_ssl_verification", "--no-ssl-verification", "Let GitLab accept any certificate of --public-url."),
+        _flag("no_build_image", "--no-build-image", "Do not build the image if its file does not exist."),
         _parameter(
             "link_folder",
             Annotated[Path, typer.Option("--link", metavar="DIR", help="Link `ravebot` there, so that PATH finds it.")],
             Path("/usr/local/bin"),
         ),
-        _flag("no_link", "--no-link", "Make no such link.", False),
-        _flag("yes", "--yes", "Take what is proposed and confirm; on a terminal, ask only for the rest.", False),
-        _flag("check", "--check", "Repeat the tests with the existing configuration, and change nothing.", False),
+        _flag("no_link", "--no-link", "Make no such link."),
+        _flag("yes", "--yes", "Take what is proposed and confirm; on a terminal, ask only for the rest."),
+        _flag("check", "--check", "Repeat the tests with the existing configuration, and change nothing."),
     ]  # fmt: skip
     init.__signature__ = Signature(own)  # type: ignore[attr-defined]  # typer reads it
-    init.__doc__ = _HELP
     return init
 
 
@@ -68,8 +63,8 @@ def _of(question: Question) -> Parameter:
     return _parameter(question.name, Annotated[str | None, what], None)
 
 
-def _flag(name: str, option: str, text: str, default: bool) -> Parameter:
-    return _parameter(name, Annotated[bool, typer.Option(option, help=text)], default)
+def _flag(name: str, option: str, text: str) -> Parameter:
+    return _parameter(name, Annotated[bool, typer.Option(option, help=text)], False)
 
 
 def _parameter(name: str, kind: object, default: object) -> Parameter:

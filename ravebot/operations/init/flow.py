@@ -10,14 +10,14 @@ from ravebot.config.tree import dotted
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.operations.doctor.finding import Finding, Verdict, failed
 from ravebot.operations.init.asking import Respondent
-from ravebot.operations.init.inquiry import Inquiry, lookup
-from ravebot.operations.init.questions import BY_NAME, QUESTIONS, Asked, Form, Question
+from ravebot.operations.init.inquiry import Asked, Form, Inquiry, Question, lookup
+from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 
 T = TypeVar("T")
 _LONGEST = 4096
 
 
-class Run(Protocol):
+class CoroutineRunner(Protocol):
     """Runs a coroutine to its end; prompts block, so that they are outside of the event loop."""
 
     def __call__(self, coro: Coroutine[Any, Any, T], /) -> T: ...
@@ -42,7 +42,7 @@ class Interview:
     """One round of questions. `given`: the answers of the command line, secrets included."""
 
     def __init__(
-        self, inquiry: Inquiry, given: Mapping[str, str], respondent: Respondent, run: Run, *, brief: bool
+        self, inquiry: Inquiry, given: Mapping[str, str], respondent: Respondent, run: CoroutineRunner, *, brief: bool
     ) -> None:
         self._inquiry = inquiry
         self._given = given

@@ -11,8 +11,8 @@ from pathlib import Path
 from ravebot.config.file import judge, read_text
 from ravebot.config.secrets import MAX_BYTES, read_secret
 from ravebot.config.tree import Value, parse
-from ravebot.operations.init.inquiry import Inquiry, lookup
-from ravebot.operations.init.questions import BY_NAME, QUESTIONS, Question
+from ravebot.operations.init.inquiry import Inquiry, Question, lookup
+from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 
 
 class Unusable(Exception):
@@ -55,7 +55,7 @@ def begin(path: Path) -> tuple[Inquiry, str]:
     if text and (tree.problems or not isinstance(tree.value, dict)):
         judge(path, text)  # raises, with every problem
     existing: dict[str, Value] = tree.value if isinstance(tree.value, dict) else {}
-    inquiry = Inquiry(path, existing)
+    inquiry = Inquiry(BY_NAME, path, existing)
     owners = {0, os.geteuid()}
     with suppress(OSError):
         owners.add(Path(str(existing.get("state_dir", "/var/lib/ravebot"))).stat().st_uid)

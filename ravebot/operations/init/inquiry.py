@@ -1,21 +1,97 @@
-"""What is known while init asks: the answers so far, the existing configuration, and what the servers told."""
+"""What a question is, and what is known while they are asked: answers, what is configured, what servers told."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.file import InvalidConfigError, fill, judge
 from ravebot.config.model import Config
 from ravebot.config.tree import KeyPath, Problem, Value
-from ravebot.operations.init.questions import BY_NAME, QUESTIONS, Form, Question
 
 if TYPE_CHECKING:
+    from ravebot.access.nftables.nft import NetworkTools
+    from ravebot.operations.doctor.finding import Finding
     from ravebot.operations.doctor.matrix import Login
+
+ANY = "any"
+"""The answer that lets everybody reach the sandboxes."""
+
+Trial = Callable[["Inquiry", str], Coroutine[Any, Any, Sequence["Finding"]]]
+Proposal = Callable[["Inquiry"], Coroutine[Any, Any, str | None]]
+
+
+class Form(StrEnum):
+    """How an answer is written in the configuration."""
+
+    TEXT = "text"
+    LIST = "list"  # with commas
+    PAIRS = "pairs"  # A=B, with commas
+    ROOM = "room"  # one room, with all projects
+    SECRET = "secret"  # noqa: S105 - a file of its own; the configuration names it
+
+
+class Asked(StrEnum):
+    """When a person is asked."""
+
+    ALWAYS = "always"
+    IF_UNKNOWN = "if unknown"  # only when it can't be found out
+    NEVER = "never"  # chosen; an option changes it
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. `needed`: a script must give it; otherwise `propose` finds or chooses an answer."""
+
+    name: str
+    key: KeyPath
+    prompt: str
+    help: str
+    form: Form = Form.TEXT
+    asked: Asked = Asked.ALWAYS
+    needed: bool = True
+    test: Trial | None = None
+    propose: Proposal | None = None
+
+    @property
+    def secret(self) -> bool:
+        return self.form is Form.SECRET
+
+    @property
+    def option(self) -> str:
+        return f"--{self.name.replace('_', '-')}{'-file' if self.secret else ''}"
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable; secrets have none, because other processes can read it."""
+        return None if self.secret else f"RAVEBOT_INIT_{self.name.upper()}"
+
+    def value(self, text: str) -> Value:
+        """What the answer is in the configuration; of a secret, its file's path stands there instead."""
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if self.form is Form.LIST:
+            return list[Value]([] if text.strip() == ANY else parts)
+        if self.form is Form.PAIRS:
+            pairs = [part.partition("=") for part in parts]
+            return {left.strip(): right.strip() for left, _, right in pairs}
+        return text.strip()
+
+    def text(self, value: Value) -> str | None:
+        """The answer that a value of an existing configuration stands for; None if there is no such answer."""
+        if self.form is Form.LIST and isinstance(value, list):
+            return ", ".join(map(str, value)) or (ANY if self.name == "allow_from" else "")
+        if self.form is Form.PAIRS and isinstance(value, dict):
+            return ", ".join(f"{left}={right}" for left, right in value.items())
+        if self.form is Form.ROOM:
+            first = value[0] if isinstance(value, list) and value else None
+            name = first.get("room") if isinstance(first, dict) else None
+            return name if isinstance(name, str) else None
+        return value if isinstance(value, str) else None
+
 
 SECRET_NAMES = {
     "matrix_password": "matrix-password",
@@ -52,9 +128,10 @@ def put(tree: dict[str, Value], path: KeyPath, value: Value) -> None:
 class Inquiry:
     """Everything so far. `existing` is the parsed configuration that is there already, {} if none is."""
 
+    table: Mapping[str, Question]  # by name, in the order in which they are asked
     path: Path
     existing: dict[str, Value] = field(default_factory=dict)
-    tools: NetworkTools = field(default_factory=NetworkTools)
+    tools: NetworkTools | None = None  # by default, those of this host
     answers: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     kept_secrets: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +162,7 @@ class Inquiry:
         return self.login.token if self.login else self.secrets.get("matrix_token")
 
     def listed(self, name: str) -> list[str]:
-        value = BY_NAME[name].value(self.answers.get(name, ""))
+        value = self.table[name].value(self.answers.get(name, ""))
         return [str(item) for item in value] if isinstance(value, list) else []
 
     def old(self, question: Question) -> str | None:
@@ -101,7 +178,7 @@ class Inquiry:
         """The configuration's values that follow from the answers (and from `more`)."""
         answers = {**self.answers, **(more or {})}
         values: dict[KeyPath, Value] = {}
-        for question in QUESTIONS:
+        for question in self.table.values():
             if question.secret:
                 if question.name in self.secrets or question.name in (more or {}):
                     values[question.key] = str(self.secret_file(question))
@@ -119,7 +196,7 @@ class Inquiry:
         there = lookup(self.existing, ("matrix", "rooms"))
         if isinstance(there, list) and there and isinstance(there[0], dict):
             return [{**there[0], "room": room}, *there[1:]]
-        return [{"room": room, "projects": BY_NAME["projects"].value(projects)}]
+        return [{"room": room, "projects": self.table["projects"].value(projects)}]
 
     def tree(self, more: Mapping[str, str] | None = None) -> dict[str, Value]:
         """Those values alone, as the configuration's tree."""
@@ -134,7 +211,7 @@ class Inquiry:
         return [one.message for one in self._problems({**self.answers, name: text}) if one not in before]
 
     def _problems(self, answers: Mapping[str, str]) -> list[Problem]:
-        tree = fill(Inquiry(self.path, self.existing, answers=dict(answers)).tree())
+        tree = fill(Inquiry(self.table, self.path, self.existing, answers=dict(answers)).tree())
         try:
             judge(self.path, json.dumps(tree))
         except InvalidConfigError as error:

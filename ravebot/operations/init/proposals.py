@@ -147,13 +147,15 @@ async def bridge(inquiry: Inquiry) -> str | None:
 
 async def subnet(inquiry: Inquiry) -> str | None:
     """The first candidate that overlaps nothing this host reaches."""
+    from ravebot.access.nftables.nft import NetworkTools
     from ravebot.operations.doctor.finding import Verdict
     from ravebot.operations.doctor.network import routes
 
+    tools = inquiry.tools or NetworkTools()
     candidates = [f"10.{number}.0.0/24" for number in range(80, 200)]
     candidates += [f"172.{number}.80.0/24" for number in range(20, 32)]
     for candidate in candidates:
-        if (await routes(inquiry.config({"subnet": candidate}), inquiry.tools)).verdict is Verdict.OK:
+        if (await routes(inquiry.config({"subnet": candidate}), tools)).verdict is Verdict.OK:
             return candidate
     return None
 

@@ -5,91 +5,9 @@ Nothing here imports the doctor or a network library: the command line is made f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-
-from ravebot.config.tree import Key, KeyPath, Value
+from ravebot.config.tree import Key, KeyPath
 from ravebot.operations.init import proposals, trials
-
-if TYPE_CHECKING:
-    from ravebot.operations.doctor.finding import Finding
-    from ravebot.operations.init.inquiry import Inquiry
-
-ANY = "any"
-"""The answer that lets everybody reach the sandboxes."""
-
-Trial = Callable[["Inquiry", str], Coroutine[Any, Any, Sequence["Finding"]]]
-Proposal = Callable[["Inquiry"], Coroutine[Any, Any, str | None]]
-
-
-class Form(StrEnum):
-    """How an answer is written in the configuration."""
-
-    TEXT = "text"
-    LIST = "list"  # with commas
-    PAIRS = "pairs"  # A=B, with commas
-    ROOM = "room"  # one room, with all projects
-    SECRET = "secret"  # noqa: S105 - a file of its own; the configuration names it
-
-
-class Asked(StrEnum):
-    """When a person is asked."""
-
-    ALWAYS = "always"
-    IF_UNKNOWN = "if unknown"  # only when it can't be found out
-    NEVER = "never"  # chosen; an option changes it
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question. `needed`: a script must give it; otherwise `propose` finds or chooses an answer."""
-
-    name: str
-    key: KeyPath
-    prompt: str
-    help: str
-    form: Form = Form.TEXT
-    asked: Asked = Asked.ALWAYS
-    needed: bool = True
-    test: Trial | None = None
-    propose: Proposal | None = None
-
-    @property
-    def secret(self) -> bool:
-        return self.form is Form.SECRET
-
-    @property
-    def option(self) -> str:
-        return f"--{self.name.replace('_', '-')}{'-file' if self.secret else ''}"
-
-    @property
-    def variable(self) -> str | None:
-        """The environment variable; secrets have none, because other processes can read it."""
-        return None if self.secret else f"RAVEBOT_INIT_{self.name.upper()}"
-
-    def value(self, text: str) -> Value:
-        """What the answer is in the configuration; of a secret, its file's path stands there instead."""
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if self.form is Form.LIST:
-            return list[Value]([] if text.strip() == ANY else parts)
-        if self.form is Form.PAIRS:
-            pairs = [part.partition("=") for part in parts]
-            return {left.strip(): right.strip() for left, _, right in pairs}
-        return text.strip()
-
-    def text(self, value: Value) -> str | None:
-        """The answer that a value of an existing configuration stands for; None if there is no such answer."""
-        if self.form is Form.LIST and isinstance(value, list):
-            return ", ".join(map(str, value)) or (ANY if self.name == "allow_from" else "")
-        if self.form is Form.PAIRS and isinstance(value, dict):
-            return ", ".join(f"{left}={right}" for left, right in value.items())
-        if self.form is Form.ROOM:
-            first = value[0] if isinstance(value, list) and value else None
-            name = first.get("room") if isinstance(first, dict) else None
-            return name if isinstance(name, str) else None
-        return value if isinstance(value, str) else None
+from ravebot.operations.init.inquiry import Asked, Form, Question
 
 
 def _key(dotted: str) -> KeyPath:

@@ -16,11 +16,11 @@ from ravebot.config.file import LoadedConfig, judge, load
 from ravebot.errors import RavebotError
 from ravebot.operations.doctor import Verdict, show
 from ravebot.operations.init import draft, proxy
-from ravebot.operations.init.asking import Person, Respondent, Script, WrongAnswer
+from ravebot.operations.init.asking import Respondent, ScriptRespondent, TerminalRespondent, WrongAnswer
 from ravebot.operations.init.flow import Interview, missing, removed_keys
 from ravebot.operations.init.given import Unusable, answers, begin, list_missing
 from ravebot.operations.init.questions import BY_NAME
-from ravebot.operations.init.steps import Steps, Wishes, at_the_end
+from ravebot.operations.init.steps import InstallationSteps, Wishes, at_the_end
 from ravebot.terminal import FAILED, INTERRUPTED, UNUSABLE, clean, output
 
 
@@ -59,9 +59,11 @@ class Session:
         self._given = {} if options["check"] else answers(options)
         self._inquiry, self._text = begin(self._path)
         self._watched = output.is_watched and not options["check"]
-        self._respondent: Respondent = Person(output) if self._watched else Script(output)
+        self._respondent: Respondent = (
+            TerminalRespondent(output) if self._watched else ScriptRespondent(output, shows_all=bool(options["check"]))
+        )
         self._brief = bool(options["yes"]) or not self._watched
-        self._steps: Steps | None = None
+        self._steps: InstallationSteps | None = None
 
     def check(self) -> None:
         """Only the tests, with what is configured."""
@@ -102,17 +104,17 @@ class Session:
         interview.hold()
         return interview
 
-    def _planned(self, text: str) -> Steps:
+    def _planned(self, text: str) -> InstallationSteps:
         wanted = self._options
         folder = None if wanted["no_link"] else Path(str(wanted["link_folder"]))
         wishes = Wishes(
             service=bool(wanted["service"]),
-            webhooks=bool(wanted["webhooks"]),
-            ssl_verification=bool(wanted["ssl_verification"]),
-            build_image=bool(wanted["build_image"]),
+            webhooks=not wanted["no_webhooks"],
+            ssl_verification=not wanted["no_ssl_verification"],
+            build_image=not wanted["no_build_image"],
             link_folder=folder,
         )
-        return Steps(self._inquiry, text, wishes, lambda line: self._respondent.say(f"  {line}", "dim"))
+        return InstallationSteps(self._inquiry, text, wishes, lambda line: self._respondent.say(f"  {line}", "dim"))
 
     def _confirmed(self, interview: Interview) -> bool:
         """Show what will be written until it is confirmed; the name of an answer lets it be given again."""
@@ -176,9 +178,11 @@ class Session:
         config = loaded.config
         if proxy.needed(config) and not self._inquiry.existing:
             for name, block in (("Caddy", proxy.caddy(config)), ("nginx", proxy.nginx(config))):
-                self._respondent.say(f"\nA TLS proxy in front of ravebot, with {name}:", "bold")
+                self._respondent.say("")
+                self._respondent.say(f"A TLS proxy in front of ravebot, with {name}:", "bold")
                 output.raw(block.rstrip("\n"))
-        self._respondent.say("\nPorts to open:", "bold")
+        self._respondent.say("")
+        self._respondent.say("Ports to open:", "bold")
         for line in proxy.ports(config):
             output.raw(f"  {line}")
         self._respondent.say("")

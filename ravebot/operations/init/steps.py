@@ -32,7 +32,7 @@ class Wishes:
     link_folder: Path | None = Path("/usr/local/bin")
 
 
-class Steps:
+class InstallationSteps:
     """The steps of one installation; `done` says in words what was carried out."""
 
     def __init__(self, inquiry: Inquiry, text: str, wishes: Wishes, say: Say) -> None:

@@ -94,10 +94,9 @@ async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.config.model import matches_project
     from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, warning
     from ravebot.operations.doctor.gitlab import listed_projects, role
-    from ravebot.operations.init.questions import BY_NAME
 
     api, headers = f"{inquiry.gitlab}/api/v4", inquiry.gitlab_headers
-    value = BY_NAME["projects"].value(text)
+    value = inquiry.table["projects"].value(text)
     wanted = [str(item) for item in value] if isinstance(value, list) else []
     named = [path for path in wanted if "*" not in path]
     findings: list[Finding] = []
@@ -135,9 +134,8 @@ async def admins(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Those of ravebot's own homeserver must exist; others can't be asked for."""
     from ravebot.operations.doctor.finding import failed, ok
     from ravebot.operations.doctor.services import get
-    from ravebot.operations.init.questions import BY_NAME
 
-    value = BY_NAME["admins"].value(text)
+    value = inquiry.table["admins"].value(text)
     people = [str(item) for item in value] if isinstance(value, list) else []
     own = inquiry.answers["matrix_user"]
     if not people:
@@ -235,10 +233,11 @@ async def listen(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def network(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Bridge and subnet, as far as they are known."""
+    from ravebot.access.nftables.nft import NetworkTools
     from ravebot.operations.doctor.network import routes
 
     more = {"subnet" if "/" in text else "bridge": text}
-    return [await routes(inquiry.config(more), inquiry.tools)]
+    return [await routes(inquiry.config(more), inquiry.tools or NetworkTools())]
 
 
 async def ports(inquiry: Inquiry, text: str) -> Sequence[Finding]:
