@@ -14,17 +14,19 @@ from ravebot.operations.init.questions import QUESTIONS
 from ravebot.terminal import DEFAULT_CONFIG, ConfigPath
 
 HELP = "Ask what an installation needs, test each answer at once, and write configuration and secrets at the end."
-MORE = "\n\n".join(
-    (
-        "Nothing is written, and no room or webhook is made, before the whole configuration was shown and you confirmed it.",
-        "Every answer can be an option or, secrets excepted, a variable: --gitlab-url or RAVEBOT_INIT_GITLAB_URL. Without a "
-        "terminal nothing is asked: all answers that are missing are listed at once. A secret is read from a file of one line, "
-        "or from standard input if the file is `-`; never give one as an argument.",
-        "If there is a configuration already, its values are the defaults, what init does not know stays as it is, and the "
-        "difference is shown.",
-        "Ends with 1 if a step or a check failed, and 2 if answers are missing or wrong. Running it again continues.",
-    )
-)
+_MORE = """\
+Nothing is written, and no room or webhook is made, before the whole configuration was shown and you confirmed it.
+
+Every answer can be an option or, secrets excepted, a variable: --gitlab-url or RAVEBOT_INIT_GITLAB_URL. Without a
+terminal nothing is asked: all answers that are missing are listed at once. A secret is read from a file of one line,
+or from standard input if the file is `-`; never give one as an argument.
+
+If there is a configuration already, its values are the defaults, what init does not know stays as it is, and the
+difference is shown.
+
+Ends with 1 if a step or a check failed, and 2 if answers are missing or wrong. Running it again continues.
+"""
+MORE = "\n\n".join(" ".join(paragraph.split()) for paragraph in _MORE.split("\n\n"))
 
 
 def command() -> Callable[..., None]:
