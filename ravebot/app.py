@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from aiohttp import web as aiohttp_web
@@ -42,6 +42,8 @@ from ravebot.operations.news import Operators
 from ravebot.operations.operator import Operator
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.roomwatch import RoomWatch
+from ravebot.operations.service import ready
+from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
@@ -56,9 +58,6 @@ from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
 log = structlog.get_logger()
-
-_QEMU_LOGS = Path("/var/log/libvirt/qemu")
-"""Where libvirt writes a log of each machine; it never deletes them."""
 
 
 @dataclass
@@ -90,11 +89,10 @@ class Bot:
                 "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
             },
         )
-        logs = (
-            (self.config.state_dir / "console", "*.log*"),
-            (_QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"),
-        )
-        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, logs)
+        logs = [(self.config.state_dir / CONSOLES, "*.log*")]
+        if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
+            logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
+        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
         operator = Operator(self.config, self.database, self.core, self.provider, people)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
@@ -104,6 +102,8 @@ class Bot:
             await doors.enter_async_context(
                 admin.serve(admin.make_app(operator), admin.socket_path(self.config.state_dir))
             )
+            doors.callback(ready.tell, ready.STOPPING)
+            ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
             for loop in (
                 self.core.pool.run(),

@@ -28,6 +28,7 @@ from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
+from ravebot.operations.service import cli as service
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -86,6 +87,10 @@ class Level(StrEnum):
 
 def main() -> NoReturn:
     """Run the command; our own errors are printed as one sentence, without a traceback."""
+    if "_RAVEBOT_COMPLETE" in os.environ:  # the shell asks for completions
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # from its private module
+
+        completion_init()
     try:
         app()
     except InvalidConfigError as error:
@@ -383,6 +388,10 @@ def usage(
         _print_json(lines)
     else:
         terminal.show_usage(output, lines)
+
+
+app.command()(service.uninstall)
+app.command(hidden=True)(service.tend_logs)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
 from ravebot.store.files import OpenFiles
+from ravebot.store.owner import give
 from ravebot.store.signals import Signals
 from ravebot.store.turns import Turns
 
@@ -170,6 +171,7 @@ class Database:
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
             os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            give(self.path)  # SQLite gives its log and index to the same owner
             self._writer = await self._connect("database-writer")
             await self._writer.run(partial(_prepare_writer, had_id=had_id))
             for number in range(READERS):
@@ -277,6 +279,7 @@ class Database:
         make_state_dir(self.path.parent)
         path = self.path.with_suffix(".lock")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        give(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -419,6 +422,7 @@ def instance_id(state_dir: Path) -> str:
         part = path.with_suffix(".part")
         part.write_text(fresh + "\n", "ascii")
         part.chmod(0o600)
+        give(part)
         part.replace(path)
         return fresh
     if not known:

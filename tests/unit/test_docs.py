@@ -49,7 +49,8 @@ def comment_commands() -> list[tuple[str, str]]:
 def shell_commands() -> list[tuple[str, str]]:
     group = get_command(app)
     assert isinstance(group, TyperGroup)
-    return [(f"ravebot {name}", command.help or "") for name, command in group.commands.items()]
+    shown = {name: command for name, command in group.commands.items() if not command.hidden}
+    return [(f"ravebot {name}", command.help or "") for name, command in shown.items()]
 
 
 def event_kinds() -> set[str]:

@@ -17,6 +17,9 @@ from ravebot.operations.init import write
 from ravebot.operations.init.inquiry import Inquiry, secrets_folder
 from ravebot.operations.init.matrix import invite_missing, make_room
 from ravebot.operations.init.questions import BY_NAME
+from ravebot.operations.service import account
+from ravebot.operations.service.install import install
+from ravebot.operations.service.layout import Installation
 
 Say = Callable[[str], None]
 
@@ -85,6 +88,8 @@ class InstallationSteps:
             write.check_file(path)
             if inquiry.kept_secrets.get(name) != secret:
                 self._check_unshared(path)
+        if self._wishes.service and os.geteuid() != 0:
+            raise Refused("--service needs root: run the command with sudo")
         if self._wishes.service and inquiry.path.name != "config.yaml":
             raise Refused(
                 "--service installs one ravebot a host, whose configuration is called config.yaml: name it so"
@@ -126,7 +131,13 @@ class InstallationSteps:
         self._say(text)
 
     def _install_service(self) -> None:
-        raise Refused("--service is not there yet")
+        installation = Installation(config=self._inquiry.path, state_dir=self.state_dir)
+        installed = install(installation, self._say)
+        self.done += installed.changed
+        self.start = installed.start
+        found = account.find(installation)
+        if found is not None:
+            self._owner = (found.owner.uid, found.owner.gid)
 
     def _write_files(self) -> None:
         inquiry = self._inquiry

@@ -33,6 +33,7 @@ from ravebot.providers.libvirt.guest import GuestAgents
 from ravebot.providers.libvirt.network import Lease, Network
 from ravebot.providers.libvirt.parcels import Parcels
 from ravebot.providers.libvirt.probe import probe_kvm
+from ravebot.store.owner import give
 
 T = TypeVar("T")
 _CONTROL_THREADS = 8
@@ -90,6 +91,7 @@ class LibvirtProvider:
         and `start` refuse.
         """
         self._consoles.mkdir(mode=0o700, parents=True, exist_ok=True)
+        give(self._consoles)
         await self._call(self._prepare)
         if self._accelerated is None:
             self._accelerated = await self._can_accelerate()
@@ -141,6 +143,8 @@ class LibvirtProvider:
             disk = self._disks.create_overlay(handle, spec.name, image=spec.image, size_bytes=spec.disk_bytes)
         if domain is None:
             accelerated = "kvm" if self._accelerated else "qemu"
+            console = self._consoles / f"{spec.name}.log"
+            _make_readable(console)
             xml = domain_xml(
                 spec,
                 instance=self._instance,
@@ -148,7 +152,7 @@ class LibvirtProvider:
                 kind="test" if handle.getType() == "TEST" else accelerated,
                 disk=disk,
                 network=None if self._network is None else self._network.name,
-                console=self._consoles / f"{spec.name}.log",
+                console=console,
             )
             self._domains.define(handle, xml)
 
@@ -289,12 +293,17 @@ class LibvirtProvider:
         return await self._control.call(work)
 
 
+def _make_readable(log: Path) -> None:
+    """Make the log before libvirt's log daemon makes it for root alone; it appends to what is there."""
+    os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
 def _end_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _CONSOLE_BYTES))
             return file.read().decode(errors="replace")
-    except OSError:  # libvirt's log daemon makes it for root alone, or has not made it yet
+    except OSError:  # there is none; or libvirt's log daemon has begun a new one, for root alone
         return ""
 
 

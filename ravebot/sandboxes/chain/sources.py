@@ -11,6 +11,7 @@ from pathlib import Path
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import CodeHost
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxId
+from ravebot.store.owner import give
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Sources:
     def clear(self) -> None:
         """Delete the files of an earlier process."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        give(self.folder)
         for path in self.folder.iterdir():
             path.unlink()
 

@@ -1,0 +1,111 @@
+"""The commands of the service: `ravebot uninstall`, and what its timer runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ravebot.config.file import InvalidConfigError, load, read_state_dir
+from ravebot.errors import Refused
+from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, clean, output, until_interrupted
+
+if TYPE_CHECKING:
+    from ravebot.operations.service.layout import Installation
+    from ravebot.operations.service.uninstall import Found, PurgeStep, Uninstalled
+
+
+def uninstall(
+    config: ConfigPath = DEFAULT_CONFIG,
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge",
+            help="Also remove configuration, secrets and state folder, and machines, network and firewall.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Stop ravebot and remove what was installed for it; shows first what that is, and at the end what stays."""
+    from ravebot.operations.service import uninstall as service
+
+    if os.geteuid() != 0:
+        raise Refused("uninstalling needs root: run it with sudo")
+    installation = _installation(config)
+    found = service.look(installation, purge=purge, steps=_steps(config) if purge else ())
+    _show(found)
+    if found.is_empty:
+        output.say("Nothing that ravebot installed is left to remove.")
+        return
+    if not yes:
+        if not output.is_watched:
+            raise Refused("nothing was removed: add --yes to remove this without being asked")
+        if not output.confirm("Remove this?"):
+            output.complain("Nothing was removed.")
+            raise typer.Exit(FAILED)
+    service.stop(installation, _say)
+    done = asyncio.run(until_interrupted(service.remove(installation, found, _say)))
+    _show_end(done, installation)
+    if done.failed:
+        raise typer.Exit(FAILED)
+
+
+def _installation(config: Path) -> Installation:
+    """As the configuration says; without a usable one, in the usual folders."""
+    from ravebot.operations.service.layout import Installation
+
+    try:
+        return Installation(config=config.absolute(), state_dir=read_state_dir(config))
+    except InvalidConfigError:
+        return Installation(config=config.absolute())
+
+
+def _steps(config: Path) -> tuple[PurgeStep, ...]:
+    from ravebot.operations.service import purge
+
+    if not config.exists():
+        return ()
+    try:
+        return purge.steps(load(config))
+    except InvalidConfigError as error:
+        raise Refused(
+            f"nothing was removed: without a valid configuration the machines can't be found ({error}); correct it, or"
+            " leave out --purge"
+        ) from error
+
+
+def _say(text: str) -> None:
+    output.complain(clean(text), "dim")
+
+
+def _show(found: Found) -> None:
+    for title, lines in (("This will be removed:", found.lines()), ("This stays:", found.kept)):
+        if lines:
+            output.say(title, "bold")
+            for line in lines:
+                output.say(f"  {clean(line)}")
+
+
+def _show_end(done: Uninstalled, installation: Installation) -> None:
+    program = installation.program.parent.parent
+    venv = f"  {program}: the program itself; remove it with rm -r {program}"
+    for title, lines in (
+        ("Could not be removed:", [f"  {clean(line)}" for line in done.failed]),
+        ("Stays:", [f"  {clean(line)}" for line in done.kept] + ([venv] if (program / "pyvenv.cfg").exists() else [])),
+    ):
+        if lines:
+            output.say(title, "bold")
+            for line in lines:
+                output.say(line)
+    output.say("ravebot is not completely removed: run this again." if done.failed else "ravebot is uninstalled.")
+
+
+def tend_logs(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Let ravebot's user read its machines' logs, and remove those that are a week old; needs root."""
+    from ravebot.config.file import read
+    from ravebot.operations.service.logs import tend
+
+    tend(read(config), lambda text: output.say(clean(text)))

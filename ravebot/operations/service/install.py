@@ -1,0 +1,172 @@
+"""Installs the service: user, folders, command, manual page, completion and units. Running it again changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ravebot.errors import RavebotError, Refused
+from ravebot.operations.service import account, files, systemd
+from ravebot.operations.service.files import FileOwner
+from ravebot.operations.service.layout import FOLDER_MARK, MARK, Installation, Thing, ThingKind, things
+
+Say = Callable[[str], None]
+_OURS_DEEP = ("console", "sources")
+"""Folders in the state folder whose files are the bot's own; others may hold disks and images."""
+
+
+class InstallFailed(RavebotError):
+    """A part could not be installed; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What was done. `start` is the command that starts the bot."""
+
+    changed: tuple[str, ...]
+    has_systemd: bool
+    start: str
+    set_aside: tuple[str, ...] = field(default=())  # files of others that were in the way, and now have these names
+
+
+def install(installation: Installation, say: Say) -> Installed:
+    """Install, and say what is done. Raises Refused (nothing was changed) and InstallFailed."""
+    if installation.is_this_host and os.geteuid() != 0:
+        raise Refused("installing the service needs root: run it with sudo")
+    _refuse_odd_program(installation)
+    work = _Work(installation, say)
+    for thing in things(installation):
+        try:
+            work.make(thing)
+        except OSError as error:
+            raise InstallFailed(
+                f"{thing.path} can't be made: {error.strerror}; correct that and run it again"
+            ) from error
+    return work.end()
+
+
+def _refuse_odd_program(installation: Installation) -> None:
+    """The service runs what no ordinary user can change."""
+    program = installation.program
+    if not os.access(program, os.X_OK):
+        raise Refused(f"there is no program {program}: install ravebot with pip first, as docs/install.md says")
+    for path in (program, *program.parents) if installation.is_this_host else ():
+        found = path.stat()
+        if found.st_uid != 0 or (found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX):
+            raise Refused(
+                f"{path} belongs to another user than root, or everyone can change it, and the service would run what"
+                " they put there: install ravebot in a folder of root's, like /opt/ravebot"
+            )
+
+
+class _Work:
+    def __init__(self, installation: Installation, say: Say) -> None:
+        self.installation = installation
+        self.say = say
+        self.owner = FileOwner()
+        self.changed: list[str] = []
+        self.aside: list[str] = []
+
+    def make(self, thing: Thing) -> None:
+        match thing.kind:
+            case ThingKind.USER:
+                found, done = account.ensure(self.installation)
+                self.owner = found.owner
+                for line in done:
+                    self._did(line)
+            case ThingKind.FOLDER:
+                self._folder(thing)
+            case ThingKind.LINK:
+                self._link(thing)
+            case ThingKind.FILE | ThingKind.UNIT:
+                self._file(thing)
+
+    def _folder(self, thing: Thing) -> None:
+        path = self.installation.at(thing.path)
+        owner = self.owner if thing.owned else FileOwner()
+        if path.is_symlink():
+            raise Refused(f"{thing.path} is a link to {path.readlink()}: configure the folder that it leads to")
+        if fresh := not path.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+            files.write(path / FOLDER_MARK, f"{MARK}\n", 0o644, owner)
+            self._did(f"{thing.path}: made, for {thing.what}")
+        with files.opened(path) as folder:
+            found = os.fstat(folder)
+            if thing.owned and found.st_uid not in (0, owner.uid):
+                raise Refused(
+                    f"{thing.path} belongs to user {found.st_uid}: give it to root or {self.installation.user}, or"
+                    " configure another folder"
+                )
+            if thing.owned and found.st_uid != owner.uid:
+                os.fchown(folder, owner.uid, owner.gid)
+                self._did(f"{thing.path}: now belongs to {self.installation.user}")
+            if stat.S_IMODE(os.fstat(folder).st_mode) != thing.mode and (fresh or thing.owned):
+                os.fchmod(folder, thing.mode)
+        if thing.owned and (given := files.hand_over(path, owner, deep=_OURS_DEEP)):
+            self._did(f"{thing.path}: {given} files in it now belong to {self.installation.user}")
+
+    def _link(self, thing: Thing) -> None:
+        path, target = self.installation.at(thing.path), _text(thing)
+        if thing.path == self.installation.program or (path.is_symlink() and str(path.readlink()) == target):
+            return
+        self._make_way(thing, ours=path.is_symlink() and path.name == path.readlink().name)
+        files.link(path, target)
+        self._did(f"{thing.path}: {thing.what}, a link to {target}")
+
+    def _file(self, thing: Thing) -> None:
+        path, text = self.installation.at(thing.path), _text(thing)
+        if files.marked(path, MARK) and path.read_text("utf-8", "replace") == text:
+            return
+        self._make_way(thing, ours=files.marked(path, MARK))
+        files.write(path, text, thing.mode)
+        self._did(f"{thing.path}: {thing.what}")
+
+    def _make_way(self, thing: Thing, *, ours: bool) -> None:
+        """Make the folder; what is there and not ours gets another name."""
+        path = self.installation.at(thing.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and not ours:
+            aside = files.set_aside(path)
+            self.aside.append(str(aside))
+            self.say(f"{thing.path}: what was there is not of this installation, and is now {aside.name}")
+
+    def end(self) -> Installed:
+        """Have systemd read the units, or say that there is none."""
+        units = [thing for thing in things(self.installation) if thing.kind is ThingKind.UNIT]
+        start = "systemctl enable --now ravebot"
+        if self.installation.has_systemd:
+            systemd.control("daemon-reload")
+            for thing in units:
+                if thing.is_timer:
+                    systemd.control("enable", "--now", "--quiet", thing.path.name)
+        else:
+            start = by_hand(self.installation)
+            self.say(f"No systemd runs here, so nothing starts by itself. Start ravebot by hand: {start}")
+        if not self.changed:
+            self.say("Everything is installed already.")
+        return Installed(tuple(self.changed), self.installation.has_systemd, start, tuple(self.aside))
+
+    def _did(self, line: str) -> None:
+        self.changed.append(line)
+        self.say(line)
+
+
+def by_hand(installation: Installation) -> str:
+    """The command that starts the bot as the unit does, for root, where no init system runs."""
+    user = installation.user
+    return shlex.join(
+        (
+            "setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--no-new-privs",
+            "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",
+            str(installation.program), "run", "--config", str(installation.config),
+        )
+    )  # fmt: skip
+
+
+def _text(thing: Thing) -> str:
+    assert thing.text is not None
+    return thing.text()

@@ -1,0 +1,32 @@
+"""What `ravebot uninstall --purge` removes beyond this host's files; each step is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravebot.config.file import LoadedConfig
+from ravebot.errors import Unavailable
+from ravebot.operations.service.uninstall import PurgeStep, Say
+from ravebot.store.database import instance_id_path
+
+
+def steps(loaded: LoadedConfig) -> tuple[PurgeStep, ...]:
+    """The steps of that installation, in their order: what needs the database comes first."""
+    config = loaded.config
+    if not instance_id_path(config.state_dir).exists():
+        return ()  # it never ran
+    return (
+        PurgeStep(
+            f"the sandboxes, machines, network, storage pool and firewall of the instance {config.instance}",
+            lambda say: _host(loaded, say),
+        ),
+    )
+
+
+async def _host(loaded: LoadedConfig, say: Say) -> Sequence[str]:
+    from ravebot.operations.cleanup import cleanup
+
+    report = await cleanup(loaded, None, everything=True, force=True, adopt=False, progress=say)
+    if report.failed or report.kept:
+        raise Unavailable("; ".join((*report.failed, *report.kept)))
+    return (*report.machines, *report.volumes, *report.addresses, *report.shared)
