@@ -6,6 +6,7 @@ import getpass
 from collections.abc import Iterable
 from typing import Protocol
 
+from rich.padding import Padding
 from rich.text import Text
 
 from ravebot.errors import RavebotError
@@ -80,7 +81,7 @@ class TerminalRespondent:
             self._last = question
             errors.print()
             errors.print(Text.assemble((f"{self._number}. ", "dim"), (question.prompt, "bold")))
-            errors.print(Text(f"   {question.help}", style="dim"))
+            errors.print(Text(f"   {question.hint}", style="dim"))
         if question.secret:
             kept = f" (Enter keeps the one in {clean(proposal)})" if proposal else ""
             return _read(lambda: getpass.getpass(f"   hidden{kept}: ")).strip()
@@ -92,9 +93,8 @@ class TerminalRespondent:
 
     def show(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            self._output.errors.print(
-                Text(f"   {_SIGNS[finding.verdict]} {_sentence(finding)}", STYLES[finding.verdict])
-            )
+            sign, style = _SIGNS[finding.verdict], STYLES[finding.verdict]
+            self._output.errors.print(Padding(Text(f"{sign} {_sentence(finding)}", style), (0, 0, 0, 3)))
 
     def say(self, text: str, style: str = "") -> None:
         self._output.errors.print(Text(clean(text), style=style))

@@ -15,7 +15,7 @@ from ravebot.operations.init.inquiry import Inquiry, Question, lookup
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 
 
-class Unusable(Exception):
+class CommandMistake(Exception):
     """A mistake on the command line."""
 
 
@@ -24,9 +24,9 @@ def answers(options: Mapping[str, object]) -> dict[str, str]:
     texts = {one.name: str(text) for one in QUESTIONS if (text := options.get(one.name)) is not None}
     from_stdin = [BY_NAME[name].option for name, text in texts.items() if BY_NAME[name].secret and text == "-"]
     if len(from_stdin) > 1:
-        raise Unusable(f"only one of {' and '.join(from_stdin)} can be - (standard input)")
+        raise CommandMistake(f"only one of {' and '.join(from_stdin)} can be - (standard input)")
     if "matrix_password" in texts and "matrix_token" in texts:
-        raise Unusable("give one of --matrix-password-file and --matrix-token-file")
+        raise CommandMistake("give one of --matrix-password-file and --matrix-token-file")
     return {name: _from_file(name, text) if BY_NAME[name].secret else text for name, text in texts.items()}
 
 
@@ -40,11 +40,13 @@ def _from_file(name: str, place: str) -> str:
                 raw = file.read(MAX_BYTES + 1)
         text = raw.decode().strip()
     except OSError as error:
-        raise Unusable(f"{option}: {place} can't be read: {error.strerror}") from error
+        raise CommandMistake(f"{option}: {place} can't be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise Unusable(f"{option}: {place} is not UTF-8 text") from None
+        raise CommandMistake(f"{option}: {place} is not UTF-8 text") from None
     if not text or len(raw) > MAX_BYTES or not text.isprintable():
-        raise Unusable(f"{option}: {'standard input' if place == '-' else place} must hold the secret in one line")
+        raise CommandMistake(
+            f"{option}: {'standard input' if place == '-' else place} must hold the secret in one line"
+        )
     return text
 
 

@@ -66,6 +66,12 @@ class Question:
         return f"--{self.name.replace('_', '-')}{'-file' if self.secret else ''}"
 
     @property
+    def hint(self) -> str:
+        """The help for a person who types the answer: what an option takes from a file is typed."""
+        plain = self.help.removeprefix("File with ")
+        return plain[0].upper() + plain[1:]
+
+    @property
     def variable(self) -> str | None:
         """The environment variable; secrets have none, because other processes can read it."""
         return None if self.secret else f"RAVEBOT_INIT_{self.name.upper()}"
@@ -208,7 +214,10 @@ class Inquiry:
     def complaints(self, name: str, text: str) -> list[str]:
         """What is wrong with an answer as such, or beside the earlier ones."""
         before = self._problems(self.answers)
-        return [one.message for one in self._problems({**self.answers, name: text}) if one not in before]
+        quoted = " in quotes"  # what is typed needs none
+        return [
+            one.message.replace(quoted, "") for one in self._problems({**self.answers, name: text}) if one not in before
+        ]
 
     def _problems(self, answers: Mapping[str, str]) -> list[Problem]:
         tree = fill(Inquiry(self.table, self.path, self.existing, answers=dict(answers)).tree())

@@ -18,7 +18,7 @@ from ravebot.operations.doctor import Verdict, show
 from ravebot.operations.init import draft, proxy
 from ravebot.operations.init.asking import Respondent, ScriptRespondent, TerminalRespondent, WrongAnswer
 from ravebot.operations.init.flow import Interview, missing, removed_keys
-from ravebot.operations.init.given import Unusable, answers, begin, list_missing
+from ravebot.operations.init.given import CommandMistake, answers, begin, list_missing
 from ravebot.operations.init.questions import BY_NAME
 from ravebot.operations.init.steps import InstallationSteps, Wishes, at_the_end
 from ravebot.terminal import FAILED, INTERRUPTED, UNUSABLE, clean, output
@@ -34,7 +34,7 @@ def hold(options: Mapping[str, object]) -> None:
                 session.check() if options["check"] else session.run()
             finally:
                 session.close()
-    except (Unusable, WrongAnswer) as error:
+    except (CommandMistake, WrongAnswer) as error:
         for line in str(error).splitlines():
             output.complain(clean(line))
         raise typer.Exit(UNUSABLE) from error
@@ -68,7 +68,7 @@ class Session:
     def check(self) -> None:
         """Only the tests, with what is configured."""
         if not self._text:
-            raise Unusable(f"there is no configuration {self._path} to check: run `ravebot init` without --check")
+            raise CommandMistake(f"there is no configuration {self._path} to check: run `ravebot init` without --check")
         loaded = load(self._path)
         self._interview()
         self._end(loaded)
@@ -99,7 +99,7 @@ class Session:
 
     def _interview(self) -> Interview:
         if not self._watched and (lacking := missing(self._inquiry, self._given)):
-            raise Unusable(list_missing(lacking))
+            raise CommandMistake(list_missing(lacking))
         interview = Interview(self._inquiry, self._given, self._respondent, self._runner.run, brief=self._brief)
         interview.hold()
         return interview
