@@ -30,12 +30,28 @@ def missing(inquiry: Inquiry, given: Mapping[str, str]) -> list[Question]:
         for question in QUESTIONS
         if question.needed
         and question.name not in given
-        and (question.name not in inquiry.kept_secrets if question.secret else not inquiry.old(question))
+        and (not usable(inquiry, given, question.name) if question.secret else not inquiry.old(question))
     ]
     account = ("matrix_password", "matrix_token")
-    if not any(name in given or name in inquiry.kept_secrets for name in account):
+    if not any(name in given or usable(inquiry, given, name) for name in account):
         lacking.append(BY_NAME["matrix_password"])
     return sorted(lacking, key=QUESTIONS.index)
+
+
+_SERVERS = {
+    "matrix_password": ("matrix_user", "matrix_homeserver"),
+    "matrix_token": ("matrix_user", "matrix_homeserver"),
+    "gitlab_token": ("gitlab_url",),
+}
+
+
+def usable(inquiry: Inquiry, answers: Mapping[str, str], name: str) -> bool:
+    """Whether there is a secret already, for the same server and account: it is never sent to another one."""
+    same = all(
+        inquiry.old(BY_NAME[about]) in (None, answers.get(about, inquiry.old(BY_NAME[about])))
+        for about in _SERVERS.get(name, ())
+    )
+    return name in inquiry.kept_secrets and same
 
 
 class Interview:
@@ -51,6 +67,9 @@ class Interview:
         self._brief = brief  # takes what is proposed, and asks only for the rest
         self.chosen: list[str] = []
         """The questions that nobody was asked."""
+        self.only_tests = False
+        """Take wrong answers, too: only what the tests find matters."""
+        self.wrong = 0
 
     def hold(self) -> None:
         """Ask all. Raises WrongAnswer when there is nobody to ask again."""
@@ -109,6 +128,8 @@ class Interview:
         findings = self._tested(question, text)
         right = all(finding.verdict is not Verdict.FAILED for finding in findings)
         self._respondent.show([one for one in findings if not quiet or one.verdict is not Verdict.OK])
+        if self.only_tests and not right:
+            self.wrong, right = self.wrong + 1, True
         if right:
             normal = question.form is Form.TEXT and text.startswith(("http://", "https://"))
             self._inquiry.answers[question.name] = text.rstrip("/") if normal else text
@@ -131,20 +152,22 @@ class Interview:
 
     def _secret(self, question: Question) -> None:
         inquiry, name = self._inquiry, question.name
-        if name == "matrix_token" and "matrix_password" in inquiry.secrets:
+        if name == "matrix_token" and {"matrix_password", "matrix_token"} & inquiry.secrets.keys():
             return
         other = self._given.get("matrix_token") or (
             "matrix_password" not in self._given
-            and "matrix_password" not in inquiry.kept_secrets
-            and inquiry.kept_secrets.get("matrix_token")
+            and not self._usable("matrix_password")
+            and self._usable("matrix_token")
         )
         if name == "matrix_password" and other:
             return
-        given = self._given.get(name) or (inquiry.kept_secrets.get(name) if self._silent(question) else None)
+        given = self._given.get(name) or (
+            inquiry.kept_secrets[name] if self._usable(name) and self._silent(question) else None
+        )
         if given:
             if not self._take_secret(question, given):
                 self._ask_secret(question, self._kept_place(question))
-        elif name == "webhook_secret":
+        elif name == "webhook_secret" and "webhook_signing_token" not in inquiry.kept_secrets:
             inquiry.secrets[name] = secrets.token_hex(32)
         elif question.asked is Asked.ALWAYS:
             self._ask_secret(question, self._kept_place(question))
@@ -153,8 +176,10 @@ class Interview:
         return self._brief or question.asked is not Asked.ALWAYS
 
     def _kept_place(self, question: Question) -> str | None:
-        kept = question.name in self._inquiry.kept_secrets
-        return str(self._inquiry.secret_file(question)) if kept else None
+        return str(self._inquiry.secret_file(question)) if self._usable(question.name) else None
+
+    def _usable(self, name: str) -> bool:
+        return usable(self._inquiry, self._inquiry.answers, name)
 
     def _ask_secret(self, question: Question, place: str | None) -> None:
         while True:
@@ -162,6 +187,9 @@ class Interview:
                 self._inquiry.kept_secrets.get(question.name, "") if place else ""
             )
             if text and self._take_secret(question, text):
+                return
+            if not text and question.name == "matrix_password":
+                self._ask_secret(BY_NAME["matrix_token"], None)
                 return
             if not text:
                 self._respondent.show([failed(question.option, "no answer", "type one, or press Ctrl-C to leave")])
@@ -172,6 +200,8 @@ class Interview:
         if right and question.name == "matrix_password" and self._inquiry.login is None:
             right = False
         self._respondent.show(findings)
+        if self.only_tests and not right:
+            self.wrong, right = self.wrong + 1, True
         if right:
             self._inquiry.secrets[question.name] = text
         return right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from ravebot.config.secrets import MAX_BYTES, read_secret
 from ravebot.config.tree import Value, parse
 from ravebot.operations.init.inquiry import Inquiry, Question, lookup
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
+from ravebot.terminal import clean, output
 
 
 class CommandMistake(Exception):
@@ -37,6 +39,9 @@ def _from_file(name: str, place: str) -> str:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with Path(place).open("rb") as file:
+                facts = os.fstat(file.fileno())
+                if stat.S_ISREG(facts.st_mode) and facts.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+                    output.complain(clean(f"others may read {place}: remove it when init is done"), "yellow")
                 raw = file.read(MAX_BYTES + 1)
         text = raw.decode().strip()
     except OSError as error:
@@ -44,9 +49,8 @@ def _from_file(name: str, place: str) -> str:
     except UnicodeDecodeError:
         raise CommandMistake(f"{option}: {place} is not UTF-8 text") from None
     if not text or len(raw) > MAX_BYTES or not text.isprintable():
-        raise CommandMistake(
-            f"{option}: {'standard input' if place == '-' else place} must hold the secret in one line"
-        )
+        where = "standard input" if place == "-" else place
+        raise CommandMistake(f"{option}: {where} must hold the secret in one line")
     return text
 
 

@@ -69,7 +69,8 @@ class Question:
     def hint(self) -> str:
         """The help for a person who types the answer: what an option takes from a file is typed."""
         plain = self.help.removeprefix("File with ")
-        return plain[0].upper() + plain[1:]
+        more = " Enter alone: give an access token instead." if self.name == "matrix_password" else ""
+        return plain[0].upper() + plain[1:] + more
 
     @property
     def variable(self) -> str | None:
@@ -200,9 +201,12 @@ class Inquiry:
     def _rooms(self, room: str, projects: str) -> Value:
         """Rooms of the existing configuration stay: only the first one's name is asked for."""
         there = lookup(self.existing, ("matrix", "rooms"))
+        wanted = self.table["projects"].value(projects)
         if isinstance(there, list) and there and isinstance(there[0], dict):
-            return [{**there[0], "room": room}, *there[1:]]
-        return [{"room": room, "projects": self.table["projects"].value(projects)}]
+            had = there[0].get("projects")
+            follows = had == lookup(self.existing, ("gitlab", "projects"))
+            return [{**there[0], "room": room, "projects": wanted if follows else had}, *there[1:]]
+        return [{"room": room, "projects": wanted}]
 
     def tree(self, more: Mapping[str, str] | None = None) -> dict[str, Value]:
         """Those values alone, as the configuration's tree."""
@@ -214,10 +218,8 @@ class Inquiry:
     def complaints(self, name: str, text: str) -> list[str]:
         """What is wrong with an answer as such, or beside the earlier ones."""
         before = self._problems(self.answers)
-        quoted = " in quotes"  # what is typed needs none
-        return [
-            one.message.replace(quoted, "") for one in self._problems({**self.answers, name: text}) if one not in before
-        ]
+        found = [one for one in self._problems({**self.answers, name: text}) if one not in before]
+        return [one.message.replace(" in quotes", "") for one in found]  # what is typed needs none
 
     def _problems(self, answers: Mapping[str, str]) -> list[Problem]:
         tree = fill(Inquiry(self.table, self.path, self.existing, answers=dict(answers)).tree())

@@ -7,7 +7,7 @@ import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from ravebot.operations.init.inquiry import Inquiry
@@ -133,8 +133,11 @@ async def listen(inquiry: Inquiry) -> str | None:
     from ravebot.operations.doctor.finding import Verdict
     from ravebot.operations.doctor.network import listen as tried
 
-    for port in range(8080, 8100):
-        address = f"127.0.0.1:{port}"
+    public = urlsplit(inquiry.answers["public_url"])
+    bare = public.scheme == "http"  # no proxy: GitLab itself connects
+    host = "0.0.0.0" if bare and public.hostname not in ("127.0.0.1", "localhost") else "127.0.0.1"  # noqa: S104
+    for port in [public.port or 80] if bare else range(8080, 8100):
+        address = f"{host}:{port}"
         if (await tried(inquiry.config({"listen": address}))).verdict is Verdict.OK:
             return address
     return None

@@ -42,7 +42,7 @@ def hold(options: Mapping[str, object]) -> None:
 
 def _end_like_ctrl_c() -> None:
     def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # which cancels what runs
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
@@ -70,7 +70,9 @@ class Session:
         if not self._text:
             raise CommandMistake(f"there is no configuration {self._path} to check: run `ravebot init` without --check")
         loaded = load(self._path)
-        self._interview()
+        if (interview := self._interview()).wrong:
+            output.complain(f"{interview.wrong} of the answers in {self._path} are wrong.")
+            raise typer.Exit(FAILED)
         self._end(loaded)
 
     def run(self) -> None:
@@ -101,6 +103,7 @@ class Session:
         if not self._watched and (lacking := missing(self._inquiry, self._given)):
             raise CommandMistake(list_missing(lacking))
         interview = Interview(self._inquiry, self._given, self._respondent, self._runner.run, brief=self._brief)
+        interview.only_tests = bool(self._options["check"])
         interview.hold()
         return interview
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ class InstallationSteps:
         if folder is None or self._wishes.service or not program.is_file() or not os.access(folder, os.W_OK):
             return
         path = folder / "ravebot"
-        if path.resolve() == program.resolve():
+        if path.resolve() == program.resolve() or shutil.which("ravebot") == str(program):
             return
         if path.exists() and not path.is_symlink():
             self._say(f"{path} is another program and stays: run {program}")

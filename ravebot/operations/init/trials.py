@@ -154,13 +154,15 @@ async def admins(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Whether ravebot is in it or invited by an admin; an alias that does not exist is made later."""
-    from ravebot.operations.doctor.finding import Verdict, failed, ok
+    from ravebot.operations.doctor.finding import Verdict, failed, ok, unknown
     from ravebot.operations.doctor.matrix import room_of, seats
     from ravebot.operations.doctor.services import get
     from ravebot.operations.init.matrix import invite_to
 
     own = inquiry.answers["matrix_user"]
-    seat = await seats(inquiry.homeserver, inquiry.matrix_access or "", own)
+    if inquiry.matrix_access is None:
+        return [unknown("matrix room", f"{text} was not looked at, because there is no login", "correct that first")]
+    seat = await seats(inquiry.homeserver, inquiry.matrix_access, own)
     room_id = text
     inquiry.room_exists = True
     if text.startswith("#"):
