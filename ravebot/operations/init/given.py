@@ -81,5 +81,5 @@ def begin(path: Path) -> tuple[Inquiry, str]:
 def list_missing(lacking: Sequence[Question]) -> str:
     """All that a script did not give, a line for each."""
     lines = [f"  {one.option:<26} {one.prompt}" + (f" ({one.variable})" if one.variable else "") for one in lacking]
-    what = "answers are missing" if len(lines) > 1 else "an answer is missing"
+    what = f"{len(lines)} answers are missing" if len(lines) > 1 else "an answer is missing"
     return "\n".join([f"{what}, and there is no terminal to ask at; give each as an option or variable:", *lines])

@@ -26,6 +26,11 @@ _USER = web.RequestKey("user", User)
 _NOTES_PER_MINUTE = 300
 
 
+def _token(request: web.Request) -> str:
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    return request.headers.get("PRIVATE-TOKEN") or (bearer if scheme.lower() == "bearer" else "")
+
+
 class Api:
     """Handlers over the state; everything below `/api/v4`."""
 
@@ -43,6 +48,7 @@ class Api:
             [
                 web.get("/version", self._version),
                 web.get("/user", self._me),
+                web.get("/personal_access_tokens/self", self._own_token),
                 web.get("/users", self._users),
                 web.get("/users/{id:[0-9]+}", self._one_user),
                 web.get("/users/{id:[0-9]+}/keys", self._keys),
@@ -71,8 +77,7 @@ class Api:
 
     @web.middleware
     async def _inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        token = request.headers.get("PRIVATE-TOKEN") or (bearer if scheme.lower() == "bearer" else "")
+        token = _token(request)
         with self._state.lock:
             user = self._state.tokens.get(token)
         if user is None or not user.active:
@@ -130,6 +135,23 @@ class Api:
 
     async def _me(self, request: web.Request) -> web.Response:
         return web.json_response(entities.user(self._base, request[_USER]))
+
+    async def _own_token(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
+        facts = self._state.token_facts[_token(request)]
+        person = request[_USER]
+        return web.json_response(
+            {
+                "id": 1,
+                "name": "ravebot",
+                "revoked": False,
+                "created_at": "2026-01-01T00:00:00.000Z",
+                "scopes": list(facts.scopes),
+                "user_id": person.id,
+                "active": True,
+                "expires_at": facts.expires_at,
+            }
+        )
 
     async def _users(self, request: web.Request) -> web.Response:
         with self._state.lock:
