@@ -29,6 +29,7 @@ from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
 from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
+from ravebot.operations.init import cli as initial
 from ravebot.operations.service import cli as service
 from ravebot.terminal import (
     DEFAULT_CONFIG,
@@ -128,6 +129,9 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("init", help=initial.HELP, epilog=initial.MORE)(initial.command())
 
 
 @app.command()

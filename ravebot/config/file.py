@@ -53,7 +53,7 @@ def load(path: Path) -> LoadedConfig:
 
     Raises InvalidConfigError with every problem.
     """
-    tree = parse(_read(path))
+    tree = parse(read_text(path))
     secrets, unreadable = _secrets(tree)
     config, warnings = _checked(path, tree, unreadable)
     return LoadedConfig(config, secrets, warnings, path)
@@ -61,7 +61,17 @@ def load(path: Path) -> LoadedConfig:
 
 def read(path: Path) -> Config:
     """The same without the secrets, for what needs none. Raises InvalidConfigError."""
-    return _checked(path, parse(_read(path)), [])[0]
+    return _checked(path, parse(read_text(path)), [])[0]
+
+
+def judge(path: Path, text: str) -> tuple[Config, tuple[str, ...]]:
+    """A text that is not in its file yet: the configuration and warnings. Raises InvalidConfigError."""
+    return _checked(path, parse(text), [])
+
+
+def fill(value: dict[str, Value]) -> dict[str, Value]:
+    """An unfinished configuration, with placeholders for required keys that it lacks."""
+    return _with_placeholders(value, _PLACEHOLDERS)
 
 
 def defaults(image: Path) -> Config:
@@ -89,7 +99,7 @@ def _checked(path: Path, tree: Tree, unreadable: list[Problem]) -> tuple[Config,
 
 def read_state_dir(path: Path) -> Path:
     """Read only `state_dir`, so that commands to the running bot work even if the rest of the file is wrong."""
-    tree = parse(_read(path))
+    tree = parse(read_text(path))
     found = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
     if tree.problems:
         raise InvalidConfigError(path, tuple(tree.problems))
@@ -101,7 +111,9 @@ def read_state_dir(path: Path) -> Path:
         raise InvalidConfigError(path, (Problem(tree.line_of(("state_dir",)), "state_dir", first.message),)) from error
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The file's text. Raises InvalidConfigError if it can't be read."""
+
     def fail(message: str) -> InvalidConfigError:
         return InvalidConfigError(path, (Problem(0, "", message),))
 

@@ -29,6 +29,17 @@ _NAME_SECONDS = 3600.0
 """For how long a display name is used before it is asked for again."""
 
 
+LOGIN_FILE = "matrix.json"
+"""In the state folder: the login that is used until it is ended."""
+
+
+def login_text(homeserver: str, user_id: str, device_id: str, access_token: str) -> str:
+    """The content of that file."""
+    return json.dumps(
+        {"homeserver": homeserver, "user_id": user_id, "device_id": device_id, "access_token": access_token}
+    )
+
+
 def _ignore(_: str) -> None:
     """The default callback; does nothing."""
 
@@ -56,7 +67,7 @@ class MatrixClient:
         self._secret = secret
         self._timeout_seconds = timeout_seconds
         self._on_token = on_token
-        self._login_file = state_dir / "matrix.json"
+        self._login_file = state_dir / LOGIN_FILE
         self._nio = AsyncClient(self.homeserver, config.user_id)
         self._ready = False
         self._display_names: dict[str, tuple[str, float]] = {}  # with the time by the event loop's clock
@@ -248,14 +259,9 @@ class MatrixClient:
 
     def _keep_login(self) -> None:
         """Store the login by replacing the file, so that a crash leaves the old or the new one. Raises Unavailable."""
-        facts = {
-            "homeserver": self.homeserver,
-            "user_id": self.user_id,
-            "device_id": self._nio.device_id,
-            "access_token": self._nio.access_token,
-        }
+        text = login_text(self.homeserver, self.user_id, self.device_id, self._nio.access_token)
         try:
-            _write_privately(self._login_file, json.dumps(facts))
+            _write_privately(self._login_file, text)
         except OSError as error:
             raise Unavailable(f"{self._login_file} can't be written: {error}") from error
 

@@ -12,7 +12,7 @@ from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab import hooks
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
-from ravebot.operations.doctor.finding import Finding, failed, ok, unknown, warning
+from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
 from ravebot.operations.doctor.services import Answer, get, mend
 from ravebot.operations.hooks import registry, wording
 
@@ -37,38 +37,48 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     try:
         me = await get(f"{api}/user", headers)
     except Unavailable as error:
-        yield failed("gitlab", f"{base} can't be reached: {error}", mend(error, "gitlab.url"))
+        yield unreachable(base, error)
         return
     yield me
-    if me.status in (401, 403):
-        fix = "put a token with the scope api into gitlab.token_file"
-        yield failed("gitlab token", f"refused by {base} ({me.status}): expired, revoked or without scope", fix)
+    identity = user(base, me)
+    yield identity
+    if identity.verdict is not Verdict.OK:
         return
-    username = me.field("username")
-    if me.status != 200 or not isinstance(username, str):
-        fix = "gitlab.url must be GitLab's base address, without /api"
-        yield failed("gitlab", f"{base} answers with status {me.status} and is not GitLab", fix)
-        return
-    yield ok("gitlab", f"{base} answers; ravebot is @{username} there")
     try:
-        yield await _token(api, headers)
+        yield await token(api, headers)
         async for finding in _projects(loaded, api, headers):
             yield finding
     except Unavailable as error:
         yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
 
 
-async def _token(api: str, headers: dict[str, str]) -> Finding:
+def unreachable(base: str, error: Unavailable) -> Finding:
+    return failed("gitlab", f"{base} can't be reached: {error}", mend(error, "gitlab.url"))
+
+
+def user(base: str, me: Answer) -> Finding:
+    """Whether that is GitLab's answer about the token's user, and who it is."""
+    if me.status in (401, 403):
+        fix = "put a token with the scope api into gitlab.token_file"
+        return failed("gitlab token", f"refused by {base} ({me.status}): expired, revoked or without scope", fix)
+    username = me.field("username")
+    if me.status != 200 or not isinstance(username, str):
+        fix = "gitlab.url must be GitLab's base address, without /api"
+        return failed("gitlab", f"{base} answers with status {me.status} and is not GitLab", fix)
+    return ok("gitlab", f"{base} answers; ravebot is @{username} there")
+
+
+async def token(api: str, headers: dict[str, str]) -> Finding:
     """Scopes and expiry: https://docs.gitlab.com/api/personal_access_tokens/ (of group and project tokens, too)."""
-    token = await get(f"{api}/personal_access_tokens/self", headers)
-    scopes = token.field("scopes")
-    if token.status != 200 or not isinstance(scopes, list):
+    found = await get(f"{api}/personal_access_tokens/self", headers)
+    scopes = found.field("scopes")
+    if found.status != 200 or not isinstance(scopes, list):
         fix = "check by hand that it has the scope api"
-        return unknown("gitlab token", f"accepted; its scopes can't be read ({token.status})", fix)
+        return unknown("gitlab token", f"accepted; its scopes can't be read ({found.status})", fix)
     if "api" not in scopes:
         fix = "create a token with the scope api, and put it into gitlab.token_file"
         return failed("gitlab token", f"has only the scopes {', '.join(map(str, scopes))}", fix)
-    expires = token.field("expires_at")
+    expires = found.field("expires_at")
     if isinstance(expires, str):
         try:
             day = date.fromisoformat(expires[:10])
@@ -90,7 +100,7 @@ async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> 
                 yield finding
     if not patterns:
         return
-    listed = await _listed(api, headers)
+    listed = await listed_projects(api, headers)
     if isinstance(listed, Finding):
         yield listed
         return
@@ -112,7 +122,7 @@ async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> 
             yield unknown("gitlab project", detail, "to check others, name them in gitlab.projects beside the pattern")
 
 
-async def _listed(api: str, headers: dict[str, str]) -> list[str] | Finding:
+async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Finding:
     """The paths of the projects that the bot polls, at most the newest thousand.
 
     https://docs.gitlab.com/api/projects/#list-all-projects
@@ -131,22 +141,32 @@ async def _listed(api: str, headers: dict[str, str]) -> list[str] | Finding:
 
 
 async def _project(loaded: LoadedConfig, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
+    found = (await role(api, headers, path))[0]
+    yield found
+    if found.verdict is Verdict.OK:
+        yield await _webhook(loaded, f"{api}/projects/{quote(path, safe='')}", headers, path)
+
+
+async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int]:
+    """Whether the token's user may do on that project what ravebot does there, and its access level."""
     address = f"{api}/projects/{quote(path, safe='')}"
     project = await get(address, headers)
     if project.status != 200:
         fix = "add the bot to it as Developer, or change gitlab.projects"
-        yield failed("gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", fix)
-        return
+        return failed(
+            "gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", fix
+        ), 0
     levels = [
         level
         for kind in ("project_access", "group_access")
         if isinstance(level := project.field("permissions", kind, "access_level"), int)
     ]
-    if max(levels, default=0) < DEVELOPER:
-        yield failed("gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role")
-        return
-    yield ok("gitlab project", f"{path}: the bot's role is sufficient")
-    yield await _webhook(loaded, address, headers, path)
+    level = max(levels, default=0)
+    if level < DEVELOPER:
+        return failed(
+            "gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role"
+        ), level
+    return ok("gitlab project", f"{path}: the bot's role is sufficient"), level
 
 
 async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], path: str) -> Finding:

@@ -16,6 +16,7 @@ from tests.support.gitlab.state import (
     QuickAction,
     SshKey,
     State,
+    TokenFacts,
     User,
 )
 
@@ -43,12 +44,12 @@ class Actions:
         with self.state.lock:
             user.keys.append(SshKey(self.state.next_id(), "key", key, usage_type, expires_at))
 
-    def token_for(self, user: User, scopes: tuple[str, ...] = ("api",)) -> str:
+    def token_for(self, user: User, scopes: tuple[str, ...] = ("api",), expires_at: str | None = None) -> str:
         """A new personal access token of theirs."""
         token = f"glpat-{secrets.token_urlsafe(15)}"
         with self.state.lock:
             self.state.tokens[token] = user
-            self.state.scopes[token] = scopes
+            self.state.token_facts[token] = TokenFacts(scopes, expires_at)
         return token
 
     def revoke(self, token: str) -> None:

@@ -26,6 +26,11 @@ _USER = web.RequestKey("user", User)
 _NOTES_PER_MINUTE = 300
 
 
+def _token(request: web.Request) -> str:
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    return request.headers.get("PRIVATE-TOKEN") or (bearer if scheme.lower() == "bearer" else "")
+
+
 class Api:
     """Handlers over the state; everything below `/api/v4`."""
 
@@ -72,14 +77,13 @@ class Api:
 
     @web.middleware
     async def _inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        token = request.headers.get("PRIVATE-TOKEN") or (bearer if scheme.lower() == "bearer" else "")
+        token = _token(request)
         with self._state.lock:
             user = self._state.tokens.get(token)
-            scopes = self._state.scopes.get(token, ("api",))
+            facts = self._state.token_facts.get(token)
         if user is None or not user.active:
             return error(401, "401 Unauthorized")
-        if request.method != "GET" and "api" not in scopes:
+        if request.method != "GET" and facts is not None and "api" not in facts.scopes:
             return error(403, "insufficient_scope", "error")
         request[_USER] = user
         try:
@@ -88,12 +92,6 @@ class Api:
             return refusal.response
         except web.HTTPException as problem:
             return error(problem.status, f"{problem.status} {problem.reason}", "error")
-
-    async def _own_token(self, request: web.Request) -> web.Response:
-        """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
-        token = request.headers.get("PRIVATE-TOKEN", "")
-        scopes = self._state.scopes.get(token, ("api",))
-        return web.json_response({"id": 1, "active": True, "scopes": list(scopes), "expires_at": None})
 
     @property
     def _base(self) -> str:
@@ -140,6 +138,23 @@ class Api:
 
     async def _me(self, request: web.Request) -> web.Response:
         return web.json_response(entities.user(self._base, request[_USER]))
+
+    async def _own_token(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
+        facts = self._state.token_facts[_token(request)]
+        person = request[_USER]
+        return web.json_response(
+            {
+                "id": 1,
+                "name": "ravebot",
+                "revoked": False,
+                "created_at": "2026-01-01T00:00:00.000Z",
+                "scopes": list(facts.scopes),
+                "user_id": person.id,
+                "active": True,
+                "expires_at": facts.expires_at,
+            }
+        )
 
     async def _users(self, request: web.Request) -> web.Response:
         with self._state.lock:

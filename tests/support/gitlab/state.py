@@ -29,6 +29,14 @@ class SshKey:
     expires_at: str | None = None
 
 
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a token may do, and until when (a date)."""
+
+    scopes: tuple[str, ...] = ("api",)
+    expires_at: str | None = None
+
+
 @dataclass(eq=False)
 class User:
     id: int
@@ -125,7 +133,7 @@ class State:
         self.projects: dict[int, Project] = {}
         self.merge_requests: list[MergeRequest] = []
         self.tokens: dict[str, User] = {}
-        self.scopes: dict[str, tuple[str, ...]] = {}  # of tokens that have others than `api`
+        self.token_facts: dict[str, TokenFacts] = {}
         self.mentions: list[Mention] = []
         self.quick_actions: list[QuickAction] = []
         self._ids = itertools.count(1000)

@@ -1,0 +1,102 @@
+"""Writes files whole or not at all, never through links, and only into folders that nobody else may change."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from ravebot.errors import Refused
+
+Ids = tuple[int, int]
+"""User and group."""
+
+
+def check_folder(folder: Path, owners: Collection[int]) -> None:
+    """Refuse a folder that others may change, or reach through a link of theirs. It need not exist yet.
+
+    A folder above may have the sticky bit, like /tmp: then nobody else can rename what is ours in it.
+    """
+    for path in (*reversed(folder.parents), folder):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(found.st_mode):
+            raise Refused(f"{path} is a link to {path.readlink()}: name the folder that it leads to")
+        if not stat.S_ISDIR(found.st_mode):
+            raise Refused(f"{path} is no folder: move it away, or name another")
+        if found.st_uid not in owners:
+            raise Refused(f"{path} belongs to user {found.st_uid}, who could replace what is in it: chown it to root")
+        open_to_all = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not _private_group(found)
+        if open_to_all and (path == folder or not found.st_mode & stat.S_ISVTX):
+            raise Refused(f"others may write to {path}, and so replace what is in it: chmod go-w {path}")
+
+
+def _private_group(found: os.stat_result) -> bool:
+    """A group's right to write is no more than root's if the group is root's."""
+    return not found.st_mode & stat.S_IWOTH and found.st_gid == 0
+
+
+def check_file(path: Path) -> None:
+    """Refuse to replace what is no regular file, such as a link."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise Refused(f"{path} is a link to {path.readlink()}: name the file that it leads to with -c")
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused(f"{path} is no regular file: move it away, or name another")
+
+
+def make_folder(folder: Path, mode: int, owner: Ids | None, owners: Collection[int]) -> None:
+    """Make it with that mode and owner, if it is missing."""
+    check_folder(folder, owners)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, 0o755, None, owners)
+    folder.mkdir(mode=0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, text: str, mode: int, owner: Ids | None) -> None:
+    """Replace the file in one step: a crash leaves the old one or the new one, and it never has another mode."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    part = f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            with os.fdopen(file, "wb") as writing:
+                if owner is not None:
+                    os.fchown(file, *owner)
+                os.fchmod(file, mode)
+                writing.write(text.encode())
+                writing.flush()
+                os.fsync(file)
+            os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+            raise
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def put_link(path: Path, target: Path) -> None:
+    """Put a symbolic link there in one step."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    part.symlink_to(target)
+    try:
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

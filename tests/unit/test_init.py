@@ -1,0 +1,258 @@
+"""What init asks, writes and prints: the table, the configuration's text, files, and the proxy's blocks."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ravebot.config.complaints import every_key
+from ravebot.config.file import judge
+from ravebot.config.tree import KeyPath, Value
+from ravebot.errors import ConfigError, Refused
+from ravebot.operations.init import draft, proxy, write
+from ravebot.operations.init.inquiry import Asked, Inquiry, secrets_folder
+from ravebot.operations.init.matrix import PendingInvite, invite_to
+from ravebot.operations.init.questions import BY_NAME, QUESTIONS
+
+PATH = Path("/etc/ravebot/config.yaml")
+ANSWERS = {
+    "instance": "main",
+    "state_dir": "/var/lib/ravebot",
+    "matrix_user": "@ravebot:example.org",
+    "matrix_homeserver": "https://matrix.example.org",
+    "gitlab_url": "https://gitlab.example.org",
+    "projects": "group/app, tools/*",
+    "admins": "@ops:example.org",
+    "users": "@ops:example.org=ops",
+    "room": "#dev:example.org",
+    "sandbox_host": "boxes.example.net",
+    "allow_from": "192.0.2.0/24, 198.51.100.0/24",
+    "public_url": "https://ravebot.example.org",
+    "image": "/images/a b.qcow2",
+    "listen": "127.0.0.1:8081",
+    "bridge": "ravebot1",
+    "subnet": "10.81.0.0/24",
+    "ssh_ports": "2300-2399",
+    "web_ports": "3100-3199",
+    "storage_pool": "/var/lib/ravebot/disks",
+}
+SECRETS = {"matrix_password": "hush-1", "gitlab_token": "hush-2", "webhook_secret": "hush-3"}
+
+
+def inquiry(existing: dict[str, Value] | None = None, path: Path = PATH, **changes: str) -> Inquiry:
+    return Inquiry(BY_NAME, path, existing or {}, answers={**ANSWERS, **changes}, secrets=dict(SECRETS))
+
+
+def test_every_question_has_a_key_of_the_configuration_and_an_option_of_its_own() -> None:
+    assert {question.key for question in QUESTIONS} <= set(every_key())
+    assert len({question.option for question in QUESTIONS}) == len(QUESTIONS) == len(BY_NAME)
+
+
+def test_a_secret_is_a_file_and_has_no_variable() -> None:
+    secret = [question for question in QUESTIONS if question.secret]
+    assert {question.name for question in secret} >= {"matrix_password", "matrix_token", "gitlab_token"}
+    assert all(question.variable is None and question.option.endswith("-file") for question in secret)
+    assert all(question.variable for question in QUESTIONS if not question.secret)
+
+
+def test_a_person_is_asked_at_most_ten_questions() -> None:
+    assert sum(question.asked is Asked.ALWAYS for question in QUESTIONS) <= 10
+
+
+def test_what_is_asked_is_tested_at_once_unless_its_form_says_all() -> None:
+    untested = {question.name for question in QUESTIONS if question.asked is Asked.ALWAYS and question.test is None}
+    assert untested == {"matrix_user", "allow_from"}
+
+
+def test_a_new_configuration_holds_the_answers_and_no_secret() -> None:
+    text = draft.fresh(inquiry().values())
+    config, warnings = judge(PATH, text)
+    assert warnings == ()
+    assert config.provider.image == Path("/images/a b.qcow2")
+    assert config.matrix.users == {"@ops:example.org": "ops"}
+    assert config.matrix.rooms[0].projects == ("group/app", "tools/*")
+    assert [str(network) for network in config.access.allow_from] == ["192.0.2.0/24", "198.51.100.0/24"]
+    assert str(config.provider.bridge.subnet) == "10.81.0.0/24"
+    assert config.gitlab.webhook.secret_token_file == Path("/etc/ravebot/secrets/gitlab-webhook")
+    assert "hush" not in text
+
+
+def test_everybody_is_an_empty_list() -> None:
+    config, _ = judge(PATH, draft.fresh(inquiry(allow_from="any").values()))
+    assert config.access.allow_from == ()
+
+
+OLD = """\
+# by hand
+matrix: {homeserver: "https://old.example.org", user_id: "@ravebot:example.org", password_file: /x/pw}
+gitlab:
+  url: https://gitlab.example.org   # ours
+  projects:
+    - group/app   # the app
+    - group/gone
+  # a comment of the webhook
+  webhook: {secret_token_file: /x/hook}
+  token_file: /x/token
+sandbox:
+  host: boxes.example.net
+  memory: 2GiB
+provider:
+  image: /images/old.qcow2
+pool: {max_running: 7}
+"""
+
+
+def changed(values: dict[KeyPath, Value], removed: tuple[KeyPath, ...] = ()) -> str:
+    return draft.edit(OLD, values, removed)
+
+
+def test_an_existing_configuration_keeps_all_that_init_does_not_know_and_the_comments() -> None:
+    text = changed(
+        {
+            ("matrix", "homeserver"): "https://matrix.example.org",
+            ("gitlab", "projects"): ["group/app", "new/*"],
+            ("sandbox", "web_ports"): "3100-3199",
+            ("matrix", "admins"): ["@ops:example.org"],
+            ("http", "listen"): "127.0.0.1:8081",
+            ("provider", "bridge", "subnet"): "10.81.0.0/24",
+        }
+    )
+    assert "# by hand\n" in text
+    assert "https://gitlab.example.org   # ours\n" in text
+    assert "# a comment of the webhook\n" in text
+    value = yaml.safe_load(text)
+    assert value["pool"] == {"max_running": 7}
+    assert value["matrix"]["homeserver"] == "https://matrix.example.org"
+    assert value["matrix"]["admins"] == ["@ops:example.org"]
+    assert value["gitlab"]["projects"] == ["group/app", "new/*"]
+    assert value["sandbox"] == {"host": "boxes.example.net", "memory": "2GiB", "web_ports": "3100-3199"}
+    assert value["provider"] == {"image": "/images/old.qcow2", "bridge": {"subnet": "10.81.0.0/24"}}
+
+
+def test_the_same_values_change_nothing() -> None:
+    assert changed({("gitlab", "projects"): ["group/app", "group/gone"], ("sandbox", "memory"): "2GiB"}) == OLD
+    assert draft.difference(OLD, OLD, PATH) == []
+
+
+def test_what_the_defaults_say_is_not_added_to_an_existing_configuration() -> None:
+    existing = yaml.safe_load(OLD)
+    values = {("provider", "bridge", "name"): "ravebot0", ("sandbox", "web_ports"): "3100-3199"}
+    assert list(draft.without_unchanged_defaults(values, existing)) == [("sandbox", "web_ports")]
+
+
+@pytest.mark.parametrize("path", [("matrix", "password_file"), ("gitlab", "token_file"), ("pool", "max_running")])
+def test_a_key_is_taken_out_wherever_it_stands(path: KeyPath) -> None:
+    value = yaml.safe_load(changed({}, (path,)))
+    assert path[1] not in value[path[0]]
+    assert yaml.safe_load(OLD).keys() == value.keys()
+
+
+def test_what_can_not_be_edited_is_refused_instead_of_damaged() -> None:
+    text = "a: &x {host: one}\nsandbox: *x\n"
+    with pytest.raises(ConfigError, match="by hand"):
+        draft.edit(text, {("sandbox", "host"): "two"})
+
+
+def test_each_configuration_of_a_folder_has_secrets_of_its_own() -> None:
+    assert secrets_folder(PATH) == Path("/etc/ravebot/secrets")
+    assert secrets_folder(Path("/etc/ravebot/second.yaml")) == Path("/etc/ravebot/second-secrets")
+
+
+def test_the_first_room_s_name_changes_and_the_other_rooms_stay() -> None:
+    rooms: Value = [{"room": "#a:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
+    found = inquiry({"matrix": {"rooms": rooms}}, room="#c:x.org").values()[("matrix", "rooms")]
+    assert found == [{"room": "#c:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("matrix_user", "ravebot", "write a Matrix id, like"),
+        ("sandbox_host", "gitlab.example.org", "GitLab's host name"),
+        ("sandbox_host", "example.org", "parent domain"),
+        ("public_url", "https://boxes.example.net", "ravebot's host name"),
+        ("subnet", "8.8.8.0/24", "not a private network"),
+        ("allow_from", "10.81.0.0/25", "own subnet"),
+        ("listen", "127.0.0.1:3150", "is ravebot's own"),
+        ("users", "", ""),
+        ("room", "#dev:example.org", ""),
+    ],
+)
+def test_an_answer_is_judged_by_itself_and_beside_the_others(name: str, text: str, says: str) -> None:
+    told = " ".join(inquiry().complaints(name, text))
+    assert says in told
+    assert bool(told) == bool(says)
+
+
+def test_the_proxy_s_blocks_hold_only_what_fits_the_answers() -> None:
+    config, _ = judge(PATH, draft.fresh(inquiry(public_url="https://rave.example.org:8443").values()))
+    assert proxy.needed(config)
+    assert "rave.example.org:8443 {" in proxy.caddy(config)
+    assert "reverse_proxy 127.0.0.1:8081" in proxy.caddy(config)
+    assert "listen 8443 ssl;" in proxy.nginx(config)
+    assert "proxy_pass http://127.0.0.1:8081;" in proxy.nginx(config)
+    assert proxy.ports(config) == [
+        "8443/tcp from GitLab: the proxy, for webhooks",
+        "2300-2399/tcp and 3100-3199/tcp from 192.0.2.0/24, 198.51.100.0/24: the sandboxes",
+    ]
+
+
+def test_without_tls_no_proxy_is_needed() -> None:
+    config, _ = judge(PATH, draft.fresh(inquiry(public_url="http://192.0.2.7:8081").values()))
+    assert not proxy.needed(config)
+    assert proxy.ports(config)[0] == "8081/tcp from GitLab: webhooks, without TLS"
+
+
+def test_an_invite_tells_who_invited_and_whether_the_room_is_encrypted() -> None:
+    member = {"type": "m.room.member", "state_key": "@r:x", "sender": "@a:x", "content": {"membership": "invite"}}
+    events: list[object] = [member, {"type": "m.room.encryption"}, 7]
+    assert invite_to({"invite_state": {"events": events}}, "@r:x") == PendingInvite("@a:x", encrypted=True)
+    assert invite_to({"invite_state": {"events": [member]}}, "@r:x") == PendingInvite("@a:x", encrypted=False)
+    assert invite_to({"invite_state": {"events": events}}, "@other:x") is None
+    assert invite_to(None, "@r:x") is None
+
+
+def test_a_file_has_its_mode_from_the_first_moment_and_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "etc" / "secrets"
+    write.make_folder(folder, 0o700, None, {0, os.geteuid()})
+    path = folder / "token"
+    for text in ("one\n", "two\n"):
+        write.write_file(path, text, 0o600, None)
+        assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == (text, 0o600)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [one.name for one in folder.iterdir()] == ["token"]
+
+
+def test_a_folder_that_others_may_change_is_refused(tmp_path: Path) -> None:
+    owners = {0, os.geteuid()}
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(Refused, match="chmod go-w"):
+        write.check_folder(folder, owners)
+    with pytest.raises(Refused, match="chmod go-w"):
+        write.check_folder(folder / "secrets", owners)
+    folder.chmod(0o1777)  # like /tmp: fine for what is below, not for files in it
+    write.check_folder(folder / "secrets", owners)
+    with pytest.raises(Refused, match="chmod go-w"):
+        write.check_folder(folder, owners)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    owners = {0, os.geteuid()}
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(Refused, match="is a link to real"):
+        write.check_folder(tmp_path / "link" / "secrets", owners)
+    (tmp_path / "real" / "token").symlink_to("/etc/passwd")
+    with pytest.raises(Refused, match="is a link to /etc/passwd"):
+        write.check_file(tmp_path / "real" / "token")
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="belongs to user"):
+        write.check_folder(tmp_path, {tmp_path.stat().st_uid + 1} | {0} - {tmp_path.stat().st_uid})
