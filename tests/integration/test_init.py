@@ -309,7 +309,7 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
                 world.gitlab.url,
                 "is not a Matrix homeserver; correct matrix.homeserver: ADDRESS/_matrix/client/versions must list the",
             ),
-            ("http://127.0.0.1:1", "can't be reached: Connect call failed"),
+            ("http://127.0.0.1:1", "can't be reached: Connection refused; correct matrix.homeserver, or"),
             (world.synapse.url, "hidden:"),
             ("gone-gone", "or reactivate the account if it is deactivated hidden:"),
         ]
@@ -326,7 +326,7 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
             (world.account.user_id, "hidden:"),
             (
                 "wrong",
-                "refuses the password of @ravebot:localhost; type it again, or let the homeserver's admin reset it",
+                "refuses the password of @ravebot:localhost; type it again, or let the homeserver's admin",
             ),
             (PASSWORD, "Address of GitLab"),
             (world.synapse.url, "is not GitLab; give GitLab's base address"),
@@ -335,7 +335,10 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
                 "glpat-wrong",
                 "expired, revoked or without scope; put a token with the scope api into gitlab.token_file hidden:",
             ),
-            (readonly, "has only the scopes read_api; create a token with the scope api hidden:"),
+            (
+                readonly,
+                "create a token with the scope api, and put it into gitlab.token_file hidden:",
+            ),
             (world.token, "Projects that get sandboxes"),
             ("other/guest", "the bot's role is below Developer; give it at least this role"),
             ("nowhere/*", "is in no such project; add @ravebot to one as Developer"),
