@@ -17,6 +17,7 @@ from ravebot.access.rules import Service
 from ravebot.cli import app
 from ravebot.config.file import load
 from ravebot.config.model import matches_project
+from ravebot.operations.init.proxy import caddy
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
 from tests.support.pages import DOCS, README, ROOT, everything
@@ -97,6 +98,7 @@ def test_the_configuration_loads(tmp_path: Path) -> None:
     loaded = load(path)
 
     assert loaded.warnings == ()
+    assert caddy(loaded.config) in _INSTALL
     assert matches_project(loaded.config.gitlab.projects, "group/app")
     assert not loaded.config.provider.image.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
     assert not loaded.config.provider.storage_pool.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"

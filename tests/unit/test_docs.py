@@ -14,6 +14,8 @@ from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
 from ravebot.config.model import PoolConfig, SandboxConfig
 from ravebot.images import tools
+from ravebot.operations.init.inquiry import Asked
+from ravebot.operations.init.questions import QUESTIONS
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.service.layout import Installation, things
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
@@ -201,6 +203,11 @@ def test_every_command_and_option_that_installs_is_there(page: str) -> None:
             command = command.commands[left.pop(0)]
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert [word for word in left if word.startswith("-") and word not in known] == [], words
+
+
+def test_the_page_on_installing_has_the_questions_that_are_asked() -> None:
+    asked = [question.prompt for question in QUESTIONS if question.asked is Asked.ALWAYS]
+    assert [prompt for prompt, _ in rows("install.md", "it asks for")] == asked
 
 
 def test_the_table_of_times_adds_up_and_counts_the_commands_that_are_shown() -> None:
