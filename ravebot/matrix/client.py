@@ -19,6 +19,7 @@ from nio import AsyncClient
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
+from ravebot.store.swap import LOGIN
 
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -29,7 +30,7 @@ _NAME_SECONDS = 3600.0
 """For how long a display name is used before it is asked for again."""
 
 
-LOGIN_FILE = "matrix.json"
+LOGIN_FILE = LOGIN
 """In the state folder: the login that is used until it is ended."""
 
 

@@ -405,7 +405,7 @@ def make_state_dir(state_dir: Path) -> None:
 
 def instance_id_path(state_dir: Path) -> Path:
     """Where an installation keeps its random id."""
-    return state_dir / "instance-id"
+    return state_dir / swap.INSTANCE_ID
 
 
 def instance_id(state_dir: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from rich.padding import Padding
@@ -104,11 +104,10 @@ def _indented(text: Text) -> Padding:
     return Padding(text, (0, 0, 0, 3))
 
 
-def _read(ask: object) -> str:
+def _read(ask: Callable[[], str]) -> str:
     """A closed terminal is an interruption."""
-    assert callable(ask)
     try:
-        return str(ask())
+        return ask()
     except EOFError:
         raise KeyboardInterrupt from None
 
