@@ -34,7 +34,7 @@ for folder in $1; do cover "$folder" 755; done
 for folder in $2; do cover "$folder" 711; done
 mount -t tmpfs -o mode=755 private /run
 mkdir -p /run/dbus /run/lock /run/private
-rm -rf /etc/libvirt/qemu/*.xml /etc/libvirt/qemu/autostart /etc/libvirt/qemu/networks/autostart /etc/libvirt/storage
+rm -rf /etc/libvirt/qemu/*.xml /etc/libvirt/qemu/autostart /etc/libvirt/qemu/networks /etc/libvirt/storage
 dbus-daemon --system --fork --nopidfile
 /usr/lib/polkit-1/polkitd --no-debug &
 virtlogd -d
