@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ravebot.operations.doctor.finding import Finding
     from ravebot.operations.init.inquiry import Inquiry
 
-DEVICE = "ravebot"
-
 
 async def homeserver(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import Finding, ok
@@ -29,12 +27,13 @@ async def homeserver(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def password(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Logs in; that login is kept for ravebot, or ended by whoever owns the inquiry."""
+    from ravebot.matrix.client import DEVICE_NAME
     from ravebot.operations.doctor.finding import Finding, failed, ok
     from ravebot.operations.doctor.matrix import log_in, log_out
     from ravebot.operations.doctor.services import get
 
     user_id, base = inquiry.answers["matrix_user"], inquiry.homeserver
-    login = await log_in(base, user_id, text, DEVICE)
+    login = await log_in(base, user_id, text, DEVICE_NAME)
     if isinstance(login, Finding):
         if "M_FORBIDDEN" in login.detail:
             profile = await get(f"{base}/_matrix/client/v3/profile/{quote(user_id, safe='')}")
