@@ -102,6 +102,8 @@ async def test_what_the_unit_starts_runs_a_sandbox_as_its_user_and_is_uninstalle
         refused = await bot.command("uninstall", "--purge", "--yes")
         assert (refused.returncode, "ravebot still runs" in refused.stderr) == (1, True), refused
 
+        unasked = await bot.command("uninstall")
+        assert (unasked.returncode, "add --yes" in unasked.stderr) == (1, True), unasked
         await bot.stop()
         assert manager.recv(100) == b"STOPPING=1"
         done = await bot.command("uninstall", "--purge", "--yes")

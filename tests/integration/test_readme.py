@@ -46,7 +46,7 @@ def test_every_dev_command_that_is_named_is_there() -> None:
     assert named == set(re.findall(r"^  (\w+) {2,}", usage, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["setup", "lint", "test", "bench", "demo", "pictures"])
+@pytest.mark.parametrize("command", ["setup", "lint", "test", "bench", "demo", "pictures", "package"])
 def test_asking_dev_for_help_sets_nothing_up(tmp_path: Path, command: str) -> None:
     for name in ("dev", "tests/__init__.py", "tests/support/__init__.py", *_HELPFUL):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ def test_every_ravebot_command_that_is_named_is_there_with_its_options() -> None
 
 
 def _commands() -> list[str]:
-    """Text that stands as code: inline, in indented blocks, and in what the service starts."""
+    """Text that stands as code: inline and in indented blocks."""
     inline = re.findall(r"`(ravebot [^`]+)`", _TEXT)
     indented = re.findall(r"^    (ravebot .*?)(?:  +#.*)?$", _TEXT, re.MULTILINE)
-    return [*inline, *indented, *re.findall(r"ExecStart=\S*/(.*)", _TEXT)]
+    return [*inline, *indented]
 
 
 def test_the_configuration_loads(tmp_path: Path) -> None:
@@ -125,11 +125,3 @@ def test_readme_installs_what_the_page_on_installing_does() -> None:
     block = re.search(r"^    apt-get install .*?^    ln -s .*?$", _INSTALL, re.MULTILINE | re.DOTALL)
     assert block
     assert block[0] in README.read_text()
-
-
-def test_the_systemd_unit_starts_what_is_installed_and_is_understood(tmp_path: Path) -> None:
-    unit = _block("ini")
-    assert "ExecStart=/opt/ravebot/bin/ravebot run" in unit
-    sections = re.findall(r"^\[(\w+)\]$", unit, re.MULTILINE)
-    assert sections == ["Unit", "Service", "Install"]
-    assert "CAP_NET_ADMIN" in unit

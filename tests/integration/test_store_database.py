@@ -422,3 +422,15 @@ def test_a_script_is_cut_into_its_statements() -> None:
     assert len(statements(script)) == 2
     with pytest.raises(ValueError, match="inside a statement"):
         statements("CREATE TABLE t (a TEXT)")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+async def test_what_root_makes_belongs_to_the_owner_of_the_state_folder(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 64_001, 64_002)
+    async with Database(state / "ravebot.db", ManualClock()) as database:
+        await database.write(lambda tx: set_meta(tx, "key", "x"))
+        made = list(state.iterdir())
+        assert {path.name for path in made} >= {"ravebot.db", "ravebot.db-wal", "ravebot.lock", "instance-id"}
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(64_001, 64_002)}

@@ -14,6 +14,7 @@ from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
 from ravebot.images import tools
 from ravebot.operations.readiness import Readiness
+from ravebot.operations.service.layout import Installation, things
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
 from ravebot.sandboxes.model import EndReason, EventKind, Stage
 from ravebot.sandboxes.telling import TELLINGS, Telling
@@ -95,6 +96,11 @@ def test_the_table_of_comments_is_the_code_s() -> None:
 
 def test_the_table_of_shell_commands_is_the_code_s() -> None:
     assert commands_in("run") == shell_commands()
+
+
+def test_the_table_of_what_is_installed_is_the_code_s() -> None:
+    shown = [(name.replace("`", ""), what) for name, what in rows("install.md", "installed")]
+    assert shown == [(thing.name, thing.what) for thing in things(Installation())]
 
 
 def test_the_table_of_events_has_every_kind_and_says_where_people_are_told() -> None:

@@ -69,7 +69,7 @@ def state_folder(path: Path) -> Finding:
         return failed(name, f"everybody can write to {path}", f"chmod 711 {shown}")
     if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~(stat.S_IXGRP | stat.S_IXOTH):
         return warning(name, f"others can read {path}", f"chmod 711 {shown}")
-    if facts.st_uid != os.geteuid():
+    if os.geteuid() not in (0, facts.st_uid):  # what root makes in it, root gives to its owner
         fix = "run the doctor as the user that runs ravebot"
         return warning(name, f"{path} belongs to user {facts.st_uid}, not to {_user()}", fix)
     return ok(name, str(path))

@@ -52,7 +52,8 @@ def find(installation: Installation) -> Account | None:
 
 def ensure(installation: Installation) -> tuple[Account, tuple[str, ...]]:
     """Make the user, and put it into its groups. Returns it, and what was done. Raises Refused, AccountFailed."""
-    missing = [name for name in GROUPS if name not in {line[0] for line in _lines(installation, "group")}]
+    known = {line[0] for line in _lines(installation, "group")}
+    missing = [name for name in GROUPS if name not in known]
     if missing:
         raise Refused(
             f"there is no group {' or '.join(missing)}, which ravebot's user must be in: install libvirt first"
@@ -62,7 +63,8 @@ def ensure(installation: Installation) -> tuple[Account, tuple[str, ...]]:
     account = find(installation)
     if account is None:
         _run(
-            "useradd", *_prefix(installation), "--system", "--user-group", "--no-create-home", "--comment", COMMENT,
+            "useradd", *_prefix(installation), "--system", "--no-create-home", "--comment", COMMENT,
+            *(("--gid", installation.user) if installation.user in known else ("--user-group",)),
             "--home-dir", str(installation.state_dir), "--shell", "/usr/sbin/nologin", "--", installation.user,
         )  # fmt: skip
         account = find(installation)
@@ -84,6 +86,9 @@ def ensure(installation: Installation) -> tuple[Account, tuple[str, ...]]:
 def remove(installation: Installation) -> None:
     """Remove the user and its group. Raises AccountFailed, also while the user has processes."""
     _run("userdel", *_prefix(installation), "--", installation.user)
+    for line in _lines(installation, "group"):  # userdel leaves it where login.defs says so
+        if line[0] == installation.user and not line[-1]:
+            _run("groupdel", *_prefix(installation), "--", installation.user)
 
 
 def _prefix(installation: Installation) -> tuple[str, ...]:

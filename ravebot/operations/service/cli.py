@@ -15,7 +15,7 @@ from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, clean, output, 
 
 if TYPE_CHECKING:
     from ravebot.operations.service.layout import Installation
-    from ravebot.operations.service.uninstall import Found, PurgeStep, Uninstalled
+    from ravebot.operations.service.uninstall import InstalledThings, PurgeStep, Uninstalled
 
 
 def uninstall(
@@ -35,7 +35,8 @@ def uninstall(
     if os.geteuid() != 0:
         raise Refused("uninstalling needs root: run it with sudo")
     installation = _installation(config)
-    found = service.look(installation, purge=purge, steps=_steps(config) if purge else ())
+    steps, others = _beyond(config) if purge else ((), ())
+    found = service.look(installation, purge=purge, steps=steps, others=others)
     _show(found)
     if found.is_empty:
         output.say("Nothing that ravebot installed is left to remove.")
@@ -63,25 +64,27 @@ def _installation(config: Path) -> Installation:
         return Installation(config=config.absolute())
 
 
-def _steps(config: Path) -> tuple[PurgeStep, ...]:
+def _beyond(config: Path) -> tuple[tuple[PurgeStep, ...], tuple[str, ...]]:
+    """What goes and what stays beyond the files that were installed."""
     from ravebot.operations.service import purge
 
     if not config.exists():
-        return ()
+        return (), ()
     try:
-        return purge.steps(load(config))
+        loaded = load(config)
     except InvalidConfigError as error:
         raise Refused(
             f"nothing was removed: without a valid configuration the machines can't be found ({error}); correct it, or"
             " leave out --purge"
         ) from error
+    return purge.steps(loaded), purge.kept(loaded)
 
 
 def _say(text: str) -> None:
     output.complain(clean(text), "dim")
 
 
-def _show(found: Found) -> None:
+def _show(found: InstalledThings) -> None:
     for title, lines in (("This will be removed:", found.lines()), ("This stays:", found.kept)):
         if lines:
             output.say(title, "bold")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ravebot.errors import RavebotError, Refused
 from ravebot.operations.service import account, files, systemd
@@ -45,21 +47,27 @@ def install(installation: Installation, say: Say) -> Installed:
             raise InstallFailed(
                 f"{thing.path} can't be made: {error.strerror}; correct that and run it again"
             ) from error
+    work.open_configuration()
     return work.end()
 
 
 def _refuse_odd_program(installation: Installation) -> None:
-    """The service runs what no ordinary user can change."""
+    """The service runs what only root can change, and its user must get there."""
     program = installation.program
     if not os.access(program, os.X_OK):
         raise Refused(f"there is no program {program}: install ravebot with pip first, as docs/install.md says")
-    for path in (program, *program.parents) if installation.is_this_host else ():
+    if not installation.is_this_host:
+        return
+    advice = (
+        "install ravebot in a folder of root's that everybody can enter, like /opt/ravebot, with the system's Python"
+    )
+    base = Path(sys.base_prefix)
+    for path in dict.fromkeys((program, *program.parents, base, *base.parents)):
         found = path.stat()
         if found.st_uid != 0 or (found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX):
-            raise Refused(
-                f"{path} belongs to another user than root, or everyone can change it, and the service would run what"
-                " they put there: install ravebot in a folder of root's, like /opt/ravebot"
-            )
+            raise Refused(f"the service can't run {program}, because others than root can change {path}: {advice}")
+        if not found.st_mode & stat.S_IXOTH:
+            raise Refused(f"the service can't run {program}, because its user can't enter {path}: {advice}")
 
 
 class _Work:
@@ -108,6 +116,17 @@ class _Work:
                 os.fchmod(folder, thing.mode)
         if thing.owned and (given := files.hand_over(path, owner, deep=_OURS_DEEP)):
             self._did(f"{thing.path}: {given} files in it now belong to {self.installation.user}")
+
+    def open_configuration(self) -> None:
+        """Let the user read the configuration where only root can; it names files with secrets, and holds none."""
+        path = self.installation.at(self.installation.config)
+        if path.is_symlink() or not path.is_file():
+            return
+        found = path.stat()
+        if not found.st_mode & stat.S_IROTH and found.st_uid != self.owner.uid and found.st_gid != self.owner.gid:
+            os.chown(path, -1, self.owner.gid, follow_symlinks=False)
+            path.chmod(stat.S_IMODE(found.st_mode) | stat.S_IRGRP)
+            self._did(f"{self.installation.config}: {self.installation.user} may read it now")
 
     def _link(self, thing: Thing) -> None:
         path, target = self.installation.at(thing.path), _text(thing)

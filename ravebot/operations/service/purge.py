@@ -23,6 +23,16 @@ def steps(loaded: LoadedConfig) -> tuple[PurgeStep, ...]:
     )
 
 
+def kept(loaded: LoadedConfig) -> tuple[str, ...]:
+    """What the installation made or used and what stays all the same, with the reason."""
+    provider = loaded.config.provider
+    return (
+        f"{provider.image}: the machines' image, which ravebot did not make for itself",
+        f"{provider.storage_pool}: the folder of the machines' disks, which libvirt made; it is empty then",
+        "the webhooks in GitLab: remove them in each project under Settings, Webhooks",
+    )
+
+
 async def _host(loaded: LoadedConfig, say: Say) -> Sequence[str]:
     from ravebot.operations.cleanup import cleanup
 

@@ -32,7 +32,7 @@ class PurgeStep:
 
 
 @dataclass(frozen=True)
-class Found:
+class InstalledThings:
     """What is there. `kept` has a sentence for each thing that stays."""
 
     removed: tuple[Thing, ...]
@@ -57,8 +57,10 @@ class Uninstalled:
     failed: tuple[str, ...]
 
 
-def look(installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] = ()) -> Found:
-    """Find what is installed; changes nothing. `steps` count only with `purge`."""
+def look(
+    installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] = (), others: Sequence[str] = ()
+) -> InstalledThings:
+    """Find what is installed; changes nothing. `steps` are done besides, and `others` stay, each with its reason."""
     removed: list[Thing] = []
     kept: list[str] = []
     for thing in reversed(things(installation)):
@@ -68,7 +70,7 @@ def look(installation: Installation, *, purge: bool, steps: Sequence[PurgeStep] 
             kept.append(f"{thing.name}: {why}")
         else:
             removed.append(thing)
-    return Found(tuple(removed), tuple(kept), tuple(steps) if purge else ())
+    return InstalledThings(tuple(removed), (*kept, *others), tuple(steps))
 
 
 def _is_there(installation: Installation, thing: Thing) -> bool:
@@ -123,7 +125,7 @@ def stop(installation: Installation, say: Say) -> None:
         raise Refused(f"ravebot still runs, so nothing was removed: {by}; stop it, then run this again")
 
 
-async def remove(installation: Installation, found: Found, say: Say) -> Uninstalled:
+async def remove(installation: Installation, found: InstalledThings, say: Say) -> Uninstalled:
     """Remove it; the bot is stopped. The state folder and the configuration stay while a step is not done."""
     work = _Removal(installation, say, list(found.kept))
     for step in found.steps:
