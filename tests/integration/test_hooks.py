@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from typer.testing import CliRunner
 
+from ravebot.cli import app
 from ravebot.config.file import LoadedConfig, load
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.operations.hooks import registry
 from ravebot.operations.hooks.wording import HookState
-from ravebot.web.server import WEBHOOK_PATH, serve
+from ravebot.web.server import WEBHOOK_PATH
+from tests.integration.test_gitlab_receiver import SIGNING_TOKEN, receiving
 from tests.support.gitlab import GitLabServer
 from tests.support.gitlab.hooks import Hook
 from tests.support.gitlab.state import DEVELOPER, MAINTAINER, Project, User
@@ -137,7 +136,7 @@ async def test_both_secrets_are_registered_and_an_old_gitlab_that_ignores_a_sign
     states = await registry.install(office.loaded(webhook="signing_token_file: {folder}/signing"))
     assert set(conditions(states).values()) == {"wrong"}
     assert "too old" in states[0].sentence
-    assert "secret_token_file" in states[0].mend
+    assert "secret_token_file" in states[0].fix
 
 
 async def test_a_project_that_refuses_does_not_stop_the_others(office: Office) -> None:
@@ -146,7 +145,7 @@ async def test_a_project_that_refuses_does_not_stop_the_others(office: Office) -
     states = await registry.install(office.loaded())
     assert conditions(states) == {"group/app": "failed", "tools/web": "right"}
     assert "role Developer in group/app" in states[0].detail
-    assert "Maintainer" in states[0].mend
+    assert "Maintainer" in states[0].fix
     [state] = await registry.look(office.loaded(), projects=["group/other"])
     assert "gitlab.projects" in state.sentence
     office.gitlab.set_role(office.app, office.bot, 0)
@@ -161,7 +160,7 @@ async def test_an_address_that_gitlab_refuses_is_told_with_where_an_administrato
     states = await registry.install(office.loaded(public="http://192.168.0.7:8080"))
     assert set(conditions(states).values()) == {"failed"}
     assert "Invalid url given" in states[0].detail
-    assert "Outbound requests" in states[0].mend
+    assert "Outbound requests" in states[0].fix
 
 
 async def test_what_two_installs_or_a_crash_doubled_is_reduced_to_one(office: Office) -> None:
@@ -185,7 +184,7 @@ async def test_a_webhook_that_gitlab_disabled_is_made_anew(office: Office) -> No
     assert (hook is not old, hook.alert_status, states["group/app"].ok) == (True, "executable", True)
     assert office.hooks(office.cli) == [kept]  # its headers can't be copied
     assert states["tools/cli"].condition is HookCondition.DISABLED
-    assert "send a test" in states["tools/cli"].mend
+    assert "send a test" in states["tools/cli"].fix
 
 
 async def test_an_answer_that_was_lost_or_put_off_is_asked_for_again_without_a_second_webhook(office: Office) -> None:
@@ -217,56 +216,46 @@ async def test_a_token_that_is_refused_and_a_missing_address_are_one_error(offic
         await registry.install(load(file))
 
 
-@pytest.fixture
-async def answers() -> AsyncIterator[tuple[str, list[int]]]:
-    """An address, and the statuses with which it answers next."""
-    statuses: list[int] = []
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(status=statuses.pop(0))
-
-    app = web.Application()
-    app.router.add_post(WEBHOOK_PATH, answer)
-    async with serve(app, "127.0.0.1", 0) as (host, port):
-        yield f"http://{host}:{port}", statuses
-
-
-async def test_a_test_event_shows_whether_gitlab_reaches_ravebot(
-    office: Office, answers: tuple[str, list[int]]
-) -> None:
-    public, statuses = answers
-    loaded = office.loaded(public=public)
+async def test_a_test_event_shows_whether_ravebot_takes_what_gitlab_sends(office: Office) -> None:
+    both = "secret_token_file: {folder}/secret, signing_token_file: {folder}/signing"
+    only = "signing_token_file: {folder}/signing"
     for project in (office.app, office.cli):
         office.gitlab.open_merge_request(project, office.bot)
-    statuses += [202, 401]
-    reached, refused, untested = await registry.install(loaded, test=True)
-    assert (reached.ok, "reached ravebot" in reached.detail) == (True, True)
-    assert (refused.condition, "http.public_url" in refused.mend) == (HookCondition.FAILED, True)
-    assert (untested.ok, "no merge request" in untested.detail) == (True, True)
-    look = {state.project: state for state in await registry.look(loaded)}
-    assert look["group/app"].ok
-    assert look["tools/cli"].condition is HookCondition.WRONG  # its newest delivery got the 401
-    assert "secret" in look["tools/cli"].sentence
+    (office.folder / "signing").write_text(SIGNING_TOKEN)  # those of the receiver
+    (office.folder / "secret").write_text("a plain secret")
+    async with receiving(100_000) as receiver:
+        public = receiver.url.removesuffix(WEBHOOK_PATH)
+        for webhook in (both, only):
+            app, cli, web = await registry.install(office.loaded(webhook=webhook, public=public), test=True)
+            assert ["reached ravebot" in state.detail for state in (app, cli)] == [True, True], (app, cli)
+            assert (web.ok, "no merge request" in web.detail) == (True, True)
+        assert receiver.results == ["accepted"] * 4
+        (office.folder / "secret").write_text("a newer secret, which the running bot does not know")
+        loaded = office.loaded(public=public)
+        office.gitlab.hooks.hooks.clear()
+        [state] = await registry.install(loaded, projects=["group/app"], test=True)
+        assert (state.condition, "restart" in state.fix) == (HookCondition.FAILED, True)
+        assert "secret token is wrong" in state.detail
+        [state] = await registry.look(loaded, projects=["group/app"])
+        assert (state.condition, "401" in state.detail) == (HookCondition.WRONG, True)
+    [state] = await registry.install(loaded, projects=["group/app"], test=True)  # nobody listens there now
+    assert (state.condition, "http.public_url" in state.fix) == (HookCondition.FAILED, True)
 
 
-def ravebot(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = (sys.executable, "-m", "ravebot", *map(str, arguments))
-    return subprocess.run(program, capture_output=True, text=True, check=False, env={**os.environ}, timeout=60)
+def ravebot(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["gitlab", "hooks", *map(str, arguments)], env={"NO_COLOR": "1"})
+    return result.exit_code, result.stdout, result.stderr
 
 
 def test_the_commands_print_tables_and_json_and_ask_before_they_remove(office: Office) -> None:
     config = ("-c", office.config())
-    missing = ravebot("gitlab", "hooks", "list", *config)
-    assert missing.returncode == 1, missing.stderr
-    assert missing.stdout.splitlines()[1].split("\t")[:2] == ["group/app", "missing"]
-    done = ravebot("gitlab", "hooks", "install", *config, "--project", "tools/cli", "--json")
-    assert done.returncode == 0, done.stderr
-    assert [(one["project"], one["ok"], one["condition"]) for one in json.loads(done.stdout)] == [
-        ("tools/cli", True, "right")
-    ]
-    assert SECRET not in done.stdout + done.stderr
-    refused = ravebot("gitlab", "hooks", "remove", *config)
-    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
-    assert len(office.hooks(office.cli)) == 1
-    assert ravebot("gitlab", "hooks", "remove", "--yes", *config).returncode == 0
+    status, printed, _ = ravebot("list", *config)
+    assert (status, printed.splitlines()[1].split("\t")[:2]) == (1, ["group/app", "missing"])
+    status, printed, complaints = ravebot("install", *config, "--project", "tools/cli", "--json")
+    told = [(one["project"], one["ok"], one["condition"]) for one in json.loads(printed)]
+    assert (status, told) == (0, [("tools/cli", True, "right")])
+    assert SECRET not in printed + complaints
+    status, _, complaints = ravebot("remove", *config)
+    assert (status, "--yes" in complaints, len(office.hooks(office.cli))) == (2, True, 1)
+    assert ravebot("remove", "--yes", *config)[0] == 0
     assert office.hooks(office.cli) == []

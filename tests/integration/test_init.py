@@ -321,13 +321,17 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
         talk.expect("Matrix id of ravebot's account")
         asked = [
             (world.account.user_id, "hidden:"),
-            ("wrong", "refuses the password of @ravebot:localhost; type it again, or let the homeserver's admin reset it"),
+            (
+                "wrong",
+                "refuses the password of @ravebot:localhost; type it again, or let the homeserver's admin reset it, "
+                "or reactivate the account if it is deactivated hidden:",
+            ),
             (PASSWORD, "Address of GitLab"),
             (world.synapse.url, "is not GitLab; give GitLab's base address"),
             (world.gitlab.url, "hidden:"),
             (
                 "glpat-wrong",
-                "(401): expired, revoked or without scope; put a token with the scope api into gitlab.token_file hidden:",
+                "expired, revoked or without scope; put a token with the scope api into gitlab.token_file hidden:",
             ),
             (readonly, "has only the scopes read_api; create a token with the scope api hidden:"),
             (world.token, "Projects that get sandboxes"),

@@ -185,4 +185,4 @@ async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], 
         refused = hooks.was_refused(events.body)  # never where GitLab doesn't tell (before 17.3)
     state = wording.seen(path, found, wanted, refused=refused)
     said = f"{path}: {state.detail}"
-    return ok(name, said) if state.ok else failed(name, said, f"{state.mend}, or do it on GitLab's page of the project")
+    return ok(name, said) if state.ok else failed(name, said, f"{state.fix}, or do it on GitLab's page of the project")

@@ -27,9 +27,11 @@ Projects = Annotated[
 
 @_hooks.command("list")
 def list_hooks(config: ConfigPath = DEFAULT_CONFIG, project: Projects = None, as_json: Json = False) -> None:
-    """Show how the webhook of each project is; GitLab tells no secrets, so they can't be compared."""
+    """Show how the webhook of each project is."""
     from ravebot.operations.hooks import registry
 
+    if not as_json:
+        output.complain("GitLab tells no secrets, so they can't be compared; `install` sets them again.", "dim")
     _run(registry.look(load(config), projects=project or None, say=_say(as_json)), as_json)
 
 
@@ -42,7 +44,9 @@ def install(
     ] = False,
     test: Annotated[
         bool,
-        typer.Option("--test", help="Let GitLab send an event at once; ravebot must run, and a project needs an MR."),
+        typer.Option(
+            "--test", help="Let GitLab send an event of the newest merge request to the running ravebot, at once."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -97,13 +101,13 @@ def _run(working: Coroutine[object, object, list[HookState]], as_json: bool) -> 
         output.raw(to_json([_fields(state) for state in states], indent=2).decode())
     else:
         output.table(
-            ("Project", "Webhook", "What about it", "What to do"),
+            ("Project", "Webhook", "Detail", "Fix"),
             (
                 (
                     Cell(state.project, "bold"),
                     Cell(state.condition.value, "green" if state.ok else "red"),
                     state.detail,
-                    state.mend,
+                    state.fix,
                 )
                 for state in states
             ),
@@ -118,6 +122,6 @@ def _fields(state: HookState) -> dict[str, object]:
         "ok": state.ok,
         "condition": state.condition.value,
         "detail": state.detail,
-        "mend": state.mend,
+        "fix": state.fix,
         "changed": state.changed,
     }

@@ -129,7 +129,9 @@ async def _tested(api: HookApi, project: HookedProject, after: HookComparison, s
     assert after.keep_id is not None
     try:
         await api.test(project.id, after.keep_id)
-    except Unacceptable as error:
+    except NotFound:
+        return wording.untestable(state)
+    except (Forbidden, Unavailable) as error:  # no new attempt: the webhook is in place
         return wording.tested(state, str(error))
     return wording.tested(state, None)
 
@@ -156,17 +158,20 @@ async def _each(
 
 async def _one(api: HookApi, act: Act, path: str, sleep: Callable[[float], Awaitable[None]]) -> HookState:
     """Act on one project. A request that got no answer may have been carried out, so it is begun again by looking."""
-    level: HookedProject | None = None
+    project: HookedProject | None = None
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            level = await api.project(path)
-            return await act(api, level)
+            project = await api.project(path)
+            return await act(api, project)
         except Unacceptable as error:
             return wording.not_taken(path, str(error))
         except (Forbidden, NotFound) as error:
-            if level is None:
+            if project is None:
                 return wording.not_visible(path)
-            return wording.forbidden(path, level.role, str(error), below=level.level < MAINTAINER)
+            below = project.level < MAINTAINER
+            if isinstance(error, NotFound) and not below and attempt < _ATTEMPTS:
+                continue  # somebody else removed the webhook meanwhile
+            return wording.forbidden(path, project.role, str(error), below=below)
         except Unavailable as error:
             if attempt == _ATTEMPTS:
                 return wording.unanswered(path, str(error))

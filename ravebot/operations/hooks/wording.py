@@ -1,4 +1,4 @@
-"""What is said of a project's webhook: its state, with cause and mend. Pure."""
+"""What is said of a project's webhook: its state, with cause and fix. Pure."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _OUTBOUND = (
 
 @dataclass(frozen=True)
 class HookState:
-    """How one project's webhook is, in a sentence; `mend` says what to do, and is empty if nothing is wrong."""
+    """How one project's webhook is, in a sentence; `fix` says what to do, and is empty if nothing is wrong."""
 
     project: str
     condition: HookCondition
     detail: str
-    mend: str = ""
+    fix: str = ""
     changed: bool = False
 
     @property
@@ -36,8 +36,8 @@ class HookState:
 
     @property
     def sentence(self) -> str:
-        """Detail and mend in one."""
-        return f"{self.detail}: {self.mend}" if self.mend else self.detail
+        """Detail and fix in one."""
+        return f"{self.detail}: {self.fix}" if self.fix else self.detail
 
 
 def seen(path: str, found: HookComparison, wanted: HookTarget, *, refused: bool = False) -> HookState:
@@ -51,8 +51,8 @@ def seen(path: str, found: HookComparison, wanted: HookTarget, *, refused: bool 
     if condition is HookCondition.DISABLED:
         until = keep.get("disabled_until")
         detail = f"disabled by GitLab after failures{f' until {until}' if until else ''}"
-        mend = f"make {wanted.address} reachable for GitLab (its page shows recent events), then run {INSTALL}"
-        return HookState(path, condition, detail, mend)
+        fix = f"make {wanted.address} reachable for GitLab (its page shows recent events), then run {INSTALL}"
+        return HookState(path, condition, detail, fix)
     if found.missing_events:
         return HookState(path, condition, f"not enabled for {' and '.join(found.missing_events)}", INSTALL)
     if found.without_secret:
@@ -82,17 +82,17 @@ def installed(
     state = seen(path, replace(after, condition=_single(after.condition), surplus=()), wanted)
     if not state.ok:
         if state.condition is HookCondition.DISABLED:
-            mend = (
+            fix = (
                 "send a test on GitLab's page of the webhook, which enables it; it has headers that ravebot can't copy"
             )
-            return replace(state, mend=mend, changed=True)
+            return replace(state, fix=fix, changed=True)
         return replace(
-            state, mend="look at it in GitLab, Settings, Webhooks: GitLab did not take all of it", changed=True
+            state, fix="look at it in GitLab, Settings, Webhooks: GitLab did not take all of it", changed=True
         )
     if ours.signing_token is not None and not takes_signing_tokens(answer) and ours.secret_token is None:
         detail = "GitLab's answer doesn't tell that it took the signing token: it may be too old for it"
-        mend = "set it on GitLab's page of the webhook, or use secret_token_file"
-        return HookState(path, HookCondition.WRONG, detail, mend, changed=True)
+        fix = "set it on GitLab's page of the webhook, or use secret_token_file"
+        return HookState(path, HookCondition.WRONG, detail, fix, changed=True)
     did = {
         HookCondition.MISSING: "made",
         HookCondition.FOREIGN: "made; another one to {} was left alone",
@@ -122,13 +122,17 @@ def tested(state: HookState, problem: str | None) -> HookState:
         return replace(state, detail=f"{state.detail}; a test event reached ravebot")
     if "Ensure the project has" in problem:  # as GitLab's TestHooks services say
         return replace(state, detail=f"{state.detail}; not tested, because the project has no merge request yet")
-    mend = "start `ravebot run`, and check from GitLab's host that http.public_url reaches it"
-    return replace(state, condition=HookCondition.FAILED, detail=f"the test event failed: {problem}", mend=mend)
+    fix = "start ravebot (restart it after a change of its secret), and see that GitLab's host reaches http.public_url"
+    return replace(state, condition=HookCondition.FAILED, detail=f"the test event failed: {problem}", fix=fix)
+
+
+def untestable(state: HookState) -> HookState:
+    return replace(state, detail=f"{state.detail}; not tested, because only GitLab from 16.11 on can be asked for it")
 
 
 def not_taken(path: str, said: str) -> HookState:
-    mend = f"check http.public_url; {_OUTBOUND}" if _is_about_url(said) else "see GitLab's words"
-    return HookState(path, HookCondition.FAILED, said, mend)
+    fix = f"check http.public_url; {_OUTBOUND}" if _is_about_url(said) else "see GitLab's words"
+    return HookState(path, HookCondition.FAILED, said, fix)
 
 
 def _is_about_url(said: str) -> bool:
@@ -142,10 +146,11 @@ def not_visible(path: str) -> HookState:
 
 def forbidden(path: str, role: str, said: str, *, below: bool) -> HookState:
     if not below:
-        return HookState(path, HookCondition.FAILED, said, "check that the token has the scope api")
+        fix = "check that the token has the scope api, and that the project is not archived"
+        return HookState(path, HookCondition.FAILED, said, fix)
     detail = f"the bot's token has {f'the role {role}' if role else 'no role'} in {path}, below Maintainer"
-    mend = "a Maintainer adds the webhook on GitLab's page, or gives the bot that role"
-    return HookState(path, HookCondition.FAILED, detail, mend)
+    fix = "a Maintainer adds the webhook on GitLab's page, or gives the bot that role"
+    return HookState(path, HookCondition.FAILED, detail, fix)
 
 
 def unanswered(path: str, said: str) -> HookState:
