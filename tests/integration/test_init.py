@@ -278,9 +278,10 @@ class Dialogue:
 
 async def encrypted_room(world: World) -> str:
     name = f"e{uuid.uuid4().hex[:8]}"
-    room_id = await world.ops.create_room(name, [world.account.user_id])
+    room_id = await world.ops.create_room(name)
     content = {"algorithm": "m.megolm.v1.aes-sha2"}
     await world.ops.call("PUT", "rooms", room_id, "state", "m.room.encryption", "", body=content)
+    await world.ops.invite(room_id, world.account.user_id)
     return f"#{name}:localhost"
 
 
@@ -323,7 +324,7 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
             (world.account.user_id, "hidden:"),
             (
                 "wrong",
-                "refuses the password of @ravebot:localhost; type it again, or let the homeserver's admin reset it, "
+                "refuses the password of @ravebot:localhost; type it again, let the homeserver's admin reset it, "
                 "or reactivate the account if it is deactivated hidden:",
             ),
             (PASSWORD, "Address of GitLab"),

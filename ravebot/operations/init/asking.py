@@ -81,7 +81,7 @@ class TerminalRespondent:
             self._last = question
             errors.print()
             errors.print(Text.assemble((f"{self._number}. ", "dim"), (question.prompt, "bold")))
-            errors.print(Text(f"   {question.hint}", style="dim"))
+            errors.print(_indented(Text(question.hint, "dim")))
         if question.secret:
             kept = f" (Enter keeps the one in {clean(proposal)})" if proposal else ""
             return _read(lambda: getpass.getpass(f"   hidden{kept}: ")).strip()
@@ -94,10 +94,14 @@ class TerminalRespondent:
     def show(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             sign, style = _SIGNS[finding.verdict], STYLES[finding.verdict]
-            self._output.errors.print(Padding(Text(f"{sign} {_sentence(finding)}", style), (0, 0, 0, 3)))
+            self._output.errors.print(_indented(Text(f"{sign} {_sentence(finding)}", style)))
 
     def say(self, text: str, style: str = "") -> None:
         self._output.errors.print(Text(clean(text), style=style))
+
+
+def _indented(text: Text) -> Padding:
+    return Padding(text, (0, 0, 0, 3))
 
 
 def _read(ask: object) -> str:

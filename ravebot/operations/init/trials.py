@@ -43,9 +43,7 @@ async def password(inquiry: Inquiry, text: str) -> Sequence[Finding]:
             if profile.status in (400, 404):
                 fix = "correct the user id or the homeserver's address, or create the account"
                 return [failed("matrix login", f"{base} knows no account {user_id}", fix)]
-            fix = (
-                "type it again, or let the homeserver's admin reset it, or reactivate the account if it is deactivated"
-            )
+            fix = "type it again, let the homeserver's admin reset it, or reactivate the account if it is deactivated"
             return [failed("matrix login", f"{base} refuses the password of {user_id}", fix)]
         return [login]
     if inquiry.login is not None:
