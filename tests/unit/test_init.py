@@ -14,6 +14,7 @@ from ravebot.config.file import judge
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.init import draft, proxy, write
+from ravebot.operations.init.flow import missing, usable
 from ravebot.operations.init.inquiry import Asked, Inquiry, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
@@ -129,6 +130,7 @@ def test_an_existing_configuration_keeps_all_that_init_does_not_know_and_the_com
     assert value["matrix"]["homeserver"] == "https://matrix.example.org"
     assert value["matrix"]["admins"] == ["@ops:example.org"]
     assert value["gitlab"]["projects"] == ["group/app", "new/*"]
+    assert '    - group/app\n    - "new/*"\n' in text  # in the style that was there
     assert value["sandbox"] == {"host": "boxes.example.net", "memory": "2GiB", "web_ports": "3100-3199"}
     assert value["provider"] == {"image": "/images/old.qcow2", "bridge": {"subnet": "10.81.0.0/24"}}
 
@@ -166,6 +168,15 @@ def test_the_first_room_s_name_changes_and_the_other_rooms_stay() -> None:
     rooms: Value = [{"room": "#a:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
     found = inquiry({"matrix": {"rooms": rooms}}, room="#c:x.org").values()[("matrix", "rooms")]
     assert found == [{"room": "#c:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
+
+
+def test_a_secret_is_not_used_for_another_server_than_the_one_it_is_for() -> None:
+    asked = inquiry({"gitlab": {"url": "https://gitlab.example.org"}})
+    asked.kept_secrets = {"gitlab_token": "hush"}
+    assert usable(asked, {}, "gitlab_token")
+    assert usable(asked, {"gitlab_url": "https://gitlab.example.org"}, "gitlab_token")
+    assert not usable(asked, {"gitlab_url": "https://evil.example.org"}, "gitlab_token")
+    assert BY_NAME["gitlab_token"] in missing(asked, {"gitlab_url": "https://evil.example.org"})
 
 
 @pytest.mark.parametrize(

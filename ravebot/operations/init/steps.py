@@ -44,7 +44,7 @@ class InstallationSteps:
         self._text = text
         self._wishes = wishes
         self._say = say
-        self._owner: write.Ids | None = None
+        self._owner = _owner_of(self.state_dir) if "state_dir" in inquiry.answers else None
         self._owners = frozenset({0, os.geteuid()})
         self.done: list[str] = []
         self.failed: list[str] = []
@@ -66,7 +66,7 @@ class InstallationSteps:
         ]
         if wishes.service:
             lines.insert(0, "make the user ravebot, its folders and its unit")
-        if inquiry.login is not None:
+        if inquiry.login is not None and kept_token(self.state_dir) is None:
             lines.append(f"keep one Matrix login (a device) in {self.state_dir}")
         if not inquiry.room_exists:
             lines.append(
@@ -235,6 +235,15 @@ class InstallationSteps:
         if login is not None and not self._inquiry.login_stored:
             await log_out(self._inquiry.homeserver, login.token)
             self._inquiry.login = None
+
+
+def _owner_of(state_dir: Path) -> write.Ids | None:
+    """The user that ravebot runs as, if root works for it: it must be able to read what is written."""
+    try:
+        found = state_dir.stat()
+    except OSError:
+        return None
+    return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid != 0 else None
 
 
 async def at_the_end(loaded: LoadedConfig) -> list[Finding]:
