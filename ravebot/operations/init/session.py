@@ -77,6 +77,7 @@ class Session:
 
     def run(self) -> None:
         try:
+            self._planned("").check_early()
             interview = self._interview()
             if not self._confirmed(interview):
                 self._respondent.say("Nothing was written.", "yellow")

@@ -82,16 +82,21 @@ class InstallationSteps:
     def check(self) -> None:
         """Refuse before anything is written. Raises Refused."""
         inquiry = self._inquiry
-        write.check_folder(inquiry.path.parent, self._owners)
-        write.check_file(inquiry.path)
+        self.check_early()
         for name, secret in inquiry.secrets.items():
             path = inquiry.secret_file(BY_NAME[name])
             write.check_file(path)
             if inquiry.kept_secrets.get(name) != secret:
                 self._check_unshared(path)
+
+    def check_early(self) -> None:
+        """Refuse what no answer can change, before anything is asked. Raises Refused."""
+        path = self._inquiry.path
+        write.check_folder(path.parent, self._owners)
+        write.check_file(path)
         if self._wishes.service and os.geteuid() != 0:
             raise Refused("--service needs root: run the command with sudo")
-        if self._wishes.service and inquiry.path.name != "config.yaml":
+        if self._wishes.service and path.name != "config.yaml":
             raise Refused(
                 "--service installs one ravebot a host, whose configuration is called config.yaml: name it so"
             )
