@@ -195,14 +195,15 @@ async def test_while_machines_are_left_what_knows_of_them_stays_and_the_next_tim
         raise Unavailable("libvirt does not answer")
 
     async def works(say: Say) -> StepOutcome:
-        return StepOutcome(["rave-main-0123456789"], [])
+        return StepOutcome(["rave-main-0123456789"], ["the webhook of group/app: a Maintainer removes it"])
 
     done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", fails)])
     assert done.failed == ("the machines: libvirt does not answer",)
     assert installation.at(installation.state_dir).is_dir()
     assert not (installation.root / "usr/local/bin/ravebot").exists()
     done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", works)])
-    assert (done.failed, done.kept, done.removed[0]) == ((), (), "rave-main-0123456789")
+    kept = ("the webhook of group/app: a Maintainer removes it",)
+    assert (done.failed, done.kept, done.removed[0]) == ((), kept, "rave-main-0123456789")
     assert not installation.at(installation.state_dir).exists()
 
 

@@ -69,11 +69,6 @@ class TerminalRespondent:
         self._number = 0
         self._last: Question | None = None
 
-    @property
-    def asked(self) -> int:
-        """How many questions were asked."""
-        return self._number
-
     def ask(self, question: Question, proposal: str | None) -> str:
         errors = self._output.errors
         if question is not self._last:

@@ -18,7 +18,7 @@ from ravebot.operations.init import write
 from ravebot.operations.init.inquiry import Inquiry, secrets_folder
 from ravebot.operations.init.matrix import invite_missing, make_room
 from ravebot.operations.init.questions import BY_NAME
-from ravebot.operations.service import account
+from ravebot.operations.service import account, systemd
 from ravebot.operations.service.install import install
 from ravebot.operations.service.layout import Installation
 
@@ -30,6 +30,7 @@ class Wishes:
     """What to do beside writing the files."""
 
     service: bool = False
+    start: bool = True  # the service, at the end
     webhooks: bool = True
     ssl_verification: bool = True
     build_image: bool = True
@@ -46,6 +47,7 @@ class InstallationSteps:
         self._say = say
         self._owner = _owner_of(self.state_dir) if "state_dir" in inquiry.answers else None
         self._owners = frozenset({0, os.geteuid()})
+        self._has_systemd = False
         self.done: list[str] = []
         self.failed: list[str] = []
         self.start = (
@@ -77,21 +79,28 @@ class InstallationSteps:
         image = Path(inquiry.answers["image"])
         if wishes.build_image and not image.exists():
             lines.append(f"build {image} (about a minute)")
+        if wishes.service and wishes.start:
+            lines.append("start ravebot, if the doctor finds nothing that failed")
         return lines
 
     def check(self) -> None:
         """Refuse before anything is written. Raises Refused."""
         inquiry = self._inquiry
-        write.check_folder(inquiry.path.parent, self._owners)
-        write.check_file(inquiry.path)
+        self.check_early()
         for name, secret in inquiry.secrets.items():
             path = inquiry.secret_file(BY_NAME[name])
             write.check_file(path)
             if inquiry.kept_secrets.get(name) != secret:
                 self._check_unshared(path)
+
+    def check_early(self) -> None:
+        """Refuse what no answer can change, before anything is asked. Raises Refused."""
+        path = self._inquiry.path
+        write.check_folder(path.parent, self._owners)
+        write.check_file(path)
         if self._wishes.service and os.geteuid() != 0:
             raise Refused("--service needs root: run the command with sudo")
-        if self._wishes.service and inquiry.path.name != "config.yaml":
+        if self._wishes.service and path.name != "config.yaml":
             raise Refused(
                 "--service installs one ravebot a host, whose configuration is called config.yaml: name it so"
             )
@@ -136,6 +145,7 @@ class InstallationSteps:
         installed = install(installation, self._say)
         self.done += installed.changed
         self.start = installed.start
+        self._has_systemd = installed.has_systemd
         found = account.find(installation)
         if found is not None:
             self._owner = (found.owner.uid, found.owner.gid)
@@ -228,6 +238,19 @@ class InstallationSteps:
             return
         write.put_link(path, program)
         self._did(f"linked {path} to {program}")
+
+    def start_service(self) -> bool:
+        """Start the bot, or start it again with what is configured now. False if that is left to the person.
+
+        Raises SystemdFailed.
+        """
+        if not (self._wishes.service and self._wishes.start and self._has_systemd):
+            return False
+        self._say("starting ravebot")
+        systemd.control("enable", "--quiet", "ravebot.service")
+        systemd.control("restart", "ravebot.service")
+        self.done.append("started ravebot")
+        return True
 
     async def end_login(self) -> None:
         """End the trial login, unless it became ravebot's own."""
