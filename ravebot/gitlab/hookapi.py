@@ -59,7 +59,7 @@ class HookApi:
         def ask() -> HookedProject:
             body = self._transport.get(f"/projects/{quote(path, safe='')}")
             identity, full = answers.project(body)
-            return HookedProject(identity, full, _level(body))
+            return HookedProject(identity, full, role_level(body))
 
         return await self._call(ask)
 
@@ -120,7 +120,8 @@ class HookApi:
             raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
 
 
-def _level(body: Json) -> int:
+def role_level(body: Json) -> int:
+    """The role of the token's user on a project, as GitLab's answer about the project has it; 0 for none."""
     permissions = body.get("permissions")
     found = [0]
     for kind in ("project_access", "group_access"):
