@@ -153,7 +153,7 @@ async def admins(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Whether ravebot is in it or invited by an admin; an alias that does not exist is made later."""
-    from ravebot.operations.doctor.finding import Verdict, failed, ok, unknown
+    from ravebot.operations.doctor.finding import failed, ok, unknown
     from ravebot.operations.doctor.matrix import room_of, seats
     from ravebot.operations.doctor.services import get
     from ravebot.operations.init.matrix import invite_to
@@ -185,10 +185,7 @@ async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
         if invite.sender not in inquiry.listed("admins"):
             fix = f"let an admin invite {own}, or add {invite.sender} to the admins"
             return [failed("matrix room", f"{text}: {invite.sender} invited ravebot and is no admin: declined", fix)]
-    finding = await room_of(seat, text)
-    if finding.verdict is Verdict.WARNING:
-        return [finding if invite is None else ok(finding.name, finding.detail)]
-    return [finding]
+    return [await room_of(seat, text)]
 
 
 async def sandbox_host(inquiry: Inquiry, text: str) -> Sequence[Finding]:
