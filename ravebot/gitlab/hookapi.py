@@ -20,7 +20,6 @@ from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 T = TypeVar("T")
 MAINTAINER = 40
 """https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
-_ROLES = {5: "Minimal Access", 10: "Guest", 15: "Planner", 20: "Reporter", 30: "Developer", 40: "Maintainer"}
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,6 @@ class HookedProject:
     id: int
     path: str
     level: int
-
-    @property
-    def role(self) -> str:
-        if self.level > MAINTAINER:
-            return "Owner"
-        return _ROLES.get(self.level, "Guest" if self.level else "")
 
 
 class HookApi:
