@@ -182,7 +182,7 @@ class Database:
             swap.settle(self.path.parent)
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
-            os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(lock.open_plain(self.path, os.O_RDWR | os.O_CREAT))
             give(self.path)  # SQLite gives its log and index to the same owner
             self._writer = await self._connect("database-writer")
             await self._writer.run(partial(_prepare_writer, had_id=had_id))
@@ -418,11 +418,7 @@ def instance_id(state_dir: Path) -> str:
         known = path.read_text("ascii").strip()
     except FileNotFoundError:
         fresh = secrets.token_hex(5)
-        part = path.with_suffix(".part")
-        part.write_text(fresh + "\n", "ascii")
-        part.chmod(0o600)
-        give(part)
-        part.replace(path)
+        swap.write_file(path, f"{fresh}\n".encode())
         return fresh
     if not known:
         raise StoreError(f"{path} is empty: write the id of this instance's machines into it, or remove the file")
