@@ -407,6 +407,31 @@ async def test_what_root_restores_and_backs_up_belongs_to_the_owner_of_the_state
         assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534), path
 
 
+async def test_a_backup_is_never_a_mix_of_the_states_before_and_after_a_restore(tmp_path: Path) -> None:
+    backup, state = await a_backup(tmp_path / "other"), tmp_path / "state"
+    await a_state(state, "old")
+
+    class RestoreMeanwhile(Stop):
+        def check(self) -> None:
+            if whole(state)[1] == "old":
+                restore(backup, state)
+
+    with pytest.raises(StoreError, match="was replaced meanwhile"):
+        maker(state).to_file(tmp_path / "mixed.tar", RestoreMeanwhile())
+    assert not (tmp_path / "mixed.tar").exists()
+
+
+async def test_no_file_of_others_gets_into_a_backup_through_a_link(tmp_path: Path) -> None:
+    state, outside = tmp_path / "state", tmp_path / "outside"
+    await a_state(state, "key")
+    outside.write_text("of others")
+    (state / LOGIN).unlink()
+    (state / LOGIN).symlink_to(outside)
+    with pytest.raises(StoreError, match="is a link"):
+        maker(state).to_file(tmp_path / "leak.tar", Stop())
+    assert not (tmp_path / "leak.tar").exists()
+
+
 async def test_links_modes_and_owners_of_a_tar_have_no_effect(tmp_path: Path) -> None:
     backup = await a_backup(tmp_path / "here")
     link = tarfile.TarInfo(LOGIN)
