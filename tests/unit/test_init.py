@@ -232,6 +232,20 @@ def test_a_file_has_its_mode_from_the_first_moment_and_replaces_the_old_one_whol
     assert [one.name for one in folder.iterdir()] == ["token"]
 
 
+def test_a_configuration_that_nobody_else_may_read_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write.write_public(path, "a: 1\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 0, 64_002)
+    before = path.stat()
+    write.write_public(path, "a: 2\n")
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert path.read_text() == "a: 2\n"
+
+
 def test_a_folder_that_others_may_change_is_refused(tmp_path: Path) -> None:
     owners = {0, os.geteuid()}
     folder = tmp_path / "etc"
