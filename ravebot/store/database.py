@@ -183,7 +183,7 @@ class Database:
             swap.settle(self.path.parent)
             had_id = instance_id_path(self.path.parent).exists()
             self.instance_id = instance_id(self.path.parent)
-            os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(lock.open_plain(self.path, os.O_RDWR | os.O_CREAT))
             give(self.path)  # SQLite gives its log and index to the same owner
             self._writer = await self._connect("database-writer")
             await self._writer.run(partial(_prepare_writer, had_id=had_id))

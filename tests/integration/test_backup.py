@@ -9,12 +9,13 @@ import json
 import os
 import resource
 import signal
+import sqlite3
 import stat
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -370,6 +371,7 @@ def damaged(members: dict[str, bytes]) -> None:
         (manifest_with(instance_id="../x"), "is no backup of ravebot's"),
         (manifest_with(format=2, ravebot="9.9"), r"is of a newer ravebot \(9.9\): install that one"),
         (manifest_with(schema=999, ravebot="9.9"), "only knows .*: install ravebot 9.9 or a newer one"),
+        (manifest_with(made_at="2020-01-01T00:00:00"), "is no backup of ravebot's"),
         (manifest_with(instance="other"), "is of the instance other, but the configuration's `instance` is test"),
     ],
 )
@@ -383,6 +385,17 @@ async def test_what_is_no_whole_backup_of_this_instance_is_refused_before_anythi
         restore(backup, tmp_path / "here")
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == names
     assert whole(tmp_path / "here") == before
+
+
+async def test_a_database_that_can_not_be_marked_as_restored_is_an_error_with_its_mend(tmp_path: Path) -> None:
+    state = tmp_path / "here"
+    await a_state(state, "key")
+    with closing(sqlite3.connect(state / DATABASE)) as connection:
+        connection.execute("DROP TABLE sightings")
+    backup = maker(state).to_file(tmp_path / "odd.tar", Stop()).file
+    with pytest.raises(StoreError, match="no such table: sightings; free space there, or take another backup"):
+        restore(Path(backup), state)
+    assert whole(state)[1] == "key"
 
 
 async def test_a_file_with_any_damage_is_refused_or_reads_as_before(tmp_path: Path) -> None:
@@ -407,6 +420,31 @@ async def test_what_root_restores_and_backs_up_belongs_to_the_owner_of_the_state
     (before,) = there.glob("before-restore-*")
     for path in (*(there / name for name in (DATABASE, INSTANCE_ID, LOGIN, "ravebot.lock", "backups")), before):
         assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534), path
+
+
+async def test_a_backup_is_never_a_mix_of_the_states_before_and_after_a_restore(tmp_path: Path) -> None:
+    backup, state = await a_backup(tmp_path / "other"), tmp_path / "state"
+    await a_state(state, "old")
+
+    class RestoreMeanwhile(Stop):
+        def check(self) -> None:
+            if whole(state)[1] == "old":
+                restore(backup, state)
+
+    with pytest.raises(StoreError, match="was replaced meanwhile"):
+        maker(state).to_file(tmp_path / "mixed.tar", RestoreMeanwhile())
+    assert not (tmp_path / "mixed.tar").exists()
+
+
+async def test_no_file_of_others_gets_into_a_backup_through_a_link(tmp_path: Path) -> None:
+    state, outside = tmp_path / "state", tmp_path / "outside"
+    await a_state(state, "key")
+    outside.write_text("of others")
+    (state / LOGIN).unlink()
+    (state / LOGIN).symlink_to(outside)
+    with pytest.raises(StoreError, match="is a link"):
+        maker(state).to_file(tmp_path / "leak.tar", Stop())
+    assert not (tmp_path / "leak.tar").exists()
 
 
 async def test_links_modes_and_owners_of_a_tar_have_no_effect(tmp_path: Path) -> None:

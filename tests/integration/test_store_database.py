@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -434,3 +434,22 @@ async def test_what_root_makes_belongs_to_the_owner_of_the_state_folder(tmp_path
         made = list(state.iterdir())
         assert {path.name for path in made} >= {"ravebot.db", "ravebot.db-wal", "ravebot.lock", "instance-id"}
         assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(64_001, 64_002)}
+
+
+@pytest.mark.parametrize("name", ["ravebot.lock", "ravebot.db", "instance-id.part"])
+async def test_a_link_in_the_state_folder_makes_root_change_nothing_outside(tmp_path: Path, name: str) -> None:
+    state, outside, missing = tmp_path / "state", tmp_path / "outside", tmp_path / "missing"
+    state.mkdir()
+    outside.write_bytes(b"not ravebot's")
+    if os.geteuid() == 0:
+        os.chown(state, 64_001, 64_002)
+    before = outside.stat()
+    for target in (outside, missing):
+        (state / name).unlink(missing_ok=True)
+        (state / name).symlink_to(target)
+        with suppress(StoreError):
+            async with Database(state / "ravebot.db", ManualClock()):
+                pass
+    after = outside.stat()
+    assert (outside.read_bytes(), missing.exists()) == (b"not ravebot's", False)
+    assert (after.st_uid, after.st_mode, after.st_mtime_ns) == (before.st_uid, before.st_mode, before.st_mtime_ns)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from ravebot.config.model import Config
+from ravebot.errors import Unavailable
 from ravebot.operations.doctor import Finding, Verdict, machines, network, show, state
 from ravebot.operations.doctor.examine import clock, gathered
-from ravebot.operations.doctor.services import Answer
+from ravebot.operations.doctor.services import Answer, get
 from ravebot.sandboxes.model import RAVEBOT, EventKind
 from ravebot.store import events
 from ravebot.store.database import Database
@@ -206,3 +210,22 @@ def test_the_report_fits_the_terminal_and_untrusted_text_cannot_move_the_cursor(
     assert "\x1b" not in text
     assert "→ put one there" in text
     assert "1 ok, 0 to look at, 0 unknown, 1 failed" in text
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_whole_and_an_endless_one_is_refused() -> None:
+    async def pieces(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with suppress(ConnectionError):
+            for number in range(int(request.match_info["number"])):
+                await answer.write(b"[" if number == 0 else b" " * 100_000)
+                await asyncio.sleep(0)
+            await answer.write(b"7]")
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/{number}", pieces)
+    async with TestServer(app) as server:
+        assert (await get(str(server.make_url("/5")))).body == [7]
+        with pytest.raises(Unavailable, match="more than"):
+            await get(str(server.make_url("/100")))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 import yaml
@@ -13,13 +15,15 @@ from ravebot.config.complaints import every_key
 from ravebot.config.file import InvalidConfigError, judge
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
+from ravebot.operations.doctor.finding import Finding
 from ravebot.operations.init import draft, proxy, write
-from ravebot.operations.init.flow import missing, usable
+from ravebot.operations.init.flow import Interview, missing, usable
 from ravebot.operations.init.given import begin
-from ravebot.operations.init.inquiry import Asked, Inquiry, secrets_folder
+from ravebot.operations.init.inquiry import Asked, Inquiry, Question, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 
+T = TypeVar("T")
 PATH = Path("/etc/ravebot/config.yaml")
 ANSWERS = {
     "instance": "main",
@@ -257,6 +261,20 @@ def test_a_file_has_its_mode_from_the_first_moment_and_replaces_the_old_one_whol
     assert [one.name for one in folder.iterdir()] == ["token"]
 
 
+def test_a_configuration_that_nobody_else_may_read_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write.write_public(path, "a: 1\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 0, 64_002)
+    before = path.stat()
+    write.write_public(path, "a: 2\n")
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert path.read_text() == "a: 2\n"
+
+
 def test_a_folder_that_others_may_change_is_refused(tmp_path: Path) -> None:
     owners = {0, os.geteuid()}
     folder = tmp_path / "etc"
@@ -286,3 +304,55 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="belongs to user"):
         write.check_folder(tmp_path, {tmp_path.stat().st_uid + 1} | {0} - {tmp_path.stat().st_uid})
+
+
+class Person:
+    """Answers from a list, and notes what was asked."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def ask(self, question: Question, proposal: str | None) -> str:
+        self.asked.append(question.name)
+        return self.answers.pop(0)
+
+    def decide(self, question: str) -> str:
+        return ""
+
+    def show(self, findings: Iterable[Finding]) -> None: ...
+
+    def say(self, text: str, style: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "asked"),
+    [
+        ("gitlab_url", "https://other.example.org", ["gitlab_token"]),
+        ("matrix_homeserver", "https://other.example.org", ["matrix_password", "matrix_token"]),
+        ("matrix_user", "@r:other.example.org", ["matrix_homeserver", "matrix_password", "matrix_token"]),
+        ("matrix_user", "@r:example.org", ["matrix_password", "matrix_token"]),
+        ("gitlab_url", ANSWERS["gitlab_url"], []),
+    ],
+)
+def test_another_server_or_account_is_sent_no_secret_of_the_earlier_one(
+    name: str, answer: str, asked: list[str]
+) -> None:
+    begun = inquiry()
+    tested: list[dict[str, str]] = []
+
+    def run(coro: Coroutine[object, object, T]) -> T:
+        coro.close()
+        tested.append(dict(begun.secrets))
+        return cast(T, [])
+
+    typed = {"matrix_homeserver": "https://other.example.org", "matrix_password": ""}
+    person = Person([answer, *(typed.get(one, f"new {one}") for one in asked)])
+    Interview(begun, {}, person, run, brief=False).again(name)
+    assert person.asked == [name, *asked]
+    for secret in asked:
+        assert all(seen.get(secret) != SECRETS.get(secret, "") for seen in tested[1:])
+        assert (
+            BY_NAME[secret].secret is False or secret == "matrix_password" or begun.secrets[secret] == f"new {secret}"
+        )
+    assert ("matrix_token" in asked) == ("matrix_password" not in begun.secrets)

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from ravebot.errors import StoreError
@@ -56,7 +56,7 @@ class Manifest:
     schema: Annotated[int, Field(ge=1)]
     instance: Annotated[str, Field(max_length=100)]
     instance_id: Annotated[str, Field(pattern=f"^{naming.INSTANCE_ID}$")]
-    made_at: datetime
+    made_at: AwareDatetime
     events: int
     head: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     members: dict[str, Content]

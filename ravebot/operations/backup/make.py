@@ -24,7 +24,7 @@ from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import Manifest
 from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes import naming
-from ravebot.store import owner, snapshot, swap
+from ravebot.store import lock, owner, snapshot, swap
 from ravebot.store.durable import sync_folder
 from ravebot.store.swap import DATABASE, INSTANCE_ID, LOGIN
 
@@ -91,12 +91,13 @@ class Maker:
         if not database.is_file():
             raise StoreError(f"there is no database {database}: has ravebot ever run with this state_dir?")
         sources = {DATABASE: work / DATABASE, INSTANCE_ID: work / INSTANCE_ID}
+        copied = database.stat()
         snapshot.take(database, sources[DATABASE], stop.is_set)
         try:
-            shutil.copyfile(self.state_dir / INSTANCE_ID, sources[INSTANCE_ID])
+            _copy(self.state_dir / INSTANCE_ID, sources[INSTANCE_ID])
             if (self.state_dir / LOGIN).exists():  # there is none with an access token
                 sources[LOGIN] = work / LOGIN
-                shutil.copyfile(self.state_dir / LOGIN, sources[LOGIN])
+                _copy(self.state_dir / LOGIN, sources[LOGIN])
         except OSError as error:
             raise StoreError(
                 f"{error.filename} can't be read ({error.strerror}): run this as ravebot's user"
@@ -105,6 +106,9 @@ class Maker:
         if not naming.is_instance_id(instance_id):
             raise StoreError(f"{self.state_dir / INSTANCE_ID} holds no instance id: correct it first")
         found = snapshot.examine(sources[DATABASE], stop.is_set)
+        members = {name: archive.measure(path, stop.check) for name, path in sources.items()}
+        if swap.is_pending(self.state_dir) or not os.path.samestat(copied, database.stat()):
+            raise StoreError(f"the state in {self.state_dir} was replaced meanwhile: make the backup again")
         manifest = Manifest(
             format=archive.FORMAT,
             ravebot=version("ravebot"),
@@ -114,7 +118,7 @@ class Maker:
             made_at=self.clock.now(),
             events=found.events,
             head=found.head,
-            members={name: archive.measure(path, stop.check) for name, path in sources.items()},
+            members=members,
         )
         with (work / "backup").open("xb") as file:
             archive.write(file, manifest, sources, stop.check)
@@ -141,6 +145,12 @@ class Maker:
                 made.rename(target)  # this file system has no second names for a file
         sync_folder(target.parent)
         return BackupReport(str(target), size, manifest)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy one of ravebot's small files; root copies nothing else that its owner put a link to."""
+    with os.fdopen(lock.open_plain(source, os.O_RDONLY), "rb") as reading, target.open("xb") as writing:
+        shutil.copyfileobj(reading, writing)
 
 
 @contextmanager

@@ -93,8 +93,10 @@ class Restorer:
             for name in manifest.members:
                 _hand_over(staged / name, self._state_dir)
             sync_folder(staged)
-        except OSError as error:
-            raise StoreError(f"the backup can't be unpacked in {self._state_dir}: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"the backup can't be unpacked in {self._state_dir}: {error}; free space there, or take another backup"
+            ) from error
         present = _present_id(self._state_dir)
         before = self._free_name()
         there = any((self._state_dir / name).exists() for name in swap.STATE)

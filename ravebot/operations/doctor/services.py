@@ -65,7 +65,7 @@ async def _request(
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
             session.request(method, url, headers=headers, json=body, allow_redirects=False) as response,
         ):
-            raw = await response.content.read(_MAX_BYTES)
+            raw = await _read(response)
             return Answer(response.status, _json(raw), _ahead(response.headers.get("Date")))
     except TimeoutError as error:
         raise Unavailable("no answer within 10 s") from error
@@ -78,6 +78,16 @@ async def _request(
         raise Unavailable(reason(error.os_error)) from error
     except (aiohttp.ClientError, ValueError) as error:
         raise Unavailable(str(error) or type(error).__name__) from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole answer: one read returns only what has arrived. Raises Unavailable if it is too large."""
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > _MAX_BYTES:
+            raise Unavailable(f"an answer of more than {_MAX_BYTES} bytes")
+    return bytes(raw)
 
 
 def reason(error: OSError) -> str:

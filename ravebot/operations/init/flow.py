@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from ravebot.config.tree import dotted
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.operations.doctor.finding import Finding, Verdict, failed
+from ravebot.operations.doctor.matrix import log_out
 from ravebot.operations.init.asking import Respondent
 from ravebot.operations.init.inquiry import Asked, Form, Inquiry, Question, lookup
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
@@ -80,12 +81,40 @@ class Interview:
                 self._plain(question)
 
     def again(self, name: str) -> None:
-        """Ask for one answer again."""
-        question = BY_NAME[name]
+        """Ask for one answer again; of another server or account, for its secret and what was found there, too."""
+        question, answers, base = BY_NAME[name], self._inquiry.answers, self._inquiry.homeserver
+        before = answers.get(name)
+        if name == "matrix_token":
+            self._forget_account(base)
         if question.secret:
             self._ask_secret(question, self._kept_place(question))
-        else:
-            self._ask(question, self._inquiry.answers.get(name))
+            return
+        self._ask(question, before)
+        if answers[name] == before:
+            return
+        if name in _SERVERS["matrix_password"]:
+            self._forget_account(base)
+            if name == "matrix_user" and str(before).partition(":")[2] != answers[name].partition(":")[2]:
+                self._ask(BY_NAME["matrix_homeserver"], answers["matrix_homeserver"])
+            self._ask_secret(BY_NAME["matrix_password"], self._kept_place(BY_NAME["matrix_password"]))
+            self._confirm("room")
+        elif name in _SERVERS["gitlab_token"]:
+            self._inquiry.secrets.pop("gitlab_token", None)
+            self._ask_secret(BY_NAME["gitlab_token"], self._kept_place(BY_NAME["gitlab_token"]))
+            self._confirm("projects")
+
+    def _confirm(self, name: str) -> None:
+        """Test an answer that was right elsewhere."""
+        if not self._take(BY_NAME[name], self._inquiry.answers[name]):
+            self._ask(BY_NAME[name], None)
+
+    def _forget_account(self, base: str) -> None:
+        """End the trial login at its own server, and forget what it was made with."""
+        for name in ("matrix_password", "matrix_token"):
+            self._inquiry.secrets.pop(name, None)
+        if self._inquiry.login is not None:
+            self._run(log_out(base, self._inquiry.login.token))
+            self._inquiry.login = None
 
     def _plain(self, question: Question) -> None:
         given = self._given.get(question.name)
@@ -189,7 +218,7 @@ class Interview:
             if text and self._take_secret(question, text):
                 return
             if not text and question.name == "matrix_password":
-                self._ask_secret(BY_NAME["matrix_token"], None)
+                self._ask_secret(BY_NAME["matrix_token"], self._kept_place(BY_NAME["matrix_token"]))
                 return
             if not text:
                 self._respondent.show([failed(question.option, "no answer", "type one, or press Ctrl-C to leave")])
@@ -204,6 +233,8 @@ class Interview:
             self.wrong, right = self.wrong + 1, True
         if right:
             self._inquiry.secrets[question.name] = text
+            if question.name == "matrix_password":
+                self._inquiry.secrets.pop("matrix_token", None)
         return right
 
 

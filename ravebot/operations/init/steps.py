@@ -165,7 +165,7 @@ class InstallationSteps:
             self._did(f"wrote {path}")
         if not inquiry.path.exists() or inquiry.path.read_text("utf-8") != self._text:
             write.check_file(inquiry.path)
-            write.write_file(inquiry.path, self._text, 0o644, None)
+            write.write_public(inquiry.path, self._text)
             self._did(f"wrote {inquiry.path}")
 
     @property

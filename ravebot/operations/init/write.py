@@ -70,6 +70,15 @@ def write_file(path: Path, text: str, mode: int, owner: Ids | None) -> None:
     files.write(path, text, mode, FileOwner(*owner) if owner is not None else None)
 
 
+def write_public(path: Path, text: str) -> None:
+    """The same for a file that anybody may read; one that is there already keeps its mode and owner."""
+    mode, owner = 0o644, None
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        mode, owner = stat.S_IMODE(found.st_mode), (found.st_uid, found.st_gid) if os.geteuid() == 0 else None
+    write_file(path, text, mode, owner)
+
+
 def put_link(path: Path, target: Path) -> None:
     """Put a symbolic link there in one step."""
     files.link(path, str(target))
