@@ -113,7 +113,7 @@ class Session:
         wishes = Wishes(
             service=bool(wanted["service"]),
             webhooks=not wanted["no_webhooks"],
-            ssl_verification=not wanted["no_ssl_verification"],
+            ssl_verification=False if wanted["no_ssl_verification"] else None,
             build_image=not wanted["no_build_image"],
             link_folder=folder,
         )

@@ -31,7 +31,7 @@ class Wishes:
 
     service: bool = False
     webhooks: bool = True
-    ssl_verification: bool = True
+    ssl_verification: bool | None = None  # as it is, or on
     build_image: bool = True
     link_folder: Path | None = Path("/usr/local/bin")
 
