@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -19,6 +18,8 @@ from nio import AsyncClient
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
+from ravebot.store.durable import write_file
+from ravebot.store.swap import LOGIN
 
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -29,7 +30,7 @@ _NAME_SECONDS = 3600.0
 """For how long a display name is used before it is asked for again."""
 
 
-LOGIN_FILE = "matrix.json"
+LOGIN_FILE = LOGIN
 """In the state folder: the login that is used until it is ended."""
 
 
@@ -261,7 +262,7 @@ class MatrixClient:
         """Store the login by replacing the file, so that a crash leaves the old or the new one. Raises Unavailable."""
         text = login_text(self.homeserver, self.user_id, self.device_id, self._nio.access_token)
         try:
-            _write_privately(self._login_file, text)
+            write_file(self._login_file, text.encode())
         except OSError as error:
             raise Unavailable(f"{self._login_file} can't be written: {error}") from error
 
@@ -328,17 +329,6 @@ def let_write(levels: object, user_id: str) -> bool:
     needed = levels.get("events_default", 0) if needed is None else needed
     # Old versions of rooms allow numbers in text: those are left to the homeserver.
     return not (isinstance(ours, int) and isinstance(needed, int) and ours < needed)
-
-
-def _write_privately(path: Path, text: str) -> None:
-    fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.replace(path)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

@@ -16,7 +16,7 @@ from ravebot.store.database import Database, Transaction
 
 def database_path(state_dir: Path) -> Path:
     """Where an instance keeps its database."""
-    return state_dir / "ravebot.db"
+    return state_dir / swap.DATABASE
 
 
 def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:

@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
 from ravebot.store import lock, swap
+from ravebot.store.durable import write_file
 from ravebot.store.files import OpenFiles
 from ravebot.store.owner import give
 from ravebot.store.signals import Signals
@@ -405,7 +406,7 @@ def make_state_dir(state_dir: Path) -> None:
 
 def instance_id_path(state_dir: Path) -> Path:
     """Where an installation keeps its random id."""
-    return state_dir / "instance-id"
+    return state_dir / swap.INSTANCE_ID
 
 
 def instance_id(state_dir: Path) -> str:
@@ -418,7 +419,7 @@ def instance_id(state_dir: Path) -> str:
         known = path.read_text("ascii").strip()
     except FileNotFoundError:
         fresh = secrets.token_hex(5)
-        swap.write_file(path, f"{fresh}\n".encode())
+        write_file(path, f"{fresh}\n".encode())
         return fresh
     if not known:
         raise StoreError(f"{path} is empty: write the id of this instance's machines into it, or remove the file")

@@ -1,4 +1,4 @@
-"""The lock beside the database, which keeps a second process out of the state folder; and whose the files there are."""
+"""The lock beside the database, which keeps a second process out of the state folder."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def give_open(descriptor: int, folder: Path) -> None:
 
 
 def hand_over(folder: Path, state_dir: Path) -> None:
-    """The same for a folder that root made in the state folder."""
+    """The same for a folder that root made: it gets the owner of the state folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         give_open(descriptor, state_dir)

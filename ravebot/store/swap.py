@@ -7,7 +7,6 @@ next finishes the swap: a process that is killed at any point leaves the old or 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ravebot.errors import StoreError
-from ravebot.store.owner import give_open, hand_over
+from ravebot.store.durable import remove_parts, sync_folder, write_file
+from ravebot.store.owner import hand_over
 
 DATABASE, INSTANCE_ID, LOGIN = "ravebot.db", "instance-id", "matrix.json"
 STATE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", INSTANCE_ID, LOGIN)
@@ -48,7 +48,7 @@ def begin(state_dir: Path, staged: Path, before: Path, step: Callable[[str], Non
 
 
 def settle(state_dir: Path, step: Callable[[str], None] = lambda _: None) -> None:
-    """Finish a swap that was interrupted; remove what an interrupted preparation left. Needs the folder's lock.
+    """Finish an interrupted swap; remove what interrupted preparations and writers left. Needs the folder's lock.
 
     Raises StoreError if the journal can't be followed.
     """
@@ -67,6 +67,7 @@ def settle(state_dir: Path, step: Callable[[str], None] = lambda _: None) -> Non
         (state_dir / _JOURNAL).unlink()
         sync_folder(state_dir)
         step("done")
+    remove_parts(state_dir)
     for folder in state_dir.glob(".restore-*"):
         if STAGED.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)
@@ -101,29 +102,3 @@ def _read(state_dir: Path) -> tuple[Path, Path, Phase]:
             f" newest before-restore-… folder of {state_dir}: move its files back, remove {path}, and restore again"
         )
     return state_dir / staged, state_dir / before, phase
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write or replace a private file of the state folder, so that a crash leaves the old or the new one."""
-    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            give_open(descriptor, path.parent)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

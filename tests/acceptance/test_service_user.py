@@ -91,7 +91,7 @@ async def test_what_the_unit_starts_runs_a_sandbox_as_its_user_and_is_uninstalle
 
         mr = stage.open_merge_request()
         note = await stage.ready(mr)
-        assert "feature.txt" in stage.ssh(note, "alice", "ls").stdout
+        assert stage.ssh(note, "alice", "cat", "/srv/merge-request/feature.txt").stdout == "new\n"
         (console,) = (stage.state_dir / "console").iterdir()
         assert (console.stat().st_uid, len(console.read_bytes()) > 0) == (uid, True)
         log = f"/var/log/libvirt/qemu/{console.name}"

@@ -299,9 +299,11 @@ async def test_a_restore_killed_while_it_prepared_changed_nothing_and_its_files_
     old, left = whole(tmp_path), tmp_path / ".restore-0123456789abcdef"
     left.mkdir()
     (left / DATABASE).write_bytes(b"half")
+    part = tmp_path / ".matrix.json.0123456789abcdef.part"
+    part.write_bytes(b"half a login")
     async with Database(tmp_path / DATABASE, ManualClock()):
         pass
-    assert (whole(tmp_path), left.exists()) == (old, False)
+    assert (whole(tmp_path), left.exists(), part.exists()) == (old, False, False)
 
 
 async def test_a_restore_is_refused_while_a_bot_runs_here_or_elsewhere_on_the_host(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.operations.hooks import registry
 from ravebot.operations.hooks.wording import HookState
+from ravebot.operations.service import beyond
 from ravebot.web.server import WEBHOOK_PATH
 from tests.integration.test_gitlab_receiver import SIGNING_TOKEN, receiving
 from tests.support.gitlab import GitLabServer
@@ -264,3 +265,21 @@ def test_the_commands_print_tables_and_json_and_ask_before_they_remove(office: O
     assert (status, "--yes" in complaints, len(office.hooks(office.cli))) == (2, True, 1)
     assert ravebot("remove", "--yes", *config)[0] == 0
     assert office.hooks(office.cli) == []
+
+
+async def test_uninstalling_removes_the_webhooks_and_says_which_it_may_not_remove(office: Office) -> None:
+    loaded = office.loaded()
+    await registry.install(loaded)
+    office.gitlab.set_role(office.web, office.bot, DEVELOPER)
+    (step,) = beyond.steps(loaded)  # it never ran, so there are no machines
+    assert "https://rave.example.org" in step.what
+    said: list[str] = []
+
+    outcome = await step.remove(said.append)
+
+    assert list(outcome.removed) == ["the webhook of group/app", "the webhook of tools/cli"]
+    (left,) = outcome.left
+    assert left.startswith("the webhook of tools/web: ")
+    assert "Developer" in left
+    assert [len(office.hooks(project)) for project in (office.app, office.cli, office.web)] == [0, 0, 1]
+    assert len(said) == 3

@@ -399,6 +399,33 @@ async def test_what_failed_is_said_and_running_it_again_continues(place: Place) 
     assert len(await world.devices()) == len(devices) + 1
 
 
+async def test_an_interrupt_after_the_confirmation_says_what_was_done(place: Place) -> None:
+    world = place.world
+    world.gitlab.drop(method="POST", path="hooks")
+    try:
+
+        def talk() -> Dialogue:
+            talk = Dialogue(place, place.command("--yes", public_url="https://third.example.org"))
+            talk.expect("made the room")
+            deadline = time.monotonic() + 30
+            while "POST" not in world.gitlab.under_way:
+                assert time.monotonic() < deadline, talk.text
+                time.sleep(0.02)
+            talk.press(b"\x03")
+            talk.expect("^C")
+            world.gitlab.restore()
+            assert talk.end() == 130
+            return talk
+
+        text = (await asyncio.to_thread(talk)).text
+    finally:
+        world.gitlab.restore()
+    flat = " ".join(text.split())
+    assert "Interrupted. Done so far: wrote " in flat
+    assert "Run the same command again: it continues." in flat
+    assert load(place.config).secrets.gitlab_token == world.token
+
+
 async def test_two_configurations_in_one_folder_share_no_secret(installed: Installed) -> None:
     place, first = installed.place, installed.place.config
     token = place.folder / "other-token"

@@ -90,12 +90,12 @@ async def test_a_login_that_cannot_be_kept_is_tried_again_on_the_same_device(
     synapse: Synapse, account: MatrixUser, tmp_path: Path
 ) -> None:
     before = await devices(account)
-    (tmp_path / "matrix.new").mkdir()
-    client = MatrixClient(by_password(synapse, account), account.password, tmp_path)
+    state_dir = tmp_path / "later"
+    client = MatrixClient(by_password(synapse, account), account.password, state_dir)
     for _ in range(2):
         with pytest.raises(Unavailable, match=r"matrix\.json can't be written"):
             await client.open()
-    (tmp_path / "matrix.new").rmdir()
+    state_dir.mkdir()
     await client.open()
     await client.close()
     assert len(await devices(account) - before) == 1

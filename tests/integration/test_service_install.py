@@ -15,7 +15,7 @@ from ravebot.operations import hostlock
 from ravebot.operations.service import account
 from ravebot.operations.service.install import Installed, install
 from ravebot.operations.service.layout import Installation, things
-from ravebot.operations.service.uninstall import PurgeStep, Say, Uninstalled, look, remove, stop
+from ravebot.operations.service.uninstall import RemovalStep, Say, StepOutcome, Uninstalled, look, remove, stop
 
 pytestmark = [
     pytest.mark.integration,
@@ -58,7 +58,9 @@ def files_of(installation: Installation) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
-async def uninstall(installation: Installation, *, purge: bool = False, steps: Sequence[PurgeStep] = ()) -> Uninstalled:
+async def uninstall(
+    installation: Installation, *, purge: bool = False, steps: Sequence[RemovalStep] = ()
+) -> Uninstalled:
     return await remove(installation, look(installation, purge=purge, steps=steps), quiet)
 
 
@@ -189,18 +191,19 @@ async def test_while_machines_are_left_what_knows_of_them_stays_and_the_next_tim
 ) -> None:
     install(installation, quiet)
 
-    async def fails(say: Say) -> Sequence[str]:
+    async def fails(say: Say) -> StepOutcome:
         raise Unavailable("libvirt does not answer")
 
-    async def works(say: Say) -> Sequence[str]:
-        return ["rave-main-0123456789"]
+    async def works(say: Say) -> StepOutcome:
+        return StepOutcome(["rave-main-0123456789"], ["the webhook of group/app: a Maintainer removes it"])
 
-    done = await uninstall(installation, purge=True, steps=[PurgeStep("the machines", fails)])
+    done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", fails)])
     assert done.failed == ("the machines: libvirt does not answer",)
     assert installation.at(installation.state_dir).is_dir()
     assert not (installation.root / "usr/local/bin/ravebot").exists()
-    done = await uninstall(installation, purge=True, steps=[PurgeStep("the machines", works)])
-    assert (done.failed, done.kept, done.removed[0]) == ((), (), "rave-main-0123456789")
+    done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", works)])
+    kept = ("the webhook of group/app: a Maintainer removes it",)
+    assert (done.failed, done.kept, done.removed[0]) == ((), kept, "rave-main-0123456789")
     assert not installation.at(installation.state_dir).exists()
 
 

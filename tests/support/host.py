@@ -34,13 +34,14 @@ for folder in $1; do cover "$folder" 755; done
 for folder in $2; do cover "$folder" 711; done
 mount -t tmpfs -o mode=755 private /run
 mkdir -p /run/dbus /run/lock /run/private
-rm -rf /etc/libvirt/qemu/*.xml /etc/libvirt/qemu/autostart /etc/libvirt/qemu/networks/autostart /etc/libvirt/storage
+rm -rf /etc/libvirt/qemu/*.xml /etc/libvirt/qemu/autostart /etc/libvirt/qemu/networks /etc/libvirt/storage
 dbus-daemon --system --fork --nopidfile
 /usr/lib/polkit-1/polkitd --no-debug &
 virtlogd -d
 libvirtd -d
-exec sleep infinity
+while :; do sleep 0.1; done  # as the first process it has to wait for those whose parents are gone
 """
+_NAMESPACES = ("--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 _WAIT_SECONDS = 20.0
 
 
@@ -54,14 +55,15 @@ class Host:
         closed = " ".join(_closed_folders())
         script = ["sh", "-c", _SET_UP, "host", " ".join(_PRIVATE), closed]
         self._process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", *script],
+            ["setpriv", "--pdeathsig=KILL", "unshare", *_NAMESPACES, *script],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
             first = self._first()
             self.enter = ("nsenter", f"--target={first}", "--mount", "--pid", f"--wd={ROOT}", "--")
-            asked = "test -d /run/private && virsh -q -c qemu:///system version"
+            asked = "test -d /run/private && timeout 3 virsh -q -c qemu:///system version"
             while self.run("sh", "-c", asked, check=False).returncode:
                 self._pause("libvirtd does not answer in the private host")
         except BaseException:

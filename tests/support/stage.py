@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -100,10 +102,20 @@ class Bot:
         )
 
 
-def _free_number() -> int:
-    """A number whose networks no other stage on this host uses."""
+def _reserved_number() -> tuple[int, int]:
+    """A number whose networks and ports no other stage on this host uses, and the open lock that keeps others off."""
     addresses = {one.address for link in psutil.net_if_addrs().values() for one in link}
-    return secrets.choice([n for n in range(20, 220) if not addresses & {f"10.78.{n}.1", f"10.79.{n}.1"}])
+    for number in random.sample(range(20, 220), 200):
+        lock = os.open(f"/tmp/ravebot-tests-stage-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        if not addresses & {f"10.78.{number}.1", f"10.79.{number}.1"}:
+            return number, lock
+        os.close(lock)
+    raise AssertionError("two hundred stages are on this host")
 
 
 class Stage:
@@ -122,7 +134,7 @@ class Stage:
         self._cmdline = cmdline
         self._gitlab_port = gitlab_port
         self._stack = AsyncExitStack()
-        self.number = _free_number()
+        self.number, self._lock = _reserved_number()
         self.mark = secrets.token_hex(2)
         self.folder: Path
         self.image: Path
@@ -148,6 +160,7 @@ class Stage:
         await self._stack.aclose()
 
     async def _set_up(self) -> None:
+        self._stack.callback(os.close, self._lock)
         # QEMU, which libvirt runs as another user, must get into it.
         self.folder = Path(tempfile.mkdtemp(prefix="ravebot-stage-"))
         self.folder.chmod(0o711)

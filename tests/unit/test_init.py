@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from ravebot.config.complaints import every_key
-from ravebot.config.file import judge
+from ravebot.config.file import InvalidConfigError, judge
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.doctor.finding import Finding
 from ravebot.operations.init import draft, proxy, write
-from ravebot.operations.init.flow import Interview
+from ravebot.operations.init.flow import Interview, missing, usable
+from ravebot.operations.init.given import begin
 from ravebot.operations.init.inquiry import Asked, Inquiry, Question, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
@@ -134,6 +135,7 @@ def test_an_existing_configuration_keeps_all_that_init_does_not_know_and_the_com
     assert value["matrix"]["homeserver"] == "https://matrix.example.org"
     assert value["matrix"]["admins"] == ["@ops:example.org"]
     assert value["gitlab"]["projects"] == ["group/app", "new/*"]
+    assert '    - group/app\n    - "new/*"\n' in text  # in the style that was there
     assert value["sandbox"] == {"host": "boxes.example.net", "memory": "2GiB", "web_ports": "3100-3199"}
     assert value["provider"] == {"image": "/images/old.qcow2", "bridge": {"subnet": "10.81.0.0/24"}}
 
@@ -171,6 +173,33 @@ def test_the_first_room_s_name_changes_and_the_other_rooms_stay() -> None:
     rooms: Value = [{"room": "#a:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
     found = inquiry({"matrix": {"rooms": rooms}}, room="#c:x.org").values()[("matrix", "rooms")]
     assert found == [{"room": "#c:x.org", "projects": ["group/one"]}, {"room": "#b:x.org", "projects": ["group/two"]}]
+
+
+def test_what_an_existing_configuration_leaves_to_a_default_stays_at_it() -> None:
+    """A free bridge would be another one than that of the running bot."""
+    asked = inquiry({"sandbox": {"host": "boxes.example.net"}})
+    names = ("bridge", "subnet", "ssh_ports", "state_dir", "instance", "users", "listen")
+    assert [asked.old(BY_NAME[name]) for name in names] == [
+        "ravebot0", "10.80.0.0/24", "2200-2299", "/var/lib/ravebot", "main", "", "127.0.0.1:8080",
+    ]  # fmt: skip
+    assert inquiry().old(BY_NAME["bridge"]) is None
+
+
+def test_mistakes_that_no_answer_mends_are_told_before_the_first_question(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("sandbox: {host: 7}\npool: {max_runing: 2}\ngitlab: {projects: []}\n")
+    with pytest.raises(InvalidConfigError) as raised:
+        begin(path)
+    assert [problem.path for problem in raised.value.problems] == ["pool.max_runing"]
+
+
+def test_a_secret_is_not_used_for_another_server_than_the_one_it_is_for() -> None:
+    asked = inquiry({"gitlab": {"url": "https://gitlab.example.org"}})
+    asked.kept_secrets = {"gitlab_token": "hush"}
+    assert usable(asked, {}, "gitlab_token")
+    assert usable(asked, {"gitlab_url": "https://gitlab.example.org"}, "gitlab_token")
+    assert not usable(asked, {"gitlab_url": "https://evil.example.org"}, "gitlab_token")
+    assert BY_NAME["gitlab_token"] in missing(asked, {"gitlab_url": "https://evil.example.org"})
 
 
 @pytest.mark.parametrize(

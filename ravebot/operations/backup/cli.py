@@ -63,7 +63,7 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="A backup that `ravebot backup` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `ravebot backup` wrote.")],
     config: ConfigPath = DEFAULT_CONFIG,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
     force: Annotated[

@@ -25,6 +25,7 @@ from ravebot.operations.backup.archive import Manifest
 from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes import naming
 from ravebot.store import lock, owner, snapshot, swap
+from ravebot.store.durable import sync_folder
 from ravebot.store.swap import DATABASE, INSTANCE_ID, LOGIN
 
 _WORK = re.compile(r"\.ravebot-backup-[0-9a-f]{16}\.part")
@@ -142,7 +143,7 @@ class Maker:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or os.path.lexists(target):
                     raise
                 made.rename(target)  # this file system has no second names for a file
-        swap.sync_folder(target.parent)
+        sync_folder(target.parent)
         return BackupReport(str(target), size, manifest)
 
 

@@ -22,6 +22,7 @@ from ravebot.operations.backup.stopping import Stop
 from ravebot.sandboxes.model import Actor
 from ravebot.store import lock, owner, restored, snapshot, swap
 from ravebot.store.database import Transaction, make_state_dir, migrations
+from ravebot.store.durable import sync_folder
 from ravebot.store.swap import DATABASE, INSTANCE_ID
 
 
@@ -91,7 +92,7 @@ class Restorer:
             self._mark(staged / DATABASE, manifest)
             for name in manifest.members:
                 _hand_over(staged / name, self._state_dir)
-            swap.sync_folder(staged)
+            sync_folder(staged)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"the backup can't be unpacked in {self._state_dir}: {error}; free space there, or take another backup"

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import Unavailable
+from ravebot.matrix.client import LOGIN_FILE
 from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
 from ravebot.operations.doctor.invitation import invitation
 from ravebot.operations.doctor.services import Answer, get, mend, post
@@ -186,7 +187,7 @@ async def room_of(seat: Seats, name: str) -> Finding:
 def kept_token(state_dir: Path) -> str | None:
     """The token of the login that the bot keeps."""
     try:
-        kept = json.loads((state_dir / "matrix.json").read_text("utf-8"))
+        kept = json.loads((state_dir / LOGIN_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     token = kept.get("access_token") if isinstance(kept, dict) else None

@@ -167,8 +167,9 @@ async def sandbox_host(name: str) -> Finding:
     try:
         found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
     except OSError as error:
-        why = error.strerror or str(error)
-        return failed("sandbox.host", f"{name} can't be resolved: {why}", "add it to DNS, or change sandbox.host")
+        return failed(
+            "sandbox.host", f"{name} can't be resolved: {reason(error)}", "add it to DNS, or change sandbox.host"
+        )
     addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
     shown = ", ".join(sorted(addresses))
     if all(ipaddress.ip_address(address).is_loopback for address in addresses):

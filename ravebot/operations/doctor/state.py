@@ -23,7 +23,7 @@ from ravebot.operations.audit import database_path
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
 from ravebot.sandboxes.view import in_bytes
 from ravebot.store import restored, swap
-from ravebot.store.database import Transaction, migrations
+from ravebot.store.database import Transaction, instance_id_path, migrations
 
 _LEAST_FREE_BYTES = 64 * 1024**2
 """Below this, the database's log of changes alone may fill the rest."""
@@ -54,7 +54,7 @@ def versions() -> Finding:
 def instance_id(state_dir: Path) -> str | None:
     """The installation's random id, once it has run."""
     try:
-        return (state_dir / "instance-id").read_text("utf-8").strip() or None
+        return instance_id_path(state_dir).read_text("utf-8").strip() or None
     except (OSError, ValueError):
         return None
 

@@ -15,7 +15,7 @@ from ravebot.terminal import DEFAULT_CONFIG, FAILED, Cell, ConfigPath, Json, cle
 if TYPE_CHECKING:
     from ravebot.operations.hooks.wording import HookState
 
-app = typer.Typer(name="gitlab", help="Register the webhooks in GitLab.", no_args_is_help=True)
+app = typer.Typer(name="gitlab", help="Show, register and remove the webhooks in GitLab.", no_args_is_help=True)
 _hooks = typer.Typer(name="hooks", help="List, install and remove the projects' webhooks.", no_args_is_help=True)
 app.add_typer(_hooks)
 

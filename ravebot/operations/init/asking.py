@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from rich.padding import Padding
@@ -69,11 +69,6 @@ class TerminalRespondent:
         self._number = 0
         self._last: Question | None = None
 
-    @property
-    def asked(self) -> int:
-        """How many questions were asked."""
-        return self._number
-
     def ask(self, question: Question, proposal: str | None) -> str:
         errors = self._output.errors
         if question is not self._last:
@@ -104,11 +99,10 @@ def _indented(text: Text) -> Padding:
     return Padding(text, (0, 0, 0, 3))
 
 
-def _read(ask: object) -> str:
+def _read(ask: Callable[[], str]) -> str:
     """A closed terminal is an interruption."""
-    assert callable(ask)
     try:
-        return str(ask())
+        return ask()
     except EOFError:
         raise KeyboardInterrupt from None
 

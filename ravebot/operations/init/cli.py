@@ -41,6 +41,7 @@ def command() -> Callable[..., None]:
         _parameter("config", ConfigPath, DEFAULT_CONFIG),
         *(_of(question) for question in QUESTIONS),
         _flag("service", "--service", "Install user, folders and unit, to run ravebot as a service: as root."),
+        _flag("no_start", "--no-start", "With --service: do not start ravebot at the end."),
         _flag("no_webhooks", "--no-webhooks", "Do not register webhooks in GitLab."),
         _flag("no_ssl_verification", "--no-ssl-verification", "Let GitLab accept any certificate of --public-url."),
         _flag("no_build_image", "--no-build-image", "Do not build the image if its file does not exist."),

@@ -149,7 +149,7 @@ def _set(text: str, path: KeyPath, value: Value) -> str:
         if start == end or node.start_mark.index < key.end_mark.index:  # `key:` with nothing behind it
             start = end = key.end_mark.index + 1
             return f"{text[:start]} {_flow(value)}{text[end:]}"
-        return f"{text[:start]}{_flow(value)}{text[end:]}"
+        return f"{text[:start]}{_like(node, value)}{text[end:]}"
     for depth in range(len(path) - 1, 0, -1):
         if not (above := _find(root, path[:depth])):
             continue
@@ -166,6 +166,15 @@ def _set(text: str, path: KeyPath, value: Value) -> str:
         return f"{text[:at]}\n{' ' * (key.start_mark.column + 2)}{line}{text[at:]}"
     tail = "\n".join(_block(str(path[0]), _nested(path[1:], value), (), 0))
     return f"{text.rstrip()}\n\n{tail}\n"
+
+
+def _like(node: yaml.Node, value: Value) -> str:
+    """The value in the style of the one that it replaces: a line for each item, or all on one line."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and value:
+        lines = [f"- {_flow(item)}" for item in value] if isinstance(value, list) else []
+        lines += [f"{_flow(key)}: {_flow(below)}" for key, below in value.items()] if isinstance(value, dict) else []
+        return f"\n{' ' * node.start_mark.column}".join(lines)
+    return _flow(value)
 
 
 def _nested(path: KeyPath, value: Value) -> Value:

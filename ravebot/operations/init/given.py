@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ravebot.config.file import judge, read_text
+from ravebot.config.file import InvalidConfigError, judge, read_text
 from ravebot.config.secrets import MAX_BYTES, read_secret
-from ravebot.config.tree import Value, parse
+from ravebot.config.tree import Value, dotted, parse
 from ravebot.operations.init.inquiry import Inquiry, Question, lookup
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 from ravebot.terminal import clean, output
@@ -58,8 +58,8 @@ def begin(path: Path) -> tuple[Inquiry, str]:
     """What there is already: the configuration and the secrets that it names."""
     text = read_text(path) if path.exists() else ""
     tree = parse(text)
-    if text and (tree.problems or not isinstance(tree.value, dict)):
-        judge(path, text)  # raises, with every problem
+    if text:
+        _check(path, text)
     existing: dict[str, Value] = tree.value if isinstance(tree.value, dict) else {}
     inquiry = Inquiry(BY_NAME, path, existing)
     owners = {0, os.geteuid()}
@@ -76,6 +76,19 @@ def begin(path: Path) -> tuple[Inquiry, str]:
                 kept[question.name] = read_secret(place, owners)
     inquiry.kept_secrets = kept
     return inquiry, text
+
+
+def _check(path: Path, text: str) -> None:
+    """Refuse a configuration with mistakes that no answer mends. Raises InvalidConfigError."""
+    try:
+        judge(path, text)
+    except InvalidConfigError as error:
+        asked = [dotted(question.key) for question in QUESTIONS]
+        sections = {name[: name.rfind(".")] for name in asked if "." in name}
+        below = tuple(f"{name}{sign}" for name in asked for sign in ".[")
+        left = [one for one in error.problems if one.path not in sections and not f"{one.path}[".startswith(below)]
+        if left:
+            raise InvalidConfigError(path, tuple(left)) from None
 
 
 def list_missing(lacking: Sequence[Question]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ravebot.config.file import InvalidConfigError, fill, judge
 from ravebot.config.model import Config
 from ravebot.config.tree import KeyPath, Problem, Value
+from ravebot.config.values import PortRange
 
 if TYPE_CHECKING:
     from ravebot.access.nftables.nft import NetworkTools
@@ -173,8 +174,22 @@ class Inquiry:
         return [str(item) for item in value] if isinstance(value, list) else []
 
     def old(self, question: Question) -> str | None:
-        """The answer in the existing configuration."""
-        return question.text(lookup(self.existing, question.key))
+        """The answer in the existing configuration; a default that it uses counts, so that it does not change."""
+        there = lookup(self.existing, question.key)
+        if there is None and self.existing and question.asked is Asked.NEVER and not question.secret:
+            return self._default(question)
+        return question.text(there)
+
+    def _default(self, question: Question) -> str | None:
+        try:
+            found: object = Config.model_validate(fill(self.existing))
+        except ValueError:  # reported when the configuration is judged
+            return None
+        for key in question.key:
+            found = getattr(found, str(key), None)
+        if question.form is not Form.TEXT:
+            return ""
+        return f"{found.first}-{found.last}" if isinstance(found, PortRange) else str(found)
 
     def secret_file(self, question: Question) -> Path:
         """Where the secret is, or will be."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from ravebot.errors import Forbidden, Unavailable
+from ravebot.matrix.invites import inviter
 from ravebot.operations.doctor.services import get, post
 
 
@@ -20,16 +21,12 @@ class PendingInvite:
 
 def invite_to(told: object, user_id: str) -> PendingInvite | None:
     """From the stripped state of an invite: https://spec.matrix.org/latest/client-server-api/#stripped-state"""
-    state = told.get("invite_state") if isinstance(told, dict) else None
-    listed = state.get("events") if isinstance(state, dict) else None
-    events = [event for event in listed if isinstance(event, dict)] if isinstance(listed, list) else []
-    for event in events:
-        content = event.get("content")
-        membership = content.get("membership") if isinstance(content, dict) else None
-        if event.get("type") == "m.room.member" and event.get("state_key") == user_id and membership == "invite":
-            encrypted = any(other.get("type") == "m.room.encryption" for other in events)
-            return PendingInvite(str(event.get("sender")), encrypted)
-    return None
+    sender = inviter(told, user_id) if isinstance(told, dict) else None
+    if not isinstance(told, dict) or sender is None:
+        return None
+    events = told["invite_state"]["events"]
+    encrypted = any(isinstance(event, dict) and event.get("type") == "m.room.encryption" for event in events)
+    return PendingInvite(sender, encrypted)
 
 
 async def make_room(base: str, token: str, alias: str, admins: Sequence[str]) -> str:

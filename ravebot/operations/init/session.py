@@ -77,6 +77,7 @@ class Session:
 
     def run(self) -> None:
         try:
+            self._planned("").check_early()
             interview = self._interview()
             if not self._confirmed(interview):
                 self._respondent.say("Nothing was written.", "yellow")
@@ -112,6 +113,7 @@ class Session:
         folder = None if wanted["no_link"] else Path(str(wanted["link_folder"]))
         wishes = Wishes(
             service=bool(wanted["service"]),
+            start=not wanted["no_start"],
             webhooks=not wanted["no_webhooks"],
             ssl_verification=False if wanted["no_ssl_verification"] else None,
             build_image=not wanted["no_build_image"],
@@ -179,7 +181,7 @@ class Session:
     def _tell(self, loaded: LoadedConfig) -> None:
         """The proxy's block and the ports; on stdout, to be copied."""
         config = loaded.config
-        if proxy.needed(config) and not self._inquiry.existing:
+        if self._proxy_is_new(loaded):
             for name, block in (("Caddy", proxy.caddy(config)), ("nginx", proxy.nginx(config))):
                 self._respondent.say("")
                 self._respondent.say(f"A TLS proxy in front of ravebot, with {name}:", "bold")
@@ -206,9 +208,15 @@ class Session:
             )
         elif bad:
             output.complain(f"Next: mend what failed above, then start ravebot: {steps.start}", "yellow")
+        elif steps.start_service():
+            proxy_too = "put a block from above into your proxy, and " if self._proxy_is_new(loaded) else ""
+            output.say(f"ravebot runs. Next: {proxy_too}open a merge request.", "green")
         else:
             output.say(f"Next: start ravebot with `{steps.start}` and open a merge request.", "green")
         raise typer.Exit(FAILED if bad else 0)
+
+    def _proxy_is_new(self, loaded: LoadedConfig) -> bool:
+        return proxy.needed(loaded.config) and not self._inquiry.existing
 
     def _stopped(self, why: str) -> None:
         if self._steps is None or not self._steps.done:

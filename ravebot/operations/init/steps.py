@@ -18,7 +18,7 @@ from ravebot.operations.init import write
 from ravebot.operations.init.inquiry import Inquiry, secrets_folder
 from ravebot.operations.init.matrix import invite_missing, make_room
 from ravebot.operations.init.questions import BY_NAME
-from ravebot.operations.service import account
+from ravebot.operations.service import account, systemd
 from ravebot.operations.service.install import install
 from ravebot.operations.service.layout import Installation
 
@@ -30,6 +30,7 @@ class Wishes:
     """What to do beside writing the files."""
 
     service: bool = False
+    start: bool = True  # the service, at the end
     webhooks: bool = True
     ssl_verification: bool | None = None  # as it is, or on
     build_image: bool = True
@@ -44,8 +45,9 @@ class InstallationSteps:
         self._text = text
         self._wishes = wishes
         self._say = say
-        self._owner: write.Ids | None = None
+        self._owner = _owner_of(self.state_dir) if "state_dir" in inquiry.answers else None
         self._owners = frozenset({0, os.geteuid()})
+        self._has_systemd = False
         self.done: list[str] = []
         self.failed: list[str] = []
         self.start = (
@@ -66,7 +68,7 @@ class InstallationSteps:
         ]
         if wishes.service:
             lines.insert(0, "make the user ravebot, its folders and its unit")
-        if inquiry.login is not None:
+        if inquiry.login is not None and kept_token(self.state_dir) is None:
             lines.append(f"keep one Matrix login (a device) in {self.state_dir}")
         if not inquiry.room_exists:
             lines.append(
@@ -77,21 +79,28 @@ class InstallationSteps:
         image = Path(inquiry.answers["image"])
         if wishes.build_image and not image.exists():
             lines.append(f"build {image} (about a minute)")
+        if wishes.service and wishes.start:
+            lines.append("start ravebot, if the doctor finds nothing that failed")
         return lines
 
     def check(self) -> None:
         """Refuse before anything is written. Raises Refused."""
         inquiry = self._inquiry
-        write.check_folder(inquiry.path.parent, self._owners)
-        write.check_file(inquiry.path)
+        self.check_early()
         for name, secret in inquiry.secrets.items():
             path = inquiry.secret_file(BY_NAME[name])
             write.check_file(path)
             if inquiry.kept_secrets.get(name) != secret:
                 self._check_unshared(path)
+
+    def check_early(self) -> None:
+        """Refuse what no answer can change, before anything is asked. Raises Refused."""
+        path = self._inquiry.path
+        write.check_folder(path.parent, self._owners)
+        write.check_file(path)
         if self._wishes.service and os.geteuid() != 0:
             raise Refused("--service needs root: run the command with sudo")
-        if self._wishes.service and inquiry.path.name != "config.yaml":
+        if self._wishes.service and path.name != "config.yaml":
             raise Refused(
                 "--service installs one ravebot a host, whose configuration is called config.yaml: name it so"
             )
@@ -136,6 +145,7 @@ class InstallationSteps:
         installed = install(installation, self._say)
         self.done += installed.changed
         self.start = installed.start
+        self._has_systemd = installed.has_systemd
         found = account.find(installation)
         if found is not None:
             self._owner = (found.owner.uid, found.owner.gid)
@@ -229,12 +239,34 @@ class InstallationSteps:
         write.put_link(path, program)
         self._did(f"linked {path} to {program}")
 
+    def start_service(self) -> bool:
+        """Start the bot, or start it again with what is configured now. False if that is left to the person.
+
+        Raises SystemdFailed.
+        """
+        if not (self._wishes.service and self._wishes.start and self._has_systemd):
+            return False
+        self._say("starting ravebot")
+        systemd.control("enable", "--quiet", "ravebot.service")
+        systemd.control("restart", "ravebot.service")
+        self.done.append("started ravebot")
+        return True
+
     async def end_login(self) -> None:
         """End the trial login, unless it became ravebot's own."""
         login = self._inquiry.login
         if login is not None and not self._inquiry.login_stored:
             await log_out(self._inquiry.homeserver, login.token)
             self._inquiry.login = None
+
+
+def _owner_of(state_dir: Path) -> write.Ids | None:
+    """The user that ravebot runs as, if root works for it: it must be able to read what is written."""
+    try:
+        found = state_dir.stat()
+    except OSError:
+        return None
+    return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid != 0 else None
 
 
 async def at_the_end(loaded: LoadedConfig) -> list[Finding]:

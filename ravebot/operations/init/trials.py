@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ravebot.operations.init.inquiry import Inquiry
 
 DEVICE = "ravebot"
-_MAINTAINER = 40
-"""https://docs.gitlab.com/api/project_webhooks/ needs this role."""
 
 
 async def homeserver(inquiry: Inquiry, text: str) -> Sequence[Finding]:
@@ -93,6 +91,7 @@ async def gitlab_token(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """The role on each project that is named or that a pattern matches."""
     from ravebot.config.model import matches_project
+    from ravebot.gitlab.hookapi import MAINTAINER
     from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, warning
     from ravebot.operations.doctor.gitlab import listed_projects, role
 
@@ -118,7 +117,7 @@ async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     low = [
         path
         for path, (one, level) in zip(named, found, strict=True)
-        if one.verdict is Verdict.OK and level < _MAINTAINER
+        if one.verdict is Verdict.OK and level < MAINTAINER
     ]
     inquiry.unmaintained = low
     if findings:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from ravebot.errors import Refused
+from ravebot.operations.service import files
+from ravebot.operations.service.files import FileOwner
 
 Ids = tuple[int, int]
 """User and group."""
@@ -58,37 +59,15 @@ def make_folder(folder: Path, mode: int, owner: Ids | None, owners: Collection[i
         return
     make_folder(folder.parent, 0o755, None, owners)
     folder.mkdir(mode=0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with files.opened(folder) as descriptor:
         if owner is not None:
             os.fchown(descriptor, *owner)
         os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, text: str, mode: int, owner: Ids | None) -> None:
-    """Replace the file in one step: a crash leaves the old one or the new one, and it never has another mode."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    part = f".{path.name}.{secrets.token_hex(8)}"
-    try:
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        try:
-            with os.fdopen(file, "wb") as writing:
-                if owner is not None:
-                    os.fchown(file, *owner)
-                os.fchmod(file, mode)
-                writing.write(text.encode())
-                writing.flush()
-                os.fsync(file)
-            os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(part, dir_fd=folder)
-            raise
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Put the file there in one step."""
+    files.write(path, text, mode, FileOwner(*owner) if owner is not None else None)
 
 
 def write_public(path: Path, text: str) -> None:
@@ -102,10 +81,4 @@ def write_public(path: Path, text: str) -> None:
 
 def put_link(path: Path, target: Path) -> None:
     """Put a symbolic link there in one step."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    part.symlink_to(target)
-    try:
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    files.link(path, str(target))

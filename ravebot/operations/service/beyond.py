@@ -27,7 +27,7 @@ def kept(loaded: LoadedConfig) -> tuple[str, ...]:
     """What the installation made or used and what stays all the same, with the reason."""
     provider = loaded.config.provider
     return (
-        f"{provider.image}: the machines' image; remove it if nothing else uses it",
+        f"{provider.image}: the machines' image, which other installations may use",
         f"{provider.storage_pool}: the folder of the machines' disks, which libvirt made; it is empty then",
     )
 

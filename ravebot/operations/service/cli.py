@@ -22,16 +22,13 @@ def uninstall(
     config: ConfigPath = DEFAULT_CONFIG,
     purge: Annotated[
         bool,
-        typer.Option(
-            "--purge",
-            help="Also remove configuration, secrets and state folder.",
-        ),
+        typer.Option("--purge", help="Also remove configuration, secrets and state folder."),
     ] = False,
     files_only: Annotated[
         bool,
         typer.Option("--files-only", help="Leave sandboxes, machines, network, firewall and webhooks as they are."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
     """Stop ravebot and remove what was installed for it; shows first what that is, and at the end what stays."""
     from ravebot.operations.service import uninstall as service

@@ -57,7 +57,11 @@ def link(path: Path, target: str) -> None:
     with opened(path.parent) as folder:
         part = f".{path.name}.{secrets.token_hex(8)}"
         os.symlink(target, part, dir_fd=folder)
-        os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        try:
+            os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            os.unlink(part, dir_fd=folder)
+            raise
         os.fsync(folder)
 
 
@@ -92,7 +96,7 @@ def hand_over(folder: Path, owner: FileOwner, *, deep: tuple[str, ...] = ()) -> 
                 given += hand_over(folder / name, owner)
             elif not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 continue
-            if found.st_uid == 0 and (stat.S_ISREG(found.st_mode) or name in deep):
+            if found.st_uid == 0:
                 os.chown(name, owner.uid, owner.gid, dir_fd=descriptor, follow_symlinks=False)
                 given += 1
     return given
@@ -100,8 +104,7 @@ def hand_over(folder: Path, owner: FileOwner, *, deep: tuple[str, ...] = ()) -> 
 
 def take_back(folder: Path, uid: int) -> None:
     """Give everything in the folder that belongs to that user, and the folder, to root."""
-    for parent, names, others, descriptor in os.fwalk(folder):
-        del parent
+    for _, names, others, descriptor in os.fwalk(folder):
         for name in (*names, *others):
             if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == uid:
                 os.chown(name, 0, 0, dir_fd=descriptor, follow_symlinks=False)
