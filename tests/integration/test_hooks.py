@@ -118,6 +118,11 @@ async def test_each_configured_project_gets_one_webhook_and_loses_it_again(offic
     seen = await registry.look(loaded)
     assert [state.ok for state in seen] == [True] * 3
     assert "doesn't check the certificate" in seen[1].detail
+    hook.alert_status = "disabled"
+    await registry.install(loaded)
+    assert {
+        one.settings["enable_ssl_verification"] for one in (*office.hooks(office.cli), *office.hooks(office.web))
+    } == {False}, "what was chosen for a webhook stays until somebody says otherwise"
 
     gone = await registry.remove(loaded)
     assert set(conditions(gone).values()) == {"removed"}

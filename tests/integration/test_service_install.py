@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,14 @@ async def test_without_purge_data_stays_and_belongs_to_root_until_the_next_insta
     assert secret.stat().st_uid == secret.parent.stat().st_uid == 0, "somebody else may get the user's number"
     install(installation, quiet)
     assert secret.stat().st_uid == uid(installation)
+
+
+def test_a_folder_of_the_system_is_not_given_to_ravebots_user(installation: Installation) -> None:
+    (installation.root / "var/lib/dpkg").mkdir(parents=True)
+    before = files_of(installation)
+    with pytest.raises(Refused, match=r"/var/lib is also used for dpkg.*a folder of its own"):
+        install(replace(installation, state_dir=Path("/var/lib")), quiet)
+    assert files_of(installation) == before
 
 
 async def test_what_belongs_to_others_is_set_aside_at_installation_and_kept_at_removal(

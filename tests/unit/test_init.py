@@ -16,10 +16,10 @@ from ravebot.config.file import InvalidConfigError, judge
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.doctor.finding import Finding
-from ravebot.operations.init import draft, proxy, write
+from ravebot.operations.init import draft, proxy, trials, write
 from ravebot.operations.init.flow import Interview, missing, usable
 from ravebot.operations.init.given import begin
-from ravebot.operations.init.inquiry import Asked, Inquiry, Question, secrets_folder
+from ravebot.operations.init.inquiry import Asked, Inquiry, Question, Trial, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
 
@@ -239,6 +239,22 @@ def test_without_tls_no_proxy_is_needed() -> None:
     config, _ = judge(PATH, draft.fresh(inquiry(public_url="http://192.0.2.7:8081").values()))
     assert not proxy.needed(config)
     assert proxy.ports(config)[0] == "8081/tcp from GitLab: webhooks, without TLS"
+
+
+@pytest.mark.parametrize(
+    ("test", "text", "wrong"),
+    [
+        (trials.public_url, "http://localhost", True),
+        (trials.public_url, "http://localhost:8080", False),
+        (trials.public_url, "https://localhost", False),
+        (trials.listen, "127.0.0.1:443", True),
+    ],
+)
+async def test_a_port_on_which_the_services_user_can_not_listen_is_refused(test: Trial, text: str, wrong: bool) -> None:
+    begun = inquiry()
+    begun.least_port = 1024
+    (found,) = await test(begun, text)
+    assert ("can't listen on port" in found.detail, "from 1024 on" in found.fix) == (wrong, wrong)
 
 
 def test_an_invite_tells_who_invited_and_whether_the_room_is_encrypted() -> None:

@@ -39,9 +39,14 @@ def list_hooks(config: ConfigPath = DEFAULT_CONFIG, project: Projects = None, as
 def install(
     config: ConfigPath = DEFAULT_CONFIG,
     project: Projects = None,
-    no_ssl_verification: Annotated[
-        bool, typer.Option("--no-ssl-verification", help="Let GitLab accept any certificate of http.public_url.")
-    ] = False,
+    ssl_verification: Annotated[
+        bool | None,
+        typer.Option(
+            "--ssl-verification/--no-ssl-verification",
+            help="Whether GitLab checks the certificate of http.public_url; by default as it is, or checked.",
+            show_default=False,
+        ),
+    ] = None,
     test: Annotated[
         bool,
         typer.Option(
@@ -56,7 +61,7 @@ def install(
     working = registry.install(
         load(config),
         projects=project or None,
-        ssl_verification=not no_ssl_verification,
+        ssl_verification=ssl_verification,
         test=test,
         say=_say(as_json),
     )

@@ -59,15 +59,15 @@ async def install(
     loaded: LoadedConfig,
     *,
     projects: Iterable[str] | None = None,
-    ssl_verification: bool = True,
+    ssl_verification: bool | None = None,
     test: bool = False,
     say: Say | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> list[HookState]:
     """Give each project exactly one right webhook, with the secrets that the configuration names now.
 
-    `test` lets GitLab send an event to it at once. Raises ConfigError without http.public_url or with a malformed
-    signing token, and Unavailable if GitLab can't be used at all.
+    `ssl_verification` None leaves it as it is, or on. `test` lets GitLab send an event at once. Raises ConfigError
+    without http.public_url or with a malformed signing token, and Unavailable if GitLab can't be used at all.
     """
     wanted, ours = _known_target(loaded.config), secrets(loaded)
     if ours.signing_token is not None:
@@ -114,10 +114,12 @@ async def _set(
     before: HookComparison,
     wanted: HookTarget,
     ours: HookSecrets,
-    ssl_verification: bool,
+    ssl_verification: bool | None,
 ) -> Json:
     """Make or edit it; returns GitLab's answer. What GitLab has disabled is made anew, the new one first."""
     keep = before.keep
+    if ssl_verification is None:  # nobody said: what somebody chose for this webhook stays
+        ssl_verification = keep is None or keep.get("enable_ssl_verification") is not False
     anew = keep is None or (before.condition is HookCondition.DISABLED and hooks.may_be_made_anew(keep))
     if anew:
         # Two that do this at once both find the other's afterwards, and keep the same one.

@@ -149,6 +149,7 @@ class Inquiry:
     room_id: str = ""
     joined_rooms: Collection[object] = ()
     gitlab_user: str = ""
+    least_port: int = 0  # on which the user can listen who will run ravebot
     unmaintained: list[str] = field(default_factory=list)
     """Projects on which the token may not register webhooks."""
 

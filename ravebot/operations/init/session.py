@@ -48,6 +48,13 @@ def _end_like_ctrl_c() -> None:
         signal.signal(number, stop)
 
 
+def _least_port() -> int:
+    """The first port that needs no right of root's: https://www.kernel.org/doc/html/latest/networking/ip-sysctl.html"""
+    with suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text("ascii"))
+    return 1024
+
+
 class Session:
     """What is given, who answers, and what was done so far."""
 
@@ -58,6 +65,7 @@ class Session:
         self._path = Path(str(options["config"])).absolute()
         self._given = {} if options["check"] else answers(options)
         self._inquiry, self._text = begin(self._path)
+        self._inquiry.least_port = _least_port() if options["service"] else 0
         self._watched = output.is_watched and not options["check"]
         self._respondent: Respondent = (
             TerminalRespondent(output) if self._watched else ScriptRespondent(output, shows_all=bool(options["check"]))
@@ -115,7 +123,7 @@ class Session:
             service=bool(wanted["service"]),
             start=not wanted["no_start"],
             webhooks=not wanted["no_webhooks"],
-            ssl_verification=not wanted["no_ssl_verification"],
+            ssl_verification=False if wanted["no_ssl_verification"] else None,
             build_image=not wanted["no_build_image"],
             link_folder=folder,
         )

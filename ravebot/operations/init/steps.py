@@ -32,7 +32,7 @@ class Wishes:
     service: bool = False
     start: bool = True  # the service, at the end
     webhooks: bool = True
-    ssl_verification: bool = True
+    ssl_verification: bool | None = None  # as it is, or on
     build_image: bool = True
     link_folder: Path | None = Path("/usr/local/bin")
 

@@ -199,6 +199,8 @@ async def public_url(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import ok, warning
 
     parts = urlsplit(text.strip())
+    if parts.scheme == "http" and (low := _too_low(inquiry, parts.port or 80)):
+        return [low]
     loop = asyncio.get_running_loop()
     try:
         await loop.getaddrinfo(parts.hostname or "", parts.port or 443, type=socket.SOCK_STREAM)
@@ -226,7 +228,18 @@ async def image(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 async def listen(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.network import listen as tried
 
+    if low := _too_low(inquiry, int(text.rpartition(":")[2])):
+        return [low]
     return [await tried(inquiry.config({"listen": text}))]
+
+
+def _too_low(inquiry: Inquiry, port: int) -> Finding | None:
+    from ravebot.operations.doctor.finding import failed
+
+    if port >= inquiry.least_port:
+        return None
+    fix = f"give one from {inquiry.least_port} on, like http://ravebot.example.org:8080, or https:// and a TLS proxy"
+    return failed("http.listen", f"the service's user can't listen on port {port}", fix)
 
 
 async def network(inquiry: Inquiry, text: str) -> Sequence[Finding]:

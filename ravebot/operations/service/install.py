@@ -15,10 +15,14 @@ from ravebot.operations.service import account, files, systemd
 from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import FOLDER_MARK, MARK, Installation, Thing, ThingKind, things
 from ravebot.operations.service.logs import CONSOLES
+from ravebot.store.swap import DATABASE, INSTANCE_ID, LOGIN
 
 Say = Callable[[str], None]
 _OURS_DEEP = (CONSOLES, "sources")
 """Folders in the state folder whose files are the bot's own; others may hold disks and images."""
+
+_MAY_BE_THERE = (*_OURS_DEEP, "disks", "images", "backups", "lost+found")
+"""Folders that somebody may have made in a state folder before ravebot first ran."""
 
 
 class InstallFailed(RavebotError):
@@ -40,6 +44,7 @@ def install(installation: Installation, say: Say) -> Installed:
     if installation.is_this_host and os.geteuid() != 0:
         raise Refused("installing the service needs root: run it with sudo")
     _refuse_odd_program(installation)
+    _refuse_shared_folder(installation)
     work = _Work(installation, say)
     for thing in things(installation):
         try:
@@ -69,6 +74,19 @@ def _refuse_odd_program(installation: Installation) -> None:
             raise Refused(f"the service can't run {program}, because others than root can change {path}: {advice}")
         if not found.st_mode & stat.S_IXOTH:
             raise Refused(f"the service can't run {program}, because its user can't enter {path}: {advice}")
+
+
+def _refuse_shared_folder(installation: Installation) -> None:
+    """The state folder is given to ravebot's user, so it must be no folder of the system, such as /var/lib."""
+    path = installation.at(installation.state_dir)
+    if not path.is_dir() or any(os.path.lexists(path / name) for name in (FOLDER_MARK, DATABASE, INSTANCE_ID, LOGIN)):
+        return
+    others = sorted(one.name for one in path.iterdir() if one.is_dir() and one.name not in _MAY_BE_THERE)
+    if others:
+        raise Refused(
+            f"state_dir: {installation.state_dir} is also used for {', '.join(others[:3])}, and would be given to"
+            f" {installation.user}: configure a folder of its own, such as /var/lib/ravebot"
+        )
 
 
 class _Work:
