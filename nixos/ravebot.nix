@@ -138,6 +138,9 @@ in
       path = [ libvirtd.qemu.package ];
       serviceConfig = hardened // {
         ExecStart = "${cfg.package}/bin/ravebot run";
+        Type = "notify"; # ravebot says when its doors are open
+        NotifyAccess = "main";
+        TimeoutStartSec = "5min";
         Restart = "on-failure";
         RestartSec = 5;
         StateDirectory = lib.removePrefix "/var/lib/" state_dir;
