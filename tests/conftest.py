@@ -43,7 +43,7 @@ def _need(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-class _ByNeed(LoadScopeScheduling):
+class _ByNeed(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """What `./dev test` runs in one process, beside the others': the tests that restart libvirtd, and of the rest each
     file, because its tests may share a Synapse or a machine. Most of the time is waiting.
 

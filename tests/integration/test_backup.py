@@ -452,7 +452,7 @@ async def test_links_modes_and_owners_of_a_tar_have_no_effect(tmp_path: Path) ->
     link = tarfile.TarInfo(LOGIN)
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/shadow"
     with pytest.raises(BackupUnusable, match="is no backup"):
-        restore(remade(backup, lambda members: members.pop(LOGIN) and None, link), tmp_path / "there")
+        restore(remade(backup, lambda members: members.__delitem__(LOGIN), link), tmp_path / "there")
     restore(remade(backup, manifest_with(instance="other")), tmp_path / "there", force=True)
     for name in (DATABASE, INSTANCE_ID, LOGIN):
         facts = (tmp_path / "there" / name).stat()

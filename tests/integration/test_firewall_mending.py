@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import cast
 
 import psutil
 import pytest
@@ -186,7 +187,7 @@ async def test_a_foreign_change_is_told_of_and_our_own_are_not(router: Router) -
     told = asyncio.Queue[None]()
 
     async def listen() -> None:
-        async with aclosing(firewall.changes()) as changes:
+        async with aclosing(cast("AsyncGenerator[None]", firewall.changes())) as changes:
             async for change in changes:
                 told.put_nowait(change)
 

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -183,8 +184,8 @@ async def test_a_script_gets_a_configuration_that_works_and_can_repeat_it(instal
 
     # The room is unencrypted, and the admin is invited.
     room_id = (await world.account.call("GET", "directory", "room", place.room))["room_id"]
-    state = await world.account.call("GET", "rooms", room_id, "state")
-    events = {(event["type"], event["state_key"]): event["content"] for event in state}  # type: ignore[index, call-overload]
+    state: Any = await world.account.call("GET", "rooms", room_id, "state")
+    events = {(event["type"], event["state_key"]): event["content"] for event in state}
     assert ("m.room.encryption", "") not in events
     assert events["m.room.member", world.ops.user_id]["membership"] == "invite"
 

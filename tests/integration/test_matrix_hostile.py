@@ -20,7 +20,7 @@ from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.hearing import Hearing
-from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.incoming import IncomingMessage, Removed
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
@@ -58,6 +58,11 @@ async def client_of(url: str, folder: Path, *, timeout_seconds: float = 5.0) -> 
         await client.close()
 
 
+def direct(heard: IncomingMessage | Removed) -> bool:
+    assert isinstance(heard, IncomingMessage)
+    return heard.direct
+
+
 class Journal:
     """In memory; listens since `s0`."""
 
@@ -68,8 +73,8 @@ class Journal:
     async def token(self) -> str | None:
         return self.next_batch
 
-    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
-        self.texts += [message.text for message in messages]
+    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+        self.texts += [message.text for message in messages if isinstance(message, IncomingMessage)]
         self.next_batch = next_batch
 
 
@@ -186,7 +191,7 @@ class LockedJournal(Journal):
         super().__init__()
         self.failures = failures
 
-    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
         if self.failures and messages:
             self.failures -= 1
             raise StoreError("the database is full")
@@ -315,7 +320,7 @@ async def test_a_long_gap_full_of_long_messages_takes_little_memory(tmp_path: Pa
         return synced("s1", join=limited()) if request.query.get("since") == "s0" else synced("s1")
 
     class Measured(Journal):
-        async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+        async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
             await super().save(messages, next_batch)
             held.append(tracemalloc.get_traced_memory()[0])
 
@@ -375,13 +380,15 @@ async def test_a_room_that_can_never_be_read_does_not_keep_the_others_from_being
         return synced("s1")
 
     class Noting(Journal):
-        async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+        async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
             if next_batch == "s0":
-                assert [(message.room_id, message.direct) for message in messages] == [(OTHER, True)]
+                assert [(message.room_id, direct(message)) for message in messages] == [(OTHER, True)]
                 heard_after.append(len(pauses.seconds))
             else:
                 found.extend(
-                    (message.room_id, message.text, message.direct) for message in messages if message.room_id == ROOM
+                    (message.room_id, message.text, message.direct)
+                    for message in messages
+                    if isinstance(message, IncomingMessage) and message.room_id == ROOM
                 )
             await super().save(messages, next_batch)
 
@@ -556,9 +563,9 @@ async def test_a_clock_that_was_set_back_does_not_put_off_the_look_at_who_is_in_
                 await hearing.heard(ROOM, room, "s0")
         for well in (False, True):
             server.well = well
-            assert [message.direct for message in await hearing.heard(ROOM, room, "s0")] == [False]
+            assert [direct(one) for one in await hearing.heard(ROOM, room, "s0")] == [False]
         clock.advance(timedelta(hours=-3))
-        assert [message.direct for message in await hearing.heard(ROOM, room, "s0")] == [True]
+        assert [direct(one) for one in await hearing.heard(ROOM, room, "s0")] == [True]
 
 
 async def test_a_server_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:

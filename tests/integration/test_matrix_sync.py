@@ -14,7 +14,7 @@ from ravebot.clock import SystemClock
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.incoming import IncomingMessage, Removed
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.sync import SyncLoop
 from tests.support.synapse import MatrixUser, Synapse
@@ -43,16 +43,16 @@ class MemoryJournal:
     async def token(self) -> str | None:
         return self.next_batch
 
-    async def save(self, messages: tuple[IncomingMessage, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
         if self.fails and messages:
             raise DiskFullError
-        self.messages += messages
+        self.messages += [message for message in messages if isinstance(message, IncomingMessage)]
         self.next_batch = next_batch
         self.saved.set()
 
     @property
     def texts(self) -> list[str]:
-        return [message.text for message in self.messages if isinstance(message, IncomingMessage)]
+        return [message.text for message in self.messages]
 
     async def has(self, *texts: str) -> None:
         """Wait until these, and only these, were heard."""

@@ -43,6 +43,9 @@ class LosesAnswers:
             raise Unavailable("the answer got lost")
         return event_id
 
+    async def display_name(self, user_id: str) -> str:
+        return await self.client.display_name(user_id)
+
 
 @dataclass
 class Desk:

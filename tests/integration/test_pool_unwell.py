@@ -43,7 +43,7 @@ async def seen(yard: Yard) -> dict[str, str]:
     for name in ("terminal", "pipe"):
         output, text = Output(), io.StringIO()
         output.console = Console(file=text, force_terminal=name == "terminal", width=300, color_system=None)
-        output.raw = lambda line, text=text: text.write(f"{line}\n")  # type: ignore[method-assign,misc]
+        output.raw = lambda line, text=text: text.write(f"{line}\n")  # type: ignore[method-assign,misc,assignment]
         show_sandboxes(output, lines, yard.clock.now())
         shell[name] = text.getvalue()
     return {

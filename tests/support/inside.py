@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from typing import Any
 
 import libvirt
 import libvirt_qemu
@@ -29,7 +30,7 @@ def inside(machine: str, command: str, timeout: float = 20) -> tuple[int, str]:
     raise TimeoutError(f"{command} in {machine} did not end within {timeout} s")
 
 
-def _ask(domain: libvirt.virDomain, command: str, arguments: dict[str, object]) -> dict[str, object]:
+def _ask(domain: libvirt.virDomain, command: str, arguments: dict[str, object]) -> dict[str, Any]:
     text = json.dumps({"execute": command, "arguments": arguments})
-    answer: dict[str, object] = json.loads(libvirt_qemu.qemuAgentCommand(domain, text, 10, 0))["return"]
+    answer: dict[str, Any] = json.loads(libvirt_qemu.qemuAgentCommand(domain, text, 10, 0))["return"]
     return answer

@@ -48,10 +48,16 @@ def test_rules_become_elements_of_every_set() -> None:
 
 def test_elements_are_written_as_nft_reads_them_and_empty_changes_write_nothing() -> None:
     opened = commands_for("add", "t", {OPENED: frozenset([(2200, "10.80.0.2", 22)]), LIVE: frozenset()})
-    element = {"family": "inet", "table": "t", "name": "opened", "elem": [{"concat": [2200, "10.80.0.2", 22]}]}
+    element: dict[str, object] = {
+        "family": "inet",
+        "table": "t",
+        "name": "opened",
+        "elem": [{"concat": [2200, "10.80.0.2", 22]}],
+    }
     assert opened == [{"add": {"element": element}}]
     closed = commands_for("delete", "t", {PORTS: frozenset([(2200, 22)])})
-    element = {"family": "inet", "table": "t", "name": "ports", "elem": [[2200, 22]]}
+    written = [[2200, 22]]
+    element = {"family": "inet", "table": "t", "name": "ports", "elem": written}
     assert closed == [{"delete": {"element": element}}]
 
 

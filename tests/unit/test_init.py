@@ -147,7 +147,7 @@ def test_the_same_values_change_nothing() -> None:
 
 def test_what_the_defaults_say_is_not_added_to_an_existing_configuration() -> None:
     existing = yaml.safe_load(OLD)
-    values = {("provider", "bridge", "name"): "ravebot0", ("sandbox", "web_ports"): "3100-3199"}
+    values: dict[KeyPath, Value] = {("provider", "bridge", "name"): "ravebot0", ("sandbox", "web_ports"): "3100-3199"}
     assert list(draft.without_unchanged_defaults(values, existing)) == [("sandbox", "web_ports")]
 
 

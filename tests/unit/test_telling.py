@@ -75,7 +75,7 @@ def test_a_failure_is_told_in_the_thread_when_it_happens_and_not_again_at_the_en
 
 
 def test_the_end_of_one_that_was_kept_says_what_ended_it_and_calls_nobody_again() -> None:
-    over = {"reason": "failed", "detail": "set-up failed: boom", "kept": "expired"}
+    over: dict[str, object] = {"reason": "failed", "detail": "set-up failed: boom", "kept": "expired"}
     stopping = TELLINGS[EventKind.SANDBOX_STOPPING]
     assert stopping.thread(over) == "not kept any longer: its time was up"
     assert said("sandbox.stopping", **over) == "not kept any longer: its time was up"
@@ -83,7 +83,8 @@ def test_the_end_of_one_that_was_kept_says_what_ended_it_and_calls_nobody_again(
         "not kept any longer: stopped by gina (matrix)"
     )
     failed = a_sandbox(state=SandboxState.STOPPING, end_reason=EndReason.FAILED)
-    for data, calls in ((over, False), ({"reason": "failed", "detail": "boom"}, True)):
+    broken: dict[str, object] = {"reason": "failed", "detail": "boom"}
+    for data, calls in ((over, False), (broken, True)):
         assert stopping.calls(failed, Event(1, NOON, EventKind.SANDBOX_STOPPING, RAVEBOT, data=data)) is calls
 
 
