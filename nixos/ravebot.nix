@@ -13,6 +13,25 @@ let
   bridged = provider.network == "bridge";
   libvirtd = config.virtualisation.libvirtd;
 
+  # What neither the bot nor its backup needs.
+  hardened = {
+    NoNewPrivileges = true;
+    ProtectSystem = "strict";
+    PrivateTmp = true;
+    ProtectKernelModules = true;
+    ProtectKernelLogs = true;
+    ProtectControlGroups = true;
+    ProtectClock = true;
+    ProtectHostname = true;
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    LockPersonality = true;
+    SystemCallArchitectures = "native";
+    SystemCallFilter = "@system-service";
+    SystemCallErrorNumber = "EPERM";
+  };
+
   # What each secret is, and the name of its credential.
   secrets = {
     matrixPassword = "the password of the bot's Matrix account; give this or `matrixAccessToken`";
@@ -117,8 +136,11 @@ in
       ];
       restartTriggers = [ configFile ];
       path = [ libvirtd.qemu.package ];
-      serviceConfig = {
+      serviceConfig = hardened // {
         ExecStart = "${cfg.package}/bin/ravebot run";
+        Type = "notify"; # ravebot says when its doors are open
+        NotifyAccess = "main";
+        TimeoutStartSec = "5min";
         Restart = "on-failure";
         RestartSec = 5;
         StateDirectory = lib.removePrefix "/var/lib/" state_dir;
@@ -127,16 +149,8 @@ in
 
         # It runs as root, whose only capability changes rules and interfaces.
         CapabilityBoundingSet = "CAP_NET_ADMIN";
-        NoNewPrivileges = true;
-        ProtectSystem = "strict";
         ProtectHome = true;
-        PrivateTmp = true;
         # Not ProtectKernelTunables: ravebot turns net.ipv4.ip_forward back on when something turned it off.
-        ProtectKernelModules = true;
-        ProtectKernelLogs = true;
-        ProtectControlGroups = true;
-        ProtectClock = true;
-        ProtectHostname = true;
         DevicePolicy = "closed";
         DeviceAllow = "/dev/kvm rw"; # ravebot tries it out before the first machine
         RestrictAddressFamilies = [
@@ -145,13 +159,6 @@ in
           "AF_INET6"
           "AF_NETLINK"
         ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        LockPersonality = true;
-        SystemCallArchitectures = "native";
-        SystemCallFilter = "@system-service";
-        SystemCallErrorNumber = "EPERM";
       };
     };
 
@@ -173,7 +180,7 @@ in
     };
     systemd.services.ravebot-backup = mkIf cfg.backup.enable {
       description = "A backup of ravebot's state";
-      serviceConfig = {
+      serviceConfig = hardened // {
         Type = "oneshot";
         ExecStart = "${cfg.package}/bin/ravebot backup --into ${lib.escapeShellArg cfg.backup.path} --keep ${toString cfg.backup.keep}";
         UMask = "0077";
@@ -182,30 +189,15 @@ in
 
         # Like the bot, it runs as root; it needs no capability at all.
         CapabilityBoundingSet = "";
-        NoNewPrivileges = true;
-        ProtectSystem = "strict";
         ReadWritePaths = [
           state_dir
           cfg.backup.path
         ];
         ProtectHome = "read-only";
-        PrivateTmp = true;
         PrivateNetwork = true;
         PrivateDevices = true;
         ProtectKernelTunables = true;
-        ProtectKernelModules = true;
-        ProtectKernelLogs = true;
-        ProtectControlGroups = true;
-        ProtectClock = true;
-        ProtectHostname = true;
         RestrictAddressFamilies = [ "AF_UNIX" ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        LockPersonality = true;
-        SystemCallArchitectures = "native";
-        SystemCallFilter = "@system-service";
-        SystemCallErrorNumber = "EPERM";
       };
     };
 

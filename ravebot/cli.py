@@ -363,7 +363,7 @@ def _progress(text: str) -> None:
 def audit(
     ref: Annotated[
         str | None,
-        typer.Argument(metavar="[REF]", callback=_reference, help="Only this merge request, like group/app!42."),
+        typer.Argument(metavar="REF", callback=_reference, help="Only this merge request, like group/app!42."),
     ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     verify: Annotated[bool, typer.Option("--verify", help="Check the whole log; prints only the result.")] = False,

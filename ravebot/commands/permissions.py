@@ -10,7 +10,15 @@ from ravebot.sandboxes.model import Actor
 DEVELOPER = 30
 """GitLab's access level from which a member may push (https://docs.gitlab.com/api/access_requests/)."""
 
-_ROLES = {10: "Guest", 15: "Planner", 20: "Reporter", 30: "Developer", 40: "Maintainer", 50: "Owner"}
+_ROLES = {
+    5: "Minimal Access",
+    10: "Guest",
+    15: "Planner",
+    20: "Reporter",
+    30: "Developer",
+    40: "Maintainer",
+    50: "Owner",
+}
 
 
 class Right(Enum):

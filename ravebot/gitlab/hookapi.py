@@ -20,7 +20,6 @@ from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 T = TypeVar("T")
 MAINTAINER = 40
 """https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
-_ROLES = {5: "Minimal Access", 10: "Guest", 15: "Planner", 20: "Reporter", 30: "Developer", 40: "Maintainer"}
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,6 @@ class HookedProject:
     id: int
     path: str
     level: int
-
-    @property
-    def role(self) -> str:
-        if self.level > MAINTAINER:
-            return "Owner"
-        return _ROLES.get(self.level, "Guest" if self.level else "")
 
 
 class HookApi:
@@ -59,7 +52,7 @@ class HookApi:
         def ask() -> HookedProject:
             body = self._transport.get(f"/projects/{quote(path, safe='')}")
             identity, full = answers.project(body)
-            return HookedProject(identity, full, _level(body))
+            return HookedProject(identity, full, role_level(body))
 
         return await self._call(ask)
 
@@ -120,7 +113,8 @@ class HookApi:
             raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
 
 
-def _level(body: Json) -> int:
+def role_level(body: Json) -> int:
+    """The role of the token's user on a project, as GitLab's answer about the project has it; 0 for none."""
     permissions = body.get("permissions")
     found = [0]
     for kind in ("project_access", "group_access"):

@@ -23,7 +23,7 @@ from ravebot.store.swap import LOGIN
 
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
-_DEVICE_NAME = "ravebot"
+DEVICE_NAME = "ravebot"
 _NAME_TIMEOUT_SECONDS = 3.0
 """For a name, which a message waits for: a homeserver asks the user's own one, which may be away."""
 _NAME_SECONDS = 3600.0
@@ -230,7 +230,7 @@ class MatrixClient:
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": self.user_id},
             "password": self._secret,
-            "initial_device_display_name": _DEVICE_NAME,
+            "initial_device_display_name": DEVICE_NAME,
         }
         if device_id:
             body["device_id"] = device_id

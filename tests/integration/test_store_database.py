@@ -436,7 +436,7 @@ async def test_what_root_makes_belongs_to_the_owner_of_the_state_folder(tmp_path
         assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(64_001, 64_002)}
 
 
-@pytest.mark.parametrize("name", ["ravebot.lock", "ravebot.db", "instance-id.part"])
+@pytest.mark.parametrize("name", ["ravebot.lock", "ravebot.db", "instance-id"])
 async def test_a_link_in_the_state_folder_makes_root_change_nothing_outside(tmp_path: Path, name: str) -> None:
     state, outside, missing = tmp_path / "state", tmp_path / "outside", tmp_path / "missing"
     state.mkdir()

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 def backup(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to write it.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Where to write it; it must not exist yet.")
+    ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write it into this folder, with a name made of the time.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write it into this folder, named after the instance and the time."),
     ] = None,
     keep: Annotated[
         int, typer.Option(min=1, max=10_000, help="With --into: how many of this instance's backups stay there.")

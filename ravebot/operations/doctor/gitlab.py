@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote
 
+from ravebot.commands.permissions import DEVELOPER
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import matches_project
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab import hooks
+from ravebot.gitlab.hookapi import role_level
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
 from ravebot.operations.doctor.services import Answer, get, mend
 from ravebot.operations.hooks import registry, wording
 
-DEVELOPER = 30
-"""https://docs.gitlab.com/api/access_requests/#valid-access-levels"""
 _EXPIRES_SOON = timedelta(days=14)
 _PAGE, _MOST_PAGES = 100, 10
 _MOST_PROJECTS = 20
@@ -156,12 +156,7 @@ async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, i
         return failed(
             "gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", fix
         ), 0
-    levels = [
-        level
-        for kind in ("project_access", "group_access")
-        if isinstance(level := project.field("permissions", kind, "access_level"), int)
-    ]
-    level = max(levels, default=0)
+    level = role_level(project.body) if isinstance(project.body, dict) else 0
     if level < DEVELOPER:
         return failed(
             "gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role"

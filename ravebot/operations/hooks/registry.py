@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
+from ravebot.commands.permissions import role
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import ConfigError, Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
@@ -173,7 +174,7 @@ async def _one(api: HookApi, act: Act, path: str, sleep: Callable[[float], Await
             below = project.level < MAINTAINER
             if isinstance(error, NotFound) and not below and attempt < _ATTEMPTS:
                 continue  # somebody else removed the webhook meanwhile
-            return wording.forbidden(path, project.role, str(error), below=below)
+            return wording.forbidden(path, role(project.level) if project.level else "", str(error), below=below)
         except Unavailable as error:
             if attempt == _ATTEMPTS:
                 return wording.unanswered(path, str(error))

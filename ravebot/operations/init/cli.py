@@ -15,7 +15,7 @@ from ravebot.terminal import DEFAULT_CONFIG, ConfigPath
 
 HELP = "Ask what an installation needs, test each answer at once, and write configuration and secrets at the end."
 _MORE = """\
-Nothing is written, and no room or webhook is made, before the whole configuration was shown and you confirmed it.
+Nothing is written, and no room or webhook is made, before you have seen the whole configuration and confirmed it.
 
 Every answer can be an option or, secrets excepted, a variable: --gitlab-url or RAVEBOT_INIT_GITLAB_URL. Without a
 terminal nothing is asked: all answers that are missing are listed at once. A secret is read from a file of one line,
@@ -40,7 +40,7 @@ def command() -> Callable[..., None]:
     own = [
         _parameter("config", ConfigPath, DEFAULT_CONFIG),
         *(_of(question) for question in QUESTIONS),
-        _flag("service", "--service", "Install user, folders and unit, to run ravebot as a service: as root."),
+        _flag("service", "--service", "Install user, folders and units, to run ravebot as a service; needs root."),
         _flag("no_start", "--no-start", "With --service: do not start ravebot at the end."),
         _flag("no_webhooks", "--no-webhooks", "Do not register webhooks in GitLab."),
         _flag("no_ssl_verification", "--no-ssl-verification", "Let GitLab accept any certificate of --public-url."),

@@ -85,7 +85,7 @@ QUESTIONS: tuple[Question, ...] = (
     ),
     Question(
         "public_url", _key("http.public_url"), "Address of ravebot for GitLab's webhooks",
-        "Address at which GitLab reaches ravebot: https://ravebot.example.org, of a TLS proxy on this host.",
+        "Address at which GitLab reaches ravebot, like https://ravebot.example.org: that of a TLS proxy on this host.",
         test=trials.public_url, propose=proposals.public_url,
     ),
     Question(

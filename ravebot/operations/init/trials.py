@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ravebot.operations.doctor.finding import Finding
     from ravebot.operations.init.inquiry import Inquiry
 
-DEVICE = "ravebot"
-
 
 async def homeserver(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import Finding, ok
@@ -29,12 +27,13 @@ async def homeserver(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def password(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Logs in; that login is kept for ravebot, or ended by whoever owns the inquiry."""
+    from ravebot.matrix.client import DEVICE_NAME
     from ravebot.operations.doctor.finding import Finding, failed, ok
     from ravebot.operations.doctor.matrix import log_in, log_out
     from ravebot.operations.doctor.services import get
 
     user_id, base = inquiry.answers["matrix_user"], inquiry.homeserver
-    login = await log_in(base, user_id, text, DEVICE)
+    login = await log_in(base, user_id, text, DEVICE_NAME)
     if isinstance(login, Finding):
         if "M_FORBIDDEN" in login.detail:
             profile = await get(f"{base}/_matrix/client/v3/profile/{quote(user_id, safe='')}")
@@ -154,7 +153,7 @@ async def admins(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Whether ravebot is in it or invited by an admin; an alias that does not exist is made later."""
-    from ravebot.operations.doctor.finding import Verdict, failed, ok, unknown
+    from ravebot.operations.doctor.finding import failed, ok, unknown
     from ravebot.operations.doctor.matrix import room_of, seats
     from ravebot.operations.doctor.services import get
     from ravebot.operations.init.matrix import invite_to
@@ -186,10 +185,7 @@ async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
         if invite.sender not in inquiry.listed("admins"):
             fix = f"let an admin invite {own}, or add {invite.sender} to the admins"
             return [failed("matrix room", f"{text}: {invite.sender} invited ravebot and is no admin: declined", fix)]
-    finding = await room_of(seat, text)
-    if finding.verdict is Verdict.WARNING:
-        return [finding if invite is None else ok(finding.name, finding.detail)]
-    return [finding]
+    return [await room_of(seat, text)]
 
 
 async def sandbox_host(inquiry: Inquiry, text: str) -> Sequence[Finding]:

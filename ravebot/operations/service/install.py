@@ -14,10 +14,11 @@ from ravebot.errors import RavebotError, Refused
 from ravebot.operations.service import account, files, systemd
 from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import FOLDER_MARK, MARK, Installation, Thing, ThingKind, things
+from ravebot.operations.service.logs import CONSOLES
 from ravebot.store.swap import DATABASE, INSTANCE_ID, LOGIN
 
 Say = Callable[[str], None]
-_OURS_DEEP = ("console", "sources")
+_OURS_DEEP = (CONSOLES, "sources")
 """Folders in the state folder whose files are the bot's own; others may hold disks and images."""
 
 _MAY_BE_THERE = (*_OURS_DEEP, "disks", "images", "backups", "lost+found")

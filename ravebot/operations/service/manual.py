@@ -59,7 +59,8 @@ def _commands(commands: TyperGroup, name: str) -> Iterator[str]:
         options = [
             one for one in command.params if one.param_type_name == "option" and not getattr(one, "hidden", False)
         ]
-        words = [called, *(f"\\fI{_escaped(_metavar(one))}\\fR" for one in arguments)]
+        shown = [f"\\fI{_escaped(_metavar(one))}\\fR" for one in arguments]
+        words = [called, *(name if one.required else f"[{name}]" for one, name in zip(arguments, shown, strict=True))]
         if options:
             words.append("[\\fIOPTIONS\\fR]")
         yield f".SS {_quoted(' '.join([_escaped(words[0]), *words[1:]]))}"
@@ -74,7 +75,7 @@ def _commands(commands: TyperGroup, name: str) -> Iterator[str]:
 def _parameter(one: Any) -> Iterator[str]:
     """One argument or option, with its default."""
     if one.param_type_name == "argument":
-        head = f"\\fI{_escaped(_metavar(one).strip('[]'))}\\fR"
+        head = f"\\fI{_escaped(_metavar(one))}\\fR"
     else:
         names = ", ".join(f"\\fB{_escaped(name)}\\fR" for name in (*one.opts, *one.secondary_opts))
         head = names if one.is_flag else f"{names} \\fI{_escaped(_metavar(one))}\\fR"
