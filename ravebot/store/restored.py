@@ -29,9 +29,19 @@ def mark(tx: Transaction, made_at: datetime, head: str, actor: Actor) -> None:
 
 
 def since(tx: Transaction) -> datetime | None:
-    """When the database was last restored; None if it never was."""
+    """When the database was last restored; None if it never was. Needs a transaction that may write.
+
+    A moment in the future means that the clock was set back: it counts as now from then on, or no command would be
+    carried out until it comes.
+    """
     found = get_meta(tx, _RESTORED)
-    return from_us(int(json.loads(found)["at"])) if found else None
+    if not found:
+        return None
+    known = json.loads(found)
+    if int(known["at"]) > tx.now_us:
+        known["at"] = tx.now_us
+        set_meta(tx, _RESTORED, dump_json(known))
+    return from_us(int(known["at"]))
 
 
 def made_at(tx: Transaction) -> datetime | None:

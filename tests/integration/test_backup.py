@@ -227,6 +227,20 @@ async def test_commands_from_before_the_restore_are_recorded_and_not_carried_out
     assert rows[0]["body"] == ""
 
 
+async def test_commands_are_carried_out_again_when_the_clock_was_ahead_during_the_restore(tmp_path: Path) -> None:
+    backup, clock = await a_backup(tmp_path / "here"), ManualClock()
+    clock.advance(365 * DAY)
+    restore(backup, tmp_path / "there", clock=clock)
+    async with a_world(tmp_path / "there") as world:
+        assert await world.database.write(restored.since) == world.clock.now()
+        world.pass_by(hours=1)
+        at = int(world.clock.now().timestamp() * 1000)
+        said = IncomingMessage("$new", "!room", "@a:b", "!rave stop 1", None, False, at)
+        await MatrixJournal(world.database, "!rave").save((said,), "s2")
+        (row,) = await world.read(lambda tx: tx.all("SELECT outcome FROM inbox"))
+    assert row["outcome"] is None
+
+
 async def test_a_message_that_follows_a_restore_has_an_id_that_no_message_before_had(tmp_path: Path) -> None:
     async with a_world(tmp_path / "here") as world:
         maker(tmp_path / "here").to_file(tmp_path / "b.tar", Stop())

@@ -145,6 +145,17 @@ async def test_what_belongs_to_others_is_set_aside_at_installation_and_kept_at_r
     assert not unit.exists()
 
 
+async def test_another_configuration_of_the_host_is_not_removed(installation: Installation) -> None:
+    install(installation, quiet)
+    second = installation.at(installation.config).with_name("second.yaml")
+    second.write_text("instance: second\n")
+    with pytest.raises(Refused, match=r"uses /etc/ravebot/config.yaml: nothing was removed"):
+        look(replace(installation, config=Path("/etc/ravebot/second.yaml")), purge=True)
+    done = await uninstall(installation, purge=True)
+    assert any("holds second.yaml, too" in line for line in done.kept)
+    assert (second.read_text(), done.failed) == ("instance: second\n", ())
+
+
 async def test_no_link_is_followed(installation: Installation, tmp_path: Path) -> None:
     install(installation, quiet)
     state = installation.at(installation.state_dir)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import os
 import stat
 from collections.abc import Coroutine, Iterable
@@ -16,12 +18,15 @@ from ravebot.config.file import InvalidConfigError, judge
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.doctor.finding import Finding
+from ravebot.operations.doctor.matrix import Login
 from ravebot.operations.init import draft, proxy, trials, write
+from ravebot.operations.init.asking import TerminalRespondent
 from ravebot.operations.init.flow import Interview, missing, usable
 from ravebot.operations.init.given import begin
 from ravebot.operations.init.inquiry import Asked, Inquiry, Question, Trial, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS
+from ravebot.terminal import Output
 
 T = TypeVar("T")
 PATH = Path("/etc/ravebot/config.yaml")
@@ -257,6 +262,12 @@ async def test_a_port_on_which_the_services_user_can_not_listen_is_refused(test:
     assert ("can't listen on port" in found.detail, "from 1024 on" in found.fix) == (wrong, wrong)
 
 
+def test_bytes_that_are_no_text_are_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    typed = TerminalRespondent(Output()).ask(BY_NAME["gitlab_url"], "https://gitlab.example.org")
+    assert not typed.isprintable(), "init refuses it, and asks again"
+
+
 def test_an_invite_tells_who_invited_and_whether_the_room_is_encrypted() -> None:
     member = {"type": "m.room.member", "state_key": "@r:x", "sender": "@a:x", "content": {"membership": "invite"}}
     events: list[object] = [member, {"type": "m.room.encryption"}, 7]
@@ -372,3 +383,20 @@ def test_another_server_or_account_is_sent_no_secret_of_the_earlier_one(
             BY_NAME[secret].secret is False or secret == "matrix_password" or begun.secrets[secret] == f"new {secret}"
         )
     assert ("matrix_token" in asked) == ("matrix_password" not in begun.secrets)
+
+
+def test_a_proposal_that_can_not_be_made_is_asked_for() -> None:
+    begun = Inquiry(BY_NAME, PATH, login=Login("token", "device"))
+    given = {**ANSWERS, **SECRETS}
+    del given["sandbox_host"]
+
+    def run(coro: Coroutine[object, object, T]) -> T:
+        assert inspect.iscoroutine(coro)
+        coro.close()
+        if coro.cr_code.co_filename.endswith("proposals.py"):
+            raise UnicodeError("this host's name has an empty label")
+        return cast(T, [])
+
+    person = Person(["192.0.2.7"])
+    Interview(begun, given, person, run, brief=True).hold()
+    assert (person.asked, begun.answers["sandbox_host"]) == (["sandbox_host"], "192.0.2.7")

@@ -100,11 +100,13 @@ def _indented(text: Text) -> Padding:
 
 
 def _read(ask: Callable[[], str]) -> str:
-    """A closed terminal is an interruption."""
+    """A closed terminal is an interruption; what is no text is a wrong answer, which is asked for again."""
     try:
         return ask()
     except EOFError:
         raise KeyboardInterrupt from None
+    except UnicodeDecodeError:
+        return "\0"
 
 
 def _sentence(finding: Finding) -> str:

@@ -140,7 +140,7 @@ class Interview:
         assert question.propose is not None
         try:
             return self._run(question.propose(self._inquiry))
-        except (Unavailable, OSError):
+        except (Unavailable, OSError, ValueError):  # such as this host's name, if no name can be like that
             return None
 
     def _ask(self, question: Question, proposal: str | None) -> None:

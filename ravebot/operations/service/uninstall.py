@@ -68,7 +68,11 @@ class Uninstalled:
 def look(
     installation: Installation, *, purge: bool, steps: Sequence[RemovalStep] = (), others: Sequence[str] = ()
 ) -> InstalledThings:
-    """Find what is installed; changes nothing. `steps` are done besides, and `others` stay, each with its reason."""
+    """Find what is installed; changes nothing. `steps` are done besides, and `others` stay, each with its reason.
+
+    Raises Refused if what is installed is of another configuration.
+    """
+    _refuse_other(installation)
     removed: list[Thing] = []
     kept: list[str] = []
     for thing in reversed(things(installation)):
@@ -79,6 +83,24 @@ def look(
         else:
             removed.append(thing)
     return InstalledThings(tuple(removed), (*kept, *others), tuple(steps))
+
+
+def _refuse_other(installation: Installation) -> None:
+    for thing in things(installation):
+        if thing.kind is not ThingKind.UNIT or thing.text is None:
+            continue
+        path = installation.at(thing.path)
+        there = _configuration(path.read_text("utf-8", "replace")) if files.marked(path, MARK) else ""
+        if there and there != _configuration(thing.text()):
+            raise Refused(
+                f"the service on this host uses {there}: nothing was removed; to remove that ravebot, name it with -c"
+            )
+
+
+def _configuration(unit: str) -> str:
+    """What a unit starts ravebot with."""
+    start = next((line for line in unit.splitlines() if line.startswith("ExecStart=")), "")
+    return start.partition(" --config ")[2].partition(" --into ")[0]
 
 
 def _is_there(installation: Installation, thing: Thing) -> bool:
@@ -102,9 +124,18 @@ def _why_kept(installation: Installation, thing: Thing, purge: bool) -> str:
                 return "this folder was there before ravebot was installed"
             if not purge:
                 return f"{thing.what}; --purge removes them"
-            return _foreign(path)
+            return _others_in(installation, thing) or _foreign(path)
         case ThingKind.FILE | ThingKind.UNIT:
             return "" if files.marked(path, MARK) else "this file was not installed by ravebot, or was replaced since"
+
+
+def _others_in(installation: Installation, thing: Thing) -> str:
+    """Whether other configurations lie beside this one."""
+    config = installation.config
+    if thing.path != config.parent:
+        return ""
+    others = sorted(path.name for path in installation.at(thing.path).glob("*.y*ml") if path.name != config.name)
+    return f"it holds {', '.join(others)}, too: remove by hand what you don't need" if others else ""
 
 
 def _foreign(folder: Path) -> str:
