@@ -180,6 +180,7 @@ in
     };
     systemd.services.ravebot-backup = mkIf cfg.backup.enable {
       description = "A backup of ravebot's state";
+      unitConfig.ConditionPathExists = "${state_dir}/ravebot.db"; # until ravebot first ran there is nothing to back up
       serviceConfig = hardened // {
         Type = "oneshot";
         ExecStart = "${cfg.package}/bin/ravebot backup --into ${lib.escapeShellArg cfg.backup.path} --keep ${toString cfg.backup.keep}";

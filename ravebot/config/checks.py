@@ -39,8 +39,8 @@ class Remarks:
 def check(config: Config) -> Remarks:
     """Every error and every warning."""
     errors = (
-        *_alternatives(config), *_hosts(config), *_ports(config), *_networks(config), *_lifetimes(config),
-        *_agents(config),
+        *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_networks(config),
+        *_lifetimes(config), *_agents(config),
     )  # fmt: skip
     warnings = (*_open_access(config), *_unencrypted(config), *_rooms(config), *_useless_warnings(config))
     return Remarks(errors, warnings)
@@ -71,6 +71,23 @@ def _services(config: Config) -> Iterator[tuple[str, str, KeyPath]]:
     yield "Matrix", _host(config.matrix.homeserver.host), ("matrix", "homeserver")
     if config.http.public_url is not None:
         yield "ravebot", _host(config.http.public_url.host), ("http", "public_url")
+
+
+def _addresses(config: Config) -> Iterator[Remark]:
+    """Addresses are shown to people and sent to GitLab, so they hold no login; and paths are put behind them."""
+    matrix, gitlab, public = config.matrix.homeserver, config.gitlab.url, config.http.public_url
+    addresses: tuple[tuple[KeyPath, HttpUrl | None], ...] = (
+        (("matrix", "homeserver"), matrix),
+        (("gitlab", "url"), gitlab),
+        (("http", "public_url"), public),
+    )
+    for key, url in addresses:
+        if url is None:
+            continue
+        if url.username or url.password:
+            yield Remark(key, "leave the user name and password out of the address: secrets are in files of their own")
+        elif url.query is not None or url.fragment is not None:
+            yield Remark(key, "leave out everything from the '?' or '#' on: this is a base address")
 
 
 def _hosts(config: Config) -> Iterator[Remark]:

@@ -37,7 +37,6 @@ NOT_SERVED = Decision(
 )
 _MOST_RIGHTS = 6
 _MOST_EVENTS = 50
-BEFORE_RESTORE = "not carried out: it was said before the state was restored from a backup"
 SYNC_TOKEN = "matrix_sync_token"  # noqa: S105 - the name of a row
 
 
@@ -61,7 +60,7 @@ class MatrixJournal:
                 if addressed and not _is_too_old(message, tx):
                     body, lane = _kept(message), self._lane(tx, message)
                     if _is_before_restore(message, tx):
-                        inbox.record(tx, "matrix", message.event_id, lane, "message", BEFORE_RESTORE)
+                        inbox.record(tx, "matrix", message.event_id, lane, "message", restored.TOO_OLD)
                         continue
                     inbox.add(tx, source="matrix", key=message.event_id, lane=lane, kind="message", body=body)
             set_meta(tx, SYNC_TOKEN, next_batch)

@@ -16,6 +16,8 @@ from ravebot.store.database import Transaction, dump_json, get_meta, set_meta
 
 _RESTORED = "restored"
 _UNSETTLED = "restored_unsettled"
+TOO_OLD = "not carried out: it was said before the state was restored from a backup"
+"""The outcome of such a command."""
 
 
 def mark(tx: Transaction, made_at: datetime, head: str, actor: Actor) -> None:

@@ -25,7 +25,7 @@ from random import Random
 import pytest
 
 from ravebot.errors import Refused, StoreError
-from ravebot.intake.matrix import BEFORE_RESTORE, MatrixJournal
+from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.operations import hostlock
 from ravebot.operations.audit import read_offline
@@ -223,7 +223,7 @@ async def test_commands_from_before_the_restore_are_recorded_and_not_carried_out
         await journal.save((said("$old", 59), said("$new", 61)), "s2")
         await journal.save((said("$old", 59), said("$new", 61)), "s2")
         rows = await world.read(lambda tx: tx.all("SELECT delivery_key, outcome, body FROM inbox ORDER BY id"))
-    assert [(row["delivery_key"], row["outcome"]) for row in rows] == [("$old", BEFORE_RESTORE), ("$new", None)]
+    assert [(row["delivery_key"], row["outcome"]) for row in rows] == [("$old", restored.TOO_OLD), ("$new", None)]
     assert rows[0]["body"] == ""
 
 

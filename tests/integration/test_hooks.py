@@ -283,3 +283,12 @@ async def test_uninstalling_removes_the_webhooks_and_says_which_it_may_not_remov
     assert "Developer" in left
     assert [len(office.hooks(project)) for project in (office.app, office.cli, office.web)] == [0, 0, 1]
     assert len(said) == 3
+
+
+async def test_a_gitlab_that_refuses_the_token_keeps_nothing_else_from_being_uninstalled(office: Office) -> None:
+    (step,) = beyond.steps(office.loaded())
+    office.gitlab.revoke((office.folder / "token").read_text())
+    outcome = await step.remove(lambda _: None)
+    (left,) = outcome.left
+    assert left.startswith("the webhooks in group/app, tools/*: ")
+    assert left.endswith("remove them in each project under Settings, Webhooks")

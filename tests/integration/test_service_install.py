@@ -220,7 +220,8 @@ async def test_while_machines_are_left_what_knows_of_them_stays_and_the_next_tim
     done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", fails)])
     assert done.failed == ("the machines: libvirt does not answer",)
     assert installation.at(installation.state_dir).is_dir()
-    assert not (installation.root / "usr/local/bin/ravebot").exists()
+    assert not (installation.root / "usr/local/share/man/man1/ravebot.1").exists()
+    assert (installation.root / "usr/local/bin/ravebot").is_symlink(), "the command that is run again"
     done = await uninstall(installation, purge=True, steps=[RemovalStep("the machines", works)])
     kept = ("the webhook of group/app: a Maintainer removes it",)
     assert (done.failed, done.kept, done.removed[0]) == ((), kept, "rave-main-0123456789")

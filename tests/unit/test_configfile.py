@@ -281,6 +281,21 @@ def test_an_address_or_a_name_is_a_sandbox_host(folder: Folder, host: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://bot:hush@rave.example.org", "user name and password"),
+        ("https://rave.example.org/?a=1", "from the '?'"),
+        ("https://rave.example.org/#a", "from the '?' or '#'"),
+    ],
+)
+def test_an_address_holds_no_login_and_nothing_behind_its_path(folder: Folder, url: str, said: str) -> None:
+    (problem,) = folder.problems(folder.minimal() + f"http: {{public_url: '{url}'}}\n")
+    assert problem.path == "http.public_url"
+    assert said in problem.message
+    assert "hush" not in problem.message
+
+
+@pytest.mark.parametrize(
     "host",
     ["gitlab.example.org", "GitLab.Example.org.", "matrix.example.org", "rave.example.org", "example.org", "org"],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ravebot.config.file import LoadedConfig
-from ravebot.errors import Unavailable
+from ravebot.errors import RavebotError, Unavailable
 from ravebot.operations.service.uninstall import RemovalStep, Say, StepOutcome
 from ravebot.store.database import instance_id_path
 
@@ -37,7 +37,12 @@ async def _webhooks(loaded: LoadedConfig, say: Say) -> StepOutcome:
 
     removed: list[str] = []
     left: list[str] = []
-    for state in await registry.remove(loaded, say=lambda state: say(f"{state.project}: {state.detail}")):
+    try:
+        states = await registry.remove(loaded, say=lambda state: say(f"{state.project}: {state.detail}"))
+    except RavebotError as error:  # GitLab may be gone, or its token revoked: that must not keep the rest for good
+        advice = "remove them in each project under Settings, Webhooks"
+        return StepOutcome([], [f"the webhooks in {', '.join(loaded.config.gitlab.projects)}: {error}; {advice}"])
+    for state in states:
         if not state.ok:
             left.append(f"the webhook of {state.project}: {state.sentence}")
         elif state.changed:

@@ -197,7 +197,7 @@ class _Removal:
             self.kept += outcome.left
 
     def thing(self, thing: Thing) -> None:
-        if self.unfinished and (thing.purged or thing.kind is ThingKind.USER):
+        if self.unfinished and (thing.purged or thing.kind in (ThingKind.USER, ThingKind.LINK)):
             self.kept.append(f"{thing.name}: it is needed to remove what is left; run this again later")
             return
         try:

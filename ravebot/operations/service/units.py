@@ -40,7 +40,7 @@ def _line(line: str, program: Path, config: Path, state_dir: Path, user: str) ->
         return f"ReadWritePaths={_quoted(str(state_dir))}"
     if key == "StateDirectoryMode" and not state_dir.is_relative_to(STATE_DIR.parent):
         return f"# {line}: the folder lies elsewhere"
-    if key == "ReadWritePaths":
+    if key in ("ReadWritePaths", "ConditionPathExists"):
         return f"{key}={' '.join(_moved(word, state_dir) for word in value.split(' '))}"
     return line
 
