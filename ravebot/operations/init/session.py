@@ -19,7 +19,7 @@ from ravebot.operations.init import draft, proxy
 from ravebot.operations.init.asking import Respondent, ScriptRespondent, TerminalRespondent, WrongAnswer
 from ravebot.operations.init.flow import Interview, missing, removed_keys
 from ravebot.operations.init.given import CommandMistake, answers, begin, list_missing
-from ravebot.operations.init.questions import BY_NAME
+from ravebot.operations.init.questions import BY_NAME, named
 from ravebot.operations.init.steps import InstallationSteps, Wishes, at_the_end
 from ravebot.terminal import FAILED, INTERRUPTED, UNUSABLE, clean, output
 
@@ -136,8 +136,8 @@ class Session:
                 return True
             if word in ("n", "no"):
                 return False
-            if (name := word.lstrip("-").replace("-", "_").removesuffix("_file")) in BY_NAME:
-                interview.again(name)
+            if (question := named(word)) is not None:
+                interview.again(question.name)
             else:
                 self._respondent.say(f"There is no answer {word!r}: " + ", ".join(BY_NAME), "yellow")
 
@@ -179,7 +179,8 @@ class Session:
     def _tell(self, loaded: LoadedConfig) -> None:
         """The proxy's block and the ports; on stdout, to be copied."""
         config = loaded.config
-        if proxy.needed(config) and not self._inquiry.existing:
+        worked = self._steps is not None and self._steps.done  # what an interrupted run did not come to say
+        if proxy.needed(config) and (worked or not self._inquiry.existing):
             for name, block in (("Caddy", proxy.caddy(config)), ("nginx", proxy.nginx(config))):
                 self._respondent.say("")
                 self._respondent.say(f"A TLS proxy in front of ravebot, with {name}:", "bold")
@@ -193,7 +194,7 @@ class Session:
     def _end(self, loaded: LoadedConfig) -> NoReturn:
         """The doctor, and what to do next."""
         findings = self._runner.run(at_the_end(loaded))
-        show(output, [one for one in findings if one.verdict is not Verdict.OK] or findings)
+        show(output, [one for one in findings if one.verdict is not Verdict.OK] or findings, of=findings)
         steps = self._steps
         for line in steps.failed if steps else ():
             output.complain(f"failed: {clean(line)}")

@@ -111,7 +111,8 @@ def _show_end(done: Uninstalled, installation: Installation) -> None:
             output.say(title, "bold")
             for line in lines:
                 output.say(line)
-    output.say("ravebot is not completely removed: run this again." if done.failed else "ravebot is uninstalled.")
+    again = f"ravebot is not completely removed: correct that, and run `{installation.program} uninstall` again."
+    output.say(again if done.failed else "ravebot is uninstalled.")
 
 
 def tend_logs(config: ConfigPath = DEFAULT_CONFIG) -> None:
