@@ -85,7 +85,7 @@ def _beyond(config: Path) -> tuple[tuple[RemovalStep, ...], tuple[str, ...]]:
             f"nothing was removed: without a valid configuration machines and webhooks can't be found ({error});"
             " correct it, or leave them with --files-only"
         ) from error
-    return beyond.steps(loaded), beyond.kept(loaded)
+    return beyond.steps(loaded), beyond.kept(loaded.config)
 
 
 def _say(text: str) -> None:
