@@ -79,7 +79,7 @@ def decide(
         where = "Ask in a room that is, or in a direct chat with me."
         return Decision(False, "This room is not mapped to that project.", where)
     if is_admin:
-        return Decision(True, "You are one of matrix.admins.")
+        return Decision(True, "You are an admin of ravebot.")
     if right is Right.READ and room_maps_project:
         return Decision(True, "It is open to everybody here.")
     if gitlab_username is None:

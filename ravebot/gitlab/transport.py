@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -51,6 +52,7 @@ class _Client:
         self.api = gitlab.Gitlab(
             url,
             private_token=token,
+            ssl_verify=_trusted(),
             timeout=timeout_seconds,
             retry_transient_errors=False,
             keep_base_url=True,  # never send the token to another host by following a page link
@@ -160,6 +162,12 @@ class Transport:
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")
+
+
+def _trusted() -> str | bool:
+    """File or folder of the certificates that this host trusts: requests would only trust those of certifi."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or True
 
 
 def _is_gitlabs(status: int) -> bool:

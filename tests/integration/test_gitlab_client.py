@@ -25,6 +25,7 @@ from ravebot.notify.delivery import LANES_AT_ONCE
 from ravebot.sandboxes.model import MergeRequestRef, Person
 from tests.support.clock import ManualClock
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Project, User
+from tests.support.tls import self_signed
 
 pytestmark = pytest.mark.integration
 
@@ -431,3 +432,28 @@ async def test_as_many_notes_as_are_posted_at_once_reach_gitlab_at_once(scene: S
     scene.gitlab.restore()
     await asyncio.wait(posting)
     assert [type(task.exception()).__name__ for task in posting] == ["Unanswered"] * LANES_AT_ONCE
+
+
+async def test_a_certificate_is_trusted_if_this_host_trusts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def version(_: web.Request) -> web.Response:
+        return web.json_response({"version": "18.0.0"})
+
+    app = web.Application()
+    app.router.add_get("/api/v4/version", version)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self_signed(tmp_path)).start()
+        url = f"https://localhost:{runner.addresses[0][1]}"
+        for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+            monkeypatch.delenv(variable, raising=False)
+        stranger = GitLab(url, "token")
+        with pytest.raises(Unavailable, match="is not trusted: install its CA on this host"):
+            await stranger.version()
+        await stranger.close()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls.pem"))
+        trusting = GitLab(url, "token")
+        assert await trusting.version() == "18.0.0"
+        await trusting.close()
+    finally:
+        await runner.cleanup()

@@ -306,7 +306,7 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
         talk.expect("Matrix id of ravebot's account")
         asked: list[tuple[str, str]] = [
             ("ravebot", "write a Matrix id, like"),
-            (gone.user_id, "Address of its homeserver"),
+            (gone.user_id, "press Ctrl-C and begin again 2. Address of its homeserver"),
             (
                 world.gitlab.url,
                 "is not a Matrix homeserver; correct matrix.homeserver: ADDRESS/_matrix/client/versions must list the",

@@ -9,7 +9,6 @@ import asyncio
 import io
 import re
 import socket
-import ssl
 import subprocess
 import sys
 import uuid
@@ -25,10 +24,6 @@ import pytest
 import pytest_asyncio
 import yaml
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from ravebot.access.nftables.nft import NetworkTools
 from ravebot.clock import SystemClock
@@ -49,6 +44,7 @@ from tests.support.gitlab import DEVELOPER, GitLabServer, Project, User
 from tests.support.netns import Namespace
 from tests.support.pages import code, rows
 from tests.support.synapse import MatrixUser, Synapse
+from tests.support.tls import self_signed
 
 pytestmark = pytest.mark.integration
 ROWS = {mistake: (seen, where, mend) for mistake, seen, where, mend in rows("operate.md", "the mistake")}
@@ -350,30 +346,6 @@ async def site_on_loopback(folder: Path, *, tls: bool = False, ahead: timedelta 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def self_signed(folder: Path) -> ssl.SSLContext:
-    """For localhost, by nobody else."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "tls.pem"
-    pem = serialization.Encoding.PEM
-    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file.write_bytes(plain + certificate.public_bytes(pem))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
-    return context
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 import pytest
 import yaml
+from rich.console import Console
 
 from ravebot.config.complaints import every_key
 from ravebot.config.file import InvalidConfigError, judge
@@ -25,7 +26,7 @@ from ravebot.operations.init.flow import Interview, missing, usable
 from ravebot.operations.init.given import begin
 from ravebot.operations.init.inquiry import Asked, Inquiry, Question, Trial, secrets_folder
 from ravebot.operations.init.matrix import PendingInvite, invite_to
-from ravebot.operations.init.questions import BY_NAME, QUESTIONS
+from ravebot.operations.init.questions import BY_NAME, QUESTIONS, named
 from ravebot.terminal import Output
 
 T = TypeVar("T")
@@ -61,6 +62,27 @@ def inquiry(existing: dict[str, Value] | None = None, path: Path = PATH, **chang
 def test_every_question_has_a_key_of_the_configuration_and_an_option_of_its_own() -> None:
     assert {question.key for question in QUESTIONS} <= set(every_key())
     assert len({question.option for question in QUESTIONS}) == len(QUESTIONS) == len(BY_NAME)
+
+
+@pytest.mark.parametrize("word", ["sandbox_host", "sandbox-host", "--sandbox-host", "sandbox.host"])
+def test_an_answer_is_named_by_its_name_its_option_or_its_key(word: str) -> None:
+    assert named(word) is BY_NAME["sandbox_host"]
+    assert named("--gitlab-token-file") is BY_NAME["gitlab_token"]
+    assert named("https://gitlab.example.org") is None
+
+
+def test_enter_alone_at_the_password_is_said_to_do_one_thing_only() -> None:
+    password = BY_NAME["matrix_password"]
+    assert "access token" in password.hint()
+    assert "access token" not in password.hint(kept=True)
+
+
+def test_a_long_line_is_wrapped_under_its_beginning() -> None:
+    output = Output()
+    output.errors = Console(file=io.StringIO(), width=20)
+    with output.errors.capture() as shown:
+        TerminalRespondent(output).say("  - make the room and invite somebody")
+    assert [line.rstrip() for line in shown.get().splitlines()] == ["  - make the room", "  and invite", "  somebody"]
 
 
 def test_a_secret_is_a_file_and_has_no_variable() -> None:

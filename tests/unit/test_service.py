@@ -13,7 +13,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from ravebot.cli import app
-from ravebot.operations.service import completion, files, manual, ready, units
+from ravebot.config.file import fill
+from ravebot.config.model import Config
+from ravebot.operations.service import beyond, completion, files, manual, ready, units
 from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import MARK, Installation, ThingKind, things
 from ravebot.operations.service.logs import tend_folder
@@ -180,3 +182,14 @@ def test_logs_become_readable_and_expire_and_nothing_else_is_touched(tmp_path: P
 
     unknown = tend_folder(folder, "other.log", owner, None)
     assert (unknown.removed, unknown.given) == ((), ("other.log",)), "nothing is removed while libvirt is away"
+
+
+def test_uninstall_says_that_something_stays_only_of_what_is_outside_the_state_folder() -> None:
+    inside = {"storage_pool": "/var/lib/ravebot/disks", "image": "/images/web.qcow2"}
+    config = Config.model_validate(fill({"state_dir": "/var/lib/ravebot", "provider": inside}))
+    assert [line.partition(":")[0] for line in beyond.kept(config)] == ["/images/web.qcow2"]
+    elsewhere = config.provider.model_copy(update={"storage_pool": Path("/disks")})
+    assert [line.partition(":")[0] for line in beyond.kept(config.model_copy(update={"provider": elsewhere}))] == [
+        "/images/web.qcow2",
+        "/disks",
+    ]

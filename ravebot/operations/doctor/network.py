@@ -178,5 +178,6 @@ async def sandbox_host(name: str) -> Finding:
     own = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
     if not addresses & own:
         fix = "correct if address translation forwards the port ranges to this host; else change sandbox.host"
-        return warning("sandbox.host", f"{name} is {shown}, not an address of this host", fix)
+        what = "is" if addresses == {name} else f"is {shown},"
+        return warning("sandbox.host", f"{name} {what} not an address of this host", fix)
     return ok("sandbox.host", f"{name} is {shown}")

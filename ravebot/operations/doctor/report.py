@@ -14,14 +14,14 @@ from ravebot.terminal import Cell, Output, clean
 STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red", Verdict.UNKNOWN: "cyan"}
 
 
-def show(output: Output, findings: Sequence[Finding]) -> None:
-    """A table with the fixes on a terminal; tab-separated lines in a pipe."""
+def show(output: Output, findings: Sequence[Finding], of: Sequence[Finding] | None = None) -> None:
+    """A table with the fixes on a terminal; tab-separated lines in a pipe. `of`: all, if some are not shown."""
     if output.console.is_terminal:
         output.console.print(_table(findings))
     else:
         rows = ((Cell(f.verdict.value), f.name, f.detail, f.fix) for f in findings)
         output.table(("verdict", "check", "found", "fix"), rows)
-    summarize(output, [finding.verdict for finding in findings])
+    summarize(output, [finding.verdict for finding in of or findings])
 
 
 def summarize(output: Output, verdicts: Sequence[Verdict]) -> None:

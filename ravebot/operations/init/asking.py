@@ -76,7 +76,7 @@ class TerminalRespondent:
             self._last = question
             errors.print()
             errors.print(Text.assemble((f"{self._number}. ", "dim"), (question.prompt, "bold")))
-            errors.print(_indented(Text(question.hint, "dim")))
+            errors.print(_indented(Text(question.hint(kept=bool(question.secret and proposal)), "dim")))
         if question.secret:
             kept = f" (Enter keeps the one in {clean(proposal)})" if proposal else ""
             return _read(lambda: getpass.getpass(f"   hidden{kept}: ")).strip()
@@ -92,11 +92,13 @@ class TerminalRespondent:
             self._output.errors.print(_indented(Text(f"{sign} {_sentence(finding)}", style)))
 
     def say(self, text: str, style: str = "") -> None:
-        self._output.errors.print(Text(clean(text), style=style))
+        plain = text.lstrip(" ")
+        self._output.errors.print(_indented(Text(clean(plain), style), len(text) - len(plain)))
 
 
-def _indented(text: Text) -> Padding:
-    return Padding(text, (0, 0, 0, 3))
+def _indented(text: Text, by: int = 3) -> Padding:
+    """Lines that are wrapped begin where the first one does."""
+    return Padding(text, (0, 0, 0, by))
 
 
 def _read(ask: Callable[[], str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from ravebot.config.tree import dotted
 from ravebot.errors import RavebotError, Unavailable
-from ravebot.operations.doctor.finding import Finding, Verdict, failed
+from ravebot.operations.doctor.finding import Finding, Verdict, failed, warning
 from ravebot.operations.doctor.matrix import log_out
 from ravebot.operations.init.asking import Respondent
 from ravebot.operations.init.inquiry import Asked, Form, Inquiry, Question, lookup
@@ -134,7 +134,14 @@ class Interview:
         if not asked and question.asked is Asked.NEVER and found is None:
             self._ask(question, None)  # nothing free was found
             return
+        if question.asked is Asked.IF_UNKNOWN and found is None and question.name == "matrix_homeserver":
+            self._respondent.show([self._unpublished()])
         self._ask(question, found)
+
+    def _unpublished(self) -> Finding:
+        server = self._inquiry.answers["matrix_user"].partition(":")[2]
+        detail = f"no homeserver is found at https://{server}, nor does its /.well-known/matrix/client name one"
+        return warning("matrix", detail, "give its address; if the Matrix id is misspelt, press Ctrl-C and begin again")
 
     def _proposed(self, question: Question) -> str | None:
         assert question.propose is not None

@@ -66,11 +66,13 @@ class Question:
     def option(self) -> str:
         return f"--{self.name.replace('_', '-')}{'-file' if self.secret else ''}"
 
-    @property
-    def hint(self) -> str:
-        """The help for a person who types the answer: what an option takes from a file is typed."""
+    def hint(self, *, kept: bool = False) -> str:
+        """The help for a person who types the answer: what an option takes from a file is typed.
+
+        `kept`: Enter alone keeps the secret that is there.
+        """
         plain = self.help.removeprefix("File with ")
-        more = " Enter alone: give an access token instead." if self.name == "matrix_password" else ""
+        more = " Enter alone: give an access token instead." if self.name == "matrix_password" and not kept else ""
         return plain[0].upper() + plain[1:] + more
 
     @property

@@ -5,7 +5,7 @@ Nothing here imports the doctor or a network library: the command line is made f
 
 from __future__ import annotations
 
-from ravebot.config.tree import Key, KeyPath
+from ravebot.config.tree import Key, KeyPath, dotted
 from ravebot.operations.init import proposals, trials
 from ravebot.operations.init.inquiry import Asked, Form, Question
 
@@ -136,3 +136,10 @@ QUESTIONS: tuple[Question, ...] = (
 )  # fmt: skip
 
 BY_NAME = {question.name: question for question in QUESTIONS}
+
+
+def named(word: str) -> Question | None:
+    """The question that a person means by its name, its option or its key in the configuration."""
+    plain = word.lower().lstrip("-").replace("-", "_")
+    by_key = {dotted(question.key): question for question in QUESTIONS}
+    return BY_NAME.get(plain) or BY_NAME.get(plain.removesuffix("_file")) or by_key.get(plain)

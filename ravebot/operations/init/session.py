@@ -19,7 +19,7 @@ from ravebot.operations.init import draft, proxy
 from ravebot.operations.init.asking import Respondent, ScriptRespondent, TerminalRespondent, WrongAnswer
 from ravebot.operations.init.flow import Interview, missing, removed_keys
 from ravebot.operations.init.given import CommandMistake, answers, begin, list_missing
-from ravebot.operations.init.questions import BY_NAME
+from ravebot.operations.init.questions import BY_NAME, named
 from ravebot.operations.init.steps import InstallationSteps, Wishes, at_the_end
 from ravebot.terminal import FAILED, INTERRUPTED, UNUSABLE, clean, output
 
@@ -146,8 +146,8 @@ class Session:
                 return True
             if word in ("n", "no"):
                 return False
-            if (name := word.lstrip("-").replace("-", "_").removesuffix("_file")) in BY_NAME:
-                interview.again(name)
+            if (question := named(word)) is not None:
+                interview.again(question.name)
             else:
                 self._respondent.say(f"There is no answer {word!r}: " + ", ".join(BY_NAME), "yellow")
 
@@ -203,7 +203,7 @@ class Session:
     def _end(self, loaded: LoadedConfig) -> NoReturn:
         """The doctor, and what to do next."""
         findings = self._runner.run(at_the_end(loaded))
-        show(output, [one for one in findings if one.verdict is not Verdict.OK] or findings)
+        show(output, [one for one in findings if one.verdict is not Verdict.OK] or findings, of=findings)
         steps = self._steps
         for line in steps.failed if steps else ():
             output.complain(f"failed: {clean(line)}")
@@ -224,7 +224,8 @@ class Session:
         raise typer.Exit(FAILED if bad else 0)
 
     def _proxy_is_new(self, loaded: LoadedConfig) -> bool:
-        return proxy.needed(loaded.config) and not self._inquiry.existing
+        worked = self._steps is not None and self._steps.done  # what an interrupted run did not come to say
+        return proxy.needed(loaded.config) and bool(worked or not self._inquiry.existing)
 
     def _stopped(self, why: str) -> None:
         if self._steps is None or not self._steps.done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ravebot.config.file import LoadedConfig
+from ravebot.config.model import Config
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.operations.service.uninstall import RemovalStep, Say, StepOutcome
 from ravebot.store.database import instance_id_path
@@ -23,13 +24,17 @@ def steps(loaded: LoadedConfig) -> tuple[RemovalStep, ...]:
     return tuple(found)
 
 
-def kept(loaded: LoadedConfig) -> tuple[str, ...]:
-    """What the installation made or used and what stays all the same, with the reason."""
-    provider = loaded.config.provider
-    return (
-        f"{provider.image}: the machines' image, which other installations may use",
-        f"{provider.storage_pool}: the folder of the machines' disks, which libvirt made; it is empty then",
-    )
+def kept(config: Config) -> tuple[str, ...]:
+    """What the installation made or used and what stays all the same, with the reason.
+
+    What is in the state folder stays or goes with it.
+    """
+    provider = config.provider
+    reasons = {
+        provider.image: "the machines' image, which other installations may use",
+        provider.storage_pool: "the folder of the machines' disks, which libvirt made; it is empty then",
+    }
+    return tuple(f"{path}: {why}" for path, why in reasons.items() if not path.is_relative_to(config.state_dir))
 
 
 async def _webhooks(loaded: LoadedConfig, say: Say) -> StepOutcome:

@@ -82,7 +82,7 @@ def _beyond(config: Path) -> tuple[tuple[RemovalStep, ...], tuple[str, ...]]:
             f"nothing was removed: without a valid configuration machines and webhooks can't be found ({error});"
             " correct it, or leave them with --files-only"
         ) from error
-    return beyond.steps(loaded), beyond.kept(loaded)
+    return beyond.steps(loaded), beyond.kept(loaded.config)
 
 
 def _say(text: str) -> None:
@@ -108,7 +108,8 @@ def _show_end(done: Uninstalled, installation: Installation) -> None:
             output.say(title, "bold")
             for line in lines:
                 output.say(line)
-    output.say("ravebot is not completely removed: run this again." if done.failed else "ravebot is uninstalled.")
+    again = f"ravebot is not completely removed: correct that, and run `{installation.program} uninstall` again."
+    output.say(again if done.failed else "ravebot is uninstalled.")
 
 
 def tend_logs(config: ConfigPath = DEFAULT_CONFIG) -> None:
