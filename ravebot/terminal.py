@@ -12,6 +12,7 @@ import errno
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +66,10 @@ class Output:
         self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
     def complain(self, text: str, style: str = "red") -> None:
-        """Print a message to stderr."""
+        """Print a message to stderr, after what was printed before it."""
+        if sys.stdout is not None:
+            with suppress(OSError):  # told where the next line is written to it
+                sys.stdout.flush()
         self.errors.print(Text(text, style=style), soft_wrap=not self.errors.is_terminal)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:

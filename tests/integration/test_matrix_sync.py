@@ -262,7 +262,7 @@ async def test_an_admins_invite_is_taken_and_another_persons_rejected(
 async def until_declined(bot: Bot, user: MatrixUser, room: str) -> str:
     """The reason of our leaving, as the inviter's client gets it from the server."""
     since: str | None = None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while True:
             answer = await user.sync(since, timeout_ms=1000 if since else 0, at_most=50)
             since = str(answer["next_batch"])

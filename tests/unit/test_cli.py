@@ -16,7 +16,10 @@ from ravebot.cli import app, demo_script, until_told_to_stop
 from ravebot.errors import StoreError, Unavailable
 from ravebot.terminal import clean
 
-COMMANDS = ("run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "demo", "image")
+COMMANDS = (
+    *("init", "run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "backup", "restore"),
+    *("uninstall", "demo", "image", "gitlab"),
+)
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -137,3 +140,13 @@ async def test_what_fails_on_purpose_comes_out_without_its_task_groups() -> None
         await until_told_to_stop(fail(StoreError("held")))
     with pytest.raises(BaseExceptionGroup):
         await until_told_to_stop(bot(Unavailable("gone"), KeyError("a mistake of ours")))
+
+
+def test_what_is_printed_and_what_is_complained_of_keep_their_order_in_one_pipe() -> None:
+    script = (
+        "from ravebot.terminal import output as o; o.raw('one'); o.complain('two'); o.say('three'); o.complain('four')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    assert done.stdout.split() == ["one", "two", "three", "four"]
