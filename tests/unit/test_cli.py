@@ -146,7 +146,9 @@ def test_what_is_printed_and_what_is_complained_of_keep_their_order_in_one_pipe(
     script = (
         "from ravebot.terminal import output as o; o.raw('one'); o.complain('two'); o.say('three'); o.complain('four')"
     )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
-    )
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=buffered,
+    )  # fmt: skip
     assert done.stdout.split() == ["one", "two", "three", "four"]
