@@ -67,7 +67,7 @@ class InstallationSteps:
             if inquiry.kept_secrets.get(name) != secret
         ]
         if wishes.service:
-            lines.insert(0, "make the user ravebot, its folders and its unit")
+            lines.insert(0, "make the user ravebot, its folders, command and units")
         if inquiry.login is not None and kept_token(self.state_dir) is None:
             lines.append(f"keep one Matrix login (a device) in {self.state_dir}")
         if not inquiry.room_exists:
