@@ -26,7 +26,7 @@ SETTINGS = {
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
 
-_BOOT_SECONDS = 180
+_BOOT_SECONDS = 300
 _WARNING_SECONDS = 90
 
 
