@@ -46,6 +46,7 @@ class Section(BaseModel):
 class Room(Section):
     room: RoomName
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
+    agent: str | None = None
 
 
 class MatrixConfig(Section):
@@ -172,9 +173,42 @@ class LibvirtConfig(Section):
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
+class AcpConfig(Section):
+    command: tuple[Command, ...] = Field(min_length=1, max_length=50)
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], str] = {}
+
+
+class AgentLimits(Section):
+    turn: PositiveDuration = timedelta(minutes=30)
+    messages_per_day: int = Field(200, ge=1)
+
+
+ToolKind = Literal["read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"]
+"""https://agentclientprotocol.com/protocol/tool-calls"""
+
+
 class AgentConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")
+    owner: str | None = None
+    projects: tuple[ProjectPattern, ...] = ()
+    acp: AcpConfig | None = None
+    approve: tuple[ToolKind, ...] = ()
+    forks: bool = False
+    limits: AgentLimits = AgentLimits()
     ssh_keys: tuple[str, ...] = ()
+
+    @property
+    def can_be_spoken_to(self) -> bool:
+        """Whether it is an agent to talk to, and not only SSH keys."""
+        return self.acp is not None
+
+
+class PersonBudget(Section):
+    messages_per_day: int = Field(500, ge=1)
+
+
+class Budgets(Section):
+    person: PersonBudget = PersonBudget(messages_per_day=500)
 
 
 class Config(Section):
@@ -190,6 +224,7 @@ class Config(Section):
     access: AccessConfig = AccessConfig()
     provider: LibvirtConfig
     agents: tuple[AgentConfig, ...] = ()
+    budgets: Budgets = Budgets()
 
     def rooms_of(self, project_path: str) -> tuple[str, ...]:
         """The rooms (as configured: alias or id) that a project is mapped to, each once."""

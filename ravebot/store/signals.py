@@ -10,6 +10,7 @@ from collections import defaultdict
 
 INTAKE = "intake"
 POOL = "pool"
+AGENTS = "agents"
 
 
 class Signals:

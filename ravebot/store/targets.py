@@ -30,6 +30,10 @@ class Kind(StrEnum):
     SAY = "say"
     NEWS = "news"  # for the operators, about the whole installation
     EMOJI = "emoji"
+    ANSWER = "answer"  # an agent's words: body {"turn": ID}
+    RECEIPT = "receipt"  # the reaction on a message to an agent: body {"turn": ID}
+    QUESTION = "question"  # an approval: body {"approval": ID}
+    REMARK = "remark"  # a line of ours in a conversation: body {"conversation": ID, "text": …}
 
 
 class Lane(Protocol):
@@ -74,16 +78,29 @@ class Target:
 
 @dataclass(frozen=True)
 class RoomLane:
-    """A Matrix room, by its configured name, or by its id where none is configured."""
+    """A Matrix room, by its configured name, or by its id where none is configured.
 
-    text: str
+    A `conversation` with an agent has a lane of its own, so that an agent's stream of words delays nothing else.
+    """
+
+    room: str
+    conversation: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> RoomLane:
+        room, _, conversation = text.partition(" ")  # neither an alias nor an id has a space
+        return cls(room, int(conversation) if conversation else None)
 
     @property
     def target(self) -> Target:
         return MATRIX
 
+    @property
+    def text(self) -> str:
+        return self.room if self.conversation is None else f"{self.room} {self.conversation}"
+
     def name(self, _: Transaction) -> str:
-        return self.text
+        return self.room
 
 
 @dataclass(frozen=True)
@@ -113,14 +130,16 @@ class NoteLane:
 
 def _limit_of_endpoint(kind: Kind, lane: str) -> str:
     """The endpoint and the project, so that a crowd on one merge request delays no other project's notes."""
-    return f"{'emoji' if kind is Kind.EMOJI else 'notes'} of project {NoteLane.read(lane).ref.project_id}"
+    return (
+        f"{'emoji' if kind in (Kind.EMOJI, Kind.RECEIPT) else 'notes'} of project {NoteLane.read(lane).ref.project_id}"
+    )
 
 
-MATRIX = Target("matrix", RoomLane, frozenset(Kind) - {Kind.NOTE, Kind.EMOJI})
+MATRIX = Target("matrix", RoomLane.read, frozenset(Kind) - {Kind.NOTE, Kind.EMOJI})
 GITLAB = Target(
     "gitlab",
     NoteLane.read,
-    frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI}),
+    frozenset({Kind.NOTE, Kind.WARNING, Kind.REPLY, Kind.EMOJI, Kind.ANSWER, Kind.RECEIPT, Kind.QUESTION, Kind.REMARK}),
     _limit_of_endpoint,
     gather_seconds=0.05,
 )

@@ -1,0 +1,122 @@
+"""What an agent does with a turn, step by step, as its transport reports it.
+
+Each method runs inside the transaction that also stores how much of the agent's output was handled, and does nothing
+to a turn that is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from ravebot.agents.model import (
+    AGENT,
+    LONGEST_ANSWER,
+    LONGEST_STATUS,
+    Approval,
+    ApprovalKind,
+    ProcessId,
+    Turn,
+    TurnId,
+    TurnState,
+)
+from ravebot.agents.telling import ConversationTelling
+from ravebot.sandboxes.model import Actor
+from ravebot.store import approvals, conversations
+from ravebot.store.database import Transaction
+
+ANSWER_WITHIN = timedelta(minutes=30)
+"""How long a question to a person stays open; no answer in time is a no."""
+
+
+@dataclass(frozen=True)
+class TurnProgress:
+    """Records a turn's progress, and queues what doors show of it."""
+
+    telling: ConversationTelling
+
+    def given(self, tx: Transaction, turn_id: TurnId, process_id: ProcessId, limit: timedelta) -> bool:
+        """The prompt is about to be written to that process: from now on the agent may have it. False: it is over, or
+        was given to another process."""
+        turn = _running(tx, turn_id)
+        if turn is None or turn.process_id not in (None, process_id):
+            return False
+        if turn.process_id is None:
+            deadline = tx.now + limit
+            conversations.save_turn(tx, replace(turn, process_id=process_id, given_at=tx.now, deadline=deadline))
+        return True
+
+    def delivered(self, tx: Transaction, turn_id: TurnId) -> None:
+        """The agent's queue has the prompt."""
+        turn = _running(tx, turn_id)
+        if turn is not None and turn.state is TurnState.QUEUED:
+            self._save(tx, replace(turn, state=TurnState.DELIVERED))
+
+    def words(self, tx: Transaction, turn_id: TurnId, text: str) -> None:
+        """The agent said something more."""
+        turn = _running(tx, turn_id)
+        if turn is None:
+            return
+        whole = turn.answer + text
+        cut = max(0, len(whole) - LONGEST_ANSWER)
+        half = LONGEST_ANSWER // 2
+        kept = whole[:half] + whole[half + cut :] if cut else whole
+        self._save(tx, replace(turn, state=_working(turn), answer=kept, cut=turn.cut + cut))
+
+    def status(self, tx: Transaction, turn_id: TurnId, title: str) -> None:
+        """What the agent is doing now."""
+        turn = _running(tx, turn_id)
+        if turn is not None:
+            self._save(tx, replace(turn, state=_working(turn), status=title[:LONGEST_STATUS]))
+
+    def asks(self, tx: Transaction, turn_id: TurnId, title: str, payload: str) -> Approval | None:
+        """The agent wants to do something that a person must allow; `payload` is the whole of it, as JSON."""
+        turn = _running(tx, turn_id)
+        conversation = conversations.get(tx, turn.conversation_id) if turn else None
+        if turn is None or conversation is None:
+            return None
+        approval = approvals.add(
+            tx,
+            ApprovalKind.TOOL,
+            title=title[:LONGEST_STATUS],
+            payload=payload,
+            payload_hash=hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest(),
+            asked_by=Actor(AGENT, conversation.agent),
+            door=conversation.door,
+            place=conversation.place,
+            thread=conversation.thread,
+            within=ANSWER_WITHIN,
+            mr=conversation.mr,
+            turn_id=turn.id,
+            conversation_id=conversation.id,
+        )
+        self._save(tx, replace(turn, state=TurnState.WAITING))
+        self.telling.question(tx, approval)
+        return approval
+
+    def goes_on(self, tx: Transaction, turn_id: TurnId) -> None:
+        """The answer to its question was given to the agent."""
+        turn = _running(tx, turn_id)
+        if turn is not None and turn.state is TurnState.WAITING:
+            self._save(tx, replace(turn, state=TurnState.WORKING))
+
+    def ended(self, tx: Transaction, turn_id: TurnId, state: TurnState, why: str = "") -> None:
+        """The turn is over: `state` is an end."""
+        turn = _running(tx, turn_id)
+        if turn is not None:
+            self._save(tx, replace(turn, state=state, why=why, ended_at=tx.now, status=""))
+
+    def _save(self, tx: Transaction, turn: Turn) -> None:
+        conversations.save_turn(tx, turn)
+        self.telling.answer(tx, turn)
+        self.telling.receipt(tx, turn)
+
+
+def _running(tx: Transaction, turn_id: TurnId) -> Turn | None:
+    turn = conversations.turn(tx, turn_id)
+    return None if turn is None or turn.state.is_over else turn
+
+
+def _working(turn: Turn) -> TurnState:
+    return turn.state if turn.state is TurnState.WAITING else TurnState.WORKING

@@ -1,0 +1,119 @@
+"""Approvals: the questions to people, their answers, and what came of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timedelta
+
+from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState, ConversationId, TurnId
+from ravebot.clock import to_us
+from ravebot.sandboxes.model import Actor, MergeRequestRef, SandboxId
+from ravebot.store.database import Transaction
+from ravebot.store.rows import dump, load
+from ravebot.store.signals import AGENTS
+
+_APART = ("mr", "asked_by", "decided_by")
+
+
+def add(
+    tx: Transaction,
+    kind: ApprovalKind,
+    *,
+    title: str,
+    payload: str,
+    payload_hash: str,
+    asked_by: Actor,
+    door: AgentDoor,
+    place: str,
+    thread: str,
+    within: timedelta,
+    mr: MergeRequestRef | None = None,
+    sandbox_id: SandboxId | None = None,
+    turn_id: TurnId | None = None,
+    conversation_id: ConversationId | None = None,
+    head_sha: str = "",
+    only_by: str = "",
+) -> Approval:
+    """A new open question."""
+    row_id = tx.execute(
+        "INSERT INTO approvals (kind, state, title, payload, payload_hash, asked_kind, asked_by, door, place, thread,"
+        " created_at, expires_at, salt, project_id, iid, sandbox_id, turn_id, conversation_id, head_sha, only_by,"
+        " event_id, outcome) VALUES (?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, lower(hex(randomblob(8))), ?, ?, ?, ?, ?,"
+        " ?, ?, '', '')",
+        (
+            *(kind, title, payload, payload_hash, asked_by.kind, asked_by.name, door, place, thread),
+            *(tx.now_us, to_us(tx.now + within), mr.project_id if mr else None, mr.iid if mr else None),
+            *(sandbox_id, turn_id, conversation_id, head_sha, only_by),
+        ),
+    )
+    tx.wake(AGENTS)
+    found = get(tx, ApprovalId(row_id))
+    assert found
+    return found
+
+
+def get(tx: Transaction, approval_id: ApprovalId) -> Approval | None:
+    return _approval(tx.one("SELECT * FROM approvals WHERE id = ?", (approval_id,)))
+
+
+def of_event(tx: Transaction, place: str, event_id: str) -> Approval | None:
+    """The question that a message of ours shows."""
+    return _approval(tx.one("SELECT * FROM approvals WHERE place = ? AND event_id = ?", (place, event_id)))
+
+
+def save(tx: Transaction, changed: Approval) -> None:
+    """Write the whole row; `changed` must have been read in this same transaction."""
+    mr, decided = changed.mr, changed.decided_by
+    values = dump(changed, without=_APART) | {
+        "project_id": mr.project_id if mr else None,
+        "iid": mr.iid if mr else None,
+        "asked_kind": changed.asked_by.kind,
+        "asked_by": changed.asked_by.name,
+        "decided_kind": decided.kind if decided else None,
+        "decided_by": decided.name if decided else None,
+    }
+    tx.upsert("approvals", ("id",), values)
+    tx.wake(AGENTS)
+
+
+def are_open(tx: Transaction) -> tuple[Approval, ...]:
+    """The open questions, the oldest first."""
+    return _all(tx.all("SELECT * FROM approvals WHERE state = 'open' ORDER BY id"))
+
+
+def undone(tx: Transaction) -> tuple[Approval, ...]:
+    """Those that were decided, and whose consequence is not recorded yet, the oldest first."""
+    return _all(tx.all("SELECT * FROM approvals WHERE state <> 'open' AND done_at IS NULL ORDER BY id"))
+
+
+def of_turn(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
+    return _all(tx.all("SELECT * FROM approvals WHERE turn_id = ? ORDER BY id", (turn_id,)))
+
+
+def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
+    """The newest of all, the newest first."""
+    return _all(tx.all("SELECT * FROM approvals ORDER BY id DESC LIMIT ?", (limit,)))
+
+
+def _all(rows: list[sqlite3.Row]) -> tuple[Approval, ...]:
+    return tuple(filter(None, map(_approval, rows)))
+
+
+def _approval(row: sqlite3.Row | None) -> Approval | None:
+    if row is None:
+        return None
+    mr = MergeRequestRef(row["project_id"], row["iid"]) if row["project_id"] is not None else None
+    asked = Actor(row["asked_kind"], row["asked_by"])
+    decided = Actor(row["decided_kind"], row["decided_by"]) if row["decided_by"] is not None else None
+    return load(Approval, row, mr=mr, asked_by=asked, decided_by=decided)
+
+
+def decide(tx: Transaction, approval: Approval, state: ApprovalState, by: Actor) -> bool:
+    """Record the first valid answer; False when there was one before. The caller has checked the right."""
+    return bool(
+        tx.changed(
+            "UPDATE approvals SET state = ?, decided_at = ?, decided_kind = ?, decided_by = ?"
+            " WHERE id = ? AND state = 'open'",
+            (state, tx.now_us, by.kind, by.name, approval.id),
+        )
+    )
