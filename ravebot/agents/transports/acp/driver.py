@@ -201,6 +201,7 @@ class ConversationDriver:
                 self.parts.progress.telling.remark(tx, now.conversation, _NO_MEMORY)
 
         await self.parts.database.write(store, urgent=True)
+        self._process = replace(process, session=begun.session)
         return True
 
     async def _turn(self, now: Situation, process: Process, session: AgentSession, turn: Turn) -> None:

@@ -44,7 +44,7 @@ class ProgramEnded(GuestError):
     def __init__(self, end: ProgramEnd) -> None:
         self.end = end
         how = "" if end.code is None else f" with code {end.code}"
-        said = f", after it printed: {' / '.join(end.errors)[-600:]}" if any(end.errors) else ""
+        said = f", after it printed: {' / '.join(end.errors)[-600:].rstrip('.')}" if any(end.errors) else ""
         super().__init__(f"its program ended{how}{said}")
 
 
