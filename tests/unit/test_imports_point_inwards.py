@@ -39,6 +39,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.access.nftables": (*INNER, "ravebot.access.nftables"),
     "ravebot.agents": (*INNER, "ravebot.commands", "ravebot.agents"),
     "ravebot.agents.model": ("ravebot.sandboxes.model",),
+    "ravebot.agents.questions": (
+        "ravebot.agents.model",
+        "ravebot.clock",
+        "ravebot.config.model",
+        "ravebot.sandboxes.model",
+    ),
+    "ravebot.agents.verdict": ("ravebot.agents.model", "ravebot.agents.questions", "ravebot.sandboxes.model"),
     "ravebot.agents.routing": ("ravebot.agents.model", "ravebot.sandboxes.model", "ravebot.commands.refs"),
     "ravebot.commands": (*INNER, "ravebot.commands"),
     "ravebot.commands.refs": (),
