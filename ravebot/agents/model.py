@@ -59,6 +59,15 @@ class TurnState(StrEnum):
         return self in RUNNING
 
 
+class Receipt(StrEnum):
+    """What a door shows of a turn on the person's message."""
+
+    SEEN = "seen"  # the agent has it
+    WAITS = "waits"  # for a person's answer
+    DONE = "done"
+    TROUBLE = "trouble"  # it ended otherwise; the thread says why
+
+
 OVER = frozenset({TurnState.DONE, TurnState.FAILED, TurnState.CANCELLED, TurnState.UNCERTAIN, TurnState.DEAD})
 RUNNING = frozenset({TurnState.DELIVERED, TurnState.WORKING, TurnState.WAITING})
 DEAD_LETTERS = frozenset({TurnState.DEAD, TurnState.FAILED, TurnState.UNCERTAIN})
@@ -145,6 +154,21 @@ class Turn:
     cancelled_by: str = ""
     tries: int = 0
     next_try_at: datetime | None = None
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """None before the agent has it."""
+        match self.state:
+            case TurnState.ACCEPTED | TurnState.QUEUED:
+                return None
+            case TurnState.DELIVERED | TurnState.WORKING:
+                return Receipt.SEEN
+            case TurnState.WAITING:
+                return Receipt.WAITS
+            case TurnState.DONE:
+                return Receipt.DONE
+            case _:
+                return Receipt.TROUBLE
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ CREATE TABLE agent_events (
     conversation_id INTEGER NOT NULL REFERENCES conversations (id),
     PRIMARY KEY (place, event_id)
 ) STRICT;
+CREATE INDEX agent_events_event ON agent_events (event_id);
 
 -- Agents that a person paused.
 CREATE TABLE paused_agents (
