@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ravebot.agents.asking import Asking
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState
 from ravebot.agents.questions import whom
-from ravebot.agents.verdict import Answer, Rights, Verdict, is_person, judge
+from ravebot.agents.ruling import GivenAnswer, Rights, Ruling, is_person, judge
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import matches_project
@@ -26,12 +26,12 @@ _LOOKS_AT_HEAD = frozenset({ApprovalKind.FORK, ApprovalKind.START, ApprovalKind.
 class Answered:
     """What an answer did, and the reply to who gave it; without `text`, nothing is said."""
 
-    verdict: Verdict | None  # None: there is no such question
+    ruling: Ruling | None  # None: there is no such question
     text: str = ""
 
     @property
     def taken(self) -> bool:
-        return self.verdict in (Verdict.GRANTED, Verdict.DENIED)
+        return self.ruling in (Ruling.GRANTED, Ruling.DENIED)
 
 
 Answering = Callable[[Transaction], Answered]
@@ -68,13 +68,13 @@ class Approvals(Asking):
             return lambda _: Answered(None, f"There is no approval {approval_id}." if spoken else "")
         approval, mr, here, patterns = found
         if not is_person(actor):
-            return lambda _: Answered(Verdict.NO_PERSON)
+            return lambda _: Answered(Ruling.NO_PERSON)
         decision, allowed_here = await self._may(approval, mr, who, place, here, patterns, direct)
         head = None
         if yes and decision.allowed and allowed_here and _is_bound(approval) and approval.mr:
             head = await self.people.present(approval.mr)
         rights = Rights(actor, decision.allowed, allowed_here, head.head_sha if head else "")
-        answer = Answer(yes, seen_hash)
+        answer = GivenAnswer(yes, seen_hash)
         return lambda tx: self._take(tx, approval_id, answer, rights, decision, head, spoken=spoken)
 
     def _found(
@@ -137,7 +137,7 @@ class Approvals(Asking):
         self,
         tx: Transaction,
         approval_id: ApprovalId,
-        answer: Answer,
+        answer: GivenAnswer,
         rights: Rights,
         decision: Decision,
         head: MergeRequest | None,
@@ -148,32 +148,32 @@ class Approvals(Asking):
         assert approval
         approval = self.brought_back(tx, approval)
         mr = merge_requests.observe(tx, head)[1] if head else None
-        verdict = judge(approval, answer, rights, tx.now)
+        ruling = judge(approval, answer, rights, tx.now)
         text = f"Approval {approval.id} "
-        match verdict:
-            case Verdict.GRANTED | Verdict.DENIED:
-                self._decide(tx, approval, verdict, rights.who)
+        match ruling:
+            case Ruling.GRANTED | Ruling.DENIED:
+                self._decide(tx, approval, ruling, rights.who)
                 text += "is approved." if answer.yes else "is denied."
-                return Answered(verdict, text if spoken else "")
-            case Verdict.CHANGED:
+                return Answered(ruling, text if spoken else "")
+            case Ruling.CHANGED:
                 text = self._changed(tx, approval, mr)
-            case Verdict.TOO_LATE:
+            case Ruling.TOO_LATE:
                 if approval.state is ApprovalState.OPEN:
                     self.expire(tx, approval)
                 text += "is over: no answer came in time, which is a no."
-            case Verdict.ANSWERED:
+            case Ruling.ANSWERED:
                 was = "approved" if approval.state is ApprovalState.GRANTED else "denied"
                 text += f"was answered by {approval.decided_by} before: it is {was}."
-            case Verdict.WITHDRAWN:
+            case Ruling.WITHDRAWN:
                 text += f"is not asked any more: {approval.outcome}."
-            case Verdict.NO_PERSON:
-                return Answered(verdict)
-            case Verdict.ELSEWHERE | Verdict.NO_RIGHT | Verdict.ANOTHER:
-                return Answered(verdict, self._refusal(tx, approval, verdict, rights.who, decision, spoken=spoken))
-        return Answered(verdict, text if spoken else "")
+            case Ruling.NO_PERSON:
+                return Answered(ruling)
+            case Ruling.ELSEWHERE | Ruling.NO_RIGHT | Ruling.ANOTHER:
+                return Answered(ruling, self._refusal(tx, approval, ruling, rights.who, decision, spoken=spoken))
+        return Answered(ruling, text if spoken else "")
 
-    def _decide(self, tx: Transaction, approval: Approval, verdict: Verdict, by: Actor) -> None:
-        state = ApprovalState.GRANTED if verdict is Verdict.GRANTED else ApprovalState.DENIED
+    def _decide(self, tx: Transaction, approval: Approval, ruling: Ruling, by: Actor) -> None:
+        state = ApprovalState.GRANTED if ruling is Ruling.GRANTED else ApprovalState.DENIED
         approvals.decide(tx, approval, state, by)
         self.telling.question(tx, approval)
         if approval.kind is ApprovalKind.FORK and approval.mr:  # it was asked in each of the project's rooms
@@ -201,7 +201,7 @@ class Approvals(Asking):
         return text
 
     def _refusal(
-        self, tx: Transaction, approval: Approval, verdict: Verdict, who: Actor, decision: Decision, *, spoken: bool
+        self, tx: Transaction, approval: Approval, ruling: Ruling, who: Actor, decision: Decision, *, spoken: bool
     ) -> str:
         """What somebody is told who may not answer; of reactions only the first for each question."""
         if not spoken:
@@ -210,10 +210,10 @@ class Approvals(Asking):
             approvals.save(tx, replace(approval, hinted_at=tx.now))
         mr = merge_requests.get(tx, approval.mr) if approval.mr else None
         text = decision.refusal
-        if verdict is Verdict.ANOTHER or (verdict is Verdict.NO_RIGHT and not spoken):
+        if ruling is Ruling.ANOTHER or (ruling is Ruling.NO_RIGHT and not spoken):
             project = mr.project_path if mr else ""
             text = f"Approval {approval.id} waits for another answer. Who may give it: {whom(approval, project)}."
-        rule = verdict.value if verdict is Verdict.ANOTHER else decision.rule
+        rule = ruling.value if ruling is Ruling.ANOTHER else decision.rule
         data: dict[str, object] = {"verb": "approval", "approval": approval.id, "rule": rule}
         events.append(tx, EventKind.COMMAND_REFUSED, who, mr=approval.mr, data=data)
         return text

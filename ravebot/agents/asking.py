@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Asking:
-    """Implements `sandboxes.intents.Asking`, and asks for conversations with agents."""
+    """Implements `sandboxes.intents.Asks`, and asks for conversations with agents."""
 
     config: Config
     telling: ConversationTelling

@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Question:
+class ApprovalQuestion:
     """`title` and `parts` are what is asked, whole and untrusted; the rest is ours.
 
     `agent`: whose request it is; empty: ravebot's own. `whom`: who may answer, in words; `mentions`: the Matrix users
@@ -84,9 +84,9 @@ def question(
     mr: MergeRequest | None = None,
     conversation: Conversation | None = None,
     asker: Actor | None = None,
-) -> Question:
+) -> ApprovalQuestion:
     """The view of an approval. `asker`: the first person of its conversation's turn."""
-    return Question(
+    return ApprovalQuestion(
         number=approval.id,
         kind=approval.kind,
         state=approval.state,

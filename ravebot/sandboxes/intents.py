@@ -42,7 +42,7 @@ class Outcome:
     advice: Advice | None = None
 
 
-class Asking(Protocol):
+class Asks(Protocol):
     """Asks people to allow what nobody allowed yet. Each method runs inside the caller's transaction."""
 
     def ask_fork(self, tx: Transaction, mr: MergeRequest) -> None:
@@ -63,7 +63,7 @@ class Intents:
 
     config: Config
     lifecycle: Lifecycle
-    asking: Asking | None = None  # None: nobody is asked
+    asking: Asks | None = None  # None: nobody is asked
 
     def merge_request_reported(
         self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True

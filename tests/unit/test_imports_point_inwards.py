@@ -45,7 +45,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.config.model",
         "ravebot.sandboxes.model",
     ),
-    "ravebot.agents.verdict": ("ravebot.agents.model", "ravebot.agents.questions", "ravebot.sandboxes.model"),
+    "ravebot.agents.ruling": ("ravebot.agents.model", "ravebot.agents.questions", "ravebot.sandboxes.model"),
     "ravebot.agents.routing": ("ravebot.agents.model", "ravebot.sandboxes.model", "ravebot.commands.refs"),
     "ravebot.commands": (*INNER, "ravebot.commands"),
     "ravebot.commands.refs": (),

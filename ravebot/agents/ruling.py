@@ -18,7 +18,7 @@ _BOTS = re.compile(r"(?:(?:project|group)_\d+_bot|service_account)(?:_.*)?")
 """https://docs.gitlab.com/user/project/settings/project_access_tokens/#bot-users-for-projects"""
 
 
-class Verdict(StrEnum):
+class Ruling(StrEnum):
     """What an answer does. Only the first two change the approval to a person's answer."""
 
     GRANTED = "granted"
@@ -48,7 +48,7 @@ class Rights:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GivenAnswer:
     """A yes or a no. `seen_hash`: of the payload that the person saw, where their door knows it."""
 
     yes: bool
@@ -56,34 +56,34 @@ class Answer:
 
 
 _OVER = {
-    ApprovalState.GRANTED: Verdict.ANSWERED,
-    ApprovalState.DENIED: Verdict.ANSWERED,
-    ApprovalState.EXPIRED: Verdict.TOO_LATE,
-    ApprovalState.WITHDRAWN: Verdict.WITHDRAWN,
+    ApprovalState.GRANTED: Ruling.ANSWERED,
+    ApprovalState.DENIED: Ruling.ANSWERED,
+    ApprovalState.EXPIRED: Ruling.TOO_LATE,
+    ApprovalState.WITHDRAWN: Ruling.WITHDRAWN,
 }
 
 
-def judge(approval: Approval, answer: Answer, rights: Rights, now: datetime) -> Verdict:
+def judge(approval: Approval, answer: GivenAnswer, rights: Rights, now: datetime) -> Ruling:
     """What that answer does, by the first rule that applies."""
     if not is_person(rights.who):
-        return Verdict.NO_PERSON
+        return Ruling.NO_PERSON
     if not rights.here:
-        return Verdict.ELSEWHERE
+        return Ruling.ELSEWHERE
     if not rights.allowed:
-        return Verdict.NO_RIGHT
+        return Ruling.NO_RIGHT
     if approval.only_by and not _is_the_one(approval.only_by, rights.who):
-        return Verdict.ANOTHER
+        return Ruling.ANOTHER
     if approval.state in _OVER:
         return _OVER[approval.state]
     if now >= approval.expires_at:
-        return Verdict.TOO_LATE
+        return Ruling.TOO_LATE
     if not answer.yes:
-        return Verdict.DENIED
+        return Ruling.DENIED
     if answer.seen_hash not in ("", approval.payload_hash) or hash_of(approval.payload) != approval.payload_hash:
-        return Verdict.CHANGED
+        return Ruling.CHANGED
     if approval.head_sha and rights.head_sha != approval.head_sha:
-        return Verdict.CHANGED
-    return Verdict.GRANTED
+        return Ruling.CHANGED
+    return Ruling.GRANTED
 
 
 def is_person(who: Actor) -> bool:
