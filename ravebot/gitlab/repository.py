@@ -40,11 +40,16 @@ def branch(transport: Transport, project_id: int, name: str) -> BranchHead | Non
 
 
 def branch_commits(transport: Transport, project_id: int, name: str, until_sha: str) -> list[BranchCommit] | None:
-    """The commits after `until_sha` that the branch has, the newest first; None if the branch is gone."""
-    address = f"/projects/{project_id:d}/repository/commits"
+    """The commits after `until_sha` that the branch has, the newest first; None if the branch is gone.
+
+    None as well if the branch does not know `until_sha` any more.
+    """
+    if branch(transport, project_id, name) is None:
+        return None
     try:
-        listed = transport.list(address, ref_name=f"{until_sha}..refs/heads/{name}")
-        return _commits(listed)
+        return _commits(
+            transport.list(f"/projects/{project_id:d}/repository/commits", ref_name=f"{until_sha}..refs/heads/{name}")
+        )
     except NotFound:
         return None
 

@@ -114,14 +114,14 @@ def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
     """The patterns that can be used; Git passes over others as well."""
     usable = [line for line in lines if line.strip() and len(line) <= _LONGEST_PATTERN][:_MAX_PATTERNS]
     try:
-        return GitIgnoreSpec.from_lines(usable, backend="simple")
+        return GitIgnoreSpec.from_lines(usable)
     except ValueError:
-        return GitIgnoreSpec.from_lines([line for line in usable if _parses(line)], backend="simple")
+        return GitIgnoreSpec.from_lines([line for line in usable if _parses(line)])
 
 
 def _parses(line: str) -> bool:
     try:
-        GitIgnoreSpec.from_lines([line], backend="simple")
+        GitIgnoreSpec.from_lines([line])
     except ValueError:
         return False
     return True

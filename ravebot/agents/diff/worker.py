@@ -18,7 +18,7 @@ from typing import BinaryIO
 from ravebot.agents.diff import baseline, compare, listing, text
 from ravebot.agents.diff.model import MAX_LEFT_OUT, Change, canonical
 
-CPU_SECONDS = 120
+CPU_SECONDS = 60
 MEMORY_BYTES = 2 * 1024**3
 LARGEST_FRAME_BYTES = 24 * 1024**2
 HEADER = struct.Struct(">cI")
