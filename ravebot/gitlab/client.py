@@ -7,6 +7,7 @@ Nothing is retried here, because a repeated POST could post twice; callers retry
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -20,8 +21,8 @@ from ravebot.clock import Clock, SystemClock
 from ravebot.config.model import matches_project
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download
+from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
-from ravebot.gitlab.commands import command_line
 from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
@@ -33,6 +34,8 @@ _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
 _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in memory
+MOST_NOTES = 300
+"""How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -172,22 +175,22 @@ class GitLab:
     async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
         """People's comments newer than that one, oldest first, to catch up on lost webhooks.
 
-        Only the command of each text is kept: there may be any number of comments, of a million characters each. An
-        edited one has no command, as for webhooks.
+        At most the `MOST_NOTES` oldest, and of each text only what is for us: there may be any number of comments, of a
+        million characters each. In an edited one nothing is for us, as for webhooks.
         """
 
         def gather() -> list[CommentPosted]:
-            found: list[CommentPosted] = []
+            found: deque[CommentPosted] = deque(maxlen=MOST_NOTES)  # the newest fall out
             for note in readable(self._notes(ref, "desc"), answers.note):
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    said = command_line(note.text)
+                    said = for_us(note.text)
                     if said and note.changed_at and not self._has_reaction_of(ref, note.id, note.changed_at):
                         _log.info("edited_comment_ignored", note=note.id, mr=str(ref))
                         said = ""
                     found.append(CommentPosted(ref, project_path, note.id, note.author, said, None, note.created_at))
-            return found[::-1]
+            return list(reversed(found))
 
         return await self._call(gather)
 
