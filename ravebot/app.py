@@ -23,6 +23,7 @@ from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections, public_key
+from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -89,6 +90,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentRunner
+    waiting: WaitingLoop
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -133,6 +135,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 self.agents.run(),
+                self.waiting.run(),
             ):
                 group.create_task(loop)
 
@@ -252,6 +255,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=AgentRunner(database, agents),
+            waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
         )
 
 
