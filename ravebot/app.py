@@ -14,6 +14,9 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents import registry
+from ravebot.agents.desk import Desk
+from ravebot.agents.telling import ConversationTelling
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -24,10 +27,13 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.agents import Reception
+from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.intake.poll import Poller
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
@@ -82,11 +88,15 @@ class Bot:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
         people = People(self.config, self.database, self.gitlab)
+        reception = Reception(self.config, people, Desk(self.config, ConversationTelling(self.config)))
+        agents = RoomConversations(Rooms(self.config, people, self.database), self.core.views, reception)
         intake = Intake(
             self.database,
             {
                 "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
-                "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
+                "matrix": MatrixIntake(
+                    self.config, people, self.core.intents, self.core.views, self.database, agents=agents
+                ),
             },
         )
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
@@ -194,7 +204,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             room_watch=RoomWatch(database, matrix, rooms, config.matrix.operations_room, config.matrix.admins),
             sync=SyncLoop(
                 matrix,
-                MatrixJournal(database, config.matrix.command_prefix),
+                MatrixJournal(database, config.matrix.command_prefix, registry.names(config)),
                 clock,
                 Invites(matrix, config.matrix.admins, clock, rooms.joined, rooms.is_configured),
                 on_left=rooms.left,

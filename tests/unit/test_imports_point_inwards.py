@@ -40,6 +40,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.agents": (*INNER, "ravebot.commands", "ravebot.agents"),
     "ravebot.agents.model": ("ravebot.sandboxes.model",),
     "ravebot.agents.routing": ("ravebot.agents.model", "ravebot.sandboxes.model", "ravebot.commands.refs"),
+    "ravebot.agents.registry": ("ravebot.config.model",),
     "ravebot.commands": (*INNER, "ravebot.commands"),
     "ravebot.commands.refs": (),
     "ravebot.commands.permissions": ("ravebot.sandboxes.model",),
