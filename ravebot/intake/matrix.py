@@ -14,9 +14,10 @@ from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import VERBS, Command, Door, Mistake, Show, Talk, Verb, explain, help_on
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
-from ravebot.intake.concern import SOURCE, Concern, RowKind, card_of
+from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, card_of
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.loop import Step
+from ravebot.intake.reactions import RoomReactions, as_message
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
 from ravebot.matrix.commands import number_in, parse
@@ -71,6 +72,7 @@ class MatrixIntake:
     database: Database
     verbs: Sequence[Verb] = VERBS
     agents: RoomConversations | None = None
+    reactions: RoomReactions | None = None
 
     @property
     def rooms(self) -> Rooms:
@@ -99,16 +101,27 @@ class MatrixIntake:
         return await self._about_one(message, command, command.ref, patterns)
 
     async def _reacted(self, reaction: Reaction) -> Step:
-        return _nothing
+        if self.reactions is None:
+            return _nothing
+        if reaction.key in (YES, NO):
+            return await self.reactions.answered(reaction)
+        ref = await self.database.read(lambda tx: card_at(tx, reaction.room_id, reaction.to))
+        if ref is None:
+            return _nothing
+        if reaction.key == STOP:
+            return await self.reactions.stop(reaction, ref)
+        message, patterns = await self.rooms.placed(await self.reactions.on_card(reaction))
+        extend = next(verb for verb in self.verbs if verb.name == "extend")
+        return await self._about_one(message, Command(extend, ref), ref, patterns)
 
     def delayed(self, tx: Transaction, request: Request, why: str) -> None:
-        message = IncomingMessage(**json.loads(request.body))
-        text = f"{why} Your command is kept and carried out as soon as possible: you need not type it again."
-        self.rooms.reply(tx, message, render_reply(text))
+        message, noun, again = _answered(request)
+        text = f"{why} Your {noun} is kept and carried out as soon as possible: you need not {again} again."
+        self.rooms.reply(tx, message, render_reply(text), aside=request.kind != RowKind.MESSAGE)
 
     def failed(self, tx: Transaction, request: Request, why: str) -> None:
-        message = IncomingMessage(**json.loads(request.body))
-        self.rooms.reply(tx, message, render_reply(why))
+        message, *_ = _answered(request)
+        self.rooms.reply(tx, message, render_reply(why), aside=request.kind != RowKind.MESSAGE)
 
     async def _about_room(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
         verb = command.verb
@@ -211,7 +224,8 @@ class MatrixIntake:
         ref: Ref | None = None,
     ) -> Step:
         def step(tx: Transaction) -> str:
-            asker = Asker(Actor("matrix", message.sender, place=self.rooms.name_of(tx, message)), decision)
+            thread = message.thread_root or message.event_id
+            asker = Asker(Actor("matrix", message.sender, self.rooms.name_of(tx, message), thread), decision)
             outcome = execute(self.intents, tx, command, asker, target)
             text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""), self.verbs)
             self.rooms.reply(tx, message, render_reply(text), aside=not decision.allowed)
@@ -233,6 +247,18 @@ def _removed(tx: Transaction, removal: Removed) -> None:
     sandbox = sandboxes.get(tx, sandbox_id)
     if sandbox and sandbox.state is not SandboxState.ENDED:
         outbox.add(tx, RoomLane(room), Kind.CARD, sandbox_id=sandbox_id)
+
+
+def _answered(request: Request) -> tuple[IncomingMessage, str, str]:
+    """What a reply to a request answers, what that is, and how it would be made again."""
+    body = json.loads(request.body)
+    match request.kind:
+        case RowKind.REACTION:
+            return as_message(Reaction(**body), ""), "reaction", "react"
+        case RowKind.TO_AGENT:
+            return IncomingMessage(**body), "message", "say it"
+        case _:
+            return IncomingMessage(**body), "command", "type it"
 
 
 def _nothing(_: Transaction) -> str:
