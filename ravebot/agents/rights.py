@@ -1,27 +1,100 @@
-"""What an asker may have an agent do: never more than both of them may, in a project that the agent serves."""
+"""Whether a message may be given to an agent: nobody in its chain may less than that, now."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ravebot.commands.people import People
-from ravebot.commands.permissions import Decision, Right
-from ravebot.config.model import AgentConfig
-from ravebot.sandboxes.model import MergeRequest
+from ravebot.commands.permissions import SHELL, Decision, Right
+from ravebot.config.model import AgentConfig, Config, matches_project
+from ravebot.errors import Forbidden, NotFound
+from ravebot.sandboxes.model import Actor, MergeRequest
+
+_NO_SUCH_PROJECT = Decision(
+    False, "GitLab has no such project any more, or ravebot may not see it.", "Ask a Maintainer to add ravebot to it."
+)
 
 
-async def may_ask(people: People, agent: AgentConfig, mr: MergeRequest, asker: Decision) -> Decision:
-    """Whether an agent may be asked about a merge request; `asker`: the decision on the asker's own right on it.
+def find_agent(config: Config, name: str) -> AgentConfig | None:
+    """The agent of that name that can be spoken to."""
+    return next((agent for agent in config.agents if agent.name == name and agent.can_be_spoken_to), None)
 
-    Raises as GitLab answers.
-    """
-    if not asker.allowed:
-        return asker
-    if not agent.serves(mr.project_path):
-        whom = "Ask an admin of ravebot to add the project to the agent's."
-        return Decision(False, f"{agent.name} does not serve {mr.project_path}.", whom)
+
+def by_configuration(agent: AgentConfig | None, name: str, mr: MergeRequest) -> Decision:
+    """Whether an agent may work on a merge request, by the configuration alone."""
+    if agent is None:
+        return Decision(
+            False,
+            f"No agent called {name} is configured.",
+            "Ask for one that is, or have an admin of ravebot add it to `agents`.",
+        )
+    if not matches_project(agent.projects, mr.project_path):
+        whom = f"Ask another agent, or have an admin of ravebot add the project to agents[].projects of {name}."
+        return Decision(False, f"{name} does not serve {mr.project_path}.", whom)
     if mr.from_fork and not agent.forks:
-        whom = "An admin of ravebot may allow it, with `forks` of that agent."
-        return Decision(False, f"{mr.full_ref} comes from a fork, and {agent.name} does not work on forks.", whom)
-    owner = await people.of_user(Right.COMMAND, mr.ref.project_id, mr.project_path, agent.owner or "")
-    if not owner.allowed:
-        return Decision(False, f"{agent.name} may do no more than its owner: {owner.rule}", owner.advice)
-    return asker
+        return Decision(
+            False,
+            f"{mr.full_ref} comes from a fork, and {name} is off in forks.",
+            f"An admin of ravebot can set agents[].forks of {name}.",
+        )
+    return Decision(True, f"{name} serves {mr.project_path}.")
+
+
+def chain(agent: str, owner: str, links: Iterable[tuple[bool, Decision]]) -> Decision:
+    """The intersection of the rights of all in a chain; each link says whether it is the agent's owner's.
+
+    The first refusal is the whole chain's.
+    """
+    allowed = Decision(True, "Everybody in the chain may do that.")
+    for is_owner, decision in links:
+        if not decision.allowed and is_owner:
+            rule = f"{agent} may do at most what its owner {owner} may: {decision.rule}"
+            return Decision(False, rule, decision.advice)
+        if not decision.allowed:
+            return decision
+    return allowed
+
+
+async def may_ask(
+    people: People,
+    config: Config,
+    name: str,
+    root: Actor,
+    mr: MergeRequest,
+    *,
+    mapped: bool = True,
+    direct: bool = False,
+) -> Decision:
+    """Whether a message that goes back to `root` may be given to that agent, in a place that is `mapped` to the merge
+    request's project, or a direct chat. Raises Unavailable while GitLab can't be asked: that is no refusal.
+    """
+    agent = find_agent(config, name)
+    configured = by_configuration(agent, name, mr)
+    if agent is None or not configured.allowed:
+        return configured
+    project_id, project = mr.ref.project_id, mr.project_path
+    try:
+        asker = await _asker(people, root, mr, mapped=mapped, direct=direct)
+        if not asker.allowed:
+            return asker
+        if agent.owner is None:
+            return Decision(False, f"{name} has no owner.", "An admin of ravebot sets agents[].owner.")
+        owner = await people.may_still(Actor("gitlab", agent.owner), project_id, project)
+    except (NotFound, Forbidden):
+        return _NO_SUCH_PROJECT
+    return chain(name, agent.owner, ((False, asker), (True, owner)))
+
+
+async def _asker(people: People, root: Actor, mr: MergeRequest, *, mapped: bool, direct: bool) -> Decision:
+    if root.kind == "shell":
+        return SHELL
+    if root.kind == "matrix":
+        return await people.from_room(
+            Right.COMMAND,
+            root.name,
+            project_id=mr.ref.project_id,
+            mapped=mapped,
+            direct=direct,
+            project=mr.project_path,
+        )
+    return await people.may_still(root, mr.ref.project_id, mr.project_path)

@@ -55,17 +55,6 @@ class People:
             project=project,
         )
 
-    async def of_user(self, right: Right, project_id: int, project: str, username: str) -> Decision:
-        """Whether a GitLab user, by name, has that right in a project, wherever they are; an agent's owner."""
-        level = await self._level_of(username, project_id) if username else 0
-        return decide(
-            right,
-            room_maps_project=True,
-            gitlab_username=username or None,
-            access_level=level or None,
-            project=project,
-        )
-
     async def from_room(
         self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool, project: str = ""
     ) -> Decision:

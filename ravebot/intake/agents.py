@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ravebot.agents import registry
 from ravebot.agents.desk import Addressed, Desk
 from ravebot.agents.rights import may_ask
 from ravebot.commands.people import People
@@ -24,12 +23,14 @@ class Reception:
     people: People
     desk: Desk
 
-    async def may(self, agent: str, mr: MergeRequest, asker: Decision) -> Decision:
-        """Whether that agent may be asked about a merge request, by somebody with `asker`'s right on it."""
-        found = registry.find(self.config, agent)
-        if found is None:
-            return Decision(False, f"There is no agent {agent} any more.")
-        return await may_ask(self.people, found, mr, asker)
+    async def may(
+        self, agent: str, root: Actor, mr: MergeRequest, *, mapped: bool = True, direct: bool = False
+    ) -> Decision:
+        """Whether somebody may ask that agent about a merge request, in a place of its project or a direct chat.
+
+        Raises as GitLab answers.
+        """
+        return await may_ask(self.people, self.config, agent, root, mr, mapped=mapped, direct=direct)
 
     def accept(self, tx: Transaction, said: Addressed, mr: MergeRequest) -> Outcome:
         """Take a message about a merge request; `mr`: as it was looked up."""

@@ -42,10 +42,9 @@ class Spot:
 
 @dataclass(frozen=True)
 class About:
-    """The merge request that a message is about, and the asker's right on it; `chosen`: by us, as the only one."""
+    """The merge request that a message is about; `chosen`: by us, as the only one."""
 
     mr: MergeRequest
-    decision: Decision
     chosen: bool = False
 
 
@@ -91,7 +90,9 @@ class RoomConversations:
         about = await self._about(message, routed, agent, patterns)
         if not isinstance(about, About):
             return about
-        decision = await self.reception.may(agent.name, about.mr, about.decision)
+        decision = await self.reception.may(
+            agent.name, Actor("matrix", message.sender), about.mr, mapped=bool(patterns), direct=message.direct
+        )
         if not decision.allowed:
             return self._refusal(message, routed, decision, about.mr.full_ref)
         return lambda tx: self._accept(tx, message, routed, about)
@@ -151,7 +152,7 @@ class RoomConversations:
         if not decision.allowed:
             return self._refusal(message, routed, decision, str(ref))
         try:
-            return About(await self.rooms.people.merge_request(ref), decision)
+            return About(await self.rooms.people.merge_request(ref))
         except NotFound:
             prefix = self.config.matrix.command_prefix
             return self._mistake(message, f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`.")
@@ -178,7 +179,7 @@ class RoomConversations:
         if not allowed and refusal and (there or not self.rooms.people.is_known(message.sender)):
             return self._refusal(message, routed, refusal, "")
         if len(allowed) == 1:
-            return About(allowed[0], decisions[allowed[0].ref.project_id], chosen=True)
+            return About(allowed[0], chosen=True)
         if not allowed:
             why = f"There is no sandbox here that {agent.name} serves. Say which merge request it is about"
             return self._mistake(message, f"{why}, like `@{agent.name} group/app!42 {_beginning(routed.text)}`.")
