@@ -13,7 +13,7 @@ from ravebot.commands import refs
 
 _LONGEST_HEAD = 600
 """Characters in which the name and the reference must be; both are shorter."""
-_NAMED = re.compile(r"(?:@(?P<at>[a-z][a-z0-9-]{1,30}):?|(?P<plain>[A-Za-z][a-z0-9-]{1,30}):)(?=\s|\Z)", re.ASCII)
+_NAMED = re.compile(r"(?:@(?P<at>[a-z][a-z0-9-]{1,30}):?|(?P<plain>[A-Za-z][a-z0-9-]{1,30}):)(?=\s|\Z)")
 
 
 @dataclass(frozen=True)
