@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from ravebot.agents.model import AgentDoor, Conversation, Turn
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.store import conversations, merge_requests, outbox
+from ravebot.store.database import Database, Transaction
 
+_NOT_MAPPED = Decision(False, "This room is not mapped to that project.", "Ask in a room that is.")
 _NO_SUCH_PROJECT = Decision(
     False, "GitLab has no such project any more, or ravebot may not see it.", "Ask a Maintainer to add ravebot to it."
 )
@@ -98,3 +103,36 @@ async def _asker(people: People, root: Actor, mr: MergeRequest, *, mapped: bool,
             project=mr.project_path,
         )
     return await people.may_still(root, mr.ref.project_id, mr.project_path)
+
+
+@dataclass(frozen=True)
+class ChainRights:
+    """Looks up again, right before a turn is given, whether it still may be."""
+
+    config: Config
+    database: Database
+    people: People
+
+    async def still_may(self, conversation: Conversation, turn: Turn) -> Decision:
+        """Whether a turn may be given to its agent now. Raises Unavailable while GitLab can't be asked: it waits."""
+        found = await self.database.read(lambda tx: self._found(tx, conversation, turn))
+        if isinstance(found, Decision):
+            return found
+        root, mr, mapped, direct = found
+        return await may_ask(self.people, self.config, conversation.agent, root, mr, mapped=mapped, direct=direct)
+
+    def _found(
+        self, tx: Transaction, conversation: Conversation, turn: Turn
+    ) -> tuple[Actor, MergeRequest, bool, bool] | Decision:
+        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+        if mr is None:
+            return Decision(False, "This conversation is about no merge request that is known.", "Ask again, with one.")
+        root = conversations.message(tx, turn.message_id).root
+        if conversation.door is not AgentDoor.MATRIX:
+            return root, mr, True, False
+        ids = outbox.rooms(tx)
+        names = {name for name in self.config.matrix.room_names if conversation.place in (name, ids.get(name))}
+        mapped = not names.isdisjoint(self.config.rooms_of(mr.project_path))
+        if names and not mapped:
+            return _NOT_MAPPED
+        return root, mr, mapped, not names  # ravebot listens in configured rooms and direct chats only

@@ -11,7 +11,7 @@ from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequestRef, 
 from ravebot.store import events
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
-from ravebot.store.signals import AGENTS, APPROVALS
+from ravebot.store.signals import AGENTS, AGENTS_WAIT, APPROVALS
 
 _APART = ("mr", "asked_by", "decided_by")
 
@@ -145,6 +145,7 @@ def _wake(tx: Transaction) -> None:
     """Who runs the agents tells them what was answered; `carryout` does the rest."""
     tx.wake(AGENTS)
     tx.wake(APPROVALS)
+    tx.wake(AGENTS_WAIT)
 
 
 def _log(tx: Transaction, kind: EventKind, approval: Approval, by: Actor, data: dict[str, object]) -> None:
