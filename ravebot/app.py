@@ -14,9 +14,11 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.approved import ApprovedDiffs
 from ravebot.agents.carryout import CarryOut
+from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
@@ -34,10 +36,14 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.agents import Reception
+from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.intake.poll import Poller
+from ravebot.intake.reactions import RoomReactions
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
@@ -98,11 +104,21 @@ class Bot:
         await asyncio.to_thread(self.diffs.clear)
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        reception = Reception(self.config, people, Desk(self.config, self.approvals.telling))
+        rooms = Rooms(self.config, people, self.database)
         intake = Intake(
             self.database,
             {
                 "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
-                "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
+                "matrix": MatrixIntake(
+                    self.config,
+                    people,
+                    self.core.intents,
+                    self.core.views,
+                    self.database,
+                    agents=RoomConversations(rooms, self.core.views, reception),
+                    reactions=RoomReactions(rooms, self.approvals),
+                ),
             },
         )
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
@@ -217,7 +233,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             room_watch=RoomWatch(database, matrix, rooms, config.matrix.operations_room, config.matrix.admins),
             sync=SyncLoop(
                 matrix,
-                MatrixJournal(database, config.matrix.command_prefix),
+                MatrixJournal(database, config.matrix.command_prefix, registry.names(config)),
                 clock,
                 Invites(matrix, config.matrix.admins, clock, rooms.joined, rooms.is_configured),
                 on_left=rooms.left,
