@@ -18,7 +18,11 @@ from ravebot.agents.approvals import Approvals
 from ravebot.agents.approved import ApprovedDiffs
 from ravebot.agents.carryout import CarryOut
 from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.progress import TurnProgress
+from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.transports.acp import AcpDriver
+from ravebot.agents.transports.acp.control import ControlConnections, public_key
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -84,6 +88,7 @@ class Bot:
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
+    agents: AgentRunner
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -127,6 +132,7 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
+                self.agents.run(),
             ):
                 group.create_task(loop)
 
@@ -193,7 +199,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(matrix.close)
         people = People(config, database, gitlab)
         approvals = Approvals(config, ConversationTelling(config), database, people)
-        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals)
+        control_key = await asyncio.to_thread(public_key, config.state_dir)
+        own_keys = (control_key,) if control_key else ()
+        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         senders: dict[Target, Sender] = {
             MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),
@@ -217,6 +225,13 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
+        agents = AcpDriver(
+            config,
+            database,
+            TurnProgress(ConversationTelling(config)),
+            ControlConnections(config.state_dir),
+            core.chain.authorize,
+        )
         yield Bot(
             config=config,
             clock=clock,
@@ -236,6 +251,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
+            agents=AgentRunner(database, agents),
         )
 
 
