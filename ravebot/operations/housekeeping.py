@@ -15,7 +15,7 @@ import structlog
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
-from ravebot.store import events, inbox, machines, outbox, sandboxes
+from ravebot.store import approvals, events, inbox, machines, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
@@ -53,6 +53,7 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+        await self.database.write(lambda tx: approvals.forget_payloads(tx, KEEP_HANDLED))
         live = frozenset(machine.name for machine in await self.database.read(machines.live))
         for folder, pattern in self.logs:
             await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)

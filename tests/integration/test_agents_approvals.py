@@ -14,7 +14,7 @@ import pytest
 
 from ravebot.agents.approvals import Answered, Approvals
 from ravebot.agents.approved import ApprovedDiffs
-from ravebot.agents.asking import diff_of
+from ravebot.agents.asking import MOST_COMMITS_A_DAY, MOST_FORKS_AN_HOUR, diff_of
 from ravebot.agents.carryout import CarryOut
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.diff.model import Change, ChangeKind, Diff
@@ -90,7 +90,7 @@ class Bench:
 
     async def fork(self) -> MergeRequest:
         """A fork's, that waits."""
-        mallory = self.server.add_user(f"mallory{len(await self.all())}")
+        mallory = self.server.add_user(f"mallory{len(self.server.state.merge_requests)}")
         fork = self.server.add_project(f"{mallory.username}/app", public=True)
         self.server.set_role(fork, mallory, DEVELOPER)
         mr = self.server.open_merge_request(fork, mallory, "From outside", fork_of=self.project)
@@ -361,6 +361,34 @@ async def test_a_fork_is_asked_about_once_for_each_head(bench: Bench) -> None:
     await bench.answer((await bench.all())[-1], ALICE, yes=False)
     await bench.told(mr)
     assert [one.state for one in await bench.all()] == [S.WITHDRAWN, S.DENIED]
+
+
+async def test_a_crowd_of_forks_and_of_pushes_does_not_fill_the_room(bench: Bench) -> None:
+    mr = await bench.fork()
+    for number in range(8):
+        bench.server.push(mr, {"more.txt": str(number)})
+        mr.updated_at += timedelta(minutes=1)
+        await bench.told(mr)
+    asked = await bench.all()
+    assert len(asked) == MOST_COMMITS_A_DAY
+    assert {one.state for one in asked} == {S.WITHDRAWN}
+    for _ in range(10):
+        await bench.fork()
+    assert len(await bench.all()) == MOST_FORKS_AN_HOUR
+    bench.world.pass_by(hours=1, seconds=1)
+    await bench.fork()
+    assert len(await bench.all()) == MOST_FORKS_AN_HOUR + 1
+
+
+async def test_what_was_asked_is_not_kept_for_good(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.TOOL)
+    await bench.answer(asked, ALICE)
+    await bench.world.write(lambda tx: approvals.done(tx, asked, "the agent was told"))
+    for days, kept in ((13, asked.payload), (2, "")):
+        bench.world.pass_by(days=days)
+        await bench.world.write(lambda tx: approvals.forget_payloads(tx, timedelta(days=14)))
+        (found,) = await bench.all()
+        assert (found.payload, found.payload_hash) == (kept, asked.payload_hash)
 
 
 async def test_a_commit_s_head_that_moved_is_said_in_the_thread_with_what_to_do(bench: Bench) -> None:

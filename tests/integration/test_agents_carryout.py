@@ -203,6 +203,24 @@ async def test_a_commit_whose_answer_was_lost_is_not_made_again(bench: Bench) ->
     assert (await done(bench, asked)).outcome == f"committed as {bench.opened[0].sha[:12]}"
 
 
+async def test_a_yes_is_not_carried_out_a_day_later(bench: Bench) -> None:
+    asked = await granted(bench, ApprovalKind.COMMIT)
+    bench.world.pass_by(days=1, seconds=1)
+    await bench.work.look()
+    assert (await done(bench, asked)).outcome.startswith("it could not be carried out within a day")
+    assert bench.commits() == []
+
+
+@pytest.mark.parametrize("kind", OURS)
+async def test_a_grant_whose_stored_text_was_changed_since_does_nothing(bench: Bench, kind: ApprovalKind) -> None:
+    asked = await granted(bench, kind)
+    before = await bench.live()
+    await bench.world.write(lambda tx: tx.execute("UPDATE approvals SET payload = '{}'"))
+    await bench.work.look()
+    assert (await done(bench, asked)).outcome == "what was approved is not what is stored: ask for it again"
+    assert (await bench.live(), bench.commits()) == (before, [])
+
+
 # Ends by the clock, and of what they are about.
 
 
