@@ -45,13 +45,24 @@ _ENDS = {
 }
 
 
+class AskedPart(Protocol):
+    """One value of what is asked, with its name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
 class Answerable(Protocol):
-    """What a question shows: see `ravebot.agents.questions.Question`."""
+    """What a question shows: see `ravebot.agents.questions.ApprovalQuestion`."""
 
     @property
     def number(self) -> int: ...
     @property
     def title(self) -> str: ...
+    @property
+    def parts(self) -> Sequence[AskedPart]: ...
     @property
     def agent(self) -> str: ...
     @property
@@ -138,7 +149,7 @@ def whole_answer(turn: Turn) -> str:
     return f"{turn.answer[:half]}\n\n[{_left_out(turn.cut)}]\n\n{turn.answer[half:]}"
 
 
-def render_question(asked: Answerable, payload: str, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
+def render_question(asked: Answerable, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
     """The whole of what is asked, and how to answer; `people`: ids and names of those who are notified of it.
 
     It is a text, for a notice notifies nobody.
@@ -146,9 +157,10 @@ def render_question(asked: Answerable, payload: str, prefix: str, people: Sequen
     who = joined((words("❓"), bold(f"{one_line(_asker(asked), 300)}:"), theirs(asked.title, 300)))
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
     last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
+    text = exactly("\n".join(map(_part, asked.parts)))
+    shown = lines(text, 2 * len(text) + 100)
     content: Content = {}
     for most in _LENGTHS:
-        shown = lines(exactly(payload), len(payload) * 12 + 100) if payload else ""
         cut = len(shown) > most
         parts = [who, *([preformatted(f"{shown[:most]}…" if cut else shown)] if shown else [])]
         if cut:
@@ -208,9 +220,10 @@ def render_budget(budgets: Sequence[BudgetLine], until: datetime, now: datetime)
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
+    text = exactly(patch)
+    shown = lines(text, 2 * len(text) + 100)
     content: Content = {}
     for most in _LENGTHS:
-        shown = lines(exactly(patch), len(patch) * 12 + 100)
         cut = len(shown) > most
         parts = [marked(head, 1000)]
         if shown:
@@ -282,6 +295,13 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
     why = [words(":"), marked(turn.why, 1000)] if turn.why.strip() else [words(".")]
     first = joined((words(f"⚠️ {ended}"), why[0]), "", "")
     return joined((first, *why[1:]))
+
+
+def _part(part: AskedPart) -> str:
+    """A value with its name; one of several lines is indented, so that it can't look like another one."""
+    if "\n" not in part.text:
+        return f"{part.name}: {part.text}" if part.name else part.text
+    return "\n    ".join([f"{part.name}:", *part.text.split("\n")])
 
 
 def _asker(asked: Answerable) -> str:
