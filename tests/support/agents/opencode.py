@@ -28,7 +28,7 @@ ENVIRONMENT = {
 """So that it asks nothing of the internet."""
 
 
-class OpenCodeMissing(Exception):
+class OpenCodeMissing(RuntimeError):
     """It can't be installed here; the message says why."""
 
 
