@@ -9,9 +9,10 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from ravebot.agents.model import Receipt, Turn, TurnState
+from ravebot.agents.questions import ApprovalQuestion
+from ravebot.agents.wording import ended, exactly, left_out, listed
 from ravebot.clock import moment
 from ravebot.matrix.content import (
     MAX_CONTENT_BYTES,
@@ -37,47 +38,6 @@ YES, NO = "✅", "❌"
 """The reactions on a question, for people to tap on."""
 _LENGTHS = (9000, 5000, 2500, 1200, 400)
 """Characters of an answer, of a question's payload, or of a diff that are tried, the longest first."""
-_ENDS = {
-    TurnState.FAILED: "This ended with an error",
-    TurnState.CANCELLED: "Cancelled",
-    TurnState.UNCERTAIN: "It can't be known whether this was done to its end, so it is not done again by itself",
-    TurnState.DEAD: "The agent did not get this",
-}
-
-
-class AskedPart(Protocol):
-    """One value of what is asked, with its name."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
-class Answerable(Protocol):
-    """What a question shows: see `ravebot.agents.questions.ApprovalQuestion`."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def parts(self) -> Sequence[AskedPart]: ...
-    @property
-    def agent(self) -> str: ...
-    @property
-    def ref(self) -> str: ...
-    @property
-    def whom(self) -> str: ...
-    @property
-    def until(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def is_open(self) -> bool: ...
-    def how(self, prefix: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -133,11 +93,11 @@ def render_answer(turn: Turn, speaker: Speaker, *, last_edit: bool = False) -> S
         return Shown(_spoken(speaker, silent, kind="m.notice"), whole=True)
     content: Content = {}
     for most in _LENGTHS:
-        said, left_out = _ends_of(turn.answer, turn.cut, most)
+        said, missing = _ends_of(turn.answer, turn.cut, most)
         parts = joined(said + ([Span(below.plain, f"<p>{below.html}</p>")] if below else []), "\n\n", "")
         content = _spoken(speaker, parts, kind="m.text")
         if size_bytes(content) <= MAX_CONTENT_BYTES:
-            return Shown(content, whole=not left_out)
+            return Shown(content, whole=not missing)
     return Shown(content, whole=False)
 
 
@@ -146,10 +106,10 @@ def whole_answer(turn: Turn) -> str:
     if not turn.cut:
         return turn.answer
     half = len(turn.answer) // 2
-    return f"{turn.answer[:half]}\n\n[{_left_out(turn.cut)}]\n\n{turn.answer[half:]}"
+    return f"{turn.answer[:half]}\n\n{left_out(turn.cut)}\n\n{turn.answer[half:]}"
 
 
-def render_question(asked: Answerable, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
+def render_question(asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
     """The whole of what is asked, and how to answer; `people`: ids and names of those who are notified of it.
 
     It is a text, for a notice notifies nobody.
@@ -157,7 +117,7 @@ def render_question(asked: Answerable, prefix: str, people: Sequence[tuple[str, 
     who = joined((words("❓"), bold(f"{one_line(_asker(asked), 300)}:"), theirs(asked.title, 300)))
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
     last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
-    text = exactly("\n".join(map(_part, asked.parts)))
+    text = listed(asked.parts)
     shown = lines(text, 2 * len(text) + 100)
     content: Content = {}
     for most in _LENGTHS:
@@ -236,14 +196,6 @@ def render_diff(head: str, patch: str, then: str = "") -> Shown:
     return Shown(content, whole=False)
 
 
-def exactly(text: str) -> str:
-    """The text with what can't be seen written out as its escape, so that nothing in it is hidden."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )
-
-
 def _spoken(speaker: Speaker, said: Span, *, kind: str) -> Content:
     """A message in an agent's name (MSC4144), with the fallback of that proposal for the clients that know none.
 
@@ -270,13 +222,9 @@ def _ends_of(answer: str, cut: int, most: int) -> tuple[list[Span], int]:
     if not cut and len(answer) <= most:
         return [agents_words(answer)], 0
     half = min(most, len(answer)) // 2
-    left_out = cut + len(answer) - 2 * half
-    gap = Span(f"[{_left_out(left_out)}]", f"<p><em>[{_left_out(left_out)}]</em></p>")
-    return [agents_words(answer[:half]), gap, agents_words(answer[-half:])], left_out
-
-
-def _left_out(characters: int) -> str:
-    return f"{characters:,} characters left out"
+    missing = cut + len(answer) - 2 * half
+    gap = Span(left_out(missing), f"<p><em>{left_out(missing)}</em></p>")
+    return [agents_words(answer[:half]), gap, agents_words(answer[-half:])], missing
 
 
 def _below(turn: Turn, *, last_edit: bool) -> Span | None:
@@ -289,34 +237,24 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
         return joined(status + more) if status or more else None
     if turn.state is TurnState.DONE:
         return None
-    ended = _ENDS[turn.state]
-    if turn.state is TurnState.CANCELLED and turn.cancelled_by:
-        ended += f" by {one_line(turn.cancelled_by, 100)}"
     why = [words(":"), marked(turn.why, 1000)] if turn.why.strip() else [words(".")]
-    first = joined((words(f"⚠️ {ended}"), why[0]), "", "")
+    first = joined((words(f"⚠️ {one_line(ended(turn), 300)}"), why[0]), "", "")
     return joined((first, *why[1:]))
 
 
-def _part(part: AskedPart) -> str:
-    """A value with its name; one of several lines is indented, so that it can't look like another one."""
-    if "\n" not in part.text:
-        return f"{part.name}: {part.text}" if part.name else part.text
-    return "\n    ".join([f"{part.name}:", *part.text.split("\n")])
-
-
-def _asker(asked: Answerable) -> str:
+def _asker(asked: ApprovalQuestion) -> str:
     where = f" in {asked.ref}" if asked.ref else ""
     return f"{asked.agent}{where} asks" if asked.agent else f"ravebot asks{f' about {asked.ref}' if asked.ref else ''}"
 
 
-def _to_answer(asked: Answerable, prefix: str, named: list[Span]) -> Span:
+def _to_answer(asked: ApprovalQuestion, prefix: str, named: list[Span]) -> Span:
     until = words(f"until {asked.until}. No answer is a no.")
     how = joined((words(f"To answer: {asked.how(prefix)}"), until), ", ", ", ")
     whom = joined((words("May answer:"), marked(asked.whom, 300)))
     return joined([how, joined([whom, *named])], "\n", "<br>")
 
 
-def _answered(asked: Answerable) -> Span:
+def _answered(asked: ApprovalQuestion) -> Span:
     answer = joined((words("➡️"), bold(f"{_upper(one_line(asked.answer, 300))}.")))
     return joined([answer, *([marked(asked.outcome, 1000)] if asked.outcome else [])], "\n", "<br>")
 

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
 
 from ravebot.agents.model import (
     Approval,
-    ApprovalId,
-    Conversation,
-    ConversationId,
-    MessageId,
     Receipt,
-    ShownTurn,
     Turn,
-    TurnId,
 )
-from ravebot.agents.questions import ApprovalQuestion, question
 from ravebot.agents.telling import MOST_EDITS
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, Unacceptable
@@ -42,7 +35,8 @@ from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import digest
 from ravebot.matrix.content import Content, edit_of, in_thread
 from ravebot.notify.delivery import Sent
-from ravebot.store import approvals, conversations, merge_requests, outbox
+from ravebot.notify.talks import TalkFacts, TalkLook
+from ravebot.store import approvals, conversations, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
 from ravebot.store.targets import Kind, RoomLane
@@ -50,7 +44,6 @@ from ravebot.store.targets import Kind, RoomLane
 log = structlog.get_logger()
 T = TypeVar("T")
 
-KINDS = frozenset({Kind.ANSWER, Kind.RECEIPT, Kind.QUESTION, Kind.REMARK})
 _LONG = 2000
 """Characters of a text that is rendered beside the event loop."""
 _DUPLICATE = "M_DUPLICATE_ANNOTATION"
@@ -71,25 +64,6 @@ class ConversationClient(Protocol):
     async def display_name(self, user_id: str) -> str: ...
 
 
-@dataclass(frozen=True)
-class TalkFacts:
-    """The current state of what a row is about, and what the room shows of it.
-
-    `place`: the room that the conversation or the question is in; `answer_place`: the one that its message is in.
-    """
-
-    conversation: Conversation | None = None
-    speaker: Speaker | None = None
-    turn: Turn | None = None
-    shown: ShownTurn | None = None
-    answer_place: str = ""
-    said_event: str = ""  # the person's message
-    newest: bool = True  # whether no later turn of the same message took its place
-    others: tuple[ShownTurn, ...] = ()  # receipts of earlier turns of the same message
-    approval: Approval | None = None
-    question: ApprovalQuestion | None = None
-
-
 class ConversationSender:
     """Renders a row about a conversation from the current state, and sends it so that it arrives once.
 
@@ -99,59 +73,14 @@ class ConversationSender:
 
     def __init__(self, config: MatrixConfig, database: Database, client: ConversationClient) -> None:
         self._config = config
+        self._looks = TalkLook(config)
         self._database = database
         self._client = client
         # A hostile text takes a tenth of a second to parse.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="render")
 
     def look(self, tx: Transaction, message: Message) -> TalkFacts:
-        match message.kind:
-            case Kind.QUESTION:
-                return self._look_at_question(tx, message)
-            case Kind.REMARK:
-                conversation = conversations.get(tx, ConversationId(_number(message, "conversation")))
-                return TalkFacts(conversation, self._speaker(tx, message, conversation))
-            case _:
-                return self._look_at_turn(tx, message)
-
-    def _look_at_turn(self, tx: Transaction, message: Message) -> TalkFacts:
-        turn = conversations.turn(tx, TurnId(_number(message, "turn")))
-        conversation = conversations.get(tx, turn.conversation_id) if turn else None
-        if turn is None or conversation is None:
-            return TalkFacts()
-        shown = conversations.shown(tx, turn.id)
-        siblings = conversations.turns_of(tx, MessageId(turn.message_id))
-        before = (conversations.shown(tx, other.id) for other in siblings if other.id != turn.id)
-        return TalkFacts(
-            conversation,
-            self._speaker(tx, message, conversation),
-            turn,
-            shown,
-            answer_place=conversations.place_of_event(tx, shown.answer_event) if shown.answer_event else "",
-            said_event=conversations.message(tx, turn.message_id).key,
-            newest=turn.id == siblings[-1].id,
-            others=tuple(other for other in before if other.receipt),
-        )
-
-    def _look_at_question(self, tx: Transaction, message: Message) -> TalkFacts:
-        approval = approvals.get(tx, ApprovalId(_number(message, "approval")))
-        if approval is None:
-            return TalkFacts()
-        conversation = conversations.get(tx, approval.conversation_id) if approval.conversation_id else None
-        turn = conversations.turn(tx, approval.turn_id) if approval.turn_id else None
-        asker = conversations.message(tx, turn.message_id).root if turn else None
-        mr = merge_requests.get(tx, approval.mr) if approval.mr else None
-        view = question(approval, self._config, mr=mr, conversation=conversation, asker=asker)
-        return TalkFacts(conversation, self._speaker(tx, message, conversation), approval=approval, question=view)
-
-    def _speaker(self, tx: Transaction, message: Message, conversation: Conversation | None) -> Speaker | None:
-        if conversation is None:
-            return None
-        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
-        if mr is None:
-            return Speaker(conversation.agent)
-        short = self._config.short_refs(RoomLane.read(message.lane).room)
-        return Speaker(conversation.agent, f"!{mr.ref.iid}" if short else mr.full_ref)
+        return self._looks.look(tx, message)
 
     async def send(self, message: Message, facts: TalkFacts, room_id: str) -> Sent:
         match message.kind:
@@ -360,9 +289,3 @@ def _dropped(message: Message, error: Exception) -> Sent:
         raise error
     log.info("not shown in the room", room=message.lane, row=message.id, error=str(error))
     return Sent(f"dropped: {error}")
-
-
-def _number(message: Message, key: str) -> int:
-    value = message.body.get(key)
-    assert isinstance(value, int)
-    return value

@@ -26,8 +26,9 @@ from ravebot.matrix.cards import (
 )
 from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
 from ravebot.matrix.text import one_line
-from ravebot.notify.conversations import KINDS, ConversationClient, ConversationSender, TalkFacts
+from ravebot.notify.conversations import ConversationClient, ConversationSender
 from ravebot.notify.delivery import Sent
+from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
@@ -85,7 +86,7 @@ class MatrixSender:
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
     def look(self, tx: Transaction, message: Message) -> _RoomFacts | TalkFacts:
-        if message.kind in KINDS:
+        if message.kind in TALK_KINDS:
             return self._talk.look(tx, message)
         if message.sandbox_id is None:
             return _RoomFacts()
@@ -112,7 +113,7 @@ class MatrixSender:
         lane = RoomLane.read(message.lane)
         configured = lane.room in self._names
         # Answers and conversations are also in direct chats, which have no name.
-        by_id = lane.room.startswith("!") and (message.kind is Kind.REPLY or message.kind in KINDS)
+        by_id = lane.room.startswith("!") and (message.kind is Kind.REPLY or message.kind in TALK_KINDS)
         if not configured and not by_id:
             return Sent("dropped: the room is not configured any more")
         room_id = await self._rooms.ensure(lane.room) if configured else lane.room

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.agents.model import ConversationId, MessageId, Turn, TurnId, TurnState
-from ravebot.agents.questions import Part, parts_of
+from ravebot.agents.model import ApprovalKind, ApprovalState, ConversationId, MessageId, Turn, TurnId, TurnState
+from ravebot.agents.questions import ApprovalQuestion, parts_of
+from ravebot.agents.wording import exactly
 from ravebot.matrix.agents import (
     AgentLine,
     BudgetLine,
     Speaker,
-    exactly,
     render_agents,
     render_answer,
     render_budget,
@@ -175,52 +175,44 @@ def test_what_is_left_out_of_a_long_answer_is_said_and_is_in_the_file() -> None:
     assert render_answer(a_turn(answer="a" * 5_000), SPEAKER).whole
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question, as `ravebot.agents.questions` gives it."""
-
-    payload: str
-    number: int = 17
-    title: str = "run a command"
-    agent: str = "coder"
-    ref: str = "group/app!42"
-    whom: str = "who has the role Developer or more in group/app"
-    until: str = "14:40 UTC"
-    answer: str = ""
-    outcome: str = ""
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return parts_of(self.payload)
-
-    @property
-    def is_open(self) -> bool:
-        return not self.answer
-
-    def how(self, prefix: str) -> str:
-        return f"✅ or ❌, or `{prefix} approve {self.number}` or `{prefix} deny {self.number}`"
+def asked_for(payload: str, **facts: Any) -> ApprovalQuestion:
+    base = ApprovalQuestion(
+        number=17,
+        kind=ApprovalKind.TOOL,
+        state=ApprovalState.OPEN,
+        title="run a command",
+        parts=parts_of(payload),
+        agent="coder",
+        ref="group/app!42",
+        whom="who has the role Developer or more in group/app",
+        mentions=(),
+        until="14:40 UTC",
+    )
+    return replace(base, **facts)
 
 
 def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     payload = json.dumps({"command": "rm\u202e -rf \x1b[2J@room", "text": "a\ncwd: /", "cwd": "/tmp"})
-    content = render_question(Asked(payload), "!rave", [("@alice:x.org", "Alice <b>")]).content
+    content = render_question(asked_for(payload), "!rave", [("@alice:x.org", "Alice <b>")]).content
     assert (content["msgtype"], content["m.mentions"]) == ("m.text", {"user_ids": ["@alice:x.org"]})
     shown = "command: rm\\u202e -rf \\x1b[2J@\u2060room\ntext:\n    a\n    cwd: /\ncwd: /tmp\n"
     assert content["body"].startswith(f"❓ coder in group/app!42 asks: run a command\n{shown}")
     how = "To answer: ✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no."
     assert how in content["body"]
     assert "<b>" not in content["formatted_body"]
-    decided = render_question(Asked(payload, answer="approved by alice", outcome="It runs."), "!rave", []).content
+    decided = render_question(
+        asked_for(payload, state=ApprovalState.GRANTED, answer="approved by alice", outcome="It runs."), "!rave", []
+    ).content
     assert decided["body"].endswith("➡️ Approved by alice.\nIt runs.")
     assert decided["m.mentions"] == {}
 
 
 def test_a_question_that_is_too_long_says_that_the_rest_is_in_the_file() -> None:
-    asked = render_question(Asked("x" * 60_000), "!rave", [])
+    asked = render_question(asked_for("x" * 60_000), "!rave", [])
     assert not asked.whole
     assert "the whole is in the file below" in asked.content["body"]
     assert size_bytes(asked.content) <= MAX_CONTENT_BYTES
-    assert render_question(Asked("\u202e" * 200), "!rave", []).whole
+    assert render_question(asked_for("\u202e" * 200), "!rave", []).whole
 
 
 def test_what_can_not_be_seen_is_written_out() -> None:
