@@ -59,6 +59,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.agents.model",
         "ravebot.agents.diff.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.gitlab",
     ),
     "ravebot.matrix": (
@@ -67,6 +69,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.commands.refs",
         "ravebot.agents.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.matrix",
     ),
     "ravebot.intake": (
