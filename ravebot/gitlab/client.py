@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 import structlog
 
+from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
 from ravebot.clock import Clock, SystemClock
 from ravebot.config.model import matches_project
 from ravebot.errors import NotFound
-from ravebot.gitlab import answers, download
+from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
 from ravebot.gitlab.discussions import Discussions
@@ -150,6 +151,29 @@ class GitLab:
         return await self._call(
             lambda: download.save(self._transport, address, sha, target, max_bytes), self._slow_pool
         )
+
+    async def branch(self, project_id: int, name: str) -> BranchHead | None:
+        """A branch; None if there is none of that name."""
+        return await self._call(lambda: repository.branch(self._transport, project_id, name))
+
+    async def branch_commits(self, project_id: int, name: str, until_sha: str) -> list[BranchCommit] | None:
+        """The branch's commits after that one, the newest first, at most 500; None if the branch is gone."""
+        return await self._call(lambda: repository.branch_commits(self._transport, project_id, name, until_sha))
+
+    async def merge_request_commits(self, ref: MergeRequestRef) -> list[BranchCommit]:
+        """The merge request's commits, the newest first, at most 500; also when its branch is gone."""
+        return await self._call(lambda: repository.merge_request_commits(self._transport, ref))
+
+    async def last_commits(self, project_id: int, sha: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """The last commit of each file, seen from that commit; a file that is not there has none."""
+        return await self._call(lambda: repository.last_commits(self._transport, project_id, sha, paths))
+
+    async def commit(
+        self, project_id: int, branch: str, message: str, actions: Sequence[Mapping[str, object]]
+    ) -> Committed:
+        """Make one commit on a branch. Raises Overtaken if the files there are not those that the actions expect, and
+        Unavailable also when GitLab may have made it."""
+        return await self._call(lambda: repository.commit(self._transport, project_id, branch, message, actions))
 
     async def create_note(self, ref: MergeRequestRef, body: str) -> int:
         """Post a plain comment; returns its id."""

@@ -8,6 +8,7 @@ from tests.support.gitlab import notes, payloads
 from tests.support.gitlab.hooks import Attempt, Hook, Hooks
 from tests.support.gitlab.state import (
     DEVELOPER,
+    MAINTAINER,
     Files,
     Mention,
     MergeRequest,
@@ -95,12 +96,37 @@ class Actions:
     def push(self, mr: MergeRequest, files: Files, by: User | None = None) -> str:
         """New code on the branch; returns the new head."""
         with self.state.lock:
-            user, old = by or mr.author, mr.sha
-            mr.sha = self.state.commit(mr.source_project, {**mr.source_project.commits[old], **files})
-            mr.project.commits[mr.sha] = mr.source_project.commits[mr.sha]
-            self.state.add_note(mr, user, "added 1 commit", system=True)
-            self._merge_request_event(mr, user, "update", oldrev=old)
-            return mr.sha
+            user, project = by or mr.author, mr.source_project
+            tree = {**project.commits[mr.sha], **files}
+            sha = self.state.commit(project, tree, parent=mr.sha, author=user.name)
+            self.move_branch(project, mr.branch, sha, user)
+            return sha
+
+    def move_branch(self, project: Project, branch: str, sha: str, by: User) -> None:
+        """Let a branch have a new head, and with it the merge requests that come from it."""
+        with self.state.lock:
+            if branch == "main":
+                project.head = sha
+            for mr in self.state.merge_requests:
+                if mr.source_project is project and mr.branch == branch and mr.state == "opened":
+                    old, mr.sha, mr.updated_at = mr.sha, sha, self.state.now()
+                    self.state.share(project, sha, mr.project)
+                    self.state.add_note(mr, by, "added 1 commit", system=True)
+                    self._merge_request_event(mr, by, "update", oldrev=old)
+
+    def protect(self, project: Project, branch: str, level: int = MAINTAINER) -> None:
+        """Protect a branch: only who has that role may push to it."""
+        with self.state.lock:
+            project.protected[branch] = level
+
+    def delete_branch(self, project: Project, branch: str) -> None:
+        with self.state.lock:
+            project.deleted.add(branch)
+
+    def files_of(self, mr: MergeRequest) -> dict[str, bytes]:
+        """The files at the head of a merge request."""
+        with self.state.lock:
+            return dict(mr.source_project.commits[mr.sha])
 
     def close(self, mr: MergeRequest, by: User | None = None) -> None:
         self._set_state(mr, by, "closed", "close")

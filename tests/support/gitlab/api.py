@@ -19,6 +19,7 @@ from tests.support.gitlab.faults import Faults
 from tests.support.gitlab.hookapi import HookEndpoints
 from tests.support.gitlab.paging import page
 from tests.support.gitlab.refusal import Refusal, error, text_in
+from tests.support.gitlab.repository import RepositoryEndpoints
 from tests.support.gitlab.state import MAINTAINER, Award, MergeRequest, Note, Project, User
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -69,6 +70,7 @@ class Api:
                 web.delete(note + "/award_emoji/{award:[0-9]+}", self._take_award_back),
                 *DiscussionEndpoints(self._actions, self._mr, _USER).routes(mr + "/discussions"),
                 *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
+                *RepositoryEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(project),
             ]
         )
         return app
@@ -112,10 +114,14 @@ class Api:
             raise Refusal(403, "403 Forbidden")
         return project
 
-    def _mr(self, request: web.Request) -> MergeRequest:
+    def _code_project(self, request: web.Request) -> Project:
         project = self._project(request)
         if not self._state.can_read_code(project, request[_USER]):
             raise Refusal(403, "403 Forbidden")
+        return project
+
+    def _mr(self, request: web.Request) -> MergeRequest:
+        project = self._code_project(request)
         found = self._state.merge_request(project, int(request.match_info["iid"]))
         if found is None:
             raise Refusal(404, "404 Not found")
@@ -211,7 +217,7 @@ class Api:
             files = project.commits.get(sha)
         if files is None:
             raise Refusal(404, "404 File Not Found")
-        content = tar_gz(f"{project.name}-{sha}-{sha}", files)
+        content = tar_gz(f"{project.name}-{sha}-{sha}", files, project.facts[sha].executable)
         response = web.StreamResponse(
             headers={
                 "Content-Type": "application/octet-stream",

@@ -19,9 +19,9 @@ from tests.support.gitlab.state import MergeRequest, Note, Project, User
 T = TypeVar("T")
 _METHODS = frozenset(
     {
-        "add_hook", "add_key", "add_project", "add_user", "assign", "close", "comment", "drop", "fail", "hang_up",
-        "mark_ready", "merge", "notes", "open_merge_request", "push", "rate_limit", "redeliver", "reopen", "restore",
-        "resolve", "retitle", "set_role", "token_for", "truncate_archives",
+        "add_hook", "add_key", "add_project", "add_user", "assign", "close", "comment", "delete_branch", "drop", "fail",
+        "hang_up", "mark_ready", "merge", "notes", "open_merge_request", "protect", "push", "rate_limit", "redeliver",
+        "reopen", "resolve", "restore", "retitle", "set_role", "token_for", "truncate_archives",
     }
 )  # fmt: skip
 _USERS = frozenset({"user", "author", "by"})

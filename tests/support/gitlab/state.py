@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -48,13 +48,29 @@ class User:
     """A service account, or the user of a project's or group's access token."""
 
 
+@dataclass(frozen=True)
+class CommitFacts:
+    """What a commit is beside its files. `executable`: of which files the mode says so."""
+
+    parent: str
+    message: str
+    author: str
+    at: datetime
+    executable: frozenset[str]
+
+
 @dataclass(eq=False)
 class Project:
+    """`facts`: of each commit; `protected`: the role that may push to a branch; `deleted`: branches that are gone."""
+
     id: int
     path: str
     public: bool
     members: dict[int, int] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    facts: dict[str, CommitFacts] = field(default_factory=dict)
+    protected: dict[str, int] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
     head: str = ""
 
     @property
@@ -186,14 +202,54 @@ class State:
     def project_at(self, path: str) -> Project | None:
         return next((project for project in self.projects.values() if project.path == path), None)
 
-    def commit(self, project: Project, files: Files) -> str:
-        """Store a tree and name it; the name is a SHA-1 like Git's."""
+    def commit(
+        self,
+        project: Project,
+        files: Files,
+        *,
+        parent: str = "",
+        message: str = "Change files",
+        author: str = "Somebody",
+        executable: frozenset[str] | None = None,
+    ) -> str:
+        """Store a tree and name it; the name is a SHA-1 like Git's. By default scripts (`#!`) are executable."""
         tree = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
         digest = hashlib.sha1(f"{project.path} {self.next_id()}".encode())
         for name, content in sorted(tree.items()):
             digest.update(name.encode() + b"\0" + content)
         sha = digest.hexdigest()
         project.commits[sha] = tree
+        if executable is None:
+            executable = frozenset(name for name, content in tree.items() if content.startswith(b"#!"))
+        project.facts[sha] = CommitFacts(parent, message, author, self.now(), executable)
+        return sha
+
+    def branch(self, project: Project, name: str) -> str | None:
+        """The head of a branch: of `main`, or of what a merge request of the project comes from."""
+        if name in project.deleted:
+            return None
+        if name == "main":
+            return project.head
+        of = (mr for mr in reversed(self.merge_requests) if mr.source_project is project and mr.branch == name)
+        return next((mr.sha for mr in of), None)
+
+    def history(self, project: Project, sha: str) -> Iterator[str]:
+        """A commit and those before it."""
+        while sha in project.commits:
+            yield sha
+            sha = project.facts[sha].parent
+
+    def last_commit(self, project: Project, sha: str, path: str) -> str:
+        """The commit that changed a file last, seen from a commit that has it."""
+        for one in self.history(project, sha):
+            parent = project.facts[one].parent
+            before = project.commits.get(parent, {}).get(path)
+            modes = (
+                path in project.facts[one].executable,
+                parent in project.facts and (path in project.facts[parent].executable),
+            )
+            if before != project.commits[one].get(path) or modes[0] != modes[1]:
+                return one
         return sha
 
     def add_merge_request(
@@ -207,8 +263,19 @@ class State:
         description: str,
     ) -> MergeRequest:
         iid = 1 + max((mr.iid for mr in self.merge_requests if mr.project is project), default=0)
-        sha = self.commit(source, {**project.commits[project.head], **files})
-        project.commits[sha] = source.commits[sha]
+        if source is not project:  # a fork has what it was made from
+            for one in self.history(project, project.head):
+                source.commits.setdefault(one, project.commits[one])
+                source.facts.setdefault(one, project.facts[one])
+        source.deleted.discard(branch)
+        sha = self.commit(
+            source,
+            {**project.commits[project.head], **files},
+            parent=project.head,
+            message=title,
+            author=author.name,
+        )
+        self.share(source, sha, project)
         now = self.now()
         mr = MergeRequest(
             self.next_id(),
@@ -225,6 +292,11 @@ class State:
         )
         self.merge_requests.append(mr)
         return mr
+
+    @staticmethod
+    def share(source: Project, sha: str, target: Project) -> None:
+        """Let the target of a merge request have a commit of its source."""
+        target.commits[sha], target.facts[sha] = source.commits[sha], source.facts[sha]
 
     def merge_request(self, project: Project, iid: int) -> MergeRequest | None:
         return next((mr for mr in self.merge_requests if mr.project is project and mr.iid == iid), None)
