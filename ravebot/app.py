@@ -14,6 +14,8 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.desk import Desk
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
@@ -29,6 +31,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.comments import AgentComments
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -88,10 +91,18 @@ class Bot:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
         people = People(self.config, self.database, self.gitlab)
+        telling = ConversationTelling(self.config)
+        approvals = Approvals(self.config, telling, self.database, people)
         intake = Intake(
             self.database,
             {
-                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
+                "gitlab": GitLabIntake(
+                    self.config,
+                    self.gitlab,
+                    people,
+                    self.core.intents,
+                    AgentComments(self.config, self.gitlab, people, Desk(self.config, telling), approvals),
+                ),
                 "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
             },
         )

@@ -32,35 +32,35 @@ MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
 T = TypeVar("T")
 
 
-class Question(BaseModel):
+class AdminQuestion(BaseModel):
     """What is asked over the socket."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CommandQuestion(Question):
+class CommandQuestion(AdminQuestion):
     verb: str = Field(max_length=50)
     words: tuple[Annotated[str, Field(max_length=500)], ...] = Field((), max_length=10)
 
 
-class CleanupQuestion(Question):
+class CleanupQuestion(AdminQuestion):
     older_than: timedelta | None = None
     everything: bool = False
     force: bool = False
     adopt: bool = False
 
 
-class ReplaceQuestion(Question):
+class ReplaceQuestion(AdminQuestion):
     instance_id: str = Field(pattern=f"^{naming.INSTANCE_ID}$", max_length=64)
 
 
-class AuditQuestion(Question):
+class AuditQuestion(AdminQuestion):
     ref: str | None = Field(None, max_length=500)
     verify: bool = False
     limit: int = Field(100, ge=1, le=100_000)
 
 
-class UsageQuestion(Question):
+class UsageQuestion(AdminQuestion):
     since: datetime | None = None
 
 
@@ -87,7 +87,7 @@ def make_app(operations: Operations) -> web.Application:
     async def cleanup(asked: CleanupQuestion, actor: Actor) -> CleanupReport:
         return await operations.cleanup(**dict(asked), actor=actor)
 
-    async def strangers(_: Question, __: Actor) -> Strangers:
+    async def strangers(_: AdminQuestion, __: Actor) -> Strangers:
         return await operations.strangers()
 
     async def replace_instance(asked: ReplaceQuestion, _: Actor) -> None:
@@ -102,14 +102,14 @@ def make_app(operations: Operations) -> web.Application:
     app = web.Application(client_max_size=256 * 1024)
     app.router.add_post("/command", route(CommandQuestion, command))
     app.router.add_post("/cleanup", route(CleanupQuestion, cleanup))
-    app.router.add_post("/strangers", route(Question, strangers))
+    app.router.add_post("/strangers", route(AdminQuestion, strangers))
     app.router.add_post("/replace-instance", route(ReplaceQuestion, replace_instance))
     app.router.add_post("/audit", route(AuditQuestion, audit))
     app.router.add_post("/usage", route(UsageQuestion, usage))
     return app
 
 
-Q = TypeVar("Q", bound=Question)
+Q = TypeVar("Q", bound=AdminQuestion)
 
 
 def route(
@@ -215,7 +215,7 @@ class AdminClient:
         return await ask(self.path, "cleanup", question, _CLEANUP)
 
     async def strangers(self) -> Strangers:
-        return await ask(self.path, "strangers", Question(), _STRANGERS)
+        return await ask(self.path, "strangers", AdminQuestion(), _STRANGERS)
 
     async def replace_instance(self, instance_id: str) -> None:
         return await ask(self.path, "replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)
@@ -227,7 +227,7 @@ class AdminClient:
         return await ask(self.path, "usage", UsageQuestion(since=since), _USAGE)
 
 
-async def ask(path: Path, what: str, question: Question, answer: TypeAdapter[T]) -> T:
+async def ask(path: Path, what: str, question: AdminQuestion, answer: TypeAdapter[T]) -> T:
     """Put a question to the bot that listens there. Raises NotRunningError, Forbidden, Refused or Unavailable."""
     # A cleanup waits for graceful stops; the shell's user can interrupt it.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)

@@ -20,53 +20,53 @@ from ravebot.operations.agents.reports import (
 )
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
-from ravebot.web.admin import Question, ask, route
+from ravebot.web.admin import AdminQuestion, ask, route
 
 _MOST_TEXT = 20_000
 _LARGEST_ID = 2**63 - 1
 _NAME = Field(max_length=50)
 
 
-class NameQuestion(Question):
+class NameQuestion(AdminQuestion):
     name: str = _NAME
 
 
-class PauseQuestion(Question):
+class PauseQuestion(AdminQuestion):
     name: str = _NAME
     paused: bool
 
 
-class SendQuestion(Question):
+class SendQuestion(AdminQuestion):
     name: str = _NAME
     ref: str = Field(max_length=500)
     text: str = Field(max_length=_MOST_TEXT)
 
 
-class HearQuestion(Question):
+class HearQuestion(AdminQuestion):
     turn: int = Field(ge=1, le=_LARGEST_ID)
     offset: int = Field(0, ge=0, le=_LARGEST_ID)
 
 
-class TurnQuestion(Question):
+class TurnQuestion(AdminQuestion):
     turn: int = Field(ge=1, le=_LARGEST_ID)
 
 
-class ApprovalsQuestion(Question):
+class ApprovalsQuestion(AdminQuestion):
     everything: bool = False
 
 
-class DecideQuestion(Question):
+class DecideQuestion(AdminQuestion):
     approval: int = Field(ge=1, le=_LARGEST_ID)
     yes: bool
 
 
-class StartCheckQuestion(Question):
+class StartCheckQuestion(AdminQuestion):
     name: str = _NAME
     ref: str = Field(max_length=500)
     prompt: str = Field("", max_length=_MOST_TEXT)
 
 
-class CheckQuestion(Question):
+class CheckQuestion(AdminQuestion):
     check: int = Field(ge=1, le=_LARGEST_ID)
 
 
@@ -84,7 +84,7 @@ _PROGRESS = TypeAdapter(CheckProgress)
 def add_routes(app: web.Application, operations: AgentOperations) -> None:
     """One POST route per question, as in `admin.make_app`."""
 
-    async def agents(_: Question, __: Actor) -> tuple[AgentLine, ...]:
+    async def agents(_: AdminQuestion, __: Actor) -> tuple[AgentLine, ...]:
         return await operations.agents()
 
     async def agent(asked: NameQuestion, _: Actor) -> AgentReport:
@@ -99,7 +99,7 @@ def add_routes(app: web.Application, operations: AgentOperations) -> None:
     async def hear(asked: HearQuestion, actor: Actor) -> TurnHeard:
         return await operations.hear(asked.turn, asked.offset, actor)
 
-    async def dead(_: Question, __: Actor) -> tuple[TurnLine, ...]:
+    async def dead(_: AdminQuestion, __: Actor) -> tuple[TurnLine, ...]:
         return await operations.dead()
 
     async def resend(asked: TurnQuestion, actor: Actor) -> TurnAsked:
@@ -122,12 +122,12 @@ def add_routes(app: web.Application, operations: AgentOperations) -> None:
 
     app.add_routes(
         [
-            web.post("/agents", route(Question, agents)),
+            web.post("/agents", route(AdminQuestion, agents)),
             web.post("/agent", route(NameQuestion, agent)),
             web.post("/agent/pause", route(PauseQuestion, pause)),
             web.post("/agent/send", route(SendQuestion, send)),
             web.post("/agent/hear", route(HearQuestion, hear)),
-            web.post("/agent/dead", route(Question, dead)),
+            web.post("/agent/dead", route(AdminQuestion, dead)),
             web.post("/agent/resend", route(TurnQuestion, resend)),
             web.post("/agent/drop", route(TurnQuestion, drop)),
             web.post("/approvals", route(ApprovalsQuestion, approvals)),
@@ -145,7 +145,7 @@ class AgentClient:
     path: Path
 
     async def agents(self) -> tuple[AgentLine, ...]:
-        return await ask(self.path, "agents", Question(), _AGENTS)
+        return await ask(self.path, "agents", AdminQuestion(), _AGENTS)
 
     async def agent(self, name: str) -> AgentReport:
         return await ask(self.path, "agent", NameQuestion(name=name), _AGENT)
@@ -160,7 +160,7 @@ class AgentClient:
         return await ask(self.path, "agent/hear", HearQuestion(turn=turn, offset=offset), _HEARD)
 
     async def dead(self) -> tuple[TurnLine, ...]:
-        return await ask(self.path, "agent/dead", Question(), _TURNS)
+        return await ask(self.path, "agent/dead", AdminQuestion(), _TURNS)
 
     async def resend(self, turn: int) -> TurnAsked:
         return await ask(self.path, "agent/resend", TurnQuestion(turn=turn), _ASKED)
