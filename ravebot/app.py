@@ -14,6 +14,11 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents.progress import TurnProgress
+from ravebot.agents.runner import AgentRunner
+from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.transports.acp import AcpDriver
+from ravebot.agents.transports.acp.control import ControlConnections, public_key
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -77,6 +82,7 @@ class Bot:
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
+    agents: AgentRunner
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -117,6 +123,7 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
+                self.agents.run(),
             ):
                 group.create_task(loop)
 
@@ -181,7 +188,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             raise ConfigError("matrix.password_file or matrix.access_token_file is needed, but no secret was read")
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
-        core = make_core(config, database, clock, provider, firewall, gitlab, metrics)
+        control_key = await asyncio.to_thread(public_key, config.state_dir)
+        own_keys = (control_key,) if control_key else ()
+        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, own_keys)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         senders: dict[Target, Sender] = {
             MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),
@@ -205,6 +214,13 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
+        agents = AcpDriver(
+            config,
+            database,
+            TurnProgress(ConversationTelling(config)),
+            ControlConnections(config.state_dir),
+            core.chain.authorize,
+        )
         yield Bot(
             config=config,
             clock=clock,
@@ -222,6 +238,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
+            agents=AgentRunner(database, agents),
         )
 
 

@@ -67,6 +67,7 @@ class Core:
     guard: Guard
     sources: Sources
     pool: Pool
+    chain: Chain
 
 
 def make_core(
@@ -77,22 +78,28 @@ def make_core(
     firewall: Firewall,
     code_host: CodeHost,
     meter: Meter,
+    own_keys: tuple[str, ...] = (),
 ) -> Core:
-    """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere."""
+    """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere.
+
+    `own_keys`: public keys of ravebot's own, which every machine lets in.
+    """
     journal = Journal(config, meter)
     lifecycle = Lifecycle(config, journal)
     guard = Guard(firewall, database, journal, meter, config.sandbox.web_port)
     sources = Sources(code_host, config.state_dir / "sources", config.sandbox.max_source)
     shared = (config, clock, database, provider, lifecycle)
     jobs = GuestJobs(provider, config.sandbox.user)
-    chain = Chain(*shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter)
+    chain = Chain(
+        *shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter, own_keys=own_keys
+    )
     builds = Builds(*shared, chain=chain, guard=guard, meter=meter)
     health = Health(*shared, chain=chain)
     actions = Actions(config, database, provider, lifecycle, guard, meter, builds, health)
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
     pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
-    return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool)
+    return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool, chain)
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

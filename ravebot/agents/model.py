@@ -195,7 +195,7 @@ class Approval:
     """One question to a person. `payload` is JSON: the whole of what is asked; `payload_hash` its SHA-256, to which an
     answer is bound, as to `head_sha`. `only_by`: the one Matrix user who may answer; empty: whoever has the right.
     `place`, `thread`: where it is shown; `event_id`: the message or note that shows it, once sent. `outcome`: what came
-    of it, once it was carried out (`done_at`)."""
+    of it, once it was carried out (`done_at`), or why it is not asked any more."""
 
     id: ApprovalId
     kind: ApprovalKind
@@ -222,6 +222,9 @@ class Approval:
     attempted_at: datetime | None = None  # since when its carrying out may be under way
     done_at: datetime | None = None
     outcome: str = ""
+    tries: int = 0
+    next_try_at: datetime | None = None  # of its carrying out, after one that was not answered
+    hinted_at: datetime | None = None  # when somebody without the right was told who may answer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ to a turn that is over.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -21,6 +20,7 @@ from ravebot.agents.model import (
     TurnId,
     TurnState,
 )
+from ravebot.agents.questions import hash_of
 from ravebot.agents.telling import ConversationTelling
 from ravebot.sandboxes.model import Actor
 from ravebot.store import approvals, conversations
@@ -81,7 +81,7 @@ class TurnProgress:
             ApprovalKind.TOOL,
             title=title[:LONGEST_STATUS],
             payload=payload,
-            payload_hash=hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest(),
+            payload_hash=hash_of(payload),
             asked_by=Actor(AGENT, conversation.agent),
             door=conversation.door,
             place=conversation.place,

@@ -158,6 +158,10 @@ def _agents(config: Config) -> Iterator[Remark]:
         if count > 1:
             yield Remark(("agents",), f"{count} agents are called {name}: give each a name of its own")
     for place, agent in enumerate(config.agents):
+        if agent.acp is not None and config.provider.network == "none":
+            keys: tuple[KeyPath, ...] = (("agents", place, "acp"), ("provider", "network"))
+            message = "an agent is reached over the network: it can't be used with provider.network: none"
+            yield Remark(("agents", place, "acp"), message, keys)
         for index, key in enumerate(agent.ssh_keys):
             try:
                 fingerprint(key)

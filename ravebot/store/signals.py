@@ -11,6 +11,7 @@ from collections import defaultdict
 INTAKE = "intake"
 POOL = "pool"
 AGENTS = "agents"
+APPROVALS = "approvals"
 
 
 class Signals:

@@ -335,6 +335,7 @@ async def test_a_comment_that_is_edited_into_a_command_is_not_obeyed_by_polling_
     await desk.poll_again(mr)
     assert await desk.states() == ["queued"]
     resolved = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    resolved.in_thread = True
     resolved.updated_at = resolved.resolved_at = resolved.created_at + timedelta(seconds=30)
     await desk.poll_again(mr)
     assert await desk.states() == [], "the thread of a command may be resolved"

@@ -98,12 +98,16 @@ CREATE TABLE approvals (
     decided_by      TEXT,
     attempted_at    INTEGER,                    -- since when its carrying out may be under way
     done_at         INTEGER,
-    outcome         TEXT NOT NULL
+    outcome         TEXT NOT NULL,
+    tries           INTEGER NOT NULL,
+    next_try_at     INTEGER,
+    hinted_at       INTEGER                     -- when somebody without the right was told who may answer
 ) STRICT;
 CREATE INDEX approvals_open ON approvals (expires_at) WHERE state = 'open';
 CREATE INDEX approvals_undone ON approvals (id) WHERE state <> 'open' AND done_at IS NULL;
 CREATE INDEX approvals_event ON approvals (place, event_id);
 CREATE INDEX approvals_turn ON approvals (turn_id);
+CREATE INDEX approvals_mr ON approvals (project_id, iid, kind);
 
 -- What doors show of a turn; a copy, the turn is the truth.
 CREATE TABLE shown_turns (

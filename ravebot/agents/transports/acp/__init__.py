@@ -2,3 +2,7 @@
 
 https://agentclientprotocol.com; version 1. Everything that comes from the guest is untrusted.
 """
+
+from ravebot.agents.transports.acp.driver import AcpDriver
+
+__all__ = ["AcpDriver"]

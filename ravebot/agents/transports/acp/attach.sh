@@ -5,6 +5,7 @@
 # follow, the variables, the command. Every further line is `KEY JSON`, or `!kill`.
 # Standard output: the nonce as a line, then the bytes of `out` from the offset. Standard error: notes (`rave: …`).
 # Files: q/KEY is a line's content, complete because it was renamed; `in` is what the agent was given, in order.
+# The agent's output goes through a pipe: some agents refuse a file.
 umask 077
 note() { printf 'rave: %s\n' "$*" >&2; }
 IFS= read -r words
@@ -40,18 +41,23 @@ while read -r key <&4; do
 done | {
     exec 6<&0
     { head -c 262144 >err; cat >/dev/null; } <errors 4>&- 6<&- 7>&- &
+    cat <output >>out 4>&- 6<&- 7>&- &
+    copy=$!
     setsid sh -c "
         cd \"\$1\" 2>/dev/null || cd
         left=\$2
         shift 2
         while [ \$left -gt 0 ]; do export \"\$1\"; shift; left=\$((left - 1)); done
-        exec \"\$@\"" agent "$@" <&6 >>out 2>errors 4>&- 6<&- 7>&- &
+        exec \"\$@\"" agent "$@" <&6 >output 2>errors 4>&- 6<&- 7>&- &
     agent=$!
     exec 6<&- </dev/null
     printf "%s\n" "$agent" >pid
     wait "$agent"
     code=$?
     kill -KILL "-$agent"
+    { sleep 2; kill "$copy"; } 4>&- 7>&- &
+    wait "$copy"
+    kill $!
     printf "%s\n" "$code" >ended.new
     mv ended.new ended
     printf "!end\n" >&4
@@ -85,7 +91,7 @@ if [ ! -d "$folder/started" ]; then
     found "$@" || { note missing; exit 0; }
     started=new
     mkdir -p "$folder/q" && cd "$folder" || { note "broken the home folder is not writable"; exit 0; }
-    for pipe in bell life errors; do [ -p "$pipe" ] || mkfifo "$pipe" 2>/dev/null || [ -p "$pipe" ]; done
+    for pipe in bell life errors output; do [ -p "$pipe" ] || mkfifo "$pipe" 2>/dev/null || [ -p "$pipe" ]; done
     setsid sh -c "$keeper" keeper "$folder" "$@" </dev/null >/dev/null 2>&1 &
     tries=500
     until [ -e keeper ] || [ "$tries" -eq 0 ]; do sleep 0.01; tries=$((tries - 1)); done

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
 
 from ravebot.agents.transports.acp.control import PATIENCE_SECONDS, ControlConnections, Destination, SshClient
+from ravebot.agents.transports.acp.lines import Bucket
 from ravebot.errors import GuestError, Unavailable
 from ravebot.sandboxes.model import CODE_FOLDER
 
@@ -96,21 +96,6 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\\''").replace("\n", "'\"$n\"'").replace("\r", "") + "'"
 
 
-class Bucket:
-    """Lets a number through each second, and a burst."""
-
-    def __init__(self, per_second: float, burst: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._burst, self._now = per_second, burst, now
-        self._left, self._at = burst, now()
-
-    def take(self, amount: float) -> float:
-        """Take that much; returns for how many seconds to pause now."""
-        now = self._now()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_second) - amount
-        self._at = now
-        return max(0.0, -self._left / self._per_second)
-
-
 @dataclass
 class Attached:
     """A connection to a program. One task uses it: `give` and `read` one after the other."""
@@ -119,12 +104,12 @@ class Attached:
     nonce: bytes
     found: asyncio.Future[tuple[InGuest, str]]
     offset: int
+    changed: asyncio.Event
     end: ProgramEnd | None = None
     received: int = 0  # bytes of output, from the offset on
     _held: bytearray = field(default_factory=bytearray)
     _acks: dict[str, asyncio.Future[Given]] = field(default_factory=dict)
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=5))
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     _over: bool = False
     _tasks: tuple[asyncio.Task[None], ...] = ()
@@ -137,13 +122,25 @@ class Attached:
         """Whether the connection has ended, and all that came over it was read."""
         return self._over and not self._held
 
-    async def read(self) -> bytes:
-        """The next piece of output; empty when the program or the connection has ended. Safe to cancel."""
-        while not self._held:
-            if self._over or (self.end is not None and self.received >= self.end.size):
-                return b""
-            self._changed.clear()
-            await self._changed.wait()
+    @property
+    def has_output(self) -> bool:
+        return bool(self._held)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the program has ended, and all of its output was taken."""
+        return self.end is not None and not self._held and (self._over or self.received >= self.end.size)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Wait until there is something new, or whoever else holds `changed` sets it; clear it and check before."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.changed.wait()
+        except TimeoutError:
+            pass
+
+    def take(self) -> bytes:
+        """The next piece of output; empty when there is none yet."""
         piece = bytes(self._held[:CHUNK_BYTES])
         del self._held[:CHUNK_BYTES]
         self._room.set()
@@ -164,8 +161,8 @@ class Attached:
                 while not ack.done():
                     if self._over:
                         raise self.client.failure()
-                    self._changed.clear()
-                    await self._changed.wait()
+                    self.changed.clear()
+                    await self.changed.wait()
         except TimeoutError as error:
             raise Unavailable(f"the guest did not take a line within {_ACK_SECONDS:g} s") from error
         finally:
@@ -206,7 +203,7 @@ class Attached:
             while chunk := await stdout.read(CHUNK_BYTES):
                 self._held += chunk
                 self.received += len(chunk)
-                self._changed.set()
+                self.changed.set()
                 while len(self._held) >= (_MOST_HELD_BYTES if self._acks else _HELD_BYTES):
                     self._room.clear()
                     await self._room.wait()
@@ -214,7 +211,7 @@ class Attached:
                     await asyncio.sleep(pause)
         finally:
             self._over = True
-            self._changed.set()
+            self.changed.set()
             if not self.found.done():
                 await self.client.process.wait()
                 await asyncio.sleep(0)
@@ -233,7 +230,7 @@ class Attached:
         rest = skipped.partition(self.nonce)[2]
         self._held += rest
         self.received += len(rest)
-        self._changed.set()
+        self.changed.set()
 
     async def _read_notes(self) -> None:
         stderr = self.client.process.stderr
@@ -266,7 +263,7 @@ class Attached:
             self.end = ProgramEnd(number, bytes_ - self.offset, tuple(self._errors))
         else:
             return
-        self._changed.set()
+        self.changed.set()
 
 
 async def attach(
@@ -276,6 +273,7 @@ async def attach(
     offset: int,
     *,
     may_start: bool,
+    changed: asyncio.Event | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> tuple[Attached, InGuest]:
     """Connect to a program, whose output is read from `offset` on; `may_start`: start it if it never was.
@@ -284,7 +282,9 @@ async def attach(
     """
     client = await connections.start(destination, LOADER)
     nonce = secrets.token_hex(12)
-    attached = Attached(client, f"{nonce}\n".encode(), asyncio.get_running_loop().create_future(), offset)
+    attached = Attached(
+        client, f"{nonce}\n".encode(), asyncio.get_running_loop().create_future(), offset, changed or asyncio.Event()
+    )
     attached.begin()
     try:
         try:
