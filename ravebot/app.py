@@ -14,6 +14,10 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.approved import ApprovedDiffs
+from ravebot.agents.carryout import CarryOut
+from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
@@ -51,7 +55,7 @@ from ravebot.operations.service import ready
 from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
-from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
+from ravebot.parts import Core, make_core, make_diffs, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
@@ -77,6 +81,8 @@ class Bot:
     firewall: Firewall
     gitlab: GitLab
     core: Core
+    approvals: Approvals
+    diffs: Diffs
     poller: Poller
     chat: Chat
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
@@ -87,7 +93,9 @@ class Bot:
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        people = People(self.config, self.database, self.gitlab)
+        await asyncio.to_thread(self.diffs.clear)
+        people = self.approvals.people
+        carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
         intake = Intake(
             self.database,
             {
@@ -114,6 +122,7 @@ class Bot:
             for loop in (
                 self.core.pool.run(),
                 intake.run(),
+                carry_out.run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
                 self.chat.run(),
@@ -188,9 +197,11 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             raise ConfigError("matrix.password_file or matrix.access_token_file is needed, but no secret was read")
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
+        people = People(config, database, gitlab)
+        approvals = Approvals(config, ConversationTelling(config), database, people)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
-        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, own_keys)
+        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         senders: dict[Target, Sender] = {
             MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),
@@ -230,6 +241,8 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             firewall=firewall,
             gitlab=gitlab,
             core=core,
+            approvals=approvals,
+            diffs=make_diffs(config, database, provider, gitlab),
             poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
             chat=chat,
             deliveries=tuple(deliveries.values()),

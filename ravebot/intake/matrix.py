@@ -259,7 +259,8 @@ class MatrixIntake:
         ref: Ref | None = None,
     ) -> Step:
         def step(tx: Transaction) -> str:
-            asker = Asker(Actor("matrix", message.sender, place=self._name_of(tx, message)), decision)
+            thread = message.thread_root or message.event_id
+            asker = Asker(Actor("matrix", message.sender, self._name_of(tx, message), thread), decision)
             outcome = execute(self.intents, tx, command, asker, target)
             text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""), self.verbs)
             self._reply(tx, message, render_reply(text), aside=not decision.allowed)

@@ -111,12 +111,12 @@ def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
 def decide(tx: Transaction, approval: Approval, state: ApprovalState, by: Actor, why: str = "") -> bool:
     """Record the first valid answer, or that it is not asked any more (`why`); False when there was one before.
 
-    The caller has checked the right. Nothing follows from a no, but that an agent is told: all else is done then.
+    The caller has checked the right. After a no, an agent has to be told and a kept diff dropped: all else is done.
     """
     decided = bool(
         tx.changed(
             "UPDATE approvals SET state = ?, decided_at = ?, decided_kind = ?, decided_by = ?, outcome = ?,"
-            " done_at = CASE WHEN ? = 'granted' OR kind = 'tool' THEN NULL ELSE ? END"
+            " done_at = CASE WHEN ? = 'granted' OR kind IN ('tool', 'commit') THEN NULL ELSE ? END"
             " WHERE id = ? AND state = 'open'",
             (state, tx.now_us, by.kind, by.name, why, state, tx.now_us, approval.id),
         )

@@ -51,6 +51,7 @@ class Committer:
 
     def __init__(self) -> None:
         self.got: list[int] = []
+        self.forgotten: list[int] = []
         self.errors: list[Exception] = []
 
     async def commit(self, approval: Approval, by: Actor) -> str:
@@ -58,6 +59,9 @@ class Committer:
         if self.errors:
             raise self.errors.pop(0)
         return f"committed for {by}"
+
+    async def forget(self, approval: Approval) -> None:
+        self.forgotten.append(approval.id)
 
 
 @dataclass
