@@ -115,14 +115,21 @@ class GitLabSender:
             return Sent("dropped: nothing to tell any more")
         # A restored backup has rows as unsent that were sent after the backup was made.
         may_be_there = message.attempted or message.created_at < self._database.opened_at
-        if (
-            may_be_there
-            and (found := await self._gitlab.find_note(ref, await self._requests.own_id(), mark)) is not None
-        ):
+        discussion = str(message.body.get("discussion", ""))
+        if may_be_there and (found := await self._find(ref, mark, discussion)) is not None:
             return Sent(str(found))
-        return Sent(str(await self._create(ref, body, message)))
+        return Sent(str(await self._create(ref, body, message, discussion)))
 
-    async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
+    async def _find(self, ref: MergeRequestRef, mark: str, discussion: str) -> int | None:
+        own_id = await self._requests.own_id()
+        if discussion:
+            return await self._gitlab.discussions.find_reply(ref, discussion, own_id, mark)
+        return await self._gitlab.find_note(ref, own_id, mark)
+
+    async def _create(self, ref: MergeRequestRef, body: str, message: Message, discussion: str = "") -> int:
+        """Post a note that was not found; with a `discussion` it is a reply there."""
+        if discussion:
+            return await self._requests.post(message, lambda: self._gitlab.discussions.reply(ref, discussion, body))
         return await self._requests.post(message, lambda: self._gitlab.create_note(ref, body))
 
     async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:

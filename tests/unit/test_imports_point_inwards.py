@@ -82,7 +82,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.matrix",
     ),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.agents", "ravebot.gitlab", "ravebot.matrix"),
-    "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports"),
+    "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports", "ravebot.operations.agents.reports"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),
@@ -91,7 +91,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.images": ("ravebot",),
     "ravebot.operations.imagechecks": ("ravebot.config.model",),
     "ravebot.operations.hostlock": BASICS,
-    "ravebot.operations.reports": ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
+    **dict.fromkeys(
+        ("ravebot.operations.reports", "ravebot.operations.agents.reports"),
+        ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
+    ),
     "ravebot.terminal": (
         "ravebot.config.file",
         "ravebot.sandboxes.naming",
