@@ -35,7 +35,6 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
-from ravebot.intake.agents import Reception
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
@@ -102,7 +101,7 @@ class Bot:
         await asyncio.to_thread(self.diffs.clear)
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
-        reception = Reception(self.config, people, Desk(self.config, self.approvals.telling))
+        desk = Desk(self.config, self.approvals.telling)
         rooms = Rooms(self.config, people, self.database)
         intake = Intake(
             self.database,
@@ -114,7 +113,7 @@ class Bot:
                     self.core.intents,
                     self.core.views,
                     self.database,
-                    agents=RoomConversations(rooms, self.core.views, reception),
+                    agents=RoomConversations(rooms, self.core.views, desk, self.approvals),
                     reactions=RoomReactions(rooms, self.approvals),
                 ),
             },

@@ -202,7 +202,7 @@ VERBS: tuple[Verb, ...] = (
          takes=(_AGENT, _TEXT)),
     Verb("cancel", Talk.CANCEL, _AGENTS,
          {_ROOM: "in its thread: stop what it does now"},
-         "Its turn and the messages that wait in the thread are cancelled. What it did so far stays as it is.",
+         "The turn that runs is cancelled, or if none runs the message that waits longest. What it did stays as it is.",
          takes=(_AGENT,)),
     Verb("resend", Talk.RESEND, _AGENTS,
          {_ROOM: "in its thread: give it the last message again"},
