@@ -25,6 +25,7 @@ from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections, public_key
+from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -35,7 +36,9 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
+from ravebot.intake.diffs import RoomDiffs
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -94,6 +97,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentRunner
+    waiting: WaitingLoop
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -103,10 +107,11 @@ class Bot:
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
         desk = Desk(self.config, self.approvals.telling)
         rooms = Rooms(self.config, people, self.database)
+        comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
         intake = Intake(
             self.database,
             {
-                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
+                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents, comments),
                 "matrix": MatrixIntake(
                     self.config,
                     people,
@@ -115,6 +120,7 @@ class Bot:
                     self.database,
                     agents=RoomConversations(rooms, self.core.views, desk, self.approvals),
                     reactions=RoomReactions(rooms, self.approvals),
+                    diffs=RoomDiffs(rooms, self.approvals, self.diffs),
                 ),
             },
         )
@@ -148,6 +154,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 self.agents.run(),
+                self.waiting.run(),
             ):
                 group.create_task(loop)
 
@@ -267,6 +274,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=AgentRunner(database, agents),
+            waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
         )
 
 

@@ -17,7 +17,9 @@ import structlog
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.asking import until_of
 from ravebot.agents.model import Approval, ApprovalId, ApprovalKind, ApprovalState
+from ravebot.agents.questions import hash_of
 from ravebot.backoff import Backoff
+from ravebot.clock import age
 from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreError, Unacceptable, Unavailable
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
@@ -28,6 +30,8 @@ from ravebot.store.signals import APPROVALS
 log = structlog.get_logger()
 
 LOOK_SECONDS = 3.0
+GIVE_UP_AFTER = timedelta(days=1)
+"""A yes was meant for then; it is not carried out long after, when GitLab or ravebot was away meanwhile."""
 _STORE_SECONDS = 1.0
 _PAUSES = Backoff.growing(1.0, 60.0)
 _LONGEST_PAUSE = timedelta(minutes=5)
@@ -91,6 +95,9 @@ class CarryOut:
         except StoreError as error:  # the row is unchanged
             log.warning("approval waits for the database", approval=approval.id, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
+        except Exception:  # nor may what fails after that end the bot: the row is read again
+            log.exception("approval could not be settled: this is a bug of ravebot's", approval=approval.id)
+            await asyncio.sleep(LOOK_SECONDS)
         finally:
             self._busy.discard(approval.id)
 
@@ -125,6 +132,11 @@ class CarryOut:
         by = approval.decided_by
         if mr is None or by is None:
             raise Refused("its merge request is not known any more")
+        if hash_of(approval.payload) != approval.payload_hash:
+            raise Refused("what was approved is not what is stored: ask for it again")
+        now = await self.database.read(lambda tx: tx.now)
+        if approval.decided_at and age(approval.decided_at, now) > GIVE_UP_AFTER:
+            raise Refused("it could not be carried out within a day: look whether it is done, and ask for it again")
         await self._check_right(approval, mr, by)
         match approval.kind:
             case ApprovalKind.FORK | ApprovalKind.START:

@@ -5,24 +5,21 @@ Each method runs inside the caller's transaction; the caller has checked the ask
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 from ravebot.agents.asking import Asking
-from ravebot.agents.ending import end_turn, record, record_conversation
+from ravebot.agents.ending import end_turn, record
 from ravebot.agents.limits import (
     GUARDS,
     MOST_IN_A_ROW,
     PAIR_WITHIN,
     Spent,
     TalkGuard,
-    bounds_of,
     day_of,
     guard_against,
     over_budget,
     person_of,
     talk,
-    worked,
 )
 from ravebot.agents.model import (
     AGENT,
@@ -37,13 +34,13 @@ from ravebot.agents.model import (
     TurnId,
     TurnState,
 )
+from ravebot.agents.overview import given
+from ravebot.agents.pausing import Pausing
 from ravebot.agents.rights import by_configuration, find_agent
-from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.waiting import SandboxBinding, Surroundings
-from ravebot.config.model import AgentConfig, Config
 from ravebot.sandboxes.intents import Advice, Outcome
-from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequest, MergeRequestRef
-from ravebot.store import agent_figures, agent_queue, conversations, events, merge_requests
+from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, MergeRequestRef
+from ravebot.store import agent_figures, agent_queue, conversations, merge_requests
 from ravebot.store.database import Transaction
 from ravebot.store.signals import AGENTS_WAIT
 
@@ -73,32 +70,8 @@ class DeskOutcome(Outcome):
 
 
 @dataclass(frozen=True)
-class Pending:
-    """What goes on in a conversation. `running`: the turn that the agent has; `waiting`: those behind it."""
-
-    conversation: Conversation
-    running: Turn | None
-    waiting: tuple[Turn, ...]
-    paused_by: str  # who paused the agent everywhere; empty: nobody did
-
-
-@dataclass(frozen=True)
-class AgentAtWork:
-    """One agent that can be spoken to: how many turns run and wait, and what it was given today."""
-
-    name: str
-    running: int
-    waiting: int
-    paused_by: str
-    spent: Spent
-
-
-@dataclass(frozen=True)
-class Desk:
+class Desk(Pausing):
     """Takes messages to agents, and what people want of their turns."""
-
-    config: Config
-    telling: ConversationTelling
 
     @property
     def _binding(self) -> SandboxBinding:
@@ -119,13 +92,13 @@ class Desk:
             if any(one.paused in GUARDS for one in thread):
                 return DeskOutcome(False, "Agents are paused in this thread until a person writes to one of them.")
             if guard := self._guard(tx, said):
-                return self._pause_thread(tx, said, thread, guard)
+                return self._stop_talk(tx, said, thread, guard)
         refused = self._refused(tx, said, conversation)
         if refused is not None:
             self._tell_agent(tx, said, thread, refused)
             return refused
         if said.author.kind != AGENT:
-            self._resume_thread(tx, thread, said.author)
+            self.resume_thread(tx, thread, said.author)
         conversation = self._conversation(tx, said, conversation)
         root = said.root or said.author
         message = conversations.add_message(tx, conversation.id, said.key, said.author, root, said.text, said.hops)
@@ -139,7 +112,7 @@ class Desk:
         if turn is None:
             return outcome
         agent_queue.put_behind(tx, turn)
-        running = _given(conversations.open_turns(tx, turn.conversation_id))
+        running = given(conversations.open_turns(tx, turn.conversation_id))
         if running is None:
             return outcome
         if not running.cancelled_by:
@@ -165,7 +138,7 @@ class Desk:
         refused = self._not_now(tx, conversation.agent, around.mr, message.root)
         if refused is not None:
             return refused
-        self._resume_thread(
+        self.resume_thread(
             tx, conversations.in_thread(tx, conversation.door, conversation.place, conversation.thread), by
         )
         outcome = self._queue(tx, conversation, message, by)
@@ -213,94 +186,6 @@ class Desk:
         record(tx, EventKind.AGENT_DROPPED, by, dropped, {"was": turn.state.value})
         self.telling.answer(tx, dropped)
         return DeskOutcome(True, f"Turn {turn_id} is dropped.", turn_id=turn_id)
-
-    # Pauses
-
-    def pause_agent(self, tx: Transaction, name: str, by: Actor) -> Outcome:
-        """Give nothing to an agent anywhere; the turns that run go on."""
-        if find_agent(self.config, name) is None:
-            return Outcome(False, f"No agent called {name} is configured. See `agents` in the configuration.")
-        if name in (paused := conversations.paused_agents(tx)):
-            return Outcome(True, f"{name} is paused already, by {paused[name]}.")
-        conversations.pause_agent(tx, name, str(by))
-        self._record_agent(tx, EventKind.AGENT_PAUSED, by, name)
-        return Outcome(True, f"{name} is paused: what runs goes on, and nothing new is given to it until `resume`.")
-
-    def resume_agent(self, tx: Transaction, name: str, by: Actor) -> Outcome:
-        if name not in conversations.paused_agents(tx):
-            return Outcome(True, f"{name} is not paused.")
-        conversations.resume_agent(tx, name)
-        self._record_agent(tx, EventKind.AGENT_RESUMED, by, name)
-        return Outcome(True, f"{name} goes on.")
-
-    def pause(self, tx: Transaction, conversation_id: ConversationId, by: Actor) -> Outcome:
-        """Give nothing to the agent in one conversation until somebody resumes it."""
-        conversation = conversations.get(tx, conversation_id)
-        if conversation is None:
-            return Outcome(False, "There is no such conversation: write to an agent to begin one.")
-        if conversation.paused and conversation.paused not in GUARDS:
-            return Outcome(True, f"This conversation is paused already: {conversation.paused}.")
-        self._pause(tx, conversation, f"paused by {by}", by)
-        return Outcome(True, f"{conversation.agent} gets nothing more here until `resume`; what runs goes on.")
-
-    def resume(self, tx: Transaction, conversation_id: ConversationId, by: Actor) -> Outcome:
-        conversation = conversations.get(tx, conversation_id)
-        if conversation is None:
-            return Outcome(False, "There is no such conversation: write to an agent to begin one.")
-        if not conversation.paused:
-            return Outcome(True, "This conversation is not paused.")
-        self._resume(tx, conversation, by)
-        return Outcome(True, f"{conversation.agent} goes on here.")
-
-    # Looking
-
-    def pending(self, tx: Transaction, conversation_id: ConversationId) -> Pending | None:
-        """What runs and waits in a conversation; None if there is no such conversation."""
-        conversation = conversations.get(tx, conversation_id)
-        if conversation is None:
-            return None
-        turns = conversations.open_turns(tx, conversation_id)
-        running = _given(turns)
-        waiting = tuple(turn for turn in turns if turn is not running)
-        return Pending(conversation, running, waiting, conversations.paused_agents(tx).get(conversation.agent, ""))
-
-    def agents(self, tx: Transaction) -> tuple[AgentAtWork, ...]:
-        """Every agent that can be spoken to, by name."""
-        paused = conversations.paused_agents(tx)
-        running: Counter[str] = Counter()
-        waiting: Counter[str] = Counter()
-        for conversation_id in conversations.with_open_turns(tx):
-            pending = self.pending(tx, conversation_id)
-            assert pending
-            running[pending.conversation.agent] += pending.running is not None
-            waiting[pending.conversation.agent] += len(pending.waiting)
-        return tuple(
-            AgentAtWork(
-                agent.name,
-                running[agent.name],
-                waiting[agent.name],
-                paused.get(agent.name, ""),
-                self.spent_by(tx, agent),
-            )
-            for agent in sorted(self.config.agents, key=lambda agent: agent.name)
-            if agent.can_be_spoken_to
-        )
-
-    def spent_by(self, tx: Transaction, agent: AgentConfig) -> Spent:
-        """What an agent was given today, and how long it worked."""
-        day = day_of(tx.now)
-        turns = [turn for turn in agent_figures.worked_turns(tx, *bounds_of(day)) if turn.agent == agent.name]
-        messages = agent_figures.messages_on(tx, day, Actor(AGENT, agent.name))
-        return Spent(day, messages, agent.limits.messages_per_day, _seconds(tx, day, turns))
-
-    def spent_for(self, tx: Transaction, person: Actor) -> Spent:
-        """What a person had given to agents today, and how long those worked on it."""
-        day, one = day_of(tx.now), person_of(self.config, person)
-        turns = [
-            turn for turn in agent_figures.worked_turns(tx, *bounds_of(day)) if person_of(self.config, turn.root) == one
-        ]
-        messages = agent_figures.messages_on(tx, day, one)
-        return Spent(day, messages, self.config.budgets.person.messages_per_day, _seconds(tx, day, turns))
 
     # Steps
 
@@ -404,13 +289,11 @@ class Desk:
         pair = agent_figures.passed_on(tx, said.author.name, said.agent, PAIR_WITHIN)
         return guard_against(talk(newest, pair), said.text, said.hops)
 
-    def _pause_thread(
+    def _stop_talk(
         self, tx: Transaction, said: Addressed, thread: tuple[Conversation, ...], guard: TalkGuard
     ) -> DeskOutcome:
         """Pause a thread in which agents talk to each other too much, and say so once."""
-        for conversation in thread:
-            if not conversation.paused:
-                self._pause(tx, conversation, guard.value, RAVEBOT)
+        self.pause_thread(tx, thread, guard)
         outcome = _no(f"Paused: {guard.value}. It goes on when a person writes to one of them here.")
         self._tell_agent(tx, said, thread, outcome)
         return outcome
@@ -425,30 +308,9 @@ class Desk:
             told = f"{said.agent} does not get what {said.author.name} wrote to it. {outcome.message}"
             self.telling.remark(tx, speaker, told)
 
-    def _resume_thread(self, tx: Transaction, thread: tuple[Conversation, ...], by: Actor) -> None:
-        for conversation in thread:
-            if conversation.paused in GUARDS:
-                self._resume(tx, conversation, by)
-
-    def _pause(self, tx: Transaction, conversation: Conversation, why: str, by: Actor) -> None:
-        conversations.pause(tx, conversation.id, why)
-        record_conversation(tx, EventKind.AGENT_PAUSED, by, conversation, {"why": why})
-
-    def _resume(self, tx: Transaction, conversation: Conversation, by: Actor) -> None:
-        conversations.pause(tx, conversation.id, "")
-        record_conversation(tx, EventKind.AGENT_RESUMED, by, conversation, {"was": conversation.paused})
-
-    def _record_agent(self, tx: Transaction, kind: EventKind, by: Actor, name: str) -> None:
-        events.append(tx, kind, by, data={"agent": name})
-
 
 def _no(message: str, *advice: str) -> DeskOutcome:
     return DeskOutcome(False, message, Advice(*advice) if advice else None)
-
-
-def _given(turns: tuple[Turn, ...]) -> Turn | None:
-    """The turn that the agent may have."""
-    return next((turn for turn in turns if turn.process_id is not None), None)
 
 
 def _others(count: int) -> str:
@@ -457,8 +319,3 @@ def _others(count: int) -> str:
 
 def _follow(count: int) -> str:
     return "follows" if count == 1 else "follow"
-
-
-def _seconds(tx: Transaction, day: str, turns: list[agent_figures.WorkedTurn]) -> float:
-    spans = (worked(turn.given_at, turn.ended_at or tx.now, day).total_seconds() for turn in turns)
-    return sum(spans)

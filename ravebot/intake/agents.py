@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ravebot.agents import registry
-from ravebot.agents.desk import AgentAtWork, Desk
+from ravebot.agents import overview, registry
 from ravebot.agents.limits import Spent
 from ravebot.agents.model import Conversation
+from ravebot.agents.overview import AgentAtWork
 from ravebot.config.model import Config
 from ravebot.matrix.text import one_line
 from ravebot.sandboxes.model import Actor
@@ -26,7 +26,6 @@ class AgentReports:
     """Each method returns lines of text; the names of agents are configured, all else is made harmless."""
 
     config: Config
-    desk: Desk
 
     def agents(self, tx: Transaction, patterns: Iterable[str], places: Iterable[str]) -> str:
         """The agents that serve these projects, and what goes on and is asked in these places: a room's id and names.
@@ -37,7 +36,7 @@ class AgentReports:
         serving = {agent.name: agent.owner for agent in registry.serving_any(self.config, patterns)}
         if not serving:
             return NO_AGENTS
-        at_work = {one.name: one for one in self.desk.agents(tx)}
+        at_work = {one.name: one for one in overview.agents(tx, self.config)}
         lines = [_agent(at_work[name], owner or "") for name, owner in serving.items()]
         lines += _first(self._talks(tx, here), "conversations")
         asked = (one for one in approvals.are_open(tx) if one.place in here)
@@ -46,14 +45,14 @@ class AgentReports:
 
     def budget(self, tx: Transaction, who: Actor, patterns: Iterable[str]) -> str:
         """What a person and the agents of these projects used today."""
-        lines = [f"You: {_spent(self.desk.spent_for(tx, who))}"]
+        lines = [f"You: {_spent(overview.spent_for(tx, self.config, who))}"]
         serving = registry.serving_any(self.config, patterns)
-        lines += [f"`{agent.name}`: {_spent(self.desk.spent_by(tx, agent))}" for agent in serving]
+        lines += [f"`{agent.name}`: {_spent(overview.spent_by(tx, agent))}" for agent in serving]
         return "\n".join([*lines, "It is counted anew from 00:00 UTC."])
 
     def _talks(self, tx: Transaction, here: frozenset[str]) -> Iterator[str]:
         for conversation_id in conversations.with_open_turns(tx):
-            pending = self.desk.pending(tx, conversation_id)
+            pending = overview.pending(tx, conversation_id)
             if pending is None or pending.conversation.place not in here:
                 continue
             parts = [pending.running.state.value] if pending.running else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from ravebot.agents import registry, routing
+from ravebot.agents import overview, registry, routing
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, Desk, DeskOutcome
 from ravebot.agents.model import AgentDoor, ApprovalId, Conversation, TurnState
@@ -15,12 +15,12 @@ from ravebot.commands import refs
 from ravebot.commands.execute import in_full
 from ravebot.commands.permissions import Decision, Right
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import Command, Door, Show, Talk
+from ravebot.commands.verbs import AgentAct, Command, Door, Show
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.agents import AgentReports
 from ravebot.intake.concern import SOURCE, RowKind, about_conversation, card_of
-from ravebot.intake.loop import Step
+from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_reply
@@ -71,7 +71,7 @@ class RoomConversations:
     async def said(self, message: IncomingMessage, patterns: tuple[str, ...]) -> Step:
         """A message that names an agent, answers one, or is in an agent's thread."""
         if not patterns:  # whoever is called that here is no agent of ours
-            return _nothing
+            return only("not for us")
         near = await self.rooms.database.read(lambda tx: self._near(tx, message))
         return await self._routed(message, routing.route(message.text, near), patterns)
 
@@ -79,21 +79,21 @@ class RoomConversations:
         """A command for agents."""
         near = await self.rooms.database.read(lambda tx: self._near(tx, message))
         match command.verb.does:
-            case Talk.ASK:
+            case AgentAct.ASK:
                 return await self._routed(message, routing.asked(command.text, near), patterns)
-            case Talk.STEER:
+            case AgentAct.STEER:
                 return await self._routed(
                     message, routing.asked(command.text, replace(near, default="")), patterns, steer=True
                 )
-            case Talk.CANCEL:
+            case AgentAct.CANCEL:
                 return await self._with_one(
                     message, command, patterns, lambda tx, one, by: self.desk.cancel(tx, one.id, by)
                 )
-            case Talk.RESEND:
+            case AgentAct.RESEND:
                 return await self._with_one(
                     message, command, patterns, lambda tx, one, by: self.desk.resend_last(tx, one.id, by)
                 )
-            case Talk.APPROVE | Talk.DENY:
+            case AgentAct.APPROVE | AgentAct.DENY:
                 return await self._answers(message, command)
             case _:
                 return await self._reports(message, command, patterns)
@@ -102,7 +102,7 @@ class RoomConversations:
         actor = await self.rooms.database.read(lambda tx: self._actor(tx, message))
         take = await self.approvals.answer(
             ApprovalId(command.number or 0),
-            command.verb.does is Talk.APPROVE,
+            command.verb.does is AgentAct.APPROVE,
             actor,
             place=message.room_id,
             direct=message.direct,
@@ -126,7 +126,7 @@ class RoomConversations:
                 decision = await self.rooms.may(message, Right.READ, None, mapped=False)
         if not decision.allowed:
             return self._refusal(message, command.verb.name, decision)
-        reports = AgentReports(self.config, self.desk)
+        reports = AgentReports(self.config)
 
         def step(tx: Transaction) -> str:
             if command.verb.does is Show.BUDGET:
@@ -166,7 +166,7 @@ class RoomConversations:
         steer: bool = False,
     ) -> Step:
         if routed is None:
-            return _nothing
+            return only("not for us")
         if isinstance(routed, Unclear) or not message.whole:
             why = routed.why if isinstance(routed, Unclear) else _NOT_WHOLE
             return self._mistake(message, why)
@@ -217,7 +217,7 @@ class RoomConversations:
         """Whether what became of a message is said in words: not if the agent gets it at once, which the receipt says,
         or if somebody is asked about it."""
         turn = conversations.turn(tx, outcome.turn_id) if outcome.turn_id else None
-        pending = self.desk.pending(tx, turn.conversation_id) if turn else None
+        pending = overview.pending(tx, turn.conversation_id) if turn else None
         if turn is None or pending is None or approvals.of_turn(tx, turn.id):
             return False
         alone = pending.waiting == (turn,) and pending.running is None
@@ -376,7 +376,3 @@ def _spot(tx: Transaction, message: IncomingMessage, agent: str) -> Spot:
 def _beginning(text: str) -> str:
     line = text.split("\n", 1)[0].replace("`", "'")
     return line if len(line) <= 40 else f"{line[:40]}…"
-
-
-def _nothing(_: Transaction) -> str:
-    return "not for us"

@@ -10,7 +10,7 @@ from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
 from ravebot.intake.concern import YES, question_of
-from ravebot.intake.loop import Step
+from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
@@ -35,7 +35,7 @@ class RoomReactions:
 
         found = await self.rooms.database.read(asked)
         if found is None:
-            return _nothing
+            return only("not for us")
         question, actor = found
         about, _ = await self.rooms.placed(as_message(reaction, question.thread))
         take = await self.approvals.answer(
@@ -109,7 +109,3 @@ def as_message(reaction: Reaction, thread: str) -> IncomingMessage:
         direct=reaction.direct,
         at_ms=reaction.at_ms,
     )
-
-
-def _nothing(_: Transaction) -> str:
-    return "not for us"

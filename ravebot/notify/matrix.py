@@ -1,4 +1,5 @@
-"""Sends to rooms: the card and its edits, lines in its thread, warnings, replies."""
+"""Sends to rooms: the card and its edits, lines in its thread, warnings, replies; what agents say is sent by
+`ConversationSender`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import structlog
 
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
+from ravebot.matrix.agents import render_file
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import (
     Owner,
@@ -25,7 +27,9 @@ from ravebot.matrix.cards import (
 )
 from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
 from ravebot.matrix.text import one_line
+from ravebot.notify.conversations import ConversationClient, ConversationSender
 from ravebot.notify.delivery import Sent
+from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
@@ -42,11 +46,9 @@ _UNTRUE = Sent("dropped: nothing to tell any more")
 
 
 class RoomClient(Protocol):
-    """Sends events to rooms, from one Matrix account."""
+    """Sends messages to rooms, from one Matrix account."""
 
     async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str: ...
-
-    async def display_name(self, user_id: str) -> str: ...
 
 
 class Directory(Protocol):
@@ -73,7 +75,7 @@ class MatrixSender:
     """Renders a row from the current state, and sends it under its own transaction id, so that it arrives once."""
 
     def __init__(
-        self, config: MatrixConfig, database: Database, views: Views, client: RoomClient, rooms: Directory
+        self, config: MatrixConfig, database: Database, views: Views, client: ConversationClient, rooms: Directory
     ) -> None:
         self._config = config
         self._database = database
@@ -81,9 +83,12 @@ class MatrixSender:
         self._client = client
         self._rooms = rooms
         self._names = config.room_names
+        self._talk = ConversationSender(config, database, client)
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
-    def look(self, tx: Transaction, message: Message) -> _RoomFacts:
+    def look(self, tx: Transaction, message: Message) -> _RoomFacts | TalkFacts:
+        if message.kind in TALK_KINDS:
+            return self._talk.look(tx, message)
         if message.sandbox_id is None:
             return _RoomFacts()
         sandbox_id, room = SandboxId(message.sandbox_id), message.lane
@@ -105,19 +110,24 @@ class MatrixSender:
             calls=message.kind is Kind.CALL and calls_owner(view) and not outbox.superseded(tx, message),
         )
 
-    async def send(self, message: Message, facts: _RoomFacts) -> Sent:
-        configured = message.lane in self._names
-        if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
+    async def send(self, message: Message, facts: _RoomFacts | TalkFacts) -> Sent:
+        lane = RoomLane.read(message.lane)
+        configured = lane.room in self._names
+        # Answers and conversations are also in direct chats, which have no name.
+        by_id = lane.room.startswith("!") and (message.kind is Kind.REPLY or message.kind in TALK_KINDS)
+        if not configured and not by_id:
             return Sent("dropped: the room is not configured any more")
-        room_id = await self._rooms.ensure(message.lane) if configured else message.lane
+        room_id = await self._rooms.ensure(lane.room) if configured else lane.room
         try:
+            if isinstance(facts, TalkFacts):
+                return await self._talk.send(message, facts, room_id)
             return await self._tell(message, facts, room_id)
         except (LoginLost, Unacceptable):
             raise
         except (Forbidden, NotFound) as error:
             if not configured:  # the person who asked removed us from their room: nobody waits for the answer
                 return Sent(f"dropped: {error}")
-            self._rooms.refused(message.lane, error)
+            self._rooms.refused(lane.room, error)
             raise
 
     async def _tell(self, message: Message, facts: _RoomFacts, room_id: str) -> Sent:
@@ -150,14 +160,30 @@ class MatrixSender:
         if not isinstance(content, dict):
             return _UNTRUE
         try:
-            return Sent(await self._put(message, room_id, content))
+            event_id = await self._put(message, room_id, content)
         except Unacceptable:
             if "m.relates_to" not in content:
                 raise
-        # A reply names the thread that the person's message named, and a server refuses a thread that it does not know.
-        # Then it is sent outside of the thread, under another transaction id, because its content is different.
-        plain = {key: value for key, value in content.items() if key != "m.relates_to"}
-        return Sent(await self._put(message, room_id, plain, "-plain"))
+            # A reply names the thread that the person's message named, and a server refuses a thread that it does not
+            # know. Then it is sent outside of the thread, under another transaction id, as its content is different.
+            content = {key: value for key, value in content.items() if key != "m.relates_to"}
+            event_id = await self._put(message, room_id, content, "-plain")
+        await self._attach(message, room_id, content)
+        return Sent(event_id)
+
+    async def _attach(self, message: Message, room_id: str, content: Content) -> None:
+        """Send the file that belongs to a reply, beside it. After a crash it may be uploaded again; it is posted once."""
+        file = message.body.get("file")
+        if not isinstance(file, dict):
+            return
+        data, name = str(file["text"]).encode("utf-8", "replace"), str(file["name"])
+        try:
+            address = await self._client.upload(data, name, "text/plain; charset=utf-8")
+        except Unacceptable as error:  # the server's limit; the reply has the beginning
+            log.warning("file was not taken", room=room_id, name=name, error=str(error))
+            return
+        relation = {"m.relates_to": content["m.relates_to"]} if "m.relates_to" in content else {}
+        await self._put(message, room_id, render_file(name, address, len(data)) | relation, "-file")
 
     async def _card(
         self, message: Message, facts: _RoomFacts, view: SandboxView, card: Card | None, room_id: str

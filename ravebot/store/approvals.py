@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState, ConversationId, TurnId
 from ravebot.clock import to_us
@@ -101,6 +101,24 @@ def of_merge_request(tx: Transaction, ref: MergeRequestRef, kind: ApprovalKind) 
         (ref.project_id, ref.iid, kind),
     )
     return _all(rows)
+
+
+def asked_since(tx: Transaction, moment: datetime, kind: ApprovalKind, project_id: int, iid: int | None = None) -> int:
+    """How many questions of that kind about a project, or about one merge request, were asked since that moment."""
+    row = tx.one(
+        "SELECT COUNT(*) AS n FROM approvals WHERE project_id = ? AND kind = ? AND created_at >= ?"
+        " AND (? IS NULL OR iid = ?)",
+        (project_id, kind, to_us(moment), iid, iid),
+    )
+    assert row
+    return int(row["n"])
+
+
+def forget_payloads(tx: Transaction, older_than: timedelta) -> int:
+    """Delete what was asked by questions that were done before that; their hashes stay."""
+    return tx.changed(
+        "UPDATE approvals SET payload = '' WHERE done_at < ? AND payload <> ''", (to_us(tx.now - older_than),)
+    )
 
 
 def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:

@@ -167,4 +167,7 @@ async def test_a_message_in_the_room_that_names_an_agent_begins_a_conversation_i
     conversation = await talk.conversation("coder", asked)
     assert conversation.own_thread
     assert conversation.mr == MergeRequestRef(talk.desk.project.id, 1)
-    assert await talk.told() == []
+    assert [content["m.relates_to"]["event_id"] for content in await talk.told()] == [asked]
+    assert await talk.last() == (
+        "The sandbox of group/app!1 is being started: coder gets your message when it is ready."
+    )
