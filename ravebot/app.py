@@ -14,15 +14,18 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.approved import ApprovedDiffs
 from ravebot.agents.carryout import CarryOut
+from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections, public_key
+from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -33,10 +36,14 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.agents import Reception
+from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.intake.poll import Poller
+from ravebot.intake.reactions import RoomReactions
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
@@ -89,6 +96,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentRunner
+    waiting: WaitingLoop
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -96,11 +104,21 @@ class Bot:
         await asyncio.to_thread(self.diffs.clear)
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        reception = Reception(self.config, people, Desk(self.config, self.approvals.telling))
+        rooms = Rooms(self.config, people, self.database)
         intake = Intake(
             self.database,
             {
                 "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
-                "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
+                "matrix": MatrixIntake(
+                    self.config,
+                    people,
+                    self.core.intents,
+                    self.core.views,
+                    self.database,
+                    agents=RoomConversations(rooms, self.core.views, reception),
+                    reactions=RoomReactions(rooms, self.approvals),
+                ),
             },
         )
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
@@ -133,6 +151,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 self.agents.run(),
+                self.waiting.run(),
             ):
                 group.create_task(loop)
 
@@ -214,7 +233,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             room_watch=RoomWatch(database, matrix, rooms, config.matrix.operations_room, config.matrix.admins),
             sync=SyncLoop(
                 matrix,
-                MatrixJournal(database, config.matrix.command_prefix),
+                MatrixJournal(database, config.matrix.command_prefix, registry.names(config)),
                 clock,
                 Invites(matrix, config.matrix.admins, clock, rooms.joined, rooms.is_configured),
                 on_left=rooms.left,
@@ -252,6 +271,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=AgentRunner(database, agents),
+            waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
         )
 
 

@@ -11,7 +11,7 @@ from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequestRef, 
 from ravebot.store import events
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
-from ravebot.store.signals import AGENTS, APPROVALS
+from ravebot.store.signals import AGENTS, AGENTS_WAIT, APPROVALS
 
 _APART = ("mr", "asked_by", "decided_by")
 
@@ -114,13 +114,6 @@ def asked_since(tx: Transaction, moment: datetime, kind: ApprovalKind, project_i
     return int(row["n"])
 
 
-def forget_payloads(tx: Transaction, older_than: timedelta) -> int:
-    """Delete what was asked by questions that were done before that; their hashes stay."""
-    return tx.changed(
-        "UPDATE approvals SET payload = '' WHERE done_at < ? AND payload <> ''", (to_us(tx.now - older_than),)
-    )
-
-
 def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
     """The newest of all, the newest first."""
     return _all(tx.all("SELECT * FROM approvals ORDER BY id DESC LIMIT ?", (limit,)))
@@ -163,6 +156,7 @@ def _wake(tx: Transaction) -> None:
     """Who runs the agents tells them what was answered; `carryout` does the rest."""
     tx.wake(AGENTS)
     tx.wake(APPROVALS)
+    tx.wake(AGENTS_WAIT)
 
 
 def _log(tx: Transaction, kind: EventKind, approval: Approval, by: Actor, data: dict[str, object]) -> None:
