@@ -37,6 +37,7 @@ from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.intake.agents import Reception
+from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
@@ -104,12 +105,14 @@ class Bot:
         await asyncio.to_thread(self.diffs.clear)
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
-        reception = Reception(self.config, people, Desk(self.config, self.approvals.telling))
+        desk = Desk(self.config, self.approvals.telling)
+        reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
+        comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
         intake = Intake(
             self.database,
             {
-                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
+                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents, comments),
                 "matrix": MatrixIntake(
                     self.config,
                     people,

@@ -16,6 +16,7 @@ from ravebot.agents.diff.model import MAX_CHANGES, MAX_FILE_BYTES, MAX_TOTAL_BYT
 from ravebot.agents.diff.paths import printable, refusal
 from ravebot.agents.diff.rules import GitRules, folders_of
 
+_MOST_FOLDERS = 60
 _UNREAD = "the sandbox's user can't read it"
 _MOVING = "it changed while it was read: ask again when nothing writes there"
 
@@ -70,6 +71,9 @@ def sort(baseline: Baseline, listing: GuestListing) -> Sorted:
     differing: list[str] = []
     for path in sorted(listing.files):
         file, base = listing.files[path], baseline.files.get(path)
+        if base is None and path.count("/") > _MOST_FOLDERS:  # matching each of them would take long
+            left_out.append(LeftOut(printable(path), "its path is too long"))
+            continue
         if base is None and rules.ignored(path):
             continue
         if why := _kind_refused(file, base):
