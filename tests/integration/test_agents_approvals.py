@@ -463,4 +463,5 @@ async def test_an_admin_s_own_extension_needs_no_other_admin(bench: Bench) -> No
     for _ in range(2):
         assert (await bench.extend(mr, OPS, timedelta(hours=7))).accepted
     assert (await bench.world.read(sandboxes.live))[0].expires_at == bench.world.clock.now() + timedelta(hours=16)
+    assert (await bench.extend(mr, OPS, timedelta(days=400))).message.endswith("(7 d more, not 400 d: 7 d at a time).")
     assert await bench.all() == ()
