@@ -31,6 +31,9 @@ START_WITHIN = timedelta(minutes=30)
 STOP_WITHIN = timedelta(minutes=1)
 COMMIT_WITHIN = timedelta(hours=8)
 _SOON = timedelta(minutes=1)
+MOST_FORKS_AN_HOUR, MOST_COMMITS_A_DAY = 10, 5
+"""How often the rooms are asked about forks of a project, and about the commits of one merge request: anybody may open
+and push them. The status note says what to type also of those that are not asked about."""
 
 DIFF = "SHA-256 of the diff"
 """The part of a commit's payload to which the answer is bound, beside the payload's own hash."""
@@ -64,6 +67,9 @@ class Asking:
                 self.withdraw(tx, old, f"there is a newer commit, {mr.head_sha[:12]}")
         if any(old.head_sha == mr.head_sha and old.state is not ApprovalState.WITHDRAWN for old in before):
             return
+        rooms = self.config.rooms_of(mr.project_path)
+        if self._is_crowd(tx, mr.ref, len(rooms)):
+            return
         ids = outbox.rooms(tx)
         parts = {
             "merge request": mr.full_ref,
@@ -73,7 +79,7 @@ class Asking:
             _COMMIT: mr.head_sha,
             "link": mr.web_url,
         }
-        for room in self.config.rooms_of(mr.project_path):
+        for room in rooms:
             self._ask(
                 tx,
                 ApprovalKind.FORK,
@@ -85,6 +91,12 @@ class Asking:
                 mr=mr.ref,
                 head_sha=mr.head_sha,
             )
+
+    def _is_crowd(self, tx: Transaction, ref: MergeRequestRef, rooms: int) -> bool:
+        hour, day = tx.now - timedelta(hours=1), tx.now - timedelta(days=1)
+        of_project = approvals.asked_since(tx, hour, ApprovalKind.FORK, ref.project_id)
+        of_one = approvals.asked_since(tx, day, ApprovalKind.FORK, ref.project_id, ref.iid)
+        return of_project >= MOST_FORKS_AN_HOUR * rooms or of_one >= MOST_COMMITS_A_DAY * rooms
 
     def ask_extension(self, tx: Transaction, sandbox: Sandbox, by: Actor, until: datetime) -> ApprovalId | None:
         """Ask the admins to keep a sandbox until then; None if there is none, or no room in which to ask."""
@@ -285,18 +297,18 @@ class Asking:
 
 
 def until_of(approval: Approval) -> datetime:
-    """The end that an extension asks for."""
+    """The end that an extension asks for. Raises ValueError if its text was changed."""
     text = _part(approval, _UNTIL)
     return datetime.strptime(text, _MOMENT).replace(tzinfo=UTC)
 
 
 def diff_of(approval: Approval) -> str:
-    """The hash of the diff that a commit asks for."""
+    """The hash of the diff that a commit asks for; empty if its text was changed."""
     return _part(approval, DIFF)
 
 
 def _part(approval: Approval, name: str) -> str:
-    return next(part.text for part in reversed(parts_of(approval.payload)) if part.name == name)
+    return next((part.text for part in reversed(parts_of(approval.payload)) if part.name == name), "")
 
 
 def _place(conversation: Conversation) -> Place:

@@ -17,7 +17,9 @@ import structlog
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.asking import until_of
 from ravebot.agents.model import Approval, ApprovalId, ApprovalKind, ApprovalState
+from ravebot.agents.questions import hash_of
 from ravebot.backoff import Backoff
+from ravebot.clock import age
 from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreError, Unacceptable, Unavailable
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
@@ -28,6 +30,8 @@ from ravebot.store.signals import APPROVALS
 log = structlog.get_logger()
 
 LOOK_SECONDS = 3.0
+GIVE_UP_AFTER = timedelta(days=1)
+"""A yes was meant for then; it is not carried out long after, when GitLab or ravebot was away meanwhile."""
 _STORE_SECONDS = 1.0
 _PAUSES = Backoff.growing(1.0, 60.0)
 _LONGEST_PAUSE = timedelta(minutes=5)
@@ -40,10 +44,14 @@ _ABOUT_OPEN_ONES = frozenset({ApprovalKind.FORK, ApprovalKind.START, ApprovalKin
 class Commits(Protocol):
     """Commits an approved diff to a merge request's source branch, and says what came of it.
 
-    The same approval again makes no second commit. Raises Refused, with what to do, and Unavailable.
+    The same approval again makes no second commit; if it may have been made before, its `attempted_at` says so.
+    Raises Refused, with what to do, and Unavailable.
     """
 
     async def commit(self, approval: Approval, by: Actor) -> str: ...
+
+    async def forget(self, approval: Approval) -> None:
+        """Drop the diff that was kept for it, if nothing else needs it; again does nothing."""
 
 
 @dataclass
@@ -87,13 +95,18 @@ class CarryOut:
         except StoreError as error:  # the row is unchanged
             log.warning("approval waits for the database", approval=approval.id, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
+        except Exception:  # nor may what fails after that end the bot: the row is read again
+            log.exception("approval could not be settled: this is a bug of ravebot's", approval=approval.id)
+            await asyncio.sleep(LOOK_SECONDS)
         finally:
             self._busy.discard(approval.id)
 
     async def carry_out(self, approval: Approval) -> None:
         """Do what was granted, or note why that can't be; while something is away, try again later."""
-        if not await self.database.write(lambda tx: _attempt(tx, approval.id)):
+        found = await self.database.write(lambda tx: _attempt(tx, approval.id))
+        if found is None:
             return
+        approval = found
         try:
             await self._do(approval)
         except Unavailable as error:
@@ -104,32 +117,45 @@ class CarryOut:
             raise
         except RavebotError as error:
             log.warning("approval could not be carried out", approval=approval.id, error=str(error))
-            why = _in_words(error)
-            await self.database.write(lambda tx: self._failed(tx, approval, why))
+            await self._finish(approval, Outcome(False, _in_words(error)))
         except Exception:  # a bug must not end the bot, nor be tried for ever
             log.exception("approval could not be carried out: this is a bug of ravebot's", approval=approval.id)
             why = "it could not be carried out, which is a bug of ravebot's. The log says more: tell an admin"
-            await self.database.write(lambda tx: self._failed(tx, approval, why))
+            await self._finish(approval, Outcome(False, why))
 
     async def _do(self, approval: Approval) -> None:
+        if approval.state is not ApprovalState.GRANTED:  # a commit's, whose diff was kept until now
+            await self.commits.forget(approval)
+            await self.database.write(lambda tx: approvals.done(tx, approval, approval.outcome))
+            return
         mr = await self.database.read(lambda tx: merge_requests.get(tx, approval.mr) if approval.mr else None)
         by = approval.decided_by
         if mr is None or by is None:
             raise Refused("its merge request is not known any more")
+        if hash_of(approval.payload) != approval.payload_hash:
+            raise Refused("what was approved is not what is stored: ask for it again")
+        now = await self.database.read(lambda tx: tx.now)
+        if approval.decided_at and age(approval.decided_at, now) > GIVE_UP_AFTER:
+            raise Refused("it could not be carried out within a day: look whether it is done, and ask for it again")
         await self._check_right(approval, mr, by)
         match approval.kind:
             case ApprovalKind.FORK | ApprovalKind.START:
                 head = await self.approvals.people.present(mr.ref)
                 await self.database.write(partial(self._start, approval=approval, head=head, by=by))
             case ApprovalKind.COMMIT:
-                outcome = await self.commits.commit(approval, by)
-                await self.database.write(lambda tx: self._done(tx, approval, Outcome(True, outcome)))
+                await self._finish(approval, Outcome(True, await self.commits.commit(approval, by)))
             case ApprovalKind.STOP:
                 await self.database.write(partial(self._stop, approval=approval, mr=mr, by=by))
             case ApprovalKind.EXTENSION:
                 await self.database.write(partial(self._extend, approval=approval, mr=mr, by=by))
             case ApprovalKind.TOOL:  # its agent is told by who runs it
                 raise NotImplementedError("an agent's own call is not carried out here")
+
+    async def _finish(self, approval: Approval, outcome: Outcome) -> None:
+        """Record an outcome that is not part of a change of ours."""
+        if approval.kind is ApprovalKind.COMMIT:
+            await self.commits.forget(approval)
+        await self.database.write(lambda tx: self._done(tx, approval, outcome))
 
     async def _check_right(self, approval: Approval, mr: MergeRequest, by: Actor) -> None:
         """The right counts when something is done, and may have been taken away since the answer. Raises Refused."""
@@ -176,9 +202,6 @@ class CarryOut:
             self.approvals.telling.remark(tx, conversation, f"Approval {approval.id} was not carried out: {text}")
         return True
 
-    def _failed(self, tx: Transaction, approval: Approval, why: str) -> None:
-        self._done(tx, approval, Outcome(False, why))
-
     def _end(self, tx: Transaction) -> None:
         for approval in approvals.are_open(tx):
             moved = self.approvals.brought_back(tx, approval)
@@ -199,7 +222,7 @@ def _to_end(tx: Transaction) -> bool:
 
 
 def _due(tx: Transaction) -> tuple[Approval, ...]:
-    """What was granted, and is to be carried out now by us."""
+    """What is to be carried out now by us."""
     return tuple(one for one in approvals.undone(tx) if one.kind is not ApprovalKind.TOOL and _is_due(one, tx.now))
 
 
@@ -222,14 +245,15 @@ def _is_undone(tx: Transaction, approval: Approval) -> bool:
     return found is not None and found.state is ApprovalState.GRANTED and found.done_at is None
 
 
-def _attempt(tx: Transaction, approval_id: ApprovalId) -> bool:
-    """Record, before anything is asked outside, that it may be under way from now on; False when it is done."""
+def _attempt(tx: Transaction, approval_id: ApprovalId) -> Approval | None:
+    """Record, before anything is asked outside, that it may be under way from now on; returns it as it was before, None
+    when it is done."""
     found = approvals.get(tx, approval_id)
-    if found is None or found.state is not ApprovalState.GRANTED or found.done_at is not None:
-        return False
+    if found is None or found.state is ApprovalState.OPEN or found.done_at is not None:
+        return None
     attempted = found.attempted_at or tx.now
     approvals.save(tx, replace(found, attempted_at=attempted, tries=found.tries + 1, next_try_at=None))
-    return True
+    return found
 
 
 def _postpone(tx: Transaction, approval_id: ApprovalId, pause: timedelta) -> None:

@@ -135,7 +135,8 @@ class AgentMessage:
 class Turn:
     """One message given to an agent. `process_id` is stored before its prompt is first written: without one, the agent
     can't have it. `answer` and `status` (what it is doing) are untrusted and bounded. `cancelled_by`: who asked to
-    cancel it; `deadline`: when its time is over."""
+    cancel it; `deadline`: when its time is over. `sha`: the commit that was in the sandbox when it was given, or the
+    newer one of which the conversation was told."""
 
     id: TurnId
     message_id: MessageId
@@ -154,6 +155,7 @@ class Turn:
     cancelled_by: str = ""
     tries: int = 0
     next_try_at: datetime | None = None
+    sha: str = ""
 
     @property
     def receipt(self) -> Receipt | None:

@@ -293,6 +293,12 @@ class EventKind(StrEnum):
     APPROVAL_ASKED = "approval.asked"
     APPROVAL_DECIDED = "approval.decided"
     APPROVAL_DONE = "approval.done"
+    AGENT_ASKED = "agent.asked"
+    AGENT_CANCEL_ASKED = "agent.cancel_asked"
+    AGENT_TURN_ENDED = "agent.turn_ended"
+    AGENT_DROPPED = "agent.dropped"
+    AGENT_PAUSED = "agent.paused"
+    AGENT_RESUMED = "agent.resumed"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState, ConversationId, TurnId
 from ravebot.clock import to_us
@@ -11,7 +11,7 @@ from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequestRef, 
 from ravebot.store import events
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
-from ravebot.store.signals import AGENTS, APPROVALS
+from ravebot.store.signals import AGENTS, AGENTS_WAIT, APPROVALS
 
 _APART = ("mr", "asked_by", "decided_by")
 
@@ -103,6 +103,24 @@ def of_merge_request(tx: Transaction, ref: MergeRequestRef, kind: ApprovalKind) 
     return _all(rows)
 
 
+def asked_since(tx: Transaction, moment: datetime, kind: ApprovalKind, project_id: int, iid: int | None = None) -> int:
+    """How many questions of that kind about a project, or about one merge request, were asked since that moment."""
+    row = tx.one(
+        "SELECT COUNT(*) AS n FROM approvals WHERE project_id = ? AND kind = ? AND created_at >= ?"
+        " AND (? IS NULL OR iid = ?)",
+        (project_id, kind, to_us(moment), iid, iid),
+    )
+    assert row
+    return int(row["n"])
+
+
+def forget_payloads(tx: Transaction, older_than: timedelta) -> int:
+    """Delete what was asked by questions that were done before that; their hashes stay."""
+    return tx.changed(
+        "UPDATE approvals SET payload = '' WHERE done_at < ? AND payload <> ''", (to_us(tx.now - older_than),)
+    )
+
+
 def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
     """The newest of all, the newest first."""
     return _all(tx.all("SELECT * FROM approvals ORDER BY id DESC LIMIT ?", (limit,)))
@@ -111,12 +129,12 @@ def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
 def decide(tx: Transaction, approval: Approval, state: ApprovalState, by: Actor, why: str = "") -> bool:
     """Record the first valid answer, or that it is not asked any more (`why`); False when there was one before.
 
-    The caller has checked the right. Nothing follows from a no, but that an agent is told: all else is done then.
+    The caller has checked the right. After a no, an agent has to be told and a kept diff dropped: all else is done.
     """
     decided = bool(
         tx.changed(
             "UPDATE approvals SET state = ?, decided_at = ?, decided_kind = ?, decided_by = ?, outcome = ?,"
-            " done_at = CASE WHEN ? = 'granted' OR kind = 'tool' THEN NULL ELSE ? END"
+            " done_at = CASE WHEN ? = 'granted' OR kind IN ('tool', 'commit') THEN NULL ELSE ? END"
             " WHERE id = ? AND state = 'open'",
             (state, tx.now_us, by.kind, by.name, why, state, tx.now_us, approval.id),
         )
@@ -145,6 +163,7 @@ def _wake(tx: Transaction) -> None:
     """Who runs the agents tells them what was answered; `carryout` does the rest."""
     tx.wake(AGENTS)
     tx.wake(APPROVALS)
+    tx.wake(AGENTS_WAIT)
 
 
 def _log(tx: Transaction, kind: EventKind, approval: Approval, by: Actor, data: dict[str, object]) -> None:

@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from ravebot.agents.approvals import Answered, Approvals
+from ravebot.agents.approved import ApprovedDiffs
+from ravebot.agents.asking import MOST_COMMITS_A_DAY, MOST_FORKS_AN_HOUR, diff_of
 from ravebot.agents.carryout import CarryOut
+from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.diff.model import Change, ChangeKind, Diff
 from ravebot.agents.model import (
     AgentDoor,
     Approval,
@@ -30,6 +34,8 @@ from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
+from ravebot.parts import make_diffs
+from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef, Person, Sandbox
 from ravebot.store import approvals, conversations, events, merge_requests, outbox, sandboxes
@@ -43,21 +49,6 @@ DEV, OTHER, OPERATIONS = "!dev:example.org", "!other:example.org", "!operations:
 ALICE, GINA, EVE = (Actor("matrix", f"@{name}:example.org") for name in ("alice", "gina", "eve"))
 OPS, ROOT = Actor("matrix", "@ops:example.org"), Actor("shell", "root")
 S = ApprovalState
-DIFF = "d" * 64
-
-
-class Committer:
-    """Takes approved diffs, and fails as it is told."""
-
-    def __init__(self) -> None:
-        self.got: list[int] = []
-        self.errors: list[Exception] = []
-
-    async def commit(self, approval: Approval, by: Actor) -> str:
-        self.got.append(approval.id)
-        if self.errors:
-            raise self.errors.pop(0)
-        return f"committed for {by}"
 
 
 @dataclass
@@ -69,11 +60,23 @@ class Bench:
     approvals: Approvals
     intents: Intents
     work: CarryOut
-    commits: Committer
+    diffs: Diffs
     project: Project
+    bot: User
     alice: User
     gina: User
     opened: list[MergeRequest] = field(default_factory=list)
+
+    def commits(self) -> list[str]:
+        """The messages of the commits that ravebot made on the branches of our merge requests."""
+        state, project = self.server.state, self.project
+        made = [project.facts[sha] for mr in self.opened for sha in state.history(project, mr.sha)]
+        return [facts.message for facts in made if "Ravebot-Approval" in facts.message]
+
+    async def keep(self, mr: MergeRequest, content: bytes = b"print(1)\n") -> str:
+        """A diff of its sandbox that is kept; returns its hash."""
+        changes = (Change("new.py", ChangeKind.CREATED, content, added=1),)
+        return await self.diffs.keep(Diff(mr.sha, changes, "", ""))
 
     async def told(self, mr: MergeRequest) -> None:
         """As a webhook tells of it."""
@@ -87,7 +90,7 @@ class Bench:
 
     async def fork(self) -> MergeRequest:
         """A fork's, that waits."""
-        mallory = self.server.add_user(f"mallory{len(await self.all())}")
+        mallory = self.server.add_user(f"mallory{len(self.server.state.merge_requests)}")
         fork = self.server.add_project(f"{mallory.username}/app", public=True)
         self.server.set_role(fork, mallory, DEVELOPER)
         mr = self.server.open_merge_request(fork, mallory, "From outside", fork_of=self.project)
@@ -103,8 +106,8 @@ class Bench:
         ref = MergeRequestRef(self.project.id, mr.iid)
 
         def begin(tx: Transaction) -> tuple[Conversation, Turn]:
-            new = conversations.begin(tx, "coder", AgentDoor.MATRIX, DEV, "$root", own_thread=True, mr=ref)
-            said = conversations.add_message(tx, new.id, "$said", author, author, "fix it", 0)
+            new = conversations.begin(tx, "coder", AgentDoor.MATRIX, DEV, f"$root{mr.iid}", own_thread=True, mr=ref)
+            said = conversations.add_message(tx, new.id, f"$said{mr.iid}", author, author, "fix it", 0)
             assert said
             return new, conversations.add_turn(tx, said, TurnState.WORKING)
 
@@ -162,12 +165,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         people = People(world.config, world.database, gitlab)
         engine = Approvals(world.config, ConversationTelling(world.config), world.database, people)
         intents = replace(world.intents, asking=engine)
-        commits = Committer()
-        work = CarryOut(world.database, engine, intents, commits)
+        diffs = make_diffs(world.config, world.database, MemoryProvider(MemoryHost()), gitlab)
+        work = CarryOut(world.database, engine, intents, ApprovedDiffs(world.database, diffs))
         await world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
         await world.write(lambda tx: outbox.set_room(tx, "#operations:example.org", OPERATIONS))
         try:
-            yield Bench(server, world, engine, intents, work, commits, project, alice, gina)
+            yield Bench(server, world, engine, intents, work, diffs, project, bot, alice, gina)
         finally:
             server.restore()
             await gitlab.close()
@@ -187,9 +190,10 @@ async def question(bench: Bench, kind: ApprovalKind) -> Approval:
     elif kind is ApprovalKind.STOP:
         await bench.world.write(lambda tx: bench.approvals.ask_stop(tx, sandbox, ALICE.name, place=DEV, thread="$card"))
     elif kind is ApprovalKind.COMMIT:
+        kept = await bench.keep(mr)
         await bench.world.write(
             lambda tx: bench.approvals.ask_commit(
-                tx, conversation, sandbox, by=ALICE, diff_hash=DIFF, head_sha=mr.sha, summary={"a.py": "+1 −0"}
+                tx, conversation, sandbox, by=ALICE, diff_hash=kept, head_sha=mr.sha, summary={"a.py": "+1 −0"}
             )
         )
     elif kind is ApprovalKind.TOOL:
@@ -239,7 +243,7 @@ async def test_a_denied_one_does_nothing(bench: Bench, kind: ApprovalKind) -> No
     await bench.work.look()
     assert await bench.state(asked) is S.DENIED
     assert await bench.live() == before
-    assert bench.commits.got == []
+    assert bench.commits() == []
 
 
 @pytest.mark.parametrize("kind", ApprovalKind)
@@ -249,7 +253,7 @@ async def test_a_late_answer_does_nothing(bench: Bench, kind: ApprovalKind) -> N
     answered = await bench.answer(asked, who_may(kind))
     assert answered.ruling is Ruling.TOO_LATE
     assert await bench.state(asked) is S.EXPIRED
-    assert bench.commits.got == []
+    assert bench.commits() == []
 
 
 async def test_a_person_answers_on_the_merge_request_and_at_the_shell_too(bench: Bench) -> None:
@@ -359,6 +363,34 @@ async def test_a_fork_is_asked_about_once_for_each_head(bench: Bench) -> None:
     assert [one.state for one in await bench.all()] == [S.WITHDRAWN, S.DENIED]
 
 
+async def test_a_crowd_of_forks_and_of_pushes_does_not_fill_the_room(bench: Bench) -> None:
+    mr = await bench.fork()
+    for number in range(8):
+        bench.server.push(mr, {"more.txt": str(number)})
+        mr.updated_at += timedelta(minutes=1)
+        await bench.told(mr)
+    asked = await bench.all()
+    assert len(asked) == MOST_COMMITS_A_DAY
+    assert {one.state for one in asked} == {S.WITHDRAWN}
+    for _ in range(10):
+        await bench.fork()
+    assert len(await bench.all()) == MOST_FORKS_AN_HOUR
+    bench.world.pass_by(hours=1, seconds=1)
+    await bench.fork()
+    assert len(await bench.all()) == MOST_FORKS_AN_HOUR + 1
+
+
+async def test_what_was_asked_is_not_kept_for_good(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.TOOL)
+    await bench.answer(asked, ALICE)
+    await bench.world.write(lambda tx: approvals.done(tx, asked, "the agent was told"))
+    for days, kept in ((13, asked.payload), (2, "")):
+        bench.world.pass_by(days=days)
+        await bench.world.write(lambda tx: approvals.forget_payloads(tx, timedelta(days=14)))
+        (found,) = await bench.all()
+        assert (found.payload, found.payload_hash) == (kept, asked.payload_hash)
+
+
 async def test_a_commit_s_head_that_moved_is_said_in_the_thread_with_what_to_do(bench: Bench) -> None:
     asked = await question(bench, ApprovalKind.COMMIT)
     bench.server.push(bench.opened[0], {"more.txt": "more"})
@@ -368,7 +400,7 @@ async def test_a_commit_s_head_that_moved_is_said_in_the_thread_with_what_to_do(
     assert "was not granted" in said[0]
     assert "ask for the diff of group/app!1" in said[0]
     await bench.work.look()
-    assert bench.commits.got == []
+    assert bench.commits() == []
 
 
 async def test_another_diff_is_another_question(bench: Bench) -> None:
@@ -388,7 +420,7 @@ async def test_another_diff_is_another_question(bench: Bench) -> None:
 
         return await bench.world.write(step)
 
-    assert (await ask(DIFF)).id == asked.id
+    assert (await ask(diff_of(asked))).id == asked.id
     other = await ask("e" * 64)
     assert other.id != asked.id
     assert (await bench.answer(asked, ALICE)).ruling is Ruling.WITHDRAWN

@@ -49,6 +49,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.agents.diff.model": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.agents.diff.summary": ("ravebot.agents.diff.model",),
     "ravebot.agents.routing": ("ravebot.agents.model", "ravebot.sandboxes.model", "ravebot.commands.refs"),
+    "ravebot.agents.registry": ("ravebot.config.model",),
     "ravebot.commands": (*INNER, "ravebot.commands"),
     "ravebot.commands.refs": (),
     "ravebot.commands.permissions": ("ravebot.sandboxes.model",),
@@ -58,6 +59,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.agents.model",
         "ravebot.agents.diff.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.gitlab",
     ),
     "ravebot.matrix": (
@@ -66,6 +69,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.commands.refs",
         "ravebot.agents.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.matrix",
     ),
     "ravebot.intake": (

@@ -148,10 +148,11 @@ class Diffs:
         path = self._scratch / f"{mr.ref.project_id}-{sha}-{next(self._numbers)}.tar.gz"
         try:
             await asyncio.to_thread(_make_folder, self._scratch)
-            await self.repository.archive(mr.ref.project_id, sha, path, self.max_archive_bytes)
+            try:
+                await self.repository.archive(mr.ref.project_id, sha, path, self.max_archive_bytes)
+            except OSError as error:
+                raise Unavailable(f"The commit can't be kept in {self._scratch} ({error.strerror})") from error
             yield path
-        except OSError as error:
-            raise Unavailable(f"The commit can't be kept in {self._scratch} ({error.strerror})") from error
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 

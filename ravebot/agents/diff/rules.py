@@ -5,7 +5,6 @@ The patterns are the merge request's, and matching them may take any time: run i
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ class _Rules:
 
     def match(self, path: str) -> bool | None:
         """Whether the last pattern that fits, of the deepest file that has one, includes the path."""
-        folder = posixpath.dirname(path.rstrip("/"))
+        folder = parent(path.rstrip("/"))
         while True:
             spec = self.by_folder.get(folder)
             if spec is not None:
@@ -37,7 +36,7 @@ class _Rules:
                     return included
             if not folder:
                 return None
-            folder = posixpath.dirname(folder)
+            folder = parent(folder)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class GitRules:
         missing: dict[str, GitIgnoreSpec] = {}
         submodules: set[str] = set()
         for path, content in rules.items():
-            folder, name = posixpath.split(path)
+            folder, _, name = path.rpartition("/")
             lines = content.decode("utf-8", "surrogateescape").split("\n")
             match name:
                 case ".gitignore":
@@ -72,7 +71,7 @@ class GitRules:
 
     def ignored(self, path: str) -> bool:
         """Whether Git would not add this file: a pattern fits it, or one of its folders."""
-        return self._ignored_folder(posixpath.dirname(path)) or bool(self.ignores.match(path))
+        return self._ignored_folder(parent(path)) or bool(self.ignores.match(path))
 
     def refusal(self, path: str) -> str:
         """Why a file can't be committed from what an archive holds; empty if it can."""
@@ -88,16 +87,21 @@ class GitRules:
         unknown = []
         while folder and folder not in self._folders:
             unknown.append(folder)
-            folder = posixpath.dirname(folder)
+            folder = parent(folder)
         ignored = self._folders.get(folder, False)
         for below in reversed(unknown):
             ignored = self._folders[below] = ignored or bool(self.ignores.match(f"{below}/"))
         return ignored
 
 
+def parent(path: str) -> str:
+    """The folder that a path is in, empty for the top; unlike `posixpath.dirname`, it comes to an end for `/a`, too."""
+    return path.rpartition("/")[0]
+
+
 def folders_of(path: str) -> Iterator[str]:
     """The folders that a file is in, the innermost first."""
-    while path := posixpath.dirname(path):
+    while path := parent(path):
         yield path
 
 

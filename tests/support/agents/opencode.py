@@ -76,7 +76,6 @@ def configuration(model_url: str) -> dict[str, Any]:
     return {
         "$schema": "https://opencode.ai/config.json",
         "model": f"local/{MODEL}",
-        "small_model": f"local/{MODEL}",
         "enabled_providers": ["local"],
         "autoupdate": False,
         "share": "disabled",
