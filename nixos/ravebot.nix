@@ -135,7 +135,10 @@ in
         "libvirtd.service"
       ];
       restartTriggers = [ configFile ];
-      path = [ libvirtd.qemu.package ];
+      path = [
+        libvirtd.qemu.package
+        pkgs.openssh # to agents in sandboxes
+      ];
       serviceConfig = hardened // {
         ExecStart = "${cfg.package}/bin/ravebot run";
         Type = "notify"; # ravebot says when its doors are open

@@ -9,6 +9,7 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.agents.diff.diffs import Diffs
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
@@ -19,7 +20,7 @@ from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.intents import Intents
+from ravebot.sandboxes.intents import Asks, Intents
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.pool.actions import Actions
@@ -67,6 +68,7 @@ class Core:
     guard: Guard
     sources: Sources
     pool: Pool
+    chain: Chain
 
 
 def make_core(
@@ -77,22 +79,34 @@ def make_core(
     firewall: Firewall,
     code_host: CodeHost,
     meter: Meter,
+    asking: Asks | None = None,
+    own_keys: tuple[str, ...] = (),
 ) -> Core:
-    """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere."""
+    """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere.
+
+    `own_keys`: public keys of ravebot's own, which every machine lets in.
+    """
     journal = Journal(config, meter)
     lifecycle = Lifecycle(config, journal)
     guard = Guard(firewall, database, journal, meter, config.sandbox.web_port)
     sources = Sources(code_host, config.state_dir / "sources", config.sandbox.max_source)
     shared = (config, clock, database, provider, lifecycle)
     jobs = GuestJobs(provider, config.sandbox.user)
-    chain = Chain(*shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter)
+    chain = Chain(
+        *shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter, own_keys=own_keys
+    )
     builds = Builds(*shared, chain=chain, guard=guard, meter=meter)
     health = Health(*shared, chain=chain)
     actions = Actions(config, database, provider, lifecycle, guard, meter, builds, health)
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
     pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
-    return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool)
+    return Core(lifecycle, Intents(config, lifecycle, asking), Views(config), guard, sources, pool, chain)
+
+
+def make_diffs(config: Config, database: Database, provider: Provider, gitlab: GitLab) -> Diffs:
+    sandbox = config.sandbox
+    return Diffs(database, provider, gitlab, sandbox.user, config.state_dir, sandbox.max_source)
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

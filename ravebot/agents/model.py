@@ -59,6 +59,15 @@ class TurnState(StrEnum):
         return self in RUNNING
 
 
+class Receipt(StrEnum):
+    """What a door shows of a turn on the person's message."""
+
+    SEEN = "seen"  # the agent has it
+    WAITS = "waits"  # for a person's answer
+    DONE = "done"
+    TROUBLE = "trouble"  # it ended otherwise; the thread says why
+
+
 OVER = frozenset({TurnState.DONE, TurnState.FAILED, TurnState.CANCELLED, TurnState.UNCERTAIN, TurnState.DEAD})
 RUNNING = frozenset({TurnState.DELIVERED, TurnState.WORKING, TurnState.WAITING})
 DEAD_LETTERS = frozenset({TurnState.DEAD, TurnState.FAILED, TurnState.UNCERTAIN})
@@ -126,7 +135,8 @@ class AgentMessage:
 class Turn:
     """One message given to an agent. `process_id` is stored before its prompt is first written: without one, the agent
     can't have it. `answer` and `status` (what it is doing) are untrusted and bounded. `cancelled_by`: who asked to
-    cancel it; `deadline`: when its time is over."""
+    cancel it; `deadline`: when its time is over. `sha`: the commit that was in the sandbox when it was given, or the
+    newer one of which the conversation was told."""
 
     id: TurnId
     message_id: MessageId
@@ -145,6 +155,22 @@ class Turn:
     cancelled_by: str = ""
     tries: int = 0
     next_try_at: datetime | None = None
+    sha: str = ""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """None before the agent has it."""
+        match self.state:
+            case TurnState.ACCEPTED | TurnState.QUEUED:
+                return None
+            case TurnState.DELIVERED | TurnState.WORKING:
+                return Receipt.SEEN
+            case TurnState.WAITING:
+                return Receipt.WAITS
+            case TurnState.DONE:
+                return Receipt.DONE
+            case _:
+                return Receipt.TROUBLE
 
 
 @dataclass(frozen=True)
@@ -171,7 +197,7 @@ class Approval:
     """One question to a person. `payload` is JSON: the whole of what is asked; `payload_hash` its SHA-256, to which an
     answer is bound, as to `head_sha`. `only_by`: the one Matrix user who may answer; empty: whoever has the right.
     `place`, `thread`: where it is shown; `event_id`: the message or note that shows it, once sent. `outcome`: what came
-    of it, once it was carried out (`done_at`)."""
+    of it, once it was carried out (`done_at`), or why it is not asked any more."""
 
     id: ApprovalId
     kind: ApprovalKind
@@ -198,6 +224,9 @@ class Approval:
     attempted_at: datetime | None = None  # since when its carrying out may be under way
     done_at: datetime | None = None
     outcome: str = ""
+    tries: int = 0
+    next_try_at: datetime | None = None  # of its carrying out, after one that was not answered
+    hinted_at: datetime | None = None  # when somebody without the right was told who may answer
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,16 @@ import aiohttp
 from nio import AsyncClient
 
 from ravebot.config.model import MatrixConfig
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, Unacceptable, Unavailable
 from ravebot.matrix.answers import Json, LoginLost, judge
 from ravebot.store.durable import write_file
 from ravebot.store.swap import LOGIN
 
 _JOIN_EXTRA_SECONDS = 30.0  # joining over federation is slow
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_UPLOAD_BYTES = 4 * 1024 * 1024
+_CLIENT = "/_matrix/client/v3/"
+_MEDIA = "/_matrix/media/v3/"
 DEVICE_NAME = "ravebot"
 _NAME_TIMEOUT_SECONDS = 3.0
 """For a name, which a message waits for: a homeserver asks the user's own one, which may be away."""
@@ -185,6 +188,17 @@ class MatrixClient:
         path = ["rooms", room_id, "send", event_type, txn_id]
         return _text(await self._request("PUT", path, body=content), "event_id")
 
+    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
+        """Remove an event of ours; the same `txn_id` again changes nothing."""
+        return _text(await self._request("PUT", ["rooms", room_id, "redact", event_id, txn_id], body={}), "event_id")
+
+    async def upload(self, data: bytes, name: str, kind: str) -> str:
+        """Store a file of at most `MAX_UPLOAD_BYTES` at the homeserver; returns its address, for an `m.file`."""
+        if len(data) > MAX_UPLOAD_BYTES:
+            raise Unacceptable(f"a file of {len(data)} bytes is not uploaded: at most {MAX_UPLOAD_BYTES} are")
+        answer = await self._request("POST", ["upload"], query={"filename": name}, data=data, kind=kind, api=_MEDIA)
+        return _text(answer, "content_uri")
+
     async def display_name(self, user_id: str) -> str:
         """The name that a user chose, untrusted; the beginning of the id where there is none, or it can't be known."""
         known = self._display_names.get(user_id)
@@ -273,16 +287,21 @@ class MatrixClient:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
+        data: bytes | None = None,
+        kind: str = "application/json",
+        api: str = _CLIENT,
         extra_seconds: float = 0.0,
     ) -> Json:
-        """One request, without retries. The token is sent in a header, so that no URL contains it."""
-        target = "/_matrix/client/v3/" + "/".join(quote(part, safe="") for part in path)
+        """One request, without retries, of a JSON `body` or of `data` of that `kind`. The token is sent in a header, so
+        that no URL contains it."""
+        target = api + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query)
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": kind}
         if self._nio.access_token:
             headers["Authorization"] = f"Bearer {self._nio.access_token}"
-        data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        if body is not None:
+            data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         try:
             seconds = self._timeout_seconds + extra_seconds
             async with asyncio.timeout(seconds):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 
 from ravebot.sandboxes.view import without_terminal_codes
 
 _ELLIPSIS = "…"
-_WORD_JOINER = "\u2060"
+WORD_JOINER = "\u2060"
 _TAB_AND_SPACE = " \t\r\v\f"
 # Control, format (bidi overrides, zero-width, tags), surrogate, private use, unassigned, line and paragraph
 # separators: they are invisible, and can change how the text around them is shown.
@@ -38,15 +39,41 @@ _MAX_COMBINING = 4
 
 def one_line(text: str, limit: int = 200) -> str:
     """The text as one line of at most `limit` characters, without mentions, links and invisible characters."""
-    return _shorten(_unlink(_unping(" ".join(_visible(text, limit).split()))), limit)
+    return _shorten(_unlink(_unping(" ".join(visible(text, limit).split()))), limit)
 
 
 def block(text: str, limit: int = 2000) -> str:
     """The end of a program's output, with its line breaks, in at most `limit` characters."""
     tail = without_terminal_codes(text[-limit * 2 :])
-    lines = (_visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
+    lines = (visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", tail))
     shown = _unlink(_unping("\n".join(lines).strip("\n")))
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
+
+
+def lines(text: str, limit: int = 40_000) -> str:
+    """The text with its line breaks, in at most `limit` characters of its beginning."""
+    kept = (
+        visible(line, limit).rstrip() for line in re.split(r"\r\n|\n|\r", without_terminal_codes(text[: limit * 2]))
+    )
+    return _shorten(_unlink(_unping("\n".join(kept).strip("\n"))), limit)
+
+
+@dataclass(frozen=True)
+class Risks:
+    """Where a text would be taken for a mention (after which character) or an address (which colon, which dot)."""
+
+    pings: frozenset[int]
+    colons: frozenset[int]
+    dots: frozenset[int]
+
+
+def risks(text: str) -> Risks:
+    """The places that the other functions here mend, for a text that is shown in pieces."""
+    return Risks(
+        frozenset(match.start() for match in _PING.finditer(text)),
+        frozenset(match.end() - 1 for match in _COLON.finditer(text)),
+        frozenset(match.end() - 1 for match in _DOT.finditer(text)),
+    )
 
 
 def last_lines(text: str, most: int = 8, limit: int = 800) -> str:
@@ -58,7 +85,7 @@ def last_lines(text: str, most: int = 8, limit: int = 800) -> str:
     return shown if len(shown) <= limit else _ELLIPSIS + shown[-(limit - 1) :]
 
 
-def _visible(text: str, limit: int) -> str:
+def visible(text: str, limit: int) -> str:
     """The text without invisible characters; whitespace becomes spaces, and series of combining marks are cut."""
     shown: list[str] = []
     marks = 0
@@ -74,7 +101,7 @@ def _visible(text: str, limit: int) -> str:
 
 def _unping(text: str) -> str:
     """`@room` and `@alice` stay readable, but no client takes them for a mention."""
-    return _PING.sub("@" + _WORD_JOINER, text)
+    return _PING.sub("@" + WORD_JOINER, text)
 
 
 def _unlink(text: str) -> str:

@@ -104,6 +104,12 @@ def add_event(tx: Transaction, place: str, event_id: str, conversation_id: Conve
     tx.upsert("agent_events", ("place", "event_id"), values)
 
 
+def place_of_event(tx: Transaction, event_id: str) -> str:
+    """Where a message of ours in a conversation is; empty if it is none."""
+    row = tx.one("SELECT place FROM agent_events WHERE event_id = ? LIMIT 1", (event_id,))
+    return row["place"] if row else ""
+
+
 def add_message(
     tx: Transaction, conversation_id: ConversationId, key: str, author: Actor, root: Actor, text: str, hops: int
 ) -> AgentMessage | None:
@@ -217,6 +223,12 @@ def shown(tx: Transaction, turn_id: TurnId) -> ShownTurn:
     """What doors show of a turn."""
     row = tx.one("SELECT * FROM shown_turns WHERE turn_id = ?", (turn_id,))
     return load(ShownTurn, row) if row else ShownTurn(turn_id)
+
+
+def turns_of(tx: Transaction, message_id: MessageId) -> tuple[Turn, ...]:
+    """Every turn of a message, the first one first."""
+    rows = tx.all("SELECT * FROM agent_turns WHERE message_id = ? ORDER BY attempt", (message_id,))
+    return tuple(filter(None, map(_turn, rows)))
 
 
 def save_shown(tx: Transaction, changed: ShownTurn) -> None:

@@ -99,6 +99,25 @@ def add(
     tx.wake(target.signal)
 
 
+def in_flight(tx: Transaction, merge_key: str) -> bool:
+    """Whether a message with that merge key may be on its way, so that another of it is not merged into it."""
+    row = tx.one(
+        "SELECT 1 FROM outbox WHERE merge_key = ? AND delivered_at IS NULL AND attempted_at IS NOT NULL LIMIT 1",
+        (merge_key,),
+    )
+    return row is not None
+
+
+def hasten(tx: Transaction, lane: Lane) -> None:
+    """Send what was queued with a delay in that lane as soon as its turn comes: something waits behind it."""
+    tx.execute(
+        "UPDATE outbox SET next_attempt_at = ? WHERE target = ? AND lane = ? AND delivered_at IS NULL"
+        " AND attempted_at IS NULL AND next_attempt_at > ?",
+        (tx.now_us, lane.target.name, lane.text, tx.now_us),
+    )
+    tx.wake(lane.target.signal)
+
+
 def acknowledged_lately(tx: Transaction, merge_key: str, within: timedelta) -> bool:
     """Whether an emoji with that merge key is unsent, or was queued in the time `within` before now."""
     row = tx.one(
@@ -112,12 +131,14 @@ def acknowledged_lately(tx: Transaction, merge_key: str, within: timedelta) -> b
 def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
     """The lanes whose oldest unsent row is due, least recently tried first: those whose tries take long delay no other.
 
-    A row that was never tried counts as tried when it was written.
+    A row that was never tried counts as tried when it was written. What an agent said so far comes after all else: it
+    is told again with what follows.
     """
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
-        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY postponed_at, id",
-        (target.name, tx.now_us, tx.now_us),
+        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?)"
+        " ORDER BY kind = ? AND merge_key IS NOT NULL, postponed_at, id",
+        (target.name, tx.now_us, tx.now_us, Kind.ANSWER),
     )
     return tuple(row["lane"] for row in rows)
 

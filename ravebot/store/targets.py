@@ -15,6 +15,8 @@ from ravebot.store import merge_requests
 from ravebot.store.database import Transaction
 
 _AGAIN = " again"
+_TALK = " conversation "
+_RECEIPTS = " receipts"
 
 
 class Kind(StrEnum):
@@ -30,9 +32,9 @@ class Kind(StrEnum):
     SAY = "say"
     NEWS = "news"  # for the operators, about the whole installation
     EMOJI = "emoji"
-    ANSWER = "answer"  # an agent's words: body {"turn": ID}
-    RECEIPT = "receipt"  # the reaction on a message to an agent: body {"turn": ID}
-    QUESTION = "question"  # an approval: body {"approval": ID}
+    ANSWER = "answer"  # an agent's words: body {"turn": ID}, with "last": true at the turn's end
+    RECEIPT = "receipt"  # the reaction on a message to an agent: body {"turn": ID, "receipt": which}
+    QUESTION = "question"  # an approval: body {"approval": ID}; with "tap", only the reaction for people to tap on
     REMARK = "remark"  # a line of ours in a conversation: body {"conversation": ID, "text": …}
 
 
@@ -80,16 +82,19 @@ class Target:
 class RoomLane:
     """A Matrix room, by its configured name, or by its id where none is configured.
 
-    A `conversation` with an agent has a lane of its own, so that an agent's stream of words delays nothing else.
+    A `conversation` with an agent has a lane of its own, so that an agent's stream of words delays nothing else, and
+    one for its `receipts`, which wait a moment for the turn's end.
     """
 
     room: str
     conversation: int | None = None
+    receipts: bool = False
 
     @classmethod
     def read(cls, text: str) -> RoomLane:
-        room, _, conversation = text.partition(" ")  # neither an alias nor an id has a space
-        return cls(room, int(conversation) if conversation else None)
+        room, _, rest = text.partition(" ")  # neither an alias nor an id has a space
+        conversation, _, receipts = rest.partition(" ")
+        return cls(room, int(conversation) if conversation else None, bool(receipts))
 
     @property
     def target(self) -> Target:
@@ -97,7 +102,9 @@ class RoomLane:
 
     @property
     def text(self) -> str:
-        return self.room if self.conversation is None else f"{self.room} {self.conversation}"
+        if self.conversation is None:
+            return self.room
+        return f"{self.room} {self.conversation}{_RECEIPTS if self.receipts else ''}"
 
     def name(self, _: Transaction) -> str:
         return self.room
@@ -105,15 +112,23 @@ class RoomLane:
 
 @dataclass(frozen=True)
 class NoteLane:
-    """A merge request's note, comments and emoji; `again` is for a second edit that must not delay anything else."""
+    """A merge request's note, comments and emoji; `again` is for a second edit that must not delay anything else.
+
+    A `conversation` with an agent has a lane of its own, and one for its `receipts`, as in rooms.
+    """
 
     ref: MergeRequestRef
     again: bool = False
+    conversation: int | None = None
+    receipts: bool = False
 
     @classmethod
     def read(cls, text: str) -> NoteLane:
-        project_id, _, iid = text.removesuffix(_AGAIN).partition("!")
-        return cls(MergeRequestRef(int(project_id), int(iid)), text.endswith(_AGAIN))
+        place, _, talk = text.partition(_TALK)
+        project_id, _, iid = place.removesuffix(_AGAIN).partition("!")
+        conversation = int(talk.removesuffix(_RECEIPTS)) if talk else None
+        ref = MergeRequestRef(int(project_id), int(iid))
+        return cls(ref, place.endswith(_AGAIN), conversation, talk.endswith(_RECEIPTS))
 
     @property
     def target(self) -> Target:
@@ -121,7 +136,10 @@ class NoteLane:
 
     @property
     def text(self) -> str:
-        return f"{self.ref.project_id}!{self.ref.iid}{_AGAIN if self.again else ''}"
+        place = f"{self.ref.project_id}!{self.ref.iid}{_AGAIN if self.again else ''}"
+        if self.conversation is None:
+            return place
+        return f"{place}{_TALK}{self.conversation}{_RECEIPTS if self.receipts else ''}"
 
     def name(self, tx: Transaction) -> str:
         mr = merge_requests.get(tx, self.ref)

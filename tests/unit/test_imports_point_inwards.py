@@ -39,9 +39,17 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.access.nftables": (*INNER, "ravebot.access.nftables"),
     "ravebot.agents": (*INNER, "ravebot.commands", "ravebot.agents"),
     "ravebot.agents.model": ("ravebot.sandboxes.model",),
+    "ravebot.agents.questions": (
+        "ravebot.agents.model",
+        "ravebot.clock",
+        "ravebot.config.model",
+        "ravebot.sandboxes.model",
+    ),
+    "ravebot.agents.ruling": ("ravebot.agents.model", "ravebot.agents.questions", "ravebot.sandboxes.model"),
     "ravebot.agents.diff.model": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.agents.diff.summary": ("ravebot.agents.diff.model",),
     "ravebot.agents.routing": ("ravebot.agents.model", "ravebot.sandboxes.model", "ravebot.commands.refs"),
+    "ravebot.agents.registry": ("ravebot.config.model",),
     "ravebot.commands": (*INNER, "ravebot.commands"),
     "ravebot.commands.refs": (),
     "ravebot.commands.permissions": ("ravebot.sandboxes.model",),
@@ -51,6 +59,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.agents.model",
         "ravebot.agents.diff.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.gitlab",
     ),
     "ravebot.matrix": (
@@ -59,6 +69,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.commands.refs",
         "ravebot.agents.model",
         "ravebot.agents.diff.summary",
+        "ravebot.agents.questions",
+        "ravebot.agents.wording",
         "ravebot.matrix",
     ),
     "ravebot.intake": (
@@ -70,7 +82,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.matrix",
     ),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.agents", "ravebot.gitlab", "ravebot.matrix"),
-    "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports"),
+    "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports", "ravebot.operations.agents.reports"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),
@@ -79,7 +91,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.images": ("ravebot",),
     "ravebot.operations.imagechecks": ("ravebot.config.model",),
     "ravebot.operations.hostlock": BASICS,
-    "ravebot.operations.reports": ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
+    **dict.fromkeys(
+        ("ravebot.operations.reports", "ravebot.operations.agents.reports"),
+        ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
+    ),
     "ravebot.terminal": (
         "ravebot.config.file",
         "ravebot.sandboxes.naming",

@@ -62,6 +62,12 @@ def test_a_machine_has_the_size_that_was_asked_for() -> None:
     assert root.findtext("vcpu") == "2"
 
 
+def test_an_emulated_processor_has_everything_that_the_emulator_can_do() -> None:
+    assert attribute(domain(kind="qemu"), "cpu", "mode") == "maximum"
+    assert attribute(domain(kind="kvm"), "cpu", "mode") == "host-passthrough"
+    assert domain(kind="test").find("cpu") is None
+
+
 def test_a_machine_carries_its_instances_name_and_tag() -> None:
     assert domain().findtext("title") == "ravebot sandbox of instance main"
     tag = domain().find(f"metadata/{{{NAMESPACE}}}machine")

@@ -34,7 +34,7 @@ class Sorted:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ToFetch:
     """Whose content is wanted, and of which files only the mode differs. `refusal`: why this can't be committed as a
     whole; empty if it can."""
 
@@ -101,7 +101,7 @@ def sort(baseline: Baseline, listing: GuestListing) -> Sorted:
     return Sorted(baseline, listing.files, tuple(same_size), tuple(differing), tuple(deleted), tuple(left_out))
 
 
-def choose(step: Sorted, hashes: Mapping[str, str]) -> Chosen:
+def choose(step: Sorted, hashes: Mapping[str, str]) -> ToFetch:
     """What the hashes of the files of the same size tell. A guest that lies about one hides its own change."""
     rules = GitRules.of(step.baseline.rules)
     left_out, differing = list(step.left_out), list(step.differing)
@@ -138,10 +138,10 @@ def choose(step: Sorted, hashes: Mapping[str, str]) -> Chosen:
             f" with {MAX_TOTAL_BYTES // 1024**2} MiB can be committed at once. Have what does not belong into the"
             " repository removed or put into .gitignore, or commit from your own clone."
         )
-    return Chosen(step, tuple(wanted), tuple(mode_only), tuple(left_out), why)
+    return ToFetch(step, tuple(wanted), tuple(mode_only), tuple(left_out), why)
 
 
-def finish(step: Chosen, contents: Mapping[str, bytes]) -> Compared:
+def finish(step: ToFetch, contents: Mapping[str, bytes]) -> Compared:
     """The changes. What counts is the content that was read, whatever was said of it before."""
     base_files, found = step.sorted.baseline.files, step.sorted.found
     left_out = list(step.left_out)

@@ -177,10 +177,22 @@ async def kvm(config: LibvirtConfig) -> Finding:
     return warning("kvm", f"does not work, so machines are emulated, which is slow: {probe.reason}", fix)
 
 
+def ssh_client(config: Config) -> Finding:
+    """Whether agents in sandboxes can be reached."""
+    found = shutil.which("ssh")
+    if found is None or shutil.which("ssh-keygen") is None:
+        names = ", ".join(agent.name for agent in config.agents if agent.acp)
+        detail = f"OpenSSH's client is not installed: {names} can't be reached in sandboxes"
+        return failed("ssh client", detail, "apt-get install openssh-client, then restart ravebot")
+    return ok("ssh client", found)
+
+
 async def check(config: Config) -> AsyncIterator[Finding]:
     """All checks of this module."""
     if config.provider.uri.startswith("qemu:") and shutil.which(_EMULATOR) is None:
         yield failed("qemu", f"{_EMULATOR} is not installed", "apt-get install qemu-system-x86 qemu-utils")
+    if any(agent.acp for agent in config.agents):
+        yield ssh_client(config)
     found, qemu = await libvirt(config.provider)
     yield found
     yield await guarded("image", asyncio.to_thread(image, config, qemu))

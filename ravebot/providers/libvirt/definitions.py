@@ -39,8 +39,9 @@ def domain_xml(
     features = _add(root, "features")
     _add(features, "acpi")
     _add(features, "apic")
-    if kind == "kvm":
-        _add(root, "cpu", mode="host-passthrough")
+    # Under emulation the default is the oldest processor, on which some agents' programs do not run (they need AVX2).
+    if kind in ("kvm", "qemu"):
+        _add(root, "cpu", mode="host-passthrough" if kind == "kvm" else "maximum")
     _add(root, "clock", offset="utc")
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "restart")

@@ -51,7 +51,10 @@ class BuildBrokenError(GuestError):
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs stages. `guard` updates and verifies the firewall by the database, or raises `Unavailable`."""
+    """Runs stages. `guard` updates and verifies the firewall by the database, or raises `Unavailable`.
+
+    `own_keys`: public keys of ravebot's own, which every machine lets in.
+    """
 
     config: Config
     clock: Clock
@@ -63,6 +66,7 @@ class Chain:
     web: WebProbe
     guard: Callable[[], Awaitable[None]]
     meter: Meter
+    own_keys: tuple[str, ...] = ()
 
     async def run(self, sandbox_id: SandboxId) -> None:
         """Run stage after stage until the chain ends.
@@ -150,10 +154,10 @@ class Chain:
             )
 
     async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
-        """Authorize exactly the keys of the merge request's people and of the agents; returns them."""
+        """Authorize exactly the keys of the merge request's people, of the agents, and our own; returns the others'."""
         agents = [key for agent in self.config.agents for key in agent.ssh_keys]
         keys = await self.sources.keys(mr, agents)
-        await self.provider.authorize_keys(machine.name, self.config.sandbox.user, keys)
+        await self.provider.authorize_keys(machine.name, self.config.sandbox.user, (*keys, *self.own_keys))
         return keys
 
     async def _setup(self, work: Work) -> str | None:

@@ -34,10 +34,10 @@ class Actions:
         self.knows_signing_tokens = True
         """Whether this GitLab is new enough to take and tell of them."""
 
-    def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = ()) -> User:
-        """Register a person with their SSH keys (OpenSSH lines)."""
+    def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = (), *, bot: bool = False) -> User:
+        """Register a person with their SSH keys (OpenSSH lines), or a bot's user."""
         with self.state.lock:
-            return self.state.add_user(username, tuple(keys))
+            return self.state.add_user(username, tuple(keys), bot=bot)
 
     def add_key(
         self, user: User, key: str, *, usage_type: str = "auth_and_signing", expires_at: str | None = None
@@ -154,15 +154,15 @@ class Actions:
             mr.assignees, mr.updated_at = list(people), self.state.now()
             self._merge_request_event(mr, by or mr.author, "update", changes={"assignees": {}})
 
-    def comment(self, mr: MergeRequest, user: User, body: str) -> Note | None:
-        """Post a comment; None when nothing was left of it after its quick actions."""
+    def comment(self, mr: MergeRequest, user: User, body: str, *, reply_to: Note | None = None) -> Note | None:
+        """Post a comment, or a reply in another's thread; None when nothing was left of it after its quick actions."""
         with self.state.lock:
             text, actions = notes.take_quick_actions(body)
             for command, argument in actions:
                 self._quick_action(mr, user, command, argument)
             if actions and not text:
                 return None
-            note = self.state.add_note(mr, user, text)
+            note = self.state.add_note(mr, user, text, reply_to=reply_to.discussion_id if reply_to else "")
             self._mentions(mr, note)
             self._note_event(mr, note, user, "create")
             return note
@@ -176,6 +176,14 @@ class Actions:
             note.edited_at = note.updated_at
             self._mentions(mr, note)
             self._note_event(mr, note, user, "update")
+
+    def resolve(self, mr: MergeRequest, note: Note, by: User) -> None:
+        """Resolve a note's thread."""
+        with self.state.lock:
+            now = self.state.now()
+            for one in mr.discussion(note.discussion_id):
+                if one.in_thread and one.resolved_at is None:
+                    one.resolved_at, one.resolved_by, one.updated_at = now, by, now
 
     def delete_note(self, mr: MergeRequest, note: Note) -> None:
         with self.state.lock:

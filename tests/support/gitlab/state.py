@@ -44,6 +44,8 @@ class User:
     name: str
     keys: list[SshKey] = field(default_factory=list)
     active: bool = True
+    bot: bool = False
+    """A service account, or the user of a project's or group's access token."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,12 @@ class Note:
     body: str
     created_at: datetime
     updated_at: datetime
+    discussion_id: str
     system: bool = False
+    in_thread: bool = False
+    """Of type DiscussionNote: a reply, or the comment that was replied to; it can be resolved."""
     resolved_at: datetime | None = None
+    resolved_by: User | None = None
     edited_at: datetime | None = None
     awards: list[Award] = field(default_factory=list)
 
@@ -115,6 +121,16 @@ class MergeRequest:
     reviewers: list[User] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     notes: dict[int, Note] = field(default_factory=dict)
+
+    def discussion(self, discussion_id: str) -> list[Note]:
+        """Its notes, oldest first; an individual note is one, too."""
+        return [note for note in self.notes.values() if note.discussion_id == discussion_id]
+
+    @property
+    def discussions(self) -> list[list[Note]]:
+        """Every discussion, by the time of its first note."""
+        ids = dict.fromkeys(note.discussion_id for note in self.notes.values())
+        return [self.discussion(one) for one in ids]
 
     @property
     def draft(self) -> bool:
@@ -163,10 +179,10 @@ class State:
         self._clock = max(datetime.now(UTC), self._clock + timedelta(milliseconds=1))
         return self._clock
 
-    def add_user(self, username: str, keys: tuple[SshKey | str, ...]) -> User:
+    def add_user(self, username: str, keys: tuple[SshKey | str, ...], *, bot: bool = False) -> User:
         if self.user_named(username):
             raise ValueError(f"there is a user {username} already")
-        user = User(self.next_id(), username, username.replace("-", " ").title())
+        user = User(self.next_id(), username, username.replace("-", " ").title(), bot=bot)
         for key in keys:
             user.keys.append(key if isinstance(key, SshKey) else SshKey(self.next_id(), "laptop", key))
         self.users[user.id] = user
@@ -285,9 +301,20 @@ class State:
     def merge_request(self, project: Project, iid: int) -> MergeRequest | None:
         return next((mr for mr in self.merge_requests if mr.project is project and mr.iid == iid), None)
 
-    def add_note(self, mr: MergeRequest, author: User, body: str, *, system: bool = False) -> Note:
-        now = self.now()
-        note = Note(self.next_id(), author, body, now, now, system=system)
+    def add_note(self, mr: MergeRequest, author: User, body: str, *, system: bool = False, reply_to: str = "") -> Note:
+        """A new note; `reply_to` is the discussion that it is a reply in.
+
+        An individual note that is replied to begins a thread, and a reply in a resolved thread is resolved, too
+        (app/services/notes/create_service.rb, build_service.rb).
+        """
+        now, number = self.now(), self.next_id()
+        own = hashlib.sha1(f"discussion of note {number}".encode()).hexdigest()
+        note = Note(number, author, body, now, now, reply_to or own, system=system, in_thread=bool(reply_to))
+        if reply_to:
+            first, *others = mr.discussion(reply_to)
+            if all(one.resolved_at for one in (first, *others)):
+                note.resolved_at, note.resolved_by = now, author
+            first.in_thread = True
         mr.notes[note.id] = note
         if now - mr.updated_at > TOUCH_INTERVAL:
             mr.updated_at = now

@@ -1,0 +1,123 @@
+"""What there is to do for agents: the first unfinished turn of each conversation, and what was decided for it.
+
+Read at every wake-up: a look-up costs a few steps in an index for each conversation, however many messages it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ravebot.agents.model import (
+    Approval,
+    ApprovalKind,
+    ApprovalState,
+    ConversationId,
+    ProcessId,
+    Turn,
+    TurnId,
+    TurnState,
+)
+from ravebot.clock import from_us
+from ravebot.sandboxes.model import RAVEBOT
+from ravebot.store import approvals
+from ravebot.store.database import Transaction
+from ravebot.store.rows import load
+
+_OPEN = "state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
+_HEADS = f"""
+WITH RECURSIVE
+    walk (conversation_id) AS (
+        SELECT MIN(conversation_id) FROM agent_turns WHERE {_OPEN}
+        UNION ALL
+        SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{_OPEN})
+        FROM walk WHERE walk.conversation_id IS NOT NULL
+    )
+SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_try_at, t.tries,
+       c.paused <> '' OR EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent) AS paused,
+       c.agent,
+       (SELECT COUNT(*) FROM approvals a
+         WHERE a.turn_id = t.id AND a.kind = 'tool' AND a.state <> 'open' AND a.done_at IS NULL) AS decided
+  FROM walk
+  JOIN agent_turns t
+    ON t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = walk.conversation_id AND f.{_OPEN})
+  JOIN conversations c ON c.id = t.conversation_id
+"""  # noqa: S608, E501 - constants
+
+
+@dataclass(frozen=True)
+class AgentWork:
+    """A conversation's first unfinished turn, as far as it matters for whether something can be done now.
+
+    `paused`: nothing new is given to the agent. `decided`: answers of people that the agent does not have yet.
+    """
+
+    conversation_id: ConversationId
+    agent: str
+    turn_id: TurnId
+    state: TurnState
+    process_id: ProcessId | None
+    cancelled: bool
+    paused: bool
+    decided: int
+    tries: int
+    next_try_at: datetime | None
+
+
+def heads(tx: Transaction) -> tuple[AgentWork, ...]:
+    """The first unfinished turn of every conversation that has one."""
+    return tuple(
+        AgentWork(
+            row["conversation_id"],
+            row["agent"],
+            row["id"],
+            TurnState(row["state"]),
+            row["process_id"],
+            bool(row["cancelled_by"]),
+            bool(row["paused"]),
+            row["decided"],
+            row["tries"],
+            from_us(row["next_try_at"]) if row["next_try_at"] is not None else None,
+        )
+        for row in tx.all(_HEADS)
+    )
+
+
+def first_turn(tx: Transaction, conversation_id: ConversationId) -> Turn | None:
+    """The first unfinished turn of one conversation."""
+    row = tx.one(
+        f"SELECT * FROM agent_turns WHERE conversation_id = ? AND {_OPEN} ORDER BY id LIMIT 1",  # noqa: S608 - a constant
+        (conversation_id,),
+    )
+    return load(Turn, row) if row else None
+
+
+def had_session(tx: Transaction, conversation_id: ConversationId) -> bool:
+    """Whether an agent ever had a session for that conversation."""
+    sql = "SELECT 1 FROM agent_processes WHERE conversation_id = ? AND session <> '' LIMIT 1"
+    return tx.one(sql, (conversation_id,)) is not None
+
+
+def to_answer(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
+    """The agent's questions in a turn that were decided, and whose answer it does not have yet."""
+    return tuple(
+        approval
+        for approval in approvals.of_turn(tx, turn_id)
+        if approval.kind is ApprovalKind.TOOL and approval.state is not ApprovalState.OPEN and approval.done_at is None
+    )
+
+
+def is_asked(tx: Transaction, turn_id: TurnId) -> bool:
+    """Whether a question of the agent's in that turn is open."""
+    return any(approval.state is ApprovalState.OPEN for approval in approvals.of_turn(tx, turn_id))
+
+
+def withdraw(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
+    """Ask nothing more for a turn; returns the questions that were open."""
+    still_open = [
+        approval for approval in approvals.of_turn(tx, turn_id)
+        if approval.kind is ApprovalKind.TOOL and approval.state is ApprovalState.OPEN
+    ]  # fmt: skip
+    for approval in still_open:
+        approvals.decide(tx, approval, ApprovalState.WITHDRAWN, RAVEBOT, "the agent's turn has ended")
+    return tuple(still_open)

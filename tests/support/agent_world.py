@@ -1,0 +1,190 @@
+"""Conversations with an agent in a guest that is reached by real SSH: the store, the desk and the runner.
+
+`python -m tests.support.agent_world STATE_DIR PORT` runs the runner alone, as a process that a test can kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ravebot.agents.desk import Addressed, Desk
+from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Turn, TurnId
+from ravebot.agents.progress import TurnProgress
+from ravebot.agents.runner import AgentRunner
+from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.transports.acp.driver import AcpDriver, Authorize
+from ravebot.clock import SystemClock
+from ravebot.config.model import AgentConfig, Config
+from ravebot.sandboxes.model import Actor, Machine, MachineState, MergeRequest, SandboxState
+from ravebot.store import approvals, conversations, machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+from tests.support.records import a_machine, a_merge_request, make_config
+from tests.support.sshd import SshGuest
+
+ALICE_IN_ROOM = Actor("matrix", "@alice:example.org")
+AGENT_SOURCE = Path(__file__).with_name("scripted_agent.py")
+
+
+def agents_config(state_dir: Path, command: Sequence[str], **agent: Any) -> Config:
+    known: dict[str, Any] = {
+        "name": "coder", "owner": "alice", "projects": ["group/*"], "approve": ["edit"], "acp": {"command": command},
+    }  # fmt: skip
+    return make_config(state_dir, sandbox={"user": "agent"}).model_copy(
+        update={"agents": (AgentConfig.model_validate({**known, **agent}),)}
+    )
+
+
+@dataclass
+class AgentWorld:
+    """What tests of conversations work with."""
+
+    config: Config
+    database: Database
+    desk: Desk
+    guest: SshGuest
+    driver: AcpDriver
+    mr: MergeRequest
+
+    async def say(self, text: str, thread: str = "$root", key: str = "") -> TurnId:
+        """A person says something to the agent; returns the turn."""
+        said = Addressed("coder", AgentDoor.MATRIX, "!room:example.org", thread, True, self.mr.ref,
+                         key or f"${time.monotonic_ns()}", ALICE_IN_ROOM, text)  # fmt: skip
+
+        def accept(tx: Transaction) -> TurnId:
+            outcome = self.desk.accept(tx, said)
+            assert outcome.accepted, outcome
+            row = tx.one("SELECT MAX(id) AS id FROM agent_turns")
+            assert row
+            return TurnId(row["id"])
+
+        return await self.database.write(accept)
+
+    async def turn(self, turn_id: TurnId) -> Turn:
+        found = await self.database.read(lambda tx: conversations.turn(tx, turn_id))
+        assert found
+        return found
+
+    async def until(self, condition: Callable[[Turn], object], turn_id: TurnId, seconds: float = 20) -> Turn:
+        """Wait until it is so with a turn."""
+        until = time.monotonic() + seconds
+        while not condition(turn := await self.turn(turn_id)):
+            assert time.monotonic() < until, turn
+            await asyncio.sleep(0.01)
+        return turn
+
+    async def over(self, turn_id: TurnId, seconds: float = 20) -> Turn:
+        return await self.until(lambda turn: turn.state.is_over, turn_id, seconds)
+
+    async def question(self, turn_id: TurnId, seconds: float = 20) -> Approval:
+        """The open question of a turn, once it is there."""
+        until = time.monotonic() + seconds
+        while True:
+            for one in await self.database.read(lambda tx: approvals.of_turn(tx, turn_id)):
+                if one.state is ApprovalState.OPEN:
+                    return one
+            assert time.monotonic() < until, await self.turn(turn_id)
+            await asyncio.sleep(0.01)
+
+    async def decide(self, approval: Approval, state: ApprovalState) -> None:
+        def step(tx: Transaction) -> None:
+            assert approvals.decide(tx, approval, state, ALICE_IN_ROOM)
+            tx.wake("agents")
+
+        await self.database.write(step)
+
+    async def cancel(self, turn_id: TurnId) -> None:
+        def step(tx: Transaction) -> None:
+            turn = conversations.turn(tx, turn_id)
+            assert turn
+            conversations.save_turn(tx, replace(turn, cancelled_by="@alice:example.org"))
+
+        await self.database.write(step)
+
+    async def folders(self) -> list[str]:
+        """The folders of all processes, the oldest first."""
+        rows = await self.database.read(lambda tx: tx.all("SELECT folder FROM agent_processes ORDER BY id"))
+        return [row["folder"] for row in rows]
+
+    async def prompts(self) -> list[int]:
+        """The turns whose prompts the agents were given, in that order."""
+        given = [json.loads(line) for folder in await self.folders() for line in self.guest.lines(folder)]
+        return [line["id"] - 1000 for line in given if line.get("method") == "session/prompt"]
+
+    async def machine(self) -> Machine:
+        sandbox = await self.database.read(lambda tx: sandboxes.latest(tx, self.mr.ref))
+        assert sandbox
+        found = await self.database.read(lambda tx: machines.get(tx, sandbox.machine_id))
+        assert found
+        return found
+
+    async def change_machine(self, **facts: Any) -> None:
+        machine = await self.machine()
+        await self.database.write(lambda tx: machines.save(tx, replace(machine, **facts)))
+
+
+def ready_sandbox(tx: Transaction, mr: MergeRequest, guest: SshGuest, number: int = 1) -> None:
+    """A ready sandbox whose machine is the guest."""
+    merge_requests.observe(tx, mr)
+    where = guest.destination
+    machine = machines.insert(
+        tx,
+        a_machine(number, name=where.name, state=MachineState.LEASED, address=where.address, host_keys=where.host_keys),
+    )
+    sandbox = sandboxes.insert(tx, mr.ref, mr.head_sha, ALICE_IN_ROOM)
+    sandboxes.save(
+        tx, replace(sandbox, state=SandboxState.READY, machine_id=machine.id, ready_at=tx.now, running_sha=mr.head_sha)
+    )
+    machines.save(tx, replace(machine, sandbox_id=sandbox.id))
+
+
+async def _nobody(machine: Machine, mr: MergeRequest) -> None:
+    del machine, mr
+
+
+def make_driver(config: Config, database: Database, port: int, authorize: Authorize = _nobody) -> AcpDriver:
+    telling = ConversationTelling(config)
+    return AcpDriver(
+        config, database, TurnProgress(telling), ControlConnections(config.state_dir), authorize, ssh_port=port
+    )
+
+
+@asynccontextmanager
+async def an_agent_world(
+    guest: SshGuest, command: Sequence[str], *, runs: bool = True, authorize: Authorize = _nobody, **agent: Any
+) -> AsyncIterator[AgentWorld]:
+    """A merge request with a ready sandbox in the guest, and an agent there; `runs`: the runner runs here."""
+    config = agents_config(guest.state_dir, command, **agent)
+    mr = a_merge_request()
+    async with Database(guest.state_dir / "ravebot.db", SystemClock()) as database:
+        if not await database.read(lambda tx: sandboxes.latest(tx, mr.ref)):
+            await database.write(lambda tx: ready_sandbox(tx, mr, guest))
+        driver = make_driver(config, database, guest.port, authorize)
+        world = AgentWorld(config, database, Desk(config, ConversationTelling(config)), guest, driver, mr)
+        task = asyncio.create_task(AgentRunner(database, driver).run()) if runs else None
+        try:
+            yield world
+        finally:
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+async def _run(state_dir: Path, port: int, command: Sequence[str]) -> None:
+    config = agents_config(state_dir, command)
+    async with Database(state_dir / "ravebot.db", SystemClock()) as database:
+        print("runs", flush=True)
+        await AgentRunner(database, make_driver(config, database, port)).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
