@@ -34,6 +34,7 @@ python3Packages.buildPythonApplication {
     asyncssh
     libvirt
     matrix-nio
+    pathspec
     prometheus-client
     psutil
     pydantic

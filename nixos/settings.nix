@@ -86,6 +86,7 @@ in
           options = {
             room = required room "An alias, or a room id that begins with `!`.";
             projects = required (types.nonEmptyListOf project) "The projects that are announced there.";
+            agent = optional types.nonEmptyStr "One of `agents`, for what is said with `!rave ask` and without a name.";
           };
         }
       );
@@ -229,12 +230,45 @@ in
     type = types.listOf (
       types.submodule {
         options = {
-          name = required (types.strMatching "[a-z0-9][a-z0-9_-]{0,30}") "The agent's name.";
-          ssh_keys = key (types.listOf types.nonEmptyStr) [ ] "Its public SSH keys.";
+          name = required (types.strMatching "[a-z0-9][a-z0-9_-]{0,30}") "The agent's name, as people write it.";
+          owner = optional types.nonEmptyStr "A GitLab user: the agent may never do more than they. Required with `acp`.";
+          projects = key (types.listOf project) [ ] "On whose merge requests it may work. Required with `acp`.";
+          acp = optional (types.submodule {
+            options = {
+              command = required (types.nonEmptyListOf types.nonEmptyStr) "The program that speaks the Agent Client Protocol, as it is run in the sandbox.";
+              environment =
+                key (types.attrsOf types.str) { }
+                  "Its environment. Nothing secret: all code in the sandbox can read it.";
+            };
+          }) "How people speak to it; without this, nobody can.";
+          approve = key (types.listOf (
+            types.enum [
+              "read"
+              "edit"
+              "delete"
+              "move"
+              "search"
+              "execute"
+              "think"
+              "fetch"
+              "switch_mode"
+              "other"
+            ]
+          )) [ ] "Which kinds of its tool calls a person must allow, if it asks.";
+          forks = key types.bool false "Whether it also works on merge requests that come from forks.";
+          limits = {
+            turn = key duration "30m" "The longest time for one message.";
+            messages_per_day = key types.ints.positive 200 "How many messages it takes on a UTC day.";
+          };
+          ssh_keys = key (types.listOf types.nonEmptyStr) [ ] "Its public SSH keys, which are let into every sandbox.";
         };
       }
     );
     default = [ ];
-    description = "Coding agents: their SSH keys are let into every sandbox.";
+    description = "Coding agents that people speak to, or whose SSH keys are let into every sandbox.";
   };
+
+  budgets.person.messages_per_day =
+    key types.ints.positive 500
+      "How many messages one person may give to agents on a UTC day.";
 }

@@ -14,11 +14,18 @@ from aiohttp import web as aiohttp_web
 
 from ravebot import logs
 from ravebot.access.rules import Firewall
+from ravebot.agents import registry
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.approved import ApprovedDiffs
+from ravebot.agents.carryout import CarryOut
+from ravebot.agents.desk import Desk
+from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections, public_key
+from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -29,10 +36,15 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.intake.agents import Reception
+from ravebot.intake.comments import AgentComments
+from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
 from ravebot.intake.poll import Poller
+from ravebot.intake.reactions import RoomReactions
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
@@ -51,7 +63,7 @@ from ravebot.operations.service import ready
 from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
-from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
+from ravebot.parts import Core, make_core, make_diffs, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
@@ -77,22 +89,39 @@ class Bot:
     firewall: Firewall
     gitlab: GitLab
     core: Core
+    approvals: Approvals
+    diffs: Diffs
     poller: Poller
     chat: Chat
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentRunner
+    waiting: WaitingLoop
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        people = People(self.config, self.database, self.gitlab)
+        await asyncio.to_thread(self.diffs.clear)
+        people = self.approvals.people
+        carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        desk = Desk(self.config, self.approvals.telling)
+        reception = Reception(self.config, people, desk)
+        rooms = Rooms(self.config, people, self.database)
+        comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
         intake = Intake(
             self.database,
             {
-                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents),
-                "matrix": MatrixIntake(self.config, people, self.core.intents, self.core.views, self.database),
+                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents, comments),
+                "matrix": MatrixIntake(
+                    self.config,
+                    people,
+                    self.core.intents,
+                    self.core.views,
+                    self.database,
+                    agents=RoomConversations(rooms, self.core.views, reception),
+                    reactions=RoomReactions(rooms, self.approvals),
+                ),
             },
         )
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
@@ -114,6 +143,7 @@ class Bot:
             for loop in (
                 self.core.pool.run(),
                 intake.run(),
+                carry_out.run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
                 self.chat.run(),
@@ -124,6 +154,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 self.agents.run(),
+                self.waiting.run(),
             ):
                 group.create_task(loop)
 
@@ -188,9 +219,11 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             raise ConfigError("matrix.password_file or matrix.access_token_file is needed, but no secret was read")
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
+        people = People(config, database, gitlab)
+        approvals = Approvals(config, ConversationTelling(config), database, people)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
-        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, own_keys)
+        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         senders: dict[Target, Sender] = {
             MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),
@@ -203,7 +236,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             room_watch=RoomWatch(database, matrix, rooms, config.matrix.operations_room, config.matrix.admins),
             sync=SyncLoop(
                 matrix,
-                MatrixJournal(database, config.matrix.command_prefix),
+                MatrixJournal(database, config.matrix.command_prefix, registry.names(config)),
                 clock,
                 Invites(matrix, config.matrix.admins, clock, rooms.joined, rooms.is_configured),
                 on_left=rooms.left,
@@ -230,6 +263,8 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             firewall=firewall,
             gitlab=gitlab,
             core=core,
+            approvals=approvals,
+            diffs=make_diffs(config, database, provider, gitlab),
             poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
             chat=chat,
             deliveries=tuple(deliveries.values()),
@@ -239,6 +274,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=AgentRunner(database, agents),
+            waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
         )
 
 

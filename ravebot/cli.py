@@ -27,6 +27,7 @@ from ravebot.config.file import InvalidConfigError, LoadedConfig, load, read_sta
 from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
+from ravebot.operations.agents import cli as agents
 from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
@@ -58,6 +59,8 @@ app = typer.Typer(
 )
 app.add_typer(images.app)
 app.add_typer(hooks.app)
+app.add_typer(agents.app)
+app.add_typer(agents.approvals)
 
 
 def _reference(text: str | None) -> str | None:

@@ -9,6 +9,7 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.agents.diff.diffs import Diffs
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
@@ -19,7 +20,7 @@ from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.intents import Intents
+from ravebot.sandboxes.intents import Asks, Intents
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.pool.actions import Actions
@@ -78,6 +79,7 @@ def make_core(
     firewall: Firewall,
     code_host: CodeHost,
     meter: Meter,
+    asking: Asks | None = None,
     own_keys: tuple[str, ...] = (),
 ) -> Core:
     """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere.
@@ -99,7 +101,12 @@ def make_core(
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
     pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
-    return Core(lifecycle, Intents(config, lifecycle), Views(config), guard, sources, pool, chain)
+    return Core(lifecycle, Intents(config, lifecycle, asking), Views(config), guard, sources, pool, chain)
+
+
+def make_diffs(config: Config, database: Database, provider: Provider, gitlab: GitLab) -> Diffs:
+    sandbox = config.sandbox
+    return Diffs(database, provider, gitlab, sandbox.user, config.state_dir, sandbox.max_source)
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

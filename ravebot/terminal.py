@@ -96,6 +96,13 @@ class Output:
         self.errors.print(Text(f"{question} [y/N] "), end="")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
+    def stream(self, text: str) -> None:
+        """Print the next piece of a text of many lines, at once; what can't be printed is replaced by its escape."""
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
+        sys.stdout.write("\n".join(clean(line) for line in text.split("\n")))
+        sys.stdout.flush()
+
     def raw(self, text: str) -> None:
         """Print without wrapping or colour, for programs and for copying. Raises OSError if stdout is closed."""
         if sys.stdout is None:  # so Python sets it if descriptor 1 was not open
@@ -134,7 +141,7 @@ def show_sandboxes(output: Output, lines: Sequence[SandboxLine], now: datetime) 
             titles,
             (
                 (
-                    line.ref, _state(line), line.owner, line.sha, _utc(line.expires_at), line.machine,
+                    line.ref, _state(line), line.owner, line.sha, utc(line.expires_at), line.machine,
                     line.ssh_command, line.web_url, line.title,
                 )
                 for line in lines
@@ -170,14 +177,14 @@ def _state(line: SandboxLine) -> str:
     return (f"{line.state}: {line.stage}" if line.stage else line.state) + but
 
 
-def _utc(moment: datetime | None) -> str:
+def utc(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
 
 
 def show_audit(output: Output, report: AuditReport) -> None:
     """`ravebot audit`: the events, then the head's hash; of a check only its result and the hash."""
     checked = report.checked_rows is not None
-    rows = ((_utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
+    rows = ((utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
     if not checked:
         output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
     note = output.say if checked or output.console.is_terminal else output.complain

@@ -5,15 +5,44 @@ Each method runs inside the caller's transaction; the caller has checked the ask
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, Turn, TurnState
-from ravebot.agents.telling import ConversationTelling
-from ravebot.config.model import Config
-from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor, MergeRequestRef
-from ravebot.store import conversations
+from ravebot.agents.asking import Asking
+from ravebot.agents.ending import end_turn, record
+from ravebot.agents.limits import (
+    GUARDS,
+    MOST_IN_A_ROW,
+    PAIR_WITHIN,
+    Spent,
+    TalkGuard,
+    day_of,
+    guard_against,
+    over_budget,
+    person_of,
+    talk,
+)
+from ravebot.agents.model import (
+    AGENT,
+    DEAD_LETTERS,
+    LONGEST_MESSAGE,
+    AgentDoor,
+    AgentMessage,
+    ApprovalState,
+    Conversation,
+    ConversationId,
+    Turn,
+    TurnId,
+    TurnState,
+)
+from ravebot.agents.overview import given
+from ravebot.agents.pausing import Pausing
+from ravebot.agents.rights import by_configuration, find_agent
+from ravebot.agents.waiting import SandboxBinding, Surroundings
+from ravebot.sandboxes.intents import Advice, Outcome
+from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, MergeRequestRef
+from ravebot.store import agent_figures, agent_queue, conversations, merge_requests
 from ravebot.store.database import Transaction
+from ravebot.store.signals import AGENTS_WAIT
 
 
 @dataclass(frozen=True)
@@ -34,23 +63,259 @@ class Addressed:
 
 
 @dataclass(frozen=True)
-class Desk:
+class DeskOutcome(Outcome):
+    """The result of a request, the reply, and the turn that it concerns, if any."""
+
+    turn_id: TurnId | None = None
+
+
+@dataclass(frozen=True)
+class Desk(Pausing):
     """Takes messages to agents, and what people want of their turns."""
 
-    config: Config
-    telling: ConversationTelling
+    @property
+    def _binding(self) -> SandboxBinding:
+        return SandboxBinding(self.config, self.telling)
 
-    def accept(self, tx: Transaction, said: Addressed) -> Outcome:
-        """Take a message: a turn is queued for it, in its conversation, which is begun if there is none."""
-        if len(said.text) > LONGEST_MESSAGE:
-            return Outcome(False, f"That is too long for a message: an agent takes {LONGEST_MESSAGE} characters.")
-        conversation = conversations.find(tx, said.agent, said.door, said.place, said.thread) or conversations.begin(
-            tx, said.agent, said.door, said.place, said.thread, own_thread=said.own_thread, mr=said.mr
-        )
+    # Messages
+
+    def accept(self, tx: Transaction, said: Addressed) -> DeskOutcome:
+        """Take a message: a turn waits for its sandbox or its turn, in its conversation, which is begun if needed.
+
+        A refused message of an agent is said in the agent's own conversation.
+        """
+        thread = conversations.in_thread(tx, said.door, said.place, said.thread)
+        conversation = next((one for one in thread if one.agent == said.agent), None)
+        if conversation and agent_queue.has_message(tx, conversation.id, said.key):
+            return DeskOutcome(True, "It was taken before.")
+        if said.author.kind == AGENT:
+            if any(one.paused in GUARDS for one in thread):
+                return DeskOutcome(False, "Agents are paused in this thread until a person writes to one of them.")
+            if guard := self._guard(tx, said):
+                return self._stop_talk(tx, said, thread, guard)
+        refused = self._refused(tx, said, conversation)
+        if refused is not None:
+            self._tell_agent(tx, said, thread, refused)
+            return refused
+        if said.author.kind != AGENT:
+            self.resume_thread(tx, thread, said.author)
+        conversation = self._conversation(tx, said, conversation)
         root = said.root or said.author
         message = conversations.add_message(tx, conversation.id, said.key, said.author, root, said.text, said.hops)
-        if message is None:
-            return Outcome(True, "It was taken before.")
-        turn: Turn = conversations.add_turn(tx, message, TurnState.QUEUED)
+        assert message
+        return self._queue(tx, conversation, message, said.author)
+
+    def steer(self, tx: Transaction, said: Addressed) -> DeskOutcome:
+        """Cancel the turn that runs, and give this message next, before those that wait."""
+        outcome = self.accept(tx, said)
+        turn = conversations.turn(tx, outcome.turn_id) if outcome.turn_id else None
+        if turn is None:
+            return outcome
+        agent_queue.put_behind(tx, turn)
+        running = given(conversations.open_turns(tx, turn.conversation_id))
+        if running is None:
+            return outcome
+        if not running.cancelled_by:
+            self._cancel_running(tx, running, said.author)
+        return DeskOutcome(True, f"{said.agent} is told to stop, and gets this next.", turn_id=turn.id)
+
+    def resend(self, tx: Transaction, turn_id: TurnId, by: Actor) -> DeskOutcome:
+        """Give a message once more to its agent that did not get through to the end."""
+        turn = conversations.turn(tx, turn_id)
+        conversation = conversations.get(tx, turn.conversation_id) if turn else None
+        if turn is None or conversation is None:
+            return _no(f"There is no turn {turn_id}.")
+        newest = conversations.turns_of(tx, turn.message_id)[-1]
+        if not newest.state.is_over:
+            again = "was sent again already, and " if newest.attempt > turn.attempt else ""
+            return _no(f"It {again}is {newest.state.value}: cancel it first, if it is to begin anew.")
+        if newest.state is TurnState.DONE:
+            return _no(f"{conversation.agent} has answered it. To have it done again, write it again.")
+        message = conversations.message(tx, turn.message_id)
+        if not message.text:
+            return _no("Its text is not kept any more: write it again.")
+        around = self._binding.around(tx, conversation)
+        refused = self._not_now(tx, conversation.agent, around.mr, message.root)
+        if refused is not None:
+            return refused
+        self.resume_thread(
+            tx, conversations.in_thread(tx, conversation.door, conversation.place, conversation.thread), by
+        )
+        outcome = self._queue(tx, conversation, message, by)
+        if newest.state is TurnState.UNCERTAIN:
+            may = f"It is not known how far {conversation.agent} got the last time, so some of it may be done twice."
+            return replace(outcome, message=f"{outcome.message} {may}")
+        return outcome
+
+    def resend_last(self, tx: Transaction, conversation_id: ConversationId, by: Actor) -> DeskOutcome:
+        """Give the conversation's last message once more."""
+        last = agent_queue.last_turn(tx, conversation_id)
+        return self.resend(tx, last.id, by) if last else _no("Nothing was said here yet: there is nothing to resend.")
+
+    # Turns
+
+    def cancel(self, tx: Transaction, conversation_id: ConversationId, by: Actor) -> DeskOutcome:
+        """Cancel the turn that runs, or, if none does, the one that waits longest."""
+        turns = conversations.open_turns(tx, conversation_id)
+        conversation = conversations.get(tx, conversation_id)
+        if not turns or conversation is None:
+            return _no("Nothing runs or waits here, so there is nothing to cancel.")
+        turn, others = turns[0], len(turns) - 1
+        wait = f" {_others(others)} that {'waits' if others == 1 else 'wait'} {_follow(others)}." if others else ""
+        if turn.process_id is None:
+            end_turn(tx, self.telling, turn, TurnState.CANCELLED, f"Cancelled by {by}.", by)
+            return DeskOutcome(True, f"It is cancelled: {conversation.agent} was not given it.{wait}", turn_id=turn.id)
+        if turn.cancelled_by:
+            already = f"{conversation.agent} was told to stop already, by {turn.cancelled_by}."
+            return DeskOutcome(True, f"{already} It is ended if it does not stop by itself.", turn_id=turn.id)
+        self._cancel_running(tx, turn, by)
+        return DeskOutcome(True, f"{conversation.agent} is told to stop.{wait}", turn_id=turn.id)
+
+    def drop(self, tx: Transaction, turn_id: TurnId, by: Actor) -> DeskOutcome:
+        """Take a message off the list of those that did not get through."""
+        turn = conversations.turn(tx, turn_id)
+        if turn is None:
+            return _no(f"There is no turn {turn_id}.")
+        if not turn.state.is_over:
+            return _no(f"Turn {turn_id} is {turn.state.value}: cancel it instead.")
+        newest = conversations.turns_of(tx, turn.message_id)[-1]
+        if turn.state not in DEAD_LETTERS or newest.id != turn.id:
+            return DeskOutcome(True, f"Turn {turn_id} is not on the list of dead letters.", turn_id=turn_id)
+        dropped = replace(turn, state=TurnState.CANCELLED, why=f"Dropped by {by}. {turn.why}".strip()[:500])
+        conversations.save_turn(tx, dropped)
+        record(tx, EventKind.AGENT_DROPPED, by, dropped, {"was": turn.state.value})
+        self.telling.answer(tx, dropped)
+        return DeskOutcome(True, f"Turn {turn_id} is dropped.", turn_id=turn_id)
+
+    # Steps
+
+    def _refused(self, tx: Transaction, said: Addressed, conversation: Conversation | None) -> DeskOutcome | None:
+        """Why a message is not taken; None: it is."""
+        if len(said.text) > LONGEST_MESSAGE:
+            return _no(f"That is too long for a message: an agent takes {LONGEST_MESSAGE:,} characters. Shorten it.")
+        if not said.text.strip():
+            return _no(f"Write what {said.agent} is to do, after its name.")
+        bound = conversation.mr if conversation else None
+        if bound and said.mr and bound != said.mr:
+            mr = merge_requests.get(tx, bound)
+            about = mr.full_ref if mr else f"!{bound.iid}"
+            return _no(f"This thread is about {about}. Write about another merge request in another thread.")
+        ref = bound or said.mr
+        mr = merge_requests.get(tx, ref) if ref else None
+        return self._not_now(tx, said.agent, mr, said.root or said.author)
+
+    def _not_now(self, tx: Transaction, name: str, mr: MergeRequest | None, root: Actor) -> DeskOutcome | None:
+        agent = find_agent(self.config, name)
+        if agent is None:
+            return _no(f"No agent called {name} is configured. Ask for one that is: `agents` lists them.")
+        if mr is None:
+            say = f"Say which, after its name (`@{name} !42 …`), or write in the thread of its card."
+            return _no(f"{name} works in the sandbox of a merge request. {say}")
+        if mr.state != "opened":
+            return _no(f"{mr.full_ref} is {mr.state}. {name} works in sandboxes of open merge requests: open it again.")
+        configured = by_configuration(agent, name, mr)
+        if not configured.allowed:
+            return _no(f"{configured.rule} {configured.advice}")
+        day = day_of(tx.now)
+        spent = Spent(day, agent_figures.messages_on(tx, day, Actor(AGENT, name)), agent.limits.messages_per_day)
+        used = agent_figures.messages_on(tx, day, person_of(self.config, root))
+        why = over_budget(name, spent, Spent(day, used, self.config.budgets.person.messages_per_day))
+        return _no(why) if why else None
+
+    def _conversation(self, tx: Transaction, said: Addressed, known: Conversation | None) -> Conversation:
+        if known is None:
+            return conversations.begin(
+                tx, said.agent, said.door, said.place, said.thread, own_thread=said.own_thread, mr=said.mr
+            )
+        if known.mr is None and said.mr is not None:
+            conversations.bind(tx, known.id, said.mr)
+        found = conversations.get(tx, known.id)
+        assert found
+        return found
+
+    def _queue(self, tx: Transaction, conversation: Conversation, message: AgentMessage, by: Actor) -> DeskOutcome:
+        """Give a message its next turn."""
+        around = self._binding.around(tx, conversation)
+        before = conversations.open_turns(tx, conversation.id)
+        turn = conversations.add_turn(tx, message, TurnState.QUEUED if around.is_usable else TurnState.ACCEPTED)
+        agent_figures.count_message(
+            tx, day_of(tx.now), Actor(AGENT, conversation.agent), person_of(self.config, message.root)
+        )
+        record(tx, EventKind.AGENT_ASKED, by, turn)
         self.telling.receipt(tx, turn)
-        return Outcome(True, f"{said.agent} gets it.")
+        if around.is_usable:
+            text = f"{conversation.agent} gets it"
+            text += f" after {_others(len(before))} before it." if before else "."
+        else:
+            text = self._wait_for_sandbox(tx, conversation, turn, message, around)
+        paused = conversations.paused_agents(tx).get(conversation.agent)
+        if paused:
+            text += f" {conversation.agent} is paused, by {paused}: it gets nothing until somebody says `resume`."
+        elif conversation.paused:
+            text += f" This conversation is {conversation.paused}: nothing is given until somebody says `resume`."
+        tx.wake(AGENTS_WAIT)
+        return DeskOutcome(True, text, turn_id=turn.id)
+
+    def _wait_for_sandbox(
+        self, tx: Transaction, conversation: Conversation, turn: Turn, message: AgentMessage, around: Surroundings
+    ) -> str:
+        """Have a sandbox started for the turn, if a person says so; returns what it waits for."""
+        mr, sandbox, agent = around.mr, around.sandbox, conversation.agent
+        assert mr
+        if (
+            sandbox is not None
+            and around.machine
+            and sandbox.ready_at
+            and sandbox.stage is None
+            and (around.machine.unhealthy_told or around.machine.paused_since)
+        ):
+            return f"The machine of {mr.full_ref} does not answer: {agent} gets your message when it does."
+        if sandbox is not None:
+            return f"The sandbox of {mr.full_ref} is being started: {agent} gets your message when it is ready."
+        asked = around.asked
+        if asked is None or asked.state is not ApprovalState.OPEN:
+            asked = Asking(self.config, self.telling).ask_start(tx, turn, conversation, mr, message.root)
+        return (
+            f"{mr.full_ref} has no sandbox: approval {asked.id} asks {message.root.name} whether to start one."
+            f" {agent} gets the message when it is ready."
+        )
+
+    def _cancel_running(self, tx: Transaction, turn: Turn, by: Actor) -> None:
+        conversations.save_turn(tx, replace(turn, cancelled_by=str(by)))
+        record(tx, EventKind.AGENT_CANCEL_ASKED, by, turn)
+
+    def _guard(self, tx: Transaction, said: Addressed) -> TalkGuard | None:
+        newest = agent_figures.newest_in_thread(tx, said.door, said.place, said.thread, MOST_IN_A_ROW)
+        pair = agent_figures.passed_on(tx, said.author.name, said.agent, PAIR_WITHIN)
+        return guard_against(talk(newest, pair), said.text, said.hops)
+
+    def _stop_talk(
+        self, tx: Transaction, said: Addressed, thread: tuple[Conversation, ...], guard: TalkGuard
+    ) -> DeskOutcome:
+        """Pause a thread in which agents talk to each other too much, and say so once."""
+        self.pause_thread(tx, thread, guard)
+        outcome = _no(f"Paused: {guard.value}. It goes on when a person writes to one of them here.")
+        self._tell_agent(tx, said, thread, outcome)
+        return outcome
+
+    def _tell_agent(
+        self, tx: Transaction, said: Addressed, thread: tuple[Conversation, ...], outcome: DeskOutcome
+    ) -> None:
+        if said.author.kind != AGENT:
+            return
+        speaker = next((one for one in thread if one.agent == said.author.name), None)
+        if speaker is not None:
+            told = f"{said.agent} does not get what {said.author.name} wrote to it. {outcome.message}"
+            self.telling.remark(tx, speaker, told)
+
+
+def _no(message: str, *advice: str) -> DeskOutcome:
+    return DeskOutcome(False, message, Advice(*advice) if advice else None)
+
+
+def _others(count: int) -> str:
+    return "one other" if count == 1 else f"{count} others"
+
+
+def _follow(count: int) -> str:
+    return "follows" if count == 1 else "follow"

@@ -135,7 +135,8 @@ class AgentMessage:
 class Turn:
     """One message given to an agent. `process_id` is stored before its prompt is first written: without one, the agent
     can't have it. `answer` and `status` (what it is doing) are untrusted and bounded. `cancelled_by`: who asked to
-    cancel it; `deadline`: when its time is over."""
+    cancel it; `deadline`: when its time is over. `sha`: the commit that was in the sandbox when it was given, or the
+    newer one of which the conversation was told."""
 
     id: TurnId
     message_id: MessageId
@@ -154,6 +155,7 @@ class Turn:
     cancelled_by: str = ""
     tries: int = 0
     next_try_at: datetime | None = None
+    sha: str = ""
 
     @property
     def receipt(self) -> Receipt | None:
@@ -195,7 +197,7 @@ class Approval:
     """One question to a person. `payload` is JSON: the whole of what is asked; `payload_hash` its SHA-256, to which an
     answer is bound, as to `head_sha`. `only_by`: the one Matrix user who may answer; empty: whoever has the right.
     `place`, `thread`: where it is shown; `event_id`: the message or note that shows it, once sent. `outcome`: what came
-    of it, once it was carried out (`done_at`)."""
+    of it, once it was carried out (`done_at`), or why it is not asked any more."""
 
     id: ApprovalId
     kind: ApprovalKind
@@ -222,6 +224,9 @@ class Approval:
     attempted_at: datetime | None = None  # since when its carrying out may be under way
     done_at: datetime | None = None
     outcome: str = ""
+    tries: int = 0
+    next_try_at: datetime | None = None  # of its carrying out, after one that was not answered
+    hinted_at: datetime | None = None  # when somebody without the right was told who may answer
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ to a turn that is over.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from ravebot.agents.desk import Desk
+from ravebot.agents.ending import end_turn
 from ravebot.agents.model import (
     AGENT,
     LONGEST_ANSWER,
@@ -21,9 +22,11 @@ from ravebot.agents.model import (
     TurnId,
     TurnState,
 )
+from ravebot.agents.questions import hash_of
+from ravebot.agents.relay import pass_on
 from ravebot.agents.telling import ConversationTelling
 from ravebot.sandboxes.model import Actor
-from ravebot.store import approvals, conversations
+from ravebot.store import approvals, conversations, sandboxes
 from ravebot.store.database import Transaction
 
 ANSWER_WITHIN = timedelta(minutes=30)
@@ -43,8 +46,11 @@ class TurnProgress:
         if turn is None or turn.process_id not in (None, process_id):
             return False
         if turn.process_id is None:
-            deadline = tx.now + limit
-            conversations.save_turn(tx, replace(turn, process_id=process_id, given_at=tx.now, deadline=deadline))
+            process = conversations.process(tx, process_id)
+            sandbox = sandboxes.get(tx, process.sandbox_id) if process else None
+            sha = (sandbox.running_sha if sandbox else None) or ""
+            given = replace(turn, process_id=process_id, given_at=tx.now, deadline=tx.now + limit, sha=sha)
+            conversations.save_turn(tx, given)
         return True
 
     def delivered(self, tx: Transaction, turn_id: TurnId) -> None:
@@ -81,7 +87,7 @@ class TurnProgress:
             ApprovalKind.TOOL,
             title=title[:LONGEST_STATUS],
             payload=payload,
-            payload_hash=hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest(),
+            payload_hash=hash_of(payload),
             asked_by=Actor(AGENT, conversation.agent),
             door=conversation.door,
             place=conversation.place,
@@ -102,10 +108,13 @@ class TurnProgress:
             self._save(tx, replace(turn, state=TurnState.WORKING))
 
     def ended(self, tx: Transaction, turn_id: TurnId, state: TurnState, why: str = "") -> None:
-        """The turn is over: `state` is an end."""
+        """The turn is over: `state` is an end. An answer that addresses another agent is passed on to it."""
         turn = _running(tx, turn_id)
-        if turn is not None:
-            self._save(tx, replace(turn, state=state, why=why, ended_at=tx.now, status=""))
+        if turn is None:
+            return
+        ended = end_turn(tx, self.telling, turn, state, why)
+        if state is TurnState.DONE:
+            pass_on(tx, Desk(self.telling.config, self.telling), ended)
 
     def _save(self, tx: Transaction, turn: Turn) -> None:
         conversations.save_turn(tx, turn)

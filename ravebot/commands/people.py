@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ravebot.commands.permissions import Decision, Right, decide
+from ravebot.commands.permissions import SHELL, Decision, Right, decide
 from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import Verb
 from ravebot.config.model import Config
 from ravebot.errors import Forbidden, NotFound
-from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
+from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef, Person
 from ravebot.store import merge_requests
 from ravebot.store.database import Database
 
@@ -129,6 +129,27 @@ class People:
     async def head(self, verb: Verb, ref: MergeRequestRef) -> MergeRequest | None:
         """The merge request's present state at GitLab; None for a verb that does not need it."""
         return await self.gitlab.merge_request(ref) if verb.needs_head else None
+
+    async def may_still(self, actor: Actor, project_id: int, project: str) -> Decision:
+        """Whether somebody who commanded something may command that project now, wherever they said it."""
+        if actor.kind == "shell":
+            return SHELL
+        if actor.kind == "matrix":
+            return await self.from_room(
+                Right.COMMAND, actor.name, project_id=project_id, mapped=False, direct=True, project=project
+            )
+        level = await self._level_of(actor.name, project_id) if actor.kind == "gitlab" else 0
+        return decide(
+            Right.COMMAND,
+            room_maps_project=True,
+            gitlab_username=actor.name,
+            access_level=level or None,
+            project=project,
+        )
+
+    async def present(self, ref: MergeRequestRef) -> MergeRequest:
+        """The merge request's present state at GitLab. Raises NotFound, Forbidden, Unavailable."""
+        return await self.gitlab.merge_request(ref)
 
     async def _level_of(self, username: str, project_id: int) -> int:
         if username not in self._ids:

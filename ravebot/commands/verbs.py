@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # the shell reads the table too, and starts faster without th
 
 TOO_MUCH = "There is something after it that does not belong there."
 _COMMIT = re.compile(r"[0-9a-f]{8,64}")
+_NUMBER = re.compile(r"#?([1-9][0-9]{0,17})", re.ASCII)
+_LONGEST_NAME = 50
 
 
 class Door(Enum):
@@ -42,6 +44,10 @@ class Takes(Enum):
     DURATION = "[1h]"
     SHA = "[SHA]"
     VERB = "[VERB]"
+    AGENT = "[AGENT]"
+    ANY_REF = "[REF]"
+    ID = "ID"
+    TEXT = "TEXT"
 
 
 class Show(Enum):
@@ -54,6 +60,20 @@ class Show(Enum):
     CARD = auto()
     WHY = auto()
     LOGS = auto()
+    AGENTS = auto()  # who can be spoken to here, and their conversations
+    BUDGET = auto()
+    DIFF = auto()
+
+
+class Talk(Enum):
+    """What the verbs for conversations with agents do; `intake.conversations` carries them out."""
+
+    ASK = auto()
+    STEER = auto()
+    CANCEL = auto()
+    RESEND = auto()
+    APPROVE = auto()
+    DENY = auto()
 
 
 class Group(Enum):
@@ -62,6 +82,7 @@ class Group(Enum):
     LOOK = "Get in and look"
     KEEP = "Keep or end it"
     MEND = "When it does not work"
+    AGENTS = "Agents"
     ME = "Who am I, and more"
 
 
@@ -73,7 +94,7 @@ class Verb:
     """
 
     name: str
-    does: Act | Show
+    does: Act | Show | Talk
     group: Group
     doors: Mapping[Door, str]
     then: str
@@ -81,6 +102,11 @@ class Verb:
     right: Right = Right.COMMAND
     needs_head: bool = False
     """Whether the merge request's present state at GitLab is required."""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether all that follows is one text, of many lines; `words` of `parse` is that text alone."""
+        return Takes.TEXT in self.takes
 
     def usage(self, door: Door, prefix: str) -> str:
         """How it is typed at a door."""
@@ -101,6 +127,9 @@ class Command:
     duration: timedelta | None = None
     sha: str | None = None
     about: Verb | None = None
+    agent: str = ""
+    number: int | None = None
+    text: str = ""  # as typed: of `ask` and `steer`, with the agent and the merge request before it
 
 
 @dataclass(frozen=True)
@@ -115,8 +144,8 @@ class Mistake:
 
 
 _ROOM, _COMMENT, _SHELL = Door
-_REF, _DURATION, _SHA, _VERB = Takes
-_LOOK, _KEEP, _MEND, _ME = Group
+_REF, _DURATION, _SHA, _VERB, _AGENT, _ANY_REF, _ID, _TEXT = Takes
+_LOOK, _KEEP, _MEND, _AGENTS, _ME = Group
 
 # fmt: off
 VERBS: tuple[Verb, ...] = (
@@ -158,6 +187,42 @@ VERBS: tuple[Verb, ...] = (
          dict.fromkeys((_ROOM, _COMMENT), "start again on a fresh machine"),
          "The old machine is deleted with everything in it. The new one has other ports, a new host key and a new end.",
          needs_head=True),
+    Verb("agents", Show.AGENTS, _AGENTS,
+         {_ROOM: "show who can be spoken to here, and what they are at"},
+         "Each agent has a line, then each of its conversations here. To speak to one, begin a message with its name.",
+         takes=(), right=Right.READ),
+    Verb("ask", Talk.ASK, _AGENTS,
+         {_ROOM: "give an agent a message, also without its name"},
+         "It is the same as `@AGENT [REF] TEXT`; without a name, the room's own agent gets it. The answer comes in a"
+         " thread, where you need no name any more. REF must have its `!` here.",
+         takes=(_AGENT, _ANY_REF, _TEXT)),
+    Verb("steer", Talk.STEER, _AGENTS,
+         {_ROOM: "in its thread: stop what it does now, and give it this instead"},
+         "Its turn is cancelled, and the message comes next, before those that wait.",
+         takes=(_AGENT, _TEXT)),
+    Verb("cancel", Talk.CANCEL, _AGENTS,
+         {_ROOM: "in its thread: stop what it does now"},
+         "Its turn and the messages that wait in the thread are cancelled. What it did so far stays as it is.",
+         takes=(_AGENT,)),
+    Verb("resend", Talk.RESEND, _AGENTS,
+         {_ROOM: "in its thread: give it the last message again"},
+         "Of a message that it could not be given, or that failed, or of which it can't be known whether it ran.",
+         takes=(_AGENT,)),
+    Verb("approve", Talk.APPROVE, _AGENTS,
+         {_ROOM: "allow what is asked; like ✅ on the question"},
+         "The first valid answer counts. It holds for exactly what the question shows, and only once.",
+         takes=(_ID,)),
+    Verb("deny", Talk.DENY, _AGENTS,
+         {_ROOM: "refuse what is asked; like ❌ on the question"},
+         "The first valid answer counts. A question that nobody answers in time is refused, too.",
+         takes=(_ID,)),
+    Verb("diff", Show.DIFF, _AGENTS,
+         {_ROOM: "show what was changed in the sandbox since its code was copied in"},
+         "It can be committed to the merge request's branch, if a Developer approves exactly this."),
+    Verb("budget", Show.BUDGET, _AGENTS,
+         {_ROOM: "show how much you and the agents may still say today"},
+         "The day begins at midnight UTC.",
+         takes=(), right=Right.READ),
     Verb("whoami", Show.WHOAMI, _ME,
          {_ROOM: "say what you may do"},
          "It names your GitLab user, and your role in each project of the room.",
@@ -169,7 +234,10 @@ VERBS: tuple[Verb, ...] = (
 )
 # fmt: on
 
-_EXAMPLE = {_REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend"}
+_EXAMPLE = {
+    _REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend", _AGENT: "coder", _ANY_REF: "!42",
+    _ID: "7", _TEXT: "the login test fails, please look",
+}  # fmt: skip
 _NEEDS = {
     Right.NONE: "Everybody may use it.",
     Right.READ: "Everybody in a room of the project may use it.",
@@ -242,7 +310,8 @@ def _nearest(name: str, named: Mapping[str, Verb]) -> Verb | None:
 def _command(
     verb: Verb, rest: list[str], read_ref: Callable[[str], Ref] | None, card: Ref | None, named: Mapping[str, Verb]
 ) -> Command:
-    ref = duration = sha = about = None
+    ref = duration = sha = about = number = None
+    agent = text = ""
     for one in verb.takes:
         if one is Takes.REF and read_ref is not None:
             if card is not None and not (rest and _names_another(rest[0], verb)):
@@ -258,9 +327,17 @@ def _command(
             sha = read_sha(rest.pop(0))
         elif one is Takes.VERB and rest:
             about = named[rest.pop(0).lower()]
+        elif one is Takes.ID:
+            number = read_number(rest.pop(0) if rest else "")
+        elif one is Takes.TEXT:
+            if not rest:
+                raise ValueError("Write what the agent is to do.")
+            text = rest.pop(0)
+        elif one is Takes.AGENT and rest and not verb.takes_text:
+            agent = rest.pop(0).removeprefix("@").lower()[:_LONGEST_NAME]
     if rest:
         raise ValueError(TOO_MUCH)
-    return Command(verb, ref, duration, sha, about)
+    return Command(verb, ref, duration, sha, about, agent, number, text)
 
 
 def _names_another(word: str, verb: Verb) -> bool:
@@ -289,3 +366,11 @@ def read_sha(text: str) -> str:
     if not _COMMIT.fullmatch(sha):
         raise ValueError("A commit is at least its first 8 hexadecimal digits.")
     return sha
+
+
+def read_number(text: str) -> int:
+    """The number of a question to a person. Raises ValueError, saying where it is found."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        raise ValueError("Say which question: its number stands in its message.")
+    return int(match[1])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import HttpUrl
 
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
 from ravebot.config.tree import KeyPath
 from ravebot.sshkeys import fingerprint
 
 _MAX_RUNNING: KeyPath = ("pool", "max_running")
+_ADDRESSABLE = re.compile(r"[a-z][a-z0-9-]{1,30}")
+_RESERVED = frozenset({"approve", "deny", "all", "room"})  # `/agent approve ID`; `@all` and `@room` notify everybody
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,15 @@ def check(config: Config) -> Remarks:
     """Every error and every warning."""
     errors = (
         *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_networks(config),
-        *_lifetimes(config), *_agents(config),
+        *_lifetimes(config), *_agents(config), *_default_agents(config),
     )  # fmt: skip
-    warnings = (*_open_access(config), *_unencrypted(config), *_rooms(config), *_useless_warnings(config))
+    warnings = (
+        *_open_access(config),
+        *_unencrypted(config),
+        *_rooms(config),
+        *_useless_warnings(config),
+        *_useless_agents(config),
+    )
     return Remarks(errors, warnings)
 
 
@@ -162,6 +171,8 @@ def _agents(config: Config) -> Iterator[Remark]:
             keys: tuple[KeyPath, ...] = (("agents", place, "acp"), ("provider", "network"))
             message = "an agent is reached over the network: it can't be used with provider.network: none"
             yield Remark(("agents", place, "acp"), message, keys)
+        if agent.can_be_spoken_to:
+            yield from _agent_to_speak_to(agent, ("agents", place))
         for index, key in enumerate(agent.ssh_keys):
             try:
                 fingerprint(key)
@@ -170,6 +181,41 @@ def _agents(config: Config) -> Iterator[Remark]:
                     ("agents", place, "ssh_keys", index),
                     "not a public SSH key; paste the line of a .pub file",
                 )
+
+
+def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
+    if not _ADDRESSABLE.fullmatch(agent.name):
+        message = "people write this name: take 2 to 31 small letters, digits and hyphens, the first of them a letter"
+        yield Remark((*where, "name"), message)
+    elif agent.name in _RESERVED:
+        yield Remark((*where, "name"), f"{agent.name} means something else where people write it: take another name")
+    if not agent.owner:
+        message = "give the GitLab user whose agent it is: it may never do more than they"
+        yield Remark((*where, "owner"), message, (where,))
+    if not agent.projects:
+        yield Remark((*where, "projects"), "list the projects on whose merge requests it may work", (where,))
+
+
+def _default_agents(config: Config) -> Iterator[Remark]:
+    """The agents of rooms."""
+    for place, room in enumerate(config.matrix.rooms):
+        if room.agent is None:
+            continue
+        where: KeyPath = ("matrix", "rooms", place, "agent")
+        agent = next((one for one in config.agents if one.name == room.agent and one.can_be_spoken_to), None)
+        if agent is None:
+            message = f"no agent to speak to is called {room.agent}: write the name of one in `agents` that has `acp`"
+            yield Remark(where, message, (where, ("agents",)))
+        elif not patterns_overlap(agent.projects, room.projects):
+            message = f"{room.agent} serves none of this room's projects: take another, or add a project to its own"
+            yield Remark(where, message, (where, ("agents",)))
+
+
+def _useless_agents(config: Config) -> Iterator[Remark]:
+    for place, agent in enumerate(config.agents):
+        for index, project in enumerate(agent.projects):
+            if not patterns_overlap((project,), config.gitlab.projects):
+                yield Remark(("agents", place, "projects", index), f"{project} is not among gitlab.projects")
 
 
 def _open_access(config: Config) -> Iterator[Remark]:

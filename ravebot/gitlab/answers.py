@@ -123,6 +123,20 @@ def awarded_at(body: Json) -> datetime | None:
     return fields.moment(body, "created_at")
 
 
-def award(body: Json) -> tuple[int, str]:
-    """The user's id and the emoji."""
-    return fields.identifier(fields.mapping(body, "user"), "id"), fields.text(body, "name", 255)
+@dataclass(frozen=True)
+class NoteAward:
+    """An emoji on a comment, and who gave it."""
+
+    id: int
+    user_id: int
+    name: str
+
+
+def award(body: Json) -> NoteAward:
+    user = fields.mapping(body, "user")
+    return NoteAward(fields.identifier(body, "id"), fields.identifier(user, "id"), fields.text(body, "name", 255))
+
+
+def is_bot(body: Json) -> bool:
+    """Whether a user is no person: a token's user, a service account, or one of GitLab's own."""
+    return fields.flag(body, "bot")

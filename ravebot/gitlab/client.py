@@ -7,7 +7,8 @@ Nothing is retried here, because a repeated POST could post twice; callers retry
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -16,13 +17,16 @@ from urllib.parse import quote
 
 import structlog
 
+from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
 from ravebot.clock import Clock, SystemClock
 from ravebot.config.model import matches_project
-from ravebot.errors import NotFound, Unavailable
-from ravebot.gitlab import answers, download
-from ravebot.gitlab.commands import command_line
+from ravebot.errors import NotFound
+from ravebot.gitlab import answers, download, repository
+from ravebot.gitlab.addressing import for_us
+from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.events import CommentPosted
-from ravebot.gitlab.fields import Json, Malformed
+from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
@@ -31,6 +35,8 @@ _log = structlog.get_logger(__name__)
 _THREADS = 4
 _SLOW_THREADS = 2
 _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in memory
+MOST_NOTES = 300
+"""How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -49,6 +55,7 @@ class GitLab:
         # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
+        self.discussions = Discussions(self._transport, self._pool, self._note_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
@@ -72,14 +79,14 @@ class GitLab:
 
     async def merge_request(self, ref: MergeRequestRef) -> MergeRequest:
         """A merge request as it is now."""
-        return await self._call(lambda: answers.merge_request(self._transport.get(_address(ref))))
+        return await self._call(lambda: answers.merge_request(self._transport.get(mr_address(ref))))
 
     async def projects(self, patterns: tuple[str, ...]) -> list[tuple[int, str]]:
         """Id and path of every project that matches and that the token's user is a member of."""
 
         def gather() -> list[tuple[int, str]]:
             listed = self._transport.list("/projects", membership="true", simple="true", archived="false")
-            return [one for one in _readable(listed, answers.project) if matches_project(patterns, one[1])]
+            return [one for one in readable(listed, answers.project) if matches_project(patterns, one[1])]
 
         return await self._call(gather)
 
@@ -89,7 +96,7 @@ class GitLab:
 
         def gather() -> list[MergeRequest]:
             listed = self._transport.list(address, state="opened", scope="all", sort="asc")
-            return list(_readable(listed, answers.merge_request))
+            return list(readable(listed, answers.merge_request))
 
         return await self._call(gather)
 
@@ -108,8 +115,19 @@ class GitLab:
         """The user of that name, whatever its case."""
 
         def ask() -> Person | None:
-            people = _readable(self._transport.list("/users", username=username), answers.person)
+            people = readable(self._transport.list("/users", username=username), answers.person)
             return next((one for one in people if one.username.lower() == username.lower()), None)
+
+        return await self._call(ask)
+
+    async def is_bot(self, user_id: int) -> bool:
+        """Whether a user is no person: a token's user, a service account, one of GitLab's own, or gone."""
+
+        def ask() -> bool:
+            try:
+                return answers.is_bot(self._transport.get(f"/users/{user_id:d}"))
+            except NotFound:
+                return True
 
         return await self._call(ask)
 
@@ -119,7 +137,7 @@ class GitLab:
 
         def ask() -> tuple[str, ...]:
             listed = self._transport.list(f"/users/{user_id:d}/keys")
-            keys = _readable(listed, lambda item: answers.ssh_key(item, now))
+            keys = readable(listed, lambda item: answers.ssh_key(item, now))
             return tuple(dict.fromkeys(key for key in keys if key))
 
         return await self._call(ask)
@@ -134,21 +152,44 @@ class GitLab:
             lambda: download.save(self._transport, address, sha, target, max_bytes), self._slow_pool
         )
 
+    async def branch(self, project_id: int, name: str) -> BranchHead | None:
+        """A branch; None if there is none of that name."""
+        return await self._call(lambda: repository.branch(self._transport, project_id, name))
+
+    async def branch_commits(self, project_id: int, name: str, until_sha: str) -> list[BranchCommit] | None:
+        """The branch's commits after that one, the newest first, at most 500; None if the branch is gone."""
+        return await self._call(lambda: repository.branch_commits(self._transport, project_id, name, until_sha))
+
+    async def merge_request_commits(self, ref: MergeRequestRef) -> list[BranchCommit]:
+        """The merge request's commits, the newest first, at most 500; also when its branch is gone."""
+        return await self._call(lambda: repository.merge_request_commits(self._transport, ref))
+
+    async def last_commits(self, project_id: int, sha: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """The last commit of each file, seen from that commit; a file that is not there has none."""
+        return await self._call(lambda: repository.last_commits(self._transport, project_id, sha, paths))
+
+    async def commit(
+        self, project_id: int, branch: str, message: str, actions: Sequence[Mapping[str, object]]
+    ) -> Committed:
+        """Make one commit on a branch. Raises Overtaken if the files there are not those that the actions expect, and
+        Unavailable also when GitLab may have made it."""
+        return await self._call(lambda: repository.commit(self._transport, project_id, branch, message, actions))
+
     async def create_note(self, ref: MergeRequestRef, body: str) -> int:
         """Post a plain comment; returns its id."""
         return await self._call(
-            lambda: answers.note_id(self._transport.post(f"{_address(ref)}/notes", {"body": body})), self._note_pool
+            lambda: answers.note_id(self._transport.post(f"{mr_address(ref)}/notes", {"body": body})), self._note_pool
         )
 
     async def edit_note(self, ref: MergeRequestRef, note_id: int, body: str) -> None:
         """Rewrite a comment of the bot, which notifies nobody. Raises NotFound if it was deleted."""
-        await self._call(lambda: self._transport.put(f"{_address(ref)}/notes/{note_id:d}", {"body": body}))
+        await self._call(lambda: self._transport.put(f"{mr_address(ref)}/notes/{note_id:d}", {"body": body}))
 
     async def find_note(self, ref: MergeRequestRef, author_id: int, marker: str) -> int | None:
         """The first comment by that author that begins with the marker."""
 
         def search() -> int | None:
-            for note in _readable(self._notes(ref, "asc"), answers.note):
+            for note in readable(self._notes(ref, "asc"), answers.note):
                 if note.author.id == author_id and note.text.startswith(marker):
                     return note.id
             return None
@@ -158,47 +199,36 @@ class GitLab:
     async def notes_after(self, ref: MergeRequestRef, note_id: int, project_path: str = "") -> list[CommentPosted]:
         """People's comments newer than that one, oldest first, to catch up on lost webhooks.
 
-        Only the command of each text is kept: there may be any number of comments, of a million characters each. An
-        edited one has no command, as for webhooks.
+        At most the `MOST_NOTES` oldest, and of each text only what is for us: there may be any number of comments, of a
+        million characters each. In an edited one nothing is for us, as for webhooks.
         """
 
         def gather() -> list[CommentPosted]:
-            found: list[CommentPosted] = []
-            for note in _readable(self._notes(ref, "desc"), answers.note):
+            found: deque[CommentPosted] = deque(maxlen=MOST_NOTES)  # the newest fall out
+            for note in readable(self._notes(ref, "desc"), answers.note):
                 if note.id <= note_id:
                     break
                 if not note.system:
-                    said = command_line(note.text)
+                    said = for_us(note.text)
                     if said and note.changed_at and not self._has_reaction_of(ref, note.id, note.changed_at):
                         _log.info("edited_comment_ignored", note=note.id, mr=str(ref))
                         said = ""
                     found.append(CommentPosted(ref, project_path, note.id, note.author, said, None, note.created_at))
-            return found[::-1]
+            return list(reversed(found))
 
         return await self._call(gather)
 
     async def react(self, ref: MergeRequestRef, note_id: int, emoji: str) -> None:
         """Add an emoji (`eyes`, `white_check_mark`, …) to a comment; it may be there already."""
-        address = f"{_address(ref)}/notes/{note_id:d}/award_emoji"
-
-        def award() -> None:
-            try:
-                self._transport.post(address, {"name": emoji})
-            except NotFound:
-                # GitLab answers 404 if the note is gone, and also if we gave the emoji before.
-                me = answers.person(self._transport.get("/user"))
-                if (me.id, emoji) not in [answers.award(item) for item in self._transport.list(address)]:
-                    raise
-
-        await self._call(award)
+        await self.discussions.award(ref, note_id, emoji)
 
     def _has_reaction_of(self, ref: MergeRequestRef, note_id: int, moment: datetime) -> bool:
         """Whether somebody reacted to a note then, which also moves its `updated_at`."""
-        listed = self._transport.list(f"{_address(ref)}/notes/{note_id:d}/award_emoji")
+        listed = self._transport.list(f"{mr_address(ref)}/notes/{note_id:d}/award_emoji")
         return any(answers.at_once(moment, answers.awarded_at(item)) for item in listed)
 
     def _notes(self, ref: MergeRequestRef, sort: str) -> Iterator[Json]:
-        address = f"{_address(ref)}/notes"
+        address = f"{mr_address(ref)}/notes"
         return self._transport.list(
             address,
             sort=sort,
@@ -208,20 +238,4 @@ class GitLab:
         )
 
     async def _call(self, function: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(pool or self._pool, function)
-        except Malformed as error:
-            raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
-
-
-def _readable(items: Iterable[Json], read: Callable[[Json], T]) -> Iterator[T]:
-    """Each item as parsed by `read`; a malformed one is logged and left out, so that the others still count."""
-    for item in items:
-        try:
-            yield read(item)
-        except Malformed as error:
-            _log.warning("gitlab_item_skipped", id=item.get("id"), reason=str(error))
-
-
-def _address(ref: MergeRequestRef) -> str:
-    return f"/projects/{ref.project_id:d}/merge_requests/{ref.iid:d}"
+        return await in_thread(pool or self._pool, function)

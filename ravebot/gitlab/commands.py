@@ -11,7 +11,7 @@ from ravebot.gitlab.escape import JOINER
 
 WORD = "/sandbox"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_LINES_READ = 2_000
+LINES_READ = 2_000
 _NAME_READ, _ARGUMENT_READ = 50, 100
 
 
@@ -45,7 +45,7 @@ def _first_command(text: str) -> tuple[str, str] | None:
 def _command_lines(text: str) -> Iterator[str]:
     fence = ""
     quoted = False
-    for line in re.split(r"\r\n|\n|\r", text, maxsplit=_LINES_READ)[:_LINES_READ]:
+    for line in re.split(r"\r\n|\n|\r", text, maxsplit=LINES_READ)[:LINES_READ]:
         match = _FENCE.match(line)
         if fence:
             if match and match[1].startswith(fence) and not line.strip().strip(fence[0]):

@@ -32,7 +32,8 @@ class MergeRequestChanged:
 class CommentPosted:
     """A person's new comment on a merge request.
 
-    `mr` names people by id only; it is None, and `created_at` is set, when the comment was found by polling.
+    `mr` names people by id only; it is None, and `created_at` is set, when the comment was found by polling. Then
+    `discussion_id` is empty, as it is from old servers.
     """
 
     ref: MergeRequestRef
@@ -42,6 +43,7 @@ class CommentPosted:
     text: str
     mr: MergeRequest | None
     created_at: datetime | None = None
+    discussion_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,15 @@ def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:
     people = tuple(Person(one, "") for one in dict.fromkeys((*_ids(told, "assignee_ids"), *_ids(told, "reviewer_ids"))))
     mr = _merge_request(body, told, people, (author,))
     note = fields.text(attributes, "note", MAX_COMMENT)
-    return CommentPosted(mr.ref, mr.project_path, fields.identifier(attributes, "id"), author, note, mr)
+    return CommentPosted(
+        mr.ref,
+        mr.project_path,
+        fields.identifier(attributes, "id"),
+        author,
+        note,
+        mr,
+        discussion_id=fields.discussion_id(attributes, "discussion_id"),
+    )
 
 
 def _merge_request(

@@ -11,6 +11,7 @@ from ravebot.errors import RavebotError
 _MAX_ID = 2**63 - 1
 _MAX_LIST = 200  # GitLab allows 200 assignees or reviewers
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_DISCUSSION = re.compile(r"[0-9A-Za-z]{1,64}")
 _STATES = frozenset({"opened", "closed", "merged", "locked"})
 
 Json = Mapping[str, object]
@@ -60,6 +61,12 @@ def optional_identifier(body: Json, key: str) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_ID:
         raise Malformed(f"{key} is no positive number")
     return value
+
+
+def discussion_id(body: Json, key: str) -> str:
+    """A discussion's id, which becomes a part of addresses; "" where it is absent or can't be one."""
+    value = body.get(key)
+    return value if isinstance(value, str) and _DISCUSSION.fullmatch(value) else ""
 
 
 def flag(body: Json, key: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from ravebot.gitlab.commands import command_line
+from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
 
 MERGE_REQUEST, NOTE = "merge_request", "note"
@@ -21,12 +21,12 @@ _COMMENT = TypeAdapter(CommentPosted)
 def kept(event: MergeRequestChanged | CommentPosted) -> tuple[str, str]:
     """Kind and body of an inbox row.
 
-    Only the command of a comment is stored: the rest of its text and the merge request's description may be megabytes
-    long.
+    Of a comment only the command, or what is said to an agent, is stored: the rest of its text and the merge request's
+    description may be megabytes long.
     """
     if isinstance(event, MergeRequestChanged):
         return MERGE_REQUEST, _CHANGE.dump_json(event).decode()
-    short = replace(event, text=command_line(event.text), mr=None, created_at=None)
+    short = replace(event, text=for_us(event.text), mr=None, created_at=None)
     return NOTE, _COMMENT.dump_json(short).decode()
 
 

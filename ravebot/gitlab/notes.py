@@ -53,7 +53,7 @@ def render_note(view: SandboxView, marker: str) -> str:
     """The status note: one sandbox at a glance, rewritten as things change; how it came about is folded away."""
     parts = [f"{marker}\n### {_headline(view)}"]
     if view.notice and is_up(view):
-        parts.append(f"⚠️ {_said(view.notice)}")
+        parts.append(f"⚠️ {said(view.notice)}")
     if result := failed_result(view):
         parts.append(block(result.tail, max_lines=12))
     if view.access:
@@ -62,7 +62,7 @@ def render_note(view: SandboxView, marker: str) -> str:
     if view.mr.state == "opened":
         parts.append(_next(view))
     if happened := _history(view):
-        parts.append(_details("What happened", "\n".join(happened)))
+        parts.append(details("What happened", "\n".join(happened)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,7 +116,7 @@ def render_warning(view: SandboxView, username: str, marker: str = "") -> str:
 
 def render_reply(message: str, username: str | None = None, marker: str = "") -> str:
     """An answer to somebody's command, line by line; pings them when their name is given."""
-    lines = [_said(line[:1000]) for line in message.splitlines()[:_REPLY_LINES] if line.strip()] or ["Done."]
+    lines = [said(line[:1000]) for line in message.splitlines()[:_REPLY_LINES] if line.strip()] or ["Done."]
     return _opening(marker, username) + "\n\n".join(lines) + "\n"
 
 
@@ -129,29 +129,29 @@ def render_help(username: str | None = None, marker: str = "") -> str:
     return _opening(marker, username) + "\n".join(lines) + "\n"
 
 
-def _said(line: str) -> str:
-    """A line of an answer, in which text between backticks becomes code."""
+def said(line: str, limit: int = 500) -> str:
+    """A line of an answer, in which text between backticks becomes code; each part in at most `limit` characters."""
     parts = _CODE.split(line)
-    return "".join(code(part, 500) if at % 2 else _beside_code(part) for at, part in enumerate(parts)).strip()
+    return "".join(code(part, limit) if at % 2 else _beside_code(part, limit) for at, part in enumerate(parts)).strip()
 
 
-def _beside_code(part: str) -> str:
+def _beside_code(part: str, limit: int) -> str:
     """Escaping takes the spaces around a text away; before and after code they are needed."""
     before, after = (" " * one.isspace() for one in (part[:1], part[-1:]))
-    return f"{before}{text(part, 500)}{after}" if part.strip() else before
+    return f"{before}{text(part, limit)}{after}" if part.strip() else before
 
 
 def _headline(view: SandboxView) -> str:
     """The state, until when, and why. When something ended is in the table below."""
-    said = headline(view, _DATED)
-    state = _HEADLINES[view.sandbox.state] + said.rest
+    now = headline(view, _DATED)
+    state = _HEADLINES[view.sandbox.state] + now.rest
     if view.sandbox.is_kept:
-        state = f"Sandbox is kept{said.rest}"
+        state = f"Sandbox is kept{now.rest}"
     elif broke(view.sandbox.end_reason):
-        state = said.state
+        state = now.state
     elif view.sandbox.state is SandboxState.ENDED:
         state = _HEADLINES[view.sandbox.state]
-    return f"{said.sign} {state}" + (f": {_said(said.why)}" if said.why else "")
+    return f"{now.sign} {state}" + (f": {said(now.why)}" if now.why else "")
 
 
 def _rows(view: SandboxView) -> list[tuple[str, str]]:
@@ -196,7 +196,8 @@ def _outcome(result: StageResult) -> str:
     return f"{'✅' if result.ok else '❌'} {went(result)}"
 
 
-def _details(summary: str, body: str) -> str:
+def details(summary: str, body: str) -> str:
+    """Something that is folded away."""
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from ravebot.clock import Clock
 from ravebot.errors import StoreError
-from ravebot.gitlab.commands import command_line
+from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged, parse
 from ravebot.gitlab.fields import Malformed
 from ravebot.gitlab.refusals import Refusals
@@ -138,6 +138,6 @@ def _relevant(body: bytes) -> MergeRequestChanged | CommentPosted | Ignored:
     if not isinstance(content, Mapping):
         raise Malformed("the body is not a JSON object")
     event = parse(content)
-    if isinstance(event, CommentPosted) and not command_line(event.text):
-        return Ignored("a comment without a command")
+    if isinstance(event, CommentPosted) and not for_us(event.text):
+        return Ignored("a comment that asks nothing of us")
     return event

@@ -91,6 +91,12 @@ class Transport:
     def put(self, path: str, body: Mapping[str, object]) -> Json:
         return _object(self._run(lambda api: api.http_put(path, post_data=dict(body), obey_rate_limit=False)))
 
+    def head(self, path: str, **query: str) -> Mapping[str, str]:
+        """The headers of the answer, whatever their case."""
+        return self._run(
+            lambda api: api.http_request("head", path, query_data=dict(query), obey_rate_limit=False).headers
+        )
+
     def delete(self, path: str) -> None:
         self._run(lambda api: api.http_delete(path, obey_rate_limit=False))
 

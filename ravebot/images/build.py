@@ -89,9 +89,11 @@ class _Job:
     async def build(self, out: Path, beside: Path, force: bool, boot_files: bool, began: float) -> Built:
         packed = self._work / "npm"
         packed.mkdir()
-        if wanted := [package for layer in self._recipe.layers for package in layer.npm]:
+        wanted = [package for layer in self._recipe.layers for package in layer.npm]
+        if wanted or self._recipe.npm:
             self._listener.begin("packages of npm")
             self._listener.hints += await npm.fetch(wanted, packed)
+            await npm.require(self._recipe.npm, packed)
         self._listener.begin("packages")
         found = sources.read(self._recipe.suite, self._codename)
         await self._debootstrap(found)
@@ -180,6 +182,8 @@ class _Job:
         hooks = [f"echo {MARK}files", f'tar -C "$1" -xf {files} --no-overwrite-dir --keep-directory-symlink']
         hooks.append(f'cp -r {shlex.quote(str(self._work / "npm"))} "$1/{npm.IN_IMAGE}"')
         scripts = {f"install script of {layer.name}": layer.install_script for layer in self._recipe.layers}
+        if self._recipe.npm:
+            scripts["programs of npm"] = workspace.private(self._work / "install-npm", npm.INSTALL)
         if self._recipe.script is not None:
             scripts["script"] = self._work / "script"
             (self._work / "script").write_bytes(self._recipe.script)

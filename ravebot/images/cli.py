@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from ravebot.config.values import parse_duration, parse_size
 from ravebot.errors import ImageBuildFailed, ImageNotWritable, RavebotError
 from ravebot.images import sources
-from ravebot.images.recipe import Preset, Recipe, Suite, parse_packages, suite_for
+from ravebot.images.recipe import Preset, Recipe, Suite, parse_npm, parse_packages, suite_for
 from ravebot.sandboxes.view import in_bytes
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output, until_interrupted
 
@@ -42,6 +42,13 @@ def build(
         ),
     ],
     packages: Annotated[str, typer.Option(metavar="A,B", help="Further Debian packages, with commas.")] = "",
+    npm: Annotated[
+        str,
+        typer.Option(
+            metavar="A@1.2.3,B@4.5.6",
+            help="Programs from npm, such as coding agents, with commas: packages that depend on no other.",
+        ),
+    ] = "",
     script: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +70,7 @@ def build(
     """Build a Debian image for sandboxes from this host's own package sources; needs root.
 
     Packages and --script run as root in a chroot, which isolates nothing: use only what you trust as root here.
-    For rave, this host's npm fetches pinned packages and runs none of their scripts.
+    For rave and --npm, this host's npm fetches packages and runs none of their scripts.
     """
     from ravebot.images.build import build as build_image
     from ravebot.images.steps import Steps
@@ -71,6 +78,8 @@ def build(
     recipe = Recipe(suite, preset)
     with _parameter("--packages"):
         recipe = replace(recipe, packages=parse_packages(packages))
+    with _parameter("--npm"):
+        recipe = replace(recipe, npm=parse_npm(npm))
     with _parameter("--script"):
         recipe = replace(recipe, script=_read_script(script) if script else None)
     with _parameter("--size"):

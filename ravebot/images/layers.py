@@ -14,11 +14,14 @@ EPOCH = 1767225600
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """A package of npm at one version, which depends on no other; npm lists the digest as `dist.integrity`."""
+    """A package of npm at one version, which depends on no other; npm lists the digest as `dist.integrity`.
+
+    Without a digest of ours it is the one that the registry lists, which npm checks.
+    """
 
     name: str
     version: str
-    sha512: str  # in Base64
+    sha512: str = ""  # in Base64
 
     @property
     def short(self) -> str:

@@ -1,4 +1,4 @@
-"""What an image is built from: suite, preset, further packages, a script, a size."""
+"""What an image is built from: suite, preset, further packages of Debian and npm, a script, a size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from ravebot.config.values import parse_size
-from ravebot.images.layers import BASE, HERE, RAVE, WEB, Layer
+from ravebot.images.layers import BASE, HERE, RAVE, WEB, Layer, NpmPackage
 
 _SHOWN_ONLY = ("cli.py", "steps.py")  # these modules can't change what is in an image
 SMALLEST_BYTES, LARGEST_BYTES = parse_size("256MiB"), parse_size("1024GiB")
 # https://www.debian.org/doc/debian-policy/ch-controlfields.html#source
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+# https://docs.npmjs.com/cli/configuring-npm/package-json#name; a version, and no range or tag, which change.
+_NPM = re.compile(r"((?:@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*)@(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]+)?)")
 
 
 class Suite(StrEnum):
@@ -54,6 +56,7 @@ class Recipe:
     packages: tuple[str, ...] = ()
     script: bytes | None = None
     size_bytes: int | None = None  # of the virtual disk; None: what the files need, and some room
+    npm: tuple[NpmPackage, ...] = ()  # besides those of the layers
 
     def __post_init__(self) -> None:
         for name in self.packages:
@@ -61,6 +64,9 @@ class Recipe:
                 raise ValueError(f"{name!r} is not the name of a Debian package; separate names with commas")
         if self.script is not None and not self.script.startswith(b"#!"):
             raise ValueError("the script must begin with #! and its interpreter, like #!/bin/sh")
+        shorts = [package.short for package in (*self.npm, *(one for layer in self.layers for one in layer.npm))]
+        if twice := sorted({short for short in shorts if shorts.count(short) > 1}):
+            raise ValueError(f"{twice[0]} is there twice: packages of npm need different names, without their scopes")
         if self.size_bytes is not None and not SMALLEST_BYTES <= self.size_bytes <= LARGEST_BYTES:
             raise ValueError("the size must be between 256MiB and 1024GiB")
 
@@ -84,7 +90,8 @@ class Recipe:
         `package` is the folder with the builder's modules and guest/.
         """
         result = hashlib.sha256()
-        plain = [self.suite, self.preset, self.all_packages, self.size_bytes]
+        npm = [f"{package.name}@{package.version}" for package in self.npm]
+        plain = [self.suite, self.preset, self.all_packages, self.size_bytes, npm]
         result.update(json.dumps(plain).encode() + b"\0" + (self.script or b"") + b"\0")
         files = [file for file in package.glob("*.py") if file.name not in _SHOWN_ONLY]
         for layer in self.layers:
@@ -99,3 +106,14 @@ def parse_packages(text: str) -> tuple[str, ...]:
     """Names from a list with commas. Raises ValueError for what is not a name."""
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     return Recipe(packages=names).packages
+
+
+def parse_npm(text: str) -> tuple[NpmPackage, ...]:
+    """Packages from a list of NAME@VERSION with commas. Raises ValueError for what is not that."""
+    found = []
+    for word in dict.fromkeys(word.strip() for word in text.split(",") if word.strip()):
+        match = _NPM.fullmatch(word)
+        if match is None:
+            raise ValueError(f"{word!r} is no npm package with its version, like opencode-linux-x64@1.18.33")
+        found.append(NpmPackage(match[1], match[2]))
+    return tuple(found)

@@ -31,6 +31,15 @@ Step = Callable[[Transaction], str]
 """A request's effect, run in the transaction that marks it as handled; returns the outcome for the log."""
 
 
+def only(outcome: str) -> Step:
+    """A step without an effect."""
+
+    def step(_: Transaction) -> str:
+        return outcome
+
+    return step
+
+
 class Handler(Protocol):
     """Reads a request, asks GitLab if necessary, returns the step; after `Unavailable` it is called again."""
 

@@ -13,8 +13,8 @@ from ravebot.backoff import Backoff
 from ravebot.clock import Clock, from_us, to_us
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
-from ravebot.gitlab.client import GitLab
-from ravebot.gitlab.commands import command_line
+from ravebot.gitlab.addressing import for_us
+from ravebot.gitlab.client import MOST_NOTES, GitLab
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
@@ -161,27 +161,30 @@ class Poller:
         await self._database.write(write)
 
     async def _comments(self, mr: MergeRequest) -> str:
-        """Store the commands of new comments; returns why comments can't be read, or an empty text."""
-        seen = await self._database.read(lambda tx: merge_requests.last_comment(tx, mr.ref))
-        try:
-            comments = await self._gitlab.notes_after(mr.ref, seen or 0, mr.project_path)
-        except (NotFound, Forbidden) as error:
-            log.warning("comments can't be read", mr=mr.full_ref, error=str(error))
-            return str(error)
-        if comments:
-            await self._database.write(partial(_keep, mr=mr, comments=comments))
-        return ""
+        """Store what new comments ask of us; returns why comments can't be read, or an empty text."""
+        seen = await self._database.read(lambda tx: merge_requests.last_comment(tx, mr.ref)) or 0
+        while True:
+            try:
+                comments = await self._gitlab.notes_after(mr.ref, seen, mr.project_path)
+            except (NotFound, Forbidden) as error:
+                log.warning("comments can't be read", mr=mr.full_ref, error=str(error))
+                return str(error)
+            if comments:
+                await self._database.write(partial(_keep, mr=mr, comments=comments))
+            if len(comments) < MOST_NOTES:
+                return ""
+            seen = comments[-1].note_id
 
 
 def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
-    """Store the commands in these notes, except those from before our first poll or the last restore, which may have
+    """Store what these notes ask of us, except those from before our first poll or the last restore, which may have
     been carried out, and old ones: the keys by which a webhook's delivery is recognised are deleted after a while."""
     first = _first_look(tx, ProjectId(mr.ref.project_id))
     moments = (first and first.replace(microsecond=0), tx.now - MAX_COMMAND_AGE, restored.since(tx))
     since = max(moment for moment in moments if moment) if first else None
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
-        if recent and command_line(comment.text):
+        if recent and for_us(comment.text):
             kind, body = kept(comment)
             key, lane = note_key(comment.note_id), NoteLane(mr.ref).text
             inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)

@@ -27,11 +27,28 @@ def parse(
     addressed = line[: len(prefix)].lower() == prefix.lower()  # phones capitalise what begins a message
     if not addressed or line[len(prefix) : len(prefix) + 1].strip():
         return None
-    if len(line) > _LONGEST_LINE:
-        return Mistake(None, "That is too long for a command.")
-    name, *words = line[len(prefix) :].split() or ["help"]
     there = verbs.at(Door.ROOM, table)
+    if (said := _text_after(text, prefix, there)) is not None:
+        name, words = said[0], [said[1]] if said[1] else []
+    elif len(line) > _LONGEST_LINE:
+        return Mistake(None, "That is too long for a command.")
+    else:
+        name, *words = line[len(prefix) :].split() or ["help"]
     return verbs.parse(name, words, there, lambda word: refs.read(word, known_projects_in_room), card)
+
+
+def kept(text: str, prefix: str, table: Sequence[Verb] = VERBS) -> str:
+    """The part of a command to store: its line, or all of it if its verb takes a text."""
+    return text if _text_after(text, prefix, verbs.at(Door.ROOM, table)) is not None else command_line(text)
+
+
+def _text_after(text: str, prefix: str, there: Sequence[Verb]) -> tuple[str, str] | None:
+    """A verb that takes a text, and the text after it; None for any other command."""
+    command = text.lstrip()[len(prefix) :].lstrip()
+    name = "".join(command[:_LONGEST_LINE].split(maxsplit=1)[:1])
+    if not any(verb.name == name.lower() and verb.takes_text for verb in there):
+        return None
+    return name, command[len(name) :].strip()
 
 
 def command_line(text: str) -> str:

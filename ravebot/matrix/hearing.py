@@ -17,16 +17,28 @@ from ravebot.clock import Clock, Wait
 from ravebot.errors import Forbidden, NotFound, SlowDown, Unavailable
 from ravebot.matrix.answers import Json, LoginLost
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import Heard, our_join, read_message, read_removed, since_we_joined, slimmed
+from ravebot.matrix.incoming import (
+    MOST_TEXT,
+    Heard,
+    our_join,
+    read_message,
+    read_reaction,
+    read_removed,
+    since_we_joined,
+    slimmed,
+    text_of,
+)
 
 _log = structlog.get_logger(__name__)
 
 POWER = "m.room.power_levels"
 CHANGES = ("m.room.encryption", "m.room.tombstone", POWER)
 """State events after which a room must be checked again before anything is sent there."""
-EVENTS: dict[str, object] = {"types": ["m.room.message", "m.room.redaction", "m.room.member", *CHANGES]}
+EVENTS: dict[str, object] = {"types": ["m.room.message", "m.reaction", "m.room.redaction", "m.room.member", *CHANGES]}
 _MAX_PAGES = 200
 """How far back a gap is read, in pages of 100 events. If a room is flooded with more, the oldest are not read."""
+_MOST_TEXT_OF_GAP = 8_000_000
+"""Characters of messages that are kept of a gap. Of what was said before that, only commands are kept whole."""
 _MAX_FAILURES = 5
 _LIMIT_AFTER_FAILURE_SECONDS = 10.0
 """Time limit of a request about a room for which the last one failed."""
@@ -81,14 +93,15 @@ class Hearing:
         for event in since_we_joined(events, self._client.user_id):
             if redaction := read_removed(event, room_id):
                 found.append(redaction)
-            message = read_message(event, room_id, self._client.user_id)
-            if message is not None:
-                found.append(replace(message, direct=await self._is_direct(room_id)))
+            for read in (read_message, read_reaction):
+                if (heard := read(event, room_id, self._client.user_id)) is not None:
+                    found.append(replace(heard, direct=await self._is_direct(room_id)))
         return found
 
     async def _gap(self, room_id: str, start: str, since: str) -> list[Json]:
         """The events that the sync left out, oldest first."""
         newest_first: list[Json] = []
+        text_left = _MOST_TEXT_OF_GAP
         page = start
         for _ in range(_MAX_PAGES):
             try:
@@ -104,7 +117,10 @@ class Hearing:
                     raise
                 _log.warning("matrix_gap_given_up", room_id=room_id, error=str(error))
                 break
-            newest_first += map(slimmed, events)
+            for event in events:
+                slim = slimmed(event, MOST_TEXT if text_left > 0 else 0)
+                text_left -= len(text_of(slim))
+                newest_first.append(slim)
             # A page may be empty and not the last, if all its events were filtered out. Only the last page has no `end`
             # (https://spec.matrix.org/latest/client-server-api/#get_matrixclientv3roomsroomidmessages).
             if end is None or end == page or our_join(events, self._client.user_id) is not None:

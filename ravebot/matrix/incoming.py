@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from ravebot.agents.model import LONGEST_MESSAGE
 from ravebot.matrix.answers import Json
 from ravebot.matrix.commands import command_line
 
+MOST_TEXT = LONGEST_MESSAGE + 600
+"""Characters of a message that are kept: more than an agent takes, so that a longer one is known to be too long."""
+_LONGEST_KEY = 20
+_READ = "ravebot.read"  # in a slimmed event: its text is without its fallback, and whole or cut
+_VARIATION_SELECTORS = dict.fromkeys((0xFE0E, 0xFE0F))
 _MAX_ID_BYTES = 255
 """The length of a user, room or event id: https://spec.matrix.org/v1.12/appendices/#common-identifier-format"""
 
@@ -25,6 +31,20 @@ class IncomingMessage:
     direct: bool  # the sender and the bot are the only members of the room
     at_ms: int
     reply_to: str | None = None  # the event that it answers
+    whole: bool = True  # of a very long gap, only the beginning of each message is kept
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """A reaction to the event `to`. `key`: what it is, without the variation selector that some clients add."""
+
+    event_id: str
+    room_id: str
+    sender: str
+    to: str
+    key: str
+    direct: bool
+    at_ms: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class Removed:
     event_id: str
 
 
-Heard = IncomingMessage | Removed
+Heard = IncomingMessage | Reaction | Removed
 """What is read from rooms."""
 
 
@@ -72,22 +92,51 @@ def read_message(event: Json, room_id: str, our_user_id: str) -> IncomingMessage
     # https://spec.matrix.org/v1.12/client-server-api/#fallback-for-unthreaded-clients
     meant = isinstance(answered, dict) and relation.get("is_falling_back") is not True
     reply_to = answered.get("event_id") if isinstance(answered, dict) and meant else None
-    if "m.in_reply_to" in relation:
+    if "m.in_reply_to" in relation and _READ not in content:
         text = without_reply_fallback(text)
     return IncomingMessage(
         event_id=event_id,
         room_id=room_id,
         sender=sender,
-        text=text,
+        text=text[:MOST_TEXT],
         thread_root=root if _is_id(root) else None,
         direct=False,
-        at_ms=at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0,
+        at_ms=_time(at_ms),
         reply_to=reply_to if _is_id(reply_to) else None,
+        whole=content.get(_READ) != "cut",
     )
 
 
-def slimmed(event: Json) -> Json:
-    """The fields of an event that are read, at a bounded size: a gap may have thousands of events of 64 KiB."""
+def read_reaction(event: Json, room_id: str, our_user_id: str) -> Reaction | None:
+    """The reaction in an event; None for our own, and malformed events.
+
+    https://spec.matrix.org/latest/client-server-api/#mreaction
+    """
+    content = event.get("content")
+    event_id, sender = event.get("event_id"), event.get("sender")
+    if event.get("type") != "m.reaction" or not isinstance(content, dict) or "state_key" in event:
+        return None
+    relation = content.get("m.relates_to")
+    if not isinstance(relation, dict) or relation.get("rel_type") != "m.annotation":
+        return None
+    to, key = relation.get("event_id"), relation.get("key")
+    if not _is_id(event_id) or not _is_id(sender) or sender == our_user_id or not _is_id(to):
+        return None
+    if not isinstance(key, str) or len(key) > _LONGEST_KEY:
+        return None
+    plain = key.translate(_VARIATION_SELECTORS)
+    return Reaction(event_id, room_id, sender, to, plain, direct=False, at_ms=_time(event.get("origin_server_ts")))
+
+
+def _time(at_ms: object) -> int:
+    return at_ms if isinstance(at_ms, int) and not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 else 0
+
+
+def slimmed(event: Json, most_text: int = MOST_TEXT) -> Json:
+    """The fields of an event that are read, at a bounded size: a gap may have thousands of events of 64 KiB.
+
+    Of a text that is longer than `most_text`, what a command needs is kept, and it is marked.
+    """
     content, unsigned = event.get("content"), event.get("unsigned")
     slim: Json = {
         key: event[key] for key in ("type", "event_id", "sender", "state_key", "origin_server_ts") if key in event
@@ -103,15 +152,37 @@ def slimmed(event: Json) -> Json:
         return slim | {"content": member, "unsigned": {"prev_content": {"membership": _membership(before)}}}
     text, relation = content.get("body"), content.get("m.relates_to")
     relation = relation if isinstance(relation, dict) else {}
-    if isinstance(text, str):
-        text = command_line(without_reply_fallback(text) if "m.in_reply_to" in relation else text)
+    cut = False
+    if content.get("msgtype") != "m.text":
+        text = ""
+    elif isinstance(text, str):
+        text = without_reply_fallback(text) if "m.in_reply_to" in relation else text
+        text = text[:MOST_TEXT]
+        if cut := len(text) > most_text:
+            text = command_line(text)
     kept: Json = {key: relation[key] for key in ("rel_type", "event_id") if _is_id(relation.get(key))}
+    if event.get("type") == "m.reaction":
+        key = relation.get("key")
+        kept |= {"key": key} if isinstance(key, str) and len(key) <= _LONGEST_KEY else {}
+        return slim | {"content": {"m.relates_to": kept}}
     answered = relation.get("m.in_reply_to")
     if isinstance(answered, dict) and _is_id(answered.get("event_id")):
         kept |= {"m.in_reply_to": {"event_id": answered["event_id"]}}
         kept |= {"is_falling_back": True} if relation.get("is_falling_back") is True else {}
-    said: Json = {"msgtype": content.get("msgtype"), "body": text, "m.relates_to": kept}
+    said: Json = {
+        "msgtype": content.get("msgtype"),
+        "body": text,
+        "m.relates_to": kept,
+        _READ: "cut" if cut else "whole",
+    }
     return slim | {"content": said | ({"m.new_content": {}} if "m.new_content" in content else {})}
+
+
+def text_of(event: Json) -> str:
+    """The text of a slimmed event."""
+    content = event.get("content")
+    text = content.get("body") if isinstance(content, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
 
-from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
+from ravebot.errors import Forbidden, NotFound
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import (
     HISTORY_LINES,
@@ -21,8 +19,10 @@ from ravebot.gitlab.notes import (
     render_reply,
     render_warning,
 )
-from ravebot.gitlab.transport import TIMEOUT_SECONDS, Unanswered
 from ravebot.notify.delivery import Sent
+from ravebot.notify.discussions import DiscussionSender
+from ravebot.notify.requests import NoteRequests
+from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
@@ -31,9 +31,6 @@ from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Message
 from ravebot.store.targets import Kind, NoteLane
-
-_LOOK_AGAIN_SECONDS = 3.0
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,12 @@ class GitLabSender:
         self._database = database
         self._views = views
         self._gitlab = gitlab
-        self._me: int | None = None
-        # How long GitLab may work on a request that got no answer: its own limit, plus the time to connect.
-        # https://docs.gitlab.com/administration/operations/puma/#change-the-worker-timeout
-        self._longest = views.config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
+        self._requests = NoteRequests(database, gitlab, views.config.gitlab.request_limit)
+        self._talk = DiscussionSender(views.config.matrix, database, gitlab, self._requests)
 
-    def look(self, tx: Transaction, message: Message) -> _NoteFacts:
+    def look(self, tx: Transaction, message: Message) -> _NoteFacts | TalkFacts:
+        if message.kind in TALK_KINDS:
+            return self._talk.look(tx, message)
         ref = NoteLane.read(message.lane).ref
         match message.kind:
             case Kind.NOTE:
@@ -67,9 +64,11 @@ class GitLabSender:
             case _:
                 return _NoteFacts()
 
-    async def send(self, message: Message, facts: _NoteFacts) -> Sent:
+    async def send(self, message: Message, facts: _NoteFacts | TalkFacts) -> Sent:
         ref = NoteLane.read(message.lane).ref
         try:
+            if isinstance(facts, TalkFacts):
+                return await self._talk.send(ref, message, facts)
             match message.kind:
                 case Kind.NOTE:
                     return await self._note(ref, message, facts)
@@ -96,7 +95,7 @@ class GitLabSender:
             # It was deleted, or belongs to the user of an earlier token.
             except (NotFound, Forbidden):
                 pass
-        note_id = await self._gitlab.find_note(ref, await self._own_id(), mark)
+        note_id = await self._gitlab.find_note(ref, await self._requests.own_id(), mark)
         if note_id is None:
             posted = await self._create(ref, body, message)
             return Sent(str(posted), lambda tx: merge_requests.set_note(tx, ref, posted))
@@ -116,52 +115,34 @@ class GitLabSender:
             return Sent("dropped: nothing to tell any more")
         # A restored backup has rows as unsent that were sent after the backup was made.
         may_be_there = message.attempted or message.created_at < self._database.opened_at
-        if may_be_there and (found := await self._gitlab.find_note(ref, await self._own_id(), mark)) is not None:
+        discussion = str(message.body.get("discussion", ""))
+        if may_be_there and (found := await self._find(ref, mark, discussion)) is not None:
             return Sent(str(found))
-        return Sent(str(await self._create(ref, body, message)))
+        return Sent(str(await self._create(ref, body, message, discussion)))
 
-    async def _create(self, ref: MergeRequestRef, body: str, message: Message) -> int:
-        """Post a note that was not found; after a request without an answer, only when GitLab can't still work on it.
+    async def _find(self, ref: MergeRequestRef, mark: str, discussion: str) -> int | None:
+        own_id = await self._requests.own_id()
+        if discussion:
+            return await self._gitlab.discussions.find_reply(ref, discussion, own_id, mark)
+        return await self._gitlab.find_note(ref, own_id, mark)
 
-        The time of that request is a column, because the process may have been killed since. Its age is measured when
-        the row is read, before the search for the note, so that a note that appears during the search is not missed.
-        """
-        if left := self._seconds_at_work(message):
-            raise Unavailable("GitLab may still be working on this note", min(left, _LOOK_AGAIN_SECONDS))
-        return await self._request(message, lambda: self._gitlab.create_note(ref, body))
+    async def _create(self, ref: MergeRequestRef, body: str, message: Message, discussion: str = "") -> int:
+        """Post a note that was not found; with a `discussion` it is a reply there."""
+        if discussion:
+            return await self._requests.post(message, lambda: self._gitlab.discussions.reply(ref, discussion, body))
+        return await self._requests.post(message, lambda: self._gitlab.create_note(ref, body))
 
     async def _edit(self, ref: MergeRequestRef, note_id: int, body: str, message: Message) -> Sent:
         """Rewrite a note. While GitLab may be working on an earlier edit, which would overwrite this one with an older
         text, it is written now and again when that can't happen any more."""
-        left = timedelta(seconds=self._seconds_at_work(message))
-        await self._request(message, lambda: self._gitlab.edit_note(ref, note_id, body))
+        left = timedelta(seconds=self._requests.seconds_at_work(message))
+        await self._requests.make(message, lambda: self._gitlab.edit_note(ref, note_id, body))
 
         def write_again(tx: Transaction) -> None:
             lane = NoteLane(ref, again=True)
             outbox.add(tx, lane, Kind.NOTE, merge_key=f"note:{lane.text}", delay=left)
 
         return Sent(str(note_id), write_again if left else None)
-
-    def _seconds_at_work(self, message: Message) -> float:
-        """How long GitLab may still work on a request that it did not answer."""
-        waited = message.unanswered_for
-        return 0.0 if waited is None else max(0.0, (self._longest - waited).total_seconds())
-
-    async def _request(self, message: Message, ask: Callable[[], Awaitable[T]]) -> T:
-        """Make a request that GitLab may carry out without answering; it is recorded before, until the answer."""
-        await self._database.write(lambda tx: outbox.note_request(tx, message.id))
-        try:
-            return await ask()
-        except Unanswered:
-            raise
-        except RavebotError:
-            await self._database.write(lambda tx: outbox.note_answer(tx, message.id))
-            raise
-
-    async def _own_id(self) -> int:
-        if self._me is None:
-            self._me = (await self._gitlab.me()).id
-        return self._me
 
 
 def _comment_body(message: Message, view: SandboxView | None, mark: str) -> str | None:

@@ -1,4 +1,5 @@
-"""Sends to rooms: the card and its edits, lines in its thread, warnings, replies."""
+"""Sends to rooms: the card and its edits, lines in its thread, warnings, replies; what agents say is sent by
+`ConversationSender`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from ravebot.matrix.cards import (
 )
 from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
 from ravebot.matrix.text import one_line
+from ravebot.notify.conversations import ConversationClient, ConversationSender
 from ravebot.notify.delivery import Sent
+from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import SandboxId
@@ -42,11 +45,9 @@ _UNTRUE = Sent("dropped: nothing to tell any more")
 
 
 class RoomClient(Protocol):
-    """Sends events to rooms, from one Matrix account."""
+    """Sends messages to rooms, from one Matrix account."""
 
     async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str: ...
-
-    async def display_name(self, user_id: str) -> str: ...
 
 
 class Directory(Protocol):
@@ -73,7 +74,7 @@ class MatrixSender:
     """Renders a row from the current state, and sends it under its own transaction id, so that it arrives once."""
 
     def __init__(
-        self, config: MatrixConfig, database: Database, views: Views, client: RoomClient, rooms: Directory
+        self, config: MatrixConfig, database: Database, views: Views, client: ConversationClient, rooms: Directory
     ) -> None:
         self._config = config
         self._database = database
@@ -81,9 +82,12 @@ class MatrixSender:
         self._client = client
         self._rooms = rooms
         self._names = config.room_names
+        self._talk = ConversationSender(config, database, client)
         self._owners = {username: user_id for user_id, username in config.users.items()}
 
-    def look(self, tx: Transaction, message: Message) -> _RoomFacts:
+    def look(self, tx: Transaction, message: Message) -> _RoomFacts | TalkFacts:
+        if message.kind in TALK_KINDS:
+            return self._talk.look(tx, message)
         if message.sandbox_id is None:
             return _RoomFacts()
         sandbox_id, room = SandboxId(message.sandbox_id), message.lane
@@ -105,19 +109,24 @@ class MatrixSender:
             calls=message.kind is Kind.CALL and calls_owner(view) and not outbox.superseded(tx, message),
         )
 
-    async def send(self, message: Message, facts: _RoomFacts) -> Sent:
-        configured = message.lane in self._names
-        if not configured and (message.kind is not Kind.REPLY or not message.lane.startswith("!")):
+    async def send(self, message: Message, facts: _RoomFacts | TalkFacts) -> Sent:
+        lane = RoomLane.read(message.lane)
+        configured = lane.room in self._names
+        # Answers and conversations are also in direct chats, which have no name.
+        by_id = lane.room.startswith("!") and (message.kind is Kind.REPLY or message.kind in TALK_KINDS)
+        if not configured and not by_id:
             return Sent("dropped: the room is not configured any more")
-        room_id = await self._rooms.ensure(message.lane) if configured else message.lane
+        room_id = await self._rooms.ensure(lane.room) if configured else lane.room
         try:
+            if isinstance(facts, TalkFacts):
+                return await self._talk.send(message, facts, room_id)
             return await self._tell(message, facts, room_id)
         except (LoginLost, Unacceptable):
             raise
         except (Forbidden, NotFound) as error:
             if not configured:  # the person who asked removed us from their room: nobody waits for the answer
                 return Sent(f"dropped: {error}")
-            self._rooms.refused(message.lane, error)
+            self._rooms.refused(lane.room, error)
             raise
 
     async def _tell(self, message: Message, facts: _RoomFacts, room_id: str) -> Sent:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import structlog
 
+from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
-from ravebot.store import events, inbox, machines, outbox, sandboxes
+from ravebot.store import agent_figures, agent_texts, approvals, events, inbox, machines, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
@@ -25,6 +26,9 @@ log = structlog.get_logger()
 KEEP_HANDLED = timedelta(days=14)
 """GitLab and Matrix may deliver something again: its key must be kept for longer than that."""
 KEEP_OUTPUT = timedelta(days=7)
+KEEP_TEXTS = timedelta(days=30)
+"""What people and agents said to each other."""
+_ROWS_AT_ONCE = 500
 _DAY_SECONDS = 24 * 3600
 _COUNT_SECONDS = 10
 
@@ -53,6 +57,10 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+        while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
+            await asyncio.sleep(0)  # others write in between
+        await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - KEEP_TEXTS)))
+        await self.database.write(lambda tx: approvals.forget_payloads(tx, KEEP_HANDLED))
         live = frozenset(machine.name for machine in await self.database.read(machines.live))
         for folder, pattern in self.logs:
             await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)

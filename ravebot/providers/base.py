@@ -180,6 +180,9 @@ class Provider(Protocol):
         Returns whether it took a faster way than the agent's channel, as providers have for large files.
         """
 
+    async def copy_out(self, name: str, source: str, *, max_bytes: int) -> bytes:
+        """Read a file at an absolute path in the guest, as root. Raises GuestError if it is missing or is larger."""
+
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user."""
 

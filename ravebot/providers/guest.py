@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ravebot.errors import ProviderError, Unavailable
+from ravebot.errors import GuestError, ProviderError, Unavailable
 
 
 def check_target(path: str) -> None:
-    """Raise ProviderError unless a file may be copied to that path of a guest."""
+    """Raise ProviderError unless a file may be copied to or from that path of a guest."""
     if not path.startswith("/") or "\0" in path:
-        raise ProviderError("a file can only be copied to an absolute path")
+        raise ProviderError("a file can only be copied to or from an absolute path")
+
+
+def larger_than(path: str, max_bytes: int) -> GuestError:
+    """The error for a file of a guest that is larger than may be read."""
+    return GuestError(f"{path} in the guest is larger than {max_bytes} bytes, which is the most that is read of it")
 
 
 def check_authorized_keys(keys: Sequence[str]) -> None:

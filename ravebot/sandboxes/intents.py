@@ -6,15 +6,16 @@ The lifecycle decides what follows for the sandbox, and returns it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Protocol
 
 from ravebot.clock import moment
 from ravebot.config.model import Config
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.view import in_words
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
@@ -41,6 +42,17 @@ class Outcome:
     advice: Advice | None = None
 
 
+class Asks(Protocol):
+    """Asks people to allow what nobody allowed yet. Each method runs inside the caller's transaction."""
+
+    def ask_fork(self, tx: Transaction, mr: MergeRequest) -> None:
+        """Ask in the project's rooms whether the head of a fork's merge request may be let in; once for each head."""
+
+    def ask_extension(self, tx: Transaction, sandbox: Sandbox, by: Actor, until: datetime) -> int | None:
+        """Ask the admins to keep a sandbox past its longest lifetime; returns the question's number, None if there is
+        nobody to answer it."""
+
+
 def _no(message: str, *advice: str) -> Outcome:
     return Outcome(False, message, Advice(*advice) if advice else None)
 
@@ -51,6 +63,7 @@ class Intents:
 
     config: Config
     lifecycle: Lifecycle
+    asking: Asks | None = None  # None: nobody is asked
 
     def merge_request_reported(
         self, tx: Transaction, told: MergeRequest, actor: Actor, *, may_start: bool = True
@@ -84,10 +97,10 @@ class Intents:
         undrafted = before is not None and before.draft and not mr.draft and self.config.gitlab.drafts == "wait"
         if not may_start or not (fresh or undrafted):
             if before and before.head_sha != mr.head_sha and self._must_wait(mr):
-                self.lifecycle.journal.refresh_note(tx, mr.ref)
+                self._waits(tx, mr)
             return "noted"
         if why := self._must_wait(mr):
-            self.lifecycle.journal.refresh_note(tx, mr.ref)
+            self._waits(tx, mr)
             return f"waits: {why}"
         self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
@@ -101,9 +114,20 @@ class Intents:
             return "it has no commit yet"
         return ""
 
+    def _waits(self, tx: Transaction, mr: MergeRequest) -> None:
+        """Say in the note what it waits for, and of a fork ask in the rooms; a draft that waits is not finished yet."""
+        self.lifecycle.journal.refresh_note(tx, mr.ref)
+        if not (mr.draft and self.config.gitlab.drafts == "wait"):
+            self._ask_fork(tx, mr)
+
+    def _ask_fork(self, tx: Transaction, mr: MergeRequest) -> None:
+        if self.asking and mr.from_fork and mr.head_sha and mr.approved_sha != mr.head_sha:
+            self.asking.ask_fork(tx, mr)
+
     def _new_code(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, actor: Actor) -> str:
         if mr.from_fork and mr.approved_sha != mr.head_sha:
             self.lifecycle.journal.refresh(tx, sandbox, mr)
+            self._ask_fork(tx, mr)
             return "a fork's new code needs approval"
         self.lifecycle.happened(tx, sandbox, Happened.CODE_UPDATED, actor, sha=mr.head_sha)
         return "new code"
@@ -155,7 +179,8 @@ class Intents:
         return _no(f"{mr.full_ref} has no sandbox.")
 
     def extend(self, tx: Transaction, mr: MergeRequest, actor: Actor, by: timedelta | None = None) -> Outcome:
-        """Add to the lifetime, up to `max_lifetime` after it became ready, or was kept."""
+        """Add to the lifetime, up to `max_lifetime` after it became ready, or was kept. Past that an admin decides:
+        one who extends it has decided, and for others the admins are asked."""
         by = by or DEFAULT_EXTENSION
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None:
@@ -168,15 +193,36 @@ class Intents:
             return _no("An extension must be longer than nothing.", "For an hour", "extend", "1h")
         longest = self.config.pool.max_lifetime
         end = since + longest
-        until = min(max(sandbox.expires_at, tx.now) + min(by, longest), max(end, sandbox.expires_at))
+        wanted = max(sandbox.expires_at, tx.now) + min(by, longest)
+        until = wanted if self._is_admin(actor) else min(wanted, max(end, sandbox.expires_at))
         granted = until - sandbox.expires_at
         if granted <= timedelta(0):
             why = f"{mr.full_ref} has its longest lifetime already, {in_words(longest)}: it ends at"
-            return _no(f"{why} {moment(sandbox.expires_at, tx.now)}.", "For a fresh machine with a new end", "rebuild")
+            why = f"{why} {moment(sandbox.expires_at, tx.now)}."
+            number = self.asking.ask_extension(tx, sandbox, actor, wanted) if self.asking else None
+            if number is not None:
+                asked = f"An admin of ravebot is asked to keep it until {moment(wanted, tx.now)}: approval {number}."
+                return _no(f"{why} {asked}")
+            return _no(why, "For a fresh machine with a new end", "rebuild")
         self.lifecycle.extend(tx, sandbox, until, granted, actor)
         limited = f", not {in_words(by)}: {in_words(longest)} is the longest lifetime" if granted < by else ""
         more = f"{in_words(granted)} more{limited}"
         return Outcome(True, f"{mr.full_ref} stays until {moment(until, tx.now)} ({more}).")
+
+    def extend_until(
+        self, tx: Transaction, mr: MergeRequest, sandbox_id: SandboxId, admin: Actor, until: datetime
+    ) -> Outcome:
+        """Keep that sandbox until then, past its longest lifetime too: an admin granted it. A later end stays."""
+        sandbox = sandboxes.current(tx, mr.ref)
+        if sandbox is None or sandbox.id != sandbox_id or sandbox.expires_at is None or sandbox.time_since is None:
+            return _no(f"The sandbox of {mr.full_ref} that was asked for is not there any more.")
+        if until <= sandbox.expires_at:
+            return Outcome(True, f"{mr.full_ref} stays until {moment(sandbox.expires_at, tx.now)} already.")
+        self.lifecycle.extend(tx, sandbox, until, until - sandbox.expires_at, admin)
+        return Outcome(True, f"{mr.full_ref} stays until {moment(until, tx.now)}.")
+
+    def _is_admin(self, actor: Actor) -> bool:
+        return actor.kind == "matrix" and actor.name in self.config.matrix.admins
 
     def rebuild(self, tx: Transaction, mr: MergeRequest, actor: Actor) -> Outcome:
         """Replace the sandbox by one on a new machine; without a sandbox, start one."""

@@ -129,12 +129,14 @@ class MergeRequest:
 class Actor:
     """Who caused something: `kind` is gitlab, matrix, shell or ravebot; `name` is their name there.
 
-    `place`: the configured room of their command, whose answer tells there what follows; it is not stored.
+    `place`: the configured room of their command, whose answer tells there what follows; `thread`: the thread in it
+    where that is told. Neither is stored.
     """
 
     kind: str
     name: str
     place: str = field(default="", compare=False)
+    thread: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return self.name if self.kind == "ravebot" else f"{self.name} ({self.kind})"
@@ -288,6 +290,15 @@ class EventKind(StrEnum):
     ACCESS_FIRST = "access.first"
     FIREWALL_REPAIRED = "firewall.repaired"
     COMMAND_REFUSED = "command.refused"
+    APPROVAL_ASKED = "approval.asked"
+    APPROVAL_DECIDED = "approval.decided"
+    APPROVAL_DONE = "approval.done"
+    AGENT_ASKED = "agent.asked"
+    AGENT_CANCEL_ASKED = "agent.cancel_asked"
+    AGENT_TURN_ENDED = "agent.turn_ended"
+    AGENT_DROPPED = "agent.dropped"
+    AGENT_PAUSED = "agent.paused"
+    AGENT_RESUMED = "agent.resumed"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"
 

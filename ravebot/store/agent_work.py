@@ -5,7 +5,7 @@ Read at every wake-up: a look-up costs a few steps in an index for each conversa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from ravebot.agents.model import (
@@ -19,6 +19,7 @@ from ravebot.agents.model import (
     TurnState,
 )
 from ravebot.clock import from_us
+from ravebot.sandboxes.model import RAVEBOT
 from ravebot.store import approvals
 from ravebot.store.database import Transaction
 from ravebot.store.rows import load
@@ -36,7 +37,7 @@ SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_tr
        c.paused <> '' OR EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent) AS paused,
        c.agent,
        (SELECT COUNT(*) FROM approvals a
-         WHERE a.turn_id = t.id AND a.state <> 'open' AND a.done_at IS NULL) AS decided
+         WHERE a.turn_id = t.id AND a.kind = 'tool' AND a.state <> 'open' AND a.done_at IS NULL) AS decided
   FROM walk
   JOIN agent_turns t
     ON t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = walk.conversation_id AND f.{_OPEN})
@@ -117,7 +118,6 @@ def withdraw(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
         approval for approval in approvals.of_turn(tx, turn_id)
         if approval.kind is ApprovalKind.TOOL and approval.state is ApprovalState.OPEN
     ]  # fmt: skip
-    withdrawn = tuple(replace(one, state=ApprovalState.WITHDRAWN, decided_at=tx.now) for one in still_open)
-    for approval in withdrawn:
-        approvals.save(tx, approval)
-    return withdrawn
+    for approval in still_open:
+        approvals.decide(tx, approval, ApprovalState.WITHDRAWN, RAVEBOT, "the agent's turn has ended")
+    return tuple(still_open)

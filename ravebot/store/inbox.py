@@ -44,6 +44,23 @@ def record(tx: Transaction, source: str, key: str, lane: str, kind: str, outcome
     )
 
 
+def kind_of(tx: Transaction, source: str, key: str) -> str | None:
+    """The kind of a delivery that was stored, handled or not; None for one that was not, or too long ago."""
+    row = tx.one("SELECT kind FROM inbox WHERE source = ? AND delivery_key = ?", (source, key))
+    return row["kind"] if row else None
+
+
+def take_back(tx: Transaction, source: str, key: str) -> bool:
+    """Mark a delivery as handled without acting on it, because who sent it removed it; False if it was handled."""
+    return bool(
+        tx.changed(
+            "UPDATE inbox SET handled_at = ?, outcome = 'taken back', body = ''"
+            " WHERE source = ? AND delivery_key = ? AND handled_at IS NULL",
+            (tx.now_us, source, key),
+        )
+    )
+
+
 def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest unhandled row of every lane, if it is due: of each source at most `limit`, the least recently tried
     first. A row that was never tried counts as tried when it was received."""

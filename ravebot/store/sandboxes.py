@@ -19,6 +19,7 @@ from ravebot.sandboxes.model import (
 )
 from ravebot.store.database import Transaction, Value
 from ravebot.store.rows import dump, load
+from ravebot.store.signals import AGENTS_WAIT
 
 
 def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> Sandbox:
@@ -38,6 +39,7 @@ def save(tx: Transaction, sandbox: Sandbox) -> None:
     tx.execute("DELETE FROM warnings WHERE sandbox_id = ?", (sandbox.id,))
     for threshold in sandbox.warned:
         tx.execute("INSERT INTO warnings VALUES (?, ?)", (sandbox.id, threshold))
+    tx.wake(AGENTS_WAIT)
 
 
 def get(tx: Transaction, sandbox_id: SandboxId) -> Sandbox | None:

@@ -11,6 +11,9 @@ from collections import defaultdict
 INTAKE = "intake"
 POOL = "pool"
 AGENTS = "agents"
+APPROVALS = "approvals"
+AGENTS_WAIT = "agents wait"
+"""Something changed that a message to an agent may wait for."""
 
 
 class Signals:

@@ -32,33 +32,35 @@ MAX_PATH_BYTES = 107  # sockaddr_un, unix(7)
 T = TypeVar("T")
 
 
-class _Question(BaseModel):
+class AdminQuestion(BaseModel):
+    """What is asked over the socket."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CommandQuestion(_Question):
+class CommandQuestion(AdminQuestion):
     verb: str = Field(max_length=50)
     words: tuple[Annotated[str, Field(max_length=500)], ...] = Field((), max_length=10)
 
 
-class CleanupQuestion(_Question):
+class CleanupQuestion(AdminQuestion):
     older_than: timedelta | None = None
     everything: bool = False
     force: bool = False
     adopt: bool = False
 
 
-class ReplaceQuestion(_Question):
+class ReplaceQuestion(AdminQuestion):
     instance_id: str = Field(pattern=f"^{naming.INSTANCE_ID}$", max_length=64)
 
 
-class AuditQuestion(_Question):
+class AuditQuestion(AdminQuestion):
     ref: str | None = Field(None, max_length=500)
     verify: bool = False
     limit: int = Field(100, ge=1, le=100_000)
 
 
-class UsageQuestion(_Question):
+class UsageQuestion(AdminQuestion):
     since: datetime | None = None
 
 
@@ -85,7 +87,7 @@ def make_app(operations: Operations) -> web.Application:
     async def cleanup(asked: CleanupQuestion, actor: Actor) -> CleanupReport:
         return await operations.cleanup(**dict(asked), actor=actor)
 
-    async def strangers(_: _Question, __: Actor) -> Strangers:
+    async def strangers(_: AdminQuestion, __: Actor) -> Strangers:
         return await operations.strangers()
 
     async def replace_instance(asked: ReplaceQuestion, _: Actor) -> None:
@@ -97,22 +99,24 @@ def make_app(operations: Operations) -> web.Application:
     async def usage(asked: UsageQuestion, _: Actor) -> tuple[UsageLine, ...]:
         return await operations.usage(asked.since)
 
-    app = web.Application(client_max_size=64 * 1024)
-    app.router.add_post("/command", _route(CommandQuestion, command))
-    app.router.add_post("/cleanup", _route(CleanupQuestion, cleanup))
-    app.router.add_post("/strangers", _route(_Question, strangers))
-    app.router.add_post("/replace-instance", _route(ReplaceQuestion, replace_instance))
-    app.router.add_post("/audit", _route(AuditQuestion, audit))
-    app.router.add_post("/usage", _route(UsageQuestion, usage))
+    app = web.Application(client_max_size=256 * 1024)
+    app.router.add_post("/command", route(CommandQuestion, command))
+    app.router.add_post("/cleanup", route(CleanupQuestion, cleanup))
+    app.router.add_post("/strangers", route(AdminQuestion, strangers))
+    app.router.add_post("/replace-instance", route(ReplaceQuestion, replace_instance))
+    app.router.add_post("/audit", route(AuditQuestion, audit))
+    app.router.add_post("/usage", route(UsageQuestion, usage))
     return app
 
 
-Q = TypeVar("Q", bound=_Question)
+Q = TypeVar("Q", bound=AdminQuestion)
 
 
-def _route(
+def route(
     question: type[Q], answer: Callable[[Q, Actor], Awaitable[object]]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler of a question: reads it, and writes what `answer` returns as JSON."""
+
     async def handle(request: web.Request) -> web.Response:
         try:
             asked = question.model_validate_json(await request.read() or b"{}")
@@ -202,46 +206,48 @@ class AdminClient:
     path: Path
 
     async def command(self, verb: str, words: tuple[str, ...] = ()) -> Answer:
-        return await self._ask("command", CommandQuestion(verb=verb, words=words), _ANSWER)
+        return await ask(self.path, "command", CommandQuestion(verb=verb, words=words), _ANSWER)
 
     async def cleanup(
         self, *, older_than: timedelta | None, everything: bool, force: bool, adopt: bool
     ) -> CleanupReport:
         question = CleanupQuestion(older_than=older_than, everything=everything, force=force, adopt=adopt)
-        return await self._ask("cleanup", question, _CLEANUP)
+        return await ask(self.path, "cleanup", question, _CLEANUP)
 
     async def strangers(self) -> Strangers:
-        return await self._ask("strangers", _Question(), _STRANGERS)
+        return await ask(self.path, "strangers", AdminQuestion(), _STRANGERS)
 
     async def replace_instance(self, instance_id: str) -> None:
-        return await self._ask("replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)
+        return await ask(self.path, "replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)
 
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
-        return await self._ask("audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)
+        return await ask(self.path, "audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)
 
     async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        return await self._ask("usage", UsageQuestion(since=since), _USAGE)
+        return await ask(self.path, "usage", UsageQuestion(since=since), _USAGE)
 
-    async def _ask(self, what: str, question: _Question, answer: TypeAdapter[T]) -> T:
-        # A cleanup waits for graceful stops; the shell's user can interrupt it.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        connector = aiohttp.UnixConnector(os.fspath(self.path))
-        try:
-            async with (
-                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-                session.post(f"http://ravebot/{what}", data=question.model_dump_json()) as response,
-            ):
-                status, body = response.status, await response.read()
-        except aiohttp.ClientConnectorError as error:
-            raise _not_reached(self.path, error.os_error) from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(f"the bot behind {self.path} broke off: {error}; see its log") from error
-        if status != 200:
-            raise _refusal(status, body)
-        try:
-            return answer.validate_json(body)
-        except ValidationError as error:
-            raise Unavailable("the running bot answers in another way: is it of another version?") from error
+
+async def ask(path: Path, what: str, question: AdminQuestion, answer: TypeAdapter[T]) -> T:
+    """Put a question to the bot that listens there. Raises NotRunningError, Forbidden, Refused or Unavailable."""
+    # A cleanup waits for graceful stops; the shell's user can interrupt it.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+    connector = aiohttp.UnixConnector(os.fspath(path))
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.post(f"http://ravebot/{what}", data=question.model_dump_json()) as response,
+        ):
+            status, body = response.status, await response.read()
+    except aiohttp.ClientConnectorError as error:
+        raise _not_reached(path, error.os_error) from error
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unavailable(f"the bot behind {path} broke off: {error}; see its log") from error
+    if status != 200:
+        raise _refusal(status, body)
+    try:
+        return answer.validate_json(body)
+    except ValidationError as error:
+        raise Unavailable("the running bot answers in another way: is it of another version?") from error
 
 
 def _not_reached(path: Path, error: OSError) -> RavebotError:

@@ -84,6 +84,89 @@ async def test_python_gitlab_pages_through_it_unmodified(gitlab: GitLabServer) -
     assert (keys, total, body) == (1, 45, "goodbye")
 
 
+async def test_a_note_that_is_replied_to_begins_a_thread(gitlab: GitLabServer) -> None:
+    alice, bob = gitlab.add_user("alice"), gitlab.add_user("bob")
+    project = gitlab.add_project("group/app", public=True)
+    mr = gitlab.open_merge_request(project, alice)
+    first, other = gitlab.comment(mr, alice, "first"), gitlab.comment(mr, alice, "other")
+    assert first and other
+
+    def use() -> tuple[object, ...]:
+        api = python_gitlab.Gitlab(gitlab.url, private_token=gitlab.token_for(bob)).projects.get("group/app")
+        discussions = api.mergerequests.get(1).discussions
+        before = [one.individual_note for one in discussions.list(get_all=True)]
+        found = discussions.get(first.discussion_id)
+        reply = found.notes.create({"body": "a **reply**"})
+        again = discussions.get(first.discussion_id)
+        bodies = [note["body"] for note in again.attributes["notes"]]
+        kinds = [(note["type"], note["resolvable"]) for note in again.attributes["notes"]]
+        return before, reply.type, again.individual_note, bodies, kinds, len(discussions.list(get_all=True))
+
+    before, kind, individual, bodies, kinds, number = await asyncio.to_thread(use)
+    assert before == [True, True]
+    assert (kind, individual, bodies) == ("DiscussionNote", False, ["first", "a **reply**"])
+    assert kinds == [("DiscussionNote", True)] * 2
+    assert number == 2
+    assert first.updated_at == first.created_at, "it was not edited"
+    async with ClientSession() as session, session.get(f"{gitlab.url}/group/app/-/merge_requests/1") as response:
+        page = await response.text()
+    [thread] = re.findall(r'<section class="thread">(.*?)</section>', page, re.DOTALL)
+    assert "a <strong>reply</strong>" in thread
+    assert "other" not in thread
+
+
+async def test_a_reply_in_a_resolved_thread_is_resolved_too(gitlab: GitLabServer) -> None:
+    alice = gitlab.add_user("alice")
+    mr = gitlab.open_merge_request(gitlab.add_project("group/app"), alice)
+    first = gitlab.comment(mr, alice, "first")
+    assert gitlab.comment(mr, alice, "reply", reply_to=first)
+    assert first
+    gitlab.resolve(mr, first, alice)
+    late = gitlab.comment(mr, alice, "late", reply_to=first)
+    assert late
+    assert late.resolved_by is alice
+
+
+async def test_what_is_wrong_with_a_reply_or_an_award_is_answered_as_gitlab_does(gitlab: GitLabServer) -> None:
+    alice, bob = gitlab.add_user("alice"), gitlab.add_user("bob")
+    project = gitlab.add_project("group/app")
+    gitlab.set_role(project, alice, DEVELOPER)
+    mr = gitlab.open_merge_request(project, alice)
+    note = gitlab.comment(mr, alice, "first")
+    assert note
+    base = f"{gitlab.url}/api/v4/projects/{project.id}/merge_requests/1"
+    awards = f"{base}/notes/{note.id}/award_emoji"
+    alices = ClientSession(headers={"PRIVATE-TOKEN": gitlab.token_for(alice)})
+    bobs = ClientSession(headers={"PRIVATE-TOKEN": gitlab.token_for(bob)})
+    async with alices, bobs:
+
+        async def status(session: ClientSession, method: str, url: str, **body: object) -> int:
+            async with session.request(method, url, json=body) as response:
+                return response.status
+
+        replies = f"{base}/discussions/{note.discussion_id}/notes"
+        assert await status(bobs, "POST", replies, body="hello") == 404, "he does not see the project"
+        assert await status(alices, "POST", f"{base}/discussions/{'0' * 40}/notes", body="hello") == 404
+        assert await status(alices, "GET", f"{base}/discussions/{'0' * 40}") == 404
+        assert await status(alices, "POST", replies) == 400
+        assert await status(alices, "POST", replies, body="/close") == 400, "nothing is left of it"
+        async with alices.post(awards, json={"name": "eyes"}) as response:
+            award = (await response.json())["id"]
+        gitlab.set_role(project, bob, DEVELOPER)
+        assert await status(bobs, "DELETE", f"{awards}/{award}") == 401, "it is another's"
+        assert await status(alices, "DELETE", f"{awards}/{award}") == 204
+        assert await status(alices, "DELETE", f"{awards}/{award}") == 404
+    assert gitlab.emoji(note) == []
+
+
+async def test_bots_are_told_by_their_profile(gitlab: GitLabServer) -> None:
+    alice, robot = gitlab.add_user("alice"), gitlab.add_user("project_7_bot", bot=True)
+    async with ClientSession(headers={"PRIVATE-TOKEN": gitlab.token_for(alice)}) as session:
+        for user, expected in ((alice, False), (robot, True)):
+            async with session.get(f"{gitlab.url}/api/v4/users/{user.id}") as response:
+                assert (await response.json())["bot"] is expected
+
+
 async def test_no_more_than_three_hundred_notes_a_minute(gitlab: GitLabServer) -> None:
     alice = gitlab.add_user("alice")
     project = gitlab.add_project("group/app")

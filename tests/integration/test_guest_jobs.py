@@ -7,7 +7,7 @@ import io
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,57 +18,12 @@ from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER
+from tests.support.guest_room import Room
 
 pytestmark = pytest.mark.integration
 
 USER = "nobody"
 LONG = timedelta(seconds=20)
-
-
-class Room(MemoryProvider):
-    """Runs what a guest would, as root, where /run and /srv are empty folders of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        hold = "mount -t tmpfs none /run && mount -t tmpfs none /srv && echo made && exec sleep 600"
-        self.holder = subprocess.Popen(["unshare", "-m", "sh", "-c", hold], stdout=subprocess.PIPE, text=True)
-        assert self.holder.stdout
-        assert self.holder.stdout.readline() == "made\n"
-        self.slow_copy = 0.0
-        self.path = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-    def close_room(self) -> None:
-        self.holder.kill()
-        self.holder.communicate()
-
-    async def run(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
-        timeout: timedelta,
-        environment: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-    ) -> RunResult:
-        process = await asyncio.create_subprocess_exec(
-            *("nsenter", "-m", "-t", str(self.holder.pid)), *argv,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": self.path, **(environment or {})},
-        )  # fmt: skip
-        output, _ = await asyncio.shield(asyncio.ensure_future(process.communicate()))  # a guest's goes on, too
-        return RunResult(process.returncode or 0, output.decode(errors="replace"))
-
-    async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
-        await asyncio.sleep(self.slow_copy)
-        subprocess.run(
-            ["nsenter", "-m", "-t", str(self.holder.pid), "tee", target],
-            input=source.read_bytes(), stdout=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
-        return False
-
-    def sh(self, script: str) -> str:
-        command = ["nsenter", "-m", "-t", str(self.holder.pid), "sh", "-c", script]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 @pytest.fixture

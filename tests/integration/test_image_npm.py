@@ -5,23 +5,40 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import io
 import json
 import shutil
+import subprocess
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ravebot.errors import ImageBuildFailed
 from ravebot.images import npm
 from ravebot.images.layers import NpmPackage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
 
-CONTENT = b"what the package holds"
+
+def package(facts: dict[str, Any], **files: str) -> bytes:
+    """An archive as npm makes them; a file's name has `__` for `/`."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in {"package.json": json.dumps(facts), **files}.items():
+            info = tarfile.TarInfo(f"package/{name.replace('__', '/')}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+CONTENT = package({"name": "@scope/here", "bin": "./run"}, run="#!/bin/sh\necho it runs\n")
 PACKAGE = NpmPackage("@scope/here", "1.2.3", base64.b64encode(hashlib.sha512(CONTENT).digest()).decode())
 ABSENT = replace(PACKAGE, name="absent")
 
@@ -81,3 +98,61 @@ def test_a_host_without_npm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     asyncio.run(npm.fetch([PACKAGE], tmp_path))
     assert (tmp_path / "here.failed").read_text() == "the host that built the image has no npm\n"
+
+
+@needs_npm
+def test_a_program_that_is_asked_for_is_fetched_with_the_place_of_its_file(registry: str, tmp_path: Path) -> None:
+    asyncio.run(npm.require([replace(PACKAGE, sha512="")], tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here.programs", "here.tgz"]
+    assert (tmp_path / "here.programs").read_text() == "here run\n"
+
+
+@needs_npm
+def test_a_program_that_npm_does_not_have_ends_the_build(registry: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageBuildFailed, match=r"absent@1.2.3: npm could not fetch it .*\(E404\)"):
+        asyncio.run(npm.require([ABSENT], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("facts", "files", "expected"),
+    [
+        ({"name": "a", "bin": {"one": "dist/one.js"}}, {"dist__one.js": ""}, {"one": "dist/one.js"}),
+        ({"name": "@s/a", "bin": "./a.js"}, {"a.js": ""}, {"a": "a.js"}),
+        ({"name": "a"}, {"bin__tool": "", "lib__other": ""}, {"tool": "bin/tool"}),
+        ({"name": "a", "bin": {"one": "one"}, "dependencies": {"b": "1"}}, {"one": ""}, "depends on other packages"),
+        ({"name": "a"}, {}, "has no program"),
+        ({"name": "a", "bin": {"one": "../../etc/passwd"}}, {}, "has no usable file"),
+        ({"name": "a", "bin": {"../../bin/sh": "one"}}, {"one": ""}, "has no usable file"),
+        ({"name": "a", "bin": {"one": "absent"}}, {}, "has no usable file"),
+    ],
+)
+def test_a_package_s_programs_are_found_or_it_says_why_not(
+    tmp_path: Path, facts: dict[str, Any], files: dict[str, str], expected: dict[str, str] | str
+) -> None:
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(package(facts, **files))
+    if isinstance(expected, dict):
+        assert npm.programs_of(archive) == expected
+    else:
+        with pytest.raises(ImageBuildFailed, match=expected):
+            npm.programs_of(archive)
+
+
+def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(b"no archive")
+    with pytest.raises(ImageBuildFailed, match="can't be read"):
+        npm.programs_of(archive)
+
+
+def test_the_installed_program_runs(tmp_path: Path) -> None:
+    """The script's paths are put below a folder, instead of a chroot."""
+    folder = tmp_path / npm.IN_IMAGE
+    folder.mkdir(parents=True)
+    (tmp_path / "usr/local/bin").mkdir(parents=True)
+    (folder / "here.tgz").write_bytes(CONTENT)
+    (folder / "here.programs").write_text("here run\n")
+    script = npm.INSTALL.replace("cd /", f"cd {tmp_path}/").replace('"/usr', f'"{tmp_path}/usr')
+    subprocess.run(["sh", "-c", script], check=True)
+    said = subprocess.run([tmp_path / "usr/local/bin/here"], capture_output=True, text=True, check=True)
+    assert said.stdout == "it runs\n"

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.desk import Desk as AgentDesk
+from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.commands.verbs import VERBS, Verb
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
 from ravebot.gitlab.webhook import delivery
+from ravebot.intake.comments import AgentComments
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.poll import Poller
@@ -102,7 +106,10 @@ class Desk:
 
     def handler(self) -> GitLabIntake:
         people = People(self.world.config, self.world.database, self.gitlab)
-        return GitLabIntake(self.world.config, self.gitlab, people, self.world.intents, self.verbs)
+        config, telling = self.world.config, ConversationTelling(self.world.config)
+        approvals = Approvals(config, telling, self.world.database, people)
+        agents = AgentComments(config, self.gitlab, people, AgentDesk(config, telling), approvals)
+        return GitLabIntake(config, self.gitlab, people, self.world.intents, agents, self.verbs)
 
     async def outcomes(self) -> list[str]:
         rows = await self.world.read(
@@ -335,6 +342,7 @@ async def test_a_comment_that_is_edited_into_a_command_is_not_obeyed_by_polling_
     await desk.poll_again(mr)
     assert await desk.states() == ["queued"]
     resolved = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    resolved.in_thread = True
     resolved.updated_at = resolved.resolved_at = resolved.created_at + timedelta(seconds=30)
     await desk.poll_again(mr)
     assert await desk.states() == [], "the thread of a command may be resolved"

@@ -20,7 +20,7 @@ from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.hearing import Hearing
-from ravebot.matrix.incoming import IncomingMessage, Removed
+from ravebot.matrix.incoming import Heard, IncomingMessage
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
@@ -58,7 +58,7 @@ async def client_of(url: str, folder: Path, *, timeout_seconds: float = 5.0) -> 
         await client.close()
 
 
-def direct(heard: IncomingMessage | Removed) -> bool:
+def direct(heard: Heard) -> bool:
     assert isinstance(heard, IncomingMessage)
     return heard.direct
 
@@ -73,7 +73,7 @@ class Journal:
     async def token(self) -> str | None:
         return self.next_batch
 
-    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
         self.texts += [message.text for message in messages if isinstance(message, IncomingMessage)]
         self.next_batch = next_batch
 
@@ -191,7 +191,7 @@ class LockedJournal(Journal):
         super().__init__()
         self.failures = failures
 
-    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
         if self.failures and messages:
             self.failures -= 1
             raise StoreError("the database is full")
@@ -320,7 +320,7 @@ async def test_a_long_gap_full_of_long_messages_takes_little_memory(tmp_path: Pa
         return synced("s1", join=limited()) if request.query.get("since") == "s0" else synced("s1")
 
     class Measured(Journal):
-        async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+        async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
             await super().save(messages, next_batch)
             held.append(tracemalloc.get_traced_memory()[0])
 
@@ -380,7 +380,7 @@ async def test_a_room_that_can_never_be_read_does_not_keep_the_others_from_being
         return synced("s1")
 
     class Noting(Journal):
-        async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+        async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
             if next_batch == "s0":
                 assert [(message.room_id, direct(message)) for message in messages] == [(OTHER, True)]
                 heard_after.append(len(pauses.seconds))

@@ -14,7 +14,7 @@ from ravebot.clock import SystemClock
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden
 from ravebot.matrix.client import MatrixClient
-from ravebot.matrix.incoming import IncomingMessage, Removed
+from ravebot.matrix.incoming import Heard, IncomingMessage
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.sync import SyncLoop
 from tests.support.synapse import MatrixUser, Synapse
@@ -43,7 +43,7 @@ class MemoryJournal:
     async def token(self) -> str | None:
         return self.next_batch
 
-    async def save(self, messages: tuple[IncomingMessage | Removed, ...], next_batch: str) -> None:
+    async def save(self, messages: tuple[Heard, ...], next_batch: str) -> None:
         if self.fails and messages:
             raise DiskFullError
         self.messages += [message for message in messages if isinstance(message, IncomingMessage)]

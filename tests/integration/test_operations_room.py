@@ -36,12 +36,20 @@ class LosesAnswers:
         self.client = client
         self.to_lose = 0
 
-    async def send(self, room_id: str, content: Mapping[str, object], txn_id: str) -> str:
-        event_id = await self.client.send(room_id, content, txn_id)
+    async def send(
+        self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
+    ) -> str:
+        event_id = await self.client.send(room_id, content, txn_id, event_type)
         if self.to_lose:
             self.to_lose -= 1
             raise Unavailable("the answer got lost")
         return event_id
+
+    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
+        return await self.client.redact(room_id, event_id, txn_id)
+
+    async def upload(self, data: bytes, name: str, kind: str) -> str:
+        return await self.client.upload(data, name, kind)
 
     async def display_name(self, user_id: str) -> str:
         return await self.client.display_name(user_id)

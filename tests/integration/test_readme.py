@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +22,8 @@ from ravebot.config.model import matches_project
 from ravebot.operations.init.proxy import caddy
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
+from tests.support.agents import opencode
+from tests.support.agents.model import MODEL
 from tests.support.pages import DOCS, README, ROOT, everything
 
 pytestmark = pytest.mark.integration
@@ -29,10 +33,16 @@ _TEXT = everything()
 _INSTALL = (DOCS / "install.md").read_text()
 
 
-def _block(language: str) -> str:
-    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", _TEXT, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1
-    return blocks[0]
+_AGENTS = (DOCS / "agents.md").read_text()
+
+
+def _blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def _block(language: str, page: str = _INSTALL) -> str:
+    (block,) = _blocks(language, page)
+    return block
 
 
 def _shell() -> TyperGroup:
@@ -84,8 +94,8 @@ def _commands() -> list[str]:
     return [*inline, *indented]
 
 
-def test_the_configuration_loads(tmp_path: Path) -> None:
-    given = yaml.safe_load(_block("yaml"))
+def _stored(given: dict[str, Any], tmp_path: Path) -> Path:
+    """Write the configuration with secrets that are there."""
     for section, key in ((given["matrix"], "password_file"), (given["gitlab"], "token_file"),
                          (given["gitlab"]["webhook"], "secret_token_file")):  # fmt: skip
         secret = tmp_path / Path(section[key]).name
@@ -94,14 +104,40 @@ def test_the_configuration_loads(tmp_path: Path) -> None:
         section[key] = str(secret)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(given))
+    return path
 
-    loaded = load(path)
+
+def test_the_configuration_loads(tmp_path: Path) -> None:
+    loaded = load(_stored(yaml.safe_load(_block("yaml")), tmp_path))
 
     assert loaded.warnings == ()
     assert caddy(loaded.config) in _INSTALL
     assert matches_project(loaded.config.gitlab.projects, "group/app")
     assert not loaded.config.provider.image.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
     assert not loaded.config.provider.storage_pool.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
+
+
+def test_the_configuration_of_an_agent_goes_with_that_of_the_installation(tmp_path: Path) -> None:
+    given = yaml.safe_load(_block("yaml"))
+    for text in _blocks("yaml", _AGENTS):
+        for section, values in yaml.safe_load(text).items():
+            given[section] = {**given.get(section, {}), **values} if isinstance(values, dict) else values
+    (agent,) = load(_stored(given, tmp_path)).config.agents
+    assert agent.acp
+    assert agent.acp.environment.items() <= {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/etc/opencode.json"}.items()
+
+
+def test_opencode_s_settings_and_version_on_the_page_are_those_that_were_tried(tmp_path: Path) -> None:
+    script = _block("sh", _AGENTS)
+    file = tmp_path / "opencode.json"
+    subprocess.run(["sh", "-c", script.replace("/etc/opencode.json", str(file))], check=True)
+    shown = json.loads(file.read_text())
+    shown["model"] = shown["model"].replace("qwen3-coder", MODEL)
+    shown["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
+    tried = opencode.configuration(shown["provider"]["local"]["options"]["baseURL"])
+    tried["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
+    assert shown == tried
+    assert set(re.findall(r"opencode-linux-x64@([\d.]+)", _TEXT)) == {opencode.version()}
 
 
 def test_files_and_folders_that_are_named_are_there() -> None:

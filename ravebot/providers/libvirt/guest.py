@@ -24,12 +24,14 @@ import libvirt_qemu
 from ravebot.backoff import Backoff
 from ravebot.errors import GuestError, GuestTimeout, MachineNotFound, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
-from ravebot.providers.guest import check_authorized_keys, check_target, read_source
-from ravebot.providers.libvirt.answers import field, host_keys, returned, run_result
+from ravebot.providers.guest import check_authorized_keys, check_target, larger_than, read_source
+from ravebot.providers.libvirt.answers import field, file_piece, host_keys, returned, run_result
 from ravebot.providers.libvirt.connection import Connection, Handle
 from ravebot.providers.libvirt.domains import Domains
 
 CHUNK_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
+"""How much is read at once: libvirt takes answers of up to 10 MiB, but parsing a long one stops the event loop."""
 # libvirt 9.0 garbles a command that does not fit into its socket's send buffer (208 KiB by default) in one
 # write, and the agent stops answering: seen from 180,000 bytes in base64 on, never at 128 KiB.
 _LONGEST_COMMAND = 128 * 1024
@@ -162,6 +164,27 @@ class GuestAgents:
             if not 0 < count <= len(chunk):
                 raise GuestError("the guest agent wrote nothing: is the guest's disk full?")
             offset += count
+
+    async def copy_out(self, name: str, source: str, max_bytes: int) -> bytes:
+        """Read a file in the guest, piece by piece; see the contract."""
+        check_target(source)
+        opened = await self._ask(name, "guest-file-open", _CALL_SECONDS, {"path": source, "mode": "rb"})
+        handle = field({"handle": opened}, "handle", int)
+        content = bytearray()
+        try:
+            while True:
+                asked = {"handle": handle, "count": READ_BYTES}
+                piece, at_end = file_piece(await self._ask(name, "guest-file-read", _CALL_SECONDS, asked), READ_BYTES)
+                content += piece
+                if len(content) > max_bytes:
+                    raise larger_than(source, max_bytes)
+                if at_end:
+                    return bytes(content)
+                if not piece:
+                    raise GuestError("the guest agent reads a file without coming to its end")
+        finally:
+            with suppress(GuestError, ProviderError):
+                await self._ask(name, "guest-file-close", _CALL_SECONDS, {"handle": handle})
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         check_authorized_keys(keys)

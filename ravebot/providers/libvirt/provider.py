@@ -238,6 +238,9 @@ class LibvirtProvider:
         await self._agents.copy_in(name, source, target, mode=mode)
         return False
 
+    async def copy_out(self, name: str, source: str, *, max_bytes: int) -> bytes:
+        return await self._agents.copy_out(name, source, max_bytes)
+
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         await self._agents.authorize_keys(name, user, keys)
 

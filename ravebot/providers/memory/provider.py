@@ -18,7 +18,7 @@ from ravebot.providers.base import (
     RunResult,
     Usage,
 )
-from ravebot.providers.guest import check_authorized_keys, check_target, read_source
+from ravebot.providers.guest import check_authorized_keys, check_target, larger_than, read_source
 from ravebot.providers.memory.host import (
     INSTANCE_ID,
     Disk,
@@ -147,6 +147,17 @@ class MemoryProvider(Script):
         check_target(target)
         self._guest(name).files[target] = GuestFile(read_source(source), mode)
         return False
+
+    async def copy_out(self, name: str, source: str, *, max_bytes: int) -> bytes:
+        """The content of a file that was copied in."""
+        await self._called("copy_out", name)
+        check_target(source)
+        file = self._guest(name).files.get(source)
+        if file is None:
+            raise GuestError(f"there is no file {source} in the guest of {name}")
+        if len(file.content) > max_bytes:
+            raise larger_than(source, max_bytes)
+        return file.content
 
     async def authorize_keys(self, name: str, user: str, keys: Sequence[str]) -> None:
         """Make these the only authorized SSH keys of that user. Every user exists."""

@@ -48,6 +48,7 @@ CREATE TABLE agent_turns (
     cancelled_by    TEXT NOT NULL,
     tries           INTEGER NOT NULL,
     next_try_at     INTEGER,
+    sha             TEXT NOT NULL,              -- the code that the agent works on, as the conversation knows it
     UNIQUE (message_id, attempt)
 ) STRICT;
 CREATE INDEX agent_turns_open ON agent_turns (conversation_id, id)
@@ -98,12 +99,16 @@ CREATE TABLE approvals (
     decided_by      TEXT,
     attempted_at    INTEGER,                    -- since when its carrying out may be under way
     done_at         INTEGER,
-    outcome         TEXT NOT NULL
+    outcome         TEXT NOT NULL,
+    tries           INTEGER NOT NULL,
+    next_try_at     INTEGER,
+    hinted_at       INTEGER                     -- when somebody without the right was told who may answer
 ) STRICT;
 CREATE INDEX approvals_open ON approvals (expires_at) WHERE state = 'open';
 CREATE INDEX approvals_undone ON approvals (id) WHERE state <> 'open' AND done_at IS NULL;
 CREATE INDEX approvals_event ON approvals (place, event_id);
 CREATE INDEX approvals_turn ON approvals (turn_id);
+CREATE INDEX approvals_mr ON approvals (project_id, iid, kind);
 
 -- What doors show of a turn; a copy, the turn is the truth.
 CREATE TABLE shown_turns (
@@ -124,6 +129,15 @@ CREATE TABLE agent_events (
     PRIMARY KEY (place, event_id)
 ) STRICT;
 CREATE INDEX agent_events_event ON agent_events (event_id);
+
+-- How many messages each agent and each person had given to agents on a UTC day.
+CREATE TABLE agent_budgets (
+    day      TEXT NOT NULL,                     -- 2026-11-28
+    kind     TEXT NOT NULL,                     -- agent; of a person gitlab, matrix, shell
+    name     TEXT NOT NULL,
+    messages INTEGER NOT NULL,
+    PRIMARY KEY (day, kind, name)
+) STRICT, WITHOUT ROWID;
 
 -- Agents that a person paused.
 CREATE TABLE paused_agents (

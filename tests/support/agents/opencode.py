@@ -28,7 +28,7 @@ ENVIRONMENT = {
 """So that it asks nothing of the internet."""
 
 
-class OpenCodeMissing(Exception):
+class OpenCodeMissing(RuntimeError):
     """It can't be installed here; the message says why."""
 
 
@@ -76,7 +76,6 @@ def configuration(model_url: str) -> dict[str, Any]:
     return {
         "$schema": "https://opencode.ai/config.json",
         "model": f"local/{MODEL}",
-        "small_model": f"local/{MODEL}",
         "enabled_providers": ["local"],
         "autoupdate": False,
         "share": "disabled",

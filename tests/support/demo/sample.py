@@ -9,10 +9,14 @@ DESCRIPTION = "A page that greets, built by `.rave/setup` in the sandbox."
 _SETUP = """\
 #!/bin/sh
 set -eu
+build() { sed "s/COMMIT/$RAVE_SHA/" page.html >index.new && mv index.new index.html; }
 echo "Building the page of $RAVE_PROJECT!$RAVE_MR"
-sed "s/COMMIT/$RAVE_SHA/" page.html >index.html
+build
 echo "Built index.html, $(wc -c <index.html) bytes"
+# It is built again whenever somebody changes it here, until the next push brings another folder.
+( while [ -e page.html ]; do [ index.html -nt page.html ] || build; sleep 1; done ) </dev/null >/dev/null 2>&1 &
 """
+_BUILT = "index.html\nindex.new\n"
 
 _PAGE = """\
 <!doctype html><title>Sandbox</title><h1>{greeting}</h1>
@@ -20,6 +24,9 @@ _PAGE = """\
 """
 
 
-def change(greeting: str = "Hello from the sandbox!") -> dict[str, str]:
+GREETING = "Hello from the sandbox!"
+
+
+def change(greeting: str = GREETING) -> dict[str, str]:
     """The files that the branch adds."""
-    return {".rave/setup": _SETUP, "page.html": _PAGE.format(greeting=greeting)}
+    return {".gitignore": _BUILT, ".rave/setup": _SETUP, "page.html": _PAGE.format(greeting=greeting)}

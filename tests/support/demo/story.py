@@ -1,4 +1,7 @@
-"""The story that the demo tells: a merge request is opened, becomes a machine, is used, warned of, extended, ended."""
+"""The story that the demo tells: a merge request is opened, becomes a machine, is used, warned of, extended, ended.
+
+Before its end a coding agent works in it (`agent`).
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from datetime import UTC, datetime
 
 import libvirt
 
-from tests.support.demo import sample, times
+from tests.support.demo import agent, sample, times
 from tests.support.demo.doors import Doors, fingerprints, hand_over
 from tests.support.demo.play import page, playground
 from tests.support.demo.screen import Screen
 from tests.support.demo.watch import DemoError, Said, Watch
 from tests.support.gitlab import MergeRequest
-from tests.support.stage import Stage
+from tests.support.stage import Guest, Stage
 
 SETTINGS = {
     # Two hours become two minutes, so that the warning comes while you look.
     "pool": {"lifetime": "2m", "warn_before": ["110s"]},
     "provider": {"accelerator": "auto"},
+    "agents": [agent.CONFIGURED],
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
 
@@ -57,6 +61,8 @@ class Story:
         doors = await self._ready()
         await self._used(mr, doors)
         await self._extended(mr)
+        if self.stage.guest is Guest.DEBIAN:
+            await agent.Chapter(self.stage, self.screen, self.watch, mr, doors).tell()
         asked = None if self.keep else await self._ended(mr, doors)
         await self._times(asked)
         self.through = True
@@ -152,7 +158,7 @@ class Story:
 
     async def _ended(self, mr: MergeRequest, doors: Doors) -> datetime:
         stage, watch, screen = self.stage, self.watch, self.screen
-        screen.chapter("4 · The end")
+        screen.chapter("The end")
         asked = datetime.now(UTC)
         async with screen.waiting("The machine shuts down"):
             await self._command(mr, "/sandbox stop")

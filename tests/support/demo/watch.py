@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -56,6 +56,7 @@ class Watch:
     since: str  # where the room's story begins
     mr: MergeRequest | None = None
     messages: dict[str, Said] = field(default_factory=dict)
+    reactions: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # to a message: by whom, and what
     first_card_at: datetime | None = None
     note: Note | None = None
     note_rows: tuple[Row, ...] = ()
@@ -73,10 +74,26 @@ class Watch:
     def note_headline(self) -> str:
         return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
 
+    def find(self, fits: Callable[[Said], bool]) -> str:
+        """The event of the newest message that fits; empty when there is none."""
+        return next((event for event, said in reversed(self.messages.items()) if fits(said)), "")
+
+    def reacted(self, event: str, who: str, key: str) -> bool:
+        """Whether that person's reaction to a message is there, whether or not it asks for colour (U+FE0F)."""
+        return (who, key) in self.reactions.get(event, [])
+
     async def until(self, what: str, condition: Callable[[], T], timeout: float = 30) -> T:
         """Wait until the condition is true, and return its value. Raises DemoError, saying `what` was not seen."""
+
+        async def look() -> T:
+            return condition()
+
+        return await self.until_async(what, look, timeout)
+
+    async def until_async(self, what: str, condition: Callable[[], Awaitable[T]], timeout: float = 30) -> T:
+        """The same for a condition that must be waited for."""
         deadline = time.monotonic() + timeout
-        while not (found := condition()):
+        while not (found := await condition()):
             process = self.stage.bot.process
             if process is None or process.poll() is not None:
                 raise DemoError(f"ravebot ended while the demo waited for this: {what}")
@@ -98,6 +115,8 @@ class Watch:
             for event in room.get("timeline", {}).get("events", []):
                 if event["type"] == "m.room.message":
                     self._heard(event)
+                elif event["type"] == "m.reaction":
+                    self._reacted(event)
 
     def _heard(self, event: dict[str, Any]) -> None:
         content = event["content"]
@@ -108,7 +127,7 @@ class Watch:
         thread, reply = relation.get("rel_type") == "m.thread", "m.in_reply_to" in relation
         html = shown.get("formatted_body")
         said = Said(
-            sender=event["sender"].removeprefix("@").partition(":")[0],
+            sender=_name(event["sender"]),
             body=shown["body"],
             rows=tuple(rows_of(html)) if html else (Row(Kind.TEXT, shown["body"]),),
             mentions=tuple(shown.get("m.mentions", {}).get("user_ids", ())),
@@ -121,7 +140,17 @@ class Watch:
             if before is None or before.state != said.state:
                 self.screen.said("room", "ravebot", f"{'edits the' if edited else 'posts a'} card: {said.state}")
         elif before is None or before.body != said.body:
-            self.screen.said("room", said.sender, f"{'(in the thread) ' if said.thread else ''}{said.body}")
+            how = f"{'(in the thread) ' if said.thread else ''}{'(edited) ' if edited else ''}"
+            self.screen.said("room", said.sender, f"{how}{said.body}")
+
+    def _reacted(self, event: dict[str, Any]) -> None:
+        relation = event["content"].get("m.relates_to", {})
+        to, who = str(relation.get("event_id")), _name(event["sender"])
+        key = str(relation.get("key")).replace("\ufe0f", "")
+        self.reactions.setdefault(to, []).append((who, key))
+        said = self.messages.get(to)
+        about = said.body.splitlines()[0] if said and said.body else "a message"
+        self.screen.said("room", who, f"reacts with {key} to “{about[:60]}{'…' if len(about) > 60 else ''}”")
 
     async def merge_request(self) -> None:
         while True:
@@ -150,6 +179,10 @@ class Watch:
         self.note, self.note_rows = note, tuple(rows_of(to_html(note.body)))
         if self.note_headline() != before:
             self.screen.said("MR", "ravebot", f"{'posts' if first else 'edits'} the note: {self.note_headline()}")
+
+
+def _name(user_id: str) -> str:
+    return user_id.removeprefix("@").partition(":")[0]
 
 
 def fact(rows: tuple[Row, ...], label: str) -> str:

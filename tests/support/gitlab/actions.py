@@ -8,6 +8,7 @@ from tests.support.gitlab import notes, payloads
 from tests.support.gitlab.hooks import Attempt, Hook, Hooks
 from tests.support.gitlab.state import (
     DEVELOPER,
+    MAINTAINER,
     Files,
     Mention,
     MergeRequest,
@@ -33,10 +34,10 @@ class Actions:
         self.knows_signing_tokens = True
         """Whether this GitLab is new enough to take and tell of them."""
 
-    def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = ()) -> User:
-        """Register a person with their SSH keys (OpenSSH lines)."""
+    def add_user(self, username: str, keys: tuple[SshKey | str, ...] | list[str] = (), *, bot: bool = False) -> User:
+        """Register a person with their SSH keys (OpenSSH lines), or a bot's user."""
         with self.state.lock:
-            return self.state.add_user(username, tuple(keys))
+            return self.state.add_user(username, tuple(keys), bot=bot)
 
     def add_key(
         self, user: User, key: str, *, usage_type: str = "auth_and_signing", expires_at: str | None = None
@@ -95,12 +96,37 @@ class Actions:
     def push(self, mr: MergeRequest, files: Files, by: User | None = None) -> str:
         """New code on the branch; returns the new head."""
         with self.state.lock:
-            user, old = by or mr.author, mr.sha
-            mr.sha = self.state.commit(mr.source_project, {**mr.source_project.commits[old], **files})
-            mr.project.commits[mr.sha] = mr.source_project.commits[mr.sha]
-            self.state.add_note(mr, user, "added 1 commit", system=True)
-            self._merge_request_event(mr, user, "update", oldrev=old)
-            return mr.sha
+            user, project = by or mr.author, mr.source_project
+            tree = {**project.commits[mr.sha], **files}
+            sha = self.state.commit(project, tree, parent=mr.sha, author=user.name)
+            self.move_branch(project, mr.branch, sha, user)
+            return sha
+
+    def move_branch(self, project: Project, branch: str, sha: str, by: User) -> None:
+        """Let a branch have a new head, and with it the merge requests that come from it."""
+        with self.state.lock:
+            if branch == "main":
+                project.head = sha
+            for mr in self.state.merge_requests:
+                if mr.source_project is project and mr.branch == branch and mr.state == "opened":
+                    old, mr.sha, mr.updated_at = mr.sha, sha, self.state.now()
+                    self.state.share(project, sha, mr.project)
+                    self.state.add_note(mr, by, "added 1 commit", system=True)
+                    self._merge_request_event(mr, by, "update", oldrev=old)
+
+    def protect(self, project: Project, branch: str, level: int = MAINTAINER) -> None:
+        """Protect a branch: only who has that role may push to it."""
+        with self.state.lock:
+            project.protected[branch] = level
+
+    def delete_branch(self, project: Project, branch: str) -> None:
+        with self.state.lock:
+            project.deleted.add(branch)
+
+    def files_of(self, mr: MergeRequest) -> dict[str, bytes]:
+        """The files at the head of a merge request."""
+        with self.state.lock:
+            return dict(mr.source_project.commits[mr.sha])
 
     def close(self, mr: MergeRequest, by: User | None = None) -> None:
         self._set_state(mr, by, "closed", "close")
@@ -128,15 +154,15 @@ class Actions:
             mr.assignees, mr.updated_at = list(people), self.state.now()
             self._merge_request_event(mr, by or mr.author, "update", changes={"assignees": {}})
 
-    def comment(self, mr: MergeRequest, user: User, body: str) -> Note | None:
-        """Post a comment; None when nothing was left of it after its quick actions."""
+    def comment(self, mr: MergeRequest, user: User, body: str, *, reply_to: Note | None = None) -> Note | None:
+        """Post a comment, or a reply in another's thread; None when nothing was left of it after its quick actions."""
         with self.state.lock:
             text, actions = notes.take_quick_actions(body)
             for command, argument in actions:
                 self._quick_action(mr, user, command, argument)
             if actions and not text:
                 return None
-            note = self.state.add_note(mr, user, text)
+            note = self.state.add_note(mr, user, text, reply_to=reply_to.discussion_id if reply_to else "")
             self._mentions(mr, note)
             self._note_event(mr, note, user, "create")
             return note
@@ -150,6 +176,14 @@ class Actions:
             note.edited_at = note.updated_at
             self._mentions(mr, note)
             self._note_event(mr, note, user, "update")
+
+    def resolve(self, mr: MergeRequest, note: Note, by: User) -> None:
+        """Resolve a note's thread."""
+        with self.state.lock:
+            now = self.state.now()
+            for one in mr.discussion(note.discussion_id):
+                if one.in_thread and one.resolved_at is None:
+                    one.resolved_at, one.resolved_by, one.updated_at = now, by, now
 
     def delete_note(self, mr: MergeRequest, note: Note) -> None:
         with self.state.lock:

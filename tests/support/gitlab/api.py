@@ -5,7 +5,6 @@ https://docs.gitlab.com/api/rest/ ; roles: https://docs.gitlab.com/user/permissi
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -15,10 +14,12 @@ from aiohttp import web
 from tests.support.gitlab import entities
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.archive import tar_gz
+from tests.support.gitlab.discussions import DiscussionEndpoints
 from tests.support.gitlab.faults import Faults
 from tests.support.gitlab.hookapi import HookEndpoints
 from tests.support.gitlab.paging import page
-from tests.support.gitlab.refusal import Refusal, error
+from tests.support.gitlab.refusal import Refusal, error, text_in
+from tests.support.gitlab.repository import RepositoryEndpoints
 from tests.support.gitlab.state import MAINTAINER, Award, MergeRequest, Note, Project, User
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -66,7 +67,10 @@ class Api:
                 web.delete(note, self._delete_note),
                 web.get(note + "/award_emoji", self._awards),
                 web.post(note + "/award_emoji", self._award),
+                web.delete(note + "/award_emoji/{award:[0-9]+}", self._take_award_back),
+                *DiscussionEndpoints(self._actions, self._mr, _USER).routes(mr + "/discussions"),
                 *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
+                *RepositoryEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(project),
             ]
         )
         return app
@@ -110,10 +114,14 @@ class Api:
             raise Refusal(403, "403 Forbidden")
         return project
 
-    def _mr(self, request: web.Request) -> MergeRequest:
+    def _code_project(self, request: web.Request) -> Project:
         project = self._project(request)
         if not self._state.can_read_code(project, request[_USER]):
             raise Refusal(403, "403 Forbidden")
+        return project
+
+    def _mr(self, request: web.Request) -> MergeRequest:
+        project = self._code_project(request)
         found = self._state.merge_request(project, int(request.match_info["iid"]))
         if found is None:
             raise Refusal(404, "404 Not found")
@@ -137,7 +145,7 @@ class Api:
         return web.json_response({"version": "18.0.0-ee", "revision": "0123456789a"})
 
     async def _me(self, request: web.Request) -> web.Response:
-        return web.json_response(entities.user(self._base, request[_USER]))
+        return web.json_response(entities.profile(self._base, request[_USER]))
 
     async def _own_token(self, request: web.Request) -> web.Response:
         """https://docs.gitlab.com/api/personal_access_tokens/#self-inform"""
@@ -164,7 +172,7 @@ class Api:
         return page(request, self._base, [entities.user(self._base, person) for person in people])
 
     async def _one_user(self, request: web.Request) -> web.Response:
-        return web.json_response(entities.user(self._base, self._person(request)))
+        return web.json_response(entities.profile(self._base, self._person(request)))
 
     async def _keys(self, request: web.Request) -> web.Response:
         return page(request, self._base, [entities.ssh_key(key) for key in self._person(request).keys])
@@ -209,7 +217,7 @@ class Api:
             files = project.commits.get(sha)
         if files is None:
             raise Refusal(404, "404 File Not Found")
-        content = tar_gz(f"{project.name}-{sha}-{sha}", files)
+        content = tar_gz(f"{project.name}-{sha}-{sha}", files, project.facts[sha].executable)
         response = web.StreamResponse(
             headers={
                 "Content-Type": "application/octet-stream",
@@ -278,7 +286,7 @@ class Api:
             return web.json_response(entities.note(self._base, *self._note(request)))
 
     async def _create_note(self, request: web.Request) -> web.Response:
-        body = await _text(request, "body")
+        body = await text_in(request, "body")
         user = request[_USER]
         with self._state.lock:
             mr = self._mr(request)
@@ -295,7 +303,7 @@ class Api:
             return web.json_response(entities.note(self._base, mr, note), status=201)
 
     async def _edit_note(self, request: web.Request) -> web.Response:
-        body = await _text(request, "body")
+        body = await text_in(request, "body")
         with self._state.lock:
             mr, note = self._own_note(request)
             self._actions.edit(mr, note, request[_USER], body)
@@ -312,7 +320,7 @@ class Api:
             return page(request, self._base, [entities.award(self._base, note, award) for award in note.awards])
 
     async def _award(self, request: web.Request) -> web.Response:
-        name = request.query.get("name") or await _text(request, "name")
+        name = request.query.get("name") or await text_in(request, "name")
         user = request[_USER]
         with self._state.lock:
             _mr, note = self._note(request)
@@ -323,15 +331,14 @@ class Api:
             note.updated_at = award.created_at  # `bump_updated_at` in GitLab's app/models/note.rb
             return web.json_response(entities.award(self._base, note, award), status=201)
 
-
-async def _text(request: web.Request, key: str) -> str:
-    try:
-        content = json.loads(await request.read() or b"{}")
-    except ValueError:
-        raise Refusal(400, "400 Bad request - Error parsing JSON") from None
-    value = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise Refusal(400, f"400 Bad request - {key} is missing")
-    if len(value) > 1_000_000:
-        raise Refusal(400, f"400 Bad request - {key} is too long (maximum is 1000000 characters)")
-    return value
+    async def _take_award_back(self, request: web.Request) -> web.Response:
+        with self._state.lock:
+            _mr, note = self._note(request)
+            number = int(request.match_info["award"])
+            award = next((one for one in note.awards if one.id == number), None)
+            if award is None:
+                raise Refusal(404, "404 Award Emoji Not Found")
+            if award.user is not request[_USER]:
+                raise Refusal(401, "401 Unauthorized")
+            note.awards.remove(award)
+        return web.Response(status=204)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
-def tar_gz(top: str, files: Mapping[str, bytes]) -> bytes:
-    """A tar.gz of the files below `top`; a script (`#!`) is executable."""
+def tar_gz(top: str, files: Mapping[str, bytes], executable: Collection[str]) -> bytes:
+    """A tar.gz of the files below `top`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
         folders = {top}
@@ -22,6 +22,6 @@ def tar_gz(top: str, files: Mapping[str, bytes]) -> bytes:
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(f"{top}/{name}")
             entry.size = len(content)
-            entry.mode = 0o775 if content.startswith(b"#!") else 0o664
+            entry.mode = 0o775 if name in executable else 0o664
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

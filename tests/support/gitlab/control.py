@@ -19,9 +19,9 @@ from tests.support.gitlab.state import MergeRequest, Note, Project, User
 T = TypeVar("T")
 _METHODS = frozenset(
     {
-        "add_hook", "add_key", "add_project", "add_user", "assign", "close", "comment", "drop", "fail", "hang_up",
-        "mark_ready", "merge", "notes", "open_merge_request", "push", "rate_limit", "redeliver", "reopen", "restore",
-        "retitle", "set_role", "token_for", "truncate_archives",
+        "add_hook", "add_key", "add_project", "add_user", "assign", "close", "comment", "delete_branch", "drop", "fail",
+        "hang_up", "mark_ready", "merge", "notes", "open_merge_request", "protect", "push", "rate_limit", "redeliver",
+        "reopen", "resolve", "restore", "retitle", "set_role", "token_for", "truncate_archives",
     }
 )  # fmt: skip
 _USERS = frozenset({"user", "author", "by"})
@@ -61,6 +61,9 @@ def _argument(gitlab: GitLabServer, key: str, value: object) -> object:
         path, _, iid = value.rpartition("!")
         project = _found(state.project_at(path), f"there is no project {path}")
         return _found(state.merge_request(project, int(iid)), f"there is no merge request {value}")
+    if key in {"note", "reply_to"} and isinstance(value, int):
+        found = (mr.notes[value] for mr in state.merge_requests if value in mr.notes)
+        return _found(next(found, None), f"there is no note {value}")
     if key in {"assignees", "reviewers"} and isinstance(value, list):
         return tuple(_found(state.user_named(name), f"there is no user {name}") for name in value)
     return value

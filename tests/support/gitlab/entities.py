@@ -25,6 +25,11 @@ def user(base: str, person: User) -> Json:
     }
 
 
+def profile(base: str, person: User) -> Json:
+    """What `GET /users/:id` and `GET /user` tell beyond that; `bot` is true for every kind of bot user."""
+    return {**user(base, person), "bot": person.bot}
+
+
 def ssh_key(key: SshKey) -> Json:
     return {
         "id": key.id,
@@ -85,22 +90,39 @@ def merge_request(base: str, mr: MergeRequest) -> Json:
 def note(base: str, mr: MergeRequest, what: Note) -> Json:
     return {
         "id": what.id,
-        "type": None,
+        "type": "DiscussionNote" if what.in_thread else None,
         "body": what.body,
         "author": user(base, what.author),
         "created_at": api_time(what.created_at),
         "updated_at": api_time(what.updated_at),
-        "resolved_at": api_time(what.resolved_at) if what.resolved_at else None,
         "system": what.system,
         "noteable_id": mr.id,
         "noteable_type": "MergeRequest",
         "project_id": mr.project.id,
         "noteable_iid": mr.iid,
-        "resolvable": False,
+        "resolvable": what.in_thread,
+        **(_resolution(base, what) if what.in_thread else {}),
         "confidential": False,
         "internal": False,
         "imported": False,
         "commands_changes": {},
+    }
+
+
+def _resolution(base: str, what: Note) -> Json:
+    return {
+        "resolved": what.resolved_at is not None,
+        "resolved_by": user(base, what.resolved_by) if what.resolved_by else None,
+        "resolved_at": api_time(what.resolved_at) if what.resolved_at else None,
+    }
+
+
+def discussion(base: str, mr: MergeRequest, notes: list[Note]) -> Json:
+    """https://docs.gitlab.com/api/discussions/"""
+    return {
+        "id": notes[0].discussion_id,
+        "individual_note": not notes[0].in_thread,
+        "notes": [note(base, mr, one) for one in notes],
     }
 
 

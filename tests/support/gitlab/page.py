@@ -49,6 +49,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
 .md a { color: var(--link); }
 .awards { padding: 0 16px 12px; display: flex; gap: 6px; }
 .awards span { border: 1px solid var(--line); border-radius: 12px; padding: 1px 10px; }
+.thread { border: 1px solid var(--line); border-radius: 6px; margin: 14px 0 14px 48px; background: #fbfafd; }
+.thread .note { margin-left: 16px; margin-right: 16px; background: #fff; }
+.thread .note:not(:first-child) { margin-left: 64px; }
+.thread > footer { padding: 0 16px 12px; color: var(--soft); }
 .system { margin: 10px 0 10px 48px; color: var(--soft); } .system b { color: #28272d; }
 """
 
@@ -64,7 +68,7 @@ def render(mr: MergeRequest) -> str:
         for name, who in (("assigned to", mr.assignees), ("reviewed by", mr.reviewers))
         if who
     )
-    notes = "".join(_system(note) if note.system else _note(note, mr.author) for note in mr.notes.values())
+    notes = "".join(_discussion(notes, mr.author) for notes in mr.discussions)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title} (!{mr.iid}) · {path}</title><style>{_STYLE}</style></head><body>
@@ -78,6 +82,16 @@ def render(mr: MergeRequest) -> str:
 {notes}
 </main></body></html>
 """
+
+
+def _discussion(notes: list[Note], author: User) -> str:
+    """A note by itself, or a thread with its replies below the first."""
+    shown = [_system(note) if note.system else _note(note, author) for note in notes]
+    if not notes[0].in_thread:
+        return "".join(shown)
+    by = notes[0].resolved_by
+    resolved = f"<footer>Resolved by {escape(by.name)}</footer>" if by else ""
+    return f'<section class="thread">{"".join(shown)}{resolved}</section>\n'
 
 
 def _note(note: Note, author: User) -> str:

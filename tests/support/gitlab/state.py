@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -44,15 +44,33 @@ class User:
     name: str
     keys: list[SshKey] = field(default_factory=list)
     active: bool = True
+    bot: bool = False
+    """A service account, or the user of a project's or group's access token."""
+
+
+@dataclass(frozen=True)
+class CommitFacts:
+    """What a commit is beside its files. `executable`: of which files the mode says so."""
+
+    parent: str
+    message: str
+    author: str
+    at: datetime
+    executable: frozenset[str]
 
 
 @dataclass(eq=False)
 class Project:
+    """`facts`: of each commit; `protected`: the role that may push to a branch; `deleted`: branches that are gone."""
+
     id: int
     path: str
     public: bool
     members: dict[int, int] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    facts: dict[str, CommitFacts] = field(default_factory=dict)
+    protected: dict[str, int] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
     head: str = ""
 
     @property
@@ -75,8 +93,12 @@ class Note:
     body: str
     created_at: datetime
     updated_at: datetime
+    discussion_id: str
     system: bool = False
+    in_thread: bool = False
+    """Of type DiscussionNote: a reply, or the comment that was replied to; it can be resolved."""
     resolved_at: datetime | None = None
+    resolved_by: User | None = None
     edited_at: datetime | None = None
     awards: list[Award] = field(default_factory=list)
 
@@ -99,6 +121,16 @@ class MergeRequest:
     reviewers: list[User] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     notes: dict[int, Note] = field(default_factory=dict)
+
+    def discussion(self, discussion_id: str) -> list[Note]:
+        """Its notes, oldest first; an individual note is one, too."""
+        return [note for note in self.notes.values() if note.discussion_id == discussion_id]
+
+    @property
+    def discussions(self) -> list[list[Note]]:
+        """Every discussion, by the time of its first note."""
+        ids = dict.fromkeys(note.discussion_id for note in self.notes.values())
+        return [self.discussion(one) for one in ids]
 
     @property
     def draft(self) -> bool:
@@ -147,10 +179,10 @@ class State:
         self._clock = max(datetime.now(UTC), self._clock + timedelta(milliseconds=1))
         return self._clock
 
-    def add_user(self, username: str, keys: tuple[SshKey | str, ...]) -> User:
+    def add_user(self, username: str, keys: tuple[SshKey | str, ...], *, bot: bool = False) -> User:
         if self.user_named(username):
             raise ValueError(f"there is a user {username} already")
-        user = User(self.next_id(), username, username.replace("-", " ").title())
+        user = User(self.next_id(), username, username.replace("-", " ").title(), bot=bot)
         for key in keys:
             user.keys.append(key if isinstance(key, SshKey) else SshKey(self.next_id(), "laptop", key))
         self.users[user.id] = user
@@ -170,14 +202,54 @@ class State:
     def project_at(self, path: str) -> Project | None:
         return next((project for project in self.projects.values() if project.path == path), None)
 
-    def commit(self, project: Project, files: Files) -> str:
-        """Store a tree and name it; the name is a SHA-1 like Git's."""
+    def commit(
+        self,
+        project: Project,
+        files: Files,
+        *,
+        parent: str = "",
+        message: str = "Change files",
+        author: str = "Somebody",
+        executable: frozenset[str] | None = None,
+    ) -> str:
+        """Store a tree and name it; the name is a SHA-1 like Git's. By default scripts (`#!`) are executable."""
         tree = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
         digest = hashlib.sha1(f"{project.path} {self.next_id()}".encode())
         for name, content in sorted(tree.items()):
             digest.update(name.encode() + b"\0" + content)
         sha = digest.hexdigest()
         project.commits[sha] = tree
+        if executable is None:
+            executable = frozenset(name for name, content in tree.items() if content.startswith(b"#!"))
+        project.facts[sha] = CommitFacts(parent, message, author, self.now(), executable)
+        return sha
+
+    def branch(self, project: Project, name: str) -> str | None:
+        """The head of a branch: of `main`, or of what a merge request of the project comes from."""
+        if name in project.deleted:
+            return None
+        if name == "main":
+            return project.head
+        of = (mr for mr in reversed(self.merge_requests) if mr.source_project is project and mr.branch == name)
+        return next((mr.sha for mr in of), None)
+
+    def history(self, project: Project, sha: str) -> Iterator[str]:
+        """A commit and those before it."""
+        while sha in project.commits:
+            yield sha
+            sha = project.facts[sha].parent
+
+    def last_commit(self, project: Project, sha: str, path: str) -> str:
+        """The commit that changed a file last, seen from a commit that has it."""
+        for one in self.history(project, sha):
+            parent = project.facts[one].parent
+            before = project.commits.get(parent, {}).get(path)
+            modes = (
+                path in project.facts[one].executable,
+                parent in project.facts and (path in project.facts[parent].executable),
+            )
+            if before != project.commits[one].get(path) or modes[0] != modes[1]:
+                return one
         return sha
 
     def add_merge_request(
@@ -191,8 +263,19 @@ class State:
         description: str,
     ) -> MergeRequest:
         iid = 1 + max((mr.iid for mr in self.merge_requests if mr.project is project), default=0)
-        sha = self.commit(source, {**project.commits[project.head], **files})
-        project.commits[sha] = source.commits[sha]
+        if source is not project:  # a fork has what it was made from
+            for one in self.history(project, project.head):
+                source.commits.setdefault(one, project.commits[one])
+                source.facts.setdefault(one, project.facts[one])
+        source.deleted.discard(branch)
+        sha = self.commit(
+            source,
+            {**project.commits[project.head], **files},
+            parent=project.head,
+            message=title,
+            author=author.name,
+        )
+        self.share(source, sha, project)
         now = self.now()
         mr = MergeRequest(
             self.next_id(),
@@ -210,12 +293,28 @@ class State:
         self.merge_requests.append(mr)
         return mr
 
+    @staticmethod
+    def share(source: Project, sha: str, target: Project) -> None:
+        """Let the target of a merge request have a commit of its source."""
+        target.commits[sha], target.facts[sha] = source.commits[sha], source.facts[sha]
+
     def merge_request(self, project: Project, iid: int) -> MergeRequest | None:
         return next((mr for mr in self.merge_requests if mr.project is project and mr.iid == iid), None)
 
-    def add_note(self, mr: MergeRequest, author: User, body: str, *, system: bool = False) -> Note:
-        now = self.now()
-        note = Note(self.next_id(), author, body, now, now, system=system)
+    def add_note(self, mr: MergeRequest, author: User, body: str, *, system: bool = False, reply_to: str = "") -> Note:
+        """A new note; `reply_to` is the discussion that it is a reply in.
+
+        An individual note that is replied to begins a thread, and a reply in a resolved thread is resolved, too
+        (app/services/notes/create_service.rb, build_service.rb).
+        """
+        now, number = self.now(), self.next_id()
+        own = hashlib.sha1(f"discussion of note {number}".encode()).hexdigest()
+        note = Note(number, author, body, now, now, reply_to or own, system=system, in_thread=bool(reply_to))
+        if reply_to:
+            first, *others = mr.discussion(reply_to)
+            if all(one.resolved_at for one in (first, *others)):
+                note.resolved_at, note.resolved_by = now, author
+            first.in_thread = True
         mr.notes[note.id] = note
         if now - mr.updated_at > TOUCH_INTERVAL:
             mr.updated_at = now

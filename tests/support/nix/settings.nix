@@ -19,6 +19,7 @@ let
       nonEmptyStr = { };
       path = { };
       port = { };
+      bool = { };
       str = { };
     };
   };

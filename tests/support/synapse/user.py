@@ -150,6 +150,15 @@ class MatrixUser:
         answer = await self.call("PUT", "rooms", room, "send", kind, transaction, body=content)
         return str(answer["event_id"])
 
+    async def react(self, room: str, event_id: str, key: str) -> str:
+        """React to a message. Returns the reaction's event id."""
+        relation = {"rel_type": "m.annotation", "event_id": event_id, "key": key}
+        return await self.send_content(room, {"m.relates_to": relation}, kind="m.reaction")
+
+    async def reactions(self, room: str, event_id: str) -> list[tuple[str, str]]:
+        """Who has reacted with what to that message, in order; what was taken back is left out."""
+        return reactions(await self.events(room), event_id)
+
     async def redact(self, room: str, event_id: str) -> None:
         self._transaction += 1
         transaction = f"{time.monotonic_ns()}.{self._transaction}"
@@ -199,6 +208,16 @@ class MatrixUser:
                 raise TimeoutError(f"no such message in {timeout} s; there were:\n{seen}")
             answer = await self.sync(since, timeout_ms=min(int(left * 1000), 5000))
             since = str(answer["next_batch"])
+
+
+def reactions(events: Iterable[Json], event_id: str) -> list[tuple[str, str]]:
+    """Of one message, out of a room's events: sender and key."""
+    found = []
+    for event in events:
+        relation = event["content"].get("m.relates_to", {}) if event["type"] == "m.reaction" else {}
+        if relation.get("rel_type") == "m.annotation" and relation.get("event_id") == event_id:
+            found.append((str(event["sender"]), str(relation.get("key"))))
+    return found
 
 
 def timeline(events: Iterable[Json]) -> list[Message]:

@@ -134,7 +134,7 @@ class RunningTurn:
         def answered(tx: Transaction) -> None:
             stored = approvals.get(tx, approval.id)
             if stored is not None and stored.done_at is None:
-                approvals.save(tx, replace(stored, done_at=tx.now, outcome="the agent was told"))
+                approvals.done(tx, stored, stored.outcome or "the agent was told")
             if not agent_work.is_asked(tx, self.turn.id):
                 self.progress.goes_on(tx, self.turn.id)
 

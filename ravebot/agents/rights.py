@@ -1,0 +1,138 @@
+"""Whether a message may be given to an agent: nobody in its chain may less than that, now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ravebot.agents.model import AgentDoor, Conversation, Turn
+from ravebot.commands.people import People
+from ravebot.commands.permissions import SHELL, Decision, Right
+from ravebot.config.model import AgentConfig, Config, matches_project
+from ravebot.errors import Forbidden, NotFound
+from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.store import conversations, merge_requests, outbox
+from ravebot.store.database import Database, Transaction
+
+_NOT_MAPPED = Decision(False, "This room is not mapped to that project.", "Ask in a room that is.")
+_NO_SUCH_PROJECT = Decision(
+    False, "GitLab has no such project any more, or ravebot may not see it.", "Ask a Maintainer to add ravebot to it."
+)
+
+
+def find_agent(config: Config, name: str) -> AgentConfig | None:
+    """The agent of that name that can be spoken to."""
+    return next((agent for agent in config.agents if agent.name == name and agent.can_be_spoken_to), None)
+
+
+def by_configuration(agent: AgentConfig | None, name: str, mr: MergeRequest) -> Decision:
+    """Whether an agent may work on a merge request, by the configuration alone."""
+    if agent is None:
+        return Decision(
+            False,
+            f"No agent called {name} is configured.",
+            "Ask for one that is, or have an admin of ravebot add it to `agents`.",
+        )
+    if not matches_project(agent.projects, mr.project_path):
+        whom = f"Ask another agent, or have an admin of ravebot add the project to agents[].projects of {name}."
+        return Decision(False, f"{name} does not serve {mr.project_path}.", whom)
+    if mr.from_fork and not agent.forks:
+        return Decision(
+            False,
+            f"{mr.full_ref} comes from a fork, and {name} is off in forks.",
+            f"An admin of ravebot can set agents[].forks of {name}.",
+        )
+    return Decision(True, f"{name} serves {mr.project_path}.")
+
+
+def chain(agent: str, owner: str, links: Iterable[tuple[bool, Decision]]) -> Decision:
+    """The intersection of the rights of all in a chain; each link says whether it is the agent's owner's.
+
+    The first refusal is the whole chain's.
+    """
+    allowed = Decision(True, "Everybody in the chain may do that.")
+    for is_owner, decision in links:
+        if not decision.allowed and is_owner:
+            rule = f"{agent} may do at most what its owner {owner} may: {decision.rule}"
+            return Decision(False, rule, decision.advice)
+        if not decision.allowed:
+            return decision
+    return allowed
+
+
+async def may_ask(
+    people: People,
+    config: Config,
+    name: str,
+    root: Actor,
+    mr: MergeRequest,
+    *,
+    mapped: bool = True,
+    direct: bool = False,
+) -> Decision:
+    """Whether a message that goes back to `root` may be given to that agent, in a place that is `mapped` to the merge
+    request's project, or a direct chat. Raises Unavailable while GitLab can't be asked: that is no refusal.
+    """
+    agent = find_agent(config, name)
+    configured = by_configuration(agent, name, mr)
+    if agent is None or not configured.allowed:
+        return configured
+    project_id, project = mr.ref.project_id, mr.project_path
+    try:
+        asker = await _asker(people, root, mr, mapped=mapped, direct=direct)
+        if not asker.allowed:
+            return asker
+        if agent.owner is None:
+            return Decision(False, f"{name} has no owner.", "An admin of ravebot sets agents[].owner.")
+        owner = await people.may_still(Actor("gitlab", agent.owner), project_id, project)
+    except (NotFound, Forbidden):
+        return _NO_SUCH_PROJECT
+    return chain(name, agent.owner, ((False, asker), (True, owner)))
+
+
+async def _asker(people: People, root: Actor, mr: MergeRequest, *, mapped: bool, direct: bool) -> Decision:
+    if root.kind == "shell":
+        return SHELL
+    if root.kind == "matrix":
+        return await people.from_room(
+            Right.COMMAND,
+            root.name,
+            project_id=mr.ref.project_id,
+            mapped=mapped,
+            direct=direct,
+            project=mr.project_path,
+        )
+    return await people.may_still(root, mr.ref.project_id, mr.project_path)
+
+
+@dataclass(frozen=True)
+class ChainRights:
+    """Looks up again, right before a turn is given, whether it still may be."""
+
+    config: Config
+    database: Database
+    people: People
+
+    async def still_may(self, conversation: Conversation, turn: Turn) -> Decision:
+        """Whether a turn may be given to its agent now. Raises Unavailable while GitLab can't be asked: it waits."""
+        found = await self.database.read(lambda tx: self._found(tx, conversation, turn))
+        if isinstance(found, Decision):
+            return found
+        root, mr, mapped, direct = found
+        return await may_ask(self.people, self.config, conversation.agent, root, mr, mapped=mapped, direct=direct)
+
+    def _found(
+        self, tx: Transaction, conversation: Conversation, turn: Turn
+    ) -> tuple[Actor, MergeRequest, bool, bool] | Decision:
+        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+        if mr is None:
+            return Decision(False, "This conversation is about no merge request that is known.", "Ask again, with one.")
+        root = conversations.message(tx, turn.message_id).root
+        if conversation.door is not AgentDoor.MATRIX:
+            return root, mr, True, False
+        ids = outbox.rooms(tx)
+        names = {name for name in self.config.matrix.room_names if conversation.place in (name, ids.get(name))}
+        mapped = not names.isdisjoint(self.config.rooms_of(mr.project_path))
+        if names and not mapped:
+            return _NOT_MAPPED
+        return root, mr, mapped, not names  # ravebot listens in configured rooms and direct chats only

@@ -1,0 +1,245 @@
+"""Binds turns to their merge request's sandbox: what waits for one, what is given up, and what its end means.
+
+Level-triggered: `promote` looks at the tables, and is run whenever a sandbox or an approval changed, and every few
+seconds. It is a loop beside the pool, whose passes must not wait for agents, and beside the runner, which only reads
+unless it drives a conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+
+import structlog
+
+from ravebot.agents.ending import end_turn
+from ravebot.agents.model import Approval, ApprovalState, Conversation, Process, Turn, TurnState
+from ravebot.agents.rights import by_configuration, find_agent
+from ravebot.agents.telling import ConversationTelling
+from ravebot.clock import age
+from ravebot.config.model import AgentConfig, Config
+from ravebot.errors import StoreError
+from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, Sandbox, SandboxState
+from ravebot.store import agent_queue, conversations, machines, merge_requests, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.store.signals import AGENTS, AGENTS_WAIT
+
+log = structlog.get_logger()
+
+LONGEST_WAIT = timedelta(days=1)
+LOOK_SECONDS = 5.0
+_STORE_SECONDS = 1.0
+_BETWEEN_LOOKS_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a turn that no agent was given depends on. `sandbox`: the merge request's that is queued, starting or ready;
+    `machine`: its machine; `newest`: the newest one in any state; `asked`: whether to start one, asked last."""
+
+    agent: AgentConfig | None
+    mr: MergeRequest | None
+    sandbox: Sandbox | None = None
+    machine: Machine | None = None
+    newest: Sandbox | None = None
+    asked: Approval | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an agent can work in the sandbox now. One that is kept counts: an agent may find out why."""
+        sandbox, machine = self.sandbox, self.machine
+        if sandbox is None or sandbox.state is not SandboxState.READY or machine is None:
+            return False
+        well = not machine.unhealthy_told and machine.paused_since is None
+        return machine.state is MachineState.LEASED and well
+
+
+@dataclass(frozen=True)
+class TurnPlace:
+    """The state that a turn which waits should have, and why it is given up."""
+
+    state: TurnState
+    why: str = ""
+
+
+def place_of(turn: Turn, agent: str, around: Surroundings, now: datetime) -> TurnPlace:
+    """Where a turn belongs that no agent was given, by the first rule that applies."""
+    mr = around.mr
+    if mr is None:
+        return TurnPlace(TurnState.DEAD, "Its merge request is not known any more.")
+    if mr.state in ("closed", "merged"):
+        return TurnPlace(TurnState.DEAD, f"{mr.full_ref} is {mr.state}, so {agent} has no sandbox to work in.")
+    configured = by_configuration(around.agent, agent, mr)
+    if not configured.allowed:
+        return TurnPlace(TurnState.DEAD, f"{configured.rule} {configured.advice}")
+    if around.is_usable:
+        return TurnPlace(TurnState.QUEUED)
+    if age(turn.created_at, now) > LONGEST_WAIT:
+        return TurnPlace(
+            TurnState.DEAD, f"It waited a day for the sandbox of {mr.full_ref}: see why with `why`, ask again."
+        )
+    if around.sandbox is not None:
+        keeps = turn.state is TurnState.QUEUED and around.sandbox.state is SandboxState.READY
+        return TurnPlace(TurnState.QUEUED if keeps else TurnState.ACCEPTED)
+    if why := _not_started(turn, around):
+        return TurnPlace(TurnState.DEAD, why)
+    return TurnPlace(TurnState.ACCEPTED)
+
+
+def _not_started(turn: Turn, around: Surroundings) -> str:
+    """Why no sandbox will come of the question that was open while the turn waited; empty: one may."""
+    asked, newest = around.asked, around.newest
+    if asked is None or asked.decided_at is None or asked.decided_at < turn.created_at:
+        return ""
+    match asked.state:
+        case ApprovalState.DENIED:
+            return f"{asked.decided_by} did not want a sandbox to be started. Ask again to be asked once more."
+        case ApprovalState.EXPIRED:
+            return "Nobody answered in time whether to start a sandbox. Start one, then ask again."
+        case ApprovalState.GRANTED if asked.done_at is not None:
+            started = newest is not None and newest.created_at >= asked.created_at
+            return "" if started else f"No sandbox was started: {asked.outcome}"
+        case _:
+            return ""
+
+
+def why_gone(process: Process, sandbox: Sandbox | None, machine: Machine | None) -> str:
+    """Why a process can't be running any more, as the beginning of a sentence; empty: it may."""
+    if sandbox is None or sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
+        return "The sandbox ended"
+    if machine is None or sandbox.machine_id != process.machine_id or machine.state is not MachineState.LEASED:
+        return "The sandbox got a new machine"
+    if machine.restarts != process.restarts:
+        return "The sandbox's machine was restarted"
+    return ""
+
+
+Doing = Callable[[Transaction], object]
+
+
+@dataclass(frozen=True)
+class SandboxBinding:
+    """Moves turns as their sandboxes change; each method runs inside the caller's transaction."""
+
+    config: Config
+    telling: ConversationTelling
+
+    def around(self, tx: Transaction, conversation: Conversation) -> Surroundings:
+        """What a message in that conversation depends on."""
+        agent, ref = find_agent(self.config, conversation.agent), conversation.mr
+        if ref is None:
+            return Surroundings(agent, None)
+        sandbox = sandboxes.current(tx, ref)
+        return Surroundings(
+            agent,
+            merge_requests.get(tx, ref),
+            sandbox,
+            machines.get(tx, sandbox.machine_id) if sandbox else None,
+            sandbox or sandboxes.latest(tx, ref),
+            None if sandbox else agent_queue.start_asked(tx, conversation.id),
+        )
+
+    def promote(self, tx: Transaction) -> int:
+        """Take every step that is due, and return how many there were; again, it does nothing."""
+        steps = self.steps(tx)
+        for step in steps:
+            step(tx)
+        return len(steps)
+
+    def steps(self, tx: Transaction) -> tuple[Doing, ...]:
+        """What is due; reads only."""
+        return (*self._of_processes(tx), *self._of_turns(tx))
+
+    def _of_processes(self, tx: Transaction) -> Iterator[Doing]:
+        for process in agent_queue.live_processes(tx):
+            sandbox = sandboxes.get(tx, process.sandbox_id)
+            if why := why_gone(process, sandbox, machines.get(tx, process.machine_id)):
+                yield partial(self._end_process, process=process, why=why)
+            elif sandbox and sandbox.running_sha:
+                for turn in conversations.open_turns(tx, process.conversation_id):
+                    if turn.process_id == process.id and turn.sha != sandbox.running_sha:
+                        yield partial(self._code_replaced, turn=turn, sha=sandbox.running_sha)
+
+    def _of_turns(self, tx: Transaction) -> Iterator[Doing]:
+        for conversation_id in conversations.with_open_turns(tx):
+            turns = [turn for turn in conversations.open_turns(tx, conversation_id) if turn.process_id is None]
+            conversation = conversations.get(tx, conversation_id)
+            if not turns or conversation is None:
+                continue
+            around = self.around(tx, conversation)
+            back = False
+            for turn in turns:
+                place = place_of(turn, conversation.agent, around, tx.now)
+                if place.state is turn.state:
+                    continue
+                if place.state is TurnState.DEAD:
+                    yield partial(end_turn, telling=self.telling, turn=turn, state=TurnState.DEAD, why=place.why)
+                else:
+                    back = back or place.state is TurnState.ACCEPTED
+                    yield partial(_save, turn=replace(turn, state=place.state, tries=0, next_try_at=None))
+            if back:
+                yield partial(self._waits_again, conversation=conversation, around=around)
+
+    def _end_process(self, tx: Transaction, process: Process, why: str) -> None:
+        """A process is gone: what it had may have been done, in part or whole."""
+        conversation = conversations.get(tx, process.conversation_id)
+        assert conversation
+        conversations.save_process(tx, replace(process, ended_at=tx.now, ended=why))
+        for turn in conversations.open_turns(tx, process.conversation_id):
+            if turn.process_id == process.id:
+                told = (
+                    f"{why} while {conversation.agent} worked on it, so it can't be known how far that got. Ask again"
+                    " with `resend` if you want it done again."
+                )
+                end_turn(tx, self.telling, turn, TurnState.UNCERTAIN, told)
+        tx.wake(AGENTS)
+
+    def _code_replaced(self, tx: Transaction, turn: Turn, sha: str) -> None:
+        """The turn goes on; it is said once for each commit."""
+        conversation = conversations.get(tx, turn.conversation_id)
+        assert conversation
+        conversations.save_turn(tx, replace(turn, sha=sha))
+        if turn.sha:
+            told = f"Commit {sha[:8]} was copied into the sandbox while {conversation.agent} works on {turn.sha[:8]}."
+            self.telling.remark(tx, conversation, f"{told} It goes on, and may not know of the new code.")
+
+    def _waits_again(self, tx: Transaction, conversation: Conversation, around: Surroundings) -> None:
+        mr = around.mr
+        assert mr
+        why = f"The sandbox of {mr.full_ref} is being started again"
+        if around.sandbox is None:
+            why = f"The sandbox of {mr.full_ref} ended. Start one within a day"
+        then = f"{conversation.agent} then gets what it was not given yet"
+        self.telling.remark(tx, conversation, f"{why}: {then}.")
+
+
+def _save(tx: Transaction, turn: Turn) -> None:
+    conversations.save_turn(tx, turn)
+
+
+@dataclass(frozen=True)
+class WaitingLoop:
+    """Runs `promote` whenever something changed that turns wait for."""
+
+    database: Database
+    waiting: SandboxBinding
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except StoreError as error:
+                log.warning("turns of agents wait for the database", error=str(error))
+                await asyncio.sleep(_STORE_SECONDS)
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+            await self.database.signals.wait(AGENTS_WAIT, LOOK_SECONDS)
+
+    async def look(self) -> int:
+        """One round; writes only if something is due."""
+        if not await self.database.read(self.waiting.steps):
+            return 0
+        return await self.database.write(self.waiting.promote)

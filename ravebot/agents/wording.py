@@ -1,0 +1,47 @@
+"""How turns and questions are told, in words that are the same at every door. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravebot.agents.model import Turn, TurnState
+from ravebot.agents.questions import Part
+
+_ENDS = {
+    TurnState.FAILED: "This ended with an error",
+    TurnState.CANCELLED: "Cancelled",
+    TurnState.UNCERTAIN: "It can't be known whether this was done to its end, so it is not done again by itself",
+    TurnState.DEAD: "The agent did not get this",
+}
+
+
+def ended(turn: Turn) -> str:
+    """How a turn ended that did not end well, without its reason; empty for any other. The name is untrusted."""
+    said = _ENDS.get(turn.state, "")
+    by = turn.cancelled_by if turn.state is TurnState.CANCELLED else ""
+    return f"{said} by {by[:100]}" if by else said
+
+
+def left_out(characters: int) -> str:
+    """What stands in the place of a part of an answer."""
+    return f"[{characters:,} characters left out]"
+
+
+def listed(parts: Sequence[Part]) -> str:
+    """The whole of what is asked, a value a line; what can't be seen is written out as its escape, and a value of
+    several lines is indented, so that nothing in it is hidden or looks like another value."""
+    return exactly("\n".join(map(_part, parts)))
+
+
+def exactly(text: str) -> str:
+    """The text with what can't be seen written out as its escape."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
+
+
+def _part(part: Part) -> str:
+    if "\n" not in part.text:
+        return f"{part.name}: {part.text}" if part.name else part.text
+    return "\n    ".join([f"{part.name}:", *part.text.split("\n")])

@@ -1,0 +1,147 @@
+"""Comments to agents: what is said goes to the desk, an answer to its approval; both are answered where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.desk import Addressed, Desk
+from ravebot.agents.model import AgentDoor, ApprovalId
+from ravebot.commands.people import People
+from ravebot.commands.permissions import Decision, Right
+from ravebot.config.model import Config, matches_project
+from ravebot.errors import NotFound
+from ravebot.gitlab.addressing import (
+    AGENT_WORD,
+    AgentComment,
+    AgentHelpAsked,
+    AgentMistake,
+    AnswerGiven,
+    SaidToAgent,
+)
+from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.events import CommentPosted
+from ravebot.intake.answering import acknowledge
+from ravebot.intake.loop import Step, only
+from ravebot.sandboxes.intents import Outcome
+from ravebot.sandboxes.model import Actor, EventKind
+from ravebot.store import events
+from ravebot.store.database import Transaction
+from ravebot.store.targets import NoteLane
+
+Act = Callable[[Transaction], Outcome]
+
+
+@dataclass(frozen=True)
+class AgentComments:
+    """The part of GitLab's intake that concerns agents."""
+
+    config: Config
+    gitlab: GitLab
+    people: People
+    desk: Desk
+    approvals: Approvals
+
+    async def step(self, event: CommentPosted, said: AgentComment, *, at_most_every: timedelta | None) -> Step:
+        """What a comment does. `at_most_every`: how often its author is answered, who has no role in the project."""
+        if await self.gitlab.is_bot(event.author.id):
+            return only("a bot's words address no agent")
+        discussion = event.discussion_id
+        if not discussion and at_most_every is None:  # a stranger's is not worth the search
+            try:
+                discussion = await self.gitlab.discussions.of_note(event.ref, event.note_id)
+            except NotFound:
+                return only("the comment was deleted meanwhile")
+        match said:
+            case AgentHelpAsked():
+                text = self._help(event.project_path)
+                return lambda tx: _tell(tx, event, Outcome(True, "help"), discussion, at_most_every, text)
+            case AgentMistake(why=why):
+                return lambda tx: _tell(tx, event, Outcome(False, why), discussion, at_most_every)
+            case AnswerGiven(approval, granted):
+                answering = await self.approvals.answer(
+                    ApprovalId(approval), granted, event.author, place=NoteLane(event.ref).text
+                )
+
+                def answer(tx: Transaction) -> str:
+                    answered = answering(tx)
+                    if not answered.taken and not answered.text:  # it is said elsewhere, or nobody is to be told
+                        return f"no answer to approval {approval}"
+                    return _tell(tx, event, Outcome(answered.taken, answered.text), discussion, at_most_every)
+
+                return answer
+            case SaidToAgent(name, text):
+                act = await self._say(event, name, text, discussion)
+
+                def say(tx: Transaction) -> str:
+                    outcome = act(tx)
+                    if outcome.accepted:  # the receipt on the comment follows the turn
+                        return outcome.message
+                    return _tell(tx, event, outcome, discussion, at_most_every)
+
+                return say
+
+    async def _say(self, event: CommentPosted, name: str, text: str, discussion: str) -> Act:
+        author = Actor("gitlab", event.author.username)
+        decision = await self.people.from_comment(Right.COMMAND, event.ref.project_id, event.project_path, event.author)
+        if not decision.allowed:
+            return lambda tx: _refuse(tx, event, author, decision)
+        if name not in self._serving(event.project_path):
+            return lambda _: Outcome(False, f"There is no such agent. {self._which(event.project_path)}")
+        if not text:
+            return lambda _: Outcome(False, f"Say what {name} is to do: type `{AGENT_WORD} {name} TEXT`.")
+        said = Addressed(
+            agent=name,
+            door=AgentDoor.GITLAB,
+            place=NoteLane(event.ref).text,
+            thread=discussion,
+            own_thread=False,
+            mr=event.ref,
+            key=str(event.note_id),
+            author=author,
+            text=text,
+        )
+        return lambda tx: self.desk.accept(tx, said)
+
+    def _help(self, project_path: str) -> str:
+        return "\n".join(
+            (
+                f"`{AGENT_WORD} NAME TEXT` – say something to an agent; the text may go on in the next lines.",
+                f"`{AGENT_WORD} approve ID` or `{AGENT_WORD} deny ID` – answer a question.",
+                "It must be the first line of a comment, and needs the role Developer in the project. The agent works"
+                " in this merge request's sandbox, and answers in this thread.",
+                self._which(project_path),
+            )
+        )
+
+    def _which(self, project_path: str) -> str:
+        names = ", ".join(f"`{name}`" for name in self._serving(project_path))
+        return f"Agents for this project: {names}." if names else "This project has no agents."
+
+    def _serving(self, project_path: str) -> list[str]:
+        agents = self.config.agents
+        return sorted(a.name for a in agents if a.can_be_spoken_to and matches_project(a.projects, project_path))
+
+
+def _refuse(tx: Transaction, event: CommentPosted, author: Actor, decision: Decision) -> Outcome:
+    data: dict[str, object] = {"verb": "agent", "rule": decision.rule}
+    events.append(tx, EventKind.COMMAND_REFUSED, author, mr=event.ref, data=data)
+    return Outcome(False, decision.refusal)
+
+
+def _tell(
+    tx: Transaction,
+    event: CommentPosted,
+    outcome: Outcome,
+    discussion: str,
+    at_most_every: timedelta | None,
+    text: str = "",
+) -> str:
+    """Acknowledge a comment in its discussion; with a text if it is given, or if something was refused."""
+    said = text or ("" if outcome.accepted else outcome.message)
+    reply: dict[str, object] | None = {"text": said} if said else None
+    if reply is not None and discussion:
+        reply["discussion"] = discussion
+    return acknowledge(tx, event, outcome, at_most_every=at_most_every, reply=reply)

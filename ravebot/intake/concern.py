@@ -1,0 +1,135 @@
+"""Decides which of the things heard in rooms concern us, and keeps those in the inbox: no other is stored.
+
+What concerns us: commands, messages for an agent, answers to our open questions, and two reactions to our cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+
+from ravebot.agents import routing
+from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Conversation
+from ravebot.clock import to_us
+from ravebot.commands.refs import Ref
+from ravebot.commands.verbs import VERBS, Verb
+from ravebot.intake.poll import MAX_COMMAND_AGE
+from ravebot.matrix import commands
+from ravebot.matrix.incoming import IncomingMessage, Reaction
+from ravebot.store import approvals, conversations, inbox, merge_requests, outbox, restored, sandboxes
+from ravebot.store.database import Transaction
+
+SOURCE = "matrix"
+YES, NO = "✅", "❌"
+LONGER, STOP = "⏳", "🛑"
+"""Reactions to questions, and to cards."""
+
+
+class RowKind(StrEnum):
+    """The kinds of rows in the inbox of rooms."""
+
+    MESSAGE = "message"  # a command
+    TO_AGENT = "to agent"
+    REACTION = "reaction"
+
+
+@dataclass(frozen=True)
+class Concern:
+    """What concerns us in rooms. `names`: the agents that can be spoken to."""
+
+    prefix: str
+    names: frozenset[str] = frozenset()
+    verbs: Sequence[Verb] = VERBS
+
+    def keep(self, tx: Transaction, heard: IncomingMessage | Reaction) -> None:
+        """Store it in the inbox if it concerns us and is not too old."""
+        found = self._reaction(tx, heard) if isinstance(heard, Reaction) else self._message(tx, heard)
+        if found is None or _is_too_old(heard, tx):
+            return
+        kind, lane, kept = found
+        if _is_before_restore(heard, tx):
+            inbox.record(tx, SOURCE, heard.event_id, lane, kind, restored.TOO_OLD)
+            return
+        inbox.add(tx, source=SOURCE, key=heard.event_id, lane=lane, kind=kind, body=json.dumps(asdict(kept)))
+
+    def _message(self, tx: Transaction, message: IncomingMessage) -> tuple[RowKind, str, IncomingMessage] | None:
+        text, about = message.text, about_conversation(tx, message)
+        if text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
+            kept = replace(message, text=commands.kept(text, self.prefix, self.verbs))
+            return RowKind.MESSAGE, self._lane(tx, message, about), kept
+        if routing.names_one(text, self.names) or (about and about.agent in self.names):
+            return RowKind.TO_AGENT, self._lane(tx, message, about or message.thread_root or message.event_id), message
+        return None
+
+    def _lane(self, tx: Transaction, message: IncomingMessage, thread: Conversation | str | None) -> str:
+        """Whatever is about one merge request or one conversation stays in order, and does not delay others.
+
+        A merge request's lane is keyed by the number, because `!42`, `group/app!42` and a card may be the same.
+        """
+        number = commands.number_in(message.text, self.prefix) if self._is_command(message.text) else None
+        thread = thread.thread if isinstance(thread, Conversation) else thread
+        if number is None:
+            card = card_of(tx, message) or (card_at(tx, message.room_id, thread) if thread else None)
+            number = card.iid if card else None
+        if number is not None:
+            return f"{message.room_id} {number}"
+        return f"{message.room_id} {thread}" if thread else message.room_id
+
+    def _is_command(self, text: str) -> bool:
+        return text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
+
+    def _reaction(self, tx: Transaction, reaction: Reaction) -> tuple[RowKind, str, Reaction] | None:
+        if reaction.key in (YES, NO):
+            question = question_of(tx, reaction)
+            if question and question.state is ApprovalState.OPEN:
+                return RowKind.REACTION, f"{reaction.room_id} question {question.id}", reaction
+        elif reaction.key in (LONGER, STOP) and (card := card_at(tx, reaction.room_id, reaction.to)):
+            return RowKind.REACTION, f"{reaction.room_id} {card.iid}", reaction
+        return None
+
+
+def about_conversation(tx: Transaction, message: IncomingMessage) -> Conversation | None:
+    """The conversation in whose own thread a message is, or one of whose messages it answers."""
+    if message.reply_to and (answered := conversations.of_event(tx, message.room_id, message.reply_to)):
+        return answered
+    if not message.thread_root:
+        return None
+    there = conversations.in_thread(tx, AgentDoor.MATRIX, message.room_id, message.thread_root)
+    return next((one for one in there if one.own_thread), None)
+
+
+def question_of(tx: Transaction, reaction: Reaction) -> Approval | None:
+    """The question to which somebody reacted."""
+    names = (name for name, room_id in outbox.rooms(tx).items() if room_id == reaction.room_id)
+    found = (approvals.of_event(tx, place, reaction.to) for place in (reaction.room_id, *names))
+    return next(filter(None, found), None)
+
+
+def card_of(tx: Transaction, message: IncomingMessage) -> Ref | None:
+    """The merge request of the card that a message answers, or in whose thread it is."""
+    for event_id in (message.reply_to, message.thread_root):
+        if event_id and (ref := card_at(tx, message.room_id, event_id)):
+            return ref
+    return None
+
+
+def card_at(tx: Transaction, room_id: str, event_id: str) -> Ref | None:
+    """The merge request whose card, or other message of ours about its sandbox, an event is."""
+    sandbox_id = outbox.sandbox_of_card(tx, room_id, event_id)
+    sandbox = sandboxes.get(tx, sandbox_id) if sandbox_id else None
+    mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
+    return Ref(mr.project_path, mr.ref.iid) if mr else None
+
+
+def _is_too_old(heard: IncomingMessage | Reaction, tx: Transaction) -> bool:
+    """Whether it is too old: a restored backup has an old sync token, so that old commands arrive again."""
+    return heard.at_ms > 0 and tx.now_us - 1000 * heard.at_ms > MAX_COMMAND_AGE // timedelta(microseconds=1)
+
+
+def _is_before_restore(heard: IncomingMessage | Reaction, tx: Transaction) -> bool:
+    """Whether it was said before the state was restored: it may have been carried out, and the backup not know it."""
+    moment = restored.since(tx)
+    return moment is not None and 1000 * heard.at_ms < to_us(moment)

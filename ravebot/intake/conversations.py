@@ -1,0 +1,242 @@
+"""Takes what people in rooms say to agents, and finds out which merge request it is about and where the answer goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ravebot.agents import registry, routing
+from ravebot.agents.desk import Addressed
+from ravebot.agents.model import AgentDoor, Conversation
+from ravebot.agents.routing import Near, ToAgent, Unclear
+from ravebot.commands import refs
+from ravebot.commands.permissions import Decision, Right
+from ravebot.commands.refs import Ref
+from ravebot.commands.verbs import Command, Talk
+from ravebot.config.model import AgentConfig, Config, matches_project
+from ravebot.errors import NotFound
+from ravebot.intake.agents import Reception, refuse
+from ravebot.intake.concern import SOURCE, RowKind, about_conversation, card_of
+from ravebot.intake.loop import Step
+from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
+from ravebot.matrix.incoming import IncomingMessage
+from ravebot.matrix.replies import render_reply
+from ravebot.sandboxes.gather import Views
+from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
+from ravebot.store import conversations, inbox, merge_requests, outbox
+from ravebot.store.database import Transaction
+
+_MOST_NAMED = 5
+_NOT_WHOLE = (
+    "Only the beginning of that message reached me, because too much was said while I was away. Please send it again."
+)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a conversation is held: its thread, whether it has that to itself, and the conversation if it began."""
+
+    thread: str
+    own: bool
+    conversation: Conversation | None
+
+
+@dataclass(frozen=True)
+class About:
+    """The merge request that a message is about; `chosen`: by us, as the only one."""
+
+    mr: MergeRequest
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class RoomConversations:
+    """The rooms' half of what people want of agents."""
+
+    rooms: Rooms
+    views: Views
+    reception: Reception
+
+    @property
+    def config(self) -> Config:
+        return self.rooms.config
+
+    async def said(self, message: IncomingMessage, patterns: tuple[str, ...]) -> Step:
+        """A message that names an agent, answers one, or is in an agent's thread."""
+        if not patterns:  # whoever is called that here is no agent of ours
+            return _nothing
+        near = await self.rooms.database.read(lambda tx: self._near(tx, message))
+        return await self._routed(message, routing.route(message.text, near), patterns)
+
+    async def commanded(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
+        """A command for agents."""
+        near = await self.rooms.database.read(lambda tx: self._near(tx, message))
+        match command.verb.does:
+            case Talk.ASK:
+                return await self._routed(message, routing.asked(command.text, near), patterns)
+            case _:
+                raise NotImplementedError(command.verb.name)
+
+    async def _routed(
+        self, message: IncomingMessage, routed: ToAgent | Unclear | None, patterns: tuple[str, ...]
+    ) -> Step:
+        if routed is None:
+            return _nothing
+        if isinstance(routed, Unclear) or not message.whole:
+            why = routed.why if isinstance(routed, Unclear) else _NOT_WHOLE
+            return self._mistake(message, why)
+        agent = registry.find(self.config, routed.agent)
+        if agent is None:
+            return self._mistake(message, f"There is no agent {routed.agent} any more.")
+        about = await self._about(message, routed, agent, patterns)
+        if not isinstance(about, About):
+            return about
+        decision = await self.reception.may(
+            agent.name, Actor("matrix", message.sender), about.mr, mapped=bool(patterns), direct=message.direct
+        )
+        if not decision.allowed:
+            return self._refusal(message, routed, decision, about.mr.full_ref)
+        return lambda tx: self._accept(tx, message, routed, about)
+
+    def _accept(self, tx: Transaction, message: IncomingMessage, routed: ToAgent, about: About) -> str:
+        spot = _spot(tx, message, routed.agent)
+        said = Addressed(
+            agent=routed.agent,
+            door=AgentDoor.MATRIX,
+            place=message.room_id,
+            thread=spot.thread,
+            own_thread=spot.own,
+            mr=about.mr.ref,
+            key=message.event_id,
+            author=self._actor(tx, message),
+            text=routed.text,
+        )
+        outcome = self.reception.accept(tx, said, about.mr)
+        if not outcome.accepted:
+            self.rooms.reply(tx, message, render_reply(outcome.message), aside=True)
+        elif about.chosen:
+            text = f"{routed.agent} works in {about.mr.full_ref}, as no other sandbox that it serves is here."
+            self.rooms.reply(tx, message, render_reply(text), thread=spot.thread)
+        return outcome.message
+
+    async def _about(
+        self, message: IncomingMessage, routed: ToAgent, agent: AgentConfig, patterns: tuple[str, ...]
+    ) -> About | Step:
+        """The merge request that is named, or else the one of the conversation, the card, or the only sandbox here."""
+
+        def known(tx: Transaction) -> tuple[Spot, Ref | None]:
+            spot = _spot(tx, message, agent.name)
+            bound = spot.conversation.mr if spot.conversation else None
+            mr = merge_requests.get(tx, bound) if bound else None
+            return spot, Ref(mr.project_path, mr.ref.iid) if mr else card_of(tx, message)
+
+        spot, ref = await self.rooms.database.read(known)
+        if routed.ref:
+            try:
+                named = refs.read(routed.ref, await self.rooms.nameable(message, patterns))
+            except ValueError as error:
+                return self._mistake(message, str(error))
+            if spot.conversation and ref and named != ref:
+                return self._mistake(message, f"This thread is about {ref}. About {named}, begin another one.")
+            ref = named
+        if ref is None:
+            return await self._only_one(message, routed, agent, patterns)
+        return await self._at(message, routed, ref, patterns)
+
+    async def _at(self, message: IncomingMessage, routed: ToAgent, ref: Ref, patterns: tuple[str, ...]) -> About | Step:
+        mapped = matches_project(patterns, ref.project_path)
+        if not mapped or not self.config.serves(ref.project_path):
+            return self._refusal(message, routed, NOT_SERVED if mapped else NOT_MAPPED, str(ref))
+        # A refusal must not show whether the merge request or project exists.
+        project_id = await self.rooms.people.project_id(message.sender, ref)
+        decision = await self.rooms.may(message, Right.COMMAND, project_id, mapped, ref.project_path)
+        if not decision.allowed:
+            return self._refusal(message, routed, decision, str(ref))
+        try:
+            return About(await self.rooms.people.merge_request(ref))
+        except NotFound:
+            prefix = self.config.matrix.command_prefix
+            return self._mistake(message, f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`.")
+
+    async def _only_one(
+        self, message: IncomingMessage, routed: ToAgent, agent: AgentConfig, patterns: tuple[str, ...]
+    ) -> About | Step:
+        """The only sandbox of the room's projects that the agent serves; each project is checked separately."""
+        views = await self.rooms.database.read(self.views.live)
+        there = [
+            view.mr
+            for view in views
+            if matches_project(patterns, view.mr.project_path)
+            and agent.serves(view.mr.project_path)
+            and (agent.forks or not view.mr.from_fork)
+            and view.sandbox.state is not SandboxState.STOPPING
+        ]
+        projects: set[int | None] = {mr.ref.project_id for mr in there}
+        decisions = {
+            one: await self.rooms.may(message, Right.COMMAND, one, bool(patterns)) for one in projects or {None}
+        }
+        allowed = [mr for mr in there if decisions[mr.ref.project_id].allowed]
+        refusal = next((one for one in decisions.values() if not one.allowed), None)
+        if not allowed and refusal and (there or not self.rooms.people.is_known(message.sender)):
+            return self._refusal(message, routed, refusal, "")
+        if len(allowed) == 1:
+            return About(allowed[0], chosen=True)
+        if not allowed:
+            why = f"There is no sandbox here that {agent.name} serves. Say which merge request it is about"
+            return self._mistake(message, f"{why}, like `@{agent.name} group/app!42 {_beginning(routed.text)}`.")
+        names = [mr.full_ref for mr in allowed]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        why = f"Say which sandbox it is about: `@{agent.name} {names[0]} {_beginning(routed.text)}`."
+        return self._mistake(message, f"{why} There are {', '.join(names[:_MOST_NAMED])}{more}.")
+
+    def _near(self, tx: Transaction, message: IncomingMessage) -> Near:
+        about = about_conversation(tx, message)
+        names = self.rooms.names_of(message.room_id, outbox.rooms(tx))
+        return Near(
+            registry.names(self.config),
+            agent=about.agent if about else "",
+            default=registry.default_of(self.config, names),
+        )
+
+    def _actor(self, tx: Transaction, message: IncomingMessage) -> Actor:
+        return Actor("matrix", message.sender, place=self.rooms.name_of(tx, message))
+
+    def _mistake(self, message: IncomingMessage, why: str) -> Step:
+        return self.rooms.says(message, render_reply(why), "unclear", aside=True)
+
+    def _refusal(self, message: IncomingMessage, routed: ToAgent, decision: Decision, about: str) -> Step:
+        """Refuse, and say so; not to strangers who only wrote in an agent's thread, for whom nobody waits."""
+        quiet = not routed.named and not self.rooms.people.is_known(message.sender)
+
+        def step(tx: Transaction) -> str:
+            refuse(tx, self._actor(tx, message), "ask", about, decision)
+            if not quiet:
+                self.rooms.reply(tx, message, render_reply(decision.refusal), aside=True)
+            return decision.refusal
+
+        return step
+
+
+def _spot(tx: Transaction, message: IncomingMessage, agent: str) -> Spot:
+    """The message's thread, or that of the message which it answers; in the room itself, a new one under it."""
+    place = message.room_id
+    if message.thread_root:
+        found = conversations.find(tx, agent, AgentDoor.MATRIX, place, message.thread_root)
+        # The thread began with a message for an agent, which was refused or unclear.
+        began = inbox.kind_of(tx, SOURCE, message.thread_root) == RowKind.TO_AGENT
+        others = conversations.in_thread(tx, AgentDoor.MATRIX, place, message.thread_root)
+        own = found.own_thread if found else began and not others
+        return Spot(message.thread_root, own, found)
+    answered = conversations.of_event(tx, place, message.reply_to) if message.reply_to else None
+    if answered and answered.agent == agent:
+        return Spot(answered.thread, answered.own_thread, answered)
+    found = conversations.find(tx, agent, AgentDoor.MATRIX, place, message.event_id)
+    return Spot(message.event_id, True, found)
+
+
+def _beginning(text: str) -> str:
+    line = text.split("\n", 1)[0].replace("`", "'")
+    return line if len(line) <= 40 else f"{line[:40]}…"
+
+
+def _nothing(_: Transaction) -> str:
+    return "not for us"

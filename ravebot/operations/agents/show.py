@@ -1,0 +1,138 @@
+"""How answers about agents are printed: tables on a terminal, tab-separated lines in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravebot.operations.agents.reports import (
+    AgentLine,
+    AgentReport,
+    ApprovalLine,
+    CheckResult,
+    CheckStep,
+    TurnLine,
+)
+from ravebot.sandboxes.view import in_words
+from ravebot.terminal import Cell, Output, clean, utc
+
+_STYLES = {
+    "done": "green", "failed": "red", "dead": "red", "uncertain": "yellow", "cancelled": "dim", "working": "cyan",
+    "waiting": "yellow", "granted": "green", "denied": "red", "open": "yellow",
+}  # fmt: skip
+_SIGNS = {CheckResult.OK: ("✓", "green"), CheckResult.FAILED: ("✗", "red"), CheckResult.SKIPPED: ("–", "dim")}
+
+
+def show_agents(output: Output, lines: Sequence[AgentLine]) -> None:
+    """`ravebot agent list`."""
+    if not lines and output.console.is_terminal:
+        output.say("No agent is configured that can be spoken to: see agents[] in docs/agents.md.")
+        return
+    titles = ("Agent", "Owner", "Projects", "State", "Open turns", "Dead letters", "Messages today")
+    output.table(
+        titles,
+        (
+            (
+                Cell(line.name, "bold"),
+                line.owner,
+                ", ".join(line.projects),
+                Cell(_state(line), "yellow" if line.paused_by else "green"),
+                str(line.open_turns),
+                Cell(str(line.dead_letters), "red" if line.dead_letters else ""),
+                f"{line.messages_today} of {line.messages_per_day}",
+            )
+            for line in lines
+        ),
+    )
+
+
+def show_agent(output: Output, report: AgentReport) -> None:
+    """`ravebot agent show`."""
+    line = report.line
+    output.table(
+        ("What", "Value"),
+        (
+            ("agent", Cell(line.name, "bold")),
+            ("owner", line.owner),
+            ("projects", ", ".join(line.projects)),
+            ("state", Cell(_state(line), "yellow" if line.paused_by else "green")),
+            ("command", " ".join(report.command)),
+            ("asks a person before", ", ".join(report.approve) or "nothing"),
+            ("in forks", "yes" if report.forks else "no"),
+            ("longest turn", in_words(report.turn_limit)),
+            ("messages today", f"{line.messages_today} of {line.messages_per_day}"),
+        ),
+    )
+    for paused in report.paused_conversations:
+        output.complain(clean(f"paused: a conversation about {paused.ref or 'nothing'} ({paused.door}): {paused.why}"))
+    if report.turns:
+        if output.console.is_terminal:
+            output.say("")
+        show_turns(output, report.turns)
+
+
+def show_turns(output: Output, turns: Sequence[TurnLine]) -> None:
+    """Turns, one a line; the message's beginning comes last, because it is the longest."""
+    output.table(
+        ("Turn", "When", "Agent", "Merge request", "Asked by", "State", "Why", "Message"),
+        (
+            (
+                Cell(str(turn.id), "bold"),
+                utc(turn.created_at),
+                turn.agent,
+                turn.ref,
+                turn.asked_by,
+                Cell(turn.state, _STYLES.get(turn.state, "")),
+                turn.why,
+                turn.text,
+            )
+            for turn in turns
+        ),
+    )
+
+
+def show_dead(output: Output, turns: Sequence[TurnLine]) -> None:
+    """`ravebot agent dead list`."""
+    if not turns and output.console.is_terminal:
+        output.say("There are no dead letters.")
+        return
+    show_turns(output, turns)
+    if output.console.is_terminal:
+        output.say("`ravebot agent dead resend TURN` gives one to its agent again; `drop TURN` takes it off.", "dim")
+
+
+def show_approvals(output: Output, lines: Sequence[ApprovalLine]) -> None:
+    """`ravebot approvals list`."""
+    if not lines and output.console.is_terminal:
+        output.say("Nothing waits for an answer.")
+        return
+    output.table(
+        ("Approval", "Kind", "State", "Merge request", "Asked by", "Until", "What", "Outcome"),
+        (
+            (
+                Cell(str(line.id), "bold"),
+                line.kind,
+                Cell(line.state, _STYLES.get(line.state, "")),
+                line.ref,
+                line.asked_by,
+                utc(line.expires_at),
+                line.title,
+                line.outcome or (f"by {line.decided_by}" if line.decided_by else ""),
+            )
+            for line in lines
+        ),
+    )
+
+
+def show_step(output: Output, step: CheckStep) -> None:
+    """One line for a step of `ravebot agent check`, and one for what to do if it failed."""
+    sign, style = _SIGNS[step.result]
+    if output.console.is_terminal:
+        output.say(f"{sign} {step.name} ({step.seconds:.1f} s): {clean(step.detail)}", style)
+        if step.fix:
+            output.say(f"  → {clean(step.fix)}")
+    else:
+        output.raw("\t".join((sign, step.name, f"{step.seconds:.1f}", clean(step.detail), clean(step.fix))))
+
+
+def _state(line: AgentLine) -> str:
+    return f"paused by {line.paused_by}" if line.paused_by else "ready"

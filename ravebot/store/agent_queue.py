@@ -1,0 +1,69 @@
+"""Turns that wait, the processes and questions they depend on, and the turns that were given up."""
+
+from __future__ import annotations
+
+from ravebot.agents.model import (
+    DEAD_LETTERS,
+    Approval,
+    ApprovalId,
+    ApprovalKind,
+    ConversationId,
+    Process,
+    Turn,
+)
+from ravebot.store import approvals, conversations
+from ravebot.store.database import Transaction
+from ravebot.store.rows import load
+
+
+def live_processes(tx: Transaction) -> tuple[Process, ...]:
+    """Every process that is not known to have ended."""
+    return tuple(load(Process, row) for row in tx.all("SELECT * FROM agent_processes WHERE ended_at IS NULL"))
+
+
+def start_asked(tx: Transaction, conversation_id: ConversationId) -> Approval | None:
+    """The last question in a conversation whether its sandbox is to be started."""
+    row = tx.one(
+        "SELECT id FROM approvals WHERE conversation_id = ? AND kind = ? ORDER BY id DESC LIMIT 1",
+        (conversation_id, ApprovalKind.START),
+    )
+    return approvals.get(tx, ApprovalId(row["id"])) if row else None
+
+
+def put_behind(tx: Transaction, first: Turn) -> None:
+    """Number the turns again that wait in a conversation, so that they come after `first`, in their order.
+
+    Nothing outside knows the number of a turn that no agent was given and that is not over.
+    """
+    for waiting in conversations.open_turns(tx, first.conversation_id):
+        if waiting.id >= first.id or waiting.process_id is not None:
+            continue
+        row = tx.one("SELECT MAX(id) + 1 AS next FROM agent_turns")
+        assert row
+        tx.execute("DELETE FROM shown_turns WHERE turn_id = ?", (waiting.id,))  # a copy of what is not shown
+        tx.execute("UPDATE agent_turns SET id = ? WHERE id = ?", (row["next"], waiting.id))
+        tx.execute("UPDATE approvals SET turn_id = ? WHERE turn_id = ?", (row["next"], waiting.id))
+
+
+def last_turn(tx: Transaction, conversation_id: ConversationId) -> Turn | None:
+    """The conversation's newest turn."""
+    row = tx.one("SELECT * FROM agent_turns WHERE conversation_id = ? ORDER BY id DESC LIMIT 1", (conversation_id,))
+    return load(Turn, row) if row else None
+
+
+def dead_letters(tx: Transaction, limit: int) -> tuple[Turn, ...]:
+    """Turns whose message was not worked through, and that nobody had sent again or dropped; the newest first."""
+    marks = ", ".join("?" for _ in DEAD_LETTERS)
+    rows = tx.all(
+        f"SELECT * FROM agent_turns t WHERE t.state IN ({marks}) AND NOT EXISTS"  # noqa: S608 - marks
+        " (SELECT 1 FROM agent_turns later WHERE later.message_id = t.message_id AND later.attempt > t.attempt)"
+        " ORDER BY t.id DESC LIMIT ?",
+        (*sorted(DEAD_LETTERS), limit),
+    )
+    return tuple(load(Turn, row) for row in rows)
+
+
+def has_message(tx: Transaction, conversation_id: ConversationId, key: str) -> bool:
+    """Whether a message with that key was taken."""
+    sql = "SELECT 1 FROM agent_messages WHERE conversation_id = ? AND key = ?"
+    return tx.one(sql, (conversation_id, key)) is not None

@@ -1,0 +1,26 @@
+"""Forgets what people and agents said, and what only describes how it was shown. Ids, states and events stay."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from ravebot.clock import to_us
+from ravebot.store.database import Transaction
+
+_STEPS = (
+    "UPDATE agent_messages SET text = '' WHERE id IN (SELECT m.id FROM agent_messages m WHERE m.said_at < ?"
+    " AND m.text <> '' AND NOT EXISTS"
+    " (SELECT 1 FROM agent_turns t WHERE t.message_id = m.id"
+    " AND t.state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')) LIMIT ?)",
+    "UPDATE agent_turns SET answer = '', status = '' WHERE id IN (SELECT id FROM agent_turns WHERE ended_at < ?"
+    " AND (answer <> '' OR status <> '') LIMIT ?)",
+    "DELETE FROM shown_turns WHERE turn_id IN (SELECT s.turn_id FROM shown_turns s JOIN agent_turns t"
+    " ON t.id = s.turn_id WHERE t.ended_at < ? LIMIT ?)",
+    "DELETE FROM agent_processes WHERE id IN (SELECT id FROM agent_processes WHERE ended_at < ? LIMIT ?)",
+)
+
+
+def forget(tx: Transaction, older_than: timedelta, most: int) -> bool:
+    """Forget up to `most` rows of each kind that are older than that; whether there may be more."""
+    before = to_us(tx.now - older_than)
+    return max(tx.changed(step, (before, most)) for step in _STEPS) >= most

@@ -1,0 +1,187 @@
+"""A coding agent in a real machine, spoken to from a Matrix client and from a merge request; nothing is played."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.agents import model, opencode
+from tests.support.demo import sample
+from tests.support.gitlab import MergeRequest, Note
+from tests.support.stage import Guest, Stage
+from tests.support.synapse import Message
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
+_READY_SECONDS = 240
+_FIRST_WORD_SECONDS = 120  # Python starts slowly in an emulated machine
+_NEW = "Hello from the agent!"
+_LOG = "/home/agent/received"
+CODER: dict[str, Any] = {
+    "name": "coder",
+    "owner": "alice",
+    "projects": ["group/*"],
+    "acp": {"command": ["sdk-agent", "--log", _LOG, "--sessions", "/home/agent/sessions"]},
+    "approve": ["edit"],
+}
+
+
+async def asks(stage: Stage, text: str, thread: str | None = None) -> str:
+    """Alice says it, as a client does; the event."""
+    relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": thread}} if thread else {}
+    return await stage.matrix_alice.send(stage.room, text, **{"m.mentions": {}}, **relation)
+
+
+async def hears(stage: Stage, text: str, timeout: float = 30) -> Message:
+    """The newest message of ravebot with that text, as Alice's client shows it."""
+
+    def fits(message: Message) -> bool:
+        return message.sender == stage.matrix_bot.user_id and text in message.body
+
+    async def look() -> Message | None:
+        return next(filter(fits, reversed(await stage.matrix_alice.messages(stage.room))), None)
+
+    found: Message = await stage.until(look, timeout, f"nobody said {text!r}")
+    return found
+
+
+async def receipt(stage: Stage, event: str, key: str, timeout: float = 60) -> None:
+    async def look() -> bool:
+        given = await stage.matrix_alice.reactions(stage.room, event)
+        return (stage.matrix_bot.user_id, key) in [(who, what.replace("\ufe0f", "")) for who, what in given]
+
+    await stage.until(look, timeout, f"no {key} on what Alice said")
+
+
+async def page_shows(stage: Stage, note: Note, text: str, timeout: float = 60) -> None:
+    async def look() -> bool:
+        return text in await stage.web(note)
+
+    await stage.until(look, timeout, f"the page does not show {text!r}")
+
+
+async def prompts(stage: Stage, note: Note) -> list[str]:
+    """What the agent was asked, in order, by its own log."""
+    done = await asyncio.to_thread(stage.ssh, note, "alice", f"cat {_LOG}")
+    received = [json.loads(line) for line in done.stdout.splitlines()]
+    return [one["params"]["prompt"][-1]["text"] for one in received if one.get("method") == "session/prompt"]
+
+
+async def ready(stage: Stage, **files: str) -> tuple[MergeRequest, Note]:
+    mr = stage.open_merge_request(files={**sample.change(), **files})
+    return mr, await stage.ready(mr, _READY_SECONDS)
+
+
+async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_work_becomes_a_commit() -> None:
+    async with Stage({"agents": [CODER]}, guest=Guest.DEBIAN) as stage:
+        await stage.start()
+        mr, note = await ready(stage)
+        said = f"@coder !{mr.iid} please edit page.html: {sample.GREETING} => {_NEW}"
+        asked = await asks(stage, said)
+        question = await hears(stage, "Edit page.html", _FIRST_WORD_SECONDS)
+        assert question.thread_root == asked
+        assert f"<h1>{_NEW}</h1>" in question.body, "the whole change is shown"
+        assert question.mentions == {"user_ids": [stage.matrix_alice.user_id]}
+        await receipt(stage, asked, "⏸")
+        await stage.matrix_gina.react(stage.room, question.event_id, "✅")  # a Guest: it counts for nothing
+        await asyncio.sleep(3)
+        assert _NEW not in await stage.web(note)
+        assert question == await hears(stage, "Edit page.html"), "nothing of it is edited before the answer"
+        await stage.matrix_alice.react(stage.room, question.event_id, "✅")
+        await receipt(stage, asked, "✅")
+        await page_shows(stage, note, _NEW)
+        answer = await hears(stage, "Done: page.html is changed.")
+        assert (answer.thread_root, answer.mentions, answer.kind) == (asked, {}, "m.text")
+        assert f"coder in group/app!{mr.iid}" in answer.body
+
+        # In its own thread every message is for it; it is one process, and each message was given to it once.
+        again = await asks(stage, "what was that?", asked)
+        await receipt(stage, again, "✅")
+        (first, second) = await prompts(stage, note)
+        assert "edit page.html" in first
+        assert "what was that?" in second
+
+        before = mr.sha
+        await asks(stage, f"!rave diff !{mr.iid}")
+        offer = await hears(stage, f"+<h1>{_NEW}</h1>")
+        await stage.matrix_alice.react(stage.room, offer.event_id, "✅")
+        await stage.until(lambda: mr.sha != before, 30, "nothing was committed")
+        commit = mr.source_project.facts[mr.sha]
+        assert commit.parent == before
+        assert {"Ravebot-Agent: coder", "Ravebot-Asked-By: alice", "Ravebot-Approved-By: alice"} <= set(
+            commit.message.splitlines()
+        )
+        files, old = mr.source_project.commits[mr.sha], mr.source_project.commits[before]
+        assert {name for name in files if files[name] != old.get(name)} == {"page.html"}
+        assert _NEW in files["page.html"].decode()
+        await page_shows(stage, note, mr.sha)
+
+        # The same agent, spoken to on the merge request, answers in the same discussion.
+        comment = stage.gitlab.comment(mr, stage.alice, "/agent coder good morning")
+        assert comment
+
+        def answered() -> Note | None:
+            return next((one for one in mr.discussion(comment.discussion_id) if one is not comment), None)
+
+        reply: Note = await stage.until(answered, _FIRST_WORD_SECONDS, "no answer in the discussion")
+        assert reply.author is stage.ravebot
+        assert "good morning" in reply.body
+        await stage.until(lambda: "white_check_mark" in stage.gitlab.emoji(comment), 20, "no receipt on the comment")
+
+
+async def test_opencode_works_in_the_sandbox_with_a_model_in_the_same_guest(tmp_path: Path) -> None:
+    settings = json.dumps(opencode.configuration("http://127.0.0.1:8790/v1"))
+    setup = sample.change()[".rave/setup"]
+    assert setup.startswith("#!/bin/sh\n")
+    setup += "setsid python3 .rave/model.py --log /home/agent/model.log </dev/null >/dev/null 2>&1 &\n"
+    agent = {
+        **CODER,
+        "acp": {
+            "command": ["/home/agent/opencode", "acp"],
+            "environment": {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/srv/merge-request/.rave/opencode.json"},
+        },
+    }
+    more: dict[str, Any] = {"agents": [agent], "sandbox": {"memory": "1280MiB", "disk": "4GiB"}}
+    async with Stage(more, guest=Guest.DEBIAN) as stage:
+        await stage.start()
+        mine = {
+            ".rave/setup": setup,
+            ".rave/model.py": Path(model.__file__).read_text(),
+            ".rave/opencode.json": settings,
+        }
+        mr, note = await ready(stage, **mine)
+        await asyncio.to_thread(_copy_in, stage, note, await asyncio.to_thread(opencode.program))
+        asked = await asks(stage, f"@coder !{mr.iid} good morning")
+        await hears(stage, "Scripted answer 1.", 240)
+        await receipt(stage, asked, "✅")
+        changed = await asks(stage, f"edit page.html: {sample.GREETING} => {_NEW}", asked)
+        question = await hears(stage, "page.html", 120)
+        assert f"+<h1>{_NEW}</h1>" in question.body
+        await stage.matrix_alice.react(stage.room, question.event_id, "✅")
+        await receipt(stage, changed, "✅", 120)
+        await page_shows(stage, note, _NEW)
+        log = await asyncio.to_thread(stage.ssh, note, "alice", "cat /home/agent/model.log")
+        requests = [json.loads(line) for line in log.stdout.splitlines()]
+        assert [one["call"] for one in requests if one.get("call")] == ["read", "edit"]
+        assert not [one for one in requests if "refused" in one]
+
+
+def _copy_in(stage: Stage, note: Note, program: Path) -> None:
+    """What an image of one's own would hold: it would cost every other test's image 60 MB."""
+    command = next(line for line in note.body.splitlines() if line.startswith("ssh "))
+    options = ["-i", str(stage.keys["alice"]), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"]
+    options += [
+        "-o",
+        "StrictHostKeyChecking=accept-new",
+        "-o",
+        f"UserKnownHostsFile={stage.folder}/known_hosts_opencode",
+    ]
+    words = re.split(r"\s+", command.strip())
+    inside = "gzip -dc >/home/agent/opencode && chmod 755 /home/agent/opencode"
+    copy = f"gzip -1c {program} | {' '.join([words[0], *options, *words[1:]])} '{inside}'"
+    done = stage.client.run(["sh", "-c", copy], timeout=180)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,114 @@
+"""What a question shows of what is asked: all of it, in its order, whatever an agent puts there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravebot.agents.model import ApprovalKind, ApprovalState, Conversation, ConversationId
+from ravebot.agents.questions import MOST_MENTIONED, Part, hash_of, parts_of, payload_of, question
+from ravebot.config.model import MatrixConfig
+from ravebot.sandboxes.model import Actor, Person
+from tests.support.records import NOON, a_merge_request
+from tests.unit.test_agents_ruling import ALICE, ASKED, BOB
+
+CONFIG = MatrixConfig.model_validate(
+    {
+        "homeserver": "http://127.0.0.1:1",
+        "user_id": "@ravebot:example.org",
+        "admins": [f"@ops{number}:example.org" for number in range(9)],
+        "users": {ALICE.name: "alice", "@gina:example.org": "gina"},
+    }
+)
+MR = a_merge_request(people=(Person(1, "gina"), Person(2, "nobody"), Person(3, "alice")))
+CODER = Conversation(ConversationId(1), "coder", ASKED.door, ASKED.place, "$root", NOON, mr=MR.ref)
+
+
+def test_what_is_asked_is_shown_in_its_order() -> None:
+    payload = payload_of({"merge request": "group/app!1", "changes": {"a.py": "+1 −0", "b.py": "new"}, "hash": "ff"})
+    assert parts_of(payload) == (
+        Part("merge request", "group/app!1"),
+        Part("changes.a.py", "+1 −0"),
+        Part("changes.b.py", "new"),
+        Part("hash", "ff"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("payload", "shown"),
+    [
+        ('{"run": "ls", "run": "rm -rf /"}', (Part("run", "ls"), Part("run", "rm -rf /"))),
+        ('{"a": [1, {"b": null}], "c": {}, "d": []}',
+         (Part("a 1", "1"), Part("a 2.b", "null"), Part("c", "{}"), Part("d", "[]"))),
+        ("rm -rf /", (Part("", "rm -rf /"),)),
+        ('"rm -rf /"', (Part("", "rm -rf /"),)),
+        ("[" * 100 + "]" * 100, (Part("", "[" * 100 + "]" * 100),)),
+        ("[" * 100_000, (Part("", "[" * 100_000),)),
+        ("", (Part("", ""),)),
+    ],
+)  # fmt: skip
+def test_nothing_of_what_an_agent_asks_is_hidden(payload: str, shown: tuple[Part, ...]) -> None:
+    assert parts_of(payload) == shown
+
+
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: (
+    st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)), max_leaves=12)  # fmt: skip
+
+
+@given(values)
+def test_every_text_of_a_payload_is_shown_whole(value: object) -> None:
+    def texts(of: object) -> list[str]:
+        if isinstance(of, dict):
+            return [text for inner in of.values() for text in texts(inner)]
+        if isinstance(of, list):
+            return [text for inner in of for text in texts(inner)]
+        return [of] if isinstance(of, str) else []
+
+    shown = [part.text for part in parts_of(json.dumps(value))]
+    wanted = texts(value)
+    assert [text for text in shown if text in wanted] or not wanted
+    assert all(text in shown for text in wanted)
+
+
+def test_a_payload_that_is_no_text_in_utf_8_has_a_hash() -> None:
+    assert hash_of("\ud800") != hash_of("")
+
+
+def test_a_question_says_who_may_answer_and_mentions_only_who_can() -> None:
+    shown = question(ASKED, CONFIG, mr=MR)
+    assert shown.whom == "who has the role Developer or more in group/app"
+    assert shown.mentions == ("@gina:example.org", ALICE.name)
+    assert (shown.until, shown.ref, shown.answer, shown.is_open) == ("12:30 UTC", "group/app!1", "", True)
+    assert shown.how("!rave") == "✅ or ❌, or `!rave approve 7` or `!rave deny 7`"
+
+    extension = question(replace(ASKED, kind=ApprovalKind.EXTENSION), CONFIG, mr=MR)
+    assert extension.whom == "an admin of ravebot"
+    assert extension.mentions == CONFIG.admins[:MOST_MENTIONED]
+
+    stop = question(replace(ASKED, kind=ApprovalKind.STOP, only_by=BOB.name), CONFIG, mr=MR)
+    assert (stop.whom, stop.mentions) == (f"only {BOB.name}", (BOB.name,))
+
+
+def test_who_asked_an_agent_is_mentioned_if_they_are_known() -> None:
+    tool = replace(ASKED, kind=ApprovalKind.TOOL)
+
+    def mentions(asker: Actor) -> tuple[str, ...]:
+        shown = question(tool, CONFIG, mr=MR, conversation=CODER, asker=asker)
+        assert shown.agent == "coder"
+        return shown.mentions
+
+    assert mentions(ALICE) == (ALICE.name,)
+    assert mentions(BOB) == ()
+    assert mentions(Actor("gitlab", "alice")) == (ALICE.name,)
+    assert mentions(Actor("gitlab", "nobody")) == ()
+
+
+@pytest.mark.parametrize("state", ApprovalState)
+def test_every_answer_has_its_words(state: ApprovalState) -> None:
+    shown = question(replace(ASKED, state=state, decided_by=ALICE), CONFIG, mr=MR)
+    assert bool(shown.answer) == (state is not ApprovalState.OPEN)
+    assert (ALICE.name in shown.answer) == (state in (ApprovalState.GRANTED, ApprovalState.DENIED))
