@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from ravebot.agents.diff.model import Change, ChangeKind, Diff, LeftOut
-from ravebot.agents.diff.summary import FileLine, summary
+from ravebot.agents.diff.summary import DiffSummary, FileLine, summary
+from ravebot.gitlab.diffs import render_diff
+from ravebot.matrix.content import MAX_CONTENT_BYTES, message, size_bytes
+from ravebot.matrix.diffs import diff_parts
 
 CREATED, UPDATED, DELETED = ChangeKind
 SHA = "0123456789" * 4
@@ -62,4 +67,53 @@ def test_changes_of_the_pipeline_and_of_owners_are_pointed_out() -> None:
     ]
     assert summary(a_diff(Change(".gitlab/CODEOWNERS", UPDATED, b"x"))).notes == (
         "This changes who must approve changes (CODEOWNERS).",
+    )
+
+
+def test_characters_that_can_not_be_seen_are_made_visible_and_pointed_out() -> None:
+    told = summary(a_diff(Change("a", UPDATED, b"x"), text="+ok \u202eevil\u2066\x1b[31m\n-gone \u200b\n"))
+    assert told.excerpt == "+ok <U+202E>evil<U+2066><U+001B>[31m\n-gone <U+200B>"
+    assert "can't be seen" in told.notes[0]
+    assert summary(a_diff(Change("a", UPDATED, b"x"), text="+tab\there é 漢\n-gone \u200b\n")).notes == ()
+
+
+HOSTILE = "`</code><script>alert(1)</script>` @room @alice:example.org @all ~bug /close\n"
+HOSTILE += "/close\n```\n/merge\n[x](javascript:1)"
+
+
+def hostile_summary() -> DiffSummary:
+    changes = tuple(Change(f"{HOSTILE}{number}", CREATED, b"x") for number in range(30))
+    left_out = tuple(LeftOut(HOSTILE, HOSTILE) for _ in range(9))
+    text = "".join(f"+{line}\n" for line in HOSTILE.split("\n") * 30)
+    return summary(a_diff(*changes, text=f"{HOSTILE}\n{text}", left_out=left_out))
+
+
+def test_in_a_room_nothing_of_it_is_markup_or_a_mention_and_it_fits_into_an_event() -> None:
+    content = message(diff_parts(hostile_summary(), file_follows=True))
+    tags = set(re.findall(r"<(\w+)", content["formatted_body"]))
+    assert tags <= {"strong", "br", "pre", "code"}
+    assert "@room" not in content["body"]
+    assert "@alice" not in content["body"]
+    assert content["m.mentions"] == {}
+    assert size_bytes(content) < MAX_CONTENT_BYTES
+    assert "and 10 more" in content["body"]
+    assert "All of it is in the file below." in content["body"]
+
+
+def test_in_a_comment_nothing_of_it_is_a_quick_action_or_leaves_its_place() -> None:
+    body = render_diff(hostile_summary())
+    assert body.startswith("**30 files differ")
+    assert not [line for line in body.split("\n") if line.lstrip().startswith("/")]
+    assert "<script>" not in re.sub(r"(`+).+?\1", "", body, flags=re.DOTALL)
+    assert "and 10 more" in body
+    assert len(body) < 20_000
+
+
+def test_a_small_diff_is_shown_plainly_in_both() -> None:
+    told = summary(a_diff(Change("src/a", UPDATED, b"1", added=1), text="+one\n"))
+    assert message(diff_parts(told))["body"] == (
+        "1 file differs from commit 01234567: +1 −0\n• src/a (changed, +1 −0)\n+one"
+    )
+    assert render_diff(told) == (
+        "**1 file differs from commit 01234567: +1 −0**\n\n- `src/a`: changed, +1 −0\n\n```text\n+one\n```"
     )

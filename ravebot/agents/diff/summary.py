@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ravebot.agents.diff.model import Change, ChangeKind, Diff, LeftOut
@@ -15,6 +16,8 @@ _CHARACTERS = 3000
 _LONGEST_LINE = 200
 _MARKS = {ChangeKind.CREATED: "new", ChangeKind.UPDATED: "changed", ChangeKind.DELETED: "deleted"}
 _PIPELINE = (".gitlab-ci.yml", ".gitlab/")
+_UNSEEN = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+_UNSEEN_ADDED = re.compile(rf"^\+.*{_UNSEEN.pattern}", re.MULTILINE)
 _OWNERS = ("CODEOWNERS", "docs/CODEOWNERS", ".gitlab/CODEOWNERS")
 
 
@@ -86,14 +89,18 @@ def _notes(diff: Diff) -> tuple[str, ...]:
         notes.append("This changes the pipeline, which GitLab's runners run once it is committed.")
     if any(path in _OWNERS for path in paths):
         notes.append("This changes who must approve changes (CODEOWNERS).")
+    if _UNSEEN_ADDED.search(diff.text):
+        notes.append(
+            "It has characters that can't be seen, by which code can look other than it is: see `<U+…>` in it."
+        )
     if diff.refusal:
         notes.append(diff.refusal)
     return tuple(notes)
 
 
 def _beginning(text: str) -> tuple[str, bool]:
-    lines = text.split("\n", _LINES)
-    shown = [line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…" for line in lines[:_LINES]]
+    lines = [_UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", line) for line in text.split("\n", _LINES)[:_LINES]]
+    shown = [line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…" for line in lines]
     kept: list[str] = []
     size = 0
     for line in shown:
@@ -101,5 +108,5 @@ def _beginning(text: str) -> tuple[str, bool]:
         if size > _CHARACTERS:
             break
         kept.append(line)
-    excerpt = "\n".join(kept).rstrip("\n")
-    return excerpt, len(excerpt) < len(text.rstrip("\n"))
+    cut = len(kept) < len(text.rstrip("\n").split("\n")) or any(len(line) > _LONGEST_LINE for line in lines)
+    return "\n".join(kept).rstrip("\n"), cut
