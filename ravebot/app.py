@@ -21,6 +21,7 @@ from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
@@ -253,6 +254,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             TurnProgress(ConversationTelling(config)),
             ControlConnections(config.state_dir),
             core.chain.authorize,
+            may_give=ChainRights(config, database, people).still_may,
         )
         yield Bot(
             config=config,
