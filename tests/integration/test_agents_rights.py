@@ -113,15 +113,18 @@ async def running(world: AgentWorld, answer: Callable[[], Decision]) -> AsyncIte
 
 async def test_a_refusal_gives_the_turn_up_and_no_agent_ever_has_it(guest: SshGuest, tmp_path: Path) -> None:
     answers = [Decision(False, "gina is Guest in group/app.", "Ask a Maintainer.")]
-    async with an_agent_world(guest, tmp_path, [AGENT], runs=False) as world:
-        async with running(world, lambda: answers.pop() if answers else Decision(True, "")):
-            refused, taken = await world.say("say one"), await world.say("say two")
-            turn = await world.over(refused)
-            assert (turn.state, turn.why, turn.process_id) == (
-                TurnState.DEAD, "Refused: gina is Guest in group/app. Ask a Maintainer.", None,
-            )  # fmt: skip
-            assert (await world.over(taken)).answer == "two"
-            assert await world.prompts() == [taken]
+
+    def answer() -> Decision:
+        return answers.pop() if answers else Decision(True, "")
+
+    async with an_agent_world(guest, tmp_path, [AGENT], runs=False) as world, running(world, answer):
+        refused, taken = await world.say("say one"), await world.say("say two")
+        turn = await world.over(refused)
+        assert (turn.state, turn.why, turn.process_id) == (
+            TurnState.DEAD, "Refused: gina is Guest in group/app. Ask a Maintainer.", None,
+        )  # fmt: skip
+        assert (await world.over(taken)).answer == "two"
+        assert await world.prompts() == [taken]
 
 
 async def test_while_gitlab_is_away_a_turn_waits_and_no_number_of_tries_gives_it_up(
