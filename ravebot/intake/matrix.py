@@ -21,7 +21,7 @@ from ravebot.intake.loop import Step, only
 from ravebot.intake.reactions import RoomReactions, as_message
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
-from ravebot.matrix.commands import number_in, parse
+from ravebot.matrix.commands import is_command, number_in, parse
 from ravebot.matrix.incoming import Heard, IncomingMessage, Reaction, Removed
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
@@ -85,9 +85,9 @@ class MatrixIntake:
         if request.kind == RowKind.REACTION:
             return await self._reacted(Reaction(**json.loads(request.body)))
         message, patterns = await self.rooms.placed(IncomingMessage(**json.loads(request.body)))
-        if request.kind == RowKind.TO_AGENT:
-            return await self.agents.said(message, patterns)
         prefix = self.config.matrix.command_prefix
+        if request.kind == RowKind.TO_AGENT and not is_command(message.text, prefix):
+            return await self.agents.said(message, patterns)
         card = await self.database.read(lambda tx: card_of(tx, message))
         command = parse(message.text, prefix, (), self.verbs, card)
         if isinstance(command, Mistake) and number_in(message.text, prefix):  # the projects say what a bare one means

@@ -179,7 +179,7 @@ async def test_a_message_in_the_room_that_names_an_agent_begins_a_conversation_i
     assert conversation.mr == MergeRequestRef(talk.desk.project.id, 1)
     assert [content["m.relates_to"]["event_id"] for content in await talk.told()] == [asked]
     assert await talk.last() == (
-        "The sandbox of group/app!1 is being started: coder gets your message when it is ready."
+        "The sandbox of group/app!1 is being started: coder gets the message when it is ready."
     )
 
 
@@ -224,6 +224,26 @@ async def test_every_message_in_its_own_thread_and_a_reply_to_its_message_go_on_
     assert [text for _, thread, text in await talk.messages() if thread == began] == [
         "fix it", "and the tests\n\n  too", "why?",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["@coder !1 one", "!rave ask coder !1 one"])
+async def test_what_is_said_in_the_thread_before_its_first_message_is_handled_is_for_the_agent_too(
+    talk: Talk, first: str
+) -> None:
+    await talk.has_sandbox()
+    began = await talk.hear(ALICE, first)
+    await talk.hear(ALICE, "two", thread=began)
+    await talk.work()
+    assert await talk.messages() == [("coder", began, "one"), ("coder", began, "two")]
+
+
+async def test_what_follows_a_refused_message_in_its_thread_is_for_nobody(talk: Talk) -> None:
+    await talk.has_sandbox()
+    began = await talk.hear(GINA, "@coder !1 one")
+    await talk.hear(ALICE, "two", thread=began)
+    await talk.work()
+    assert await talk.messages() == []
+    assert len(await talk.told()) == 1
 
 
 async def test_in_a_card_s_thread_only_a_named_agent_is_meant_and_it_works_on_that_merge_request(talk: Talk) -> None:
