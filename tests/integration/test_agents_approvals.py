@@ -42,7 +42,7 @@ from ravebot.sandboxes.model import Actor, MergeRequestRef, Person, Sandbox
 from ravebot.store import agent_texts, approvals, conversations, events, merge_requests, outbox, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User
-from tests.support.records import ROOM, World, a_world
+from tests.support.records import ROOM, World, a_world, with_agents
 
 pytestmark = pytest.mark.integration
 
@@ -103,12 +103,12 @@ class Bench:
         known = await self.approvals.people.present(MergeRequestRef(self.project.id, mr.iid))
         return await self.world.ready(known)
 
-    async def talk(self, mr: MergeRequest, author: Actor = ALICE) -> tuple[Conversation, Turn]:
+    async def talk(self, mr: MergeRequest, author: Actor = ALICE, agent: str = "coder") -> tuple[Conversation, Turn]:
         """A conversation about it in the room, with a turn that the agent has."""
         ref = MergeRequestRef(self.project.id, mr.iid)
 
         def begin(tx: Transaction) -> tuple[Conversation, Turn]:
-            new = conversations.begin(tx, "coder", AgentDoor.MATRIX, DEV, f"$root{mr.iid}", own_thread=True, mr=ref)
+            new = conversations.begin(tx, agent, AgentDoor.MATRIX, DEV, f"$root{mr.iid}", own_thread=True, mr=ref)
             said = conversations.add_message(tx, new.id, f"$said{mr.iid}", author, author, "fix it", 0)
             assert said
             return new, conversations.add_turn(tx, said, TurnState.WORKING)
@@ -167,6 +167,7 @@ async def a_bench(folder: Path, matrix: dict[str, Any] | None = None, **gitlab_s
                 server.set_role(project, user, level)
             gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
             people = People(world.config, world.database, gitlab)
+            world.config = with_agents(world.config)
             engine = Approvals(world.config, ConversationTelling(world.config), world.database, people)
             intents = replace(world.intents, asking=engine)
             diffs = make_diffs(world.config, world.database, MemoryProvider(MemoryHost()), gitlab)
@@ -186,14 +187,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield made
 
 
-async def question(bench: Bench, kind: ApprovalKind) -> Approval:
+async def question(bench: Bench, kind: ApprovalKind, agent: str = "coder") -> Approval:
     """One that is open."""
     if kind is ApprovalKind.FORK:
         await bench.fork()
         return await bench.the(kind)
     mr = bench.ours()
     sandbox = await bench.ready(mr)
-    conversation, turn = await bench.talk(mr)
+    conversation, turn = await bench.talk(mr, agent=agent)
     if kind is ApprovalKind.EXTENSION:
         for span in (timedelta(days=1), timedelta(hours=1)):
             await bench.extend(mr, replace(ALICE, place=ROOM), span)
