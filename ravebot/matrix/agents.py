@@ -1,4 +1,4 @@
-"""Renders what rooms show of conversations with agents: answers, questions, remarks, and the replies about agents.
+"""Renders what rooms show of conversations with agents: answers, questions, remarks, diffs.
 
 Pure. Everything that an agent says is untrusted, is marked as its sandbox's word, and mentions nobody.
 """
@@ -6,20 +6,17 @@ Pure. Everything that an agent says is untrusted, is marked as its sandbox's wor
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from ravebot.agents.model import Receipt, Turn, TurnState
 from ravebot.agents.questions import ApprovalQuestion
 from ravebot.agents.wording import ended, exactly, left_out, listed
-from ravebot.clock import moment
 from ravebot.matrix.content import (
     MAX_CONTENT_BYTES,
     Content,
     Span,
     bold,
-    first_that_fits,
     joined,
     marked,
     message,
@@ -58,28 +55,6 @@ class Shown:
 
     content: Content
     whole: bool
-
-
-@dataclass(frozen=True)
-class AgentLine:
-    """An agent in a list: what it serves, who answers for it, and why it takes nothing now (empty: it does)."""
-
-    name: str
-    owner: str
-    projects: tuple[str, ...]
-    is_default: bool = False
-    trouble: str = ""
-    open_turns: int = 0
-
-
-@dataclass(frozen=True)
-class BudgetLine:
-    """What was used of something today; no `most`: there is no limit."""
-
-    who: str
-    what: str
-    used: int
-    most: int | None = None
 
 
 def render_answer(turn: Turn, speaker: Speaker, *, last_edit: bool = False) -> Shown:
@@ -154,29 +129,6 @@ def reaction(event_id: str, key: str) -> Content:
     return {"m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": key}}
 
 
-def render_agents(agents: Sequence[AgentLine], prefix: str) -> Content:
-    """The agents that can be talked to here, a line each."""
-    if not agents:
-        return message([words("No agent serves this room's projects. An admin configures them under `agents`.")])
-    listed = [_agent(agent) for agent in agents]
-    first = agents[0].name
-    how = words(f"Talk to one with `@{first} TEXT`, in a sandbox's thread or with `{prefix} ask {first} REF TEXT`.")
-    return first_that_fits(
-        message([joined([*listed[:most], *_more(len(listed) - most), how], "\n", "<br>")]) for most in (40, 10)
-    )
-
-
-def render_budget(budgets: Sequence[BudgetLine], until: datetime, now: datetime) -> Content:
-    """What was used today, and until when."""
-    if not budgets:
-        return message([words("Nothing was used today, and nothing is limited.")])
-    shown = [_budget(line) for line in budgets]
-    ends = words(f"It is counted anew from {moment(until, now)}.")
-    return first_that_fits(
-        message([joined([*shown[:most], *_more(len(shown) - most), ends], "\n", "<br>")]) for most in (40, 10)
-    )
-
-
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
@@ -237,9 +189,7 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
         return joined(status + more) if status or more else None
     if turn.state is TurnState.DONE:
         return None
-    why = [words(":"), marked(turn.why, 1000)] if turn.why.strip() else [words(".")]
-    first = joined((words(f"⚠️ {one_line(ended(turn), 300)}"), why[0]), "", "")
-    return joined((first, *why[1:]))
+    return joined((words("⚠️"), marked(ended(turn), 1000)))
 
 
 def _asker(asked: ApprovalQuestion) -> str:
@@ -257,28 +207,6 @@ def _to_answer(asked: ApprovalQuestion, prefix: str, named: list[Span]) -> Span:
 def _answered(asked: ApprovalQuestion) -> Span:
     answer = joined((words("➡️"), bold(f"{_upper(one_line(asked.answer, 300))}.")))
     return joined([answer, *([marked(asked.outcome, 1000)] if asked.outcome else [])], "\n", "<br>")
-
-
-def _agent(agent: AgentLine) -> Span:
-    serves = theirs(", ".join(agent.projects), 200)
-    parts = [joined((bold(agent.name), words("answers what names no agent"))) if agent.is_default else bold(agent.name)]
-    parts += [serves, joined((words("owner"), theirs(agent.owner, 60)))]
-    if agent.open_turns:
-        parts.append(words(f"{agent.open_turns} open"))
-    if agent.trouble:
-        parts.append(joined((words("⚠️"), marked(agent.trouble, 200))))
-    return joined(parts, " · ", " · ")
-
-
-def _budget(line: BudgetLine) -> Span:
-    of = f" of {line.most:,}" if line.most is not None else ""
-    sign = "⚠️ " if line.most is not None and line.used >= line.most else ""
-    return joined((bold(f"{one_line(line.who, 100)}:"), words(f"{sign}{line.used:,}{of} {line.what} today")))
-
-
-def _more(left: int) -> Iterator[Span]:
-    if left > 0:
-        yield words(f"and {left} more")
 
 
 def _upper(text: str) -> str:
