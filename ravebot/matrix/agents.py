@@ -21,20 +21,20 @@ from ravebot.matrix.content import (
     marked,
     message,
     pill,
-    preformatted,
     size_bytes,
-    theirs,
     words,
 )
-from ravebot.matrix.markdown import agents_words
-from ravebot.matrix.text import lines, one_line
+from ravebot.matrix.markdown import agents_words, code_block, code_line
+from ravebot.matrix.text import one_line
 
 RECEIPTS = {Receipt.SEEN: "👀", Receipt.WAITS: "⏸️", Receipt.DONE: "✅", Receipt.TROUBLE: "⚠️"}
 """The reactions on a message to an agent."""
 YES, NO = "✅", "❌"
 """The reactions on a question, for people to tap on."""
-_LENGTHS = (9000, 5000, 2500, 1200, 400)
-"""Characters of an answer, of a question's payload, or of a diff that are tried, the longest first."""
+_LENGTHS = (8000, 4000, 2000, 1000, 400)
+"""Characters of a question's payload or of a diff that are tried, the longest first."""
+_WHOLE, *_ENDS = 6000, 3000, 1500, 600
+"""Characters of an answer that are tried: all of one that is not longer than the first, else its beginning and end."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def render_answer(turn: Turn, speaker: Speaker, *, last_edit: bool = False) -> S
         silent = below or words("It ended without a word." if turn.state.is_over else "It is at work.")
         return Shown(_spoken(speaker, silent, kind="m.notice"), whole=True)
     content: Content = {}
-    for most in _LENGTHS:
+    for most in (_WHOLE, *_ENDS) if len(turn.answer) <= _WHOLE else _ENDS:
         said, missing = _ends_of(turn.answer, turn.cut, most)
         parts = joined(said + ([Span(below.plain, f"<p>{below.html}</p>")] if below else []), "\n\n", "")
         content = _spoken(speaker, parts, kind="m.text")
@@ -84,20 +84,22 @@ def whole_answer(turn: Turn) -> str:
     return f"{turn.answer[:half]}\n\n{left_out(turn.cut)}\n\n{turn.answer[half:]}"
 
 
-def render_question(asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
-    """The whole of what is asked, and how to answer; `people`: ids and names of those who are notified of it.
+def render_question(
+    asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]], speaker: Speaker | None = None
+) -> Shown:
+    """The whole of what is asked, and how to answer. `people`: ids and names of those who are notified; `speaker`: the
+    agent that asks, if it is one.
 
     It is a text, for a notice notifies nobody.
     """
-    who = joined((words("❓"), bold(f"{one_line(_asker(asked), 300)}:"), theirs(asked.title, 300)))
+    who = joined((words("❓"), bold(f"{one_line(_asker(asked, speaker), 300)}:"), code_line(asked.title, 300)))
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
     last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
-    text = listed(asked.parts)
-    shown = lines(text, 2 * len(text) + 100)
+    shown = listed(asked.parts)
     content: Content = {}
     for most in _LENGTHS:
         cut = len(shown) > most
-        parts = [who, *([preformatted(f"{shown[:most]}…" if cut else shown)] if shown else [])]
+        parts = [who, *([code_block(f"{shown[:most]}…" if cut else shown)] if shown else [])]
         if cut:
             parts.append(words("That is its beginning; the whole is in the file below, whose name has its SHA-256."))
         content = message([*parts, last], mentions=[user_id for user_id, _ in people]) | {"msgtype": "m.text"}
@@ -132,14 +134,13 @@ def reaction(event_id: str, key: str) -> Content:
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
-    text = exactly(patch)
-    shown = lines(text, 2 * len(text) + 100)
+    shown = exactly(patch).strip("\n")
     content: Content = {}
     for most in _LENGTHS:
         cut = len(shown) > most
         parts = [marked(head, 1000)]
         if shown:
-            parts.append(preformatted(f"{shown[:most].rpartition(chr(10))[0]}\n…" if cut else shown))
+            parts.append(code_block(f"{shown[:most].rpartition(chr(10))[0]}\n…" if cut else shown))
         if cut:
             parts.append(words("That is its beginning; the whole is in the file below."))
         content = message([*parts, *([marked(then, 1000)] if then else [])])
@@ -184,7 +185,7 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
     if turn.state is TurnState.WAITING:
         return words("⏸️ It waits for a person's answer.")
     if not turn.state.is_over:
-        status = [joined((words("⏳"), theirs(turn.status)))] if turn.status.strip() else []
+        status = [joined((words("⏳"), code_line(turn.status)))] if turn.status.strip() else []
         more = [words("… it goes on; the rest is shown at its end.")] if last_edit else []
         return joined(status + more) if status or more else None
     if turn.state is TurnState.DONE:
@@ -192,16 +193,17 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
     return joined((words("⚠️"), marked(ended(turn), 1000)))
 
 
-def _asker(asked: ApprovalQuestion) -> str:
-    where = f" in {asked.ref}" if asked.ref else ""
-    return f"{asked.agent}{where} asks" if asked.agent else f"ravebot asks{f' about {asked.ref}' if asked.ref else ''}"
+def _asker(asked: ApprovalQuestion, speaker: Speaker | None) -> str:
+    if speaker is not None:
+        return f"{speaker.label} asks"
+    return f"ravebot asks about {asked.ref}" if asked.ref else "ravebot asks"
 
 
 def _to_answer(asked: ApprovalQuestion, prefix: str, named: list[Span]) -> Span:
-    until = words(f"until {asked.until}. No answer is a no.")
-    how = joined((words(f"To answer: {asked.how(prefix)}"), until), ", ", ", ")
-    whom = joined((words("May answer:"), marked(asked.whom, 300)))
-    return joined([how, joined([whom, *named])], "\n", "<br>")
+    """Begins with the names of those who are notified of it."""
+    first = [joined((named[0], words(": to answer, ")), "", "")] if named else [words("To answer: ")]
+    how = joined((*first, words(f"{asked.how(prefix)}, until {asked.until}. No answer is a no.")), "", "")
+    return joined([how, joined((words("May answer:"), marked(f"{asked.whom}.", 300)))], "\n", "<br>")
 
 
 def _answered(asked: ApprovalQuestion) -> Span:

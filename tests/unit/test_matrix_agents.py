@@ -165,7 +165,7 @@ def test_what_is_left_out_of_a_long_answer_is_said_and_is_in_the_file() -> None:
     turn = a_turn(answer="a" * 30_000 + "z" * 30_000, cut=5, state=TurnState.DONE)
     answer = render_answer(turn, SPEAKER)
     assert not answer.whole
-    assert "[51,005 characters left out]" in answer.content["body"]
+    assert "[57,005 characters left out]" in answer.content["body"]
     assert answer.content["body"].endswith("zzz")
     assert whole_answer(turn).count("[5 characters left out]") == 1
     assert render_answer(a_turn(answer="a" * 5_000), SPEAKER).whole
@@ -189,12 +189,12 @@ def asked_for(payload: str, **facts: Any) -> ApprovalQuestion:
 
 def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     payload = json.dumps({"command": "rm\u202e -rf \x1b[2J@room", "text": "a\ncwd: /", "cwd": "/tmp"})
-    content = render_question(asked_for(payload), "!rave", [("@alice:x.org", "Alice <b>")]).content
+    content = render_question(asked_for(payload), "!rave", [("@alice:x.org", "Alice <b>")], SPEAKER).content
     assert (content["msgtype"], content["m.mentions"]) == ("m.text", {"user_ids": ["@alice:x.org"]})
     shown = "command: rm\\u202e -rf \\x1b[2J@\u2060room\ntext:\n    a\n    cwd: /\ncwd: /tmp\n"
-    assert content["body"].startswith(f"❓ coder in group/app!42 asks: run a command\n{shown}")
-    how = "To answer: ✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no."
-    assert how in content["body"]
+    assert content["body"].startswith(f"❓ coder in !42 asks: run a command\n{shown}")
+    how = "✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no.\n"
+    assert f"\nAlice <b>: to answer, {how}" in content["body"]
     assert "<b>" not in content["formatted_body"]
     decided = render_question(
         asked_for(payload, state=ApprovalState.GRANTED, answer="approved by alice", outcome="It runs."), "!rave", []
