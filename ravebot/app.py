@@ -36,9 +36,9 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
-from ravebot.intake.agents import Reception
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
+from ravebot.intake.diffs import RoomDiffs
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -106,7 +106,6 @@ class Bot:
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
         desk = Desk(self.config, self.approvals.telling)
-        reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
         comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
         intake = Intake(
@@ -119,8 +118,9 @@ class Bot:
                     self.core.intents,
                     self.core.views,
                     self.database,
-                    agents=RoomConversations(rooms, self.core.views, reception),
+                    agents=RoomConversations(rooms, self.core.views, desk, self.approvals),
                     reactions=RoomReactions(rooms, self.approvals),
+                    diffs=RoomDiffs(rooms, self.approvals, self.diffs),
                 ),
             },
         )

@@ -15,9 +15,10 @@ from functools import partial
 
 import structlog
 
+from ravebot.agents import registry
 from ravebot.agents.ending import end_turn
 from ravebot.agents.model import Approval, ApprovalState, Conversation, Process, Turn, TurnState
-from ravebot.agents.rights import by_configuration, find_agent
+from ravebot.agents.rights import by_configuration
 from ravebot.agents.telling import ConversationTelling
 from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
@@ -55,6 +56,11 @@ class Surroundings:
             return False
         well = not machine.unhealthy_told and machine.paused_since is None
         return machine.state is MachineState.LEASED and well
+
+    @property
+    def is_unwell(self) -> bool:
+        """Whether it is ready, but its machine does not answer or is paused."""
+        return self.sandbox is not None and self.sandbox.state is SandboxState.READY and not self.is_usable
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class SandboxBinding:
 
     def around(self, tx: Transaction, conversation: Conversation) -> Surroundings:
         """What a message in that conversation depends on."""
-        agent, ref = find_agent(self.config, conversation.agent), conversation.mr
+        agent, ref = registry.find(self.config, conversation.agent), conversation.mr
         if ref is None:
             return Surroundings(agent, None)
         sandbox = sandboxes.current(tx, ref)

@@ -12,6 +12,7 @@ import structlog
 from ravebot.agents.registry import default_of, serving
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
+from ravebot.matrix.agents import render_file
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import (
     Owner,
@@ -160,14 +161,30 @@ class MatrixSender:
         if not isinstance(content, dict):
             return _UNTRUE
         try:
-            return Sent(await self._put(message, room_id, content))
+            event_id = await self._put(message, room_id, content)
         except Unacceptable:
             if "m.relates_to" not in content:
                 raise
-        # A reply names the thread that the person's message named, and a server refuses a thread that it does not know.
-        # Then it is sent outside of the thread, under another transaction id, because its content is different.
-        plain = {key: value for key, value in content.items() if key != "m.relates_to"}
-        return Sent(await self._put(message, room_id, plain, "-plain"))
+            # A reply names the thread that the person's message named, and a server refuses a thread that it does not
+            # know. Then it is sent outside of the thread, under another transaction id, as its content is different.
+            content = {key: value for key, value in content.items() if key != "m.relates_to"}
+            event_id = await self._put(message, room_id, content, "-plain")
+        await self._attach(message, room_id, content)
+        return Sent(event_id)
+
+    async def _attach(self, message: Message, room_id: str, content: Content) -> None:
+        """Send the file that belongs to a reply. After a crash it may be uploaded again; it is posted once."""
+        file = message.body.get("file")
+        if not isinstance(file, dict):
+            return
+        data, name = str(file["text"]).encode("utf-8", "replace"), str(file["name"])
+        try:
+            address = await self._client.upload(data, name, "text/plain; charset=utf-8")
+        except Unacceptable as error:  # the server's limit; the reply has the beginning
+            log.warning("file was not taken", room=room_id, name=name, error=str(error))
+            return
+        relation = {"m.relates_to": content["m.relates_to"]} if "m.relates_to" in content else {}
+        await self._put(message, room_id, render_file(name, address, len(data)) | relation, "-file")
 
     async def _card(
         self, message: Message, facts: _RoomFacts, view: SandboxView, card: Card | None, room_id: str

@@ -38,7 +38,7 @@ from ravebot.parts import make_diffs
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef, Person, Sandbox
-from ravebot.store import approvals, conversations, events, merge_requests, outbox, sandboxes
+from ravebot.store import agent_texts, approvals, conversations, events, merge_requests, outbox, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User
 from tests.support.records import ROOM, World, a_world
@@ -386,7 +386,7 @@ async def test_what_was_asked_is_not_kept_for_good(bench: Bench) -> None:
     await bench.world.write(lambda tx: approvals.done(tx, asked, "the agent was told"))
     for days, kept in ((13, asked.payload), (2, "")):
         bench.world.pass_by(days=days)
-        await bench.world.write(lambda tx: approvals.forget_payloads(tx, timedelta(days=14)))
+        await bench.world.write(lambda tx: agent_texts.forget(tx, timedelta(days=14), 10))
         (found,) = await bench.all()
         assert (found.payload, found.payload_hash) == (kept, asked.payload_hash)
 
@@ -463,4 +463,5 @@ async def test_an_admin_s_own_extension_needs_no_other_admin(bench: Bench) -> No
     for _ in range(2):
         assert (await bench.extend(mr, OPS, timedelta(hours=7))).accepted
     assert (await bench.world.read(sandboxes.live))[0].expires_at == bench.world.clock.now() + timedelta(hours=16)
+    assert (await bench.extend(mr, OPS, timedelta(days=400))).message.endswith("(7 d more, not 400 d: 7 d at a time).")
     assert await bench.all() == ()

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from ravebot.agents import registry
+from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk as AgentDesk
 from ravebot.agents.model import AgentDoor, Conversation
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.config.model import AgentConfig
-from ravebot.intake.agents import Reception
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
+from ravebot.intake.reactions import RoomReactions
 from ravebot.intake.rooms import Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.sandboxes.model import MergeRequestRef
@@ -54,9 +55,17 @@ class Talk:
     def handler(self) -> MatrixIntake:
         world, config = self.desk.world, self.config
         people = People(config, world.database, self.desk.gitlab)
-        reception = Reception(config, people, AgentDesk(config, ConversationTelling(config)))
-        rooms = RoomConversations(Rooms(config, people, world.database), world.views, reception)
-        return MatrixIntake(config, people, world.intents, world.views, world.database, agents=rooms)
+        rooms, telling = Rooms(config, people, world.database), ConversationTelling(config)
+        approvals = Approvals(config, telling, world.database, people)
+        return MatrixIntake(
+            config,
+            people,
+            world.intents,
+            world.views,
+            world.database,
+            agents=RoomConversations(rooms, world.views, AgentDesk(config, telling), approvals),
+            reactions=RoomReactions(rooms, approvals),
+        )
 
     async def hear(
         self,
@@ -158,4 +167,7 @@ async def test_a_message_in_the_room_that_names_an_agent_begins_a_conversation_i
     conversation = await talk.conversation("coder", asked)
     assert conversation.own_thread
     assert conversation.mr == MergeRequestRef(talk.desk.project.id, 1)
-    assert await talk.told() == []
+    assert [content["m.relates_to"]["event_id"] for content in await talk.told()] == [asked]
+    assert await talk.last() == (
+        "The sandbox of group/app!1 is being started: coder gets your message when it is ready."
+    )

@@ -48,9 +48,9 @@ A, B, C = "a" * 40, "b" * 40, "c" * 40
 ROOM = "#dev:example.org"
 
 
-def make_config(folder: Path, **changes: dict[str, Any]) -> Config:
-    """A valid configuration; `changes` are merged in, section by section."""
-    sections: dict[str, dict[str, Any]] = {
+def make_config(folder: Path, **changes: Any) -> Config:
+    """A valid configuration; `changes` are merged in, section by section, or replace what is no section."""
+    sections: dict[str, Any] = {
         "matrix": {
             "homeserver": "http://127.0.0.1:1",
             "user_id": "@ravebot:example.org",
@@ -78,7 +78,7 @@ def make_config(folder: Path, **changes: dict[str, Any]) -> Config:
         },
     }  # fmt: skip
     for section, values in changes.items():
-        sections[section] = {**sections[section], **values}
+        sections[section] = {**sections[section], **values} if isinstance(values, dict) else values
     return Config.model_validate({"instance": "test", "state_dir": str(folder), **sections})
 
 
@@ -246,7 +246,7 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[World]:
+async def a_world(folder: Path, **changes: Any) -> AsyncIterator[World]:
     """A fresh database in that folder."""
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
     lifecycle = Lifecycle(config, Journal(config, metrics))

@@ -38,6 +38,9 @@ log = structlog.get_logger()
 
 IDLE_SECONDS = 600.0
 """After that long without anything to do the connection is ended; the agent lives on."""
+MOST_OUTPUT = 32 * 1024 * 1024
+"""Of a process in all its turns, before another one goes on. The script in the guest ends one that writes 64 MiB."""
+_KILL_SECONDS = 15.0
 _NO_MEMORY = "The agent begins without memory of what was said here before."
 
 Authorize = Callable[[Machine, MergeRequest], Awaitable[object]]
@@ -120,6 +123,10 @@ class ConversationDriver:
             return await self._begin_process(now)
         if self._session is None:
             return await self._connect(now, process)
+        if not now.given and process.offset > MOST_OUTPUT:
+            await self._session.kill(_KILL_SECONDS)
+            await self._write(self._settling.end_process, process, "its output became long; another process goes on")
+            return True
         if not process.session:
             return await self._begin_session(now, process, self._session)
         await self._turn(now, process, self._session, turn)
