@@ -108,7 +108,7 @@ class Bot:
         desk = Desk(self.config, self.approvals.telling)
         reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
-        comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
+        comments = AgentComments(self.config, self.gitlab, people, self.database, reception, self.approvals)
         intake = Intake(
             self.database,
             {
