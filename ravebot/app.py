@@ -102,9 +102,10 @@ class Bot:
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        await asyncio.to_thread(self.diffs.clear)
+        approved = ApprovedDiffs(self.database, self.diffs)
+        await approved.clear()
         people = self.approvals.people
-        carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        carry_out = CarryOut(self.database, self.approvals, self.core.intents, approved)
         desk = Desk(self.config, self.approvals.telling)
         rooms = Rooms(self.config, people, self.database)
         comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)

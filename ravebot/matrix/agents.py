@@ -180,11 +180,11 @@ def render_budget(budgets: Sequence[BudgetLine], until: datetime, now: datetime)
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
-    text = exactly(patch)
+    text = exactly(patch[: 2 * _LENGTHS[0]])  # a patch may have a megabyte, of which the rest would not be shown
     shown = lines(text, 2 * len(text) + 100)
     content: Content = {}
     for most in _LENGTHS:
-        cut = len(shown) > most
+        cut = len(shown) > most or len(patch) > 2 * _LENGTHS[0]
         parts = [marked(head, 1000)]
         if shown:
             parts.append(preformatted(f"{shown[:most].rpartition(chr(10))[0]}\n…" if cut else shown))

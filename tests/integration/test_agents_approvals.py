@@ -465,3 +465,17 @@ async def test_an_admin_s_own_extension_needs_no_other_admin(bench: Bench) -> No
     assert (await bench.world.read(sandboxes.live))[0].expires_at == bench.world.clock.now() + timedelta(hours=16)
     assert (await bench.extend(mr, OPS, timedelta(days=400))).message.endswith("(7 d more, not 400 d: 7 d at a time).")
     assert await bench.all() == ()
+
+
+async def test_a_start_drops_the_diffs_that_no_open_question_is_about(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    orphan = await bench.keep(bench.opened[-1], b"left by a crash\n")
+    kept = bench.diffs.kept.folder
+    assert {path.name for path in kept.iterdir()} == {diff_of(asked), orphan}
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    assert [path.name for path in kept.iterdir()] == [diff_of(asked)]
+    await bench.answer(asked, ALICE)
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    await bench.work.look()
+    assert len(bench.commits()) == 1
+    assert list(kept.iterdir()) == []
