@@ -172,7 +172,7 @@ class MatrixSender:
         return Sent(event_id)
 
     async def _attach(self, message: Message, room_id: str, content: Content) -> None:
-        """Send the file that belongs to a reply, beside it. After a crash it may be uploaded again; it is posted once."""
+        """Send the file that belongs to a reply. After a crash it may be uploaded again; it is posted once."""
         file = message.body.get("file")
         if not isinstance(file, dict):
             return
