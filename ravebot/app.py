@@ -163,11 +163,16 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
-                self.agents.run(),
+                self._run_agents(),
                 trials.run(),
-                self.waiting.run(),
             ):
                 group.create_task(loop)
+
+    async def _run_agents(self) -> None:
+        await self.waiting.first_look()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.agents.run())
+            group.create_task(self.waiting.run())
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
