@@ -15,9 +15,11 @@ from functools import partial
 
 import structlog
 
+from ravebot.agents import registry
+from ravebot.agents.asking import Asking
 from ravebot.agents.ending import end_turn
 from ravebot.agents.model import Approval, ApprovalState, Conversation, Process, Turn, TurnState
-from ravebot.agents.rights import by_configuration, find_agent
+from ravebot.agents.rights import by_configuration
 from ravebot.agents.telling import ConversationTelling
 from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
@@ -56,6 +58,11 @@ class Surroundings:
         well = not machine.unhealthy_told and machine.paused_since is None
         return machine.state is MachineState.LEASED and well
 
+    @property
+    def is_unwell(self) -> bool:
+        """Whether it is ready, but its machine does not answer or is paused."""
+        return self.sandbox is not None and self.sandbox.state is SandboxState.READY and not self.is_usable
+
 
 @dataclass(frozen=True)
 class TurnPlace:
@@ -92,7 +99,9 @@ def place_of(turn: Turn, agent: str, around: Surroundings, now: datetime) -> Tur
 def _not_started(turn: Turn, around: Surroundings) -> str:
     """Why no sandbox will come of the question that was open while the turn waited; empty: one may."""
     asked, newest = around.asked, around.newest
-    if asked is None or asked.decided_at is None or asked.decided_at < turn.created_at:
+    if asked is None or asked.decided_at is None:
+        return ""
+    if asked.turn_id != turn.id and asked.decided_at <= turn.created_at:
         return ""
     match asked.state:
         case ApprovalState.DENIED:
@@ -110,10 +119,10 @@ def why_gone(process: Process, sandbox: Sandbox | None, machine: Machine | None)
     """Why a process can't be running any more, as the beginning of a sentence; empty: it may."""
     if sandbox is None or sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
         return "The sandbox ended"
-    if machine is None or sandbox.machine_id != process.machine_id or machine.state is not MachineState.LEASED:
-        return "The sandbox got a new machine"
-    if machine.restarts != process.restarts:
+    if machine is not None and sandbox.machine_id == machine.id and machine.restarts != process.restarts:
         return "The sandbox's machine was restarted"
+    if machine is None or sandbox.machine_id != machine.id or machine.state is not MachineState.LEASED:
+        return "The sandbox got a new machine"
     return ""
 
 
@@ -129,7 +138,7 @@ class SandboxBinding:
 
     def around(self, tx: Transaction, conversation: Conversation) -> Surroundings:
         """What a message in that conversation depends on."""
-        agent, ref = find_agent(self.config, conversation.agent), conversation.mr
+        agent, ref = registry.find(self.config, conversation.agent), conversation.mr
         if ref is None:
             return Surroundings(agent, None)
         sandbox = sandboxes.current(tx, ref)
@@ -170,9 +179,11 @@ class SandboxBinding:
             if not turns or conversation is None:
                 continue
             around = self.around(tx, conversation)
-            back = False
+            back, left = False, []
             for turn in turns:
                 place = place_of(turn, conversation.agent, around, tx.now)
+                if place.state is TurnState.ACCEPTED:
+                    left.append(turn)
                 if place.state is turn.state:
                     continue
                 if place.state is TurnState.DEAD:
@@ -182,6 +193,22 @@ class SandboxBinding:
                     yield partial(_save, turn=replace(turn, state=place.state, tries=0, next_try_at=None))
             if back:
                 yield partial(self._waits_again, conversation=conversation, around=around)
+            if left and self._is_to_ask(tx, around):
+                yield partial(self._ask, conversation=conversation, turn=left[0])
+
+    def _is_to_ask(self, tx: Transaction, around: Surroundings) -> bool:
+        """Whether nobody is asked any more to start a sandbox, as the turn for which that was asked was cancelled."""
+        asked = around.asked
+        if around.sandbox is not None or asked is None or asked.state is not ApprovalState.WITHDRAWN:
+            return False
+        turn = conversations.turn(tx, asked.turn_id) if asked.turn_id else None
+        return turn is not None and turn.state.is_over and turn.process_id is None
+
+    def _ask(self, tx: Transaction, conversation: Conversation, turn: Turn) -> None:
+        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+        assert mr
+        root = conversations.message(tx, turn.message_id).root
+        Asking(self.config, self.telling).ask_start(tx, turn, conversation, mr, root)
 
     def _end_process(self, tx: Transaction, process: Process, why: str) -> None:
         """A process is gone: what it had may have been done, in part or whole."""

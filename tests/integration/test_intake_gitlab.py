@@ -23,6 +23,7 @@ from ravebot.commands.verbs import VERBS, Verb
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
 from ravebot.gitlab.webhook import delivery
+from ravebot.intake.agents import Reception
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
@@ -108,7 +109,8 @@ class Desk:
         people = People(self.world.config, self.world.database, self.gitlab)
         config, telling = self.world.config, ConversationTelling(self.world.config)
         approvals = Approvals(config, telling, self.world.database, people)
-        agents = AgentComments(config, self.gitlab, people, AgentDesk(config, telling), approvals)
+        reception = Reception(config, people, AgentDesk(config, telling))
+        agents = AgentComments(config, self.gitlab, people, self.world.database, reception, approvals)
         return GitLabIntake(config, self.gitlab, people, self.world.intents, agents, self.verbs)
 
     async def outcomes(self) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ravebot.clock import to_us
-from ravebot.config.model import Config
+from ravebot.config.model import AcpConfig, AgentConfig, Config
 from ravebot.operations.backup.make import Maker
 from ravebot.operations.backup.restore import Restorer
 from ravebot.operations.backup.stopping import Stop
@@ -48,9 +48,9 @@ A, B, C = "a" * 40, "b" * 40, "c" * 40
 ROOM = "#dev:example.org"
 
 
-def make_config(folder: Path, **changes: dict[str, Any]) -> Config:
-    """A valid configuration; `changes` are merged in, section by section."""
-    sections: dict[str, dict[str, Any]] = {
+def make_config(folder: Path, **changes: Any) -> Config:
+    """A valid configuration; `changes` are merged in, section by section, or replace what is no section."""
+    sections: dict[str, Any] = {
         "matrix": {
             "homeserver": "http://127.0.0.1:1",
             "user_id": "@ravebot:example.org",
@@ -78,8 +78,16 @@ def make_config(folder: Path, **changes: dict[str, Any]) -> Config:
         },
     }  # fmt: skip
     for section, values in changes.items():
-        sections[section] = {**sections[section], **values}
+        sections[section] = {**sections[section], **values} if isinstance(values, dict) else values
     return Config.model_validate({"instance": "test", "state_dir": str(folder), **sections})
+
+
+def with_agents(config: Config) -> Config:
+    """With an agent of a Developer's, and one of a Guest's."""
+    acp = AcpConfig(command=("coder",))
+    agents = {"coder": "alice", "hers": "gina"}
+    made = tuple(AgentConfig(name=name, owner=owner, projects=("group/*",), acp=acp) for name, owner in agents.items())
+    return config.model_copy(update={"agents": made})
 
 
 def a_merge_request(iid: int = 1, **facts: Any) -> MergeRequest:
@@ -246,7 +254,7 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(folder: Path, **changes: dict[str, Any]) -> AsyncIterator[World]:
+async def a_world(folder: Path, **changes: Any) -> AsyncIterator[World]:
     """A fresh database in that folder."""
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
     lifecycle = Lifecycle(config, Journal(config, metrics))
