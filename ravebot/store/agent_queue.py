@@ -19,7 +19,6 @@ from ravebot.store.database import Transaction
 from ravebot.store.rows import load
 
 
-
 def live_processes(tx: Transaction) -> tuple[Process, ...]:
     """Every process that is not known to have ended."""
     return tuple(load(Process, row) for row in tx.all("SELECT * FROM agent_processes WHERE ended_at IS NULL"))
