@@ -253,7 +253,7 @@ class Desk(Pausing):
             text += f" {conversation.agent} is paused, by {paused}: it gets nothing until somebody says `resume`."
         elif conversation.paused:
             text += f" This conversation is {conversation.paused}: nothing is given until somebody says `resume`."
-        if not before and (not is_said or paused or conversation.paused):
+        if not before and (not is_said or paused or conversation.paused) and _has_no_words(conversation, by):
             self.telling.remark(tx, conversation, text)
         return DeskOutcome(True, text, turn_id=turn.id)
 
@@ -307,3 +307,8 @@ class Desk(Pausing):
 
 def _no(message: str, *advice: str) -> DeskOutcome:
     return DeskOutcome(False, message, Advice(*advice) if advice else None)
+
+
+def _has_no_words(conversation: Conversation, by: Actor) -> bool:
+    """Whether nobody is told the outcome in words: a comment gets an emoji, and an agent nothing."""
+    return by.kind == AGENT or conversation.door is AgentDoor.GITLAB
