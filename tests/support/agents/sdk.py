@@ -180,7 +180,7 @@ class SdkAgent:
         text = path.read_text()
         await self._client.session_update(session.id, acp.update_tool_call(number, status="completed"))
         count = len(text.splitlines())
-        told = f"I have read **{name}**. It has {count} lines, and this is what they say:\n\n```\n{text}```\n\nThat is all."
+        told = f"I have read **{name}**. It has {count} lines, and they say:\n\n```\n{text}```\n\nThat is all."
         await self._stream(session, told, _THOUGHTFUL_SECONDS)
 
     async def _stream(self, session: Session, text: str, pause: float = _PIECE_SECONDS) -> None:
