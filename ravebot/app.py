@@ -21,6 +21,8 @@ from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.reception import Reception
+from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
@@ -36,9 +38,9 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
-from ravebot.intake.agents import Reception
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
+from ravebot.intake.diffs import RoomDiffs
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixIntake, MatrixJournal
@@ -106,9 +108,10 @@ class Bot:
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        await asyncio.to_thread(self.diffs.clear)
+        approved = ApprovedDiffs(self.database, self.diffs)
+        await approved.clear()
         people = self.approvals.people
-        carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        carry_out = CarryOut(self.database, self.approvals, self.core.intents, approved)
         desk = Desk(self.config, self.approvals.telling)
         reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
@@ -123,8 +126,9 @@ class Bot:
                     self.core.intents,
                     self.core.views,
                     self.database,
-                    agents=RoomConversations(rooms, self.core.views, reception),
+                    agents=RoomConversations(rooms, self.core.views, desk, self.approvals),
                     reactions=RoomReactions(rooms, self.approvals),
+                    diffs=RoomDiffs(rooms, self.approvals, self.diffs),
                 ),
             },
         )
@@ -159,11 +163,16 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
-                self.agents.run(),
+                self._run_agents(),
                 trials.run(),
-                self.waiting.run(),
             ):
                 group.create_task(loop)
+
+    async def _run_agents(self) -> None:
+        await self.waiting.first_look()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.agents.run())
+            group.create_task(self.waiting.run())
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
@@ -260,6 +269,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             TurnProgress(ConversationTelling(config)),
             ControlConnections(config.state_dir),
             core.chain.authorize,
+            may_give=ChainRights(config, database, people).still_may,
         )
         yield Bot(
             config=config,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ravebot.agents import registry
 from ravebot.agents.asking import Asking
 from ravebot.agents.ending import end_turn, record
 from ravebot.agents.limits import (
@@ -36,7 +37,7 @@ from ravebot.agents.model import (
 )
 from ravebot.agents.overview import given
 from ravebot.agents.pausing import Pausing
-from ravebot.agents.rights import by_configuration, find_agent
+from ravebot.agents.rights import by_configuration
 from ravebot.agents.waiting import SandboxBinding, Surroundings
 from ravebot.sandboxes.intents import Advice, Outcome
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, MergeRequestRef
@@ -134,13 +135,13 @@ class Desk(Pausing):
         message = conversations.message(tx, turn.message_id)
         if not message.text:
             return _no("Its text is not kept any more: write it again.")
-        around = self._binding.around(tx, conversation)
-        refused = self._not_now(tx, conversation.agent, around.mr, message.root)
+        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+        refused = self._not_now(tx, conversation.agent, mr, message.root)
         if refused is not None:
             return refused
-        self.resume_thread(
-            tx, conversations.in_thread(tx, conversation.door, conversation.place, conversation.thread), by
-        )
+        thread = conversations.in_thread(tx, conversation.door, conversation.place, conversation.thread)
+        self.resume_thread(tx, thread, by)
+        conversation = conversations.get(tx, conversation.id) or conversation
         outcome = self._queue(tx, conversation, message, by)
         if newest.state is TurnState.UNCERTAIN:
             may = f"It is not known how far {conversation.agent} got the last time, so some of it may be done twice."
@@ -161,7 +162,7 @@ class Desk(Pausing):
         if not turns or conversation is None:
             return _no("Nothing runs or waits here, so there is nothing to cancel.")
         turn, others = turns[0], len(turns) - 1
-        wait = f" {_others(others)} that {'waits' if others == 1 else 'wait'} {_follow(others)}." if others else ""
+        wait = f" {others} more {'waits' if others == 1 else 'wait'} here." if others else ""
         if turn.process_id is None:
             end_turn(tx, self.telling, turn, TurnState.CANCELLED, f"Cancelled by {by}.", by)
             return DeskOutcome(True, f"It is cancelled: {conversation.agent} was not given it.{wait}", turn_id=turn.id)
@@ -205,7 +206,7 @@ class Desk(Pausing):
         return self._not_now(tx, said.agent, mr, said.root or said.author)
 
     def _not_now(self, tx: Transaction, name: str, mr: MergeRequest | None, root: Actor) -> DeskOutcome | None:
-        agent = find_agent(self.config, name)
+        agent = registry.find(self.config, name)
         if agent is None:
             return _no(f"No agent called {name} is configured. Ask for one that is: `agents` lists them.")
         if mr is None:
@@ -243,42 +244,39 @@ class Desk(Pausing):
         )
         record(tx, EventKind.AGENT_ASKED, by, turn)
         self.telling.receipt(tx, turn)
+        text, is_said = f"{conversation.agent} gets it", True
         if around.is_usable:
-            text = f"{conversation.agent} gets it"
-            text += f" after {_others(len(before))} before it." if before else "."
+            text += f" after the {'one' if len(before) == 1 else len(before)} before it." if before else "."
         else:
-            text = self._wait_for_sandbox(tx, conversation, turn, message, around)
+            text, is_said = self._wait_for_sandbox(tx, conversation, turn, message, around)
         paused = conversations.paused_agents(tx).get(conversation.agent)
         if paused:
             text += f" {conversation.agent} is paused, by {paused}: it gets nothing until somebody says `resume`."
         elif conversation.paused:
             text += f" This conversation is {conversation.paused}: nothing is given until somebody says `resume`."
+        if not before and (not is_said or paused or conversation.paused):
+            self.telling.remark(tx, conversation, text)
         tx.wake(AGENTS_WAIT)
         return DeskOutcome(True, text, turn_id=turn.id)
 
     def _wait_for_sandbox(
         self, tx: Transaction, conversation: Conversation, turn: Turn, message: AgentMessage, around: Surroundings
-    ) -> str:
-        """Have a sandbox started for the turn, if a person says so; returns what it waits for."""
+    ) -> tuple[str, bool]:
+        """Have a sandbox started for the turn, if a person says so; returns what it waits for, and whether a question
+        says that."""
         mr, sandbox, agent = around.mr, around.sandbox, conversation.agent
         assert mr
-        if (
-            sandbox is not None
-            and around.machine
-            and sandbox.ready_at
-            and sandbox.stage is None
-            and (around.machine.unhealthy_told or around.machine.paused_since)
-        ):
-            return f"The machine of {mr.full_ref} does not answer: {agent} gets your message when it does."
+        if around.is_unwell:
+            return f"The machine of {mr.full_ref} does not answer: {agent} gets the message when it does.", False
         if sandbox is not None:
-            return f"The sandbox of {mr.full_ref} is being started: {agent} gets your message when it is ready."
+            return f"The sandbox of {mr.full_ref} is being started: {agent} gets the message when it is ready.", False
         asked = around.asked
-        if asked is None or asked.state is not ApprovalState.OPEN:
+        if asked is None or not (
+            asked.state is ApprovalState.OPEN or (asked.state is ApprovalState.GRANTED and asked.done_at is None)
+        ):
             asked = Asking(self.config, self.telling).ask_start(tx, turn, conversation, mr, message.root)
-        return (
-            f"{mr.full_ref} has no sandbox: approval {asked.id} asks {message.root.name} whether to start one."
-            f" {agent} gets the message when it is ready."
-        )
+        why = f"{mr.full_ref} has no sandbox: approval {asked.id} asks {message.root.name} whether to start one."
+        return f"{why} {agent} gets the message when it is ready.", True
 
     def _cancel_running(self, tx: Transaction, turn: Turn, by: Actor) -> None:
         conversations.save_turn(tx, replace(turn, cancelled_by=str(by)))
@@ -311,11 +309,3 @@ class Desk(Pausing):
 
 def _no(message: str, *advice: str) -> DeskOutcome:
     return DeskOutcome(False, message, Advice(*advice) if advice else None)
-
-
-def _others(count: int) -> str:
-    return "one other" if count == 1 else f"{count} others"
-
-
-def _follow(count: int) -> str:
-    return "follows" if count == 1 else "follow"

@@ -36,7 +36,7 @@ GUARDS = frozenset(guard.value for guard in TalkGuard)
 
 
 @dataclass(frozen=True)
-class Talk:
+class TalkBefore:
     """What comes before a message of an agent to another one. `texts`: the messages of agents in the thread since a
     person spoke, the newest first, at most `MOST_IN_A_ROW`; `of_pair`: those of the two, anywhere, in a minute."""
 
@@ -44,17 +44,17 @@ class Talk:
     of_pair: int = 0
 
 
-def talk(newest: Sequence[AgentMessage], of_pair: int) -> Talk:
+def talk(newest: Sequence[AgentMessage], of_pair: int) -> TalkBefore:
     """From the newest messages of a thread, the newest first."""
     texts = []
     for message in newest:
         if message.author.kind != AGENT:
             break
         texts.append(message.text)
-    return Talk(tuple(texts), of_pair)
+    return TalkBefore(tuple(texts), of_pair)
 
 
-def guard_against(before: Talk, text: str, hops: int) -> TalkGuard | None:
+def guard_against(before: TalkBefore, text: str, hops: int) -> TalkGuard | None:
     """Why the thread is paused instead of passing on one more message of an agent; None: it may be passed on."""
     if hops > MOST_HOPS:
         return TalkGuard.HOPS

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ravebot.agents import registry
 from ravebot.agents.ending import record_conversation
 from ravebot.agents.limits import GUARDS, TalkGuard
 from ravebot.agents.model import Conversation, ConversationId
-from ravebot.agents.rights import find_agent
 from ravebot.agents.telling import ConversationTelling
 from ravebot.config.model import Config
 from ravebot.sandboxes.intents import Outcome
@@ -26,7 +26,7 @@ class Pausing:
 
     def pause_agent(self, tx: Transaction, name: str, by: Actor) -> Outcome:
         """Give nothing to an agent anywhere; the turns that run go on."""
-        if find_agent(self.config, name) is None:
+        if registry.find(self.config, name) is None:
             return Outcome(False, f"No agent called {name} is configured. See `agents` in the configuration.")
         if name in (paused := conversations.paused_agents(tx)):
             return Outcome(True, f"{name} is paused already, by {paused[name]}.")

@@ -108,7 +108,7 @@ def whom(approval: Approval, project: str) -> str:
         return f"only {approval.only_by}"
     if approval.kind is ApprovalKind.EXTENSION or approval.mr is None:
         return "an admin of ravebot"
-    return f"who has the role Developer or more in {project or 'its project'}"
+    return f"anybody with the role Developer or more in {project or 'its project'}"
 
 
 def _mentions(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ravebot.agents import registry
 from ravebot.agents.desk import Addressed, Desk
 from ravebot.agents.model import AGENT, Turn
-from ravebot.agents.rights import find_agent
 from ravebot.config.model import Config
 from ravebot.sandboxes.model import Actor
 from ravebot.store import conversations
@@ -20,7 +20,7 @@ def addressed(config: Config, answer: str, by: str) -> tuple[str, str] | None:
     match = _ADDRESS.match(answer)
     name = match["name"] if match else ""
     text = answer[match.end() :].strip() if match else ""
-    if not text or name == by or find_agent(config, name) is None:
+    if not text or name == by or registry.find(config, name) is None:
         return None
     return name, text
 

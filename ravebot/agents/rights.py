@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ravebot.agents import registry
 from ravebot.agents.model import AgentDoor, Conversation, Turn
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
@@ -18,11 +19,6 @@ _NOT_MAPPED = Decision(False, "This room is not mapped to that project.", "Ask i
 _NO_SUCH_PROJECT = Decision(
     False, "GitLab has no such project any more, or ravebot may not see it.", "Ask a Maintainer to add ravebot to it."
 )
-
-
-def find_agent(config: Config, name: str) -> AgentConfig | None:
-    """The agent of that name that can be spoken to."""
-    return next((agent for agent in config.agents if agent.name == name and agent.can_be_spoken_to), None)
 
 
 def by_configuration(agent: AgentConfig | None, name: str, mr: MergeRequest) -> Decision:
@@ -73,7 +69,7 @@ async def may_ask(
     """Whether a message that goes back to `root` may be given to that agent, in a place that is `mapped` to the merge
     request's project, or a direct chat. Raises Unavailable while GitLab can't be asked: that is no refusal.
     """
-    agent = find_agent(config, name)
+    agent = registry.find(config, name)
     configured = by_configuration(agent, name, mr)
     if agent is None or not configured.allowed:
         return configured

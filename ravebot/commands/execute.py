@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ravebot.commands.permissions import Asker
-from ravebot.commands.verbs import VERBS, Command, Door, Show, Takes, Talk, Verb, at
+from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Show, Takes, Verb, at
 from ravebot.sandboxes.intents import Intents, Outcome
 from ravebot.sandboxes.model import EventKind, MergeRequest, MergeRequestRef
 from ravebot.store import events, merge_requests
@@ -27,7 +27,7 @@ def execute(
     """
     if not asker.decision.allowed:
         return _refuse(tx, command, asker, target)
-    if isinstance(command.verb.does, Show | Talk):
+    if isinstance(command.verb.does, Show | AgentAct):
         return Outcome(False, CANNOT)
     mr = _merge_request(tx, command.verb, target)
     if mr is None:

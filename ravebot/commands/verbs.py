@@ -65,7 +65,7 @@ class Show(Enum):
     DIFF = auto()
 
 
-class Talk(Enum):
+class AgentAct(Enum):
     """What the verbs for conversations with agents do; `intake.conversations` carries them out."""
 
     ASK = auto()
@@ -82,7 +82,7 @@ class Group(Enum):
     LOOK = "Get in and look"
     KEEP = "Keep or end it"
     MEND = "When it does not work"
-    AGENTS = "Agents"
+    AGENTS = "Agents and approvals"
     ME = "Who am I, and more"
 
 
@@ -94,7 +94,7 @@ class Verb:
     """
 
     name: str
-    does: Act | Show | Talk
+    does: Act | Show | AgentAct
     group: Group
     doors: Mapping[Door, str]
     then: str
@@ -191,28 +191,28 @@ VERBS: tuple[Verb, ...] = (
          {_ROOM: "show who can be spoken to here, and what they are at"},
          "Each agent has a line, then each of its conversations here. To speak to one, begin a message with its name.",
          takes=(), right=Right.READ),
-    Verb("ask", Talk.ASK, _AGENTS,
+    Verb("ask", AgentAct.ASK, _AGENTS,
          {_ROOM: "give an agent a message, also without its name"},
          "It is the same as `@AGENT [REF] TEXT`; without a name, the room's own agent gets it. The answer comes in a"
          " thread, where you need no name any more. REF must have its `!` here.",
          takes=(_AGENT, _ANY_REF, _TEXT)),
-    Verb("steer", Talk.STEER, _AGENTS,
+    Verb("steer", AgentAct.STEER, _AGENTS,
          {_ROOM: "in its thread: stop what it does now, and give it this instead"},
          "Its turn is cancelled, and the message comes next, before those that wait.",
          takes=(_AGENT, _TEXT)),
-    Verb("cancel", Talk.CANCEL, _AGENTS,
+    Verb("cancel", AgentAct.CANCEL, _AGENTS,
          {_ROOM: "in its thread: stop what it does now"},
-         "Its turn and the messages that wait in the thread are cancelled. What it did so far stays as it is.",
+         "The turn that runs is cancelled, or if none runs the message that waits longest. What it did stays as it is.",
          takes=(_AGENT,)),
-    Verb("resend", Talk.RESEND, _AGENTS,
+    Verb("resend", AgentAct.RESEND, _AGENTS,
          {_ROOM: "in its thread: give it the last message again"},
          "Of a message that it could not be given, or that failed, or of which it can't be known whether it ran.",
          takes=(_AGENT,)),
-    Verb("approve", Talk.APPROVE, _AGENTS,
+    Verb("approve", AgentAct.APPROVE, _AGENTS,
          {_ROOM: "allow what is asked; like ✅ on the question"},
          "The first valid answer counts. It holds for exactly what the question shows, and only once.",
          takes=(_ID,)),
-    Verb("deny", Talk.DENY, _AGENTS,
+    Verb("deny", AgentAct.DENY, _AGENTS,
          {_ROOM: "refuse what is asked; like ❌ on the question"},
          "The first valid answer counts. A question that nobody answers in time is refused, too.",
          takes=(_ID,)),
@@ -234,6 +234,7 @@ VERBS: tuple[Verb, ...] = (
 )
 # fmt: on
 
+_ANSWERS = (AgentAct.APPROVE, AgentAct.DENY)
 _EXAMPLE = {
     _REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend", _AGENT: "coder", _ANY_REF: "!42",
     _ID: "7", _TEXT: "the login test fails, please look",
@@ -248,6 +249,11 @@ _NEEDS = {
 def at(door: Door, verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
     """The verbs of a door."""
     return tuple(verb for verb in verbs if door in verb.doors)
+
+
+def without_agents(verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
+    """The verbs that are of use where no agent can be spoken to."""
+    return tuple(verb for verb in verbs if verb.group is not Group.AGENTS or verb.does in _ANSWERS)
 
 
 def help_rows(door: Door, prefix: str, verbs: Sequence[Verb] = VERBS) -> tuple[tuple[str, str], ...]:

@@ -1,45 +1,87 @@
-"""Receives what people say to agents, at any door: checks what they may, and gives it to the desk."""
+"""Says what `agents` and `budget` show: who can be spoken to, what goes on, what is asked, and what was used today."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
-from ravebot.agents.desk import Addressed, Desk
-from ravebot.agents.rights import may_ask
-from ravebot.commands.people import People
-from ravebot.commands.permissions import Decision
+from ravebot.agents import overview, registry
+from ravebot.agents.limits import Spent
+from ravebot.agents.model import Conversation
+from ravebot.agents.overview import AgentAtWork
 from ravebot.config.model import Config
-from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
-from ravebot.store import events, merge_requests
+from ravebot.matrix.text import one_line
+from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.view import in_words
+from ravebot.store import approvals, conversations, merge_requests
 from ravebot.store.database import Transaction
+
+_MOST_LINES = 10
+NO_AGENTS = "No agent serves the projects of this room: an admin of ravebot adds them to `agents` in its configuration."
 
 
 @dataclass(frozen=True)
-class Reception:
-    """What both doors for comments and rooms do with a message to an agent."""
+class AgentReports:
+    """Each method returns lines of text; the names of agents are configured, all else is made harmless."""
 
     config: Config
-    people: People
-    desk: Desk
 
-    async def may(
-        self, agent: str, root: Actor, mr: MergeRequest, *, mapped: bool = True, direct: bool = False
-    ) -> Decision:
-        """Whether somebody may ask that agent about a merge request, in a place of its project or a direct chat.
+    def agents(self, tx: Transaction, patterns: Iterable[str], places: Iterable[str]) -> str:
+        """The agents that serve these projects, and what goes on and is asked in these places: a room's id and names.
 
-        Raises as GitLab answers.
+        What is said elsewhere is not shown.
         """
-        return await may_ask(self.people, self.config, agent, root, mr, mapped=mapped, direct=direct)
+        here = frozenset(places)
+        serving = {agent.name: agent.owner for agent in registry.serving_any(self.config, patterns)}
+        if not serving:
+            return NO_AGENTS
+        at_work = {one.name: one for one in overview.agents(tx, self.config)}
+        lines = [_agent(at_work[name], owner or "") for name, owner in serving.items()]
+        lines += _first(self._talks(tx, here), "conversations")
+        asked = (one for one in approvals.are_open(tx) if one.place in here)
+        lines += _first((f"Approval {one.id} is open: {one_line(one.title, 200)}" for one in asked), "approvals")
+        return "\n".join(lines)
 
-    def accept(self, tx: Transaction, said: Addressed, mr: MergeRequest) -> Outcome:
-        """Take a message about a merge request; `mr`: as it was looked up."""
-        if merge_requests.get(tx, mr.ref) is None:
-            merge_requests.observe(tx, mr)
-        return self.desk.accept(tx, said)
+    def budget(self, tx: Transaction, who: Actor, patterns: Iterable[str]) -> str:
+        """What a person and the agents of these projects used today."""
+        lines = [f"You: {_spent(overview.spent_for(tx, self.config, who))}"]
+        serving = registry.serving_any(self.config, patterns)
+        lines += [f"`{agent.name}`: {_spent(overview.spent_by(tx, agent))}" for agent in serving]
+        return "\n".join([*lines, "It is counted anew from 00:00 UTC."])
+
+    def _talks(self, tx: Transaction, here: frozenset[str]) -> Iterator[str]:
+        for conversation_id in conversations.with_open_turns(tx):
+            pending = overview.pending(tx, conversation_id)
+            if pending is None or pending.conversation.place not in here:
+                continue
+            parts = [pending.running.state.value] if pending.running else []
+            if pending.waiting:
+                parts.append(f"{len(pending.waiting)} waiting")
+            if pending.conversation.paused:
+                parts.append(f"paused: {pending.conversation.paused}")
+            yield f"`{pending.conversation.agent}`{_about(tx, pending.conversation)}: {', '.join(parts)}"
 
 
-def refuse(tx: Transaction, actor: Actor, verb: str, about: str, decision: Decision) -> None:
-    """Record a refusal, as those of commands are."""
-    data: dict[str, object] = {"verb": verb, "rule": decision.rule, "ref": about}
-    events.append(tx, EventKind.COMMAND_REFUSED, actor, data=data)
+def _agent(agent: AgentAtWork, owner: str) -> str:
+    parts = [f"`{agent.name}` of {one_line(owner, 60)}"]
+    if agent.paused_by:
+        parts.append(f"paused by {one_line(agent.paused_by, 100)}")
+    parts.append(f"{agent.running} at work, {agent.waiting} waiting" if agent.running or agent.waiting else "free")
+    return ", ".join(parts)
+
+
+def _about(tx: Transaction, conversation: Conversation) -> str:
+    mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+    return f" in {mr.full_ref}" if mr else ""
+
+
+def _spent(spent: Spent) -> str:
+    seconds = f", at work for {in_words(timedelta(seconds=round(spent.seconds)))}" if spent.seconds >= 1 else ""
+    return f"{spent.messages:,} of {spent.most:,} messages today{seconds}"
+
+
+def _first(lines: Iterable[str], what: str) -> list[str]:
+    listed = list(lines)
+    more = [f"and {len(listed) - _MOST_LINES} more {what}"] if len(listed) > _MOST_LINES else []
+    return listed[:_MOST_LINES] + more

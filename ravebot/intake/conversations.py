@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from ravebot.agents import registry, routing
-from ravebot.agents.desk import Addressed
-from ravebot.agents.model import AgentDoor, Conversation
+from ravebot.agents import overview, registry, routing
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.desk import Addressed, Desk, DeskOutcome
+from ravebot.agents.model import AgentDoor, ApprovalId, Conversation, TurnState
+from ravebot.agents.rights import may_ask
 from ravebot.agents.routing import Near, ToAgent, Unclear
 from ravebot.commands import refs
+from ravebot.commands.execute import in_full
 from ravebot.commands.permissions import Decision, Right
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import Command, Talk
+from ravebot.commands.verbs import AgentAct, Command, Door, Show
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import NotFound
-from ravebot.intake.agents import Reception, refuse
+from ravebot.intake.agents import AgentReports
 from ravebot.intake.concern import SOURCE, RowKind, about_conversation, card_of
-from ravebot.intake.loop import Step
+from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
-from ravebot.store import conversations, inbox, merge_requests, outbox
+from ravebot.sandboxes.intents import Outcome
+from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, SandboxState
+from ravebot.store import approvals, conversations, events, inbox, merge_requests, outbox
 from ravebot.store.database import Transaction
 
+Act = Callable[[Transaction, Conversation, Actor], Outcome]
+"""What is done with a conversation, inside the caller's transaction."""
 _MOST_NAMED = 5
 _NOT_WHOLE = (
     "Only the beginning of that message reached me, because too much was said while I was away. Please send it again."
@@ -54,7 +61,8 @@ class RoomConversations:
 
     rooms: Rooms
     views: Views
-    reception: Reception
+    desk: Desk
+    approvals: Approvals
 
     @property
     def config(self) -> Config:
@@ -63,7 +71,7 @@ class RoomConversations:
     async def said(self, message: IncomingMessage, patterns: tuple[str, ...]) -> Step:
         """A message that names an agent, answers one, or is in an agent's thread."""
         if not patterns:  # whoever is called that here is no agent of ours
-            return _nothing
+            return only("not for us")
         near = await self.rooms.database.read(lambda tx: self._near(tx, message))
         return await self._routed(message, routing.route(message.text, near), patterns)
 
@@ -71,16 +79,94 @@ class RoomConversations:
         """A command for agents."""
         near = await self.rooms.database.read(lambda tx: self._near(tx, message))
         match command.verb.does:
-            case Talk.ASK:
+            case AgentAct.ASK:
                 return await self._routed(message, routing.asked(command.text, near), patterns)
+            case AgentAct.STEER:
+                return await self._routed(
+                    message, routing.asked(command.text, replace(near, default="")), patterns, steer=True
+                )
+            case AgentAct.CANCEL:
+                return await self._with_one(
+                    message, command, patterns, lambda tx, one, by: self.desk.cancel(tx, one.id, by)
+                )
+            case AgentAct.RESEND:
+                return await self._with_one(
+                    message, command, patterns, lambda tx, one, by: self.desk.resend_last(tx, one.id, by)
+                )
+            case AgentAct.APPROVE | AgentAct.DENY:
+                return await self._answers(message, command)
             case _:
-                raise NotImplementedError(command.verb.name)
+                return await self._reports(message, command, patterns)
+
+    async def _answers(self, message: IncomingMessage, command: Command) -> Step:
+        actor = await self.rooms.database.read(lambda tx: self._actor(tx, message))
+        take = await self.approvals.answer(
+            ApprovalId(command.number or 0),
+            command.verb.does is AgentAct.APPROVE,
+            actor,
+            place=message.room_id,
+            direct=message.direct,
+        )
+
+        def step(tx: Transaction) -> str:
+            taken = take(tx)
+            if taken.text:
+                self.rooms.reply(tx, message, render_reply(taken.text), aside=not taken.taken)
+            return taken.text
+
+        return step
+
+    async def _reports(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
+        """What `agents` and `budget` show: in a direct chat only of the asker's own projects."""
+        decision = await self.rooms.may(message, Right.NONE, None, bool(patterns))
+        projects = patterns
+        if message.direct:
+            projects = await self.rooms.nameable(message, patterns)
+            if not projects:
+                decision = await self.rooms.may(message, Right.READ, None, mapped=False)
+        if not decision.allowed:
+            return self._refusal(message, command.verb.name, decision)
+        reports = AgentReports(self.config)
+
+        def step(tx: Transaction) -> str:
+            if command.verb.does is Show.BUDGET:
+                text = reports.budget(tx, self._actor(tx, message), projects)
+            else:
+                names = self.rooms.names_of(message.room_id, outbox.rooms(tx))
+                text = reports.agents(tx, projects, (message.room_id, *names))
+            self.rooms.reply(tx, message, render_reply(text))
+            return command.verb.name
+
+        return step
+
+    async def _with_one(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...], act: Act) -> Step:
+        """A command about the conversation in whose thread it is, or one of whose messages it answers."""
+        found = await self.rooms.database.read(lambda tx: _meant(tx, message, command))
+        if isinstance(found, Unclear):
+            return self._mistake(message, found.why)
+        one, ref = found
+        decision = await self._may_at(message, ref, patterns) if ref else NOT_MAPPED
+        if not decision.allowed:
+            return self._refusal(message, command.verb.name, decision, str(ref or ""))
+
+        def step(tx: Transaction) -> str:
+            outcome = act(tx, one, self._actor(tx, message))
+            text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""))
+            self.rooms.reply(tx, message, render_reply(text), aside=not outcome.accepted)
+            return outcome.message
+
+        return step
 
     async def _routed(
-        self, message: IncomingMessage, routed: ToAgent | Unclear | None, patterns: tuple[str, ...]
+        self,
+        message: IncomingMessage,
+        routed: ToAgent | Unclear | None,
+        patterns: tuple[str, ...],
+        *,
+        steer: bool = False,
     ) -> Step:
         if routed is None:
-            return _nothing
+            return only("not for us")
         if isinstance(routed, Unclear) or not message.whole:
             why = routed.why if isinstance(routed, Unclear) else _NOT_WHOLE
             return self._mistake(message, why)
@@ -90,14 +176,20 @@ class RoomConversations:
         about = await self._about(message, routed, agent, patterns)
         if not isinstance(about, About):
             return about
-        decision = await self.reception.may(
-            agent.name, Actor("matrix", message.sender), about.mr, mapped=bool(patterns), direct=message.direct
+        decision = await may_ask(
+            self.rooms.people,
+            self.config,
+            agent.name,
+            Actor("matrix", message.sender),
+            about.mr,
+            mapped=bool(patterns),
+            direct=message.direct,
         )
         if not decision.allowed:
-            return self._refusal(message, routed, decision, about.mr.full_ref)
-        return lambda tx: self._accept(tx, message, routed, about)
+            return self._refusal(message, "ask", decision, about.mr.full_ref, quiet=self._is_unasked(message, routed))
+        return lambda tx: self._accept(tx, message, routed, about, steer=steer)
 
-    def _accept(self, tx: Transaction, message: IncomingMessage, routed: ToAgent, about: About) -> str:
+    def _accept(self, tx: Transaction, message: IncomingMessage, routed: ToAgent, about: About, *, steer: bool) -> str:
         spot = _spot(tx, message, routed.agent)
         said = Addressed(
             agent=routed.agent,
@@ -110,13 +202,27 @@ class RoomConversations:
             author=self._actor(tx, message),
             text=routed.text,
         )
-        outcome = self.reception.accept(tx, said, about.mr)
-        if not outcome.accepted:
-            self.rooms.reply(tx, message, render_reply(outcome.message), aside=True)
-        elif about.chosen:
-            text = f"{routed.agent} works in {about.mr.full_ref}, as no other sandbox that it serves is here."
-            self.rooms.reply(tx, message, render_reply(text), thread=spot.thread)
+        if merge_requests.get(tx, about.mr.ref) is None:
+            merge_requests.observe(tx, about.mr)
+        outcome = self.desk.steer(tx, said) if steer else self.desk.accept(tx, said)
+        lines = [outcome.message] if not outcome.accepted or self._is_news(tx, outcome) else []
+        if outcome.accepted and about.chosen:
+            lines.insert(0, f"{routed.agent} works in {about.mr.full_ref}: no other sandbox that it serves is here.")
+        if lines:
+            text = render_reply("\n".join(lines))
+            self.rooms.reply(tx, message, text, aside=True, thread=spot.thread if outcome.accepted else None)
         return outcome.message
+
+    def _is_news(self, tx: Transaction, outcome: DeskOutcome) -> bool:
+        """Whether what became of a message is said in words: not if the agent gets it at once, which the receipt says,
+        or if somebody is asked about it."""
+        turn = conversations.turn(tx, outcome.turn_id) if outcome.turn_id else None
+        pending = overview.pending(tx, turn.conversation_id) if turn else None
+        if turn is None or pending is None or approvals.of_turn(tx, turn.id):
+            return False
+        alone = pending.waiting == (turn,) and pending.running is None
+        stopped = pending.paused_by or pending.conversation.paused
+        return not alone or bool(stopped) or turn.state is not TurnState.QUEUED
 
     async def _about(
         self, message: IncomingMessage, routed: ToAgent, agent: AgentConfig, patterns: tuple[str, ...]
@@ -143,19 +249,23 @@ class RoomConversations:
         return await self._at(message, routed, ref, patterns)
 
     async def _at(self, message: IncomingMessage, routed: ToAgent, ref: Ref, patterns: tuple[str, ...]) -> About | Step:
-        mapped = matches_project(patterns, ref.project_path)
-        if not mapped or not self.config.serves(ref.project_path):
-            return self._refusal(message, routed, NOT_SERVED if mapped else NOT_MAPPED, str(ref))
-        # A refusal must not show whether the merge request or project exists.
-        project_id = await self.rooms.people.project_id(message.sender, ref)
-        decision = await self.rooms.may(message, Right.COMMAND, project_id, mapped, ref.project_path)
+        decision = await self._may_at(message, ref, patterns)
         if not decision.allowed:
-            return self._refusal(message, routed, decision, str(ref))
+            return self._refusal(message, "ask", decision, str(ref), quiet=self._is_unasked(message, routed))
         try:
             return About(await self.rooms.people.merge_request(ref))
         except NotFound:
             prefix = self.config.matrix.command_prefix
             return self._mistake(message, f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`.")
+
+    async def _may_at(self, message: IncomingMessage, ref: Ref, patterns: tuple[str, ...]) -> Decision:
+        """Whether the sender may command that merge request's sandbox, here."""
+        mapped = matches_project(patterns, ref.project_path)
+        if not mapped or not self.config.serves(ref.project_path):
+            return NOT_SERVED if mapped else NOT_MAPPED
+        # A refusal must not show whether the merge request or project exists.
+        project_id = await self.rooms.people.project_id(message.sender, ref)
+        return await self.rooms.may(message, Right.COMMAND, project_id, mapped, ref.project_path)
 
     async def _only_one(
         self, message: IncomingMessage, routed: ToAgent, agent: AgentConfig, patterns: tuple[str, ...]
@@ -170,14 +280,15 @@ class RoomConversations:
             and (agent.forks or not view.mr.from_fork)
             and view.sandbox.state is not SandboxState.STOPPING
         ]
-        projects: set[int | None] = {mr.ref.project_id for mr in there}
+        projects: dict[int | None, str] = {mr.ref.project_id: mr.project_path for mr in there}
         decisions = {
-            one: await self.rooms.may(message, Right.COMMAND, one, bool(patterns)) for one in projects or {None}
+            one: await self.rooms.may(message, Right.COMMAND, one, bool(patterns), "" if message.direct else path)
+            for one, path in (projects or {None: ""}).items()
         }
         allowed = [mr for mr in there if decisions[mr.ref.project_id].allowed]
         refusal = next((one for one in decisions.values() if not one.allowed), None)
         if not allowed and refusal and (there or not self.rooms.people.is_known(message.sender)):
-            return self._refusal(message, routed, refusal, "")
+            return self._refusal(message, "ask", refusal, quiet=self._is_unasked(message, routed))
         if len(allowed) == 1:
             return About(allowed[0], chosen=True)
         if not allowed:
@@ -203,17 +314,47 @@ class RoomConversations:
     def _mistake(self, message: IncomingMessage, why: str) -> Step:
         return self.rooms.says(message, render_reply(why), "unclear", aside=True)
 
-    def _refusal(self, message: IncomingMessage, routed: ToAgent, decision: Decision, about: str) -> Step:
-        """Refuse, and say so; not to strangers who only wrote in an agent's thread, for whom nobody waits."""
-        quiet = not routed.named and not self.rooms.people.is_known(message.sender)
+    def _is_unasked(self, message: IncomingMessage, routed: ToAgent) -> bool:
+        """Whether a stranger only wrote in an agent's thread: nobody waits for an answer to that."""
+        return not routed.named and not self.rooms.people.is_known(message.sender)
+
+    def _refusal(
+        self, message: IncomingMessage, verb: str, decision: Decision, ref: str = "", *, quiet: bool = False
+    ) -> Step:
+        """Refuse, and say so unless `quiet`; it is recorded in any case."""
 
         def step(tx: Transaction) -> str:
-            refuse(tx, self._actor(tx, message), "ask", about, decision)
+            data: dict[str, object] = {"verb": verb, "rule": decision.rule, "ref": ref}
+            events.append(tx, EventKind.COMMAND_REFUSED, self._actor(tx, message), data=data)
             if not quiet:
                 self.rooms.reply(tx, message, render_reply(decision.refusal), aside=True)
             return decision.refusal
 
         return step
+
+
+def _meant(tx: Transaction, message: IncomingMessage, command: Command) -> tuple[Conversation, Ref | None] | Unclear:
+    """The conversation that a command is about, and its merge request."""
+    about = about_conversation(tx, message)
+    there = conversations.in_thread(tx, AgentDoor.MATRIX, message.room_id, message.thread_root or "")
+    if about and about not in there:
+        there = (*there, about)
+    if command.agent:
+        about = next((one for one in there if one.agent == command.agent), None)
+        if about is None and there:
+            return Unclear(f"Here is no conversation with it, only with {_names(there)}.")
+    elif about is None and len(there) == 1:
+        about = there[0]
+    if about is None and there:
+        return Unclear(f"Say which agent is meant: `{command.verb.name} {there[0].agent}`. Here are {_names(there)}.")
+    if about is None:
+        return Unclear("Say it in the thread of a conversation with an agent, or in a reply to the agent's message.")
+    mr = merge_requests.get(tx, about.mr) if about.mr else None
+    return about, Ref(mr.project_path, mr.ref.iid) if mr else None
+
+
+def _names(some: Iterable[Conversation]) -> str:
+    return " and ".join(sorted({one.agent for one in some}))
 
 
 def _spot(tx: Transaction, message: IncomingMessage, agent: str) -> Spot:
@@ -236,7 +377,3 @@ def _spot(tx: Transaction, message: IncomingMessage, agent: str) -> Spot:
 def _beginning(text: str) -> str:
     line = text.split("\n", 1)[0].replace("`", "'")
     return line if len(line) <= 40 else f"{line[:40]}…"
-
-
-def _nothing(_: Transaction) -> str:
-    return "not for us"

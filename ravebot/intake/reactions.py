@@ -9,14 +9,13 @@ from ravebot.agents.model import Approval
 from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
-from ravebot.intake.agents import refuse
 from ravebot.intake.concern import YES, question_of
-from ravebot.intake.loop import Step
+from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
-from ravebot.sandboxes.model import Actor
-from ravebot.store import outbox, sandboxes
+from ravebot.sandboxes.model import Actor, EventKind
+from ravebot.store import events, outbox, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -36,7 +35,7 @@ class RoomReactions:
 
         found = await self.rooms.database.read(asked)
         if found is None:
-            return _nothing
+            return only("not for us")
         question, actor = found
         about, _ = await self.rooms.placed(as_message(reaction, question.thread))
         take = await self.approvals.answer(
@@ -68,7 +67,8 @@ class RoomReactions:
 
         def step(tx: Transaction) -> str:
             if not decision.allowed:
-                refuse(tx, self._actor(tx, reaction), "stop", str(ref), decision)
+                data: dict[str, object] = {"verb": "stop", "rule": decision.rule, "ref": str(ref)}
+                events.append(tx, EventKind.COMMAND_REFUSED, self._actor(tx, reaction), data=data)
                 self.rooms.reply(tx, about, render_reply(decision.refusal), aside=True)
                 return decision.refusal
             sandbox = sandboxes.current(tx, known.ref) if known else None
@@ -109,7 +109,3 @@ def as_message(reaction: Reaction, thread: str) -> IncomingMessage:
         direct=reaction.direct,
         at_ms=reaction.at_ms,
     )
-
-
-def _nothing(_: Transaction) -> str:
-    return "not for us"

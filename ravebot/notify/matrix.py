@@ -9,8 +9,10 @@ from typing import Protocol
 
 import structlog
 
+from ravebot.agents.registry import default_of, serving
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
+from ravebot.matrix.agents import render_file
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.cards import (
     Owner,
@@ -31,7 +33,7 @@ from ravebot.notify.delivery import Sent
 from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.model import SandboxId
+from ravebot.sandboxes.model import MergeRequest, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.wording import calls_owner
 from ravebot.store import outbox, sandboxes
@@ -159,14 +161,30 @@ class MatrixSender:
         if not isinstance(content, dict):
             return _UNTRUE
         try:
-            return Sent(await self._put(message, room_id, content))
+            event_id = await self._put(message, room_id, content)
         except Unacceptable:
             if "m.relates_to" not in content:
                 raise
-        # A reply names the thread that the person's message named, and a server refuses a thread that it does not know.
-        # Then it is sent outside of the thread, under another transaction id, because its content is different.
-        plain = {key: value for key, value in content.items() if key != "m.relates_to"}
-        return Sent(await self._put(message, room_id, plain, "-plain"))
+            # A reply names the thread that the person's message named, and a server refuses a thread that it does not
+            # know. Then it is sent outside of the thread, under another transaction id, as its content is different.
+            content = {key: value for key, value in content.items() if key != "m.relates_to"}
+            event_id = await self._put(message, room_id, content, "-plain")
+        await self._attach(message, room_id, content)
+        return Sent(event_id)
+
+    async def _attach(self, message: Message, room_id: str, content: Content) -> None:
+        """Send the file that belongs to a reply. After a crash it may be uploaded again; it is posted once."""
+        file = message.body.get("file")
+        if not isinstance(file, dict):
+            return
+        data, name = str(file["text"]).encode("utf-8", "replace"), str(file["name"])
+        try:
+            address = await self._client.upload(data, name, "text/plain; charset=utf-8")
+        except Unacceptable as error:  # the server's limit; the reply has the beginning
+            log.warning("file was not taken", room=room_id, name=name, error=str(error))
+            return
+        relation = {"m.relates_to": content["m.relates_to"]} if "m.relates_to" in content else {}
+        await self._put(message, room_id, render_file(name, address, len(data)) | relation, "-file")
 
     async def _card(
         self, message: Message, facts: _RoomFacts, view: SandboxView, card: Card | None, room_id: str
@@ -174,7 +192,7 @@ class MatrixSender:
         """Post the card or edit it; with `CALL`, so that its owner is notified."""
         calls = await self._owner(view) if facts.calls and self._config.mentions == "edit" else None
         day = card.posted_at if card else None
-        content = render_card(view, self._style(message), day=day, replaced=card is not None and card.replaced)
+        content = render_card(view, self._style(message, view), day=day, replaced=card is not None and card.replaced)
         if card is None:
             posted = await self._put(message, room_id, content)
             return self._posted(message, Card(room_id, posted), content, calls)
@@ -198,7 +216,7 @@ class MatrixSender:
         """Post another card, that says so, once: who removes that one as well wants none."""
         if card.replaced:
             return Sent("dropped: the card was removed twice")
-        content = render_card(view, self._style(message), replaced=True)
+        content = render_card(view, self._style(message, view), replaced=True)
         posted = await self._put(message, card.room_id, content, "-anew")
         return self._posted(message, Card(card.room_id, posted, replaced=True), content, calls)
 
@@ -264,8 +282,16 @@ class MatrixSender:
         transaction = f"rave-{self._database.instance_id}-{message.key}{another}"
         return await self._client.send(room_id, content, transaction)
 
-    def _style(self, message: Message) -> Style:
-        return Style(self._config.command_prefix, self._config.short_refs(message.lane))
+    def _style(self, message: Message, view: SandboxView | None = None) -> Style:
+        agent = self._agent(message.lane, view.mr) if view else ""
+        return Style(self._config.command_prefix, self._config.short_refs(message.lane), agent)
+
+    def _agent(self, room: str, mr: MergeRequest) -> str:
+        """The agent to name in a card: the room's own one, else the first that serves the merge request."""
+        config = self._views.config
+        names = [one.name for one in serving(config, mr.project_path) if one.forks or not mr.from_fork]
+        own = default_of(config, [room])
+        return own if own in names else names[0] if names else ""
 
     async def _owner(self, view: SandboxView) -> Owner | None:
         user_id = self._owners.get(view.mr.author.username)

@@ -22,6 +22,8 @@ from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
 DEFAULT_EXTENSION = timedelta(hours=1)
+LONGEST_EXTENSION = timedelta(days=7)
+"""The most that an admin gives at a time past the longest lifetime."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,9 @@ class Intents:
             return _no("An extension must be longer than nothing.", "For an hour", "extend", "1h")
         longest = self.config.pool.max_lifetime
         end = since + longest
-        wanted = max(sandbox.expires_at, tx.now) + min(by, longest)
-        until = wanted if self._is_admin(actor) else min(wanted, max(end, sandbox.expires_at))
+        wanted = max(sandbox.expires_at, tx.now) + min(by, LONGEST_EXTENSION)
+        admin = self._is_admin(actor)
+        until = wanted if admin else min(wanted, max(end, sandbox.expires_at))
         granted = until - sandbox.expires_at
         if granted <= timedelta(0):
             why = f"{mr.full_ref} has its longest lifetime already, {in_words(longest)}: it ends at"
@@ -205,7 +208,8 @@ class Intents:
                 return _no(f"{why} {asked}")
             return _no(why, "For a fresh machine with a new end", "rebuild")
         self.lifecycle.extend(tx, sandbox, until, granted, actor)
-        limited = f", not {in_words(by)}: {in_words(longest)} is the longest lifetime" if granted < by else ""
+        limit = f"{in_words(LONGEST_EXTENSION)} at a time" if admin else f"{in_words(longest)} is the longest lifetime"
+        limited = f", not {in_words(by)}: {limit}" if granted < by else ""
         more = f"{in_words(granted)} more{limited}"
         return Outcome(True, f"{mr.full_ref} stays until {moment(until, tx.now)} ({more}).")
 

@@ -14,6 +14,8 @@ _STEPS = (
     " AND t.state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')) LIMIT ?)",
     "UPDATE agent_turns SET answer = '', status = '' WHERE id IN (SELECT id FROM agent_turns WHERE ended_at < ?"
     " AND (answer <> '' OR status <> '') LIMIT ?)",
+    "UPDATE approvals SET payload = '' WHERE id IN"  # its hash stays
+    " (SELECT id FROM approvals WHERE done_at < ? AND payload <> '' LIMIT ?)",
     "DELETE FROM shown_turns WHERE turn_id IN (SELECT s.turn_id FROM shown_turns s JOIN agent_turns t"
     " ON t.id = s.turn_id WHERE t.ended_at < ? LIMIT ?)",
     "DELETE FROM agent_processes WHERE id IN (SELECT id FROM agent_processes WHERE ended_at < ? LIMIT ?)",

@@ -114,13 +114,6 @@ def asked_since(tx: Transaction, moment: datetime, kind: ApprovalKind, project_i
     return int(row["n"])
 
 
-def forget_payloads(tx: Transaction, older_than: timedelta) -> int:
-    """Delete what was asked by questions that were done before that; their hashes stay."""
-    return tx.changed(
-        "UPDATE approvals SET payload = '' WHERE done_at < ? AND payload <> ''", (to_us(tx.now - older_than),)
-    )
-
-
 def newest(tx: Transaction, limit: int) -> tuple[Approval, ...]:
     """The newest of all, the newest first."""
     return _all(tx.all("SELECT * FROM approvals ORDER BY id DESC LIMIT ?", (limit,)))

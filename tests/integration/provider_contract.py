@@ -336,6 +336,7 @@ class ProviderContract:
             provider.run(spec.name, ("true",), timeout=SECOND),
             provider.authorize_keys(spec.name, "agent", []),
             provider.copy_in(spec.name, source, "/srv/file"),
+            provider.copy_out(spec.name, "/srv/file", max_bytes=10),
         ):
             with pytest.raises(GuestError):
                 await asking
@@ -418,6 +419,21 @@ class GuestContract:
         source.write_text("text")
         with pytest.raises(ProviderError, match="absolute"):
             await bench.provider.copy_in(spec.name, source, "srv/copied")
+
+    async def test_a_file_is_copied_out_whole_or_not_at_all(self, guest: tuple[ProviderBench, MachineSpec]) -> None:
+        bench, spec = guest
+        source = bench.folder / "source"
+        for size in (0, 1, 600_000):  # the largest takes several reads of an agent
+            content = bytes(index * index % 251 for index in range(size))
+            source.write_bytes(content)
+            await bench.provider.copy_in(spec.name, source, "/srv/there and back")
+            assert await bench.provider.copy_out(spec.name, "/srv/there and back", max_bytes=size) == content
+        with pytest.raises(GuestError, match="larger"):
+            await bench.provider.copy_out(spec.name, "/srv/there and back", max_bytes=599_999)
+        with pytest.raises(GuestError):
+            await bench.provider.copy_out(spec.name, "/srv/no such file", max_bytes=10)
+        with pytest.raises(ProviderError, match="absolute"):
+            await bench.provider.copy_out(spec.name, "srv/copied", max_bytes=10)
 
     async def test_a_file_that_can_not_be_read_here_is_our_trouble_and_not_the_guests(
         self, guest: tuple[ProviderBench, MachineSpec]

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import gitlab as python_gitlab
 import pytest
 from aiohttp import ClientSession
+from yarl import URL
 
 from ravebot.clock import SystemClock
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import marker, render_fork_waiting, render_note, render_reply
 from ravebot.sandboxes.model import Actor, MergeRequestRef, Sandbox, SandboxId, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import HistoryLine, SandboxView
-from tests.support.gitlab import DEVELOPER, GitLabServer
+from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Project
 
 pytestmark = pytest.mark.integration
 
@@ -260,3 +266,128 @@ async def test_it_runs_as_a_process_of_its_own_and_is_worked_over_its_control_po
         assert await asyncio.to_thread(process.wait, 10) == 0
         if process.stdout is not None:
             process.stdout.close()
+
+
+@dataclass
+class Repository:
+    """A merge request's repository, and a session of somebody with a role there."""
+
+    gitlab: GitLabServer
+    session: ClientSession
+    project: Project
+    mr: MergeRequest
+
+    @property
+    def base(self) -> str:
+        return f"{self.gitlab.url}/api/v4/projects/{self.project.id}"
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.session.get(f"{self.base}/{path}") as response:
+            return response.status, await response.json()
+
+    async def commit(self, *actions: Mapping[str, object], **changed: object) -> tuple[int, Any]:
+        body = {"branch": "feature", "commit_message": "Title\n\nTrailer: 1\n", "actions": list(actions), **changed}
+        async with self.session.post(f"{self.base}/repository/commits", json=body) as response:
+            return response.status, await response.json()
+
+
+@pytest.fixture
+async def repository(gitlab: GitLabServer) -> AsyncIterator[Repository]:
+    alice = gitlab.add_user("alice")
+    project = gitlab.add_project("group/app", {"a": "1\n", "run": "#!/bin/sh\n", "dir/b": "2\n"})
+    gitlab.set_role(project, alice, DEVELOPER)
+    mr = gitlab.open_merge_request(project, alice, files={"c": "3\n"})
+    async with ClientSession(headers={"PRIVATE-TOKEN": gitlab.token_for(alice)}) as session:
+        yield Repository(gitlab, session, project, mr)
+
+
+async def test_a_commit_over_the_api_moves_the_branch_and_its_merge_request_and_sends_the_webhook(
+    repository: Repository,
+) -> None:
+    repository.gitlab.add_hook(repository.project, "http://127.0.0.1:1/hook")
+    before = repository.mr.sha
+    status, made = await repository.commit(
+        {"action": "create", "file_path": "new/x", "content": "AP8=", "encoding": "base64"},
+        {"action": "chmod", "file_path": "new/x", "execute_filemode": True},
+        {"action": "update", "file_path": "a", "content": "text"},
+        {"action": "delete", "file_path": "c"},
+    )
+    assert (status, made["parent_ids"], made["title"]) == (201, [before], "Title")
+    assert made["message"] == "Title\n\nTrailer: 1\n"
+    assert repository.mr.sha == made["id"]
+    files = repository.gitlab.files_of(repository.mr)
+    assert files == {"a": b"text", "run": b"#!/bin/sh\n", "dir/b": b"2\n", "new/x": b"\0\xff"}
+    _, branch = await repository.get("repository/branches/feature")
+    assert (branch["commit"]["id"], branch["protected"], branch["can_push"]) == (made["id"], False, True)
+    _, listed = await repository.get(f"repository/commits?ref_name={before}..feature")
+    assert [one["id"] for one in listed] == [made["id"]]
+    _, theirs = await repository.get("merge_requests/1/commits")
+    assert [one["id"] for one in theirs] == [made["id"], before]
+    async with repository.session.get(f"{repository.base}/repository/archive.tar.gz?sha={made['id']}") as response:
+        with tarfile.open(fileobj=io.BytesIO(await response.read())) as archive:
+            modes = {one.name.partition("/")[2]: one.mode for one in archive if one.isreg()}
+    assert modes == {"a": 0o664, "dir/b": 0o664, "new/x": 0o775, "run": 0o775}
+    await repository.gitlab.settle()
+    event = json.loads(repository.gitlab.deliveries[-1].message.body)
+    attributes = event["object_attributes"]
+    assert (attributes["action"], attributes["oldrev"], attributes["last_commit"]["id"]) == (
+        "update",
+        before,
+        made["id"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ({"action": "create", "file_path": "a"}, "A file with this name already exists"),
+        ({"action": "create", "file_path": "dir"}, "A directory with this name already exists"),
+        ({"action": "update", "file_path": "no"}, "A file with this name doesn't exist"),
+        ({"action": "delete", "file_path": "no"}, "A file with this name doesn't exist"),
+        ({"action": "chmod", "file_path": "no"}, "A file with this name doesn't exist"),
+        ({"action": "create", "file_path": "../x"}, "Path cannot include directory traversal"),
+        ({"action": "create", "file_path": ".git/x"}, "invalid path: '.git/x'"),
+        ({"action": "create"}, "You must provide a file path"),
+        (
+            {"action": "update", "file_path": "a", "last_commit_id": "0" * 40},
+            "The file has changed since you started editing it: a",
+        ),
+    ],
+)
+async def test_a_commit_with_one_wrong_action_changes_nothing(
+    repository: Repository, action: dict[str, object], message: str
+) -> None:
+    before = repository.mr.sha
+    status, body = await repository.commit({"action": "update", "file_path": "run", "content": "x"}, action)
+    assert (status, body) == (400, {"message": message})
+    assert repository.mr.sha == before
+
+
+async def test_commits_go_to_branches_that_exist_and_that_one_may_push_to(repository: Repository) -> None:
+    action = {"action": "update", "file_path": "a", "content": "x"}
+    missing = (400, {"message": "You can only create or edit files when you are on a branch"})
+    assert await repository.commit(action, branch="nowhere") == missing
+    repository.gitlab.protect(repository.project, "feature")
+    refused = (403, {"message": "403 Forbidden - You are not allowed to push into this branch"})
+    assert await repository.commit(action) == refused
+    repository.gitlab.delete_branch(repository.project, "feature")
+    assert await repository.commit(action) == refused
+    assert await repository.get("repository/branches/feature") == (404, {"message": "404 Branch Not Found"})
+    assert (await repository.commit(action, branch=""))[0] == 400
+    assert (await repository.commit({"action": "explode"}, branch="main"))[1] == {
+        "error": "actions[0][action] does not have a valid value"
+    }
+
+
+async def test_commits_of_a_branch_are_paged_and_a_files_last_commit_is_told(repository: Repository) -> None:
+    first = repository.mr.sha
+    for number in range(25):
+        repository.gitlab.push(repository.mr, {"a": str(number)})
+    _, page_two = await repository.get("repository/commits?ref_name=feature&per_page=20&page=2")
+    assert len(page_two) == 7
+    for path, last in (("a", repository.mr.sha), ("c", first), ("dir%2Fb", repository.project.head)):
+        address = f"{repository.base}/repository/files/{path}?ref={repository.mr.sha}"
+        async with repository.session.head(URL(address, encoded=True)) as response:
+            assert response.headers["X-Gitlab-Last-Commit-Id"] == last
+    async with repository.session.head(f"{repository.base}/repository/files/no?ref=main") as response:
+        assert response.status == 404

@@ -19,14 +19,18 @@ import libvirt
 import pytest
 from structlog.testing import capture_logs
 
+from ravebot.agents.diff.comparing import comparison
+from ravebot.agents.diff.guestfiles import GuestFiles
 from ravebot.errors import GuestError, GuestTimeout, ProviderError, Unavailable
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Holdings, MachineSpec, ProviderEvent
 from ravebot.providers.libvirt import LibvirtRemains
 from ravebot.providers.libvirt.definitions import dhcp_host_xml, learning_network_xml, network_xml
-from ravebot.sandboxes.model import Observed
+from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.model import CODE_FOLDER, Observed
 from tests.integration.provider_contract import SECOND, GuestContract, observed, wait_for_state
 from tests.integration.provider_libvirt import LibvirtBench, LibvirtContract, bridge_of_its_own
 from tests.integration.provider_qemu import BOOT_SECONDS, boot_up, qemu_bench, running_guest
+from tests.support.gitlab.archive import tar_gz
 from tests.support.libvirtd import restart_libvirtd, without_others
 
 pytestmark = pytest.mark.integration
@@ -269,6 +273,37 @@ class TestAGuestThatBehaves(GuestContract):
             finally:
                 under_way.cancel()
                 listening.cancel()
+
+    async def test_what_was_done_to_its_code_is_read_by_its_busybox(
+        self, guest: tuple[LibvirtBench, MachineSpec], tmp_path: Path
+    ) -> None:
+        bench, spec = guest
+        was = {".gitignore": b"*.log\n", "a b.txt": b"one\ntwo\n", "run": b"#!/bin/sh\n", "old": b"x", "same": b"y"}
+        (tmp_path / "archive").write_bytes(tar_gz("app-main", was, {"run"}))
+        await GuestJobs(bench.provider, "agent").put_code(spec.name, tmp_path / "archive", 60 * SECOND)
+        large = "head -c 900000 /dev/urandom > large"
+        work = "printf 'one\\nTWO\\n' > 'a b.txt'; chmod -x run; rm old; echo x > x.log"
+        odd = "ln -s /etc/shadow link; mkfifo pipe; echo x > \"$(printf 'n\\nl')\"; mkdir .git; echo x > .git/x"
+        script = f"cd {CODE_FOLDER} && {{ {large}; {work}; {odd}; }}"
+        done = await bench.provider.run(spec.name, ("su", "agent", "-c", script), timeout=20 * SECOND)
+        assert done.exit_code == 0, done.output
+        files = GuestFiles.of(bench.provider, spec.name, "agent", tmp_path)
+        async with comparison(tmp_path / "archive", "0" * 40) as compared:
+            hashes = await files.hashes(await compared.listed(await files.list()))
+            diff = await compared.read(await files.contents(await compared.hashed(hashes)))
+        await files.done()
+        assert [(one.path, one.kind.value, one.executable) for one in diff.changes] == [
+            ("a b.txt", "updated", None),
+            ("large", "created", None),
+            ("old", "deleted", None),
+            ("run", "updated", False),
+        ]
+        assert {one.path for one in diff.left_out} == {"link", "pipe", "n?l"}
+        assert "-two\n+TWO\n" in diff.text
+        held = await bench.provider.run(spec.name, ("sha256sum", f"{CODE_FOLDER}/large"), timeout=20 * SECOND)
+        assert hashlib.sha256(diff.changes[1].content or b"").hexdigest() == held.output.split()[0]
+        left = await bench.provider.run(spec.name, ("ls", "/run/ravebot/diff"), timeout=20 * SECOND)
+        assert left.output.strip() == ""
 
 
 class TestAnEnd:

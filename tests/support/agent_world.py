@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,7 +21,7 @@ from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Turn, TurnI
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
-from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections
 from ravebot.agents.transports.acp.driver import AcpDriver, Authorize
 from ravebot.clock import SystemClock
 from ravebot.config.model import AgentConfig, Config
@@ -159,12 +160,22 @@ def make_driver(config: Config, database: Database, port: int, authorize: Author
 
 @asynccontextmanager
 async def an_agent_world(
-    guest: SshGuest, command: Sequence[str], *, runs: bool = True, authorize: Authorize = _nobody, **agent: Any
+    guest: SshGuest,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    runs: bool = True,
+    authorize: Authorize = _nobody,
+    **agent: Any,
 ) -> AsyncIterator[AgentWorld]:
-    """A merge request with a ready sandbox in the guest, and an agent there; `runs`: the runner runs here."""
-    config = agents_config(guest.state_dir, command, **agent)
+    """A merge request with a ready sandbox in the guest, and an agent there; `folder` is for the state, `runs`: the
+    runner runs here."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / CONTROL_KEY).exists():
+        shutil.copy(guest.state_dir / CONTROL_KEY, folder / CONTROL_KEY)
+    config = agents_config(folder, command, **agent)
     mr = a_merge_request()
-    async with Database(guest.state_dir / "ravebot.db", SystemClock()) as database:
+    async with Database(folder / "ravebot.db", SystemClock()) as database:
         if not await database.read(lambda tx: sandboxes.latest(tx, mr.ref)):
             await database.write(lambda tx: ready_sandbox(tx, mr, guest))
         driver = make_driver(config, database, guest.port, authorize)

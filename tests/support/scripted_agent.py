@@ -132,7 +132,7 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         time.sleep(1000)
     elif word == "flood":
         while True:
-            say(session, "x" * 1000)
+            say(session, "x" * 8000)
     elif word == "endless":
         while True:
             os.write(1, b"y" * 65536)

@@ -80,7 +80,7 @@ def test_a_payload_that_is_no_text_in_utf_8_has_a_hash() -> None:
 
 def test_a_question_says_who_may_answer_and_mentions_only_who_can() -> None:
     shown = question(ASKED, CONFIG, mr=MR)
-    assert shown.whom == "who has the role Developer or more in group/app"
+    assert shown.whom == "anybody with the role Developer or more in group/app"
     assert shown.mentions == ("@gina:example.org", ALICE.name)
     assert (shown.until, shown.ref, shown.answer, shown.is_open) == ("12:30 UTC", "group/app!1", "", True)
     assert shown.how("!rave") == "✅ or ❌, or `!rave approve 7` or `!rave deny 7`"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ravebot.errors import GuestError
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
-from ravebot.providers.libvirt.answers import field, returned, run_result
+from ravebot.providers.libvirt.answers import field, file_piece, returned, run_result
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -76,3 +76,26 @@ def test_an_answer_of_another_form_is_the_guests_error(text: str) -> None:
 def test_a_field_of_another_kind_is_missing(answer: object) -> None:
     with pytest.raises(GuestError, match="lacks pid"):
         field(answer, "pid", int)
+
+
+def test_a_piece_of_a_file_is_its_bytes_and_whether_it_ends_there() -> None:
+    assert file_piece({"count": 3, "buf-b64": encoded(b"\0\xff\n"), "eof": True}, 10) == (b"\0\xff\n", True)
+    assert file_piece({"count": 0, "buf-b64": "", "eof": False}, 10) == (b"", False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {},
+        {"buf-b64": encoded(b"1234"), "eof": True},  # more than was asked for
+        {"buf-b64": "no base64!", "eof": True},
+        {"buf-b64": "\u00e9", "eof": True},
+        {"buf-b64": 7, "eof": True},
+        {"buf-b64": "", "eof": 1},
+        {"buf-b64": ""},
+    ],
+)
+def test_a_piece_of_a_file_that_can_not_be_is_the_guests_fault(answer: object) -> None:
+    with pytest.raises(GuestError, match="malformed"):
+        file_piece(answer, 3)

@@ -39,17 +39,8 @@ class Comparison:
 
     async def read(self, answer: bytes) -> Diff:
         """Give it the guest's contents."""
-        facts = json.loads(await self._ask(answer))
-        form, text = await self._take(), await self._take()
-        base_sha, changes = parse_canonical(form)
-        counted = tuple(
-            replace(change, added=added, removed=removed, binary=binary)
-            for change, (added, removed, binary) in zip(changes, facts["counts"], strict=True)
-        )
-        left_out = tuple(LeftOut(path, why) for path, why in facts["left_out"])
-        return Diff(
-            base_sha, counted, text.decode(), hash_of(form), left_out, facts["left_out_more"], facts["refusal"]
-        )  # fmt: skip
+        facts = await self._ask(answer)
+        return await asyncio.to_thread(_diff, facts, await self._take(), await self._take())
 
     async def _ask(self, answer: bytes) -> bytes:
         assert self._process.stdin
@@ -93,3 +84,17 @@ async def comparison(archive: Path, base_sha: str, command: Sequence[str] = ()) 
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _diff(facts: bytes, form: bytes, text: bytes) -> Diff:
+    """The diff that these frames describe; takes a while for a large one."""
+    read = json.loads(facts)
+    base_sha, changes = parse_canonical(form)
+    counted = tuple(
+        replace(change, added=added, removed=removed, binary=binary)
+        for change, (added, removed, binary) in zip(changes, read["counts"], strict=True)
+    )
+    left_out = tuple(LeftOut(path, why) for path, why in read["left_out"])
+    return Diff(
+        base_sha, counted, text.decode(), hash_of(form), left_out, int(read["left_out_more"]), str(read["refusal"])
+    )

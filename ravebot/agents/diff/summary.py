@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from ravebot.agents.diff.model import Change, ChangeKind, Diff, LeftOut
+from ravebot.agents.diff.model import Diff
 
 FILE_NAME = "changes.diff"
 """The name of the file that holds a whole diff."""
-_FILES = 20
 _LEFT_OUT = 5
-_LINES = 40
-_CHARACTERS = 3000
-_LONGEST_LINE = 200
-_MARKS = {ChangeKind.CREATED: "new", ChangeKind.UPDATED: "changed", ChangeKind.DELETED: "deleted"}
+_UNSEEN_ADDED = re.compile(
+    "^\\+.*[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", re.MULTILINE
+)
 _PIPELINE = (".gitlab-ci.yml", ".gitlab/")
 _OWNERS = ("CODEOWNERS", "docs/CODEOWNERS", ".gitlab/CODEOWNERS")
 
 
 @dataclass(frozen=True)
-class FileLine:
-    """One changed file. `path` is untrusted; `detail` is ours, such as `new, +3 −0`."""
-
-    path: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class DiffSummary:
-    """A diff in a few lines. `excerpt`: the beginning of its text, untrusted; `cut`: whether that is not all of it.
+    """A diff in a few lines.
 
-    `notes` are ours: what to know before it is committed.
+    `notes` are sentences of ours: what to know before it is committed. `left_out` names what can't be committed from
+    here, and why; the paths in it are untrusted. It is empty if there is nothing.
     """
 
     title: str
-    files: tuple[FileLine, ...]
-    files_more: int
-    left_out: tuple[LeftOut, ...]
-    left_out_more: int
     notes: tuple[str, ...]
-    excerpt: str
-    cut: bool
+    left_out: str
 
 
 def summary(diff: Diff) -> DiffSummary:
-    """What a message shows of a diff."""
+    """What a message says of a diff beside its text."""
     added = sum(change.added for change in diff.changes)
     removed = sum(change.removed for change in diff.changes)
     count = len(diff.changes)
@@ -53,30 +40,7 @@ def summary(diff: Diff) -> DiffSummary:
     else:
         files = "1 file differs" if count == 1 else f"{count} files differ"
         title = f"{files} from commit {diff.base_sha[:8]}: +{added} −{removed}"
-    excerpt, cut = _beginning(diff.text)
-    return DiffSummary(
-        title,
-        tuple(FileLine(change.path, _detail(change)) for change in diff.changes[:_FILES]),
-        max(0, count - _FILES),
-        diff.left_out[:_LEFT_OUT],
-        max(0, len(diff.left_out) - _LEFT_OUT) + diff.left_out_more,
-        _notes(diff),
-        excerpt,
-        cut,
-    )
-
-
-def _detail(change: Change) -> str:
-    words = [_MARKS[change.kind]]
-    if change.kind is ChangeKind.UPDATED and change.content is None:
-        words = []
-    elif change.binary:
-        words.append("not shown")
-    else:
-        words.append(f"+{change.added} −{change.removed}")
-    if change.executable is not None:
-        words.append("executable" if change.executable else "no longer executable")
-    return ", ".join(words)
+    return DiffSummary(title, _notes(diff), _left_out(diff))
 
 
 def _notes(diff: Diff) -> tuple[str, ...]:
@@ -86,20 +50,16 @@ def _notes(diff: Diff) -> tuple[str, ...]:
         notes.append("This changes the pipeline, which GitLab's runners run once it is committed.")
     if any(path in _OWNERS for path in paths):
         notes.append("This changes who must approve changes (CODEOWNERS).")
+    if _UNSEEN_ADDED.search(diff.text):
+        notes.append("It adds characters that can't be seen, by which code can look other than it is.")
     if diff.refusal:
         notes.append(diff.refusal)
     return tuple(notes)
 
 
-def _beginning(text: str) -> tuple[str, bool]:
-    lines = text.split("\n", _LINES)
-    shown = [line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…" for line in lines[:_LINES]]
-    kept: list[str] = []
-    size = 0
-    for line in shown:
-        size += len(line) + 1
-        if size > _CHARACTERS:
-            break
-        kept.append(line)
-    excerpt = "\n".join(kept).rstrip("\n")
-    return excerpt, len(excerpt) < len(text.rstrip("\n"))
+def _left_out(diff: Diff) -> str:
+    if not diff.left_out:
+        return ""
+    named = "; ".join(f"{one.path}: {one.why}" for one in diff.left_out[:_LEFT_OUT])
+    more = max(0, len(diff.left_out) - _LEFT_OUT) + diff.left_out_more
+    return f"Left out: {named}; and {more} more." if more else f"Left out: {named}."

@@ -8,6 +8,7 @@ A pattern that never ends or an archive that grows without end hits this process
 from __future__ import annotations
 
 import json
+import os
 import resource
 import struct
 import sys
@@ -41,7 +42,8 @@ def main() -> None:
 
 
 def limit() -> None:
-    """Bound what this process may use; it writes no files."""
+    """Bound what this process may use; it writes no files, and the bot comes first."""
+    os.nice(5)
     for kind, most in (
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_AS, MEMORY_BYTES),

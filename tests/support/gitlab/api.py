@@ -87,7 +87,7 @@ class Api:
             facts = self._state.token_facts.get(token)
         if user is None or not user.active:
             return error(401, "401 Unauthorized")
-        if request.method != "GET" and facts is not None and "api" not in facts.scopes:
+        if request.method not in {"GET", "HEAD"} and facts is not None and "api" not in facts.scopes:
             return error(403, "insufficient_scope", "error")
         request[_USER] = user
         try:

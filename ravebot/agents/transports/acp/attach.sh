@@ -41,7 +41,7 @@ while read -r key <&4; do
 done | {
     exec 6<&0
     { head -c 262144 >err; cat >/dev/null; } <errors 4>&- 6<&- 7>&- &
-    cat <output >>out 4>&- 6<&- 7>&- &
+    { ulimit -f 131072; exec cat <output >>out; } 4>&- 6<&- 7>&- & # 64 MiB
     copy=$!
     setsid sh -c "
         cd \"\$1\" 2>/dev/null || cd
@@ -129,7 +129,11 @@ while IFS=' ' read -r key line; do
             ;;
         *[!a-z0-9-]* | '') continue ;;
     esac
-    alive || { note "no $key"; continue; }
+    if ! alive; then # what is left of a keeper that was killed must not run on
+        [ -e ended ] || { read -r agent <pid && kill -KILL "-$agent"; } 2>/dev/null
+        note "no $key"
+        continue
+    fi
     if [ ! -e "q/$key" ]; then
         { printf '%s\n' "$line" >"q/.$$" && mv -f "q/.$$" "q/$key"; } 2>/dev/null || { note "full $key"; continue; }
     fi

@@ -161,9 +161,13 @@ class SshClient:
 
     async def close(self) -> None:
         """End the client."""
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.wait()
+        process = self.process
+        if process.returncode is None:
+            process.kill()
+        assert process.stdin
+        process.stdin.close()
+        # What is left in the pipes is read: the loop does not see the end of one that it stopped reading.
+        await asyncio.gather(*(pipe.read() for pipe in (process.stdout, process.stderr) if pipe), process.wait())
         self.log.unlink(missing_ok=True)
 
     def failure(self) -> RavebotError:

@@ -30,6 +30,7 @@ from ravebot.sandboxes.model import CODE_FOLDER
 SETUP_SECONDS = 180.0
 """How long an agent may take until it has a session; under emulation a large one takes a minute."""
 _LINES_PER_SECOND, _LINES_AT_ONCE = 1000, 4000
+_BATCH_BYTES = 128 * 1024
 _SLICE = 50
 """Lines that are read before the event loop may do something else."""
 
@@ -72,17 +73,20 @@ class AgentSession:
 
     async def heard(self) -> list[tuple[int, Heard]]:
         """What came since, each with the offset behind it; empty when nothing did. Raises AgentBreaksLimits."""
-        piece = self.attached.take()
-        self.allowance.read(len(piece))
         found: list[tuple[int, Heard]] = []
-        for number, (offset, line) in enumerate(self.reader.feed(piece), 1):
-            if line.strip():
-                one = protocol.read_line(line)
-                if isinstance(one, Junk):
-                    self.allowance.is_junk()
-                found.append((offset, one))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
+        read = 0
+        while read < _BATCH_BYTES and (piece := self.attached.take()):
+            read += len(piece)
+            self.allowance.read(len(piece))
+            for number, (offset, line) in enumerate(self.reader.feed(piece), 1):
+                if line.strip():
+                    one = protocol.read_line(line)
+                    if isinstance(one, Junk):
+                        self.allowance.is_junk()
+                    found.append((offset, one))
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0)
         if pause := self._bucket.take(len(found)):
             await asyncio.sleep(min(pause, 1.0))
         return found

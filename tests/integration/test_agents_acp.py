@@ -1,0 +1,314 @@
+"""Conversations with an agent in a guest, over real SSH: every way that a turn can go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ravebot.agents.model import ApprovalState, Turn, TurnState
+from ravebot.sandboxes.model import Machine, MergeRequest, SandboxState
+from ravebot.store import approvals, sandboxes
+from ravebot.store.database import Transaction
+from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
+from tests.support.sshd import SshGuest
+
+pytestmark = pytest.mark.integration
+AGENT = "/home/agent/agent"
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
+    folder = tmp_path_factory.mktemp("guest")
+    (folder / "state").mkdir()
+    with SshGuest(folder, folder / "state") as running:
+        running.program("agent", AGENT_SOURCE.read_text())
+        yield running
+
+
+async def answered(world: AgentWorld, text: str, seconds: float = 20) -> tuple[TurnState, str, str]:
+    turn = await world.over(await world.say(text), seconds)
+    return turn.state, turn.answer, turn.why
+
+
+async def remarks(world: AgentWorld) -> list[str]:
+    rows = await world.database.read(lambda tx: tx.all("SELECT body FROM outbox WHERE kind = 'remark' ORDER BY id"))
+    return [json.loads(row["body"])["text"] for row in rows]
+
+
+async def test_turns_are_answered_one_after_the_other_in_their_order(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turns = [await world.say(f"do Look\nsay {number}") for number in range(8)]
+        found = [await world.over(turn) for turn in turns]
+        assert [(turn.state, turn.answer) for turn in found] == [(TurnState.DONE, str(number)) for number in range(8)]
+        assert await world.prompts() == turns
+        assert len(await world.folders()) == 1
+        order = [turn.ended_at for turn in found]
+        assert order == sorted(order, key=str)
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "answer", "why"),
+    [
+        ("words 300", TurnState.DONE, "".join(f"{n} " for n in range(300)), ""),
+        ("say one\ndo Read\nsay two", TurnState.DONE, "one\n\ntwo", ""),
+        ("say half\nstop max_tokens", TurnState.FAILED, "half", "reached its limit of tokens"),
+        ("stop refusal", TurnState.FAILED, "", "refused to go on"),
+        ("stop something", TurnState.FAILED, "", "not known here: something"),
+        ("fail the model is away", TurnState.FAILED, "", "reports an error: the model is away"),
+        ("binary\njunk 100\nsay on", TurnState.DONE, "on", ""),
+        ('raw {"jsonrpc":"2.0","method":"session/update","params":7}\nsay on', TurnState.DONE, "on", ""),
+        ("method fs/read_text_file", TurnState.DONE, "[-32601]", ""),
+    ],
+)
+async def test_a_turn_ends_as_the_agent_says(
+    guest: SshGuest, tmp_path: Path, text: str, state: TurnState, answer: str, why: str
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        found = await answered(world, text)
+        assert found[:2] == (state, answer)
+        assert why in found[2]
+
+
+async def test_a_person_is_asked_only_about_the_kinds_that_are_configured(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
+        assert await answered(world, "ask read Look into a file") == (TurnState.DONE, "[allow_once]", "")
+        for decision, word in (
+            (ApprovalState.GRANTED, "allow_once"),
+            (ApprovalState.DENIED, "reject_once"),
+            (ApprovalState.EXPIRED, "reject_once"),
+        ):
+            turn = await world.say("ask edit Change a file\nsay more")
+            question = await world.question(turn)
+            assert (await world.turn(turn)).state is TurnState.WAITING
+            assert (question.title, json.loads(question.payload)["params"]["toolCall"]["rawInput"]) == (
+                "Change a file",
+                {"path": "Change a file"},
+            )
+            await world.decide(question, decision)
+            assert (await world.over(turn)).answer == f"[{word}]more"
+            done = await world.database.read(partial(approvals.get, approval_id=question.id))
+            assert done
+            assert done.done_at
+
+
+async def test_what_can_not_be_granted_once_or_shown_whole_is_refused(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
+        assert await answered(world, "always edit Everything") == (TurnState.DONE, "[cancelled]", "")
+        assert await answered(world, "big 70000") == (TurnState.DONE, "[reject_once]", "")
+        assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
+
+
+async def test_an_answer_to_another_payload_than_was_asked_is_a_no(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await world.say("ask edit Change a file")
+        question = await world.question(turn)
+        sql = "UPDATE approvals SET payload = replace(payload, 'Change', 'Remove')"
+        await world.database.write(lambda tx: tx.execute(sql))
+        await world.decide(question, ApprovalState.GRANTED)
+        assert (await world.over(turn)).answer == "[reject_once]"
+
+
+async def test_a_turn_is_cancelled_also_while_a_person_is_asked(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await world.say("say a\nwait 60\nsay b")
+        await world.until(lambda one: one.answer == "a", turn)
+        later = await world.say("say later")
+        await world.cancel(turn)
+        assert (await world.over(turn, 5)).state is TurnState.CANCELLED
+        assert (await world.over(later)).answer == "later"
+        turn = await world.say("ask edit Change\nsay b")
+        question = await world.question(turn)
+        await world.cancel(turn)
+        ended = await world.over(turn, 5)
+        assert (ended.state, ended.answer) == (TurnState.CANCELLED, "[cancelled]")
+        asked = await world.database.read(lambda tx: approvals.get(tx, question.id))
+        assert asked
+        assert asked.state is ApprovalState.WITHDRAWN
+        assert len(await world.folders()) == 1
+
+
+async def test_an_agent_that_does_not_stop_is_killed_and_the_next_one_says_that_it_remembers_nothing(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await world.say("deaf")
+        await world.until(lambda one: one.state.runs, turn)
+        await world.cancel(turn)
+        assert (await world.over(turn, 15)).state is TurnState.CANCELLED
+        assert await answered(world, "say back") == (TurnState.DONE, "back", "")
+        assert await remarks(world) == ["The agent begins without memory of what was said here before."]
+
+
+async def test_a_turn_that_takes_too_long_is_ended(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], limits={"turn": "1s"}) as world:
+        state, answer, why = await answered(world, "say a\nwait 60")
+        assert (state, answer, why) == (TurnState.FAILED, "a", "It took longer than 1 s, the limit of a turn.")
+
+
+async def test_an_agent_that_dies_in_a_turn_leaves_it_uncertain_and_the_next_turn_begins_anew(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT, "load"]) as world:
+        assert (await answered(world, "say first"))[0] is TurnState.DONE
+        turn = await world.say("ask edit Change\nsay b")
+        question = await world.question(turn)
+        folder = (await world.folders())[-1]
+        pid = int(guest.file(f"{folder}/pid").read_text())
+        killer = guest.program("killer", f"#!/bin/sh\nkill -9 {pid}\n")
+        await inside(guest, world, killer)
+        ended = await world.over(turn)
+        assert ended.state is TurnState.UNCERTAIN
+        assert "its program ended with code 137" in ended.why
+        asked = await world.database.read(lambda tx: approvals.get(tx, question.id))
+        assert asked
+        assert asked.state is ApprovalState.WITHDRAWN
+        assert await answered(world, "say again") == (TurnState.DONE, "again", "")
+        assert await remarks(world) == []  # it loaded its session, and what was replayed is not said again
+        methods = [json.loads(line).get("method") for line in guest.lines((await world.folders())[-1])]
+        assert methods == ["initialize", "session/load", "session/prompt"]
+
+
+async def inside(guest: SshGuest, world: AgentWorld, program: str) -> None:
+    """Run a program in the guest, beside the agent."""
+    client = await world.driver.connections.start(guest.destination, program)
+    await client.process.wait()
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["version=2"], "speaks version 2 of the Agent Client Protocol, but ravebot speaks 1"),
+        (["login"], "wants a login first (Log in with a browser)"),
+    ],
+)
+async def test_an_agent_that_can_not_be_used_is_said_to_be_so_at_once(
+    guest: SshGuest, tmp_path: Path, arguments: list[str], why: str
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT, *arguments]) as world:
+        state, _, said = await answered(world, "say x")
+        assert state is TurnState.DEAD
+        assert why in said
+        assert await world.prompts() == []
+
+
+async def test_a_missing_program_is_told_with_what_to_install(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, ["opencode", "acp"]) as world:
+        state, _, why = await answered(world, "say x")
+        assert (state, why) == (
+            TurnState.DEAD,
+            "The sandbox's image has no program `opencode`: install it in the image, or change agents[].acp.command of "
+            "coder.",
+        )
+
+
+async def test_a_program_that_ends_before_it_is_ready_is_tried_a_few_times(guest: SshGuest, tmp_path: Path) -> None:
+    broken = guest.program("broken", "#!/bin/sh\necho no such option >&2\nexit 64\n")
+    async with an_agent_world(guest, tmp_path, [broken]) as world:
+        state, _, why = await answered(world, "say x", 30)
+        assert state is TurnState.DEAD
+        assert "its program ended with code 64, after it printed: no such option" in why
+        assert len(await world.folders()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("endless", "a line of its output is longer than 1024 KiB"),
+        ("flood", "its output was more than 16 MiB in one turn"),
+        ("junk 600", "lines of its output were not of the Agent Client Protocol"),
+    ],
+)
+async def test_an_agent_that_sends_too_much_is_ended_and_its_turn_has_failed(
+    guest: SshGuest, tmp_path: Path, text: str, why: str
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        state, _, said = await answered(world, text, 40)
+        assert state is TurnState.FAILED
+        assert why in said
+        assert await answered(world, "say fine") == (TurnState.DONE, "fine", "")
+
+
+async def test_another_host_key_is_told_and_nothing_is_sent(guest: SshGuest, tmp_path: Path) -> None:
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+    async with an_agent_world(guest, tmp_path, [AGENT], runs=False) as world:
+        await world.change_machine(host_keys=(other,))
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        state, _, why = await answered(world, "say x")
+        assert state is TurnState.DEAD
+        assert "shows another SSH host key" in why
+
+
+async def test_a_machine_that_lacks_the_control_key_gets_it_once(guest: SshGuest, tmp_path: Path) -> None:
+    keys = guest.home / ".ssh/authorized_keys"
+    right = keys.read_text()
+    keys.write_text("")
+    asked: list[str] = []
+
+    async def authorize(machine: Machine, mr: MergeRequest) -> None:
+        asked.append(f"{machine.name} {mr.full_ref}")
+        keys.write_text(right)
+
+    async with an_agent_world(guest, tmp_path, [AGENT], authorize=authorize) as world:
+        assert await answered(world, "say x") == (TurnState.DONE, "x", "")
+    assert asked == ["rave-guest group/app!1"]
+
+
+async def test_a_fork_gets_no_agent_unless_it_is_allowed(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        sql = "UPDATE merge_requests SET source_project_id = 99"
+        await world.database.write(lambda tx: tx.execute(sql))
+        state, _, why = await answered(world, "say x")
+        assert (state, why) == (TurnState.DEAD, "coder is off in forks: agents[].forks allows it.")
+        assert await world.folders() == []
+
+
+async def running(world: AgentWorld) -> Turn:
+    turn = await world.say("say a\nwait 60\nsay b")
+    return await world.until(lambda one: one.answer == "a", turn)
+
+
+async def test_a_machine_that_was_restarted_leaves_the_turn_uncertain(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+        await world.change_machine(restarts=1)
+        await world.database.write(lambda tx: tx.wake("agents"))
+        ended = await world.over(turn.id)
+        assert ended.state is TurnState.UNCERTAIN
+        assert "its machine was restarted" in ended.why
+
+
+async def test_a_sandbox_that_ended_leaves_the_turn_uncertain(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+
+        def end(tx: Transaction) -> None:
+            sandbox = sandboxes.latest(tx, world.mr.ref)
+            assert sandbox
+            sandboxes.save(tx, type(sandbox)(**{**vars(sandbox), "state": SandboxState.STOPPING}))
+
+        await world.database.write(end)
+        assert (await world.over(turn.id)).state is TurnState.UNCERTAIN
+
+
+async def test_a_guest_that_loses_power_or_its_files_leaves_the_turn_uncertain(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for fresh in (False, True):
+        guest = SshGuest(tmp_path, tmp_path / "state")
+        with guest:
+            guest.program("agent", AGENT_SOURCE.read_text())
+            async with an_agent_world(guest, tmp_path / f"bot-{fresh}", [AGENT]) as world:
+                turn = await running(world)
+                guest.stop()
+                await world.until(lambda one: one.tries > 0, turn.id)
+                assert not (await world.turn(turn.id)).state.is_over
+                guest.start(fresh=fresh)
+                guest.program("agent", AGENT_SOURCE.read_text())
+                ended = await world.over(turn.id, 30)
+                assert ended.state is TurnState.UNCERTAIN
+                assert ("its folder in the guest is gone" if fresh else "its program ended") in ended.why
+                assert await answered(world, "say back") == (TurnState.DONE, "back", "")
