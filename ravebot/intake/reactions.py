@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.model import Approval
+from ravebot.agents.reception import refuse
 from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
@@ -15,8 +16,8 @@ from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
-from ravebot.sandboxes.model import Actor, EventKind
-from ravebot.store import events, outbox, sandboxes
+from ravebot.sandboxes.model import Actor
+from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Transaction
 
 _LOOKS, _LOOK_SECONDS = 40, 0.25
@@ -80,8 +81,7 @@ class RoomReactions:
 
         def step(tx: Transaction) -> str:
             if not decision.allowed:
-                data: dict[str, object] = {"verb": "stop", "rule": decision.rule, "ref": str(ref)}
-                events.append(tx, EventKind.COMMAND_REFUSED, self._actor(tx, reaction), data=data)
+                refuse(tx, self._actor(tx, reaction), "stop", str(ref), decision)
                 self.rooms.reply(tx, about, render_reply(decision.refusal), aside=True)
                 return decision.refusal
             sandbox = sandboxes.current(tx, known.ref) if known else None

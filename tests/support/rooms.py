@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.commands.verbs import VERBS, Verb
@@ -26,6 +27,7 @@ def room_handler(world: World, gitlab: GitLab, config: Config, verbs: Sequence[V
     people = People(config, world.database, gitlab)
     telling = ConversationTelling(config)
     rooms, approvals = Rooms(config, people, world.database), Approvals(config, telling, world.database, people)
+    reception = Reception(config, people, Desk(config, telling))
     provider = MemoryProvider(MemoryHost(), instance_id=config.instance)
     return MatrixIntake(
         config,
@@ -34,7 +36,7 @@ def room_handler(world: World, gitlab: GitLab, config: Config, verbs: Sequence[V
         world.views,
         world.database,
         verbs,
-        agents=RoomConversations(rooms, world.views, Desk(config, telling), approvals),
+        agents=RoomConversations(rooms, world.views, reception, approvals),
         reactions=RoomReactions(rooms, approvals),
         diffs=RoomDiffs(rooms, approvals, make_diffs(config, world.database, provider, gitlab)),
     )
