@@ -74,7 +74,7 @@ class RoomDiffs:
 
     def _tell(self, tx: Transaction, message: IncomingMessage, mr: MergeRequest, diff: Diff, then: str) -> None:
         about = summary(diff)
-        notes = [note for note in about.notes if note != then]
+        notes = [note for note in (about.left_out, *about.notes) if note and note != then]
         shown = render_diff(f"{mr.full_ref}: {about.title}", diff.text, " ".join([*notes, then]))
         file = None if shown.whole or diff.is_empty else (FILE_NAME, diff.text)
         self.rooms.reply(tx, message, shown.content, aside=True, file=file)

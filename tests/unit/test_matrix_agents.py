@@ -230,3 +230,11 @@ def test_a_diff_is_shown_as_it_is_and_a_long_one_up_to_a_whole_line() -> None:
     long = render_diff("!42", "+one line of it\n" * 10_000)
     assert not long.whole
     assert "+one line of it\n…\nThat is its beginning" in long.content["body"]
+    empty = render_diff("!42", "\n" * 100_000)
+    assert not empty.whole
+
+
+def test_a_diff_of_a_megabyte_does_not_stop_the_event_loop() -> None:
+    started = time.process_time()
+    render_diff("!42", "+one line.of it at http://example.org\n" * 30_000)
+    assert time.process_time() - started < 0.25
