@@ -115,7 +115,7 @@ class ConversationSender:
         edits = bool(event_id) and shown.shown != fresh
         if edits:
             try:
-                await self._put(message, room_id, edit_of(event_id, answer.content), "-edit")
+                await self._put(message, room_id, _quiet(edit_of(event_id, answer.content)), "-edit")
             except LoginLost:
                 raise
             except (Forbidden, NotFound) as error:
@@ -200,7 +200,7 @@ class ConversationSender:
         if approval.event_id and approval.place == room_id:
             if asked.is_open:
                 return Sent("dropped: it is asked already")
-            edit = edit_of(approval.event_id, shown.content)
+            edit = _quiet(edit_of(approval.event_id, shown.content))
             return await self._edit(message, room_id, edit)
         if not asked.is_open and not message.attempted:
             return Sent("dropped: it is not asked any more")
@@ -291,6 +291,12 @@ class ConversationSender:
         if len(text) <= _LONG:
             return render()
         return await asyncio.get_running_loop().run_in_executor(self._pool, render)
+
+
+def _quiet(edit: Content) -> Content:
+    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of all
+    that is no notice. The message itself stays what it is."""
+    return edit | {"msgtype": "m.notice"}
 
 
 def _dropped(message: Message, error: Forbidden | NotFound) -> Sent:
