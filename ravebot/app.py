@@ -21,6 +21,7 @@ from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
@@ -112,6 +113,7 @@ class Bot:
         people = self.approvals.people
         carry_out = CarryOut(self.database, self.approvals, self.core.intents, approved)
         desk = Desk(self.config, self.approvals.telling)
+        reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
         comments = AgentComments(self.config, self.gitlab, people, self.database, reception, self.approvals)
         intake = Intake(
@@ -161,11 +163,16 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
-                self.agents.run(),
+                self._run_agents(),
                 trials.run(),
-                self.waiting.run(),
             ):
                 group.create_task(loop)
+
+    async def _run_agents(self) -> None:
+        await self.waiting.first_look()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.agents.run())
+            group.create_task(self.waiting.run())
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:

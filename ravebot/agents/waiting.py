@@ -25,7 +25,7 @@ from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import StoreError
 from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, Sandbox, SandboxState
-from ravebot.store import agent_queue, conversations, machines, merge_requests, sandboxes
+from ravebot.store import agent_queue, conversations, machines, merge_requests, restored, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import AGENTS, AGENTS_WAIT
 
@@ -35,6 +35,10 @@ LONGEST_WAIT = timedelta(days=1)
 LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 _BETWEEN_LOOKS_SECONDS = 0.05
+_BEFORE_RESTORE = (
+    "ravebot was restored from a backup that was made before this was answered, so it can't be known whether it was"
+    " done. Ask again with `resend` if you want it done."
+)
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,13 @@ class SandboxBinding:
         return (*self._of_processes(tx), *self._of_turns(tx))
 
     def _of_processes(self, tx: Transaction) -> Iterator[Doing]:
+        restored_at = restored.seen(tx)
         for process in agent_queue.live_processes(tx):
             sandbox = sandboxes.get(tx, process.sandbox_id)
-            if why := why_gone(process, sandbox, machines.get(tx, process.machine_id)):
+            why = why_gone(process, sandbox, machines.get(tx, process.machine_id))
+            if restored_at and process.started_at < restored_at:
+                why = "ravebot was restored from a backup"
+            if why:
                 yield partial(self._end_process, process=process, why=why)
             elif sandbox and sandbox.running_sha:
                 for turn in conversations.open_turns(tx, process.conversation_id):
@@ -173,6 +181,7 @@ class SandboxBinding:
                         yield partial(self._code_replaced, turn=turn, sha=sandbox.running_sha)
 
     def _of_turns(self, tx: Transaction) -> Iterator[Doing]:
+        restored_at = restored.seen(tx)
         for conversation_id in conversations.with_open_turns(tx):
             turns = [turn for turn in conversations.open_turns(tx, conversation_id) if turn.process_id is None]
             conversation = conversations.get(tx, conversation_id)
@@ -181,6 +190,11 @@ class SandboxBinding:
             around = self.around(tx, conversation)
             back, left = False, []
             for turn in turns:
+                if restored_at and turn.created_at < restored_at:
+                    yield partial(
+                        end_turn, telling=self.telling, turn=turn, state=TurnState.UNCERTAIN, why=_BEFORE_RESTORE
+                    )
+                    continue
                 place = place_of(turn, conversation.agent, around, tx.now)
                 if place.state is TurnState.ACCEPTED:
                     left.append(turn)
@@ -257,13 +271,21 @@ class WaitingLoop:
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
+            await self.first_look()
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+            await self.database.signals.wait(AGENTS_WAIT, LOOK_SECONDS)
+
+    async def first_look(self) -> None:
+        """One round; tried until it works. Nothing is given to an agent before, as what a restored database knows of
+        turns may be outdated."""
+        while True:
             try:
                 await self.look()
             except StoreError as error:
                 log.warning("turns of agents wait for the database", error=str(error))
                 await asyncio.sleep(_STORE_SECONDS)
-            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-            await self.database.signals.wait(AGENTS_WAIT, LOOK_SECONDS)
+            else:
+                return
 
     async def look(self) -> int:
         """One round; writes only if something is due."""

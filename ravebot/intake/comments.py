@@ -10,6 +10,7 @@ from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, DeskOutcome
 from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalState
+from ravebot.agents.reception import Reception, refuse
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision, Right
 from ravebot.config.model import Config
@@ -24,7 +25,6 @@ from ravebot.gitlab.addressing import (
 )
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.events import CommentPosted
-from ravebot.intake.agents import Reception, refuse
 from ravebot.intake.answering import acknowledge
 from ravebot.intake.loop import Step, only
 from ravebot.sandboxes.intents import Outcome

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from ravebot.agents import registry
 from ravebot.commands import refs
 from ravebot.commands.execute import Subject, execute, in_full
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Asker, Decision
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on
+from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on, without_agents
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, card_of
@@ -131,7 +132,8 @@ class MatrixIntake:
         decision = await self.rooms.may(message, command.verb.right, None, bool(patterns))
         if decision.allowed and verb.does is Show.HELP:
             prefix, about = self.config.matrix.command_prefix, command.about
-            more = render_reply(help_on(about, Door.ROOM, prefix)) if about else render_help(prefix, self.verbs)
+            useful = self.verbs if registry.names(self.config) else without_agents(self.verbs)
+            more = render_reply(help_on(about, Door.ROOM, prefix)) if about else render_help(prefix, useful)
             return self.rooms.says(message, more, verb.name)
         if decision.allowed and verb.does is Show.WHOAMI:
             whoami = render_whoami(message.sender, await self._whoami(message, patterns))

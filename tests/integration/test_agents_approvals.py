@@ -478,20 +478,6 @@ async def test_an_admin_s_own_extension_needs_no_other_admin(bench: Bench) -> No
     assert await bench.all() == ()
 
 
-async def test_a_start_drops_the_diffs_that_no_open_question_is_about(bench: Bench) -> None:
-    asked = await question(bench, ApprovalKind.COMMIT)
-    orphan = await bench.keep(bench.opened[-1], b"left by a crash\n")
-    kept = bench.diffs.kept.folder
-    assert {path.name for path in kept.iterdir()} == {diff_of(asked), orphan}
-    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
-    assert [path.name for path in kept.iterdir()] == [diff_of(asked)]
-    await bench.answer(asked, ALICE)
-    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
-    await bench.work.look()
-    assert len(bench.commits()) == 1
-    assert list(kept.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("matrix", "place"),
     [
@@ -553,3 +539,17 @@ async def test_one_answer_is_enough_where_several_rooms_are_asked(tmp_path: Path
         late = await bench.answer(one, ALICE, yes=False)
         assert late.ruling is Ruling.WITHDRAWN
         assert "the same question, was answered by @alice:example.org" in late.text
+
+
+async def test_a_start_drops_the_diffs_that_no_open_question_is_about(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    orphan = await bench.keep(bench.opened[-1], b"left by a crash\n")
+    kept = bench.diffs.kept.folder
+    assert {path.name for path in kept.iterdir()} == {diff_of(asked), orphan}
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    assert [path.name for path in kept.iterdir()] == [diff_of(asked)]
+    await bench.answer(asked, ALICE)
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    await bench.work.look()
+    assert len(bench.commits()) == 1
+    assert list(kept.iterdir()) == []

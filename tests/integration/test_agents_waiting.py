@@ -14,7 +14,7 @@ from ravebot.agents.waiting import WaitingLoop
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.model import RAVEBOT, EndReason, MachineState
-from ravebot.store import approvals, conversations, machines, merge_requests, sandboxes
+from ravebot.store import approvals, conversations, machines, merge_requests, restored, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.agent_yard import ALICE, GINA, MR, AgentYard, an_agent, an_agent_yard
 from tests.support.records import BY_ALICE, A, B, a_merge_request
@@ -349,6 +349,26 @@ async def test_the_loop_wakes_when_a_sandbox_changes_or_a_person_answered(world:
     finally:
         loop.cancel()
         await asyncio.wait({loop})
+
+
+async def test_after_a_restore_nothing_is_given_that_may_have_been_given_since_the_backup(world: AgentYard) -> None:
+    await world.ready()
+    running, waits, other = await world.taken("one"), await world.taken("two"), await world.taken(thread="$other")
+    await world.given(running)
+    world.yard.pass_by(minutes=5)
+    backup_of = world.yard.clock.now()
+    await world.yard.write(lambda tx: restored.mark(tx, backup_of, "head", RAVEBOT))
+    world.yard.pass_by(seconds=1)
+    assert await world.promote() > 0
+    for turn_id in (running, waits, other):
+        turn = await world.turn(turn_id)
+        assert turn.state is S.UNCERTAIN
+        assert "restored from a backup" in turn.why
+    assert await world.promote() == 0
+    fresh = await world.taken("three")
+    assert (await world.promote(), await world.state(fresh)) == (0, S.QUEUED)
+    await world.given(fresh)
+    assert (await world.promote(), await world.state(fresh)) == (0, S.DELIVERED)
 
 
 async def until(world: AgentYard, turn_id: TurnId, state: TurnState) -> None:

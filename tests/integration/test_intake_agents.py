@@ -540,12 +540,20 @@ async def test_agents_lists_who_serves_the_room_and_what_goes_on_here(talk: Talk
 async def test_without_agents_it_is_said_how_they_come(desk: Desk) -> None:
     await desk.world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
     talk = Talk(desk)
+    await talk.say(ALICE, "!rave help")
+    assert "!rave approve ID" in await talk.last()
+    assert "!rave ask" not in await talk.last()
     await talk.say(ALICE, "!rave agents")
     assert (await talk.last()).startswith("No agent serves the projects of this room")
     await talk.say(ALICE, "!rave ask fix it")
     assert (await talk.last()).startswith("No agent can be spoken to here")
     await talk.say(ALICE, "@coder fix it")
-    assert len(await talk.told()) == 2
+    assert len(await talk.told()) == 3
+
+
+async def test_help_shows_the_commands_for_agents_where_there_are_some(talk: Talk) -> None:
+    await talk.say(EVE, "!rave help")
+    assert "!rave ask [AGENT] [REF] TEXT" in await talk.last()
 
 
 async def test_budget_shows_what_the_asker_and_the_agents_used(talk: Talk) -> None:

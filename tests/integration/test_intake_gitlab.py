@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk as AgentDesk
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.commands.verbs import VERBS, Verb
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.events import CommentPosted, MergeRequestChanged, parse
 from ravebot.gitlab.webhook import delivery
-from ravebot.intake.agents import Reception
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake

@@ -16,6 +16,7 @@ import structlog
 
 from ravebot.agents import registry
 from ravebot.agents.model import TurnId
+from ravebot.agents.reception import Reception
 from ravebot.agents.transports.acp import protocol
 from ravebot.agents.transports.acp.control import Destination, KeyRefused, NoSshClient, OtherHostKey
 from ravebot.agents.transports.acp.driver import AcpDriver
@@ -36,7 +37,6 @@ from ravebot.agents.transports.acp.stdio import Attached, InGuest, Program, atta
 from ravebot.commands import refs
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import NotFound, RavebotError
-from ravebot.intake.agents import Reception
 from ravebot.operations.agents.reports import CheckResult, CheckStep
 from ravebot.sandboxes.model import CODE_FOLDER, Actor, Machine, MergeRequest, SandboxState
 from ravebot.store import machines, merge_requests, sandboxes

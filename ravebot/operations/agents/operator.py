@@ -21,10 +21,10 @@ from ravebot.agents.model import (
     TurnState,
 )
 from ravebot.agents.overview import AgentAtWork
+from ravebot.agents.reception import Reception, refuse
 from ravebot.commands import refs
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import NotFound, Refused
-from ravebot.intake.agents import Reception, refuse
 from ravebot.operations.agents.reports import (
     AgentReport,
     AgentSummary,
