@@ -94,7 +94,7 @@ async def a_shell(folder: Path, *, runs: bool = True, **agent: Any) -> AsyncIter
     guest_folder.mkdir()
     with SshGuest(guest_folder, here.state) as guest:
         command = ["/usr/bin/python3", guest.program("agent.py", AGENT_SOURCE.read_text())]
-        async with an_agent_world(guest, command, runs=runs, **agent) as world:
+        async with an_agent_world(guest, here.state, command, runs=runs, **agent) as world:
             facts, telling = Facts(), ConversationTelling(world.config)
             people = People(world.config, world.database, facts)
             reception = Reception(world.config, people, world.desk)
