@@ -294,8 +294,8 @@ class ConversationSender:
 
 
 def _quiet(edit: Content) -> Content:
-    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of all
-    that is no notice. The message itself stays what it is."""
+    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of
+    all that is no notice. The message itself stays what it is."""
     return edit | {"msgtype": "m.notice"}
 
 
