@@ -33,6 +33,7 @@ python3Packages.buildPythonApplication {
     aiohttp
     asyncssh
     libvirt
+    markdown-it-py
     matrix-nio
     pathspec
     prometheus-client

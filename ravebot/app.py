@@ -21,6 +21,8 @@ from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.reception import Reception
+from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
@@ -53,6 +55,9 @@ from ravebot.notify.delivery import Delivery, Sender
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
 from ravebot.operations import hostlock
+from ravebot.operations.agents.check import TrialParts
+from ravebot.operations.agents.operator import AgentOperator
+from ravebot.operations.agents.trials import Trials
 from ravebot.operations.audit import database_path
 from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.news import Operators
@@ -70,7 +75,7 @@ from ravebot.store import inbox
 from ravebot.store.database import Database
 from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
-from ravebot.web import admin
+from ravebot.web import admin, adminagents
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -96,18 +101,21 @@ class Bot:
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
+    driver: AcpDriver
     agents: AgentRunner
     waiting: WaitingLoop
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        await asyncio.to_thread(self.diffs.clear)
+        approved = ApprovedDiffs(self.database, self.diffs)
+        await approved.clear()
         people = self.approvals.people
-        carry_out = CarryOut(self.database, self.approvals, self.core.intents, ApprovedDiffs(self.database, self.diffs))
+        carry_out = CarryOut(self.database, self.approvals, self.core.intents, approved)
         desk = Desk(self.config, self.approvals.telling)
+        reception = Reception(self.config, people, desk)
         rooms = Rooms(self.config, people, self.database)
-        comments = AgentComments(self.config, self.gitlab, people, desk, self.approvals)
+        comments = AgentComments(self.config, self.gitlab, people, self.database, reception, self.approvals)
         intake = Intake(
             self.database,
             {
@@ -129,14 +137,16 @@ class Bot:
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
         operator = Operator(self.config, self.database, self.core, self.provider, people)
+        trials = Trials(TrialParts(self.config, self.database, reception, self.driver))
+        agent_operator = AgentOperator(self.config, self.database, reception, self.approvals, trials)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
         )
         async with AsyncExitStack() as doors, asyncio.TaskGroup() as group:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))
-            await doors.enter_async_context(
-                admin.serve(admin.make_app(operator), admin.socket_path(self.config.state_dir))
-            )
+            shell = admin.make_app(operator)
+            adminagents.add_routes(shell, agent_operator)
+            await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
             doors.callback(ready.tell, ready.STOPPING)
             ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
@@ -153,10 +163,16 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
-                self.agents.run(),
-                self.waiting.run(),
+                self._run_agents(),
+                trials.run(),
             ):
                 group.create_task(loop)
+
+    async def _run_agents(self) -> None:
+        await self.waiting.first_look()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.agents.run())
+            group.create_task(self.waiting.run())
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
@@ -247,12 +263,13 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
-        agents = AcpDriver(
+        driver = AcpDriver(
             config,
             database,
             TurnProgress(ConversationTelling(config)),
             ControlConnections(config.state_dir),
             core.chain.authorize,
+            may_give=ChainRights(config, database, people).still_may,
         )
         yield Bot(
             config=config,
@@ -273,7 +290,8 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=AgentRunner(database, agents),
+            driver=driver,
+            agents=AgentRunner(database, driver),
             waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
         )
 

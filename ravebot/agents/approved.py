@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from ravebot.agents.asking import diff_of
@@ -40,6 +41,11 @@ class ApprovedDiffs:
         )
         return f"committed as {made.sha[:12]}"
 
+    async def clear(self) -> None:
+        """Drop what an earlier process left: comparisons that it had not finished, diffs that no approval is about."""
+        await asyncio.to_thread(self.diffs.clear)
+        await self.diffs.keep_only(await self.database.read(_needed))
+
     async def forget(self, approval: Approval) -> None:
         """Drop its diff, unless another approval that is open, or not carried out yet, is about the same."""
         diff_hash = diff_of(approval)
@@ -52,7 +58,9 @@ def _agent(tx: Transaction, approval: Approval) -> str:
     return found.agent if found else ""
 
 
-def _needed(tx: Transaction, but: Approval) -> frozenset[str]:
-    """The diffs of all others."""
+def _needed(tx: Transaction, but: Approval | None = None) -> frozenset[str]:
+    """The diffs of all approvals, except that one."""
     waiting = (*approvals.are_open(tx), *(one for one in approvals.undone(tx) if one.state is ApprovalState.GRANTED))
-    return frozenset(diff_of(one) for one in waiting if one.kind is ApprovalKind.COMMIT and one.id != but.id)
+    return frozenset(
+        diff_of(one) for one in waiting if one.kind is ApprovalKind.COMMIT and (but is None or one.id != but.id)
+    )

@@ -16,8 +16,9 @@ import structlog
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.asking import until_of
-from ravebot.agents.model import Approval, ApprovalId, ApprovalKind, ApprovalState
+from ravebot.agents.model import Approval, ApprovalId, ApprovalKind, ApprovalState, Conversation
 from ravebot.agents.questions import hash_of
+from ravebot.agents.rights import may_ask
 from ravebot.backoff import Backoff
 from ravebot.clock import age
 from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreError, Unacceptable, Unavailable
@@ -158,7 +159,10 @@ class CarryOut:
         await self.database.write(lambda tx: self._done(tx, approval, outcome))
 
     async def _check_right(self, approval: Approval, mr: MergeRequest, by: Actor) -> None:
-        """The right counts when something is done, and may have been taken away since the answer. Raises Refused."""
+        """The right counts when something is done, and may have been taken away since the answer. Raises Refused.
+
+        What is done for a conversation also needs the rights of its agent's owner and of who asked for it.
+        """
         if approval.kind is ApprovalKind.EXTENSION:
             if by.kind != "shell" and by.name not in self.approvals.config.matrix.admins:
                 raise Refused(f"{by} is no admin of ravebot any more")
@@ -166,6 +170,12 @@ class CarryOut:
         decision = await self.approvals.people.may_still(by, mr.ref.project_id, mr.project_path)
         if not decision.allowed:
             raise Refused(f"{by} has not the right any more. {decision.rule}")
+        conversation = await self.database.read(partial(_conversation, approval=approval))
+        if conversation is not None:
+            people, config = self.approvals.people, self.approvals.config
+            chain = await may_ask(people, config, conversation.agent, approval.asked_by, mr, mapped=False, direct=True)
+            if not chain.allowed:
+                raise Refused(f"{chain.rule} {chain.advice}".rstrip())
 
     def _start(self, tx: Transaction, approval: Approval, head: MergeRequest, by: Actor) -> None:
         _, mr = merge_requests.observe(tx, head)
@@ -197,7 +207,7 @@ class CarryOut:
         if not approvals.done(tx, approval, text):
             return False
         self.approvals.telling.question(tx, approval)
-        conversation = conversations.get(tx, approval.conversation_id) if approval.conversation_id else None
+        conversation = _conversation(tx, approval)
         if not outcome.accepted and conversation is not None:
             self.approvals.telling.remark(tx, conversation, f"Approval {approval.id} was not carried out: {text}")
         return True
@@ -237,6 +247,10 @@ def _is_unheard(tx: Transaction, approval: Approval) -> bool:
         return False
     turn = conversations.turn(tx, approval.turn_id) if approval.turn_id else None
     return turn is None or turn.state.is_over
+
+
+def _conversation(tx: Transaction, approval: Approval) -> Conversation | None:
+    return conversations.get(tx, approval.conversation_id) if approval.conversation_id else None
 
 
 def _is_undone(tx: Transaction, approval: Approval) -> bool:

@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from ravebot.agents import registry
+from ravebot.agents.asking import Asking
 from ravebot.agents.ending import end_turn
 from ravebot.agents.model import Approval, ApprovalState, Conversation, Process, Turn, TurnState
 from ravebot.agents.rights import by_configuration
@@ -24,7 +25,7 @@ from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import StoreError
 from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, Sandbox, SandboxState
-from ravebot.store import agent_queue, conversations, machines, merge_requests, sandboxes
+from ravebot.store import agent_queue, conversations, machines, merge_requests, restored, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import AGENTS, AGENTS_WAIT
 
@@ -34,6 +35,10 @@ LONGEST_WAIT = timedelta(days=1)
 LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 _BETWEEN_LOOKS_SECONDS = 0.05
+_BEFORE_RESTORE = (
+    "ravebot was restored from a backup that was made before this was answered, so it can't be known whether it was"
+    " done. Ask again with `resend` if you want it done."
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ def place_of(turn: Turn, agent: str, around: Surroundings, now: datetime) -> Tur
 def _not_started(turn: Turn, around: Surroundings) -> str:
     """Why no sandbox will come of the question that was open while the turn waited; empty: one may."""
     asked, newest = around.asked, around.newest
-    if asked is None or asked.decided_at is None or asked.decided_at < turn.created_at:
+    if asked is None or asked.decided_at is None:
+        return ""
+    if asked.turn_id != turn.id and asked.decided_at <= turn.created_at:
         return ""
     match asked.state:
         case ApprovalState.DENIED:
@@ -116,10 +123,10 @@ def why_gone(process: Process, sandbox: Sandbox | None, machine: Machine | None)
     """Why a process can't be running any more, as the beginning of a sentence; empty: it may."""
     if sandbox is None or sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
         return "The sandbox ended"
-    if machine is None or sandbox.machine_id != process.machine_id or machine.state is not MachineState.LEASED:
-        return "The sandbox got a new machine"
-    if machine.restarts != process.restarts:
+    if machine is not None and sandbox.machine_id == machine.id and machine.restarts != process.restarts:
         return "The sandbox's machine was restarted"
+    if machine is None or sandbox.machine_id != machine.id or machine.state is not MachineState.LEASED:
+        return "The sandbox got a new machine"
     return ""
 
 
@@ -160,9 +167,13 @@ class SandboxBinding:
         return (*self._of_processes(tx), *self._of_turns(tx))
 
     def _of_processes(self, tx: Transaction) -> Iterator[Doing]:
+        restored_at = restored.seen(tx)
         for process in agent_queue.live_processes(tx):
             sandbox = sandboxes.get(tx, process.sandbox_id)
-            if why := why_gone(process, sandbox, machines.get(tx, process.machine_id)):
+            why = why_gone(process, sandbox, machines.get(tx, process.machine_id))
+            if restored_at and process.started_at < restored_at:
+                why = "ravebot was restored from a backup"
+            if why:
                 yield partial(self._end_process, process=process, why=why)
             elif sandbox and sandbox.running_sha:
                 for turn in conversations.open_turns(tx, process.conversation_id):
@@ -170,15 +181,23 @@ class SandboxBinding:
                         yield partial(self._code_replaced, turn=turn, sha=sandbox.running_sha)
 
     def _of_turns(self, tx: Transaction) -> Iterator[Doing]:
+        restored_at = restored.seen(tx)
         for conversation_id in conversations.with_open_turns(tx):
             turns = [turn for turn in conversations.open_turns(tx, conversation_id) if turn.process_id is None]
             conversation = conversations.get(tx, conversation_id)
             if not turns or conversation is None:
                 continue
             around = self.around(tx, conversation)
-            back = False
+            back, left = False, []
             for turn in turns:
+                if restored_at and turn.created_at < restored_at:
+                    yield partial(
+                        end_turn, telling=self.telling, turn=turn, state=TurnState.UNCERTAIN, why=_BEFORE_RESTORE
+                    )
+                    continue
                 place = place_of(turn, conversation.agent, around, tx.now)
+                if place.state is TurnState.ACCEPTED:
+                    left.append(turn)
                 if place.state is turn.state:
                     continue
                 if place.state is TurnState.DEAD:
@@ -188,6 +207,22 @@ class SandboxBinding:
                     yield partial(_save, turn=replace(turn, state=place.state, tries=0, next_try_at=None))
             if back:
                 yield partial(self._waits_again, conversation=conversation, around=around)
+            if left and self._is_to_ask(tx, around):
+                yield partial(self._ask, conversation=conversation, turn=left[0])
+
+    def _is_to_ask(self, tx: Transaction, around: Surroundings) -> bool:
+        """Whether nobody is asked any more to start a sandbox, as the turn for which that was asked was cancelled."""
+        asked = around.asked
+        if around.sandbox is not None or asked is None or asked.state is not ApprovalState.WITHDRAWN:
+            return False
+        turn = conversations.turn(tx, asked.turn_id) if asked.turn_id else None
+        return turn is not None and turn.state.is_over and turn.process_id is None
+
+    def _ask(self, tx: Transaction, conversation: Conversation, turn: Turn) -> None:
+        mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None
+        assert mr
+        root = conversations.message(tx, turn.message_id).root
+        Asking(self.config, self.telling).ask_start(tx, turn, conversation, mr, root)
 
     def _end_process(self, tx: Transaction, process: Process, why: str) -> None:
         """A process is gone: what it had may have been done, in part or whole."""
@@ -236,13 +271,21 @@ class WaitingLoop:
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
+            await self.first_look()
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+            await self.database.signals.wait(AGENTS_WAIT, LOOK_SECONDS)
+
+    async def first_look(self) -> None:
+        """One round; tried until it works. Nothing is given to an agent before, as what a restored database knows of
+        turns may be outdated."""
+        while True:
             try:
                 await self.look()
             except StoreError as error:
                 log.warning("turns of agents wait for the database", error=str(error))
                 await asyncio.sleep(_STORE_SECONDS)
-            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-            await self.database.signals.wait(AGENTS_WAIT, LOOK_SECONDS)
+            else:
+                return
 
     async def look(self) -> int:
         """One round; writes only if something is due."""

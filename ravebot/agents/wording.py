@@ -16,10 +16,14 @@ _ENDS = {
 
 
 def ended(turn: Turn) -> str:
-    """How a turn ended that did not end well, without its reason; empty for any other. The name is untrusted."""
-    said = _ENDS.get(turn.state, "")
-    by = turn.cancelled_by if turn.state is TurnState.CANCELLED else ""
-    return f"{said} by {by[:100]}" if by else said
+    """How a turn ended that did not end well, and why; empty for any other. It is untrusted."""
+    if turn.state not in _ENDS:
+        return ""
+    why = " ".join(turn.why.split())
+    if turn.state is not TurnState.CANCELLED:
+        return f"{why[:1].upper()}{why[1:]}" or f"{_ENDS[turn.state]}."
+    by = f" by {turn.cancelled_by[:100]}" if turn.cancelled_by else ""
+    return f"{_ENDS[turn.state]}{by}{f': {why}' if why else '.'}"
 
 
 def left_out(characters: int) -> str:

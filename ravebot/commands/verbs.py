@@ -82,7 +82,7 @@ class Group(Enum):
     LOOK = "Get in and look"
     KEEP = "Keep or end it"
     MEND = "When it does not work"
-    AGENTS = "Agents"
+    AGENTS = "Agents and approvals"
     ME = "Who am I, and more"
 
 
@@ -234,6 +234,7 @@ VERBS: tuple[Verb, ...] = (
 )
 # fmt: on
 
+_ANSWERS = (AgentAct.APPROVE, AgentAct.DENY)
 _EXAMPLE = {
     _REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend", _AGENT: "coder", _ANY_REF: "!42",
     _ID: "7", _TEXT: "the login test fails, please look",
@@ -248,6 +249,11 @@ _NEEDS = {
 def at(door: Door, verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
     """The verbs of a door."""
     return tuple(verb for verb in verbs if door in verb.doors)
+
+
+def without_agents(verbs: Sequence[Verb] = VERBS) -> tuple[Verb, ...]:
+    """The verbs that are of use where no agent can be spoken to."""
+    return tuple(verb for verb in verbs if verb.group is not Group.AGENTS or verb.does in _ANSWERS)
 
 
 def help_rows(door: Door, prefix: str, verbs: Sequence[Verb] = VERBS) -> tuple[tuple[str, str], ...]:

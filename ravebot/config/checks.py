@@ -16,7 +16,15 @@ from ravebot.sshkeys import fingerprint
 
 _MAX_RUNNING: KeyPath = ("pool", "max_running")
 _ADDRESSABLE = re.compile(r"[a-z][a-z0-9-]{1,30}")
-_RESERVED = frozenset({"approve", "deny", "all", "room"})  # `/agent approve ID`; `@all` and `@room` notify everybody
+RESERVED_NAMES = frozenset(
+    {
+        "approve", "deny", "help", "all", "room",  # `/agent approve ID`; `@all` and `@room` notify everybody
+        "list", "show", "queue", "start", "extend", "stop", "why", "logs", "retry", "rebuild", "whoami",
+        "agents", "ask", "steer", "cancel", "resend", "diff", "budget",
+    }
+)  # fmt: skip
+"""What no agent is called: commands, and what addresses others."""
+_ONLY_WITH_ACP = ("approve", "limits", "forks")
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,9 @@ def _agents(config: Config) -> Iterator[Remark]:
             yield Remark(("agents", place, "acp"), message, keys)
         if agent.can_be_spoken_to:
             yield from _agent_to_speak_to(agent, ("agents", place))
+        for key in (key for key in _ONLY_WITH_ACP if not agent.can_be_spoken_to and key in agent.model_fields_set):
+            message = "nobody can speak to this agent, so this has no effect: add `acp`, or remove it"
+            yield Remark(("agents", place, key), message)
         for index, key in enumerate(agent.ssh_keys):
             try:
                 fingerprint(key)
@@ -187,7 +198,7 @@ def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
     if not _ADDRESSABLE.fullmatch(agent.name):
         message = "people write this name: take 2 to 31 small letters, digits and hyphens, the first of them a letter"
         yield Remark((*where, "name"), message)
-    elif agent.name in _RESERVED:
+    elif agent.name in RESERVED_NAMES:
         yield Remark((*where, "name"), f"{agent.name} means something else where people write it: take another name")
     if not agent.owner:
         message = "give the GitLab user whose agent it is: it may never do more than they"

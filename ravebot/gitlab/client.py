@@ -166,7 +166,12 @@ class GitLab:
 
     async def last_commits(self, project_id: int, sha: str, paths: Sequence[str]) -> Mapping[str, str]:
         """The last commit of each file, seen from that commit; a file that is not there has none."""
-        return await self._call(lambda: repository.last_commits(self._transport, project_id, sha, paths))
+
+        async def some(of: Sequence[str]) -> Mapping[str, str]:
+            return await self._call(lambda: repository.last_commits(self._transport, project_id, sha, of))
+
+        found = await asyncio.gather(*(some(paths[number::_THREADS]) for number in range(_THREADS)))
+        return {path: commit for part in found for path, commit in part.items()}
 
     async def commit(
         self, project_id: int, branch: str, message: str, actions: Sequence[Mapping[str, object]]

@@ -43,7 +43,7 @@ def render_note_answer(turn: Turn, agent: str, marker: str) -> str:
     elif turn.state is TurnState.DONE:
         parts.append("It ended without a word.")
     if how := ended(turn):
-        parts.append(f"⚠️ {text(how, 300)}" + (f": {said(turn.why[:1000])}" if turn.why.strip() else "."))
+        parts.append(f"⚠️ {said(how[:1000], 1000)}")
     return "\n\n".join(parts) + "\n"
 
 

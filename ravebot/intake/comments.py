@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
-from ravebot.agents.desk import Addressed, Desk
-from ravebot.agents.model import AgentDoor, ApprovalId
+from ravebot.agents.desk import Addressed, DeskOutcome
+from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalState
+from ravebot.agents.reception import Reception, refuse
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision, Right
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
 from ravebot.errors import NotFound
 from ravebot.gitlab.addressing import (
     AGENT_WORD,
@@ -26,10 +28,10 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.intake.answering import acknowledge
 from ravebot.intake.loop import Step, only
 from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor, EventKind
-from ravebot.store import events
-from ravebot.store.database import Transaction
-from ravebot.store.targets import NoteLane
+from ravebot.sandboxes.model import Actor
+from ravebot.store import agent_queue, conversations, merge_requests, outbox
+from ravebot.store.database import Database, Transaction
+from ravebot.store.targets import Kind, NoteLane
 
 Act = Callable[[Transaction], Outcome]
 
@@ -41,7 +43,8 @@ class AgentComments:
     config: Config
     gitlab: GitLab
     people: People
-    desk: Desk
+    database: Database
+    reception: Reception
     approvals: Approvals
 
     async def step(self, event: CommentPosted, said: AgentComment, *, at_most_every: timedelta | None) -> Step:
@@ -77,7 +80,11 @@ class AgentComments:
 
                 def say(tx: Transaction) -> str:
                     outcome = act(tx)
-                    if outcome.accepted:  # the receipt on the comment follows the turn
+                    if outcome.accepted and not _is_worth_saying(tx, outcome, name):
+                        return outcome.message
+                    if outcome.accepted:
+                        reply: dict[str, object] = {"text": outcome.message, "username": event.author.username}
+                        outbox.add(tx, NoteLane(event.ref), Kind.REPLY, body={**reply, "discussion": discussion})
                         return outcome.message
                     return _tell(tx, event, outcome, discussion, at_most_every)
 
@@ -88,10 +95,16 @@ class AgentComments:
         decision = await self.people.from_comment(Right.COMMAND, event.ref.project_id, event.project_path, event.author)
         if not decision.allowed:
             return lambda tx: _refuse(tx, event, author, decision)
-        if name not in self._serving(event.project_path):
+        agent = registry.find(self.config, name)
+        if agent is None or not agent.serves(event.project_path):
             return lambda _: Outcome(False, f"There is no such agent. {self._which(event.project_path)}")
         if not text:
             return lambda _: Outcome(False, f"Say what {name} is to do: type `{AGENT_WORD} {name} TEXT`.")
+        mr = await self.database.read(lambda tx: merge_requests.get(tx, event.ref))
+        mr = mr or await self.gitlab.merge_request(event.ref)
+        chain = await self.reception.may(name, author, mr)
+        if not chain.allowed:
+            return lambda tx: _refuse(tx, event, author, chain)
         said = Addressed(
             agent=name,
             door=AgentDoor.GITLAB,
@@ -103,7 +116,7 @@ class AgentComments:
             author=author,
             text=text,
         )
-        return lambda tx: self.desk.accept(tx, said)
+        return lambda tx: self.reception.accept(tx, said, mr)
 
     def _help(self, project_path: str) -> str:
         return "\n".join(
@@ -117,17 +130,22 @@ class AgentComments:
         )
 
     def _which(self, project_path: str) -> str:
-        names = ", ".join(f"`{name}`" for name in self._serving(project_path))
+        names = ", ".join(f"`{agent.name}`" for agent in registry.serving(self.config, project_path))
         return f"Agents for this project: {names}." if names else "This project has no agents."
 
-    def _serving(self, project_path: str) -> list[str]:
-        agents = self.config.agents
-        return sorted(a.name for a in agents if a.can_be_spoken_to and matches_project(a.projects, project_path))
+
+def _is_worth_saying(tx: Transaction, outcome: Outcome, name: str) -> bool:
+    """Whether somebody whose message was taken must know more: the receipt on the comment says that it was taken, and a
+    question whether to start a sandbox speaks for itself."""
+    turn = conversations.turn(tx, outcome.turn_id) if isinstance(outcome, DeskOutcome) and outcome.turn_id else None
+    if turn is None or outcome.message == f"{name} gets it.":
+        return False
+    asked = agent_queue.start_asked(tx, turn.conversation_id)
+    return asked is None or asked.state is not ApprovalState.OPEN
 
 
 def _refuse(tx: Transaction, event: CommentPosted, author: Actor, decision: Decision) -> Outcome:
-    data: dict[str, object] = {"verb": "agent", "rule": decision.rule}
-    events.append(tx, EventKind.COMMAND_REFUSED, author, mr=event.ref, data=data)
+    refuse(tx, author, "agent", f"{event.project_path}!{event.ref.iid}", decision)
     return Outcome(False, decision.refusal)
 
 

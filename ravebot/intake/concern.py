@@ -32,7 +32,7 @@ class RowKind(StrEnum):
     """The kinds of rows in the inbox of rooms."""
 
     MESSAGE = "message"  # a command
-    TO_AGENT = "to agent"
+    TO_AGENT = "to agent"  # also if it is a command that says something to an agent
     REACTION = "reaction"
 
 
@@ -57,11 +57,16 @@ class Concern:
 
     def _message(self, tx: Transaction, message: IncomingMessage) -> tuple[RowKind, str, IncomingMessage] | None:
         text, about = message.text, about_conversation(tx, message)
-        if text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower():
+        root = message.thread_root or ""
+        if commands.is_command(text, self.prefix):
+            said = commands.takes_text(text, self.prefix, self.verbs)
             kept = replace(message, text=commands.kept(text, self.prefix, self.verbs))
-            return RowKind.MESSAGE, self._lane(tx, message, about), kept
-        if routing.names_one(text, self.names) or (about and about.agent in self.names):
-            return RowKind.TO_AGENT, self._lane(tx, message, about or message.thread_root or message.event_id), message
+            thread = about or (root or message.event_id if said else None)
+            return RowKind.TO_AGENT if said else RowKind.MESSAGE, self._lane(tx, message, thread), kept
+        # The message that begins the thread may not have been handled yet.
+        began = bool(root) and inbox.kind_of(tx, SOURCE, root) == RowKind.TO_AGENT
+        if began or routing.names_one(text, self.names) or (about and about.agent in self.names):
+            return RowKind.TO_AGENT, self._lane(tx, message, about or root or message.event_id), message
         return None
 
     def _lane(self, tx: Transaction, message: IncomingMessage, thread: Conversation | str | None) -> str:
@@ -69,7 +74,8 @@ class Concern:
 
         A merge request's lane is keyed by the number, because `!42`, `group/app!42` and a card may be the same.
         """
-        number = commands.number_in(message.text, self.prefix) if self._is_command(message.text) else None
+        is_command = commands.is_command(message.text, self.prefix)
+        number = commands.number_in(message.text, self.prefix) if is_command else None
         thread = thread.thread if isinstance(thread, Conversation) else thread
         if number is None:
             card = card_of(tx, message) or (card_at(tx, message.room_id, thread) if thread else None)
@@ -77,9 +83,6 @@ class Concern:
         if number is not None:
             return f"{message.room_id} {number}"
         return f"{message.room_id} {thread}" if thread else message.room_id
-
-    def _is_command(self, text: str) -> bool:
-        return text.lstrip()[: len(self.prefix)].lower() == self.prefix.lower()
 
     def _reaction(self, tx: Transaction, reaction: Reaction) -> tuple[RowKind, str, Reaction] | None:
         if reaction.key in (YES, NO):

@@ -280,9 +280,10 @@ class RoomConversations:
             and (agent.forks or not view.mr.from_fork)
             and view.sandbox.state is not SandboxState.STOPPING
         ]
-        projects: set[int | None] = {mr.ref.project_id for mr in there}
+        projects: dict[int | None, str] = {mr.ref.project_id: mr.project_path for mr in there}
         decisions = {
-            one: await self.rooms.may(message, Right.COMMAND, one, bool(patterns)) for one in projects or {None}
+            one: await self.rooms.may(message, Right.COMMAND, one, bool(patterns), "" if message.direct else path)
+            for one, path in (projects or {None: ""}).items()
         }
         allowed = [mr for mr in there if decisions[mr.ref.project_id].allowed]
         refusal = next((one for one in decisions.values() if not one.allowed), None)

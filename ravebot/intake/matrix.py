@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
+from ravebot.agents import registry
 from ravebot.commands import refs
 from ravebot.commands.execute import Subject, execute, in_full
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Asker, Decision
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on
+from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on, without_agents
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, card_of
@@ -21,7 +22,7 @@ from ravebot.intake.loop import Step, only
 from ravebot.intake.reactions import RoomReactions, as_message
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
-from ravebot.matrix.commands import number_in, parse
+from ravebot.matrix.commands import is_command, number_in, parse
 from ravebot.matrix.incoming import Heard, IncomingMessage, Reaction, Removed
 from ravebot.matrix.replies import render_help, render_list, render_queue, render_reply, render_whoami
 from ravebot.sandboxes.gather import Views
@@ -72,9 +73,10 @@ class MatrixIntake:
     views: Views
     database: Database
     verbs: Sequence[Verb] = VERBS
-    agents: RoomConversations | None = None
-    reactions: RoomReactions | None = None
-    diffs: RoomDiffs | None = None
+    _: KW_ONLY
+    agents: RoomConversations
+    reactions: RoomReactions
+    diffs: RoomDiffs
 
     @property
     def rooms(self) -> Rooms:
@@ -84,9 +86,9 @@ class MatrixIntake:
         if request.kind == RowKind.REACTION:
             return await self._reacted(Reaction(**json.loads(request.body)))
         message, patterns = await self.rooms.placed(IncomingMessage(**json.loads(request.body)))
-        if request.kind == RowKind.TO_AGENT:
-            return await self.agents.said(message, patterns) if self.agents else only("not for us")
         prefix = self.config.matrix.command_prefix
+        if request.kind == RowKind.TO_AGENT and not is_command(message.text, prefix):
+            return await self.agents.said(message, patterns)
         card = await self.database.read(lambda tx: card_of(tx, message))
         command = parse(message.text, prefix, (), self.verbs, card)
         if isinstance(command, Mistake) and number_in(message.text, prefix):  # the projects say what a bare one means
@@ -97,14 +99,12 @@ class MatrixIntake:
             said = render_reply(explain(command, Door.ROOM, prefix))
             return self.rooms.says(message, said, "usage", aside=True)
         if isinstance(command.verb.does, AgentAct) or command.verb.does in (Show.AGENTS, Show.BUDGET):
-            return await self.agents.commanded(message, command, patterns) if self.agents else only("not for us")
+            return await self.agents.commanded(message, command, patterns)
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
 
     async def _reacted(self, reaction: Reaction) -> Step:
-        if self.reactions is None:
-            return only("not for us")
         if reaction.key in (YES, NO):
             return await self.reactions.answered(reaction)
         ref = await self.database.read(lambda tx: card_at(tx, reaction.room_id, reaction.to))
@@ -132,7 +132,8 @@ class MatrixIntake:
         decision = await self.rooms.may(message, command.verb.right, None, bool(patterns))
         if decision.allowed and verb.does is Show.HELP:
             prefix, about = self.config.matrix.command_prefix, command.about
-            more = render_reply(help_on(about, Door.ROOM, prefix)) if about else render_help(prefix, self.verbs)
+            useful = self.verbs if registry.names(self.config) else without_agents(self.verbs)
+            more = render_reply(help_on(about, Door.ROOM, prefix)) if about else render_help(prefix, useful)
             return self.rooms.says(message, more, verb.name)
         if decision.allowed and verb.does is Show.WHOAMI:
             whoami = render_whoami(message.sender, await self._whoami(message, patterns))
@@ -194,7 +195,7 @@ class MatrixIntake:
             prefix = self.config.matrix.command_prefix
             said = f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`."
             return self.rooms.says(message, render_reply(said), f"no such merge request: {error}", aside=True)
-        if verb.does is Show.DIFF and self.diffs is not None:
+        if verb.does is Show.DIFF:
             return await self.diffs.show(message, mr)
         if isinstance(what := verb.does, Show):
             shown = await self.database.read(lambda tx: self._shown(tx, what, mr, message))

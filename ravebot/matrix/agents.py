@@ -1,4 +1,4 @@
-"""Renders what rooms show of conversations with agents: answers, questions, remarks, and the replies about agents.
+"""Renders what rooms show of conversations with agents: answers, questions, remarks, diffs.
 
 Pure. Everything that an agent says is untrusted, is marked as its sandbox's word, and mentions nobody.
 """
@@ -6,38 +6,35 @@ Pure. Everything that an agent says is untrusted, is marked as its sandbox's wor
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from ravebot.agents.model import Receipt, Turn, TurnState
 from ravebot.agents.questions import ApprovalQuestion
 from ravebot.agents.wording import ended, exactly, left_out, listed
-from ravebot.clock import moment
 from ravebot.matrix.content import (
     MAX_CONTENT_BYTES,
     Content,
     Span,
     bold,
-    first_that_fits,
     joined,
     marked,
     message,
     pill,
-    preformatted,
     size_bytes,
-    theirs,
     words,
 )
-from ravebot.matrix.markdown import agents_words
-from ravebot.matrix.text import lines, one_line
+from ravebot.matrix.markdown import agents_words, code_block, code_line
+from ravebot.matrix.text import one_line
 
 RECEIPTS = {Receipt.SEEN: "👀", Receipt.WAITS: "⏸️", Receipt.DONE: "✅", Receipt.TROUBLE: "⚠️"}
 """The reactions on a message to an agent."""
 YES, NO = "✅", "❌"
 """The reactions on a question, for people to tap on."""
-_LENGTHS = (9000, 5000, 2500, 1200, 400)
-"""Characters of an answer, of a question's payload, or of a diff that are tried, the longest first."""
+_LENGTHS = (8000, 4000, 2000, 1000, 400)
+"""Characters of a question's payload or of a diff that are tried, the longest first."""
+_WHOLE, *_ENDS = 6000, 3000, 1500, 600
+"""Characters of an answer that are tried: all of one that is not longer than the first, else its beginning and end."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +57,6 @@ class Shown:
     whole: bool
 
 
-@dataclass(frozen=True)
-class AgentLine:
-    """An agent in a list: what it serves, who answers for it, and why it takes nothing now (empty: it does)."""
-
-    name: str
-    owner: str
-    projects: tuple[str, ...]
-    is_default: bool = False
-    trouble: str = ""
-    open_turns: int = 0
-
-
-@dataclass(frozen=True)
-class BudgetLine:
-    """What was used of something today; no `most`: there is no limit."""
-
-    who: str
-    what: str
-    used: int
-    most: int | None = None
-
-
 def render_answer(turn: Turn, speaker: Speaker, *, last_edit: bool = False) -> Shown:
     """A turn as it is now: what the agent said and, below, what it does or how the turn ended.
 
@@ -92,7 +67,7 @@ def render_answer(turn: Turn, speaker: Speaker, *, last_edit: bool = False) -> S
         silent = below or words("It ended without a word." if turn.state.is_over else "It is at work.")
         return Shown(_spoken(speaker, silent, kind="m.notice"), whole=True)
     content: Content = {}
-    for most in _LENGTHS:
+    for most in (_WHOLE, *_ENDS) if len(turn.answer) <= _WHOLE else _ENDS:
         said, missing = _ends_of(turn.answer, turn.cut, most)
         parts = joined(said + ([Span(below.plain, f"<p>{below.html}</p>")] if below else []), "\n\n", "")
         content = _spoken(speaker, parts, kind="m.text")
@@ -109,20 +84,22 @@ def whole_answer(turn: Turn) -> str:
     return f"{turn.answer[:half]}\n\n{left_out(turn.cut)}\n\n{turn.answer[half:]}"
 
 
-def render_question(asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]]) -> Shown:
-    """The whole of what is asked, and how to answer; `people`: ids and names of those who are notified of it.
+def render_question(
+    asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]], speaker: Speaker | None = None
+) -> Shown:
+    """The whole of what is asked, and how to answer. `people`: ids and names of those who are notified; `speaker`: the
+    agent that asks, if it is one.
 
     It is a text, for a notice notifies nobody.
     """
-    who = joined((words("❓"), bold(f"{one_line(_asker(asked), 300)}:"), theirs(asked.title, 300)))
+    who = joined((words("❓"), bold(f"{one_line(_asker(asked, speaker), 300)}:"), code_line(asked.title, 300)))
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
     last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
-    text = listed(asked.parts)
-    shown = lines(text, 2 * len(text) + 100)
+    shown = listed(asked.parts)
     content: Content = {}
     for most in _LENGTHS:
         cut = len(shown) > most
-        parts = [who, *([preformatted(f"{shown[:most]}…" if cut else shown)] if shown else [])]
+        parts = [who, *([code_block(f"{shown[:most]}…" if cut else shown)] if shown else [])]
         if cut:
             parts.append(words("That is its beginning; the whole is in the file below, whose name has its SHA-256."))
         content = message([*parts, last], mentions=[user_id for user_id, _ in people]) | {"msgtype": "m.text"}
@@ -154,40 +131,17 @@ def reaction(event_id: str, key: str) -> Content:
     return {"m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": key}}
 
 
-def render_agents(agents: Sequence[AgentLine], prefix: str) -> Content:
-    """The agents that can be talked to here, a line each."""
-    if not agents:
-        return message([words("No agent serves this room's projects. An admin configures them under `agents`.")])
-    listed = [_agent(agent) for agent in agents]
-    first = agents[0].name
-    how = words(f"Talk to one with `@{first} TEXT`, in a sandbox's thread or with `{prefix} ask {first} REF TEXT`.")
-    return first_that_fits(
-        message([joined([*listed[:most], *_more(len(listed) - most), how], "\n", "<br>")]) for most in (40, 10)
-    )
-
-
-def render_budget(budgets: Sequence[BudgetLine], until: datetime, now: datetime) -> Content:
-    """What was used today, and until when."""
-    if not budgets:
-        return message([words("Nothing was used today, and nothing is limited.")])
-    shown = [_budget(line) for line in budgets]
-    ends = words(f"It is counted anew from {moment(until, now)}.")
-    return first_that_fits(
-        message([joined([*shown[:most], *_more(len(shown) - most), ends], "\n", "<br>")]) for most in (40, 10)
-    )
-
-
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
-    text = exactly(patch)
-    shown = lines(text, 2 * len(text) + 100)
+    # A patch may have a megabyte, of which the rest would not be shown.
+    shown = exactly(patch[: 2 * _LENGTHS[0]]).strip("\n")
     content: Content = {}
     for most in _LENGTHS:
-        cut = len(shown) > most
+        cut = len(shown) > most or len(patch) > 2 * _LENGTHS[0]
         parts = [marked(head, 1000)]
         if shown:
-            parts.append(preformatted(f"{shown[:most].rpartition(chr(10))[0]}\n…" if cut else shown))
+            parts.append(code_block(f"{shown[:most].rpartition(chr(10))[0]}\n…" if cut else shown))
         if cut:
             parts.append(words("That is its beginning; the whole is in the file below."))
         content = message([*parts, *([marked(then, 1000)] if then else [])])
@@ -232,53 +186,30 @@ def _below(turn: Turn, *, last_edit: bool) -> Span | None:
     if turn.state is TurnState.WAITING:
         return words("⏸️ It waits for a person's answer.")
     if not turn.state.is_over:
-        status = [joined((words("⏳"), theirs(turn.status)))] if turn.status.strip() else []
+        status = [joined((words("⏳"), code_line(turn.status)))] if turn.status.strip() else []
         more = [words("… it goes on; the rest is shown at its end.")] if last_edit else []
         return joined(status + more) if status or more else None
     if turn.state is TurnState.DONE:
         return None
-    why = [words(":"), marked(turn.why, 1000)] if turn.why.strip() else [words(".")]
-    first = joined((words(f"⚠️ {one_line(ended(turn), 300)}"), why[0]), "", "")
-    return joined((first, *why[1:]))
+    return joined((words("⚠️"), marked(ended(turn), 1000)))
 
 
-def _asker(asked: ApprovalQuestion) -> str:
-    where = f" in {asked.ref}" if asked.ref else ""
-    return f"{asked.agent}{where} asks" if asked.agent else f"ravebot asks{f' about {asked.ref}' if asked.ref else ''}"
+def _asker(asked: ApprovalQuestion, speaker: Speaker | None) -> str:
+    if speaker is not None:
+        return f"{speaker.label} asks"
+    return f"ravebot asks about {asked.ref}" if asked.ref else "ravebot asks"
 
 
 def _to_answer(asked: ApprovalQuestion, prefix: str, named: list[Span]) -> Span:
-    until = words(f"until {asked.until}. No answer is a no.")
-    how = joined((words(f"To answer: {asked.how(prefix)}"), until), ", ", ", ")
-    whom = joined((words("May answer:"), marked(asked.whom, 300)))
-    return joined([how, joined([whom, *named])], "\n", "<br>")
+    """Begins with the names of those who are notified of it."""
+    first = [joined((named[0], words(": to answer, ")), "", "")] if named else [words("To answer: ")]
+    how = joined((*first, words(f"{asked.how(prefix)}, until {asked.until}. No answer is a no.")), "", "")
+    return joined([how, joined((words("May answer:"), marked(f"{asked.whom}.", 300)))], "\n", "<br>")
 
 
 def _answered(asked: ApprovalQuestion) -> Span:
     answer = joined((words("➡️"), bold(f"{_upper(one_line(asked.answer, 300))}.")))
     return joined([answer, *([marked(asked.outcome, 1000)] if asked.outcome else [])], "\n", "<br>")
-
-
-def _agent(agent: AgentLine) -> Span:
-    serves = theirs(", ".join(agent.projects), 200)
-    parts = [joined((bold(agent.name), words("answers what names no agent"))) if agent.is_default else bold(agent.name)]
-    parts += [serves, joined((words("owner"), theirs(agent.owner, 60)))]
-    if agent.open_turns:
-        parts.append(words(f"{agent.open_turns} open"))
-    if agent.trouble:
-        parts.append(joined((words("⚠️"), marked(agent.trouble, 200))))
-    return joined(parts, " · ", " · ")
-
-
-def _budget(line: BudgetLine) -> Span:
-    of = f" of {line.most:,}" if line.most is not None else ""
-    sign = "⚠️ " if line.most is not None and line.used >= line.most else ""
-    return joined((bold(f"{one_line(line.who, 100)}:"), words(f"{sign}{line.used:,}{of} {line.what} today")))
-
-
-def _more(left: int) -> Iterator[Span]:
-    if left > 0:
-        yield words(f"and {left} more")
 
 
 def _upper(text: str) -> str:

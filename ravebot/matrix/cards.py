@@ -46,10 +46,12 @@ _KEPT = ("extend", "stop", "rebuild", "logs")
 
 @dataclass(frozen=True)
 class Style:
-    """How a room is written to: its command prefix, and whether `41` is enough to name a merge request there."""
+    """How a room is written to: its command prefix, whether `41` is enough to name a merge request there, and the agent
+    that can be spoken to, if any."""
 
     prefix: str = "!rave"
     short: bool = False
+    agent: str = ""
 
     def ref(self, view: SandboxView) -> str:
         """What to type after a verb."""
@@ -70,6 +72,8 @@ class Owner:
 def render_card(view: SandboxView, style: Style, *, day: datetime | None = None, replaced: bool = False) -> Content:
     """The one message per sandbox and room that is edited as things change; `day`: when it was posted."""
     last = [_say(view, style)] if view.mr.state == "opened" or view.live else []
+    if style.agent and view.sandbox.state is SandboxState.READY:
+        last.append(joined((words("Or ask an agent, in this thread:"), code(f"@{style.agent} TEXT"))))
     if replaced:
         last.append(words(_REPLACED))
     return message(_parts(_top(view, day or view.sandbox.created_at), view, last))

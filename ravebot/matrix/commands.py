@@ -39,7 +39,17 @@ def parse(
 
 def kept(text: str, prefix: str, table: Sequence[Verb] = VERBS) -> str:
     """The part of a command to store: its line, or all of it if its verb takes a text."""
-    return text if _text_after(text, prefix, verbs.at(Door.ROOM, table)) is not None else command_line(text)
+    return text if takes_text(text, prefix, table) else command_line(text)
+
+
+def is_command(text: str, prefix: str) -> bool:
+    """Whether a message begins with the prefix; phones capitalise what begins a message."""
+    return text.lstrip()[: len(prefix)].lower() == prefix.lower()
+
+
+def takes_text(text: str, prefix: str, table: Sequence[Verb] = VERBS) -> bool:
+    """Whether a command's verb takes a text, which may have many lines."""
+    return _text_after(text, prefix, verbs.at(Door.ROOM, table)) is not None
 
 
 def _text_after(text: str, prefix: str, there: Sequence[Verb]) -> tuple[str, str] | None:

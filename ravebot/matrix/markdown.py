@@ -53,6 +53,18 @@ def agents_words(text: str) -> Span:
     return Span(plain, "".join(_blocks(tokens, source.split("\n"), alone=alone)))
 
 
+def code_block(text: str) -> Span:
+    """A text as a block of code, in both forms."""
+    return Span(lines(text, 2 * len(text) + 100), _code_block(text))
+
+
+def code_line(text: str, limit: int = 200) -> Span:
+    """A text as code inside a line, in at most `limit` characters."""
+    shown = " ".join(visible(text, limit).split())
+    cut = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    return Span(lines(cut, 2 * limit), f"<code>{_shown(cut, risks(cut), 0, code=True)}</code>")
+
+
 def _blocks(tokens: Sequence[Token], source: list[str], *, alone: bool) -> Iterator[str]:
     table = False
     for token in tokens:

@@ -26,6 +26,7 @@ from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.wording import headline
 
 _MOST_LINES = (40, 9, 3)
+_SHARING = 2
 _REPLY_DETAIL = ((60, 6000), (20, 2000), (3, 500))
 """Lines of text and characters of output."""
 
@@ -68,12 +69,13 @@ def render_queue(views: Sequence[SandboxView]) -> Content:
 
 
 def render_help(prefix: str, verbs: Sequence[Verb] = VERBS) -> Content:
-    """The commands by what people want to do, a line each; those of the last group share one."""
-    *groups, (last, rest) = help_groups(Door.ROOM, prefix, verbs)
+    """The commands by what people want to do, a line each; those of the last two groups share one."""
+    groups = help_groups(Door.ROOM, prefix, verbs)
     lines: list[Span] = []
-    for heading, rows in groups:
+    for heading, rows in groups[:-_SHARING]:
         lines += [bold(heading), *(_command(usage, purpose) for usage, purpose in rows)]
-    lines.append(joined((bold(f"{last}:"), joined((_command(*row) for row in rest), "; ", "; "))))
+    for heading, rows in groups[-_SHARING:]:
+        lines.append(joined((bold(f"{heading}:"), joined((_command(*row) for row in rows), "; ", "; "))))
     return message([joined([*lines, words(f"{refs.HELP} {refs.FROM_A_CARD}")], "\n", "<br>")])
 
 

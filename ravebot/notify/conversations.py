@@ -190,7 +190,7 @@ class ConversationSender:
         people = [(user_id, await self._client.display_name(user_id)) for user_id in asked.mentions]
         shown = await self._beside(
             approval.payload,
-            lambda: render_question(asked, self._config.command_prefix, people),
+            lambda: render_question(asked, self._config.command_prefix, people, facts.speaker),
         )
         if approval.event_id and approval.place == room_id:
             if asked.is_open:

@@ -166,9 +166,12 @@ class Delivery:
             sent = await self._sender.send(message, attempt.facts)
         except Unavailable as error:
             seconds = error.retry_after_seconds
+            failures = message.attempts + 1
             if isinstance(error, SlowDown):
                 self._slow_down(message, seconds or 0.0)
-            delay = _PAUSES.after(message.attempts + 1, seconds, jitter())
+                if seconds:  # it says when to come again: a longer pause would let everybody else go first
+                    failures = 1
+            delay = _PAUSES.after(failures, seconds, jitter())
         except Unacceptable as error:
             log.warning("message given up", to=self._to, lane=message.lane, row=message.id, error=str(error))
             self._on_result(self._to, "given up")

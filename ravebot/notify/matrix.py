@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+from ravebot.agents.registry import default_of, serving
 from ravebot.config.model import MatrixConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, Unacceptable
 from ravebot.matrix.agents import render_file
@@ -32,7 +33,7 @@ from ravebot.notify.delivery import Sent
 from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.model import SandboxId
+from ravebot.sandboxes.model import MergeRequest, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.wording import calls_owner
 from ravebot.store import outbox, sandboxes
@@ -191,7 +192,7 @@ class MatrixSender:
         """Post the card or edit it; with `CALL`, so that its owner is notified."""
         calls = await self._owner(view) if facts.calls and self._config.mentions == "edit" else None
         day = card.posted_at if card else None
-        content = render_card(view, self._style(message), day=day, replaced=card is not None and card.replaced)
+        content = render_card(view, self._style(message, view), day=day, replaced=card is not None and card.replaced)
         if card is None:
             posted = await self._put(message, room_id, content)
             return self._posted(message, Card(room_id, posted), content, calls)
@@ -215,7 +216,7 @@ class MatrixSender:
         """Post another card, that says so, once: who removes that one as well wants none."""
         if card.replaced:
             return Sent("dropped: the card was removed twice")
-        content = render_card(view, self._style(message), replaced=True)
+        content = render_card(view, self._style(message, view), replaced=True)
         posted = await self._put(message, card.room_id, content, "-anew")
         return self._posted(message, Card(card.room_id, posted, replaced=True), content, calls)
 
@@ -281,8 +282,16 @@ class MatrixSender:
         transaction = f"rave-{self._database.instance_id}-{message.key}{another}"
         return await self._client.send(room_id, content, transaction)
 
-    def _style(self, message: Message) -> Style:
-        return Style(self._config.command_prefix, self._config.short_refs(message.lane))
+    def _style(self, message: Message, view: SandboxView | None = None) -> Style:
+        agent = self._agent(message.lane, view.mr) if view else ""
+        return Style(self._config.command_prefix, self._config.short_refs(message.lane), agent)
+
+    def _agent(self, room: str, mr: MergeRequest) -> str:
+        """The agent to name in a card: the room's own one, else the first that serves the merge request."""
+        config = self._views.config
+        names = [one.name for one in serving(config, mr.project_path) if one.forks or not mr.from_fork]
+        own = default_of(config, [room])
+        return own if own in names else names[0] if names else ""
 
     async def _owner(self, view: SandboxView) -> Owner | None:
         user_id = self._owners.get(view.mr.author.username)

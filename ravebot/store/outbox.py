@@ -131,14 +131,15 @@ def acknowledged_lately(tx: Transaction, merge_key: str, within: timedelta) -> b
 def due_lanes(tx: Transaction, target: Target) -> tuple[str, ...]:
     """The lanes whose oldest unsent row is due, least recently tried first: those whose tries take long delay no other.
 
-    A row that was never tried counts as tried when it was written. What an agent said so far comes after all else: it
-    is told again with what follows.
+    A row that was never tried counts as tried when it was written. What is told of sandboxes comes before what is told
+    of conversations with agents, and what an agent said so far comes last: it is told again with what follows.
     """
     rows = tx.all(
         "SELECT lane FROM outbox WHERE id IN (SELECT MIN(id) FROM outbox WHERE target = ? AND delivered_at IS NULL"
-        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?)"
-        " ORDER BY kind = ? AND merge_key IS NOT NULL, postponed_at, id",
-        (target.name, tx.now_us, tx.now_us, Kind.ANSWER),
+        " GROUP BY lane) AND (next_attempt_at <= ? OR postponed_at > ?) ORDER BY CASE"
+        " WHEN kind = 'answer' AND merge_key IS NOT NULL THEN 3 WHEN kind = 'receipt' THEN 2"
+        " WHEN kind IN ('answer', 'question', 'remark') THEN 1 ELSE 0 END, postponed_at, id",
+        (target.name, tx.now_us, tx.now_us),
     )
     return tuple(row["lane"] for row in rows)
 

@@ -46,6 +46,13 @@ def since(tx: Transaction) -> datetime | None:
     return from_us(int(known["at"]))
 
 
+def seen(tx: Transaction) -> datetime | None:
+    """The same for a transaction that only reads: None also while that moment lies in the future."""
+    found = get_meta(tx, _RESTORED)
+    at = int(json.loads(found)["at"]) if found else None
+    return from_us(at) if at is not None and at <= tx.now_us else None
+
+
 def made_at(tx: Transaction) -> datetime | None:
     """When the backup was made from which the database was last restored."""
     found = get_meta(tx, _RESTORED)

@@ -9,9 +9,9 @@ from aiohttp import web
 from pydantic import Field, TypeAdapter
 
 from ravebot.operations.agents.reports import (
-    AgentLine,
     AgentOperations,
     AgentReport,
+    AgentSummary,
     ApprovalLine,
     CheckProgress,
     TurnAsked,
@@ -70,7 +70,7 @@ class CheckQuestion(AdminQuestion):
     check: int = Field(ge=1, le=_LARGEST_ID)
 
 
-_AGENTS = TypeAdapter(tuple[AgentLine, ...])
+_AGENTS = TypeAdapter(tuple[AgentSummary, ...])
 _AGENT = TypeAdapter(AgentReport)
 _OUTCOME = TypeAdapter(Outcome)
 _ASKED = TypeAdapter(TurnAsked)
@@ -84,7 +84,7 @@ _PROGRESS = TypeAdapter(CheckProgress)
 def add_routes(app: web.Application, operations: AgentOperations) -> None:
     """One POST route per question, as in `admin.make_app`."""
 
-    async def agents(_: AdminQuestion, __: Actor) -> tuple[AgentLine, ...]:
+    async def agents(_: AdminQuestion, __: Actor) -> tuple[AgentSummary, ...]:
         return await operations.agents()
 
     async def agent(asked: NameQuestion, _: Actor) -> AgentReport:
@@ -144,7 +144,7 @@ class AgentClient:
 
     path: Path
 
-    async def agents(self) -> tuple[AgentLine, ...]:
+    async def agents(self) -> tuple[AgentSummary, ...]:
         return await ask(self.path, "agents", AdminQuestion(), _AGENTS)
 
     async def agent(self, name: str) -> AgentReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -36,18 +37,19 @@ from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.parts import make_diffs
 from ravebot.providers.memory import MemoryHost, MemoryProvider
-from ravebot.sandboxes.intents import Intents, Outcome
+from ravebot.sandboxes.intents import Advice, Intents, Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef, Person, Sandbox
 from ravebot.store import agent_texts, approvals, conversations, events, merge_requests, outbox, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User
-from tests.support.records import ROOM, World, a_world
+from tests.support.records import ROOM, World, a_world, with_agents
 
 pytestmark = pytest.mark.integration
 
 DEV, OTHER, OPERATIONS = "!dev:example.org", "!other:example.org", "!operations:example.org"
 ALICE, GINA, EVE = (Actor("matrix", f"@{name}:example.org") for name in ("alice", "gina", "eve"))
 OPS, ROOT = Actor("matrix", "@ops:example.org"), Actor("shell", "root")
+OPERATORS = "#operations:example.org"
 S = ApprovalState
 
 
@@ -88,12 +90,12 @@ class Bench:
         self.opened.append(self.server.open_merge_request(self.project, self.alice))
         return self.opened[-1]
 
-    async def fork(self) -> MergeRequest:
+    async def fork(self, *, draft: bool = False) -> MergeRequest:
         """A fork's, that waits."""
         mallory = self.server.add_user(f"mallory{len(self.server.state.merge_requests)}")
         fork = self.server.add_project(f"{mallory.username}/app", public=True)
         self.server.set_role(fork, mallory, DEVELOPER)
-        mr = self.server.open_merge_request(fork, mallory, "From outside", fork_of=self.project)
+        mr = self.server.open_merge_request(fork, mallory, "From outside", fork_of=self.project, draft=draft)
         await self.told(mr)
         return mr
 
@@ -101,12 +103,12 @@ class Bench:
         known = await self.approvals.people.present(MergeRequestRef(self.project.id, mr.iid))
         return await self.world.ready(known)
 
-    async def talk(self, mr: MergeRequest, author: Actor = ALICE) -> tuple[Conversation, Turn]:
+    async def talk(self, mr: MergeRequest, author: Actor = ALICE, agent: str = "coder") -> tuple[Conversation, Turn]:
         """A conversation about it in the room, with a turn that the agent has."""
         ref = MergeRequestRef(self.project.id, mr.iid)
 
         def begin(tx: Transaction) -> tuple[Conversation, Turn]:
-            new = conversations.begin(tx, "coder", AgentDoor.MATRIX, DEV, f"$root{mr.iid}", own_thread=True, mr=ref)
+            new = conversations.begin(tx, agent, AgentDoor.MATRIX, DEV, f"$root{mr.iid}", own_thread=True, mr=ref)
             said = conversations.add_message(tx, new.id, f"$said{mr.iid}", author, author, "fix it", 0)
             assert said
             return new, conversations.add_turn(tx, said, TurnState.WORKING)
@@ -153,37 +155,46 @@ class Bench:
         return await self.world.write(step)
 
 
+@asynccontextmanager
+async def a_bench(folder: Path, matrix: dict[str, Any] | None = None, **gitlab_section: str) -> AsyncIterator[Bench]:
+    matrix = {"operations_room": OPERATORS} if matrix is None else matrix
+    async with GitLabServer() as server:
+        sections = {"gitlab": {"url": server.url, **gitlab_section}, "matrix": matrix}
+        async with a_world(folder, **sections) as world:
+            bot, alice, gina = server.add_user("ravebot"), server.add_user("alice"), server.add_user("gina")
+            project = server.add_project("group/app", public=True)
+            for user, level in ((bot, DEVELOPER), (alice, DEVELOPER), (gina, GUEST)):
+                server.set_role(project, user, level)
+            gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
+            people = People(world.config, world.database, gitlab)
+            world.config = with_agents(world.config)
+            engine = Approvals(world.config, ConversationTelling(world.config), world.database, people)
+            intents = replace(world.intents, asking=engine)
+            diffs = make_diffs(world.config, world.database, MemoryProvider(MemoryHost()), gitlab)
+            work = CarryOut(world.database, engine, intents, ApprovedDiffs(world.database, diffs))
+            await world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
+            await world.write(lambda tx: outbox.set_room(tx, OPERATORS, OPERATIONS))
+            try:
+                yield Bench(server, world, engine, intents, work, diffs, project, bot, alice, gina)
+            finally:
+                server.restore()
+                await gitlab.close()
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    operations = {"operations_room": "#operations:example.org"}
-    async with GitLabServer() as server, a_world(tmp_path, gitlab={"url": server.url}, matrix=operations) as world:
-        bot, alice, gina = server.add_user("ravebot"), server.add_user("alice"), server.add_user("gina")
-        project = server.add_project("group/app", public=True)
-        for user, level in ((bot, DEVELOPER), (alice, DEVELOPER), (gina, GUEST)):
-            server.set_role(project, user, level)
-        gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
-        people = People(world.config, world.database, gitlab)
-        engine = Approvals(world.config, ConversationTelling(world.config), world.database, people)
-        intents = replace(world.intents, asking=engine)
-        diffs = make_diffs(world.config, world.database, MemoryProvider(MemoryHost()), gitlab)
-        work = CarryOut(world.database, engine, intents, ApprovedDiffs(world.database, diffs))
-        await world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
-        await world.write(lambda tx: outbox.set_room(tx, "#operations:example.org", OPERATIONS))
-        try:
-            yield Bench(server, world, engine, intents, work, diffs, project, bot, alice, gina)
-        finally:
-            server.restore()
-            await gitlab.close()
+    async with a_bench(tmp_path) as made:
+        yield made
 
 
-async def question(bench: Bench, kind: ApprovalKind) -> Approval:
+async def question(bench: Bench, kind: ApprovalKind, agent: str = "coder") -> Approval:
     """One that is open."""
     if kind is ApprovalKind.FORK:
         await bench.fork()
         return await bench.the(kind)
     mr = bench.ours()
     sandbox = await bench.ready(mr)
-    conversation, turn = await bench.talk(mr)
+    conversation, turn = await bench.talk(mr, agent=agent)
     if kind is ApprovalKind.EXTENSION:
         for span in (timedelta(days=1), timedelta(hours=1)):
             await bench.extend(mr, replace(ALICE, place=ROOM), span)
@@ -450,7 +461,7 @@ async def test_an_extension_past_the_longest_lifetime_is_asked_of_the_admins(ben
     )
     asked = await bench.the(ApprovalKind.EXTENSION)
     assert (asked.place, asked.thread, asked.sandbox_id) == (DEV, "$said", sandbox.id)
-    assert any(lane == "#operations:example.org" and "approve 1" in what for lane, what in await bench.shown())
+    assert any(lane == OPERATORS and "approve 1" in what for lane, what in await bench.shown())
     assert (await bench.extend(mr, by, timedelta(hours=1))).message == refused.message
     assert len(await bench.all()) == 1
     assert "approval 2" in (await bench.extend(mr, by, timedelta(hours=2))).message
@@ -465,3 +476,80 @@ async def test_an_admin_s_own_extension_needs_no_other_admin(bench: Bench) -> No
     assert (await bench.world.read(sandboxes.live))[0].expires_at == bench.world.clock.now() + timedelta(hours=16)
     assert (await bench.extend(mr, OPS, timedelta(days=400))).message.endswith("(7 d more, not 400 d: 7 d at a time).")
     assert await bench.all() == ()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "place"),
+    [
+        ({"operations_room": OPERATORS}, OPERATIONS),
+        ({}, DEV),
+        ({"admins": []}, None),
+        ({"rooms": []}, None),
+    ],
+)
+async def test_what_is_asked_on_gitlab_of_the_admins_is_asked_where_they_are(
+    tmp_path: Path, matrix: dict[str, Any], place: str | None
+) -> None:
+    async with a_bench(tmp_path, matrix) as bench:
+        mr = bench.ours()
+        await bench.ready(mr)
+        by = Actor("gitlab", "alice")
+        await bench.extend(mr, by, timedelta(days=1))
+        refused = await bench.extend(mr, by, timedelta(hours=1))
+        assert not refused.accepted
+        if place is None:
+            assert refused.message == "group/app!1 has its longest lifetime already, 8 h: it ends at 20:00 UTC."
+            assert refused.advice == Advice("For a fresh machine with a new end", "rebuild")
+            assert await bench.all() == ()
+        else:
+            assert (await bench.the(ApprovalKind.EXTENSION)).place == place
+            assert [what for _, what in await bench.shown()] == ["question 1"]
+
+
+async def test_a_fork_s_draft_is_asked_about_when_it_is_finished(tmp_path: Path) -> None:
+    async with a_bench(tmp_path, drafts="wait") as bench:
+        mr = await bench.fork(draft=True)
+        assert await bench.all() == ()
+        bench.server.mark_ready(mr)
+        await bench.told(mr)
+        assert (await bench.the(ApprovalKind.FORK)).state is S.OPEN
+
+
+async def test_new_code_of_a_fork_that_runs_already_is_asked_about(bench: Bench) -> None:
+    mr = await bench.fork()
+    await bench.answer(await bench.the(ApprovalKind.FORK), ALICE)
+    await bench.work.look()
+    new = bench.server.push(mr, {"more.txt": "more"})
+    await bench.told(mr)
+    asked = await bench.the(ApprovalKind.FORK)
+    assert (asked.state, asked.head_sha) == (S.OPEN, new)
+    await bench.answer(asked, ALICE)
+    await bench.work.look()
+    assert (await bench.world.read(sandboxes.live))[0].sha == new
+    assert (await bench.the(ApprovalKind.FORK)).outcome == f"The sandbox of group/app!1 gets commit {new[:8]}."
+
+
+async def test_one_answer_is_enough_where_several_rooms_are_asked(tmp_path: Path) -> None:
+    rooms = [{"room": room, "projects": ["group/*"]} for room in (ROOM, OTHER)]
+    async with a_bench(tmp_path, {"rooms": rooms}) as bench:
+        await bench.fork()
+        one, two = await bench.all()
+        assert {one.place, two.place} == {DEV, OTHER}
+        assert (await bench.answer(two, ALICE, OTHER)).ruling is Ruling.GRANTED
+        late = await bench.answer(one, ALICE, yes=False)
+        assert late.ruling is Ruling.WITHDRAWN
+        assert "the same question, was answered by @alice:example.org" in late.text
+
+
+async def test_a_start_drops_the_diffs_that_no_open_question_is_about(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    orphan = await bench.keep(bench.opened[-1], b"left by a crash\n")
+    kept = bench.diffs.kept.folder
+    assert {path.name for path in kept.iterdir()} == {diff_of(asked), orphan}
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    assert [path.name for path in kept.iterdir()] == [diff_of(asked)]
+    await bench.answer(asked, ALICE)
+    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    await bench.work.look()
+    assert len(bench.commits()) == 1
+    assert list(kept.iterdir()) == []

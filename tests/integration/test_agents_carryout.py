@@ -141,6 +141,16 @@ async def test_who_lost_the_right_gets_nothing_carried_out(bench: Bench, kind: A
     assert bench.commits() == []
 
 
+@pytest.mark.parametrize("kind", [ApprovalKind.START, ApprovalKind.COMMIT])
+async def test_nothing_is_done_for_an_agent_whose_owner_has_not_the_right(bench: Bench, kind: ApprovalKind) -> None:
+    asked = await question(bench, kind, agent="hers")
+    assert (await bench.answer(asked, ALICE)).ruling is Ruling.GRANTED
+    before = await bench.live()
+    await bench.work.look()
+    assert (await done(bench, asked)).outcome.startswith("hers may do at most what its owner gina may: gina is Guest")
+    assert (await bench.live(), bench.commits()) == (before, [])
+
+
 async def test_a_head_that_moves_after_the_answer_is_asked_about_again(bench: Bench) -> None:
     mr = await bench.fork()
     asked = await bench.the(ApprovalKind.FORK)

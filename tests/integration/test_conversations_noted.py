@@ -190,7 +190,7 @@ async def test_kills_before_any_result_is_noted_leave_each_reply_once_and_the_em
         desk.world.pass_by(minutes=5)
         await thread.deliver()
         told = "\n".join(thread.replies())
-        assert [told.count(text) for text in ("❓", "it broke", "So it is")] == [1, 1, 1], number
+        assert [told.count(text) for text in ("❓", "It broke", "So it is")] == [1, 1, 1], number
         assert len(thread.replies()) == 3
         assert (await thread.receipt(), thread.emoji()) == ("trouble", ["warning"])
         killed += ended

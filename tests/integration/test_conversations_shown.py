@@ -252,7 +252,7 @@ async def test_the_receipt_on_the_message_follows_the_turn(talk: Talk) -> None:
     await talk.ends(turn, TurnState.FAILED, "its program ended")
     await talk.deliver()
     assert await talk.receipts(talk.room, message) == ["⚠️"]
-    assert "⚠️ This ended with an error: its program ended" in (await talk.thread(conversation))[0].body
+    assert "⚠️ Its program ended" in (await talk.thread(conversation))[0].body
 
 
 async def test_a_quick_turn_gets_no_eyes(talk: Talk) -> None:
@@ -408,13 +408,13 @@ async def story(talk: Talk, turn: Turn, step: int) -> None:
             await talk.ends(turn, TurnState.FAILED, "its program ended")
 
 
-@pytest.mark.parametrize(("when", "meanwhile"), [("before", STEPS), ("after", 1), ("after", STEPS)])
+@pytest.mark.parametrize(("when", "meanwhile", "every"), [("before", STEPS, 3), ("after", 1, 1), ("after", STEPS, 2)])
 async def test_kills_at_any_request_leave_one_answer_one_question_and_the_receipt_of_the_table(
-    talk: Talk, when: str, meanwhile: int
+    talk: Talk, when: str, meanwhile: int, every: int
 ) -> None:
     """Before the restart life goes on by so many steps: what is sent then is not what was sent before."""
     killed = 0
-    for number in range(1, 40):
+    for number in range(1, 40, every):
         room = await talk.alice.create_room(public=True)
         await talk.client.client.join(room)
         conversation, turn = await talk.asked(room)
@@ -442,7 +442,7 @@ async def test_kills_at_any_request_leave_one_answer_one_question_and_the_receip
         questions = [one for one in messages if "❓" in one.body]
         answers = [one for one in messages if one.kind == "m.text" and one not in questions]
         assert [one.event_id for one in answers] == [answer_event], number
-        assert "its program ended" in answers[0].body
+        assert "Its program ended" in answers[0].body
         assert all("Denied by alice" in one.body for one in questions)
         assert len(questions) <= 1  # it may have been answered elsewhere, before it could be asked here
         assert len([one for one in messages if one.kind == "m.file"]) == 1
@@ -451,4 +451,4 @@ async def test_kills_at_any_request_leave_one_answer_one_question_and_the_receip
         killed += ended
         if not ended:
             break
-    assert killed >= STORY
+    assert killed >= STORY // every

@@ -241,6 +241,16 @@ async def test_gitlab_that_is_away_is_no_fault_of_the_sandbox(scene: Scene, tmp_
     assert list((tmp_path / "comparing").iterdir()) == []
 
 
+async def test_a_guest_that_takes_its_time_is_given_up(scene: Scene) -> None:
+    scene.diffs.limit = timedelta(seconds=0.3)
+    scene.room.slow_copy = 60
+    scene.sh("echo x > new")
+    with pytest.raises(GuestTimeout, match="not compared within"):
+        await scene.read()
+    scene.diffs.limit, scene.room.slow_copy = timedelta(minutes=1), 0
+    assert [change.path for change in (await scene.read()).changes] == ["new"]
+
+
 class Liar(Room):
     """A guest that answers what it likes."""
 

@@ -19,6 +19,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from ravebot.agents.diff.model import BranchHead
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.delivery import LANES_AT_ONCE
@@ -457,3 +458,40 @@ async def test_a_certificate_is_trusted_if_this_host_trusts_it(tmp_path: Path, m
         await trusting.close()
     finally:
         await runner.cleanup()
+
+
+async def test_branches_and_their_commits_are_read_whatever_they_are_called(scene: Scene) -> None:
+    name = "fix/a#b&ref_name=main%2Fé"
+    mr = scene.gitlab.open_merge_request(scene.project, scene.alice, branch=name)
+    first = mr.sha
+    assert await scene.client.branch(scene.project.id, name) == BranchHead(first, protected=False, can_push=True)
+    assert await scene.client.branch_commits(scene.project.id, name, first) == []
+    pushed = [scene.gitlab.push(mr, {"n": str(number)}) for number in range(130)]
+    found = await scene.client.branch_commits(scene.project.id, name, first)
+    assert found is not None
+    assert [one.sha for one in found] == pushed[::-1]
+    assert found[0].web_url == f"{scene.gitlab.url}/group/sub/app/-/commit/{pushed[-1]}"
+    ref = MergeRequestRef(scene.project.id, mr.iid)
+    assert [one.sha for one in await scene.client.merge_request_commits(ref)] == [*pushed[::-1], first]
+
+
+async def test_a_branch_that_is_gone_is_none_and_a_project_that_is_not_seen_is_an_error(scene: Scene) -> None:
+    scene.gitlab.delete_branch(scene.project, "login")
+    assert await scene.client.branch(scene.project.id, "login") is None
+    assert await scene.client.branch_commits(scene.project.id, "login", scene.mr.sha) is None
+    hidden = scene.gitlab.add_project("secret/app")
+    with pytest.raises(NotFound):
+        await scene.client.branch(hidden.id, "main")
+
+
+async def test_the_commits_after_one_that_the_branch_does_not_know_are_unknown(scene: Scene) -> None:
+    assert await scene.client.branch_commits(scene.project.id, "login", "f" * 40) is None
+
+
+async def test_the_last_commit_of_each_file_is_read_and_one_that_is_not_there_has_none(scene: Scene) -> None:
+    first = scene.mr.sha
+    head = scene.gitlab.push(scene.mr, {"a/b c#?.txt": "x", **{f"f{number}": "x" for number in range(9)}})
+    found = await scene.client.last_commits(
+        scene.project.id, head, ["a/b c#?.txt", "src/login.py", "missing", *(f"f{number}" for number in range(9))]
+    )
+    assert found == {"a/b c#?.txt": head, "src/login.py": first, **{f"f{number}": head for number in range(9)}}

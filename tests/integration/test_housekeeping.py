@@ -8,18 +8,21 @@ import os
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ravebot.agents.model import ShownTurn, TurnState
 from ravebot.errors import Unavailable
-from ravebot.operations.housekeeping import Housekeeping
+from ravebot.operations.housekeeping import KEEP_TEXTS, Housekeeping
 from ravebot.sandboxes.model import Stage, StageResult
-from ravebot.store import inbox, outbox, sandboxes
+from ravebot.store import agent_texts, conversations, inbox, outbox, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.targets import TARGETS
+from tests.support.agent_yard import an_agent_yard
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -157,3 +160,48 @@ async def test_a_clock_that_was_set_back_loses_nothing(yard: Yard) -> None:
     async with at_work(housekeeping(yard).forget()):
         await asyncio.sleep(0.2)
     assert await yard.read(lambda tx: tx.one("SELECT 1 FROM inbox")) is not None
+
+
+async def test_what_was_said_to_agents_is_forgotten_after_thirty_days_but_not_that_it_was(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state") as world:
+        await world.ready()
+        over, waits = await world.taken("the secret plan"), await world.taken("not given yet")
+        process = await world.given(over)
+        await world.ended(over, "a secret answer")
+        await world.yard.write(lambda tx: conversations.save_shown(tx, ShownTurn(over, "$answer")))
+        ended = replace(process, ended_at=world.yard.clock.now(), ended="The sandbox ended")
+        await world.yard.write(lambda tx: conversations.save_process(tx, ended))
+        known = await world.yard.events()
+
+        async def texts() -> list[str]:
+            rows = await world.yard.read(lambda tx: tx.all("SELECT text FROM agent_messages ORDER BY id"))
+            return [row["text"] for row in rows]
+
+        async def rows_left() -> int:
+            tables = ("agent_processes", "shown_turns", "agent_budgets")
+            sql = " + ".join(f"(SELECT COUNT(*) FROM {table})" for table in tables)
+            return (await world.yard.read(lambda tx: tx.all(f"SELECT {sql} AS n")))[0]["n"]  # type: ignore[no-any-return]
+
+        world.yard.pass_by(days=29)
+        async with at_work(housekeeping(world.yard).forget()):
+            await asyncio.sleep(0.2)
+        assert await texts() == ["the secret plan", "not given yet"]
+        world.yard.pass_by(days=2)
+        async with at_work(housekeeping(world.yard).forget()), asyncio.timeout(5):
+            while await rows_left():
+                await asyncio.sleep(0.01)
+        assert await texts() == ["", "not given yet"]
+        turn = await world.turn(over)
+        assert (turn.answer, turn.state) == ("", TurnState.DONE)
+        assert (await world.turn(waits)).state is TurnState.QUEUED
+        assert await world.yard.events() == known
+
+
+async def test_old_texts_are_forgotten_in_small_transactions(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state") as world:
+        await world.ready()
+        for _ in range(5):
+            await world.answered(await world.taken(), "done")
+        world.yard.pass_by(days=31)
+        rounds = [await world.yard.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, 2)) for _ in range(4)]
+        assert rounds == [True, True, False, False]

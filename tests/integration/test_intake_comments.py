@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,12 @@ from tests.support.records import a_world
 
 pytestmark = pytest.mark.integration
 AGENTS = [
-    {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["coder"]}},
+    {
+        "name": "coder",
+        "owner": "alice",
+        "projects": ["group/*"],
+        "acp": {"command": ["coder"]},
+    },
     {"name": "elsewhere", "owner": "alice", "projects": ["other/app"], "acp": {"command": ["coder"]}},
     {"name": "keys-only", "ssh_keys": []},
 ]
@@ -86,8 +92,31 @@ async def test_what_a_developer_says_reaches_the_agent_in_the_comments_discussio
         "coder", AgentDoor.GITLAB, f"{desk.project.id}!{mr.iid}", note.discussion_id,
     )  # fmt: skip
     assert not conversation.own_thread, "other replies in the thread are between people"
-    assert (conversation.mr, await replies(desk)) == (ref_of(desk, mr), [])
-    assert [kind for _, _, kind, _ in await desk.world.outbox()].count("receipt") == 1
+    assert conversation.mr == ref_of(desk, mr)
+    [reply] = await replies(desk)
+    assert reply["text"] == "The sandbox of group/app!1 is being started: coder gets your message when it is ready."
+    assert reply["discussion"] == note.discussion_id
+
+
+async def test_who_writes_to_a_paused_agent_is_told(desk: Desk) -> None:
+    mr = await opened(desk)
+    await desk.world.write(lambda tx: conversations.pause_agent(tx, "coder", "root"))
+    await desk.say(mr, desk.alice, "/agent coder hello")
+    await desk.work()
+    [reply] = await replies(desk)
+    assert "coder is paused, by root" in str(reply["text"])
+
+
+async def test_an_agent_does_for_nobody_what_its_owner_may_not(desk: Desk) -> None:
+    mr = await opened(desk)
+    bob = desk.server.add_user("bob")
+    desk.server.set_role(desk.project, bob, DEVELOPER)
+    desk.server.set_role(desk.project, desk.alice, GUEST)
+    await desk.say(mr, bob, "/agent coder hello")
+    await desk.work()
+    [reply] = await replies(desk)
+    assert "coder may do at most what its owner alice may: alice is Guest in group/app." in str(reply["text"])
+    assert await talks(desk, mr) == []
 
 
 async def test_a_thread_is_one_conversation_and_only_what_is_addressed_counts_in_it(desk: Desk) -> None:
@@ -135,15 +164,13 @@ async def test_a_webhook_without_a_discussion_is_taken_too(desk: Desk) -> None:
     assert conversation.thread == note.discussion_id
 
 
-async def test_more_comments_than_are_held_at_a_time_are_all_taken_in_order(desk: Desk) -> None:
+async def test_more_comments_than_are_held_at_a_time_are_all_kept_in_order(desk: Desk) -> None:
     mr = await desk.known_to_polling()
-    number = MOST_NOTES + 20
-    first = await desk.say(mr, desk.alice, "/agent coder 0", webhook=False)
-    for count in range(1, number):
-        desk.server.comment(mr, desk.alice, f"/agent coder {count}", reply_to=first)
-    await desk.poll_again(mr)
-    [(_, said)] = await talks(desk, mr)
-    assert said == [str(count) for count in range(number)]
+    notes = [await desk.say(mr, desk.alice, f"/agent coder {count}", webhook=False) for count in range(MOST_NOTES + 20)]
+    mr.updated_at += timedelta(minutes=2)
+    await desk.poller.look()
+    rows = await desk.world.read(lambda tx: tx.all("SELECT body FROM inbox WHERE kind = 'note' ORDER BY id"))
+    assert [json.loads(row["body"])["note_id"] for row in rows] == [note.id for note in notes]
 
 
 async def test_an_edit_says_nothing_to_an_agent(desk: Desk) -> None:
@@ -241,7 +268,7 @@ async def test_an_answer_is_taken_from_who_may_give_it_and_from_nobody_else(desk
 
     def ask(tx: Transaction) -> int:
         return approvals.add(
-            tx, ApprovalKind.TOOL, title="Run rm", payload="{}", payload_hash="0" * 64,
+            tx, ApprovalKind.TOOL, title="Run rm", payload="{}", payload_hash=sha256(b"{}").hexdigest(),
             asked_by=Actor("agent", "coder"), door=AgentDoor.GITLAB, place=NoteLane(ref_of(desk, mr)).text,
             thread=conversation.thread, within=timedelta(minutes=30), mr=ref_of(desk, mr),
             conversation_id=conversation.id,
@@ -255,11 +282,11 @@ async def test_an_answer_is_taken_from_who_may_give_it_and_from_nobody_else(desk
     await desk.say(mr, desk.alice, f"/agent approve {number}")
     await desk.work()
     [decided] = await desk.world.read(lambda tx: approvals.newest(tx, 1))
-    assert (decided.state, str(decided.decided_by)) == (ApprovalState.GRANTED, "alice")
+    assert (decided.state, str(decided.decided_by)) == (ApprovalState.GRANTED, "alice (gitlab)")
     assert (await desk.answers())[-1] == "white_check_mark"
     await desk.say(mr, desk.alice, f"/agent deny {number}")
     await desk.work()
-    assert "was answered by alice before" in str((await replies(desk))[-1]["text"])
+    assert "was answered by alice (gitlab) before" in str((await replies(desk))[-1]["text"])
     [decided] = await desk.world.read(lambda tx: approvals.newest(tx, 1))
     assert decided.state is ApprovalState.GRANTED
 
@@ -270,7 +297,7 @@ async def test_an_approval_of_another_project_is_not_answered_here(desk: Desk) -
     def ask(tx: Transaction) -> int:
         other = MergeRequestRef(desk.project.id + 1, 1)
         return approvals.add(
-            tx, ApprovalKind.TOOL, title="Run rm", payload="{}", payload_hash="0" * 64,
+            tx, ApprovalKind.TOOL, title="Run rm", payload="{}", payload_hash=sha256(b"{}").hexdigest(),
             asked_by=Actor("agent", "coder"), door=AgentDoor.GITLAB, place=NoteLane(other).text, thread="f" * 40,
             within=timedelta(minutes=30), mr=other,
         ).id  # fmt: skip

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk as AgentDesk
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.commands.verbs import VERBS, Verb
@@ -108,7 +109,8 @@ class Desk:
         people = People(self.world.config, self.world.database, self.gitlab)
         config, telling = self.world.config, ConversationTelling(self.world.config)
         approvals = Approvals(config, telling, self.world.database, people)
-        agents = AgentComments(config, self.gitlab, people, AgentDesk(config, telling), approvals)
+        reception = Reception(config, people, AgentDesk(config, telling))
+        agents = AgentComments(config, self.gitlab, people, self.world.database, reception, approvals)
         return GitLabIntake(config, self.gitlab, people, self.world.intents, agents, self.verbs)
 
     async def outcomes(self) -> list[str]:

@@ -13,12 +13,10 @@ import aiohttp
 import pytest
 
 from ravebot.clock import SystemClock
-from ravebot.commands.people import People
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets
 from ravebot.intake.loop import Intake
-from ravebot.intake.matrix import MatrixIntake
 from ravebot.matrix.incoming import read_message
 from ravebot.store import inbox, outbox
 from ravebot.store.database import Database, Transaction, migrate, migrations
@@ -31,6 +29,7 @@ from tests.support.clock import ManualClock
 from tests.support.gitlab import MergeRequest
 from tests.support.gitlab import payloads as hooks
 from tests.support.records import ROOM, pending
+from tests.support.rooms import room_handler
 
 pytestmark = pytest.mark.integration
 __all__ = ["chat", "desk"]  # the fixtures, from where they are made
@@ -73,8 +72,7 @@ def comment(desk: Desk, mr: MergeRequest, text: str) -> object:
 async def work_both(desk: Desk) -> None:
     """Run the intake, rooms and merge requests, until no request is left."""
     world = desk.world
-    people = People(world.config, world.database, desk.gitlab)
-    rooms = MatrixIntake(world.config, people, world.intents, world.views, world.database)
+    rooms = room_handler(world, desk.gitlab, world.config)
     task = asyncio.create_task(Intake(world.database, {"gitlab": desk.handler(), "matrix": rooms}).run())
     try:
         async with asyncio.timeout(5):

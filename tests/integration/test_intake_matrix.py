@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from ravebot.commands.people import People
 from ravebot.intake.loop import Intake
-from ravebot.intake.matrix import MatrixIntake, MatrixJournal
+from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import merge_requests, outbox, sandboxes
@@ -22,6 +21,7 @@ from ravebot.store.targets import Kind, RoomLane
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, MergeRequest
 from tests.support.records import ROOM, B, make_config, pending
+from tests.support.rooms import room_handler
 
 pytestmark = pytest.mark.integration
 __all__ = ["desk"]  # the fixture, from where it is made
@@ -59,8 +59,7 @@ class Chat:
 
     async def work(self, seconds: float = 5) -> None:
         world = self.desk.world
-        people = People(world.config, world.database, self.desk.gitlab)
-        handler = MatrixIntake(world.config, people, world.intents, world.views, world.database, self.desk.verbs)
+        handler = room_handler(world, self.desk.gitlab, world.config, self.desk.verbs)
         task = asyncio.create_task(Intake(world.database, {"matrix": handler}).run())
         try:
             async with asyncio.timeout(seconds):

@@ -14,7 +14,7 @@ from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import outbox
 from ravebot.store.database import Transaction
 from ravebot.store.outbox import Message
-from ravebot.store.targets import GITLAB, TARGETS, Kind, Lane, NoteLane, RoomLane, Target
+from ravebot.store.targets import TARGETS, Kind, Lane, NoteLane, RoomLane, Target
 from ravebot.web.checks import State
 from ravebot.web.metrics import Metrics
 from tests.integration.test_housekeeping import at_work
@@ -99,8 +99,18 @@ async def test_a_target_takes_only_what_its_row_names(tmp_path: Path) -> None:
         assert await world.outbox() == []
 
 
-@pytest.mark.parametrize("text", ["7!1", "7!1 again"])
-def test_a_lane_is_read_as_it_was_written(text: str) -> None:
-    lane = GITLAB.lane(text)
-    assert lane == NoteLane(MergeRequestRef(7, 1), again=text.endswith(" again"))
+@pytest.mark.parametrize(
+    ("text", "lane"),
+    [
+        ("7!1", NoteLane(MergeRequestRef(7, 1))),
+        ("7!1 again", NoteLane(MergeRequestRef(7, 1), again=True)),
+        ("7!1 conversation 12", NoteLane(MergeRequestRef(7, 1), conversation=12)),
+        ("7!1 conversation 12 receipts", NoteLane(MergeRequestRef(7, 1), conversation=12, receipts=True)),
+        ("#dev:example.org", RoomLane("#dev:example.org")),
+        ("!a:example.org 12", RoomLane("!a:example.org", 12)),
+        ("!a:example.org 12 receipts", RoomLane("!a:example.org", 12, receipts=True)),
+    ],
+)
+def test_a_lane_is_read_as_it_was_written(text: str, lane: Lane) -> None:
     assert lane.text == text
+    assert lane.target.lane(text) == lane

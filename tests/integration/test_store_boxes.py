@@ -127,6 +127,33 @@ async def tell(world: World, lane: str | Lane, kind: Kind = Kind.CARD, merge_key
     await world.write(lambda tx: outbox.add(tx, to, kind, sandbox_id=SandboxId(1), body={"n": 1}, merge_key=merge_key))
 
 
+async def test_what_an_agent_says_comes_after_what_is_told_of_sandboxes(world: World) -> None:
+    await tell(world, RoomLane("a", 1), Kind.ANSWER, "answer:1")
+    await tell(world, RoomLane("a", 1, receipts=True), Kind.RECEIPT)
+    await tell(world, RoomLane("a", 2), Kind.ANSWER)
+    await tell(world, RoomLane("a", 3), Kind.QUESTION)
+    await tell(world, "a", Kind.CARD)
+    due = await world.read(lambda tx: outbox.due_lanes(tx, MATRIX))
+    assert due == ("a", "a 2", "a 3", "a 1 receipts", "a 1")
+
+
+async def test_what_waits_for_more_to_come_is_sent_at_once_when_something_waits_behind_it(world: World) -> None:
+    lane = RoomLane("a", 1)
+    add = partial(outbox.add, lane=lane, kind=Kind.ANSWER, merge_key="answer:1", delay=timedelta(seconds=5))
+    await world.write(add)
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ()
+    await world.write(lambda tx: outbox.hasten(tx, lane))
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a 1",)
+    head = await world.read(lambda tx: outbox.head(tx, MATRIX, "a 1"))
+    assert head
+    assert not await world.read(lambda tx: outbox.in_flight(tx, "answer:1"))
+    await world.write(lambda tx: outbox.attempt(tx, head.id))
+    assert await world.read(lambda tx: outbox.in_flight(tx, "answer:1"))
+    await world.write(lambda tx: outbox.postpone(tx, head.id, timedelta(seconds=60)))
+    await world.write(lambda tx: outbox.hasten(tx, lane))
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ()
+
+
 async def test_a_change_is_merged_into_the_one_that_waits_unsent(world: World) -> None:
     for _ in range(3):
         await tell(world, "room", merge_key="card:1:room")

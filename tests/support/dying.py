@@ -29,7 +29,7 @@ from ravebot.store import approvals
 from ravebot.store.database import Database, Transaction
 from ravebot.web.metrics import Metrics
 from tests.support.clock import ManualClock
-from tests.support.records import make_config
+from tests.support.records import make_config, with_agents
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class MortalDatabase(Database):
 
 
 async def main(folder: Path, url: str, when: str, at: int, token: str) -> None:
-    config, clock = make_config(folder, gitlab={"url": url}), ManualClock()
+    config, clock = with_agents(make_config(folder, gitlab={"url": url})), ManualClock()
     async with MortalDatabase(folder / "ravebot.db", clock) as database:
         database.dies(when, at)
         gitlab = GitLab(url, token, clock, 2)

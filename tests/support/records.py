@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ravebot.clock import to_us
-from ravebot.config.model import Config
+from ravebot.config.model import AcpConfig, AgentConfig, Config
 from ravebot.operations.backup.make import Maker
 from ravebot.operations.backup.restore import Restorer
 from ravebot.operations.backup.stopping import Stop
@@ -80,6 +80,14 @@ def make_config(folder: Path, **changes: Any) -> Config:
     for section, values in changes.items():
         sections[section] = {**sections[section], **values} if isinstance(values, dict) else values
     return Config.model_validate({"instance": "test", "state_dir": str(folder), **sections})
+
+
+def with_agents(config: Config) -> Config:
+    """With an agent of a Developer's, and one of a Guest's."""
+    acp = AcpConfig(command=("coder",))
+    agents = {"coder": "alice", "hers": "gina"}
+    made = tuple(AgentConfig(name=name, owner=owner, projects=("group/*",), acp=acp) for name, owner in agents.items())
+    return config.model_copy(update={"agents": made})
 
 
 def a_merge_request(iid: int = 1, **facts: Any) -> MergeRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import NotFound, Unavailable
-from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef, Person
+from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store.database import Database
 from tests.support.clock import ManualClock
+from tests.support.levels import Levels
 from tests.support.records import a_merge_request, make_config
 
 MR = a_merge_request()
@@ -28,30 +28,6 @@ DEVELOPER, GUEST = 30, 10
 def agent(**facts: object) -> AgentConfig:
     known = {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["agent"]}}
     return AgentConfig.model_validate({**known, **facts})
-
-
-class Levels:
-    """GitLab's answers: the users with a role, and their access levels."""
-
-    def __init__(self, levels: Mapping[str, int], error: Exception | None = None) -> None:
-        self._names = {name: number for number, name in enumerate(levels, 1)}
-        self._levels = {self._names[name]: level for name, level in levels.items()}
-        self._error = error
-
-    async def user(self, username: str) -> Person | None:
-        if self._error:
-            raise self._error
-        return Person(self._names[username], username) if username in self._names else None
-
-    async def access_level(self, project_id: int, user_id: int) -> int:
-        assert project_id == MR.ref.project_id
-        return self._levels[user_id]
-
-    async def project(self, path_or_id: str | int) -> tuple[int, str]:
-        raise NotFound(str(path_or_id))
-
-    async def merge_request(self, ref: MergeRequestRef) -> MergeRequest:
-        raise NotFound(str(ref))
 
 
 def config_with(folder: Path, *agents: AgentConfig) -> Config:

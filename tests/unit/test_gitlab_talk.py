@@ -97,7 +97,7 @@ def test_a_long_answer_shows_its_beginning_and_is_folded_away() -> None:
 
 
 def test_how_a_turn_ended_is_said_below() -> None:
-    assert shown("", TurnState.FAILED, why="no `opencode`").endswith("⚠️ This ended with an error: no `opencode`\n")
+    assert shown("", TurnState.FAILED, why="no `opencode`").endswith("⚠️ No `opencode`\n")
     assert shown("x", TurnState.CANCELLED, cancelled_by="alice").endswith("x\n\n⚠️ Cancelled by alice.\n")
     assert shown("").endswith("It ended without a word.\n")
 

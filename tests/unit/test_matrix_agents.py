@@ -6,7 +6,7 @@ import json
 import re
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -18,12 +18,8 @@ from ravebot.agents.model import ApprovalKind, ApprovalState, ConversationId, Me
 from ravebot.agents.questions import ApprovalQuestion, parts_of
 from ravebot.agents.wording import exactly
 from ravebot.matrix.agents import (
-    AgentLine,
-    BudgetLine,
     Speaker,
-    render_agents,
     render_answer,
-    render_budget,
     render_diff,
     render_question,
     render_remark,
@@ -159,7 +155,7 @@ def test_a_turn_says_below_its_words_what_it_does_and_how_it_ended() -> None:
     assert working["body"] == "coder in !42: Well,\n\n⏳ running the tests"
     assert working["msgtype"] == "m.text"
     failed = shown("Well,", TurnState.FAILED, why="its program ended: `exit 1`")
-    assert failed["body"] == "coder in !42: Well,\n\n⚠️ This ended with an error: its program ended: `exit 1`"
+    assert failed["body"] == "coder in !42: Well,\n\n⚠️ Its program ended: `exit 1`"
     cancelled = shown("", TurnState.CANCELLED, cancelled_by="alice")
     assert (cancelled["body"], cancelled["msgtype"]) == ("coder in !42: ⚠️ Cancelled by alice.", "m.notice")
     assert shown("")["body"] == "coder in !42: It ended without a word."
@@ -169,7 +165,7 @@ def test_what_is_left_out_of_a_long_answer_is_said_and_is_in_the_file() -> None:
     turn = a_turn(answer="a" * 30_000 + "z" * 30_000, cut=5, state=TurnState.DONE)
     answer = render_answer(turn, SPEAKER)
     assert not answer.whole
-    assert "[51,005 characters left out]" in answer.content["body"]
+    assert "[57,005 characters left out]" in answer.content["body"]
     assert answer.content["body"].endswith("zzz")
     assert whole_answer(turn).count("[5 characters left out]") == 1
     assert render_answer(a_turn(answer="a" * 5_000), SPEAKER).whole
@@ -193,12 +189,12 @@ def asked_for(payload: str, **facts: Any) -> ApprovalQuestion:
 
 def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     payload = json.dumps({"command": "rm\u202e -rf \x1b[2J@room", "text": "a\ncwd: /", "cwd": "/tmp"})
-    content = render_question(asked_for(payload), "!rave", [("@alice:x.org", "Alice <b>")]).content
+    content = render_question(asked_for(payload), "!rave", [("@alice:x.org", "Alice <b>")], SPEAKER).content
     assert (content["msgtype"], content["m.mentions"]) == ("m.text", {"user_ids": ["@alice:x.org"]})
     shown = "command: rm\\u202e -rf \\x1b[2J@\u2060room\ntext:\n    a\n    cwd: /\ncwd: /tmp\n"
-    assert content["body"].startswith(f"❓ coder in group/app!42 asks: run a command\n{shown}")
-    how = "To answer: ✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no."
-    assert how in content["body"]
+    assert content["body"].startswith(f"❓ coder in !42 asks: run a command\n{shown}")
+    how = "✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no.\n"
+    assert f"\nAlice <b>: to answer, {how}" in content["body"]
     assert "<b>" not in content["formatted_body"]
     decided = render_question(
         asked_for(payload, state=ApprovalState.GRANTED, answer="approved by alice", outcome="It runs."), "!rave", []
@@ -219,34 +215,10 @@ def test_what_can_not_be_seen_is_written_out() -> None:
     assert exactly("a\u202eb\x00\u00a0\ud800ü😀\n") == "a\\u202eb\\x00\\xa0\\ud800ü😀\n"
 
 
-def test_a_remark_and_the_lists_are_notices_that_mention_nobody() -> None:
+def test_a_remark_is_a_notice_that_mentions_nobody() -> None:
     remark = render_remark("The sandbox of <b>@room</b> stops: `!rave start 42`")
     assert remark["body"] == "The sandbox of <b>@\u2060room</b> stops: `!rave start 42`"
-    agents = render_agents(
-        [
-            AgentLine("coder", "alice", ("group/*",), is_default=True, open_turns=2),
-            AgentLine("reviewer", "bob", ("group/app",), trouble="paused by alice"),
-        ],
-        "!rave",
-    )
-    assert agents["body"].split("\n") == [
-        "coder answers what names no agent · group/* · owner alice · 2 open",
-        "reviewer · group/app · owner bob · ⚠️ paused by alice",
-        "Talk to one with `@coder TEXT`, in a sandbox's thread or with `!rave ask coder REF TEXT`.",
-    ]
-    assert "No agent serves" in render_agents([], "!rave")["body"]
-    budget = render_budget(
-        [BudgetLine("alice", "messages", 500, 500), BudgetLine("coder", "messages", 12)],
-        NOON + timedelta(hours=12),
-        NOON,
-    )
-    assert budget["body"].split("\n") == [
-        "alice: ⚠️ 500 of 500 messages today",
-        "coder: 12 messages today",
-        "It is counted anew from 2026-01-02 00:00 UTC.",
-    ]
-    for content in (remark, agents, budget):
-        assert (content["msgtype"], content["m.mentions"]) == ("m.notice", {})
+    assert (remark["msgtype"], remark["m.mentions"]) == ("m.notice", {})
 
 
 def test_a_diff_is_shown_as_it_is_and_a_long_one_up_to_a_whole_line() -> None:
@@ -258,3 +230,11 @@ def test_a_diff_is_shown_as_it_is_and_a_long_one_up_to_a_whole_line() -> None:
     long = render_diff("!42", "+one line of it\n" * 10_000)
     assert not long.whole
     assert "+one line of it\n…\nThat is its beginning" in long.content["body"]
+    empty = render_diff("!42", "\n" * 100_000)
+    assert not empty.whole
+
+
+def test_a_diff_of_a_megabyte_does_not_stop_the_event_loop() -> None:
+    started = time.process_time()
+    render_diff("!42", "+one line.of it at http://example.org\n" * 30_000)
+    assert time.process_time() - started < 0.25

@@ -15,6 +15,7 @@ from ravebot.matrix.incoming import (
     Removed,
     our_join,
     read_message,
+    read_reaction,
     read_removed,
     since_we_joined,
     slimmed,
@@ -67,6 +68,59 @@ def test_no_field_of_an_event_breaks_the_reading(field: str, value: Any) -> None
 def test_no_field_of_a_content_breaks_the_reading(field: str, value: Any) -> None:
     message = read_message(event(content={"msgtype": "m.text", "body": "x"} | {field: value}), "!room", US)
     assert message is None or isinstance(message.text, str)
+
+
+def reacted(key: object = "✅", to: object = "$question", **changed: Any) -> dict[str, Any]:
+    relation = {"rel_type": "m.annotation", "event_id": to, "key": key}
+    return event(type="m.reaction", content={"m.relates_to": relation}) | changed
+
+
+@pytest.mark.parametrize(
+    ("key", "read"), [("✅", "✅"), ("✅\ufe0f", "✅"), ("🛑\ufe0e", "🛑"), ("👍🏽", "👍🏽"), ("", "")]
+)
+def test_a_reaction_is_read_without_its_variation_selector_also_from_a_gap(key: str, read: str) -> None:
+    for one in (reacted(key), slimmed(reacted(key))):
+        found = read_reaction(one, "!room", US)
+        assert found is not None
+        assert (found.event_id, found.sender, found.to, found.key) == ("$1", "@alice:example.org", "$question", read)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        reacted("x" * 21), reacted(7), reacted(None), reacted(to=""), reacted(to=7), reacted(to="$" + "x" * 255),
+        reacted(sender=US), reacted(state_key=""), reacted(type="m.room.message"), reacted(content="no"),
+        reacted(content={}), reacted(content={"m.relates_to": {"rel_type": "m.thread", "event_id": "$1", "key": "✅"}}),
+    ],
+)  # fmt: skip
+def test_what_is_no_reaction_of_others_is_none(one: dict[str, Any]) -> None:
+    assert read_reaction(one, "!room", US) is None
+    assert read_reaction(slimmed(one), "!room", US) is None
+
+
+@pytest.mark.parametrize("field", ["type", "event_id", "sender", "origin_server_ts", "content"])
+@given(value=json_value)
+def test_no_field_of_a_reaction_breaks_the_reading(field: str, value: Any) -> None:
+    found = reacted(**{field: value})
+    assert read_reaction(slimmed(found), "!room", US) == read_reaction(found, "!room", US)
+
+
+def test_the_quote_that_a_person_wrote_in_a_reply_stays_also_in_a_gap() -> None:
+    relation = {"m.in_reply_to": {"event_id": "$2"}}
+    body = "> <@bob:x> no\n\n> my own quote\n\nyes"
+    whole = event(content={"msgtype": "m.text", "body": body, "m.relates_to": relation})
+    for one in (whole, slimmed(whole)):
+        message = read_message(one, "!room", US)
+        assert message is not None
+        assert message.text == "> my own quote\n\nyes"
+
+
+def test_a_message_is_kept_long_enough_to_see_that_it_is_too_long() -> None:
+    whole = event(content={"msgtype": "m.text", "body": "x" * 60_000})
+    for one in (whole, slimmed(whole)):
+        message = read_message(one, "!room", US)
+        assert message is not None
+        assert (len(message.text), message.whole) == (MOST_TEXT, True)
 
 
 @given(value=json_value)

@@ -9,9 +9,12 @@ import gzip
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ravebot.agents.diff.listing import MAX_FILES
 from ravebot.agents.diff.model import MAX_FILE_BYTES
@@ -61,6 +64,18 @@ class _Unpacked(gzip.GzipFile):
         return super().seek(offset, whence)
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raise UnreadableArchive for whatever a damaged archive leads to, also while a member is read."""
+    try:
+        yield
+    except UnreadableArchive:
+        raise
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        raise UnreadableArchive("GitLab's archive of the commit can't be read: try again.") from error
+
+
+@_readable()
 def survey(archive: Path) -> Baseline:
     """Every file of the commit with its hash. Raises UnreadableArchive."""
     files: dict[str, BaseFile] = {}
@@ -85,6 +100,7 @@ def survey(archive: Path) -> Baseline:
     return Baseline(files, rules)
 
 
+@_readable()
 def contents(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
     """The content of these files of the commit, except of those that are larger than a change may be."""
     found: dict[str, bytes] = {}
@@ -96,22 +112,19 @@ def contents(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
     return found
 
 
-def _members(archive: Path) -> Iterator[tuple[str, tarfile.TarInfo, io.BufferedIOBase]]:
+def _members(archive: Path) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes]]]:
     """Path below the archive's one folder, description and content of every file and link."""
-    try:
-        with (
-            _Unpacked(archive, "rb") as unpacked,
-            tarfile.TarFile(fileobj=unpacked, encoding="utf-8", errors="surrogateescape") as tar,
-        ):
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-                _, _, path = member.name.partition("/")
-                if not path or not (member.isreg() or member.issym()):
-                    continue
-                content = io.BytesIO() if member.issym() else tar.extractfile(member)
-                assert content is not None
-                yield path, member, content  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, UnreadableArchive):
-            raise
-        raise UnreadableArchive("GitLab's archive of the commit can't be read: try again.") from error
+    with (
+        _Unpacked(archive, "rb") as unpacked,
+        tarfile.TarFile(fileobj=unpacked, encoding="utf-8", errors="surrogateescape") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            _, _, path = member.name.partition("/")
+            if not path or not (member.isreg() or member.issym()):
+                continue
+            content = io.BytesIO() if member.issym() else tar.extractfile(member)
+            assert content is not None
+            yield path, member, content
+        while unpacked.read(_CHUNK_BYTES):  # to its end, where its checksum is
+            pass

@@ -6,28 +6,40 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 from ravebot.agents.diff import committing
-from ravebot.agents.diff.comparing import comparison
+from ravebot.agents.diff.comparing import Comparison, comparison
 from ravebot.agents.diff.edges import Repository
 from ravebot.agents.diff.guestfiles import GuestFiles
 from ravebot.agents.diff.keeping import KeptDiffs
 from ravebot.agents.diff.model import BranchCommit, CommitOrder, Committed, Diff, Overtaken
-from ravebot.errors import Forbidden, GuestError, NotFound, ProviderError, Refused, Unacceptable, Unavailable
+from ravebot.errors import (
+    Forbidden,
+    GuestError,
+    GuestTimeout,
+    NotFound,
+    ProviderError,
+    Refused,
+    Unacceptable,
+    Unavailable,
+)
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.model import Machine, MachineId, MergeRequest, Sandbox, SandboxId, SandboxState, Stage
+from ravebot.sandboxes.view import in_words
 from ravebot.store import sandboxes
 from ravebot.store.database import Database
 from ravebot.store.owner import give
 
-_AT_ONCE = 2
+_AT_ONCE = 4
 
 
 @dataclass
 class Diffs:
-    """What leaves sandboxes. `max_archive_bytes`: the largest archive that is downloaded to compare with."""
+    """What leaves sandboxes. `max_archive_bytes`: the largest archive that is downloaded to compare with. `limit`: how
+    long a guest may take to be read; whoever asked waits for it."""
 
     database: Database
     provider: Provider
@@ -35,6 +47,7 @@ class Diffs:
     user: str
     state_dir: Path
     max_archive_bytes: int
+    limit: timedelta = timedelta(minutes=3)
     _numbers: count[int] = field(default_factory=count)
     _reading: set[MachineId] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
@@ -60,19 +73,27 @@ class Diffs:
         self._reading.add(machine.id)
         try:
             async with self._turns, self._archive(mr, base_sha) as archive, comparison(archive, base_sha) as compared:
-                files = GuestFiles.of(self.provider, machine.name, self.user, self._scratch)
-                try:
-                    hashes = await files.hashes(await compared.listed(await files.list()))
-                    diff = await compared.read(await files.contents(await compared.hashed(hashes)))
-                finally:
-                    with suppress(GuestError, ProviderError, Unavailable):
-                        await files.done()
+                diff = await self._compare(compared, machine)
         finally:
             self._reading.discard(machine.id)
         now = await self.database.read(lambda tx: sandboxes.get(tx, sandbox.id))
         if now is None or _copies(now) != _copies(sandbox):
             raise Refused("The sandbox's code was replaced while it was compared: ask again when that is done.")
         return diff
+
+    async def _compare(self, compared: Comparison, machine: Machine) -> Diff:
+        files = GuestFiles.of(self.provider, machine.name, self.user, self._scratch)
+        try:
+            async with asyncio.timeout(self.limit.total_seconds()):
+                hashes = await files.hashes(await compared.listed(await files.list()))
+                return await compared.read(await files.contents(await compared.hashed(hashes)))
+        except TimeoutError as error:
+            raise GuestTimeout(
+                f"the sandbox was not compared within {in_words(self.limit)}: ask again when less is running there"
+            ) from error
+        finally:
+            with suppress(GuestError, ProviderError, Unavailable):
+                await files.done()
 
     async def keep(self, diff: Diff) -> str:
         """Store a diff until `forget`, for an approval of its hash."""

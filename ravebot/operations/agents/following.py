@@ -50,6 +50,8 @@ async def follow(client: AgentClient, turn: int, *, as_json: bool, look_seconds:
         if heard.status and heard.status != status and output.errors.is_terminal:
             output.complain(clean(f"({heard.status})"), "dim")
         status = heard.status
+        if heard.over and (heard.text or heard.left_out):
+            continue  # the end may come in pieces
         if heard.over:
             if as_json:
                 output.raw(to_json(_result(turn, heard, answer), indent=2).decode())

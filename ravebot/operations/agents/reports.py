@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AgentLine:
+class AgentSummary:
     """One agent in `ravebot agent list`."""
 
     name: str
@@ -60,7 +60,7 @@ class PausedConversation:
 class AgentReport:
     """`ravebot agent show`; `turns` has the newest first."""
 
-    line: AgentLine
+    line: AgentSummary
     command: tuple[str, ...]
     approve: tuple[str, ...]
     forks: bool
@@ -144,7 +144,7 @@ class CheckProgress:
 class AgentOperations(Protocol):
     """The shell's requests about agents. Raises `Refused` with a text for the person who asked."""
 
-    async def agents(self) -> tuple[AgentLine, ...]:
+    async def agents(self) -> tuple[AgentSummary, ...]:
         """Every agent that can be spoken to."""
 
     async def agent(self, name: str) -> AgentReport:

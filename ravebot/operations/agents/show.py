@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ravebot.operations.agents.reports import (
-    AgentLine,
     AgentReport,
+    AgentSummary,
     ApprovalLine,
     CheckResult,
     CheckStep,
@@ -22,7 +22,7 @@ _STYLES = {
 _SIGNS = {CheckResult.OK: ("✓", "green"), CheckResult.FAILED: ("✗", "red"), CheckResult.SKIPPED: ("–", "dim")}
 
 
-def show_agents(output: Output, lines: Sequence[AgentLine]) -> None:
+def show_agents(output: Output, lines: Sequence[AgentSummary]) -> None:
     """`ravebot agent list`."""
     if not lines and output.console.is_terminal:
         output.say("No agent is configured that can be spoken to: see agents[] in docs/agents.md.")
@@ -134,5 +134,5 @@ def show_step(output: Output, step: CheckStep) -> None:
         output.raw("\t".join((sign, step.name, f"{step.seconds:.1f}", clean(step.detail), clean(step.fix))))
 
 
-def _state(line: AgentLine) -> str:
+def _state(line: AgentSummary) -> str:
     return f"paused by {line.paused_by}" if line.paused_by else "ready"

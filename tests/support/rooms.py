@@ -1,0 +1,40 @@
+"""The handler of what is said in rooms, with every part that the bot gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.desk import Desk
+from ravebot.agents.telling import ConversationTelling
+from ravebot.commands.people import People
+from ravebot.commands.verbs import VERBS, Verb
+from ravebot.config.model import Config
+from ravebot.gitlab.client import GitLab
+from ravebot.intake.conversations import RoomConversations
+from ravebot.intake.diffs import RoomDiffs
+from ravebot.intake.matrix import MatrixIntake
+from ravebot.intake.reactions import RoomReactions
+from ravebot.intake.rooms import Rooms
+from ravebot.parts import make_diffs
+from ravebot.providers.memory import MemoryHost, MemoryProvider
+from tests.support.records import World
+
+
+def room_handler(world: World, gitlab: GitLab, config: Config, verbs: Sequence[Verb] = VERBS) -> MatrixIntake:
+    """One over a host in memory."""
+    people = People(config, world.database, gitlab)
+    telling = ConversationTelling(config)
+    rooms, approvals = Rooms(config, people, world.database), Approvals(config, telling, world.database, people)
+    provider = MemoryProvider(MemoryHost(), instance_id=config.instance)
+    return MatrixIntake(
+        config,
+        people,
+        world.intents,
+        world.views,
+        world.database,
+        verbs,
+        agents=RoomConversations(rooms, world.views, Desk(config, telling), approvals),
+        reactions=RoomReactions(rooms, approvals),
+        diffs=RoomDiffs(rooms, approvals, make_diffs(config, world.database, provider, gitlab)),
+    )
