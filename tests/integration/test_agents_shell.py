@@ -23,9 +23,9 @@ import pytest
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalKind, ApprovalState, TurnState
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
-from ravebot.agents.reception import Reception
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials

@@ -395,7 +395,7 @@ async def test_the_room_s_own_agent_gets_what_is_asked_without_a_name_and_nothin
 async def test_in_a_room_of_no_project_an_agent_s_name_is_somebody_else_s(talk: Talk) -> None:
     await talk.has_sandbox()
     await talk.say(ALICE, "@coder !1 fix it", room="!other:example.org")
-    assert await talk.told() == []
+    assert await talk.stored() == []
     assert await talk.messages() == []
 
 
