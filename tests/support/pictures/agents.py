@@ -75,7 +75,11 @@ class AgentStory(Story):
 
         async def look() -> bool:
             messages = await stage.matrix_alice.messages(stage.room)
-            found[:] = [one for one in messages if one.sender == stage.matrix_bot.user_id and text in one.body]
+            found[:] = [
+                one
+                for one in messages
+                if one.sender == stage.matrix_bot.user_id and text in one.body.replace("\u2060", "")
+            ]
             return bool(found)
 
         await self._wait(look, seconds, f"a message with {text!r}")
