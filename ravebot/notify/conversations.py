@@ -114,8 +114,9 @@ class ConversationSender:
         fresh = digest(answer.content)
         edits = bool(event_id) and shown.shown != fresh
         if edits:
+            edit = edit_of(event_id, answer.content)
             try:
-                await self._put(message, room_id, _quiet(edit_of(event_id, answer.content)), "-edit")
+                await self._put(message, room_id, edit if is_last else _quiet(edit), "-edit")
             except LoginLost:
                 raise
             except (Forbidden, NotFound) as error:
@@ -294,8 +295,8 @@ class ConversationSender:
 
 
 def _quiet(edit: Content) -> Content:
-    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of all
-    that is no notice. The message itself stays what it is."""
+    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell
+    of all but notices. Those also show what was edited as a notice, until the last edit of an answer, which is a text."""
     return edit | {"msgtype": "m.notice"}
 
 
