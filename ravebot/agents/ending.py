@@ -7,7 +7,7 @@ from dataclasses import replace
 from ravebot.agents.model import Conversation, Turn, TurnState
 from ravebot.agents.telling import ConversationTelling
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind
-from ravebot.store import conversations, events
+from ravebot.store import agent_work, conversations, events
 from ravebot.store.database import Transaction
 
 LONGEST_WHY = 500
@@ -20,6 +20,8 @@ def end_turn(
     ended = replace(turn, state=state, why=why[:LONGEST_WHY], ended_at=tx.now, status="", next_try_at=None)
     conversations.save_turn(tx, ended)
     record(tx, EventKind.AGENT_TURN_ENDED, by, ended, {"state": state.value})
+    for approval in agent_work.settle_questions(tx, turn.id):
+        telling.question(tx, approval)
     telling.answer(tx, ended)
     telling.receipt(tx, ended)
     return ended

@@ -10,7 +10,7 @@ from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.diff.model import Diff
 from ravebot.agents.diff.summary import FILE_NAME, summary
 from ravebot.agents.model import AgentDoor, Conversation
-from ravebot.errors import GuestError, ProviderError, Refused
+from ravebot.errors import Forbidden, GuestError, NotFound, ProviderError, Refused
 from ravebot.intake.concern import about_conversation
 from ravebot.intake.loop import Step
 from ravebot.intake.rooms import Rooms
@@ -42,20 +42,21 @@ class RoomDiffs:
         mr = await self.rooms.people.present(known.ref)
         try:
             diff = await self.diffs.read(sandbox, machine, mr)
-        except (Refused, GuestError, ProviderError) as error:
+        except (Refused, GuestError, ProviderError, NotFound, Forbidden) as error:
             text = f"What was changed in {known.full_ref} can't be read now: {error}"
             return self.rooms.says(message, render_reply(text), "not compared", aside=True)
         refusal = _refusal(diff, mr)
+        asks = not refusal and not diff.is_empty
         conversation = await self.rooms.database.read(lambda tx: _conversation(tx, message, mr.ref))
-        if conversation is not None and not refusal:
+        if conversation is not None and asks:
             await self.diffs.keep(diff)
 
         def step(tx: Transaction) -> str:
             merge_requests.observe(tx, mr)
             then = refusal
-            if conversation is None and not refusal:
+            if conversation is None and asks:
                 then = "It can be committed once an agent was spoken to about it here: who asks for it is then known."
-            if conversation is not None and not refusal:
+            if conversation is not None and asks:
                 actor = Actor("matrix", message.sender, place=self.rooms.name_of(tx, message))
                 asked = self.approvals.ask_commit(
                     tx,
@@ -101,7 +102,7 @@ def _conversation(tx: Transaction, message: IncomingMessage, ref: MergeRequestRe
 
 
 def _refusal(diff: Diff, mr: MergeRequest) -> str:
-    """Why it is not asked whether to commit it."""
+    """Why it is not asked whether to commit it; empty if it is, or if there is nothing to commit."""
     if diff.refusal or diff.is_empty:
         return diff.refusal
     if mr.from_fork:

@@ -140,7 +140,8 @@ def reaction(event_id: str, key: str) -> Content:
 def render_diff(head: str, patch: str, then: str = "") -> Shown:
     """What differs in a sandbox: `head` and `then` are ours (what it is compared with, what can be typed next), the
     patch is the sandbox's."""
-    shown = exactly(patch[: 2 * _LENGTHS[0]]).strip("\n")  # of a megabyte, the rest would not be shown
+    # A patch may have a megabyte, of which the rest would not be shown.
+    shown = exactly(patch[: 2 * _LENGTHS[0]]).strip("\n")
     content: Content = {}
     for most in _LENGTHS:
         cut = len(shown) > most or len(patch) > 2 * _LENGTHS[0]

@@ -25,7 +25,7 @@ from ravebot.store.database import Transaction
 from ravebot.store.rows import load
 
 _OPEN = "state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
-_HEADS = f"""
+HEADS = f"""
 WITH RECURSIVE
     walk (conversation_id) AS (
         SELECT MIN(conversation_id) FROM agent_turns WHERE {_OPEN}
@@ -79,7 +79,7 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
             row["tries"],
             from_us(row["next_try_at"]) if row["next_try_at"] is not None else None,
         )
-        for row in tx.all(_HEADS)
+        for row in tx.all(HEADS)
     )
 
 
@@ -121,3 +121,11 @@ def withdraw(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
     for approval in still_open:
         approvals.decide(tx, approval, ApprovalState.WITHDRAWN, RAVEBOT, "the agent's turn has ended")
     return tuple(still_open)
+
+
+def settle_questions(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
+    """A turn has ended: ask nothing more for it, and tell its agent nothing; returns the questions that were open."""
+    withdrawn = withdraw(tx, turn_id)
+    for approval in to_answer(tx, turn_id):
+        approvals.done(tx, approval, approval.outcome or "its turn had ended")
+    return withdrawn

@@ -259,11 +259,12 @@ async def test_a_machine_that_lacks_the_control_key_gets_it_once(guest: SshGuest
 
 
 async def test_a_fork_gets_no_agent_unless_it_is_allowed(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], runs=False) as world:
+        turn = await world.say("say x")
+        await world.database.write(lambda tx: tx.execute("UPDATE merge_requests SET source_project_id = 99"))
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        sql = "UPDATE merge_requests SET source_project_id = 99"
-        await world.database.write(lambda tx: tx.execute(sql))
-        state, _, why = await answered(world, "say x")
-        assert (state, why) == (TurnState.DEAD, "coder is off in forks: agents[].forks allows it.")
+        ended = await world.over(turn)
+        assert (ended.state, ended.why) == (TurnState.DEAD, "coder is off in forks: agents[].forks allows it.")
         assert await world.folders() == []
 
 

@@ -1,27 +1,26 @@
-"""Conversations with an agent in a guest that is reached by real SSH: the store, the desk and the runner.
-
-`python -m tests.support.agent_world STATE_DIR PORT` runs the runner alone, as a process that a test can kill.
-"""
+"""Conversations with an agent in a guest that is reached by real SSH: the store, the desk and the runner."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import os
 import shutil
-import sys
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ravebot.agents.desk import Addressed, Desk
 from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Turn, TurnId
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
-from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections
+from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections, Destination, SshClient
 from ravebot.agents.transports.acp.driver import AcpDriver, Authorize
 from ravebot.clock import SystemClock
 from ravebot.config.model import AgentConfig, Config
@@ -31,6 +30,7 @@ from ravebot.store.database import Database, Transaction
 from tests.support.records import a_machine, a_merge_request, make_config
 from tests.support.sshd import SshGuest
 
+T = TypeVar("T")
 ALICE_IN_ROOM = Actor("matrix", "@alice:example.org")
 AGENT_SOURCE = Path(__file__).with_name("scripted_agent.py")
 
@@ -190,12 +190,64 @@ async def an_agent_world(
                     await task
 
 
-async def _run(state_dir: Path, port: int, command: Sequence[str]) -> None:
+class CrashingDatabase(Database):
+    """Kills its process, as a power cut would, before or after the n-th of its transactions and of the lines that are
+    written to agents."""
+
+    steps: itertools.count[int]
+    crash_at: int
+
+    def step(self) -> None:
+        if next(self.steps) == self.crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
+        self.step()
+        result = await super().write(function, urgent=urgent)
+        self.step()
+        return result
+
+
+class CrashingWriter:
+    """A client's standard input, whose writes are steps of the database's."""
+
+    def __init__(self, writer: asyncio.StreamWriter, database: CrashingDatabase) -> None:
+        self._writer, self._database = writer, database
+
+    def write(self, data: bytes) -> None:
+        self._database.step()
+        self._writer.write(data)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+        self._database.step()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@dataclass(frozen=True)
+class CrashingConnections(ControlConnections):
+    """Connections whose clients' writes are steps of that database's."""
+
+    database: CrashingDatabase
+
+    async def start(self, destination: Destination, command: str) -> SshClient:
+        client = await super().start(destination, command)
+        client.process.stdin = CrashingWriter(client.process.stdin, self.database)  # type: ignore[arg-type,assignment]
+        return client
+
+
+def run_until_killed(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
+    """What a process of its own runs: the runner, which is killed at a step; 0: by whoever started it."""
+    asyncio.run(_run(state_dir, port, command, crash_at))
+
+
+async def _run(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
     config = agents_config(state_dir, command)
-    async with Database(state_dir / "ravebot.db", SystemClock()) as database:
-        print("runs", flush=True)
-        await AgentRunner(database, make_driver(config, database, port)).run()
-
-
-if __name__ == "__main__":
-    asyncio.run(_run(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+    database = CrashingDatabase(state_dir / "ravebot.db", SystemClock())
+    database.steps, database.crash_at = itertools.count(1), crash_at
+    async with database:
+        driver = make_driver(config, database, port)
+        driver = replace(driver, connections=CrashingConnections(state_dir, database))
+        await AgentRunner(database, driver).run()

@@ -257,6 +257,13 @@ def test_a_mistake_in_the_provider_section_is_told(folder: Folder, provider: str
     assert says in problem.message
 
 
+def test_an_agent_in_sandboxes_needs_their_network(folder: Folder) -> None:
+    agents = "agents: [{name: coder, owner: alice, projects: [group/app], acp: {command: [opencode, acp]}}]"
+    problem = folder.one(("image: /images/sandbox.qcow2}", f"image: /images/sandbox.qcow2, network: none}}\n{agents}"))
+    assert problem.path == "agents[0].acp"
+    assert "can't be used with provider.network: none" in problem.message
+
+
 @pytest.mark.parametrize("network", ["10", "10.5", "192.0.2.1/24", "example.org", "'::/0'"])
 def test_who_may_reach_sandboxes_is_written_as_networks(folder: Folder, network: str) -> None:
     problem = folder.one(("allow_from: [192.0.2.0/24]", f"allow_from: [{network}]"))

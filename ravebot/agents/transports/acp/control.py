@@ -46,6 +46,7 @@ OPTIONS: Mapping[str, str] = {
     "GSSAPIAuthentication": "no",
     "HostbasedAuthentication": "no",
     "IdentitiesOnly": "yes",
+    "IdentityFile": CONTROL_KEY,  # with -i, a missing file would make it try a person's own keys
     "IdentityAgent": "none",
     "KbdInteractiveAuthentication": "no",
     "LogLevel": "ERROR",
@@ -128,7 +129,7 @@ class ControlConnections:
         known = {"UserKnownHostsFile": f"{_FOLDER}/{destination.name}", "HostKeyAlias": destination.name}
         options = [word for name, value in {**OPTIONS, **known}.items() for word in ("-o", f"{name}={value}")]
         where = ["-p", str(destination.port), "-l", destination.user, "--", destination.address, command]
-        return ["ssh", "-F", "none", "-T", "-a", "-x", "-E", log, "-i", CONTROL_KEY, *options, *where]
+        return ["ssh", "-F", "none", "-T", "-a", "-x", "-E", log, *options, *where]
 
     async def start(self, destination: Destination, command: str) -> SshClient:
         """Start a client that runs `command` in the guest. Raises NoSshClient."""

@@ -95,9 +95,7 @@ class Settling:
     progress: TurnProgress
 
     def end_turn(self, tx: Transaction, turn: Turn, state: TurnState, why: str = "") -> None:
-        """End a turn, and ask nothing more for it."""
-        for approval in agent_work.withdraw(tx, turn.id):
-            self.progress.telling.question(tx, approval)
+        """End a turn."""
         self.progress.ended(tx, turn.id, state, why)
 
     def end_process(self, tx: Transaction, process: Process, why: str) -> None:

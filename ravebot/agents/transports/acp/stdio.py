@@ -212,19 +212,19 @@ class Attached:
         finally:
             self._over = True
             self.changed.set()
-            if not self.found.done():
-                await self.client.process.wait()
-                await asyncio.sleep(0)
-                if not self.found.done():
-                    self.found.set_exception(self.client.failure())
-                    self.found.exception()
+        await self.client.process.wait()
+        if not self.found.done():
+            self.found.set_exception(self.client.failure())
+            self.found.exception()
 
     async def _skip_to_nonce(self, stdout: asyncio.StreamReader) -> None:
         """Drop what the user's shell prints before the script runs."""
         skipped = b""
         while self.nonce not in skipped:
             chunk = await stdout.read(CHUNK_BYTES)
-            if not chunk or len(skipped) > 4 * CHUNK_BYTES:
+            if len(skipped) > 4 * CHUNK_BYTES:  # no shell's greeting
+                self.client.process.kill()
+            if not chunk:
                 return
             skipped += chunk
         rest = skipped.partition(self.nonce)[2]
