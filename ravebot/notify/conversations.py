@@ -111,11 +111,13 @@ class ConversationSender:
         answer = await self._rendered(
             turn, lambda: render_answer(turn, speaker, last_edit=not is_last and shown.edits + 1 >= MOST_EDITS)
         )
-        fresh = digest(answer.content)
+        is_quiet = bool(event_id) and not is_last
+        fresh = digest(answer.content | {"quiet": True}) if is_quiet else digest(answer.content)
         edits = bool(event_id) and shown.shown != fresh
         if edits:
+            edit = edit_of(event_id, answer.content)
             try:
-                await self._put(message, room_id, _quiet(edit_of(event_id, answer.content)), "-edit")
+                await self._put(message, room_id, _quiet(edit) if is_quiet else edit, "-edit")
             except LoginLost:
                 raise
             except (Forbidden, NotFound) as error:
@@ -294,8 +296,8 @@ class ConversationSender:
 
 
 def _quiet(edit: Content) -> Content:
-    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of
-    all that is no notice. The message itself stays what it is."""
+    """An edit that no client tells its user of: some do not know the rule `.m.rule.suppress_edits`, and tell of all but
+    notices. They show what was edited as a notice, too, so the last edit of an answer is a text."""
     return edit | {"msgtype": "m.notice"}
 
 
