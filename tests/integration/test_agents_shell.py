@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -186,10 +187,15 @@ async def test_an_interrupt_stops_the_waiting_and_not_the_turn(shell: Shell) -> 
     await shell.until(lambda state: state == "done")
 
 
-async def test_without_waiting_the_turns_number_is_told(shell: Shell) -> None:
-    code, output, _ = await shell.run("agent", "send", "coder", REF, "say hello", "--no-wait")
-    assert (code, output) == (0, f"Turn {await shell.newest()}: coder gets it.\n")
+async def test_a_message_may_come_from_a_file_and_without_waiting_its_turn_is_told(shell: Shell) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ravebot", "agent", "send", "coder", REF, "-", "--no-wait",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=shell.here.environment,
+    )  # fmt: skip
+    output, _ = await process.communicate(b"say from a file\xff\n")
+    assert (process.returncode, output.decode()) == (0, f"Turn {await shell.newest()}: coder gets it.\n")
     await shell.until(lambda state: state == "done")
+    assert (await shell.client.hear(await shell.newest(), 0)).text == "from a file\ufffd"
 
 
 async def test_a_question_of_the_agent_is_told_and_answered_at_the_shell(shell: Shell) -> None:

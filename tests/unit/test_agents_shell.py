@@ -1,11 +1,12 @@
-"""An answer is printed piece by piece, whatever of it is kept."""
+"""An answer is printed piece by piece, whatever of it is kept; the shell knows the limits of a message."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.agents.model import LONGEST_ANSWER
+from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
+from ravebot.operations.agents.cli import LONGEST_TEXT
 from ravebot.operations.agents.operator import piece
 
 HALF = LONGEST_ANSWER // 2
@@ -44,6 +45,10 @@ def test_of_a_long_answer_all_is_heard_or_counted_and_the_end_is_never_missing(l
     assert text[:HALF] == whole[:HALF]
     end = whole[-min(HALF, lengths[-1]) :] if lengths[-1] else ""
     assert text.endswith(end)
+
+
+def test_the_shell_takes_as_long_a_message_as_an_agent() -> None:
+    assert LONGEST_TEXT == LONGEST_MESSAGE
 
 
 def test_an_offset_beyond_the_end_hears_nothing() -> None:
