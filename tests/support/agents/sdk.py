@@ -4,6 +4,7 @@ Run it as `python3 sdk.py [--log FILE] [--sessions FOLDER]`. It understands thes
 
 - `edit FILE` appends a line to a file of its folder, `edit FILE: OLD => NEW` replaces text in it; it asks first, with
   the whole change;
+- `read FILE`: tells what the file holds, at the pace of a model;
 - `slow N`: N words, one a second;
 - `fail`: an error of the protocol instead of an answer.
 
@@ -31,8 +32,8 @@ OPTIONS = [
     schema.PermissionOption(option_id="once", name="Allow once", kind="allow_once"),
     schema.PermissionOption(option_id="reject", name="Reject", kind="reject_once"),
 ]
-_COMMAND = re.compile(r"^\W*(?:please )?(edit|slow|fail)\b[:,]?[ \t]*(.*)$", re.M | re.I)
-_PIECE_SECONDS = 0.02
+_COMMAND = re.compile(r"^\W*(?:please )?(edit|read|slow|fail)\b[:,]?[ \t]*(.*)$", re.M | re.I)
+_PIECE_SECONDS, _THOUGHTFUL_SECONDS = 0.02, 0.25
 
 
 @dataclass
@@ -124,6 +125,9 @@ class SdkAgent:
             case "edit":
                 assert found
                 await self._edit(session, found[2].strip())
+            case "read":
+                assert found
+                await self._read(session, found[2].strip(" ?."))
             case "slow":
                 assert found
                 for second in range(int(found[2] or 5)):
@@ -165,9 +169,23 @@ class SdkAgent:
             await self._client.session_update(session.id, acp.update_tool_call(number, status="failed"))
             await self._stream(session, "That was not allowed, so I changed nothing.")
 
-    async def _stream(self, session: Session, text: str) -> None:
+    async def _read(self, session: Session, name: str) -> None:
+        path = session.cwd / name
+        if not path.is_file():
+            await self._stream(session, f"There is no file {name} here.")
+            return
+        number = f"call-{uuid.uuid4().hex[:12]}"
+        start = acp.start_tool_call(number, f"Read {name}", kind="read", status="in_progress")
+        await self._client.session_update(session.id, start)
+        text = path.read_text()
+        await self._client.session_update(session.id, acp.update_tool_call(number, status="completed"))
+        count = len(text.splitlines())
+        told = f"I have read **{name}**. It has {count} lines, and they say:\n\n```\n{text}```\n\nThat is all."
+        await self._stream(session, told, _THOUGHTFUL_SECONDS)
+
+    async def _stream(self, session: Session, text: str, pause: float = _PIECE_SECONDS) -> None:
         for piece in re.findall(r"\S+\s*|\s+", text):
-            await self._say(session, piece, _PIECE_SECONDS)
+            await self._say(session, piece, pause)
 
     async def _say(self, session: Session, piece: str, pause: float) -> None:
         session.said.append(piece)

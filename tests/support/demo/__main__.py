@@ -41,13 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./dev demo",
         description="Show the whole bot at work: a throwaway Synapse, a GitLab stand-in, a real virtual machine.",
-        epilog="Without a command, the demo runs. The first time it builds the machines' image, with"
-        " `ravebot image build --preset web`; .cache/debian-image keeps it."
+        epilog="Without a command, the demo runs. The first time it builds the machines' image, as"
+        " `ravebot image build --preset web` does, with a small coding agent in it; .cache/debian-image keeps it."
         " The commands act on one that runs with --keep in another terminal.",
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running to play with, until Ctrl-C")
     parser.add_argument(
-        "--tiny", action="store_true", help="boot the tests' tiny guest instead of a Debian image: sooner ready"
+        "--tiny",
+        action="store_true",
+        help="boot the tests' tiny guest instead of a Debian image: sooner ready, without the agent",
     )
     parser.add_argument("--port", type=int, default=0, help="port of the GitLab stand-in on 127.0.0.1; free by default")
     commands = parser.add_subparsers(dest="command", metavar="command")

@@ -8,6 +8,7 @@ from html import escape
 from tests.support.gitlab.markdown import emoji, to_html
 from tests.support.gitlab.state import MergeRequest, Note, User
 
+_MOST_COMMITS = 20
 _STYLE = """
 :root { color-scheme: light; --line: #dcdcde; --soft: #737278; --link: #1068bf; }
 * { box-sizing: border-box; }
@@ -27,6 +28,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
   border-radius: 4px; padding: 1px 6px; overflow-wrap: anywhere; }
 .description { padding: 16px 0; border-bottom: 1px solid var(--line); margin-bottom: 20px; }
 .description.md { padding: 16px 0; }
+.commit { margin: 6px 0; }
+.commit pre { margin: 4px 0 0; padding: 8px 12px; background: #fbfafd;
+  border: 1px solid var(--line); border-radius: 4px;
+  font: 12px/1.5 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; white-space: pre-wrap; }
 .note { border: 1px solid var(--line); border-radius: 6px; margin: 14px 0 14px 48px; position: relative; }
 .note > header { padding: 8px 16px; display: flex; gap: 8px; align-items: baseline; color: var(--soft); }
 .note > header b { color: #28272d; }
@@ -79,9 +84,23 @@ def render(mr: MergeRequest) -> str:
 <b>{escape(mr.author.name)}</b> wants to merge <span class="branch">{escape(source)}</span> into
 <span class="branch">main</span> · {_when(mr.created_at)}{people}</div>
 <div class="description md">{description}</div>
+{_commits(mr)}
 {notes}
 </main></body></html>
 """
+
+
+def _commits(mr: MergeRequest) -> str:
+    """The commits of the branch with their messages, the newest first."""
+    shown: list[str] = []
+    facts, sha, ends = mr.source_project.facts, mr.sha, {mr.project.head, ""}
+    while sha not in ends and sha in facts and len(shown) < _MOST_COMMITS:
+        title, _, body = facts[sha].message.strip().partition("\n")
+        more = f"<pre>{escape(body.strip())}</pre>" if body.strip() else ""
+        who = f"<b>{escape(facts[sha].author)}</b> · {_when(facts[sha].at)}"
+        shown.append(f'<div class="commit"><span class="branch">{sha[:8]}</span> {escape(title)} · {who}{more}</div>')
+        sha = facts[sha].parent
+    return "\n".join(shown)
 
 
 def _discussion(notes: list[Note], author: User) -> str:

@@ -1,4 +1,4 @@
-"""The command: `./dev pictures [--out FOLDER] [--docs]`."""
+"""The command: `./dev pictures [--out FOLDER] [--docs] [--agents]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _sorry(f"{folder} is not empty")
     print(f"The pictures go to {folder}", flush=True)
     try:
-        return asyncio.run(run(folder, given.docs))
+        return asyncio.run(run(folder, given.docs, given.agents))
     except (PictureError, AssertionError) as error:
         return _sorry(str(error))
 
@@ -45,8 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to; by default a new temporary folder")
     parser.add_argument(
-        "--docs", action="store_true", help="write the three of the documentation to docs/; skips the answers"
+        "--docs", action="store_true", help="write those of the documentation to docs/; skips the answers"
     )
+    parser.add_argument("--agents", action="store_true", help="of a coding agent at work, on the Debian image, instead")
     return parser
 
 

@@ -10,19 +10,22 @@ from pathlib import Path
 
 from tests.support.demo.doors import hand_over
 from tests.support.pictures import people
+from tests.support.pictures.agents import SETTINGS as AGENTS
+from tests.support.pictures.agents import AgentStory
 from tests.support.pictures.album import Album
 from tests.support.pictures.nheko import WIDE, Nheko
+from tests.support.pictures.picture import Picture
 from tests.support.pictures.programs import PictureError
 from tests.support.pictures.story import SETTINGS, Story
-from tests.support.stage import ROOT, Stage
+from tests.support.stage import ROOT, Guest, Stage
 
 _NARROW = 420
 _INTERRUPTED = 130
 
 
-async def run(folder: Path, docs: bool) -> int:
+async def run(folder: Path, docs: bool, agents: bool) -> int:
     """The exit code: 0 when every picture was taken."""
-    taking = asyncio.create_task(_take(folder, docs))
+    taking = asyncio.create_task(_take(folder, docs, agents))
     told = False
 
     def interrupt() -> None:
@@ -41,10 +44,10 @@ async def run(folder: Path, docs: bool) -> int:
     return 0
 
 
-async def _take(folder: Path, docs: bool) -> None:
+async def _take(folder: Path, docs: bool, agents: bool) -> None:
     async with AsyncExitStack() as stack:
         print("Setting up Synapse, the GitLab stand-in, a network …", flush=True)
-        stage = await stack.enter_async_context(Stage(SETTINGS))
+        stage = await stack.enter_async_context(Stage(AGENTS, guest=Guest.DEBIAN) if agents else Stage(SETTINGS))
         bob = await people.gather(stage)
         homes = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ravebot-pictures-")))
         clients = {
@@ -59,23 +62,35 @@ async def _take(folder: Path, docs: bool) -> None:
         names = {user.user_id: name for name, user in (("Alice", stage.matrix_alice), ("Bob", bob))}
         names |= {stage.matrix_ops.user_id: "Ops", stage.matrix_bot.user_id: "ravebot"}
         album = Album(folder, stage, clients, names)
-        story = Story(stage, album)
-        await (story.life() if docs else story.tell())
-        await _for_docs(album, clients["wide"], ROOT / "docs" if docs else folder)
+        story = AgentStory(stage, album) if agents else Story(stage, album)
+        await (story.life() if docs and not agents else story.tell())
+        shown = _of_agents(album, clients["wide"]) if agents else _of_life(album, clients["wide"])
+        await _for_docs(shown, ROOT / "docs" if docs else folder)
     hand_over(folder, *folder.rglob("*"))
 
 
-async def _for_docs(album: Album, client: Nheko, folder: Path) -> None:
-    """The three pictures of the documentation."""
-    names = ("warned/room-wide", "thread/thread-wide", "extended-again/merge-request-1")
+def _of_life(album: Album, client: Nheko) -> dict[str, Picture]:
+    room, thread, merge_request = _kept(
+        album, "warned/room-wide", "thread/thread-wide", "extended-again/merge-request-1"
+    )
+    room = client.timeline(room).without_blank_rows()
+    return {"life-room": room, "life-thread": thread, "life-merge-request": merge_request}
+
+
+def _of_agents(album: Album, client: Nheko) -> dict[str, Picture]:
+    asked, merge_request = _kept(album, "allowed/room-wide", "commented/merge-request-1")
+    return {"agent-room": client.timeline(asked).without_blank_rows(), "agent-merge-request": merge_request}
+
+
+def _kept(album: Album, *names: str) -> list[Picture]:
     if missing := [name for name in names if name not in album.kept]:
         raise PictureError(f"not taken: {', '.join(missing)}")
-    room, thread, merge_request = (album.kept[name] for name in names)
-    for name, picture in {
-        "life-room": client.timeline(room).without_blank_rows(),
-        "life-thread": thread,
-        "life-merge-request": merge_request,
-    }.items():
+    return [album.kept[name] for name in names]
+
+
+async def _for_docs(shown: dict[str, Picture], folder: Path) -> None:
+    """The pictures of the documentation."""
+    for name, picture in shown.items():
         path = folder / f"{name}.png"
         await picture.save(path)
         hand_over(path)
