@@ -126,7 +126,7 @@ class Bot:
                     self.core.intents,
                     self.core.views,
                     self.database,
-                    agents=RoomConversations(rooms, self.core.views, desk, self.approvals),
+                    agents=RoomConversations(rooms, self.core.views, reception, self.approvals),
                     reactions=RoomReactions(rooms, self.approvals),
                     diffs=RoomDiffs(rooms, self.approvals, self.diffs),
                 ),

@@ -43,7 +43,6 @@ from ravebot.sandboxes.intents import Advice, Outcome
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, MergeRequestRef
 from ravebot.store import agent_figures, agent_queue, conversations, merge_requests
 from ravebot.store.database import Transaction
-from ravebot.store.signals import AGENTS_WAIT
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ class Desk(Pausing):
     def _queue(self, tx: Transaction, conversation: Conversation, message: AgentMessage, by: Actor) -> DeskOutcome:
         """Give a message its next turn."""
         around = self._binding.around(tx, conversation)
-        before = conversations.open_turns(tx, conversation.id)
+        before = agent_queue.count_open(tx, conversation.id)
         turn = conversations.add_turn(tx, message, TurnState.QUEUED if around.is_usable else TurnState.ACCEPTED)
         agent_figures.count_message(
             tx, day_of(tx.now), Actor(AGENT, conversation.agent), person_of(self.config, message.root)
@@ -246,7 +245,7 @@ class Desk(Pausing):
         self.telling.receipt(tx, turn)
         text, is_said = f"{conversation.agent} gets it", True
         if around.is_usable:
-            text += f" after the {'one' if len(before) == 1 else len(before)} before it." if before else "."
+            text += f" after the {'one' if before == 1 else before} before it." if before else "."
         else:
             text, is_said = self._wait_for_sandbox(tx, conversation, turn, message, around)
         paused = conversations.paused_agents(tx).get(conversation.agent)
@@ -254,9 +253,8 @@ class Desk(Pausing):
             text += f" {conversation.agent} is paused, by {paused}: it gets nothing until somebody says `resume`."
         elif conversation.paused:
             text += f" This conversation is {conversation.paused}: nothing is given until somebody says `resume`."
-        if not before and (not is_said or paused or conversation.paused):
+        if not before and (not is_said or paused or conversation.paused) and _has_no_words(conversation, by):
             self.telling.remark(tx, conversation, text)
-        tx.wake(AGENTS_WAIT)
         return DeskOutcome(True, text, turn_id=turn.id)
 
     def _wait_for_sandbox(
@@ -309,3 +307,8 @@ class Desk(Pausing):
 
 def _no(message: str, *advice: str) -> DeskOutcome:
     return DeskOutcome(False, message, Advice(*advice) if advice else None)
+
+
+def _has_no_words(conversation: Conversation, by: Actor) -> bool:
+    """Whether nobody is told the outcome in words: a comment gets an emoji, and an agent nothing."""
+    return by.kind == AGENT or conversation.door is AgentDoor.GITLAB

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ravebot.agents.desk import Addressed, Desk
+from ravebot.agents.desk import Addressed, Desk, DeskOutcome
 from ravebot.agents.rights import may_ask
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision
 from ravebot.config.model import Config
-from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Transaction
@@ -32,11 +31,11 @@ class Reception:
         """
         return await may_ask(self.people, self.config, agent, root, mr, mapped=mapped, direct=direct)
 
-    def accept(self, tx: Transaction, said: Addressed, mr: MergeRequest) -> Outcome:
-        """Take a message about a merge request; `mr`: as it was looked up."""
+    def accept(self, tx: Transaction, said: Addressed, mr: MergeRequest, *, steer: bool = False) -> DeskOutcome:
+        """Take a message about a merge request; `mr`: as it was looked up. `steer`: instead of what runs now."""
         if merge_requests.get(tx, mr.ref) is None:
             merge_requests.observe(tx, mr)
-        return self.desk.accept(tx, said)
+        return self.desk.steer(tx, said) if steer else self.desk.accept(tx, said)
 
 
 def refuse(tx: Transaction, actor: Actor, verb: str, about: str, decision: Decision) -> None:

@@ -18,14 +18,15 @@ import structlog
 from ravebot.agents import registry
 from ravebot.agents.asking import Asking
 from ravebot.agents.ending import end_turn
-from ravebot.agents.model import Approval, ApprovalState, Conversation, Process, Turn, TurnState
+from ravebot.agents.model import Approval, ApprovalState, Conversation, MessageId, Process, Turn, TurnId, TurnState
 from ravebot.agents.rights import by_configuration
 from ravebot.agents.telling import ConversationTelling
 from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import StoreError
-from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, MergeRequestRef, Sandbox, SandboxState
 from ravebot.store import agent_queue, conversations, machines, merge_requests, restored, sandboxes
+from ravebot.store.agent_queue import Waiters
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import AGENTS, AGENTS_WAIT
 
@@ -182,33 +183,40 @@ class SandboxBinding:
 
     def _of_turns(self, tx: Transaction) -> Iterator[Doing]:
         restored_at = restored.seen(tx)
-        for conversation_id in conversations.with_open_turns(tx):
-            turns = [turn for turn in conversations.open_turns(tx, conversation_id) if turn.process_id is None]
-            conversation = conversations.get(tx, conversation_id)
-            if not turns or conversation is None:
+        known: dict[tuple[str, MergeRequestRef | None], Surroundings] = {}
+        for waiters in agent_queue.waiters(tx):
+            conversation = conversations.get(tx, waiters.conversation_id)
+            assert conversation
+            key = conversation.agent, conversation.mr
+            around = known.get(key) or known.setdefault(key, self.around(tx, conversation))
+            if around.sandbox is None:  # then it also depends on what was asked in the conversation
+                around = replace(around, asked=agent_queue.start_asked(tx, conversation.id))
+            if (restored_at and waiters.since < restored_at) or not _stay(waiters, conversation.agent, around, tx.now):
+                yield from self._of_waiters(tx, conversation, around, restored_at)
+
+    def _of_waiters(
+        self, tx: Transaction, conversation: Conversation, around: Surroundings, restored_at: datetime | None
+    ) -> Iterator[Doing]:
+        back, left = False, []
+        for turn in conversations.open_turns(tx, conversation.id):
+            if turn.process_id is not None:
                 continue
-            around = self.around(tx, conversation)
-            back, left = False, []
-            for turn in turns:
-                if restored_at and turn.created_at < restored_at:
-                    yield partial(
-                        end_turn, telling=self.telling, turn=turn, state=TurnState.UNCERTAIN, why=_BEFORE_RESTORE
-                    )
-                    continue
-                place = place_of(turn, conversation.agent, around, tx.now)
-                if place.state is TurnState.ACCEPTED:
-                    left.append(turn)
-                if place.state is turn.state:
-                    continue
-                if place.state is TurnState.DEAD:
-                    yield partial(end_turn, telling=self.telling, turn=turn, state=TurnState.DEAD, why=place.why)
-                else:
-                    back = back or place.state is TurnState.ACCEPTED
-                    yield partial(_save, turn=replace(turn, state=place.state, tries=0, next_try_at=None))
-            if back:
-                yield partial(self._waits_again, conversation=conversation, around=around)
-            if left and self._is_to_ask(tx, around):
-                yield partial(self._ask, conversation=conversation, turn=left[0])
+            place = place_of(turn, conversation.agent, around, tx.now)
+            if restored_at and turn.created_at < restored_at:
+                place = TurnPlace(TurnState.UNCERTAIN, _BEFORE_RESTORE)
+            if place.state is TurnState.ACCEPTED:
+                left.append(turn)
+            if place.state is turn.state:
+                continue
+            if place.state.is_over:
+                yield partial(end_turn, telling=self.telling, turn=turn, state=place.state, why=place.why)
+            else:
+                back = back or place.state is TurnState.ACCEPTED
+                yield partial(_save, turn=replace(turn, state=place.state, tries=0, next_try_at=None))
+        if back:
+            yield partial(self._waits_again, conversation=conversation, around=around)
+        if left and self._is_to_ask(tx, around):
+            yield partial(self._ask, conversation=conversation, turn=left[0])
 
     def _is_to_ask(self, tx: Transaction, around: Surroundings) -> bool:
         """Whether nobody is asked any more to start a sandbox, as the turn for which that was asked was cancelled."""
@@ -255,6 +263,15 @@ class SandboxBinding:
             why = f"The sandbox of {mr.full_ref} ended. Start one within a day"
         then = f"{conversation.agent} then gets what it was not given yet"
         self.telling.remark(tx, conversation, f"{why}: {then}.")
+
+
+def _stay(waiters: Waiters, agent: str, around: Surroundings, now: datetime) -> bool:
+    """Whether the turns of a conversation that wait stay as they are, by what they have in common."""
+    if (waiters.accepted and waiters.queued) or (around.asked is not None and around.asked.decided_at is not None):
+        return False  # each is looked at
+    state = TurnState.QUEUED if waiters.queued else TurnState.ACCEPTED
+    oldest = Turn(TurnId(0), MessageId(0), waiters.conversation_id, state, waiters.since)
+    return place_of(oldest, agent, around, now).state is state
 
 
 def _save(tx: Transaction, turn: Turn) -> None:

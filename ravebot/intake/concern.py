@@ -89,6 +89,8 @@ class Concern:
             question = question_of(tx, reaction)
             if question and question.state is ApprovalState.OPEN:
                 return RowKind.REACTION, f"{reaction.room_id} question {question.id}", reaction
+            if question is None and is_being_asked(tx, reaction.room_id):
+                return RowKind.REACTION, f"{reaction.room_id} {reaction.to}", reaction
         elif reaction.key in (LONGER, STOP) and (card := card_at(tx, reaction.room_id, reaction.to)):
             return RowKind.REACTION, f"{reaction.room_id} {card.iid}", reaction
         return None
@@ -106,9 +108,21 @@ def about_conversation(tx: Transaction, message: IncomingMessage) -> Conversatio
 
 def question_of(tx: Transaction, reaction: Reaction) -> Approval | None:
     """The question to which somebody reacted."""
-    names = (name for name, room_id in outbox.rooms(tx).items() if room_id == reaction.room_id)
-    found = (approvals.of_event(tx, place, reaction.to) for place in (reaction.room_id, *names))
+    found = (approvals.of_event(tx, place, reaction.to) for place in _names_of(tx, reaction.room_id))
     return next(filter(None, found), None)
+
+
+def is_being_asked(tx: Transaction, room_id: str) -> bool:
+    """Whether a question goes to the room of which it is not recorded yet which event shows it.
+
+    After a crash between the two, a person may have answered an event of ours that is not known.
+    """
+    places = _names_of(tx, room_id)
+    return any(not one.event_id and one.place in places for one in approvals.are_open(tx))
+
+
+def _names_of(tx: Transaction, room_id: str) -> tuple[str, ...]:
+    return (room_id, *(name for name, known in outbox.rooms(tx).items() if known == room_id))
 
 
 def card_of(tx: Transaction, message: IncomingMessage) -> Ref | None:

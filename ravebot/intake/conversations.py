@@ -9,7 +9,7 @@ from ravebot.agents import overview, registry, routing
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, Desk, DeskOutcome
 from ravebot.agents.model import AgentDoor, ApprovalId, Conversation, TurnState
-from ravebot.agents.rights import may_ask
+from ravebot.agents.reception import Reception, refuse
 from ravebot.agents.routing import Near, ToAgent, Unclear
 from ravebot.commands import refs
 from ravebot.commands.execute import in_full
@@ -26,8 +26,8 @@ from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, SandboxState
-from ravebot.store import approvals, conversations, events, inbox, merge_requests, outbox
+from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
+from ravebot.store import approvals, conversations, inbox, merge_requests, outbox
 from ravebot.store.database import Transaction
 
 Act = Callable[[Transaction, Conversation, Actor], Outcome]
@@ -61,8 +61,12 @@ class RoomConversations:
 
     rooms: Rooms
     views: Views
-    desk: Desk
+    reception: Reception
     approvals: Approvals
+
+    @property
+    def desk(self) -> Desk:
+        return self.reception.desk
 
     @property
     def config(self) -> Config:
@@ -176,9 +180,7 @@ class RoomConversations:
         about = await self._about(message, routed, agent, patterns)
         if not isinstance(about, About):
             return about
-        decision = await may_ask(
-            self.rooms.people,
-            self.config,
+        decision = await self.reception.may(
             agent.name,
             Actor("matrix", message.sender),
             about.mr,
@@ -202,9 +204,7 @@ class RoomConversations:
             author=self._actor(tx, message),
             text=routed.text,
         )
-        if merge_requests.get(tx, about.mr.ref) is None:
-            merge_requests.observe(tx, about.mr)
-        outcome = self.desk.steer(tx, said) if steer else self.desk.accept(tx, said)
+        outcome = self.reception.accept(tx, said, about.mr, steer=steer)
         lines = [outcome.message] if not outcome.accepted or self._is_news(tx, outcome) else []
         if outcome.accepted and about.chosen:
             lines.insert(0, f"{routed.agent} works in {about.mr.full_ref}: no other sandbox that it serves is here.")
@@ -324,8 +324,7 @@ class RoomConversations:
         """Refuse, and say so unless `quiet`; it is recorded in any case."""
 
         def step(tx: Transaction) -> str:
-            data: dict[str, object] = {"verb": verb, "rule": decision.rule, "ref": ref}
-            events.append(tx, EventKind.COMMAND_REFUSED, self._actor(tx, message), data=data)
+            refuse(tx, self._actor(tx, message), verb, ref, decision)
             if not quiet:
                 self.rooms.reply(tx, message, render_reply(decision.refusal), aside=True)
             return decision.refusal

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.model import Approval
+from ravebot.agents.reception import refuse
 from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
-from ravebot.intake.concern import YES, question_of
+from ravebot.intake.concern import YES, is_being_asked, question_of
 from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
-from ravebot.sandboxes.model import Actor, EventKind
-from ravebot.store import events, outbox, sandboxes
+from ravebot.sandboxes.model import Actor
+from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Transaction
+
+_LOOKS, _LOOK_SECONDS = 40, 0.25
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,7 @@ class RoomReactions:
 
     async def answered(self, reaction: Reaction) -> Step:
         """✅ or ❌ on a question of ours."""
-
-        def asked(tx: Transaction) -> tuple[Approval, Actor] | None:
-            found = question_of(tx, reaction)
-            return (found, self._actor(tx, reaction, found.thread)) if found else None
-
-        found = await self.rooms.database.read(asked)
+        found = await self._question(reaction)
         if found is None:
             return only("not for us")
         question, actor = found
@@ -55,6 +54,21 @@ class RoomReactions:
 
         return step
 
+    async def _question(self, reaction: Reaction) -> tuple[Approval, Actor] | None:
+        """What is asked; waits a little while its event may just not be recorded yet. The row waits in the inbox."""
+
+        def asked(tx: Transaction) -> tuple[tuple[Approval, Actor] | None, bool]:
+            found = question_of(tx, reaction)
+            actor = self._actor(tx, reaction, found.thread) if found else None
+            return (found, actor) if found and actor else None, is_being_asked(tx, reaction.room_id)
+
+        for _ in range(_LOOKS):
+            found, waits = await self.rooms.database.read(asked)
+            if found or not waits:
+                return found
+            await asyncio.sleep(_LOOK_SECONDS)
+        return None
+
     async def stop(self, reaction: Reaction, ref: Ref) -> Step:
         """🛑 on a card: whoever has the right is asked whether they mean it."""
         about, patterns = await self.rooms.placed(await self.on_card(reaction))
@@ -67,8 +81,7 @@ class RoomReactions:
 
         def step(tx: Transaction) -> str:
             if not decision.allowed:
-                data: dict[str, object] = {"verb": "stop", "rule": decision.rule, "ref": str(ref)}
-                events.append(tx, EventKind.COMMAND_REFUSED, self._actor(tx, reaction), data=data)
+                refuse(tx, self._actor(tx, reaction), "stop", str(ref), decision)
                 self.rooms.reply(tx, about, render_reply(decision.refusal), aside=True)
                 return decision.refusal
             sandbox = sandboxes.current(tx, known.ref) if known else None

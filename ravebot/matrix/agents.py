@@ -92,7 +92,13 @@ def render_question(
 
     It is a text, for a notice notifies nobody.
     """
-    who = joined((words("❓"), bold(f"{one_line(_asker(asked, speaker), 300)}:"), code_line(asked.title, 300)))
+    who = joined(
+        (
+            words("❓"),
+            bold(f"{one_line(_asker(asked, speaker), 300)}:"),
+            code_line(asked.title, 300) if speaker else marked(asked.title, 300),
+        )
+    )
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
     last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
     shown = listed(asked.parts)

@@ -17,7 +17,7 @@ from ravebot.agents.model import (
 )
 from ravebot.agents.telling import MOST_EDITS
 from ravebot.config.model import MatrixConfig
-from ravebot.errors import Forbidden, NotFound, Unacceptable
+from ravebot.errors import Forbidden, NotFound, Unacceptable, Unavailable
 from ravebot.matrix.agents import (
     NO,
     RECEIPTS,
@@ -47,6 +47,11 @@ T = TypeVar("T")
 _LONG = 2000
 """Characters of a text that is rendered beside the event loop."""
 _DUPLICATE = "M_DUPLICATE_ANNOTATION"
+_NO_FILE = (
+    "The homeserver did not take the file with the whole text, so not all of it is shown here: ask its admin whether"
+    " uploads are allowed for ravebot's account, and how large they may be."
+)
+_ASK_AGAIN_SECONDS = 60.0
 _UNTRUE = Sent("dropped: nothing to tell any more")
 
 
@@ -110,7 +115,7 @@ class ConversationSender:
         edits = bool(event_id) and shown.shown != fresh
         if edits:
             try:
-                await self._put(message, room_id, edit_of(event_id, answer.content), "-edit")
+                await self._put(message, room_id, _quiet(edit_of(event_id, answer.content)), "-edit")
             except LoginLost:
                 raise
             except (Forbidden, NotFound) as error:
@@ -195,7 +200,7 @@ class ConversationSender:
         if approval.event_id and approval.place == room_id:
             if asked.is_open:
                 return Sent("dropped: it is asked already")
-            edit = edit_of(approval.event_id, shown.content)
+            edit = _quiet(edit_of(approval.event_id, shown.content))
             return await self._edit(message, room_id, edit)
         if not asked.is_open and not message.attempted:
             return Sent("dropped: it is not asked any more")
@@ -244,7 +249,13 @@ class ConversationSender:
     ) -> str:
         """Upload a text and post it in the thread. After a crash between the two it is uploaded again, posted once."""
         data = text.encode("utf-8", "replace")
-        address = await self._client.upload(data, name, "text/plain; charset=utf-8")
+        try:
+            address = await self._client.upload(data, name, "text/plain; charset=utf-8")
+        except LoginLost:
+            raise
+        except (Forbidden, NotFound) as error:
+            log.warning("file was not taken", room=room_id, name=name, error=str(error))
+            return await self._tell(message, room_id, thread, render_remark(_NO_FILE), "-no-file")
         return await self._tell(message, room_id, thread, render_file(name, address, len(data), speaker), "-file")
 
     async def _tell(self, message: Message, room_id: str, thread: str, content: Content, another: str = "") -> str:
@@ -282,10 +293,16 @@ class ConversationSender:
         return await asyncio.get_running_loop().run_in_executor(self._pool, render)
 
 
-def _dropped(message: Message, error: Exception) -> Sent:
-    """Give up what is refused, because the message that it is about was removed. The room itself may refuse all for a
-    while, so what was not tried before is tried again."""
+def _quiet(edit: Content) -> Content:
+    """An edit that no client tells its user of: some do not know the push rule `.m.rule.suppress_edits`, and tell of
+    all that is no notice. The message itself stays what it is."""
+    return edit | {"msgtype": "m.notice"}
+
+
+def _dropped(message: Message, error: Forbidden | NotFound) -> Sent:
+    """Give up what is refused, because the message that it is about was removed, or the room allows it to nobody. The
+    room may also refuse everything for a while, so it is tried once more."""
     if not message.attempted and not isinstance(error, Unacceptable):
-        raise error
+        raise Unavailable(str(error), _ASK_AGAIN_SECONDS)
     log.info("not shown in the room", room=message.lane, row=message.id, error=str(error))
     return Sent(f"dropped: {error}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from ravebot.agents.model import (
     DEAD_LETTERS,
     Approval,
@@ -19,6 +22,38 @@ from ravebot.store.rows import load
 def live_processes(tx: Transaction) -> tuple[Process, ...]:
     """Every process that is not known to have ended."""
     return tuple(load(Process, row) for row in tx.all("SELECT * FROM agent_processes WHERE ended_at IS NULL"))
+
+
+@dataclass(frozen=True)
+class Waiters:
+    """The turns of a conversation that no agent was given: how many are in which state, and since when the oldest."""
+
+    conversation_id: ConversationId
+    accepted: int
+    queued: int
+    since: datetime
+
+
+def waiters(tx: Transaction) -> tuple[Waiters, ...]:
+    """Of every conversation in which turns wait; reads no row of theirs."""
+    rows = tx.all(
+        "SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,"
+        " MIN(created_at) AS since FROM agent_turns WHERE process_id IS NULL"
+        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
+        " GROUP BY conversation_id ORDER BY MIN(id)"
+    )
+    return tuple(load(Waiters, row) for row in rows)
+
+
+def count_open(tx: Transaction, conversation_id: ConversationId) -> int:
+    """How many turns of a conversation are not over."""
+    row = tx.one(
+        "SELECT COUNT(*) AS n FROM agent_turns WHERE conversation_id = ?"
+        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')",
+        (conversation_id,),
+    )
+    assert row
+    return int(row["n"])
 
 
 def start_asked(tx: Transaction, conversation_id: ConversationId) -> Approval | None:

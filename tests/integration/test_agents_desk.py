@@ -410,3 +410,65 @@ async def first_open(world: AgentYard) -> TurnId | None:
 
 async def dead_letters(world: AgentYard) -> list[TurnId]:
     return [turn.id for turn in await world.yard.read(lambda tx: agent_queue.dead_letters(tx, 50))]
+
+
+async def test_one_agent_writes_to_another_at_most_twenty_times_a_minute_in_all_threads(world: AgentYard) -> None:
+    by_coder = {"agent": "reviewer", "author": Actor("agent", "coder"), "root": ALICE, "hops": 1}
+    for number in range(20):
+        assert (await world.say(f"{number}", thread=f"$t{number}", **by_coder)).accepted
+    refused = await world.say("one more", thread="$t0", **by_coder)
+    assert refused.message.startswith(f"Paused: {TalkGuard.PAIR.value}.")
+    world.yard.pass_by(seconds=61)
+    assert (await world.say("one more", thread="$t1", **by_coder)).accepted
+
+
+async def test_agents_write_at_most_thirty_messages_in_a_thread_until_a_person_speaks(world: AgentYard) -> None:
+    turns = ("coder", "reviewer")
+
+    async def pass_on(number: int) -> Outcome:
+        world.yard.pass_by(seconds=10)
+        author = Actor("agent", turns[number % 2])
+        return await world.say(f"{number}", agent=turns[1 - number % 2], author=author, root=ALICE, hops=1)
+
+    for number in range(30):
+        assert (await pass_on(number)).accepted
+    assert (await pass_on(30)).message.startswith(f"Paused: {TalkGuard.IN_A_ROW.value}.")
+    await world.taken("go on")
+    assert (await pass_on(31)).accepted
+
+
+Method = Callable[[AgentYard, TurnId, ConversationId], Callable[[Transaction], Outcome]]
+METHODS: dict[str, Method] = {
+    "cancel": lambda w, _, c: lambda tx: w.desk.cancel(tx, c, GINA),
+    "resend": lambda w, t, _: lambda tx: w.desk.resend(tx, t, GINA),
+    "drop": lambda w, t, _: lambda tx: w.desk.drop(tx, t, GINA),
+    "pause": lambda w, _, c: lambda tx: w.desk.pause(tx, c, GINA),
+    "resume": lambda w, _, c: lambda tx: w.desk.resume(tx, c, GINA),
+    "pause_agent": lambda w, _t, _c: lambda tx: w.desk.pause_agent(tx, "coder", GINA),
+    "resume_agent": lambda w, _t, _c: lambda tx: w.desk.resume_agent(tx, "coder", GINA),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_the_second_time_changes_nothing(world: AgentYard, name: str) -> None:
+    failed = await world.taken("one")
+    await world.given(failed)
+    await world.ended(failed, state=TurnState.FAILED)
+    running = await world.taken("two")
+    await world.given(running)
+    conversation = await world.conversation()
+    step = METHODS[name](world, failed, conversation.id)
+    await world.yard.write(step)
+    once = await tables(world)
+    await world.yard.write(step)
+    assert await tables(world) == once
+
+
+async def tables(world: AgentYard) -> list[tuple[object, ...]]:
+    """Everything that is stored of agents, what is told and what is logged."""
+    names = ("conversations", "agent_messages", "agent_turns", "agent_budgets", "paused_agents", "outbox", "events")
+
+    def read(tx: Transaction) -> list[tuple[object, ...]]:
+        return [tuple(row) for name in names for row in tx.all(f"SELECT * FROM {name}")]
+
+    return await world.yard.read(read)

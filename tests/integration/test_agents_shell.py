@@ -23,9 +23,9 @@ import pytest
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalKind, ApprovalState, TurnState
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
-from ravebot.intake.agents import Reception
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
@@ -94,7 +94,7 @@ async def a_shell(folder: Path, *, runs: bool = True, **agent: Any) -> AsyncIter
     guest_folder.mkdir()
     with SshGuest(guest_folder, here.state) as guest:
         command = ["/usr/bin/python3", guest.program("agent.py", AGENT_SOURCE.read_text())]
-        async with an_agent_world(guest, command, runs=runs, **agent) as world:
+        async with an_agent_world(guest, here.state, command, runs=runs, **agent) as world:
             facts, telling = Facts(), ConversationTelling(world.config)
             people = People(world.config, world.database, facts)
             reception = Reception(world.config, people, world.desk)
@@ -187,10 +187,10 @@ async def test_a_question_of_the_agent_is_told_and_answered_at_the_shell(shell: 
     assert "Change a.py" in output
     code, output, _ = await shell.run("approvals", "decide", str(asked["id"]), "--yes")
     assert code == 0, output
-    said, errors = await process.communicate()
+    said, told = await process.communicate()
     assert process.returncode == 0
     assert b"allow" in said
-    assert f"`ravebot approvals decide {asked['id']} --yes`".encode() in errors
+    assert f"`ravebot approvals decide {asked['id']} --yes`".encode() in told
     code, _, errors = await shell.run("approvals", "decide", str(asked["id"]), "--no")
     assert (code, "was answered" in errors) == (1, True)
     [decided] = await shell.world.database.read(lambda tx: approvals.newest(tx, 1))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.agents.model import ApprovalState, TurnId, TurnState
+from ravebot.agents.model import AgentDoor, ApprovalState, TurnId, TurnState
 from ravebot.agents.waiting import WaitingLoop
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
@@ -104,10 +104,11 @@ async def test_with_a_ready_sandbox_a_message_is_queued_and_nothing_is_asked(wor
 
 async def test_while_its_sandbox_is_started_a_message_waits_and_is_queued_when_it_is_ready(world: AgentYard) -> None:
     await world.yard.queued(MR)
-    turn_id = await world.taken()
+    outcome = await world.say()
+    assert outcome.message == "The sandbox of group/app!1 is being started: coder gets the message when it is ready."
+    turn_id = outcome.turn_id
+    assert turn_id
     await world.taken("another")
-    said = "The sandbox of group/app!1 is being started: coder gets the message when it is ready."
-    assert await world.remarks() == [said]
     assert await world.promote() == 0
     await world.yard.begin(await world.yard.latest(MR))
     machine = await world.yard.machine(MR)
@@ -116,6 +117,14 @@ async def test_while_its_sandbox_is_started_a_message_waits_and_is_queued_when_i
     await world.yard.announced(await world.yard.latest(MR))
     assert (await world.promote(), await world.state(turn_id)) == (2, S.QUEUED)
     assert await world.promote() == 0
+    assert await world.remarks() == []
+
+
+async def test_where_no_words_answer_a_message_it_is_said_once_what_it_waits_for(world: AgentYard) -> None:
+    await world.yard.queued(MR)
+    for text in ("one", "two"):
+        await world.taken(text, door=AgentDoor.GITLAB, place="7!1", thread="discussion", author=BY_ALICE)
+    said = "The sandbox of group/app!1 is being started: coder gets the message when it is ready."
     assert await world.remarks() == [said]
 
 
@@ -281,10 +290,12 @@ async def test_what_runs_goes_on_when_the_machine_is_unwell_and_what_is_new_wait
     runs, queued = await world.taken("one"), await world.taken("two")
     await world.given(runs)
     await set_unwell(world, True)
-    new = await world.taken("three", thread="$other")
+    outcome = await world.say("three", thread="$other")
+    assert outcome.message == "The machine of group/app!1 does not answer: coder gets the message when it does."
+    new = outcome.turn_id
+    assert new
     assert await world.promote() == 0
     assert [await world.state(one) for one in (runs, queued, new)] == [S.DELIVERED, S.QUEUED, S.ACCEPTED]
-    assert await world.remarks() == ["The machine of group/app!1 does not answer: coder gets the message when it does."]
     await set_unwell(world, False)
     assert (await world.promote(), await world.state(new)) == (1, S.QUEUED)
 

@@ -16,6 +16,7 @@ import pytest_asyncio
 from ravebot.agents.model import AgentDoor, ApprovalState, Conversation, ProcessId, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.telling import MOST_EDITS, ConversationTelling
+from ravebot.errors import Forbidden, Unavailable
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Sent
@@ -43,6 +44,7 @@ class FragileClient:
         self.client = client
         self.before = self.after = 0
         self.requests = 0
+        self.takes_files = True
 
     async def _do(self, call: Any) -> str:
         self.requests += 1
@@ -63,6 +65,8 @@ class FragileClient:
         return await self._do(self.client.redact(room_id, event_id, txn_id))
 
     async def upload(self, data: bytes, name: str, kind: str) -> str:
+        if not self.takes_files:
+            raise Forbidden("Matrix refused: 403 M_FORBIDDEN uploads are off")
         return await self._do(self.client.upload(data, name, kind))
 
     async def display_name(self, user_id: str) -> str:
@@ -220,6 +224,19 @@ async def test_an_answer_is_one_message_that_grows_and_ends_with_all_that_was_sa
     assert answer.content["com.beeper.per_message_profile"] == profile
 
 
+async def test_edits_are_notices_of_which_no_client_tells(talk: Talk) -> None:
+    conversation, turn = await talk.asked()
+    await talk.says(turn, "one")
+    await talk.deliver()
+    await talk.says(turn, " two")
+    await talk.ends(turn)
+    await talk.deliver()
+    events = [event for event in await talk.alice.events(talk.room) if "m.new_content" in event["content"]]
+    assert [event["content"]["msgtype"] for event in events] == ["m.notice"]
+    assert events[0]["content"]["m.new_content"]["msgtype"] == "m.text"
+    assert (await talk.thread(conversation))[0].body.endswith("one two")
+
+
 async def test_an_answer_of_many_words_is_edited_ever_more_seldom_and_at_most_so_often(talk: Talk) -> None:
     conversation, turn = await talk.asked()
     for number in range(300):
@@ -368,6 +385,40 @@ async def test_a_long_question_has_all_of_it_beside_it_in_a_file_with_its_hash(t
     await talk.deliver()
     file = next(one for one in await talk.thread(conversation) if one.kind == "m.file")
     assert file.body == f"question-{asked.id}-{asked.payload_hash}.txt"
+
+
+async def test_a_homeserver_that_takes_no_files_gets_the_answer_and_a_line_about_that(talk: Talk) -> None:
+    talk.client.takes_files = False
+    conversation, turn = await talk.asked()
+    await talk.says(turn, "x" * 10_000)
+    await talk.ends(turn)
+    await talk.deliver()
+    answer, line = await talk.thread(conversation)
+    assert "characters left out]" in answer.body
+    assert line.body.startswith("The homeserver did not take the file")
+
+
+async def test_a_room_that_allows_no_reactions_gets_the_answers_all_the_same(talk: Talk) -> None:
+    levels = {"events": {"m.reaction": 100}}
+    room = str(
+        (await talk.alice.call("POST", "createRoom", body={
+            "preset": "public_chat", "power_level_content_override": levels,
+        }))["room_id"]
+    )  # fmt: skip
+    await talk.client.client.join(room)
+    conversation, turn = await talk.asked(room)
+    await talk.says(turn, "yes")
+    await talk.ends(turn)
+    lanes = await talk.world.read(lambda tx: outbox.due_lanes(tx, MATRIX))
+    receipts = next(lane for lane in lanes if lane.endswith("receipts"))
+    dropped = await talk.send_next(receipts)
+    assert dropped == "dropped: nothing to tell any more"  # the eyes
+    with pytest.raises(Unavailable):
+        await talk.send_next(receipts)
+    assert (await talk.send_next(receipts)).startswith("dropped: Matrix refused: 403")
+    await talk.deliver()
+    assert [one.body for one in await talk.thread(conversation)] == ["coder in group/app!1: yes"]
+    assert await talk.world.read(lambda tx: outbox.backlog(tx, MATRIX)) == (0, None)
 
 
 async def test_remarks_come_in_the_thread_after_what_was_said_before(talk: Talk) -> None:

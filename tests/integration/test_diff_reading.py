@@ -196,17 +196,15 @@ async def test_an_image_that_lacks_a_program_is_told_which(scene: Scene, tmp_pat
         await scene.read()
 
 
-async def test_a_guest_that_hangs_is_given_up_and_its_reading_is_ended_by_the_next(scene: Scene) -> None:
-    scene.sh("echo x > new")
-    hanging = asyncio.create_task(scene.read())
-    scene.room.sh("mkdir -p /run/ravebot/diff/0000000000000000")
+async def test_what_an_earlier_reading_left_is_ended_and_removed_by_the_next(scene: Scene) -> None:
+    left = "/run/ravebot/diff/0000000000000000"
     mark = f"97{time.monotonic_ns() % 10_000_000}"
     scene.room.sh(
-        f"setsid sh -c 'echo $$ > /run/ravebot/diff/0000000000000000/pid; exec sleep {mark}' >/dev/null 2>&1 &"
+        f"mkdir -p {left}; setsid sh -c 'echo $$ > {left}/pid; exec sleep {mark}' > /dev/null 2>&1 &"
+        f" until [ -s {left}/pid ]; do sleep 0.01; done"
     )
-    await hanging
-    await asyncio.sleep(0.2)
     await scene.read()
+    assert scene.room.sh("ls /run/ravebot/diff") == ""
     assert subprocess.run(["pgrep", "-f", f"sleep {mark}"], capture_output=True, check=False).stdout == b""
 
 

@@ -583,6 +583,19 @@ async def test_a_question_is_answered_by_command_or_reaction_by_who_may(talk: Ta
     assert [kind for kind, _ in await talk.stored()].count("reaction") == 3  # nothing is kept once it is answered
 
 
+async def test_an_answer_to_a_question_whose_event_is_not_recorded_yet_is_not_lost(talk: Talk) -> None:
+    """The bot was killed after it asked; the answer is heard before the question is sent again."""
+    await talk.has_sandbox()
+    question = await talk.asks_commit("")
+    await talk.react(ALICE, "$question", "✅")
+    work = asyncio.create_task(talk.work())
+    await asyncio.sleep(0.1)
+    asked = (await talk.questions())[0]
+    await talk.desk.world.write(lambda tx: approvals.save(tx, replace(asked, event_id="$question")))
+    await work
+    assert await talk.state(question) is ApprovalState.GRANTED
+
+
 @pytest.mark.parametrize(("verb", "state"), [("approve", ApprovalState.GRANTED), ("deny", ApprovalState.DENIED)])
 async def test_a_question_is_answered_by_its_number(talk: Talk, verb: str, state: ApprovalState) -> None:
     await talk.has_sandbox()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk
+from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
 from ravebot.commands.verbs import VERBS, Verb
@@ -21,11 +23,14 @@ from ravebot.providers.memory import MemoryHost, MemoryProvider
 from tests.support.records import World
 
 
-def room_handler(world: World, gitlab: GitLab, config: Config, verbs: Sequence[Verb] = VERBS) -> MatrixIntake:
-    """One over a host in memory."""
+def room_handler(
+    world: World, gitlab: GitLab, config: Config, verbs: Sequence[Verb] = VERBS, diffs: Diffs | None = None
+) -> MatrixIntake:
+    """One over a host in memory, whose guests have no files if there are no `diffs`."""
     people = People(config, world.database, gitlab)
     telling = ConversationTelling(config)
     rooms, approvals = Rooms(config, people, world.database), Approvals(config, telling, world.database, people)
+    reception = Reception(config, people, Desk(config, telling))
     provider = MemoryProvider(MemoryHost(), instance_id=config.instance)
     return MatrixIntake(
         config,
@@ -34,7 +39,7 @@ def room_handler(world: World, gitlab: GitLab, config: Config, verbs: Sequence[V
         world.views,
         world.database,
         verbs,
-        agents=RoomConversations(rooms, world.views, Desk(config, telling), approvals),
+        agents=RoomConversations(rooms, world.views, reception, approvals),
         reactions=RoomReactions(rooms, approvals),
-        diffs=RoomDiffs(rooms, approvals, make_diffs(config, world.database, provider, gitlab)),
+        diffs=RoomDiffs(rooms, approvals, diffs or make_diffs(config, world.database, provider, gitlab)),
     )

@@ -60,6 +60,22 @@ def shell_commands() -> list[tuple[str, str]]:
     return [(f"ravebot {name}", command.help or "") for name, command in shown.items()]
 
 
+def agent_commands() -> list[tuple[str, str]]:
+    """The commands below `ravebot agent` and `ravebot approvals`."""
+    shell = get_command(app)
+    assert isinstance(shell, TyperGroup)
+
+    def below(group: TyperGroup, name: str) -> list[tuple[str, str]]:
+        found = []
+        for word, command in group.commands.items():
+            called = f"{name} {word}"
+            found += below(command, called) if isinstance(command, TyperGroup) else [(called, command.help or "")]
+        return found
+
+    groups = {name: shell.commands[name] for name in ("agent", "approvals")}
+    return [row for name, group in groups.items() if isinstance(group, TyperGroup) for row in below(group, name)]
+
+
 def event_kinds() -> set[str]:
     return {kind.value for kind in EventKind}
 
@@ -102,6 +118,11 @@ def test_the_table_of_comments_is_the_code_s() -> None:
 
 def test_the_table_of_shell_commands_is_the_code_s() -> None:
     assert commands_in("run") == shell_commands()
+
+
+def test_the_table_of_the_shell_s_commands_for_agents_is_the_code_s() -> None:
+    assert commands_in("of `ravebot`") == agent_commands()
+    assert len(agent_commands()) == 11
 
 
 def test_the_table_of_what_is_installed_is_the_code_s() -> None:
@@ -300,5 +321,5 @@ def test_the_kinds_of_tools_that_a_person_may_have_to_allow_are_the_configuratio
 
 def test_every_question_about_the_code_is_answered_with_at_most_two_files() -> None:
     answers = {question: codes(files) for question, _, files in rows("extend.md", "question")}
-    assert len(answers) == 13
+    assert len(answers) == 14
     assert {question: files for question, files in answers.items() if not 1 <= len(files) <= 2} == {}

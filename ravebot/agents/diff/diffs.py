@@ -47,7 +47,7 @@ class Diffs:
     user: str
     state_dir: Path
     max_archive_bytes: int
-    limit: timedelta = timedelta(minutes=3)
+    limit: timedelta = timedelta(seconds=100)
     _numbers: count[int] = field(default_factory=count)
     _reading: set[MachineId] = field(default_factory=set)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))

@@ -20,7 +20,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.model import CODE_FOLDER
 
 _FOLDER = "/run/ravebot/diff"
-_SCRIPT = timedelta(seconds=90)
+_SCRIPT = timedelta(seconds=60)
 _SPARE = timedelta(seconds=30)
 _LONGEST_LIST_BYTES = 20 * 1024**2
 _LONGEST_CONTENTS_BYTES = MAX_TOTAL_BYTES * 7 // 5 + MAX_CHANGES * 8
