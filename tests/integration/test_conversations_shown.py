@@ -459,7 +459,7 @@ async def story(talk: Talk, turn: Turn, step: int) -> None:
             await talk.ends(turn, TurnState.FAILED, "its program ended")
 
 
-@pytest.mark.parametrize(("when", "meanwhile", "every"), [("before", STEPS, 3), ("after", 1, 1), ("after", STEPS, 2)])
+@pytest.mark.parametrize(("when", "meanwhile", "every"), [("before", STEPS, 4), ("after", 1, 2), ("after", STEPS, 2)])
 async def test_kills_at_any_request_leave_one_answer_one_question_and_the_receipt_of_the_table(
     talk: Talk, when: str, meanwhile: int, every: int
 ) -> None:
