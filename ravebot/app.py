@@ -263,11 +263,13 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
+        connections = ControlConnections(config.state_dir)
+        await asyncio.to_thread(connections.clear)
         driver = AcpDriver(
             config,
             database,
             TurnProgress(ConversationTelling(config)),
-            ControlConnections(config.state_dir),
+            connections,
             core.chain.authorize,
             may_give=ChainRights(config, database, people).still_may,
         )

@@ -114,7 +114,9 @@ class Desk(Pausing):
         agent_queue.put_behind(tx, turn)
         running = given(conversations.open_turns(tx, turn.conversation_id))
         if running is None:
-            return outcome
+            others = agent_queue.count_open(tx, turn.conversation_id) - 1
+            is_next = others and turn.state is TurnState.QUEUED
+            return replace(outcome, message=f"{said.agent} gets it next, before what waits.") if is_next else outcome
         if not running.cancelled_by:
             self._cancel_running(tx, running, said.author)
         return DeskOutcome(True, f"{said.agent} is told to stop, and gets this next.", turn_id=turn.id)

@@ -191,7 +191,9 @@ class SandboxBinding:
             around = known.get(key) or known.setdefault(key, self.around(tx, conversation))
             if around.sandbox is None:  # then it also depends on what was asked in the conversation
                 around = replace(around, asked=agent_queue.start_asked(tx, conversation.id))
-            if (restored_at and waiters.since < restored_at) or not _stay(waiters, conversation.agent, around, tx.now):
+            if (restored_at and waiters.since < restored_at) or not all_stay(
+                waiters, conversation.agent, around, tx.now
+            ):
                 yield from self._of_waiters(tx, conversation, around, restored_at)
 
     def _of_waiters(
@@ -265,7 +267,7 @@ class SandboxBinding:
         self.telling.remark(tx, conversation, f"{why}: {then}.")
 
 
-def _stay(waiters: Waiters, agent: str, around: Surroundings, now: datetime) -> bool:
+def all_stay(waiters: Waiters, agent: str, around: Surroundings, now: datetime) -> bool:
     """Whether the turns of a conversation that wait stay as they are, by what they have in common."""
     if (waiters.accepted and waiters.queued) or (around.asked is not None and around.asked.decided_at is not None):
         return False  # each is looked at

@@ -65,7 +65,8 @@ class Concern:
             return RowKind.TO_AGENT if said else RowKind.MESSAGE, self._lane(tx, message, thread), kept
         # The message that begins the thread may not have been handled yet.
         began = bool(root) and inbox.kind_of(tx, SOURCE, root) == RowKind.TO_AGENT
-        if began or routing.names_one(text, self.names) or (about and about.agent in self.names):
+        named = routing.names_one(text, self.names) and _is_ours(tx, message)
+        if began or named or (about and about.agent in self.names):
             return RowKind.TO_AGENT, self._lane(tx, message, about or root or message.event_id), message
         return None
 
@@ -104,6 +105,11 @@ def about_conversation(tx: Transaction, message: IncomingMessage) -> Conversatio
         return None
     there = conversations.in_thread(tx, AgentDoor.MATRIX, message.room_id, message.thread_root)
     return next((one for one in there if one.own_thread), None)
+
+
+def _is_ours(tx: Transaction, message: IncomingMessage) -> bool:
+    """Whether it was said in a configured room or a direct chat: elsewhere, an agent's name is somebody else's."""
+    return message.direct or message.room_id in outbox.rooms(tx).values()
 
 
 def question_of(tx: Transaction, reaction: Reaction) -> Approval | None:

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ravebot.agents import overview, registry, routing
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, Desk, DeskOutcome
-from ravebot.agents.model import AgentDoor, ApprovalId, Conversation, TurnState
+from ravebot.agents.model import AgentDoor, Conversation, TurnState
 from ravebot.agents.reception import Reception, refuse
 from ravebot.agents.routing import Near, ToAgent, Unclear
 from ravebot.commands import refs
-from ravebot.commands.execute import in_full
 from ravebot.commands.permissions import Decision, Right
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import AgentAct, Command, Door, Show
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import NotFound
-from ravebot.intake.agents import AgentReports
 from ravebot.intake.concern import SOURCE, RowKind, about_conversation, card_of
 from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
 from ravebot.store import approvals, conversations, inbox, merge_requests, outbox
 from ravebot.store.database import Transaction
 
-Act = Callable[[Transaction, Conversation, Actor], Outcome]
-"""What is done with a conversation, inside the caller's transaction."""
 _MOST_NAMED = 5
 _NOT_WHOLE = (
     "Only the beginning of that message reached me, because too much was said while I was away. Please send it again."
@@ -76,92 +69,10 @@ class RoomConversations:
         """A message that names an agent, answers one, or is in an agent's thread."""
         if not patterns:  # whoever is called that here is no agent of ours
             return only("not for us")
-        near = await self.rooms.database.read(lambda tx: self._near(tx, message))
-        return await self._routed(message, routing.route(message.text, near), patterns)
+        near = await self.rooms.database.read(lambda tx: self.near(tx, message))
+        return await self.routed(message, routing.route(message.text, near), patterns)
 
-    async def commanded(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
-        """A command for agents."""
-        near = await self.rooms.database.read(lambda tx: self._near(tx, message))
-        match command.verb.does:
-            case AgentAct.ASK:
-                return await self._routed(message, routing.asked(command.text, near), patterns)
-            case AgentAct.STEER:
-                return await self._routed(
-                    message, routing.asked(command.text, replace(near, default="")), patterns, steer=True
-                )
-            case AgentAct.CANCEL:
-                return await self._with_one(
-                    message, command, patterns, lambda tx, one, by: self.desk.cancel(tx, one.id, by)
-                )
-            case AgentAct.RESEND:
-                return await self._with_one(
-                    message, command, patterns, lambda tx, one, by: self.desk.resend_last(tx, one.id, by)
-                )
-            case AgentAct.APPROVE | AgentAct.DENY:
-                return await self._answers(message, command)
-            case _:
-                return await self._reports(message, command, patterns)
-
-    async def _answers(self, message: IncomingMessage, command: Command) -> Step:
-        actor = await self.rooms.database.read(lambda tx: self._actor(tx, message))
-        take = await self.approvals.answer(
-            ApprovalId(command.number or 0),
-            command.verb.does is AgentAct.APPROVE,
-            actor,
-            place=message.room_id,
-            direct=message.direct,
-        )
-
-        def step(tx: Transaction) -> str:
-            taken = take(tx)
-            if taken.text:
-                self.rooms.reply(tx, message, render_reply(taken.text), aside=not taken.taken)
-            return taken.text
-
-        return step
-
-    async def _reports(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...]) -> Step:
-        """What `agents` and `budget` show: in a direct chat only of the asker's own projects."""
-        decision = await self.rooms.may(message, Right.NONE, None, bool(patterns))
-        projects = patterns
-        if message.direct:
-            projects = await self.rooms.nameable(message, patterns)
-            if not projects:
-                decision = await self.rooms.may(message, Right.READ, None, mapped=False)
-        if not decision.allowed:
-            return self._refusal(message, command.verb.name, decision)
-        reports = AgentReports(self.config)
-
-        def step(tx: Transaction) -> str:
-            if command.verb.does is Show.BUDGET:
-                text = reports.budget(tx, self._actor(tx, message), projects)
-            else:
-                names = self.rooms.names_of(message.room_id, outbox.rooms(tx))
-                text = reports.agents(tx, projects, (message.room_id, *names))
-            self.rooms.reply(tx, message, render_reply(text))
-            return command.verb.name
-
-        return step
-
-    async def _with_one(self, message: IncomingMessage, command: Command, patterns: tuple[str, ...], act: Act) -> Step:
-        """A command about the conversation in whose thread it is, or one of whose messages it answers."""
-        found = await self.rooms.database.read(lambda tx: _meant(tx, message, command))
-        if isinstance(found, Unclear):
-            return self._mistake(message, found.why)
-        one, ref = found
-        decision = await self._may_at(message, ref, patterns) if ref else NOT_MAPPED
-        if not decision.allowed:
-            return self._refusal(message, command.verb.name, decision, str(ref or ""))
-
-        def step(tx: Transaction) -> str:
-            outcome = act(tx, one, self._actor(tx, message))
-            text = in_full(outcome, Door.ROOM, self.config.matrix.command_prefix, str(ref or ""))
-            self.rooms.reply(tx, message, render_reply(text), aside=not outcome.accepted)
-            return outcome.message
-
-        return step
-
-    async def _routed(
+    async def routed(
         self,
         message: IncomingMessage,
         routed: ToAgent | Unclear | None,
@@ -169,14 +80,15 @@ class RoomConversations:
         *,
         steer: bool = False,
     ) -> Step:
+        """What is done with a message whose recipient was found. `steer`: instead of what runs now."""
         if routed is None:
             return only("not for us")
         if isinstance(routed, Unclear) or not message.whole:
             why = routed.why if isinstance(routed, Unclear) else _NOT_WHOLE
-            return self._mistake(message, why)
+            return self.mistake(message, why)
         agent = registry.find(self.config, routed.agent)
         if agent is None:
-            return self._mistake(message, f"There is no agent {routed.agent} any more.")
+            return self.mistake(message, f"There is no agent {routed.agent} any more.")
         about = await self._about(message, routed, agent, patterns)
         if not isinstance(about, About):
             return about
@@ -188,7 +100,7 @@ class RoomConversations:
             direct=message.direct,
         )
         if not decision.allowed:
-            return self._refusal(message, "ask", decision, about.mr.full_ref, quiet=self._is_unasked(message, routed))
+            return self.refusal(message, "ask", decision, about.mr.full_ref, quiet=self._is_unasked(message, routed))
         return lambda tx: self._accept(tx, message, routed, about, steer=steer)
 
     def _accept(self, tx: Transaction, message: IncomingMessage, routed: ToAgent, about: About, *, steer: bool) -> str:
@@ -201,7 +113,7 @@ class RoomConversations:
             own_thread=spot.own,
             mr=about.mr.ref,
             key=message.event_id,
-            author=self._actor(tx, message),
+            author=self.actor(tx, message),
             text=routed.text,
         )
         outcome = self.reception.accept(tx, said, about.mr, steer=steer)
@@ -240,25 +152,25 @@ class RoomConversations:
             try:
                 named = refs.read(routed.ref, await self.rooms.nameable(message, patterns))
             except ValueError as error:
-                return self._mistake(message, str(error))
+                return self.mistake(message, str(error))
             if spot.conversation and ref and named != ref:
-                return self._mistake(message, f"This thread is about {ref}. About {named}, begin another one.")
+                return self.mistake(message, f"This thread is about {ref}. About {named}, begin another one.")
             ref = named
         if ref is None:
             return await self._only_one(message, routed, agent, patterns)
         return await self._at(message, routed, ref, patterns)
 
     async def _at(self, message: IncomingMessage, routed: ToAgent, ref: Ref, patterns: tuple[str, ...]) -> About | Step:
-        decision = await self._may_at(message, ref, patterns)
+        decision = await self.may_at(message, ref, patterns)
         if not decision.allowed:
-            return self._refusal(message, "ask", decision, str(ref), quiet=self._is_unasked(message, routed))
+            return self.refusal(message, "ask", decision, str(ref), quiet=self._is_unasked(message, routed))
         try:
             return About(await self.rooms.people.merge_request(ref))
         except NotFound:
             prefix = self.config.matrix.command_prefix
-            return self._mistake(message, f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`.")
+            return self.mistake(message, f"{refs.missing(ref)} To see what has a sandbox here, type `{prefix} list`.")
 
-    async def _may_at(self, message: IncomingMessage, ref: Ref, patterns: tuple[str, ...]) -> Decision:
+    async def may_at(self, message: IncomingMessage, ref: Ref, patterns: tuple[str, ...]) -> Decision:
         """Whether the sender may command that merge request's sandbox, here."""
         mapped = matches_project(patterns, ref.project_path)
         if not mapped or not self.config.serves(ref.project_path):
@@ -288,18 +200,19 @@ class RoomConversations:
         allowed = [mr for mr in there if decisions[mr.ref.project_id].allowed]
         refusal = next((one for one in decisions.values() if not one.allowed), None)
         if not allowed and refusal and (there or not self.rooms.people.is_known(message.sender)):
-            return self._refusal(message, "ask", refusal, quiet=self._is_unasked(message, routed))
+            return self.refusal(message, "ask", refusal, quiet=self._is_unasked(message, routed))
         if len(allowed) == 1:
             return About(allowed[0], chosen=True)
         if not allowed:
             why = f"There is no sandbox here that {agent.name} serves. Say which merge request it is about"
-            return self._mistake(message, f"{why}, like `@{agent.name} group/app!42 {_beginning(routed.text)}`.")
+            return self.mistake(message, f"{why}, like `@{agent.name} group/app!42 {_beginning(routed.text)}`.")
         names = [mr.full_ref for mr in allowed]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         why = f"Say which sandbox it is about: `@{agent.name} {names[0]} {_beginning(routed.text)}`."
-        return self._mistake(message, f"{why} There are {', '.join(names[:_MOST_NAMED])}{more}.")
+        return self.mistake(message, f"{why} There are {', '.join(names[:_MOST_NAMED])}{more}.")
 
-    def _near(self, tx: Transaction, message: IncomingMessage) -> Near:
+    def near(self, tx: Transaction, message: IncomingMessage) -> Near:
+        """What is known of the message's place."""
         about = about_conversation(tx, message)
         names = self.rooms.names_of(message.room_id, outbox.rooms(tx))
         return Near(
@@ -308,52 +221,30 @@ class RoomConversations:
             default=registry.default_of(self.config, names),
         )
 
-    def _actor(self, tx: Transaction, message: IncomingMessage) -> Actor:
+    def actor(self, tx: Transaction, message: IncomingMessage) -> Actor:
+        """Who said it, and in which configured room."""
         return Actor("matrix", message.sender, place=self.rooms.name_of(tx, message))
 
-    def _mistake(self, message: IncomingMessage, why: str) -> Step:
+    def mistake(self, message: IncomingMessage, why: str) -> Step:
+        """Only says what to write instead."""
         return self.rooms.says(message, render_reply(why), "unclear", aside=True)
 
     def _is_unasked(self, message: IncomingMessage, routed: ToAgent) -> bool:
         """Whether a stranger only wrote in an agent's thread: nobody waits for an answer to that."""
         return not routed.named and not self.rooms.people.is_known(message.sender)
 
-    def _refusal(
+    def refusal(
         self, message: IncomingMessage, verb: str, decision: Decision, ref: str = "", *, quiet: bool = False
     ) -> Step:
         """Refuse, and say so unless `quiet`; it is recorded in any case."""
 
         def step(tx: Transaction) -> str:
-            refuse(tx, self._actor(tx, message), verb, ref, decision)
+            refuse(tx, self.actor(tx, message), verb, ref, decision)
             if not quiet:
                 self.rooms.reply(tx, message, render_reply(decision.refusal), aside=True)
             return decision.refusal
 
         return step
-
-
-def _meant(tx: Transaction, message: IncomingMessage, command: Command) -> tuple[Conversation, Ref | None] | Unclear:
-    """The conversation that a command is about, and its merge request."""
-    about = about_conversation(tx, message)
-    there = conversations.in_thread(tx, AgentDoor.MATRIX, message.room_id, message.thread_root or "")
-    if about and about not in there:
-        there = (*there, about)
-    if command.agent:
-        about = next((one for one in there if one.agent == command.agent), None)
-        if about is None and there:
-            return Unclear(f"Here is no conversation with it, only with {_names(there)}.")
-    elif about is None and len(there) == 1:
-        about = there[0]
-    if about is None and there:
-        return Unclear(f"Say which agent is meant: `{command.verb.name} {there[0].agent}`. Here are {_names(there)}.")
-    if about is None:
-        return Unclear("Say it in the thread of a conversation with an agent, or in a reply to the agent's message.")
-    mr = merge_requests.get(tx, about.mr) if about.mr else None
-    return about, Ref(mr.project_path, mr.ref.iid) if mr else None
-
-
-def _names(some: Iterable[Conversation]) -> str:
-    return " and ".join(sorted({one.agent for one in some}))
 
 
 def _spot(tx: Transaction, message: IncomingMessage, agent: str) -> Spot:

@@ -15,6 +15,7 @@ from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on, without_agents
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
+from ravebot.intake.agentcommands import AgentCommands
 from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, card_of
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.diffs import RoomDiffs
@@ -99,7 +100,7 @@ class MatrixIntake:
             said = render_reply(explain(command, Door.ROOM, prefix))
             return self.rooms.says(message, said, "usage", aside=True)
         if isinstance(command.verb.does, AgentAct) or command.verb.does in (Show.AGENTS, Show.BUDGET):
-            return await self.agents.commanded(message, command, patterns)
+            return await AgentCommands(self.agents).commanded(message, command, patterns)
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)

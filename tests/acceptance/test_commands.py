@@ -130,7 +130,9 @@ async def test_a_draft_waits_for_a_person_and_the_room_commands_its_sandbox_from
     assert "(1 h more)" in await place.said(alice, f"!rave extend {ref}")
     assert "(30 min more)" in await place.said(alice, f"!rave extend {ref} 30m")
     assert "not 2 d: 8 h is the longest lifetime" in await place.said(alice, f"!rave extend {ref} 2d")
-    assert "has its longest lifetime already" in await place.said(alice, f"!rave extend {ref} 1h")
+    await alice.send(stage.room, f"!rave extend {ref} 1h")
+    refused = await alice.wait_for(stage.room, lambda m: "has its longest lifetime already" in m.body)
+    assert "An admin of ravebot is asked" in refused.body
     assert "copied in and set up again" in await place.said(alice, f"!rave retry {ref}")
     assert "you may command" in await place.said(alice, "!rave whoami")
     assert "you may not command" in await place.said(stage.matrix_gina, "!rave whoami")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -194,6 +195,9 @@ async def test_an_agent_that_can_not_be_used_is_said_to_be_so_at_once(
         assert state is TurnState.DEAD
         assert why in said
         assert await world.prompts() == []
+        async with asyncio.timeout(5):  # and it does not stay in the guest
+            while not guest.file(f"{(await world.folders())[0]}/ended").exists():
+                await asyncio.sleep(0.05)
 
 
 async def test_a_missing_program_is_told_with_what_to_install(guest: SshGuest, tmp_path: Path) -> None:
@@ -256,6 +260,18 @@ async def test_a_machine_that_lacks_the_control_key_gets_it_once(guest: SshGuest
     async with an_agent_world(guest, tmp_path, [AGENT], authorize=authorize) as world:
         assert await answered(world, "say x") == (TurnState.DONE, "x", "")
     assert asked == ["rave-guest group/app!1"]
+
+
+async def test_an_idle_connection_is_ended_and_the_agent_lives_on(guest: SshGuest, tmp_path: Path) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], idle_seconds=0.3) as world:
+        for text in ("say one", "say two"):
+            assert (await answered(world, text))[0] is TurnState.DONE
+            async with asyncio.timeout(5):
+                while list((tmp_path / "control").glob("*.log")):  # a client's, as long as it runs
+                    await asyncio.sleep(0.05)
+        assert len(await world.folders()) == 1
+        methods = [json.loads(line).get("method") for line in guest.lines((await world.folders())[0])]
+        assert methods == ["initialize", "session/new", "session/prompt", "session/prompt"]
 
 
 async def test_a_fork_gets_no_agent_unless_it_is_allowed(guest: SshGuest, tmp_path: Path) -> None:

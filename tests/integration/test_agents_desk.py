@@ -160,6 +160,10 @@ async def test_steering_stops_what_runs_and_comes_before_what_waits(world: Agent
 async def test_steering_an_agent_that_does_nothing_is_a_plain_message(world: AgentYard) -> None:
     said = world.addressed("go")
     assert (await world.yard.write(lambda tx: world.desk.steer(tx, said))).message == "coder gets it."
+    first = world.addressed("this first")
+    outcome = await world.yard.write(lambda tx: world.desk.steer(tx, first))
+    assert outcome.message == "coder gets it next, before what waits."
+    assert await world.waiting((await world.conversation()).id) == ["this first", "go"]
 
 
 @pytest.mark.parametrize("state", [TurnState.FAILED, TurnState.UNCERTAIN, TurnState.DEAD, TurnState.CANCELLED])

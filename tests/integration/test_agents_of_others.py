@@ -78,14 +78,14 @@ async def test_opencode_answers_asks_and_edits_also_when_ravebot_is_away_while_i
     guest: SshGuest, page: Path, model: Model, tmp_path: Path
 ) -> None:
     acp = open_code(guest, model)
-    async with an_agent_world(guest, tmp_path, [], acp=acp) as world:
+    async with an_agent_world(guest, guest.state_dir, [], acp=acp) as world:
         first = await world.over(await world.say("good morning"), _SECONDS)
         assert (first.state, first.answer) == (TurnState.DONE, "Scripted answer 1.")
         second = await world.say("edit page.html: Hello => Good day")
         approval = await world.question(second, _SECONDS)
         assert "+<h1>Good day</h1>" in approval.payload
         assert page.read_text() == "<h1>Hello</h1>\n"
-    async with an_agent_world(guest, tmp_path, [], acp=acp) as world:
+    async with an_agent_world(guest, guest.state_dir, [], acp=acp) as world:
         assert (await world.question(second)).id == approval.id, "the same question, asked once"
         await world.decide(approval, ApprovalState.GRANTED)
         turn = await world.over(second, _SECONDS)
@@ -100,9 +100,9 @@ async def test_opencode_answers_asks_and_edits_also_when_ravebot_is_away_while_i
 
 @pytest.mark.parametrize("program", [plain, sdk])
 async def test_an_agent_of_ours_is_refused_an_edit_and_then_allowed_it(
-    guest: SshGuest, page: Path, program: ModuleType, tmp_path: Path
+    guest: SshGuest, page: Path, program: ModuleType
 ) -> None:
-    async with an_agent_world(guest, tmp_path, [], acp=ours(guest, program)) as world:
+    async with an_agent_world(guest, guest.state_dir, [], acp=ours(guest, program)) as world:
         refused = await world.say("edit page.html: Hello => Good day")
         await world.decide(await world.question(refused, _SECONDS), ApprovalState.DENIED)
         turn = await world.over(refused)
@@ -139,9 +139,9 @@ async def test_an_agent_of_ours_is_refused_an_edit_and_then_allowed_it(
     ],
 )
 async def test_mischief_ends_its_turn_and_the_next_message_is_answered(
-    guest: SshGuest, mischief: str, state: TurnState | None, tmp_path: Path
+    guest: SshGuest, mischief: str, state: TurnState | None
 ) -> None:
-    async with an_agent_world(guest, tmp_path, [], acp=ours(guest, plain), approve=[]) as world:
+    async with an_agent_world(guest, guest.state_dir, [], acp=ours(guest, plain), approve=[]) as world:
         turn = await world.over(await world.say(mischief), _SECONDS)
         if state is not None:
             assert turn.state is state, turn

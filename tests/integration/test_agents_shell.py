@@ -10,8 +10,9 @@ import json
 import os
 import pty
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
@@ -26,6 +27,7 @@ from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalKind, ApprovalSt
 from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.commands.people import People
+from ravebot.errors import Refused
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
@@ -33,6 +35,7 @@ from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef, Person
 from ravebot.store import approvals, conversations
 from ravebot.web import admin, adminagents
 from ravebot.web.admin import socket_path
+from ravebot.web.adminagents import AgentClient
 from tests.integration.test_cli import Installation
 from tests.integration.test_web_admin import Bot
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
@@ -69,6 +72,12 @@ class Shell:
     here: Installation
     world: AgentWorld
     facts: Facts
+    serve: Callable[[], AbstractAsyncContextManager[None]]
+
+    @property
+    def client(self) -> AgentClient:
+        """The same without a process, for what a process would say in the same way."""
+        return AgentClient(socket_path(self.here.state))
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:
         return await self.here.run(*arguments)
@@ -87,41 +96,57 @@ class Shell:
                 await asyncio.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
+    folder, state = tmp_path_factory.mktemp("guest"), tmp_path_factory.mktemp("state")
+    with SshGuest(folder, state) as running:
+        running.program("agent.py", AGENT_SOURCE.read_text())
+        yield running
+
+
+def trials_in(guest: SshGuest) -> list[Path]:
+    return list((guest.home / ".ravebot/agents").glob("check-*"))
+
+
 @asynccontextmanager
-async def a_shell(folder: Path, *, runs: bool = True, **agent: Any) -> AsyncIterator[Shell]:
+async def a_shell(
+    folder: Path, guest: SshGuest, *, runs: bool = True, served: bool = True, **agent: Any
+) -> AsyncIterator[Shell]:
     here = Installation(folder)
-    guest_folder = folder / "guest"
-    guest_folder.mkdir()
-    with SshGuest(guest_folder, here.state) as guest:
-        command = ["/usr/bin/python3", guest.program("agent.py", AGENT_SOURCE.read_text())]
-        async with an_agent_world(guest, here.state, command, runs=runs, **agent) as world:
-            facts, telling = Facts(), ConversationTelling(world.config)
-            people = People(world.config, world.database, facts)
-            reception = Reception(world.config, people, world.desk)
-            engine = Approvals(world.config, telling, world.database, people)
-            trials = Trials(TrialParts(world.config, world.database, reception, world.driver))
+    command = ["/usr/bin/python3", "/home/agent/agent.py"]
+    async with an_agent_world(guest, here.state, command, runs=runs, **agent) as world:
+        facts, telling = Facts(), ConversationTelling(world.config)
+        people = People(world.config, world.database, facts)
+        reception = Reception(world.config, people, world.desk)
+        engine = Approvals(world.config, telling, world.database, people)
+        trials = Trials(TrialParts(world.config, world.database, reception, world.driver))
+        operator = AgentOperator(world.config, world.database, reception, engine, trials)
+
+        def serve() -> AbstractAsyncContextManager[None]:
             app = admin.make_app(Bot())
-            adminagents.add_routes(app, AgentOperator(world.config, world.database, reception, engine, trials))
-            task = asyncio.create_task(trials.run())
-            try:
-                async with admin.serve(app, socket_path(here.state)):
-                    yield Shell(here, world, facts)
-            finally:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            adminagents.add_routes(app, operator)
+            return admin.serve(app, socket_path(here.state))
+
+        task = asyncio.create_task(trials.run())
+        try:
+            async with serve() if served else nullcontext():
+                yield Shell(here, world, facts, serve)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 @pytest.fixture
-async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
-    async with a_shell(tmp_path) as running:
+async def shell(tmp_path: Path, guest: SshGuest) -> AsyncIterator[Shell]:
+    async with a_shell(tmp_path, guest) as running:
         yield running
 
 
 @pytest.fixture
-async def idle(tmp_path: Path) -> AsyncIterator[Shell]:
+async def idle(tmp_path: Path, guest: SshGuest) -> AsyncIterator[Shell]:
     """Nothing is given to agents."""
-    async with a_shell(tmp_path, runs=False) as running:
+    async with a_shell(tmp_path, guest, runs=False) as running:
         yield running
 
 
@@ -130,17 +155,10 @@ async def test_a_message_is_answered_on_standard_output_and_its_conversation_is_
     assert (code, output, errors) == (0, "hello thereand more\n", "")
     [row] = await shell.world.database.read(lambda tx: tx.all("SELECT * FROM conversations"))
     assert (row["door"], row["place"], row["own_thread"]) == ("shell", "", 1)
-    code, output, _ = await shell.run("agent", "send", "coder", REF, "say again", "--json")
+    code, output, _ = await shell.run("agent", "send", "coder", REF, "say half\nfail out of luck", "--json")
     told = json.loads(output)
-    assert (code, told["state"], told["answer"]) == (0, "done", "again")
+    assert (code, told["state"], told["answer"], told["ok"]) == (1, "failed", "half", False)
     assert len(await shell.world.database.read(lambda tx: tx.all("SELECT * FROM conversations"))) == 2
-
-
-async def test_a_turn_that_fails_ends_with_1_and_says_why(shell: Shell) -> None:
-    code, output, errors = await shell.run("agent", "send", "coder", REF, "say half\nfail out of luck")
-    assert (code, output) == (1, "half\n")
-    assert "out of luck" in errors
-    assert "is failed" in errors
 
 
 async def test_what_an_agent_says_cannot_move_the_cursor_of_a_terminal(shell: Shell) -> None:
@@ -169,10 +187,15 @@ async def test_an_interrupt_stops_the_waiting_and_not_the_turn(shell: Shell) -> 
     await shell.until(lambda state: state == "done")
 
 
-async def test_without_waiting_the_turns_number_is_told(shell: Shell) -> None:
-    code, output, _ = await shell.run("agent", "send", "coder", REF, "say hello", "--no-wait")
-    assert (code, output) == (0, f"Turn {await shell.newest()}: coder gets it.\n")
+async def test_a_message_may_come_from_a_file_and_without_waiting_its_turn_is_told(shell: Shell) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ravebot", "agent", "send", "coder", REF, "-", "--no-wait",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=shell.here.environment,
+    )  # fmt: skip
+    output, _ = await process.communicate(b"say from a file\xff\n")
+    assert (process.returncode, output.decode()) == (0, f"Turn {await shell.newest()}: coder gets it.\n")
     await shell.until(lambda state: state == "done")
+    assert (await shell.client.hear(await shell.newest(), 0)).text == "from a file\ufffd"
 
 
 async def test_a_question_of_the_agent_is_told_and_answered_at_the_shell(shell: Shell) -> None:
@@ -197,40 +220,55 @@ async def test_a_question_of_the_agent_is_told_and_answered_at_the_shell(shell: 
     assert decided.state is ApprovalState.GRANTED
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("send", "nobody", REF, "hello"), "There are: coder."),
-        (("send", "coder", "42", "hello"), "group/app!42"),
-        (("send", "coder", REF, " "), "Write what coder is to do"),
-        (("send", "coder", REF, "x" * 16_001), "too long for a message"),
-        (("show", "nobody"), "There are: coder."),
-        (("pause", "nobody"), "There are: coder."),
-        (("dead", "resend", "99"), "There is no turn 99"),
-        (("dead", "drop", "99"), "There is no turn 99"),
-    ],
-)
-async def test_a_mistake_ends_with_1_and_says_what_to_do(idle: Shell, arguments: tuple[str, ...], says: str) -> None:
-    code, output, errors = await idle.run("agent", *arguments)
+async def test_a_mistake_ends_with_1_and_says_what_to_do(idle: Shell) -> None:
+    code, output, errors = await idle.run("agent", "send", "nobody", REF, "hello")
     assert (code, output) == (1, "")
-    assert says in errors
+    assert errors == "ravebot: No agent of that name can be spoken to. There are: coder.\n"
+    code, output, errors = await idle.run("agent", "send", "coder", REF, " ")
+    assert (code, output) == (1, "")
+    assert "Write what coder is to do" in errors
+    client = idle.client
+    for refused, says in (
+        (client.send("coder", "42", "hello"), "group/app!42"),
+        (client.agent("nobody"), "There are: coder."),
+        (client.pause("nobody", True), "There are: coder."),
+        (client.resend(99), "There is no turn 99"),
+        (client.hear(99, 0), "There is no turn 99"),
+        (client.check_progress(99), "Begin another"),
+    ):
+        with pytest.raises(Refused, match=says):
+            await refused
+    assert "too long" in (await client.send("coder", REF, "x" * 16_001)).message
+    assert "There is no turn 99" in (await client.drop(99)).message
     assert await idle.world.database.read(lambda tx: tx.all("SELECT * FROM agent_turns")) == []
+
+
+async def test_the_waiting_survives_a_restart_of_the_bot(tmp_path: Path, guest: SshGuest) -> None:
+    async with a_shell(tmp_path, guest, served=False) as shell:
+        async with shell.serve():
+            process = await shell.here.start("agent", "send", "coder", REF, "say one\nwait 2\nsay two")
+            await shell.until(lambda state: state == "working")
+            await asyncio.sleep(0.5)
+        await shell.until(lambda state: state == "done")
+        async with shell.serve():
+            output, errors = await process.communicate()
+    assert (process.returncode, output) == (0, b"onetwo\n")
+    assert b"waiting for it" in errors
 
 
 async def test_an_agent_does_at_the_shell_no_more_than_its_owner_may(idle: Shell) -> None:
     idle.facts.levels["alice"] = 10
-    code, _, errors = await idle.run("agent", "send", "coder", REF, "hello")
-    assert (code, "coder may do at most what its owner alice may" in errors) == (1, True)
+    asked = await idle.client.send("coder", REF, "hello")
+    assert (asked.accepted, asked.turn) == (False, None)
+    assert "coder may do at most what its owner alice may" in asked.message
 
 
 async def test_a_paused_agent_is_given_nothing_until_it_is_resumed(shell: Shell) -> None:
     code, output, _ = await shell.run("agent", "pause", "coder")
     assert (code, output.startswith("coder is paused")) == (0, True)
-    code, output, _ = await shell.run("agent", "send", "coder", REF, "say hello", "--no-wait")
-    assert "coder is paused" in output
-    code, output, _ = await shell.run("agent", "list", "--json")
-    [line] = json.loads(output)
-    assert (line["name"], line["open_turns"], bool(line["paused_by"])) == ("coder", 1, True)
+    assert "coder is paused" in (await shell.client.send("coder", REF, "say hello")).message
+    [line] = await shell.client.agents()
+    assert (line.name, line.open_turns, bool(line.paused_by)) == ("coder", 1, True)
     assert await shell.state() == "queued"
     code, output, _ = await shell.run("agent", "resume", "coder")
     assert (code, output) == (0, "coder goes on.\n")
@@ -238,8 +276,9 @@ async def test_a_paused_agent_is_given_nothing_until_it_is_resumed(shell: Shell)
 
 
 async def test_dead_letters_are_listed_sent_again_or_dropped(shell: Shell) -> None:
-    await shell.run("agent", "send", "coder", REF, "fail once")
-    await shell.run("agent", "send", "coder", REF, "fail twice")
+    for text in ("fail once", "fail twice"):
+        await shell.client.send("coder", REF, text)
+        await shell.until(lambda state: state == "failed")
     code, output, _ = await shell.run("agent", "dead", "list")
     header, *rows = output.splitlines()
     assert header.split("\t")[0] == "TURN"
@@ -250,12 +289,12 @@ async def test_dead_letters_are_listed_sent_again_or_dropped(shell: Shell) -> No
     code, output, _ = await shell.run("agent", "dead", "resend", second)
     assert (code, output.startswith("coder gets it")) == (0, True)
     await shell.until(lambda state: state == "failed")
-    code, output, _ = await shell.run("agent", "dead", "list", "--json")
-    assert [(turn["attempt"], turn["text"]) for turn in json.loads(output)] == [(2, "fail twice")]
+    assert [(turn.attempt, turn.text) for turn in await shell.client.dead()] == [(2, "fail twice")]
 
 
 async def test_what_an_agent_is_and_did_is_shown(shell: Shell) -> None:
-    await shell.run("agent", "send", "coder", REF, "say hello")
+    await shell.client.send("coder", REF, "say hello")
+    await shell.until(lambda state: state == "done")
     code, output, _ = await shell.run("agent", "show", "coder")
     assert code == 0
     assert "owner\talice" in output
@@ -285,7 +324,7 @@ async def test_a_trial_tells_each_step_and_leaves_nothing(shell: Shell) -> None:
         )
     ]  # fmt: skip
     assert steps[7][3] == "it said: I am here"
-    assert os.listdir(shell.world.guest.home / ".ravebot/agents") == []
+    assert trials_in(shell.world.guest) == []
     assert await shell.world.database.read(lambda tx: tx.all("SELECT * FROM conversations")) == []
     code, output, _ = await shell.run("agent", "check", "coder", "--json")
     told = json.loads(output)
@@ -293,8 +332,8 @@ async def test_a_trial_tells_each_step_and_leaves_nothing(shell: Shell) -> None:
     assert [step["result"] for step in told["steps"] if step["name"] == "prompt"] == ["skipped"]
 
 
-async def test_a_trial_of_a_program_that_the_image_lacks_says_what_to_install(tmp_path: Path) -> None:
-    async with a_shell(tmp_path, runs=False, acp={"command": ["no-such-agent"]}) as shell:
+async def test_a_trial_of_a_program_that_the_image_lacks_says_what_to_install(tmp_path: Path, guest: SshGuest) -> None:
+    async with a_shell(tmp_path, guest, runs=False, acp={"command": ["no-such-agent"]}) as shell:
         code, output, _ = await shell.run("agent", "check", "coder", REF)
     assert code == 1
     [failed] = [line for line in output.splitlines() if line.startswith("✗")]
@@ -311,7 +350,7 @@ async def test_a_trial_of_a_machine_with_another_host_key_sends_nothing_to_it(id
     assert code == 1
     assert "✗\tSSH connection" in output
     assert "another SSH host key" in output
-    assert not (idle.world.guest.home / ".ravebot").exists()
+    assert trials_in(idle.world.guest) == []
 
 
 async def test_a_trial_without_a_ready_sandbox_says_how_to_get_one(idle: Shell) -> None:
@@ -322,9 +361,8 @@ async def test_a_trial_without_a_ready_sandbox_says_how_to_get_one(idle: Shell) 
 
 
 async def test_an_uncertain_turn_is_a_dead_letter_and_sent_again_only_when_asked(idle: Shell) -> None:
-    code, output, _ = await idle.run("agent", "send", "coder", REF, "say hello", "--no-wait")
-    assert code == 0, output
-    number = await idle.newest()
+    number = (await idle.client.send("coder", REF, "say hello")).turn
+    assert number
 
     def lose(tx: Any) -> None:
         turn = conversations.turn(tx, number)  # type: ignore[arg-type]
@@ -332,8 +370,7 @@ async def test_an_uncertain_turn_is_a_dead_letter_and_sent_again_only_when_asked
         conversations.save_turn(tx, replace(turn, state=TurnState.UNCERTAIN, why="the guest is gone", ended_at=tx.now))
 
     await idle.world.database.write(lose)
-    code, output, _ = await idle.run("agent", "dead", "list")
-    assert "\tuncertain\tthe guest is gone\tsay hello" in output
+    assert [(turn.state, turn.why) for turn in await idle.client.dead()] == [("uncertain", "the guest is gone")]
     code, output, _ = await idle.run("agent", "dead", "resend", str(number))
     assert (code, "may be done twice" in output) == (0, True)
 
@@ -351,8 +388,7 @@ async def test_what_needs_an_admin_is_decided_at_the_shell_too(idle: Shell) -> N
     assert (code, "say --yes or --no" in errors) == (2, True)
     code, output, errors = await idle.run("approvals", "decide", str(number), "--no")
     assert (code, output) == (0, f"Approval {number} is denied.\n"), errors
-    code, output, _ = await idle.run("approvals", "list")
-    assert output.splitlines()[1:] == []
+    assert await idle.client.approvals(False) == ()
     code, output, _ = await idle.run("approvals", "list", "--all")
     assert "\tdenied\t" in output
 

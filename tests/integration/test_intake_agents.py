@@ -395,7 +395,7 @@ async def test_the_room_s_own_agent_gets_what_is_asked_without_a_name_and_nothin
 async def test_in_a_room_of_no_project_an_agent_s_name_is_somebody_else_s(talk: Talk) -> None:
     await talk.has_sandbox()
     await talk.say(ALICE, "@coder !1 fix it", room="!other:example.org")
-    assert await talk.told() == []
+    assert await talk.stored() == []
     assert await talk.messages() == []
 
 
@@ -682,3 +682,25 @@ async def test_a_diff_of_a_sandbox_without_a_machine_is_told_so(talk: Talk) -> N
     assert (await talk.last()).startswith("Refused: gina is Guest")
     await talk.say(ALICE, "!rave diff 1")
     assert await talk.last() == "group/app!1 has no machine to compare: its sandbox must be ready."
+
+
+async def test_many_threads_at_once_each_keep_their_order(talk: Talk) -> None:
+    """Also while GitLab fails now and then: what waits for it holds up its own thread only."""
+    await talk.has_sandbox()
+    threads = [f"$thread{number}" for number in range(20)]
+    heard = [
+        IncomingMessage(f"{thread}" if not place else f"{thread}.{place}", DEV, ALICE, f"@coder !1 {place}",
+                        thread if place else None, False, 0)
+        for place in range(10)
+        for thread in threads
+    ]  # fmt: skip
+    talk.desk.server.fail(503, count=3)
+    await talk.journal.save(tuple(heard), "s1")
+    with suppress(TimeoutError):
+        await talk.work(1)
+    assert any("Your message is kept" in content["body"] for content in await talk.told())
+    talk.desk.world.pass_by(minutes=2)
+    await talk.work(20)
+    given = await talk.messages()
+    for thread in threads:
+        assert [text for _, there, text in given if there == thread] == [str(place) for place in range(10)]

@@ -94,7 +94,7 @@ async def test_what_a_developer_says_reaches_the_agent_in_the_comments_discussio
     assert not conversation.own_thread, "other replies in the thread are between people"
     assert conversation.mr == ref_of(desk, mr)
     [reply] = await replies(desk)
-    assert reply["text"] == "The sandbox of group/app!1 is being started: coder gets your message when it is ready."
+    assert reply["text"] == "The sandbox of group/app!1 is being started: coder gets the message when it is ready."
     assert reply["discussion"] == note.discussion_id
 
 

@@ -20,7 +20,7 @@ from ravebot.errors import Forbidden, StoreError, Unavailable
 from ravebot.matrix.answers import LoginLost
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.hearing import Hearing
-from ravebot.matrix.incoming import Heard, IncomingMessage
+from ravebot.matrix.incoming import MOST_TEXT, Heard, IncomingMessage
 from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
@@ -331,6 +331,7 @@ async def test_a_long_gap_full_of_long_messages_takes_little_memory(tmp_path: Pa
         await listen(url, tmp_path, Pauses(1), journal)
         tracemalloc.stop()
     assert len(journal.texts) == 800
+    assert (len(journal.texts[0]), len(journal.texts[-1])) == (601, MOST_TEXT), "the newest are kept whole"
     assert max(held) < 16_000_000, "they are 48 MB"
 
 

@@ -21,9 +21,9 @@ from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections, Destination, SshClient
-from ravebot.agents.transports.acp.driver import AcpDriver, Authorize
+from ravebot.agents.transports.acp.driver import IDLE_SECONDS, AcpDriver, Authorize
 from ravebot.clock import SystemClock
-from ravebot.config.model import AgentConfig, Config
+from ravebot.config.model import AgentConfig, Budgets, Config, PersonBudget
 from ravebot.sandboxes.model import Actor, Machine, MachineState, MergeRequest, SandboxState
 from ravebot.store import approvals, conversations, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
@@ -40,7 +40,10 @@ def agents_config(state_dir: Path, command: Sequence[str], **agent: Any) -> Conf
         "name": "coder", "owner": "alice", "projects": ["group/*"], "approve": ["edit"], "acp": {"command": command},
     }  # fmt: skip
     return make_config(state_dir, sandbox={"user": "agent"}).model_copy(
-        update={"agents": (AgentConfig.model_validate({**known, **agent}),)}
+        update={
+            "agents": (AgentConfig.model_validate({**known, **agent}),),
+            "budgets": Budgets(person=PersonBudget(messages_per_day=1_000_000)),
+        }
     )
 
 
@@ -166,6 +169,7 @@ async def an_agent_world(
     *,
     runs: bool = True,
     authorize: Authorize = _nobody,
+    idle_seconds: float = IDLE_SECONDS,
     **agent: Any,
 ) -> AsyncIterator[AgentWorld]:
     """A merge request with a ready sandbox in the guest, and an agent there; `folder` is for the state, `runs`: the
@@ -178,7 +182,7 @@ async def an_agent_world(
     async with Database(folder / "ravebot.db", SystemClock()) as database:
         if not await database.read(lambda tx: sandboxes.latest(tx, mr.ref)):
             await database.write(lambda tx: ready_sandbox(tx, mr, guest))
-        driver = make_driver(config, database, guest.port, authorize)
+        driver = replace(make_driver(config, database, guest.port, authorize), idle_seconds=idle_seconds)
         world = AgentWorld(config, database, Desk(config, ConversationTelling(config)), guest, driver, mr)
         task = asyncio.create_task(AgentRunner(database, driver).run()) if runs else None
         try:

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 """A little agent that speaks ACP and does what the prompt says. Needs only Python's standard library; runs in guests.
 
-Each line of a prompt is one step: `say TEXT`, `words N` (N words, a message each), `wait SECONDS`, `do TITLE` (a tool
-call), `ask KIND TITLE` (a permission; says the answer), `always KIND TITLE` (offers no "once"), `big N` (a permission
-with N characters), `method NAME` (a request to the client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends
-the turn, also when it is cancelled), `flood`, `endless`, `binary`, `junk N`, `raw JSON`.
+Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, and when it says so), `words N` (N
+words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
+`always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `method NAME` (a request to the
+client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `flood`,
+`endless`, `binary`, `junk N`, `raw JSON`.
 Its arguments: `version=N`, `login`, `load`, `noload`, `mute`.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 MEMORY = os.path.expanduser("~/.scripted-agent-session")
 cancelled = False
+got_at = 0
 numbers = iter(range(1, 10**9))
 
 
@@ -104,6 +106,8 @@ def step(session: str, line: str) -> dict[str, Any] | None:
     once = ("allow_once", "allow_always", "reject_once")
     if word == "say":
         say(session, rest)
+    elif word == "clock":
+        say(session, f"{got_at} {time.time_ns()}")
     elif word == "words":
         for number in range(int(rest)):
             say(session, f"{number} ")
@@ -147,8 +151,8 @@ def step(session: str, line: str) -> dict[str, Any] | None:
 
 
 def turn(message: dict[str, Any]) -> None:
-    global cancelled
-    cancelled = False
+    global cancelled, got_at
+    cancelled, got_at = False, time.time_ns()
     session = message["params"]["sessionId"]
     text = "".join(block["text"] for block in message["params"]["prompt"])
     with open(MEMORY, "a") as file:

@@ -53,7 +53,7 @@ def test_the_known_hosts_of_a_machine_are_exactly_its_stored_keys(tmp_path: Path
     file = tmp_path / "control/rave-main-1"
     assert file.read_text() == f"rave-main-1 {KEY}\n"
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    connections.forget(frozenset())
+    connections.clear()
     assert not file.exists()
 
 

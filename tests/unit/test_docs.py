@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.core import TyperGroup
@@ -12,8 +13,9 @@ from typer.main import get_command
 from ravebot.cli import app
 from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
-from ravebot.config.model import PoolConfig, SandboxConfig
+from ravebot.config.model import PoolConfig, SandboxConfig, ToolKind
 from ravebot.images import tools
+from ravebot.matrix.agents import RECEIPTS
 from ravebot.operations.init.inquiry import Asked
 from ravebot.operations.init.questions import QUESTIONS
 from ravebot.operations.readiness import Readiness
@@ -299,6 +301,22 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_readme_links_to_every_page() -> None:
     linked = {(ROOT / target).resolve() for target in links(README)}
     assert {*DOCS.glob("*.md"), EXAMPLE} - linked == set()
+
+
+def test_the_receipts_on_a_message_to_an_agent_are_those_that_are_given() -> None:
+    shown = {bare(line[0]) for line in rows("agents.md", "receipt")}
+    assert shown == {bare(key) for key in RECEIPTS.values()}
+
+
+def bare(emoji: str) -> str:
+    """Without the sign that asks for colour."""
+    return emoji.replace("\ufe0f", "")
+
+
+def test_the_kinds_of_tools_that_a_person_may_have_to_allow_are_the_configuration_s() -> None:
+    page = (DOCS / "agents.md").read_text()
+    sentence = page[page.index("The kinds are those of") :].partition(".")[0]
+    assert set(re.findall(r"`([a-z_]+)`", sentence)) == set(get_args(ToolKind))
 
 
 def test_every_question_about_the_code_is_answered_with_at_most_two_files() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,10 +23,42 @@ _dead = typer.Typer(name="dead", help="Dead letters: messages that no agent answ
 app.add_typer(_dead)
 approvals = typer.Typer(name="approvals", help="Questions that wait for a person's yes or no.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name, as in agents[].name.")]
-Turn = Annotated[int, typer.Argument(metavar="TURN", min=1, help="The turn's number, as the list shows it.")]
+LONGEST_TEXT = 16_000
+"""As `agents.model.LONGEST_MESSAGE`, which would load the domain."""
+_LARGEST = 2**63 - 1
+
+
+def _word(longest: int, example: str) -> Callable[[str], str]:
+    """Check only the form: the bot knows what exists."""
+
+    def check(text: str) -> str:
+        if len(text) > longest or not text.isprintable():
+            raise typer.BadParameter(f"write one like {example}")
+        return text
+
+    return check
+
+
+def _text(text: str) -> str:
+    if len(text) > LONGEST_TEXT:
+        raise typer.BadParameter(f"an agent takes {LONGEST_TEXT:,} characters: shorten it, or put it into a file there")
+    return text.encode("utf-8", "replace").decode()
+
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", callback=_word(50, "coder"), help="The agent's name, as in agents[].name."),
+]
+Turn = Annotated[
+    int, typer.Argument(metavar="TURN", min=1, max=_LARGEST, help="The turn's number, as the list shows it.")
+]
 Ref = Annotated[
-    str, typer.Argument(metavar="REF", help="Which merge request, like group/app!42 (in quotes: ! is the shell's).")
+    str,
+    typer.Argument(
+        metavar="REF",
+        callback=_word(500, "group/app!42"),
+        help="Which merge request, like group/app!42 (in quotes: ! is the shell's).",
+    ),
 ]
 
 
@@ -58,10 +91,20 @@ def check(
     name: Name,
     ref: Annotated[
         str,
-        typer.Argument(metavar="[REF]", help="In which merge request's sandbox; by default in one that is ready."),
+        typer.Argument(
+            metavar="[REF]",
+            callback=_word(500, "group/app!42"),
+            help="In which merge request's sandbox; by default in one that is ready.",
+        ),
     ] = "",
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="Also have the agent answer this; a model may cost money.")
+        str,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            callback=_text,
+            help="Also have the agent answer this; a model may cost money.",
+        ),
     ] = "",
     config: ConfigPath = DEFAULT_CONFIG,
     as_json: Json = False,
@@ -80,7 +123,9 @@ def check(
 def send(
     name: Name,
     ref: Ref,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads it from standard input.")],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", callback=_text, help="What to say; `-` reads it from standard input.")
+    ],
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for the answer, and print it as it comes.")
     ] = True,
@@ -90,7 +135,7 @@ def send(
     """Say something to an agent, in a conversation of its own. Ctrl-C stops the waiting, not the agent."""
     from ravebot.operations.agents import following
 
-    said = sys.stdin.read() if text == "-" else text
+    said = _text(sys.stdin.buffer.read(4 * LONGEST_TEXT + 1).decode("utf-8", "replace")) if text == "-" else text
     client = _client(config)
     asked = asyncio.run(client.send(name, ref, said))
     if not asked.accepted or asked.turn is None:
@@ -171,7 +216,9 @@ def list_approvals(
 
 @approvals.command(epilog="For example: `ravebot approvals decide 12 --yes`")
 def decide(
-    approval: Annotated[int, typer.Argument(metavar="APPROVAL", min=1, help="Its number, as the list shows it.")],
+    approval: Annotated[
+        int, typer.Argument(metavar="APPROVAL", min=1, max=_LARGEST, help="Its number, as the list shows it.")
+    ],
     yes: Annotated[bool | None, typer.Option("--yes/--no", help="The answer.", show_default=False)] = None,
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:

@@ -68,6 +68,9 @@ def _commands(commands: TyperGroup, name: str) -> Iterator[str]:
             if number:
                 yield ".PP"
             yield _escaped(" ".join(paragraph.split()))
+        if command.epilog:
+            yield ".PP"
+            yield _escaped(" ".join(command.epilog.split()))
         for one in (*arguments, *options):
             yield from _parameter(one)
 

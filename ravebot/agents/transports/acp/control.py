@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -117,12 +118,11 @@ class ControlConnections:
             pass
         write_file(path, text)
 
-    def forget(self, live: frozenset[str]) -> None:
-        """Remove the files of machines that are gone; may block."""
+    def clear(self) -> None:
+        """Remove what an earlier run left; may block. No client may run."""
         folder = self.state_dir / _FOLDER
-        for path in folder.glob("*") if folder.is_dir() else ():
-            if path.name not in live:
-                path.unlink(missing_ok=True)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            path.unlink(missing_ok=True)
 
     def argv(self, destination: Destination, log: str, command: str) -> list[str]:
         """The client's command line. It runs in the state folder: a path with odd characters is then no argument."""
@@ -134,8 +134,7 @@ class ControlConnections:
     async def start(self, destination: Destination, command: str) -> SshClient:
         """Start a client that runs `command` in the guest. Raises NoSshClient."""
         await asyncio.to_thread(self.prepare, destination)
-        descriptor, log = await asyncio.to_thread(tempfile.mkstemp, prefix="ravebot-ssh-")
-        os.close(descriptor)
+        log = f"{_FOLDER}/{destination.name}-{secrets.token_hex(6)}.log"
         try:
             process = await asyncio.create_subprocess_exec(
                 *self.argv(destination, log, command),
@@ -147,9 +146,8 @@ class ControlConnections:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            await asyncio.to_thread(os.unlink, log)
             raise NoSshClient("this host has no SSH client: install Debian's package openssh-client") from error
-        return SshClient(process, Path(log), destination)
+        return SshClient(process, self.state_dir / log, destination)
 
 
 @dataclass
@@ -173,8 +171,11 @@ class SshClient:
 
     def failure(self) -> RavebotError:
         """Why it ended, from the client's own log, in which the guest has no say before it is let in."""
-        with self.log.open("rb") as file:
-            text = file.read(8000).decode(errors="replace")
+        try:
+            with self.log.open("rb") as file:
+                text = file.read(8000).decode(errors="replace")
+        except FileNotFoundError:  # it had nothing to say
+            text = ""
         return read_failure(text, self.destination.name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -88,19 +89,29 @@ class ConversationDriver:
 
     async def run(self) -> None:
         try:
-            while situation := await self._look():
-                self.nudge.take()
+            while True:
+                self.nudge.take()  # before the look: what changes after it is news
+                situation = await self._look()
+                if situation is None:
+                    return
                 try:
                     if not await self._step(situation):
                         return
                 except (StoreError, asyncio.CancelledError):
                     raise
                 except RavebotError as error:
+                    await self._end_useless(error)
                     await self._detach()
                     if not await self._failed(error):
                         return
         finally:
             await self._detach()
+
+    async def _end_useless(self, error: RavebotError) -> None:
+        """An agent that can't be used must not stay in the guest."""
+        if self._session is not None and isinstance(error, AgentUnusable | AgentBreaksLimits):
+            with suppress(RavebotError):
+                await self._session.kill(_KILL_SECONDS)
 
     async def _look(self) -> Situation | None:
         return await self.parts.database.read(lambda tx: look(tx, self.parts.config, self.conversation_id))

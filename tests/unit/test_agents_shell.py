@@ -1,0 +1,57 @@
+"""An answer is printed piece by piece, whatever of it is kept; the shell knows the limits of a message."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
+from ravebot.operations.agents.cli import LONGEST_TEXT
+from ravebot.operations.agents.operator import piece
+
+HALF = LONGEST_ANSWER // 2
+
+
+def kept(whole: str) -> tuple[str, int]:
+    """What is kept of an answer, as `TurnProgress.words` does it."""
+    cut = max(0, len(whole) - LONGEST_ANSWER)
+    return (whole[:HALF] + whole[HALF + cut :], cut) if cut else (whole, 0)
+
+
+def heard(lengths: list[int]) -> tuple[str, int, str]:
+    """What somebody hears who asks after each step in which an answer grew, what they are told is missing, and all."""
+    whole, text, missing, offset = "", "", 0, 0
+    for length in lengths:
+        whole += "".join(chr(33 + (len(whole) + at) % 90) for at in range(length))
+        answer, cut = kept(whole)
+        while True:
+            more, left_out, offset = piece(answer, cut, offset)
+            text, missing = text + more, missing + left_out
+            if not more and not left_out:
+                break
+    return text, missing, whole
+
+
+@given(st.lists(st.integers(0, 50), max_size=20))
+def test_of_a_short_answer_everything_is_heard_once(lengths: list[int]) -> None:
+    text, missing, whole = heard(lengths)
+    assert (text, missing) == (whole, 0)
+
+
+@given(st.lists(st.integers(0, LONGEST_ANSWER), min_size=1, max_size=4))
+def test_of_a_long_answer_all_is_heard_or_counted_and_the_end_is_never_missing(lengths: list[int]) -> None:
+    text, missing, whole = heard(lengths)
+    assert len(text) + missing == len(whole)
+    assert text[:HALF] == whole[:HALF]
+    end = whole[-min(HALF, lengths[-1]) :] if lengths[-1] else ""
+    assert text.endswith(end)
+
+
+def test_the_shell_takes_as_long_a_message_as_an_agent() -> None:
+    assert LONGEST_TEXT == LONGEST_MESSAGE
+
+
+def test_an_offset_beyond_the_end_hears_nothing() -> None:
+    assert piece("abc", 0, 99) == ("", 0, 99)
+    assert piece("abc", 0, 3) == ("", 0, 3)
+    assert piece("x" * LONGEST_ANSWER, 10, LONGEST_ANSWER + 10) == ("", 0, LONGEST_ANSWER + 10)
