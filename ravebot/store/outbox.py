@@ -109,11 +109,13 @@ def in_flight(tx: Transaction, merge_key: str) -> bool:
 
 
 def hasten(tx: Transaction, lane: Lane) -> None:
-    """Send what was queued with a delay in that lane as soon as its turn comes: something waits behind it."""
+    """Send what was queued in that lane as soon as its turn comes, as something waits behind it: without a delay, and
+    what an agent said so far no later than what comes after it."""
     tx.execute(
-        "UPDATE outbox SET next_attempt_at = ? WHERE target = ? AND lane = ? AND delivered_at IS NULL"
-        " AND attempted_at IS NULL AND next_attempt_at > ?",
-        (tx.now_us, lane.target.name, lane.text, tx.now_us),
+        "UPDATE outbox SET next_attempt_at = MIN(next_attempt_at, ?),"
+        " merge_key = CASE WHEN kind = 'answer' THEN NULL ELSE merge_key END"
+        " WHERE target = ? AND lane = ? AND delivered_at IS NULL AND attempted_at IS NULL",
+        (tx.now_us, lane.target.name, lane.text),
     )
     tx.wake(lane.target.signal)
 

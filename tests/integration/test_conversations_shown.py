@@ -239,7 +239,7 @@ async def test_edits_but_the_last_are_notices_of_which_no_client_tells(talk: Tal
 
 async def test_an_answer_of_many_words_is_edited_ever_more_seldom_and_at_most_so_often(talk: Talk) -> None:
     conversation, turn = await talk.asked()
-    for number in range(300):
+    for number in range(120):
         await talk.says(turn, f"{number} ")
         await talk.later(1)
     (answer,) = await talk.thread(conversation)
@@ -249,7 +249,7 @@ async def test_an_answer_of_many_words_is_edited_ever_more_seldom_and_at_most_so
     await talk.deliver()
     (answer,) = await talk.thread(conversation)
     assert answer.edits == MOST_EDITS + 1
-    assert answer.body.endswith(" 298 299")
+    assert answer.body.endswith(" 118 119")
 
 
 async def test_the_receipt_on_the_message_follows_the_turn(talk: Talk) -> None:
@@ -459,7 +459,7 @@ async def story(talk: Talk, turn: Turn, step: int) -> None:
             await talk.ends(turn, TurnState.FAILED, "its program ended")
 
 
-@pytest.mark.parametrize(("when", "meanwhile", "every"), [("before", STEPS, 3), ("after", 1, 1), ("after", STEPS, 2)])
+@pytest.mark.parametrize(("when", "meanwhile", "every"), [("before", STEPS, 4), ("after", 1, 2), ("after", STEPS, 2)])
 async def test_kills_at_any_request_leave_one_answer_one_question_and_the_receipt_of_the_table(
     talk: Talk, when: str, meanwhile: int, every: int
 ) -> None:

@@ -143,15 +143,25 @@ async def test_what_waits_for_more_to_come_is_sent_at_once_when_something_waits_
     await world.write(add)
     assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ()
     await world.write(lambda tx: outbox.hasten(tx, lane))
-    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a 1",)
+    await tell(world, RoomLane("a", 2, receipts=True), Kind.RECEIPT)
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a 1", "a 2 receipts")
     head = await world.read(lambda tx: outbox.head(tx, MATRIX, "a 1"))
     assert head
-    assert not await world.read(lambda tx: outbox.in_flight(tx, "answer:1"))
     await world.write(lambda tx: outbox.attempt(tx, head.id))
-    assert await world.read(lambda tx: outbox.in_flight(tx, "answer:1"))
     await world.write(lambda tx: outbox.postpone(tx, head.id, timedelta(seconds=60)))
     await world.write(lambda tx: outbox.hasten(tx, lane))
-    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ()
+    assert await world.read(lambda tx: outbox.due_lanes(tx, MATRIX)) == ("a 2 receipts",)
+
+
+async def test_it_is_known_what_may_be_on_its_way(world: World) -> None:
+    await tell(world, "a", Kind.CARD, "card")
+    assert not await world.read(lambda tx: outbox.in_flight(tx, "card"))
+    head = await world.read(lambda tx: outbox.head(tx, MATRIX, "a"))
+    assert head
+    await world.write(lambda tx: outbox.attempt(tx, head.id))
+    assert await world.read(lambda tx: outbox.in_flight(tx, "card"))
+    await world.write(lambda tx: outbox.delivered(tx, head.id, "$1"))
+    assert not await world.read(lambda tx: outbox.in_flight(tx, "card"))
 
 
 async def test_a_change_is_merged_into_the_one_that_waits_unsent(world: World) -> None:
