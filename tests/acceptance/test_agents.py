@@ -32,7 +32,7 @@ CODER: dict[str, Any] = {
 
 def plain(text: str) -> str:
     """Without what keeps clients from making links of others' words."""
-    return text.replace("\u2060", "")
+    return text.replace("\u2060", "").replace("[.]", ".")
 
 
 async def asks(stage: Stage, text: str, thread: str | None = None) -> str:
