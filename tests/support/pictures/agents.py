@@ -78,7 +78,7 @@ class AgentStory(Story):
             found[:] = [
                 one
                 for one in messages
-                if one.sender == stage.matrix_bot.user_id and text in one.body.replace("\u2060", "")
+                if one.sender == stage.matrix_bot.user_id and text in one.body.replace("[.]", ".")
             ]
             return bool(found)
 
