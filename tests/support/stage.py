@@ -119,8 +119,8 @@ def _reserved_number() -> tuple[int, int]:
 
 
 class Stage:
-    """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section; `files` are those
-    of the project."""
+    """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section. `files`: what
+    the project's main branch has."""
 
     def __init__(
         self,
