@@ -73,8 +73,11 @@ class Chapter:
         stage, watch, screen, mr = self.stage, self.watch, self.screen, self.mr
         before = mr.sha
         await stage.matrix_alice.send(stage.room, f"!rave diff !{mr.iid}")
-        question = await watch.until("the diff, with a question", lambda: self._question(f"+<h1>{_NEW}"))
-        screen.message("Matrix: what differs in the sandbox from its commit", watch.messages[question].rows, "magenta")
+        await watch.until("the diff", lambda: watch.find(lambda said: f"+<h1>{_NEW}" in said.body))
+        question = await watch.until(
+            "a question whether it is committed", lambda: self._question("Commit what coder changed")
+        )
+        screen.message("Matrix: what is asked before anything is committed", watch.messages[question].rows, "magenta")
         await stage.matrix_alice.react(stage.room, question, "✅")
         await watch.until("a commit on the merge request's branch", lambda: mr.sha != before)
         commit = mr.source_project.facts[mr.sha]

@@ -225,10 +225,10 @@ class RunningTurn:
     def _apart(self, tx: Transaction, text: str) -> str:
         """A paragraph of its own for what the agent says after it did something."""
         turn = conversations.turn(tx, self.turn.id)
-        if turn is None or not turn.status or not turn.answer or turn.answer.endswith("\n"):
+        if turn is None or not turn.status:
             return text
         conversations.save_turn(tx, replace(turn, status=""))
-        return f"\n\n{text.lstrip()}"
+        return f"\n\n{text.lstrip()}" if turn.answer and not turn.answer.endswith("\n") else text
 
     def _end(self, answered: AgentAnswered) -> tuple[TurnState, str]:
         if answered.error_code is not None:
