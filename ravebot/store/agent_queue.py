@@ -15,6 +15,7 @@ from ravebot.agents.model import (
     Turn,
 )
 from ravebot.store import approvals, conversations
+from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
 from ravebot.store.rows import load
 
@@ -37,10 +38,11 @@ class Waiters:
 def waiters(tx: Transaction) -> tuple[Waiters, ...]:
     """Of every conversation in which turns wait; reads no row of theirs."""
     rows = tx.all(
-        "SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,"
-        " MIN(created_at) AS since FROM agent_turns WHERE process_id IS NULL"
-        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
-        " GROUP BY conversation_id ORDER BY MIN(id)"
+        f"""
+        SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,
+               MIN(created_at) AS since
+          FROM agent_turns WHERE process_id IS NULL AND {OPEN} GROUP BY conversation_id ORDER BY MIN(id)
+        """  # noqa: S608 - a constant
     )
     return tuple(load(Waiters, row) for row in rows)
 
@@ -48,8 +50,7 @@ def waiters(tx: Transaction) -> tuple[Waiters, ...]:
 def count_open(tx: Transaction, conversation_id: ConversationId) -> int:
     """How many turns of a conversation are not over."""
     row = tx.one(
-        "SELECT COUNT(*) AS n FROM agent_turns WHERE conversation_id = ?"
-        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')",
+        f"SELECT COUNT(*) AS n FROM agent_turns WHERE conversation_id = ? AND {OPEN}",  # noqa: S608 - a constant
         (conversation_id,),
     )
     assert row

@@ -361,6 +361,17 @@ async def test_a_sandbox_that_ended_leaves_the_turn_uncertain(guest: SshGuest, t
         assert (await world.over(turn.id)).state is TurnState.UNCERTAIN
 
 
+async def test_an_agent_that_is_not_configured_any_more_leaves_its_turn_uncertain(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+    async with an_agent_world(guest, tmp_path, [AGENT], name="writer") as world:
+        ended = await world.over(turn.id)
+        assert ended.state is TurnState.UNCERTAIN
+        assert "how far coder got: no agent called coder with `acp` is configured any more" in ended.why
+
+
 async def test_a_guest_that_loses_power_or_its_files_leaves_the_turn_uncertain(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     for fresh in (False, True):

@@ -133,6 +133,9 @@ class ConversationDriver:
         if turn.process_id is not None and (process is None or process.id != turn.process_id):
             await self._write(self._settling.end_turn, turn, TurnState.UNCERTAIN, "Its process has ended.")
             return True
+        if now.given and process is not None and now.agent is None:
+            await self._write(self._settling.end_process, process, _not_configured(now))
+            return True
         if why := _unusable(now):
             await self._write(self._settling.give_up, turn, process, why)
             return True
@@ -348,12 +351,16 @@ def _save_offset(tx: Transaction, process: Process, offset: int) -> None:
         conversations.save_process(tx, replace(stored, offset=offset))
 
 
+def _not_configured(now: Situation) -> str:
+    return f"no agent called {now.conversation.agent} with `acp` is configured any more"
+
+
 def _unusable(now: Situation) -> str:
     """Why a turn can't be given at all; empty: it can. What runs already goes on."""
     if now.given:
         return ""
     if now.agent is None:
-        return f"No agent called {now.conversation.agent} with `acp` is configured any more."
+        return f"The configuration changed: {_not_configured(now)}."
     if now.mr is not None and now.mr.from_fork and not now.agent.forks:
         return f"{now.agent.name} is off in forks: agents[].forks allows it."
     return ""

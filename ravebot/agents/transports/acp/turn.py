@@ -6,13 +6,13 @@ Each batch and the offset behind it are committed in one transaction, so that a 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ravebot.agents.model import Approval, ApprovalState, Process, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.questions import hash_of
 from ravebot.agents.transports.acp import protocol
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits
 from ravebot.agents.transports.acp.protocol import (
@@ -125,7 +125,7 @@ class RunningTurn:
     async def _answer(self, approval: Approval) -> None:
         """Give the agent a person's answer, then record that it has it."""
         asked = protocol.asked(approval.payload)
-        unchanged = hashlib.sha256(approval.payload.encode("utf-8", "replace")).hexdigest() == approval.payload_hash
+        unchanged = hash_of(approval.payload) == approval.payload_hash
         allow = approval.state is ApprovalState.GRANTED and unchanged
         if asked is not None:
             chosen, option = protocol.choose(asked.options, allow=allow)
@@ -241,10 +241,10 @@ class RunningTurn:
     def _apart(self, tx: Transaction, text: str) -> str:
         """A paragraph of its own for what the agent says after it did something."""
         turn = conversations.turn(tx, self.turn.id)
-        if turn is None or not turn.status or not turn.answer or turn.answer.endswith("\n"):
+        if turn is None or not turn.status:
             return text
         conversations.save_turn(tx, replace(turn, status=""))
-        return f"\n\n{text.lstrip()}"
+        return f"\n\n{text.lstrip()}" if turn.answer and not turn.answer.endswith("\n") else text
 
     def _end(self, answered: AgentAnswered) -> tuple[TurnState, str]:
         if answered.error_code is not None:
