@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from ravebot.agents.model import DEAD_LETTERS, OVER, RUNNING, TurnState
+from ravebot.agents.model import DEAD_LETTERS, OVER, TurnState
 from ravebot.store.conversations import OPEN
 
 
 def test_a_turn_is_open_in_the_store_exactly_in_the_states_that_are_no_end() -> None:
     assert set(re.findall(r"'(\w+)'", OPEN)) == {state.value for state in OVER}
-    assert OVER | RUNNING | {TurnState.ACCEPTED, TurnState.QUEUED} == set(TurnState)
 
 
 def test_the_index_of_unfinished_turns_has_the_condition_of_the_statements() -> None:
