@@ -170,9 +170,7 @@ class Readiness:
             return Check(State.FAILED, f"no agent can be reached, as OpenSSH's client is not installed: {fix}")
         heads = await self.database.read(agent_work.heads)
         stuck = Counter(one.agent for one in heads if one.tries >= _MANY_TRIES)
-        troubles = [
-            f"{agent} can't be reached: {count} conversations wait" for agent, count in sorted(stuck.items())
-        ]
+        troubles = [f"{agent} can't be reached: {count} conversations wait" for agent, count in sorted(stuck.items())]
         return Check(State.DEGRADED, f"{_named(troubles)}; the log says why") if troubles else Check(State.OK)
 
     async def _state(self) -> Check:
