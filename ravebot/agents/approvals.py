@@ -65,7 +65,10 @@ class Approvals(Asking):
         actor = Actor("gitlab", who.username) if isinstance(who, Person) else who
         found = await self.database.read(lambda tx: self._found(tx, approval_id, place))
         if found is None:
-            return lambda _: Answered(None, f"There is no approval {approval_id}." if spoken else "")
+            return lambda _: Answered(
+                None,
+                f"There is no approval {approval_id}: the number stands in the question's message." if spoken else "",
+            )
         approval, mr, here, patterns = found
         if not is_person(actor):
             return lambda _: Answered(Ruling.NO_PERSON)

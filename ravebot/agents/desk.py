@@ -129,8 +129,10 @@ class Desk(Pausing):
             return _no(f"There is no turn {turn_id}.")
         newest = conversations.turns_of(tx, turn.message_id)[-1]
         if not newest.state.is_over:
-            again = "was sent again already, and " if newest.attempt > turn.attempt else ""
-            return _no(f"It {again}is {newest.state.value}: cancel it first, if it is to begin anew.")
+            again = "It was sent again already. " if newest.attempt > turn.attempt else ""
+            if newest.process_id is None:
+                return _no(f"{again}{conversation.agent} was not given it yet, and gets it when its turn comes.")
+            return _no(f"{again}{conversation.agent} is at it: cancel it first, if it is to begin anew.")
         if newest.state is TurnState.DONE:
             return _no(f"{conversation.agent} has answered it. To have it done again, write it again.")
         message = conversations.message(tx, turn.message_id)

@@ -22,6 +22,8 @@ def ended(turn: Turn) -> str:
     why = " ".join(turn.why.split())
     if turn.state is not TurnState.CANCELLED:
         return f"{why[:1].upper()}{why[1:]}" or f"{_ENDS[turn.state]}."
+    if why.startswith(_ENDS[turn.state]):
+        return why
     by = f" by {turn.cancelled_by[:100]}" if turn.cancelled_by else ""
     return f"{_ENDS[turn.state]}{by}{f': {why}' if why else '.'}"
 

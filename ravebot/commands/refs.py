@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HELP = "REF is a merge request: group/app!42, or just 42 where the room has one project."
-FROM_A_CARD = "In a card's thread, or in a reply to a card, REF may be left out."
+FROM_A_CARD = "In the thread of a card or an agent, or in a reply to them, REF may be left out."
 _REF = re.compile(r"(?:(?P<project>[\w.-]+(?:/[\w.-]+)+)?!)?(?P<iid>[1-9]\d{0,8})", re.ASCII)
 _LONGEST, _LONGEST_IN_A_ROOM = 500, 300
 

@@ -203,6 +203,8 @@ def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
     if not agent.owner:
         message = "give the GitLab user whose agent it is: it may never do more than they"
         yield Remark((*where, "owner"), message, (where,))
+    elif agent.owner.startswith("@"):
+        yield Remark((*where, "owner"), "write the GitLab user's name without the @")
     if not agent.projects:
         yield Remark((*where, "projects"), "list the projects on whose merge requests it may work", (where,))
 
@@ -224,6 +226,9 @@ def _default_agents(config: Config) -> Iterator[Remark]:
 
 def _useless_agents(config: Config) -> Iterator[Remark]:
     for place, agent in enumerate(config.agents):
+        if not agent.can_be_spoken_to and not agent.ssh_keys:
+            message = f"{agent.name} has neither `acp`, so that people can speak to it, nor `ssh_keys`: it does nothing"
+            yield Remark(("agents", place), message)
         for index, project in enumerate(agent.projects):
             if not patterns_overlap((project,), config.gitlab.projects):
                 yield Remark(("agents", place, "projects", index), f"{project} is not among gitlab.projects")

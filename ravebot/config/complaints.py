@@ -74,13 +74,15 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
     if kind.startswith("url_"):
         return Complaint(path, "write an address that begins with https:// or http://, like https://example.org")
     if kind == "string_type":
-        return Complaint(path, "write text here; put quotes around it if it begins with @, ! or #")
+        return Complaint(path, "write text here; put quotes around a number, yes or no, and what begins with @, ! or #")
     if kind == "path_type":
         return Complaint(path, "write an absolute path")
     if kind in ("model_type", "dict_type"):
         return Complaint(path, "write keys with values here")
     if kind == "tuple_type":
-        return Complaint(path, "write a list here, like [one, two]")
+        return Complaint(
+            path, "write a list here, like [one, two]; or each entry on a line of its own, with a - before it"
+        )
     if kind == "too_short":
         return Complaint(path, "give at least one")
     return Complaint(path, detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be"))

@@ -139,6 +139,15 @@ def card_of(tx: Transaction, message: IncomingMessage) -> Ref | None:
     return None
 
 
+def meant_by_place(tx: Transaction, message: IncomingMessage) -> Ref | None:
+    """What a message is about that names no merge request: that of its card, or of its conversation with an agent."""
+    if card := card_of(tx, message):
+        return card
+    about = about_conversation(tx, message)
+    mr = merge_requests.get(tx, about.mr) if about and about.mr else None
+    return Ref(mr.project_path, mr.ref.iid) if mr else None
+
+
 def card_at(tx: Transaction, room_id: str, event_id: str) -> Ref | None:
     """The merge request whose card, or other message of ours about its sandbox, an event is."""
     sandbox_id = outbox.sandbox_of_card(tx, room_id, event_id)

@@ -15,7 +15,7 @@ from ravebot.commands.permissions import Decision, Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import NotFound
-from ravebot.intake.concern import SOURCE, RowKind, about_conversation, card_of
+from ravebot.intake.concern import SOURCE, RowKind, about_conversation, meant_by_place
 from ravebot.intake.loop import Step, only
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
 from ravebot.matrix.incoming import IncomingMessage
@@ -145,7 +145,7 @@ class RoomConversations:
             spot = _spot(tx, message, agent.name)
             bound = spot.conversation.mr if spot.conversation else None
             mr = merge_requests.get(tx, bound) if bound else None
-            return spot, Ref(mr.project_path, mr.ref.iid) if mr else card_of(tx, message)
+            return spot, Ref(mr.project_path, mr.ref.iid) if mr else meant_by_place(tx, message)
 
         spot, ref = await self.rooms.database.read(known)
         if routed.ref:

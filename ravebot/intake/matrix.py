@@ -16,7 +16,7 @@ from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show
 from ravebot.config.model import Config, matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.agentcommands import AgentCommands
-from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, card_of
+from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, meant_by_place
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.diffs import RoomDiffs
 from ravebot.intake.loop import Step, only
@@ -90,7 +90,7 @@ class MatrixIntake:
         prefix = self.config.matrix.command_prefix
         if request.kind == RowKind.TO_AGENT and not is_command(message.text, prefix):
             return await self.agents.said(message, patterns)
-        card = await self.database.read(lambda tx: card_of(tx, message))
+        card = await self.database.read(lambda tx: meant_by_place(tx, message))
         command = parse(message.text, prefix, (), self.verbs, card)
         if isinstance(command, Mistake) and number_in(message.text, prefix):  # the projects say what a bare one means
             command = parse(message.text, prefix, await self.rooms.nameable(message, patterns), self.verbs, card)

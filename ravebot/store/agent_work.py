@@ -107,9 +107,16 @@ def to_answer(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
     )
 
 
+def count_asked(tx: Transaction, turn_id: TurnId) -> int:
+    """How many questions of the agent's in that turn are open."""
+    row = tx.one("SELECT COUNT(*) AS n FROM approvals WHERE turn_id = ? AND state = 'open'", (turn_id,))
+    assert row
+    return int(row["n"])
+
+
 def is_asked(tx: Transaction, turn_id: TurnId) -> bool:
     """Whether a question of the agent's in that turn is open."""
-    return any(approval.state is ApprovalState.OPEN for approval in approvals.of_turn(tx, turn_id))
+    return count_asked(tx, turn_id) > 0
 
 
 def withdraw(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:

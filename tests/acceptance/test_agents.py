@@ -112,11 +112,11 @@ async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_
 
         before = mr.sha
         await asks(stage, f"!rave diff !{mr.iid}")
-        diff = await hears(stage, f"+<h1>{_NEW}</h1>")
+        diff = await hears(stage, f"+<h1>{_NEW}</h1>", 90)
         assert "index.html" not in plain(diff.body), "what .gitignore names is left out"
-        offer = await hears(stage, "Commit what coder changed")
+        offer = await hears(stage, "Commit what coder changed", 90)
         await stage.matrix_alice.react(stage.room, offer.event_id, "✅")
-        await stage.until(lambda: mr.sha != before, 30, "nothing was committed")
+        await stage.until(lambda: mr.sha != before, 90, "nothing was committed")
         commit = mr.source_project.facts[mr.sha]
         assert commit.parent == before
         assert {"Ravebot-Agent: coder", "Ravebot-Asked-By: alice", "Ravebot-Approved-By: alice"} <= set(

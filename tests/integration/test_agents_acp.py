@@ -12,7 +12,7 @@ import pytest
 
 from ravebot.agents.model import ApprovalState, Turn, TurnState
 from ravebot.sandboxes.model import Machine, MergeRequest, SandboxState
-from ravebot.store import approvals, sandboxes
+from ravebot.store import agent_queue, approvals, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
 from tests.support.sshd import SshGuest
@@ -101,6 +101,31 @@ async def test_what_can_not_be_granted_once_or_shown_whole_is_refused(guest: Ssh
         assert await answered(world, "always edit Everything") == (TurnState.DONE, "[cancelled]", "")
         assert await answered(world, "big 70000") == (TurnState.DONE, "[reject_once]", "")
         assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
+
+
+async def test_an_agent_that_asks_without_end_has_five_questions_open_and_the_others_are_refused(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
+        asks = [
+            {
+                "jsonrpc": "2.0",
+                "id": number,
+                "method": "session/request_permission",
+                "params": {
+                    "toolCall": {"kind": "edit", "title": f"Change {number}"},
+                    "options": [{"optionId": "y", "kind": "allow_once"}, {"optionId": "n", "kind": "reject_once"}],
+                },
+            }
+            for number in range(100, 140)
+        ]
+        turn = await world.say("\n".join(["wait 1", *(f"raw {json.dumps(one)}" for one in asks), "wait 2"]))
+        ended = await world.over(turn)
+        asked = await world.database.read(lambda tx: approvals.newest(tx, 100))
+        assert (ended.state, len(asked)) == (TurnState.DONE, 5)
+        given = [json.loads(line) for line in guest.lines((await world.folders())[0])]
+        answers = [one["result"]["outcome"].get("optionId") for one in given if one.get("id") in range(100, 140)]
+        assert answers == ["n"] * 35
 
 
 async def test_an_answer_to_another_payload_than_was_asked_is_a_no(guest: SshGuest, tmp_path: Path) -> None:
@@ -282,6 +307,18 @@ async def test_a_fork_gets_no_agent_unless_it_is_allowed(guest: SshGuest, tmp_pa
         ended = await world.over(turn)
         assert (ended.state, ended.why) == (TurnState.DEAD, "coder is off in forks: agents[].forks allows it.")
         assert await world.folders() == []
+
+
+async def test_an_agent_that_is_taken_from_the_configuration_while_it_works_is_ended(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+    async with an_agent_world(guest, tmp_path, [AGENT], name="other") as world:
+        ended = await world.over(turn.id)
+        assert ended.state is TurnState.UNCERTAIN
+        assert "no agent called coder with `acp` is configured any more" in ended.why
+        assert (await world.database.read(agent_queue.live_processes)) == ()
 
 
 async def running(world: AgentWorld) -> Turn:

@@ -321,7 +321,9 @@ async def test_who_may_not_is_told_once_by_whom_it_is_answered_when_they_react(b
 
 async def test_a_number_that_names_nothing_is_said_to(bench: Bench) -> None:
     for number in (0, 99, -1, 10**30):
-        assert await bench.answer(number, ALICE) == Answered(None, f"There is no approval {number}.")
+        assert await bench.answer(number, ALICE) == Answered(
+            None, f"There is no approval {number}: the number stands in the question's message."
+        )
 
 
 async def test_an_answer_waits_while_gitlab_is_away_and_nothing_is_decided(bench: Bench) -> None:

@@ -178,10 +178,13 @@ async def test_what_did_not_get_through_is_given_once_more_and_only_once(world: 
     turn = await world.turn(again.turn_id)
     assert (turn.attempt, turn.state) == (2, TurnState.QUEUED)
     second = await do(world, lambda tx: world.desk.resend(tx, turn_id, GINA))
-    assert second == (False, "It was sent again already, and is queued: cancel it first, if it is to begin anew.")
-    await world.answered(again.turn_id, "done")
+    assert second == (False, "It was sent again already. coder was not given it yet, and gets it when its turn comes.")
+    await world.given(again.turn_id)
     third = await do(world, lambda tx: world.desk.resend(tx, turn_id, GINA))
-    assert third == (False, "coder has answered it. To have it done again, write it again.")
+    assert third == (False, "It was sent again already. coder is at it: cancel it first, if it is to begin anew.")
+    await world.ended(again.turn_id, "done")
+    fourth = await do(world, lambda tx: world.desk.resend(tx, turn_id, GINA))
+    assert fourth == (False, "coder has answered it. To have it done again, write it again.")
 
 
 async def test_resending_in_a_thread_means_its_last_message(world: AgentYard) -> None:

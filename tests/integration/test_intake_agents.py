@@ -273,6 +273,19 @@ async def test_another_agent_named_in_an_agent_s_own_thread_gets_only_what_names
     ]  # fmt: skip
 
 
+async def test_in_an_agent_s_own_thread_its_merge_request_is_meant_unless_another_is_named(talk: Talk) -> None:
+    await talk.has_sandbox("one")
+    await talk.has_sandbox("two")
+    began = await talk.say(ALICE, "@coder !1 fix it")
+    await talk.say(ALICE, "@reviewer look at it", thread=began)
+    conversation = await talk.conversation("reviewer", began)
+    assert conversation.mr == MergeRequestRef(talk.desk.project.id, 1)
+    await talk.say(ALICE, "!rave diff", thread=began)
+    assert await talk.last() == "group/app!1 has no machine to compare: its sandbox must be ready."
+    await talk.say(ALICE, "!rave diff 2", thread=began)
+    assert await talk.last() == "group/app!2 has no machine to compare: its sandbox must be ready."
+
+
 async def test_a_thread_among_people_in_which_an_agent_was_named_is_not_its_own(talk: Talk) -> None:
     await talk.has_sandbox()
     await talk.say(ALICE, "@coder !1 fix it", thread="$people")
@@ -606,7 +619,7 @@ async def test_a_question_is_answered_by_its_number(talk: Talk, verb: str, state
     assert await talk.last() == f"Approval {question} is {'approved' if verb == 'approve' else 'denied'}."
     assert await talk.state(question) is state
     await talk.say(ALICE, f"!rave {verb} 999")
-    assert await talk.last() == "There is no approval 999."
+    assert await talk.last() == "There is no approval 999: the number stands in the question's message."
     await talk.say(ALICE, f"!rave {verb} soon")
     assert (await talk.last()).startswith("Say which question: its number stands in its message.")
 

@@ -213,7 +213,7 @@ async def test_a_command_below_words_to_an_agent_is_not_carried_out(desk: Desk) 
         ("/agent Coder hello", "There is no such agent."),
         ("/agent coder", "Say what coder is to do: type `/agent coder TEXT`."),
         ("/agent approve", "Say which question you answer"),
-        ("/agent deny 99", "There is no approval 99."),
+        ("/agent deny 99", "There is no approval 99: the number stands in the question's message."),
         (f"/agent coder {'x' * (LONGEST_MESSAGE + 1)}", "That is too long for a message"),
     ],
 )

@@ -92,6 +92,7 @@ def test_a_pattern_without_a_star_overlaps_what_it_matches_and_nothing_else(one:
         (agent("approve", "group/*"), "agents.0.name", "take another name"),
         (agent("room", "group/*"), "agents.0.name", "take another name"),
         (agent("coder", "group/*", owner=None), "agents.0.owner", "give the GitLab user"),
+        (agent("coder", "group/*", owner="@alice"), "agents.0.owner", "without the @"),
         (agent("coder"), "agents.0.projects", "list the projects"),
     ],
 )
@@ -125,3 +126,11 @@ def test_a_project_of_an_agent_that_gets_no_sandboxes_is_warned_of() -> None:
     assert [one.message for one in found if one.path == ("agents", 0, "projects", 1)] == [
         "tools/* is not among gitlab.projects"
     ]
+
+
+def test_an_agent_that_does_nothing_is_warned_of() -> None:
+    idle = AgentConfig(name="coder", owner="alice", projects=("group/*",))
+    found = check(
+        config(idle, AgentConfig(name="keys", ssh_keys=("ssh-ed25519 AAAA keys",)), agent("other", "group/*"))
+    ).warnings
+    assert [one.path for one in found if "does nothing" in one.message] == [("agents", 0)]

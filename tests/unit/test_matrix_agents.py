@@ -158,6 +158,8 @@ def test_a_turn_says_below_its_words_what_it_does_and_how_it_ended() -> None:
     assert failed["body"] == "coder in !42: Well,\n\n⚠️ Its program ended: `exit 1`"
     cancelled = shown("", TurnState.CANCELLED, cancelled_by="alice")
     assert (cancelled["body"], cancelled["msgtype"]) == ("coder in !42: ⚠️ Cancelled by alice.", "m.notice")
+    waited = shown("", TurnState.CANCELLED, cancelled_by="alice", why="Cancelled by alice.")
+    assert waited["body"] == "coder in !42: ⚠️ Cancelled by alice."
     assert shown("")["body"] == "coder in !42: It ended without a word."
 
 

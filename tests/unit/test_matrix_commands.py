@@ -120,7 +120,9 @@ def test_what_is_no_reference_is_a_mistake_at_a_card_too(text: str) -> None:
 def test_who_names_no_merge_request_learns_where_that_is_not_needed() -> None:
     answer = parse("!rave stop", "!rave", ONE)
     assert isinstance(answer, Mistake)
-    assert "In a card's thread, or in a reply to a card, REF may be left out." in explain(answer, Door.ROOM, "!rave")
+    assert "In the thread of a card or an agent, or in a reply to them, REF may be left out." in explain(
+        answer, Door.ROOM, "!rave"
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)

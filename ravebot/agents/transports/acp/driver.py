@@ -149,6 +149,11 @@ class ConversationDriver:
             await self._session.kill(_KILL_SECONDS)
             await self._write(self._settling.end_process, process, "its output became long; another process goes on")
             return True
+        if now.agent is None:  # it was taken from the configuration while it worked
+            await self._session.kill(_KILL_SECONDS)
+            why = f"no agent called {now.conversation.agent} with `acp` is configured any more, so it was ended"
+            await self._write(self._settling.end_process, process, why)
+            return True
         if not process.session:
             return await self._begin_session(now, process, self._session)
         await self._turn(now, process, self._session, turn)
@@ -184,12 +189,11 @@ class ConversationDriver:
         return True
 
     async def _connect(self, now: Situation, process: Process) -> bool:
-        assert now.agent
-        assert now.agent.acp
         assert now.machine
+        acp = now.agent.acp if now.agent else None  # without one, it is only looked for
         user = self.parts.config.sandbox.user
         destination = replace(Destination.of(now.machine, user), port=self.parts.ssh_port)
-        program = Program(process.folder, now.agent.acp.command, now.agent.acp.environment)
+        program = Program(process.folder, acp.command if acp else (), acp.environment if acp else {})
         offset = process.offset if process.session else 0
         try:
             async with self.parts.connecting:
@@ -206,8 +210,8 @@ class ConversationDriver:
         if found is InGuest.MISSING:
             await attached.close()
             raise AgentUnusable(
-                f"The sandbox's image has no program `{now.agent.acp.command[0]}`: install it in the image, or change "
-                f"agents[].acp.command of {now.agent.name}."
+                f"The sandbox's image has no program `{acp.command[0] if acp else ''}`: install it in the image, or "
+                f"change agents[].acp.command of {now.conversation.agent}."
             )
         if found is InGuest.GONE:
             await attached.close()

@@ -29,6 +29,8 @@ BYTES_PER_SECOND = 2 * 1024 * 1024
 _BURST_BYTES = 4 * 1024 * 1024
 _ACK_SECONDS = 30.0
 _NOTE_BYTES = 4000
+_NOTES_PER_SECOND, _NOTES_AT_ONCE = 256 * 1024, 1024 * 1024
+"""Bytes. A guest that floods them waits."""
 _NOTES_PER_ATTACHMENT = 100_000
 _KEY = re.compile(r"[a-z0-9-]{1,60}")
 _END = "#end"
@@ -237,6 +239,7 @@ class Attached:
         assert stderr
         pending = b""
         lines = 0
+        bucket = Bucket(_NOTES_PER_SECOND, _NOTES_AT_ONCE)
         while lines < _NOTES_PER_ATTACHMENT and (chunk := await stderr.read(CHUNK_BYTES)):
             *whole, pending = (pending + chunk).split(b"\n")
             pending = pending[-_NOTE_BYTES:]
@@ -244,7 +247,7 @@ class Attached:
             for line in whole:
                 if line.startswith(b"rave: "):
                     self._note(line[6:_NOTE_BYTES].decode(errors="replace"))
-            await asyncio.sleep(0.01 if len(whole) > 100 else 0)
+            await asyncio.sleep(max(0.01 if len(whole) > 100 else 0, bucket.take(len(chunk))))
         if lines >= _NOTES_PER_ATTACHMENT:  # no program of ours does that
             self.client.process.kill()
 

@@ -35,6 +35,8 @@ _GRACE_SECONDS = 5.0
 """How long an agent may take to end a turn that is cancelled; then it is killed."""
 _KILL_SECONDS = 15.0
 _LOOK_SECONDS = 10.0
+_MOST_QUESTIONS = 5
+"""Of a turn that are open at a time: each notifies people."""
 _BATCH_SECONDS = 0.05
 """The shortest time between two commits of a stream of words."""
 _ENDS: dict[object, tuple[TurnState, str]] = {
@@ -173,17 +175,24 @@ class RunningTurn:
     async def _take(self, heard: list[tuple[int, Heard]]) -> bool:
         """Answer what needs no person, then commit what was heard; True when the turn is over."""
         refused: dict[int, str] = {}
+        left = _MOST_QUESTIONS
+        if any(isinstance(one, AgentAsks) for _, one in heard):
+            left -= await self.database.read(lambda tx: agent_work.count_asked(tx, self.turn.id))
         for offset, one in heard:
             if isinstance(one, AgentRequests):
                 await self.session.refuse(offset, one)
-            elif isinstance(one, AgentAsks) and (why := await self._settle(offset, one)):
-                refused[offset] = why
+            elif isinstance(one, AgentAsks):
+                if why := await self._settle(offset, one, left):
+                    refused[offset] = why
+                elif one.kind in self.agent.approve:
+                    left -= 1
         over = await self.database.write(lambda tx: self._commit(tx, heard, refused))
         self._committed = asyncio.get_running_loop().time()
         return over
 
-    async def _settle(self, offset: int, asked: AgentAsks) -> str:
-        """Answer a permission request at once unless a person is to be asked; returns why there was a no."""
+    async def _settle(self, offset: int, asked: AgentAsks, left: int) -> str:
+        """Answer a permission request at once unless a person is to be asked; returns why there was a no. `left`: how
+        many more may be asked now."""
         chosen, option = protocol.choose(asked.options, allow=True)
         why = ""
         if self._asked_to_end is not None:
@@ -192,6 +201,8 @@ class RunningTurn:
             why = f"refused, as its {len(asked.payload)} characters can't be shown whole"
         elif chosen is Chosen.CANCELLED:
             why = "refused, as the agent offers no answer for only this once"
+        elif asked.kind in self.agent.approve and left <= 0:
+            why = f"refused, as {_MOST_QUESTIONS} questions of the agent's are open already"
         elif asked.kind in self.agent.approve:
             return ""
         if why:
