@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from benchmarks import agents, card, coldstart, idle, pool, webhook
+from benchmarks import agents, card, coldstart, endurance, idle, pool, webhook
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 from tests.support.stage import Guest
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] =
         "a message to the agent's first byte, its word to the room; 50 conversations, 10,000 messages",
         agents.measure,
     ),
+    "endurance": ("50 threads with 200 messages each, while the runner is killed at random", endurance.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 

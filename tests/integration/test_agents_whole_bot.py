@@ -18,8 +18,8 @@ from tests.support.synapse.user import reactions
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 KILLS = 32
-STEP = 5
-"""Every fifth commit or write; a conversation has some 160 of them, before and after each."""
+STEP = 4
+"""Between two points; a conversation has some 140 commits and writes, counted before and after each."""
 
 
 @pytest.fixture
@@ -108,6 +108,6 @@ async def test_threads_stay_in_order_with_slow_and_fast_agents_while_the_bot_is_
     synapse: Synapse, guest: SshGuest, tmp_path: Path
 ) -> None:
     async with an_agent_room(synapse, guest, tmp_path / "bot") as room:
-        soaked = await soak(room, threads=10, messages=20, pauses=(0.5, 2.5))
-    assert soaked.kills >= 3
+        soaked = await soak(room, threads=6, messages=10, pauses=(0.5, 2.5))
+    assert soaked.kills >= 2
     assert soaked.is_right, soaked
