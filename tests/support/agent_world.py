@@ -203,7 +203,10 @@ class CrashingDatabase(Database):
 
     def step(self) -> None:
         if next(self.steps) == self.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.die()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
         self.step()
