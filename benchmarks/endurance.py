@@ -15,11 +15,13 @@ import time
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from tests.support.agent_world import AGENT_SOURCE, an_agent_world, run_until_killed
+from ravebot.store.database import Transaction
+from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world, run_until_killed
 from tests.support.sshd import SshGuest
 
 THREADS = 50
@@ -95,10 +97,7 @@ async def _endure(one: _Endurance) -> _Endurance:
     limits = {"messages_per_day": 1_000_000}
     async with an_agent_world(one.guest, one.state_dir, command, runs=False, limits=limits) as world:
         for number in range(MESSAGES):
-            for thread in range(THREADS):
-                slow = "wait 0.03\n" if thread % 2 else ""
-                text = f"{slow}say {thread}-{number}"
-                one.said[f"${thread}"].append(await world.say(text, thread=f"${thread}"))
+            await world.database.write(partial(_say, world=world, number=number, said=one.said))
     began, chance = time.monotonic(), random.Random(1)
     while one.goes_on:
         process = _CONTEXT.Process(target=run_until_killed, args=(one.state_dir, one.guest.port, command, 0))
@@ -112,3 +111,10 @@ async def _endure(one: _Endurance) -> _Endurance:
         one.kills += 1
     one.seconds = time.monotonic() - began
     return one
+
+
+def _say(tx: Transaction, world: AgentWorld, number: int, said: dict[str, list[int]]) -> None:
+    """One message in each thread."""
+    for thread in range(THREADS):
+        text = f"{'wait 0.03' if thread % 2 else 'do Look'}\nsay {thread}-{number}"
+        said[f"${thread}"].append(world.accept(tx, text, f"${thread}"))
