@@ -162,7 +162,7 @@ async def test_an_agent_that_does_not_stop_is_killed_and_the_next_one_says_that_
 ) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
         turn = await world.say("deaf")
-        await world.until(lambda one: one.state.runs, turn)
+        await world.until(lambda one: one.state is not TurnState.QUEUED, turn)
         await world.cancel(turn)
         assert (await world.over(turn, 15)).state is TurnState.CANCELLED
         assert await answered(world, "say back") == (TurnState.DONE, "back", "")
