@@ -157,11 +157,12 @@ async def test_a_turn_is_cancelled_also_while_a_person_is_asked(guest: SshGuest,
         assert len(await world.folders()) == 1
 
 
+@pytest.mark.parametrize("how", ["deaf", "chatter"])
 async def test_an_agent_that_does_not_stop_is_killed_and_the_next_one_says_that_it_remembers_nothing(
-    guest: SshGuest, tmp_path: Path
+    guest: SshGuest, tmp_path: Path, how: str
 ) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        turn = await world.say("deaf")
+        turn = await world.say(how)
         await world.until(lambda one: one.state is not TurnState.QUEUED, turn)
         await world.cancel(turn)
         assert (await world.over(turn, 15)).state is TurnState.CANCELLED

@@ -4,7 +4,8 @@
 Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, and when it says so), `words N` (N
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `method NAME` (a request to the
-client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `flood`,
+client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled),
+`chatter` (the same, and talks), `flood`,
 `endless`, `binary`, `junk N`, `raw JSON`.
 Its arguments: `version=N`, `login`, `load`, `noload`, `mute`, `echo=NAME` (says every prompt to that
 agent), `more=NAME` (the same, with more text each time).
@@ -135,6 +136,10 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         sys.exit(int(rest))
     elif word == "deaf":
         time.sleep(1000)
+    elif word == "chatter":
+        while True:
+            say(session, "x")
+            time.sleep(0.002)
     elif word == "flood":
         while True:
             say(session, "x" * 8000)

@@ -178,10 +178,10 @@ class AgentSession:
                 if isinstance(one, AgentAnswered) and one.rpc_id == rpc_id:
                     return one
                 await self._decline(offset, one)
+            if loop.time() > until:
+                raise Unavailable(f"the agent had no session within {SETUP_SECONDS:g} s")
             self._heard.extend(await self.heard())
             if not self._heard:
-                if loop.time() > until:
-                    raise Unavailable(f"the agent had no session within {SETUP_SECONDS:g} s")
                 await self.more(1.0)
         return None
 

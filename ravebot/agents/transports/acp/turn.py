@@ -89,15 +89,15 @@ class RunningTurn:
                     return
                 await self._act_on(situation)
                 look_at = loop.time() + _until_look(situation)
+            if self._asked_to_end is not None and loop.time() > self._asked_to_end + _GRACE_SECONDS:
+                await self._kill()
+                return
             heard = await self.session.heard()
             if heard:
                 if await self._take(heard):
                     return
                 await asyncio.sleep(max(0.0, self._committed + _BATCH_SECONDS - loop.time()))
                 continue
-            if self._asked_to_end is not None and loop.time() > self._asked_to_end + _GRACE_SECONDS:
-                await self._kill()
-                return
             await self.session.more(1.0 if self._asked_to_end is not None else max(0.05, look_at - loop.time()))
 
     async def _give_prompt(self, first: bool) -> None:
