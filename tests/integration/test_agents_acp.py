@@ -169,6 +169,18 @@ async def test_an_agent_that_does_not_stop_is_killed_and_the_next_one_says_that_
         assert await remarks(world) == ["The agent begins without memory of what was said here before."]
 
 
+async def test_an_agent_that_can_not_be_told_to_stop_as_its_disk_is_full_is_killed(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+        queue = guest.file(f"{(await world.folders())[0]}/q")
+        queue.rename(queue.with_name("gone"))  # nothing can be written there, as on a full disk
+        await world.cancel(turn.id)
+        assert (await world.over(turn.id, 10)).state is TurnState.CANCELLED
+        assert await answered(world, "say on") == (TurnState.DONE, "on", "")
+
+
 async def test_a_turn_that_takes_too_long_is_ended(guest: SshGuest, tmp_path: Path) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT], limits={"turn": "1s"}) as world:
         state, answer, why = await answered(world, "say a\nwait 60")

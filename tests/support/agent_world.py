@@ -60,17 +60,16 @@ class AgentWorld:
 
     async def say(self, text: str, thread: str = "$root", key: str = "") -> TurnId:
         """A person says something to the agent; returns the turn."""
+        return await self.database.write(lambda tx: self.accept(tx, text, thread, key))
+
+    def accept(self, tx: Transaction, text: str, thread: str = "$root", key: str = "") -> TurnId:
         said = Addressed("coder", AgentDoor.MATRIX, "!room:example.org", thread, True, self.mr.ref,
                          key or f"${time.monotonic_ns()}", ALICE_IN_ROOM, text)  # fmt: skip
-
-        def accept(tx: Transaction) -> TurnId:
-            outcome = self.desk.accept(tx, said)
-            assert outcome.accepted, outcome
-            row = tx.one("SELECT MAX(id) AS id FROM agent_turns")
-            assert row
-            return TurnId(row["id"])
-
-        return await self.database.write(accept)
+        outcome = self.desk.accept(tx, said)
+        assert outcome.accepted, outcome
+        row = tx.one("SELECT MAX(id) AS id FROM agent_turns")
+        assert row
+        return TurnId(row["id"])
 
     async def turn(self, turn_id: TurnId) -> Turn:
         found = await self.database.read(lambda tx: conversations.turn(tx, turn_id))
@@ -203,7 +202,10 @@ class CrashingDatabase(Database):
 
     def step(self) -> None:
         if next(self.steps) == self.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.die()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
         self.step()

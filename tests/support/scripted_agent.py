@@ -6,7 +6,8 @@ words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITL
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `method NAME` (a request to the
 client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `flood`,
 `endless`, `binary`, `junk N`, `raw JSON`.
-Its arguments: `version=N`, `login`, `load`, `noload`, `mute`.
+Its arguments: `version=N`, `login`, `load`, `noload`, `mute`, `echo=NAME` (says every prompt to that
+agent), `more=NAME` (the same, with more text each time).
 """
 
 from __future__ import annotations
@@ -150,13 +151,15 @@ def step(session: str, line: str) -> dict[str, Any] | None:
     return None
 
 
-def turn(message: dict[str, Any]) -> None:
+def turn(message: dict[str, Any], echo: str = "", more: str = "") -> None:
     global cancelled, got_at
     cancelled, got_at = False, time.time_ns()
     session = message["params"]["sessionId"]
     text = "".join(block["text"] for block in message["params"]["prompt"])
     with open(MEMORY, "a") as file:
         file.write(json.dumps(text) + "\n")
+    if echo or more:
+        text = f"say @{echo or more} {text}{' more' if more else ''}"
     end: dict[str, Any] | None = None
     for line in text.splitlines():
         end = end or step(session, line)
@@ -190,7 +193,7 @@ def main(arguments: Sequence[str]) -> None:
                     say(message["params"]["sessionId"], f"replayed {said}")
             send(id=number, result=None)
         elif method == "session/prompt":
-            turn(message)
+            turn(message, options.get("echo", ""), options.get("more", ""))
         elif number is not None and method:
             send(id=number, error={"code": -32601, "message": "no such method"})
 

@@ -25,7 +25,8 @@ approvals = typer.Typer(name="approvals", help="Questions that wait for a person
 
 LONGEST_TEXT = 16_000
 """As `agents.model.LONGEST_MESSAGE`, which would load the domain."""
-_LARGEST = 2**63 - 1
+_LONGEST_NUMBER = 15
+"""Digits, as in rooms and comments."""
 
 
 def _word(longest: int, example: str) -> Callable[[str], str]:
@@ -39,6 +40,12 @@ def _word(longest: int, example: str) -> Callable[[str], str]:
     return check
 
 
+def _number(word: str) -> int:
+    if not (word.isascii() and word.isdecimal() and len(word) <= _LONGEST_NUMBER and int(word)):
+        raise typer.BadParameter("write its number, as the list shows it")
+    return int(word)
+
+
 def _text(text: str) -> str:
     if len(text) > LONGEST_TEXT:
         raise typer.BadParameter(f"an agent takes {LONGEST_TEXT:,} characters: shorten it, or put it into a file there")
@@ -49,9 +56,7 @@ Name = Annotated[
     str,
     typer.Argument(metavar="NAME", callback=_word(50, "coder"), help="The agent's name, as in agents[].name."),
 ]
-Turn = Annotated[
-    int, typer.Argument(metavar="TURN", min=1, max=_LARGEST, help="The turn's number, as the list shows it.")
-]
+Turn = Annotated[int, typer.Argument(metavar="TURN", parser=_number, help="The turn's number, as the list shows it.")]
 Ref = Annotated[
     str,
     typer.Argument(
@@ -217,9 +222,11 @@ def list_approvals(
 @approvals.command(epilog="For example: `ravebot approvals decide 12 --yes`")
 def decide(
     approval: Annotated[
-        int, typer.Argument(metavar="APPROVAL", min=1, max=_LARGEST, help="Its number, as the list shows it.")
+        int, typer.Argument(metavar="APPROVAL", parser=_number, help="Its number, as the list shows it.")
     ],
-    yes: Annotated[bool | None, typer.Option("--yes/--no", help="The answer.", show_default=False)] = None,
+    yes: Annotated[
+        bool | None, typer.Option("--yes/--no", help="The answer; one of the two.", show_default=False)
+    ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Answer a question; the first answer counts."""

@@ -138,7 +138,7 @@ CREATE TABLE agent_budgets (
     name     TEXT NOT NULL,
     messages INTEGER NOT NULL,
     PRIMARY KEY (day, kind, name)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Agents that a person paused.
 CREATE TABLE paused_agents (

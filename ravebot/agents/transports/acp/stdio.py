@@ -28,6 +28,7 @@ _MOST_HELD_BYTES = 16 * 1024 * 1024
 BYTES_PER_SECOND = 2 * 1024 * 1024
 _BURST_BYTES = 4 * 1024 * 1024
 _ACK_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 2.0
 _NOTE_BYTES = 4000
 _NOTES_PER_SECOND, _NOTES_AT_ONCE = 256 * 1024, 1024 * 1024
 """Bytes. A guest that floods them waits."""
@@ -299,10 +300,11 @@ async def attach(
             raise Unavailable(
                 f"the machine {destination.name} did not answer by SSH within {patience_seconds:g} s"
             ) from error
-        except Unavailable:
-            if attached.is_over and attached.found.done():
-                raise client.failure() from None
-            raise
+        except Unavailable:  # the client is ending: what it then writes to its log says why
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await client.process.wait()
+            raise client.failure() from None
     except BaseException:
         await attached.close()
         raise

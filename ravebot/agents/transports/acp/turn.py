@@ -152,7 +152,12 @@ class RunningTurn:
 
         open_ones = await self.database.write(withdraw)
         self._asked_to_end = asyncio.get_running_loop().time()
-        await self.session.give(f"cancel-{self.turn.id}", protocol.cancel(self.process.session))
+        given = await self.session.attached.give(f"cancel-{self.turn.id}", protocol.cancel(self.process.session))
+        if given is Given.FULL:  # it can't be told, and is killed at once
+            self._asked_to_end -= _GRACE_SECONDS
+            return
+        if given is not Given.OK:
+            raise await self.session.refusal(given)
         for approval in open_ones:
             await self._answer(approval)
 
