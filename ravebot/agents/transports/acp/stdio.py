@@ -11,6 +11,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
