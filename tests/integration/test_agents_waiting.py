@@ -383,7 +383,7 @@ async def test_after_a_restore_nothing_is_given_that_may_have_been_given_since_t
 
 
 async def until(world: AgentYard, turn_id: TurnId, state: TurnState) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while await world.state(turn_id) is not state:
             await asyncio.sleep(0.01)
 
