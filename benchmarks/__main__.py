@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from benchmarks import agents, card, coldstart, idle, pool, webhook
+from benchmarks import agents, card, coldstart, endurance, idle, pool, webhook
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 from tests.support.stage import Guest
 
@@ -20,7 +20,11 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] =
     "card": ("webhook to the card in a member's sync, compared with a plain message", card.measure),
     "coldstart": ("merge request opened to announced, without the machine's boot", coldstart.measure),
     "pool": ("one pass of the pool's loop with 10, 100 and 1,000 machines", pool.measure),
-    "agents": ("a message to the agent's first byte, its word to the row that tells of it; 50 at once", agents.measure),
+    "agents": (
+        "a message to the agent's first byte, its word to the room; 50 conversations, 10,000 messages",
+        agents.measure,
+    ),
+    "endurance": ("50 threads with 200 messages each, while the runner is killed at random", endurance.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 

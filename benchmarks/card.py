@@ -8,9 +8,10 @@ import re
 import time
 
 from benchmarks.figures import Figure, median, ms, spread
-from benchmarks.scene import RoomReader, Webhooks, busy_stage, paced, told_everything, webhook_body
+from benchmarks.scene import Webhooks, busy_stage, paced, told_everything, webhook_body
 from tests.support.crashes import rows
 from tests.support.stage import Stage
+from tests.support.synapse import RoomReader
 
 PER_SECOND, COUNT = 5, 100
 BURST_PER_SECOND, BURST_COUNT = 50, 200

@@ -8,17 +8,15 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 
 from tests.support.crashes import rows
 from tests.support.gitlab import MergeRequest, payloads
 from tests.support.stage import Stage
-from tests.support.synapse import MatrixUser
 
 SECRET = "correct horse battery"  # the stage's webhook secret
 QUIET = {"gitlab": {"poll": "1h", "request_limit": "5s"}, "pool": {"max_running": 1, "lifetime": "4h"}}
@@ -90,30 +88,6 @@ async def paced(count: int, per_second: float) -> AsyncIterator[int]:
     for number in range(count):
         await asyncio.sleep(max(0.0, start + number / per_second - loop.time()))
         yield number
-
-
-@dataclass
-class RoomReader:
-    """A member of the room who long-polls; records when each message arrived."""
-
-    user: MatrixUser
-    room: str
-    seen: dict[str, float] = field(default_factory=dict)
-    """Event ids in order of arrival, with the time (`perf_counter`)."""
-    events: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    async def run(self) -> None:
-        """Run until cancelled; `ready` is set when it listens."""
-        since = str((await self.user.sync())["next_batch"])
-        while True:
-            answer = await self.user.sync(since, timeout_ms=20_000, at_most=1000)
-            now = time.perf_counter()
-            since = str(answer["next_batch"])
-            joined = answer.get("rooms", {}).get("join", {}).get(self.room, {})
-            for event in joined.get("timeline", {}).get("events", []):
-                if event["type"] == "m.room.message" and event["event_id"] not in self.seen:
-                    self.seen[event["event_id"]] = now
-                    self.events[event["event_id"]] = event
 
 
 def database_bytes(stage: Stage) -> int:

@@ -16,18 +16,8 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
-from ravebot.agents.approved import ApprovedDiffs
-from ravebot.agents.carryout import CarryOut
-from ravebot.agents.desk import Desk
-from ravebot.agents.diff.diffs import Diffs
-from ravebot.agents.progress import TurnProgress
-from ravebot.agents.reception import Reception
-from ravebot.agents.rights import ChainRights
-from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
-from ravebot.agents.transports.acp import AcpDriver
-from ravebot.agents.transports.acp.control import ControlConnections, public_key
-from ravebot.agents.waiting import SandboxBinding, WaitingLoop
+from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
 from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
@@ -68,7 +58,7 @@ from ravebot.operations.service import ready
 from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
-from ravebot.parts import Core, make_core, make_diffs, make_firewall, make_gitlab, make_provider
+from ravebot.parts import AgentParts, Core, make_agents, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
@@ -94,51 +84,26 @@ class Bot:
     firewall: Firewall
     gitlab: GitLab
     core: Core
-    approvals: Approvals
-    diffs: Diffs
+    people: People
     poller: Poller
     chat: Chat
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
-    driver: AcpDriver
-    agents: AgentRunner
-    waiting: WaitingLoop
+    agents: AgentParts
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
         await asyncio.to_thread(self.core.sources.clear)
-        approved = ApprovedDiffs(self.database, self.diffs)
-        await approved.clear()
-        people = self.approvals.people
-        carry_out = CarryOut(self.database, self.approvals, self.core.intents, approved)
-        desk = Desk(self.config, self.approvals.telling)
-        reception = Reception(self.config, people, desk)
-        rooms = Rooms(self.config, people, self.database)
-        comments = AgentComments(self.config, self.gitlab, people, self.database, reception, self.approvals)
-        intake = Intake(
-            self.database,
-            {
-                "gitlab": GitLabIntake(self.config, self.gitlab, people, self.core.intents, comments),
-                "matrix": MatrixIntake(
-                    self.config,
-                    people,
-                    self.core.intents,
-                    self.core.views,
-                    self.database,
-                    agents=RoomConversations(rooms, self.core.views, reception, self.approvals),
-                    reactions=RoomReactions(rooms, self.approvals),
-                    diffs=RoomDiffs(rooms, self.approvals, self.diffs),
-                ),
-            },
-        )
+        await self.agents.clear()
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
         if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
-        operator = Operator(self.config, self.database, self.core, self.provider, people)
-        trials = Trials(TrialParts(self.config, self.database, reception, self.driver))
-        agent_operator = AgentOperator(self.config, self.database, reception, self.approvals, trials)
+        operator = Operator(self.config, self.database, self.core, self.provider, self.people)
+        reception, approvals = self.agents.reception, self.agents.approvals
+        trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver))
+        agent_operator = AgentOperator(self.config, self.database, reception, approvals, trials)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
         )
@@ -152,8 +117,7 @@ class Bot:
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
             for loop in (
                 self.core.pool.run(),
-                intake.run(),
-                carry_out.run(),
+                self._intake().run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
                 self.chat.run(),
@@ -163,16 +127,29 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
-                self._run_agents(),
+                self.agents.run(),
                 trials.run(),
             ):
                 group.create_task(loop)
 
-    async def _run_agents(self) -> None:
-        await self.waiting.first_look()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.agents.run())
-            group.create_task(self.waiting.run())
+    def _intake(self) -> Intake:
+        """What handles the requests of people and GitLab."""
+        config, people, views, intents = self.config, self.people, self.core.views, self.core.intents
+        reception, approvals = self.agents.reception, self.agents.approvals
+        rooms = Rooms(config, people, self.database)
+        comments = AgentComments(config, self.gitlab, people, self.database, reception, approvals)
+        matrix = MatrixIntake(
+            config,
+            people,
+            intents,
+            views,
+            self.database,
+            agents=RoomConversations(rooms, views, reception, approvals),
+            reactions=RoomReactions(rooms, approvals),
+            diffs=RoomDiffs(rooms, approvals, self.agents.diffs),
+        )
+        gitlab = GitLabIntake(config, self.gitlab, people, intents, comments)
+        return Intake(self.database, {"gitlab": gitlab, "matrix": matrix})
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
@@ -263,16 +240,6 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
-        connections = ControlConnections(config.state_dir)
-        await asyncio.to_thread(connections.clear)
-        driver = AcpDriver(
-            config,
-            database,
-            TurnProgress(ConversationTelling(config)),
-            connections,
-            core.chain.authorize,
-            may_give=ChainRights(config, database, people).still_may,
-        )
         yield Bot(
             config=config,
             clock=clock,
@@ -282,8 +249,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             firewall=firewall,
             gitlab=gitlab,
             core=core,
-            approvals=approvals,
-            diffs=make_diffs(config, database, provider, gitlab),
+            people=people,
             poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
             chat=chat,
             deliveries=tuple(deliveries.values()),
@@ -292,9 +258,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            driver=driver,
-            agents=AgentRunner(database, driver),
-            waiting=WaitingLoop(database, SandboxBinding(config, ConversationTelling(config))),
+            agents=make_agents(config, database, approvals, core, provider, gitlab),
         )
 
 

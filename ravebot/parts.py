@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from ravebot.access.guard import Guard
@@ -9,7 +10,18 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.agents.approvals import Approvals
+from ravebot.agents.approved import ApprovedDiffs
+from ravebot.agents.carryout import CarryOut
+from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.progress import TurnProgress
+from ravebot.agents.reception import Reception
+from ravebot.agents.rights import ChainRights
+from ravebot.agents.runner import AgentRunner
+from ravebot.agents.transports.acp import AcpDriver
+from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.gitlab.client import GitLab
@@ -104,9 +116,62 @@ def make_core(
     return Core(lifecycle, Intents(config, lifecycle, asking), Views(config), guard, sources, pool, chain)
 
 
+@dataclass(frozen=True)
+class AgentParts:
+    """What takes messages to agents, has agents answer them, and carries out what people approve."""
+
+    approvals: Approvals
+    diffs: Diffs
+    approved: ApprovedDiffs
+    carry_out: CarryOut
+    reception: Reception
+    driver: AcpDriver
+    runner: AgentRunner
+    waiting: WaitingLoop
+
+    async def clear(self) -> None:
+        """Remove the files that an earlier process left, before anything runs."""
+        await self.approved.clear()
+        await asyncio.to_thread(self.driver.connections.clear)
+
+    async def run(self) -> None:
+        """Run until cancelled. Nothing is given to an agent before the first look at what turns wait for."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.carry_out.run())
+            await self.waiting.first_look()
+            group.create_task(self.runner.run())
+            group.create_task(self.waiting.run())
+
+
 def make_diffs(config: Config, database: Database, provider: Provider, gitlab: GitLab) -> Diffs:
     sandbox = config.sandbox
     return Diffs(database, provider, gitlab, sandbox.user, config.state_dir, sandbox.max_source)
+
+
+def make_agents(
+    config: Config, database: Database, approvals: Approvals, core: Core, provider: Provider, gitlab: GitLab
+) -> AgentParts:
+    telling, people = approvals.telling, approvals.people
+    diffs = make_diffs(config, database, provider, gitlab)
+    approved = ApprovedDiffs(database, diffs)
+    driver = AcpDriver(
+        config,
+        database,
+        TurnProgress(telling),
+        ControlConnections(config.state_dir),
+        core.chain.authorize,
+        may_give=ChainRights(config, database, people).still_may,
+    )
+    return AgentParts(
+        approvals,
+        diffs,
+        approved,
+        CarryOut(database, approvals, core.intents, approved),
+        Reception(config, people, Desk(config, telling)),
+        driver,
+        AgentRunner(database, driver),
+        WaitingLoop(database, SandboxBinding(config, telling)),
+    )
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

@@ -53,11 +53,6 @@ class TurnState(StrEnum):
     def is_over(self) -> bool:
         return self in OVER
 
-    @property
-    def runs(self) -> bool:
-        """Whether the agent has it, and has not answered to the end."""
-        return self in RUNNING
-
 
 class Receipt(StrEnum):
     """What a door shows of a turn on the person's message."""
@@ -69,7 +64,6 @@ class Receipt(StrEnum):
 
 
 OVER = frozenset({TurnState.DONE, TurnState.FAILED, TurnState.CANCELLED, TurnState.UNCERTAIN, TurnState.DEAD})
-RUNNING = frozenset({TurnState.DELIVERED, TurnState.WORKING, TurnState.WAITING})
 DEAD_LETTERS = frozenset({TurnState.DEAD, TurnState.FAILED, TurnState.UNCERTAIN})
 """What `agent dead list` lists: a person may have it sent again, or drop it."""
 

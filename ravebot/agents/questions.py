@@ -18,6 +18,8 @@ from ravebot.sandboxes.model import Actor, MergeRequest
 MOST_MENTIONED = 5
 YES, NO = "✅", "❌"
 _DEEPEST = 20
+_LONGEST_PARTS = 4
+"""Times the payload: the names of the objects that a value is in stand before it, and could be long and many."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,18 @@ def payload_of(parts: Mapping[str, str | Mapping[str, str]]) -> str:
 
 
 def parts_of(payload: str) -> tuple[Part, ...]:
-    """The whole payload, in its order; what is no JSON, or nested without end, as it is."""
+    """The whole payload, in its order; what is no JSON, or nested without end or with long names, as it is."""
+    found: list[Part] = []
+    left = _LONGEST_PARTS * len(payload) + 10_000
     try:
-        return tuple(_parts("", json.loads(payload, object_pairs_hook=_Members), 0))
+        for part in _parts("", json.loads(payload, object_pairs_hook=_Members), 0):
+            found.append(part)
+            left -= len(part.name) + len(part.text)
+            if left < 0:
+                return (Part("", payload),)
     except (ValueError, RecursionError):
         return (Part("", payload),)
+    return tuple(found)
 
 
 def question(

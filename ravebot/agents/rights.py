@@ -129,6 +129,6 @@ class ChainRights:
         ids = outbox.rooms(tx)
         names = {name for name in self.config.matrix.room_names if conversation.place in (name, ids.get(name))}
         mapped = not names.isdisjoint(self.config.rooms_of(mr.project_path))
-        if names and not mapped:
+        if (names and not mapped) or (not names and conversation.place in ids.values()):  # one that was configured
             return _NOT_MAPPED
         return root, mr, mapped, not names  # ravebot listens in configured rooms and direct chats only

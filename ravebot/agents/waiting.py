@@ -18,7 +18,8 @@ import structlog
 from ravebot.agents import registry
 from ravebot.agents.asking import Asking
 from ravebot.agents.ending import end_turn
-from ravebot.agents.model import Approval, ApprovalState, Conversation, MessageId, Process, Turn, TurnId, TurnState
+from ravebot.agents.model import Approval, ApprovalState, Conversation, MessageId, Turn, TurnId, TurnState
+from ravebot.agents.processes import end_process, why_gone
 from ravebot.agents.rights import by_configuration
 from ravebot.agents.telling import ConversationTelling
 from ravebot.clock import age
@@ -28,7 +29,7 @@ from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, MergeRe
 from ravebot.store import agent_queue, conversations, machines, merge_requests, restored, sandboxes
 from ravebot.store.agent_queue import Waiters
 from ravebot.store.database import Database, Transaction
-from ravebot.store.signals import AGENTS, AGENTS_WAIT
+from ravebot.store.signals import AGENTS_WAIT
 
 log = structlog.get_logger()
 
@@ -120,17 +121,6 @@ def _not_started(turn: Turn, around: Surroundings) -> str:
             return ""
 
 
-def why_gone(process: Process, sandbox: Sandbox | None, machine: Machine | None) -> str:
-    """Why a process can't be running any more, as the beginning of a sentence; empty: it may."""
-    if sandbox is None or sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
-        return "The sandbox ended"
-    if machine is not None and sandbox.machine_id == machine.id and machine.restarts != process.restarts:
-        return "The sandbox's machine was restarted"
-    if machine is None or sandbox.machine_id != machine.id or machine.state is not MachineState.LEASED:
-        return "The sandbox got a new machine"
-    return ""
-
-
 Doing = Callable[[Transaction], object]
 
 
@@ -175,7 +165,7 @@ class SandboxBinding:
             if restored_at and process.started_at < restored_at:
                 why = "ravebot was restored from a backup"
             if why:
-                yield partial(self._end_process, process=process, why=why)
+                yield partial(end_process, telling=self.telling, process=process, why=why)
             elif sandbox and sandbox.running_sha:
                 for turn in conversations.open_turns(tx, process.conversation_id):
                     if turn.process_id == process.id and turn.sha != sandbox.running_sha:
@@ -233,20 +223,6 @@ class SandboxBinding:
         assert mr
         root = conversations.message(tx, turn.message_id).root
         Asking(self.config, self.telling).ask_start(tx, turn, conversation, mr, root)
-
-    def _end_process(self, tx: Transaction, process: Process, why: str) -> None:
-        """A process is gone: what it had may have been done, in part or whole."""
-        conversation = conversations.get(tx, process.conversation_id)
-        assert conversation
-        conversations.save_process(tx, replace(process, ended_at=tx.now, ended=why))
-        for turn in conversations.open_turns(tx, process.conversation_id):
-            if turn.process_id == process.id:
-                told = (
-                    f"{why} while {conversation.agent} worked on it, so it can't be known how far that got. Ask again"
-                    " with `resend` if you want it done again."
-                )
-                end_turn(tx, self.telling, turn, TurnState.UNCERTAIN, told)
-        tx.wake(AGENTS)
 
     def _code_replaced(self, tx: Transaction, turn: Turn, sha: str) -> None:
         """The turn goes on; it is said once for each commit."""

@@ -36,7 +36,13 @@ def branch(transport: Transport, project_id: int, name: str) -> BranchHead | Non
         transport.get(f"/projects/{project_id:d}")  # raises NotFound if it is the project that we may not see
         return None
     head = fields.sha(fields.mapping(body, "commit"), "id")
-    return BranchHead(head, protected=fields.flag(body, "protected"), can_push=fields.flag(body, "can_push"))
+    protected = fields.flag(body, "protected")
+    return BranchHead(
+        head,
+        protected=protected,
+        can_push=fields.flag(body, "can_push"),
+        developers_can_push=not protected or fields.flag(body, "developers_can_push"),
+    )
 
 
 def branch_commits(transport: Transport, project_id: int, name: str, until_sha: str) -> list[BranchCommit] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ravebot.agents import overview, registry, routing
@@ -26,6 +27,7 @@ from ravebot.store import approvals, conversations, inbox, merge_requests, outbo
 from ravebot.store.database import Transaction
 
 _MOST_NAMED = 5
+_DIGITS = re.compile("[0-9]+")
 _NOT_WHOLE = (
     "Only the beginning of that message reached me, because too much was said while I was away. Please send it again."
 )
@@ -121,8 +123,10 @@ class RoomConversations:
         if outcome.accepted and about.chosen:
             lines.insert(0, f"{routed.agent} works in {about.mr.full_ref}: no other sandbox that it serves is here.")
         if lines:
-            text = render_reply("\n".join(lines))
-            self.rooms.reply(tx, message, text, aside=True, thread=spot.thread if outcome.accepted else None)
+            text = "\n".join(lines)
+            thread = spot.thread if outcome.accepted else None
+            key = f"told {message.room_id} {message.sender} {spot.thread} {_DIGITS.sub('', text)}"  # of many, once
+            self.rooms.reply(tx, message, render_reply(text), aside=True, thread=thread, merge_key=key)
         return outcome.message
 
     def _is_news(self, tx: Transaction, outcome: DeskOutcome) -> bool:

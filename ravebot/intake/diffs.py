@@ -122,6 +122,7 @@ def _in_full(diff: Diff) -> Mapping[str, str]:
     parts = {"changes": about.title, "files": "\n".join(changes[:_MOST_NAMED])}
     if about.notes:
         parts["note"] = " ".join(about.notes)
+    parts["once committed"] = "GitLab's pipeline runs these files, with the CI variables that its jobs get."
     if diff.left_out:
         parts["not committed"] = "\n".join(f"{one.path}: {one.why}" for one in diff.left_out)
     return parts

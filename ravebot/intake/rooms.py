@@ -95,16 +95,17 @@ class Rooms:
         aside: bool = False,
         thread: str | None = None,
         file: tuple[str, str] | None = None,
+        merge_key: str | None = None,
     ) -> None:
         """Reply in that thread, or the message's, if any. An `aside`, about a mistake or refusal, begins a thread under
         the message, so that a busy room is not disturbed.
 
         Replies use the lane of the room's cards, so that both keep their order. `file`: the name and text of a file
-        that follows.
+        that follows. `merge_key`: while a reply with that key waits to be sent, this one is left out.
         """
         lane = self.name_of(tx, message) or message.room_id
         thread = thread or message.thread_root or (message.event_id if aside and not message.direct else None)
         body: dict[str, object] = {"content": as_reply(dict(content), message.event_id, thread)}
         if file is not None:
             body["file"] = {"name": file[0], "text": file[1]}
-        outbox.add(tx, RoomLane(lane), Kind.REPLY, body=body)
+        outbox.add(tx, RoomLane(lane), Kind.REPLY, body=body, merge_key=merge_key)

@@ -16,7 +16,7 @@ from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
-from ravebot.store import agent_figures, agent_texts, events, inbox, machines, outbox, sandboxes
+from ravebot.store import agent_figures, agent_queue, agent_texts, events, inbox, machines, outbox, sandboxes
 from ravebot.store.database import Database
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
@@ -66,9 +66,9 @@ class Housekeeping:
         log.info("event log", head=await self.database.read(events.head))
 
     async def count(self) -> None:
-        """Update the metrics of the outbox and of the host."""
+        """Update the metrics of the outbox, of agents and of the host."""
         while True:
-            for measure in (self._count_outbox, self._measure_host):
+            for measure in (self._count_outbox, self._count_turns, self._measure_host):
                 try:
                     await measure()
                 except RavebotError as error:
@@ -79,6 +79,11 @@ class Housekeeping:
         for target in self.targets:
             count, oldest = await self.database.read(partial(outbox.backlog, target=target))
             self.metrics.outbox_seen(target.name, count, self.clock.now() - oldest if oldest else None)
+
+    async def _count_turns(self) -> None:
+        by_state, waiters = await self.database.read(lambda tx: (agent_queue.count_states(tx), agent_queue.waiters(tx)))
+        oldest = min((one.since for one in waiters), default=None)
+        self.metrics.agents_seen(by_state, self.clock.now() - oldest if oldest else None)
 
     async def _measure_host(self) -> None:
         host = await self.provider.host()

@@ -5,6 +5,8 @@ A new check is one method and one entry in `checks`.
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,7 +24,7 @@ from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.sandboxes.telling import TRIED_AGAIN
-from ravebot.store import images, inbox, outbox
+from ravebot.store import agent_work, images, inbox, outbox
 from ravebot.store.database import Database
 from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
@@ -33,6 +35,8 @@ _PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
 _LONG = timedelta(minutes=5)
 """How long a message or a request may wait before that counts as a failure."""
 _MOST_NAMED = 5
+_MANY_TRIES = 5
+"""Of reaching an agent; it took half a minute until then."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Readiness:
     provider: Provider
     firewall: Firewall
     targets: tuple[Target, ...]
+    programs: str | None = None  # the folders of programs; None: those of PATH
 
     def checks(self) -> Checks:
         return {
@@ -60,6 +65,7 @@ class Readiness:
             "image": self._image,
             "inbox": self._inbox,
             "outbox": self._outbox,
+            "agents": self._agents,
             "state": self._state,
         }
 
@@ -156,6 +162,16 @@ class Readiness:
         if late:
             return Check(State.FAILED, _named(late + refused))
         return Check(State.DEGRADED, _named(refused)) if refused else Check(State.OK)
+
+    async def _agents(self) -> Check:
+        """Without an SSH client no agent in a sandbox can be reached; otherwise each conversation is on its own."""
+        if any(agent.acp for agent in self.config.agents) and shutil.which("ssh", path=self.programs) is None:
+            fix = "apt-get install openssh-client, then restart ravebot"
+            return Check(State.FAILED, f"no agent can be reached, as OpenSSH's client is not installed: {fix}")
+        heads = await self.database.read(agent_work.heads)
+        stuck = Counter(one.agent for one in heads if one.tries >= _MANY_TRIES)
+        troubles = [f"{agent} can't be reached: {count} conversations wait" for agent, count in sorted(stuck.items())]
+        return Check(State.DEGRADED, f"{_named(troubles)}; the log says why") if troubles else Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()

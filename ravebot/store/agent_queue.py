@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ravebot.agents.model import (
-    DEAD_LETTERS,
     Approval,
     ApprovalId,
     ApprovalKind,
     ConversationId,
     Process,
     Turn,
+    TurnState,
 )
 from ravebot.store import approvals, conversations
+from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
 from ravebot.store.rows import load
+
+DEAD = (
+    "FROM agent_turns t WHERE t.state IN ('dead', 'failed', 'uncertain') AND NOT EXISTS"
+    " (SELECT 1 FROM agent_turns later WHERE later.message_id = t.message_id AND later.attempt > t.attempt)"
+)
+"""The dead letters; the states are those of the index `agent_turns_given_up`, so that SQLite uses it."""
 
 
 def live_processes(tx: Transaction) -> tuple[Process, ...]:
@@ -37,10 +44,11 @@ class Waiters:
 def waiters(tx: Transaction) -> tuple[Waiters, ...]:
     """Of every conversation in which turns wait; reads no row of theirs."""
     rows = tx.all(
-        "SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,"
-        " MIN(created_at) AS since FROM agent_turns WHERE process_id IS NULL"
-        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
-        " GROUP BY conversation_id ORDER BY MIN(id)"
+        f"""
+        SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,
+               MIN(created_at) AS since
+          FROM agent_turns WHERE process_id IS NULL AND {OPEN} GROUP BY conversation_id ORDER BY MIN(id)
+        """  # noqa: S608 - a constant
     )
     return tuple(load(Waiters, row) for row in rows)
 
@@ -48,8 +56,7 @@ def waiters(tx: Transaction) -> tuple[Waiters, ...]:
 def count_open(tx: Transaction, conversation_id: ConversationId) -> int:
     """How many turns of a conversation are not over."""
     row = tx.one(
-        "SELECT COUNT(*) AS n FROM agent_turns WHERE conversation_id = ?"
-        " AND state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')",
+        f"SELECT COUNT(*) AS n FROM agent_turns WHERE conversation_id = ? AND {OPEN}",  # noqa: S608 - a constant
         (conversation_id,),
     )
     assert row
@@ -88,14 +95,15 @@ def last_turn(tx: Transaction, conversation_id: ConversationId) -> Turn | None:
 
 def dead_letters(tx: Transaction, limit: int) -> tuple[Turn, ...]:
     """Turns whose message was not worked through, and that nobody had sent again or dropped; the newest first."""
-    marks = ", ".join("?" for _ in DEAD_LETTERS)
-    rows = tx.all(
-        f"SELECT * FROM agent_turns t WHERE t.state IN ({marks}) AND NOT EXISTS"  # noqa: S608 - marks
-        " (SELECT 1 FROM agent_turns later WHERE later.message_id = t.message_id AND later.attempt > t.attempt)"
-        " ORDER BY t.id DESC LIMIT ?",
-        (*sorted(DEAD_LETTERS), limit),
-    )
+    rows = tx.all(f"SELECT t.* {DEAD} ORDER BY t.id DESC LIMIT ?", (limit,))
     return tuple(load(Turn, row) for row in rows)
+
+
+def count_states(tx: Transaction) -> dict[TurnState, int]:
+    """How many turns are in each state, of those that are not over and of the dead letters."""
+    unfinished = tx.all(f"SELECT state, COUNT(*) AS n FROM agent_turns WHERE {OPEN} GROUP BY state")  # noqa: S608 - a constant
+    given_up = tx.all(f"SELECT t.state, COUNT(*) AS n {DEAD} GROUP BY t.state")
+    return {TurnState(row["state"]): row["n"] for row in (*unfinished, *given_up)}
 
 
 def has_message(tx: Transaction, conversation_id: ConversationId, key: str) -> bool:

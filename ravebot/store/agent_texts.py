@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 
 from ravebot.clock import to_us
+from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
 
 _STEPS = (
-    "UPDATE agent_messages SET text = '' WHERE id IN (SELECT m.id FROM agent_messages m WHERE m.said_at < ?"
-    " AND m.text <> '' AND NOT EXISTS"
-    " (SELECT 1 FROM agent_turns t WHERE t.message_id = m.id"
-    " AND t.state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')) LIMIT ?)",
+    f"""
+    UPDATE agent_messages SET text = '' WHERE id IN
+    (SELECT m.id FROM agent_messages m WHERE m.said_at < ? AND m.text <> '' AND NOT EXISTS
+     (SELECT 1 FROM agent_turns t WHERE t.message_id = m.id AND t.{OPEN}) LIMIT ?)
+    """,  # noqa: S608 - a constant
     "UPDATE agent_turns SET answer = '', status = '' WHERE id IN (SELECT id FROM agent_turns WHERE ended_at < ?"
     " AND (answer <> '' OR status <> '') LIMIT ?)",
     "UPDATE approvals SET payload = '' WHERE id IN"  # its hash stays

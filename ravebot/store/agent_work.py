@@ -21,16 +21,16 @@ from ravebot.agents.model import (
 from ravebot.clock import from_us
 from ravebot.sandboxes.model import RAVEBOT
 from ravebot.store import approvals
+from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
 from ravebot.store.rows import load
 
-_OPEN = "state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
 HEADS = f"""
 WITH RECURSIVE
     walk (conversation_id) AS (
-        SELECT MIN(conversation_id) FROM agent_turns WHERE {_OPEN}
+        SELECT MIN(conversation_id) FROM agent_turns WHERE {OPEN}
         UNION ALL
-        SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{_OPEN})
+        SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{OPEN})
         FROM walk WHERE walk.conversation_id IS NOT NULL
     )
 SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_try_at, t.tries,
@@ -40,7 +40,7 @@ SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_tr
          WHERE a.turn_id = t.id AND a.kind = 'tool' AND a.state <> 'open' AND a.done_at IS NULL) AS decided
   FROM walk
   JOIN agent_turns t
-    ON t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = walk.conversation_id AND f.{_OPEN})
+    ON t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = walk.conversation_id AND f.{OPEN})
   JOIN conversations c ON c.id = t.conversation_id
 """  # noqa: S608, E501 - constants
 
@@ -86,7 +86,7 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
 def first_turn(tx: Transaction, conversation_id: ConversationId) -> Turn | None:
     """The first unfinished turn of one conversation."""
     row = tx.one(
-        f"SELECT * FROM agent_turns WHERE conversation_id = ? AND {_OPEN} ORDER BY id LIMIT 1",  # noqa: S608 - a constant
+        f"SELECT * FROM agent_turns WHERE conversation_id = ? AND {OPEN} ORDER BY id LIMIT 1",  # noqa: S608 - a constant
         (conversation_id,),
     )
     return load(Turn, row) if row else None
@@ -107,9 +107,16 @@ def to_answer(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:
     )
 
 
+def count_asked(tx: Transaction, turn_id: TurnId) -> int:
+    """How many questions of the agent's in that turn are open."""
+    row = tx.one("SELECT COUNT(*) AS n FROM approvals WHERE turn_id = ? AND state = 'open'", (turn_id,))
+    assert row
+    return int(row["n"])
+
+
 def is_asked(tx: Transaction, turn_id: TurnId) -> bool:
     """Whether a question of the agent's in that turn is open."""
-    return any(approval.state is ApprovalState.OPEN for approval in approvals.of_turn(tx, turn_id))
+    return count_asked(tx, turn_id) > 0
 
 
 def withdraw(tx: Transaction, turn_id: TurnId) -> tuple[Approval, ...]:

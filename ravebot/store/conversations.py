@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
-from datetime import datetime
 
 from ravebot.agents.model import (
     AgentDoor,
@@ -19,13 +17,13 @@ from ravebot.agents.model import (
     TurnId,
     TurnState,
 )
-from ravebot.clock import to_us
 from ravebot.sandboxes.model import Actor, Machine, MergeRequestRef, SandboxId
 from ravebot.store.database import Transaction, Value
 from ravebot.store.rows import dump, load
 from ravebot.store.signals import AGENTS
 
-_OVER = "('done', 'failed', 'cancelled', 'uncertain', 'dead')"
+OPEN = "state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead')"
+"""Of a turn: that it is not over. These words are those of the index `agent_turns_open`, so that SQLite uses it."""
 
 
 def find(tx: Transaction, agent: str, door: AgentDoor, place: str, thread: str) -> Conversation | None:
@@ -159,7 +157,7 @@ def save_turn(tx: Transaction, changed: Turn) -> None:
 def open_turns(tx: Transaction, conversation_id: ConversationId) -> tuple[Turn, ...]:
     """The turns of a conversation that are not over, in their order."""
     rows = tx.all(
-        f"SELECT * FROM agent_turns WHERE conversation_id = ? AND state NOT IN {_OVER} ORDER BY id",  # noqa: S608 - a constant
+        f"SELECT * FROM agent_turns WHERE conversation_id = ? AND {OPEN} ORDER BY id",  # noqa: S608 - a constant
         (conversation_id,),
     )
     return tuple(filter(None, map(_turn, rows)))
@@ -168,18 +166,10 @@ def open_turns(tx: Transaction, conversation_id: ConversationId) -> tuple[Turn, 
 def with_open_turns(tx: Transaction) -> tuple[ConversationId, ...]:
     """The conversations that have a turn which is not over, the one whose oldest turn waits longest first."""
     rows = tx.all(
-        f"SELECT conversation_id FROM agent_turns WHERE state NOT IN {_OVER}"  # noqa: S608 - a constant
+        f"SELECT conversation_id FROM agent_turns WHERE {OPEN}"  # noqa: S608 - a constant
         " GROUP BY conversation_id ORDER BY MIN(id)"
     )
     return tuple(ConversationId(row["conversation_id"]) for row in rows)
-
-
-def turns_in(tx: Transaction, states: Iterable[TurnState], limit: int) -> tuple[Turn, ...]:
-    """The newest turns in these states, the newest first."""
-    wanted = tuple(states)
-    marks = ", ".join("?" for _ in wanted)
-    rows = tx.all(f"SELECT * FROM agent_turns WHERE state IN ({marks}) ORDER BY id DESC LIMIT ?", (*wanted, limit))  # noqa: S608 - marks
-    return tuple(filter(None, map(_turn, rows)))
 
 
 def process(tx: Transaction, process_id: ProcessId) -> Process | None:
@@ -247,17 +237,6 @@ def pause_agent(tx: Transaction, agent: str, by: str) -> None:
 def resume_agent(tx: Transaction, agent: str) -> None:
     tx.execute("DELETE FROM paused_agents WHERE agent = ?", (agent,))
     tx.wake(AGENTS)
-
-
-def said_since(tx: Transaction, moment: datetime, *, agent: str = "", root: str = "") -> int:
-    """How many messages an agent was given, or that go back to a person, since that moment."""
-    row = tx.one(
-        "SELECT COUNT(*) AS n FROM agent_messages m JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE m.said_at >= ? AND (? = '' OR c.agent = ?) AND (? = '' OR m.root = ?)",
-        (to_us(moment), agent, agent, root, root),
-    )
-    assert row
-    return int(row["n"])
 
 
 def _conversation(row: sqlite3.Row | None) -> Conversation | None:

@@ -6,13 +6,14 @@ Every label has a small fixed set of values; any other value becomes `other`, so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from ravebot.agents.model import DEAD_LETTERS, TurnState
 from ravebot.sandboxes.decide import Do
 from ravebot.sandboxes.model import KEPT, EndReason, SandboxState, Stage
 from ravebot.store.targets import TARGETS, Target
@@ -67,6 +68,8 @@ class Metrics:
         self._pending = gauge("outbox_pending", "Messages not yet delivered.", "target")
         self._oldest = gauge("outbox_oldest_seconds", "Age of the oldest message not yet delivered.", "target")
         self._deliveries = counter("outbox_deliveries", "Attempts to deliver, by result.", "target", "result")
+        self._turns = gauge("agent_turns", "Messages to agents by state, of those that are not answered.", "state")
+        self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
         self._webhook_seconds = histogram("webhook_seconds", "Time to answer a webhook.", _REQUEST_SECONDS)
         self._syncs = counter("matrix_syncs", "Matrix syncs, by result.", "result")
@@ -129,6 +132,13 @@ class Metrics:
         label = _one_of(self._targets, target)
         self._pending.labels(label).set(pending)
         self._oldest.labels(label).set(oldest.total_seconds() if oldest is not None else 0)
+
+    def agents_seen(self, by_state: Mapping[TurnState, int], oldest: timedelta | None) -> None:
+        """How many messages to agents are in each state; `oldest`: age of the oldest one that no agent was given."""
+        for state in TurnState:
+            if not state.is_over or state in DEAD_LETTERS:
+                self._turns.labels(state.value).set(by_state.get(state, 0))
+        self._unanswered.set(oldest.total_seconds() if oldest is not None else 0)
 
     def delivery_tried(self, target: str, result: str) -> None:
         """`result` is one of DELIVERY_RESULTS."""

@@ -82,7 +82,7 @@ async def ready(stage: Stage, **files: str) -> tuple[MergeRequest, Note]:
 
 
 async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_work_becomes_a_commit() -> None:
-    async with Stage({"agents": [CODER]}, guest=Guest.DEBIAN) as stage:
+    async with Stage({"agents": [CODER]}, guest=Guest.DEBIAN, files=sample.FILES) as stage:
         await stage.start()
         mr, note = await ready(stage)
         said = f"@coder !{mr.iid} please edit page.html: {sample.GREETING} => {_NEW}"
@@ -112,9 +112,11 @@ async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_
 
         before = mr.sha
         await asks(stage, f"!rave diff !{mr.iid}")
-        offer = await hears(stage, f"+<h1>{_NEW}</h1>")
+        diff = await hears(stage, f"+<h1>{_NEW}</h1>", 90)
+        assert "index.html" not in plain(diff.body), "what .gitignore names is left out"
+        offer = await hears(stage, "Commit what coder changed", 90)
         await stage.matrix_alice.react(stage.room, offer.event_id, "✅")
-        await stage.until(lambda: mr.sha != before, 30, "nothing was committed")
+        await stage.until(lambda: mr.sha != before, 90, "nothing was committed")
         commit = mr.source_project.facts[mr.sha]
         assert commit.parent == before
         assert {"Ravebot-Agent: coder", "Ravebot-Asked-By: alice", "Ravebot-Approved-By: alice"} <= set(
@@ -151,7 +153,7 @@ async def test_opencode_works_in_the_sandbox_with_a_model_in_the_same_guest(tmp_
         },
     }
     more: dict[str, Any] = {"agents": [agent], "sandbox": {"memory": "1280MiB", "disk": "4GiB"}}
-    async with Stage(more, guest=Guest.DEBIAN) as stage:
+    async with Stage(more, guest=Guest.DEBIAN, files=sample.FILES) as stage:
         await stage.start()
         mine = {
             ".rave/setup": setup,

@@ -12,7 +12,7 @@ import pytest
 
 from ravebot.agents.model import ApprovalState, Turn, TurnState
 from ravebot.sandboxes.model import Machine, MergeRequest, SandboxState
-from ravebot.store import approvals, sandboxes
+from ravebot.store import agent_queue, approvals, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
 from tests.support.sshd import SshGuest
@@ -30,8 +30,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
         yield running
 
 
-async def answered(world: AgentWorld, text: str, seconds: float = 20) -> tuple[TurnState, str, str]:
-    turn = await world.over(await world.say(text), seconds)
+async def answered(world: AgentWorld, text: str) -> tuple[TurnState, str, str]:
+    turn = await world.over(await world.say(text))
     return turn.state, turn.answer, turn.why
 
 
@@ -103,6 +103,31 @@ async def test_what_can_not_be_granted_once_or_shown_whole_is_refused(guest: Ssh
         assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
 
 
+async def test_an_agent_that_asks_without_end_has_five_questions_open_and_the_others_are_refused(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
+        asks = [
+            {
+                "jsonrpc": "2.0",
+                "id": number,
+                "method": "session/request_permission",
+                "params": {
+                    "toolCall": {"kind": "edit", "title": f"Change {number}"},
+                    "options": [{"optionId": "y", "kind": "allow_once"}, {"optionId": "n", "kind": "reject_once"}],
+                },
+            }
+            for number in range(100, 140)
+        ]
+        turn = await world.say("\n".join(["wait 1", *(f"raw {json.dumps(one)}" for one in asks), "wait 2"]))
+        ended = await world.over(turn)
+        asked = await world.database.read(lambda tx: approvals.newest(tx, 100))
+        assert (ended.state, len(asked)) == (TurnState.DONE, 5)
+        given = [json.loads(line) for line in guest.lines((await world.folders())[0])]
+        answers = [one["result"]["outcome"].get("optionId") for one in given if one.get("id") in range(100, 140)]
+        assert answers == ["n"] * 35
+
+
 async def test_an_answer_to_another_payload_than_was_asked_is_a_no(guest: SshGuest, tmp_path: Path) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
         turn = await world.say("ask edit Change a file")
@@ -119,12 +144,12 @@ async def test_a_turn_is_cancelled_also_while_a_person_is_asked(guest: SshGuest,
         await world.until(lambda one: one.answer == "a", turn)
         later = await world.say("say later")
         await world.cancel(turn)
-        assert (await world.over(turn, 5)).state is TurnState.CANCELLED
+        assert (await world.over(turn)).state is TurnState.CANCELLED
         assert (await world.over(later)).answer == "later"
         turn = await world.say("ask edit Change\nsay b")
         question = await world.question(turn)
         await world.cancel(turn)
-        ended = await world.over(turn, 5)
+        ended = await world.over(turn)
         assert (ended.state, ended.answer) == (TurnState.CANCELLED, "[cancelled]")
         asked = await world.database.read(lambda tx: approvals.get(tx, question.id))
         assert asked
@@ -132,16 +157,29 @@ async def test_a_turn_is_cancelled_also_while_a_person_is_asked(guest: SshGuest,
         assert len(await world.folders()) == 1
 
 
+@pytest.mark.parametrize("how", ["deaf", "chatter"])
 async def test_an_agent_that_does_not_stop_is_killed_and_the_next_one_says_that_it_remembers_nothing(
-    guest: SshGuest, tmp_path: Path
+    guest: SshGuest, tmp_path: Path, how: str
 ) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        turn = await world.say("deaf")
-        await world.until(lambda one: one.state.runs, turn)
+        turn = await world.say(how)
+        await world.until(lambda one: one.state is not TurnState.QUEUED, turn)
         await world.cancel(turn)
         assert (await world.over(turn, 15)).state is TurnState.CANCELLED
         assert await answered(world, "say back") == (TurnState.DONE, "back", "")
         assert await remarks(world) == ["The agent begins without memory of what was said here before."]
+
+
+async def test_an_agent_that_can_not_be_told_to_stop_as_its_disk_is_full_is_killed(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+        queue = guest.file(f"{(await world.folders())[0]}/q")
+        queue.rename(queue.with_name("gone"))  # nothing can be written there, as on a full disk
+        await world.cancel(turn.id)
+        assert (await world.over(turn.id, 10)).state is TurnState.CANCELLED
+        assert await answered(world, "say on") == (TurnState.DONE, "on", "")
 
 
 async def test_a_turn_that_takes_too_long_is_ended(guest: SshGuest, tmp_path: Path) -> None:
@@ -195,7 +233,7 @@ async def test_an_agent_that_can_not_be_used_is_said_to_be_so_at_once(
         assert state is TurnState.DEAD
         assert why in said
         assert await world.prompts() == []
-        async with asyncio.timeout(5):  # and it does not stay in the guest
+        async with asyncio.timeout(30):  # and it does not stay in the guest
             while not guest.file(f"{(await world.folders())[0]}/ended").exists():
                 await asyncio.sleep(0.05)
 
@@ -213,7 +251,7 @@ async def test_a_missing_program_is_told_with_what_to_install(guest: SshGuest, t
 async def test_a_program_that_ends_before_it_is_ready_is_tried_a_few_times(guest: SshGuest, tmp_path: Path) -> None:
     broken = guest.program("broken", "#!/bin/sh\necho no such option >&2\nexit 64\n")
     async with an_agent_world(guest, tmp_path, [broken]) as world:
-        state, _, why = await answered(world, "say x", 30)
+        state, _, why = await answered(world, "say x")
         assert state is TurnState.DEAD
         assert "its program ended with code 64, after it printed: no such option" in why
         assert len(await world.folders()) == 3
@@ -231,7 +269,7 @@ async def test_an_agent_that_sends_too_much_is_ended_and_its_turn_has_failed(
     guest: SshGuest, tmp_path: Path, text: str, why: str
 ) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        state, _, said = await answered(world, text, 40)
+        state, _, said = await answered(world, text)
         assert state is TurnState.FAILED
         assert why in said
         assert await answered(world, "say fine") == (TurnState.DONE, "fine", "")
@@ -266,7 +304,7 @@ async def test_an_idle_connection_is_ended_and_the_agent_lives_on(guest: SshGues
     async with an_agent_world(guest, tmp_path, [AGENT], idle_seconds=0.3) as world:
         for text in ("say one", "say two"):
             assert (await answered(world, text))[0] is TurnState.DONE
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while list((tmp_path / "control").glob("*.log")):  # a client's, as long as it runs
                     await asyncio.sleep(0.05)
         assert len(await world.folders()) == 1
@@ -282,6 +320,18 @@ async def test_a_fork_gets_no_agent_unless_it_is_allowed(guest: SshGuest, tmp_pa
         ended = await world.over(turn)
         assert (ended.state, ended.why) == (TurnState.DEAD, "coder is off in forks: agents[].forks allows it.")
         assert await world.folders() == []
+
+
+async def test_an_agent_that_is_taken_from_the_configuration_while_it_works_is_ended(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
+        turn = await running(world)
+    async with an_agent_world(guest, tmp_path, [AGENT], name="other") as world:
+        ended = await world.over(turn.id)
+        assert ended.state is TurnState.UNCERTAIN
+        assert "no agent called coder with `acp` is configured any more" in ended.why
+        assert (await world.database.read(agent_queue.live_processes)) == ()
 
 
 async def running(world: AgentWorld) -> Turn:
@@ -325,7 +375,7 @@ async def test_a_guest_that_loses_power_or_its_files_leaves_the_turn_uncertain(t
                 assert not (await world.turn(turn.id)).state.is_over
                 guest.start(fresh=fresh)
                 guest.program("agent", AGENT_SOURCE.read_text())
-                ended = await world.over(turn.id, 30)
+                ended = await world.over(turn.id)
                 assert ended.state is TurnState.UNCERTAIN
                 assert ("its folder in the guest is gone" if fresh else "its program ended") in ended.why
                 assert await answered(world, "say back") == (TurnState.DONE, "back", "")

@@ -118,6 +118,16 @@ async def test_an_agent_of_ours_is_refused_an_edit_and_then_allowed_it(
         assert await world.prompts() == [refused, allowed]
 
 
+async def test_what_is_said_after_a_tool_was_used_at_once_is_one_text(
+    guest: SshGuest, page: Path, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [], acp=ours(guest, sdk)) as world:
+        turn = await world.over(await world.say("read page.html"), _SECONDS)
+        assert turn.answer.startswith(
+            "I have read **page.html**. It has 1 lines, and they say:\n\n```\n<h1>Hello</h1>\n```"
+        )
+
+
 @pytest.mark.parametrize(
     ("mischief", "state"),
     [

@@ -73,6 +73,12 @@ async def test_a_room_that_is_mapped_to_other_projects_now_is_refused(world: Age
     assert (await still_may(world, Levels({"alice": 40}))).rule == "This room is not mapped to that project."
 
 
+async def test_a_room_that_is_configured_no_more_is_no_direct_chat(world: AgentYard) -> None:
+    await map_room(world)
+    world.config = world.config.model_copy(update={"matrix": world.config.matrix.model_copy(update={"rooms": ()})})
+    assert (await still_may(world, Levels({"alice": 40}))).rule == "This room is not mapped to that project."
+
+
 async def test_a_direct_chat_and_a_merge_requests_comments_need_no_mapping(world: AgentYard) -> None:
     assert (await still_may(world, Levels({"alice": 30}), place="!direct:example.org")).allowed
     comment: dict[str, Any] = {"door": AgentDoor.GITLAB, "place": "7!1", "author": Actor("gitlab", "alice")}

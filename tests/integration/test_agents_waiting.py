@@ -234,12 +234,12 @@ Change = Callable[[AgentYard], Awaitable[None]]
 @pytest.mark.parametrize(
     ("change", "running", "waiting", "why"),
     [
-        (stop, S.UNCERTAIN, S.ACCEPTED, "The sandbox ended while coder worked on it"),
-        (expire, S.UNCERTAIN, S.ACCEPTED, "The sandbox ended while coder worked on it"),
-        (lose, S.UNCERTAIN, S.ACCEPTED, "The sandbox ended while coder worked on it"),
-        (rebuild, S.UNCERTAIN, S.ACCEPTED, "The sandbox ended while coder worked on it"),
-        (restart, S.UNCERTAIN, S.ACCEPTED, "The sandbox's machine was restarted while coder worked on it"),
-        (merge, S.UNCERTAIN, S.DEAD, "The sandbox ended while coder worked on it"),
+        (stop, S.UNCERTAIN, S.ACCEPTED, "how far coder got: its sandbox ended"),
+        (expire, S.UNCERTAIN, S.ACCEPTED, "how far coder got: its sandbox ended"),
+        (lose, S.UNCERTAIN, S.ACCEPTED, "how far coder got: its sandbox ended"),
+        (rebuild, S.UNCERTAIN, S.ACCEPTED, "how far coder got: its sandbox ended"),
+        (restart, S.UNCERTAIN, S.ACCEPTED, "how far coder got: its machine was restarted"),
+        (merge, S.UNCERTAIN, S.DEAD, "how far coder got: its sandbox ended"),
     ],
 )
 async def test_what_a_change_of_the_sandbox_does_to_what_runs_and_what_waits(
@@ -252,7 +252,7 @@ async def test_what_a_change_of_the_sandbox_does_to_what_runs_and_what_waits(
     assert await world.promote() > 0
     turn = await world.turn(runs)
     assert (turn.state, await world.state(waits)) == (running, waiting)
-    assert turn.why.startswith(why)
+    assert why in turn.why
     assert "`resend`" in turn.why
     ended = await world.yard.read(lambda tx: conversations.process(tx, process.id))
     assert ended
@@ -283,7 +283,7 @@ async def test_an_agent_that_did_nothing_is_known_to_be_gone_with_its_sandbox(wo
     assert await world.promote() == 1
     ended = await world.yard.read(lambda tx: conversations.process(tx, process.id))
     assert ended
-    assert ended.ended == "The sandbox ended"
+    assert ended.ended == "its sandbox ended"
     assert await world.state(turn_id) is S.DONE
 
 
@@ -399,7 +399,7 @@ async def test_after_a_restore_nothing_is_given_that_may_have_been_given_since_t
 
 
 async def until(world: AgentYard, turn_id: TurnId, state: TurnState) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while await world.state(turn_id) is not state:
             await asyncio.sleep(0.01)
 

@@ -351,7 +351,10 @@ async def test_no_more_diffs_are_kept_than_there_is_room_for(scene: Scene, tmp_p
         await scene.diffs.keep(scene.diff())
 
 
-async def test_the_role_that_a_maintainer_has_is_enough(scene: Scene) -> None:
+async def test_our_role_lends_nobody_a_push_to_a_branch_that_is_protected_against_developers(scene: Scene) -> None:
     scene.gitlab.protect(scene.project, "alice/feature")
     scene.gitlab.set_role(scene.project, scene.bot, MAINTAINER)
-    assert (await scene.diffs.commit(await scene.order())).sha == scene.mr.sha
+    before = scene.mr.sha
+    with pytest.raises(Refused, match="not everybody who may approve this"):
+        await scene.diffs.commit(await scene.order())
+    assert scene.mr.sha == before

@@ -22,7 +22,7 @@ from ravebot.sandboxes.model import Stage, StageResult
 from ravebot.store import agent_texts, conversations, inbox, outbox, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.targets import TARGETS
-from tests.support.agent_yard import an_agent_yard
+from tests.support.agent_yard import ALICE, an_agent_yard
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -205,3 +205,22 @@ async def test_old_texts_are_forgotten_in_small_transactions(tmp_path: Path) -> 
         world.yard.pass_by(days=31)
         rounds = [await world.yard.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, 2)) for _ in range(4)]
         assert rounds == [True, True, False, False]
+
+
+async def test_what_agents_have_to_do_and_what_they_gave_up_is_counted(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state") as world:
+        await world.ready()
+        runs, given_up, again = await world.taken("one"), await world.taken("two"), await world.taken("three")
+        for turn_id in (given_up, again):
+            await world.given(turn_id)
+            await world.ended(turn_id, "", TurnState.FAILED)
+        await world.yard.write(lambda tx: world.desk.resend(tx, again, ALICE))
+        await world.given(runs)
+        world.yard.pass_by(minutes=5)
+        counted = world.yard.metrics.registry.get_sample_value
+        async with at_work(housekeeping(world.yard).count()), asyncio.timeout(5):
+            while not counted("ravebot_agent_waiting_seconds"):
+                await asyncio.sleep(0.01)
+        states = ("accepted", "queued", "delivered", "failed", "dead")
+        assert [counted("ravebot_agent_turns", {"state": state}) for state in states] == [0, 1, 1, 1, 0]
+        assert counted("ravebot_agent_waiting_seconds") == 300

@@ -697,6 +697,18 @@ async def test_a_diff_of_a_sandbox_without_a_machine_is_told_so(talk: Talk) -> N
     assert await talk.last() == "group/app!1 has no machine to compare: its sandbox must be ready."
 
 
+async def test_who_floods_a_thread_is_told_once_what_is_not_told_yet(talk: Talk) -> None:
+    few = CODER.model_copy(update={"limits": CODER.limits.model_copy(update={"messages_per_day": 5})})
+    talk = Talk(talk.desk, few)
+    await talk.has_sandbox()
+    heard = [IncomingMessage(f"$flood{n}", DEV, ALICE, f"@coder !1 {n}", "$people", False, 0) for n in range(30)]
+    await talk.journal.save(tuple(heard), "s1")
+    await talk.work()
+    assert len(await talk.messages()) == 5
+    said = [content["body"] for content in await talk.told()]
+    assert ["being started" in said[0], "has had its" in said[1]] == [True] * len(said)
+
+
 async def test_many_threads_at_once_each_keep_their_order(talk: Talk) -> None:
     """Also while GitLab fails now and then: what waits for it holds up its own thread only."""
     await talk.has_sandbox()

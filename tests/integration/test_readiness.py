@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ravebot.agents.model import AgentDoor, TurnState
 from ravebot.chat import Chat
+from ravebot.config.model import AgentConfig
 from ravebot.errors import Forbidden, ProviderError, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.refusals import Refusals
@@ -26,7 +28,9 @@ from ravebot.notify.delivery import Delivery
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.roomwatch import RoomWatch
 from ravebot.providers.memory import MemoryHost, MemoryProvider
-from ravebot.store import images, inbox, outbox
+from ravebot.sandboxes.model import RAVEBOT
+from ravebot.store import conversations, images, inbox, outbox
+from ravebot.store.database import Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, NoteLane, RoomLane, Target
 from ravebot.web.checks import Check, Checkup, State
@@ -38,6 +42,7 @@ from tests.support.records import ROOM, a_merge_request
 from tests.support.yard import Yard, a_yard
 
 pytestmark = pytest.mark.integration
+ACP = {"owner": "alice", "projects": ["group/*"], "acp": {"command": ["coder"]}}
 MR, SECOND = a_merge_request(1), a_merge_request(2)
 
 
@@ -57,7 +62,7 @@ class Ward:
     webhooks: Refusals
     targets: tuple[Target, ...] = TARGETS
 
-    async def check(self, name: str) -> Check:
+    async def check(self, name: str, programs: str | None = None) -> Check:
         """What a fresh look says, as /readyz does."""
         yard = self.yard
         readiness = Readiness(
@@ -72,6 +77,7 @@ class Ward:
             provider=yard.provider,
             firewall=yard.fence,
             targets=self.targets,
+            programs=programs,
         )
         checks = readiness.checks()
         assert name in checks, f"nobody looks at the {name}"
@@ -533,6 +539,35 @@ async def test_inbox_failed_when_requests_are_not_handled_for_five_minutes(ward:
     assert check.state is State.FAILED
     assert check.detail.startswith("2 requests")
     assert "12:00" in check.detail
+
+
+async def test_agents_degraded_when_one_can_not_be_reached_in_its_sandbox(ward: Ward) -> None:
+    def said(tx: Transaction, tries: int) -> None:
+        here = conversations.begin(tx, "coder", AgentDoor.SHELL, "", f"{tries}", own_thread=True, mr=MR.ref)
+        message = conversations.add_message(tx, here.id, "1", RAVEBOT, RAVEBOT, "hello", 0)
+        assert message
+        turn = conversations.add_turn(tx, message, TurnState.QUEUED)
+        conversations.save_turn(tx, replace(turn, tries=tries))
+
+    await ward.yard.write(partial(said, tries=1))
+    assert (await ward.check("agents")).state is State.OK
+    await ward.yard.write(partial(said, tries=5))
+    check = await ward.check("agents")
+    assert (check.state, check.detail) == (
+        State.DEGRADED,
+        "coder can't be reached: 1 conversations wait; the log says why",
+    )
+
+
+@pytest.mark.parametrize(("keys", "state"), [({}, State.OK), (ACP, State.FAILED)])
+async def test_agents_failed_when_there_is_no_ssh_client_for_one_in_a_sandbox(
+    ward: Ward, tmp_path: Path, keys: dict[str, object], state: State
+) -> None:
+    agent = AgentConfig.model_validate({"name": "coder", **keys})
+    ward.yard.config = ward.yard.config.model_copy(update={"agents": (agent,)})
+    check = await ward.check("agents", programs=str(tmp_path))
+    assert check.state is state
+    assert check.fit or "apt-get install openssh-client" in check.detail
 
 
 async def test_image_failed_while_it_is_held_and_says_what_lifts_it(ward: Ward) -> None:

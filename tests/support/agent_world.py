@@ -60,24 +60,23 @@ class AgentWorld:
 
     async def say(self, text: str, thread: str = "$root", key: str = "") -> TurnId:
         """A person says something to the agent; returns the turn."""
+        return await self.database.write(lambda tx: self.accept(tx, text, thread, key))
+
+    def accept(self, tx: Transaction, text: str, thread: str = "$root", key: str = "") -> TurnId:
         said = Addressed("coder", AgentDoor.MATRIX, "!room:example.org", thread, True, self.mr.ref,
                          key or f"${time.monotonic_ns()}", ALICE_IN_ROOM, text)  # fmt: skip
-
-        def accept(tx: Transaction) -> TurnId:
-            outcome = self.desk.accept(tx, said)
-            assert outcome.accepted, outcome
-            row = tx.one("SELECT MAX(id) AS id FROM agent_turns")
-            assert row
-            return TurnId(row["id"])
-
-        return await self.database.write(accept)
+        outcome = self.desk.accept(tx, said)
+        assert outcome.accepted, outcome
+        row = tx.one("SELECT MAX(id) AS id FROM agent_turns")
+        assert row
+        return TurnId(row["id"])
 
     async def turn(self, turn_id: TurnId) -> Turn:
         found = await self.database.read(lambda tx: conversations.turn(tx, turn_id))
         assert found
         return found
 
-    async def until(self, condition: Callable[[Turn], object], turn_id: TurnId, seconds: float = 20) -> Turn:
+    async def until(self, condition: Callable[[Turn], object], turn_id: TurnId, seconds: float = 60) -> Turn:
         """Wait until it is so with a turn."""
         until = time.monotonic() + seconds
         while not condition(turn := await self.turn(turn_id)):
@@ -85,10 +84,10 @@ class AgentWorld:
             await asyncio.sleep(0.01)
         return turn
 
-    async def over(self, turn_id: TurnId, seconds: float = 20) -> Turn:
+    async def over(self, turn_id: TurnId, seconds: float = 60) -> Turn:
         return await self.until(lambda turn: turn.state.is_over, turn_id, seconds)
 
-    async def question(self, turn_id: TurnId, seconds: float = 20) -> Approval:
+    async def question(self, turn_id: TurnId, seconds: float = 60) -> Approval:
         """The open question of a turn, once it is there."""
         until = time.monotonic() + seconds
         while True:
@@ -203,7 +202,10 @@ class CrashingDatabase(Database):
 
     def step(self) -> None:
         if next(self.steps) == self.crash_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.die()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
         self.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Desk
@@ -20,11 +21,26 @@ from ravebot.intake.reactions import RoomReactions
 from ravebot.intake.rooms import Rooms
 from ravebot.parts import make_diffs
 from ravebot.providers.memory import MemoryHost, MemoryProvider
-from tests.support.records import World
+from ravebot.sandboxes.gather import Views
+from ravebot.sandboxes.intents import Intents
+from ravebot.store.database import Database
+
+
+class HasParts(Protocol):
+    """The parts that it works with."""
+
+    @property
+    def database(self) -> Database: ...
+
+    @property
+    def intents(self) -> Intents: ...
+
+    @property
+    def views(self) -> Views: ...
 
 
 def room_handler(
-    world: World, gitlab: GitLab, config: Config, verbs: Sequence[Verb] = VERBS, diffs: Diffs | None = None
+    world: HasParts, gitlab: GitLab, config: Config, verbs: Sequence[Verb] = VERBS, diffs: Diffs | None = None
 ) -> MatrixIntake:
     """One over a host in memory, whose guests have no files if there are no `diffs`."""
     people = People(config, world.database, gitlab)

@@ -4,9 +4,11 @@
 Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, and when it says so), `words N` (N
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `method NAME` (a request to the
-client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `flood`,
+client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled),
+`chatter` (the same, and talks), `flood`,
 `endless`, `binary`, `junk N`, `raw JSON`.
-Its arguments: `version=N`, `login`, `load`, `noload`, `mute`.
+Its arguments: `version=N`, `login`, `load`, `noload`, `mute`, `echo=NAME` (says every prompt to that
+agent), `more=NAME` (the same, with more text each time).
 """
 
 from __future__ import annotations
@@ -134,6 +136,10 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         sys.exit(int(rest))
     elif word == "deaf":
         time.sleep(1000)
+    elif word == "chatter":
+        while True:
+            say(session, "x")
+            time.sleep(0.002)
     elif word == "flood":
         while True:
             say(session, "x" * 8000)
@@ -150,13 +156,15 @@ def step(session: str, line: str) -> dict[str, Any] | None:
     return None
 
 
-def turn(message: dict[str, Any]) -> None:
+def turn(message: dict[str, Any], echo: str = "", more: str = "") -> None:
     global cancelled, got_at
     cancelled, got_at = False, time.time_ns()
     session = message["params"]["sessionId"]
     text = "".join(block["text"] for block in message["params"]["prompt"])
     with open(MEMORY, "a") as file:
         file.write(json.dumps(text) + "\n")
+    if echo or more:
+        text = f"say @{echo or more} {text}{' more' if more else ''}"
     end: dict[str, Any] | None = None
     for line in text.splitlines():
         end = end or step(session, line)
@@ -190,7 +198,7 @@ def main(arguments: Sequence[str]) -> None:
                     say(message["params"]["sessionId"], f"replayed {said}")
             send(id=number, result=None)
         elif method == "session/prompt":
-            turn(message)
+            turn(message, options.get("echo", ""), options.get("more", ""))
         elif number is not None and method:
             send(id=number, error={"code": -32601, "message": "no such method"})
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -119,7 +119,8 @@ def _reserved_number() -> tuple[int, int]:
 
 
 class Stage:
-    """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section."""
+    """`async with Stage() as stage:`; `changes` are merged into the configuration, section by section. `files`: what
+    the project's main branch has."""
 
     def __init__(
         self,
@@ -128,11 +129,13 @@ class Stage:
         guest: Guest = Guest.TINY,
         cmdline: str = "",
         gitlab_port: int = 0,
+        files: Mapping[str, str] = SAMPLE,
     ) -> None:
         self._changes = changes or {}
         self.guest = guest
         self._cmdline = cmdline
         self._gitlab_port = gitlab_port
+        self._files = dict(files)
         self._stack = AsyncExitStack()
         self.number, self._lock = _reserved_number()
         self.mark = secrets.token_hex(2)
@@ -230,7 +233,7 @@ class Stage:
         self.alice = gitlab.add_user("alice", [self.public_key("alice")])
         self.bob = gitlab.add_user("bob")
         self.guest_user = gitlab.add_user("gina")
-        self.project: Project = gitlab.add_project("group/app", SAMPLE)
+        self.project: Project = gitlab.add_project("group/app", self._files)
         gitlab.set_role(self.project, self.ravebot, MAINTAINER)
         gitlab.set_role(self.project, self.alice, DEVELOPER)
         gitlab.set_role(self.project, self.bob, DEVELOPER)

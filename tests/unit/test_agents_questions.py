@@ -74,6 +74,11 @@ def test_every_text_of_a_payload_is_shown_whole(value: object) -> None:
     assert all(text in shown for text in wanted)
 
 
+def test_long_names_of_many_values_do_not_make_a_question_grow_without_end() -> None:
+    payload = json.dumps({"k" * 30_000: {"l" * 1000: [0] * 15_000}})
+    assert parts_of(payload) == (Part("", payload),)
+
+
 def test_a_payload_that_is_no_text_in_utf_8_has_a_hash() -> None:
     assert hash_of("\ud800") != hash_of("")
 

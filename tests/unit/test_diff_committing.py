@@ -105,6 +105,7 @@ def test_a_merge_request_that_can_not_take_it_is_refused_with_what_to_do(mr: Mer
         (BranchHead(OTHER, False, True), "has moved on"),
         (BranchHead(SHA, True, False), "is protected"),
         (BranchHead(SHA, False, False), "role Developer"),
+        (BranchHead(SHA, True, True, developers_can_push=False), "not everybody who may approve this"),
     ],
 )
 def test_a_branch_that_can_not_take_it_is_refused_with_what_to_do(head: BranchHead | None, why: str) -> None:

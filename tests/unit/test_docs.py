@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from ravebot.agents.model import ConversationId, MessageId, Turn, TurnId, TurnState
 from ravebot.cli import app
 from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
@@ -169,6 +171,21 @@ def test_stages_and_reasons_to_end_are_the_code_s() -> None:
     assert [stage for stage, _, _ in rows("concepts.md", "stage")] == [stage.value for stage in Stage]
     reasons = [reason for cell, _ in rows("concepts.md", "reason") for reason in codes(cell)]
     assert reasons == [reason.value for reason in EndReason]
+
+
+def test_the_table_of_turns_has_every_state_and_its_receipt() -> None:
+    receipts = {
+        state: Turn(TurnId(1), MessageId(1), ConversationId(1), state, datetime.now(UTC)).receipt for state in TurnState
+    }
+    shown = {state: mark for state, _, mark in rows("concepts.md", "turn")}
+    assert shown == {state.value: RECEIPTS[receipt] if receipt else "" for state, receipt in receipts.items()}
+
+
+def test_the_table_of_folders_has_every_folder_that_is_there() -> None:
+    shown = {code(folder).rstrip("/") for folder, *_ in rows("extend.md", "part")}
+    there = {f"ravebot/{path.parent.name}" for path in (ROOT / "ravebot").glob("*/__init__.py")}
+    assert there - shown == set()
+    assert [folder for folder in shown if not (ROOT / folder).is_dir()] == []
 
 
 # Configuration.

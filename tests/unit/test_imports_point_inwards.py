@@ -80,7 +80,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.matrix",
     ),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.agents", "ravebot.gitlab", "ravebot.matrix"),
-    "ravebot.web": (*INNER, "ravebot.web", "ravebot.operations.reports", "ravebot.operations.agents.reports"),
+    "ravebot.web": (
+        *INNER,
+        "ravebot.web",
+        "ravebot.agents.model",
+        "ravebot.operations.reports",
+        "ravebot.operations.agents.reports",
+    ),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),

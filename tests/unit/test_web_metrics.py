@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from ravebot.agents.model import TurnState
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
 from ravebot.web.metrics import Metrics
 
@@ -50,6 +51,19 @@ def test_an_empty_outbox_has_no_age() -> None:
     assert value(metrics, "outbox_oldest_seconds", target="matrix") == 9
     metrics.outbox_seen("matrix", 0, None)
     assert value(metrics, "outbox_oldest_seconds", target="matrix") == 0
+
+
+def test_messages_to_agents_are_counted_by_state_and_those_that_are_answered_are_not() -> None:
+    metrics = Metrics()
+    metrics.agents_seen({TurnState.ACCEPTED: 2, TurnState.DEAD: 1, TurnState.DONE: 9}, timedelta(seconds=9))
+    assert value(metrics, "agent_turns", state="accepted") == 2
+    assert value(metrics, "agent_turns", state="dead") == 1
+    assert value(metrics, "agent_turns", state="working") == 0
+    assert value(metrics, "agent_turns", state="done") is None
+    assert value(metrics, "agent_waiting_seconds") == 9
+    metrics.agents_seen({}, None)
+    assert value(metrics, "agent_turns", state="accepted") == 0
+    assert value(metrics, "agent_waiting_seconds") == 0
 
 
 def test_unknown_labels_become_other_so_that_series_stay_few() -> None:

@@ -96,6 +96,11 @@ def branch_refusal(head: BranchHead | None, order: CommitOrder) -> str:
             "The source branch is protected, and ravebot's user may not push to it: allow it in GitLab (Settings,"
             " Repository, Protected branches), or commit the changes from the diff's file by hand."
         )
+    if not head.developers_can_push:
+        return (
+            "The source branch is protected, and not everybody who may approve this may push to it: commit the changes"
+            " from the diff's file by hand, or let Developers push to it (Settings, Repository, Protected branches)."
+        )
     if not head.can_push:
         return "ravebot's user may not push there: have it given the role Developer in the project, then ask again."
     return ""

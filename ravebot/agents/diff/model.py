@@ -112,11 +112,13 @@ class Committed:
 
 @dataclass(frozen=True)
 class BranchHead:
-    """A branch as the code host sees it. `can_push`: whether our user may push to it."""
+    """A branch as the code host sees it. `can_push`: whether our user may push to it; `developers_can_push`: whether
+    everybody with the role Developer may, as that is who approves a commit."""
 
     sha: str
     protected: bool
     can_push: bool
+    developers_can_push: bool = True
 
 
 @dataclass(frozen=True)

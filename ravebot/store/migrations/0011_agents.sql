@@ -53,6 +53,7 @@ CREATE TABLE agent_turns (
 ) STRICT;
 CREATE INDEX agent_turns_open ON agent_turns (conversation_id, id)
     WHERE state NOT IN ('done', 'failed', 'cancelled', 'uncertain', 'dead');
+CREATE INDEX agent_turns_given_up ON agent_turns (id) WHERE state IN ('dead', 'failed', 'uncertain');
 CREATE INDEX agent_turns_ended ON agent_turns (ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE agent_processes (
@@ -137,7 +138,7 @@ CREATE TABLE agent_budgets (
     name     TEXT NOT NULL,
     messages INTEGER NOT NULL,
     PRIMARY KEY (day, kind, name)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Agents that a person paused.
 CREATE TABLE paused_agents (

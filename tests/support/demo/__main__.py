@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.command and os.geteuid() != 0:
         return _sorry("virtual machines, bridges and firewall rules need root: run it as ./dev demo, which asks sudo")
     # Only now: these import what was just looked for.
+    from tests.support.demo import sample
     from tests.support.demo.play import work
     from tests.support.demo.run import Demo
     from tests.support.demo.story import SETTINGS
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not given.command:
         guest = Guest.TINY if given.tiny else Guest.DEBIAN
-        return asyncio.run(Demo(given.keep, Stage(SETTINGS, guest=guest, gitlab_port=given.port)).run())
+        return asyncio.run(
+            Demo(given.keep, Stage(SETTINGS, guest=guest, gitlab_port=given.port, files=sample.FILES)).run()
+        )
     try:
         print(asyncio.run(work(given.command, getattr(given, "text", ""), given.who, given.ref)))
     except DemoError as error:

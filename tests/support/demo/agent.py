@@ -27,6 +27,8 @@ CONFIGURED: dict[str, Any] = {
 _NEW = "Hello from the agent!"
 _ANSWER_SECONDS = 90  # without KVM its Python takes some seconds to begin
 
+_DIFF_SECONDS = 90
+
 
 @dataclass
 class Chapter:
@@ -65,7 +67,7 @@ class Chapter:
             raise DemoError("the page was changed before anybody allowed it")
         screen.seen("nothing is changed yet: configured with `approve: [edit]`, the agent waits for a person")
         await stage.matrix_alice.react(stage.room, question, "✅")
-        await watch.until("ravebot's ✅ on what Alice asked", lambda: watch.reacted(asked, "ravebot", "✅"))
+        await watch.until("ravebot's ✅ on what Alice asked", lambda: watch.reacted(asked, "ravebot", "✅"), 60)
         await self._page_shows(_NEW)
         screen.seen(f"the agent has changed the file, and {self.doors.web} shows it")
 
@@ -73,10 +75,15 @@ class Chapter:
         stage, watch, screen, mr = self.stage, self.watch, self.screen, self.mr
         before = mr.sha
         await stage.matrix_alice.send(stage.room, f"!rave diff !{mr.iid}")
-        question = await watch.until("the diff, with a question", lambda: self._question(f"+<h1>{_NEW}"))
-        screen.message("Matrix: what differs in the sandbox from its commit", watch.messages[question].rows, "magenta")
+        await watch.until("the diff", lambda: watch.find(lambda said: f"+<h1>{_NEW}" in said.body), _DIFF_SECONDS)
+        question = await watch.until(
+            "a question whether it is committed",
+            lambda: self._question("Commit what coder changed"),
+            _DIFF_SECONDS,
+        )
+        screen.message("Matrix: what is asked before anything is committed", watch.messages[question].rows, "magenta")
         await stage.matrix_alice.react(stage.room, question, "✅")
-        await watch.until("a commit on the merge request's branch", lambda: mr.sha != before)
+        await watch.until("a commit on the merge request's branch", lambda: mr.sha != before, _DIFF_SECONDS)
         commit = mr.source_project.facts[mr.sha]
         screen.said("MR", "ravebot", f"commits {mr.sha[:12]} to {mr.branch}\n{commit.message.strip()}")
         changed = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FILES = {"README.md": "# A sample project\n"}
+"""What the project has; the page is built, so it is in no commit."""
 TITLE = "Greet whoever looks"
 BRANCH = "greeting"
 DESCRIPTION = "A page that greets, built by `.rave/setup` in the sandbox."

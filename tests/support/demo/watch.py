@@ -20,6 +20,7 @@ from tests.support.synapse.user import MatrixError
 
 T = TypeVar("T")
 _LOOK_SECONDS = 0.1
+_MOST_LINES = 5
 
 
 class DemoError(Exception):
@@ -141,7 +142,7 @@ class Watch:
                 self.screen.said("room", "ravebot", f"{'edits the' if edited else 'posts a'} card: {said.state}")
         elif before is None or before.body != said.body:
             how = f"{'(in the thread) ' if said.thread else ''}{'(edited) ' if edited else ''}"
-            self.screen.said("room", said.sender, f"{how}{said.body}")
+            self.screen.said("room", said.sender, f"{how}{_beginning(said.body)}")
 
     def _reacted(self, event: dict[str, Any]) -> None:
         relation = event["content"].get("m.relates_to", {})
@@ -179,6 +180,13 @@ class Watch:
         self.note, self.note_rows = note, tuple(rows_of(to_html(note.body)))
         if self.note_headline() != before:
             self.screen.said("MR", "ravebot", f"{'posts' if first else 'edits'} the note: {self.note_headline()}")
+
+
+def _beginning(body: str) -> str:
+    """So much of a message that the story can be followed; whole messages are shown where they matter."""
+    lines = body.split("\n")
+    more = len(lines) - _MOST_LINES
+    return "\n".join([*lines[:_MOST_LINES], f"… ({more} more lines)"]) if more > 1 else body
 
 
 def _name(user_id: str) -> str:

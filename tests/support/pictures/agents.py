@@ -56,7 +56,8 @@ class AgentStory(Story):
     async def _committed(self, mr: MergeRequest) -> None:
         stage, before = self.stage, mr.sha
         await self._say(f"!rave diff !{mr.iid}")
-        offer = await self._heard(f"+<h1>{_NEW}", 60)
+        await self._heard(f"+<h1>{_NEW}", 60)
+        offer = await self._heard("Commit what coder changed", 60)
         await self._quiet()
         await self.album.moment("diff")
         await stage.matrix_alice.react(stage.room, offer.event_id, "✅")

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from tests.support.demo import sample
 from tests.support.demo.doors import hand_over
 from tests.support.pictures import people
 from tests.support.pictures.agents import SETTINGS as AGENTS
@@ -47,7 +48,9 @@ async def run(folder: Path, docs: bool, agents: bool) -> int:
 async def _take(folder: Path, docs: bool, agents: bool) -> None:
     async with AsyncExitStack() as stack:
         print("Setting up Synapse, the GitLab stand-in, a network …", flush=True)
-        stage = await stack.enter_async_context(Stage(AGENTS, guest=Guest.DEBIAN) if agents else Stage(SETTINGS))
+        stage = await stack.enter_async_context(
+            Stage(AGENTS, guest=Guest.DEBIAN, files=sample.FILES) if agents else Stage(SETTINGS)
+        )
         bob = await people.gather(stage)
         homes = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ravebot-pictures-")))
         clients = {

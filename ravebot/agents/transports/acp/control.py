@@ -219,5 +219,5 @@ def _run(*command: str) -> str:
         said = getattr(error, "stderr", "") or ""
         raise Unavailable(
             f"the control key in the state folder can't be used: {said.strip()[-200:] or error}; remove the file "
-            f"{CONTROL_KEY} there to have a new one made, and rebuild the sandboxes that run"
+            f"{CONTROL_KEY} there and restart ravebot: it makes a new one, and writes it into the machines that run"
         ) from error

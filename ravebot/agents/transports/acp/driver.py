@@ -146,6 +146,10 @@ class ConversationDriver:
             await self._session.kill(_KILL_SECONDS)
             await self._write(self._settling.end_process, process, "its output became long; another process goes on")
             return True
+        if now.agent is None:  # it was taken from the configuration while it worked
+            await self._session.kill(_KILL_SECONDS)
+            await self._write(self._settling.end_process, process, f"{_not_configured(now)}, so it was ended")
+            return True
         if not process.session:
             return await self._begin_session(now, process, self._session)
         await self._turn(now, process, self._session, turn)
@@ -181,12 +185,11 @@ class ConversationDriver:
         return True
 
     async def _connect(self, now: Situation, process: Process) -> bool:
-        assert now.agent
-        assert now.agent.acp
         assert now.machine
+        acp = now.agent.acp if now.agent else None  # without one, it is only looked for
         user = self.parts.config.sandbox.user
         destination = replace(Destination.of(now.machine, user), port=self.parts.ssh_port)
-        program = Program(process.folder, now.agent.acp.command, now.agent.acp.environment)
+        program = Program(process.folder, acp.command if acp else (), acp.environment if acp else {})
         offset = process.offset if process.session else 0
         try:
             async with self.parts.connecting:
@@ -203,8 +206,8 @@ class ConversationDriver:
         if found is InGuest.MISSING:
             await attached.close()
             raise AgentUnusable(
-                f"The sandbox's image has no program `{now.agent.acp.command[0]}`: install it in the image, or change "
-                f"agents[].acp.command of {now.agent.name}."
+                f"The sandbox's image has no program `{acp.command[0] if acp else ''}`: install it in the image, or "
+                f"change agents[].acp.command of {now.conversation.agent}."
             )
         if found is InGuest.GONE:
             await attached.close()
@@ -344,12 +347,16 @@ def _save_offset(tx: Transaction, process: Process, offset: int) -> None:
         conversations.save_process(tx, replace(stored, offset=offset))
 
 
+def _not_configured(now: Situation) -> str:
+    return f"no agent called {now.conversation.agent} with `acp` is configured any more"
+
+
 def _unusable(now: Situation) -> str:
     """Why a turn can't be given at all; empty: it can. What runs already goes on."""
     if now.given:
         return ""
     if now.agent is None:
-        return f"No agent called {now.conversation.agent} with `acp` is configured any more."
+        return f"The configuration changed: {_not_configured(now)}."
     if now.mr is not None and now.mr.from_fork and not now.agent.forks:
         return f"{now.agent.name} is off in forks: agents[].forks allows it."
     return ""

@@ -33,6 +33,8 @@ _LINES_PER_SECOND, _LINES_AT_ONCE = 1000, 4000
 _BATCH_BYTES = 128 * 1024
 _SLICE = 50
 """Lines that are read before the event loop may do something else."""
+_LONG_LINE = 32 * 1024
+"""Reading a line of a megabyte can take half a second: a longer one than this is read in a thread."""
 
 
 class AgentUnusable(RavebotError):
@@ -80,7 +82,7 @@ class AgentSession:
             self.allowance.read(len(piece))
             for number, (offset, line) in enumerate(self.reader.feed(piece), 1):
                 if line.strip():
-                    one = protocol.read_line(line)
+                    one = await _read(line)
                     if isinstance(one, Junk):
                         self.allowance.is_junk()
                     found.append((offset, one))
@@ -176,10 +178,10 @@ class AgentSession:
                 if isinstance(one, AgentAnswered) and one.rpc_id == rpc_id:
                     return one
                 await self._decline(offset, one)
+            if loop.time() > until:
+                raise Unavailable(f"the agent had no session within {SETUP_SECONDS:g} s")
             self._heard.extend(await self.heard())
             if not self._heard:
-                if loop.time() > until:
-                    raise Unavailable(f"the agent had no session within {SETUP_SECONDS:g} s")
                 await self.more(1.0)
         return None
 
@@ -208,6 +210,10 @@ class AgentSession:
                 return self.attached.end
             await asyncio.sleep(0.1)
         return ProgramEnd(None, 0)
+
+
+async def _read(line: bytes) -> Heard:
+    return protocol.read_line(line) if len(line) <= _LONG_LINE else await asyncio.to_thread(protocol.read_line, line)
 
 
 def _check(first: AgentAnswered, offers: Capabilities) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ravebot.agents.model import Approval, Conversation, ConversationId, Process, Turn, TurnState
+from ravebot.agents.processes import end_process, why_gone
 from ravebot.agents.progress import TurnProgress
 from ravebot.backoff import Backoff
 from ravebot.config.model import AgentConfig, Config
-from ravebot.sandboxes.model import Machine, MachineState, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import Machine, MergeRequest, Sandbox, SandboxState
 from ravebot.store import agent_work, conversations, machines, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 
@@ -70,24 +71,13 @@ def look(tx: Transaction, config: Config, conversation_id: ConversationId) -> Si
         turn,
         conversations.message(tx, turn.message_id).text if turn else "",
         process,
-        why_lost(process, sandboxes.get(tx, process.sandbox_id), machine) if process else "",
+        why_gone(process, sandboxes.get(tx, process.sandbox_id), machine) if process else "",
         merge_requests.get(tx, conversation.mr) if conversation.mr else None,
         ready,
         machine,
         bool(conversation.paused) or conversation.agent in conversations.paused_agents(tx),
         agent_work.to_answer(tx, turn.id) if turn else (),
     )
-
-
-def why_lost(process: Process, sandbox: Sandbox | None, machine: Machine | None) -> str:
-    """Why a process can't be running any more; empty: it may."""
-    if sandbox is None or sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
-        return "its sandbox was stopped"
-    if machine is None or sandbox.machine_id != process.machine_id or machine.state is not MachineState.LEASED:
-        return "its sandbox got a new machine"
-    if machine.restarts != process.restarts:
-        return "its machine was restarted"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -102,13 +92,7 @@ class Settling:
 
     def end_process(self, tx: Transaction, process: Process, why: str) -> None:
         """A process has ended, or can't be reached ever again: what it may have had of a turn is uncertain."""
-        stored = conversations.process(tx, process.id)
-        if stored is None or stored.ended_at is not None:
-            return
-        conversations.save_process(tx, replace(stored, ended_at=tx.now, ended=why[:500]))
-        for turn in conversations.open_turns(tx, process.conversation_id):
-            if turn.process_id == process.id:
-                self.end_turn(tx, turn, TurnState.UNCERTAIN, _uncertain(why))
+        end_process(tx, self.progress.telling, process, why)
 
     def give_up(self, tx: Transaction, turn: Turn, process: Process | None, why: str) -> None:
         """The turn can't be given to its agent: a person has to do what `why` says."""
@@ -146,7 +130,3 @@ class Settling:
         if tries == TOLD_TRIES and conversation is not None:
             text = f"{conversation.agent} can't be reached: {why}. It is tried again; you need not ask again."
             self.progress.telling.remark(tx, conversation, text)
-
-
-def _uncertain(why: str) -> str:
-    return f"It can't be known how far the agent got: {why}. Nothing is sent again unasked."

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
@@ -28,7 +29,10 @@ _MOST_HELD_BYTES = 16 * 1024 * 1024
 BYTES_PER_SECOND = 2 * 1024 * 1024
 _BURST_BYTES = 4 * 1024 * 1024
 _ACK_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 2.0
 _NOTE_BYTES = 4000
+_NOTES_PER_SECOND, _NOTES_AT_ONCE = 256 * 1024, 1024 * 1024
+"""Bytes. A guest that floods them waits."""
 _NOTES_PER_ATTACHMENT = 100_000
 _KEY = re.compile(r"[a-z0-9-]{1,60}")
 _END = "#end"
@@ -237,6 +241,7 @@ class Attached:
         assert stderr
         pending = b""
         lines = 0
+        bucket = Bucket(_NOTES_PER_SECOND, _NOTES_AT_ONCE)
         while lines < _NOTES_PER_ATTACHMENT and (chunk := await stderr.read(CHUNK_BYTES)):
             *whole, pending = (pending + chunk).split(b"\n")
             pending = pending[-_NOTE_BYTES:]
@@ -244,7 +249,7 @@ class Attached:
             for line in whole:
                 if line.startswith(b"rave: "):
                     self._note(line[6:_NOTE_BYTES].decode(errors="replace"))
-            await asyncio.sleep(0.01 if len(whole) > 100 else 0)
+            await asyncio.sleep(max(0.01 if len(whole) > 100 else 0, bucket.take(len(chunk))))
         if lines >= _NOTES_PER_ATTACHMENT:  # no program of ours does that
             self.client.process.kill()
 
@@ -296,10 +301,11 @@ async def attach(
             raise Unavailable(
                 f"the machine {destination.name} did not answer by SSH within {patience_seconds:g} s"
             ) from error
-        except Unavailable:
-            if attached.is_over and attached.found.done():
-                raise client.failure() from None
-            raise
+        except Unavailable:  # the client is ending: what it then writes to its log says why
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await client.process.wait()
+            raise client.failure() from None
     except BaseException:
         await attached.close()
         raise

@@ -6,13 +6,13 @@ Each batch and the offset behind it are committed in one transaction, so that a 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ravebot.agents.model import Approval, ApprovalState, Process, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
+from ravebot.agents.questions import hash_of
 from ravebot.agents.transports.acp import protocol
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits
 from ravebot.agents.transports.acp.protocol import (
@@ -35,6 +35,8 @@ _GRACE_SECONDS = 5.0
 """How long an agent may take to end a turn that is cancelled; then it is killed."""
 _KILL_SECONDS = 15.0
 _LOOK_SECONDS = 10.0
+_MOST_QUESTIONS = 5
+"""Of a turn that are open at a time: each notifies people."""
 _BATCH_SECONDS = 0.05
 """The shortest time between two commits of a stream of words."""
 _ENDS: dict[object, tuple[TurnState, str]] = {
@@ -87,15 +89,15 @@ class RunningTurn:
                     return
                 await self._act_on(situation)
                 look_at = loop.time() + _until_look(situation)
+            if self._asked_to_end is not None and loop.time() > self._asked_to_end + _GRACE_SECONDS:
+                await self._kill()
+                return
             heard = await self.session.heard()
             if heard:
                 if await self._take(heard):
                     return
                 await asyncio.sleep(max(0.0, self._committed + _BATCH_SECONDS - loop.time()))
                 continue
-            if self._asked_to_end is not None and loop.time() > self._asked_to_end + _GRACE_SECONDS:
-                await self._kill()
-                return
             await self.session.more(1.0 if self._asked_to_end is not None else max(0.05, look_at - loop.time()))
 
     async def _give_prompt(self, first: bool) -> None:
@@ -123,7 +125,7 @@ class RunningTurn:
     async def _answer(self, approval: Approval) -> None:
         """Give the agent a person's answer, then record that it has it."""
         asked = protocol.asked(approval.payload)
-        unchanged = hashlib.sha256(approval.payload.encode("utf-8", "replace")).hexdigest() == approval.payload_hash
+        unchanged = hash_of(approval.payload) == approval.payload_hash
         allow = approval.state is ApprovalState.GRANTED and unchanged
         if asked is not None:
             chosen, option = protocol.choose(asked.options, allow=allow)
@@ -150,7 +152,12 @@ class RunningTurn:
 
         open_ones = await self.database.write(withdraw)
         self._asked_to_end = asyncio.get_running_loop().time()
-        await self.session.give(f"cancel-{self.turn.id}", protocol.cancel(self.process.session))
+        given = await self.session.attached.give(f"cancel-{self.turn.id}", protocol.cancel(self.process.session))
+        if given is Given.FULL:  # it can't be told, and is killed at once
+            self._asked_to_end -= _GRACE_SECONDS
+            return
+        if given is not Given.OK:
+            raise await self.session.refusal(given)
         for approval in open_ones:
             await self._answer(approval)
 
@@ -173,17 +180,24 @@ class RunningTurn:
     async def _take(self, heard: list[tuple[int, Heard]]) -> bool:
         """Answer what needs no person, then commit what was heard; True when the turn is over."""
         refused: dict[int, str] = {}
+        left = _MOST_QUESTIONS
+        if any(isinstance(one, AgentAsks) for _, one in heard):
+            left -= await self.database.read(lambda tx: agent_work.count_asked(tx, self.turn.id))
         for offset, one in heard:
             if isinstance(one, AgentRequests):
                 await self.session.refuse(offset, one)
-            elif isinstance(one, AgentAsks) and (why := await self._settle(offset, one)):
-                refused[offset] = why
+            elif isinstance(one, AgentAsks):
+                if why := await self._settle(offset, one, left):
+                    refused[offset] = why
+                elif one.kind in self.agent.approve:
+                    left -= 1
         over = await self.database.write(lambda tx: self._commit(tx, heard, refused))
         self._committed = asyncio.get_running_loop().time()
         return over
 
-    async def _settle(self, offset: int, asked: AgentAsks) -> str:
-        """Answer a permission request at once unless a person is to be asked; returns why there was a no."""
+    async def _settle(self, offset: int, asked: AgentAsks, left: int) -> str:
+        """Answer a permission request at once unless a person is to be asked; returns why there was a no. `left`: how
+        many more may be asked now."""
         chosen, option = protocol.choose(asked.options, allow=True)
         why = ""
         if self._asked_to_end is not None:
@@ -192,6 +206,8 @@ class RunningTurn:
             why = f"refused, as its {len(asked.payload)} characters can't be shown whole"
         elif chosen is Chosen.CANCELLED:
             why = "refused, as the agent offers no answer for only this once"
+        elif asked.kind in self.agent.approve and left <= 0:
+            why = f"refused, as {_MOST_QUESTIONS} questions of the agent's are open already"
         elif asked.kind in self.agent.approve:
             return ""
         if why:
@@ -225,10 +241,10 @@ class RunningTurn:
     def _apart(self, tx: Transaction, text: str) -> str:
         """A paragraph of its own for what the agent says after it did something."""
         turn = conversations.turn(tx, self.turn.id)
-        if turn is None or not turn.status or not turn.answer or turn.answer.endswith("\n"):
+        if turn is None or not turn.status:
             return text
         conversations.save_turn(tx, replace(turn, status=""))
-        return f"\n\n{text.lstrip()}"
+        return f"\n\n{text.lstrip()}" if turn.answer and not turn.answer.endswith("\n") else text
 
     def _end(self, answered: AgentAnswered) -> tuple[TurnState, str]:
         if answered.error_code is not None:
