@@ -7,6 +7,7 @@ from dataclasses import replace
 from ravebot.agents.ending import LONGEST_WHY, end_turn
 from ravebot.agents.model import Process, TurnState
 from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.wording import once_more
 from ravebot.sandboxes.model import Machine, MachineState, Sandbox, SandboxState
 from ravebot.store import conversations
 from ravebot.store.database import Transaction
@@ -40,6 +41,6 @@ def end_process(tx: Transaction, telling: ConversationTelling, process: Process,
     for turn in conversations.open_turns(tx, stored.conversation_id):
         if turn.process_id == stored.id:
             told = f"It can't be known how far {conversation.agent} got: {why}."
-            then = "Ask again, or with `resend`, if you want it done again."
+            then = once_more(conversation.door, telling.config.matrix.command_prefix, turn.id)
             end_turn(tx, telling, turn, TurnState.UNCERTAIN, f"{told} {then}")
     tx.wake(AGENTS)

@@ -22,6 +22,7 @@ from ravebot.agents.model import Approval, ApprovalState, Conversation, MessageI
 from ravebot.agents.processes import end_process, why_gone
 from ravebot.agents.rights import by_configuration
 from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.wording import once_more
 from ravebot.clock import age
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import StoreError
@@ -39,7 +40,7 @@ _STORE_SECONDS = 1.0
 _BETWEEN_LOOKS_SECONDS = 0.05
 _BEFORE_RESTORE = (
     "ravebot was restored from a backup that was made before this was answered, so it can't be known whether it was"
-    " done. Ask again with `resend` if you want it done."
+    " done."
 )
 
 
@@ -195,7 +196,8 @@ class SandboxBinding:
                 continue
             place = place_of(turn, conversation.agent, around, tx.now)
             if restored_at and turn.created_at < restored_at:
-                place = TurnPlace(TurnState.UNCERTAIN, _BEFORE_RESTORE)
+                then = once_more(conversation.door, self.config.matrix.command_prefix, turn.id)
+                place = TurnPlace(TurnState.UNCERTAIN, f"{_BEFORE_RESTORE} {then}")
             if place.state is TurnState.ACCEPTED:
                 left.append(turn)
             if place.state is turn.state:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ravebot.agents.model import Turn, TurnState
+from ravebot.agents.model import AgentDoor, Turn, TurnId, TurnState
 from ravebot.agents.questions import Part
 
 _ENDS = {
@@ -26,6 +26,17 @@ def ended(turn: Turn) -> str:
         return why
     by = f" by {turn.cancelled_by[:100]}" if turn.cancelled_by else ""
     return f"{_ENDS[turn.state]}{by}{f': {why}' if why else '.'}"
+
+
+def once_more(door: AgentDoor, prefix: str, turn: TurnId) -> str:
+    """How a person has a turn done again; in an agent's thread, a bare word would be for the agent."""
+    match door:
+        case AgentDoor.MATRIX:
+            return f"To have it done again, say `{prefix} resend` here."
+        case AgentDoor.GITLAB:
+            return "To have it done again, write it again."
+        case AgentDoor.SHELL:
+            return f"To have it done again: `ravebot agent dead resend {turn}`."
 
 
 def left_out(characters: int) -> str:

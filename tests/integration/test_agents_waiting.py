@@ -253,7 +253,7 @@ async def test_what_a_change_of_the_sandbox_does_to_what_runs_and_what_waits(
     turn = await world.turn(runs)
     assert (turn.state, await world.state(waits)) == (running, waiting)
     assert why in turn.why
-    assert "`resend`" in turn.why
+    assert turn.why.endswith("To have it done again, say `!rave resend` here.")
     ended = await world.yard.read(lambda tx: conversations.process(tx, process.id))
     assert ended
     assert ended.ended_at
@@ -391,6 +391,7 @@ async def test_after_a_restore_nothing_is_given_that_may_have_been_given_since_t
         turn = await world.turn(turn_id)
         assert turn.state is S.UNCERTAIN
         assert "restored from a backup" in turn.why
+        assert "`!rave resend`" in turn.why
     assert await world.promote() == 0
     fresh = await world.taken("three")
     assert (await world.promote(), await world.state(fresh)) == (0, S.QUEUED)

@@ -7,7 +7,8 @@ from importlib.resources import files
 
 import pytest
 
-from ravebot.agents.model import DEAD_LETTERS, OVER, TurnState
+from ravebot.agents.model import DEAD_LETTERS, OVER, AgentDoor, TurnId, TurnState
+from ravebot.agents.wording import once_more
 from ravebot.store.agent_queue import DEAD
 from ravebot.store.conversations import OPEN
 
@@ -27,3 +28,9 @@ def test_the_indexes_have_the_conditions_of_the_statements(index: str, statement
 def test_dead_letters_are_the_ends_that_no_person_brought_about() -> None:
     assert set(re.findall(r"'(\w+)'", DEAD)) == {state.value for state in DEAD_LETTERS}
     assert {TurnState.DONE, TurnState.CANCELLED} == OVER - DEAD_LETTERS
+
+
+def test_how_a_message_is_sent_again_is_said_as_it_is_typed_at_that_door() -> None:
+    assert "`!sb resend`" in once_more(AgentDoor.MATRIX, "!sb", TurnId(7))
+    assert "resend" not in once_more(AgentDoor.GITLAB, "!sb", TurnId(7))
+    assert "`ravebot agent dead resend 7`" in once_more(AgentDoor.SHELL, "!sb", TurnId(7))
