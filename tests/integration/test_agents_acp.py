@@ -30,8 +30,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
         yield running
 
 
-async def answered(world: AgentWorld, text: str, seconds: float = 20) -> tuple[TurnState, str, str]:
-    turn = await world.over(await world.say(text), seconds)
+async def answered(world: AgentWorld, text: str) -> tuple[TurnState, str, str]:
+    turn = await world.over(await world.say(text))
     return turn.state, turn.answer, turn.why
 
 
@@ -145,12 +145,12 @@ async def test_a_turn_is_cancelled_also_while_a_person_is_asked(guest: SshGuest,
         await world.until(lambda one: one.answer == "a", turn)
         later = await world.say("say later")
         await world.cancel(turn)
-        assert (await world.over(turn, 5)).state is TurnState.CANCELLED
+        assert (await world.over(turn)).state is TurnState.CANCELLED
         assert (await world.over(later)).answer == "later"
         turn = await world.say("ask edit Change\nsay b")
         question = await world.question(turn)
         await world.cancel(turn)
-        ended = await world.over(turn, 5)
+        ended = await world.over(turn)
         assert (ended.state, ended.answer) == (TurnState.CANCELLED, "[cancelled]")
         asked = await world.database.read(lambda tx: approvals.get(tx, question.id))
         assert asked
@@ -234,7 +234,7 @@ async def test_an_agent_that_can_not_be_used_is_said_to_be_so_at_once(
         assert state is TurnState.DEAD
         assert why in said
         assert await world.prompts() == []
-        async with asyncio.timeout(5):  # and it does not stay in the guest
+        async with asyncio.timeout(30):  # and it does not stay in the guest
             while not guest.file(f"{(await world.folders())[0]}/ended").exists():
                 await asyncio.sleep(0.05)
 
@@ -252,7 +252,7 @@ async def test_a_missing_program_is_told_with_what_to_install(guest: SshGuest, t
 async def test_a_program_that_ends_before_it_is_ready_is_tried_a_few_times(guest: SshGuest, tmp_path: Path) -> None:
     broken = guest.program("broken", "#!/bin/sh\necho no such option >&2\nexit 64\n")
     async with an_agent_world(guest, tmp_path, [broken]) as world:
-        state, _, why = await answered(world, "say x", 30)
+        state, _, why = await answered(world, "say x")
         assert state is TurnState.DEAD
         assert "its program ended with code 64, after it printed: no such option" in why
         assert len(await world.folders()) == 3
@@ -270,7 +270,7 @@ async def test_an_agent_that_sends_too_much_is_ended_and_its_turn_has_failed(
     guest: SshGuest, tmp_path: Path, text: str, why: str
 ) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        state, _, said = await answered(world, text, 40)
+        state, _, said = await answered(world, text)
         assert state is TurnState.FAILED
         assert why in said
         assert await answered(world, "say fine") == (TurnState.DONE, "fine", "")
@@ -305,7 +305,7 @@ async def test_an_idle_connection_is_ended_and_the_agent_lives_on(guest: SshGues
     async with an_agent_world(guest, tmp_path, [AGENT], idle_seconds=0.3) as world:
         for text in ("say one", "say two"):
             assert (await answered(world, text))[0] is TurnState.DONE
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while list((tmp_path / "control").glob("*.log")):  # a client's, as long as it runs
                     await asyncio.sleep(0.05)
         assert len(await world.folders()) == 1
@@ -363,17 +363,6 @@ async def test_a_sandbox_that_ended_leaves_the_turn_uncertain(guest: SshGuest, t
         assert (await world.over(turn.id)).state is TurnState.UNCERTAIN
 
 
-async def test_an_agent_that_is_not_configured_any_more_leaves_its_turn_uncertain(
-    guest: SshGuest, tmp_path: Path
-) -> None:
-    async with an_agent_world(guest, tmp_path, [AGENT]) as world:
-        turn = await running(world)
-    async with an_agent_world(guest, tmp_path, [AGENT], name="writer") as world:
-        ended = await world.over(turn.id)
-        assert ended.state is TurnState.UNCERTAIN
-        assert "how far coder got: no agent called coder with `acp` is configured any more" in ended.why
-
-
 async def test_a_guest_that_loses_power_or_its_files_leaves_the_turn_uncertain(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     for fresh in (False, True):
@@ -387,7 +376,7 @@ async def test_a_guest_that_loses_power_or_its_files_leaves_the_turn_uncertain(t
                 assert not (await world.turn(turn.id)).state.is_over
                 guest.start(fresh=fresh)
                 guest.program("agent", AGENT_SOURCE.read_text())
-                ended = await world.over(turn.id, 30)
+                ended = await world.over(turn.id)
                 assert ended.state is TurnState.UNCERTAIN
                 assert ("its folder in the guest is gone" if fresh else "its program ended") in ended.why
                 assert await answered(world, "say back") == (TurnState.DONE, "back", "")

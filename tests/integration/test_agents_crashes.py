@@ -55,7 +55,7 @@ def look(folder: Path) -> tuple[int, int]:
         return row[0], row[1]
 
 
-def until_over(folder: Path, process: BaseProcess, seconds: float = 30) -> bool:
+def until_over(folder: Path, process: BaseProcess, seconds: float = 60) -> bool:
     """Wait until every turn is over; False when the process was killed before."""
     until = time.monotonic() + seconds
     while look(folder)[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -71,23 +70,26 @@ async def an_ssh_server(session: Session, *, hangs: bool = False) -> AsyncIterat
 
 
 async def attempt(connections: ControlConnections, where: Destination) -> str:
-    """Why a connection that is given two seconds fails."""
-    began = time.monotonic()
+    """Why a connection that is given two seconds fails; the servers wait for as long as they are connected."""
     with pytest.raises(Unavailable) as caught:
         await attach(connections, where, PROGRAM, 0, may_start=True, patience_seconds=2)
-    assert time.monotonic() - began < 4
     return str(caught.value)
 
 
+async def until_left(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    with suppress(OSError, asyncssh.Error):
+        await process.stdin.read()
+
+
 async def test_a_server_that_says_nothing_or_only_its_name_is_given_up(connections: ControlConnections) -> None:
-    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(2.5)
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await reader.read()
         writer.close()
 
-    async def named(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def named(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
-        await asyncio.sleep(2.5)
-        writer.close()
+        await silent(reader, writer)
 
     for talk in (silent, named):
         async with a_server(talk) as where:
@@ -108,8 +110,7 @@ async def test_a_server_that_speaks_something_else_is_told(connections: ControlC
 
 async def test_a_server_that_hangs_at_the_login_or_after_it_is_given_up(connections: ControlConnections) -> None:
     async def hang(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        await asyncio.sleep(3)
-        process.exit(0)
+        await until_left(process)
 
     for hangs in (True, False):
         async with an_ssh_server(hang, hangs=hangs) as where:
@@ -133,8 +134,7 @@ async def test_a_server_that_floods_before_the_script_runs_is_given_up(connectio
                 process.stderr.write(b"rave: nothing\n" * 2000)
                 await process.stdout.drain()
                 await process.stderr.drain()
-            await asyncio.sleep(3)
-        process.exit(0)
+        await until_left(process)
 
     async with an_ssh_server(flood) as where:
         assert "rave-guest" in await attempt(connections, where)
@@ -153,13 +153,12 @@ async def test_a_server_that_opens_channels_without_end_gets_none(connections: C
             except (asyncssh.Error, OSError):
                 refused += 1
         process.stderr.write(b"rave: ended 0 0\n")
-        await asyncio.sleep(3)
-        process.exit(0)
+        await until_left(process)
 
     async with an_ssh_server(open_channels) as where:
         attached, found = await attach(connections, where, PROGRAM, 0, may_start=True)
         assert found is InGuest.NEW
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while attached.end is None:
                 await asyncio.sleep(0.01)
         await attached.close()
@@ -173,17 +172,16 @@ async def test_what_the_guest_claims_is_bounded_and_never_an_error(connections: 
             process.stderr.write(b"rave: " + word + b"\n")
         for _ in range(20):
             process.stderr.write(b"rave: err \x1b[31m" + b"e" * 100_000 + b"\n")
-        await asyncio.sleep(1)
         process.stderr.write(b"rave: ended 7 999999999999999\n")
-        await asyncio.sleep(3)
-        process.exit(0)
+        await until_left(process)
 
     async with an_ssh_server(lie) as where:
         attached, found = await attach(connections, where, PROGRAM, 0, may_start=True)
         assert found is InGuest.NEW
         task = asyncio.create_task(attached.give("k-2", b"{}"))
-        await asyncio.sleep(1.3)
-        assert attached.end
+        async with asyncio.timeout(30):
+            while attached.end is None:
+                await asyncio.sleep(0.01)
         assert not task.done()
         assert sum(map(len, attached.end.errors)) < 25_000
         task.cancel()

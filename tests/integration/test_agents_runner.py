@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ async def running(folder: Path, most: int = 100) -> AsyncIterator[tuple[Database
                 await task
 
 
-async def until_done(database: Database, count: int, seconds: float = 10) -> None:
+async def until_done(database: Database, count: int, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         sql = "SELECT 1 FROM agent_turns WHERE state = 'done'"
         while len(await database.read(lambda tx: tx.all(sql))) < count:
@@ -106,7 +107,7 @@ async def test_each_conversation_keeps_its_order_however_many_there_are(tmp_path
     async with running(tmp_path) as (database, recorder):
         for thread in range(50):
             await database.write(partial(say, thread=f"${thread}", count=20))
-        await until_done(database, 1000, 30)
+        await until_done(database, 1000)
         assert len(set(recorder.driven)) == 50
         for conversation_id in set(recorder.driven):
             turns = [turn.id for turn in recorder.answered if turn.conversation_id == conversation_id]
@@ -159,7 +160,7 @@ async def test_a_bug_in_one_conversation_ends_neither_the_loop_nor_the_others(tm
     async with running(tmp_path) as (database, recorder):
         recorder.fails = True
         await database.write(lambda tx: say(tx, "$1"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not recorder.driven:
                 await asyncio.sleep(0.01)
         recorder.fails = False
@@ -172,7 +173,10 @@ async def test_a_conversation_in_which_nothing_can_be_done_is_not_looked_at_with
     async with running(tmp_path) as (database, recorder):
         recorder.stays = True
         await database.write(lambda tx: say(tx, "$1"))
-        await asyncio.sleep(1)
+        async with asyncio.timeout(60):
+            while not recorder.driven:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
         assert 1 <= len(recorder.driven) <= 2
 
 
@@ -184,8 +188,7 @@ async def test_ten_thousand_waiting_turns_are_looked_at_quickly(tmp_path: Path) 
             lambda tx: [row["detail"] for row in tx.all(f"EXPLAIN QUERY PLAN {agent_work.HEADS}")]
         )
         assert not [step for step in plan if step.startswith("SCAN") and "walk" not in step], plan
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.process_time()
         for _ in range(20):
             assert len(await database.read(agent_work.heads)) == 50
-        assert (loop.time() - began) / 20 < 0.02
+        assert (time.process_time() - began) / 20 < 0.02

@@ -91,7 +91,7 @@ class Shell:
         return str(row["state"]) if row else ""
 
     async def until(self, condition: Callable[[str], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition(await self.state()):
                 await asyncio.sleep(0.02)
 

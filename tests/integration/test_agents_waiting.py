@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ravebot.agents.model import AgentDoor, ApprovalState, TurnId, TurnState
+from ravebot.agents.transports.acp.situation import MOST_TRIES, Settling
 from ravebot.agents.waiting import WaitingLoop
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
@@ -300,6 +302,20 @@ async def test_what_runs_goes_on_when_the_machine_is_unwell_and_what_is_new_wait
     assert (await world.promote(), await world.state(new)) == (1, S.QUEUED)
 
 
+async def test_that_an_agent_cant_be_reached_is_said_once_long_before_its_message_is_given_up(world: AgentYard) -> None:
+    await world.ready()
+    turn_id = await world.taken()
+    told = []
+    for _ in range(MOST_TRIES - 1):
+        turn = await world.turn(turn_id)
+        await world.yard.write(partial(Settling(world.progress).postpone, turn=turn, process=None, why="no answer"))
+        told.append(await world.remarks())
+    said = "coder can't be reached: no answer. It is tried again; you need not ask again."
+    assert told == [[], [], *[[said]] * (MOST_TRIES - 3)]
+    await world.yard.write(lambda tx: Settling(world.progress).postpone(tx, turn, None, "no answer"))
+    assert await world.state(turn_id) is TurnState.DEAD
+
+
 async def test_new_code_under_a_turn_is_said_once_and_the_turn_goes_on(world: AgentYard) -> None:
     await world.ready()
     turn_id = await world.taken()
@@ -383,7 +399,7 @@ async def test_after_a_restore_nothing_is_given_that_may_have_been_given_since_t
 
 
 async def until(world: AgentYard, turn_id: TurnId, state: TurnState) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while await world.state(turn_id) is not state:
             await asyncio.sleep(0.01)
 

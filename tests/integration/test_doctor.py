@@ -197,6 +197,29 @@ async def test_without_a_public_url_the_webhook_is_known_by_its_path(tmp_path: P
     assert {finding.verdict for finding in found} == {Verdict.OK}
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict", "says"),
+    [
+        ((200, [{"id": 2, "username": "alice"}]), Verdict.OK, "coder: alice"),
+        ((200, []), Verdict.FAILED, "coder: GitLab has no user alice"),
+        ((403, {}), Verdict.UNKNOWN, "can't be looked up (403)"),
+    ],
+)
+async def test_an_agent_s_owner_is_looked_up(
+    tmp_path: Path, answer: tuple[int, object], verdict: Verdict, says: str
+) -> None:
+    async with services({**GOOD, "/api/v4/users": answer}) as url:
+        loaded(tmp_path, url)
+        agent = "{name: coder, owner: alice, projects: [group/app], acp: {command: [coder]}}"
+        with (tmp_path / "config.yaml").open("a") as config:
+            config.write(f"agents: [{agent}, {{name: keys}}]\n")
+        items = [item async for item in gitlab.check(load(tmp_path / "config.yaml"))]
+    [finding] = [item for item in items if isinstance(item, Finding) and item.name == "agent owner"]
+    assert finding.verdict is verdict
+    assert says in finding.detail
+    assert bool(finding.fix) is (verdict is not Verdict.OK)
+
+
 async def test_projects_under_a_pattern_are_looked_at_one_by_one(tmp_path: Path) -> None:
     found = await all_found(tmp_path, gitlab.check)
     about = [finding for finding in found if "tools/" in finding.detail]

@@ -76,7 +76,7 @@ class AgentWorld:
         assert found
         return found
 
-    async def until(self, condition: Callable[[Turn], object], turn_id: TurnId, seconds: float = 20) -> Turn:
+    async def until(self, condition: Callable[[Turn], object], turn_id: TurnId, seconds: float = 60) -> Turn:
         """Wait until it is so with a turn."""
         until = time.monotonic() + seconds
         while not condition(turn := await self.turn(turn_id)):
@@ -84,10 +84,10 @@ class AgentWorld:
             await asyncio.sleep(0.01)
         return turn
 
-    async def over(self, turn_id: TurnId, seconds: float = 20) -> Turn:
+    async def over(self, turn_id: TurnId, seconds: float = 60) -> Turn:
         return await self.until(lambda turn: turn.state.is_over, turn_id, seconds)
 
-    async def question(self, turn_id: TurnId, seconds: float = 20) -> Approval:
+    async def question(self, turn_id: TurnId, seconds: float = 60) -> Approval:
         """The open question of a turn, once it is there."""
         until = time.monotonic() + seconds
         while True:

@@ -41,7 +41,7 @@ def test_the_client_gets_nothing_of_a_persons_and_forwards_nothing(tmp_path: Pat
         "forwardagent": "no", "forwardx11": "no", "clearallforwardings": "yes", "compression": "no",
         "preferredauthentications": "publickey", "passwordauthentication": "no", "updatehostkeys": "false",
         "controlmaster": "false", "permitlocalcommand": "no", "requesttty": "false", "tunnel": "false",
-        "canonicalizehostname": "false", "serveraliveinterval": "10", "connecttimeout": "10",
+        "canonicalizehostname": "false", "serveraliveinterval": "10", "connecttimeout": "30",
     }  # fmt: skip
     assert {name: found.get(name) for name in expected} == expected
     assert {"localforward", "remoteforward", "dynamicforward", "proxycommand", "sendenv"}.isdisjoint(found)

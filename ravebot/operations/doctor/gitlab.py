@@ -48,6 +48,8 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
         yield await token(api, headers)
         async for finding in _projects(loaded, api, headers):
             yield finding
+        async for finding in _owners(loaded, api, headers):
+            yield finding
     except Unavailable as error:
         yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
 
@@ -162,6 +164,21 @@ async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, i
             "gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role"
         ), level
     return ok("gitlab project", f"{path}: the bot's role is sufficient"), level
+
+
+async def _owners(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
+    """Whether each agent that can be spoken to belongs to somebody: without an owner's rights it may do nothing."""
+    agents = [agent for agent in loaded.config.agents if agent.can_be_spoken_to and agent.owner]
+    for owner in dict.fromkeys(agent.owner for agent in agents):
+        names = ", ".join(agent.name for agent in agents if agent.owner == owner)
+        found = await get(f"{api}/users?username={quote(owner or '', safe='')}", headers)
+        if found.status != 200 or not isinstance(found.body, list):
+            yield unknown("agent owner", f"{names}: users can't be looked up ({found.status})", "see GitLab's log")
+        elif not found.body:
+            fix = "write the name of a GitLab user into agents[].owner; until then every message to it is refused"
+            yield failed("agent owner", f"{names}: GitLab has no user {owner}", fix)
+        else:
+            yield ok("agent owner", f"{names}: {owner}")
 
 
 async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], path: str) -> Finding:

@@ -25,8 +25,8 @@ from ravebot.store.owner import give
 CONTROL_KEY = "control_key"
 """File in the state folder: the private key; only its public half is in guests."""
 _FOLDER = "control"
-PATIENCE_SECONDS = 20.0
-"""How long the client may take until the guest's shell answers."""
+PATIENCE_SECONDS = 60.0
+"""How long the client may take until the guest's shell answers: an emulated machine that is busy takes half of it."""
 
 OPTIONS: Mapping[str, str] = {
     "AddKeysToAgent": "no",
@@ -36,7 +36,7 @@ OPTIONS: Mapping[str, str] = {
     "ClearAllForwardings": "yes",
     "Compression": "no",
     "ConnectionAttempts": "1",
-    "ConnectTimeout": "10",
+    "ConnectTimeout": "30",
     "ControlMaster": "no",
     "ControlPath": "none",
     "EnableSSHKeysign": "no",
@@ -219,5 +219,5 @@ def _run(*command: str) -> str:
         said = getattr(error, "stderr", "") or ""
         raise Unavailable(
             f"the control key in the state folder can't be used: {said.strip()[-200:] or error}; remove the file "
-            f"{CONTROL_KEY} there to have a new one made, and rebuild the sandboxes that run"
+            f"{CONTROL_KEY} there and restart ravebot: it makes a new one, and writes it into the machines that run"
         ) from error

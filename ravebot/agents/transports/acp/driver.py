@@ -133,9 +133,6 @@ class ConversationDriver:
         if turn.process_id is not None and (process is None or process.id != turn.process_id):
             await self._write(self._settling.end_turn, turn, TurnState.UNCERTAIN, "Its process has ended.")
             return True
-        if now.given and process is not None and now.agent is None:
-            await self._write(self._settling.end_process, process, _not_configured(now))
-            return True
         if why := _unusable(now):
             await self._write(self._settling.give_up, turn, process, why)
             return True
@@ -151,8 +148,7 @@ class ConversationDriver:
             return True
         if now.agent is None:  # it was taken from the configuration while it worked
             await self._session.kill(_KILL_SECONDS)
-            why = f"no agent called {now.conversation.agent} with `acp` is configured any more, so it was ended"
-            await self._write(self._settling.end_process, process, why)
+            await self._write(self._settling.end_process, process, f"{_not_configured(now)}, so it was ended")
             return True
         if not process.session:
             return await self._begin_session(now, process, self._session)

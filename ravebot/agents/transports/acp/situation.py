@@ -15,7 +15,9 @@ from ravebot.store import agent_work, conversations, machines, merge_requests, s
 from ravebot.store.database import Transaction
 
 MOST_TRIES = 12
-"""How often an agent that can't be reached is tried until its turn is given up; some eight minutes."""
+"""How often an agent that can't be reached is tried until its turn is given up; some ten minutes."""
+TOLD_TRIES = 3
+"""After how many the people who wait are told, once a turn."""
 PAUSES = Backoff.growing(1.0, 60.0)
 
 
@@ -124,3 +126,7 @@ class Settling:
         tries = stored.tries + 1
         pause = timedelta(seconds=PAUSES.after(tries))
         conversations.save_turn(tx, replace(stored, tries=tries, next_try_at=tx.now + pause))
+        conversation = conversations.get(tx, stored.conversation_id)
+        if tries == TOLD_TRIES and conversation is not None:
+            text = f"{conversation.agent} can't be reached: {why}. It is tried again; you need not ask again."
+            self.progress.telling.remark(tx, conversation, text)
