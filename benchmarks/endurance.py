@@ -26,7 +26,7 @@ from tests.support.sshd import SshGuest
 
 THREADS = 50
 MESSAGES = 200
-PAUSES = (3.0, 12.0)
+PAUSES = (5.0, 25.0)
 """Seconds until the runner is killed."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 

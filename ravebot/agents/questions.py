@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ravebot.agents.model import Approval, ApprovalKind, ApprovalState, Conversation
 from ravebot.clock import moment
@@ -17,6 +17,7 @@ from ravebot.sandboxes.model import Actor, MergeRequest
 
 MOST_MENTIONED = 5
 YES, NO = "✅", "❌"
+_CALL = "params.toolCall."
 _DEEPEST = 20
 _LONGEST_PARTS = 4
 """Times the payload: the names of the objects that a value is in stand before it, and could be long and many."""
@@ -66,6 +67,12 @@ def hash_of(payload: str) -> str:
     return hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest()
 
 
+def _call_first(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """All parts, those of an agent's tool call before the numbers and options around it, which nobody decides by."""
+    call = [replace(part, name=part.name.removeprefix(_CALL)) for part in parts if part.name.startswith(_CALL)]
+    return (*call, *(part for part in parts if not part.name.startswith(_CALL)))
+
+
 def payload_of(parts: Mapping[str, str | Mapping[str, str]]) -> str:
     """What ravebot itself asks, in this order, as it is stored."""
     return json.dumps(parts, ensure_ascii=False)
@@ -100,7 +107,7 @@ def question(
         kind=approval.kind,
         state=approval.state,
         title=approval.title,
-        parts=parts_of(approval.payload),
+        parts=_call_first(parts_of(approval.payload)),
         agent=conversation.agent if conversation else "",
         ref=mr.full_ref if mr else "",
         whom=whom(approval, mr.project_path if mr else ""),

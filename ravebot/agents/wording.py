@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from ravebot.agents.model import AgentDoor, Turn, TurnId, TurnState
 from ravebot.agents.questions import Part
 
+LONGEST_LISTED = 190_000
+"""Characters of a question as it is listed that every door shows whole; what can't be seen is longer when it is listed.
+"""
 _ENDS = {
     TurnState.FAILED: "This ended with an error",
     TurnState.CANCELLED: "Cancelled",

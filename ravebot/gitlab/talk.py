@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ravebot.agents.model import Receipt, Turn, TurnState
 from ravebot.agents.questions import ApprovalQuestion
-from ravebot.agents.wording import ended, left_out, listed
+from ravebot.agents.wording import LONGEST_LISTED, ended, left_out, listed
 from ravebot.gitlab.addressing import AGENT_WORD
 from ravebot.gitlab.escape import block, text
 from ravebot.gitlab.notes import details, said
@@ -53,7 +53,7 @@ def render_note_question(asked: ApprovalQuestion, marker: str) -> str:
     shown = listed(asked.parts)
     parts = [f"{marker}\n❓ {who}: {text(asked.title, 300)}"]
     if shown:
-        whole = block(shown, limit=200_000, max_lines=100_000)
+        whole = block(shown, limit=LONGEST_LISTED, max_lines=LONGEST_LISTED)
         parts.append(whole if len(shown) <= 4 * _SHOWN_CHARACTERS else details("The whole of it", whole))
     if asked.is_open:
         how = asked.how(AGENT_WORD).partition(", or ")[2]

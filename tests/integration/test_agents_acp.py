@@ -100,6 +100,7 @@ async def test_what_can_not_be_granted_once_or_shown_whole_is_refused(guest: Ssh
     async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
         assert await answered(world, "always edit Everything") == (TurnState.DONE, "[cancelled]", "")
         assert await answered(world, "big 70000") == (TurnState.DONE, "[reject_once]", "")
+        assert await answered(world, "unseen 60000") == (TurnState.DONE, "[reject_once]", "")
         assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
 
 

@@ -48,6 +48,7 @@ from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import outbox
 from ravebot.store.database import Database, Transaction
+from ravebot.store.outbox import Message as OutboxMessage
 from ravebot.store.targets import MATRIX
 from ravebot.web.metrics import Metrics
 from tests.support.agent_world import (
@@ -97,39 +98,46 @@ class RoomBot:
 
 
 class MortalDatabase(CrashingDatabase):
-    """Counts steps down from a number that another process sets; at 1 it kills its process. 0: it lives on."""
+    """Once another process has set `armed`, it kills its process at the first step of a kind at which it never did."""
 
-    countdown: Synchronized[int]
+    armed: Synchronized[int]
 
     def step(self, what: str = "a line to the agent") -> None:
-        with self.countdown.get_lock():
-            left = self.countdown.value
-            self.countdown.value = max(0, left - 1)
-        if left == 1:
-            with (self.path.parent / STRUCK).open("a") as file:
-                file.write(f"{what}\n")
-            self.die()
+        path = self.path.parent / STRUCK
+        if not self.armed.value or what in _lines(path):
+            return
+        self.armed.value = 0
+        with path.open("a") as file:
+            file.write(f"{what}\n")
+        self.die()
 
     async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
-        what = function
+        what: Any = function
+        about = ""
         while isinstance(what, partial):
+            message = what.keywords.get("message")
+            about = f" of the room's {message.kind}" if isinstance(message, OutboxMessage) else about
             what = what.func
-        name = f"the commit of {what.__module__.removeprefix('ravebot.')}.{what.__qualname__}"
+        name = f"the commit of {what.__module__.removeprefix('ravebot.')}.{what.__qualname__}{about}"
         self.step(f"before {name}")
         result = await Database.write(self, function, urgent=urgent)
         self.step(f"after {name}")
         return result
 
 
-def be_the_bot(bot: RoomBot, countdown: Synchronized[int]) -> None:
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def be_the_bot(bot: RoomBot, armed: Synchronized[int]) -> None:
     """What the process runs, until it is killed."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    asyncio.run(_be_the_bot(bot, countdown))
+    asyncio.run(_be_the_bot(bot, armed))
 
 
-async def _be_the_bot(bot: RoomBot, countdown: Synchronized[int]) -> None:
+async def _be_the_bot(bot: RoomBot, armed: Synchronized[int]) -> None:
     database = MortalDatabase(bot.state_dir / "ravebot.db", SystemClock())
-    database.countdown = countdown
+    database.armed = armed
     async with database:
         await run_loops(bot, database, CrashingConnections(bot.state_dir, database))
 
@@ -186,7 +194,7 @@ class AgentRoom:
     alice: MatrixUser
     reader: RoomReader
     """Bob's ears."""
-    countdown: Synchronized[int] = field(default_factory=lambda: _CONTEXT.Value("i", 0))
+    armed: Synchronized[int] = field(default_factory=lambda: _CONTEXT.Value("i", 0))
     process: BaseProcess | None = None
 
     @property
@@ -194,7 +202,7 @@ class AgentRoom:
         return self.bot.state_dir / "ravebot.db"
 
     def start(self) -> None:
-        self.process = _CONTEXT.Process(target=be_the_bot, args=(self.bot, self.countdown))
+        self.process = _CONTEXT.Process(target=be_the_bot, args=(self.bot, self.armed))
         self.process.start()
 
     async def begin(self) -> None:
@@ -237,9 +245,8 @@ class AgentRoom:
             self.process = None
 
     def kills(self) -> list[str]:
-        """Where it was killed by its countdown."""
-        path = self.bot.state_dir / STRUCK
-        return path.read_text().splitlines() if path.exists() else []
+        """At which steps it killed itself."""
+        return _lines(self.bot.state_dir / STRUCK)
 
     async def say(self, text: str, thread: str = "") -> str:
         """Alice says something, as clients do it."""

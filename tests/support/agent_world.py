@@ -200,7 +200,9 @@ class CrashingDatabase(Database):
     steps: itertools.count[int]
     crash_at: int
 
-    def step(self) -> None:
+    def step(self, what: str = "") -> None:
+        """`what` is about to be done, or was just done."""
+        del what
         if next(self.steps) == self.crash_at:
             self.die()
 
@@ -218,15 +220,17 @@ class CrashingWriter:
     """A client's standard input, whose writes are steps of the database's."""
 
     def __init__(self, writer: asyncio.StreamWriter, database: CrashingDatabase) -> None:
-        self._writer, self._database = writer, database
+        self._writer, self._database, self._last = writer, database, ""
 
     def write(self, data: bytes) -> None:
-        self._database.step()
+        key = data.partition(b" ")[0].decode()
+        self._last = key.partition("-")[0] if len(key) < 40 else "the script"
+        self._database.step(f"before the write of {self._last}")
         self._writer.write(data)
 
     async def drain(self) -> None:
         await self._writer.drain()
-        self._database.step()
+        self._database.step(f"after the write of {self._last}")
 
     def close(self) -> None:
         self._writer.close()

@@ -3,10 +3,10 @@
 
 Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, and when it says so), `words N` (N
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
-`always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `method NAME` (a request to the
-client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled),
-`chatter` (the same, and talks), `flood`,
-`endless`, `binary`, `junk N`, `raw JSON`.
+`always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `unseen N` (the same, of characters
+that can't be seen), `method NAME` (a request to the client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never
+ends the turn, also when it is cancelled), `chatter` (the same, and talks), `flood`, `endless`, `binary`, `junk N`,
+`raw JSON`.
 Its arguments: `version=N`, `login`, `load`, `noload`, `mute`, `echo=NAME` (says every prompt to that
 agent), `more=NAME` (the same, with more text each time).
 """
@@ -125,6 +125,8 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         say(session, f"[{permission(session, kind, title, ('allow_always', 'reject_always'))}]")
     elif word == "big":
         say(session, f"[{permission(session, 'edit', 'big', once, rawInput='x' * int(rest))}]")
+    elif word == "unseen":
+        say(session, f"[{permission(session, 'edit', 'unseen', once, rawInput=chr(0x202E) * int(rest))}]")
     elif word == "method":
         say(session, f"[{ask_client(rest, {})['error']['code']}]")
     elif word == "fail":

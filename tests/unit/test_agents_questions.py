@@ -38,6 +38,18 @@ def test_what_is_asked_is_shown_in_its_order() -> None:
     )
 
 
+def test_of_an_agent_s_request_the_tool_call_comes_first_and_the_rest_after_it() -> None:
+    params = {"options": [{"kind": "allow_once"}], "sessionId": "s", "toolCall": {"title": "Edit", "kind": "edit"}}
+    view = question(replace(ASKED, payload=json.dumps({"id": 7, "params": params})), CONFIG)
+    assert [(part.name, part.text) for part in view.parts] == [
+        ("title", "Edit"),
+        ("kind", "edit"),
+        ("id", "7"),
+        ("params.options 1.kind", "allow_once"),
+        ("params.sessionId", "s"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("payload", "shown"),
     [
