@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
 from ravebot.operations.agents.cli import LONGEST_TEXT
 from ravebot.operations.agents.operator import piece
+from ravebot.operations.agents.reports import TurnLine
+from ravebot.operations.agents.show import show_turns
+from ravebot.terminal import Output
 
 HALF = LONGEST_ANSWER // 2
 
@@ -55,3 +62,14 @@ def test_an_offset_beyond_the_end_hears_nothing() -> None:
     assert piece("abc", 0, 99) == ("", 0, 99)
     assert piece("abc", 0, 3) == ("", 0, 3)
     assert piece("x" * LONGEST_ANSWER, 10, LONGEST_ANSWER + 10) == ("", 0, LONGEST_ANSWER + 10)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_times_are_short_for_people_and_whole_for_programs(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.console = Console(force_terminal=terminal, no_color=True, width=80)
+    at = datetime(2026, 11, 28, 11, 40, 12, tzinfo=UTC)
+    turn = TurnLine(17, "coder", "group/app!42", "matrix", "alice", "dead", "why", "look", 1, at, None)
+    show_turns(output, [turn])
+    printed = capsys.readouterr().out
+    assert ("2026-11-28T11:40:12Z" in printed, "28 Nov" in printed) == (not terminal, terminal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from ravebot.operations.agents.reports import (
     AgentReport,
@@ -70,6 +71,11 @@ def show_agent(output: Output, report: AgentReport) -> None:
         show_turns(output, report.turns)
 
 
+def _moment(output: Output, at: datetime) -> str:
+    """For programs in full; for people without the year, to be broken at a space."""
+    return f"{at.astimezone(UTC):%-d %b %H:%M} UTC" if output.console.is_terminal else utc(at)
+
+
 def show_turns(output: Output, turns: Sequence[TurnLine]) -> None:
     """Turns, one a line; the message's beginning comes last, because it is the longest."""
     output.table(
@@ -77,7 +83,7 @@ def show_turns(output: Output, turns: Sequence[TurnLine]) -> None:
         (
             (
                 Cell(str(turn.id), "bold"),
-                utc(turn.created_at),
+                _moment(output, turn.created_at),
                 turn.agent,
                 turn.ref,
                 turn.asked_by,
@@ -114,7 +120,7 @@ def show_approvals(output: Output, lines: Sequence[ApprovalLine]) -> None:
                 Cell(line.state, _STYLES.get(line.state, "")),
                 line.ref,
                 line.asked_by,
-                utc(line.expires_at),
+                _moment(output, line.expires_at),
                 line.title,
                 line.outcome or (f"by {line.decided_by}" if line.decided_by else ""),
             )
