@@ -166,7 +166,7 @@ async def test_opencode_works_in_the_sandbox_with_a_model_in_the_same_guest(tmp_
         await hears(stage, "Scripted answer 1.", 240)
         await receipt(stage, asked, "✅")
         changed = await asks(stage, f"edit page.html: {sample.GREETING} => {_NEW}", asked)
-        question = await hears(stage, "page.html", 120)
+        question = await hears(stage, "asks:", 120)
         assert f"+<h1>{_NEW}</h1>" in plain(question.body)
         await stage.matrix_alice.react(stage.room, question.event_id, "✅")
         await receipt(stage, changed, "✅", 120)
