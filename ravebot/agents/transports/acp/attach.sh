@@ -64,6 +64,13 @@ done | {
 }
 '
 
+# The agent of a keeper that was killed: its number may be written a moment after.
+end_agent() {
+    tries=100
+    until [ -s pid ] || [ -e ended ] || [ "$tries" -eq 0 ]; do sleep 0.01; tries=$((tries - 1)); done
+    [ -e ended ] || { read -r agent <pid && kill -KILL "-$agent"; } 2>/dev/null
+}
+
 # By its process id and the time at which that process started: ids are used again.
 alive() {
     { read -r pid start <keeper && read -r stat <"/proc/$pid/stat"; } 2>/dev/null || return 1
@@ -111,7 +118,7 @@ tail=$!
 {
     trap - EXIT HUP INT TERM PIPE
     read -r _ <&6
-    [ -e ended ] || { read -r agent <pid && kill -KILL "-$agent"; } 2>/dev/null
+    end_agent
     code=unknown
     [ ! -e ended ] || read -r code <ended
     size=$(wc -c <out)
@@ -130,7 +137,7 @@ while IFS=' ' read -r key line; do
         *[!a-z0-9-]* | '') continue ;;
     esac
     if ! alive; then # what is left of a keeper that was killed must not run on
-        [ -e ended ] || { read -r agent <pid && kill -KILL "-$agent"; } 2>/dev/null
+        end_agent
         note "no $key"
         continue
     fi
