@@ -75,7 +75,9 @@ class Chapter:
         stage, watch, screen, mr = self.stage, self.watch, self.screen, self.mr
         before = mr.sha
         await stage.matrix_alice.send(stage.room, f"!rave diff !{mr.iid}")
-        await watch.until("the diff", lambda: watch.find(lambda said: f"+<h1>{_NEW}" in said.body), _DIFF_SECONDS)
+        await watch.until(
+            "the diff", lambda: watch.find(lambda said: "differs from commit" in said.body), _DIFF_SECONDS
+        )
         question = await watch.until(
             "a question whether it is committed",
             lambda: self._question("Commit what coder changed"),
