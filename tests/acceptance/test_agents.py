@@ -116,7 +116,7 @@ async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_
 
         before = mr.sha
         await asks(stage, f"!rave diff !{mr.iid}")
-        diff = await hears(stage, "1 file differs from commit", 90)
+        diff = await hears(stage, f"!{mr.iid}: 1 file differs from commit", 90)
         assert f"<h1>{_NEW}</h1>" in plain(diff.body)
         assert "index.html" not in plain(diff.body), "what .gitignore names is left out"
         offer = await hears(stage, "Commit what coder changed", 90)
