@@ -153,7 +153,7 @@ def make_agents(
 ) -> AgentParts:
     telling, people = approvals.telling, approvals.people
     diffs = make_diffs(config, database, provider, gitlab)
-    approved = ApprovedDiffs(database, diffs)
+    approved = ApprovedDiffs(database, diffs, config.matrix.users)
     driver = AcpDriver(
         config,
         database,

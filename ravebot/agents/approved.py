@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ravebot.agents.asking import diff_of
@@ -17,10 +18,11 @@ from ravebot.store.database import Database, Transaction
 
 @dataclass(frozen=True)
 class ApprovedDiffs:
-    """Makes the order of a commit from its approval."""
+    """Makes the order of a commit from its approval. `users`: the GitLab user of each Matrix user (`matrix.users`)."""
 
     database: Database
     diffs: Diffs
+    users: Mapping[str, str]
 
     async def commit(self, approval: Approval, by: Actor) -> str:
         agent = await self.database.read(lambda tx: _agent(tx, approval))
@@ -32,14 +34,18 @@ class ApprovedDiffs:
                 head_sha=approval.head_sha,
                 diff_hash=diff_of(approval),
                 agent=agent,
-                asked_by=approval.asked_by.name,
-                approved_by=by.name,
+                asked_by=self._on_gitlab(approval.asked_by),
+                approved_by=self._on_gitlab(by),
                 approval=approval.id,
                 salt=approval.salt,
                 attempted=approval.attempted_at is not None,
             )
         )
         return f"committed as {made.sha[:12]}"
+
+    def _on_gitlab(self, who: Actor) -> str:
+        """Their name on GitLab, where the commit is read; else their name here."""
+        return self.users.get(who.name, who.name) if who.kind == "matrix" else who.name
 
     async def clear(self) -> None:
         """Drop what an earlier process left: comparisons that it had not finished, diffs that no approval is about."""

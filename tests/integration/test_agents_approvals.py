@@ -171,7 +171,9 @@ async def a_bench(folder: Path, matrix: dict[str, Any] | None = None, **gitlab_s
             engine = Approvals(world.config, ConversationTelling(world.config), world.database, people)
             intents = replace(world.intents, asking=engine)
             diffs = make_diffs(world.config, world.database, MemoryProvider(MemoryHost()), gitlab)
-            work = CarryOut(world.database, engine, intents, ApprovedDiffs(world.database, diffs))
+            work = CarryOut(
+                world.database, engine, intents, ApprovedDiffs(world.database, diffs, world.config.matrix.users)
+            )
             await world.write(lambda tx: outbox.set_room(tx, ROOM, DEV))
             await world.write(lambda tx: outbox.set_room(tx, OPERATORS, OPERATIONS))
             try:
@@ -548,10 +550,10 @@ async def test_a_start_drops_the_diffs_that_no_open_question_is_about(bench: Ben
     orphan = await bench.keep(bench.opened[-1], b"left by a crash\n")
     kept = bench.diffs.kept.folder
     assert {path.name for path in kept.iterdir()} == {diff_of(asked), orphan}
-    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    await ApprovedDiffs(bench.world.database, bench.diffs, {}).clear()
     assert [path.name for path in kept.iterdir()] == [diff_of(asked)]
     await bench.answer(asked, ALICE)
-    await ApprovedDiffs(bench.world.database, bench.diffs).clear()
+    await ApprovedDiffs(bench.world.database, bench.diffs, {}).clear()
     await bench.work.look()
     assert len(bench.commits()) == 1
     assert list(kept.iterdir()) == []

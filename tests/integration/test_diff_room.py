@@ -56,7 +56,7 @@ class Talk:
     async def carry_out(self) -> None:
         work = CarryOut(
             self.scene.world.database, self.approvals, self.scene.world.intents,
-            ApprovedDiffs(self.scene.world.database, self.scene.diffs),
+            ApprovedDiffs(self.scene.world.database, self.scene.diffs, self.approvals.config.matrix.users),
         )  # fmt: skip
         await work.look()
 
@@ -96,7 +96,7 @@ async def test_what_was_changed_is_shown_asked_about_and_committed_as_it_was_sho
     files = talk.scene.gitlab.files_of(talk.scene.theirs)
     assert files["src/app.py"] == b"one\nTWO\nthree\n"
     facts = talk.scene.theirs.project.facts[talk.scene.theirs.sha]
-    assert "Ravebot-Agent: coder\nRavebot-Asked-By: alice:example.org\n" in facts.message
+    assert "Ravebot-Agent: coder\nRavebot-Asked-By: alice\nRavebot-Approved-By: alice\n" in facts.message
     assert f"Ravebot-Approval: {asked.id}.{asked.salt}\n" in facts.message
     assert list(talk.scene.diffs.kept.folder.iterdir()) == []
 

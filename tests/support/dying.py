@@ -58,7 +58,7 @@ async def main(folder: Path, url: str, when: str, at: int, token: str) -> None:
         engine = Approvals(config, ConversationTelling(config), database, People(config, database, gitlab))
         intents = Intents(config, Lifecycle(config, Journal(config, Metrics())), engine)
         diffs = make_diffs(config, database, MemoryProvider(MemoryHost()), gitlab)
-        work = CarryOut(database, engine, intents, ApprovedDiffs(database, diffs))
+        work = CarryOut(database, engine, intents, ApprovedDiffs(database, diffs, config.matrix.users))
         while await database.read(approvals.undone):
             await work.look()
         await gitlab.close()
