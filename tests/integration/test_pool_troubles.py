@@ -183,7 +183,7 @@ async def test_a_guest_that_falls_silent_is_told_then_restarted_once(yard: Yard)
     for _ in range(12):
         yard.pass_by(seconds=21)
         await yard.core.pool.one_pass(yard.flights)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
         if await yard.log("machine.restarted"):
             break
     yard.provider.silent.clear()
