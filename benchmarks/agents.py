@@ -13,7 +13,7 @@ import re
 import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -175,12 +175,12 @@ async def _round(world: AgentWorld, turns: list[int]) -> _Round:
     )
 
 
-async def _takes(look: Callable[[], object]) -> float:
+async def _takes(look: Callable[[], Awaitable[object]]) -> float:
     """The median of some looks."""
     took = []
     for _ in range(25):
         began = time.perf_counter()
-        await look()  # type: ignore[misc]
+        await look()
         took.append(time.perf_counter() - began)
     return median(took)
 

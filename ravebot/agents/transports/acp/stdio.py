@@ -306,7 +306,7 @@ async def attach(
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
                     await client.process.wait()
             raise client.failure() from None
-    except BaseException:
+    except BaseException:  # also when it is cancelled: no client may be left behind
         await attached.close()
         raise
     if found is InGuest.BROKEN:
