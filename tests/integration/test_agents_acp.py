@@ -14,7 +14,7 @@ from ravebot.agents.model import ApprovalState, Turn, TurnState
 from ravebot.sandboxes.model import Machine, MergeRequest, SandboxState
 from ravebot.store import agent_queue, approvals, sandboxes
 from ravebot.store.database import Transaction
-from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
+from tests.support.agent_world import AGENT_SOURCE, AgentWorld, a_guest_with_the_agent, an_agent_world
 from tests.support.sshd import SshGuest
 
 pytestmark = pytest.mark.integration
@@ -23,10 +23,7 @@ AGENT = "/home/agent/agent"
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
-    folder = tmp_path_factory.mktemp("guest")
-    (folder / "state").mkdir()
-    with SshGuest(folder, folder / "state") as running:
-        running.program("agent", AGENT_SOURCE.read_text())
+    with a_guest_with_the_agent(tmp_path_factory.mktemp("guest")) as running:
         yield running
 
 

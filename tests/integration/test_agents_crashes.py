@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent_world import AGENT_SOURCE, an_agent_world, run_until_killed
+from tests.support.agent_world import a_guest_with_the_agent, an_agent_world, run_until_killed
 from tests.support.sshd import SshGuest
 
 pytestmark = pytest.mark.integration
@@ -33,10 +33,7 @@ def processes() -> ForkServerContext:
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
-    folder = tmp_path_factory.mktemp("guest")
-    (folder / "state").mkdir()
-    with SshGuest(folder, folder / "state") as running:
-        running.program("agent", AGENT_SOURCE.read_text())
+    with a_guest_with_the_agent(tmp_path_factory.mktemp("guest")) as running:
         yield running
 
 

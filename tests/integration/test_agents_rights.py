@@ -19,7 +19,7 @@ from ravebot.commands.permissions import Decision
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.model import Actor
 from ravebot.store import conversations, outbox
-from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
+from tests.support.agent_world import AgentWorld, a_guest_with_the_agent, an_agent_world
 from tests.support.agent_yard import ROOM_ID, AgentYard, an_agent_yard
 from tests.support.levels import Levels
 from tests.support.records import ROOM
@@ -93,10 +93,7 @@ async def test_while_gitlab_is_away_it_can_not_be_known(world: AgentYard) -> Non
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshGuest]:
-    folder = tmp_path_factory.mktemp("guest")
-    (folder / "state").mkdir()
-    with SshGuest(folder, folder / "state") as running:
-        running.program("agent", AGENT_SOURCE.read_text())
+    with a_guest_with_the_agent(tmp_path_factory.mktemp("guest")) as running:
         yield running
 
 

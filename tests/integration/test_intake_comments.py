@@ -11,18 +11,16 @@ from pathlib import Path
 import pytest
 
 from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, ApprovalKind, ApprovalState, Conversation
-from ravebot.gitlab.client import MOST_NOTES, GitLab
+from ravebot.gitlab.client import MOST_NOTES
 from ravebot.gitlab.commands import WORD
-from ravebot.intake.poll import Poller
 from ravebot.sandboxes.model import Actor, MergeRequestRef
 from ravebot.store import approvals, conversations
 from ravebot.store.database import Transaction
 from ravebot.store.targets import NoteLane
 from tests.integration.test_delivery_gitlab import Post
-from tests.integration.test_intake_gitlab import Desk
-from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest
+from tests.integration.test_intake_gitlab import Desk, a_desk
+from tests.support.gitlab import DEVELOPER, GUEST, MergeRequest
 from tests.support.gitlab import payloads as hooks
-from tests.support.records import a_world
 
 pytestmark = pytest.mark.integration
 AGENTS = [
@@ -39,18 +37,8 @@ AGENTS = [
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with GitLabServer() as server, a_world(tmp_path, gitlab={"url": server.url}, agents=AGENTS) as world:
-        bot, alice, gina = server.add_user("ravebot", bot=True), server.add_user("alice"), server.add_user("gina")
-        project = server.add_project("group/app", public=True)
-        for user, level in ((bot, DEVELOPER), (alice, DEVELOPER), (gina, GUEST)):
-            server.set_role(project, user, level)
-        gitlab = GitLab(server.url, server.token_for(bot), world.clock, 2)
-        try:
-            poller = Poller(world.config, world.database, gitlab, world.intents, world.clock, lambda _ok: None)
-            yield Desk(server, world, gitlab, poller, project, alice, gina, bot)
-        finally:
-            server.restore()
-            await gitlab.close()
+    async with a_desk(tmp_path, agents=AGENTS) as desk:
+        yield desk
 
 
 async def opened(desk: Desk) -> MergeRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -130,10 +130,10 @@ class Desk:
         return [sandbox.state.value for sandbox in await self.world.read(sandboxes.live)]
 
 
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with GitLabServer() as server, a_world(tmp_path, gitlab={"url": server.url}) as world:
-        bot, alice, gina = server.add_user("ravebot"), server.add_user("alice"), server.add_user("gina")
+@asynccontextmanager
+async def a_desk(folder: Path, **config: Any) -> AsyncIterator[Desk]:
+    async with GitLabServer() as server, a_world(folder, gitlab={"url": server.url}, **config) as world:
+        bot, alice, gina = server.add_user("ravebot", bot=True), server.add_user("alice"), server.add_user("gina")
         project = server.add_project("group/app", public=True)
         for user, level in ((bot, DEVELOPER), (alice, DEVELOPER), (gina, GUEST)):
             server.set_role(project, user, level)
@@ -144,6 +144,12 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         finally:
             server.restore()
             await gitlab.close()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_desk(tmp_path) as desk:
+        yield desk
 
 
 async def test_an_opened_merge_request_is_queued_and_a_merged_one_ended(desk: Desk) -> None:

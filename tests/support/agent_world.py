@@ -9,8 +9,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,15 @@ from tests.support.sshd import SshGuest
 T = TypeVar("T")
 ALICE_IN_ROOM = Actor("matrix", "@alice:example.org")
 AGENT_SOURCE = Path(__file__).with_name("scripted_agent.py")
+
+
+@contextmanager
+def a_guest_with_the_agent(folder: Path) -> Iterator[SshGuest]:
+    """A guest that has the scripted agent as the program `agent`."""
+    (folder / "state").mkdir()
+    with SshGuest(folder, folder / "state") as running:
+        running.program("agent", AGENT_SOURCE.read_text())
+        yield running
 
 
 def agents_config(state_dir: Path, command: Sequence[str], **agent: Any) -> Config:

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from ravebot.agents.model import ApprovalKind, ApprovalState, ConversationId, MessageId, Turn, TurnId, TurnState
-from ravebot.agents.questions import ApprovalQuestion, parts_of
+from ravebot.agents.model import ApprovalState, ConversationId, MessageId, Turn, TurnId, TurnState
 from ravebot.gitlab.addressing import parse_agent_comment
 from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.talk import render_note_answer, render_note_question, render_note_remark
 from tests.support.gitlab.notes import links, mentions, take_quick_actions
 from tests.unit.test_gitlab_notes import HOSTILE as HOSTILE_LINES
-from tests.unit.test_matrix_agents import HOSTILE
+from tests.unit.test_matrix_agents import HOSTILE, asked_for
 
 MARK = "<!-- ravebot 0a1b 7!42 answer:1 -->"
 WORDS = {
@@ -33,19 +32,7 @@ def shown(answer: str, state: TurnState = TurnState.DONE, **facts: Any) -> str:
 
 
 def question(payload: str, **facts: Any) -> str:
-    base = ApprovalQuestion(
-        number=17,
-        kind=ApprovalKind.TOOL,
-        state=ApprovalState.OPEN,
-        title="run <b>@all",
-        parts=parts_of(payload),
-        agent="coder",
-        ref="group/app!42",
-        whom="who has the role Developer or more in group/app",
-        mentions=(),
-        until="14:40 UTC",
-    )
-    return render_note_question(replace(base, **facts), MARK)
+    return render_note_question(asked_for(payload, **{"title": "run <b>@all", "ref": "group/app!42", **facts}), MARK)
 
 
 def assert_harmless(body: str) -> None:
