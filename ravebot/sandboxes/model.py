@@ -299,6 +299,9 @@ class EventKind(StrEnum):
     AGENT_DROPPED = "agent.dropped"
     AGENT_PAUSED = "agent.paused"
     AGENT_RESUMED = "agent.resumed"
+    TOKEN_CREATED = "token.created"
+    TOKEN_REVOKED = "token.revoked"
+    API_CALL = "api.call"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"
 
