@@ -12,7 +12,7 @@ from ravebot.agents.telling import ConversationTelling
 from ravebot.config.model import Config
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import agent_work, conversations, model_uses
-from ravebot.store.agent_work import RunningTurn
+from ravebot.store.agent_work import TurnUnderWay
 from ravebot.store.database import Database, Transaction
 from ravebot.store.model_uses import ModelUseId, ModelUser
 
@@ -21,7 +21,7 @@ from ravebot.store.model_uses import ModelUseId, ModelUser
 class Reservation:
     """What a request counts as, until it is settled. `use_id`: None for one that costs nothing."""
 
-    turn: RunningTurn
+    turn: TurnUnderWay
     tokens: int
     now: datetime
     use_id: ModelUseId | None
@@ -35,7 +35,7 @@ class ModelAccounts:
     database: Database
     telling: ConversationTelling
 
-    async def turn(self, sandbox_id: SandboxId, model: str) -> RunningTurn:
+    async def turn(self, sandbox_id: SandboxId, model: str) -> TurnUnderWay:
         """The turn that a request from a sandbox is of. Raises ModelRefusal."""
         running = await self.database.read(lambda tx: agent_work.running_in(tx, sandbox_id))
         return turn_for(self.config, running, model)[0]
@@ -69,7 +69,7 @@ class ModelAccounts:
             return why
         return Reservation(turn, tokens, tx.now, model_uses.reserve(tx, user, model, tokens))
 
-    def _tell(self, tx: Transaction, turn: RunningTurn, why: str) -> None:
+    def _tell(self, tx: Transaction, turn: TurnUnderWay, why: str) -> None:
         """Once a turn, so that people know why the agent goes no further, whatever it says itself."""
         conversation = conversations.get(tx, turn.conversation_id)
         if conversation is not None and model_uses.first_remark(tx, turn.turn_id):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from ravebot.agents import registry
 from ravebot.agents.models.refusals import forbidden
 from ravebot.config.model import AgentConfig, Config
-from ravebot.store.agent_work import RunningTurn
+from ravebot.store.agent_work import TurnUnderWay
 from ravebot.store.model_uses import TokensUsed
 
 
-def turn_for(config: Config, running: Sequence[RunningTurn], model: str) -> tuple[RunningTurn, AgentConfig]:
+def turn_for(config: Config, running: Sequence[TurnUnderWay], model: str) -> tuple[TurnUnderWay, AgentConfig]:
     """The turn that a request to that model is of; `running` has the one that was given last first.
 
     Raises ModelRefusal.
