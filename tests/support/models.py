@@ -22,6 +22,7 @@ from ravebot.config.model import Budgets, Config, ModelConfig, PersonBudget, San
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import model_uses
 from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
+from tests.support.records import a_merge_request
 
 KEY = "sk-the-key-of-the-service"
 USAGE = {
@@ -184,6 +185,28 @@ class GatewayYard:
         """The status and the message of a request that is refused."""
         status, _, answer = await self.ask(path, body, **more)
         return status, json.loads(answer)["error"]["message"]
+
+    @asynccontextmanager
+    async def neighbour(self) -> AsyncIterator[Path]:
+        """The socket of another sandbox, in which another turn runs."""
+        other = a_merge_request(2)
+        await self.agents.ready(other)
+        turn_id = await self.agents.taken(mr=other.ref, thread="$other")
+        await self.agents.promote()
+        sandbox_id = (await self.agents.given(turn_id)).sandbox_id
+        socket = self.folder / "other.sock"
+        async with self.gateway.serve(sandbox_id, socket):
+            yield socket
+
+    async def raw(self, sent: bytes, seconds: float = 5) -> bytes:
+        """What is answered to these bytes, until the connection is closed."""
+        reader, writer = await asyncio.open_unix_connection(str(self.socket))
+        try:
+            writer.write(sent)
+            async with asyncio.timeout(seconds):
+                return await reader.read()
+        finally:
+            writer.close()
 
     async def settled(self, tokens: int) -> None:
         """Wait until so much counts for the sandbox."""
