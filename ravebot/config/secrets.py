@@ -29,6 +29,10 @@ class Secrets:
     def __repr__(self) -> str:
         return "Secrets(…)"
 
+    def of_list(self, section: str) -> dict[str, str]:
+        """The secrets of a list's entries, by their names."""
+        return {name: secret for (key, name), secret in self.listed.items() if key == section}
+
     def values(self) -> frozenset[str]:
         """All secrets, so that logs can hide them."""
         found = (getattr(self, item.name) for item in fields(self) if item.name != "listed")
