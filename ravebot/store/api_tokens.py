@@ -133,9 +133,7 @@ def answered(tx: Transaction, token_id: TokenId, key: str) -> KeptAnswer | None:
 
 def keep_answer(tx: Transaction, token_id: TokenId, key: str, kept: KeptAnswer) -> None:
     """Remember the answer to a key, in the transaction that carried the request out."""
-    tx.upsert(
-        "api_answers", ("token_id", "key"), {"token_id": token_id, "key": key, **dump(kept), "at": tx.now_us}
-    )
+    tx.upsert("api_answers", ("token_id", "key"), {"token_id": token_id, "key": key, **dump(kept), "at": tx.now_us})
 
 
 def forget_answers(tx: Transaction) -> int:
