@@ -350,6 +350,9 @@ class EventKind(StrEnum):
     AGENT_RESUMED = "agent.resumed"
     RUN_ASKED = "run.asked"
     RUN_ENDED = "run.ended"
+    TOKEN_CREATED = "token.created"
+    TOKEN_REVOKED = "token.revoked"
+    API_CALL = "api.call"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"
 
