@@ -299,8 +299,8 @@ class EventKind(StrEnum):
     AGENT_DROPPED = "agent.dropped"
     AGENT_PAUSED = "agent.paused"
     AGENT_RESUMED = "agent.resumed"
-    TOKEN_CREATED = "token.created"
-    TOKEN_REVOKED = "token.revoked"
+    TOKEN_CREATED = "token.created"  # noqa: S105 - no token
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - no token
     API_CALL = "api.call"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"

@@ -15,7 +15,8 @@ MOST_A_PAGE = 100
 LONGEST_WAIT_SECONDS = 25
 
 Reference = Annotated[
-    str, Field(min_length=1, max_length=500, description="A merge request, like group/app!42.", examples=["group/app!42"])
+    str,
+    Field(min_length=1, max_length=500, description="A merge request, like group/app!42.", examples=["group/app!42"]),
 ]
 Number = Annotated[int, Field(ge=1, le=LARGEST_ID)]
 Offset = Annotated[
@@ -175,7 +176,8 @@ class SendMessage(Shape):
     ref: Reference
     text: Annotated[str, Field(min_length=1, max_length=16_000, description="What it is to do.")]
     conversation: Annotated[
-        int | None, Field(ge=1, le=LARGEST_ID, description="Of an earlier answer, to go on there; else a new one begins.")
+        int | None,
+        Field(ge=1, le=LARGEST_ID, description="Of an earlier answer, to go on there; else a new one begins."),
     ] = None
 
 
