@@ -40,6 +40,8 @@ def once_more(door: AgentDoor, prefix: str, turn: TurnId) -> str:
             return "To have it done again, write it again."
         case AgentDoor.SHELL:
             return f"To have it done again: `ravebot agent dead resend {turn}`."
+        case AgentDoor.API:
+            return "To have it done again, send it again."
 
 
 def left_out(characters: int) -> str:
