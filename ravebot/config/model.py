@@ -130,6 +130,16 @@ class HttpConfig(Section):
         return host.strip("[]"), int(port)
 
 
+class ApiConfig(Section):
+    listen: ListenAddress
+    public_url: HttpUrl | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class PoolConfig(Section):
     max_running: int = Field(2, ge=1, le=MOST_MACHINES)
     warm: int = Field(0, ge=0, le=0)
@@ -280,6 +290,7 @@ class Config(Section):
     matrix: MatrixConfig
     gitlab: GitLabConfig
     http: HttpConfig = HttpConfig(listen="127.0.0.1:8080")
+    api: ApiConfig | None = None
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
     access: AccessConfig = AccessConfig()

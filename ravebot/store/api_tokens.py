@@ -89,6 +89,12 @@ def by_hash(tx: Transaction, token_hash: str) -> ApiToken | None:
     return load(ApiToken, row) if row else None
 
 
+def valid_hashes(tx: Transaction) -> frozenset[str]:
+    """The hashes of all tokens that are valid now."""
+    rows = tx.all("SELECT hash FROM api_tokens WHERE revoked_at IS NULL AND expires_at > ?", (tx.now_us,))
+    return frozenset(row["hash"] for row in rows)
+
+
 def listed(tx: Transaction, owner: str | None = None) -> tuple[ApiToken, ...]:
     """One person's tokens, or everybody's, the newest first; those that ended more than 30 days ago are left out."""
     ended = to_us(tx.now - timedelta(days=30))
@@ -116,10 +122,11 @@ def revoke(tx: Transaction, token: ApiToken, by: Actor) -> bool:
     return bool(done)
 
 
-def revoke_all(tx: Transaction, by: Actor) -> int:
-    """End every token that is valid: of a restored database it can't be known which were revoked since."""
-    valid = [token for token in listed(tx) if not token.problem(tx.now)]
-    return sum(revoke(tx, token, by) for token in valid)
+def end_all(tx: Transaction) -> None:
+    """Revoke every token, in a database of any version."""
+    if tx.one("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'api_tokens'"):
+        sql = "UPDATE api_tokens SET revoked_at = ?, revoked_by = 'the restore of a backup' WHERE revoked_at IS NULL"
+        tx.execute(sql, (tx.now_us,))
 
 
 def answered(tx: Transaction, token_id: TokenId, key: str) -> KeptAnswer | None:

@@ -10,7 +10,7 @@ from ravebot.store.api_tokens import ApiToken
 from ravebot.store.database import Transaction
 from ravebot.tools.problems import ProblemKind, ToolProblem
 
-NEW_TOKEN = "Its owner, or an admin of ravebot, makes a new one with `ravebot token create`."
+HOW_TO_GET_ONE = "Its owner, or an admin of ravebot, makes a new one with `ravebot token create`."
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TokenCaller:
         found = api_tokens.get(tx, self.token.id)
         problem = found.problem(tx.now) if found else "is gone"
         if problem:
-            raise ToolProblem(ProblemKind.NO_TOKEN, f"The token {problem}. {NEW_TOKEN}")
+            raise ToolProblem(ProblemKind.NO_TOKEN, f"The token {problem}. {HOW_TO_GET_ONE}")
 
     @property
     def marks(self) -> dict[str, object]:

@@ -22,8 +22,10 @@ from ravebot.tools.callers import Caller, SandboxCaller, TokenCaller
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.workbench import Workbench
 
+OWN = "."
+"""What a caller in a sandbox means where it names no merge request."""
 _READS = Decision(True, "It is the sandbox that asks.")
-_NO_TURN = Decision(
+NO_TURN = Decision(
     False,
     "No turn of an agent runs in this sandbox.",
     "Outside one, nothing is done for it: speak to the agent, and have it do this in its turn.",
@@ -93,14 +95,14 @@ async def may_see(bench: Workbench, caller: Caller, mr: MergeRequest) -> bool:
 
 async def _own(bench: Workbench, caller: SandboxCaller, written: str, acts: bool) -> Reached:
     mr = await bench.database.read(lambda tx: of_sandbox(tx, caller.sandbox_id))
-    if written not in ("", mr.full_ref):
+    if written not in (OWN, mr.full_ref):
         why = f"From this sandbox only its own merge request is reached, {mr.full_ref}: leave `ref` out."
         raise ToolProblem(ProblemKind.FORBIDDEN, why)
     if not acts:
         return Reached(mr, Actor(AGENT, mr.full_ref), _READS)
     running = await bench.database.read(lambda tx: agent_work.running_in(tx, caller.sandbox_id))
     if not running:
-        return Reached(mr, Actor(AGENT, mr.full_ref), _NO_TURN)
+        raise ToolProblem(ProblemKind.FORBIDDEN, NO_TURN.refusal)  # not recorded: a guest could fill the log
     newest = running[0]
     found = await bench.database.read(
         lambda tx: (conversations.get(tx, newest.conversation_id), conversations.turn(tx, newest.turn_id))
@@ -119,12 +121,6 @@ def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> MergeRequest:
     if sandbox is None or mr is None or sandbox.ended_at is not None:
         raise ToolProblem(ProblemKind.NOT_FOUND, "This sandbox has ended: nothing more can be asked from here.")
     return mr
-
-
-def still_runs(tx: Transaction, caller: Caller) -> None:
-    """In an act's transaction: raises ToolProblem if the caller's right is over, as its token or turn has ended."""
-    if isinstance(caller, TokenCaller):
-        caller.recheck(tx)
 
 
 def _missing(ref: Ref) -> ToolProblem:

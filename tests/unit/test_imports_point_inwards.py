@@ -89,13 +89,16 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.matrix",
     ),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.agents", "ravebot.gitlab", "ravebot.matrix"),
+    "ravebot.tools": (*INNER, "ravebot.commands", "ravebot.agents", "ravebot.tools"),
     "ravebot.web": (
         *INNER,
         "ravebot.web",
         "ravebot.agents.model",
         "ravebot.operations.reports",
         "ravebot.operations.agents.reports",
+        "ravebot.operations.tokens.reports",
     ),
+    "ravebot.web.api": (*INNER, "ravebot.tools", "ravebot.web.api"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),
@@ -105,7 +108,11 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.operations.imagechecks": ("ravebot.config.model",),
     "ravebot.operations.hostlock": BASICS,
     **dict.fromkeys(
-        ("ravebot.operations.reports", "ravebot.operations.agents.reports"),
+        (
+            "ravebot.operations.reports",
+            "ravebot.operations.agents.reports",
+            "ravebot.operations.tokens.reports",
+        ),
         ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
     ),
     "ravebot.terminal": (
