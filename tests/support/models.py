@@ -18,9 +18,12 @@ from ravebot.agents.models.accounts import ModelAccounts
 from ravebot.agents.models.exchange import ExchangeLimits, ExchangeParts
 from ravebot.agents.models.gateway import GatewayLimits, ModelGateway, parse_threads
 from ravebot.agents.models.upstream import Upstream, UpstreamLimits
+from ravebot.agents.telling import ConversationTelling
+from ravebot.clock import SystemClock
 from ravebot.config.model import Budgets, Config, ModelConfig, PersonBudget, SandboxBudget
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import model_uses
+from ravebot.store.database import Database
 from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
 from tests.support.records import a_merge_request
 
@@ -282,3 +285,16 @@ async def a_gateway(
                 yield GatewayYard(agents, config, service, gateway, metrics, folder, sandbox_id, turn_id, socket)
         finally:
             await gateway.close()
+
+
+def serve_until_killed(state_dir: Path, config: Config, sandbox_id: SandboxId, socket: Path) -> None:
+    """What a process of its own runs: a gateway over that database, which is killed by whoever started it."""
+    asyncio.run(_serve(state_dir, config, sandbox_id, socket))
+
+
+async def _serve(state_dir: Path, config: Config, sandbox_id: SandboxId, socket: Path) -> None:
+    async with Database(state_dir / "ravebot.db", SystemClock()) as database:
+        accounts = ModelAccounts(config, database, ConversationTelling(config))
+        parts = ExchangeParts(config.models, accounts, Upstream({"local": KEY}), parse_threads())
+        async with ModelGateway(parts, CountedModels()).serve(sandbox_id, socket):
+            await asyncio.Event().wait()
