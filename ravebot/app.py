@@ -58,6 +58,7 @@ from ravebot.operations.service import ready
 from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
+from ravebot.operations.tokens.operator import TokenOperator
 from ravebot.parts import AgentParts, Core, make_agents, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
@@ -65,7 +66,11 @@ from ravebot.store import inbox
 from ravebot.store.database import Database
 from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
-from ravebot.web import admin, adminagents
+from ravebot.tools.calls import ToolCalls
+from ravebot.tools.workbench import Workbench
+from ravebot.web import admin, adminagents, admintokens
+from ravebot.web.api.gate import Gate
+from ravebot.web.api.server import serve_api
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -111,12 +116,17 @@ class Bot:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))
             shell = admin.make_app(operator)
             adminagents.add_routes(shell, agent_operator)
+            admintokens.add_routes(shell, TokenOperator(self.config, self.database, self.people))
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
+            if self.config.api is not None:
+                gate = Gate(self.database)
+                await doors.enter_async_context(serve_api(self.config.api, ToolCalls(self._workbench()), gate))
             doors.callback(ready.tell, ready.STOPPING)
             ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
             for loop in (
                 self.core.pool.run(),
+                self.core.runs.run(),
                 self._intake().run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
@@ -131,6 +141,13 @@ class Bot:
                 trials.run(),
             ):
                 group.create_task(loop)
+
+    def _workbench(self) -> Workbench:
+        """What tools work with."""
+        core, agents = self.core, self.agents
+        return Workbench(
+            self.config, self.database, self.people, core.intents, core.views, agents.reception, agents.diffs
+        )
 
     def _intake(self) -> Intake:
         """What handles the requests of people and GitLab."""
