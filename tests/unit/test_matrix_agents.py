@@ -144,6 +144,11 @@ def test_markdown_is_shown_as_markdown() -> None:
     )
 
 
+def test_the_colours_of_a_terminal_are_left_out_of_what_an_agent_says() -> None:
+    said = agents_words("\x1b[31mred\x1b[0m and `\x1b[1mbold\x1b[0m`")
+    assert (said.plain, said.html) == ("red and `bold`", "red and <code>bold</code>")
+
+
 def test_a_link_shows_where_it_leads_and_a_table_its_columns() -> None:
     assert agents_words("[docs](https://x.example/a)").html == "docs (https[:]//x[.]example/a)"
     table = "| a  | b |\n|----|---|\n| 10 | 2 |"
