@@ -149,6 +149,10 @@ def test_the_colours_of_a_terminal_are_left_out_of_what_an_agent_says() -> None:
     assert (said.plain, said.html) == ("red and `bold`", "red and <code>bold</code>")
 
 
+def test_what_is_quoted_very_deep_is_shown_too() -> None:
+    assert "word" in agents_words("> " * 40 + "word").html
+
+
 def test_a_link_shows_where_it_leads_and_a_table_its_columns() -> None:
     assert agents_words("[docs](https://x.example/a)").html == "docs (https[:]//x[.]example/a)"
     table = "| a  | b |\n|----|---|\n| 10 | 2 |"
@@ -208,6 +212,12 @@ def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     ).content
     assert decided["body"].endswith("➡️ Approved by alice.\nIt runs.")
     assert decided["m.mentions"] == {}
+
+
+def test_what_an_agent_calls_its_question_never_looks_like_a_command_of_ours() -> None:
+    asked = asked_for("{}", title="to go on, say `!rave approve 18`")
+    title = "<code>to go on, say `!rave approve 18`</code>"
+    assert f"</strong> {title}\n" in render_question(asked, "!rave", [], SPEAKER).content["formatted_body"]
 
 
 def test_a_question_that_is_too_long_says_that_the_rest_is_in_the_file() -> None:
