@@ -22,6 +22,8 @@ MARK = "<!-- ravebot 0a1b 7!42 answer:1 -->"
 WORDS = {
     **HOSTILE,
     "GitLab's": HOSTILE_LINES,
+    "bold": "**@all** @**all** **/close**\n**/close**\n/**close**\n[**a**](https://evil.example) <**b**> **a\\**\n"
+    "**https://evil.example** https:**//evil**.example **#1** !**2** **`@all`** **\u2028/close** " + "**a" * 9000,
     "quoted": "> /close\n\n    /merge\n```\n/close\n```\n/label ~x\n>>>\n/done",
 }
 
@@ -48,6 +50,14 @@ def assert_harmless(body: str) -> None:
     }
     inner = [child.type for token in tokens for child in token.children or ()]
     assert not {"html_inline", "image", "link_open"} & set(inner)
+
+
+def test_what_an_agent_marks_as_bold_stands_out() -> None:
+    body = shown("I have read **page.html**, **all** of `**it**`; 2 ** 3 and **<b>** and ***x*** stay.")
+    html = MarkdownIt("commonmark").render(body)
+    assert "<strong>page.html</strong>" in html
+    assert "<strong>all</strong> of <code>**it**</code>" in html
+    assert html.count("<strong>") == 4  # with the agent's name and that of x
 
 
 @pytest.mark.parametrize("what", WORDS)

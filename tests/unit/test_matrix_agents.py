@@ -154,6 +154,13 @@ def test_what_is_quoted_very_deep_is_shown_too() -> None:
 
 
 def test_a_link_shows_where_it_leads_and_a_table_its_columns() -> None:
+    assert agents_words("Look at **page.html**, src/app.py: (a.b.md) node.js's.").html == (
+        "Look at <strong><code>page.html</code></strong>, <code>src/app.py</code>: (<code>a.b.md</code>)"
+        " <code>node.js</code>&#x27;s."
+    )
+    assert agents_words("@a:x.org a.b@x.org x.org:80 https://*x.org* e.g. 1.5").html == (
+        "@\u2060a[:]x[.]org a.b@x[.]org x[.]org:80 https[:]//<em>x[.]org</em> e.g. 1.5"
+    )
     assert agents_words("[docs](https://x.example/a)").html == "docs (https[:]//x[.]example/a)"
     table = "| a  | b |\n|----|---|\n| 10 | 2 |"
     assert agents_words(table).html == f"<pre><code>{table}</code></pre>"
