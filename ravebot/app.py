@@ -126,6 +126,7 @@ class Bot:
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
             for loop in (
                 self.core.pool.run(),
+                self.core.runs.run(),
                 self._intake().run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),

@@ -41,6 +41,7 @@ from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
+from ravebot.sandboxes.runs import Runs
 from ravebot.store.database import Database
 
 
@@ -81,6 +82,7 @@ class Core:
     sources: Sources
     pool: Pool
     chain: Chain
+    runs: Runs
 
 
 def make_core(
@@ -113,7 +115,16 @@ def make_core(
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
     pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
-    return Core(lifecycle, Intents(config, lifecycle, asking), Views(config), guard, sources, pool, chain)
+    return Core(
+        lifecycle,
+        Intents(config, lifecycle, asking),
+        Views(config),
+        guard,
+        sources,
+        pool,
+        chain,
+        Runs(database, jobs, config),
+    )
 
 
 @dataclass(frozen=True)

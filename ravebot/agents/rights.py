@@ -77,8 +77,6 @@ async def may_ask(
     project_id, project = mr.ref.project_id, mr.project_path
     try:
         asker = await _asker(people, root, mr, mapped=mapped, direct=direct)
-        if not asker.allowed:
-            return asker
         if agent.owner is None:
             return Decision(False, f"{name} has no owner.", "An admin of ravebot sets agents[].owner.")
         owner = await people.may_still(Actor("gitlab", agent.owner), project_id, project)

@@ -64,6 +64,7 @@ def exactly(text: str) -> str:
 
 
 def _part(part: Part) -> str:
+    name = part.name.replace("\n", "\\n")
     if "\n" not in part.text:
-        return f"{part.name}: {part.text}" if part.name else part.text
-    return "\n    ".join([f"{part.name}:", *part.text.split("\n")])
+        return f"{name}: {part.text}" if name else part.text
+    return "\n    ".join([f"{name}:", *part.text.split("\n")])

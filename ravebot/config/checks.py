@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import HttpUrl
 
+from ravebot.config.apis import ModelApi, api_of
 from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
 from ravebot.config.tree import KeyPath
 from ravebot.sshkeys import fingerprint
@@ -24,7 +25,7 @@ RESERVED_NAMES = frozenset(
     }
 )  # fmt: skip
 """What no agent is called: commands, and what addresses others."""
-_ONLY_WITH_ACP = ("approve", "limits", "forks")
+_ONLY_WITH_ACP = ("models", "approve", "limits", "forks")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def check(config: Config) -> Remarks:
     """Every error and every warning."""
     errors = (
         *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_api(config),
-        *_networks(config),
-        *_lifetimes(config), *_agents(config), *_default_agents(config),
+        *_networks(config), *_lifetimes(config), *_agents(config), *_default_agents(config), *_models(config),
     )  # fmt: skip
     warnings = (
         *_open_access(config),
@@ -60,6 +60,7 @@ def check(config: Config) -> Remarks:
         *_rooms(config),
         *_useless_warnings(config),
         *_useless_agents(config),
+        *_useless_models(config),
     )
     return Remarks(errors, warnings)
 
@@ -99,6 +100,7 @@ def _addresses(config: Config) -> Iterator[Remark]:
         (("gitlab", "url"), gitlab),
         (("http", "public_url"), public),
         (("api", "public_url"), config.api.public_url),
+        *((("models", place, "url"), model.url) for place, model in enumerate(config.models)),
     )
     for key, url in addresses:
         if url is None:
@@ -218,6 +220,36 @@ def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
         yield Remark((*where, "projects"), "list the projects on whose merge requests it may work", (where,))
 
 
+def _models(config: Config) -> Iterator[Remark]:
+    """The services of models, and who uses them."""
+    names = Counter(model.name for model in config.models)
+    for name, count in names.items():
+        if count > 1:
+            yield Remark(("models",), f"{count} models are called {name}: give each a name of its own")
+    for place, model in enumerate(config.models):
+        for index, path in enumerate(model.paths):
+            if api_of(path) is None:
+                known = ", ".join(f"…{api}" for api in ModelApi)
+                message = f"ravebot can't read what is used there; paths that it can count end in one of {known}"
+                yield Remark(("models", place, "paths", index), message)
+        if model.key_file is None and "header" in model.model_fields_set:
+            yield Remark(("models", place, "header"), "without key_file there is no key to send: remove it, or add one")
+    for place, agent in enumerate(config.agents):
+        for index, name in enumerate(agent.models):
+            if name not in names:
+                where: KeyPath = ("agents", place, "models", index)
+                yield Remark(
+                    where, f"no model is called {name}: write the name of one in `models`", (where, ("models",))
+                )
+
+
+def _useless_models(config: Config) -> Iterator[Remark]:
+    used = {name for agent in config.agents for name in agent.models}
+    for place, model in enumerate(config.models):
+        if model.name not in used:
+            yield Remark(("models", place), f"no agent may use {model.name}: add it to agents[].models of one")
+
+
 def _default_agents(config: Config) -> Iterator[Remark]:
     """The agents of rooms."""
     for place, room in enumerate(config.matrix.rooms):
@@ -272,6 +304,7 @@ def _unencrypted(config: Config) -> Iterator[Remark]:
     urls: dict[KeyPath, HttpUrl] = {
         ("matrix", "homeserver"): config.matrix.homeserver,
         ("gitlab", "url"): config.gitlab.url,
+        **{("models", place, "url"): model.url for place, model in enumerate(config.models) if model.key_file},
     }
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ravebot.config import checks, complaints
 from ravebot.config.model import Config
-from ravebot.config.secrets import SECRET_KEYS, Secrets, read_secret
+from ravebot.config.secrets import LISTED_SECRET_KEYS, SECRET_KEYS, Secrets, read_secret
 from ravebot.config.tree import KeyPath, Problem, Tree, Value, dotted, parse
 from ravebot.config.values import StateDir
 from ravebot.errors import ConfigError
@@ -211,19 +211,40 @@ def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
 
 def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
     found: dict[str, str] = {}
+    listed: dict[tuple[str, str], str] = {}
     problems: list[Problem] = []
     owners = _owners(tree)
-    for name, keys in SECRET_KEYS.items():
-        value: Value = tree.value
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, str) or not Path(value).is_absolute():
-            continue  # absent, or reported by the validation
+
+    def read(keys: KeyPath) -> str | None:
+        file = _at(tree.value, keys)
+        if not isinstance(file, str) or not Path(file).is_absolute():
+            return None  # absent, or reported by the validation
         try:
-            found[name] = read_secret(Path(value), owners)
+            return read_secret(Path(file), owners)
         except ValueError as error:
             problems.append(Problem(tree.line_of(keys), dotted(keys), str(error)))
-    return Secrets(**found), problems
+            return None
+
+    for name, keys in SECRET_KEYS.items():
+        if secret := read(keys):
+            found[name] = secret
+    for section, keys in LISTED_SECRET_KEYS.items():
+        entries = _at(tree.value, (section,))
+        for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+            secret, name_of = read((section, place, *keys)), _at(entry, ("name",))
+            if secret and isinstance(name_of, str):
+                listed[section, name_of] = secret
+    return Secrets(**found, listed=listed), problems
+
+
+def _at(value: Value, keys: KeyPath) -> Value:
+    """The value at a path; None if there is none."""
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(str(key))
+        else:
+            value = value[key] if isinstance(value, list) and isinstance(key, int) and key < len(value) else None
+    return value
 
 
 def _owners(tree: Tree) -> frozenset[int]:

@@ -6,8 +6,8 @@ import os
 import shlex
 import stat
 import struct
-from collections.abc import Container
-from dataclasses import dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 MAX_BYTES = 64 * 1024
@@ -23,14 +23,16 @@ class Secrets:
     gitlab_token: str = ""
     webhook_secret: str | None = None
     webhook_signing: str | None = None
+    listed: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Those of the entries of lists: by the list's key and the entry's name, such as ("models", "anthropic")."""
 
     def __repr__(self) -> str:
         return "Secrets(…)"
 
     def values(self) -> frozenset[str]:
         """All secrets, so that logs can hide them."""
-        found = (getattr(self, item.name) for item in fields(self))
-        return frozenset(value for value in found if value)
+        found = (getattr(self, item.name) for item in fields(self) if item.name != "listed")
+        return frozenset(value for value in (*found, *self.listed.values()) if value)
 
 
 SECRET_KEYS: dict[str, tuple[str, ...]] = {
@@ -42,6 +44,10 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
 }
 """For each secret, the key of the configuration that names its file."""
+
+
+LISTED_SECRET_KEYS: dict[str, tuple[str, ...]] = {"models": ("key_file",)}
+"""For each list whose entries have a `name` and may have a secret, the entry's key that names its file."""
 
 
 def read_secret(path: Path, owners: Container[int]) -> str:

@@ -56,10 +56,8 @@ def render_note_question(asked: ApprovalQuestion, marker: str) -> str:
         whole = block(shown, limit=LONGEST_LISTED, max_lines=LONGEST_LISTED)
         parts.append(whole if len(shown) <= 4 * _SHOWN_CHARACTERS else details("The whole of it", whole))
     if asked.is_open:
-        how = asked.how(AGENT_WORD).partition(", or ")[2]
-        parts.append(
-            f"To answer, comment {said(how)}, until {asked.until}. No answer is a no. May answer: {said(asked.whom)}."
-        )
+        how = f"To answer, comment {said(asked.how(AGENT_WORD))}, until {asked.until}. No answer is a no."
+        parts.append(f"{how} May answer: {said(asked.whom)}.")
     else:
         answer = f"{asked.answer[:1].upper()}{asked.answer[1:]}."
         parts.append(f"➡️ **{text(answer, 300)}**" + (f" {said(asked.outcome[:1000])}" if asked.outcome else ""))

@@ -84,7 +84,7 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
 
 
 @dataclass(frozen=True)
-class RunningTurn:
+class TurnUnderWay:
     """A turn that an agent's live process in a sandbox has; `root`: the first person in its chain."""
 
     turn_id: TurnId
@@ -95,7 +95,7 @@ class RunningTurn:
     deadline: datetime | None
 
 
-def running_in(tx: Transaction, sandbox_id: SandboxId) -> tuple[RunningTurn, ...]:
+def running_in(tx: Transaction, sandbox_id: SandboxId) -> tuple[TurnUnderWay, ...]:
     """The turns that run in that sandbox, the one that was given last first.
 
     A turn counts from the moment at which its prompt may have been written, because the agent may be faster than its
@@ -112,7 +112,7 @@ def running_in(tx: Transaction, sandbox_id: SandboxId) -> tuple[RunningTurn, ...
         (sandbox_id,),
     )
     return tuple(
-        RunningTurn(
+        TurnUnderWay(
             row["id"],
             row["conversation_id"],
             row["agent"],

@@ -11,7 +11,7 @@ import pytest
 from ravebot.agents.model import ProcessId, TurnId, TurnState
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import agent_work, conversations
-from ravebot.store.agent_work import RunningTurn
+from ravebot.store.agent_work import TurnUnderWay
 from ravebot.store.database import Transaction
 from tests.support.agent_yard import ALICE, AgentYard, an_agent, an_agent_yard
 from tests.support.records import a_merge_request
@@ -26,7 +26,7 @@ async def world(tmp_path: Path) -> AsyncIterator[AgentYard]:
         yield world
 
 
-async def running(world: AgentYard, sandbox_id: SandboxId) -> tuple[RunningTurn, ...]:
+async def running(world: AgentYard, sandbox_id: SandboxId) -> tuple[TurnUnderWay, ...]:
     return await world.yard.read(lambda tx: agent_work.running_in(tx, sandbox_id))
 
 

@@ -195,7 +195,7 @@ def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     assert (content["msgtype"], content["m.mentions"]) == ("m.text", {"user_ids": ["@alice:x.org"]})
     shown = "command: rm\\u202e -rf \\x1b[2J@\u2060room\ntext:\n    a\n    cwd: /\ncwd: /tmp\n"
     assert content["body"].startswith(f"❓ coder in !42 asks: run a command\n{shown}")
-    how = "✅ or ❌, or `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no.\n"
+    how = "react with ✅ or ❌, or say `!rave approve 17` or `!rave deny 17`, until 14:40 UTC. No answer is a no.\n"
     assert f"\nAlice <b>: to answer, {how}" in content["body"]
     assert "<b>" not in content["formatted_body"]
     decided = render_question(
@@ -203,6 +203,20 @@ def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     ).content
     assert decided["body"].endswith("➡️ Approved by alice.\nIt runs.")
     assert decided["m.mentions"] == {}
+
+
+def test_an_answer_to_a_question_names_who_gave_it_as_the_room_knows_them() -> None:
+    alice = "@alice:x.org"
+    decided = asked_for("{}", state=ApprovalState.GRANTED, answer=f"approved by {alice}", by=alice)
+    content = render_question(decided, "!rave", [], SPEAKER, "Alice <b>").content
+    assert content["body"].endswith("➡️ Approved by Alice <b>.")
+    name = f'<a href="https://matrix.to/#/{alice}">Alice &lt;b&gt;</a>.'
+    assert content["formatted_body"].endswith(f"<strong>Approved by</strong> {name}")
+
+
+def test_no_name_of_a_value_can_look_like_another_value() -> None:
+    content = render_question(asked_for(json.dumps({"a: b\nrun": "ls"})), "!rave", []).content
+    assert "\na: b\\nrun: ls\n" in content["body"]
 
 
 def test_a_question_that_is_too_long_says_that_the_rest_is_in_the_file() -> None:

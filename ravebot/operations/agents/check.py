@@ -245,7 +245,7 @@ class AgentTrial:
                 f"Put a version of the agent into the image that speaks {VERSION}.",
             )
         loads = "can load earlier sessions" if offers.can_load else "can't load earlier sessions"
-        return f"{offers.name or 'it names itself not'}, protocol version {VERSION}, {loads}"
+        return f"{offers.name or 'it gives no name'}, protocol version {VERSION}, {loads}"
 
     async def _begin_session(self) -> str:
         answered = await self._ask("new", protocol.new_session(CODE_FOLDER), NEW_SESSION, ANSWER_SECONDS)

@@ -99,7 +99,8 @@ class Watch:
             if process is None or process.poll() is not None:
                 raise DemoError(f"ravebot ended while the demo waited for this: {what}")
             if time.monotonic() > deadline:
-                raise DemoError(f"this was not seen in {timeout:.0f} s: {what}")
+                card = f". The card says: {self.card_state()}" if self.cards else ""
+                raise DemoError(f"this was not seen in {timeout:.0f} s: {what}{card}")
             await asyncio.sleep(_LOOK_SECONDS)
         return found
 

@@ -36,6 +36,14 @@ class Album:
         for mr in shown:
             await self.page(folder, name, mr)
 
+    async def glance(self, name: str) -> None:
+        """The room in every client while somebody speaks in it: nothing is waited for."""
+        folder = self.next_folder(name)
+        taken = await asyncio.gather(*(client.glance() for client in self.clients.values()))
+        for label, picture in zip(self.clients, taken, strict=True):
+            await self.keep(folder, name, f"room-{label}", picture)
+        await self.write_words(folder)
+
     async def page(self, folder: Path, moment: str, mr: MergeRequest) -> None:
         """The merge request as it is opened, and with everything unfolded."""
         url = page(self.stage, mr)
