@@ -127,6 +127,13 @@ in
     public_url = optional url "The address at which browsers and GitLab reach it.";
   };
 
+  api = {
+    listen =
+      optional (types.strMatching "([[][0-9a-fA-F:]+]|[^][:space:]:[]+):[0-9]{1,5}")
+        "The address for the API and MCP; null: there is none. Put a proxy that does TLS in front of it.";
+    public_url = optional url "The address at which clients reach the API.";
+  };
+
   pool = {
     max_running = key (types.ints.between 1 10000) 2 "How many sandboxes run at once; more wait in a queue.";
     warm = key (types.enum [ 0 ]) 0 "How many machines are kept ready ahead of time; only 0 is possible yet.";

@@ -51,8 +51,8 @@ class Remarks:
 def check(config: Config) -> Remarks:
     """Every error and every warning."""
     errors = (
-        *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_networks(config),
-        *_lifetimes(config), *_agents(config), *_default_agents(config), *_models(config),
+        *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_api(config),
+        *_networks(config), *_lifetimes(config), *_agents(config), *_default_agents(config), *_models(config),
     )  # fmt: skip
     warnings = (
         *_open_access(config),
@@ -99,6 +99,7 @@ def _addresses(config: Config) -> Iterator[Remark]:
         (("matrix", "homeserver"), matrix),
         (("gitlab", "url"), gitlab),
         (("http", "public_url"), public),
+        (("api", "public_url"), config.api.public_url),
         *((("models", place, "url"), model.url) for place, model in enumerate(config.models)),
     )
     for key, url in addresses:
@@ -139,11 +140,18 @@ def _ports(config: Config) -> Iterator[Remark]:
         yield Remark(("sandbox",), "ssh_ports and web_ports must not overlap", keys)
     for name, ports in (("ssh_ports", ssh), ("web_ports", web)):
         where: KeyPath = ("sandbox", name)
-        if listen in ports:
-            message = f"port {listen} is ravebot's own (http.listen): take another range"
-            yield Remark(where, message, (where, ("http", "listen")))
+        for section, port in (("http", listen), ("api", config.api.address[1] if config.api.address else 0)):
+            if port in ports:
+                message = f"port {port} is ravebot's own ({section}.listen): take another range"
+                yield Remark(where, message, (where, (section, "listen")))
         if ports.last - ports.first + 1 < config.pool.max_running:
             yield Remark(where, "fewer ports than pool.max_running: widen the range", (where, _MAX_RUNNING))
+
+
+def _api(config: Config) -> Iterator[Remark]:
+    where: KeyPath = ("api", "listen")
+    if config.api.address is not None and config.api.address == config.http.address:
+        yield Remark(where, "is http.listen's address: give the API a port of its own", (where, ("http", "listen")))
 
 
 def _networks(config: Config) -> Iterator[Remark]:

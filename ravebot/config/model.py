@@ -131,13 +131,14 @@ class HttpConfig(Section):
 
 
 class ApiConfig(Section):
-    listen: ListenAddress
+    listen: ListenAddress | None = None
     public_url: HttpUrl | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+    def address(self) -> tuple[str, int] | None:
+        """None: nothing listens."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return (host.strip("[]"), int(port)) if host else None
 
 
 class PoolConfig(Section):
@@ -290,7 +291,7 @@ class Config(Section):
     matrix: MatrixConfig
     gitlab: GitLabConfig
     http: HttpConfig = HttpConfig(listen="127.0.0.1:8080")
-    api: ApiConfig | None = None
+    api: ApiConfig = ApiConfig()
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
     access: AccessConfig = AccessConfig()
