@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ravebot.config import checks, complaints
 from ravebot.config.model import Config
-from ravebot.config.secrets import SECRET_KEYS, Secrets, read_secret
+from ravebot.config.secrets import LISTED_SECRETS, SECRET_KEYS, Secrets, read_secret
 from ravebot.config.tree import KeyPath, Problem, Tree, Value, dotted, parse
 from ravebot.config.values import StateDir
 from ravebot.errors import ConfigError
@@ -211,19 +211,36 @@ def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
 
 def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
     found: dict[str, str] = {}
+    listed: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     owners = _owners(tree)
-    for name, keys in SECRET_KEYS.items():
-        value: Value = tree.value
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+
+    def read(value: Value, keys: KeyPath) -> str | None:
         if not isinstance(value, str) or not Path(value).is_absolute():
-            continue  # absent, or reported by the validation
+            return None  # absent, or reported by the validation
         try:
-            found[name] = read_secret(Path(value), owners)
+            return read_secret(Path(value), owners)
         except ValueError as error:
             problems.append(Problem(tree.line_of(keys), dotted(keys), str(error)))
-    return Secrets(**found), problems
+            return None
+
+    for name, keys in SECRET_KEYS.items():
+        if (secret := read(_at(tree.value, keys), keys)) is not None:
+            found[name] = secret
+    for name, (of, below) in LISTED_SECRETS.items():
+        entries = _at(tree.value, (of,))
+        for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+            owner = _at(entry, ("name",))
+            secret = read(_at(entry, below), (of, place, *below))
+            if secret is not None and isinstance(owner, str):
+                listed.setdefault(name, {})[owner] = secret
+    return Secrets(**found, **listed), problems  # type: ignore[arg-type]
+
+
+def _at(value: Value, keys: tuple[str, ...]) -> Value:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _owners(tree: Tree) -> frozenset[int]:

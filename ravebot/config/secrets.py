@@ -6,8 +6,8 @@ import os
 import shlex
 import stat
 import struct
-from collections.abc import Container
-from dataclasses import dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 MAX_BYTES = 64 * 1024
@@ -23,14 +23,16 @@ class Secrets:
     gitlab_token: str = ""
     webhook_secret: str | None = None
     webhook_signing: str | None = None
+    agent_signing: Mapping[str, str] = field(default_factory=dict)  # by the agent's name
 
     def __repr__(self) -> str:
         return "Secrets(…)"
 
     def values(self) -> frozenset[str]:
         """All secrets, so that logs can hide them."""
-        found = (getattr(self, item.name) for item in fields(self))
-        return frozenset(value for value in found if value)
+        found = [getattr(self, item.name) for item in fields(self)]
+        listed = (value for one in found if isinstance(one, Mapping) for value in one.values())
+        return frozenset(value for value in (*found, *listed) if value and isinstance(value, str))
 
 
 SECRET_KEYS: dict[str, tuple[str, ...]] = {
@@ -42,6 +44,11 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
 }
 """For each secret, the key of the configuration that names its file."""
+LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "agent_signing": ("agents", ("webhook", "signing_key_file")),
+}
+"""For each kind of secret that the entries of a list have, the list and the key of an entry that names its file. They
+are known by the entries' `name`."""
 
 
 def read_secret(path: Path, owners: Container[int]) -> str:
