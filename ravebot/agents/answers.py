@@ -7,38 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-import structlog
-
 from ravebot.agents import registry
+from ravebot.agents.allowed import StillAllowed
 from ravebot.agents.elsewhere import ElsewhereTurns
-from ravebot.agents.model import AgentDelivery, Channel, Conversation, DeliveryKind, Turn, TurnState
+from ravebot.agents.model import AgentDelivery, Channel, DeliveryKind, Turn, TurnId, TurnState
 from ravebot.agents.wording import ended
-from ravebot.commands.permissions import Decision
 from ravebot.config.model import AgentConfig, Config
-from ravebot.errors import Refused, Unavailable
+from ravebot.errors import Refused
 from ravebot.store import conversations, deliveries
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import inbox_of
-
-log = structlog.get_logger()
 
 LEASE = timedelta(seconds=60)
 """How long a message that was taken is nobody else's; then it is given again, unless it was acknowledged."""
 LONGEST_WAIT = timedelta(seconds=25)
 LONGEST_PIECE = 60_000
 """Characters of one answer; longer ones come in pieces."""
-_ASK_AGAIN = timedelta(seconds=30)
 _CANDIDATES = 20
 _LOOK_SECONDS = 2.0
-
-MayGive = Callable[[Conversation, Turn], Awaitable[Decision]]
-"""Whether a turn may still be given, looked up now. Raises Unavailable while that can't be known: it waits."""
 
 
 class AnswerEnd(StrEnum):
@@ -83,30 +74,21 @@ class AnswerTaken:
         return self.refused is None
 
 
-def _nothing(tx: Transaction, taken: TakenMessage) -> None:
-    del tx, taken
-
-
 @dataclass(frozen=True)
 class AgentAnswers:
-    """`may_give`: None for whatever was taken from people."""
+    """What the API carries out for such an agent."""
 
     config: Config
     database: Database
     turns: ElsewhereTurns
-    may_give: MayGive | None = None
+    allowed: StillAllowed
 
     # Taking messages
 
-    async def take(
-        self,
-        agent: str,
-        wait: timedelta = timedelta(0),
-        also: Callable[[Transaction, TakenMessage], None] = _nothing,
-    ) -> TakenMessage | None:
-        """The oldest message that waits for that agent; None when none came in that time.
+    async def next_for(self, agent: str, wait: timedelta = timedelta(0)) -> TurnId | None:
+        """The oldest message that the agent may take now, once there is one; None when none came in that time.
 
-        `also` runs in the transaction that takes it. Raises Refused if the agent has no inbox.
+        Raises Refused if the agent has no inbox.
         """
         known = registry.find(self.config, agent)
         if known is None or not known.inbox:
@@ -116,62 +98,31 @@ class AgentAnswers:
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait, LONGEST_WAIT).total_seconds()
         while True:
-            taken = await self._take_one(known, also)
+            for turn in await self.database.read(lambda tx: deliveries.to_take(tx, agent, LEASE, _CANDIDATES)):
+                if await self.allowed.ask(turn):
+                    return turn.id
             left = until - loop.time()
-            if taken is not None or left <= 0:
-                return taken
+            if left <= 0:
+                return None
             await self.database.signals.wait(inbox_of(agent), min(left, _LOOK_SECONDS))
 
-    async def _take_one(
-        self, agent: AgentConfig, also: Callable[[Transaction, TakenMessage], None]
-    ) -> TakenMessage | None:
-        for turn in await self.database.read(lambda tx: deliveries.to_take(tx, agent.name, LEASE, _CANDIDATES)):
-            if not await self._may(turn):
-                continue
-            taken = await self.database.write(lambda tx, turn=turn: self._lease(tx, agent, turn, also), urgent=True)  # type: ignore[misc]
-            if taken is not None:
-                return taken
-        return None
-
-    async def _may(self, turn: Turn) -> bool:
-        """Whether everybody in the turn's chain may still do that; a refusal gives it up."""
-        if self.may_give is None:
-            return True
-        conversation = await self.database.read(lambda tx: conversations.get(tx, turn.conversation_id))
-        assert conversation
-        try:
-            decision = await self.may_give(conversation, turn)
-        except Unavailable as error:
-            log.warning("agent's turn waits for GitLab", conversation=conversation.id, turn=turn.id, error=str(error))
-            await self.database.write(lambda tx: _wait(tx, turn))
-            return False
-        if not decision.allowed:
-            await self.database.write(lambda tx: self._give_up(tx, turn, decision.refusal))
-        return decision.allowed
-
-    def _give_up(self, tx: Transaction, turn: Turn, why: str) -> None:
-        stored = conversations.turn(tx, turn.id)
-        if stored is not None and not stored.state.is_over:
-            self.turns.give_up(tx, stored, why)
-
-    def _lease(
-        self, tx: Transaction, agent: AgentConfig, turn: Turn, also: Callable[[Transaction, TakenMessage], None]
-    ) -> TakenMessage | None:
-        """Take one, unless that changed meanwhile."""
-        if turn.id not in (one.id for one in deliveries.to_take(tx, agent.name, LEASE, 10 * _CANDIDATES)):
+    def take(self, tx: Transaction, agent: str, turn_id: TurnId) -> TakenMessage | None:
+        """Take the message that `next_for` found; None if somebody else was faster, or it is not there any more."""
+        known = registry.find(self.config, agent)
+        free = deliveries.to_take(tx, agent, LEASE, 10 * _CANDIDATES) if known and known.inbox else ()
+        turn = next((one for one in free if one.id == turn_id), None)
+        if known is None or turn is None:
             return None
-        delivery = deliveries.of_turn(tx, turn.id) or self.turns.begin(tx, turn, agent, Channel.INBOX)
+        delivery = deliveries.of_turn(tx, turn.id) or self.turns.begin(tx, turn, known, Channel.INBOX)
         if delivery is None:
             return None
-        leased = replace(
-            delivery, leased_until=tx.now + LEASE, tries=delivery.tries + 1, doubtful=True, next_try_at=None
+        until, again = tx.now + LEASE, delivery.tries > 0
+        deliveries.save(
+            tx, replace(delivery, leased_until=until, tries=delivery.tries + 1, doubtful=True, next_try_at=None)
         )
-        deliveries.save(tx, leased)
-        if delivery.tries == 0:
-            self.turns.progress.accepted(tx, turn.id, TurnState.DELIVERED, agent.limits.turn)
-        taken = TakenMessage(delivery.id, json.loads(delivery.body)["data"], tx.now + LEASE, delivery.tries > 0)
-        also(tx, taken)
-        return taken
+        if not again:
+            self.turns.progress.accepted(tx, turn.id, TurnState.DELIVERED, known.limits.turn)
+        return TakenMessage(delivery.id, json.loads(delivery.body)["data"], until, again)
 
     # Answers
 
@@ -265,14 +216,6 @@ def _too_late(turn: Turn) -> AnswerTaken:
     else:
         why = f"It is over, so nothing more of it is taken. {ended(turn)}"
     return AnswerTaken(why, turn.state.value, said, AnswerRefusal.OVER)
-
-
-def _wait(tx: Transaction, turn: Turn) -> None:
-    stored, delivery = conversations.turn(tx, turn.id), deliveries.of_turn(tx, turn.id)
-    if delivery is not None:
-        deliveries.save(tx, replace(delivery, next_try_at=tx.now + _ASK_AGAIN))
-    elif stored is not None and not stored.is_given and not stored.state.is_over:
-        conversations.save_turn(tx, replace(stored, next_try_at=tx.now + _ASK_AGAIN))
 
 
 def _clean(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import shlex
 import stat
@@ -49,6 +51,23 @@ LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """For each kind of secret that the entries of a list have, the list and the key of an entry that names its file. They
 are known by the entries' `name`."""
+
+
+SIGNING_KEY = "whsec_"
+_SHORTEST_KEY, _LONGEST_KEY = 24, 64
+"""Bytes, by https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
+
+
+def signing_key(text: str) -> bytes:
+    """The key that signs webhooks to an agent. Raises ValueError; its message says what to do."""
+    how = f"write {SIGNING_KEY} and {_SHORTEST_KEY} to {_LONGEST_KEY} random bytes in Base64; docs/agents.md makes one"
+    try:
+        key = base64.b64decode(text.removeprefix(SIGNING_KEY), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the file holds no signing key: {how}") from error
+    if not text.startswith(SIGNING_KEY) or not _SHORTEST_KEY <= len(key) <= _LONGEST_KEY:
+        raise ValueError(f"the file holds no signing key of the right length: {how}")
+    return key
 
 
 def read_secret(path: Path, owners: Container[int]) -> str:
