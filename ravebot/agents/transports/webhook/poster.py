@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
@@ -74,7 +75,7 @@ def _connecting(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name is not found"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return (error.os_error.strerror or "no connection").lower()
+        return os.strerror(error.os_error.errno).lower() if error.os_error.errno else "no connection"
     if isinstance(error, TimeoutError):
         return "no connection in time"
     return "its address can't be used"
