@@ -275,7 +275,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=make_agents(config, database, approvals, core, provider, gitlab),
+            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing),
         )
 
 
