@@ -129,7 +129,7 @@ class Bot:
             adminagents.add_routes(shell, agent_operator)
             admintokens.add_routes(shell, TokenOperator(self.config, self.database, self.people))
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
-            if self.config.api is not None:
+            if self.config.api.address is not None:
                 gate = Gate(self.database)
                 await doors.enter_async_context(serve_api(self.config.api, ToolCalls(self._workbench()), gate))
             doors.callback(ready.tell, ready.STOPPING)
@@ -243,7 +243,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         people = People(config, database, gitlab)
         telling = ConversationTelling(config)
         approvals = Approvals(config, telling, database, people)
-        models = make_models(config, secrets.of_list("models"), database, telling, metrics)
+        models = make_models(config, secrets.model_keys, database, telling, metrics)
         stack.push_async_callback(models.close)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
@@ -289,7 +289,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=make_agents(config, database, approvals, core, provider, gitlab),
+            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing),
             models=models,
         )
 

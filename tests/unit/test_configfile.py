@@ -571,7 +571,7 @@ def test_the_key_of_a_model_is_read_and_hidden(folder: Folder) -> None:
     folder.secret("key", "the key of the model")
     text = MINIMAL.format(secrets=folder.path) + MODELS.replace("FILE", str(folder.path / "key"))
     loaded = folder.load(text)
-    assert loaded.secrets.of_list("models") == {"big": "the key of the model"}
+    assert loaded.secrets.model_keys == {"big": "the key of the model"}
     assert "the key of the model" in loaded.secrets.values()
     assert "the key of the model" not in f"{loaded}"
 
