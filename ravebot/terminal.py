@@ -20,6 +20,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -85,6 +86,13 @@ class Output:
         for row in cells:
             table.add_row(*(Text(clean(cell.text), style=cell.style) for cell in row))
         self.console.print(table)
+
+    def item(self, head: Sequence[str | Cell], below: Iterable[str]) -> None:
+        """Print one of a list on a terminal: short values in a line, and longer texts indented below it."""
+        cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in head if cell]
+        self.console.print(Text("  ").join(Text(clean(cell.text), style=cell.style) for cell in cells))
+        for text in filter(None, below):
+            self.console.print(Padding(Text(clean(text)), (0, 0, 0, 4)))
 
     @property
     def is_watched(self) -> bool:

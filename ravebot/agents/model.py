@@ -34,6 +34,7 @@ class AgentDoor(StrEnum):
     MATRIX = "matrix"
     GITLAB = "gitlab"
     SHELL = "shell"
+    API = "api"
 
 
 class TurnState(StrEnum):
@@ -94,10 +95,10 @@ class ApprovalState(StrEnum):
 class Conversation:
     """One thread between people and one agent.
 
-    `place`: in Matrix the room's id, in GitLab `PROJECT_ID!IID`, at the shell empty. `thread`: the thread's root event,
-    the discussion's id, or a number. `own_thread`: it has a Matrix thread to itself, so that every message in it is for
-    the agent; a card's thread is not. `paused`: why nothing is given to the agent until a person speaks or resumes it;
-    empty: it is not paused.
+    `place`: in Matrix the room's id, in GitLab `PROJECT_ID!IID`, at the shell empty, by the API the token's id.
+    `thread`: the thread's root event, the discussion's id, or a number. `own_thread`: it has a Matrix thread to itself,
+    so that every message in it is for the agent; a card's thread is not. `paused`: why nothing is given to the agent
+    until a person speaks or resumes it; empty: it is not paused.
     """
 
     id: ConversationId

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,8 @@ from ravebot.config.model import MatrixConfig
 from ravebot.sandboxes.model import Actor, MergeRequest
 
 MOST_MENTIONED = 5
-YES, NO = "✅", "❌"
-_CALL = "params.toolCall."
+_PARAMS = "params."
+_CALL = f"{_PARAMS}toolCall."
 _DEEPEST = 20
 _LONGEST_PARTS = 4
 """Times the payload: the names of the objects that a value is in stand before it, and could be long and many."""
@@ -38,6 +39,7 @@ class ApprovalQuestion:
     `agent`: whose request it is; empty: ravebot's own. `whom`: who may answer, in words; `mentions`: the Matrix users
     to be notified of it; `until`: the end of its time, as people read it. `answer`: what was decided and by whom, and
     `outcome`, what came of it: both are empty while it is open, and nothing of the message is edited until then.
+    `by`: the Matrix user with whose name `answer` ends, if it does.
     """
 
     number: int
@@ -52,6 +54,7 @@ class ApprovalQuestion:
     until: str
     answer: str = ""
     outcome: str = ""
+    by: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +62,7 @@ class ApprovalQuestion:
 
     def how(self, prefix: str) -> str:
         """How it is answered where `prefix` begins a command; `!rave` in a room, `/agent` in a comment."""
-        return f"{YES} or {NO}, or `{prefix} approve {self.number}` or `{prefix} deny {self.number}`"
+        return f"`{prefix} approve {self.number}` or `{prefix} deny {self.number}`"
 
 
 def hash_of(payload: str) -> str:
@@ -67,10 +70,51 @@ def hash_of(payload: str) -> str:
     return hashlib.sha256(payload.encode("utf-8", "replace")).hexdigest()
 
 
-def _call_first(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """All parts, those of an agent's tool call before the numbers and options around it, which nobody decides by."""
+def shown(payload: str) -> tuple[Part, ...]:
+    """The whole payload as people read it: an agent's tool call first, a text that it changes once and not twice, and
+    in one line at the end the numbers and options around the call, which nobody decides by."""
+    parts = parts_of(payload)
     call = [replace(part, name=part.name.removeprefix(_CALL)) for part in parts if part.name.startswith(_CALL)]
-    return (*call, *(part for part in parts if not part.name.startswith(_CALL)))
+    if not call:
+        return parts
+    around = ", ".join(
+        f"{_quoted(part.name.removeprefix(_PARAMS))[1:-1]} {_quoted(part.text)}"
+        for part in parts
+        if not part.name.startswith(_CALL)
+    )
+    return (*_compared(call), Part("rest of the request", around))
+
+
+def _compared(call: list[Part]) -> Iterator[Part]:
+    """The parts; an old and a new text, which the protocol has as two whole ones, become one with its lines marked."""
+    times = Counter(part.name for part in call)
+    texts = {part.name: part.text for part in call if times[part.name] == 1}
+    for part in call:
+        name = part.name.rpartition(".")[2]
+        inside = part.name.removesuffix(name)
+        old, new = texts.get(f"{inside}oldText"), texts.get(f"{inside}newText")
+        if name not in ("oldText", "newText") or old is None or new is None:
+            yield part
+        elif name == "newText":
+            yield Part(f"{inside}oldText (-) and newText (+)", _marked(old.split("\n"), new.split("\n")))
+
+
+def _marked(old: list[str], new: list[str]) -> str:
+    """Every line of both: those that only the old text has begin with -, those that only the new one has with +.
+
+    What differs is one piece: it takes no time to find, and an agent can't choose a text for which it takes long.
+    """
+    most = min(len(old), len(new))
+    same = next((at for at in range(most) if old[at] != new[at]), most)
+    last = next((at for at in range(most - same) if old[-1 - at] != new[-1 - at]), most - same)
+    lines = [f" {line}" for line in old[:same]]
+    lines += [f"-{line}" for line in old[same : len(old) - last]]
+    lines += [f"+{line}" for line in new[same : len(new) - last]]
+    return "\n".join(lines + [f" {line}" for line in old[len(old) - last :]])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def payload_of(parts: Mapping[str, str | Mapping[str, str]]) -> str:
@@ -107,7 +151,7 @@ def question(
         kind=approval.kind,
         state=approval.state,
         title=approval.title,
-        parts=_call_first(parts_of(approval.payload)),
+        parts=shown(approval.payload),
         agent=conversation.agent if conversation else "",
         ref=mr.full_ref if mr else "",
         whom=whom(approval, mr.project_path if mr else ""),
@@ -115,6 +159,7 @@ def question(
         until=moment(approval.expires_at, approval.created_at),
         answer=_answer(approval),
         outcome=approval.outcome,
+        by=_matrix_user(approval),
     )
 
 
@@ -150,8 +195,14 @@ def _tied(config: MatrixConfig, usernames: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:MOST_MENTIONED]
 
 
-def _answer(approval: Approval) -> str:
+def _matrix_user(approval: Approval) -> str:
     by = approval.decided_by
+    has_name = approval.state in (ApprovalState.GRANTED, ApprovalState.DENIED)
+    return by.name if has_name and by is not None and by.kind == "matrix" else ""
+
+
+def _answer(approval: Approval) -> str:
+    by = _matrix_user(approval) or approval.decided_by
     match approval.state:
         case ApprovalState.OPEN:
             return ""

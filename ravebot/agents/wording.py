@@ -41,6 +41,8 @@ def once_more(door: AgentDoor, prefix: str, turn: TurnId) -> str:
             return "To have it done again, write it again."
         case AgentDoor.SHELL:
             return f"To have it done again: `ravebot agent dead resend {turn}`."
+        case AgentDoor.API:
+            return "To have it done again, send it again."
 
 
 def in_words(limit: timedelta) -> str:
@@ -69,6 +71,7 @@ def exactly(text: str) -> str:
 
 
 def _part(part: Part) -> str:
+    name = part.name.replace("\n", "\\n")
     if "\n" not in part.text:
-        return f"{part.name}: {part.text}" if part.name else part.text
-    return "\n    ".join([f"{part.name}:", *part.text.split("\n")])
+        return f"{name}: {part.text}" if name else part.text
+    return "\n    ".join([f"{name}:", *part.text.split("\n")])

@@ -26,6 +26,7 @@ class Secrets:
     webhook_secret: str | None = None
     webhook_signing: str | None = None
     agent_signing: Mapping[str, str] = field(default_factory=dict)  # by the agent's name
+    model_keys: Mapping[str, str] = field(default_factory=dict)  # by the name in `models`
 
     def __repr__(self) -> str:
         return "Secrets(…)"
@@ -48,6 +49,7 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
 """For each secret, the key of the configuration that names its file."""
 LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "agent_signing": ("agents", ("webhook", "signing_key_file")),
+    "model_keys": ("models", ("key_file",)),
 }
 """For each kind of secret that the entries of a list have, the list and the key of an entry that names its file. They
 are known by the entries' `name`."""

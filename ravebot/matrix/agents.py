@@ -85,10 +85,14 @@ def whole_answer(turn: Turn) -> str:
 
 
 def render_question(
-    asked: ApprovalQuestion, prefix: str, people: Sequence[tuple[str, str]], speaker: Speaker | None = None
+    asked: ApprovalQuestion,
+    prefix: str,
+    people: Sequence[tuple[str, str]],
+    speaker: Speaker | None = None,
+    by: str = "",
 ) -> Shown:
     """The whole of what is asked, and how to answer. `people`: ids and names of those who are notified; `speaker`: the
-    agent that asks, if it is one.
+    agent that asks, if it is one; `by`: the name of `asked.by`.
 
     It is a text, for a notice notifies nobody.
     """
@@ -100,7 +104,7 @@ def render_question(
         )
     )
     named = [joined([pill(user_id, name) for user_id, name in people], ", ", ", ")] if people else []
-    last = _answered(asked) if not asked.is_open else _to_answer(asked, prefix, named)
+    last = _answered(asked, by) if not asked.is_open else _to_answer(asked, prefix, named)
     shown = listed(asked.parts)
     content: Content = {}
     for most in _LENGTHS:
@@ -209,13 +213,19 @@ def _asker(asked: ApprovalQuestion, speaker: Speaker | None) -> str:
 def _to_answer(asked: ApprovalQuestion, prefix: str, named: list[Span]) -> Span:
     """Begins with the names of those who are notified of it."""
     first = [joined((named[0], words(": to answer, ")), "", "")] if named else [words("To answer: ")]
-    how = joined((*first, words(f"{asked.how(prefix)}, until {asked.until}. No answer is a no.")), "", "")
-    return joined([how, joined((words("May answer:"), marked(f"{asked.whom}.", 300)))], "\n", "<br>")
+    how = f"react with {YES} or {NO}, or say {asked.how(prefix)}, until {asked.until}. No answer is a no."
+    return joined(
+        [joined((*first, words(how)), "", ""), joined((words("May answer:"), marked(f"{asked.whom}.", 300)))],
+        "\n",
+        "<br>",
+    )
 
 
-def _answered(asked: ApprovalQuestion) -> Span:
-    answer = joined((words("➡️"), bold(f"{_upper(one_line(asked.answer, 300))}.")))
-    return joined([answer, *([marked(asked.outcome, 1000)] if asked.outcome else [])], "\n", "<br>")
+def _answered(asked: ApprovalQuestion, by: str) -> Span:
+    what = asked.answer.removesuffix(asked.by) if by else asked.answer
+    answer = joined((words("➡️"), bold(_upper(one_line(what, 300)))))
+    answer = joined((answer, *([words(" "), pill(asked.by, by)] if by else []), words(".")), "", "")
+    return joined([answer, *([marked(_upper(asked.outcome), 1000)] if asked.outcome else [])], "\n", "<br>")
 
 
 def _upper(text: str) -> str:

@@ -195,9 +195,10 @@ class ConversationSender:
         if "tap" in message.body:
             return await self._tap(message, approval, room_id) if asked.is_open else _UNTRUE
         people = [(user_id, await self._client.display_name(user_id)) for user_id in asked.mentions]
+        by = await self._client.display_name(asked.by) if asked.by else ""
         shown = await self._beside(
             approval.payload,
-            lambda: render_question(asked, self._config.command_prefix, people, facts.speaker),
+            lambda: render_question(asked, self._config.command_prefix, people, facts.speaker, by),
         )
         if approval.event_id and approval.place == room_id:
             if asked.is_open:

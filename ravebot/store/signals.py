@@ -10,6 +10,7 @@ from collections import defaultdict
 
 INTAKE = "intake"
 POOL = "pool"
+RUNS = "runs"
 AGENTS = "agents"
 APPROVALS = "approvals"
 DELIVERIES = "deliveries"

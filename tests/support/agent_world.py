@@ -218,9 +218,9 @@ class CrashingDatabase(Database):
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
+    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False, synced: bool = True) -> T:
         self.step()
-        result = await super().write(function, urgent=urgent)
+        result = await super().write(function, urgent=urgent, synced=synced)
         self.step()
         return result
 

@@ -38,16 +38,44 @@ def test_what_is_asked_is_shown_in_its_order() -> None:
     )
 
 
-def test_of_an_agent_s_request_the_tool_call_comes_first_and_the_rest_after_it() -> None:
-    params = {"options": [{"kind": "allow_once"}], "sessionId": "s", "toolCall": {"title": "Edit", "kind": "edit"}}
-    view = question(replace(ASKED, payload=json.dumps({"id": 7, "params": params})), CONFIG)
-    assert [(part.name, part.text) for part in view.parts] == [
-        ("title", "Edit"),
-        ("kind", "edit"),
-        ("id", "7"),
-        ("params.options 1.kind", "allow_once"),
-        ("params.sessionId", "s"),
-    ]
+def asked_by_agent(**call: object) -> tuple[Part, ...]:
+    params = {"options": [{"kind": 'allow"\n'}], "sessionId": "s", "toolCall": call}
+    return question(replace(ASKED, payload=json.dumps({"id": 7, "params": params})), CONFIG).parts
+
+
+def test_of_an_agent_s_request_the_tool_call_comes_first_and_the_rest_in_one_line_after_it() -> None:
+    assert asked_by_agent(title="Edit", kind="edit") == (
+        Part("title", "Edit"),
+        Part("kind", "edit"),
+        Part("rest of the request", 'id "7", options 1.kind "allow\\"\\n", sessionId "s"'),
+    )
+
+
+def test_an_old_and_a_new_text_are_shown_as_one_with_its_lines_marked() -> None:
+    change = {"type": "diff", "newText": "a\nB\nb\nd\n", "oldText": "a\nb\nc\nd\n", "path": "x"}
+    assert asked_by_agent(content=[change, {"newText": "new file"}])[:-1] == (
+        Part("content 1.type", "diff"),
+        Part("content 1.oldText (-) and newText (+)", " a\n-b\n-c\n+B\n+b\n d\n "),
+        Part("content 1.path", "x"),
+        Part("content 2.newText", "new file"),
+    )
+
+
+few_lines = st.lists(st.sampled_from(["", "a", "b", "-a", "+b", " "]), max_size=8).map("\n".join)
+
+
+@given(few_lines, few_lines)
+def test_both_texts_can_be_read_from_the_marked_lines(old: str, new: str) -> None:
+    (marked, _) = asked_by_agent(oldText=old, newText=new)
+    lines = marked.text.split("\n")
+    assert "\n".join(line[1:] for line in lines if line[0] in " -") == old
+    assert "\n".join(line[1:] for line in lines if line[0] in " +") == new
+
+
+def test_a_text_that_is_there_twice_is_not_taken_for_an_old_one() -> None:
+    call = '{"oldText": "a", "oldText": "b", "newText": "c"}'
+    view = question(replace(ASKED, payload=f'{{"params": {{"toolCall": {call}}}}}'), CONFIG)
+    assert [part.text for part in view.parts[:-1]] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +128,7 @@ def test_a_question_says_who_may_answer_and_mentions_only_who_can() -> None:
     assert shown.whom == "anybody with the role Developer or more in group/app"
     assert shown.mentions == ("@gina:example.org", ALICE.name)
     assert (shown.until, shown.ref, shown.answer, shown.is_open) == ("12:30 UTC", "group/app!1", "", True)
-    assert shown.how("!rave") == "✅ or ❌, or `!rave approve 7` or `!rave deny 7`"
+    assert shown.how("!rave") == "`!rave approve 7` or `!rave deny 7`"
 
     extension = question(replace(ASKED, kind=ApprovalKind.EXTENSION), CONFIG, mr=MR)
     assert extension.whom == "an admin of ravebot"
@@ -128,4 +156,7 @@ def test_who_asked_an_agent_is_mentioned_if_they_are_known() -> None:
 def test_every_answer_has_its_words(state: ApprovalState) -> None:
     shown = question(replace(ASKED, state=state, decided_by=ALICE), CONFIG, mr=MR)
     assert bool(shown.answer) == (state is not ApprovalState.OPEN)
-    assert (ALICE.name in shown.answer) == (state in (ApprovalState.GRANTED, ApprovalState.DENIED))
+    decided = state in (ApprovalState.GRANTED, ApprovalState.DENIED)
+    assert (shown.answer.endswith(f"by {ALICE.name}"), shown.by) == (decided, ALICE.name if decided else "")
+    at_gitlab = question(replace(ASKED, state=state, decided_by=Actor("gitlab", "alice")), CONFIG, mr=MR)
+    assert (at_gitlab.answer.endswith("by alice (gitlab)"), at_gitlab.by) == (decided, "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from ravebot.agents.hearing import piece
 from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
 from ravebot.operations.agents.cli import LONGEST_TEXT
-from ravebot.operations.agents.operator import piece
-from ravebot.operations.agents.reports import TurnLine
-from ravebot.operations.agents.show import show_turns
+from ravebot.operations.agents.reports import ApprovalLine, TurnLine
+from ravebot.operations.agents.show import show_approvals, show_turns
 from ravebot.terminal import Output
 
 HALF = LONGEST_ANSWER // 2
@@ -64,12 +66,65 @@ def test_an_offset_beyond_the_end_hears_nothing() -> None:
     assert piece("x" * LONGEST_ANSWER, 10, LONGEST_ANSWER + 10) == ("", 0, LONGEST_ANSWER + 10)
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_times_are_short_for_people_and_whole_for_programs(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+AT = datetime(2026, 11, 28, 11, 40, 12, tzinfo=UTC)
+TURN = TurnLine(
+    17, "coder", "group/app!42", "matrix", "@al:example.org (matrix)", "dead", "It is gone.", "Look, \x1b[2J " * 9,
+    1, AT, None,
+)  # fmt: skip
+APPROVAL = ApprovalLine(
+    2,
+    "commit",
+    "denied",
+    "Commit it?",
+    "{}",
+    "group/app!42",
+    "alice (gitlab)",
+    AT,
+    AT,
+    "bob (gitlab)",
+    "it is not done",
+)
+
+
+def printing(terminal: bool) -> Output:
     output = Output()
     output.console = Console(force_terminal=terminal, no_color=True, width=80)
-    at = datetime(2026, 11, 28, 11, 40, 12, tzinfo=UTC)
-    turn = TurnLine(17, "coder", "group/app!42", "matrix", "alice", "dead", "why", "look", 1, at, None)
-    show_turns(output, [turn])
+    return output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_times_are_short_for_people_and_whole_for_programs(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    show_turns(printing(terminal), [TURN])
     printed = capsys.readouterr().out
     assert ("2026-11-28T11:40:12Z" in printed, "28 Nov" in printed) == (not terminal, terminal)
+
+
+def test_in_a_narrow_terminal_nothing_that_is_copied_is_broken_and_long_texts_stand_below(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_turns(printing(True), [TURN])
+    head, first, second, why = (line.rstrip() for line in capsys.readouterr().out.splitlines())
+    plain = re.sub(r"\x1b\[\d*m", "", head)
+    assert plain == "17  28 Nov 11:40 UTC  dead  coder in group/app!42  for @al:example.org (matrix)"
+    assert first.startswith("    Look, \\x1b[2J Look")
+    assert second.startswith("    ")
+    assert why == "    It is gone."
+
+    show_approvals(printing(True), [APPROVAL, replace(APPROVAL, state="open", decided_by="", outcome="")])
+    printed = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert [line.rstrip() for line in printed.splitlines()] == [
+        "2  denied  commit  group/app!42  asked by alice (gitlab)",
+        "    Commit it?",
+        "    by bob (gitlab); it is not done",
+        "2  open  commit  group/app!42  asked by alice (gitlab)",
+        "    Commit it?",
+        "    until 28 Nov 11:40 UTC",
+    ]
+
+
+def test_a_turn_and_a_question_are_a_line_each_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    show_turns(printing(False), [TURN])
+    show_approvals(printing(False), [APPROVAL])
+    _, turn, _, approval = capsys.readouterr().out.splitlines()
+    assert turn.split("\t")[:2] == ["17", "2026-11-28T11:40:12Z"]
+    assert approval.endswith("\tCommit it?\tby bob (gitlab); it is not done")

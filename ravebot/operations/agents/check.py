@@ -220,6 +220,7 @@ class AgentTrial:
         return replace(where, port=self.parts.driver.ssh_port)
 
     async def _program(self) -> str:
+        assert self._mr
         assert self._agent
         assert self._agent.acp
         assert self._attached
@@ -227,7 +228,8 @@ class AgentTrial:
         if self._found is InGuest.MISSING:
             raise StepFailed(
                 f"The sandbox's image has no program `{command}`.",
-                f"Install it in the image, or change agents[].acp.command of {self.name}.",
+                f"Install it in the image, or change agents[].acp.command of {self.name}. A sandbox keeps the image "
+                f"that it was started with: `!rave rebuild {self._mr.full_ref}` gives it the present one.",
             )
         self._session = AgentSession(self._attached, LineReader(0))
         return f"`{command}` was started"
@@ -245,7 +247,7 @@ class AgentTrial:
                 f"Put a version of the agent into the image that speaks {VERSION}.",
             )
         loads = "can load earlier sessions" if offers.can_load else "can't load earlier sessions"
-        return f"{offers.name or 'it names itself not'}, protocol version {VERSION}, {loads}"
+        return f"{offers.name or 'it gives no name'}, protocol version {VERSION}, {loads}"
 
     async def _begin_session(self) -> str:
         answered = await self._ask("new", protocol.new_session(CODE_FOLDER), NEW_SESSION, ANSWER_SECONDS)

@@ -61,6 +61,7 @@ def show_agent(output: Output, report: AgentReport) -> None:
             ("in forks", "yes" if report.forks else "no"),
             ("longest turn", in_words(report.turn_limit)),
             ("messages today", f"{line.messages_today} of {line.messages_per_day}"),
+            *([("tokens of models today", _tokens(line))] if line.tokens_per_day else []),
         ),
     )
     for paused in report.paused_conversations:
@@ -72,28 +73,31 @@ def show_agent(output: Output, report: AgentReport) -> None:
 
 
 def _moment(output: Output, at: datetime) -> str:
-    """For programs in full; for people without the year, to be broken at a space."""
+    """For programs in full; for people without the year."""
     return f"{at.astimezone(UTC):%-d %b %H:%M} UTC" if output.console.is_terminal else utc(at)
 
 
 def show_turns(output: Output, turns: Sequence[TurnLine]) -> None:
-    """Turns, one a line; the message's beginning comes last, because it is the longest."""
-    output.table(
-        ("Turn", "When", "Agent", "Merge request", "Asked by", "State", "Why", "Message"),
+    """Turns: one a line in a pipe; on a terminal with what was said, and why it ended so, below."""
+    titles = ("Turn", "When", "Agent", "Merge request", "Asked by", "State", "Why", "Message")
+    rows = [
         (
-            (
-                Cell(str(turn.id), "bold"),
-                _moment(output, turn.created_at),
-                turn.agent,
-                turn.ref,
-                turn.asked_by,
-                Cell(turn.state, _STYLES.get(turn.state, "")),
-                turn.why,
-                turn.text,
-            )
-            for turn in turns
-        ),
-    )
+            Cell(str(turn.id), "bold"),
+            _moment(output, turn.created_at),
+            turn.agent,
+            turn.ref,
+            turn.asked_by,
+            Cell(turn.state, _STYLES.get(turn.state, "")),
+            turn.why,
+            turn.text,
+        )
+        for turn in turns
+    ]
+    if not output.console.is_terminal:
+        output.table(titles, rows)
+        return
+    for number, when, agent, ref, asked_by, state, why, text in rows:
+        output.item((number, when, state, f"{agent} in {ref}" if ref else agent, f"for {asked_by}"), (text, why))
 
 
 def show_dead(output: Output, turns: Sequence[TurnLine]) -> None:
@@ -111,22 +115,25 @@ def show_approvals(output: Output, lines: Sequence[ApprovalLine]) -> None:
     if not lines and output.console.is_terminal:
         output.say("Nothing waits for an answer.")
         return
-    output.table(
-        ("Approval", "Kind", "State", "Merge request", "Asked by", "Until", "What", "Outcome"),
+    titles = ("Approval", "Kind", "State", "Merge request", "Asked by", "Until", "What", "Outcome")
+    rows = [
         (
-            (
-                Cell(str(line.id), "bold"),
-                line.kind,
-                Cell(line.state, _STYLES.get(line.state, "")),
-                line.ref,
-                line.asked_by,
-                _moment(output, line.expires_at),
-                line.title,
-                line.outcome or (f"by {line.decided_by}" if line.decided_by else ""),
-            )
-            for line in lines
-        ),
-    )
+            Cell(str(line.id), "bold"),
+            line.kind,
+            Cell(line.state, _STYLES.get(line.state, "")),
+            line.ref,
+            line.asked_by,
+            _moment(output, line.expires_at),
+            line.title,
+            "; ".join(filter(None, (f"by {line.decided_by}" if line.decided_by else "", line.outcome))),
+        )
+        for line in lines
+    ]
+    if not output.console.is_terminal:
+        output.table(titles, rows)
+        return
+    for number, kind, state, ref, asked_by, until, what, outcome in rows:
+        output.item((number, state, kind, ref, f"asked by {asked_by}"), (what, outcome or f"until {until}"))
 
 
 def show_step(output: Output, step: CheckStep) -> None:
@@ -138,6 +145,10 @@ def show_step(output: Output, step: CheckStep) -> None:
             output.say(f"  → {clean(step.fix)}")
     else:
         output.raw("\t".join((sign, step.name, f"{step.seconds:.1f}", clean(step.detail), clean(step.fix))))
+
+
+def _tokens(line: AgentSummary) -> str:
+    return f"{line.tokens_today:,} of {line.tokens_per_day:,}"
 
 
 def _state(line: AgentSummary) -> str:

@@ -14,7 +14,8 @@ from markdown_it.utils import EnvType, OptionsDict
 # What may pass of HTML, without any attribute (GitLab's sanitiser lets more through).
 _ALLOWED = re.compile(r"(</?(?:details|summary|br|kbd|sub|sup|b|i|strong|em|code)>)", re.IGNORECASE)
 _EMOJI = {"tada": "🎉", "warning": "⚠️", "white_check_mark": "✅", "x": "❌", "eyes": "👀", "+1": "👍", "thumbsup": "👍",
-          "rocket": "🚀", "hourglass": "⌛", "no_entry": "⛔", "question": "❓", "no_entry_sign": "🚫"}  # fmt: skip
+          "rocket": "🚀", "hourglass": "⌛", "no_entry": "⛔", "question": "❓", "no_entry_sign": "🚫",
+          "pause_button": "⏸️"}  # fmt: skip
 
 
 def emoji(name: str) -> str:

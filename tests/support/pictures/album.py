@@ -36,11 +36,24 @@ class Album:
         for mr in shown:
             await self.page(folder, name, mr)
 
+    async def glance(self, name: str) -> None:
+        """The room in every client while somebody speaks in it: nothing is waited for."""
+        folder = self.next_folder(name)
+        taken = await asyncio.gather(*(client.glance() for client in self.clients.values()))
+        for label, picture in zip(self.clients, taken, strict=True):
+            await self.keep(folder, name, f"room-{label}", picture)
+        await self.write_words(folder)
+
     async def page(self, folder: Path, moment: str, mr: MergeRequest) -> None:
         """The merge request as it is opened, and with everything unfolded."""
         url = page(self.stage, mr)
         await self.keep(folder, moment, f"merge-request-{mr.iid}", await browser.page(url))
         await self.keep(folder, moment, f"merge-request-{mr.iid}-unfolded", await browser.page(url, unfolded=True))
+
+    async def talk(self, moment: str, mr: MergeRequest) -> None:
+        """Of a merge request's page its head, commits and threads, for the documentation."""
+        hidden = "main > .note, main > .system, main > .description { display: none }"
+        self.kept[f"{moment}/talk"] = await browser.page(page(self.stage, mr), style=hidden)
 
     async def windows(self) -> dict[str, Picture]:
         """What every client shows."""

@@ -165,12 +165,8 @@ class Nheko:
 
     async def settled(self) -> Picture:
         """The window, once its timeline stays as it is; the cursor below it blinks."""
-        # So that it draws everything again: sometimes the rest of an older message stays.
-        for height in (_HEIGHT - 2, _HEIGHT):
-            await self._resize(self._width, height)
-            await asyncio.sleep(0.3)
         deadline = time.monotonic() + _SETTLE_SECONDS
-        before = await self._look()
+        before = await self.glance()
         while True:
             await asyncio.sleep(_SAME_SECONDS)
             after = await self._look()
@@ -180,6 +176,14 @@ class Nheko:
             if time.monotonic() > deadline:
                 return after
             before = after
+
+    async def glance(self) -> Picture:
+        """The window as it is now, also while something in it changes."""
+        # So that it draws everything again: sometimes the rest of an older message stays.
+        for height in (_HEIGHT - 2, _HEIGHT):
+            await self._resize(self._width, height)
+            await asyncio.sleep(0.3)
+        return await self._look()
 
     async def _look(self) -> Picture:
         return (await self._desktop.look()).cut(right=self._width, bottom=_HEIGHT)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ravebot.agents.model import Approval, ApprovalState, Process, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
-from ravebot.agents.questions import hash_of, parts_of
+from ravebot.agents.questions import hash_of, shown
 from ravebot.agents.transports.acp import protocol
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits
 from ravebot.agents.transports.acp.protocol import (
@@ -202,7 +202,7 @@ class RunningTurn:
         why = ""
         if self._asked_to_end is not None:
             chosen, option = Chosen.CANCELLED, ""
-        elif len(asked.payload) > protocol.LARGEST_QUESTION or len(listed(parts_of(asked.payload))) > LONGEST_LISTED:
+        elif len(asked.payload) > protocol.LARGEST_QUESTION or len(listed(shown(asked.payload))) > LONGEST_LISTED:
             why = f"refused, as its {len(asked.payload)} characters can't be shown whole"
         elif chosen is Chosen.CANCELLED:
             why = "refused, as the agent offers no answer for only this once"
