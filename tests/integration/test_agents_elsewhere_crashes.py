@@ -67,7 +67,9 @@ async def test_a_kill_at_any_point_loses_no_message_and_gives_each_under_one_id(
                 for agent, text in (("reviewer", "look"), ("helper", "help"), ("reviewer", "cancel")):
                     text = f"{text} {point}"
                     said[text] = await world.say(agent, text, f"${text}")
-            process = context.Process(target=serve_until_killed, args=(tmp_path, receiver.url, point))
+            only_webhooks = bool(point) and point % 3 == 0
+            crash_at = 1 + point // 3 % 6 if only_webhooks else point
+            process = context.Process(target=serve_until_killed, args=(tmp_path, receiver.url, crash_at, only_webhooks))
             process.start()
             try:
                 async with asyncio.timeout(60):

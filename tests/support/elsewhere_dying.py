@@ -26,13 +26,15 @@ SOCKET, STRUCK = "door.sock", "struck"
 
 
 class LabelledDatabase(CrashingDatabase):
-    """Writes down at which step it killed its process."""
+    """Writes down at which step it killed its process; `only_webhooks`: no other steps count."""
 
     last = ""
+    only_webhooks = False
 
     def step(self, what: str = "") -> None:
         self.last = what or "a transaction"
-        super().step(what)
+        if what or not self.only_webhooks:
+            super().step(what)
 
     def die(self) -> None:
         with (self.path.parent / STRUCK).open("a") as file:
@@ -54,14 +56,14 @@ class CrashingPoster(WebhookPoster):
         return posted
 
 
-def serve_until_killed(folder: Path, url: str, crash_at: int) -> None:
+def serve_until_killed(folder: Path, url: str, crash_at: int, only_webhooks: bool) -> None:
     """What the process runs; 0: it is killed by whoever started it."""
-    asyncio.run(_serve(folder, url, crash_at))
+    asyncio.run(_serve(folder, url, crash_at, only_webhooks))
 
 
-async def _serve(folder: Path, url: str, crash_at: int) -> None:
+async def _serve(folder: Path, url: str, crash_at: int, only_webhooks: bool) -> None:
     database = LabelledDatabase(folder / "ravebot.db", SystemClock())
-    database.steps, database.crash_at = itertools.count(1), crash_at
+    database.steps, database.crash_at, database.only_webhooks = itertools.count(1), crash_at, only_webhooks
     async with database:
         world = make_world(elsewhere_config(folder, url), database)
         world.sender.poster = CrashingPoster(database)
