@@ -178,6 +178,16 @@ async def test_time_that_is_over_fails_the_turn_and_what_nobody_takes_is_given_u
         assert (once_more.body["text"], once_more.body["attempt"]) == ("2", 2)
 
 
+async def test_a_caller_that_reaches_less_than_its_agent_is_given_what_it_reaches(tmp_path: Path) -> None:
+    async with an_elsewhere_world(tmp_path, clock=ManualClock(), runs=False) as world:
+        hidden, seen = await world.say("helper", "1"), await world.say("helper", "2", "$other")
+
+        async def reaches(turn_id: TurnId) -> bool:
+            return turn_id != hidden
+
+        assert await world.answers.next_for("helper", reaches=reaches) == seen
+
+
 async def test_paused_agents_and_conversations_get_nothing(tmp_path: Path) -> None:
     async with an_elsewhere_world(tmp_path, clock=ManualClock(), runs=False) as world:
         turn = await world.turn(await world.say("helper"))
