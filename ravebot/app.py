@@ -118,7 +118,7 @@ class Bot:
             adminagents.add_routes(shell, agent_operator)
             admintokens.add_routes(shell, TokenOperator(self.config, self.database, self.people))
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
-            if self.config.api is not None:
+            if self.config.api.address is not None:
                 gate = Gate(self.database)
                 await doors.enter_async_context(serve_api(self.config.api, ToolCalls(self._workbench()), gate))
             doors.callback(ready.tell, ready.STOPPING)
@@ -275,7 +275,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=make_agents(config, database, approvals, core, provider, gitlab),
+            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing),
         )
 
 

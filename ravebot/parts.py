@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ravebot.access.guard import Guard
@@ -10,20 +11,28 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.agents.allowed import StillAllowed
+from ravebot.agents.answers import AgentAnswers
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.approved import ApprovedDiffs
 from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.elsewhere import ElsewhereTurns
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.transports.choice import ChosenTransport
+from ravebot.agents.transports.elsewhere import ElsewhereDriver
+from ravebot.agents.transports.webhook.poster import WebhookPoster
+from ravebot.agents.transports.webhook.sender import WebhookSender
 from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.clock import Clock
 from ravebot.config.model import Config
+from ravebot.config.secrets import signing_key
 from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
@@ -139,6 +148,8 @@ class AgentParts:
     driver: AcpDriver
     runner: AgentRunner
     waiting: WaitingLoop
+    answers: AgentAnswers
+    webhooks: WebhookSender
 
     async def clear(self) -> None:
         """Remove the files that an earlier process left, before anything runs."""
@@ -151,6 +162,7 @@ class AgentParts:
             group.create_task(self.carry_out.run())
             await self.waiting.first_look()
             group.create_task(self.runner.run())
+            group.create_task(self.webhooks.run())
             group.create_task(self.waiting.run())
 
 
@@ -160,19 +172,31 @@ def make_diffs(config: Config, database: Database, provider: Provider, gitlab: G
 
 
 def make_agents(
-    config: Config, database: Database, approvals: Approvals, core: Core, provider: Provider, gitlab: GitLab
+    config: Config,
+    database: Database,
+    approvals: Approvals,
+    core: Core,
+    provider: Provider,
+    gitlab: GitLab,
+    signing_keys: Mapping[str, str],
 ) -> AgentParts:
+    """`signing_keys`: of the agents with `webhook`, by name, as their files have them."""
     telling, people = approvals.telling, approvals.people
     diffs = make_diffs(config, database, provider, gitlab)
     approved = ApprovedDiffs(database, diffs, config.matrix.users)
+    progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
     driver = AcpDriver(
         config,
         database,
-        TurnProgress(telling),
+        progress,
         ControlConnections(config.state_dir),
         core.chain.authorize,
-        may_give=ChainRights(config, database, people).still_may,
+        may_give=may_give,
     )
+    turns = ElsewhereTurns(config, progress)
+    allowed = StillAllowed(database, turns, may_give)
+    chosen = ChosenTransport(config, database, driver, ElsewhereDriver(database, turns, allowed))
+    keys = {agent: signing_key(text) for agent, text in signing_keys.items()}
     return AgentParts(
         approvals,
         diffs,
@@ -180,8 +204,10 @@ def make_agents(
         CarryOut(database, approvals, core.intents, approved),
         Reception(config, people, Desk(config, telling)),
         driver,
-        AgentRunner(database, driver),
+        AgentRunner(database, chosen),
         WaitingLoop(database, SandboxBinding(config, telling)),
+        AgentAnswers(config, database, turns, allowed),
+        WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
 
 

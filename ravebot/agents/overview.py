@@ -87,7 +87,7 @@ def spent_for(tx: Transaction, config: Config, person: Actor) -> Spent:
 
 def given(turns: Iterable[Turn]) -> Turn | None:
     """The turn that the agent may have."""
-    return next((turn for turn in turns if turn.process_id is not None), None)
+    return next((turn for turn in turns if turn.is_given), None)
 
 
 def _seconds(tx: Transaction, day: str, turns: Iterable[agent_figures.WorkedTurn]) -> float:

@@ -73,6 +73,7 @@ class AgentStory(Story):
         await self._wait(lambda: "white_check_mark" in stage.gitlab.emoji(edit), _WORD_SECONDS, "✅ on the comment")
         await self._quiet()
         await album.moment("allowed-there", mr)
+        await album.talk("allowed-there", mr)
 
     async def _replies(self, mr: MergeRequest, to: Note, many: int) -> None:
         await self._wait(

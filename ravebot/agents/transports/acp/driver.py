@@ -237,8 +237,8 @@ class ConversationDriver:
         if found is InGuest.MISSING:
             await attached.close()
             raise AgentUnusable(
-                f"The sandbox's image has no program `{acp.command[0] if acp else ''}`: install it in the image, or "
-                f"change agents[].acp.command of {now.conversation.agent}."
+                f"The sandbox's image has no program `{acp.command[0] if acp else ''}`: install it in the image and "
+                f"rebuild the sandbox, or change agents[].acp.command of {now.conversation.agent}."
             )
         if found is InGuest.GONE:
             await attached.close()
