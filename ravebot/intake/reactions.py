@@ -12,7 +12,7 @@ from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
 from ravebot.intake.concern import YES, is_being_asked, question_of
-from ravebot.intake.loop import Step, only
+from ravebot.intake.loop import NotYet, Step, only
 from ravebot.intake.rooms import NOT_MAPPED, Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
@@ -20,7 +20,7 @@ from ravebot.sandboxes.model import Actor
 from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Transaction
 
-_LOOKS, _LOOK_SECONDS = 40, 0.25
+_LOOKS, _LOOK_SECONDS = 4, 0.25
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class RoomReactions:
         return step
 
     async def _question(self, reaction: Reaction) -> tuple[Approval, Actor] | None:
-        """What is asked; waits a little while its event may just not be recorded yet. The row waits in the inbox."""
+        """What is asked. While its event may just not be recorded, which a crash can make long, the row stays in the
+        inbox: raises NotYet."""
 
         def asked(tx: Transaction) -> tuple[tuple[Approval, Actor] | None, bool]:
             found = question_of(tx, reaction)
@@ -67,7 +68,7 @@ class RoomReactions:
             if found or not waits:
                 return found
             await asyncio.sleep(_LOOK_SECONDS)
-        return None
+        raise NotYet("a question is asked in this room, and it is not known yet which event shows it")
 
     async def stop(self, reaction: Reaction, ref: Ref) -> Step:
         """🛑 on a card: whoever has the right is asked whether they mean it."""

@@ -597,16 +597,30 @@ async def test_a_question_is_answered_by_command_or_reaction_by_who_may(talk: Ta
 
 
 async def test_an_answer_to_a_question_whose_event_is_not_recorded_yet_is_not_lost(talk: Talk) -> None:
-    """The bot was killed after it asked; the answer is heard before the question is sent again."""
+    """The bot was killed after it asked; the answer is heard long before the question is sent again."""
     await talk.has_sandbox()
     question = await talk.asks_commit("")
     await talk.react(ALICE, "$question", "✅")
-    work = asyncio.create_task(talk.work())
-    await asyncio.sleep(0.1)
+    with pytest.raises(TimeoutError):
+        await talk.work(1.5)
+    [waits] = await talk.desk.world.read(lambda tx: tx.all("SELECT attempts FROM inbox WHERE kind = 'reaction'"))
+    assert waits["attempts"] == 1
+    assert await talk.told() == []
     asked = (await talk.questions())[0]
     await talk.desk.world.write(lambda tx: approvals.save(tx, replace(asked, event_id="$question")))
-    await work
+    talk.desk.world.clock.advance(timedelta(seconds=10))
+    await talk.work()
     assert await talk.state(question) is ApprovalState.GRANTED
+
+
+async def test_a_reaction_to_what_is_no_question_is_dropped_when_no_event_is_missing_any_more(talk: Talk) -> None:
+    await talk.has_sandbox()
+    await talk.asks_commit("")
+    await talk.react(ALICE, "$chat", "✅")
+    asked = (await talk.questions())[0]
+    await talk.desk.world.write(lambda tx: approvals.save(tx, replace(asked, event_id="$question")))
+    await talk.work()
+    assert [one.state for one in await talk.questions()] == [ApprovalState.OPEN]
 
 
 @pytest.mark.parametrize(("verb", "state"), [("approve", ApprovalState.GRANTED), ("deny", ApprovalState.DENIED)])
