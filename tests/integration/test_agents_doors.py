@@ -107,19 +107,27 @@ async def test_an_agent_without_models_has_no_door_to_them_and_one_without_mcp_i
         assert models.paths == []
 
 
-@pytest.mark.parametrize("end", ["of the client", "of the guest's server"])
-async def test_doors_that_fall_are_made_again_before_the_next_turn(
-    guest: SshGuest, tmp_path: Path, mcp: LittleDoor, end: str
+async def test_doors_that_fall_between_turns_are_made_again_before_the_next(
+    guest: SshGuest, tmp_path: Path, mcp: LittleDoor
 ) -> None:
     async with a_world(guest, tmp_path, mcp) as world:
         assert await said(world, "get $RAVEBOT_MCP_URL") == "mcp of sandbox 1 at /mcp"
         (client,) = clients()
-        os.kill(client, signal.SIGKILL if end == "of the client" else signal.SIGSTOP)
-        if end != "of the client":
-            os.kill(client, signal.SIGCONT)
-            os.kill(client, signal.SIGTERM)
+        os.kill(client, signal.SIGKILL)
+        await until(lambda: client not in clients())
+        await asyncio.sleep(0.05)
         assert await said(world, "get $RAVEBOT_MCP_URL") == "mcp of sandbox 1 at /mcp"
-        assert clients() != [client]
+
+
+async def test_a_restarted_machine_gets_new_doors(guest: SshGuest, tmp_path: Path, mcp: LittleDoor) -> None:
+    async with a_world(guest, tmp_path, mcp) as world:
+        turn = await world.say("get $RAVEBOT_MCP_URL\nwait 60")
+        await world.until(lambda one: one.answer, turn)
+        guest.stop()
+        guest.start()
+        await world.change_machine(restarts=1)
+        assert (await world.over(turn)).state is TurnState.UNCERTAIN
+        assert await said(world, "get $RAVEBOT_MCP_URL") == "mcp of sandbox 1 at /mcp"
 
 
 async def test_doors_that_fall_in_a_turn_are_made_again_in_it(guest: SshGuest, tmp_path: Path, mcp: LittleDoor) -> None:

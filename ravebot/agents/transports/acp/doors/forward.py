@@ -45,7 +45,7 @@ class ForwardFailed(RavebotError):
 
 
 @dataclass(frozen=True, eq=False)
-class Forward:
+class StandingForward:
     """A client whose forwards stand."""
 
     client: SshClient
@@ -67,7 +67,7 @@ async def open_forward(
     where: Destination,
     forwards: Sequence[RemoteForward],
     patience_seconds: float = PATIENCE_SECONDS,
-) -> Forward:
+) -> StandingForward:
     """Have ports of the guest lead to sockets here.
 
     Raises ForwardFailed, Unavailable, OtherHostKey, KeyRefused, NoSshClient.
@@ -85,7 +85,7 @@ async def open_forward(
     except BaseException:  # also when it is cancelled: no client may be left behind
         await client.close()
         raise
-    return Forward(client)
+    return StandingForward(client)
 
 
 async def _taken(

@@ -24,7 +24,7 @@ from ravebot.agents.transports.acp.control import (
     KeyRefused,
     RemoteForward,
 )
-from ravebot.agents.transports.acp.doors.forward import Forward, ForwardFailed, open_forward
+from ravebot.agents.transports.acp.doors.forward import ForwardFailed, StandingForward, open_forward
 from ravebot.agents.transports.acp.doors.served import ServedDoor
 from ravebot.agents.transports.contract import DoorServer
 from ravebot.backoff import Backoff
@@ -63,7 +63,7 @@ class _Standing:
     where: Destination
     holders: dict[ConversationId, frozenset[str]] = field(default_factory=dict)
     served: dict[str, ServedDoor] = field(default_factory=dict)
-    forwards: dict[Forward, frozenset[str]] = field(default_factory=dict)
+    forwards: dict[StandingForward, frozenset[str]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     failures: int = 0
     not_before: float = 0.0
@@ -288,7 +288,7 @@ class SandboxDoors:
         task.add_done_callback(self._tasks.discard)
         log.debug("the agents' doors stand", machine=standing.machine.name, doors=sorted(names))
 
-    async def _watch(self, forward: Forward) -> None:
+    async def _watch(self, forward: StandingForward) -> None:
         await forward.ended()
         self._news.set()
 
