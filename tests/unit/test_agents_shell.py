@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,12 @@ from rich.console import Console
 
 from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
 from ravebot.operations.agents.cli import LONGEST_TEXT
+from ravebot.operations.agents.following import follow
 from ravebot.operations.agents.operator import piece
-from ravebot.operations.agents.reports import TurnLine
+from ravebot.operations.agents.reports import TurnHeard, TurnLine
 from ravebot.operations.agents.show import show_turns
 from ravebot.terminal import Output
+from ravebot.web.adminagents import AgentClient
 
 HALF = LONGEST_ANSWER // 2
 
@@ -73,3 +77,19 @@ def test_times_are_short_for_people_and_whole_for_programs(terminal: bool, capsy
     show_turns(output, [turn])
     printed = capsys.readouterr().out
     assert ("2026-11-28T11:40:12Z" in printed, "28 Nov" in printed) == (not terminal, terminal)
+
+
+@dataclass(frozen=True)
+class _Bot(AgentClient):
+    """Answers in pieces, as for a long answer whose middle is not kept."""
+
+    heard: list[TurnHeard] = field(default_factory=list)
+
+    async def hear(self, turn: int, offset: int) -> TurnHeard:
+        return self.heard.pop(0)
+
+
+async def test_of_an_answer_that_is_over_all_pieces_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = [TurnHeard("done", True, True, "", "", text, 0, 1) for text in ("first ", "last", "")]
+    assert await follow(_Bot(Path("socket"), pieces), 1, as_json=False)
+    assert capsys.readouterr().out == "first last\n"
