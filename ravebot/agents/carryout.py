@@ -184,9 +184,12 @@ class CarryOut:
             if self._done(tx, approval, Outcome(False, f"{why}. It is asked again")) and mr.state == "opened":
                 self.approvals.ask_again(tx, approval, mr)
             return
-        self._done(tx, approval, self.intents.start(tx, mr, by, approval.head_sha or None))
+        if _is_undone(tx, approval):
+            self._done(tx, approval, self.intents.start(tx, mr, by, approval.head_sha or None))
 
     def _stop(self, tx: Transaction, approval: Approval, mr: MergeRequest, by: Actor) -> None:
+        if not _is_undone(tx, approval):
+            return
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None or sandbox.id != approval.sandbox_id:
             self._done(tx, approval, Outcome(True, f"the sandbox of {mr.full_ref} had ended already"))
@@ -194,7 +197,7 @@ class CarryOut:
         self._done(tx, approval, self.intents.stop(tx, mr, by))
 
     def _extend(self, tx: Transaction, approval: Approval, mr: MergeRequest, by: Actor) -> None:
-        if approval.sandbox_id:
+        if _is_undone(tx, approval) and approval.sandbox_id:
             outcome = self.intents.extend_until(tx, mr, approval.sandbox_id, by, until_of(approval))
             self._done(tx, approval, outcome)
 
@@ -248,6 +251,12 @@ def _is_unheard(tx: Transaction, approval: Approval) -> bool:
 
 def _conversation(tx: Transaction, approval: Approval) -> Conversation | None:
     return conversations.get(tx, approval.conversation_id) if approval.conversation_id else None
+
+
+def _is_undone(tx: Transaction, approval: Approval) -> bool:
+    """Whether it is still to be carried out, in the transaction that does so."""
+    found = approvals.get(tx, approval.id)
+    return found is not None and found.state is ApprovalState.GRANTED and found.done_at is None
 
 
 def _attempt(tx: Transaction, approval_id: ApprovalId) -> Approval | None:
