@@ -116,7 +116,10 @@ class Settling:
             return
         if stored.process_id is not None:
             if stored.deadline is not None and stored.deadline <= tx.now and process is not None:
-                self.end_process(tx, process, f"it could not be reached until its time was over: {why}")
+                until = "until its time was over"
+                if stored.cancelled_by:
+                    until = f"to have it stop, as {stored.cancelled_by} wants, and may go on in the sandbox"
+                self.end_process(tx, process, f"it could not be reached {until}: {why}")
                 return
         elif stored.tries + 1 >= MOST_TRIES:
             self.give_up(
@@ -127,6 +130,6 @@ class Settling:
         pause = timedelta(seconds=PAUSES.after(tries))
         conversations.save_turn(tx, replace(stored, tries=tries, next_try_at=tx.now + pause))
         conversation = conversations.get(tx, stored.conversation_id)
-        if tries == TOLD_TRIES and conversation is not None:
+        if tries == TOLD_TRIES and conversation is not None and not stored.cancelled_by:
             text = f"{conversation.agent} can't be reached: {why}. It is tried again; you need not ask again."
             self.progress.telling.remark(tx, conversation, text)
