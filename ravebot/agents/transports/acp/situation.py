@@ -18,6 +18,7 @@ MOST_TRIES = 12
 """How often an agent that can't be reached is tried until its turn is given up; some ten minutes."""
 TOLD_TRIES = 3
 """After how many the people who wait are told, once a turn."""
+UNFIT_PAUSE = timedelta(minutes=1)
 PAUSES = Backoff.growing(1.0, 60.0)
 
 
@@ -107,6 +108,21 @@ class Settling:
         stored = conversations.turn(tx, turn.id)
         if stored is not None and stored.state is TurnState.QUEUED:
             conversations.save_turn(tx, replace(stored, process_id=None, given_at=None, deadline=None))
+
+    def unfit(self, tx: Transaction, turn: Turn, process: Process, why: str) -> None:
+        """No agent can be started in the guest as it is, which is said at once. A person has to mend that: it is tried
+        once more, then the turn is given up."""
+        self.end_process(tx, process, why)
+        stored = conversations.turn(tx, turn.id)
+        conversation = conversations.get(tx, turn.conversation_id)
+        if stored is None or stored.state.is_over or conversation is None:
+            return
+        if stored.tries:
+            self.give_up(tx, stored, None, f"The sandbox says: {why}. Mend that there, or rebuild it, and ask again.")
+            return
+        conversations.save_turn(tx, replace(stored, tries=1, next_try_at=tx.now + UNFIT_PAUSE))
+        text = f"{conversation.agent} does not start. The sandbox says: {why}. Mend that there, or rebuild it:"
+        self.progress.telling.remark(tx, conversation, f"{text} in a minute it is tried once more.")
 
     def postpone(self, tx: Transaction, turn: Turn, process: Process | None, why: str) -> None:
         """The agent could not be reached: the turn is tried again later; given up after many tries or, when the agent
