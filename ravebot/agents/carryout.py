@@ -167,7 +167,9 @@ class CarryOut:
             if by.kind != "shell" and by.name not in self.approvals.config.matrix.admins:
                 raise Refused(f"{by} is no admin of ravebot any more")
             return
-        decision = await self.approvals.people.may_still(by, mr.ref.project_id, mr.project_path)
+        decision = await self.approvals.people.may_still(
+            by, mr.ref.project_id, mr.project_path, as_admin=approval.kind is not ApprovalKind.COMMIT
+        )
         if not decision.allowed:
             raise Refused(f"{by} has not the right any more. {decision.rule}")
         conversation = await self.database.read(partial(_conversation, approval=approval))

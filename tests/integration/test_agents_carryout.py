@@ -16,8 +16,8 @@ from ravebot.agents.model import Approval, ApprovalKind, ApprovalState, TurnStat
 from ravebot.agents.questions import question as view_of
 from ravebot.agents.ruling import Ruling
 from ravebot.sandboxes.decide import Happened
-from ravebot.sandboxes.model import MergeRequest
-from ravebot.store import conversations, events, merge_requests, sandboxes
+from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.store import approvals, conversations, events, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from tests.integration.test_agents_approvals import ALICE, Bench, S, bench, question, who_may
 from tests.support.gitlab import GUEST
@@ -149,6 +149,14 @@ async def test_nothing_is_done_for_an_agent_whose_owner_has_not_the_right(bench:
     await bench.work.look()
     assert (await done(bench, asked)).outcome.startswith("hers may do at most what its owner gina may: gina is Guest")
     assert (await bench.live(), bench.commits()) == (before, [])
+
+
+async def test_a_commit_that_an_admin_or_the_shell_granted_before_it_needed_a_role_is_not_made(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    await bench.world.write(lambda tx: approvals.decide(tx, asked, ApprovalState.GRANTED, Actor("shell", "root")))
+    await bench.work.look()
+    assert "the role Developer or more on GitLab" in (await done(bench, asked)).outcome
+    assert bench.commits() == []
 
 
 async def test_a_head_that_moves_after_the_answer_is_asked_about_again(bench: Bench) -> None:
