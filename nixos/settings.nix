@@ -127,6 +127,13 @@ in
     public_url = optional url "The address at which browsers and GitLab reach it.";
   };
 
+  api = {
+    listen =
+      optional (types.strMatching "([[][0-9a-fA-F:]+]|[^][:space:]:[]+):[0-9]{1,5}")
+        "The address for the API and MCP; null: there is none. Put a proxy that does TLS in front of it.";
+    public_url = optional url "The address at which clients reach the API.";
+  };
+
   pool = {
     max_running = key (types.ints.between 1 10000) 2 "How many sandboxes run at once; more wait in a queue.";
     warm = key (types.enum [ 0 ]) 0 "How many machines are kept ready ahead of time; only 0 is possible yet.";
@@ -234,8 +241,8 @@ in
       types.submodule {
         options = {
           name = required (types.strMatching "[a-z0-9][a-z0-9_-]{0,30}") "The agent's name, as people write it.";
-          owner = optional types.nonEmptyStr "A GitLab user: the agent may never do more than they. Required with `acp`.";
-          projects = key (types.listOf project) [ ] "On whose merge requests it may work. Required with `acp`.";
+          owner = optional types.nonEmptyStr "A GitLab user: the agent may never do more than they. Required to be spoken to.";
+          projects = key (types.listOf project) [ ] "On whose merge requests it may work. Required to be spoken to.";
           acp = optional (types.submodule {
             options = {
               command = required (types.nonEmptyListOf types.nonEmptyStr) "The program that speaks the Agent Client Protocol, as it is run in the sandbox.";
@@ -243,7 +250,16 @@ in
                 key (types.attrsOf types.str) { }
                   "Its environment. Nothing secret: all code in the sandbox can read it.";
             };
-          }) "How people speak to it; without this, nobody can.";
+          }) "How people speak to it, if it works in the sandbox.";
+          webhook = optional (types.submodule {
+            options = {
+              url = required url "Where messages to it are sent.";
+              signing_key_file =
+                required types.path
+                  "The file of the key that signs them, which only ravebot's user may read.";
+            };
+          }) "How people speak to it, if it works elsewhere and takes webhooks.";
+          inbox = key types.bool false "Whether it works elsewhere and takes its messages itself, by the API.";
           models = key (types.listOf types.nonEmptyStr) [ ] "Which of `models` it may use, without their keys.";
           approve = key (types.listOf (
             types.enum [

@@ -82,7 +82,7 @@ def shown(payload: str) -> tuple[Part, ...]:
         for part in parts
         if not part.name.startswith(_CALL)
     )
-    return (*_compared(call), Part("around it", around))
+    return (*_compared(call), Part("rest of the request", around))
 
 
 def _compared(call: list[Part]) -> Iterator[Part]:

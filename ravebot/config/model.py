@@ -131,13 +131,14 @@ class HttpConfig(Section):
 
 
 class ApiConfig(Section):
-    listen: ListenAddress
+    listen: ListenAddress | None = None
     public_url: HttpUrl | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+    def address(self) -> tuple[str, int] | None:
+        """None: nothing listens."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return (host.strip("[]"), int(port)) if host else None
 
 
 class PoolConfig(Section):
@@ -219,6 +220,13 @@ class AcpConfig(Section):
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], str] = {}
 
 
+class AgentWebhook(Section):
+    """Where messages to an agent that works elsewhere are sent, and the key that signs them."""
+
+    url: HttpUrl
+    signing_key_file: SecretFile
+
+
 class AgentLimits(Section):
     turn: PositiveDuration = timedelta(minutes=30)
     messages_per_day: int = Field(200, ge=1)
@@ -235,6 +243,8 @@ class AgentConfig(Section):
     projects: tuple[ProjectPattern, ...] = ()
     acp: AcpConfig | None = None
     models: tuple[str, ...] = ()
+    webhook: AgentWebhook | None = None
+    inbox: bool = False
     approve: tuple[ToolKind, ...] = ()
     forks: bool = False
     limits: AgentLimits = AgentLimits()
@@ -243,7 +253,12 @@ class AgentConfig(Section):
     @property
     def can_be_spoken_to(self) -> bool:
         """Whether it is an agent to talk to, and not only SSH keys."""
-        return self.acp is not None
+        return self.acp is not None or self.works_elsewhere
+
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether it is spoken to without a sandbox: its program runs wherever its owner has it."""
+        return self.webhook is not None or self.inbox
 
     def serves(self, project_path: str) -> bool:
         """Whether it may be spoken to about that project's merge requests."""
@@ -290,7 +305,7 @@ class Config(Section):
     matrix: MatrixConfig
     gitlab: GitLabConfig
     http: HttpConfig = HttpConfig(listen="127.0.0.1:8080")
-    api: ApiConfig | None = None
+    api: ApiConfig = ApiConfig()
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
     access: AccessConfig = AccessConfig()

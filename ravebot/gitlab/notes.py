@@ -21,6 +21,7 @@ from ravebot.sandboxes.view import HistoryLine, SandboxView, in_words
 from ravebot.sandboxes.wording import account, broke, failed_result, headline, is_up, went
 
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+_BOLD = re.compile(r"\*\*(?=\w)([^*]*\w)\*\*")
 HISTORY_LINES = 20
 _REPLY_LINES = 20
 _DATED = datetime.min.replace(tzinfo=UTC)
@@ -129,10 +130,19 @@ def render_help(username: str | None = None, marker: str = "") -> str:
     return _opening(marker, username) + "\n".join(lines) + "\n"
 
 
-def said(line: str, limit: int = 500) -> str:
-    """A line of an answer, in which text between backticks becomes code; each part in at most `limit` characters."""
-    parts = _CODE.split(line)
-    return "".join(code(part, limit) if at % 2 else _beside_code(part, limit) for at, part in enumerate(parts)).strip()
+def said(line: str, limit: int = 500, *, bold: bool = False) -> str:
+    """A line of an answer, in which text between backticks becomes code; each part in at most `limit` characters.
+
+    With `bold`, text between pairs of asterisks stands out, as whoever wrote it meant.
+    """
+    shown = ""
+    for at, part in enumerate(_CODE.split(line)):
+        if at % 2:
+            shown += code(part, limit)
+            continue
+        for number, piece in enumerate(_BOLD.split(part) if bold else [part]):
+            shown += f"**{text(piece, limit)}**" if number % 2 else _beside_code(piece, limit)
+    return shown.strip()
 
 
 def _beside_code(part: str, limit: int) -> str:

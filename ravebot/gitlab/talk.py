@@ -59,14 +59,19 @@ def render_note_question(asked: ApprovalQuestion, marker: str) -> str:
         how = f"To answer, comment {said(asked.how(AGENT_WORD))}, until {asked.until}. No answer is a no."
         parts.append(f"{how} May answer: {said(asked.whom)}.")
     else:
-        answer = f"{asked.answer[:1].upper()}{asked.answer[1:]}."
-        parts.append(f"➡️ **{text(answer, 300)}**" + (f" {said(asked.outcome[:1000])}" if asked.outcome else ""))
+        outcome = f" {said(_upper(asked.outcome[:1000]))}" if asked.outcome else ""
+        answer = _upper(asked.answer.removesuffix(" (gitlab)"))
+        parts.append(f"➡️ **{text(f'{answer}.', 300)}**{outcome}")
     return "\n\n".join(parts) + "\n"
 
 
 def render_note_remark(words: str, marker: str) -> str:
     """A line of ours in a conversation."""
     return f"{marker}\n" + "\n\n".join(said(line[:1000]) for line in words.split("\n")[:20] if line.strip()) + "\n"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _words(answer: str) -> str:
@@ -95,4 +100,4 @@ def _paragraphs(lines: Sequence[str]) -> Iterator[str]:
 def _held(lines: list[str], *, code: bool) -> str:
     if code:
         return block("\n".join(lines), limit=70_000, max_lines=70_000)
-    return "  \n".join(said(line[:_LONGEST_LINE], _LONGEST_LINE) for line in lines)
+    return "  \n".join(said(line[:_LONGEST_LINE], _LONGEST_LINE, bold=True) for line in lines)

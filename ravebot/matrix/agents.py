@@ -225,7 +225,7 @@ def _answered(asked: ApprovalQuestion, by: str) -> Span:
     what = asked.answer.removesuffix(asked.by) if by else asked.answer
     answer = joined((words("➡️"), bold(_upper(one_line(what, 300)))))
     answer = joined((answer, *([words(" "), pill(asked.by, by)] if by else []), words(".")), "", "")
-    return joined([answer, *([marked(asked.outcome, 1000)] if asked.outcome else [])], "\n", "<br>")
+    return joined([answer, *([marked(_upper(asked.outcome), 1000)] if asked.outcome else [])], "\n", "<br>")
 
 
 def _upper(text: str) -> str:

@@ -1,13 +1,15 @@
 """Shows an agent's Markdown as HTML that can do nothing: no link, no image, no mention, no HTML of its own.
 
 The plain form is the Markdown itself. Addresses are made unclickable in both, as everywhere in rooms; only in code do
-names such as `app.py` stay as they are, because no client that shows HTML makes links in code.
+names such as `app.py` stay as they are, because no client that shows HTML makes links in code. So a name that stands by
+itself is shown as code, too: agents speak of files all the time.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ _DEEPEST = 12
 """Levels of lists and quotes; a text with more is shown as it is, since the parser leaves out what lies deeper."""
 _PARSER = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).disable(["reference", "autolink"])
 _TABLE = re.compile(r"[ \t]*\|?[ \t:|]*-[-: |\t]*\Z")
+_NAME = re.compile(r"(?<![\w.@:/-])[\w-]+(?:[./][\w-]+)+(?![\w@/-]|\.\w|:\S)")
 _TAGS = {
     "strong_open": "<strong>",
     "strong_close": "</strong>",
@@ -111,7 +114,10 @@ class _Piece:
 def _inline(tokens: Sequence[Token]) -> str:
     """The pieces of a line. What makes an address is looked for in all of it, since tags hide nothing from clients."""
     pieces = list(_pieces(tokens))
-    found = risks("".join("\n" if piece.tag == "<br>" else piece.text for piece in pieces))
+    whole = "".join("\n" if piece.tag == "<br>" else piece.text for piece in pieces)
+    found = risks(whole)
+    spans = (name.span() for name in _NAME.finditer(whole))
+    names = deque(span for span in spans if any(at in found.dots for at in range(*span)))
     shown: list[str] = []
     at = 0
     for piece in pieces:
@@ -119,9 +125,17 @@ def _inline(tokens: Sequence[Token]) -> str:
             shown.append(piece.tag)
             at += piece.tag == "<br>"
             continue
-        escaped = _shown(piece.text, found, at, code=piece.code)
-        shown.append(f"<code>{escaped}</code>" if piece.code else escaped)
-        at += len(piece.text)
+        after = at + len(piece.text)
+        inside: list[tuple[int, int]] = []
+        while names and names[0][0] < after:
+            name = names.popleft()
+            inside += [name] if name[1] <= after else []
+        for start, end in [(at, after)] if piece.code else inside:
+            shown.append(_shown(whole[at:start], found, at, code=False))
+            shown.append(f"<code>{_shown(whole[start:end], found, start, code=True)}</code>")
+            at = end
+        shown.append(_shown(whole[at:after], found, at, code=False))
+        at = after
     return "".join(shown)
 
 

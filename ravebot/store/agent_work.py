@@ -13,7 +13,6 @@ from ravebot.agents.model import (
     ApprovalKind,
     ApprovalState,
     ConversationId,
-    ProcessId,
     Turn,
     TurnId,
     TurnState,
@@ -33,7 +32,7 @@ WITH RECURSIVE
         SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{OPEN})
         FROM walk WHERE walk.conversation_id IS NOT NULL
     )
-SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_try_at, t.tries,
+SELECT t.id, t.conversation_id, t.state, t.given_at, t.cancelled_by, t.next_try_at, t.tries,
        c.paused <> '' OR EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent) AS paused,
        c.agent,
        (SELECT COUNT(*) FROM approvals a
@@ -49,14 +48,15 @@ SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_tr
 class AgentWork:
     """A conversation's first unfinished turn, as far as it matters for whether something can be done now.
 
-    `paused`: nothing new is given to the agent. `decided`: answers of people that the agent does not have yet.
+    `given`: the agent may have it. `paused`: nothing new is given to the agent. `decided`: answers of people that the
+    agent does not have yet.
     """
 
     conversation_id: ConversationId
     agent: str
     turn_id: TurnId
     state: TurnState
-    process_id: ProcessId | None
+    given: bool
     cancelled: bool
     paused: bool
     decided: int
@@ -72,7 +72,7 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
             row["agent"],
             row["id"],
             TurnState(row["state"]),
-            row["process_id"],
+            row["given_at"] is not None,
             bool(row["cancelled_by"]),
             bool(row["paused"]),
             row["decided"],

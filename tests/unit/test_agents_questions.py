@@ -47,7 +47,7 @@ def test_of_an_agent_s_request_the_tool_call_comes_first_and_the_rest_in_one_lin
     assert asked_by_agent(title="Edit", kind="edit") == (
         Part("title", "Edit"),
         Part("kind", "edit"),
-        Part("around it", 'id "7", options 1.kind "allow\\"\\n", sessionId "s"'),
+        Part("rest of the request", 'id "7", options 1.kind "allow\\"\\n", sessionId "s"'),
     )
 
 

@@ -22,6 +22,8 @@ MARK = "<!-- ravebot 0a1b 7!42 answer:1 -->"
 WORDS = {
     **HOSTILE,
     "GitLab's": HOSTILE_LINES,
+    "bold": "**@all** @**all** **/close**\n**/close**\n/**close**\n[**a**](https://evil.example) <**b**> **a\\**\n"
+    "**https://evil.example** https:**//evil**.example **#1** !**2** **`@all`** **\u2028/close** " + "**a" * 9000,
     "quoted": "> /close\n\n    /merge\n```\n/close\n```\n/label ~x\n>>>\n/done",
 }
 
@@ -50,6 +52,14 @@ def assert_harmless(body: str) -> None:
     assert not {"html_inline", "image", "link_open"} & set(inner)
 
 
+def test_what_an_agent_marks_as_bold_stands_out() -> None:
+    body = shown("I have read **page.html**, **all** of `**it**`; 2 ** 3 and **<b>** and ***x*** stay.")
+    html = MarkdownIt("commonmark").render(body)
+    assert "<strong>page.html</strong>" in html
+    assert "<strong>all</strong> of <code>**it**</code>" in html
+    assert html.count("<strong>") == 4  # with the agent's name and that of x
+
+
 @pytest.mark.parametrize("what", WORDS)
 def test_hostile_words_are_harmless_and_rendered_in_a_moment(what: str) -> None:
     before = time.process_time()
@@ -75,6 +85,10 @@ def test_an_answer_keeps_its_lines_and_its_code_and_is_marked_as_the_sandbox_s_w
     )
 
 
+def test_the_colours_of_a_terminal_are_left_out_of_an_answer() -> None:
+    assert shown("\x1b[31mred\x1b[0m").endswith(" sandbox:\n\nred\n")
+
+
 def test_a_long_answer_shows_its_beginning_and_is_folded_away() -> None:
     body = shown("\n".join(f"line {number}" for number in range(400)))
     visible, folded = body.split("<details>")
@@ -93,6 +107,6 @@ def test_a_question_shows_all_of_it_how_to_answer_and_then_the_answer() -> None:
     body = question('{"command": "rm\\u202e"}')
     assert "```text\ncommand: rm\\u202e\n```" in body
     assert "comment `/agent approve 17` or `/agent deny 17`, until 14:40 UTC. No answer is a no." in body
-    decided = question("{}", state=ApprovalState.DENIED, answer="denied by alice")
-    assert decided.endswith("➡️ **Denied by alice.**\n")
+    decided = question("{}", state=ApprovalState.DENIED, answer="denied by alice (gitlab)", outcome="it was told")
+    assert decided.endswith("➡️ **Denied by alice.** It was told\n")
     assert "May answer" not in decided

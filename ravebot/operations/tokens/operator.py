@@ -64,7 +64,7 @@ class TokenOperator:
 
         made = await self.database.write(make)
         remarks: tuple[str, ...] = ()
-        if self.config.api is None:
+        if self.config.api.address is None:
             remarks = ("Nobody can use it yet: api.listen is not set in the configuration.",)
         return TokenMade(_line(made, ""), text, remarks)
 

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def serve_api(config: ApiConfig, calls: ToolCalls, gate: Gate) -> AsyncIterator[tuple[str, int]]:
     """Serve while the block runs; yields the address. Raises ConfigError when it can't be used."""
+    assert config.address
     host, port = config.address
     try:
         on = tcp(host, port)
@@ -60,7 +61,7 @@ async def serve_api(config: ApiConfig, calls: ToolCalls, gate: Gate) -> AsyncIte
 
 def hosts_of(config: ApiConfig, port: int) -> tuple[str, ...]:
     """What a client may call us in the header Host, so that no page in a browser can reach MCP by a name of its own."""
-    own = config.listen.rpartition(":")[0]
+    own = (config.listen or "").rpartition(":")[0]
     names = {f"{own}:{port}", f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}
     if config.public_url is not None and config.public_url.host:
         public = config.public_url.host

@@ -72,6 +72,11 @@ class Watch:
         """The state that the newest card shows; empty while there is none."""
         return self.cards[-1].state if self.cards else ""
 
+    def card_is_over(self) -> bool:
+        """Whether the newest card shows a sandbox that ended or failed; one that waits may be tried again at a time."""
+        state = self.card_state()
+        return " at " in state and not state.startswith("Waits")
+
     def note_headline(self) -> str:
         return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
 

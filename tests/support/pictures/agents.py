@@ -32,6 +32,7 @@ class AgentStory(Story):
         await self._quiet()
         first = await self._say(f"@coder !{mr.iid} read page.html")
         await self._heard("I have read", _WORD_SECONDS)
+        await self._receipt(first, "👀")
         await album.glance("streaming")
         await self._receipt(first, "✅")
         await self._quiet()
@@ -73,6 +74,7 @@ class AgentStory(Story):
         await self._wait(lambda: "white_check_mark" in stage.gitlab.emoji(edit), _WORD_SECONDS, "✅ on the comment")
         await self._quiet()
         await album.moment("allowed-there", mr)
+        await album.talk("allowed-there", mr)
 
     async def _replies(self, mr: MergeRequest, to: Note, many: int) -> None:
         await self._wait(

@@ -50,6 +50,11 @@ class Album:
         await self.keep(folder, moment, f"merge-request-{mr.iid}", await browser.page(url))
         await self.keep(folder, moment, f"merge-request-{mr.iid}-unfolded", await browser.page(url, unfolded=True))
 
+    async def talk(self, moment: str, mr: MergeRequest) -> None:
+        """Of a merge request's page its head, commits and threads, for the documentation."""
+        hidden = "main > .note, main > .system, main > .description { display: none }"
+        self.kept[f"{moment}/talk"] = await browser.page(page(self.stage, mr), style=hidden)
+
     async def windows(self) -> dict[str, Picture]:
         """What every client shows."""
         taken = await asyncio.gather(*(client.settled() for client in self.clients.values()))

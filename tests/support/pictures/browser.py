@@ -14,13 +14,15 @@ _WIDTH, _HEIGHT = 1000, 4000
 _TIMEOUT_SECONDS = 120
 
 
-async def page(url: str, *, unfolded: bool = False) -> Picture:
-    """The page from its top to the last thing on it; `unfolded` also shows what has to be clicked on to be seen."""
+async def page(url: str, *, unfolded: bool = False, style: str = "") -> Picture:
+    """The page from its top to the last thing on it; `unfolded` also shows what has to be clicked on to be seen, and
+    `style` is more CSS."""
     with tempfile.TemporaryDirectory(prefix="ravebot-page-", ignore_cleanup_errors=True) as folder:
         html, shot = Path(folder, "page.html"), Path(folder, "page.png")
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             text = await answer.text()
-        html.write_text(text.replace("<details>", "<details open>") if unfolded else text)
+        shown = text.replace("<details>", "<details open>") if unfolded else text
+        html.write_text(shown.replace("</style>", f"{style}</style>"))
         await run(
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--hide-scrollbars", f"--user-data-dir={folder}/profile", f"--window-size={_WIDTH},{_HEIGHT}"),

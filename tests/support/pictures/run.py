@@ -81,7 +81,7 @@ def _of_life(album: Album, client: Nheko) -> dict[str, Picture]:
 
 
 def _of_agents(album: Album, client: Nheko) -> dict[str, Picture]:
-    asked, merge_request = _kept(album, "allowed/room-wide", "commented/merge-request-1")
+    asked, merge_request = _kept(album, "asked/room-wide", "allowed-there/talk")
     return {"agent-room": client.timeline(asked).without_blank_rows(), "agent-merge-request": merge_request}
 
 
