@@ -35,6 +35,7 @@ python3Packages.buildPythonApplication {
     libvirt
     markdown-it-py
     matrix-nio
+    mcp
     pathspec
     prometheus-client
     psutil
@@ -42,8 +43,10 @@ python3Packages.buildPythonApplication {
     python-gitlab
     pyyaml
     rich
+    starlette
     structlog
     typer
+    uvicorn
   ];
 
   # What it runs besides QEMU, which comes with the host's libvirtd.

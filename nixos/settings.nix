@@ -11,6 +11,9 @@ let
   size = types.strMatching "[0-9]{1,15}([KMGT]i?B?)?" // {
     description = "size such as 512MiB or 4GiB";
   };
+  amount = types.strMatching "[0-9]{1,12}[kKMG]?" // {
+    description = "number such as 200k or 5M";
+  };
   portRange = types.strMatching "[0-9]{4,5}-[0-9]{4,5}" // {
     description = "range of ports such as 2200-2299";
   };
@@ -124,6 +127,13 @@ in
     public_url = optional url "The address at which browsers and GitLab reach it.";
   };
 
+  api = {
+    listen =
+      optional (types.strMatching "([[][0-9a-fA-F:]+]|[^][:space:]:[]+):[0-9]{1,5}")
+        "The address for the API and MCP; null: there is none. Put a proxy that does TLS in front of it.";
+    public_url = optional url "The address at which clients reach the API.";
+  };
+
   pool = {
     max_running = key (types.ints.between 1 10000) 2 "How many sandboxes run at once; more wait in a queue.";
     warm = key (types.enum [ 0 ]) 0 "How many machines are kept ready ahead of time; only 0 is possible yet.";
@@ -231,8 +241,8 @@ in
       types.submodule {
         options = {
           name = required (types.strMatching "[a-z0-9][a-z0-9_-]{0,30}") "The agent's name, as people write it.";
-          owner = optional types.nonEmptyStr "A GitLab user: the agent may never do more than they. Required with `acp`.";
-          projects = key (types.listOf project) [ ] "On whose merge requests it may work. Required with `acp`.";
+          owner = optional types.nonEmptyStr "A GitLab user: the agent may never do more than they. Required to be spoken to.";
+          projects = key (types.listOf project) [ ] "On whose merge requests it may work. Required to be spoken to.";
           acp = optional (types.submodule {
             options = {
               command = required (types.nonEmptyListOf types.nonEmptyStr) "The program that speaks the Agent Client Protocol, as it is run in the sandbox.";
@@ -240,7 +250,17 @@ in
                 key (types.attrsOf types.str) { }
                   "Its environment. Nothing secret: all code in the sandbox can read it.";
             };
-          }) "How people speak to it; without this, nobody can.";
+          }) "How people speak to it, if it works in the sandbox.";
+          webhook = optional (types.submodule {
+            options = {
+              url = required url "Where messages to it are sent.";
+              signing_key_file =
+                required types.path
+                  "The file of the key that signs them, which only ravebot's user may read.";
+            };
+          }) "How people speak to it, if it works elsewhere and takes webhooks.";
+          inbox = key types.bool false "Whether it works elsewhere and takes its messages itself, by the API.";
+          models = key (types.listOf types.nonEmptyStr) [ ] "Which of `models` it may use, without their keys.";
           approve = key (types.listOf (
             types.enum [
               "read"
@@ -259,6 +279,7 @@ in
           limits = {
             turn = key duration "30m" "The longest time for one message.";
             messages_per_day = key types.ints.positive 200 "How many messages it takes on a UTC day.";
+            tokens_per_day = key amount "20M" "How many tokens of models it may use on a UTC day.";
           };
           ssh_keys = key (types.listOf types.nonEmptyStr) [ ] "Its public SSH keys, which are let into every sandbox.";
         };
@@ -268,7 +289,37 @@ in
     description = "Coding agents that people speak to, or whose SSH keys are let into every sandbox.";
   };
 
-  budgets.person.messages_per_day =
-    key types.ints.positive 500
-      "How many messages one person may give to agents on a UTC day.";
+  models = mkOption {
+    type = types.listOf (
+      types.submodule {
+        options = {
+          name = required (types.strMatching "[a-z][a-z0-9-]{0,30}") "Its name, by which agents find it.";
+          url = required url "The service's address, up to the path.";
+          key_file = optional (types.strMatching "/.+") "A file with the key, of the user ravebot and chmod 600; not from the Nix store.";
+          header = key (types.enum [
+            "authorization"
+            "x-api-key"
+          ]) "authorization" "How the key is sent.";
+          paths = required (types.nonEmptyListOf types.nonEmptyStr) "The paths that agents may use.";
+          allow = required (types.nonEmptyListOf types.nonEmptyStr) "The models that requests may name.";
+          max_output = key amount "32k" "How long an answer may be if a request does not say, in tokens.";
+          max_request = key size "8MiB" "How large a request may be.";
+          server_tools = key (types.enum [
+            "refuse"
+            "allow"
+          ]) "refuse" "Whether requests may have the service fetch, look up or run something.";
+        };
+      }
+    );
+    default = [ ];
+    description = "Services of models that agents in sandboxes use without having the key.";
+  };
+
+  budgets = {
+    person = {
+      messages_per_day = key types.ints.positive 500 "How many messages one person may give to agents on a UTC day.";
+      tokens_per_day = key amount "40M" "How many tokens of models agents may use for one person on a UTC day.";
+    };
+    sandbox.tokens = key amount "20M" "How many tokens of models agents in one sandbox may use over its life.";
+  };
 }

@@ -16,6 +16,7 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
+from ravebot.agents.models.gateway import ModelGateway
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
@@ -58,14 +59,26 @@ from ravebot.operations.service import ready
 from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
-from ravebot.parts import AgentParts, Core, make_agents, make_core, make_firewall, make_gitlab, make_provider
+from ravebot.operations.tokens.operator import TokenOperator
+from ravebot.parts import (
+    AgentParts,
+    Core,
+    make_agents,
+    make_core,
+    make_firewall,
+    make_gitlab,
+    make_models,
+    make_provider,
+)
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
 from ravebot.store.database import Database
 from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
-from ravebot.web import admin, adminagents
+from ravebot.web import admin, adminagents, admintokens
+from ravebot.web.api.gate import Gate
+from ravebot.web.api.server import serve_api
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -91,6 +104,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentParts
+    models: ModelGateway
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -111,12 +125,17 @@ class Bot:
             await doors.enter_async_context(serve(self._http_app(), *self.config.http.address))
             shell = admin.make_app(operator)
             adminagents.add_routes(shell, agent_operator)
+            admintokens.add_routes(shell, TokenOperator(self.config, self.database, self.people))
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
+            if self.config.api.address is not None:
+                gate = Gate(self.database)
+                await doors.enter_async_context(serve_api(self.config.api, self.agents.tools, gate))
             doors.callback(ready.tell, ready.STOPPING)
             ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
             for loop in (
                 self.core.pool.run(),
+                self.core.runs.run(),
                 self._intake().run(),
                 *(delivery.run() for delivery in self.deliveries),
                 self.poller.run(),
@@ -213,7 +232,10 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
         people = People(config, database, gitlab)
-        approvals = Approvals(config, ConversationTelling(config), database, people)
+        telling = ConversationTelling(config)
+        approvals = Approvals(config, telling, database, people)
+        models = make_models(config, secrets.model_keys, database, telling, metrics)
+        stack.push_async_callback(models.close)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
@@ -258,7 +280,8 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=make_agents(config, database, approvals, core, provider, gitlab),
+            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
+            models=models,
         )
 
 

@@ -32,6 +32,7 @@ from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
 from ravebot.operations.service import cli as service
+from ravebot.operations.tokens import cli as tokens
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -61,6 +62,7 @@ app.add_typer(images.app)
 app.add_typer(hooks.app)
 app.add_typer(agents.app)
 app.add_typer(agents.approvals)
+app.add_typer(tokens.app)
 
 
 def _reference(text: str | None) -> str | None:

@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "[hidden]"
-QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee")
+QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee", "uvicorn", "mcp")
 """Libraries whose messages below warnings are of no use to operators."""
 
 _MIN_SECRET = 4
@@ -25,7 +25,7 @@ _TOKENS = re.compile(
     | (?<=://) [^/\s:@]+ : [^/\s@]+ (?=@)
     | \b (?: bearer | basic ) \s+ [\w.~+/=-]{8,}
     | \b (?: glpat | gloas | gldt | glrt | glcbt | glptt | glft | glsoat ) - [\w.-]{10,}
-    | \b syt_ \w+ | \b whsec_ [\w+/=]{8,}
+    | \b rave_ [\w-]{20,} | \b syt_ \w+ | \b whsec_ [\w+/=]{8,}
     """
 )
 

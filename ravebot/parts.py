@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ravebot.access.guard import Guard
@@ -10,20 +11,34 @@ from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
 from ravebot.access.probes import HttpProbe
 from ravebot.access.rules import Firewall, NoFirewall
+from ravebot.agents.allowed import StillAllowed
+from ravebot.agents.answers import AgentAnswers
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.approved import ApprovedDiffs
 from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.elsewhere import ElsewhereTurns
+from ravebot.agents.models.accounts import ModelAccounts
+from ravebot.agents.models.exchange import ExchangeParts
+from ravebot.agents.models.gateway import ModelGateway, ModelMetrics, parse_threads
+from ravebot.agents.models.upstream import Upstream
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
+from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.transports.acp.doors.sandbox_doors import SandboxDoors
+from ravebot.agents.transports.choice import ChosenTransport
+from ravebot.agents.transports.elsewhere import ElsewhereDriver
+from ravebot.agents.transports.webhook.poster import WebhookPoster
+from ravebot.agents.transports.webhook.sender import WebhookSender
 from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.clock import Clock
 from ravebot.config.model import Config
+from ravebot.config.secrets import signing_key
 from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
@@ -41,7 +56,11 @@ from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
+from ravebot.sandboxes.runs import Runs
 from ravebot.store.database import Database
+from ravebot.tools.calls import ToolCalls
+from ravebot.tools.workbench import Workbench
+from ravebot.web.api.server import SandboxMcp
 
 
 def make_provider(config: Config, instance_id: str) -> Provider:
@@ -81,6 +100,7 @@ class Core:
     sources: Sources
     pool: Pool
     chain: Chain
+    runs: Runs
 
 
 def make_core(
@@ -113,7 +133,16 @@ def make_core(
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
     pool = Pool(*shared, actions=actions, admission=admission, guard=guard, sweep=sweep, meter=meter)
-    return Core(lifecycle, Intents(config, lifecycle, asking), Views(config), guard, sources, pool, chain)
+    return Core(
+        lifecycle,
+        Intents(config, lifecycle, asking),
+        Views(config),
+        guard,
+        sources,
+        pool,
+        chain,
+        Runs(database, jobs, config),
+    )
 
 
 @dataclass(frozen=True)
@@ -125,21 +154,28 @@ class AgentParts:
     approved: ApprovedDiffs
     carry_out: CarryOut
     reception: Reception
+    tools: ToolCalls
+    doors: SandboxDoors
     driver: AcpDriver
     runner: AgentRunner
     waiting: WaitingLoop
+    answers: AgentAnswers
+    webhooks: WebhookSender
 
     async def clear(self) -> None:
         """Remove the files that an earlier process left, before anything runs."""
         await self.approved.clear()
         await asyncio.to_thread(self.driver.connections.clear)
+        await asyncio.to_thread(self.doors.clear)
 
     async def run(self) -> None:
         """Run until cancelled. Nothing is given to an agent before the first look at what turns wait for."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.carry_out.run())
             await self.waiting.first_look()
+            group.create_task(self.doors.run())
             group.create_task(self.runner.run())
+            group.create_task(self.webhooks.run())
             group.create_task(self.waiting.run())
 
 
@@ -149,29 +185,59 @@ def make_diffs(config: Config, database: Database, provider: Provider, gitlab: G
 
 
 def make_agents(
-    config: Config, database: Database, approvals: Approvals, core: Core, provider: Provider, gitlab: GitLab
+    config: Config,
+    database: Database,
+    approvals: Approvals,
+    core: Core,
+    provider: Provider,
+    gitlab: GitLab,
+    signing_keys: Mapping[str, str],
+    models: ModelGateway,
 ) -> AgentParts:
+    """`signing_keys`: of the agents with `webhook`, by name, as their files have them."""
     telling, people = approvals.telling, approvals.people
     diffs = make_diffs(config, database, provider, gitlab)
+    reception = Reception(config, people, Desk(config, telling))
+    tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs))
+    connections = ControlConnections(config.state_dir)
+    doors = SandboxDoors(database, connections, (models, SandboxMcp(tools)))
     approved = ApprovedDiffs(database, diffs, config.matrix.users)
+    progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
     driver = AcpDriver(
         config,
         database,
-        TurnProgress(telling),
-        ControlConnections(config.state_dir),
+        progress,
+        connections,
         core.chain.authorize,
-        may_give=ChainRights(config, database, people).still_may,
+        may_give=may_give,
+        doors=doors,
     )
+    turns = ElsewhereTurns(config, progress)
+    allowed = StillAllowed(database, turns, may_give)
+    chosen = ChosenTransport(config, database, driver, ElsewhereDriver(database, turns, allowed))
+    keys = {agent: signing_key(text) for agent, text in signing_keys.items()}
     return AgentParts(
         approvals,
         diffs,
         approved,
         CarryOut(database, approvals, core.intents, approved),
-        Reception(config, people, Desk(config, telling)),
+        reception,
+        tools,
+        doors,
         driver,
-        AgentRunner(database, driver),
+        AgentRunner(database, chosen),
         WaitingLoop(database, SandboxBinding(config, telling)),
+        AgentAnswers(config, database, turns, allowed),
+        WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
+
+
+def make_models(
+    config: Config, keys: Mapping[str, str], database: Database, telling: ConversationTelling, metrics: ModelMetrics
+) -> ModelGateway:
+    """The gateway to models; `keys` by the models' names."""
+    accounts = ModelAccounts(config, database, telling)
+    return ModelGateway(ExchangeParts(config.models, accounts, Upstream(keys), parse_threads()), metrics)
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

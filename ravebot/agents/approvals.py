@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ravebot.agents.asking import Asking
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState
 from ravebot.agents.questions import whom
-from ravebot.agents.ruling import GivenAnswer, Rights, Ruling, is_person, judge
+from ravebot.agents.ruling import GivenAnswer, Rights, Ruling, judge
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import matches_project
@@ -70,8 +70,6 @@ class Approvals(Asking):
                 f"There is no approval {approval_id}: the number stands in the question's message." if spoken else "",
             )
         approval, mr, here, patterns = found
-        if not is_person(actor):
-            return lambda _: Answered(Ruling.NO_PERSON)
         decision, allowed_here = await self._may(approval, mr, who, place, here, patterns, direct)
         head = None
         if yes and decision.allowed and allowed_here and _is_bound(approval) and approval.mr:

@@ -130,7 +130,7 @@ class Desk(Pausing):
         newest = conversations.turns_of(tx, turn.message_id)[-1]
         if not newest.state.is_over:
             again = "It was sent again already. " if newest.attempt > turn.attempt else ""
-            if newest.process_id is None:
+            if not newest.is_given:
                 return _no(f"{again}{conversation.agent} was not given it yet, and gets it when its turn comes.")
             return _no(f"{again}{conversation.agent} is at it: cancel it first, if it is to begin anew.")
         if newest.state is TurnState.DONE:
@@ -166,7 +166,7 @@ class Desk(Pausing):
             return _no("Nothing runs or waits here, so there is nothing to cancel.")
         turn, others = turns[0], len(turns) - 1
         wait = f" {others} more {'waits' if others == 1 else 'wait'} here." if others else ""
-        if turn.process_id is None:
+        if not turn.is_given:
             end_turn(tx, self.telling, turn, TurnState.CANCELLED, f"Cancelled by {by}.", by)
             return DeskOutcome(True, f"It is cancelled: {conversation.agent} was not given it.{wait}", turn_id=turn.id)
         if turn.cancelled_by:
@@ -214,9 +214,9 @@ class Desk(Pausing):
             return _no(f"No agent called {name} is configured. Ask for one that is: `agents` lists them.")
         if mr is None:
             say = f"Say which, after its name (`@{name} !42 …`), or write in the thread of its card."
-            return _no(f"{name} works in the sandbox of a merge request. {say}")
+            return _no(f"{name} works on merge requests. {say}")
         if mr.state != "opened":
-            return _no(f"{mr.full_ref} is {mr.state}. {name} works in sandboxes of open merge requests: open it again.")
+            return _no(f"{mr.full_ref} is {mr.state}. {name} works on open merge requests: open it again.")
         configured = by_configuration(agent, name, mr)
         if not configured.allowed:
             return _no(f"{configured.rule} {configured.advice}")

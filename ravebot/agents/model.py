@@ -17,6 +17,7 @@ MessageId = NewType("MessageId", int)
 TurnId = NewType("TurnId", int)
 ProcessId = NewType("ProcessId", int)
 ApprovalId = NewType("ApprovalId", int)
+DeliveryId = NewType("DeliveryId", str)
 
 AGENT = "agent"
 """The `Actor.kind` of an agent's words; its `name` is the agent's."""
@@ -33,6 +34,7 @@ class AgentDoor(StrEnum):
     MATRIX = "matrix"
     GITLAB = "gitlab"
     SHELL = "shell"
+    API = "api"
 
 
 class TurnState(StrEnum):
@@ -93,10 +95,10 @@ class ApprovalState(StrEnum):
 class Conversation:
     """One thread between people and one agent.
 
-    `place`: in Matrix the room's id, in GitLab `PROJECT_ID!IID`, at the shell empty. `thread`: the thread's root event,
-    the discussion's id, or a number. `own_thread`: it has a Matrix thread to itself, so that every message in it is for
-    the agent; a card's thread is not. `paused`: why nothing is given to the agent until a person speaks or resumes it;
-    empty: it is not paused.
+    `place`: in Matrix the room's id, in GitLab `PROJECT_ID!IID`, at the shell empty, by the API the token's id.
+    `thread`: the thread's root event, the discussion's id, or a number. `own_thread`: it has a Matrix thread to itself,
+    so that every message in it is for the agent; a card's thread is not. `paused`: why nothing is given to the agent
+    until a person speaks or resumes it; empty: it is not paused.
     """
 
     id: ConversationId
@@ -127,10 +129,10 @@ class AgentMessage:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message given to an agent. `process_id` is stored before its prompt is first written: without one, the agent
-    can't have it. `answer` and `status` (what it is doing) are untrusted and bounded. `cancelled_by`: who asked to
-    cancel it; `deadline`: when its time is over. `sha`: the commit that was in the sandbox when it was given, or the
-    newer one of which the conversation was told."""
+    """One message given to an agent. `given_at` is stored before it is first given: without, the agent can't have it.
+    `process_id`: which process has it, of an agent that works in the sandbox. `answer` and `status` (what it is doing)
+    are untrusted and bounded. `cancelled_by`: who asked to cancel it; `deadline`: when its time is over. `sha`: the
+    commit that was in the sandbox when it was given, or the newer one of which the conversation was told."""
 
     id: TurnId
     message_id: MessageId
@@ -150,6 +152,11 @@ class Turn:
     tries: int = 0
     next_try_at: datetime | None = None
     sha: str = ""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the agent may have it."""
+        return self.given_at is not None
 
     @property
     def receipt(self) -> Receipt | None:
@@ -184,6 +191,48 @@ class Process:
     offset: int = 0
     ended_at: datetime | None = None
     ended: str = ""  # why
+
+
+class Channel(StrEnum):
+    """How an agent that works elsewhere gets its messages."""
+
+    WEBHOOK = "webhook"  # ravebot sends them
+    INBOX = "inbox"  # the agent takes them
+
+
+class DeliveryKind(StrEnum):
+    """What an agent that works elsewhere is told of a turn."""
+
+    MESSAGE = "message"
+    CANCELLED = "cancelled"  # by webhook only; who takes its messages learns it when it answers
+
+
+@dataclass(frozen=True)
+class AgentDelivery:
+    """What an agent that works elsewhere is given of a turn, under one id, however often it is sent or taken.
+
+    `id`: random, so that not even a restored backup repeats it. `body`: the JSON that is given, kept until the turn is
+    over. `accepted_at`: since when the agent has it (it answered a webhook with 2xx, acknowledged, or said something);
+    `settled_at`: since when it is not given again. `leased_until`: until when nobody else may take it. `tries`: how
+    often it was sent or taken. `sending_at`: when an attempt began whose outcome is not known yet; `doubtful`: an
+    attempt had no clear outcome, so that the agent may have it. `problem`: why the last attempt failed.
+    """
+
+    id: DeliveryId
+    turn_id: TurnId
+    kind: DeliveryKind
+    agent: str
+    channel: Channel
+    body: str
+    created_at: datetime
+    accepted_at: datetime | None = None
+    settled_at: datetime | None = None
+    leased_until: datetime | None = None
+    tries: int = 0
+    next_try_at: datetime | None = None
+    sending_at: datetime | None = None
+    doubtful: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,23 @@ class TurnProgress:
             conversations.save_turn(tx, given)
         return True
 
+    def given_elsewhere(self, tx: Transaction, turn_id: TurnId) -> bool:
+        """The message is about to be given to an agent that works elsewhere. False: it is over, or was given before."""
+        turn = _running(tx, turn_id)
+        if turn is None or turn.is_given:
+            return False
+        conversations.save_turn(tx, replace(turn, given_at=tx.now, tries=0, next_try_at=None))
+        return True
+
+    def accepted(self, tx: Transaction, turn_id: TurnId, state: TurnState, limit: timedelta) -> None:
+        """An agent that works elsewhere has it: from now on its time runs."""
+        turn = _running(tx, turn_id)
+        if turn is None or turn.state is state:
+            return
+        if turn.deadline is None:
+            turn = replace(turn, given_at=tx.now, deadline=tx.now + limit)
+        self._save(tx, replace(turn, state=state))
+
     def delivered(self, tx: Transaction, turn_id: TurnId) -> None:
         """The agent's queue has the prompt."""
         turn = _running(tx, turn_id)

@@ -12,7 +12,8 @@ from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest
-from ravebot.store import conversations, merge_requests, outbox
+from ravebot.store import api_tokens, conversations, merge_requests, outbox
+from ravebot.store.api_tokens import Scope, TokenId
 from ravebot.store.database import Database, Transaction
 
 _NOT_MAPPED = Decision(False, "This room is not mapped to that project.", "Ask in a room that is.")
@@ -76,8 +77,6 @@ async def may_ask(
     project_id, project = mr.ref.project_id, mr.project_path
     try:
         asker = await _asker(people, root, mr, mapped=mapped, direct=direct)
-        if not asker.allowed:
-            return asker
         if agent.owner is None:
             return Decision(False, f"{name} has no owner.", "An admin of ravebot sets agents[].owner.")
         owner = await people.may_still(Actor("gitlab", agent.owner), project_id, project)
@@ -124,6 +123,8 @@ class ChainRights:
         if mr is None:
             return Decision(False, "This conversation is about no merge request that is known.", "Ask again, with one.")
         root = conversations.message(tx, turn.message_id).root
+        if conversation.door is AgentDoor.API and (ended := _token_problem(tx, conversation, mr)):
+            return ended
         if conversation.door is not AgentDoor.MATRIX:
             return root, mr, True, False
         ids = outbox.rooms(tx)
@@ -132,3 +133,16 @@ class ChainRights:
         if (names and not mapped) or (not names and conversation.place in ids.values()):  # one that was configured
             return _NOT_MAPPED
         return root, mr, mapped, not names  # ravebot listens in configured rooms and direct chats only
+
+
+def _token_problem(tx: Transaction, conversation: Conversation, mr: MergeRequest) -> Decision | None:
+    """Why the token by which it was said does not allow it any more; None: it does."""
+    token = api_tokens.get(tx, TokenId(int(conversation.place)))
+    problem = token.problem(tx.now) if token else "is gone"
+    if token is None or problem:
+        return Decision(False, f"The token by which this was said {problem}.", "Send it again with one that is valid.")
+    if not token.has(Scope.MESSAGE) or not matches_project(token.projects, mr.project_path):
+        return Decision(
+            False, f"The token by which this was said does not reach {mr.project_path}.", "Take another one."
+        )
+    return None

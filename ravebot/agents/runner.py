@@ -111,13 +111,13 @@ class AgentRunner:
             return False
         if not _due(one, now):
             return False
-        if one.process_id is not None or one.cancelled:
+        if one.given or one.cancelled:
             return True
         return one.state is TurnState.QUEUED and not one.paused
 
 
 def _mark(one: AgentWork) -> object:
-    return one.turn_id, one.state, one.process_id, one.cancelled, one.paused, one.decided, one.tries
+    return one.turn_id, one.state, one.given, one.cancelled, one.paused, one.decided, one.tries
 
 
 def _due(one: AgentWork, now: datetime) -> bool:

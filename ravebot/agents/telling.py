@@ -31,7 +31,8 @@ QUICK = timedelta(seconds=2)
 
 @dataclass(frozen=True)
 class ConversationTelling:
-    """Each method runs inside the caller's transaction. For the shell nothing is queued: it asks for what is new."""
+    """Each method runs inside the caller's transaction. For the shell and the API nothing is queued: they ask for what
+    is new."""
 
     config: Config
 
@@ -110,7 +111,7 @@ class ConversationTelling:
                 project_id, _, iid = place.partition("!")
                 ref = MergeRequestRef(int(project_id), int(iid))
                 return NoteLane(ref, conversation=conversation, receipts=receipts)
-            case AgentDoor.SHELL:
+            case AgentDoor.SHELL | AgentDoor.API:
                 return None
 
     def _lane_of(self, tx: Transaction, conversation_id: ConversationId, *, receipts: bool = False) -> Lane | None:

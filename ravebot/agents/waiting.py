@@ -58,7 +58,9 @@ class Surroundings:
 
     @property
     def is_usable(self) -> bool:
-        """Whether an agent can work in the sandbox now. One that is kept counts: an agent may find out why."""
+        """Whether the agent can work now. A sandbox that is kept counts: an agent may find out why."""
+        if self.agent is not None and self.agent.works_elsewhere:
+            return True
         sandbox, machine = self.sandbox, self.machine
         if sandbox is None or sandbox.state is not SandboxState.READY or machine is None:
             return False
@@ -85,7 +87,7 @@ def place_of(turn: Turn, agent: str, around: Surroundings, now: datetime) -> Tur
     if mr is None:
         return TurnPlace(TurnState.DEAD, "Its merge request is not known any more.")
     if mr.state in ("closed", "merged"):
-        return TurnPlace(TurnState.DEAD, f"{mr.full_ref} is {mr.state}, so {agent} has no sandbox to work in.")
+        return TurnPlace(TurnState.DEAD, f"{mr.full_ref} is {mr.state}, so {agent} does not work on it any more.")
     configured = by_configuration(around.agent, agent, mr)
     if not configured.allowed:
         return TurnPlace(TurnState.DEAD, f"{configured.rule} {configured.advice}")
@@ -156,7 +158,7 @@ class SandboxBinding:
 
     def steps(self, tx: Transaction) -> tuple[Doing, ...]:
         """What is due; reads only."""
-        return (*self._of_processes(tx), *self._of_turns(tx))
+        return (*self._of_processes(tx), *self._of_elsewhere(tx), *self._of_turns(tx))
 
     def _of_processes(self, tx: Transaction) -> Iterator[Doing]:
         restored_at = restored.seen(tx)
@@ -171,6 +173,19 @@ class SandboxBinding:
                 for turn in conversations.open_turns(tx, process.conversation_id):
                     if turn.process_id == process.id and turn.sha != sandbox.running_sha:
                         yield partial(self._code_replaced, turn=turn, sha=sandbox.running_sha)
+
+    def _of_elsewhere(self, tx: Transaction) -> Iterator[Doing]:
+        """What was given before a restore to agents that work elsewhere: how far that got since is not known."""
+        restored_at = restored.seen(tx)
+        for turn in agent_queue.given_elsewhere(tx) if restored_at else ():
+            if restored_at and turn.given_at and turn.given_at < restored_at:
+                yield partial(self._uncertain, turn=turn)
+
+    def _uncertain(self, tx: Transaction, turn: Turn) -> None:
+        conversation = conversations.get(tx, turn.conversation_id)
+        assert conversation
+        then = once_more(conversation.door, self.config.matrix.command_prefix, turn.id)
+        end_turn(tx, self.telling, turn, TurnState.UNCERTAIN, f"{_BEFORE_RESTORE} {then}")
 
     def _of_turns(self, tx: Transaction) -> Iterator[Doing]:
         restored_at = restored.seen(tx)
@@ -192,7 +207,7 @@ class SandboxBinding:
     ) -> Iterator[Doing]:
         back, left = False, []
         for turn in conversations.open_turns(tx, conversation.id):
-            if turn.process_id is not None:
+            if turn.is_given:
                 continue
             place = place_of(turn, conversation.agent, around, tx.now)
             if restored_at and turn.created_at < restored_at:
@@ -218,7 +233,7 @@ class SandboxBinding:
         if around.sandbox is not None or asked is None or asked.state is not ApprovalState.WITHDRAWN:
             return False
         turn = conversations.turn(tx, asked.turn_id) if asked.turn_id else None
-        return turn is not None and turn.state.is_over and turn.process_id is None
+        return turn is not None and turn.state.is_over and not turn.is_given
 
     def _ask(self, tx: Transaction, conversation: Conversation, turn: Turn) -> None:
         mr = merge_requests.get(tx, conversation.mr) if conversation.mr else None

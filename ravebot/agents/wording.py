@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from ravebot.agents.model import AgentDoor, Turn, TurnId, TurnState
 from ravebot.agents.questions import Part
@@ -40,6 +41,14 @@ def once_more(door: AgentDoor, prefix: str, turn: TurnId) -> str:
             return "To have it done again, write it again."
         case AgentDoor.SHELL:
             return f"To have it done again: `ravebot agent dead resend {turn}`."
+        case AgentDoor.API:
+            return "To have it done again, send it again."
+
+
+def in_words(limit: timedelta) -> str:
+    """A limit of time."""
+    minutes, seconds = divmod(int(limit.total_seconds()), 60)
+    return f"{minutes} min" if minutes and not seconds else f"{int(limit.total_seconds())} s"
 
 
 def left_out(characters: int) -> str:

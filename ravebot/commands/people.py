@@ -44,6 +44,10 @@ class People:
         """Whether a GitLab user has any role in that project."""
         return await self._level(project_id, person.id) > 0
 
+    async def level(self, username: str, project_id: int) -> int:
+        """A GitLab user's access level in that project; 0 for none."""
+        return await self._level_of(username, project_id)
+
     async def from_comment(self, right: Right, project_id: int, project: str, author: Person) -> Decision:
         """Whether the author of a comment has that right; `project` is the project's path."""
         level = await self._level(project_id, author.id)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import HttpUrl
 
+from ravebot.config.apis import ModelApi, api_of
 from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
 from ravebot.config.tree import KeyPath
 from ravebot.sshkeys import fingerprint
@@ -24,7 +25,7 @@ RESERVED_NAMES = frozenset(
     }
 )  # fmt: skip
 """What no agent is called: commands, and what addresses others."""
-_ONLY_WITH_ACP = ("approve", "limits", "forks")
+_ONLY_IF_SPOKEN_TO = ("models", "approve", "limits", "forks")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Remarks:
 def check(config: Config) -> Remarks:
     """Every error and every warning."""
     errors = (
-        *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_networks(config),
-        *_lifetimes(config), *_agents(config), *_default_agents(config),
+        *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_api(config),
+        *_networks(config), *_lifetimes(config), *_agents(config), *_default_agents(config), *_models(config),
     )  # fmt: skip
     warnings = (
         *_open_access(config),
@@ -59,6 +60,7 @@ def check(config: Config) -> Remarks:
         *_rooms(config),
         *_useless_warnings(config),
         *_useless_agents(config),
+        *_useless_models(config),
     )
     return Remarks(errors, warnings)
 
@@ -97,6 +99,8 @@ def _addresses(config: Config) -> Iterator[Remark]:
         (("matrix", "homeserver"), matrix),
         (("gitlab", "url"), gitlab),
         (("http", "public_url"), public),
+        (("api", "public_url"), config.api.public_url),
+        *((("models", place, "url"), model.url) for place, model in enumerate(config.models)),
     )
     for key, url in addresses:
         if url is None:
@@ -136,11 +140,18 @@ def _ports(config: Config) -> Iterator[Remark]:
         yield Remark(("sandbox",), "ssh_ports and web_ports must not overlap", keys)
     for name, ports in (("ssh_ports", ssh), ("web_ports", web)):
         where: KeyPath = ("sandbox", name)
-        if listen in ports:
-            message = f"port {listen} is ravebot's own (http.listen): take another range"
-            yield Remark(where, message, (where, ("http", "listen")))
+        for section, port in (("http", listen), ("api", config.api.address[1] if config.api.address else 0)):
+            if port in ports:
+                message = f"port {port} is ravebot's own ({section}.listen): take another range"
+                yield Remark(where, message, (where, (section, "listen")))
         if ports.last - ports.first + 1 < config.pool.max_running:
             yield Remark(where, "fewer ports than pool.max_running: widen the range", (where, _MAX_RUNNING))
+
+
+def _api(config: Config) -> Iterator[Remark]:
+    where: KeyPath = ("api", "listen")
+    if config.api.address is not None and config.api.address == config.http.address:
+        yield Remark(where, "is http.listen's address: give the API a port of its own", (where, ("http", "listen")))
 
 
 def _networks(config: Config) -> Iterator[Remark]:
@@ -179,11 +190,15 @@ def _agents(config: Config) -> Iterator[Remark]:
             keys: tuple[KeyPath, ...] = (("agents", place, "acp"), ("provider", "network"))
             message = "an agent is reached over the network: it can't be used with provider.network: none"
             yield Remark(("agents", place, "acp"), message, keys)
+        if agent.works_elsewhere and config.api.listen is None:
+            message = f"{agent.name} answers by the API, which is off: set api.listen"
+            yield Remark(("agents", place), message, (("agents", place), ("api", "listen")))
         if agent.can_be_spoken_to:
             yield from _agent_to_speak_to(agent, ("agents", place))
-        for key in (key for key in _ONLY_WITH_ACP if not agent.can_be_spoken_to and key in agent.model_fields_set):
-            message = "nobody can speak to this agent, so this has no effect: add `acp`, or remove it"
-            yield Remark(("agents", place, key), message)
+        else:
+            for key in (key for key in _ONLY_IF_SPOKEN_TO if key in agent.model_fields_set):
+                message = "nobody can speak to this agent, so this has no effect: add `acp`, `webhook` or `inbox`"
+                yield Remark(("agents", place, key), message)
         for index, key in enumerate(agent.ssh_keys):
             try:
                 fingerprint(key)
@@ -195,6 +210,20 @@ def _agents(config: Config) -> Iterator[Remark]:
 
 
 def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
+    ways = {"acp": agent.acp is not None, "webhook": agent.webhook is not None, "inbox": agent.inbox}
+    if sum(ways.values()) > 1:
+        given = " and ".join(f"`{way}`" for way, there in ways.items() if there)
+        keys = tuple((*where, way) for way, there in ways.items() if there)
+        yield Remark(where, f"has {given}: its messages go one way, so keep one of them", keys)
+    if agent.approve and agent.acp is None:
+        message = "only an agent with `acp` asks before it uses a tool: remove it; what others may do, their token says"
+        yield Remark((*where, "approve"), message, (where,))
+    if agent.models and agent.acp is None:
+        yield Remark(
+            (*where, "models"), "only an agent with `acp` works in a sandbox, where they are: remove it", (where,)
+        )
+    if agent.webhook is not None:
+        yield from _webhook_address(agent.webhook.url, (*where, "webhook", "url"))
     if not _ADDRESSABLE.fullmatch(agent.name):
         message = "people write this name: take 2 to 31 small letters, digits and hyphens, the first of them a letter"
         yield Remark((*where, "name"), message)
@@ -209,6 +238,59 @@ def _agent_to_speak_to(agent: AgentConfig, where: KeyPath) -> Iterator[Remark]:
         yield Remark((*where, "projects"), "list the projects on whose merge requests it may work", (where,))
 
 
+def _models(config: Config) -> Iterator[Remark]:
+    """The services of models, and who uses them."""
+    names = Counter(model.name for model in config.models)
+    for name, count in names.items():
+        if count > 1:
+            yield Remark(("models",), f"{count} models are called {name}: give each a name of its own")
+    for place, model in enumerate(config.models):
+        for index, path in enumerate(model.paths):
+            if api_of(path) is None:
+                known = ", ".join(f"…{api}" for api in ModelApi)
+                message = f"ravebot can't read what is used there; paths that it can count end in one of {known}"
+                yield Remark(("models", place, "paths", index), message)
+        if model.key_file is None and "header" in model.model_fields_set:
+            yield Remark(("models", place, "header"), "without key_file there is no key to send: remove it, or add one")
+    for place, agent in enumerate(config.agents):
+        for index, name in enumerate(agent.models):
+            if name not in names:
+                where: KeyPath = ("agents", place, "models", index)
+                yield Remark(
+                    where, f"no model is called {name}: write the name of one in `models`", (where, ("models",))
+                )
+
+
+def _useless_models(config: Config) -> Iterator[Remark]:
+    used = {name for agent in config.agents for name in agent.models}
+    for place, model in enumerate(config.models):
+        if model.name not in used:
+            yield Remark(("models", place), f"no agent may use {model.name}: add it to agents[].models of one")
+
+
+def _webhook_address(url: HttpUrl, where: KeyPath) -> Iterator[Remark]:
+    """What people write is sent there: encrypted, unless it stays in this machine or network."""
+    if url.username or url.password:
+        message = "leave the user name and password out of the address: the signature shows who sends"
+        yield Remark(where, message)
+    elif url.fragment is not None:
+        yield Remark(where, "leave out everything from the '#' on: it is not sent")
+    elif url.scheme == "http" and not _stays_near(url):
+        message = (
+            "what people write would cross the network unencrypted: use https; plain http only to an IP address of"
+        )
+        yield Remark(where, f"{message} this machine or of a private network")
+
+
+def _stays_near(url: HttpUrl) -> bool:
+    """Whether an address can be told to be this machine's, or a private network's; of a name that can't be known."""
+    try:
+        address = ipaddress.ip_address(_host(url.host))
+    except ValueError:
+        return _is_loopback(url)
+    return address.is_loopback or (address.is_private and not address.is_unspecified)
+
+
 def _default_agents(config: Config) -> Iterator[Remark]:
     """The agents of rooms."""
     for place, room in enumerate(config.matrix.rooms):
@@ -217,7 +299,7 @@ def _default_agents(config: Config) -> Iterator[Remark]:
         where: KeyPath = ("matrix", "rooms", place, "agent")
         agent = next((one for one in config.agents if one.name == room.agent and one.can_be_spoken_to), None)
         if agent is None:
-            message = f"no agent to speak to is called {room.agent}: write the name of one in `agents` that has `acp`"
+            message = f"no agent to speak to is called {room.agent}: write the name of another of `agents`"
             yield Remark(where, message, (where, ("agents",)))
         elif not patterns_overlap(agent.projects, room.projects):
             message = f"{room.agent} serves none of this room's projects: take another, or add a project to its own"
@@ -227,7 +309,10 @@ def _default_agents(config: Config) -> Iterator[Remark]:
 def _useless_agents(config: Config) -> Iterator[Remark]:
     for place, agent in enumerate(config.agents):
         if not agent.can_be_spoken_to and not agent.ssh_keys:
-            message = f"{agent.name} has neither `acp`, so that people can speak to it, nor `ssh_keys`: it does nothing"
+            message = (
+                f"{agent.name} has no `acp`, `webhook` or `inbox`, so that people could speak to it, and no `ssh_keys`"
+            )
+            message += ": it does nothing"
             yield Remark(("agents", place), message)
         for index, project in enumerate(agent.projects):
             if not patterns_overlap((project,), config.gitlab.projects):
@@ -263,6 +348,7 @@ def _unencrypted(config: Config) -> Iterator[Remark]:
     urls: dict[KeyPath, HttpUrl] = {
         ("matrix", "homeserver"): config.matrix.homeserver,
         ("gitlab", "url"): config.gitlab.url,
+        **{("models", place, "url"): model.url for place, model in enumerate(config.models) if model.key_file},
     }
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):

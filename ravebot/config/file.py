@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ravebot.config import checks, complaints
 from ravebot.config.model import Config
-from ravebot.config.secrets import SECRET_KEYS, Secrets, read_secret
+from ravebot.config.secrets import LISTED_SECRETS, SECRET_KEYS, Secrets, read_secret, signing_key
 from ravebot.config.tree import KeyPath, Problem, Tree, Value, dotted, parse
 from ravebot.config.values import StateDir
 from ravebot.errors import ConfigError
@@ -19,6 +20,8 @@ from ravebot.errors import ConfigError
 MAX_BYTES = 1024 * 1024
 _STATE_DIR: TypeAdapter[Path] = TypeAdapter(StateDir)
 _MAX_ROUNDS = 8
+_FORMS: dict[str, Callable[[str], object]] = {"agent_signing": signing_key}
+"""What raises ValueError for a listed secret that can't be one."""
 _PLACEHOLDERS: dict[str, Value] = {
     "matrix": {"homeserver": "https://matrix.invalid", "user_id": "@ravebot:matrix.invalid"},
     "gitlab": {"url": "https://gitlab.invalid", "token_file": "/dev/null", "projects": ["*"], "webhook": {}},
@@ -211,19 +214,38 @@ def _copy_without(value: Value, paths: set[KeyPath], here: KeyPath) -> Value:
 
 def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
     found: dict[str, str] = {}
+    listed: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     owners = _owners(tree)
-    for name, keys in SECRET_KEYS.items():
-        value: Value = tree.value
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+
+    def read(value: Value, keys: KeyPath, check: Callable[[str], object] = str) -> str | None:
         if not isinstance(value, str) or not Path(value).is_absolute():
-            continue  # absent, or reported by the validation
+            return None  # absent, or reported by the validation
         try:
-            found[name] = read_secret(Path(value), owners)
+            secret = read_secret(Path(value), owners)
+            check(secret)
         except ValueError as error:
             problems.append(Problem(tree.line_of(keys), dotted(keys), str(error)))
-    return Secrets(**found), problems
+            return None
+        return secret
+
+    for name, keys in SECRET_KEYS.items():
+        if (secret := read(_at(tree.value, keys), keys)) is not None:
+            found[name] = secret
+    for name, (of, below) in LISTED_SECRETS.items():
+        entries = _at(tree.value, (of,))
+        for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+            owner = _at(entry, ("name",))
+            secret = read(_at(entry, below), (of, place, *below), _FORMS.get(name, str))
+            if secret is not None and isinstance(owner, str):
+                listed.setdefault(name, {})[owner] = secret
+    return Secrets(**found, **listed), problems  # type: ignore[arg-type]
+
+
+def _at(value: Value, keys: tuple[str, ...]) -> Value:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _owners(tree: Tree) -> frozenset[int]:

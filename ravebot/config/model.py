@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
 from ravebot.config.values import (
     AbsolutePath,
+    ApiPath,
     Command,
     Destination,
     DistinctDurations,
@@ -19,6 +20,7 @@ from ravebot.config.values import (
     GuestNetwork,
     HostName,
     ListenAddress,
+    ModelPattern,
     Network,
     PortRange,
     PositiveDuration,
@@ -26,6 +28,7 @@ from ravebot.config.values import (
     RoomName,
     SecretFile,
     StateDir,
+    Tokens,
     UserId,
     size_from,
 )
@@ -127,6 +130,17 @@ class HttpConfig(Section):
         return host.strip("[]"), int(port)
 
 
+class ApiConfig(Section):
+    listen: ListenAddress | None = None
+    public_url: HttpUrl | None = None
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """None: nothing listens."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return (host.strip("[]"), int(port)) if host else None
+
+
 class PoolConfig(Section):
     max_running: int = Field(2, ge=1, le=MOST_MACHINES)
     warm: int = Field(0, ge=0, le=0)
@@ -206,9 +220,17 @@ class AcpConfig(Section):
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], str] = {}
 
 
+class AgentWebhook(Section):
+    """Where messages to an agent that works elsewhere are sent, and the key that signs them."""
+
+    url: HttpUrl
+    signing_key_file: SecretFile
+
+
 class AgentLimits(Section):
     turn: PositiveDuration = timedelta(minutes=30)
     messages_per_day: int = Field(200, ge=1)
+    tokens_per_day: Tokens = 20_000_000
 
 
 ToolKind = Literal["read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"]
@@ -220,6 +242,9 @@ class AgentConfig(Section):
     owner: str | None = None
     projects: tuple[ProjectPattern, ...] = ()
     acp: AcpConfig | None = None
+    models: tuple[str, ...] = ()
+    webhook: AgentWebhook | None = None
+    inbox: bool = False
     approve: tuple[ToolKind, ...] = ()
     forks: bool = False
     limits: AgentLimits = AgentLimits()
@@ -228,19 +253,48 @@ class AgentConfig(Section):
     @property
     def can_be_spoken_to(self) -> bool:
         """Whether it is an agent to talk to, and not only SSH keys."""
-        return self.acp is not None
+        return self.acp is not None or self.works_elsewhere
+
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether it is spoken to without a sandbox: its program runs wherever its owner has it."""
+        return self.webhook is not None or self.inbox
 
     def serves(self, project_path: str) -> bool:
         """Whether it may be spoken to about that project's merge requests."""
         return matches_project(self.projects, project_path)
 
 
+class ModelConfig(Section):
+    """A service of models that agents use without its key."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    url: HttpUrl
+    key_file: SecretFile | None = None
+    header: Literal["authorization", "x-api-key"] = "authorization"
+    paths: tuple[ApiPath, ...] = Field(min_length=1, max_length=20)
+    allow: tuple[ModelPattern, ...] = Field(min_length=1, max_length=100)
+    max_output: Tokens = 32_000
+    max_request: Annotated[int, size_from("1KiB")] = 8 * 1024**2
+    server_tools: Literal["refuse", "allow"] = "refuse"
+
+    def allows(self, model: str) -> bool:
+        """Whether requests may name that model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.allow)
+
+
 class PersonBudget(Section):
     messages_per_day: int = Field(500, ge=1)
+    tokens_per_day: Tokens = 40_000_000
+
+
+class SandboxBudget(Section):
+    tokens: Tokens = 20_000_000
 
 
 class Budgets(Section):
     person: PersonBudget = PersonBudget(messages_per_day=500)
+    sandbox: SandboxBudget = SandboxBudget()
 
 
 class Config(Section):
@@ -251,11 +305,13 @@ class Config(Section):
     matrix: MatrixConfig
     gitlab: GitLabConfig
     http: HttpConfig = HttpConfig(listen="127.0.0.1:8080")
+    api: ApiConfig = ApiConfig()
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
     access: AccessConfig = AccessConfig()
     provider: LibvirtConfig
     agents: tuple[AgentConfig, ...] = ()
+    models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
 
     def rooms_of(self, project_path: str) -> tuple[str, ...]:

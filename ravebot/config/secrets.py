@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import shlex
 import stat
 import struct
-from collections.abc import Container
-from dataclasses import dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 MAX_BYTES = 64 * 1024
@@ -23,14 +25,17 @@ class Secrets:
     gitlab_token: str = ""
     webhook_secret: str | None = None
     webhook_signing: str | None = None
+    agent_signing: Mapping[str, str] = field(default_factory=dict)  # by the agent's name
+    model_keys: Mapping[str, str] = field(default_factory=dict)  # by the name in `models`
 
     def __repr__(self) -> str:
         return "Secrets(…)"
 
     def values(self) -> frozenset[str]:
         """All secrets, so that logs can hide them."""
-        found = (getattr(self, item.name) for item in fields(self))
-        return frozenset(value for value in found if value)
+        found = [getattr(self, item.name) for item in fields(self)]
+        listed = (value for one in found if isinstance(one, Mapping) for value in one.values())
+        return frozenset(value for value in (*found, *listed) if value and isinstance(value, str))
 
 
 SECRET_KEYS: dict[str, tuple[str, ...]] = {
@@ -42,6 +47,29 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
 }
 """For each secret, the key of the configuration that names its file."""
+LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "agent_signing": ("agents", ("webhook", "signing_key_file")),
+    "model_keys": ("models", ("key_file",)),
+}
+"""For each kind of secret that the entries of a list have, the list and the key of an entry that names its file. They
+are known by the entries' `name`."""
+
+
+SIGNING_KEY = "whsec_"
+_SHORTEST_KEY, _LONGEST_KEY = 24, 64
+"""Bytes, by https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
+
+
+def signing_key(text: str) -> bytes:
+    """The key that signs webhooks to an agent. Raises ValueError; its message says what to do."""
+    how = f"write {SIGNING_KEY} and {_SHORTEST_KEY} to {_LONGEST_KEY} random bytes in Base64; docs/agents.md makes one"
+    try:
+        key = base64.b64decode(text.removeprefix(SIGNING_KEY), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the file holds no signing key: {how}") from error
+    if not text.startswith(SIGNING_KEY) or not _SHORTEST_KEY <= len(key) <= _LONGEST_KEY:
+        raise ValueError(f"the file holds no signing key of the right length: {how}")
+    return key
 
 
 def read_secret(path: Path, owners: Container[int]) -> str:

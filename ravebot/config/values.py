@@ -89,6 +89,29 @@ def size_from(smallest: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def parse_amount(text: object) -> int:
+    """A number as people write it: `5M`, `200k`, `1_000_000`. Raises ValueError that says how."""
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        return text
+    if isinstance(text, str):
+        match = re.fullmatch(r"(\d{1,12})\s*([kKMG]?)", text.strip().replace("_", ""), re.ASCII)
+        if match:
+            return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2].upper()]
+    raise ValueError("write a number like 200k, 5M or 1000000")
+
+
+def _amount(text: object) -> int:
+    amount = parse_amount(text)
+    if not 1 <= amount <= _MOST_TOKENS:
+        raise ValueError("out of range: write a number from 1 to 1000G")
+    return amount
+
+
+_MOST_TOKENS = 1000**4
+Tokens = Annotated[int, BeforeValidator(_amount)]
+"""A number of a model's tokens."""
+
+
 class PortRange(BaseModel):
     """Ports from `first` to `last`, both included; written `2200-2299`."""
 
@@ -218,3 +241,13 @@ ProjectPattern = Annotated[str, AfterValidator(_glob)]
 UserId = Annotated[str, Field(pattern=r"^@[^\s:]{1,200}:[^\s]{1,200}$")]
 RoomName = Annotated[str, Field(pattern=r"^[#!][^\s]{1,254}$")]
 Command = Annotated[str, AfterValidator(_command)]
+
+
+def _api_path(text: str) -> str:
+    if not re.fullmatch(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,60}){1,8}", text):
+        raise ValueError("write a path such as /v1/messages")
+    return text
+
+
+ApiPath = Annotated[str, AfterValidator(_api_path)]
+ModelPattern = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]

@@ -10,6 +10,7 @@ from typing import NewType
 SandboxId = NewType("SandboxId", int)
 MachineId = NewType("MachineId", int)
 ProjectId = NewType("ProjectId", int)
+RunId = NewType("RunId", int)
 
 
 CODE_FOLDER = "/srv/merge-request"
@@ -257,6 +258,54 @@ class Sandbox:
         return self.ports_open and (not self.is_kept or self.stage in (Stage.OPEN_PORTS, Stage.ANNOUNCE))
 
 
+class RunState(StrEnum):
+    """The states of a command that somebody runs in a sandbox."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    LOST = "lost"  # its sandbox, machine or boot is gone: how far it got can't be known
+
+    @property
+    def is_over(self) -> bool:
+        return self not in (RunState.WAITING, RunState.RUNNING)
+
+
+@dataclass(frozen=True)
+class GuestRun:
+    """One command that somebody runs in a sandbox, at most once. `salt` is part of its name in the guest."""
+
+    id: RunId
+    sandbox_id: SandboxId
+    key: str  # of whoever asked, so that asking twice starts it once; empty: none
+    by_kind: str
+    by: str
+    command: str
+    timeout_seconds: int
+    state: RunState
+    salt: str
+    created_at: datetime
+    machine_id: MachineId | None = None
+    restarts: int = 0  # of the machine, when it was given the command
+    boot: str = ""  # the guest's boot in which it may be started
+    sha: str = ""  # the code in which it runs
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    why: str = ""  # for people: why it did not simply end
+    cancelled_by: str = ""
+    taken_bytes: int = 0  # of its output
+    characters: int = 0  # of its output, stored
+    cut: bool = False  # it printed more than is kept
+
+    @property
+    def guest_key(self) -> str:
+        """Its name in the guest, never used twice."""
+        return f"run-{self.id}-{self.salt}"
+
+
 class EventKind(StrEnum):
     """What the event log records. `telling` says which kinds people are told of."""
 
@@ -299,6 +348,11 @@ class EventKind(StrEnum):
     AGENT_DROPPED = "agent.dropped"
     AGENT_PAUSED = "agent.paused"
     AGENT_RESUMED = "agent.resumed"
+    RUN_ASKED = "run.asked"
+    RUN_ENDED = "run.ended"
+    TOKEN_CREATED = "token.created"  # noqa: S105 - no token
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - no token
+    API_CALL = "api.call"
     ORPHAN_REMOVED = "orphan.removed"
     STATE_RESTORED = "state.restored"
 

@@ -31,6 +31,12 @@ def live_processes(tx: Transaction) -> tuple[Process, ...]:
     return tuple(load(Process, row) for row in tx.all("SELECT * FROM agent_processes WHERE ended_at IS NULL"))
 
 
+def given_elsewhere(tx: Transaction) -> tuple[Turn, ...]:
+    """The turns that agents have which work elsewhere."""
+    rows = tx.all(f"SELECT * FROM agent_turns WHERE given_at IS NOT NULL AND process_id IS NULL AND {OPEN}")  # noqa: S608 - a constant
+    return tuple(load(Turn, row) for row in rows)
+
+
 @dataclass(frozen=True)
 class Waiters:
     """The turns of a conversation that no agent was given: how many are in which state, and since when the oldest."""
@@ -47,7 +53,7 @@ def waiters(tx: Transaction) -> tuple[Waiters, ...]:
         f"""
         SELECT conversation_id, SUM(state = 'accepted') AS accepted, SUM(state = 'queued') AS queued,
                MIN(created_at) AS since
-          FROM agent_turns WHERE process_id IS NULL AND {OPEN} GROUP BY conversation_id ORDER BY MIN(id)
+          FROM agent_turns WHERE given_at IS NULL AND {OPEN} GROUP BY conversation_id ORDER BY MIN(id)
         """  # noqa: S608 - a constant
     )
     return tuple(load(Waiters, row) for row in rows)
@@ -78,7 +84,7 @@ def put_behind(tx: Transaction, first: Turn) -> None:
     Nothing outside knows the number of a turn that no agent was given and that is not over.
     """
     for waiting in conversations.open_turns(tx, first.conversation_id):
-        if waiting.id >= first.id or waiting.process_id is not None:
+        if waiting.id >= first.id or waiting.is_given:
             continue
         row = tx.one("SELECT MAX(id) + 1 AS next FROM agent_turns")
         assert row

@@ -20,7 +20,11 @@ _STEPS = (
     " (SELECT id FROM approvals WHERE done_at < ? AND payload <> '' LIMIT ?)",
     "DELETE FROM shown_turns WHERE turn_id IN (SELECT s.turn_id FROM shown_turns s JOIN agent_turns t"
     " ON t.id = s.turn_id WHERE t.ended_at < ? LIMIT ?)",
+    "DELETE FROM deliveries WHERE id IN (SELECT d.id FROM deliveries d JOIN agent_turns t ON t.id = d.turn_id"
+    " WHERE t.ended_at < ? AND d.settled_at IS NOT NULL LIMIT ?)",
     "DELETE FROM agent_processes WHERE id IN (SELECT id FROM agent_processes WHERE ended_at < ? LIMIT ?)",
+    "DELETE FROM model_uses WHERE id IN (SELECT id FROM model_uses WHERE began_at < ? LIMIT ?)",  # their sums stay
+    "DELETE FROM model_remarks WHERE turn_id IN (SELECT turn_id FROM model_remarks WHERE said_at < ? LIMIT ?)",
 )
 
 

@@ -13,13 +13,12 @@ from ravebot.agents.model import (
     ApprovalKind,
     ApprovalState,
     ConversationId,
-    ProcessId,
     Turn,
     TurnId,
     TurnState,
 )
 from ravebot.clock import from_us
-from ravebot.sandboxes.model import RAVEBOT
+from ravebot.sandboxes.model import RAVEBOT, Actor, SandboxId
 from ravebot.store import approvals
 from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
@@ -33,7 +32,7 @@ WITH RECURSIVE
         SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{OPEN})
         FROM walk WHERE walk.conversation_id IS NOT NULL
     )
-SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_try_at, t.tries,
+SELECT t.id, t.conversation_id, t.state, t.given_at, t.cancelled_by, t.next_try_at, t.tries,
        c.paused <> '' OR EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent) AS paused,
        c.agent,
        (SELECT COUNT(*) FROM approvals a
@@ -49,14 +48,15 @@ SELECT t.id, t.conversation_id, t.state, t.process_id, t.cancelled_by, t.next_tr
 class AgentWork:
     """A conversation's first unfinished turn, as far as it matters for whether something can be done now.
 
-    `paused`: nothing new is given to the agent. `decided`: answers of people that the agent does not have yet.
+    `given`: the agent may have it. `paused`: nothing new is given to the agent. `decided`: answers of people that the
+    agent does not have yet.
     """
 
     conversation_id: ConversationId
     agent: str
     turn_id: TurnId
     state: TurnState
-    process_id: ProcessId | None
+    given: bool
     cancelled: bool
     paused: bool
     decided: int
@@ -72,7 +72,7 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
             row["agent"],
             row["id"],
             TurnState(row["state"]),
-            row["process_id"],
+            row["given_at"] is not None,
             bool(row["cancelled_by"]),
             bool(row["paused"]),
             row["decided"],
@@ -80,6 +80,47 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
             from_us(row["next_try_at"]) if row["next_try_at"] is not None else None,
         )
         for row in tx.all(HEADS)
+    )
+
+
+@dataclass(frozen=True)
+class TurnUnderWay:
+    """A turn that an agent's live process in a sandbox has; `root`: the first person in its chain."""
+
+    turn_id: TurnId
+    conversation_id: ConversationId
+    agent: str
+    root: Actor
+    given_at: datetime | None
+    deadline: datetime | None
+
+
+def running_in(tx: Transaction, sandbox_id: SandboxId) -> tuple[TurnUnderWay, ...]:
+    """The turns that run in that sandbox, the one that was given last first.
+
+    A turn counts from the moment at which its prompt may have been written, because the agent may be faster than its
+    acknowledgement; it ends with its process.
+    """
+    rows = tx.all(
+        f"""
+        SELECT t.id, t.conversation_id, c.agent, m.root_kind, m.root, t.given_at, t.deadline
+          FROM agent_processes p
+          JOIN agent_turns t ON t.conversation_id = p.conversation_id AND t.process_id = p.id AND t.{OPEN}
+          JOIN conversations c ON c.id = t.conversation_id JOIN agent_messages m ON m.id = t.message_id
+         WHERE p.sandbox_id = ? AND p.ended_at IS NULL ORDER BY t.given_at DESC, t.id DESC
+        """,  # noqa: S608 - a constant
+        (sandbox_id,),
+    )
+    return tuple(
+        TurnUnderWay(
+            row["id"],
+            row["conversation_id"],
+            row["agent"],
+            Actor(row["root_kind"], row["root"]),
+            from_us(row["given_at"]) if row["given_at"] is not None else None,
+            from_us(row["deadline"]) if row["deadline"] is not None else None,
+        )
+        for row in rows
     )
 
 

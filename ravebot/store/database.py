@@ -213,10 +213,11 @@ class Database:
     async def _connect(self, name: str) -> _Thread:
         return await self._stack.enter_async_context(_connected(self.path, name, self._patience_seconds))
 
-    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
+    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False, synced: bool = True) -> T:
         """Run `function` in one transaction and commit, or roll back what it did when it raises.
 
-        `urgent` transactions (short ones that a client waits for) run before all others that wait.
+        `urgent` transactions (short ones that a client waits for) run before all others that wait. One that is not
+        `synced` survives the end of this process, but a power cut may take it back: it does not wait for the disk.
 
         Cancelling the caller does not interrupt it: it commits or fails as a whole. Raises StoreError when the database
         can't be written now (the disk is full, or its file was deleted, for example).
@@ -229,7 +230,7 @@ class Database:
                 raise StoreError(f"the database can't be written: {lost}")
             return result
 
-        task = asyncio.ensure_future(self._write(checked, urgent))
+        task = asyncio.ensure_future(self._write(checked, urgent, synced))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -239,10 +240,11 @@ class Database:
         if not task.cancelled():
             task.exception()  # asyncio complains of one that nobody looked at, because the caller was cancelled
 
-    async def _write(self, function: Callable[[Transaction], T], urgent: bool) -> T:
+    async def _write(self, function: Callable[[Transaction], T], urgent: bool, synced: bool) -> T:
+        transact = self._transact if synced else self._transact_unsynced
         async with self._turns.take(urgent=urgent):
             try:
-                result, wakes = await self._writer.run(partial(self._transact, "BEGIN IMMEDIATE", function))
+                result, wakes = await self._writer.run(partial(transact, "BEGIN IMMEDIATE", function))
             except sqlite3.OperationalError as error:
                 if not _is_among(error, _PASSING | {sqlite3.SQLITE_READONLY}):
                     raise
@@ -287,6 +289,16 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
         return result, transaction.wakes
+
+    def _transact_unsynced(
+        self, begin: str, function: Callable[[Transaction], T], connection: sqlite3.Connection
+    ) -> tuple[T, tuple[str, ...]]:
+        """The same without waiting for the disk; https://www.sqlite.org/pragma.html#pragma_synchronous."""
+        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            return self._transact(begin, function, connection)
+        finally:
+            connection.execute("PRAGMA synchronous = FULL")
 
     def _hold_lock(self) -> None:
         make_state_dir(self.path.parent)

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import Actor, EventKind
-from ravebot.store import events, stale_notes
+from ravebot.store import api_tokens, events, stale_notes
 from ravebot.store.database import Transaction, dump_json, get_meta, set_meta
 
 _RESTORED = "restored"
@@ -26,6 +26,7 @@ def mark(tx: Transaction, made_at: datetime, head: str, actor: Actor) -> None:
     set_meta(tx, _UNSETTLED, "yes")
     tx.execute("DELETE FROM sightings")  # from before the backup: the next sighting is a first one
     stale_notes.expect(tx)  # notes that were posted since the backup was made
+    api_tokens.end_all(tx)  # which of them were revoked since is not known
     data: dict[str, object] = {"backup_of": f"{made_at:%Y-%m-%dT%H:%M:%SZ}", "head": head}
     events.append(tx, EventKind.STATE_RESTORED, actor, data=data)
 

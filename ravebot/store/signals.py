@@ -10,10 +10,17 @@ from collections import defaultdict
 
 INTAKE = "intake"
 POOL = "pool"
+RUNS = "runs"
 AGENTS = "agents"
 APPROVALS = "approvals"
+DELIVERIES = "deliveries"
 AGENTS_WAIT = "agents wait"
 """Something changed that a message to an agent may wait for."""
+
+
+def inbox_of(agent: str) -> str:
+    """There may be a message for an agent that takes them itself."""
+    return f"inbox of {agent}"
 
 
 class Signals:

@@ -241,8 +241,8 @@ async def test_a_missing_program_is_told_with_what_to_install(guest: SshGuest, t
         state, _, why = await answered(world, "say x")
         assert (state, why) == (
             TurnState.DEAD,
-            "The sandbox's image has no program `opencode`: install it in the image, or change agents[].acp.command of "
-            "coder.",
+            "The sandbox's image has no program `opencode`: install it in the image and rebuild the sandbox, or change "
+            "agents[].acp.command of coder.",
         )
 
 

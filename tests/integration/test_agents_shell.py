@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -332,13 +333,31 @@ async def test_a_trial_tells_each_step_and_leaves_nothing(shell: Shell) -> None:
     assert [step["result"] for step in told["steps"] if step["name"] == "prompt"] == ["skipped"]
 
 
+async def test_a_trial_names_on_a_terminal_what_it_is_at_and_nothing_once_it_is_over(shell: Shell) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        process = await shell.here.start("agent", "check", "coder", REF, "--prompt", "wait 1\nsay done", stderr=theirs)
+        await process.communicate()
+        os.write(theirs, b".")  # so that there is something to read
+        text = re.sub(r"\x1b\[[\d;]*m", "", os.read(ours, 65536).decode())
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert process.returncode == 0
+    told = [line.strip() for line in text.rstrip(".").splitlines()]
+    assert "… prompt" in told
+    assert "…" not in told
+
+
 async def test_a_trial_of_a_program_that_the_image_lacks_says_what_to_install(tmp_path: Path, guest: SshGuest) -> None:
     async with a_shell(tmp_path, guest, runs=False, acp={"command": ["no-such-agent"]}) as shell:
         code, output, _ = await shell.run("agent", "check", "coder", REF)
     assert code == 1
     [failed] = [line for line in output.splitlines() if line.startswith("✗")]
     assert "no program `no-such-agent`" in failed
-    assert failed.split("\t")[4].startswith("Install it in the image")
+    mend = failed.split("\t")[4]
+    assert mend.startswith("Install it in the image")
+    assert f"`!rave rebuild {REF}` gives it the present one" in mend, "it may be there since this sandbox was started"
 
 
 async def test_a_trial_of_a_machine_with_another_host_key_sends_nothing_to_it(idle: Shell) -> None:

@@ -225,7 +225,7 @@ async def test_when_the_merge_request_closes_what_waits_dies_and_says_why(world:
     await merge(world)
     assert await world.promote() == 1
     turn = await world.turn(turn_id)
-    assert (turn.state, turn.why) == (S.DEAD, "group/app!1 is merged, so coder has no sandbox to work in.")
+    assert (turn.state, turn.why) == (S.DEAD, "group/app!1 is merged, so coder does not work on it any more.")
 
 
 Change = Callable[[AgentYard], Awaitable[None]]

@@ -66,10 +66,12 @@ class Installation:
         self.config.write_text(CONFIG.format(folder=folder))
         self.environment = {**os.environ, "RAVEBOT_CONFIG": str(self.config), "PYTHONUNBUFFERED": ""}
 
-    async def start(self, *arguments: str, stdout: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
+    async def start(
+        self, *arguments: str, stdout: int = asyncio.subprocess.PIPE, stderr: int = asyncio.subprocess.PIPE
+    ) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "ravebot", *arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=asyncio.subprocess.PIPE, env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self.environment,
         )  # fmt: skip
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:

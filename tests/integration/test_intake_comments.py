@@ -228,10 +228,12 @@ async def test_help_names_the_agents_of_the_project(desk: Desk) -> None:
 
 async def test_a_guest_says_nothing_to_an_agent_and_the_refusal_is_logged(desk: Desk) -> None:
     mr = await opened(desk)
-    await desk.say(mr, desk.gina, "/agent coder hello")
-    await desk.work()
-    [reply] = await replies(desk)
-    assert str(reply["text"]).startswith("Refused: gina is Guest in group/app.")
+    for agent in ("coder", "nobody"):  # nor is it told which agents there are
+        await desk.say(mr, desk.gina, f"/agent {agent} hello")
+        await desk.work()
+    told = [str(reply["text"]) for reply in await replies(desk)]
+    assert len(told) == 2
+    assert all(text.startswith("Refused: gina is Guest in group/app.") for text in told)
     event = (await desk.world.events())[-1]
     assert (event.kind, event.actor.name, event.data["verb"]) == ("command.refused", "gina", "agent")
     assert await talks(desk, mr) == []

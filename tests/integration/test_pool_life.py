@@ -22,17 +22,18 @@ from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
 GIB = 1024**3
+OURS = "ssh-ed25519 AAAAcontrol"
 
 MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
 
 
 @pytest.fixture
 async def yard(tmp_path: Path, host: MemoryHost) -> AsyncIterator[Yard]:
-    async with a_yard(tmp_path, MemoryProvider(host)) as yard:
+    async with a_yard(tmp_path, MemoryProvider(host), own_keys=(OURS,)) as yard:
         yield yard
 
 
-async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ports_and_results(
+async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ours_too_ports_and_results(
     yard: Yard, host: MemoryHost
 ) -> None:
     yard.code.keys = {ALICE.id: ("ssh-ed25519 AAAAalice",)}
@@ -40,7 +41,7 @@ async def test_a_merge_request_becomes_a_ready_sandbox_with_keys_ports_and_resul
     sandbox, machine = await yard.latest(MR), await yard.machine(MR)
     assert machine.state is MachineState.LEASED
     assert list(host.machines) == [machine.name]
-    assert host.machines[machine.name].authorized == {"agent": ("ssh-ed25519 AAAAalice",)}
+    assert host.machines[machine.name].authorized == {"agent": ("ssh-ed25519 AAAAalice", OURS)}
     assert yard.fence.ports == {sandbox.ssh_port, sandbox.web_port}
     assert sandbox.running_sha == MR.head_sha
     assert [data["stage"] for data in await yard.log("stage.done")] == [
@@ -465,8 +466,8 @@ async def test_new_people_are_let_in_at_the_next_look(yard: Yard, host: MemoryHo
     await yard.told(replace(MR, people=(Person(7, "carol"),)))
     yard.pass_by(seconds=20)
     await yard.go()
-    machine = await yard.machine(MR)
-    assert host.machines[machine.name].authorized["agent"] == ("ssh-ed25519 AAAAalice", "ssh-ed25519 AAAAcarol")
+    let_in = host.machines[(await yard.machine(MR)).name].authorized["agent"]
+    assert let_in == ("ssh-ed25519 AAAAalice", "ssh-ed25519 AAAAcarol", OURS)
 
 
 async def test_stopping_does_not_wait_for_a_guest_that_never_comes_back(yard: Yard, host: MemoryHost) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,7 @@ async def a_ward(
     far_server = Homeserver()
     async with GitLabServer() as server, homeserver(far_server.answer) as url:
         mapped = [{"room": room, "projects": ["group/*"]} for room in rooms]
-        changes = {
+        changes: dict[str, Any] = {
             "gitlab": {"url": server.url, "poll": "1s", "projects": projects},
             "matrix": {"homeserver": url, "user_id": US, "rooms": mapped},
         }

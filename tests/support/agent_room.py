@@ -111,7 +111,7 @@ class MortalDatabase(CrashingDatabase):
             file.write(f"{what}\n")
         self.die()
 
-    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False) -> T:
+    async def write(self, function: Callable[[Transaction], T], *, urgent: bool = False, synced: bool = True) -> T:
         what: Any = function
         about = ""
         while isinstance(what, partial):
@@ -120,7 +120,7 @@ class MortalDatabase(CrashingDatabase):
             what = what.func
         name = f"the commit of {what.__module__.removeprefix('ravebot.')}.{what.__qualname__}{about}"
         self.step(f"before {name}")
-        result = await Database.write(self, function, urgent=urgent)
+        result = await Database.write(self, function, urgent=urgent, synced=synced)
         self.step(f"after {name}")
         return result
 

@@ -17,14 +17,19 @@ from ravebot.providers.memory import MemoryProvider
 class Room(MemoryProvider):
     """Runs what a guest would, as root, where /run and /srv are empty folders of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, holder_pid: int = 0) -> None:
+        """`holder_pid`: the one that another process made."""
         super().__init__()
+        self.slow_copy = 0.0
+        self.path = "/usr/sbin:/usr/bin:/sbin:/bin"
+        self.holder_pid = holder_pid
+        if holder_pid:
+            return
         hold = "mount -t tmpfs none /run && mount -t tmpfs none /srv && echo made && exec sleep 600"
         self.holder = subprocess.Popen(["unshare", "-m", "sh", "-c", hold], stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout
         assert self.holder.stdout.readline() == "made\n"
-        self.slow_copy = 0.0
-        self.path = "/usr/sbin:/usr/bin:/sbin:/bin"
+        self.holder_pid = self.holder.pid
 
     def close_room(self) -> None:
         self.holder.kill()
@@ -40,7 +45,7 @@ class Room(MemoryProvider):
         stdin: bytes = b"",
     ) -> RunResult:
         process = await asyncio.create_subprocess_exec(
-            *("nsenter", "-m", "-t", str(self.holder.pid)), *argv,
+            *("nsenter", "-m", "-t", str(self.holder_pid)), *argv,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env={"PATH": self.path, **(environment or {})},
         )  # fmt: skip
@@ -50,13 +55,13 @@ class Room(MemoryProvider):
     async def copy_in(self, name: str, source: Path, target: str, *, mode: int = 0o600) -> bool:
         await asyncio.sleep(self.slow_copy)
         subprocess.run(
-            ["nsenter", "-m", "-t", str(self.holder.pid), "tee", target],
+            ["nsenter", "-m", "-t", str(self.holder_pid), "tee", target],
             input=source.read_bytes(), stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
         return False
 
     async def copy_out(self, name: str, source: str, *, max_bytes: int) -> bytes:
-        command = ["nsenter", "-m", "-t", str(self.holder.pid), "head", "-c", str(max_bytes + 1), source]
+        command = ["nsenter", "-m", "-t", str(self.holder_pid), "head", "-c", str(max_bytes + 1), source]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
         if done.returncode != 0:
             raise GuestError(done.stderr.decode())
@@ -65,5 +70,5 @@ class Room(MemoryProvider):
         return done.stdout
 
     def sh(self, script: str) -> str:
-        command = ["nsenter", "-m", "-t", str(self.holder.pid), "sh", "-c", script]
+        command = ["nsenter", "-m", "-t", str(self.holder_pid), "sh", "-c", script]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout

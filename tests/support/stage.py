@@ -52,6 +52,13 @@ class Guest(StrEnum):
     DEBIAN = "debian"
 
 
+def new_folder() -> Path:
+    """For what a stage keeps, its machines' disks too: on disk. /tmp is in memory on Debian 13, and can be small."""
+    folder = Path(tempfile.mkdtemp(prefix="ravebot-stage-", dir=os.environ.get("TMPDIR") or "/var/tmp"))
+    folder.chmod(0o711)  # QEMU, which libvirt runs as another user, must get into it
+    return folder
+
+
 @dataclass
 class Bot:
     """ravebot as people run it: a process with a configuration file, which can be killed at any moment."""
@@ -164,9 +171,7 @@ class Stage:
 
     async def _set_up(self) -> None:
         self._stack.callback(os.close, self._lock)
-        # QEMU, which libvirt runs as another user, must get into it.
-        self.folder = Path(tempfile.mkdtemp(prefix="ravebot-stage-"))
-        self.folder.chmod(0o711)
+        self.folder = new_folder()
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         await asyncio.to_thread(ensure_libvirtd)
         self._machine = await (self._debian_machine() if self.guest is Guest.DEBIAN else self._tiny_machine())

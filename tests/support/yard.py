@@ -75,7 +75,9 @@ class Yard(World):
 
 
 @asynccontextmanager
-async def a_yard(folder: Path, provider: MemoryProvider | None = None, **changes: Any) -> AsyncIterator[Yard]:
+async def a_yard(
+    folder: Path, provider: MemoryProvider | None = None, *, own_keys: tuple[str, ...] = (), **changes: Any
+) -> AsyncIterator[Yard]:
     """A pool that is run pass by pass; running actions are cancelled at the end, as by a crash. Guest jobs succeed."""
     folder.mkdir(exist_ok=True)
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
@@ -83,7 +85,7 @@ async def a_yard(folder: Path, provider: MemoryProvider | None = None, **changes
     provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
     provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
     async with Database(folder / "ravebot.db", clock) as database:
-        core = make_core(config, database, clock, provider, fence, code, metrics)
+        core = make_core(config, database, clock, provider, fence, code, metrics, own_keys=own_keys)
         core.sources.clear()
         async with asyncio.TaskGroup() as group:
             flights = Flights(group, lambda: None)

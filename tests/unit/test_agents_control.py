@@ -125,6 +125,12 @@ def test_a_line_without_end_is_noticed_before_it_fills_the_memory() -> None:
         list(reader.feed(b"x"))
 
 
+def test_a_line_that_is_too_long_is_noticed_also_with_its_end() -> None:
+    assert len(list(LineReader(0).feed(b"x" * LONGEST_LINE + b"\n"))) == 1
+    with pytest.raises(AgentBreaksLimits, match="longer than 1024 KiB"):
+        list(LineReader(0).feed(b"x" * (LONGEST_LINE + 1) + b"\n"))
+
+
 def test_a_turn_may_send_so_much_and_no_more() -> None:
     allowance = Allowance(bytes=10)
     allowance.read(10)

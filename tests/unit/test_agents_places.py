@@ -1,10 +1,12 @@
-"""Where a turn belongs that waits: one decision for any surroundings, and its shortcut for many turns at once."""
+"""Where a turn belongs that waits: one decision for any surroundings, and its shortcut for many turns at once. And when
+a process can't be running any more."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,13 +18,16 @@ from ravebot.agents.model import (
     ApprovalState,
     ConversationId,
     MessageId,
+    Process,
+    ProcessId,
     Turn,
     TurnId,
     TurnState,
 )
+from ravebot.agents.processes import why_gone
 from ravebot.agents.waiting import LONGEST_WAIT, Surroundings, all_stay, place_of
 from ravebot.config.model import AgentConfig
-from ravebot.sandboxes.model import Actor, MachineId, MachineState, SandboxState
+from ravebot.sandboxes.model import Actor, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
 from ravebot.store.agent_queue import Waiters
 from tests.support.records import NOON, a_machine, a_merge_request, a_sandbox
 
@@ -115,3 +120,28 @@ def test_a_day_is_waited_for() -> None:
     turn = a_turn(1, TurnState.ACCEPTED)
     assert place_of(turn, "coder", around, NOON + LONGEST_WAIT).state is TurnState.ACCEPTED
     assert place_of(turn, "coder", around, NOON + LONGEST_WAIT + timedelta(seconds=1)).state is TurnState.DEAD
+
+
+READY = a_sandbox(1, SandboxState.READY, machine_id=MachineId(1))
+LEASED = a_machine(1, state=MachineState.LEASED)
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "machine", "why"),
+    [
+        (READY, LEASED, ""),
+        (replace(READY, state=SandboxState.STARTING), LEASED, ""),
+        (None, LEASED, "its sandbox ended"),
+        (replace(READY, state=SandboxState.STOPPING), LEASED, "its sandbox ended"),
+        (replace(READY, state=SandboxState.ENDED), LEASED, "its sandbox ended"),
+        (READY, None, "its sandbox got a new machine"),
+        (replace(READY, machine_id=MachineId(2)), LEASED, "its sandbox got a new machine"),
+        (READY, replace(LEASED, restarts=1), "its machine was restarted"),
+        (READY, replace(LEASED, state=MachineState.STOPPING), "its machine is taken down"),
+    ],
+)
+def test_a_process_lives_as_long_as_its_sandbox_has_its_machine_and_that_was_not_restarted(
+    sandbox: Sandbox | None, machine: Machine | None, why: str
+) -> None:
+    process = Process(ProcessId(1), ConversationId(1), SandboxId(1), MachineId(1), 0, "1-a", NOON)
+    assert why_gone(process, sandbox, machine) == why

@@ -85,6 +85,7 @@ def test_any_message_is_read_and_what_it_says_can_be_stored(message: dict[str, A
     "line",
     [
         b"\xff",
+        b'{"jsonrpc":"2.0","id":1,"result":{"x":"\xff"}}',
         b"hello",
         b"[1]",
         b"7",

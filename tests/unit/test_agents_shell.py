@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from ravebot.agents.hearing import piece
 from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
 from ravebot.operations.agents.cli import LONGEST_TEXT
-from ravebot.operations.agents.operator import piece
 from ravebot.operations.agents.reports import ApprovalLine, TurnLine
 from ravebot.operations.agents.show import show_approvals, show_turns
 from ravebot.terminal import Output

@@ -157,6 +157,8 @@ def test_code_is_one_code_span_whatever_it_holds(value: str) -> None:
 
 
 @given(HOSTILE)
+@example("/close\n  /merge")
+@example("x\n```\ny")
 def test_a_block_holds_everything_and_lets_nothing_out(value: str) -> None:
     markdown = f"<details>\n<summary>tail</summary>\n\n{block(value)}\n\n</details>\n"
     assert [one.type for one in MARKDOWN.parse(markdown)] == ["html_block", "fence", "html_block"]

@@ -85,6 +85,10 @@ def test_an_answer_keeps_its_lines_and_its_code_and_is_marked_as_the_sandbox_s_w
     )
 
 
+def test_the_colours_of_a_terminal_are_left_out_of_an_answer() -> None:
+    assert shown("\x1b[31mred\x1b[0m").endswith(" sandbox:\n\nred\n")
+
+
 def test_a_long_answer_shows_its_beginning_and_is_folded_away() -> None:
     body = shown("\n".join(f"line {number}" for number in range(400)))
     visible, folded = body.split("<details>")

@@ -32,7 +32,22 @@ from tests.unit.test_doctor import config
 # What every shell does itself; `n` and `es` are parts of texts.
 _BUILT_IN = (
     *("break", "case", "cd", "continue", "do", "done", "echo", "elif", "else", "esac", "eval", "exec", "exit"),
-    *("export", "fi", "for", "if", "return", "set", "shift", "then", "trap", "true", "umask", "wait", "while"),
+    *(
+        "export",
+        "fi",
+        "for",
+        "if",
+        "return",
+        "set",
+        "shift",
+        "then",
+        "trap",
+        "true",
+        "ulimit",
+        "umask",
+        "wait",
+        "while",
+    ),
     *("n", "es"),
 )
 _CALLED = re.compile(r"(?:^|[;|&({!]|\b(?:then|else|do|exec|if|while))\s*([a-z]+)(?=[\s;)]|$)", re.MULTILINE)

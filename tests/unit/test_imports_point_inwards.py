@@ -12,7 +12,15 @@ ROOT = Path(__file__).parents[2] / "ravebot"
 PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "transitions", "naming", "view", "pool.plan"))
 BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff", "ravebot.sshkeys")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
-INNER = (*BASICS, *CONTRACTS, "ravebot.config.model", "ravebot.config.values", "ravebot.sandboxes", "ravebot.store")
+INNER = (
+    *BASICS,
+    *CONTRACTS,
+    "ravebot.config.model",
+    "ravebot.config.values",
+    "ravebot.config.apis",
+    "ravebot.sandboxes",
+    "ravebot.store",
+)
 # Whose modules may import what: the longest matching name counts; a module may always import its own package's name.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
@@ -24,6 +32,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.config": ("ravebot.config", "ravebot.errors", "ravebot.sshkeys"),
     "ravebot.config.model": ("ravebot.config.values",),
     "ravebot.config.values": (),
+    "ravebot.config.apis": (),
     "ravebot.config.tree": (),
     "ravebot.config.secrets": (),
     "ravebot.logs": (),
@@ -80,13 +89,16 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.matrix",
     ),
     "ravebot.notify": (*INNER, "ravebot.notify", "ravebot.agents", "ravebot.gitlab", "ravebot.matrix"),
+    "ravebot.tools": (*INNER, "ravebot.commands", "ravebot.agents", "ravebot.tools"),
     "ravebot.web": (
         *INNER,
         "ravebot.web",
         "ravebot.agents.model",
         "ravebot.operations.reports",
         "ravebot.operations.agents.reports",
+        "ravebot.operations.tokens.reports",
     ),
+    "ravebot.web.api": (*INNER, "ravebot.tools", "ravebot.web.api"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),
     "ravebot.chat": ("ravebot",),
@@ -96,7 +108,11 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.operations.imagechecks": ("ravebot.config.model",),
     "ravebot.operations.hostlock": BASICS,
     **dict.fromkeys(
-        ("ravebot.operations.reports", "ravebot.operations.agents.reports"),
+        (
+            "ravebot.operations.reports",
+            "ravebot.operations.agents.reports",
+            "ravebot.operations.tokens.reports",
+        ),
         ("ravebot.sandboxes.model", "ravebot.sandboxes.intents"),
     ),
     "ravebot.terminal": (

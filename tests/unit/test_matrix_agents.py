@@ -144,6 +144,15 @@ def test_markdown_is_shown_as_markdown() -> None:
     )
 
 
+def test_the_colours_of_a_terminal_are_left_out_of_what_an_agent_says() -> None:
+    said = agents_words("\x1b[31mred\x1b[0m and `\x1b[1mbold\x1b[0m`")
+    assert (said.plain, said.html) == ("red and `bold`", "red and <code>bold</code>")
+
+
+def test_what_is_quoted_very_deep_is_shown_too() -> None:
+    assert "word" in agents_words("> " * 40 + "word").html
+
+
 def test_a_link_shows_where_it_leads_and_a_table_its_columns() -> None:
     assert agents_words("Look at **page.html**, src/app.py: (a.b.md) node.js's.").html == (
         "Look at <strong><code>page.html</code></strong>, <code>src/app.py</code>: (<code>a.b.md</code>)"
@@ -233,6 +242,12 @@ def test_an_answer_to_a_question_names_who_gave_it_as_the_room_knows_them() -> N
 def test_no_name_of_a_value_can_look_like_another_value() -> None:
     content = render_question(asked_for(json.dumps({"a: b\nrun": "ls"})), "!rave", []).content
     assert "\na: b\\nrun: ls\n" in content["body"]
+
+
+def test_what_an_agent_calls_its_question_never_looks_like_a_command_of_ours() -> None:
+    asked = asked_for("{}", title="to go on, say `!rave approve 18`")
+    title = "<code>to go on, say `!rave approve 18`</code>"
+    assert f"</strong> {title}\n" in render_question(asked, "!rave", [], SPEAKER).content["formatted_body"]
 
 
 def test_a_question_that_is_too_long_says_that_the_rest_is_in_the_file() -> None:

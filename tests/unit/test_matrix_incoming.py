@@ -70,6 +70,20 @@ def test_no_field_of_a_content_breaks_the_reading(field: str, value: Any) -> Non
     assert message is None or isinstance(message.text, str)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"msgtype": "m.notice"},
+        {"m.relates_to": {"rel_type": "m.replace", "event_id": "$0"}},
+        {"m.new_content": {"msgtype": "m.text", "body": "!rave list"}},
+    ],
+)
+def test_notices_and_edits_are_no_messages_also_from_a_gap(more: dict[str, Any]) -> None:
+    heard = event(content={"msgtype": "m.text", "body": "!rave list", **more})
+    assert read_message(heard, "!room", US) is None
+    assert read_message(slimmed(heard), "!room", US) is None
+
+
 def reacted(key: object = "✅", to: object = "$question", **changed: Any) -> dict[str, Any]:
     relation = {"rel_type": "m.annotation", "event_id": to, "key": key}
     return event(type="m.reaction", content={"m.relates_to": relation}) | changed

@@ -220,6 +220,7 @@ class AgentTrial:
         return replace(where, port=self.parts.driver.ssh_port)
 
     async def _program(self) -> str:
+        assert self._mr
         assert self._agent
         assert self._agent.acp
         assert self._attached
@@ -227,7 +228,8 @@ class AgentTrial:
         if self._found is InGuest.MISSING:
             raise StepFailed(
                 f"The sandbox's image has no program `{command}`.",
-                f"Install it in the image, or change agents[].acp.command of {self.name}.",
+                f"Install it in the image, or change agents[].acp.command of {self.name}. A sandbox keeps the image "
+                f"that it was started with: `!rave rebuild {self._mr.full_ref}` gives it the present one.",
             )
         self._session = AgentSession(self._attached, LineReader(0))
         return f"`{command}` was started"

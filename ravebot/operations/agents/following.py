@@ -79,7 +79,7 @@ async def check(
             for step in progress.steps[shown:]:
                 show_step(output, step)
             shown = len(progress.steps)
-            if progress.under_way != under_way and output.errors.is_terminal:
+            if progress.under_way not in ("", under_way) and output.errors.is_terminal:
                 output.complain(clean(f"… {progress.under_way}"), "dim")
             under_way = progress.under_way
         if progress.over:

@@ -9,8 +9,8 @@ from typing import NoReturn
 from ravebot.agents import overview, registry
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, DeskOutcome
+from ravebot.agents.hearing import piece
 from ravebot.agents.model import (
-    LONGEST_ANSWER,
     AgentDoor,
     Approval,
     ApprovalId,
@@ -197,23 +197,6 @@ class AgentOperator:
         )
 
 
-def piece(answer: str, cut: int, offset: int) -> tuple[str, int, int]:
-    """What of an answer comes after `offset`, how much before that was left out, and the offset behind it.
-
-    `answer` is what is kept: after its first half, `cut` characters are missing, which the offset counts.
-    """
-    end = len(answer) + cut
-    if offset >= end or not cut:
-        return answer[offset:] if offset < end else "", 0, max(offset, end)
-    hole = LONGEST_ANSWER // 2
-    behind = hole + cut
-    if offset >= behind:
-        return answer[offset - cut :], 0, end
-    if offset >= hole:
-        return answer[hole:], behind - offset, end
-    return answer[offset:hole], 0, hole
-
-
 def _asked(outcome: Outcome) -> TurnAsked:
     turn = outcome.turn_id if isinstance(outcome, DeskOutcome) else None
     return TurnAsked(outcome.accepted, outcome.message, turn)
@@ -245,6 +228,8 @@ def _summary(agent: AgentConfig, work: AgentAtWork, dead: int) -> AgentSummary:
         dead,
         work.spent.messages,
         agent.limits.messages_per_day,
+        work.spent.tokens,
+        work.spent.most_tokens,
     )
 
 

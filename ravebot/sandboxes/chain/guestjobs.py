@@ -25,16 +25,20 @@ from ravebot.sandboxes.view import in_words
 
 _ARCHIVE = "/srv/.merge-request"
 _CALL = timedelta(seconds=30)
+_JOBS = "/run/ravebot/jobs"
 _NUMBER = re.compile(r"[0-9]{1,3}")
+_BOOT_ID = re.compile(r"[0-9a-f-]{36}")
 _POLLS = Backoff.growing(0.05, 1.0, factor=1.5)
 
 # Commands reach su's shell on its standard input: with -c, the su of util-linux would put them into a session of their
 # own, and killing the job's would miss them. What varies is in the environment.
 
-# Ends job $1: kills its processes and says so in its status.
+# Ends job $1: kills its processes and says so in its status. One that has not yet written its process id finds that it
+# was killed.
 _END_JOB = """
 end_job() {
   [ ! -f "$1/status" ] || return 0
+  : > "$1/killed"
   [ ! -f "$1/pid" ] || kill -KILL "-$(cat "$1/pid")" 2>/dev/null || true
   echo 137 > "$1/status.part" && mv "$1/status.part" "$1/status"
 }
@@ -71,24 +75,28 @@ exec setsid sh -euc '
 """
 )
 
-# $1 job folder, $2 user, $3 code folder; RAVE_COMMAND is what to run. The output's first 8 MiB are kept, the rest is
-# read and dropped, so that a command that prints without end neither blocks nor fills the disk.
+# $1 job folder, $2 user, $3 code folder, $4 blocks of 512 bytes; RAVE_COMMAND is what to run. So much of the output is
+# kept, at once; the rest is read and dropped, so that a command that prints without end neither blocks nor fills the
+# disk. With a $5, it is started only in that boot of the guest: a job's folder does not survive another one.
 _START = """
 set -u
+[ -z "$5" ] || [ "$(cat /proc/sys/kernel/random/boot_id)" = "$5" ] || exit 76
 mkdir -p "${1%/*}" && chmod 700 "${1%/*}" || exit 1
 mkdir "$1" 2>/dev/null || exit 0
 export RAVE_FOLDER="$3"
 setsid sh -c '
   echo $$ > "$1/pid.part" && mv "$1/pid.part" "$1/pid"
+  [ ! -f "$1/killed" ] || exit 0
   mkfifo "$1/pipe"
-  { head -c 8388608; cat > /dev/null; } < "$1/pipe" > "$1/out" &
+  : > "$1/out"
+  { (trap "" XFSZ; ulimit -f "$3"; exec cat > "$1/out"); cat > /dev/null; } < "$1/pipe" &
   drain=$!
   echo "{ exec < /dev/null; cd \\"\\$RAVE_FOLDER\\" && eval \\"\\$RAVE_COMMAND\\"; }" |
     su "$2" -s /bin/sh > "$1/pipe" 2>&1
   code=$?
   for tick in 1 2 3 4 5; do kill -0 $drain 2>/dev/null || break; sleep 0.1; done
   echo $code > "$1/status.part" && mv "$1/status.part" "$1/status"
-' job "$1" "$2" < /dev/null > /dev/null 2>&1 &
+' job "$1" "$2" "$4" < /dev/null > /dev/null 2>&1 &
 """
 
 # $1 job folder, $2 bytes. First line: the exit code, `running`, or `gone` when its process died without a status.
@@ -101,7 +109,27 @@ else echo gone; fi
 exit 0
 """
 
-_KILL = _END_JOB + 'end_job "$1"; exit 0\n'
+# Without a folder, the job must not be started later.
+_KILL = _END_JOB + 'mkdir -p "$1" && end_job "$1"; exit 0\n'
+
+_BOOT = "cat /proc/sys/kernel/random/boot_id"
+
+# $1 job folder, $2 the first byte that is wanted, $3 bytes. First line as for _POLL, or `missing`; then `more` if there
+# is output, which is in the file `piece`.
+_LOOK = """
+if [ ! -d "$1" ]; then echo missing; exit 0
+elif [ -f "$1/status" ]; then cat "$1/status"
+elif [ ! -f "$1/pid" ] || kill -0 "$(cat "$1/pid")" 2>/dev/null; then echo running
+elif [ -f "$1/status" ]; then cat "$1/status"
+else echo gone; fi
+[ -f "$1/out" ] || exit 0
+tail -c "+$2" "$1/out" | head -c "$3" > "$1/piece"
+[ ! -s "$1/piece" ] || echo more
+exit 0
+"""
+
+# A job that is over, and must not be started again.
+_FORGET = 'rm -rf "$1"; exit 0\n'
 
 # Prints the numbers of the commands whose first word is a file in the code folder, or no file name at all.
 _PRESENT = """
@@ -122,6 +150,21 @@ class JobResult:
 
     exit_code: int
     output: str
+
+
+@dataclass(frozen=True)
+class JobLook:
+    """How a job goes, and the next piece of its output. `found`: whether the guest knows of it."""
+
+    found: bool
+    exit_code: int | None  # None: it runs
+    piece: bytes
+
+
+OTHER_BOOT = 76
+BLOCK_BYTES = 512
+_BLOCKS_KEPT = 8 * 1024**2 // BLOCK_BYTES
+PIECE_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -163,11 +206,9 @@ class GuestJobs:
 
         Ends the job after `timeout`, and raises GuestTimeout.
         """
-        folder = f"/run/ravebot/jobs/{key}"
+        folder = f"{_JOBS}/{key}"
         variables = {**environment, "RAVE_COMMAND": command}
-        started = await self._sh(machine, _START, folder, self.user, CODE_FOLDER, timeout=_CALL, environment=variables)
-        if started.exit_code != 0:
-            raise GuestError(f"the guest could not start a job: {started.output.strip()[-500:]}")
+        await self._start(machine, folder, variables, _BLOCKS_KEPT)
         output = ""
         pauses = iter(_POLLS)
         try:
@@ -185,6 +226,57 @@ class GuestJobs:
         except TimeoutError as error:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
             raise GuestTimeout(f"not done after {in_words(timeout)}\n{output[-1500:]}") from error
+
+    async def boot(self, machine: str) -> str:
+        """What names this boot of the guest. Raises GuestError."""
+        done = await self._sh(machine, _BOOT, timeout=_CALL)
+        name = done.output.strip()
+        if done.exit_code != 0 or not _BOOT_ID.fullmatch(name):
+            raise GuestError("the guest does not say which boot it is in: /proc must be mounted in it")
+        return name
+
+    async def start(
+        self, machine: str, key: str, command: str, environment: Mapping[str, str], boot: str, most_blocks: int
+    ) -> bool:
+        """Start a command as the sandbox user, unless one with this key was started; False in another boot.
+
+        Its first `most_blocks` of BLOCK_BYTES of output are kept. Raises GuestError.
+        """
+        variables = {**environment, "RAVE_COMMAND": command}
+        return await self._start(machine, f"{_JOBS}/{key}", variables, most_blocks, boot) == 0
+
+    async def look(self, machine: str, key: str, offset: int) -> JobLook:
+        """How a job goes, and what it printed from that byte on: the next piece. Raises GuestError."""
+        folder = f"{_JOBS}/{key}"
+        done = await self._sh(machine, _LOOK, folder, str(offset + 1), str(PIECE_BYTES), timeout=_CALL)
+        word, _, more = done.output.partition("\n")
+        word = word.strip()
+        if word == "missing":
+            return JobLook(False, None, b"")
+        if word not in ("running", "gone") and not _NUMBER.fullmatch(word):
+            raise GuestError("the guest answered with nonsense when asked how its job goes")
+        piece = b""
+        if more.strip() == "more":
+            piece = await self.provider.copy_out(machine, f"{folder}/piece", max_bytes=PIECE_BYTES)
+        return JobLook(True, None if word == "running" else 137 if word == "gone" else int(word), piece)
+
+    async def kill(self, machine: str, key: str) -> None:
+        """End a job with all its processes, and never start it later. Does nothing to one that has ended."""
+        await self._sh(machine, _KILL, f"{_JOBS}/{key}", timeout=_CALL)
+
+    async def forget(self, machine: str, key: str) -> None:
+        """Remove what is left in the guest of a job that is over; it must never be started again."""
+        await self._sh(machine, _FORGET, f"{_JOBS}/{key}", timeout=_CALL)
+
+    async def _start(
+        self, machine: str, folder: str, variables: Mapping[str, str], most_blocks: int, boot: str = ""
+    ) -> int:
+        """0, or OTHER_BOOT. Raises GuestError."""
+        arguments = (folder, self.user, CODE_FOLDER, str(most_blocks), boot)
+        started = await self._sh(machine, _START, *arguments, timeout=_CALL, environment=variables)
+        if started.exit_code not in (0, OTHER_BOOT):
+            raise GuestError(f"the guest could not start a job: {started.output.strip()[-500:]}")
+        return started.exit_code
 
     async def _sh(
         self,

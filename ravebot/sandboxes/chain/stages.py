@@ -183,20 +183,15 @@ class Chain:
         """Run a command in the guest, or adopt it if it already runs; returns the tail of its output."""
         key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
         done = await self.jobs.run_job(
-            work.machine.name, key, command, self._environment(work), self._time_left(work, stage)
+            work.machine.name,
+            key,
+            command,
+            environment(self.config, work.sandbox, work.mr),
+            self._time_left(work, stage),
         )
         if done.exit_code != 0:
             raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
         return done.output
-
-    def _environment(self, work: Work) -> dict[str, str]:
-        return {
-            "RAVE_PROJECT": work.mr.project_path,
-            "RAVE_MR": str(work.mr.ref.iid),
-            "RAVE_SHA": work.sandbox.sha,
-            "RAVE_BRANCH": work.mr.source_branch.replace("\0", ""),
-            "RAVE_WEB_URL": f"http://{self.config.sandbox.host}:{work.sandbox.web_port}/",
-        }
 
     async def _open_ports(self, work: Work) -> None:
         def opened(tx: Transaction) -> None:
@@ -281,6 +276,17 @@ class Chain:
             return await self.provider.ping(machine.name, _PING)
         except (GuestError, ProviderError):
             return False
+
+
+def environment(config: Config, sandbox: Sandbox, mr: MergeRequest) -> dict[str, str]:
+    """What every command in a guest is told of its sandbox."""
+    return {
+        "RAVE_PROJECT": mr.project_path,
+        "RAVE_MR": str(mr.ref.iid),
+        "RAVE_SHA": sandbox.sha,
+        "RAVE_BRANCH": mr.source_branch.replace("\0", ""),
+        "RAVE_WEB_URL": f"http://{config.sandbox.host}:{sandbox.web_port}/",
+    }
 
 
 def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:

@@ -90,7 +90,7 @@ class Story:
                 "a card and a note that say ready",
                 lambda: (
                     (watch.card_state().startswith("Ready") and "ready" in watch.note_headline())
-                    or self._given_up(" at " in watch.card_state())
+                    or self._given_up(watch.card_is_over())
                 ),
                 _BOOT_SECONDS,
             )

@@ -72,6 +72,11 @@ class Watch:
         """The state that the newest card shows; empty while there is none."""
         return self.cards[-1].state if self.cards else ""
 
+    def card_is_over(self) -> bool:
+        """Whether the newest card shows a sandbox that ended or failed; one that waits may be tried again at a time."""
+        state = self.card_state()
+        return " at " in state and not state.startswith("Waits")
+
     def note_headline(self) -> str:
         return next((row.text for row in self.note_rows if row.kind is Kind.HEADING), "")
 
@@ -99,7 +104,8 @@ class Watch:
             if process is None or process.poll() is not None:
                 raise DemoError(f"ravebot ended while the demo waited for this: {what}")
             if time.monotonic() > deadline:
-                raise DemoError(f"this was not seen in {timeout:.0f} s: {what}")
+                card = f". The card says: {self.card_state()}" if self.cards else ""
+                raise DemoError(f"this was not seen in {timeout:.0f} s: {what}{card}")
             await asyncio.sleep(_LOOK_SECONDS)
         return found
 

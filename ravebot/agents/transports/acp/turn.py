@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from ravebot.agents.model import Approval, ApprovalState, Process, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
@@ -27,7 +26,7 @@ from ravebot.agents.transports.acp.protocol import (
 from ravebot.agents.transports.acp.session import AgentSession, ProgramEnded
 from ravebot.agents.transports.acp.situation import Settling, Situation
 from ravebot.agents.transports.acp.stdio import Given
-from ravebot.agents.wording import LONGEST_LISTED, listed
+from ravebot.agents.wording import LONGEST_LISTED, in_words, listed
 from ravebot.config.model import AgentConfig
 from ravebot.store import agent_work, approvals, conversations
 from ravebot.store.database import Database, Transaction
@@ -176,7 +175,7 @@ class RunningTurn:
     def _cancelled(self) -> tuple[TurnState, str]:
         if not self._late:
             return TurnState.CANCELLED, ""
-        return TurnState.FAILED, f"It took longer than {_in_words(self.agent.limits.turn)}, the limit of a turn."
+        return TurnState.FAILED, f"It took longer than {in_words(self.agent.limits.turn)}, the limit of a turn."
 
     async def _take(self, heard: list[tuple[int, Heard]]) -> bool:
         """Answer what needs no person, then commit what was heard; True when the turn is over."""
@@ -288,8 +287,3 @@ def _joined(heard: Iterable[tuple[int, Heard]]) -> Iterable[tuple[int, Heard]]:
         last = offset, one
     if last:
         yield last
-
-
-def _in_words(limit: timedelta) -> str:
-    minutes, seconds = divmod(int(limit.total_seconds()), 60)
-    return f"{minutes} min" if minutes and not seconds else f"{int(limit.total_seconds())} s"

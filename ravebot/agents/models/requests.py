@@ -1,0 +1,196 @@
+"""Checks a request to a model and builds what is sent instead of it: what was checked is what is sent. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ravebot.agents.models.contents import media_tokens
+from ravebot.agents.models.refusals import ModelRefusal, forbidden
+from ravebot.config.apis import ModelApi
+from ravebot.config.model import ModelConfig
+
+MOST_STRINGS, MOST_OUTSIDE_BYTES = 100_000, 300_000
+"""Texts in a request, and what is not in texts: parsed, it takes a hundred times the memory and time of a text."""
+_MOST_OUTPUT = 10_000_000
+_MOST_CHOICES = 16
+_LONGEST_MODEL = 200
+_ANTHROPIC_KEYS = frozenset(
+    {
+        "model", "messages", "system", "max_tokens", "stream", "stop_sequences", "temperature", "top_k", "top_p",
+        "tools", "tool_choice", "thinking", "metadata", "service_tier", "cache_control", "context_management",
+        "output_config", "output_format", "speed", "inference_geo", "compaction", "diagnostics",
+    }
+)  # fmt: skip
+_SAMPLING_KEYS = frozenset(
+    {
+        "model", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "top_a", "typical_p", "seed",
+        "frequency_penalty", "presence_penalty", "repetition_penalty", "repeat_penalty", "metadata", "user", "store",
+        "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+        "tools", "tool_choice", "parallel_tool_calls", "reasoning", "top_logprobs", "verbosity", "max_tokens",
+    }
+)  # fmt: skip
+_KEYS: Mapping[ModelApi, frozenset[str]] = {
+    ModelApi.MESSAGES: _ANTHROPIC_KEYS,
+    ModelApi.COUNT_TOKENS: _ANTHROPIC_KEYS,
+    ModelApi.CHAT: _SAMPLING_KEYS
+    | {
+        "messages", "max_completion_tokens", "n", "stop", "logit_bias", "logprobs", "response_format", "prediction",
+        "reasoning_effort", "functions", "function_call", "modalities", "audio", "thinking", "enable_thinking",
+        "thinking_budget", "chat_template_kwargs", "usage", "include_reasoning", "cache_prompt",
+    },
+    ModelApi.RESPONSES: _SAMPLING_KEYS
+    | {"input", "instructions", "max_output_tokens", "include", "text", "truncation", "context_management"},
+}  # fmt: skip
+"""What requests may have, so that what providers add later is refused until it is known here."""
+_CLIENT_TOOLS: Mapping[ModelApi, tuple[str, ...]] = {
+    ModelApi.MESSAGES: ("", "custom", "bash_", "text_editor_", "computer_", "memory_"),
+    ModelApi.COUNT_TOKENS: ("", "custom", "bash_", "text_editor_", "computer_", "memory_"),
+    ModelApi.CHAT: ("function", "custom"),
+    ModelApi.RESPONSES: ("function", "custom", "local_shell", "apply_patch", "computer", "computer_use_preview"),
+}
+"""The tools that the client runs itself; of those that end in `_` the date follows."""
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """What is sent, and what it may cost. `hide_usage`: the client did not ask for the chunk with the usage."""
+
+    body: bytes
+    model: str
+    reserve: int
+    stream: bool
+    hide_usage: bool = False
+
+
+def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequest:
+    """Parse, check and rebuild a request. Raises ModelRefusal."""
+    body = _parsed(raw)
+    model = body.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_MODEL:
+        raise ModelRefusal(400, "the request names no `model`.")
+    if not config.allows(model):
+        raise forbidden(
+            f"{_shown(model)} is not among the models that {config.name} allows: {', '.join(config.allow)[:500]}."
+            " Take one of them; an admin of ravebot can add it to models[].allow."
+        )
+    media = 0
+    if config.server_tools == "refuse":
+        _check_keys(api, body)
+        _check_tools(api, body)
+        if model.endswith(":online"):
+            raise _needs_server_tools(f"the model's ending {_shown(':online')}")
+        media = media_tokens(api, body)
+    stream = body.get("stream", False)
+    if not isinstance(stream, bool):
+        raise ModelRefusal(400, "`stream` must be true or false.")
+    output = _with_limit(api, body, config.max_output)
+    hide_usage = api is ModelApi.CHAT and stream and _ask_for_usage(body)
+    rebuilt = _dumped(body)
+    reserve = 0 if api is ModelApi.COUNT_TOKENS else len(rebuilt) + media + output
+    return CheckedRequest(rebuilt, model, reserve, stream, hide_usage)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    _check_structure(raw)
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError and numbers of too many digits included
+        raise ModelRefusal(400, "the request's body is not JSON in UTF-8.") from None
+    if not isinstance(body, dict):
+        raise ModelRefusal(400, "the request's body is not a JSON object.")
+    return body
+
+
+def _check_structure(raw: bytes) -> None:
+    """Refuse what would take long to parse, before it is parsed: no step of this takes long.
+
+    Without escaped backslashes and quotes, every quote begins or ends a text, as far as it is JSON.
+    """
+    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') <= 2 * MOST_STRINGS and sum(map(len, plain.split(b'"')[::2])) <= MOST_OUTSIDE_BYTES:
+        return
+    raise ModelRefusal(413, "the request has too many values: make it smaller.")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _dumped(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:  # half a character, as an agent that cuts texts makes them
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except (ValueError, RecursionError):
+        raise ModelRefusal(400, "the request has a number that is too large.") from None
+
+
+def _check_keys(api: ModelApi, body: Mapping[str, Any]) -> None:
+    for key in body:
+        if key not in _KEYS[api] and body[key] is not None:
+            raise _needs_server_tools(f"the key {_shown(key)}")
+
+
+def _check_tools(api: ModelApi, body: Mapping[str, Any]) -> None:
+    tools = body.get("tools") or []
+    if not isinstance(tools, list):
+        raise ModelRefusal(400, "`tools` is not a list.")
+    for tool in tools:
+        kind = (tool.get("type") or "") if isinstance(tool, dict) else None
+        if not isinstance(kind, str) or not any(_is_tool(kind, known) for known in _CLIENT_TOOLS[api]):
+            raise _needs_server_tools(f"a tool of the type {_shown(kind)}")
+
+
+def _is_tool(kind: str, known: str) -> bool:
+    return kind.startswith(known) if known.endswith("_") else kind == known
+
+
+def _needs_server_tools(what: str) -> ModelRefusal:
+    return forbidden(
+        f"the request has {what}, which is not passed on: it may have the provider fetch, look up or run something."
+        " Switch it off in the agent, or have an admin of ravebot set models[].server_tools: allow."
+    )
+
+
+def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
+    """How many tokens the answer may have at most; a request that does not say gets a limit."""
+    if api is ModelApi.COUNT_TOKENS:
+        return 0
+    keys = {
+        ModelApi.MESSAGES: ("max_tokens",),
+        ModelApi.CHAT: ("max_completion_tokens", "max_tokens"),
+        ModelApi.RESPONSES: ("max_output_tokens",),
+    }[api]
+    limits = [_whole(key, body[key], _MOST_OUTPUT) for key in keys if body.get(key) is not None]
+    if not limits:
+        body[keys[0]] = most
+        limits = [most]
+    choices = _whole("n", body["n"], _MOST_CHOICES) if body.get("n") is not None else 1
+    return max(limits) * choices
+
+
+def _whole(key: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ModelRefusal(400, f"`{key}` must be a whole number from 0 to {most:,}.")
+    return value
+
+
+def _ask_for_usage(body: dict[str, Any]) -> bool:
+    """Have the stream say what was used, at its end; whether the client did not ask for that.
+
+    Usage in every chunk, which some servers offer, is not asked for: only the last one is what was used.
+    """
+    options = body.get("stream_options")
+    asked = isinstance(options, dict) and options.get("include_usage") is True
+    obfuscate = options.get("include_obfuscation") if isinstance(options, dict) else None
+    others = {"include_obfuscation": obfuscate} if isinstance(obfuscate, bool) else {}
+    body["stream_options"] = {**others, "include_usage": True}
+    return not asked
+
+
+def _shown(value: object) -> str:
+    """A name from a request, as an error shows it."""
+    return repr(str(value)[:60])

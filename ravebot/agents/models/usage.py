@@ -1,0 +1,136 @@
+"""Reads from a model's answer how many tokens it cost, streamed or not. Pure.
+
+Anthropic: `message_start` has the input, each `message_delta` the sums so far, of which the last one counts:
+https://docs.claude.com/en/docs/build-with-claude/streaming. OpenAI: the last chunk of a chat stream, whose `choices`
+are empty, if the request asked for it: https://platform.openai.com/docs/api-reference/chat-streaming; of Responses the
+event that ends it: https://platform.openai.com/docs/api-reference/responses-streaming.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ravebot.agents.models.events import each
+from ravebot.config.apis import ModelApi
+
+_MOST_TOKENS = 1_000_000_000
+_ANTHROPIC_INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_USAGE, _NO_USAGE = b'"usage"', (b'"usage":null', b'"usage": null')
+_WITH_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+"""In a text of the model's the quotes would be escaped."""
+_ENDS = ("response.completed", "response.incomplete", "response.failed")
+
+
+def of_answer(api: ModelApi, body: bytes) -> int | None:
+    """The tokens of an answer that is not streamed; None if it does not say."""
+    return _total(api, _object(body).get("usage"))
+
+
+@dataclass
+class StreamedUsage:
+    """Looks at a stream event by event; `total` is known only once the end was seen."""
+
+    api: ModelApi
+    hide: bool = False
+    total: int | None = None
+    _so_far: dict[str, Any] = field(default_factory=dict)
+
+    def passed(self, events: bytes) -> bytes:
+        """Take whole events, as they came; what the client gets of them."""
+        if events.count(_USAGE) == sum(map(events.count, _NO_USAGE)):  # as it mostly is
+            return events
+        return b"".join(event for event in each(events) if self.passes(event))
+
+    def passes(self, event: bytes) -> bool:
+        """Take one event, as it came; whether the client gets it."""
+        if not _WITH_USAGE.search(event):
+            return True
+        data = _object(b"".join(_data_of(event)))
+        match self.api:
+            case ModelApi.MESSAGES:
+                self._anthropic(data)
+            case ModelApi.RESPONSES:
+                if data.get("type") in _ENDS:
+                    self.total = _total(self.api, _inner(data, "response").get("usage"))
+            case ModelApi.CHAT:
+                return self._chat(data)
+            case ModelApi.COUNT_TOKENS:
+                pass
+        return True
+
+    def _anthropic(self, data: Mapping[str, Any]) -> None:
+        if data.get("type") == "message_start":
+            self._so_far = dict(_inner(_inner(data, "message"), "usage"))
+        elif data.get("type") == "message_delta":
+            self._so_far.update({key: value for key, value in _inner(data, "usage").items() if value is not None})
+            if _inner(data, "delta").get("stop_reason"):
+                self.total = _total(self.api, self._so_far)
+
+    def _chat(self, data: Mapping[str, Any]) -> bool:
+        """Some servers put the usage into the last chunk that has a choice, which says why it ended."""
+        choices = data.get("choices") or []
+        ended = any(isinstance(choice, dict) and choice.get("finish_reason") for choice in choices)
+        if not choices or ended:
+            self.total = _total(self.api, data.get("usage"))
+        return bool(choices) or not self.hide
+
+
+def _data_of(event: bytes) -> Iterable[bytes]:
+    """The data of a server-sent event, whose lines are joined as one JSON text allows it."""
+    for line in event.splitlines():
+        if line.startswith(b"data:"):
+            yield line[5:]
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _total(api: ModelApi, usage: object) -> int | None:
+    if not isinstance(usage, dict):
+        return None
+    if api is ModelApi.MESSAGES:
+        iterations = usage.get("iterations")  # with compaction, the sums leave out the iterations before the last
+        parts = [part for part in iterations if isinstance(part, dict)] if isinstance(iterations, list) else []
+        counts = [_anthropic_total(usage), _known_sum(_anthropic_total(part) for part in parts)]
+    elif api is ModelApi.CHAT:
+        counts = [_sum(usage, ("prompt_tokens",), "completion_tokens"), _count(usage.get("total_tokens"))]
+    else:
+        counts = [_sum(usage, ("input_tokens",), "output_tokens"), _count(usage.get("total_tokens"))]
+    if counts[0] is None:
+        return None
+    return max(count for count in counts if count is not None)
+
+
+def _anthropic_total(usage: Mapping[str, Any]) -> int | None:
+    return _sum(usage, _ANTHROPIC_INPUT, "output_tokens")
+
+
+def _sum(usage: Mapping[str, Any], inputs: tuple[str, ...], output: str) -> int | None:
+    """The first input and the output must be there."""
+    counts = [_count(usage.get(key)) for key in (inputs[0], output)]
+    more = [_count(usage.get(key)) or 0 for key in inputs[1:]]
+    return None if None in counts else sum(count or 0 for count in (*counts, *more))
+
+
+def _known_sum(counts: Iterable[int | None]) -> int:
+    return sum(count or 0 for count in counts)
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return value

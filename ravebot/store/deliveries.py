@@ -1,0 +1,114 @@
+"""What agents that work elsewhere are given: a row for each message, under an id that is never used twice."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ravebot.agents.model import AgentDelivery, Channel, DeliveryId, DeliveryKind, Turn, TurnId
+from ravebot.clock import from_us, to_us
+from ravebot.store import conversations
+from ravebot.store.conversations import OPEN
+from ravebot.store.database import Transaction
+from ravebot.store.rows import dump, load
+from ravebot.store.signals import DELIVERIES
+
+_VISIT_EVERY = timedelta(minutes=1)
+
+
+def new_id() -> DeliveryId:
+    """A fresh id; Standard Webhooks wants no full stop in it."""
+    return DeliveryId(f"msg_{secrets.token_hex(16)}")
+
+
+def add(
+    tx: Transaction,
+    delivery_id: DeliveryId,
+    turn_id: TurnId,
+    agent: str,
+    channel: Channel,
+    body: str,
+    kind: DeliveryKind = DeliveryKind.MESSAGE,
+) -> AgentDelivery:
+    """A delivery of a turn, which has at most one of each kind."""
+    fresh = AgentDelivery(delivery_id, turn_id, kind, agent, channel, body, tx.now)
+    tx.insert("deliveries", dump(fresh))
+    tx.wake(DELIVERIES)
+    return fresh
+
+
+def get(tx: Transaction, delivery_id: str) -> AgentDelivery | None:
+    row = tx.one("SELECT * FROM deliveries WHERE id = ?", (delivery_id,))
+    return load(AgentDelivery, row) if row else None
+
+
+def of_turn(tx: Transaction, turn_id: TurnId, kind: DeliveryKind = DeliveryKind.MESSAGE) -> AgentDelivery | None:
+    """The delivery of a turn; None: it was never given to an agent that works elsewhere."""
+    row = tx.one("SELECT * FROM deliveries WHERE turn_id = ? AND kind = ?", (turn_id, kind))
+    return load(AgentDelivery, row) if row else None
+
+
+def save(tx: Transaction, changed: AgentDelivery) -> None:
+    """Write the whole row; `changed` must have been read in this same transaction."""
+    tx.upsert("deliveries", ("id",), dump(changed))
+    tx.wake(DELIVERIES)
+
+
+def settle(tx: Transaction, delivery: AgentDelivery) -> None:
+    """It is not given any more, and its text is not needed."""
+    save(tx, replace(delivery, settled_at=tx.now, body="", leased_until=None, next_try_at=None, sending_at=None))
+
+
+def to_send(tx: Transaction) -> tuple[AgentDelivery, ...]:
+    """What is to be sent by webhook, now or later, the oldest first."""
+    rows = tx.all(
+        "SELECT * FROM deliveries WHERE channel = 'webhook' AND settled_at IS NULL ORDER BY created_at, rowid"
+    )
+    return tuple(load(AgentDelivery, row) for row in rows)
+
+
+def unsettled(tx: Transaction) -> tuple[AgentDelivery, ...]:
+    """Every delivery that may be given again."""
+    return tuple(load(AgentDelivery, row) for row in tx.all("SELECT * FROM deliveries WHERE settled_at IS NULL"))
+
+
+def to_take(tx: Transaction, agent: str, lease: timedelta, limit: int) -> tuple[Turn, ...]:
+    """The turns that an agent can take, the oldest first: the first of each conversation, if it was not given yet or
+    its lease was lost. A lease that lies further ahead than it can was made before the clock was set back."""
+    rows = tx.all(
+        f"""
+        SELECT t.id FROM agent_turns t
+          JOIN conversations c ON c.id = t.conversation_id
+          LEFT JOIN deliveries d ON d.turn_id = t.id AND d.kind = 'message'
+         WHERE c.agent = ?1 AND t.{OPEN} AND t.cancelled_by = ''
+           AND t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = t.conversation_id AND f.{OPEN})
+           AND (t.next_try_at IS NULL OR t.next_try_at <= ?2)
+           AND CASE
+               WHEN t.given_at IS NULL THEN t.state = 'queued' AND c.paused = ''
+                    AND NOT EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent)
+               ELSE d.channel = 'inbox' AND d.settled_at IS NULL
+                    AND (d.leased_until IS NULL OR d.leased_until <= ?2 OR d.leased_until > ?3)
+                    AND (d.next_try_at IS NULL OR d.next_try_at <= ?2)
+               END
+         ORDER BY t.id LIMIT ?4
+        """,  # noqa: S608 - a constant
+        (agent, tx.now_us, to_us(tx.now + lease), limit),
+    )
+    return tuple(turn for row in rows if (turn := conversations.turn(tx, TurnId(row["id"]))))
+
+
+def visited(tx: Transaction, agent: str) -> datetime | None:
+    """When an agent last asked for messages, to the minute."""
+    row = tx.one("SELECT at FROM inbox_visits WHERE agent = ?", (agent,))
+    return from_us(row["at"]) if row else None
+
+
+def is_visit_due(tx: Transaction, agent: str) -> bool:
+    """Whether it is worth a transaction to record that an agent asks for messages."""
+    last = visited(tx, agent)
+    return last is None or not last <= tx.now < last + _VISIT_EVERY
+
+
+def visit(tx: Transaction, agent: str) -> None:
+    tx.upsert("inbox_visits", ("agent",), {"agent": agent, "at": tx.now_us})

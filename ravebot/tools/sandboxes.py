@@ -1,0 +1,211 @@
+"""What the tools for sandboxes do: look, start, extend, stop, and read what set-up printed and what was changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ravebot.commands import refs
+from ravebot.commands.execute import execute
+from ravebot.commands.permissions import Asker
+from ravebot.commands.verbs import VERBS, Command, read_duration
+from ravebot.errors import NotFound
+from ravebot.sandboxes.intents import Outcome
+from ravebot.sandboxes.model import Machine, Sandbox
+from ravebot.sandboxes.view import SandboxView, without_terminal_codes
+from ravebot.store import machines, sandboxes
+from ravebot.store.database import Transaction
+from ravebot.tools import shapes
+from ravebot.tools.callers import Caller, SandboxCaller
+from ravebot.tools.problems import ProblemKind, ToolProblem
+from ravebot.tools.reach import Reached, may_see, of_sandbox, reach
+from ravebot.tools.workbench import Workbench
+
+Act = Callable[[Transaction], shapes.SandboxDone | ToolProblem]
+Running = tuple[Sandbox, Machine]
+_VERBS = {verb.name: verb for verb in VERBS}
+_COMPARING_SECONDS = 25.0
+_LONGEST_DIFF = 200_000
+_NO_SANDBOX = "{} has no sandbox: start one with sandbox_start."
+
+
+async def whoami(bench: Workbench, caller: Caller, _: shapes.Nothing) -> shapes.Me:
+    if isinstance(caller, SandboxCaller):
+        mr = await bench.database.read(lambda tx: of_sandbox(tx, caller.sandbox_id))
+        return shapes.Me(
+            owner="", token="", scopes=(), projects=(mr.project_path,), agent="", expires_at=None, sandbox=mr.full_ref
+        )
+    token = caller.token
+    return shapes.Me(
+        owner=token.owner,
+        token=token.name,
+        scopes=token.scopes,
+        projects=token.projects,
+        agent=token.agent,
+        expires_at=token.expires_at,
+        sandbox="",
+    )
+
+
+async def list_live(bench: Workbench, caller: Caller, asked: shapes.ListSandboxes) -> shapes.SandboxPage:
+    views = await bench.database.read(bench.views.live)
+    named = [view for view in views if asked.project in ("", view.mr.project_path)]
+    of_project = {view.mr.ref.project_id: view.mr for view in named}
+    if isinstance(caller, SandboxCaller):
+        seen = [view for view in named if view.sandbox.id == caller.sandbox_id]
+    else:
+        may = {number for number, mr in of_project.items() if await may_see(bench, caller, mr)}
+        seen = [view for view in named if view.mr.ref.project_id in may]
+    first = (asked.page - 1) * asked.per_page
+    last = first + asked.per_page
+    return shapes.SandboxPage(
+        items=tuple(map(info, seen[first:last])),
+        page=asked.page,
+        per_page=asked.per_page,
+        total=len(seen),
+        next_page=asked.page + 1 if last < len(seen) else None,
+    )
+
+
+async def show(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxInfo:
+    reached = await reach(bench, caller, asked.ref)
+    view = await bench.database.read(lambda tx: bench.views.latest(tx, reached.mr.ref))
+    if view is None:
+        raise ToolProblem(ProblemKind.NOT_FOUND, _NO_SANDBOX.format(reached.mr.full_ref))
+    return info(view)
+
+
+async def start(bench: Workbench, caller: Caller, asked: shapes.StartSandbox) -> Act:
+    reached = await reach(bench, caller, asked.ref, acts=True)
+    return await _command(bench, reached, "start", sha=asked.sha.lower() or None)
+
+
+async def extend(bench: Workbench, caller: Caller, asked: shapes.ExtendSandbox) -> Act:
+    try:
+        by = read_duration(asked.by)
+    except ValueError as error:
+        raise ToolProblem(ProblemKind.INVALID, str(error)) from error
+    reached = await reach(bench, caller, asked.ref, acts=True)
+    return await _command(bench, reached, "extend", by=by)
+
+
+async def stop(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> Act:
+    reached = await reach(bench, caller, asked.ref, acts=True)
+    return await _command(bench, reached, "stop")
+
+
+async def logs(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxLogs:
+    reached = await reach(bench, caller, asked.ref)
+    runs = await bench.database.read(lambda tx: sandboxes.printed(tx, reached.mr.ref))
+    return shapes.SandboxLogs(
+        ref=reached.mr.full_ref,
+        runs=tuple(
+            shapes.SetUpRun(
+                at=run.at,
+                ok=run.ok,
+                stages=tuple(
+                    shapes.StageOutput(
+                        stage=one.stage.value,
+                        ok=one.ok,
+                        seconds=one.seconds,
+                        output=without_terminal_codes(one.tail),
+                    )
+                    for one in run.results
+                ),
+            )
+            for run in runs
+        ),
+    )
+
+
+async def changes(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxChanges:
+    reached = await reach(bench, caller, asked.ref)
+    ref = reached.mr.ref
+
+    def running(tx: Transaction) -> Running | None:
+        sandbox = sandboxes.current(tx, ref)
+        machine = machines.get(tx, sandbox.machine_id) if sandbox else None
+        return (sandbox, machine) if sandbox and machine else None
+
+    found = await bench.database.read(running)
+    if found is None:
+        why = f"{reached.mr.full_ref} has no machine to compare: its sandbox must be ready."
+        raise ToolProblem(ProblemKind.REFUSED, why)
+    try:
+        async with asyncio.timeout(_COMPARING_SECONDS):
+            diff = await bench.diffs.read(*found, reached.mr)
+    except TimeoutError:
+        why = "The sandbox was not compared within 25 seconds: try again when less is running there."
+        raise ToolProblem(ProblemKind.UNAVAILABLE, why, 10) from None
+    return shapes.SandboxChanges(
+        ref=reached.mr.full_ref,
+        base_sha=diff.base_sha,
+        hash=diff.hash,
+        files=tuple(
+            shapes.ChangedFile(
+                path=one.path, kind=one.kind.value, added=one.added, removed=one.removed, binary=one.binary
+            )
+            for one in diff.changes
+        ),
+        diff=diff.text[:_LONGEST_DIFF],
+        cut=max(0, len(diff.text) - _LONGEST_DIFF),
+        left_out=tuple(shapes.FileLeftOut(path=one.path, why=one.why) for one in diff.left_out),
+        left_out_more=diff.left_out_more,
+        refusal=diff.refusal,
+    )
+
+
+async def _command(bench: Workbench, reached: Reached, name: str, **said: Any) -> Act:
+    """One of the verbs, as every door has it carried out."""
+    verb = _VERBS[name]
+    command = Command(verb, duration=said.get("by"), sha=said.get("sha"))
+    try:
+        head = await bench.people.head(verb, reached.mr.ref) if reached.decision.allowed else None
+    except NotFound:
+        raise ToolProblem(ProblemKind.NOT_FOUND, refs.missing(reached.mr.full_ref)) from None
+
+    def step(tx: Transaction) -> shapes.SandboxDone | ToolProblem:
+        outcome = execute(bench.intents, tx, command, Asker(reached.actor, reached.decision), head or reached.mr)
+        if not outcome.accepted:
+            kind = ProblemKind.REFUSED if reached.decision.allowed else ProblemKind.FORBIDDEN
+            return ToolProblem(kind, _in_full(outcome))
+        view = bench.views.latest(tx, reached.mr.ref)
+        return shapes.SandboxDone(message=outcome.message, sandbox=info(view) if view else None)
+
+    return step
+
+
+def _in_full(outcome: Outcome) -> str:
+    """A reply, with the tool that goes on from there."""
+    advice = outcome.advice
+    if advice is None or advice.verb not in ("start", "extend", "stop", "show"):
+        return outcome.message
+    tool = "sandbox_get" if advice.verb == "show" else f"sandbox_{advice.verb}"
+    given = {"start": "sha", "extend": "by"}.get(advice.verb, "")
+    argument = f" with {given} {advice.argument}" if advice.argument and given else ""
+    return f"{outcome.message} {advice.purpose}: {tool}{argument}."
+
+
+def info(view: SandboxView) -> shapes.SandboxInfo:
+    """A sandbox, as tools show it."""
+    sandbox, access = view.sandbox, view.access
+    return shapes.SandboxInfo(
+        ref=view.mr.full_ref,
+        title=view.mr.title,
+        state=sandbox.status,
+        stage=sandbox.stage.value if sandbox.stage else "",
+        queue_position=view.queue_position,
+        author=view.mr.author.username,
+        sha=sandbox.sha,
+        running_sha=sandbox.running_sha or "",
+        ssh_command=access.ssh_command if access else "",
+        host_keys=access.host_keys if access else (),
+        web_url=(access.web_url or "") if access else "",
+        created_at=sandbox.created_at,
+        ready_at=sandbox.ready_at,
+        expires_at=sandbox.expires_at,
+        ended_at=sandbox.ended_at,
+        trouble=view.trouble.words if view.trouble else "",
+        notice=view.notice,
+    )

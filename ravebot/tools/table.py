@@ -1,0 +1,89 @@
+"""The table of tools: one row each, from which the API, its description and MCP follow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from ravebot.store.api_tokens import Scope
+from ravebot.store.database import Transaction
+from ravebot.tools import messages, runs, sandboxes, shapes
+from ravebot.tools.callers import Caller
+from ravebot.tools.problems import ToolProblem
+from ravebot.tools.workbench import Workbench
+
+Step = Callable[[Transaction], BaseModel | ToolProblem]
+"""Carries an act out, and commits also when it returns a problem, such as a refusal that is recorded."""
+Look = Callable[[Workbench, Caller, Any], Awaitable[BaseModel]]
+Prepare = Callable[[Workbench, Caller, Any], Awaitable[Step]]
+"""Looks up what an act needs; the step that it returns runs in one transaction."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One row. `does`: one plain sentence. `scope`: what the token must have; None: every token may.
+
+    `path` is below /api/v1; what stands in braces there is taken from the path, the rest of what it takes from the
+    query (GET) or the body. `in_sandbox`: whether it is offered to agents in sandboxes.
+    """
+
+    name: str
+    does: str
+    scope: Scope | None
+    method: str
+    path: str
+    takes: type[BaseModel]
+    gives: type[BaseModel]
+    look: Look | None = None
+    act: Prepare | None = None
+    in_sandbox: bool = True
+    ends_something: bool = False
+
+    @property
+    def acts(self) -> bool:
+        return self.act is not None
+
+
+_READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope
+
+# fmt: off
+TOOLS: tuple[Tool, ...] = (
+    Tool("whoami", "Says whose token this is, and what it may.",
+         None, "GET", "/whoami", shapes.Nothing, shapes.Me, look=sandboxes.whoami),
+    Tool("sandbox_list", "Lists the sandboxes that have not ended, page by page.",
+         _READ, "GET", "/sandboxes", shapes.ListSandboxes, shapes.SandboxPage, look=sandboxes.list_live),
+    Tool("sandbox_get", "Shows a merge request's newest sandbox: its state, and how to get in.",
+         _READ, "GET", "/sandboxes/{ref}", shapes.OneSandbox, shapes.SandboxInfo, look=sandboxes.show),
+    Tool("sandbox_start", "Starts a sandbox for a merge request, or gives the one that it has its newest commit.",
+         _SANDBOX, "POST", "/sandboxes/{ref}/start", shapes.StartSandbox, shapes.SandboxDone,
+         act=sandboxes.start, in_sandbox=False),
+    Tool("sandbox_extend", "Keeps a sandbox longer.",
+         _SANDBOX, "POST", "/sandboxes/{ref}/extend", shapes.ExtendSandbox, shapes.SandboxDone, act=sandboxes.extend),
+    Tool("sandbox_stop", "Ends a sandbox, and deletes everything in it.",
+         _SANDBOX, "POST", "/sandboxes/{ref}/stop", shapes.OneSandbox, shapes.SandboxDone,
+         act=sandboxes.stop, ends_something=True),
+    Tool("run_start", "Runs a command in a sandbox; its output is read with run_read.",
+         _RUN, "POST", "/sandboxes/{ref}/runs", shapes.StartRun, shapes.RunInfo, act=runs.start),
+    Tool("run_read", "Reads on in what a command printed, and says how it is.",
+         _READ, "GET", "/runs/{id}", shapes.ReadRun, shapes.RunHeard, look=runs.read),
+    Tool("run_cancel", "Ends a command.",
+         _RUN, "POST", "/runs/{id}/cancel", shapes.OneRun, shapes.RunInfo, act=runs.cancel, ends_something=True),
+    Tool("logs", "Shows what set-up and tests of a sandbox printed.",
+         _READ, "GET", "/sandboxes/{ref}/logs", shapes.OneSandbox, shapes.SandboxLogs, look=sandboxes.logs),
+    Tool("changes", "Shows what was changed in a sandbox since its code was copied in.",
+         _READ, "GET", "/sandboxes/{ref}/changes", shapes.OneSandbox, shapes.SandboxChanges, look=sandboxes.changes),
+    Tool("message_send", "Says something to an agent about a merge request.",
+         _MESSAGE, "POST", "/messages", shapes.SendMessage, shapes.MessageSent,
+         act=messages.send, in_sandbox=False),
+    Tool("message_read", "Reads on in the answer to a message of yours.",
+         _READ, "GET", "/messages/{turn}", shapes.ReadMessage, shapes.MessageHeard,
+         look=messages.read, in_sandbox=False),
+    Tool("approval_get", "Shows a question that waits for a person's yes or no, or what was answered.",
+         _READ, "GET", "/approvals/{id}", shapes.OneApproval, shapes.QuestionInfo, look=messages.approval),
+)
+# fmt: on
+
+BY_NAME = {tool.name: tool for tool in TOOLS}

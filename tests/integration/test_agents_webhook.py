@@ -1,0 +1,331 @@
+"""Agents that take webhooks: real receivers on loopback, which are slow, wrong, gone, or answer as they should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ravebot.agents.answers import AnswerEnd, AnswerRefusal
+from ravebot.agents.model import Channel, Conversation, DeliveryKind, Turn, TurnId, TurnState
+from ravebot.agents.transports.contract import Nudge
+from ravebot.agents.transports.webhook.outcomes import PostEnd
+from ravebot.agents.transports.webhook.poster import WebhookPoster
+from ravebot.agents.transports.webhook.sender import MOST_OF_AN_AGENT
+from ravebot.commands.permissions import Decision
+from ravebot.errors import Unavailable
+from ravebot.store import deliveries
+from ravebot.store.database import Transaction
+from tests.support.clock import ManualClock
+from tests.support.elsewhere import ALICE_IN_ROOM, MR, ElsewhereWorld, an_elsewhere_world
+from tests.support.receivers import GotWebhook, a_receiver, a_rude_receiver
+
+pytestmark = pytest.mark.integration
+S = TurnState
+
+
+async def test_a_message_is_sent_once_signed_and_answered_to_its_end(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        turn_id = await world.say(text="what does this change?")
+        turn = await world.until(lambda turn: turn.state is S.WORKING, turn_id)
+        assert turn.deadline
+        assert turn.given_at
+        assert turn.deadline - turn.given_at == timedelta(minutes=30)
+        [got] = receiver.got
+        assert got.id == got.data["id"]
+        assert got.data["text"] == "what does this change?"
+        assert got.data["author"] == {"kind": "matrix", "name": "@alice:example.org"}
+        assert got.data["project"] == {"id": 7, "path": "group/app"}
+        assert got.data["merge_request"]["ref"] == MR.full_ref
+        assert got.data["sandbox"] is None
+        first = await world.answer(got.id, "It adds ", status="reads the diff")
+        assert (first.accepted, first.state, first.said) == (True, "working", 8)
+        last = await world.answer(got.id, "a feature.", AnswerEnd.DONE)
+        assert (last.accepted, last.state, last.said) == (True, "done", 18)
+        turn = await world.turn(turn_id)
+        assert (turn.state, turn.answer, turn.status) == (S.DONE, "It adds a feature.", "")
+        delivery = await world.delivery(turn_id)
+        assert delivery
+        assert (delivery.body, delivery.tries, delivery.kind) == ("", 1, DeliveryKind.MESSAGE)
+
+
+async def test_one_message_at_a_time_is_sent_in_a_thread_and_others_beside_it(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        first, second = await world.say(text="1"), await world.say(text="2")
+        beside = await world.say(text="3", thread="$other")
+        await world.until(lambda turn: turn.state is S.WORKING, beside)
+        await world.until(lambda turn: turn.state is S.WORKING, first)
+        assert {one.data["text"] for one in receiver.got} == {"1", "3"}
+        await world.answer(next(one.id for one in receiver.got if one.data["text"] == "1"), "", AnswerEnd.DONE)
+        await world.until(lambda turn: turn.state is S.WORKING, second)
+        assert len(receiver.got) == 3
+
+
+async def test_after_errors_the_same_id_is_sent_again_and_people_hear_of_it_once(tmp_path: Path) -> None:
+    statuses = (500, 503, 404, 302)
+    async with (
+        a_receiver(*statuses, headers={"location": "/other"}) as receiver,
+        an_elsewhere_world(tmp_path, receiver.url) as world,
+    ):
+        turn_id = await world.say()
+        await hurry(world, lambda turn: turn.state is S.WORKING, turn_id)
+        assert len(receiver.got) == 5
+        assert len({one.id for one in receiver.got}) == 1
+        assert len({str(one.data) for one in receiver.got}) == 1
+        [remark] = await world.remarks()
+        assert remark.startswith("The webhook of reviewer does not take it now (404). It is tried again")
+
+
+async def hurry(world: ElsewhereWorld, condition: Callable[[Turn], bool], turn_id: TurnId) -> None:
+    """Until the condition holds, let no pause between two tries be longer than a moment."""
+    async with asyncio.timeout(30):
+        while not condition(await world.turn(turn_id)):
+            await world.database.write(lambda tx: tx.execute("UPDATE deliveries SET next_try_at = NULL"))
+            world.database.signals.wake("deliveries")
+            await asyncio.sleep(0.02)
+
+
+async def test_a_receiver_that_is_gone_makes_a_dead_letter_that_can_be_sent_again(tmp_path: Path) -> None:
+    async with a_receiver(410) as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        turn_id = await world.say()
+        turn = await world.over(turn_id)
+        assert (turn.state, turn.why) == (S.DEAD, "The webhook of reviewer is gone for good (410).")
+        again = await world.database.write(lambda tx: world.desk.resend(tx, turn_id, ALICE_IN_ROOM))
+        assert again.turn_id
+        await world.until(lambda turn: turn.state is S.WORKING, again.turn_id)
+        first, second = receiver.got
+        assert first.id != second.id
+        assert (first.data["attempt"], second.data["attempt"]) == (1, 2)
+        late = await world.answer(first.id, "I have it after all")
+        assert late.refused is AnswerRefusal.OVER
+        assert (await world.turn(turn_id)).answer == ""
+
+
+async def test_tries_without_a_clear_answer_end_as_uncertain(tmp_path: Path) -> None:
+    async with a_receiver(500, 410) as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        turn_id = await world.say()
+        await hurry(world, lambda turn: turn.state.is_over, turn_id)
+        turn = await world.turn(turn_id)
+        assert turn.state is S.UNCERTAIN
+        assert turn.why == (
+            "It can't be known whether reviewer has it. The webhook of reviewer is gone for good (410)."
+            " To have it done again, say `!rave resend` here."
+        )
+
+
+async def test_whoever_answers_has_got_it_even_if_the_webhook_never_said_so(tmp_path: Path) -> None:
+    async with a_receiver(*(500,) * 50) as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+
+        async def answer(got: GotWebhook) -> None:
+            await world.answer(got.id, "done", AnswerEnd.DONE)
+
+        receiver.on_message = answer
+        turn_id = await world.say()
+        turn = await world.over(turn_id)
+        assert (turn.state, turn.answer) == (S.DONE, "done")
+        await asyncio.sleep(0.1)
+        assert len(receiver.got) == 1
+
+
+async def test_a_cancelled_message_is_over_at_once_and_its_receiver_is_told(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        turn_id = await world.say()
+        await world.until(lambda turn: turn.state is S.WORKING, turn_id)
+        receiver.statuses = [503]  # the first try to tell it
+        await world.cancel(turn_id)
+        turn = await world.over(turn_id)
+        assert turn.state is S.CANCELLED
+        [given] = receiver.messages
+        refused = await world.answer(given.id, "still at it")
+        assert refused.refused is AnswerRefusal.CANCELLED
+        assert refused.message.startswith("Cancelled by @alice:example.org (matrix). Stop working on it")
+        async with asyncio.timeout(30):
+            while len(receiver.got) < 3:
+                await asyncio.sleep(0.01)
+        told = receiver.got[1:]
+        assert [(one.type, one.data["id"]) for one in told] == [("turn.cancelled", given.id)] * 2
+        assert len({one.id for one in told} | {given.id}) == 2
+        assert (await world.turn(turn_id)).answer == ""
+
+
+async def test_what_was_not_sent_yet_is_cancelled_without_a_word(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await world.say()
+        await world.cancel(turn_id)
+        assert (await world.turn(turn_id)).state is S.CANCELLED
+        assert await world.database.read(deliveries.to_send) == ()
+        assert receiver.got == []
+
+
+async def test_a_receiver_that_hangs_holds_up_only_its_own_messages(tmp_path: Path) -> None:
+    async with (
+        a_receiver(pause=asyncio.Event()) as receiver,
+        an_elsewhere_world(tmp_path, receiver.url, seconds=60) as world,
+    ):
+        for number in range(MOST_OF_AN_AGENT + 3):
+            await world.say(thread=f"${number}")
+        async with asyncio.timeout(30):
+            while len(receiver.got) < MOST_OF_AN_AGENT:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(receiver.got) == MOST_OF_AN_AGENT
+        other = await world.say("helper", thread="$other")
+        taken = await world.take()
+        assert taken
+        assert (await world.turn(other)).state is S.DELIVERED
+        assert receiver.pause
+        receiver.pause.set()
+        async with asyncio.timeout(30):
+            while len(receiver.got) < MOST_OF_AN_AGENT + 3:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_turn_that_is_not_ended_in_time_fails_and_a_late_answer_changes_nothing(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, clock=clock, runs=False) as world:
+        turn_id = await world.say()
+        # Signatures are of the receiver's time: what is sent is not looked at here.
+        turn = await world.turn(turn_id)
+        agent = world.config.agents[0]
+
+        def accepted(tx: Transaction) -> str:
+            delivery = world.answers.turns.begin(tx, turn, agent, Channel.WEBHOOK)
+            assert delivery
+            world.answers.turns.accepted(tx, delivery, agent.limits.turn)
+            return delivery.id
+
+        delivery_id = await world.database.write(accepted)
+        assert (await world.answer(delivery_id, "half")).accepted
+        clock.advance(timedelta(minutes=30))
+        late = await world.answer(delivery_id, "the rest", AnswerEnd.DONE)
+        assert late.refused is AnswerRefusal.OVER
+        turn = await world.turn(turn_id)
+        assert (turn.state, turn.answer) == (S.FAILED, "half")
+        assert turn.why == "reviewer did not end it within 30 min, the limit of a turn."
+        second = await world.answer(delivery_id, "again")
+        assert "It is over" in second.message
+
+
+async def test_rights_are_looked_up_before_the_first_try_and_before_each_other_one(tmp_path: Path) -> None:
+    decisions: list[Decision | Unavailable] = [
+        Decision(True, "yes"), Decision(False, "Alice is a Guest now.", "Ask a Maintainer."),
+    ]  # fmt: skip
+
+    async def may_give(conversation: Conversation, turn: Turn) -> Decision:
+        del conversation, turn
+        decision = decisions.pop(0)
+        if isinstance(decision, Unavailable):
+            raise decision
+        return decision
+
+    async with a_receiver(503) as receiver, an_elsewhere_world(tmp_path, receiver.url, may_give=may_give) as world:
+        turn_id = await world.say()
+        turn = await world.over(turn_id)
+        assert turn.state is S.UNCERTAIN  # the first try was answered with 503, which proves nothing
+        assert "Alice is a Guest now." in turn.why
+        assert len(receiver.got) == 1
+        decisions[:] = [Unavailable("GitLab is away"), *[Decision(True, "yes")] * 9]
+        waiting = await world.say(thread="$other")
+        turn = await world.until(lambda turn: turn.next_try_at, waiting)
+        assert (turn.state, turn.is_given) == (S.QUEUED, False)
+        await world.database.write(lambda tx: tx.execute("UPDATE agent_turns SET next_try_at = NULL"))
+        await world.driver.drive(turn.conversation_id, Nudge())
+        await world.until(lambda turn: turn.state is S.WORKING, waiting)
+
+
+# The request itself.
+
+
+async def _read_all(reader: asyncio.StreamReader) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    [length] = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    await reader.readexactly(int(length))
+
+
+async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(tmp_path: Path) -> None:
+    flooded = 0
+
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+
+    async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal flooded
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            flooded += 65536
+            await writer.drain()
+
+    async def endless_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nx: ")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async def endless_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"x: y\r\n" * 1000)
+            await writer.drain()
+
+    async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"SSH-2.0-OpenSSH_9\r\n")
+        await writer.drain()
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        await reader.read(1)
+
+    poster = WebhookPoster(total_seconds=1.0)
+    body = b"{" + b" " * 60_000 + b"}"
+    for talk, end, status, why in (
+        (closes, PostEnd.SILENT, 0, "closed the connection"),
+        (hangs, PostEnd.SILENT, 0, "did not answer within 1 s"),
+        (floods, PostEnd.ANSWERED, 200, ""),
+        (endless_header, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (endless_headers, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (no_http, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (early, PostEnd.ANSWERED, 413, ""),
+    ):
+        async with a_rude_receiver(talk) as url:
+            posted = await poster.post(url, body, {"webhook-id": "msg_1"})
+            assert (posted.end, posted.status) == (end, status), talk.__name__
+            assert why in posted.why, talk.__name__
+    await poster.close()
+    assert flooded < 8 * 1024 * 1024
+
+
+async def test_a_redirect_is_not_followed_and_nothing_is_learnt_of_the_other_place(tmp_path: Path) -> None:
+    async with (
+        a_receiver() as other,
+        a_receiver(307, headers={"location": other.url}) as receiver,
+        an_elsewhere_world(tmp_path, receiver.url) as world,
+    ):
+        turn_id = await world.say()
+        await hurry(world, lambda turn: turn.state is S.WORKING, turn_id)
+        assert len(receiver.got) == 2
+        assert other.got == []
+
+
+async def test_what_can_not_be_reached_says_why_without_the_address(tmp_path: Path) -> None:
+    poster = WebhookPoster(total_seconds=2.0)
+    refused = await poster.post("http://127.0.0.1:1/secret-path", b"{}", {})
+    unknown = await poster.post("http://no-such-host.invalid/secret-path", b"{}", {})
+    async with a_receiver() as plain:
+        no_tls = await poster.post(plain.url.replace("http:", "https:"), b"{}", {})
+    await poster.close()
+    assert (refused.end, refused.why) == (PostEnd.UNREACHED, "can't be reached: connection refused")
+    assert (unknown.end, unknown.why) == (PostEnd.UNREACHED, "can't be reached: its name is not found")
+    assert no_tls.end is PostEnd.UNREACHED
+    assert no_tls.why.startswith("can't be trusted: ")
