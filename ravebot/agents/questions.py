@@ -152,7 +152,7 @@ def question(
         state=approval.state,
         title=approval.title,
         parts=shown(approval.payload),
-        agent=conversation.agent if conversation else "",
+        agent=conversation.agent if conversation and approval.kind is ApprovalKind.TOOL else "",
         ref=mr.full_ref if mr else "",
         whom=whom(approval, mr.project_path if mr else ""),
         mentions=_mentions(approval, config, mr, asker),
