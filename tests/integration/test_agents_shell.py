@@ -41,6 +41,7 @@ from ravebot.web.adminagents import AgentClient
 from tests.integration.test_cli import Installation
 from tests.integration.test_web_admin import Bot
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
+from tests.support.elsewhere import make_world
 from tests.support.records import a_merge_request
 from tests.support.sshd import SshGuest
 
@@ -121,7 +122,11 @@ async def a_shell(
         people = People(world.config, world.database, facts)
         reception = Reception(world.config, people, world.desk)
         engine = Approvals(world.config, telling, world.database, people)
-        trials = Trials(TrialParts(world.config, world.database, reception, world.driver))
+        trials = Trials(
+            TrialParts(
+                world.config, world.database, reception, world.driver, make_world(world.config, world.database).sender
+            )
+        )
         operator = AgentOperator(world.config, world.database, reception, engine, trials)
 
         def serve() -> AbstractAsyncContextManager[None]:

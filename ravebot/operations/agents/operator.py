@@ -39,7 +39,7 @@ from ravebot.operations.agents.reports import (
 from ravebot.operations.agents.trials import Trials
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
-from ravebot.store import agent_queue, agent_reading, approvals, conversations, merge_requests
+from ravebot.store import agent_queue, agent_reading, approvals, conversations, deliveries, merge_requests
 from ravebot.store.database import Database, Transaction
 
 _TURNS_SHOWN = 20
@@ -73,7 +73,9 @@ class AgentOperator:
             )
             turns = tuple(_line(tx, turn, prefix) for turn in agent_reading.newest_turns(tx, name, _TURNS_SHOWN))
             command = agent.acp.command if agent.acp else ()
-            return AgentReport(summary, command, agent.approve, agent.forks, agent.limits.turn, paused, turns)
+            return AgentReport(
+                summary, command, _reached(tx, agent), agent.approve, agent.forks, agent.limits.turn, paused, turns
+            )
 
         return await self.database.read(gather)
 
@@ -197,6 +199,15 @@ class AgentOperator:
         return tuple(
             _summary(self._agent(one.name), one, of_agent.count(one.name)) for one in overview.agents(tx, self.config)
         )
+
+
+def _reached(tx: Transaction, agent: AgentConfig) -> str:
+    """How an agent gets its messages that works elsewhere; an address's query, which may be secret, is left out."""
+    if agent.webhook is not None:
+        return f"by webhook, at {str(agent.webhook.url).partition('?')[0]}"
+    last = deliveries.visited(tx, agent.name)
+    asked = f"it last asked at {last:%Y-%m-%d %H:%M} UTC" if last else "it has never asked"
+    return f"from its inbox; {asked}" if agent.inbox else ""
 
 
 def _asked(outcome: Outcome) -> TurnAsked:
