@@ -271,16 +271,25 @@ class CrashingConnections(ControlConnections):
         return client
 
 
-def run_until_killed(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
-    """What a process of its own runs: the runner, which is killed at a step; 0: by whoever started it."""
-    asyncio.run(_run(state_dir, port, command, crash_at))
+def run_until_killed(
+    state_dir: Path, port: int, command: Sequence[str], crash_at: int, servers: Sequence[DoorServer] = ()
+) -> None:
+    """What a process of its own runs: the runner, which is killed at a step; 0: by whoever started it. `servers`: of
+    the agents' doors."""
+    asyncio.run(_run(state_dir, port, command, crash_at, servers))
 
 
-async def _run(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
+async def _run(
+    state_dir: Path, port: int, command: Sequence[str], crash_at: int, servers: Sequence[DoorServer]
+) -> None:
     config = agents_config(state_dir, command)
     database = CrashingDatabase(state_dir / "ravebot.db", SystemClock())
     database.steps, database.crash_at = itertools.count(1), crash_at
     async with database:
-        driver = make_driver(config, database, port)
+        driver = make_driver(config, database, port, servers=servers)
         driver = replace(driver, connections=CrashingConnections(state_dir, database))
-        await AgentRunner(database, driver).run()
+        async with asyncio.TaskGroup() as group:
+            if driver.doors is not None:
+                driver.doors.clear()
+                group.create_task(driver.doors.run())
+            group.create_task(AgentRunner(database, driver).run())
