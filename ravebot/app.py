@@ -146,7 +146,14 @@ class Bot:
         """What tools work with."""
         core, agents = self.core, self.agents
         return Workbench(
-            self.config, self.database, self.people, core.intents, core.views, agents.reception, agents.diffs
+            self.config,
+            self.database,
+            self.people,
+            core.intents,
+            core.views,
+            agents.reception,
+            agents.diffs,
+            agents.answers,
         )
 
     def _intake(self) -> Intake:
