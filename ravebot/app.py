@@ -16,6 +16,7 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
+from ravebot.agents.models.gateway import ModelGateway
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
@@ -59,7 +60,16 @@ from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.operations.tokens.operator import TokenOperator
-from ravebot.parts import AgentParts, Core, make_agents, make_core, make_firewall, make_gitlab, make_provider
+from ravebot.parts import (
+    AgentParts,
+    Core,
+    make_agents,
+    make_core,
+    make_firewall,
+    make_gitlab,
+    make_models,
+    make_provider,
+)
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
@@ -96,6 +106,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentParts
+    models: ModelGateway
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -237,7 +248,10 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
         stack.push_async_callback(matrix.close)
         people = People(config, database, gitlab)
-        approvals = Approvals(config, ConversationTelling(config), database, people)
+        telling = ConversationTelling(config)
+        approvals = Approvals(config, telling, database, people)
+        models = make_models(config, secrets.model_keys, database, telling, metrics)
+        stack.push_async_callback(models.close)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
         core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
@@ -283,6 +297,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing),
+            models=models,
         )
 
 

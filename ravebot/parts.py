@@ -19,10 +19,15 @@ from ravebot.agents.carryout import CarryOut
 from ravebot.agents.desk import Desk
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.elsewhere import ElsewhereTurns
+from ravebot.agents.models.accounts import ModelAccounts
+from ravebot.agents.models.exchange import ExchangeParts
+from ravebot.agents.models.gateway import ModelGateway, ModelMetrics, parse_threads
+from ravebot.agents.models.upstream import Upstream
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
 from ravebot.agents.runner import AgentRunner
+from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections
 from ravebot.agents.transports.choice import ChosenTransport
@@ -209,6 +214,14 @@ def make_agents(
         AgentAnswers(config, database, turns, allowed),
         WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
+
+
+def make_models(
+    config: Config, keys: Mapping[str, str], database: Database, telling: ConversationTelling, metrics: ModelMetrics
+) -> ModelGateway:
+    """The gateway to models; `keys` by the models' names."""
+    accounts = ModelAccounts(config, database, telling)
+    return ModelGateway(ExchangeParts(config.models, accounts, Upstream(keys), parse_threads()), metrics)
 
 
 def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:

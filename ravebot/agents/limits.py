@@ -74,12 +74,17 @@ def _gist(text: str) -> str:
 
 @dataclass(frozen=True)
 class Spent:
-    """What was used on a UTC day: messages given to agents, of how many, and the seconds that agents worked."""
+    """What was used on a UTC day: messages given to agents, of how many, and the seconds that agents worked.
+
+    `most_tokens`: 0 where no model is used through ravebot.
+    """
 
     day: str
     messages: int
     most: int
     seconds: float = 0.0
+    tokens: int = 0
+    most_tokens: int = 0
 
     @property
     def left(self) -> int:

@@ -10,7 +10,7 @@ from ravebot.agents.limits import Spent, bounds_of, day_of, person_of, worked
 from ravebot.agents.model import AGENT, Conversation, ConversationId, Turn
 from ravebot.config.model import AgentConfig, Config
 from ravebot.sandboxes.model import Actor
-from ravebot.store import agent_figures, conversations
+from ravebot.store import agent_figures, conversations, model_uses
 from ravebot.store.database import Transaction
 
 
@@ -73,16 +73,23 @@ def spent_by(tx: Transaction, agent: AgentConfig) -> Spent:
     """What an agent was given today, and how long it worked."""
     day = day_of(tx.now)
     turns = [turn for turn in agent_figures.worked_turns(tx, *bounds_of(day)) if turn.agent == agent.name]
-    messages = agent_figures.messages_on(tx, day, Actor(AGENT, agent.name))
-    return Spent(day, messages, agent.limits.messages_per_day, _seconds(tx, day, turns))
+    who, limits = Actor(AGENT, agent.name), agent.limits
+    seconds, messages = _seconds(tx, day, turns), agent_figures.messages_on(tx, day, who)
+    if not agent.models:
+        return Spent(day, messages, limits.messages_per_day, seconds)
+    tokens = model_uses.tokens_on(tx, day, who)
+    return Spent(day, messages, limits.messages_per_day, seconds, tokens, limits.tokens_per_day)
 
 
 def spent_for(tx: Transaction, config: Config, person: Actor) -> Spent:
     """What a person had given to agents today, and how long those worked on it."""
     day, one = day_of(tx.now), person_of(config, person)
     turns = [turn for turn in agent_figures.worked_turns(tx, *bounds_of(day)) if person_of(config, turn.root) == one]
-    messages = agent_figures.messages_on(tx, day, one)
-    return Spent(day, messages, config.budgets.person.messages_per_day, _seconds(tx, day, turns))
+    budget, seconds, messages = config.budgets.person, _seconds(tx, day, turns), agent_figures.messages_on(tx, day, one)
+    if not any(agent.models for agent in config.agents):
+        return Spent(day, messages, budget.messages_per_day, seconds)
+    tokens = model_uses.tokens_on(tx, day, one)
+    return Spent(day, messages, budget.messages_per_day, seconds, tokens, budget.tokens_per_day)
 
 
 def given(turns: Iterable[Turn]) -> Turn | None:

@@ -78,7 +78,8 @@ def _about(tx: Transaction, conversation: Conversation) -> str:
 
 def _spent(spent: Spent) -> str:
     seconds = f", at work for {in_words(timedelta(seconds=round(spent.seconds)))}" if spent.seconds >= 1 else ""
-    return f"{spent.messages:,} of {spent.most:,} messages today{seconds}"
+    tokens = f", {spent.tokens:,} of {spent.most_tokens:,} tokens of models" if spent.most_tokens else ""
+    return f"{spent.messages:,} of {spent.most:,} messages today{seconds}{tokens}"
 
 
 def _first(lines: Iterable[str], what: str) -> list[str]:

@@ -27,6 +27,11 @@ _PAUSES = Backoff.growing(1.0, 60.0)
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 
+
+class NotYet(RavebotError):
+    """A request can't be understood before something of ours is recorded: it is kept, and nobody is told."""
+
+
 Step = Callable[[Transaction], str]
 """A request's effect, run in the transaction that marks it as handled; returns the outcome for the log."""
 
@@ -117,6 +122,9 @@ class Intake:
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
             waits = partial(_delay, request=request, handler=handler, why=_in_words(error), seconds=delay)
             await self._database.write(waits)
+        except NotYet:
+            delay = _PAUSES.after(request.attempts + 1)
+            await self._database.write(lambda tx: inbox.postpone(tx, request.id, timedelta(seconds=delay)))
         except StoreError:
             raise
         except RavebotError as error:

@@ -23,6 +23,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
 SERVICES = ("ssh", "web")
+MODEL_RESULTS = ("answered", "refused", "failed")
 DELIVERY_RESULTS = ("delivered", "retried", "given up")
 PROVIDER_CALLS = ("list", *Do)
 """Calls to the provider: the listing, and the actions of the decision table."""
@@ -70,6 +71,9 @@ class Metrics:
         self._deliveries = counter("outbox_deliveries", "Attempts to deliver, by result.", "target", "result")
         self._turns = gauge("agent_turns", "Messages to agents by state, of those that are not answered.", "state")
         self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
+        self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
+        self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
+        self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
         self._webhook_seconds = histogram("webhook_seconds", "Time to answer a webhook.", _REQUEST_SECONDS)
         self._syncs = counter("matrix_syncs", "Matrix syncs, by result.", "result")
@@ -88,6 +92,7 @@ class Metrics:
         """Create the series with value 0: Prometheus sees no increase in a series that begins with its first event."""
         for counter, values in (
             (self._ended, tuple(reason.value for reason in EndReason)),
+            (self._model_requests, MODEL_RESULTS),
             (self._webhooks, WEBHOOK_RESULTS),
             (self._syncs, SYNC_RESULTS),
             (self._polls, ("ok", "failed")),
@@ -139,6 +144,13 @@ class Metrics:
             if not state.is_over or state in DEAD_LETTERS:
                 self._turns.labels(state.value).set(by_state.get(state, 0))
         self._unanswered.set(oldest.total_seconds() if oldest is not None else 0)
+
+    def model_answered(self, result: str, seconds: float, tokens: int) -> None:
+        """`result` is one of MODEL_RESULTS; a refused request is one that was not sent."""
+        self._model_requests.labels(_one_of(MODEL_RESULTS, result)).inc()
+        self._model_tokens.inc(tokens)
+        if result != "refused":
+            self._model_seconds.observe(seconds)
 
     def delivery_tried(self, target: str, result: str) -> None:
         """`result` is one of DELIVERY_RESULTS."""

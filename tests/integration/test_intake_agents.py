@@ -16,6 +16,7 @@ from ravebot.agents import registry
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState, Conversation, Turn
 from ravebot.agents.questions import hash_of
 from ravebot.config.model import AgentConfig
+from ravebot.intake.concern import MOST_EARLY_EACH
 from ravebot.intake.loop import Intake
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage, Reaction, Removed
@@ -600,13 +601,31 @@ async def test_an_answer_to_a_question_whose_event_is_not_recorded_yet_is_not_lo
     """The bot was killed after it asked; the answer is heard before the question is sent again."""
     await talk.has_sandbox()
     question = await talk.asks_commit("")
+    taken_back = await talk.react(ALICE, "$question", "❌")
     await talk.react(ALICE, "$question", "✅")
-    work = asyncio.create_task(talk.work())
-    await asyncio.sleep(0.1)
+    await talk.react(ALICE, "$chat", "❌")
+    with pytest.raises(TimeoutError):
+        await talk.work(0.5)
+    talk.desk.world.clock.advance(timedelta(minutes=30))  # much longer than anybody waits in memory
+    await talk.journal.save((Removed(DEV, taken_back),), "s1")
     asked = (await talk.questions())[0]
-    await talk.desk.world.write(lambda tx: approvals.save(tx, replace(asked, event_id="$question")))
-    await work
+    await talk.desk.world.write(lambda tx: approvals.shown_by(tx, asked, asked.place, "$question"))
+    await talk.work()
     assert await talk.state(question) is ApprovalState.GRANTED
+    assert not await talk.told()
+
+
+async def test_of_reactions_that_may_be_to_a_question_not_more_are_kept_than_one_person_needs(talk: Talk) -> None:
+    await talk.has_sandbox()
+    question = await talk.asks_commit("")
+    for number in range(MOST_EARLY_EACH + 5):
+        await talk.react(EVE, f"$chat{number}", "✅")
+    await talk.react(ALICE, "$question", "❌")
+    assert [kind for kind, _ in await talk.stored()] == ["early reaction"] * (MOST_EARLY_EACH + 1)
+    asked = (await talk.questions())[0]
+    await talk.desk.world.write(lambda tx: approvals.shown_by(tx, asked, asked.place, "$question"))
+    await talk.work()
+    assert await talk.state(question) is ApprovalState.DENIED
 
 
 @pytest.mark.parametrize(("verb", "state"), [("approve", ApprovalState.GRANTED), ("deny", ApprovalState.DENIED)])

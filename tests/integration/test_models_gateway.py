@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
-from tests.support.models import COSTS, KEY, GatewayYard, a_gateway, a_request
+from tests.support.models import (
+    COSTS,
+    KEY,
+    GatewayYard,
+    a_gateway,
+    a_model,
+    a_request,
+    chat_stream,
+    messages_stream,
+    responses_stream,
+    sse,
+    stream,
+)
 
 pytestmark = pytest.mark.integration
+MESSAGES, CHAT, RESPONSES = "/local/v1/messages", "/local/v1/chat/completions", "/local/v1/responses"
+SHAPES = {"messages": MESSAGES, "chat": CHAT, "responses": RESPONSES}
+ASKED = {"model": "tiny", "input": "hi"}
 
 
 @pytest.fixture
@@ -19,14 +38,251 @@ async def gateway(tmp_path: Path) -> AsyncIterator[GatewayYard]:
         yield gateway
 
 
-async def test_a_chat_is_answered_with_our_key_and_settled_by_its_usage(gateway: GatewayYard) -> None:
+def body_of(shape: str, **more: object) -> dict[str, Any]:
+    return {**(ASKED if shape == "responses" else a_request()), **more}
+
+
+async def test_a_request_is_answered_with_our_key_and_nothing_of_the_guest_s_headers(gateway: GatewayYard) -> None:
     given = {"Authorization": "Bearer the guest's own", "Cookie": "a=b", "X-Api-Key": "mine", "X-Other": "1"}
-    status, _, body = await gateway.ask(headers=given)
+    status, headers, body = await gateway.ask(headers={**given, "Host": "elsewhere.example.org"})
     assert (status, json.loads(body)["content"]) == (200, "Hello from the model")
-    path, headers, sent = gateway.service.asked[0]
+    path, got, sent = gateway.service.asked[0]
     assert path == "/v1/chat/completions"
-    assert headers["Authorization"] == f"Bearer {KEY}"
-    assert headers["Host"] == gateway.service.url.removeprefix("http://")
-    assert not {"Cookie", "X-Api-Key", "X-Other"} & set(headers)
+    assert got["Authorization"] == f"Bearer {KEY}"
+    assert got["Host"] == gateway.service.url.removeprefix("http://")
+    assert not {"Cookie", "X-Api-Key", "X-Other"} & set(got)
     assert sent == a_request(max_completion_tokens=32_000)
-    assert await gateway.used() == COSTS["chat"]
+    assert headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_shape_is_settled_by_its_usage_streamed_and_not(gateway: GatewayYard, shape: str) -> None:
+    status, _, _ = await gateway.ask(SHAPES[shape], body_of(shape))
+    assert (status, await gateway.used()) == (200, COSTS[shape])
+    status, headers, streamed = await gateway.ask(SHAPES[shape], body_of(shape, stream=True))
+    assert (status, headers["Content-Type"]) == (200, "text/event-stream")
+    whole = {"messages": messages_stream(), "chat": chat_stream(usage=False), "responses": responses_stream()}
+    assert streamed == b"".join(whole[shape])
+    await gateway.settled(2 * COSTS[shape])
+    assert gateway.metrics.results == ["answered", "answered"]
+    assert gateway.metrics.tokens == 2 * COSTS[shape]
+
+
+async def test_the_chunk_with_the_usage_comes_if_the_client_asked_for_it(gateway: GatewayYard) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    _, _, streamed = await gateway.ask(CHAT, a_request(stream=True, stream_options=options))
+    assert streamed == b"".join(chat_stream(usage=True))
+    assert gateway.service.last["stream_options"] == {"include_usage": True}
+
+
+async def test_counting_tokens_costs_nothing_and_the_beta_address_is_passed_on(gateway: GatewayYard) -> None:
+    status, _, body = await gateway.ask(f"{MESSAGES}/count_tokens")
+    assert (status, json.loads(body), await gateway.used()) == (200, {"input_tokens": 7}, 0)
+    given = {"anthropic-version": "2023-06-01", "anthropic-beta": "context-1m"}
+    await gateway.ask(f"{MESSAGES}?beta=true", headers=given)
+    path, headers, _ = gateway.service.asked[1]
+    assert path == "/v1/messages?beta=true"
+    assert (headers["Anthropic-Version"], headers["Anthropic-Beta"]) == ("2023-06-01", "context-1m")
+
+
+async def test_a_key_can_go_into_the_other_header_and_a_model_of_one_s_own_needs_none(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, models=lambda url: (a_model(f"{url}/below/", header="x-api-key"),)) as gateway:
+        await gateway.ask(MESSAGES)
+        path, headers, _ = gateway.service.asked[0]
+        assert (path, headers["X-Api-Key"]) == ("/below/v1/messages", KEY)
+        assert "Authorization" not in headers
+        gateway.gateway.parts.upstream.keys = {}
+        await gateway.ask(MESSAGES)
+        assert not {"X-Api-Key", "Authorization"} & set(gateway.service.asked[1][1])
+
+
+async def test_without_a_running_turn_nothing_is_passed_on(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, runs=False) as gateway:
+        status, message = await gateway.refused()
+        assert status == 403
+        assert "no message of a person is being worked on" in message
+        assert gateway.service.asked == []
+        assert gateway.metrics.results == ["refused"]
+
+
+async def test_an_agent_without_that_model_is_refused_and_another_one_s_turn_counts_for_itself(
+    gateway: GatewayYard,
+) -> None:
+    await gateway.agents.given(await gateway.agents.taken(agent="reviewer"))
+    assert (await gateway.ask())[0] == 200  # coder's turn runs, too
+    await gateway.agents.ended(gateway.turn_id)
+    status, message = await gateway.refused()
+    assert status == 403
+    assert "reviewer may not use local" in message
+
+
+@pytest.mark.parametrize(
+    ("budget", "word"),
+    [
+        ({"sandbox_tokens": 40_000}, "This sandbox has used 20 of 40,000 tokens"),
+        ({"agent_tokens": 40_000}, "coder today has used 20 of 40,000 tokens"),
+        ({"person_tokens": 40_000}, "The person who asked today has used 20 of 40,000 tokens"),
+    ],
+)
+async def test_what_no_budget_has_room_for_is_refused_and_said_once_in_the_conversation(
+    tmp_path: Path, budget: dict[str, int], word: str
+) -> None:
+    async with a_gateway(tmp_path, **budget) as gateway:  # type: ignore[arg-type]
+        assert (await gateway.ask())[0] == 200
+        for _ in range(2):
+            status, message = await gateway.refused(body=a_request(max_tokens=39_990))
+            assert status == 403
+            assert word in message
+        assert len(gateway.service.asked) == 1
+        assert await gateway.used() == COSTS["chat"]
+        (remark,) = await gateway.agents.remarks()
+        assert remark.startswith("coder gets no more of its model.")
+        assert word in remark
+        assert (await gateway.ask())[0] == 200  # a smaller one has room
+
+
+async def test_requests_at_once_never_reserve_more_than_a_sandbox_has(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, sandbox_tokens=70_000) as gateway:
+        go_on = asyncio.Event()
+
+        async def slow(_: web.Request, __: dict[str, Any]) -> web.Response:
+            await go_on.wait()
+            return web.json_response({})  # says no usage
+
+        gateway.service.answer = slow
+        asking = [asyncio.create_task(gateway.ask()) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while sum(task.done() for task in asking) < 2:
+                await asyncio.sleep(0.01)
+        go_on.set()
+        statuses = sorted([(await task)[0] for task in asking])
+        assert statuses == [200, 200, 403, 403]
+        assert 64_000 < await gateway.used() <= 70_000
+
+
+async def test_without_usage_and_with_the_guest_gone_early_the_reservation_stands(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda _, __: web.json_response({"content": "no usage"})
+    await gateway.ask()
+    (reserved,) = {await gateway.used()}
+    assert reserved > 32_000
+
+    async def starts(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(messages_stream()[0])  # has a usage already, which is not the whole
+        await left.wait()
+        return response
+
+    left = asyncio.Event()
+    gateway.service.answer = starts
+    reader, writer = await asyncio.open_unix_connection(str(gateway.socket))
+    body = json.dumps(a_request(stream=True)).encode()
+    writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MESSAGES.encode(), len(body)) + body)
+    await reader.readuntil(b"message_start")
+    writer.close()
+    async with asyncio.timeout(5):
+        while len(gateway.metrics.results) < 2:
+            await asyncio.sleep(0.01)
+    left.set()
+    assert await gateway.used() > 2 * 32_000
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 529])
+async def test_an_error_of_the_service_is_passed_on_and_costs_nothing(gateway: GatewayYard, status: int) -> None:
+    gateway.service.answer = lambda _, __: web.json_response(
+        {"error": {"message": f"slow down {KEY} " + "x" * 200_000}},
+        status=status,
+        headers={"Retry-After": "7", "Set-Cookie": "a=b", "Anthropic-Organization-Id": "org"},
+    )
+    got, headers, body = await gateway.ask()
+    assert (got, headers["Retry-After"], await gateway.used()) == (status, "7", 0)
+    assert not {"Set-Cookie", "Anthropic-Organization-Id"} & set(headers)
+    assert body.startswith(b'{"error": {"message": "slow down [key] x')
+    assert len(body) < 70_000
+    assert gateway.metrics.results == ["failed"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_told_to_admins_and_nothing_of_the_answer_is(tmp_path: Path, status: int) -> None:
+    def with_key(url: str) -> tuple[Any, ...]:
+        return (a_model(url, key_file="/secret"),)
+
+    async with a_gateway(tmp_path, models=with_key) as gateway:
+        gateway.service.answer = lambda _, __: web.json_response({"error": f"wrong key {KEY[:8]}"}, status=status)
+        got, message = await gateway.refused()
+        assert got == 403
+        assert "models[].key_file" in message
+        assert KEY[:8] not in message
+        assert await gateway.used() == 0
+
+
+async def test_no_redirect_is_followed(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda _, __: web.Response(status=307, headers={"Location": "/v1/elsewhere"})
+    status, message = await gateway.refused()
+    assert status == 502
+    assert "redirect (307)" in message
+    assert len(gateway.service.asked) == 1
+    assert await gateway.used() == 0
+
+
+async def test_a_service_that_is_not_there_is_said(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path, models=lambda _: (a_model("http://127.0.0.1:9"),)) as gateway:
+        status, message = await gateway.refused()
+        assert status == 502
+        assert "local can't be reached (Connection refused)" in message
+        assert await gateway.used() == 0
+
+
+async def test_half_a_stream_is_passed_on_and_the_connection_is_cut(gateway: GatewayYard) -> None:
+    async def breaks(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in chat_stream()[:2]:
+            await response.write(event)
+        assert request.transport
+        request.transport.abort()
+        return response
+
+    gateway.service.answer = breaks
+    body = json.dumps(a_request(stream=True)).encode()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    answer = await gateway.raw(head + body)
+    assert b" from" in answer
+    assert not answer.endswith(b"0\r\n\r\n")  # a whole body ends so
+    assert await gateway.used() > 32_000
+    assert gateway.metrics.results == ["failed"]
+
+
+async def test_half_an_answer_is_none(gateway: GatewayYard) -> None:
+    async def breaks(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"usage": {"prompt_tokens": 1, ')
+        assert request.transport
+        request.transport.abort()
+        return response
+
+    gateway.service.answer = breaks
+    status, message = await gateway.refused()
+    assert status == 502
+    assert "broke off" in message
+    assert await gateway.used() > 32_000
+
+
+async def test_neither_key_nor_prompt_is_in_a_log_and_each_request_is_one_line(gateway: GatewayYard) -> None:
+    with capture_logs() as logs:
+        await gateway.ask(body=a_request(messages=[{"role": "user", "content": "the secret prompt"}]))
+        gateway.service.answer = lambda _, __: web.Response(status=500, text=f"{KEY} the secret prompt")
+        await gateway.ask(body=a_request(messages=[{"role": "user", "content": "the secret prompt"}]))
+    answered, failed = logs
+    assert KEY not in str(logs)
+    assert "secret prompt" not in str(logs)
+    assert {"model": "local", "agent": "coder", "status": 200, "tokens": 20}.items() <= answered.items()
+    assert {"status": 500, "tokens": 0, "turn": gateway.turn_id}.items() <= failed.items()
+
+
+async def test_a_usage_that_the_model_itself_writes_counts_for_nothing(gateway: GatewayYard) -> None:
+    lie = {"choices": [{"delta": {"content": '"usage": {"prompt_tokens": 0, "completion_tokens": 0}'}}]}
+    gateway.service.answer = lambda request, _: stream(request, [sse(lie), *chat_stream()])
+    await gateway.ask(body=a_request(stream=True))
+    await gateway.settled(COSTS["chat"])

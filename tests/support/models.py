@@ -18,10 +18,14 @@ from ravebot.agents.models.accounts import ModelAccounts
 from ravebot.agents.models.exchange import ExchangeLimits, ExchangeParts
 from ravebot.agents.models.gateway import GatewayLimits, ModelGateway, parse_threads
 from ravebot.agents.models.upstream import Upstream, UpstreamLimits
+from ravebot.agents.telling import ConversationTelling
+from ravebot.clock import SystemClock
 from ravebot.config.model import Budgets, Config, ModelConfig, PersonBudget, SandboxBudget
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store import model_uses
+from ravebot.store.database import Database
 from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
+from tests.support.records import a_merge_request
 
 KEY = "sk-the-key-of-the-service"
 USAGE = {
@@ -185,6 +189,28 @@ class GatewayYard:
         status, _, answer = await self.ask(path, body, **more)
         return status, json.loads(answer)["error"]["message"]
 
+    @asynccontextmanager
+    async def neighbour(self) -> AsyncIterator[Path]:
+        """The socket of another sandbox, in which another turn runs."""
+        other = a_merge_request(2)
+        await self.agents.ready(other)
+        turn_id = await self.agents.taken(mr=other.ref, thread="$other")
+        await self.agents.promote()
+        sandbox_id = (await self.agents.given(turn_id)).sandbox_id
+        socket = self.folder / "other.sock"
+        async with self.gateway.serve(sandbox_id, socket):
+            yield socket
+
+    async def raw(self, sent: bytes, seconds: float = 5) -> bytes:
+        """What is answered to these bytes, until the connection is closed."""
+        reader, writer = await asyncio.open_unix_connection(str(self.socket))
+        try:
+            writer.write(sent)
+            async with asyncio.timeout(seconds):
+                return await reader.read()
+        finally:
+            writer.close()
+
     async def settled(self, tokens: int) -> None:
         """Wait until so much counts for the sandbox."""
         async with asyncio.timeout(5):
@@ -259,3 +285,16 @@ async def a_gateway(
                 yield GatewayYard(agents, config, service, gateway, metrics, folder, sandbox_id, turn_id, socket)
         finally:
             await gateway.close()
+
+
+def serve_until_killed(state_dir: Path, config: Config, sandbox_id: SandboxId, socket: Path) -> None:
+    """What a process of its own runs: a gateway over that database, which is killed by whoever started it."""
+    asyncio.run(_serve(state_dir, config, sandbox_id, socket))
+
+
+async def _serve(state_dir: Path, config: Config, sandbox_id: SandboxId, socket: Path) -> None:
+    async with Database(state_dir / "ravebot.db", SystemClock()) as database:
+        accounts = ModelAccounts(config, database, ConversationTelling(config))
+        parts = ExchangeParts(config.models, accounts, Upstream({"local": KEY}), parse_threads())
+        async with ModelGateway(parts, CountedModels()).serve(sandbox_id, socket):
+            await asyncio.Event().wait()

@@ -174,7 +174,7 @@ class Exchange:
             await self._write(response, cutter.rest())
         except (aiohttp.ClientError, TimeoutError, EventTooLong) as error:
             self.trouble = f"the answer was cut: {type(error).__name__}"
-            self._abort()
+            self._cut()
         finally:  # also when the client left: then only if the whole usage was seen
             if usage.total is not None:
                 await self._settle(usage.total)
@@ -185,10 +185,14 @@ class Exchange:
             async with asyncio.timeout(self.parts.limits.write_seconds):
                 await response.write(data)
 
-    def _abort(self) -> None:
-        """Close the connection so that the client can't take what it got for the whole."""
-        if self.request.transport is not None:
-            self.request.transport.abort()
+    def _cut(self) -> None:
+        """Close the connection without the end of the body, so that the client can't take what it got for the whole.
+
+        What is on its way still goes out, if the client reads it.
+        """
+        if transport := self.request.transport:
+            transport.close()
+            asyncio.get_running_loop().call_later(self.parts.limits.write_seconds, transport.abort)
 
     async def _settle(self, used: int) -> None:
         if self.reservation is not None and self.tokens is None:

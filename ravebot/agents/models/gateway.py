@@ -23,8 +23,6 @@ from ravebot.sandboxes.model import SandboxId
 log = structlog.get_logger()
 
 _BUFFER_BYTES = 64 * 1024
-_LINGER_SECONDS = 2.0
-"""How long the rest of a refused request is read, so that its client gets to see the answer."""
 _LOG_INTERVAL_SECONDS = 10.0
 _silent = logging.Logger("ravebot.models.http", logging.CRITICAL + 1)
 """aiohttp would log every malformed request of a guest, with what was malformed."""
@@ -44,6 +42,8 @@ class GatewayLimits:
     requests: int = 4
     connections: int = 32
     idle_seconds: float = 30.0
+    linger_seconds: float = 2.0
+    """How long the rest of a refused request is read, so that its client gets to see the answer."""
     refusal_seconds: float = 0.05
     """A refusal takes so long, so that a guest that asks in a loop costs little."""
 
@@ -55,21 +55,21 @@ class ModelGateway:
     port = 4180
 
     def __init__(self, parts: ExchangeParts, metrics: ModelMetrics, limits: GatewayLimits | None = None) -> None:
-        self._parts = parts
+        self.parts = parts
         self._metrics = metrics
         self._limits = limits or GatewayLimits()
 
     @asynccontextmanager
     async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:
         """Serve a sandbox while the block runs. Raises OSError if the socket can't be made."""
-        door = _SandboxDoor(self._parts, self._metrics, self._limits, sandbox_id)
+        door = _SandboxDoor(self.parts, self._metrics, self._limits, sandbox_id)
         server = web.Server(
             door.handle,
             handler_cancellation=True,
             access_log=None,
             logger=_silent,
             keepalive_timeout=self._limits.idle_seconds,
-            lingering_time=_LINGER_SECONDS,
+            lingering_time=self._limits.linger_seconds,
             read_bufsize=_BUFFER_BYTES,
             auto_decompress=False,
             tcp_keepalive=False,
@@ -90,8 +90,8 @@ class ModelGateway:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def close(self) -> None:
-        await self._parts.upstream.close()
-        self._parts.threads.shutdown(wait=False, cancel_futures=True)
+        await self.parts.upstream.close()
+        self.parts.threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Closed(asyncio.Protocol):
@@ -107,14 +107,14 @@ class _SandboxDoor:
     def __init__(
         self, parts: ExchangeParts, metrics: ModelMetrics, limits: GatewayLimits, sandbox_id: SandboxId
     ) -> None:
-        self._parts, self._metrics, self._limits, self._sandbox_id = parts, metrics, limits, sandbox_id
+        self.parts, self._metrics, self._limits, self._sandbox_id = parts, metrics, limits, sandbox_id
         self._places = asyncio.Semaphore(limits.requests)
         self._silent_until, self._unsaid = 0.0, 0
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         async with self._places:
             began = time.monotonic()
-            exchange = Exchange(self._parts, self._sandbox_id, request)
+            exchange = Exchange(self.parts, self._sandbox_id, request)
             refusal: ModelRefusal | None = None
             try:
                 return await exchange.run()
@@ -148,7 +148,7 @@ class _SandboxDoor:
                 agent=reservation.turn.agent,
                 turn=reservation.turn.turn_id,
                 sandbox=self._sandbox_id,
-                status=exchange.status,
+                status=exchange.status or (refusal.status if refusal else 0),
                 tokens=tokens,
                 settled=exchange.tokens is not None,
                 milliseconds=round(seconds * 1000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -155,5 +156,6 @@ def _broken(config: ModelConfig, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    inner = getattr(error, "os_error", None)
-    return str(getattr(inner, "strerror", None) or type(error).__name__)[:100]
+    """Without the address, which asyncio writes around the system's words."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__

@@ -228,6 +228,8 @@ def _summary(agent: AgentConfig, work: AgentAtWork, dead: int) -> AgentSummary:
         dead,
         work.spent.messages,
         agent.limits.messages_per_day,
+        work.spent.tokens,
+        work.spent.most_tokens,
     )
 
 

@@ -28,6 +28,8 @@ class AgentSummary:
     dead_letters: int
     messages_today: int
     messages_per_day: int
+    tokens_today: int = 0
+    tokens_per_day: int = 0  # 0: it uses no models through ravebot
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def show_agent(output: Output, report: AgentReport) -> None:
             ("in forks", "yes" if report.forks else "no"),
             ("longest turn", in_words(report.turn_limit)),
             ("messages today", f"{line.messages_today} of {line.messages_per_day}"),
+            *([("tokens of models today", _tokens(line))] if line.tokens_per_day else []),
         ),
     )
     for paused in report.paused_conversations:
@@ -144,6 +145,10 @@ def show_step(output: Output, step: CheckStep) -> None:
             output.say(f"  → {clean(step.fix)}")
     else:
         output.raw("\t".join((sign, step.name, f"{step.seconds:.1f}", clean(step.detail), clean(step.fix))))
+
+
+def _tokens(line: AgentSummary) -> str:
+    return f"{line.tokens_today:,} of {line.tokens_per_day:,}"
 
 
 def _state(line: AgentSummary) -> str:

@@ -1,0 +1,108 @@
+"""What an answer cost is read from both providers' shapes, however the stream is cut, and only from its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravebot.agents.models.events import EventCutter, EventTooLong
+from ravebot.agents.models.usage import StreamedUsage, of_answer
+from ravebot.config.apis import ModelApi
+from tests.support.models import COSTS, USAGE, chat_stream, messages_stream, responses_stream, sse
+
+MESSAGES, CHAT, RESPONSES = ModelApi.MESSAGES, ModelApi.CHAT, ModelApi.RESPONSES
+STREAMS = {MESSAGES: messages_stream(), CHAT: chat_stream(), RESPONSES: responses_stream()}
+NAMES = {MESSAGES: "messages", CHAT: "chat", RESPONSES: "responses"}
+
+
+def answer(**usage: object) -> bytes:
+    return json.dumps({"usage": usage}).encode()
+
+
+@pytest.mark.parametrize(
+    ("api", "body", "tokens"),
+    [
+        *((api, json.dumps({"usage": USAGE[name]}).encode(), COSTS[name]) for api, name in NAMES.items()),
+        (MESSAGES, answer(input_tokens=1, output_tokens=2), 3),
+        (MESSAGES, answer(input_tokens=1, output_tokens=2, cache_read_input_tokens=None), 3),
+        (MESSAGES, answer(input_tokens=1, output_tokens=2, iterations=[
+            {"input_tokens": 100, "output_tokens": 9}, {"input_tokens": 1, "output_tokens": 2}]), 112),
+        (CHAT, answer(prompt_tokens=1, completion_tokens=2), 3),
+        (CHAT, answer(prompt_tokens=1, completion_tokens=2, total_tokens=9), 9),
+        (RESPONSES, answer(input_tokens=1, output_tokens=0), 1),
+        (CHAT, answer(prompt_tokens=1), None),
+        (CHAT, answer(prompt_tokens=-1, completion_tokens=2), None),
+        (CHAT, answer(prompt_tokens="1", completion_tokens=2), None),
+        (CHAT, answer(prompt_tokens=True, completion_tokens=2), None),
+        (CHAT, answer(prompt_tokens=10**12, completion_tokens=2), None),
+        (CHAT, b'{"usage": null}', None),
+        (CHAT, b"{}", None),
+        (CHAT, b"[]", None),
+        (CHAT, b"no JSON", None),
+    ],
+)  # fmt: skip
+def test_the_usage_of_an_answer_in_one_piece(api: ModelApi, body: bytes, tokens: int | None) -> None:
+    assert of_answer(api, body) == tokens
+
+
+@pytest.mark.parametrize("api", STREAMS)
+@given(data=st.data())
+def test_a_stream_that_is_cut_anywhere_says_the_same_and_loses_nothing(api: ModelApi, data: st.DataObject) -> None:
+    newline = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    whole = b"".join(STREAMS[api]).replace(b"\n", newline)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    cutter, usage, passed = EventCutter(), StreamedUsage(api), b""
+    for begins, ends in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        passed += b"".join(event for event in cutter.feed(whole[begins:ends]) if usage.passes(event))
+    assert passed + cutter.rest() == whole
+    assert usage.total == COSTS[NAMES[api]]
+
+
+@pytest.mark.parametrize("api", STREAMS)
+def test_before_a_stream_s_end_nothing_is_known(api: ModelApi) -> None:
+    usage = StreamedUsage(api)
+    last = -2 if api in (MESSAGES, CHAT) else -1
+    assert all(map(usage.passes, STREAMS[api][:last]))
+    assert usage.total is None
+
+
+def test_usage_in_every_chunk_counts_only_at_the_end() -> None:
+    usage = StreamedUsage(CHAT)
+    usage.passes(sse({"choices": [{"delta": {}, "finish_reason": None}], "usage": USAGE["chat"]}))
+    assert usage.total is None
+    usage.passes(sse({"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": USAGE["chat"]}))
+    assert usage.total == COSTS["chat"]
+
+
+@pytest.mark.parametrize("choices", [[], None])
+def test_the_chunk_with_the_usage_is_left_out_if_nobody_asked_for_it(choices: list[Any] | None) -> None:
+    usage = StreamedUsage(CHAT, hide=True)
+    assert not usage.passes(sse({"choices": choices, "usage": USAGE["chat"]}))
+    assert usage.total == COSTS["chat"]
+
+
+def test_sums_of_several_deltas_are_sums_so_far() -> None:
+    usage = StreamedUsage(MESSAGES)
+    usage.passes(sse({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}))
+    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10}}))
+    assert usage.total is None
+    usage.passes(sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}))
+    assert usage.total == 20
+
+
+def test_what_the_model_writes_is_never_taken_for_usage() -> None:
+    usage = StreamedUsage(CHAT)
+    text = '"usage": {"prompt_tokens": 0, "completion_tokens": 0}, "choices": []'
+    assert usage.passes(sse({"choices": [{"delta": {"content": text}}]}))
+    assert usage.total is None
+
+
+def test_an_event_that_does_not_end_is_given_up() -> None:
+    cutter = EventCutter(100)
+    assert list(cutter.feed(b"data: x\n\n" + b"y" * 100)) == [b"data: x\n\n"]
+    with pytest.raises(EventTooLong):
+        list(cutter.feed(b"y"))
