@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -85,10 +86,13 @@ class AgentAnswers:
 
     # Taking messages
 
-    async def next_for(self, agent: str, wait: timedelta = timedelta(0)) -> TurnId | None:
+    async def next_for(
+        self, agent: str, wait: timedelta = timedelta(0), reaches: Callable[[TurnId], Awaitable[bool]] | None = None
+    ) -> TurnId | None:
         """The oldest message that the agent may take now, once there is one; None when none came in that time.
 
-        Raises Refused if the agent has no inbox.
+        `reaches`: of which messages the caller may know, such as those of its token's projects; None: of all. Raises
+        Refused if the agent has no inbox.
         """
         known = registry.find(self.config, agent)
         if known is None or not known.inbox:
@@ -99,7 +103,7 @@ class AgentAnswers:
         until = loop.time() + min(wait, LONGEST_WAIT).total_seconds()
         while True:
             for turn in await self.database.read(lambda tx: deliveries.to_take(tx, agent, LEASE, _CANDIDATES)):
-                if await self.allowed.ask(turn):
+                if (reaches is None or await reaches(turn.id)) and await self.allowed.ask(turn):
                     return turn.id
             left = until - loop.time()
             if left <= 0:

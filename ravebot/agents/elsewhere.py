@@ -24,8 +24,9 @@ LONGEST_UNTAKEN = timedelta(days=1)
 
 
 def answer_url(config: Config, delivery_id: DeliveryId) -> str:
-    """Where the agent answers; empty if no address is known that it could reach."""
-    base = str(config.http.public_url or "").rstrip("/")
+    """Where the agent answers; empty if the API is off."""
+    api = config.api
+    base = str(api.public_url or (f"http://{api.listen}" if api.listen else "")).rstrip("/")
     return f"{base}{ANSWER_PATH.format(id=delivery_id)}" if base else ""
 
 

@@ -190,6 +190,9 @@ def _agents(config: Config) -> Iterator[Remark]:
             keys: tuple[KeyPath, ...] = (("agents", place, "acp"), ("provider", "network"))
             message = "an agent is reached over the network: it can't be used with provider.network: none"
             yield Remark(("agents", place, "acp"), message, keys)
+        if agent.works_elsewhere and config.api.listen is None:
+            message = f"{agent.name} answers by the API, which is off: set api.listen"
+            yield Remark(("agents", place), message, (("agents", place), ("api", "listen")))
         if agent.can_be_spoken_to:
             yield from _agent_to_speak_to(agent, ("agents", place))
         else:

@@ -12,7 +12,7 @@ from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
 from ravebot.intake.concern import YES, is_being_asked, question_of
 from ravebot.intake.loop import NotYet, Step, only
-from ravebot.intake.rooms import NOT_MAPPED, Rooms
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.model import Actor
@@ -74,8 +74,6 @@ class RoomReactions:
         mapped = matches_project(patterns, ref.project_path)
         project_id = await self.rooms.people.project_id(reaction.sender, ref)
         decision = await self.rooms.may(about, Right.COMMAND, project_id, mapped, ref.project_path)
-        if not mapped:
-            decision = NOT_MAPPED
         known = await self.rooms.people.known(ref)
 
         def step(tx: Transaction) -> str:

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from ravebot.agents.transports.webhook import signing
-from ravebot.agents.transports.webhook.outcomes import LONGEST_PAUSE, MOST_TRIES, PAUSES, Posted, PostEnd, Then, judge
+from ravebot.agents.transports.webhook.outcomes import (
+    LONGEST_PAUSE,
+    MOST_TRIES,
+    PAUSES,
+    AfterPost,
+    Posted,
+    PostEnd,
+    judge,
+)
 from ravebot.config.secrets import signing_key
 from tests.support.receivers import SIGNING_KEY
 
@@ -18,37 +26,49 @@ ANSWERED, UNREACHED, SILENT = PostEnd
 
 TABLE = [
     # what came, at which try → what follows, whether the agent may have it, words of the reason
-    (Posted(ANSWERED, 200), 1, Then.DONE, False, ""),
-    (Posted(ANSWERED, 202), MOST_TRIES, Then.DONE, False, ""),
-    (Posted(ANSWERED, 204), 1, Then.DONE, False, ""),
-    (Posted(ANSWERED, 301), 1, Then.AGAIN, False, "redirect (301), which is not followed"),
-    (Posted(ANSWERED, 307), 1, Then.AGAIN, False, "redirect (307)"),
-    (Posted(ANSWERED, 400), 1, Then.GIVE_UP, False, "does not understand what ravebot sends (400)"),
-    (Posted(ANSWERED, 401), 1, Then.GIVE_UP, False, "compare the signing key"),
-    (Posted(ANSWERED, 403), 1, Then.GIVE_UP, False, "compare the signing key"),
-    (Posted(ANSWERED, 404), 1, Then.AGAIN, False, "does not take it now (404)"),
-    (Posted(ANSWERED, 405), 1, Then.GIVE_UP, False, "takes no POST"),
-    (Posted(ANSWERED, 410), 1, Then.GIVE_UP, False, "gone for good (410)"),
-    (Posted(ANSWERED, 413), 1, Then.GIVE_UP, False, "no message of that size"),
-    (Posted(ANSWERED, 415), 1, Then.GIVE_UP, False, "takes no JSON"),
-    (Posted(ANSWERED, 422), 1, Then.GIVE_UP, False, "does not understand"),
-    (Posted(ANSWERED, 429), 1, Then.AGAIN, False, "does not take it now (429)"),
-    (Posted(ANSWERED, 500), 1, Then.AGAIN, True, "does not take it now (500)"),
-    (Posted(ANSWERED, 502), MOST_TRIES, Then.GIVE_UP, True, f"(502), at the last of {MOST_TRIES} tries"),
-    (Posted(ANSWERED, 404), MOST_TRIES, Then.GIVE_UP, False, "at the last of"),
-    (Posted(UNREACHED, why="can't be reached: x"), 1, Then.AGAIN, False, "can't be reached: x"),
-    (Posted(UNREACHED, why="can't be reached: x"), MOST_TRIES, Then.GIVE_UP, False, "can't be reached: x, at the last"),
-    (Posted(SILENT, why="closed the connection"), 1, Then.AGAIN, True, "closed the connection"),
-    (Posted(SILENT, why="closed the connection"), MOST_TRIES, Then.GIVE_UP, True, "closed the connection, at the last"),
+    (Posted(ANSWERED, 200), 1, AfterPost.DONE, False, ""),
+    (Posted(ANSWERED, 202), MOST_TRIES, AfterPost.DONE, False, ""),
+    (Posted(ANSWERED, 204), 1, AfterPost.DONE, False, ""),
+    (Posted(ANSWERED, 301), 1, AfterPost.AGAIN, False, "redirect (301), which is not followed"),
+    (Posted(ANSWERED, 307), 1, AfterPost.AGAIN, False, "redirect (307)"),
+    (Posted(ANSWERED, 400), 1, AfterPost.GIVE_UP, False, "does not understand what ravebot sends (400)"),
+    (Posted(ANSWERED, 401), 1, AfterPost.GIVE_UP, False, "compare the signing key"),
+    (Posted(ANSWERED, 403), 1, AfterPost.GIVE_UP, False, "compare the signing key"),
+    (Posted(ANSWERED, 404), 1, AfterPost.AGAIN, False, "does not take it now (404)"),
+    (Posted(ANSWERED, 405), 1, AfterPost.GIVE_UP, False, "takes no POST"),
+    (Posted(ANSWERED, 410), 1, AfterPost.GIVE_UP, False, "gone for good (410)"),
+    (Posted(ANSWERED, 413), 1, AfterPost.GIVE_UP, False, "no message of that size"),
+    (Posted(ANSWERED, 415), 1, AfterPost.GIVE_UP, False, "takes no JSON"),
+    (Posted(ANSWERED, 422), 1, AfterPost.GIVE_UP, False, "does not understand"),
+    (Posted(ANSWERED, 429), 1, AfterPost.AGAIN, False, "does not take it now (429)"),
+    (Posted(ANSWERED, 500), 1, AfterPost.AGAIN, True, "does not take it now (500)"),
+    (Posted(ANSWERED, 502), MOST_TRIES, AfterPost.GIVE_UP, True, f"(502), at the last of {MOST_TRIES} tries"),
+    (Posted(ANSWERED, 404), MOST_TRIES, AfterPost.GIVE_UP, False, "at the last of"),
+    (Posted(UNREACHED, why="can't be reached: x"), 1, AfterPost.AGAIN, False, "can't be reached: x"),
+    (
+        Posted(UNREACHED, why="can't be reached: x"),
+        MOST_TRIES,
+        AfterPost.GIVE_UP,
+        False,
+        "can't be reached: x, at the last",
+    ),
+    (Posted(SILENT, why="closed the connection"), 1, AfterPost.AGAIN, True, "closed the connection"),
+    (
+        Posted(SILENT, why="closed the connection"),
+        MOST_TRIES,
+        AfterPost.GIVE_UP,
+        True,
+        "closed the connection, at the last",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("posted", "tries", "then", "doubtful", "words"), TABLE)
-def test_what_follows_from_an_answer(posted: Posted, tries: int, then: Then, doubtful: bool, words: str) -> None:
+def test_what_follows_from_an_answer(posted: Posted, tries: int, then: AfterPost, doubtful: bool, words: str) -> None:
     sequel = judge(posted, tries)
     assert (sequel.then, sequel.doubtful) == (then, doubtful)
     assert words in sequel.why
-    assert bool(sequel.why) == (then is not Then.DONE)
+    assert bool(sequel.why) == (then is not AfterPost.DONE)
 
 
 def test_all_tries_take_about_an_hour() -> None:

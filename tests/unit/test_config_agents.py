@@ -10,17 +10,18 @@ from pydantic import ValidationError
 
 from ravebot.commands.verbs import VERBS
 from ravebot.config.checks import RESERVED_NAMES, check
-from ravebot.config.model import AgentConfig
+from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.gitlab.addressing import RESERVED
 from tests.support.records import make_config
 
+API = ApiConfig(listen="127.0.0.1:8081")
 GOOD: dict[str, Any] = {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["opencode"]}}
 
 
 def complaints(folder: Path, *agents: dict[str, Any]) -> list[tuple[str, str]]:
     """The key and the message of every error about agents, where machines have a network."""
     config = make_config(folder, provider={"network": "bridge"})
-    config = config.model_copy(update={"agents": tuple(map(AgentConfig.model_validate, agents))})
+    config = config.model_copy(update={"agents": tuple(map(AgentConfig.model_validate, agents)), "api": API})
     return [
         (".".join(map(str, error.path)), error.message) for error in check(config).errors if error.path[0] == "agents"
     ]
@@ -106,8 +107,15 @@ def test_a_webhook_is_spoken_to_by_http(url: str) -> None:
 def test_agents_that_work_elsewhere_need_no_network_of_sandboxes(tmp_path: Path) -> None:
     config = make_config(tmp_path, provider={"network": "none"})
     agent = AgentConfig.model_validate({**GOOD, "acp": None, "inbox": True})
-    errors = check(config.model_copy(update={"agents": (agent,)})).errors
+    errors = check(config.model_copy(update={"agents": (agent,), "api": API})).errors
     assert [error for error in errors if error.path[0] == "agents"] == []
+
+
+def test_agents_that_work_elsewhere_need_the_api(tmp_path: Path) -> None:
+    agent = AgentConfig.model_validate({**GOOD, "acp": None, "inbox": True})
+    config = make_config(tmp_path).model_copy(update={"agents": (agent,)})
+    [message] = [error.message for error in check(config).errors if error.path[0] == "agents"]
+    assert message == "coder answers by the API, which is off: set api.listen"
 
 
 def test_two_agents_of_one_name_are_refused(tmp_path: Path) -> None:
