@@ -260,7 +260,6 @@ in
             };
           }) "How people speak to it, if it works elsewhere and takes webhooks.";
           inbox = key types.bool false "Whether it works elsewhere and takes its messages itself, by the API.";
-          }) "How people speak to it; without this, nobody can.";
           models = key (types.listOf types.nonEmptyStr) [ ] "Which of `models` it may use, without their keys.";
           approve = key (types.listOf (
             types.enum [

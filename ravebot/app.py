@@ -76,8 +76,6 @@ from ravebot.store import inbox
 from ravebot.store.database import Database
 from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
-from ravebot.tools.calls import ToolCalls
-from ravebot.tools.workbench import Workbench
 from ravebot.web import admin, adminagents, admintokens
 from ravebot.web.api.gate import Gate
 from ravebot.web.api.server import serve_api
@@ -131,7 +129,7 @@ class Bot:
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
             if self.config.api.address is not None:
                 gate = Gate(self.database)
-                await doors.enter_async_context(serve_api(self.config.api, ToolCalls(self._workbench()), gate))
+                await doors.enter_async_context(serve_api(self.config.api, self.agents.tools, gate))
             doors.callback(ready.tell, ready.STOPPING)
             ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
@@ -152,13 +150,6 @@ class Bot:
                 trials.run(),
             ):
                 group.create_task(loop)
-
-    def _workbench(self) -> Workbench:
-        """What tools work with."""
-        core, agents = self.core, self.agents
-        return Workbench(
-            self.config, self.database, self.people, core.intents, core.views, agents.reception, agents.diffs
-        )
 
     def _intake(self) -> Intake:
         """What handles the requests of people and GitLab."""
@@ -289,7 +280,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 secret_token=secrets.webhook_secret,
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
-            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing),
+            agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
             models=models,
         )
 

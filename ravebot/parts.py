@@ -30,6 +30,7 @@ from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections
+from ravebot.agents.transports.acp.doors.sandbox_doors import SandboxDoors
 from ravebot.agents.transports.choice import ChosenTransport
 from ravebot.agents.transports.elsewhere import ElsewhereDriver
 from ravebot.agents.transports.webhook.poster import WebhookPoster
@@ -57,6 +58,9 @@ from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
 from ravebot.sandboxes.runs import Runs
 from ravebot.store.database import Database
+from ravebot.tools.calls import ToolCalls
+from ravebot.tools.workbench import Workbench
+from ravebot.web.api.server import SandboxMcp
 
 
 def make_provider(config: Config, instance_id: str) -> Provider:
@@ -150,6 +154,8 @@ class AgentParts:
     approved: ApprovedDiffs
     carry_out: CarryOut
     reception: Reception
+    tools: ToolCalls
+    doors: SandboxDoors
     driver: AcpDriver
     runner: AgentRunner
     waiting: WaitingLoop
@@ -160,12 +166,14 @@ class AgentParts:
         """Remove the files that an earlier process left, before anything runs."""
         await self.approved.clear()
         await asyncio.to_thread(self.driver.connections.clear)
+        await asyncio.to_thread(self.doors.clear)
 
     async def run(self) -> None:
         """Run until cancelled. Nothing is given to an agent before the first look at what turns wait for."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.carry_out.run())
             await self.waiting.first_look()
+            group.create_task(self.doors.run())
             group.create_task(self.runner.run())
             group.create_task(self.webhooks.run())
             group.create_task(self.waiting.run())
@@ -184,19 +192,25 @@ def make_agents(
     provider: Provider,
     gitlab: GitLab,
     signing_keys: Mapping[str, str],
+    models: ModelGateway,
 ) -> AgentParts:
     """`signing_keys`: of the agents with `webhook`, by name, as their files have them."""
     telling, people = approvals.telling, approvals.people
     diffs = make_diffs(config, database, provider, gitlab)
+    reception = Reception(config, people, Desk(config, telling))
+    tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs))
+    connections = ControlConnections(config.state_dir)
+    doors = SandboxDoors(database, connections, (models, SandboxMcp(tools)))
     approved = ApprovedDiffs(database, diffs, config.matrix.users)
     progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
     driver = AcpDriver(
         config,
         database,
         progress,
-        ControlConnections(config.state_dir),
+        connections,
         core.chain.authorize,
         may_give=may_give,
+        doors=doors,
     )
     turns = ElsewhereTurns(config, progress)
     allowed = StillAllowed(database, turns, may_give)
@@ -207,7 +221,9 @@ def make_agents(
         diffs,
         approved,
         CarryOut(database, approvals, core.intents, approved),
-        Reception(config, people, Desk(config, telling)),
+        reception,
+        tools,
+        doors,
         driver,
         AgentRunner(database, chosen),
         WaitingLoop(database, SandboxBinding(config, telling)),

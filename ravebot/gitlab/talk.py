@@ -60,7 +60,8 @@ def render_note_question(asked: ApprovalQuestion, marker: str) -> str:
         parts.append(f"{how} May answer: {said(asked.whom)}.")
     else:
         outcome = f" {said(_upper(asked.outcome[:1000]))}" if asked.outcome else ""
-        parts.append(f"➡️ **{text(f'{_upper(asked.answer)}.', 300)}**{outcome}")
+        answer = _upper(asked.answer.removesuffix(" (gitlab)"))
+        parts.append(f"➡️ **{text(f'{answer}.', 300)}**{outcome}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
+import structlog
+
 from ravebot.agents import routing
 from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Conversation
 from ravebot.clock import to_us
@@ -21,6 +23,8 @@ from ravebot.matrix import commands
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.store import approvals, conversations, inbox, merge_requests, outbox, restored, sandboxes
 from ravebot.store.database import Transaction
+
+log = structlog.get_logger()
 
 SOURCE = "matrix"
 YES, NO = "✅", "❌"
@@ -34,6 +38,12 @@ class RowKind(StrEnum):
     MESSAGE = "message"  # a command
     TO_AGENT = "to agent"  # also if it is a command that says something to an agent
     REACTION = "reaction"
+    EARLY = inbox.EARLY
+
+
+MOST_EARLY, MOST_EARLY_EACH = 500, 20
+"""Early reactions that are kept, of all and of one person: while a question is on its way, anybody may react to all
+else in the room."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,17 @@ class Concern:
             if question and question.state is ApprovalState.OPEN:
                 return RowKind.REACTION, f"{reaction.room_id} question {question.id}", reaction
             if question is None and is_being_asked(tx, reaction.room_id):
-                return RowKind.REACTION, f"{reaction.room_id} {reaction.to}", reaction
+                return self._early(tx, reaction)
         elif reaction.key in (LONGER, STOP) and (card := card_at(tx, reaction.room_id, reaction.to)):
             return RowKind.REACTION, f"{reaction.room_id} {card.iid}", reaction
         return None
+
+    def _early(self, tx: Transaction, reaction: Reaction) -> tuple[RowKind, str, Reaction] | None:
+        of_all, of_one = inbox.count_early(tx, SOURCE), inbox.count_early(tx, SOURCE, reaction.sender)
+        if of_all >= MOST_EARLY or of_one >= MOST_EARLY_EACH:
+            log.warning("reaction is not kept: too many wait for a question", room=reaction.room_id)
+            return None
+        return RowKind.EARLY, f"{reaction.room_id} {reaction.to}", reaction
 
 
 def about_conversation(tx: Transaction, message: IncomingMessage) -> Conversation | None:

@@ -24,9 +24,13 @@ AT_ONCE = 8
 MOST_OF_A_SOURCE = 7
 """Slots, of `AT_ONCE`, that one source may hold."""
 _PAUSES = Backoff.growing(1.0, 60.0)
-_SHORT_PAUSES = Backoff.growing(1.0, 10.0)
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
+
+
+class NotYet(RavebotError):
+    """A request can't be understood before something of ours is recorded: it is kept, and nobody is told."""
+
 
 Step = Callable[[Transaction], str]
 """A request's effect, run in the transaction that marks it as handled; returns the outcome for the log."""
@@ -41,13 +45,8 @@ def only(outcome: str) -> Step:
     return step
 
 
-class NotYet(RavebotError):
-    """What a request is about is just being recorded: it is looked at again in a moment, and nobody is told."""
-
-
 class Handler(Protocol):
-    """Reads a request, asks GitLab if necessary, returns the step; after `Unavailable` or `NotYet` it is called
-    again."""
+    """Reads a request, asks GitLab if necessary, returns the step; after `Unavailable` it is called again."""
 
     async def handle(self, request: Request) -> Step: ...
 
@@ -118,15 +117,14 @@ class Intake:
         try:
             step = await handler.handle(request)
             outcome = await self._database.write(partial(_finish, request=request, step=step))
-        except NotYet as error:
-            pause = timedelta(seconds=_SHORT_PAUSES.after(request.attempts + 1))
-            log.debug("request is too early", request=request.id, error=str(error))
-            await self._database.write(lambda tx: inbox.postpone(tx, request.id, pause))
         except Unavailable as error:
             delay = _PAUSES.after(request.attempts + 1, error.retry_after_seconds)
             log.warning("request waits", request=request.id, error=str(error), in_s=delay)
             waits = partial(_delay, request=request, handler=handler, why=_in_words(error), seconds=delay)
             await self._database.write(waits)
+        except NotYet:
+            delay = _PAUSES.after(request.attempts + 1)
+            await self._database.write(lambda tx: inbox.postpone(tx, request.id, timedelta(seconds=delay)))
         except StoreError:
             raise
         except RavebotError as error:

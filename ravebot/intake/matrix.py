@@ -84,8 +84,8 @@ class MatrixIntake:
         return Rooms(self.config, self.people, self.database)
 
     async def handle(self, request: Request) -> Step:
-        if request.kind == RowKind.REACTION:
-            return await self._reacted(Reaction(**json.loads(request.body)))
+        if request.kind in (RowKind.REACTION, RowKind.EARLY):
+            return await self._reacted(Reaction(**json.loads(request.body)), request.attempts)
         message, patterns = await self.rooms.placed(IncomingMessage(**json.loads(request.body)))
         prefix = self.config.matrix.command_prefix
         if request.kind == RowKind.TO_AGENT and not is_command(message.text, prefix):
@@ -105,9 +105,9 @@ class MatrixIntake:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)
 
-    async def _reacted(self, reaction: Reaction) -> Step:
+    async def _reacted(self, reaction: Reaction, attempts: int) -> Step:
         if reaction.key in (YES, NO):
-            return await self.reactions.answered(reaction)
+            return await self.reactions.answered(reaction, attempts)
         ref = await self.database.read(lambda tx: card_at(tx, reaction.room_id, reaction.to))
         if ref is None:
             return only("not for us")
@@ -259,7 +259,7 @@ def _answered(request: Request) -> tuple[IncomingMessage, str, str]:
     """What a reply to a request answers, what that is, and how it would be made again."""
     body = json.loads(request.body)
     match request.kind:
-        case RowKind.REACTION:
+        case RowKind.REACTION | RowKind.EARLY:
             return as_message(Reaction(**body), ""), "reaction", "react"
         case RowKind.TO_AGENT:
             return IncomingMessage(**body), "message", "say it"

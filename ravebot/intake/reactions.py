@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from ravebot.agents.approvals import Approvals
@@ -13,14 +12,16 @@ from ravebot.commands.refs import Ref
 from ravebot.config.model import matches_project
 from ravebot.intake.concern import YES, is_being_asked, question_of
 from ravebot.intake.loop import NotYet, Step, only
-from ravebot.intake.rooms import NOT_MAPPED, Rooms
+from ravebot.intake.rooms import Rooms
 from ravebot.matrix.incoming import IncomingMessage, Reaction
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.model import Actor
 from ravebot.store import outbox, sandboxes
 from ravebot.store.database import Transaction
 
-_LOOKS, _LOOK_SECONDS = 4, 0.25
+_MOST_LOOKS = 90
+"""Tries, which take an hour or more, until a reaction is none to a question of ours; time in which ravebot is down does
+not count."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class RoomReactions:
     rooms: Rooms
     approvals: Approvals
 
-    async def answered(self, reaction: Reaction) -> Step:
-        """✅ or ❌ on a question of ours."""
-        found = await self._question(reaction)
+    async def answered(self, reaction: Reaction, attempts: int) -> Step:
+        """✅ or ❌ on a question of ours. Raises NotYet while it may be one whose event is not recorded yet."""
+        found, may_be = await self._question(reaction)
+        if found is None and may_be and attempts < _MOST_LOOKS:
+            raise NotYet("no question is known that this event shows")
         if found is None:
             return only("not for us")
         question, actor = found
@@ -54,21 +57,16 @@ class RoomReactions:
 
         return step
 
-    async def _question(self, reaction: Reaction) -> tuple[Approval, Actor] | None:
-        """What is asked. While its event may just not be recorded, which a crash can make long, the row stays in the
-        inbox: raises NotYet."""
+    async def _question(self, reaction: Reaction) -> tuple[tuple[Approval, Actor] | None, bool]:
+        """What is asked, and otherwise whether that may just not be recorded yet."""
 
         def asked(tx: Transaction) -> tuple[tuple[Approval, Actor] | None, bool]:
             found = question_of(tx, reaction)
-            actor = self._actor(tx, reaction, found.thread) if found else None
-            return (found, actor) if found and actor else None, is_being_asked(tx, reaction.room_id)
+            if found is None:
+                return None, is_being_asked(tx, reaction.room_id)
+            return (found, self._actor(tx, reaction, found.thread)), False
 
-        for _ in range(_LOOKS):
-            found, waits = await self.rooms.database.read(asked)
-            if found or not waits:
-                return found
-            await asyncio.sleep(_LOOK_SECONDS)
-        raise NotYet("a question is asked in this room, and it is not known yet which event shows it")
+        return await self.rooms.database.read(asked)
 
     async def stop(self, reaction: Reaction, ref: Ref) -> Step:
         """🛑 on a card: whoever has the right is asked whether they mean it."""
@@ -76,8 +74,6 @@ class RoomReactions:
         mapped = matches_project(patterns, ref.project_path)
         project_id = await self.rooms.people.project_id(reaction.sender, ref)
         decision = await self.rooms.may(about, Right.COMMAND, project_id, mapped, ref.project_path)
-        if not mapped:
-            decision = NOT_MAPPED
         known = await self.rooms.people.known(ref)
 
         def step(tx: Transaction) -> str:

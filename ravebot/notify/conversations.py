@@ -217,7 +217,7 @@ class ConversationSender:
         def keep(tx: Transaction) -> None:
             now = approvals.get(tx, approval.id)
             if now is not None:
-                approvals.save(tx, replace(now, place=room_id, event_id=event_id))
+                approvals.shown_by(tx, now, room_id, event_id)
             for number in (1, 2):
                 outbox.add(tx, lane, Kind.QUESTION, body={"approval": approval.id, "tap": number})
             if facts.conversation is not None:

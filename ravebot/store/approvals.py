@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState, ConversationId, TurnId
 from ravebot.clock import to_us
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequestRef, SandboxId
-from ravebot.store import events
+from ravebot.store import events, inbox
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
 from ravebot.store.signals import AGENTS, AGENTS_WAIT, APPROVALS
@@ -78,6 +79,13 @@ def save(tx: Transaction, changed: Approval) -> None:
     }
     tx.upsert("approvals", ("id",), values)
     _wake(tx)
+
+
+def shown_by(tx: Transaction, approval: Approval, place: str, event_id: str) -> None:
+    """Record which event shows it; `approval` must have been read in this same transaction. Who reacted before is
+    heard now."""
+    save(tx, replace(approval, place=place, event_id=event_id))
+    inbox.hasten_early(tx, event_id)
 
 
 def are_open(tx: Transaction) -> tuple[Approval, ...]:

@@ -10,6 +10,9 @@ from ravebot.clock import from_us, to_us
 from ravebot.store.database import Transaction
 from ravebot.store.signals import INTAKE
 
+EARLY = "early reaction"
+"""The kind of a reaction in a room to an event that may show a question of ours, which is not recorded yet."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -61,6 +64,27 @@ def take_back(tx: Transaction, source: str, key: str) -> bool:
     )
 
 
+def count_early(tx: Transaction, source: str, sender: str | None = None) -> int:
+    """How many early reactions wait, of one sender or of all."""
+    row = tx.one(
+        "SELECT COUNT(*) AS n FROM inbox WHERE source = ? AND kind = ? AND handled_at IS NULL"
+        " AND (? IS NULL OR json_extract(body, '$.sender') = ?)",
+        (source, EARLY, sender, sender),
+    )
+    assert row
+    return int(row["n"])
+
+
+def hasten_early(tx: Transaction, to: str) -> None:
+    """What the event `to` shows is recorded now: the reactions to it that wait are due."""
+    hastened = tx.changed(
+        "UPDATE inbox SET next_attempt_at = 0 WHERE kind = ? AND handled_at IS NULL AND json_extract(body, '$.to') = ?",
+        (EARLY, to),
+    )
+    if hastened:
+        tx.wake(INTAKE)
+
+
 def heads(tx: Transaction, limit: int) -> tuple[Request, ...]:
     """The oldest unhandled row of every lane, if it is due: of each source at most `limit`, the least recently tried
     first. A row that was never tried counts as tried when it was received."""
@@ -108,11 +132,12 @@ def unhandled(tx: Transaction, longer_than: timedelta) -> tuple[int, datetime | 
     """How many rows have waited for longer than that, and since when the oldest of them waits.
 
     A row whose `received_at` lies further ahead than that was received before the clock was set back; it counts too.
+    Early reactions do not: they wait for a message of ours, whose delay is told by the outbox.
     """
     row = tx.one(
         "SELECT COUNT(*) AS n, MIN(received_at) AS oldest FROM inbox"
-        " WHERE handled_at IS NULL AND received_at NOT BETWEEN ? AND ?",
-        (to_us(tx.now - longer_than), to_us(tx.now + longer_than)),
+        " WHERE handled_at IS NULL AND kind <> ? AND received_at NOT BETWEEN ? AND ?",
+        (EARLY, to_us(tx.now - longer_than), to_us(tx.now + longer_than)),
     )
     assert row
     return row["n"], from_us(row["oldest"]) if row["oldest"] is not None else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
 from collections.abc import Callable
 
 from ravebot.agents import registry
@@ -30,9 +28,9 @@ from ravebot.tools import shapes
 from ravebot.tools.callers import Caller, TokenCaller
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import may_see, reach
+from ravebot.tools.waiting import LookAgain
 from ravebot.tools.workbench import Workbench
 
-FIRST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS = 0.1, 1.0
 Sent = Callable[[Transaction], shapes.MessageSent | ToolProblem]
 
 
@@ -82,13 +80,11 @@ async def send(bench: Workbench, caller: Caller, asked: shapes.SendMessage) -> S
 async def read(bench: Workbench, caller: Caller, asked: shapes.ReadMessage) -> shapes.MessageHeard:
     assert isinstance(caller, TokenCaller)
     await _must_be_theirs(bench, caller, TurnId(asked.turn))
-    until, pause = time.monotonic() + asked.wait, FIRST_LOOK_SECONDS
+    again = LookAgain(asked.wait)
     while True:
         heard = await bench.database.read(lambda tx: _heard(tx, TurnId(asked.turn), asked.offset))
-        if heard.text or heard.left_out or heard.over or heard.questions or time.monotonic() >= until:
+        if heard.text or heard.left_out or heard.over or heard.questions or not await again.wait():
             return heard
-        await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
-        pause = min(SLOWEST_LOOK_SECONDS, pause * 1.5)
 
 
 async def approval(bench: Workbench, caller: Caller, asked: shapes.OneApproval) -> shapes.QuestionInfo:

@@ -168,6 +168,59 @@ class SandboxChanges(Shape):
     refusal: str = Field(description="Why it can't be committed as it is; empty: it can.")
 
 
+# Commands in sandboxes
+
+
+class StartRun(Shape):
+    ref: Reference
+    command: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=8000,
+            description="For a shell, in the code's folder, as the sandbox's user.",
+            examples=["make check"],
+        ),
+    ]
+    timeout: Annotated[int, Field(ge=1, le=3600, description="Seconds until it is ended.")] = 600
+
+
+class ReadRun(Shape):
+    id: Number
+    offset: Offset = 0
+    wait: Wait = 0
+
+
+class OneRun(Shape):
+    id: Number
+
+
+class RunInfo(Shape):
+    """A command in a sandbox."""
+
+    id: int
+    ref: str
+    command: str
+    state: str = Field(description="waiting, running, done, cancelled, timeout, lost or failed.")
+    over: bool
+    exit_code: int | None
+    why: str = Field(description="Why it ended as it did; empty: it ended by itself.")
+    asked_by: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class RunHeard(Shape):
+    """A command, and what it printed since `offset`."""
+
+    run: RunInfo
+    output: str = Field(description="Standard output and errors, as they came.")
+    offset: int = Field(description="For the next call.")
+    more: bool = Field(description="Whether there is more, or may come.")
+    cut: bool = Field(description="Whether it printed more than is kept.")
+
+
 # Messages to agents
 
 

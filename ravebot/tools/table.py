@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ravebot.store.api_tokens import Scope
 from ravebot.store.database import Transaction
-from ravebot.tools import messages, sandboxes, shapes
+from ravebot.tools import messages, runs, sandboxes, shapes
 from ravebot.tools.callers import Caller
 from ravebot.tools.problems import ToolProblem
 from ravebot.tools.workbench import Workbench
@@ -65,6 +65,12 @@ TOOLS: tuple[Tool, ...] = (
     Tool("sandbox_stop", "Ends a sandbox, and deletes everything in it.",
          _SANDBOX, "POST", "/sandboxes/{ref}/stop", shapes.OneSandbox, shapes.SandboxDone,
          act=sandboxes.stop, ends_something=True),
+    Tool("run_start", "Runs a command in a sandbox; its output is read with run_read.",
+         _RUN, "POST", "/sandboxes/{ref}/runs", shapes.StartRun, shapes.RunInfo, act=runs.start),
+    Tool("run_read", "Reads on in what a command printed, and says how it is.",
+         _READ, "GET", "/runs/{id}", shapes.ReadRun, shapes.RunHeard, look=runs.read),
+    Tool("run_cancel", "Ends a command.",
+         _RUN, "POST", "/runs/{id}/cancel", shapes.OneRun, shapes.RunInfo, act=runs.cancel, ends_something=True),
     Tool("logs", "Shows what set-up and tests of a sandbox printed.",
          _READ, "GET", "/sandboxes/{ref}/logs", shapes.OneSandbox, shapes.SandboxLogs, look=sandboxes.logs),
     Tool("changes", "Shows what was changed in a sandbox since its code was copied in.",

@@ -81,6 +81,15 @@ async def test_a_sandbox_is_started_for_an_agent_stopped_and_extended(bench: Ben
     assert (await done(bench, start)).done_at is not None
 
 
+@pytest.mark.parametrize("kind", [ApprovalKind.FORK, ApprovalKind.STOP, ApprovalKind.EXTENSION])
+async def test_what_two_carry_out_at_once_is_done_once(bench: Bench, kind: ApprovalKind) -> None:
+    asked = await granted(bench, kind)
+    before = len(await bench.world.kinds())
+    await asyncio.gather(*(bench.work.carry_out(asked) for _ in range(2)))
+    happened = (await bench.world.kinds())[before:]
+    assert sorted(happened) == sorted(set(happened)), happened
+
+
 async def test_what_an_admin_granted_is_not_cut_back_later(bench: Bench) -> None:
     extension = await granted(bench, ApprovalKind.EXTENSION)
     await bench.work.look()
@@ -139,6 +148,17 @@ async def test_who_lost_the_right_gets_nothing_carried_out(bench: Bench, kind: A
     assert found.outcome == "@alice:example.org (matrix) has not the right any more. alice is Guest in group/app."
     assert await bench.live() == before
     assert bench.commits() == []
+
+
+async def test_who_is_no_admin_any_more_extends_nothing_past_the_longest_lifetime(bench: Bench) -> None:
+    asked = await granted(bench, ApprovalKind.EXTENSION)
+    (before,) = await bench.world.read(sandboxes.live)
+    config = bench.approvals.config
+    matrix = config.matrix.model_copy(update={"admins": ()})
+    now = replace(bench.approvals, config=config.model_copy(update={"matrix": matrix}))
+    await replace(bench.work, approvals=now).look()
+    assert (await done(bench, asked)).outcome.endswith("is no admin of ravebot any more")
+    assert (await bench.world.read(sandboxes.live))[0].expires_at == before.expires_at
 
 
 @pytest.mark.parametrize("kind", [ApprovalKind.START, ApprovalKind.COMMIT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from ravebot.agents import overview
 from ravebot.agents.limits import TalkGuard
-from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, AgentMessage, ConversationId, TurnId, TurnState
+from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, AgentMessage, ConversationId, ProcessId, TurnId, TurnState
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
 from ravebot.store import agent_queue, conversations, events
@@ -308,6 +309,18 @@ async def test_an_answer_that_addresses_no_other_agent_does_nothing(world: Agent
     assert await world.yard.read(conversations.with_open_turns) == ()
     assert (await world.yard.latest(MR)).state.value == "ready"
     assert await world.remarks() == []
+
+
+async def test_a_turn_is_never_given_to_a_second_process(world: AgentYard) -> None:
+    turn_id = await world.taken()
+    process = await world.given(turn_id)
+
+    def give(tx: Transaction, to: ProcessId) -> bool:
+        return world.progress.given(tx, turn_id, to, timedelta(minutes=1))
+
+    assert await world.yard.write(lambda tx: give(tx, process.id))
+    assert not await world.yard.write(lambda tx: give(tx, ProcessId(process.id + 1)))
+    assert (await world.turn(turn_id)).process_id == process.id
 
 
 async def test_only_an_answer_that_came_to_its_end_is_passed_on(world: AgentYard) -> None:

@@ -20,8 +20,11 @@ from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Turn, TurnI
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.runner import AgentRunner
 from ravebot.agents.telling import ConversationTelling
-from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections, Destination, SshClient
+from ravebot.agents.transports.acp.control import CONTROL_KEY, ControlConnections, Destination, RemoteForward, SshClient
+from ravebot.agents.transports.acp.doors.sandbox_doors import SandboxDoors
 from ravebot.agents.transports.acp.driver import IDLE_SECONDS, AcpDriver, Authorize
+from ravebot.agents.transports.contract import DoorServer
+from ravebot.backoff import Backoff
 from ravebot.clock import SystemClock
 from ravebot.config.model import AgentConfig, Budgets, Config, PersonBudget
 from ravebot.sandboxes.model import Actor, Machine, MachineState, MergeRequest, SandboxState
@@ -162,11 +165,17 @@ async def _nobody(machine: Machine, mr: MergeRequest) -> None:
     del machine, mr
 
 
-def make_driver(config: Config, database: Database, port: int, authorize: Authorize = _nobody) -> AcpDriver:
-    telling = ConversationTelling(config)
-    return AcpDriver(
-        config, database, TurnProgress(telling), ControlConnections(config.state_dir), authorize, ssh_port=port
-    )
+def make_driver(
+    config: Config,
+    database: Database,
+    port: int,
+    authorize: Authorize = _nobody,
+    servers: Sequence[DoorServer] = (),
+) -> AcpDriver:
+    """`servers`: of the agents' doors."""
+    telling, connections = ConversationTelling(config), ControlConnections(config.state_dir)
+    doors = SandboxDoors(database, connections, servers, tries_if_taken=Backoff.growing(0.05, 0.1)) if servers else None
+    return AcpDriver(config, database, TurnProgress(telling), connections, authorize, ssh_port=port, doors=doors)
 
 
 @asynccontextmanager
@@ -178,6 +187,7 @@ async def an_agent_world(
     runs: bool = True,
     authorize: Authorize = _nobody,
     idle_seconds: float = IDLE_SECONDS,
+    servers: Sequence[DoorServer] = (),
     **agent: Any,
 ) -> AsyncIterator[AgentWorld]:
     """A merge request with a ready sandbox in the guest, and an agent there; `folder` is for the state, `runs`: the
@@ -190,13 +200,17 @@ async def an_agent_world(
     async with Database(folder / "ravebot.db", SystemClock()) as database:
         if not await database.read(lambda tx: sandboxes.latest(tx, mr.ref)):
             await database.write(lambda tx: ready_sandbox(tx, mr, guest))
-        driver = replace(make_driver(config, database, guest.port, authorize), idle_seconds=idle_seconds)
+        driver = make_driver(config, database, guest.port, authorize, servers)
+        driver = replace(driver, idle_seconds=idle_seconds)
         world = AgentWorld(config, database, Desk(config, ConversationTelling(config)), guest, driver, mr)
-        task = asyncio.create_task(AgentRunner(database, driver).run()) if runs else None
+        loops = [AgentRunner(database, driver).run()] if runs else []
+        if driver.doors is not None:
+            loops.append(driver.doors.run())
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield world
         finally:
-            if task is not None:
+            for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -251,8 +265,8 @@ class CrashingConnections(ControlConnections):
 
     database: CrashingDatabase
 
-    async def start(self, destination: Destination, command: str) -> SshClient:
-        client = await super().start(destination, command)
+    async def start(self, destination: Destination, command: str, forwards: Sequence[RemoteForward] = ()) -> SshClient:
+        client = await super().start(destination, command, forwards)
         client.process.stdin = CrashingWriter(client.process.stdin, self.database)  # type: ignore[arg-type,assignment]
         return client
 

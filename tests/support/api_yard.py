@@ -11,17 +11,23 @@ from typing import Any
 
 import aiohttp
 
+from ravebot.agents.model import Conversation, Turn, TurnId
 from ravebot.agents.reception import Reception
+from ravebot.agents.rights import ChainRights
 from ravebot.commands.people import People
+from ravebot.commands.permissions import Decision
 from ravebot.config.model import ApiConfig
 from ravebot.gitlab.client import GitLab
 from ravebot.operations.tokens.operator import TokenOperator
 from ravebot.operations.tokens.reports import TokenMade
 from ravebot.parts import make_diffs
 from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef
+from ravebot.store import conversations
+from ravebot.store.database import Transaction
 from ravebot.tools.calls import ToolCalls
 from ravebot.tools.workbench import Workbench
-from ravebot.web.api.gate import Gate
+from ravebot.web.api.gate import REQUESTS, Gate
+from ravebot.web.api.limits import Buckets, CallRate
 from ravebot.web.api.server import serve_api
 from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, Project, User
@@ -97,13 +103,26 @@ class ApiYard:
         opened = self.server.open_merge_request(where, self.users["alice"], title, f"branch-{title.replace(' ', '-')}")
         return await self.gitlab.merge_request(MergeRequestRef(where.id, opened.iid))
 
+    async def still_may(self, turn_id: TurnId) -> Decision:
+        """What is looked up right before a turn is given to its agent."""
+
+        def find(tx: Transaction) -> tuple[Conversation, Turn]:
+            turn = conversations.turn(tx, turn_id)
+            conversation = conversations.get(tx, turn.conversation_id) if turn else None
+            assert turn
+            assert conversation
+            return conversation, turn
+
+        found = await self.world.yard.read(find)
+        return await ChainRights(self.bench.config, self.world.yard.database, self.people).still_may(*found)
+
     async def ready(self, mr: MergeRequest | None = None) -> None:
         await self.world.yard.make_ready(mr or self.mr)
 
 
 @asynccontextmanager
-async def an_api_yard(folder: Path) -> AsyncIterator[ApiYard]:
-    """The API on loopback; nothing runs by itself but the server."""
+async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[ApiYard]:
+    """The API on loopback; nothing runs by itself but the server. `rate`: of each token."""
     async with GitLabServer() as server, an_agent_yard(folder, an_agent(), an_agent("other")) as world:
         bot = server.add_user("ravebot")
         users = {name: server.add_user(name) for name in ("alice", "bob", "gina")}
@@ -122,7 +141,7 @@ async def an_api_yard(folder: Path) -> AsyncIterator[ApiYard]:
             config, yard.database, people, yard.intents, yard.views, Reception(config, people, world.desk),
             make_diffs(config, yard.database, yard.provider, gitlab),
         )  # fmt: skip
-        calls, gate = ToolCalls(bench), Gate(yard.database)
+        calls, gate = ToolCalls(bench), Gate(yard.database, Buckets(rate))
         tokens = TokenOperator(config, yard.database, people)
         try:
             async with (

@@ -4,11 +4,12 @@
 Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, and when it says so), `words N` (N
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `unseen N` (the same, of characters
-that can't be seen), `method NAME` (a request to the client), `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never
-ends the turn, also when it is cancelled), `chatter` (the same, and talks), `flood`, `endless`, `binary`, `junk N`,
-`raw JSON`.
-Its arguments: `version=N`, `login`, `load`, `noload`, `mute`, `echo=NAME` (says every prompt to that
-agent), `more=NAME` (the same, with more text each time).
+that can't be seen), `method NAME` (a request to the client), `get URL` (what is there, or why not; with its
+environment's variables), `servers` (the MCP servers that it was told of), `listen PORT` (on loopback, until it ends),
+`fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `chatter` (the same,
+and talks), `flood`, `endless`, `binary`, `junk N`, `raw JSON`.
+Its arguments: `version=N`, `login`, `load`, `noload`, `mcp` (it can use MCP servers over HTTP), `mute`, `echo=NAME`
+(says every prompt to that agent), `more=NAME` (the same, with more text each time).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +28,8 @@ MEMORY = os.path.expanduser("~/.scripted-agent-session")
 cancelled = False
 got_at = 0
 numbers = iter(range(1, 10**9))
+servers: object = None
+KEPT: list[socket.socket] = []
 
 
 def send(**message: Any) -> None:
@@ -102,6 +107,16 @@ def nap(seconds: float) -> None:
                 LATER.append(message)
 
 
+def fetched(url: str) -> str:
+    """What is there, or why not."""
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=20) as response:
+            return str(response.read(10_000).decode())
+    except (OSError, ValueError) as error:
+        return f"not there: {error}"
+
+
 def step(session: str, line: str) -> dict[str, Any] | None:
     """One step of a prompt; returns why the turn ends here, if it does."""
     word, _, rest = line.partition(" ")
@@ -129,6 +144,12 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         say(session, f"[{permission(session, 'edit', 'unseen', once, rawInput=chr(0x202E) * int(rest))}]")
     elif word == "method":
         say(session, f"[{ask_client(rest, {})['error']['code']}]")
+    elif word == "get":
+        say(session, fetched(os.path.expandvars(rest)))
+    elif word == "servers":
+        say(session, json.dumps(servers))
+    elif word == "listen":
+        KEPT.append(socket.create_server(("127.0.0.1", int(rest))))
     elif word == "fail":
         return {"error": {"code": -32603, "message": rest}}
     elif word == "stop":
@@ -179,15 +200,18 @@ END = {"result": {"stopReason": "end_turn"}}
 
 
 def main(arguments: Sequence[str]) -> None:
+    global servers
     options = {name: value for name, _, value in (word.partition("=") for word in arguments)}
     while (message := receive()) is not None:
         method, number = message.get("method"), message.get("id")
         if "mute" in options:
             continue
+        if method in ("session/new", "session/load"):
+            servers = message["params"]["mcpServers"]
         if method == "initialize":
             version = int(options.get("version", "1"))
             methods = [{"id": "web", "name": "Log in with a browser"}] if "login" in options else []
-            offers = {"loadSession": "load" in options}
+            offers = {"loadSession": "load" in options, "mcpCapabilities": {"http": "mcp" in options}}
             send(id=number, result={"protocolVersion": version, "agentCapabilities": offers, "authMethods": methods})
         elif method == "session/new" and "login" in options:
             send(id=number, error={"code": -32000, "message": "Authentication required"})

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,7 @@ class SshGuest:
     shell: str = "dash"
     server: str = "dropbear"
     port: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)  # of OpenSSH's
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -132,9 +134,10 @@ class SshGuest:
     def _server(self, host_key: Path) -> list[str]:
         if self.server == "dropbear":
             return ["dropbear", "-F", "-E", "-s", "-p", f"127.0.0.1:{self.port}", "-r", str(host_key), "-P", ""]
-        options = {
+        options: dict[str, object] = {
             "UsePAM": "no", "HostKey": host_key, "PidFile": "none", "ListenAddress": "127.0.0.1", "Port": self.port,
             "PasswordAuthentication": "no", "StrictModes": "no", "MaxStartups": "100",
+            **self.options,
         }  # fmt: skip
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return [str(UNPACKED / "usr/sbin/sshd"), "-D", "-e", "-f", "/dev/null", *words]

@@ -558,3 +558,28 @@ def test_the_example_is_right_but_for_its_secret_files(folder: Folder) -> None:
     assert all("there is no file" in problem.message for problem in caught.value.problems)
     loaded = folder.load(example_with_secrets(folder))
     assert [warning.split(":")[0] for warning in loaded.warnings] == ["access.allow_from"]
+
+
+MODELS = """
+models:
+  - {name: small, url: "http://127.0.0.1:1", paths: [/v1/messages], allow: ["*"]}
+  - {name: big, url: "https://api.example.org", key_file: FILE, paths: [/v1/messages], allow: ["*"]}
+"""
+
+
+def test_the_key_of_a_model_is_read_and_hidden(folder: Folder) -> None:
+    folder.secret("key", "the key of the model")
+    text = MINIMAL.format(secrets=folder.path) + MODELS.replace("FILE", str(folder.path / "key"))
+    loaded = folder.load(text)
+    assert loaded.secrets.model_keys == {"big": "the key of the model"}
+    assert "the key of the model" in loaded.secrets.values()
+    assert "the key of the model" not in f"{loaded}"
+
+
+def test_a_key_that_is_not_there_is_said_at_its_line(folder: Folder) -> None:
+    text = MINIMAL.format(secrets=folder.path) + MODELS.replace("FILE", "/nowhere/key")
+    with pytest.raises(InvalidConfigError) as caught:
+        folder.load(text)
+    (problem,) = caught.value.problems
+    assert (problem.path, "there is no file /nowhere/key" in problem.message) == ("models[1].key_file", True)
+    assert problem.line == len(text.splitlines())

@@ -107,6 +107,6 @@ def test_a_question_shows_all_of_it_how_to_answer_and_then_the_answer() -> None:
     body = question('{"command": "rm\\u202e"}')
     assert "```text\ncommand: rm\\u202e\n```" in body
     assert "comment `/agent approve 17` or `/agent deny 17`, until 14:40 UTC. No answer is a no." in body
-    decided = question("{}", state=ApprovalState.DENIED, answer="denied by alice")
-    assert decided.endswith("➡️ **Denied by alice.**\n")
+    decided = question("{}", state=ApprovalState.DENIED, answer="denied by alice (gitlab)", outcome="it was told")
+    assert decided.endswith("➡️ **Denied by alice.** It was told\n")
     assert "May answer" not in decided

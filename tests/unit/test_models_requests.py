@@ -184,7 +184,10 @@ def test_what_providers_fetch_look_up_or_run_is_refused_unless_it_is_allowed(
         (b'{"model": NaN}', 400, "not JSON"),
         (b"[" * 100_000, 400, "not JSON"),
         (b"1" * 5000, 400, "not JSON"),
-        (b"[]," * 600_000, 413, "too many values"),
+        (b"[]," * 200_000, 413, "too many values"),
+        (b'"",' * 110_000, 413, "too many values"),
+        (b'{"a": "\\\\", "b": [' + b"1," * 200_000 + b"1]}", 413, "too many values"),
+        (b'{"a": "\\"", "b": [' + b"1," * 200_000 + b"1]}", 413, "too many values"),
         (b'{"model": "tiny", "messages": [], "temperature": 1e999}', 400, "too large"),
         ({"messages": []}, 400, "names no `model`"),
         ({"model": ["tiny"], "messages": []}, 400, "names no `model`"),
@@ -223,6 +226,11 @@ def test_a_stream_of_a_chat_says_at_its_end_what_was_used() -> None:
     assert not checked.hide_usage
     assert json.loads(checked.body)["stream_options"] == {"include_usage": True, "include_obfuscation": False}
     assert "stream_options" not in sent(MESSAGES, said(stream=True))
+
+
+def test_a_long_text_may_have_whatever_code_has() -> None:
+    body = said({"type": "text", "text": '{"a": [1, 2, "\\"]},\n' * 100_000})
+    assert sent(CHAT, body)["messages"] == body["messages"]
 
 
 def test_half_a_character_is_passed_on_as_it_came() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.agents.models.events import EventCutter, EventTooLong
+from ravebot.agents.models.events import EventCutter, EventTooLong, each
 from ravebot.agents.models.usage import StreamedUsage, of_answer
 from ravebot.config.apis import ModelApi
 from tests.support.models import COSTS, USAGE, chat_stream, messages_stream, responses_stream, sse
@@ -57,7 +57,7 @@ def test_a_stream_that_is_cut_anywhere_says_the_same_and_loses_nothing(api: Mode
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     cutter, usage, passed = EventCutter(), StreamedUsage(api), b""
     for begins, ends in zip([0, *cuts], [*cuts, len(whole)], strict=True):
-        passed += b"".join(event for event in cutter.feed(whole[begins:ends]) if usage.passes(event))
+        passed += usage.passed(cutter.feed(whole[begins:ends]))
     assert passed + cutter.rest() == whole
     assert usage.total == COSTS[NAMES[api]]
 
@@ -103,6 +103,14 @@ def test_what_the_model_writes_is_never_taken_for_usage() -> None:
 
 def test_an_event_that_does_not_end_is_given_up() -> None:
     cutter = EventCutter(100)
-    assert list(cutter.feed(b"data: x\n\n" + b"y" * 100)) == [b"data: x\n\n"]
+    assert cutter.feed(b"data: x\n\n" + b"y" * 100) == b"data: x\n\n"
     with pytest.raises(EventTooLong):
-        list(cutter.feed(b"y"))
+        cutter.feed(b"y")
+
+
+@given(pieces=st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b'"usage": {}', b"data: "]), max_size=20))
+def test_events_one_after_the_other_are_the_whole(pieces: list[bytes]) -> None:
+    cutter = EventCutter()
+    events = b"".join(map(cutter.feed, pieces))
+    assert events + cutter.rest() == b"".join(pieces)
+    assert b"".join(each(events)) == events

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 LONGEST_EVENT_BYTES = 8 * 1024**2
 _END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n")
-_OVERLAP = 3
+_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 
 
 class EventTooLong(Exception):
@@ -18,24 +18,32 @@ class EventTooLong(Exception):
 
 
 class EventCutter:
-    """Takes the bytes as they come; gives events as they were, each with the empty line that ends it."""
+    """Takes the bytes as they come; gives whole events as they were, each with the empty line that ends it."""
 
     def __init__(self, longest: int = LONGEST_EVENT_BYTES) -> None:
         self._longest = longest
-        self._rest = bytearray()
+        self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The events that are whole now. Raises EventTooLong."""
-        look_from = max(0, len(self._rest) - _OVERLAP)  # an end may begin in what came before
-        self._rest += data
-        taken = 0
-        while found := _END.search(self._rest, max(look_from, taken)):
-            yield bytes(self._rest[taken : found.end()])
-            taken = found.end()
-        del self._rest[:taken]
+    def feed(self, data: bytes) -> bytes:
+        """The events that are whole now, one after the other. Raises EventTooLong."""
+        whole = self._rest + data if self._rest else data
+        if whole.endswith(b"\n\n"):  # as it mostly is
+            self._rest = b""
+            return whole
+        ends = max(at + len(end) if (at := whole.rfind(end)) >= 0 else 0 for end in _ENDS)
+        self._rest = whole[ends:]
         if len(self._rest) > self._longest:
             raise EventTooLong
+        return whole[:ends]
 
     def rest(self) -> bytes:
         """What came after the last whole event."""
-        return bytes(self._rest)
+        return self._rest
+
+
+def each(events: bytes) -> Iterator[bytes]:
+    """One event after the other."""
+    begins = 0
+    for found in _END.finditer(events):
+        yield events[begins : found.end()]
+        begins = found.end()

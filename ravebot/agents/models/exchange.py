@@ -169,8 +169,7 @@ class Exchange:
         try:
             await response.prepare(self.request)
             async for chunk in _bounded(answer, self.parts.limits.answer_bytes):
-                events = [event for event in cutter.feed(chunk) if usage.passes(event)]
-                await self._write(response, b"".join(events))
+                await self._write(response, usage.passed(cutter.feed(chunk)))
             await self._write(response, cutter.rest())
         except (aiohttp.ClientError, TimeoutError, EventTooLong) as error:
             self.trouble = f"the answer was cut: {type(error).__name__}"

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ravebot.agents.models.events import each
 from ravebot.config.apis import ModelApi
 
 _MOST_TOKENS = 1_000_000_000
 _ANTHROPIC_INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_USAGE, _NO_USAGE = b'"usage"', (b'"usage":null', b'"usage": null')
 _WITH_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """In a text of the model's the quotes would be escaped."""
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
@@ -36,6 +38,12 @@ class StreamedUsage:
     hide: bool = False
     total: int | None = None
     _so_far: dict[str, Any] = field(default_factory=dict)
+
+    def passed(self, events: bytes) -> bytes:
+        """Take whole events, as they came; what the client gets of them."""
+        if events.count(_USAGE) == sum(map(events.count, _NO_USAGE)):  # as it mostly is
+            return events
+        return b"".join(event for event in each(events) if self.passes(event))
 
     def passes(self, event: bytes) -> bool:
         """Take one event, as it came; whether the client gets it."""

@@ -32,6 +32,7 @@ class AgentStory(Story):
         await self._quiet()
         first = await self._say(f"@coder !{mr.iid} read page.html")
         await self._heard("I have read", _WORD_SECONDS)
+        await self._receipt(first, "👀")
         await album.glance("streaming")
         await self._receipt(first, "✅")
         await self._quiet()

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,11 @@ OPTIONS: Mapping[str, str] = {
 """man 5 ssh_config. LogLevel ERROR also leaves out the server's banner."""
 
 
+_LIMITED = 'ulimit -c 0; ulimit -f 128; ulimit -n 128; exec "$@"'
+"""A server that opens channels without end makes the client log each (64 KiB of that are enough: it is then ended), and
+have a socket open for each that leads somewhere."""
+
+
 class OtherHostKey(RavebotError):
     """The machine shows another host key than the one that was stored: never retried by itself."""
 
@@ -95,6 +100,14 @@ class Destination:
     @classmethod
     def of(cls, machine: Machine, user: str) -> Destination:
         return cls(machine.name, machine.address, user, machine.host_keys)
+
+
+@dataclass(frozen=True)
+class RemoteForward:
+    """A port on the guest's loopback that leads to a Unix socket, whose path is relative to the state folder."""
+
+    port: int
+    socket: str
 
 
 @dataclass(frozen=True)
@@ -124,29 +137,33 @@ class ControlConnections:
         for path in folder.iterdir() if folder.is_dir() else ():
             path.unlink(missing_ok=True)
 
-    def argv(self, destination: Destination, log: str, command: str) -> list[str]:
+    def argv(
+        self, destination: Destination, log: str, command: str, forwards: Sequence[RemoteForward] = ()
+    ) -> list[str]:
         """The client's command line. It runs in the state folder: a path with odd characters is then no argument."""
         known = {"UserKnownHostsFile": f"{_FOLDER}/{destination.name}", "HostKeyAlias": destination.name}
-        options = [word for name, value in {**OPTIONS, **known}.items() for word in ("-o", f"{name}={value}")]
+        also = {"ClearAllForwardings": "no", "ExitOnForwardFailure": "yes"} if forwards else {}
+        options = [word for name, value in {**OPTIONS, **known, **also}.items() for word in ("-o", f"{name}={value}")]
+        ports = [word for one in forwards for word in ("-R", f"127.0.0.1:{one.port}:{one.socket}")]
         where = ["-p", str(destination.port), "-l", destination.user, "--", destination.address, command]
-        return ["ssh", "-F", "none", "-T", "-a", "-x", "-E", log, *options, *where]
+        return ["ssh", "-F", "none", "-T", "-a", "-x", "-E", log, *options, *ports, *where]
 
-    async def start(self, destination: Destination, command: str) -> SshClient:
+    async def start(self, destination: Destination, command: str, forwards: Sequence[RemoteForward] = ()) -> SshClient:
         """Start a client that runs `command` in the guest. Raises NoSshClient."""
         await asyncio.to_thread(self.prepare, destination)
         log = f"{_FOLDER}/{destination.name}-{secrets.token_hex(6)}.log"
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.argv(destination, log, command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=self.state_dir,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise NoSshClient("this host has no SSH client: install Debian's package openssh-client") from error
+        if shutil.which("ssh") is None:
+            raise NoSshClient("this host has no SSH client: install Debian's package openssh-client")
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", _LIMITED, "ssh"),
+            *self.argv(destination, log, command, forwards),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.state_dir,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            start_new_session=True,
+        )
         return SshClient(process, self.state_dir / log, destination)
 
 
@@ -171,12 +188,15 @@ class SshClient:
 
     def failure(self) -> RavebotError:
         """Why it ended, from the client's own log, in which the guest has no say before it is let in."""
+        return read_failure(self.said(), self.destination.name)
+
+    def said(self) -> str:
+        """The beginning of the client's own log."""
         try:
             with self.log.open("rb") as file:
-                text = file.read(8000).decode(errors="replace")
+                return file.read(8000).decode(errors="replace")
         except FileNotFoundError:  # it had nothing to say
-            text = ""
-        return read_failure(text, self.destination.name)
+            return ""
 
 
 def read_failure(log: str, machine: str) -> RavebotError:

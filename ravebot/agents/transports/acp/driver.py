@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,6 +24,7 @@ from ravebot.agents.transports.acp.control import (
     NoSshClient,
     OtherHostKey,
 )
+from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, SandboxDoors
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits, LineReader
 from ravebot.agents.transports.acp.session import AgentSession, AgentUnusable, ProgramEnded
 from ravebot.agents.transports.acp.situation import Settling, Situation, look
@@ -67,6 +68,7 @@ class AcpDriver:
     ssh_port: int = 22
     idle_seconds: float = IDLE_SECONDS
     may_give: MayGive | None = None  # None: whatever was taken
+    doors: SandboxDoors | None = None
     connecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
 
     async def drive(self, conversation_id: ConversationId, nudge: Nudge) -> None:
@@ -108,6 +110,8 @@ class ConversationDriver:
                         return
         finally:
             await self._detach()
+            if self.parts.doors is not None:
+                self.parts.doors.release(self.conversation_id)
 
     async def _end_useless(self, error: RavebotError) -> None:
         """An agent that can't be used must not stay in the guest."""
@@ -142,6 +146,7 @@ class ConversationDriver:
             return False
         if process is None:
             return await self._begin_process(now)
+        await self._open_doors(now, process)
         if self._session is None:
             return await self._connect(now, process)
         if not now.given and process.offset > MOST_OUTPUT:
@@ -186,12 +191,41 @@ class ConversationDriver:
         await self.parts.database.write(begin, urgent=True)
         return True
 
+    def _destination(self, machine: Machine) -> Destination:
+        return replace(Destination.of(machine, self.parts.config.sandbox.user), port=self.parts.ssh_port)
+
+    async def _open_doors(self, now: Situation, process: Process) -> None:
+        """The agent's doors stand before it begins and before each turn. One that has its turn goes on without them
+        until they stand again. Raises DoorRefused, and what a connection raises."""
+        if self.parts.doors is None or now.agent is None or now.machine is None:
+            return
+        which = (self.conversation_id, now.agent, process.sandbox_id, now.machine, self._destination(now.machine))
+        if now.given:
+            self.parts.doors.hold(*which)
+            return
+        try:
+            await self.parts.doors.ensure(*which)
+        except KeyRefused as error:
+            await self._authorize_once(now, error)
+            await self.parts.doors.ensure(*which)
+
+    async def _authorize_once(self, now: Situation, error: KeyRefused) -> None:
+        """Write our key into a machine from before ravebot had it, or whose keys were changed; the second time, raises
+        the error."""
+        if self._authorized or now.mr is None or now.machine is None:
+            raise error
+        self._authorized = True
+        await self.parts.authorize(now.machine, now.mr)
+
+    def _urls(self, now: Situation) -> Mapping[str, str]:
+        return self.parts.doors.urls(now.agent) if self.parts.doors and now.agent else {}
+
     async def _connect(self, now: Situation, process: Process) -> bool:
         assert now.machine
         acp = now.agent.acp if now.agent else None  # without one, it is only looked for
-        user = self.parts.config.sandbox.user
-        destination = replace(Destination.of(now.machine, user), port=self.parts.ssh_port)
-        program = Program(process.folder, acp.command if acp else (), acp.environment if acp else {})
+        destination = self._destination(now.machine)
+        doors = {f"RAVEBOT_{name.upper()}_URL": url for name, url in self._urls(now).items()}
+        program = Program(process.folder, acp.command if acp else (), {**doors, **(acp.environment if acp else {})})
         offset = process.offset if process.session else 0
         try:
             async with self.parts.connecting:
@@ -199,11 +233,8 @@ class ConversationDriver:
                     self.parts.connections, destination, program, offset,
                     may_start=not now.given, changed=self.nudge.event,
                 )  # fmt: skip
-        except KeyRefused:
-            if self._authorized or now.mr is None:
-                raise
-            self._authorized = True  # a machine from before ravebot had its key, or whose keys were changed
-            await self.parts.authorize(now.machine, now.mr)
+        except KeyRefused as error:
+            await self._authorize_once(now, error)
             return True
         if found is InGuest.MISSING:
             await attached.close()
@@ -230,7 +261,7 @@ class ConversationDriver:
         turn = now.turn
         assert turn
 
-        begun = await session.begin(earlier, lambda: not self.nudge.news)
+        begun = await session.begin(earlier, lambda: not self.nudge.news, self._urls(now).get("mcp", ""))
         if begun is None:  # something changed: look, and begin again from the start
             await self._detach()
             return True
@@ -300,6 +331,9 @@ class ConversationDriver:
                 await self._write(self._ended_by_itself, now, error)
             case AgentUnusable() | OtherHostKey() | NoSshClient() | AgentBreaksLimits() if not now.given:
                 await self._write(self._settling.give_up, now.turn, now.process, str(error))
+                return True
+            case DoorRefused() if not now.given:
+                await self._write(self._settling.give_up, now.turn, None, str(error))
                 return True
             case OtherHostKey() if now.process is not None:
                 await self._write(self._settling.end_process, now.process, str(error))

@@ -217,12 +217,18 @@ def initialize() -> bytes:
     )
 
 
-def new_session(folder: str) -> bytes:
-    return _request(NEW_SESSION, "session/new", {"cwd": folder, "mcpServers": []})
+def new_session(folder: str, mcp_url: str = "") -> bytes:
+    return _request(NEW_SESSION, "session/new", {"cwd": folder, "mcpServers": _mcp_servers(mcp_url)})
 
 
-def load_session(folder: str, session: str) -> bytes:
-    return _request(LOAD_SESSION, "session/load", {"cwd": folder, "mcpServers": [], "sessionId": session})
+def load_session(folder: str, session: str, mcp_url: str = "") -> bytes:
+    known: dict[str, object] = {"cwd": folder, "mcpServers": _mcp_servers(mcp_url), "sessionId": session}
+    return _request(LOAD_SESSION, "session/load", known)
+
+
+def _mcp_servers(url: str) -> list[object]:
+    """https://agentclientprotocol.com/protocol/session-setup#http-transport"""
+    return [{"type": "http", "name": "ravebot", "url": url, "headers": []}] if url else []
 
 
 def prompt(turn_id: TurnId, session: str, text: str) -> bytes:
@@ -287,11 +293,13 @@ class Capabilities:
     can_load: bool
     name: str = ""
     logins: tuple[str, ...] = ()
+    mcp_http: bool = False
 
 
 def capabilities(result: dict[str, Any]) -> Capabilities:
     offers, info, methods = result.get("agentCapabilities"), result.get("agentInfo"), result.get("authMethods")
     can_load = isinstance(offers, dict) and offers.get("loadSession") is True
+    mcp = offers.get("mcpCapabilities") if isinstance(offers, dict) else None
     name = info.get("name") if isinstance(info, dict) else None
     names = [one.get("name") for one in methods[:10] if isinstance(one, dict)] if isinstance(methods, list) else []
     return Capabilities(
@@ -299,6 +307,7 @@ def capabilities(result: dict[str, Any]) -> Capabilities:
         can_load,
         _bounded(name, 60) if isinstance(name, str) else "",
         tuple(_bounded(one, 60) for one in names if isinstance(one, str)),
+        isinstance(mcp, dict) and mcp.get("http") is True,
     )
 
 

@@ -135,9 +135,10 @@ class AgentSession:
         self._heard.clear()
         return self.reader.offset if self.reader.offset != before else None
 
-    async def begin(self, earlier: str, wanted: Callable[[], bool]) -> BegunSession | None:
+    async def begin(self, earlier: str, wanted: Callable[[], bool], mcp_url: str = "") -> BegunSession | None:
         """Have the agent begin a session, or load the `earlier` one if it can; None when that is not `wanted` any more.
 
+        `mcp_url`: of an MCP server that it is told of, if it says that it can use one.
         Raises AgentUnusable, ProgramEnded, Unavailable, AgentBreaksLimits.
         """
         until = asyncio.get_running_loop().time() + SETUP_SECONDS
@@ -147,14 +148,15 @@ class AgentSession:
             return None
         offers = protocol.capabilities(first.result)
         _check(first, offers)
+        mcp_url = mcp_url if offers.mcp_http else ""
         if earlier and offers.can_load:
-            await self.give("load", protocol.load_session(CODE_FOLDER, earlier))
+            await self.give("load", protocol.load_session(CODE_FOLDER, earlier, mcp_url))
             loaded = await self._the(LOAD_SESSION, wanted, until)
             if loaded is None:
                 return None
             if loaded.error_code is None:
                 return BegunSession(earlier, True, True)
-        await self.give("new", protocol.new_session(CODE_FOLDER))
+        await self.give("new", protocol.new_session(CODE_FOLDER, mcp_url))
         answered = await self._the(NEW_SESSION, wanted, until)
         if answered is None:
             return None

@@ -1,0 +1,151 @@
+"""What the gateway to models costs: the first byte of a stream, and a long stream, compared with asking directly.
+
+Service, gateway and client are processes of their own; the client is on the host's side of the sandbox's socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from benchmarks.figures import Figure, median, ms, spread
+from tests.support.models import a_gateway, a_model, a_request, a_service, chat_stream, client, serve_until_killed, sse
+
+REQUESTS = 300
+STREAMS = 8
+STREAM_EVENTS = 100_000
+AIM_SECONDS, AIM_SHARE = 0.003, 0.8
+_PATH = "/v1/chat/completions"
+_WORD = sse(
+    {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": " word" * 20}}], "usage": None}
+)
+_PROMPT = "x" * 40_000
+"""About what an agent sends with each request."""
+
+
+async def measure() -> tuple[Figure, ...]:
+    """Each request is made directly and through the gateway, in turns."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = stack.enter_context(_process(_serve_model, folder / "url"))
+        async with a_gateway(folder) as yard:
+            config = yard.config.model_copy(update={"models": (a_model(url, allow=["*"], max_output=1000),)})
+            sandbox_id, state_dir = yard.sandbox_id, folder / "state"
+        socket = folder / "models.sock"
+        stack.enter_context(_running(serve_until_killed, state_dir, config, sandbox_id, socket))
+        await _until_there(socket)
+        async with aiohttp.ClientSession() as direct, client(socket) as through:
+            ways = ((direct, url + _PATH), (through, f"http://x/local{_PATH}"))
+            firsts = await _first_bytes(ways)
+            rates = await _throughput(ways)
+    added = median(firsts[1]) - median(firsts[0])
+    share = median(rates[1]) / median(rates[0])
+    return (
+        Figure(
+            "added until the first byte",
+            ms(added),
+            f"≤ {ms(AIM_SECONDS)}",
+            added <= AIM_SECONDS,
+            f"medians of {REQUESTS} streams; directly {spread(firsts[0])}; through the gateway {spread(firsts[1])}",
+        ),
+        Figure(
+            "throughput of a stream",
+            f"{share:.0%} of directly",
+            f"≥ {AIM_SHARE:.0%}",
+            share >= AIM_SHARE,
+            f"medians of {STREAMS}, as fast as it goes; directly {median(rates[0]):.0f} MB/s, through the gateway"
+            f" {median(rates[1]):.0f} MB/s",
+        ),
+    )
+
+
+async def _first_bytes(ways: tuple[tuple[aiohttp.ClientSession, str], ...]) -> tuple[list[float], ...]:
+    taken: tuple[list[float], ...] = ([], [])
+    for number in range(REQUESTS + 20):
+        for times, (session, url) in zip(taken, ways, strict=True):
+            began = time.perf_counter()
+            async with session.post(url, json=_request(0)) as answer:
+                await answer.content.readany()
+                seconds = time.perf_counter() - began
+                await answer.read()
+            if number >= 20:  # both sides have run it before
+                times.append(seconds)
+    return taken
+
+
+async def _throughput(ways: tuple[tuple[aiohttp.ClientSession, str], ...]) -> tuple[list[float], ...]:
+    """In megabytes a second."""
+    rates: tuple[list[float], ...] = ([], [])
+    for _ in range(STREAMS):
+        for found, (session, url) in zip(rates, ways, strict=True):
+            began, came = time.perf_counter(), 0
+            async with session.post(url, json=_request(STREAM_EVENTS)) as answer:
+                async for chunk in answer.content.iter_any():
+                    came += len(chunk)
+            assert came >= STREAM_EVENTS * len(_WORD)
+            found.append(came / 1e6 / (time.perf_counter() - began))
+    return rates
+
+
+def _request(events: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": _PROMPT}]
+    return a_request(stream=True, stream_options={"include_usage": True}, seed=events, messages=messages)
+
+
+def _serve_model(told: Path) -> None:
+    asyncio.run(_model(told))
+
+
+async def _model(told: Path) -> None:
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(0, body["seed"], 50):
+            await response.write(_WORD * 50)
+        await response.write(b"".join(chat_stream()))
+        return response
+
+    async with a_service() as service:
+        service.answer = answer
+        partly = told.with_suffix(".new")
+        await asyncio.to_thread(partly.write_text, json.dumps(service.url))
+        await asyncio.to_thread(partly.rename, told)
+        await asyncio.Event().wait()
+
+
+async def _until_there(path: Path) -> None:
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(path.exists):
+            await asyncio.sleep(0.02)
+
+
+@contextmanager
+def _running(function: Callable[..., None], *arguments: object) -> Iterator[None]:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def _process(function: Callable[[Path], None], told: Path) -> Iterator[str]:
+    """A process that tells what it is found by in that file."""
+    with _running(function, told):
+        until = time.monotonic() + 30
+        while not told.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield json.loads(told.read_text())

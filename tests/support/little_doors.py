@@ -1,0 +1,60 @@
+"""A little server behind an agent's door, which says for which sandbox it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from ravebot.sandboxes.model import SandboxId
+from tests.support.sshd import free_port
+
+
+@dataclass
+class LittleDoor:
+    """Behind the door `name`; at most `most` connections are answered at once. `paths`: of the sockets that it had."""
+
+    name: str
+    port: int = field(default_factory=free_port)
+    most: int = 32
+    paths: list[Path] = field(default_factory=list)
+    held: int = 0
+    most_held: int = 0
+    fails: OSError | None = None
+
+    @asynccontextmanager
+    async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:
+        if self.fails:
+            raise self.fails
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response(text=f"{self.name} of sandbox {sandbox_id} at {request.path}")
+
+        app = web.Application()
+        app.router.add_get("/{path:.*}", answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        server = runner.server
+        assert server
+
+        def connected() -> asyncio.BaseProtocol:
+            self.held = len(server.connections)
+            self.most_held = max(self.most_held, self.held)
+            return server() if self.held < self.most else _Closed()
+
+        listening = await asyncio.get_running_loop().create_unix_server(connected, str(path))
+        self.paths.append(path)
+        try:
+            yield
+        finally:
+            listening.close()
+            await runner.cleanup()
+
+
+class _Closed(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
