@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.agents import overview
 from ravebot.agents.limits import TalkGuard
-from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, AgentMessage, ConversationId, ProcessId, TurnId, TurnState
+from ravebot.agents.model import (
+    LONGEST_MESSAGE,
+    AgentDoor,
+    AgentMessage,
+    ApprovalState,
+    ConversationId,
+    ProcessId,
+    TurnId,
+    TurnState,
+)
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
 from ravebot.store import agent_queue, conversations, events
@@ -137,6 +147,37 @@ async def test_a_turn_that_runs_is_told_to_stop_once_and_a_second_time_says_so(w
     assert accepted
     assert message.startswith("coder was told to stop already, by @gina:example.org (matrix).")
     assert len(await world.yard.log("agent.cancel_asked")) == 1
+
+
+async def test_the_log_says_when_an_agent_gets_a_message_and_is_done_and_who_decided_and_no_word_of_it(
+    world: AgentYard,
+) -> None:
+    with capture_logs() as logged:
+        turn_id = await world.taken("the secret plan")
+        process = await world.given(turn_id)
+        asked = await world.yard.write(
+            lambda tx: world.progress.asks(tx, turn_id, "Run the secret plan", '{"run": "secret"}')
+        )
+        assert asked
+        await world.decide(asked, ApprovalState.GRANTED)
+        await world.ended(turn_id, "the secret answer")
+        with pytest.raises(RuntimeError):
+            await world.yard.write(fails_after_its_log)
+    about = {"agent": "coder", "conversation": 1, "turn": turn_id, "mr": str(MR.ref), "log_level": "info"}
+    assert logged == [
+        {"event": "agent has a message", "process": process.id, **about},
+        {
+            "event": "approval decided", "approval": asked.id, "kind": "tool", "state": "granted", "by": str(ALICE),
+            "log_level": "info",
+        },
+        {"event": "agent's turn ended", "state": "done", "by": "ravebot", **about},
+    ]  # fmt: skip
+
+
+def fails_after_its_log(tx: Transaction) -> None:
+    """What is not committed is not logged."""
+    tx.log("nothing happened")
+    raise RuntimeError
 
 
 async def test_steering_stops_what_runs_and_comes_before_what_waits(world: AgentYard) -> None:

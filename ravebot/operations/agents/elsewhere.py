@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ravebot.agents.transports.webhook import signing
-from ravebot.agents.transports.webhook.outcomes import AfterPost, judge
+from ravebot.agents.transports.webhook.outcomes import PostVerdict, judge
 from ravebot.config.model import AgentConfig
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.reports import CheckResult, CheckStep
@@ -96,7 +96,7 @@ class ElsewhereTrial(TrialSteps):
         headers = signing.headers(key, f"msg_{secrets.token_hex(16)}", now, body)
         posted = await webhooks.poster.post(str(webhook.url), body, headers)
         sequel = judge(posted, 1)
-        if sequel.then is not AfterPost.DONE:
+        if sequel.then is not PostVerdict.DONE:
             fix = "See whether it runs, and compare the address and the signing key; docs/agents.md has an example."
             raise StepFailed(f"The webhook {sequel.why}.", fix)
         return f"it answered {posted.status} to a signed event of the type agent.check"

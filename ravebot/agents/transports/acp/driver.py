@@ -28,7 +28,7 @@ from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, Sandb
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits, LineReader
 from ravebot.agents.transports.acp.session import AgentSession, AgentUnusable, ProgramEnded
 from ravebot.agents.transports.acp.situation import Settling, Situation, look
-from ravebot.agents.transports.acp.stdio import InGuest, Program, attach
+from ravebot.agents.transports.acp.stdio import GuestUnfit, InGuest, Program, attach
 from ravebot.agents.transports.acp.turn import RunningTurn
 from ravebot.agents.transports.contract import Nudge
 from ravebot.commands.permissions import Decision
@@ -338,6 +338,8 @@ class ConversationDriver:
             case OtherHostKey() if now.process is not None:
                 await self._write(self._settling.end_process, now.process, str(error))
                 return True
+            case GuestUnfit() if now.process is not None and not now.given:
+                await self._write(self._settling.unfit, now.turn, now.process, str(error))
             case KeyRefused() if not now.given:
                 await self._write(self._settling.give_up, now.turn, now.process, str(error))
                 return True
