@@ -114,7 +114,7 @@ class Bot:
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
         operator = Operator(self.config, self.database, self.core, self.provider, self.people)
         reception, approvals = self.agents.reception, self.agents.approvals
-        trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver))
+        trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver, self.agents.webhooks))
         agent_operator = AgentOperator(self.config, self.database, reception, approvals, trials)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
