@@ -138,7 +138,7 @@ def test_tokens_are_shown_of_an_agent_that_uses_models_through_ravebot(
     most: int, shown: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = AgentSummary("coder", "alice", ("group/*",), "", 0, 0, 3, 200, 1_234_567, most)
-    show_agent(printing(False), AgentReport(line, ("opencode",), (), False, timedelta(minutes=30), (), ()))
+    show_agent(printing(False), AgentReport(line, ("opencode",), "", (), False, timedelta(minutes=30), (), ()))
     assert ("tokens of models today\t1,234,567 of 20,000,000" in capsys.readouterr().out) is shown
 
 
