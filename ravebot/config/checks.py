@@ -21,7 +21,7 @@ RESERVED_NAMES = frozenset(
     {
         "approve", "deny", "help", "all", "room",  # `/agent approve ID`; `@all` and `@room` notify everybody
         "list", "show", "queue", "start", "extend", "stop", "why", "logs", "retry", "rebuild", "whoami",
-        "agents", "ask", "steer", "cancel", "resend", "diff", "budget",
+        "agents", "ask", "steer", "cancel", "resend", "diff", "budget", "token",
     }
 )  # fmt: skip
 """What no agent is called: commands, and what addresses others."""
