@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -145,41 +146,44 @@ async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_
         await stage.until(lambda: "white_check_mark" in stage.gitlab.emoji(comment), 20, "no receipt on the comment")
 
 
-async def test_opencode_works_in_the_sandbox_with_a_model_in_the_same_guest(tmp_path: Path) -> None:
-    settings = json.dumps(opencode.configuration("http://127.0.0.1:8790/v1"))
-    setup = sample.change()[".rave/setup"]
-    assert setup.startswith("#!/bin/sh\n")
-    setup += "setsid python3 .rave/model.py --log /home/agent/model.log </dev/null >/dev/null 2>&1 &\n"
+async def test_opencode_works_in_a_sandbox_without_network_with_a_model_and_tools_through_its_doors(
+    tmp_path: Path,
+) -> None:
+    settings = json.dumps(opencode.configuration("http://127.0.0.1:4180/ours/v1"))
     agent = {
         **CODER,
         "acp": {
             "command": ["/home/agent/opencode", "acp"],
             "environment": {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/srv/merge-request/.rave/opencode.json"},
         },
+        "models": ["ours"],
     }
-    more: dict[str, Any] = {"agents": [agent], "sandbox": {"memory": "1280MiB", "disk": "4GiB"}}
-    async with Stage(more, guest=Guest.DEBIAN, files=sample.FILES) as stage:
-        await stage.start()
-        mine = {
-            ".rave/setup": setup,
-            ".rave/model.py": Path(model.__file__).read_text(),
-            ".rave/opencode.json": settings,
+    with model.Model(log=tmp_path / "model.log") as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        ours = {"name": "ours", "url": service.url.removesuffix("/v1"), "allow": ["*"]}
+        more: dict[str, Any] = {
+            "agents": [agent],
+            "models": [{**ours, "paths": ["/v1/chat/completions"]}],
+            "sandbox": {"memory": "1280MiB", "disk": "4GiB", "egress": "none"},
         }
-        mr, note = await ready(stage, **mine)
-        await asyncio.to_thread(_copy_in, stage, note, await asyncio.to_thread(opencode.program))
-        asked = await asks(stage, f"@coder !{mr.iid} good morning")
-        await hears(stage, "Scripted answer 1.", 240)
-        await receipt(stage, asked, "✅")
-        changed = await asks(stage, f"edit page.html: {sample.GREETING} => {_NEW}", asked)
-        question = await hears(stage, "asks:", 120)
-        assert f"<h1>{_NEW}</h1>" in plain(question.body)
-        await stage.matrix_alice.react(stage.room, question.event_id, "✅")
-        await receipt(stage, changed, "✅", 120)
-        await page_shows(stage, note, _NEW)
-        log = await asyncio.to_thread(stage.ssh, note, "alice", "cat /home/agent/model.log")
-        requests = [json.loads(line) for line in log.stdout.splitlines()]
-        assert [one["call"] for one in requests if one.get("call")] == ["read", "edit"]
-        assert not [one for one in requests if "refused" in one]
+        async with Stage(more, guest=Guest.DEBIAN, files=sample.FILES) as stage:
+            await stage.start()
+            mr, note = await ready(stage, **{".rave/opencode.json": settings})
+            await asyncio.to_thread(_copy_in, stage, note, await asyncio.to_thread(opencode.program))
+            asked = await asks(stage, f"@coder !{mr.iid} good morning")
+            await hears(stage, "Scripted answer 1.", 240)
+            await receipt(stage, asked, "✅")
+            changed = await asks(stage, f"edit page.html: {sample.GREETING} => {_NEW}", asked)
+            question = await hears(stage, "asks:", 120)
+            assert f"<h1>{_NEW}</h1>" in plain(question.body)
+            await stage.matrix_alice.react(stage.room, question.event_id, "✅")
+            await receipt(stage, changed, "✅", 120)
+            await page_shows(stage, note, _NEW)
+        service.shutdown()
+    requests = [json.loads(line) for line in (tmp_path / "model.log").read_text().splitlines()]
+    assert [one["call"] for one in requests if one.get("call")] == ["read", "edit"]
+    assert not [one for one in requests if "refused" in one]
+    assert "ravebot_whoami" in {tool for one in requests for tool in one["tools"]}
 
 
 def _copy_in(stage: Stage, note: Note, program: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import sqlite3
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -19,7 +21,7 @@ import pytest
 from ravebot.agents.model import TurnState
 from ravebot.agents.transports.acp.doors.sandbox_doors import FOLDER, SandboxDoors
 from ravebot.agents.transports.contract import DoorServer
-from tests.support.agent_world import AGENT_SOURCE, AgentWorld, a_guest_with_the_agent, an_agent_world
+from tests.support.agent_world import AGENT_SOURCE, AgentWorld, a_guest_with_the_agent, an_agent_world, run_until_killed
 from tests.support.little_doors import LittleDoor
 from tests.support.sshd import SshGuest
 
@@ -172,6 +174,35 @@ async def test_doors_are_closed_when_the_sandbox_ends_and_when_nobody_needs_them
         await world.change_machine(restarts=1)
         await until(lambda: not clients() and not list((tmp_path / FOLDER).iterdir()))
         assert (await world.over(turn)).state is TurnState.UNCERTAIN
+
+
+async def test_after_a_kill_of_ravebot_in_a_turn_its_doors_are_made_again_in_it_and_before_the_next(
+    guest: SshGuest, tmp_path: Path, mcp: LittleDoor
+) -> None:
+    """The agent works on meanwhile; the clients of the killed process end by themselves."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.support.agent_world", "tests.support.little_doors"])
+
+    async def killed_when(words: int) -> None:
+        """Run the runner in a process of its own until the agent has said so much, and kill it."""
+        process = processes.Process(target=run_until_killed, args=(tmp_path, guest.port, [AGENT], 0, (mcp,)))
+        process.start()
+        async with asyncio.timeout(30):
+            with closing(sqlite3.connect(tmp_path / "ravebot.db", timeout=5)) as connection:
+                while connection.execute("SELECT MAX(LENGTH(answer)) FROM agent_turns").fetchone()[0] < words:
+                    await asyncio.sleep(0.01)
+        process.kill()
+        process.join()
+
+    answer = "mcp of sandbox 1 at /mcp"
+    async with a_world(guest, tmp_path, runs=False) as world:
+        turn = await world.say("get $RAVEBOT_MCP_URL\nwait 3\nget $RAVEBOT_MCP_URL\nwait 6\nget $RAVEBOT_MCP_URL")
+    await killed_when(len(answer))
+    await killed_when(2 * len(answer))
+    async with a_world(guest, tmp_path, mcp) as world:
+        assert (await world.over(turn)).answer == answer * 3
+        assert await said(world, "get $RAVEBOT_MCP_URL") == answer
+        assert len(await world.folders()) == 1, "it is one process of the agent's"
 
 
 async def test_what_an_earlier_run_left_is_removed(guest: SshGuest, tmp_path: Path, mcp: LittleDoor) -> None:

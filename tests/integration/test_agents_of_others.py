@@ -18,10 +18,18 @@ import psutil
 import pytest
 
 from ravebot.agents.model import ApprovalState, TurnState
+from ravebot.agents.models.accounts import ModelAccounts
+from ravebot.agents.models.exchange import ExchangeParts
+from ravebot.agents.models.gateway import ModelGateway, parse_threads
+from ravebot.agents.models.upstream import Upstream
+from ravebot.agents.telling import ConversationTelling
+from ravebot.config.model import Config, ModelConfig
+from ravebot.store.database import Database
 from tests.support.agent_world import an_agent_world
 from tests.support.agents import opencode, plain, sdk
 from tests.support.agents.model import Model
-from tests.support.sshd import SshGuest
+from tests.support.models import CountedModels
+from tests.support.sshd import SshGuest, free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
@@ -63,29 +71,42 @@ def ours(guest: SshGuest, program: ModuleType) -> dict[str, Any]:
     return {"command": command, "environment": {"PYTHONPATH": str(packages)}}
 
 
-def open_code(guest: SshGuest, model: Model) -> dict[str, Any]:
+def open_code(guest: SshGuest, model_url: str) -> dict[str, Any]:
     """The program in the guest, as the configuration's `acp`."""
     program = guest.home / "opencode"
     shutil.copy(opencode.program(), program)
     settings = guest.home / "opencode.json"
-    settings.write_text(json.dumps(opencode.configuration(model.url)))
+    settings.write_text(json.dumps(opencode.configuration(model_url)))
     environment = {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/home/agent/opencode.json"}
     return {"command": ["/home/agent/opencode", "acp"], "environment": environment}
 
 
 @needs_npm
-async def test_opencode_answers_asks_and_edits_also_when_ravebot_is_away_while_it_asks(
+async def test_opencode_works_with_a_model_behind_its_door_also_when_ravebot_is_away_while_it_asks(
     guest: SshGuest, page: Path, model: Model, tmp_path: Path
 ) -> None:
-    acp = open_code(guest, model)
-    async with an_agent_world(guest, guest.state_dir, [], acp=acp) as world:
+    port = free_port()  # the guest has this host's loopback
+    service = ModelConfig.model_validate(
+        {"name": "ours", "url": model.url.removesuffix("/v1"), "paths": ["/v1/chat/completions"], "allow": ["*"]}
+    )
+    tokens = CountedModels()
+
+    def gateway(config: Config, database: Database) -> ModelGateway:
+        accounts = ModelAccounts(config, database, ConversationTelling(config))
+        made = ModelGateway(ExchangeParts(config.models, accounts, Upstream({}), parse_threads()), tokens)
+        made.port = port
+        return made
+
+    acp = open_code(guest, f"http://127.0.0.1:{port}/ours/v1")
+    given: dict[str, Any] = {"acp": acp, "models": ["ours"], "services": [service], "gateway": gateway}
+    async with an_agent_world(guest, guest.state_dir, [], **given) as world:
         first = await world.over(await world.say("good morning"), _SECONDS)
         assert (first.state, first.answer) == (TurnState.DONE, "Scripted answer 1.")
         second = await world.say("edit page.html: Hello => Good day")
         approval = await world.question(second, _SECONDS)
         assert "+<h1>Good day</h1>" in approval.payload
         assert page.read_text() == "<h1>Hello</h1>\n"
-    async with an_agent_world(guest, guest.state_dir, [], acp=acp) as world:
+    async with an_agent_world(guest, guest.state_dir, [], **given) as world:
         assert (await world.question(second)).id == approval.id, "the same question, asked once"
         await world.decide(approval, ApprovalState.GRANTED)
         turn = await world.over(second, _SECONDS)
@@ -96,6 +117,7 @@ async def test_opencode_answers_asks_and_edits_also_when_ravebot_is_away_while_i
     asked = [json.loads(line) for line in (tmp_path / "model.log").read_text().splitlines()]
     assert not [one for one in asked if "refused" in one]
     assert [one["call"] for one in asked if one["call"]] == ["read", "edit"]
+    assert tokens.results == ["answered"] * len(asked)
 
 
 @pytest.mark.parametrize("program", [plain, sdk])

@@ -26,7 +26,7 @@ from ravebot.agents.transports.acp.driver import IDLE_SECONDS, AcpDriver, Author
 from ravebot.agents.transports.contract import DoorServer
 from ravebot.backoff import Backoff
 from ravebot.clock import SystemClock
-from ravebot.config.model import AgentConfig, Budgets, Config, PersonBudget
+from ravebot.config.model import AgentConfig, Budgets, Config, ModelConfig, PersonBudget
 from ravebot.sandboxes.model import Actor, Machine, MachineState, MergeRequest, SandboxState
 from ravebot.store import approvals, conversations, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
@@ -172,7 +172,7 @@ def make_driver(
     authorize: Authorize = _nobody,
     servers: Sequence[DoorServer] = (),
 ) -> AcpDriver:
-    """`servers`: of the agents' doors."""
+    """`servers`: behind the agents' doors."""
     telling, connections = ConversationTelling(config), ControlConnections(config.state_dir)
     doors = SandboxDoors(database, connections, servers, tries_if_taken=Backoff.growing(0.05, 0.1)) if servers else None
     return AcpDriver(config, database, TurnProgress(telling), connections, authorize, ssh_port=port, doors=doors)
@@ -188,18 +188,22 @@ async def an_agent_world(
     authorize: Authorize = _nobody,
     idle_seconds: float = IDLE_SECONDS,
     servers: Sequence[DoorServer] = (),
+    gateway: Callable[[Config, Database], DoorServer] | None = None,
+    services: Sequence[ModelConfig] = (),
     **agent: Any,
 ) -> AsyncIterator[AgentWorld]:
     """A merge request with a ready sandbox in the guest, and an agent there; `folder` is for the state, `runs`: the
-    runner runs here."""
+    runner runs here; `servers` and `gateway`: what is behind the agents' doors; `services`: of models."""
     folder.mkdir(exist_ok=True)
     if not (folder / CONTROL_KEY).exists():
         shutil.copy(guest.state_dir / CONTROL_KEY, folder / CONTROL_KEY)
-    config = agents_config(folder, command, **agent)
+    config = agents_config(folder, command, **agent).model_copy(update={"models": tuple(services)})
     mr = a_merge_request()
     async with Database(folder / "ravebot.db", SystemClock()) as database:
         if not await database.read(lambda tx: sandboxes.latest(tx, mr.ref)):
             await database.write(lambda tx: ready_sandbox(tx, mr, guest))
+        if gateway is not None:
+            servers = (*servers, gateway(config, database))
         driver = make_driver(config, database, guest.port, authorize, servers)
         driver = replace(driver, idle_seconds=idle_seconds)
         world = AgentWorld(config, database, Desk(config, ConversationTelling(config)), guest, driver, mr)
@@ -271,16 +275,25 @@ class CrashingConnections(ControlConnections):
         return client
 
 
-def run_until_killed(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
-    """What a process of its own runs: the runner, which is killed at a step; 0: by whoever started it."""
-    asyncio.run(_run(state_dir, port, command, crash_at))
+def run_until_killed(
+    state_dir: Path, port: int, command: Sequence[str], crash_at: int, servers: Sequence[DoorServer] = ()
+) -> None:
+    """What a process of its own runs: the runner, which is killed at a step; 0: by whoever started it. `servers`: of
+    the agents' doors."""
+    asyncio.run(_run(state_dir, port, command, crash_at, servers))
 
 
-async def _run(state_dir: Path, port: int, command: Sequence[str], crash_at: int) -> None:
+async def _run(
+    state_dir: Path, port: int, command: Sequence[str], crash_at: int, servers: Sequence[DoorServer]
+) -> None:
     config = agents_config(state_dir, command)
     database = CrashingDatabase(state_dir / "ravebot.db", SystemClock())
     database.steps, database.crash_at = itertools.count(1), crash_at
     async with database:
-        driver = make_driver(config, database, port)
+        driver = make_driver(config, database, port, servers=servers)
         driver = replace(driver, connections=CrashingConnections(state_dir, database))
-        await AgentRunner(database, driver).run()
+        async with asyncio.TaskGroup() as group:
+            if driver.doors is not None:
+                driver.doors.clear()
+                group.create_task(driver.doors.run())
+            group.create_task(AgentRunner(database, driver).run())

@@ -16,11 +16,10 @@ from tests.support.sshd import free_port
 
 @dataclass
 class LittleDoor:
-    """Behind the door `name`; at most `most` connections are answered at once. `paths`: of the sockets that it had."""
+    """Behind the door `name`. `paths`: of the sockets that it had; `held`: connections now, and at most."""
 
     name: str
     port: int = field(default_factory=free_port)
-    most: int = 32
     paths: list[Path] = field(default_factory=list)
     held: int = 0
     most_held: int = 0
@@ -42,9 +41,9 @@ class LittleDoor:
         assert server
 
         def connected() -> asyncio.BaseProtocol:
-            self.held = len(server.connections)
+            self.held = len(server.connections) + 1
             self.most_held = max(self.most_held, self.held)
-            return server() if self.held < self.most else _Closed()
+            return server()
 
         listening = await asyncio.get_running_loop().create_unix_server(connected, str(path))
         self.paths.append(path)
@@ -53,8 +52,3 @@ class LittleDoor:
         finally:
             listening.close()
             await runner.cleanup()
-
-
-class _Closed(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()

@@ -70,9 +70,9 @@ OPTIONS: Mapping[str, str] = {
 """man 5 ssh_config. LogLevel ERROR also leaves out the server's banner."""
 
 
-_LIMITED = 'ulimit -c 0; ulimit -f 128; ulimit -n 128; exec "$@"'
-"""A server that opens channels without end makes the client log each (64 KiB of that are enough: it is then ended), and
-have a socket open for each that leads somewhere."""
+_LIMITED = 'ulimit -c 0; ulimit -f 512; ulimit -n 128; exec "$@"'
+"""A server that opens channels without end makes the client log each that it can't open (256 KiB of that are enough: it
+is then ended), and have a socket open for each that leads somewhere."""
 
 
 class OtherHostKey(RavebotError):

@@ -47,7 +47,9 @@ _BEGINS = 8
 TRIES_IF_TAKEN = Backoff.growing(0.5, 4.0)
 """The port may still be held by a connection of ravebot's own that has just ended."""
 _TRIES = 5
-_PAUSES = Backoff.growing(2.0, 60.0)
+_PAUSES = Backoff.growing(0.5, 60.0)
+_LONG_SECONDS = 60.0
+"""Doors that stood for so long fell for no reason of the guest's."""
 
 
 class DoorRefused(RavebotError):
@@ -282,14 +284,20 @@ class SandboxDoors:
         async with self._begins:
             forward = await open_forward(self._connections, standing.where, wanted, self._patience_seconds)
         standing.forwards[forward] = names
-        standing.failures, standing.not_before = 0, 0.0
-        task = asyncio.create_task(self._watch(forward))
+        task = asyncio.create_task(self._watch(standing, forward))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         log.debug("the agents' doors stand", machine=standing.machine.name, doors=sorted(names))
 
-    async def _watch(self, forward: StandingForward) -> None:
+    async def _watch(self, standing: _Standing, forward: StandingForward) -> None:
+        """A guest that has its doors fall again and again gets them again more and more slowly."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         await forward.ended()
+        if loop.time() - began > _LONG_SECONDS:
+            standing.failures, standing.not_before = 0, 0.0
+        else:
+            self._put_off(standing)
         self._news.set()
 
     async def _close(self, standing: _Standing, *, keep: bool) -> None:
