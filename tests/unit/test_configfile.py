@@ -508,6 +508,7 @@ def test_a_path_that_is_no_file_is_told_so(tmp_path: Path, what: str, says: str)
         ("projects: [group/app]}", "projects: [group/other]}", "group/other is not among gitlab.projects"),
         ("host: sandboxes.", "host: x.gitlab.", "lies below GitLab's host name"),
         ('  admins: ["@ops:example.org"]\n', "", "nobody can invite"),
+        ("provider:", 'api: {listen: "0.0.0.0:8081"}\nprovider:', "api.listen: is reached from other hosts"),
     ],
 )
 def test_what_is_unwise_is_a_warning(folder: Folder, before: str, after: str, says: str) -> None:
