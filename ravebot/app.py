@@ -16,7 +16,6 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
-from ravebot.agents.models.gateway import ModelGateway
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
@@ -104,7 +103,6 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentParts
-    models: ModelGateway
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -281,7 +279,6 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
-            models=models,
         )
 
 

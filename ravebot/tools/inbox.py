@@ -20,16 +20,16 @@ from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import may_see
 from ravebot.tools.workbench import Workbench
 
-Taken = Callable[[Transaction], shapes.Delivery | ToolProblem]
+Taken = Callable[[Transaction], shapes.InboxMessage | ToolProblem]
 Answered = Callable[[Transaction], shapes.AnswerState | ToolProblem]
 _KINDS = {
     AnswerRefusal.UNKNOWN: ProblemKind.NOT_FOUND,
     AnswerRefusal.TOO_LONG: ProblemKind.INVALID,
 }  # fmt: skip
-_EMPTY = shapes.Delivery(id="", message=None, leased_until=None, again=False)
+_EMPTY = shapes.InboxMessage(id="", message=None, leased_until=None, again=False)
 
 
-async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> Taken | shapes.Delivery:
+async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> Taken | shapes.InboxMessage:
     agent = _agent(bench, caller)
     found = await bench.answers.next_for(agent, timedelta(seconds=asked.wait))
     if found is None:
@@ -37,11 +37,11 @@ async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> T
     turn_id = found
     await _must_reach(bench, caller, await bench.database.read(lambda tx: _of_turn(tx, turn_id)))
 
-    def step(tx: Transaction) -> shapes.Delivery:
+    def step(tx: Transaction) -> shapes.InboxMessage:
         taken = bench.answers.take(tx, agent, turn_id)
         if taken is None:  # somebody else was faster
             return _EMPTY
-        return shapes.Delivery(id=taken.id, message=taken.body, leased_until=taken.leased_until, again=taken.again)
+        return shapes.InboxMessage(id=taken.id, message=taken.body, leased_until=taken.leased_until, again=taken.again)
 
     return step
 

@@ -292,7 +292,7 @@ class TakeMessage(Shape):
     wait: Wait = LONGEST_WAIT_SECONDS
 
 
-class Delivery(Shape):
+class InboxMessage(Shape):
     """A message for the agent; empty when there is none."""
 
     id: str = Field(description="For inbox_ack and answer; empty: there is no message.")

@@ -84,7 +84,7 @@ TOOLS: tuple[Tool, ...] = (
          _READ, "GET", "/messages/{turn}", shapes.ReadMessage, shapes.MessageHeard,
          look=messages.read, in_sandbox=False),
     Tool("inbox_take", "Takes the oldest message for the agent, and waits for one if there is none.",
-         _AGENT, "POST", "/inbox/take", shapes.TakeMessage, shapes.Delivery, act=inbox.take, in_sandbox=False),
+         _AGENT, "POST", "/inbox/take", shapes.TakeMessage, shapes.InboxMessage, act=inbox.take, in_sandbox=False),
     Tool("inbox_ack", "Keeps a message that was taken, so that it is not given again.",
          _AGENT, "POST", "/inbox/{id}/ack", shapes.OneDelivery, shapes.AnswerState, act=inbox.ack, in_sandbox=False),
     Tool("answer", "Answers a message piece by piece, says what the agent is doing, or that it is done.",
