@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from benchmarks import agents, card, coldstart, endurance, gateway, idle, pool, webhook
+from benchmarks import agents, api, card, coldstart, endurance, gateway, idle, pool, webhook
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 from tests.support.stage import Guest
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] =
     ),
     "endurance": ("50 threads with 200 messages each, while the runner is killed at random", endurance.measure),
     "gateway": ("an agent's request to a model, compared with asking the service directly", gateway.measure),
+    "api": ("calls of tools by MCP, and requests to the API, 100 a second", api.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 

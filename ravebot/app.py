@@ -16,7 +16,6 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
-from ravebot.agents.models.gateway import ModelGateway
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
@@ -104,7 +103,6 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentParts
-    models: ModelGateway
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -116,7 +114,7 @@ class Bot:
         housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
         operator = Operator(self.config, self.database, self.core, self.provider, self.people)
         reception, approvals = self.agents.reception, self.agents.approvals
-        trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver))
+        trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver, self.agents.webhooks))
         agent_operator = AgentOperator(self.config, self.database, reception, approvals, trials)
         stale_notes = StaleNotes(
             self.database, self.gitlab, self.core.lifecycle.journal, lambda: self.core.pool.machines_known
@@ -281,7 +279,6 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
                 signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
             ),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
-            models=models,
         )
 
 

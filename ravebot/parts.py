@@ -198,11 +198,14 @@ def make_agents(
     telling, people = approvals.telling, approvals.people
     diffs = make_diffs(config, database, provider, gitlab)
     reception = Reception(config, people, Desk(config, telling))
-    tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs))
+    progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
+    turns = ElsewhereTurns(config, progress)
+    allowed = StillAllowed(database, turns, may_give)
+    answers = AgentAnswers(config, database, turns, allowed)
+    tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs, answers))
     connections = ControlConnections(config.state_dir)
     doors = SandboxDoors(database, connections, (models, SandboxMcp(tools)))
     approved = ApprovedDiffs(database, diffs, config.matrix.users)
-    progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
     driver = AcpDriver(
         config,
         database,
@@ -212,8 +215,6 @@ def make_agents(
         may_give=may_give,
         doors=doors,
     )
-    turns = ElsewhereTurns(config, progress)
-    allowed = StillAllowed(database, turns, may_give)
     chosen = ChosenTransport(config, database, driver, ElsewhereDriver(database, turns, allowed))
     keys = {agent: signing_key(text) for agent, text in signing_keys.items()}
     return AgentParts(
@@ -227,7 +228,7 @@ def make_agents(
         driver,
         AgentRunner(database, chosen),
         WaitingLoop(database, SandboxBinding(config, telling)),
-        AgentAnswers(config, database, turns, allowed),
+        answers,
         WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
 

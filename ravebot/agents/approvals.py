@@ -9,7 +9,7 @@ from ravebot.agents.asking import Asking
 from ravebot.agents.model import AgentDoor, Approval, ApprovalId, ApprovalKind, ApprovalState
 from ravebot.agents.questions import whom
 from ravebot.agents.ruling import GivenAnswer, Rights, Ruling, judge
-from ravebot.commands.people import People
+from ravebot.commands.people import NOBODY_S_ROLE, People
 from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import matches_project
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, Person
@@ -70,7 +70,16 @@ class Approvals(Asking):
                 f"There is no approval {approval_id}: the number stands in the question's message." if spoken else "",
             )
         approval, mr, here, patterns = found
-        decision, allowed_here = await self._may(approval, mr, who, place, here, patterns, direct)
+        decision, allowed_here = await self._may(
+            approval,
+            mr,
+            who,
+            place,
+            here,
+            patterns,
+            direct,
+            as_admin=not yes or approval.kind is not ApprovalKind.COMMIT,
+        )
         head = None
         if yes and decision.allowed and allowed_here and _is_bound(approval) and approval.mr:
             head = await self.people.present(approval.mr)
@@ -103,8 +112,13 @@ class Approvals(Asking):
         here: bool,
         patterns: tuple[str, ...],
         direct: bool,
+        *,
+        as_admin: bool,
     ) -> tuple[Decision, bool]:
-        """Whether they have the right that this kind needs, and whether they may answer in this place."""
+        """Whether they have the right that this kind needs, and whether they may answer in this place.
+
+        Not `as_admin`, for a yes to a commit: nobody pushes through ravebot who may not push themselves.
+        """
         project = mr.project_path if mr else ""
         admins = approval.kind is ApprovalKind.EXTENSION or approval.mr is None
         if isinstance(who, Person):
@@ -115,7 +129,7 @@ class Approvals(Asking):
             ref = approval.mr
             return await self.people.from_comment(Right.COMMAND, ref.project_id, project or "that project", who), True
         if who.kind == "shell":
-            return SHELL, True
+            return (SHELL if as_admin else NOBODY_S_ROLE), True
         mapped = bool(project) and matches_project(patterns, project)
         if admins:
             if not here and not mapped and not direct:
@@ -131,6 +145,7 @@ class Approvals(Asking):
             mapped=mapped,
             direct=direct,
             project=project,
+            as_admin=as_admin,
         )
         return decision, True
 

@@ -167,7 +167,9 @@ class CarryOut:
             if by.kind != "shell" and by.name not in self.approvals.config.matrix.admins:
                 raise Refused(f"{by} is no admin of ravebot any more")
             return
-        decision = await self.approvals.people.may_still(by, mr.ref.project_id, mr.project_path)
+        decision = await self.approvals.people.may_still(
+            by, mr.ref.project_id, mr.project_path, as_admin=approval.kind is not ApprovalKind.COMMIT
+        )
         if not decision.allowed:
             raise Refused(f"{by} has not the right any more. {decision.rule}")
         conversation = await self.database.read(partial(_conversation, approval=approval))
@@ -181,8 +183,10 @@ class CarryOut:
         _, mr = merge_requests.observe(tx, head)
         if approval.head_sha and mr.head_sha != approval.head_sha:
             why = f"not started: the head of {mr.full_ref} is {mr.head_sha[:12]} now, not {approval.head_sha[:12]}"
-            if self._done(tx, approval, Outcome(False, f"{why}. It is asked again")) and mr.state == "opened":
-                self.approvals.ask_again(tx, approval, mr)
+            asked = approvals.get(tx, approval.id)  # its turn may have got another number since, by `steer`
+            assert asked
+            if self._done(tx, asked, Outcome(False, f"{why}. It is asked again")) and mr.state == "opened":
+                self.approvals.ask_again(tx, asked, mr)
             return
         if _is_undone(tx, approval):
             self._done(tx, approval, self.intents.start(tx, mr, by, approval.head_sha or None))

@@ -6,6 +6,7 @@ Each method runs inside the caller's transaction; the caller has checked the ask
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from ravebot.agents import registry
 from ravebot.agents.asking import Asking
@@ -43,6 +44,9 @@ from ravebot.sandboxes.intents import Advice, Outcome
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, MergeRequestRef
 from ravebot.store import agent_figures, agent_queue, conversations, merge_requests
 from ravebot.store.database import Transaction
+
+CANCEL_WITHIN = timedelta(minutes=1)
+"""The time for telling an agent to stop; if it can't be reached, its turn is uncertain then."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,9 @@ class Desk(Pausing):
         return f"{why} {agent} gets the message when it is ready.", True
 
     def _cancel_running(self, tx: Transaction, turn: Turn, by: Actor) -> None:
-        conversations.save_turn(tx, replace(turn, cancelled_by=str(by)))
+        latest = tx.now + CANCEL_WITHIN
+        deadline = min(turn.deadline or latest, latest)
+        conversations.save_turn(tx, replace(turn, cancelled_by=str(by), deadline=deadline, tries=0, next_try_at=None))
         record(tx, EventKind.AGENT_CANCEL_ASKED, by, turn)
 
     def _guard(self, tx: Transaction, said: Addressed) -> TalkGuard | None:

@@ -24,7 +24,16 @@ def end_turn(
         telling.question(tx, approval)
     telling.answer(tx, ended)
     telling.receipt(tx, ended)
+    log_turn(tx, "agent's turn ended", ended, state=state.value, by=str(by))
     return ended
+
+
+def log_turn(tx: Transaction, line: str, turn: Turn, **facts: object) -> None:
+    """A line in the log about a turn: names and ids, never what was said."""
+    conversation = conversations.get(tx, turn.conversation_id)
+    assert conversation
+    mr = str(conversation.mr) if conversation.mr else None
+    tx.log(line, agent=conversation.agent, conversation=conversation.id, turn=turn.id, mr=mr, **facts)
 
 
 def record(tx: Transaction, kind: EventKind, by: Actor, turn: Turn, data: dict[str, object] | None = None) -> None:

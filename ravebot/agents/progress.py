@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ravebot.agents.desk import Desk
-from ravebot.agents.ending import end_turn
+from ravebot.agents.ending import end_turn, log_turn
 from ravebot.agents.model import (
     AGENT,
     LONGEST_ANSWER,
@@ -75,6 +75,7 @@ class TurnProgress:
         turn = _running(tx, turn_id)
         if turn is not None and turn.state is TurnState.QUEUED:
             self._save(tx, replace(turn, state=TurnState.DELIVERED))
+            log_turn(tx, "agent has a message", turn, process=turn.process_id)
 
     def words(self, tx: Transaction, turn_id: TurnId, text: str) -> None:
         """The agent said something more."""

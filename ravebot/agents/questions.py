@@ -152,7 +152,7 @@ def question(
         state=approval.state,
         title=approval.title,
         parts=shown(approval.payload),
-        agent=conversation.agent if conversation else "",
+        agent=conversation.agent if conversation and approval.kind is ApprovalKind.TOOL else "",
         ref=mr.full_ref if mr else "",
         whom=whom(approval, mr.project_path if mr else ""),
         mentions=_mentions(approval, config, mr, asker),
@@ -184,7 +184,8 @@ def _mentions(
     if approval.kind is ApprovalKind.EXTENSION:
         return config.admins[:MOST_MENTIONED]
     if asker is not None and asker.kind == "matrix":
-        return (asker.name,) if asker.name in config.users or asker.name in config.admins else ()
+        may = asker.name in config.users or (asker.name in config.admins and approval.kind is not ApprovalKind.COMMIT)
+        return (asker.name,) if may else ()
     names = [asker.name] if asker is not None else [person.username for person in mr.people] if mr else []
     return _tied(config, tuple(names))
 

@@ -68,6 +68,8 @@ def asked(text: str, near: Near) -> ToAgent | Unclear:
     name = _as_configured(word.removeprefix("@").removesuffix(":"), near.names)
     if name:
         return _given(name, rest)
+    if meant := but_for_capitals(word.removeprefix("@").removesuffix(":"), near.names):
+        return Unclear(f"There is no such agent: did you mean {meant}? Names are written as they are.")
     if agent := near.agent or near.default:
         return _given(agent, text)
     if not near.names:
@@ -101,6 +103,11 @@ def _as_configured(word: str, names: Iterable[str]) -> str:
     """The agent of that name; phones write the first letter of a message as a capital."""
     lower = f"{word[:1].lower()}{word[1:]}"
     return lower if lower in names else ""
+
+
+def but_for_capitals(word: str, names: Iterable[str]) -> str:
+    """The agent whose name a word is, but for capitals; empty if there is none."""
+    return word.lower() if word.lower() in names else ""
 
 
 def _first_word(text: str) -> tuple[str, str]:

@@ -16,6 +16,11 @@ from ravebot.store import merge_requests
 from ravebot.store.database import Database
 
 _LEVEL_SECONDS = 30.0
+NOBODY_S_ROLE = Decision(
+    False,
+    "This needs the role Developer or more on GitLab, and the shell does not know who you are there.",
+    "Answer in Matrix or on the merge request.",
+)
 
 
 class GitLabFacts(Protocol):
@@ -60,13 +65,21 @@ class People:
         )
 
     async def from_room(
-        self, right: Right, sender: str, *, project_id: int | None, mapped: bool, direct: bool, project: str = ""
+        self,
+        right: Right,
+        sender: str,
+        *,
+        project_id: int | None,
+        mapped: bool,
+        direct: bool,
+        project: str = "",
+        as_admin: bool = True,
     ) -> Decision:
         """Whether a Matrix user has that right on a project's sandboxes, in that room.
 
-        `project` is the project's path, where the asker may read it.
+        `project` is the project's path, where the asker may read it. Not `as_admin`: only their role counts.
         """
-        is_admin = sender in self.config.matrix.admins
+        is_admin = as_admin and sender in self.config.matrix.admins
         username = self.config.matrix.users.get(sender)
         level = 0
         if not is_admin and username and project_id is not None:
@@ -134,13 +147,20 @@ class People:
         """The merge request's present state at GitLab; None for a verb that does not need it."""
         return await self.gitlab.merge_request(ref) if verb.needs_head else None
 
-    async def may_still(self, actor: Actor, project_id: int, project: str) -> Decision:
-        """Whether somebody who commanded something may command that project now, wherever they said it."""
+    async def may_still(self, actor: Actor, project_id: int, project: str, *, as_admin: bool = True) -> Decision:
+        """Whether somebody who commanded something may command that project now, wherever they said it. Not `as_admin`:
+        only their role counts."""
         if actor.kind == "shell":
-            return SHELL
+            return SHELL if as_admin else NOBODY_S_ROLE
         if actor.kind == "matrix":
             return await self.from_room(
-                Right.COMMAND, actor.name, project_id=project_id, mapped=False, direct=True, project=project
+                Right.COMMAND,
+                actor.name,
+                project_id=project_id,
+                mapped=False,
+                direct=True,
+                project=project,
+                as_admin=as_admin,
             )
         level = await self._level_of(actor.name, project_id) if actor.kind == "gitlab" else 0
         return decide(

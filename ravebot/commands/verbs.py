@@ -48,6 +48,7 @@ class Takes(Enum):
     ANY_REF = "[REF]"
     ID = "ID"
     TEXT = "TEXT"
+    TOKEN = "[revoke ID]"  # noqa: S105 - no token
 
 
 class Show(Enum):
@@ -63,6 +64,7 @@ class Show(Enum):
     AGENTS = auto()  # who can be spoken to here, and their conversations
     BUDGET = auto()
     DIFF = auto()
+    TOKENS = auto()  # one's own, and ends one
 
 
 class AgentAct(Enum):
@@ -144,7 +146,7 @@ class Mistake:
 
 
 _ROOM, _COMMENT, _SHELL = Door
-_REF, _DURATION, _SHA, _VERB, _AGENT, _ANY_REF, _ID, _TEXT = Takes
+_REF, _DURATION, _SHA, _VERB, _AGENT, _ANY_REF, _ID, _TEXT, _TOKEN = Takes
 _LOOK, _KEEP, _MEND, _AGENTS, _ME = Group
 
 # fmt: off
@@ -227,6 +229,10 @@ VERBS: tuple[Verb, ...] = (
          {_ROOM: "say what you may do"},
          "It names your GitLab user, and your role in each project of the room.",
          takes=(), right=Right.NONE),
+    Verb("token", Show.TOKENS, _ME,
+         {_ROOM: "in a direct chat: show your tokens for the API, or end one"},
+         "One that is revoked is not valid from then on. New ones are made on the host, by `ravebot token create`.",
+         takes=(_TOKEN,), right=Right.NONE),
     Verb("help", Show.HELP, _ME,
          dict.fromkeys((_ROOM, _COMMENT), "show these lines, or more about VERB"),
          "With a verb, it says what that does, who may use it, and what happens then.",
@@ -237,7 +243,7 @@ VERBS: tuple[Verb, ...] = (
 _ANSWERS = (AgentAct.APPROVE, AgentAct.DENY)
 _EXAMPLE = {
     _REF: "group/app!42", _DURATION: "1h30m", _SHA: "1a2b3c4d", _VERB: "extend", _AGENT: "coder", _ANY_REF: "!42",
-    _ID: "7", _TEXT: "the login test fails, please look",
+    _ID: "7", _TOKEN: "revoke 3", _TEXT: "the login test fails, please look",
 }  # fmt: skip
 _NEEDS = {
     Right.NONE: "Everybody may use it.",
@@ -333,6 +339,9 @@ def _command(
             sha = read_sha(rest.pop(0))
         elif one is Takes.VERB and rest:
             about = named[rest.pop(0).lower()]
+        elif one is Takes.TOKEN:
+            number = _token(rest)
+            rest.clear()
         elif one is Takes.ID:
             number = read_number(rest.pop(0) if rest else "")
         elif one is Takes.TEXT:
@@ -344,6 +353,15 @@ def _command(
     if rest:
         raise ValueError(TOO_MUCH)
     return Command(verb, ref, duration, sha, about, agent, number, text)
+
+
+def _token(words: Sequence[str]) -> int | None:
+    """The number of the token that is to be revoked; None: they are to be listed."""
+    if [word.lower() for word in words] in ([], ["list"]):
+        return None
+    if len(words) == 2 and words[0].lower() == "revoke" and (match := _NUMBER.fullmatch(words[1])):
+        return int(match[1])
+    raise ValueError("Write `list`, or `revoke` and the number that the list shows.")
 
 
 def _names_another(word: str, verb: Verb) -> bool:

@@ -21,7 +21,7 @@ RESERVED_NAMES = frozenset(
     {
         "approve", "deny", "help", "all", "room",  # `/agent approve ID`; `@all` and `@room` notify everybody
         "list", "show", "queue", "start", "extend", "stop", "why", "logs", "retry", "rebuild", "whoami",
-        "agents", "ask", "steer", "cancel", "resend", "diff", "budget",
+        "agents", "ask", "steer", "cancel", "resend", "diff", "budget", "token",
     }
 )  # fmt: skip
 """What no agent is called: commands, and what addresses others."""
@@ -335,7 +335,10 @@ def _open_access(config: Config) -> Iterator[Remark]:
 
 
 def _is_loopback(url: HttpUrl) -> bool:
-    host = _host(url.host)
+    return _is_local(_host(url.host))
+
+
+def _is_local(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -353,6 +356,12 @@ def _unencrypted(config: Config) -> Iterator[Remark]:
     for path, url in urls.items():
         if url.scheme == "http" and not _is_loopback(url):
             yield Remark(path, "is plain http: tokens cross the network unencrypted; use https")
+    if config.api.address is not None and not _is_local(config.api.address[0]):
+        why = "is reached from other hosts, by plain http: tokens cross the network unencrypted"
+        yield Remark(("api", "listen"), f"{why}; listen on 127.0.0.1, and put a proxy that does TLS in front of it")
+    public = config.api.public_url
+    if public is not None and public.scheme == "http" and not _is_loopback(public):
+        yield Remark(("api", "public_url"), "is plain http: tokens cross the network unencrypted; use https")
 
 
 def _rooms(config: Config) -> Iterator[Remark]:

@@ -10,8 +10,8 @@ from ravebot.gitlab.commands import LINES_READ, command_line
 from ravebot.gitlab.escape import JOINER
 
 AGENT_WORD = "/agent"
-APPROVE, DENY, AGENT_HELP = "approve", "deny", "help"
-RESERVED = frozenset({APPROVE, DENY, AGENT_HELP})
+APPROVE, DENY, CANCEL, AGENT_HELP = "approve", "deny", "cancel", "help"
+RESERVED = frozenset({APPROVE, DENY, CANCEL, AGENT_HELP})
 """Words after `/agent` that name no agent."""
 
 _OPENS = re.compile(rf"{AGENT_WORD}(?:\s|$)")
@@ -38,6 +38,13 @@ class AnswerGiven:
 
 
 @dataclass(frozen=True)
+class CancelAsked:
+    """Somebody wants an agent to stop. `name`: empty if none is named."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class AgentHelpAsked:
     """Somebody asks how agents are spoken to."""
 
@@ -50,7 +57,7 @@ class AgentMistake:
     why: str
 
 
-AgentComment = SaidToAgent | AnswerGiven | AgentHelpAsked | AgentMistake
+AgentComment = SaidToAgent | AnswerGiven | CancelAsked | AgentHelpAsked | AgentMistake
 
 
 def parse_agent_comment(text: str) -> AgentComment | None:
@@ -69,6 +76,11 @@ def parse_agent_comment(text: str) -> AgentComment | None:
                 word, f"Say which question you answer: type `{AGENT_WORD} {word} ID`, as the question shows it."
             )
         return AnswerGiven(int(number[1]), word == APPROVE)
+    if word == CANCEL:
+        names = rest.replace(JOINER, "").split()
+        if len(names) > 1:
+            return AgentMistake(word, f"Only an agent's name may follow: type `{AGENT_WORD} {word} NAME`.")
+        return CancelAsked("".join(names)[:_NAME_READ])
     return SaidToAgent(name, f"{rest}\n{below}".strip()[: LONGEST_MESSAGE + 1])
 
 
@@ -84,8 +96,12 @@ def for_us(text: str) -> str:
             return f"{AGENT_WORD} {name} {said}".rstrip()
         case AnswerGiven(approval, granted):
             return f"{AGENT_WORD} {APPROVE if granted else DENY} {approval}"
+        case CancelAsked(name):
+            return f"{AGENT_WORD} {CANCEL} {name}".rstrip()
         case AgentHelpAsked():
             return AGENT_WORD
+        case AgentMistake(word) if word == CANCEL:
+            return f"{AGENT_WORD} {CANCEL} … …"
         case AgentMistake(about):
             return f"{AGENT_WORD} {about}"
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, fields
-from ravebot.gitlab.answers import Note, NoteAward
+from ravebot.gitlab.answers import Note
 from ravebot.gitlab.calls import in_thread, mr_address, readable
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import Transport
@@ -75,11 +75,6 @@ class Discussions:
                 return before
 
         return await in_thread(self._pool, give)
-
-    async def awards(self, ref: MergeRequestRef, note_id: int) -> list[NoteAward]:
-        """Every emoji on a comment, and who gave it."""
-        listed = self._transport.list
-        return await in_thread(self._pool, lambda: list(readable(listed(_awards(ref, note_id)), answers.award)))
 
     async def remove_award(self, ref: MergeRequestRef, note_id: int, award_id: int) -> None:
         """Take an emoji of ours back; it may be gone already."""

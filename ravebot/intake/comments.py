@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ravebot.agents import registry
+from ravebot.agents import registry, routing
 from ravebot.agents.approvals import Approvals
 from ravebot.agents.desk import Addressed, DeskOutcome
 from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalState
@@ -17,10 +17,12 @@ from ravebot.config.model import Config
 from ravebot.errors import NotFound
 from ravebot.gitlab.addressing import (
     AGENT_WORD,
+    CANCEL,
     AgentComment,
     AgentHelpAsked,
     AgentMistake,
     AnswerGiven,
+    CancelAsked,
     SaidToAgent,
 )
 from ravebot.gitlab.client import GitLab
@@ -34,6 +36,7 @@ from ravebot.store.database import Database, Transaction
 from ravebot.store.targets import Kind, NoteLane
 
 Act = Callable[[Transaction], Outcome]
+_CANCEL = f"{AGENT_WORD} {CANCEL}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ class AgentComments:
                     return _tell(tx, event, Outcome(answered.taken, answered.text), discussion, at_most_every)
 
                 return answer
+            case CancelAsked(name):
+                stop = await self._cancel(event, name, discussion)
+
+                def cancel(tx: Transaction) -> str:
+                    outcome = stop(tx)
+                    return _tell(tx, event, outcome, discussion, at_most_every, outcome.message)
+
+                return cancel
             case SaidToAgent(name, text):
                 act = await self._say(event, name, text, discussion)
 
@@ -97,7 +108,7 @@ class AgentComments:
             return lambda tx: _refuse(tx, event, author, decision)
         agent = registry.find(self.config, name)
         if agent is None or not agent.serves(event.project_path):
-            return lambda _: Outcome(False, f"There is no such agent. {self._which(event.project_path)}")
+            return lambda _: Outcome(False, self._no_such(name, event.project_path))
         if not text:
             return lambda _: Outcome(False, f"Say what {name} is to do: type `{AGENT_WORD} {name} TEXT`.")
         mr = await self.database.read(lambda tx: merge_requests.get(tx, event.ref))
@@ -118,11 +129,38 @@ class AgentComments:
         )
         return lambda tx: self.reception.accept(tx, said, mr)
 
+    async def _cancel(self, event: CommentPosted, name: str, discussion: str) -> Act:
+        author = Actor("gitlab", event.author.username)
+        decision = await self.people.from_comment(Right.COMMAND, event.ref.project_id, event.project_path, event.author)
+        if not decision.allowed:
+            return lambda tx: _refuse(tx, event, author, decision, CANCEL)
+
+        def cancel(tx: Transaction) -> Outcome:
+            place = NoteLane(event.ref).text
+            here = conversations.in_thread(tx, AgentDoor.GITLAB, place, discussion) if discussion else ()
+            meant = [one for one in here if name in ("", one.agent)]
+            if len(meant) == 1:
+                return self.reception.desk.cancel(tx, meant[0].id, author)
+            if not here:
+                return Outcome(False, f"No agent was spoken to in this thread: reply `{_CANCEL}` where one was.")
+            names = " or ".join(f"`{_CANCEL} {one.agent}`" for one in here)
+            return Outcome(False, f"Say which agent is to stop: type {names}.")
+
+        return cancel
+
+    def _no_such(self, name: str, project_path: str) -> str:
+        there = [agent.name for agent in registry.serving(self.config, project_path)]
+        meant = routing.but_for_capitals(name, there)
+        if meant:
+            return f"There is no such agent: did you mean `{meant}`? Type `{AGENT_WORD} {meant} TEXT`."
+        return f"There is no such agent. {self._which(project_path)} `{AGENT_WORD} help` says more."
+
     def _help(self, project_path: str) -> str:
         return "\n".join(
             (
                 f"`{AGENT_WORD} NAME TEXT` – say something to an agent; the text may go on in the next lines.",
                 f"`{AGENT_WORD} approve ID` or `{AGENT_WORD} deny ID` – answer a question.",
+                f"`{_CANCEL}` or `{_CANCEL} NAME` – have the agent of this thread stop what it does now.",
                 "It must be the first line of a comment, and needs the role Developer in the project. The agent works"
                 " in this merge request's sandbox, and answers in this thread.",
                 self._which(project_path),
@@ -144,8 +182,8 @@ def _is_worth_saying(tx: Transaction, outcome: Outcome, name: str) -> bool:
     return asked is None or asked.state is not ApprovalState.OPEN
 
 
-def _refuse(tx: Transaction, event: CommentPosted, author: Actor, decision: Decision) -> Outcome:
-    refuse(tx, author, "agent", f"{event.project_path}!{event.ref.iid}", decision)
+def _refuse(tx: Transaction, event: CommentPosted, author: Actor, decision: Decision, verb: str = "agent") -> Outcome:
+    refuse(tx, author, verb, f"{event.project_path}!{event.ref.iid}", decision)
     return Outcome(False, decision.refusal)
 
 

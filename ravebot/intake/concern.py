@@ -17,7 +17,7 @@ from ravebot.agents import routing
 from ravebot.agents.model import AgentDoor, Approval, ApprovalState, Conversation
 from ravebot.clock import to_us
 from ravebot.commands.refs import Ref
-from ravebot.commands.verbs import VERBS, Verb
+from ravebot.commands.verbs import VERBS, Show, Verb
 from ravebot.intake.poll import MAX_COMMAND_AGE
 from ravebot.matrix import commands
 from ravebot.matrix.incoming import IncomingMessage, Reaction
@@ -84,8 +84,11 @@ class Concern:
         """Whatever is about one merge request or one conversation stays in order, and does not delay others.
 
         A merge request's lane is keyed by the number, because `!42`, `group/app!42` and a card may be the same.
+        What looks into a sandbox takes a while, and changes nothing: it has a lane beside all others of its room.
         """
         is_command = commands.is_command(message.text, self.prefix)
+        if is_command and commands.verb_in(message.text, self.prefix) in self._slow:
+            return f"{message.room_id} diff"
         number = commands.number_in(message.text, self.prefix) if is_command else None
         thread = thread.thread if isinstance(thread, Conversation) else thread
         if number is None:
@@ -94,6 +97,10 @@ class Concern:
         if number is not None:
             return f"{message.room_id} {number}"
         return f"{message.room_id} {thread}" if thread else message.room_id
+
+    @property
+    def _slow(self) -> frozenset[str]:
+        return frozenset(verb.name for verb in self.verbs if verb.does is Show.DIFF)
 
     def _reaction(self, tx: Transaction, reaction: Reaction) -> tuple[RowKind, str, Reaction] | None:
         if reaction.key in (YES, NO):

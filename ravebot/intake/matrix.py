@@ -22,6 +22,7 @@ from ravebot.intake.diffs import RoomDiffs
 from ravebot.intake.loop import Step, only
 from ravebot.intake.reactions import RoomReactions, as_message
 from ravebot.intake.rooms import NOT_MAPPED, NOT_SERVED, Rooms
+from ravebot.intake.tokens import RoomTokens
 from ravebot.matrix.cards import Style, render_logs, render_show, render_why
 from ravebot.matrix.commands import is_command, number_in, parse
 from ravebot.matrix.incoming import Heard, IncomingMessage, Reaction, Removed
@@ -101,6 +102,8 @@ class MatrixIntake:
             return self.rooms.says(message, said, "usage", aside=True)
         if isinstance(command.verb.does, AgentAct) or command.verb.does in (Show.AGENTS, Show.BUDGET):
             return await AgentCommands(self.agents).commanded(message, command, patterns)
+        if command.verb.does is Show.TOKENS:
+            return await RoomTokens(self.rooms).handle(message, command)
         if command.ref is None:
             return await self._about_room(message, command, patterns)
         return await self._about_one(message, command, command.ref, patterns)

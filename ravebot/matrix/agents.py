@@ -92,10 +92,11 @@ def render_question(
     by: str = "",
 ) -> Shown:
     """The whole of what is asked, and how to answer. `people`: ids and names of those who are notified; `speaker`: the
-    agent that asks, if it is one; `by`: the name of `asked.by`.
+    agent of the conversation, which asks if it is an agent's request; `by`: the name of `asked.by`.
 
     It is a text, for a notice notifies nobody.
     """
+    speaker = speaker if asked.agent else None
     who = joined(
         (
             words("❓"),

@@ -69,6 +69,11 @@ def command_line(text: str) -> str:
     return text.lstrip()[: _LONGEST_LINE + 1].split("\n", 1)[0].rstrip().replace("[.]", ".")
 
 
+def verb_in(text: str, prefix: str) -> str:
+    """The verb of a command as it is listed; empty if there is none."""
+    return "".join(command_line(text)[len(prefix) :].split()[:1]).lower()
+
+
 def number_in(text: str, prefix: str) -> int | None:
     """The merge request's number in a command, of any project; None when there is none."""
     words = command_line(text)[len(prefix) :].split()

@@ -11,6 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
+
+import aiohttp
+from yarl import URL
 
 from ravebot.access.rules import Firewall
 from ravebot.chat import NOT_CONNECTED, Chat
@@ -34,6 +38,7 @@ _SYNC_EVERY = timedelta(seconds=40)
 _PASS_EVERY = timedelta(seconds=IDLE_PAUSE_SECONDS)
 _LONG = timedelta(minutes=5)
 """How long a message or a request may wait before that counts as a failure."""
+_API_TIMEOUT = aiohttp.ClientTimeout(total=5)
 _MOST_NAMED = 5
 _MANY_TRIES = 5
 """Of reaching an agent; it took half a minute until then."""
@@ -66,6 +71,7 @@ class Readiness:
             "inbox": self._inbox,
             "outbox": self._outbox,
             "agents": self._agents,
+            "api": self._api,
             "state": self._state,
         }
 
@@ -172,6 +178,23 @@ class Readiness:
         stuck = Counter(one.agent for one in heads if one.tries >= _MANY_TRIES)
         troubles = [f"{agent} can't be reached: {count} conversations wait" for agent, count in sorted(stuck.items())]
         return Check(State.DEGRADED, f"{_named(troubles)}; the log says why") if troubles else Check(State.OK)
+
+    async def _api(self) -> Check:
+        """Whether the API answers on its own address, if it has one."""
+        if self.config.api.address is None:
+            return Check(State.OK, "api.listen is not set: there is none")
+        host, port = self.config.api.address
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+        url = URL.build(scheme="http", host=here, port=port, path="/api/v1/openapi.json")
+        try:
+            async with aiohttp.ClientSession(timeout=_API_TIMEOUT) as session, session.get(url) as answer:
+                found = answer.status
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why = f"the API does not answer on {host}:{port} ({error or 'too slow'})"
+            return Check(State.FAILED, f"{why}: see the log, and restart ravebot if it stays so")
+        if found != HTTPStatus.OK:
+            return Check(State.FAILED, f"something else answers on api.listen ({host}:{port}): HTTP {found}")
+        return Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()

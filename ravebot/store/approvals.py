@@ -142,6 +142,7 @@ def decide(tx: Transaction, approval: Approval, state: ApprovalState, by: Actor,
     )
     if decided:
         _log(tx, EventKind.APPROVAL_DECIDED, approval, by, {"state": state.value, "why": why})
+        tx.log("approval decided", approval=approval.id, kind=approval.kind.value, state=state.value, by=str(by))
         _wake(tx)
     return decided
 

@@ -22,6 +22,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import structlog
+
 from ravebot.clock import Clock, age, to_us
 from ravebot.errors import StoreError
 from ravebot.store import lock, swap
@@ -34,6 +36,8 @@ from ravebot.store.turns import Turns
 T = TypeVar("T")
 Value = str | int | float | None
 
+log = structlog.get_logger()
+
 
 class Transaction:
     """A running transaction, which every function of the store takes. `now` is read once, at its start."""
@@ -43,6 +47,7 @@ class Transaction:
         self.now = now
         self.now_us = to_us(now)
         self._wakes: dict[str, None] = {}
+        self._lines: list[tuple[str, dict[str, object]]] = []
 
     def seconds_since(self, moment: datetime) -> float:
         """The `age` of a moment, in seconds."""
@@ -83,6 +88,14 @@ class Transaction:
     @property
     def wakes(self) -> tuple[str, ...]:
         return tuple(self._wakes)
+
+    def log(self, line: str, **facts: object) -> None:
+        """Write a line to the log, after the commit."""
+        self._lines.append((line, facts))
+
+    def write_log(self) -> None:
+        for line, facts in self._lines:
+            log.info(line, **facts)
 
 
 class _Thread:
@@ -288,6 +301,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        transaction.write_log()
         return result, transaction.wakes
 
     def _transact_unsynced(

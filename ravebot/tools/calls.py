@@ -83,7 +83,10 @@ class ToolCalls:
             kept = await self.bench.database.read(lambda tx: api_tokens.answered(tx, token_id, key))
             if kept is not None:
                 return _again(kept, request)
-        step = await tool.act(self.bench, caller, asked)
+        prepared = await tool.act(self.bench, caller, asked)
+        if isinstance(prepared, BaseModel):
+            return ToolAnswer.of(prepared)
+        step = prepared
 
         def once(tx: Transaction) -> ToolAnswer:
             actor = _right_now(tx, caller)
@@ -92,8 +95,8 @@ class ToolCalls:
                 if kept is not None:
                     return _again(kept, request)
             answer = ToolAnswer.of(step(tx))
-            data = {"tool": tool.name, "status": answer.status, **_marks(caller)}
-            events.append(tx, EventKind.API_CALL, actor, sandbox_id=_sandbox_of(caller), data=data)
+            if tool.recorded:
+                _record(tx, caller, actor, tool, answer)
             if key and isinstance(caller, TokenCaller):
                 kept = KeptAnswer(request, answer.status, dump_json(dict(answer.body)))
                 api_tokens.keep_answer(tx, caller.token.id, key, kept)
@@ -130,6 +133,11 @@ def _right_now(tx: Transaction, caller: Caller) -> Actor:
     if not running:
         raise ToolProblem(ProblemKind.FORBIDDEN, NO_TURN.refusal)
     return Actor(AGENT, running[0].agent)
+
+
+def _record(tx: Transaction, caller: Caller, actor: Actor, tool: Tool, answer: ToolAnswer) -> None:
+    data = {"tool": tool.name, "status": answer.status, **_marks(caller)}
+    events.append(tx, EventKind.API_CALL, actor, sandbox_id=_sandbox_of(caller), data=data)
 
 
 def _marks(caller: Caller) -> dict[str, object]:

@@ -6,7 +6,7 @@ Titles, branches, output and answers come from people, guests and agents: they a
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -281,3 +281,43 @@ class MessageHeard(Shape):
 
 class OneApproval(Shape):
     id: Number
+
+
+# Agents that work elsewhere
+
+DeliveryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$", description="The message's id, as it came.")]
+
+
+class TakeMessage(Shape):
+    wait: Wait = LONGEST_WAIT_SECONDS
+
+
+class InboxMessage(Shape):
+    """A message for the agent; empty when there is none."""
+
+    id: str = Field(description="For inbox_ack and answer; empty: there is no message.")
+    message: dict[str, Any] | None = Field(description="Text, author, merge request, and where to answer.")
+    leased_until: datetime | None = Field(description="Acknowledge it before then, or it is given again.")
+    again: bool = Field(description="Whether it was taken before, and not acknowledged.")
+
+
+class OneDelivery(Shape):
+    id: DeliveryId
+
+
+class AnswerMessage(Shape):
+    id: DeliveryId
+    text: Annotated[str, Field(max_length=60_000, description="What comes next of the answer, in Markdown.")] = ""
+    status: Annotated[str, Field(max_length=200, description="What the agent is doing, in a few words.")] = ""
+    end: Annotated[
+        Literal["", "done", "failed"], Field(description="Whether that was all; failed: it can't be done.")
+    ] = ""
+    why: Annotated[str, Field(max_length=500, description="Why it failed.")] = ""
+
+
+class AnswerState(Shape):
+    """What came of it."""
+
+    message: str
+    state: str = Field(description="How the message is now.")
+    said: int = Field(description="How many characters of the answer ravebot has.")

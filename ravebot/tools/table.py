@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ravebot.store.api_tokens import Scope
 from ravebot.store.database import Transaction
-from ravebot.tools import messages, runs, sandboxes, shapes
+from ravebot.tools import inbox, messages, runs, sandboxes, shapes
 from ravebot.tools.callers import Caller
 from ravebot.tools.problems import ToolProblem
 from ravebot.tools.workbench import Workbench
@@ -18,8 +18,8 @@ from ravebot.tools.workbench import Workbench
 Step = Callable[[Transaction], BaseModel | ToolProblem]
 """Carries an act out, and commits also when it returns a problem, such as a refusal that is recorded."""
 Look = Callable[[Workbench, Caller, Any], Awaitable[BaseModel]]
-Prepare = Callable[[Workbench, Caller, Any], Awaitable[Step]]
-"""Looks up what an act needs; the step that it returns runs in one transaction."""
+Prepare = Callable[[Workbench, Caller, Any], Awaitable[Step | BaseModel]]
+"""Looks up what an act needs; the step that it returns runs in one transaction. A result: there is nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Tool:
     """One row. `does`: one plain sentence. `scope`: what the token must have; None: every token may.
 
     `path` is below /api/v1; what stands in braces there is taken from the path, the rest of what it takes from the
-    query (GET) or the body. `in_sandbox`: whether it is offered to agents in sandboxes.
+    query (GET) or the body. `in_sandbox`: whether it is offered to agents in sandboxes. `recorded`: each
+    act is an event.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Tool:
     act: Prepare | None = None
     in_sandbox: bool = True
     ends_something: bool = False
+    recorded: bool = True
 
     @property
     def acts(self) -> bool:
@@ -81,6 +83,13 @@ TOOLS: tuple[Tool, ...] = (
     Tool("message_read", "Reads on in the answer to a message of yours.",
          _READ, "GET", "/messages/{turn}", shapes.ReadMessage, shapes.MessageHeard,
          look=messages.read, in_sandbox=False),
+    Tool("inbox_take", "Takes the oldest message for the agent, and waits for one if there is none.",
+         _AGENT, "POST", "/inbox/take", shapes.TakeMessage, shapes.InboxMessage, act=inbox.take, in_sandbox=False),
+    Tool("inbox_ack", "Keeps a message that was taken, so that it is not given again.",
+         _AGENT, "POST", "/inbox/{id}/ack", shapes.OneDelivery, shapes.AnswerState, act=inbox.ack, in_sandbox=False),
+    Tool("answer", "Answers a message piece by piece, says what the agent is doing, or that it is done.",
+         _AGENT, "POST", "/inbox/{id}/answer", shapes.AnswerMessage, shapes.AnswerState,
+         act=inbox.answer, in_sandbox=False, recorded=False),
     Tool("approval_get", "Shows a question that waits for a person's yes or no, or what was answered.",
          _READ, "GET", "/approvals/{id}", shapes.OneApproval, shapes.QuestionInfo, look=messages.approval),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ravebot.agents.answers import AgentAnswers
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.reception import Reception
 from ravebot.commands.people import People
@@ -24,3 +25,4 @@ class Workbench:
     views: Views
     reception: Reception
     diffs: Diffs
+    answers: AgentAnswers

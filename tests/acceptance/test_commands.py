@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
-from collections.abc import AsyncIterator
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.support.crashes import rows
 from tests.support.gitlab import DEVELOPER, MergeRequest, Note, User
-from tests.support.stage import Stage
+from tests.support.stage import ROOT, Stage
 from tests.support.synapse import MatrixUser, Message
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -29,6 +36,7 @@ class Place:
     umar: MatrixUser  # in the room, but tied to nobody on GitLab
     elsewhere: str  # a room that is mapped to nothing
     direct: str  # ops alone with the bot
+    api: str  # where the API listens
 
     async def ask(self, who: MatrixUser, text: str, room: str = "") -> Message:
         """Say that and return what the bot answers to it."""
@@ -65,7 +73,11 @@ class Place:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place() -> AsyncIterator[Place]:
-    async with Stage({"gitlab": {"drafts": "wait"}}) as stage:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        api = f"127.0.0.1:{free.getsockname()[1]}"
+    helper = {"name": "helper", "owner": "alice", "projects": ["group/*"], "inbox": True}
+    changes = {"gitlab": {"drafts": "wait"}, "api": {"listen": api}, "agents": [helper]}
+    async with Stage(changes) as stage:
         await stage.start()
         umar = await stage.synapse.user("umar")
         await stage.matrix_ops.invite(stage.room, umar.user_id)
@@ -78,7 +90,7 @@ async def place() -> AsyncIterator[Place]:
         await stage.until(lambda: is_in(stage, elsewhere, direct), 20, "the bot does not follow the admin's invites")
         draft = stage.open_merge_request("Not yet", "draft", draft=True)
         await stage.note_says(draft, "Sandbox waits: this is a draft")
-        yield Place(stage, draft, umar, elsewhere, direct)
+        yield Place(stage, draft, umar, elsewhere, direct, api)
 
 
 async def is_in(stage: Stage, *rooms: str) -> bool:
@@ -239,6 +251,53 @@ async def test_reopening_starts_a_new_sandbox_and_the_shell_shows_and_ends_it(pl
     again = await stage.bot.command("stop", f"group/app!{mr.iid}")
     assert (again.returncode, "has no sandbox" in again.stderr) == (1, True)
     assert (await stage.bot.command("stop", "nonsense")).returncode == 1
+
+
+def objects(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects, one behind the other."""
+    place, decoder = 0, json.JSONDecoder()
+    while place < len(text):
+        found, place = decoder.raw_decode(text, place)
+        yield found
+        while text[place : place + 1].isspace():
+            place += 1
+
+
+async def test_programs_do_by_the_api_what_its_page_shows(place: Place, tmp_path: Path) -> None:
+    """The blocks of docs/api.md, one after the other, as they stand but for address, merge request and agent."""
+    stage = place.stage
+    opened = stage.open_merge_request("By the API", "api", draft=True)
+    await stage.note_says(opened, "Sandbox waits: this is a draft")
+    page = (ROOT / "docs" / "api.md").read_text()
+    script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    for shown, here in (
+        ("https://ravebot-api.example.org", f"http://{place.api}"),
+        ("group/app!42", f"group/app!{opened.iid}"),
+        ('"coder"', '"helper"'),
+    ):
+        assert shown in script
+        script = script.replace(shown, here)
+    command = tmp_path / "ravebot"
+    command.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m ravebot "$@" -c {stage.bot.config}\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-eu", "-c", script],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
+    token = (tmp_path / "token").read_text().strip()
+    told = list(objects(done.stdout))
+    assert told[0]["owner"] == "alice"
+    run = json.loads((tmp_path / "output").read_text())
+    assert (run["run"]["state"], run["run"]["exit_code"]) == ("done", 0)
+    assert run["output"].endswith("done\n")
+    assert [one["files"] for one in told if "files" in one] == [[]]
+    assert told[-1]["message"] == f"The sandbox of group/app!{opened.iid} is being stopped."
+    calls = [json.loads(row["data"])["tool"] for row in rows(stage, "SELECT data FROM events WHERE kind = 'api.call'")]
+    assert calls == ["sandbox_start", "run_start", "message_send", "sandbox_extend", "sandbox_stop"]
+    assert token not in stage.bot.log.read_text() + done.stdout + done.stderr
 
 
 async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Place) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ravebot.agents.model import ApprovalState, Turn, TurnState
+from ravebot.agents.model import ApprovalState, Turn, TurnId, TurnState
 from ravebot.sandboxes.model import Machine, MergeRequest, SandboxState
-from ravebot.store import agent_queue, approvals, sandboxes
+from ravebot.store import agent_queue, approvals, conversations, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, a_guest_with_the_agent, an_agent_world
 from tests.support.sshd import SshGuest
@@ -281,6 +282,39 @@ async def test_another_host_key_is_told_and_nothing_is_sent(guest: SshGuest, tmp
         state, _, why = await answered(world, "say x")
         assert state is TurnState.DEAD
         assert "shows another SSH host key" in why
+
+
+@pytest.mark.parametrize("mended", [True, False])
+async def test_a_guest_in_which_no_agent_can_be_started_says_why_at_once_and_is_tried_once_more(
+    tmp_path: Path, mended: bool
+) -> None:
+    with a_guest_with_the_agent(tmp_path) as guest:
+        in_the_way = guest.home / ".ravebot"
+        in_the_way.write_text("a file")
+        async with an_agent_world(guest, tmp_path / "bot", [AGENT]) as world:
+            turn = await world.say("say hello")
+            first = await world.until(lambda one: one.tries, turn)
+            assert first.next_try_at
+            assert 30 < (first.next_try_at - await world.database.read(lambda tx: tx.now)).total_seconds() <= 60
+            (told,) = await remarks(world)
+            assert told.startswith(
+                "coder does not start. The sandbox says: the agent can't be started: ~/.ravebot must be a folder in"
+                " which the sandbox's user can write (mkdir: "
+            )
+            if mended:
+                in_the_way.unlink()
+            await world.database.write(partial(tried_now, turn_id=turn))
+            ended = await world.over(turn)
+            assert ended.state is (TurnState.DONE if mended else TurnState.DEAD)
+            assert mended or "Mend that there, or rebuild it, and ask again." in ended.why
+
+
+def tried_now(tx: Transaction, turn_id: TurnId) -> None:
+    """Its next try is due."""
+    turn = conversations.turn(tx, turn_id)
+    assert turn
+    conversations.save_turn(tx, replace(turn, next_try_at=None))
+    tx.wake("agents")
 
 
 async def test_a_machine_that_lacks_the_control_key_gets_it_once(guest: SshGuest, tmp_path: Path) -> None:

@@ -284,6 +284,22 @@ async def test_a_person_answers_on_the_merge_request_and_at_the_shell_too(bench:
     ]
 
 
+async def test_only_a_developer_on_gitlab_approves_a_commit_and_an_admin_or_the_shell_may_deny_it(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    admin = await bench.answer(asked, OPS)
+    assert admin.ruling is Ruling.NO_RIGHT
+    assert admin.text.startswith("Refused: Your Matrix account is not tied to a GitLab user.")
+    shell = await bench.answer(asked, ROOT, "")
+    assert shell.ruling is Ruling.NO_RIGHT
+    assert "the role Developer or more on GitLab, and the shell does not know who you are there" in shell.text
+    assert await bench.state(asked) is S.OPEN
+    other = await question(bench, ApprovalKind.COMMIT)
+    for one, who, place in ((asked, OPS, DEV), (other, ROOT, "")):
+        assert (await bench.answer(one, who, place, yes=False)).ruling is Ruling.DENIED
+    third = await question(bench, ApprovalKind.COMMIT)
+    assert (await bench.answer(third, ALICE)).ruling is Ruling.GRANTED
+
+
 async def test_an_answer_from_another_room_counts_only_where_the_person_may_command_the_project(bench: Bench) -> None:
     asked = await question(bench, ApprovalKind.FORK)
     foreign = await bench.answer(asked, ALICE, OTHER)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ravebot.agents.asking import until_of
-from ravebot.agents.model import Approval, ApprovalKind, ApprovalState, TurnState
+from ravebot.agents.desk import Addressed, Desk
+from ravebot.agents.model import AgentDoor, Approval, ApprovalKind, ApprovalState, TurnState
 from ravebot.agents.questions import question as view_of
 from ravebot.agents.ruling import Ruling
+from ravebot.commands.people import GitLabFacts
 from ravebot.sandboxes.decide import Happened
-from ravebot.sandboxes.model import MergeRequest
-from ravebot.store import conversations, events, merge_requests, sandboxes
+from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef
+from ravebot.store import approvals, conversations, events, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from tests.integration.test_agents_approvals import ALICE, Bench, S, bench, question, who_may
 from tests.support.gitlab import GUEST
@@ -81,6 +85,15 @@ async def test_a_sandbox_is_started_for_an_agent_stopped_and_extended(bench: Ben
     assert (await done(bench, start)).done_at is not None
 
 
+@pytest.mark.parametrize("kind", [ApprovalKind.FORK, ApprovalKind.STOP, ApprovalKind.EXTENSION])
+async def test_what_two_carry_out_at_once_is_done_once(bench: Bench, kind: ApprovalKind) -> None:
+    asked = await granted(bench, kind)
+    before = len(await bench.world.kinds())
+    await asyncio.gather(*(bench.work.carry_out(asked) for _ in range(2)))
+    happened = (await bench.world.kinds())[before:]
+    assert sorted(happened) == sorted(set(happened)), happened
+
+
 async def test_what_an_admin_granted_is_not_cut_back_later(bench: Bench) -> None:
     extension = await granted(bench, ApprovalKind.EXTENSION)
     await bench.work.look()
@@ -141,6 +154,17 @@ async def test_who_lost_the_right_gets_nothing_carried_out(bench: Bench, kind: A
     assert bench.commits() == []
 
 
+async def test_who_is_no_admin_any_more_extends_nothing_past_the_longest_lifetime(bench: Bench) -> None:
+    asked = await granted(bench, ApprovalKind.EXTENSION)
+    (before,) = await bench.world.read(sandboxes.live)
+    config = bench.approvals.config
+    matrix = config.matrix.model_copy(update={"admins": ()})
+    now = replace(bench.approvals, config=config.model_copy(update={"matrix": matrix}))
+    await replace(bench.work, approvals=now).look()
+    assert (await done(bench, asked)).outcome.endswith("is no admin of ravebot any more")
+    assert (await bench.world.read(sandboxes.live))[0].expires_at == before.expires_at
+
+
 @pytest.mark.parametrize("kind", [ApprovalKind.START, ApprovalKind.COMMIT])
 async def test_nothing_is_done_for_an_agent_whose_owner_has_not_the_right(bench: Bench, kind: ApprovalKind) -> None:
     asked = await question(bench, kind, agent="hers")
@@ -149,6 +173,14 @@ async def test_nothing_is_done_for_an_agent_whose_owner_has_not_the_right(bench:
     await bench.work.look()
     assert (await done(bench, asked)).outcome.startswith("hers may do at most what its owner gina may: gina is Guest")
     assert (await bench.live(), bench.commits()) == (before, [])
+
+
+async def test_a_commit_that_an_admin_or_the_shell_granted_before_it_needed_a_role_is_not_made(bench: Bench) -> None:
+    asked = await question(bench, ApprovalKind.COMMIT)
+    await bench.world.write(lambda tx: approvals.decide(tx, asked, ApprovalState.GRANTED, Actor("shell", "root")))
+    await bench.work.look()
+    assert "the role Developer or more on GitLab" in (await done(bench, asked)).outcome
+    assert bench.commits() == []
 
 
 async def test_a_head_that_moves_after_the_answer_is_asked_about_again(bench: Bench) -> None:
@@ -161,6 +193,46 @@ async def test_a_head_that_moves_after_the_answer_is_asked_about_again(bench: Be
     assert await bench.live() == []
     again = await bench.the(ApprovalKind.FORK)
     assert (again.state, again.head_sha) == (S.OPEN, new)
+
+
+@dataclass
+class SteeredMeanwhile:
+    """GitLab, which is asked for a merge request while somebody steers the agent."""
+
+    gitlab: GitLabFacts
+    steer: Callable[[], Awaitable[object]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.gitlab, name)
+
+    async def merge_request(self, ref: MergeRequestRef) -> MergeRequest:
+        await self.steer()
+        return await self.gitlab.merge_request(ref)
+
+
+async def test_what_is_asked_again_is_about_the_message_whose_turn_was_put_behind_another_meanwhile(
+    bench: Bench,
+) -> None:
+    asked = await question(bench, ApprovalKind.START)
+    mr, ref = bench.opened[-1], asked.mr
+    await bench.world.write(lambda tx: approvals.save(tx, replace(asked, head_sha=mr.sha)))
+    await bench.answer(asked, ALICE)
+    bench.server.push(mr, {"a.py": "2"})
+    desk = Desk(bench.approvals.config, bench.approvals.telling)
+    said = Addressed("coder", AgentDoor.MATRIX, asked.place, asked.thread, True, ref, "$next", ALICE, "first this")
+    people = bench.approvals.people
+    slow = SteeredMeanwhile(people.gitlab, lambda: bench.world.write(lambda tx: desk.steer(tx, said)))
+    engine = replace(bench.approvals, people=replace(people, gitlab=cast(GitLabFacts, slow)))
+    await replace(bench.work, approvals=engine).look()
+    again = [one for one in await bench.all() if one.kind is ApprovalKind.START and one.head_sha == mr.sha]
+    assert len(again) == 1
+
+    def about(tx: Transaction) -> str:
+        turn = conversations.turn(tx, again[0].turn_id) if again[0].turn_id else None
+        return conversations.message(tx, turn.message_id).text if turn else "nothing"
+
+    assert await bench.world.read(about) == "fix it"
+    assert again[0].state is S.OPEN
 
 
 async def test_a_commit_whose_head_moved_after_the_answer_is_refused_with_what_to_do(bench: Bench) -> None:

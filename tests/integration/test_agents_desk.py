@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.agents import overview
 from ravebot.agents.limits import TalkGuard
-from ravebot.agents.model import LONGEST_MESSAGE, AgentDoor, AgentMessage, ConversationId, TurnId, TurnState
+from ravebot.agents.model import (
+    LONGEST_MESSAGE,
+    AgentDoor,
+    AgentMessage,
+    ApprovalState,
+    ConversationId,
+    ProcessId,
+    TurnId,
+    TurnState,
+)
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
 from ravebot.store import agent_queue, conversations, events
@@ -136,6 +147,37 @@ async def test_a_turn_that_runs_is_told_to_stop_once_and_a_second_time_says_so(w
     assert accepted
     assert message.startswith("coder was told to stop already, by @gina:example.org (matrix).")
     assert len(await world.yard.log("agent.cancel_asked")) == 1
+
+
+async def test_the_log_says_when_an_agent_gets_a_message_and_is_done_and_who_decided_and_no_word_of_it(
+    world: AgentYard,
+) -> None:
+    with capture_logs() as logged:
+        turn_id = await world.taken("the secret plan")
+        process = await world.given(turn_id)
+        asked = await world.yard.write(
+            lambda tx: world.progress.asks(tx, turn_id, "Run the secret plan", '{"run": "secret"}')
+        )
+        assert asked
+        await world.decide(asked, ApprovalState.GRANTED)
+        await world.ended(turn_id, "the secret answer")
+        with pytest.raises(RuntimeError):
+            await world.yard.write(fails_after_its_log)
+    about = {"agent": "coder", "conversation": 1, "turn": turn_id, "mr": str(MR.ref), "log_level": "info"}
+    assert logged == [
+        {"event": "agent has a message", "process": process.id, **about},
+        {
+            "event": "approval decided", "approval": asked.id, "kind": "tool", "state": "granted", "by": str(ALICE),
+            "log_level": "info",
+        },
+        {"event": "agent's turn ended", "state": "done", "by": "ravebot", **about},
+    ]  # fmt: skip
+
+
+def fails_after_its_log(tx: Transaction) -> None:
+    """What is not committed is not logged."""
+    tx.log("nothing happened")
+    raise RuntimeError
 
 
 async def test_steering_stops_what_runs_and_comes_before_what_waits(world: AgentYard) -> None:
@@ -308,6 +350,18 @@ async def test_an_answer_that_addresses_no_other_agent_does_nothing(world: Agent
     assert await world.yard.read(conversations.with_open_turns) == ()
     assert (await world.yard.latest(MR)).state.value == "ready"
     assert await world.remarks() == []
+
+
+async def test_a_turn_is_never_given_to_a_second_process(world: AgentYard) -> None:
+    turn_id = await world.taken()
+    process = await world.given(turn_id)
+
+    def give(tx: Transaction, to: ProcessId) -> bool:
+        return world.progress.given(tx, turn_id, to, timedelta(minutes=1))
+
+    assert await world.yard.write(lambda tx: give(tx, process.id))
+    assert not await world.yard.write(lambda tx: give(tx, ProcessId(process.id + 1)))
+    assert (await world.turn(turn_id)).process_id == process.id
 
 
 async def test_only_an_answer_that_came_to_its_end_is_passed_on(world: AgentYard) -> None:

@@ -27,6 +27,7 @@ from ravebot.agents.approvals import Approvals
 from ravebot.agents.model import AgentDoor, ApprovalId, ApprovalKind, ApprovalState, TurnState
 from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
+from ravebot.agents.wording import once_more
 from ravebot.commands.people import People
 from ravebot.errors import Refused
 from ravebot.operations.agents.check import TrialParts
@@ -40,6 +41,7 @@ from ravebot.web.adminagents import AgentClient
 from tests.integration.test_cli import Installation
 from tests.integration.test_web_admin import Bot
 from tests.support.agent_world import AGENT_SOURCE, AgentWorld, an_agent_world
+from tests.support.elsewhere import make_world
 from tests.support.records import a_merge_request
 from tests.support.sshd import SshGuest
 
@@ -120,7 +122,11 @@ async def a_shell(
         people = People(world.config, world.database, facts)
         reception = Reception(world.config, people, world.desk)
         engine = Approvals(world.config, telling, world.database, people)
-        trials = Trials(TrialParts(world.config, world.database, reception, world.driver))
+        trials = Trials(
+            TrialParts(
+                world.config, world.database, reception, world.driver, make_world(world.config, world.database).sender
+            )
+        )
         operator = AgentOperator(world.config, world.database, reception, engine, trials)
 
         def serve() -> AbstractAsyncContextManager[None]:
@@ -392,6 +398,22 @@ async def test_an_uncertain_turn_is_a_dead_letter_and_sent_again_only_when_asked
     assert [(turn.state, turn.why) for turn in await idle.client.dead()] == [("uncertain", "the guest is gone")]
     code, output, _ = await idle.run("agent", "dead", "resend", str(number))
     assert (code, "may be done twice" in output) == (0, True)
+
+
+async def test_a_dead_letter_of_a_room_is_not_said_to_be_sent_again_in_a_room(idle: Shell) -> None:
+    number = (await idle.client.send("coder", REF, "say hello")).turn
+    assert number
+
+    def lose(tx: Any) -> None:
+        turn = conversations.turn(tx, number)  # type: ignore[arg-type]
+        assert turn
+        tx.execute("UPDATE conversations SET door = 'matrix' WHERE id = ?", (turn.conversation_id,))
+        why = f"The guest is gone. {once_more(AgentDoor.MATRIX, '!rave', turn.id)}"
+        conversations.save_turn(tx, replace(turn, state=TurnState.UNCERTAIN, why=why, ended_at=tx.now))
+
+    await idle.world.database.write(lose)
+    assert [turn.why for turn in await idle.client.dead()] == ["The guest is gone."]
+    assert [turn.why for turn in (await idle.client.agent("coder")).turns] == ["The guest is gone."]
 
 
 async def test_what_needs_an_admin_is_decided_at_the_shell_too(idle: Shell) -> None:

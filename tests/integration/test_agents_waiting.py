@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -314,6 +315,35 @@ async def test_that_an_agent_cant_be_reached_is_said_once_long_before_its_messag
     assert told == [[], [], *[[said]] * (MOST_TRIES - 3)]
     await world.yard.write(lambda tx: Settling(world.progress).postpone(tx, turn, None, "no answer"))
     assert await world.state(turn_id) is TurnState.DEAD
+
+
+async def test_a_cancelled_agent_that_cant_be_reached_leaves_its_turn_uncertain_within_a_minute(
+    world: AgentYard,
+) -> None:
+    await world.ready()
+    turn_id = await world.taken()
+    process = await world.given(turn_id)
+    settling, waited = Settling(world.progress), timedelta(0)
+
+    async def fails() -> timedelta:
+        turn = await world.turn(turn_id)
+        await world.yard.write(partial(settling.postpone, turn=turn, process=process, why="no answer"))
+        turn = await world.turn(turn_id)
+        return turn.next_try_at - world.yard.clock.now() if turn.next_try_at else timedelta(0)
+
+    for _ in range(10):
+        assert await fails()
+    turn = await world.turn(turn_id)
+    outcome = await world.yard.write(lambda tx: world.desk.cancel(tx, turn.conversation_id, ALICE))
+    assert outcome.accepted
+    assert (await world.turn(turn_id)).next_try_at is None, "it is tried at once"
+    while pause := await fails():
+        waited += pause
+        world.yard.pass_by(seconds=pause.total_seconds())
+    assert timedelta(minutes=1) <= waited <= timedelta(minutes=2)
+    ended = await world.turn(turn_id)
+    assert ended.state is S.UNCERTAIN
+    assert "could not be reached to have it stop, as @alice:example.org (matrix) wants" in ended.why
 
 
 async def test_new_code_under_a_turn_is_said_once_and_the_turn_goes_on(world: AgentYard) -> None:

@@ -219,6 +219,8 @@ async def test_a_token_is_limited_and_told_when_to_go_on(yard: ApiYard) -> None:
         ({"agent": "coder"}, "give both"),
         ({"scopes": ("agent",)}, "give both"),
         ({"scopes": ("agent",), "agent": "nobody"}, "No agent called nobody"),
+        ({"scopes": ("agent",), "agent": "coder"}, "coder works in sandboxes"),
+        ({"scopes": ("agent",), "agent": "helper", "owner": "bob"}, "helper is alice's"),
     ],
 )
 async def test_a_token_that_could_do_nothing_is_not_made(yard: ApiYard, facts: dict[str, object], word: str) -> None:

@@ -242,6 +242,9 @@ async def test_an_answer_of_many_words_is_edited_ever_more_seldom_and_at_most_so
     for number in range(120):
         await talk.says(turn, f"{number} ")
         await talk.later(1)
+        if number == 40:  # five a second apart, five every two, five every three, then every five seconds
+            (answer,) = await talk.thread(conversation)
+            assert 14 <= answer.edits <= 19
     (answer,) = await talk.thread(conversation)
     assert answer.edits == MOST_EDITS
     assert "the rest is shown at its end" in answer.body

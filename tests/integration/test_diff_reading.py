@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.agents.diff import worker
 from ravebot.agents.diff.comparing import comparison
 from ravebot.agents.diff.diffs import Diffs
 from ravebot.agents.diff.model import ChangeKind, Diff, canonical, hash_of
@@ -311,9 +313,9 @@ async def test_a_pattern_that_takes_for_ever_ends_at_the_limits_of_its_process(s
     pattern = "a*" * 30 + "b\n"
     sha = scene.gitlab.push(scene.theirs, {".gitignore": pattern})
     await scene.client.archive(scene.mr.ref.project_id, sha, tmp_path / "hostile", 1024**2)
-    worker = (sys.executable, "-m", "ravebot.agents.diff.worker", str(tmp_path / "hostile"), sha)
+    command = (sys.executable, "-m", "ravebot.agents.diff.worker", str(tmp_path / "hostile"), sha)
     ticks = 0
-    async with comparison(tmp_path / "hostile", sha, ("prlimit", "--cpu=2:2", *worker)) as compared:
+    async with comparison(tmp_path / "hostile", sha, ("prlimit", "--cpu=2:2", *command)) as compared:
         looking = asyncio.create_task(compared.listed(b"81a4 1 ./" + b"a" * 200 + b"\n= 0\n"))
         while not looking.done():
             await asyncio.sleep(0.01)
@@ -321,6 +323,18 @@ async def test_a_pattern_that_takes_for_ever_ends_at_the_limits_of_its_process(s
         with pytest.raises(Refused, match="patterns with many"):
             await looking
     assert ticks > 50
+
+
+async def test_the_process_that_compares_limits_itself(scene: Scene, tmp_path: Path) -> None:
+    sha = scene.gitlab.push(scene.theirs, {"a": "x"})
+    await scene.client.archive(scene.mr.ref.project_id, sha, tmp_path / "archive", 1024**2)
+    command = (sys.executable, "-m", "ravebot.agents.diff.worker", str(tmp_path / "archive"), sha)
+    noted = ("sh", "-c", 'echo $$ > "$0"; exec "$@"', str(tmp_path / "pid"), *command)
+    async with comparison(tmp_path / "archive", sha, noted) as compared:
+        await compared.listed(b"= 0\n")
+        pid = int((tmp_path / "pid").read_text())
+        kinds = resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE
+        assert [resource.prlimit(pid, kind)[0] for kind in kinds] == [worker.CPU_SECONDS, worker.MEMORY_BYTES, 0]
 
 
 async def test_a_damaged_archive_is_gitlabs_fault(tmp_path: Path) -> None:

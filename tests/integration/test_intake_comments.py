@@ -195,10 +195,10 @@ async def test_a_command_below_words_to_an_agent_is_not_carried_out(desk: Desk) 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("/agent codr hello", "There is no such agent. Agents for this project: `coder`."),
+        ("/agent codr hello", "There is no such agent. Agents for this project: `coder`. `/agent help`"),
         ("/agent elsewhere hello", "There is no such agent."),
         ("/agent keys-only hello", "There is no such agent."),
-        ("/agent Coder hello", "There is no such agent."),
+        ("/agent Coder hello", "There is no such agent: did you mean `coder`? Type `/agent coder TEXT`."),
         ("/agent coder", "Say what coder is to do: type `/agent coder TEXT`."),
         ("/agent approve", "Say which question you answer"),
         ("/agent deny 99", "There is no approval 99: the number stands in the question's message."),
@@ -214,6 +214,29 @@ async def test_a_mistake_is_told_in_the_discussion(desk: Desk, text: str, says: 
     assert (reply["discussion"], reply["username"]) == (note.discussion_id, "alice")
     assert await talks(desk, mr) == []
     assert "no_entry_sign" in await desk.answers()
+
+
+async def test_a_developer_cancels_a_message_in_its_discussion_and_is_answered_there(desk: Desk) -> None:
+    mr = await opened(desk)
+    first = await desk.say(mr, desk.alice, "/agent coder one")
+    await desk.work()
+    for who, text, reply_to, says in (
+        (desk.gina, "/agent cancel", first, "Refused: gina is Guest"),
+        (desk.alice, "/agent cancel", None, "No agent was spoken to in this thread: reply `/agent cancel` where"),
+        (desk.alice, "/agent cancel codr", first, "Say which agent is to stop: type `/agent cancel coder`."),
+        (desk.alice, "/agent cancel coder", first, "It is cancelled: coder was not given it."),
+        (desk.alice, "/agent cancel", first, "Nothing runs or waits here, so there is nothing to cancel."),
+    ):
+        note = desk.server.comment(mr, who, text, reply_to=reply_to)
+        assert note
+        await desk.deliver(hooks.note_event(desk.server.url, mr, note, who, "create"))
+        await desk.work()
+        reply = (await replies(desk))[-1]
+        assert str(reply["text"]).startswith(says)
+        assert reply["discussion"] == note.discussion_id
+    assert [said for _, said in await talks(desk, mr)] == [[]]
+    refused = [one for one in await desk.world.events() if one.kind == "command.refused"]
+    assert [(one.actor.name, one.data["verb"]) for one in refused] == [("gina", "cancel")]
 
 
 async def test_help_names_the_agents_of_the_project(desk: Desk) -> None:

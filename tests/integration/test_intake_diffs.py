@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import pytest
 
 from ravebot.agents.asking import diff_of
+from ravebot.agents.diff.diffs import Diffs
+from ravebot.agents.diff.model import Diff
 from ravebot.agents.model import AgentDoor, Approval, ApprovalKind, Conversation
 from ravebot.config.model import AgentConfig
-from ravebot.intake.loop import Step
+from ravebot.intake.loop import Intake, Step
+from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
-from ravebot.sandboxes.model import Stage
+from ravebot.sandboxes.model import Machine, MergeRequest, Sandbox, Stage
 from ravebot.store import approvals, conversations, inbox, outbox, sandboxes
-from tests.integration.test_diff_reading import Scene, scene
+from tests.integration.test_diff_reading import USER, Scene, scene
 from tests.support.gitlab import DEVELOPER
-from tests.support.records import ROOM
+from tests.support.records import ROOM, pending
 from tests.support.rooms import room_handler
 
 pytestmark = pytest.mark.integration
@@ -44,8 +48,11 @@ async def asks(scene: Scene, thread: str | None = None) -> None:
 
 async def told(scene: Scene) -> dict[str, Any]:
     """The last reply."""
-    *_, last = [json.loads(body) for _, _, kind, body in await scene.world.outbox() if kind == "reply"]
-    return dict(last)
+    return (await replies(scene))[-1]
+
+
+async def replies(scene: Scene) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, _, kind, body in await scene.world.outbox() if kind == "reply"]
 
 
 async def questions(scene: Scene) -> list[Approval]:
@@ -73,6 +80,49 @@ async def test_it_is_shown_and_its_commit_is_asked_in_the_thread_of_the_agent(sc
     assert "src/app.py" in asked.payload
     await asks(scene)
     assert await questions(scene) == [asked]
+
+
+class SlowDiffs(Diffs):
+    """A guest that is read until somebody says that it was."""
+
+    began: asyncio.Event
+    may_end: asyncio.Event
+
+    async def read(self, sandbox: Sandbox, machine: Machine, mr: MergeRequest) -> Diff:
+        self.began.set()
+        await self.may_end.wait()
+        return await super().read(sandbox, machine, mr)
+
+
+async def test_while_a_sandbox_is_read_its_room_is_answered_and_a_crash_then_loses_nothing(scene: Scene) -> None:
+    await asks(scene)  # so that alice has her role, and the room its name
+    slow = SlowDiffs(scene.world.database, scene.room, scene.client, USER, scene.diffs.state_dir, 64 * 1024**2)
+    slow.began, slow.may_end = asyncio.Event(), asyncio.Event()
+    handler = room_handler(scene.world, scene.client, scene.world.config, diffs=slow)
+    said = [
+        IncomingMessage(f"$said{at}", DEV, ALICE, text, None, False, 0)
+        for at, text in enumerate(["!rave Diff 1", "!rave show 1", "!rave list"])
+    ]
+    before = len(await replies(scene))
+    await MatrixJournal(scene.world.database, "!rave").save(tuple(said), "s1")
+    crashes = asyncio.create_task(Intake(scene.world.database, {"matrix": handler}).run())
+    async with asyncio.timeout(10):
+        await slow.began.wait()
+        while len(await replies(scene)) < before + 2:
+            await asyncio.sleep(0.01)
+    crashes.cancel()
+    await asyncio.wait({crashes})
+    assert "differs" not in str((await replies(scene))[before:])
+    slow.may_end.set()
+    again = asyncio.create_task(Intake(scene.world.database, {"matrix": handler}).run())
+    async with asyncio.timeout(20):
+        while await scene.world.read(pending):
+            await asyncio.sleep(0.01)
+    again.cancel()
+    await asyncio.wait({again})
+    assert ["Nothing that can be committed differs" in str(one) for one in (await replies(scene))[before:]] == [
+        False, False, True,
+    ]  # fmt: skip
 
 
 async def test_a_long_one_comes_as_a_file_too(scene: Scene) -> None:

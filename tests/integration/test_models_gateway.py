@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from ravebot.agents import overview
+from ravebot.intake.agents import AgentReports
+from ravebot.store import agent_texts, model_uses
+from ravebot.store.database import Transaction
+from ravebot.store.model_uses import ModelUser, TokensUsed
+from tests.support.agent_yard import ALICE
 from tests.support.models import (
     COSTS,
     KEY,
@@ -286,3 +293,51 @@ async def test_a_usage_that_the_model_itself_writes_counts_for_nothing(gateway: 
     gateway.service.answer = lambda request, _: stream(request, [sse(lie), *chat_stream()])
     await gateway.ask(body=a_request(stream=True))
     await gateway.settled(COSTS["chat"])
+
+
+async def test_what_was_used_is_shown_to_people_and_at_the_shell(gateway: GatewayYard) -> None:
+    await gateway.ask()
+
+    def read(tx: Transaction) -> tuple[str, overview.AgentAtWork]:
+        said = AgentReports(gateway.config).budget(tx, ALICE, ["group/*"])
+        return said, next(one for one in overview.agents(tx, gateway.config) if one.name == "coder")
+
+    said, coder = await gateway.agents.yard.read(read)
+    assert f"You: 1 of 500 messages today, 20 of {10**9:,} tokens of models" in said
+    assert f"`coder`: 1 of 200 messages today, 20 of {10**9:,} tokens of models" in said
+    assert "`reviewer`: 0 of 200 messages today\n" in said
+    assert (coder.spent.tokens, coder.spent.most_tokens) == (20, 10**9)
+
+
+async def test_single_uses_are_forgotten_after_their_time_and_the_sum_stays(gateway: GatewayYard) -> None:
+    await gateway.ask()
+    gateway.agents.yard.pass_by(seconds=100)
+    await gateway.agents.yard.write(lambda tx: agent_texts.forget(tx, timedelta(seconds=50), 100))
+    assert await gateway.agents.yard.read(lambda tx: tx.all("SELECT * FROM model_uses")) == []
+    assert await gateway.used() == COSTS["chat"]
+
+
+async def test_a_large_body_is_sent_only_once_the_gateway_is_ready_for_it(gateway: GatewayYard) -> None:
+    body = json.dumps(a_request(messages=[{"role": "user", "content": "x" * 1_000_000}])).encode()
+    reader, writer = await asyncio.open_unix_connection(str(gateway.socket))
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % (CHAT.encode(), len(body)))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_a_use_is_settled_once(gateway: GatewayYard) -> None:
+    user = ModelUser(gateway.sandbox_id, gateway.turn_id, "coder", ALICE, "2026-01-01")
+
+    def step(tx: Transaction) -> list[int]:
+        use_id = model_uses.reserve(tx, user, "local", 1000)
+        found = [model_uses.used_in(tx, gateway.sandbox_id)]
+        for used in (20, 30):
+            model_uses.settle(tx, use_id, used)
+            found.append(model_uses.used_in(tx, gateway.sandbox_id))
+        assert model_uses.used_by(tx, user) == TokensUsed(20, 20, 20)
+        return found
+
+    assert await gateway.agents.yard.write(step) == [1000, 20, 20]

@@ -288,3 +288,37 @@ async def test_a_turn_s_time_bounds_its_requests(gateway: GatewayYard) -> None:
     answer = await gateway.raw(request(stream=True), seconds=10)
     assert b'"choices": []' in answer
     assert 0.9 < time.monotonic() - began < 8
+
+
+async def test_a_body_that_breaks_off_or_is_malformed_is_refused(gateway: GatewayYard) -> None:
+    chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    reader, writer = await asyncio.open_unix_connection(str(gateway.socket))
+    writer.write(chunked + b"5\r\nhello\r\n")
+    await asyncio.sleep(0.1)  # its request is being read
+    writer.write(b"zz\r\nhello")
+    assert (await reader.read()).split()[1] in (b"400", b"408")
+    writer.close()
+    reader, writer = await asyncio.open_unix_connection(str(gateway.socket))
+    writer.write(head(1000) + b"{")
+    await asyncio.sleep(0.1)
+    writer.close()
+    async with asyncio.timeout(5):
+        while len(gateway.metrics.results) < 2:
+            await asyncio.sleep(0.01)
+    assert gateway.service.asked == []
+
+
+async def test_requests_that_take_long_to_check_are_noticed_by_nobody(tmp_path: Path) -> None:
+    def body(metadata: str) -> bytes:
+        return b'{"model":"tiny","messages":[],"metadata":%s}' % metadata.encode()
+
+    heavy = [
+        body("[" + '"' + "\\n" * 3_500_000 + '"]'),
+        body("[" + "[]," * 90_000 + "1]"),
+        body("{" + ",".join(f'"{number}":1' for number in range(45_000)) + "}"),
+    ]
+    async with a_gateway(tmp_path) as gateway:
+        gateway.service.answer = only_for(lambda *_: web.json_response({}))
+        async with noticed_by_nobody(gateway):
+            answers = await asyncio.gather(*(gateway.ask(data=one) for one in heavy * 2))
+    assert [status for status, _, _ in answers] == [200] * 6

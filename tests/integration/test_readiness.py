@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import pytest
 
 from ravebot.agents.model import AgentDoor, TurnState
 from ravebot.chat import Chat
-from ravebot.config.model import AgentConfig
+from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.errors import Forbidden, ProviderError, RavebotError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.refusals import Refusals
@@ -581,3 +582,13 @@ async def test_image_failed_while_it_is_held_and_says_what_lifts_it(ward: Ward) 
     assert "retry" in check.detail
     await ward.yard.write(lambda tx: images.save(tx, ImageRecord(image)))
     assert (await ward.check("image")).state is State.OK
+
+
+async def test_the_api_is_asked_on_its_own_address(ward: Ward) -> None:
+    assert (await ward.check("api")).state is State.OK
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        listen = f"127.0.0.1:{silent.getsockname()[1]}"
+    api = ApiConfig(listen=listen)
+    ward.yard.config = ward.yard.config.model_copy(update={"api": api})
+    nobody = await ward.check("api")
+    assert (nobody.state, "does not answer" in nobody.detail) == (State.FAILED, True)

@@ -291,6 +291,14 @@ async def test_what_is_committed_is_on_the_disk(database: Database) -> None:
         assert synchronous
         return journal[0], synchronous[0]
 
+    def fails(tx: Transaction) -> None:
+        raise RuntimeError(pragma(tx))
+
+    assert await database.write(pragma) == ("wal", 2)
+    assert await database.write(pragma, synced=False) == ("wal", 1)  # which may be lost in a power cut
+    assert await database.write(pragma) == ("wal", 2)
+    with pytest.raises(RuntimeError):
+        await database.write(fails, synced=False)
     assert await database.write(pragma) == ("wal", 2)
 
 

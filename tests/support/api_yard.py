@@ -11,6 +11,9 @@ from typing import Any
 
 import aiohttp
 
+from ravebot.agents.allowed import StillAllowed
+from ravebot.agents.answers import AgentAnswers
+from ravebot.agents.elsewhere import ElsewhereTurns
 from ravebot.agents.model import Conversation, Turn, TurnId
 from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
@@ -33,6 +36,8 @@ from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, Project, User
 
 ROOT = Actor("shell", "root")
+HELPER = an_agent("helper", acp=None, inbox=True)
+"""It works elsewhere."""
 ALL = ("read", "sandbox", "run", "message")
 
 
@@ -123,7 +128,7 @@ class ApiYard:
 @asynccontextmanager
 async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[ApiYard]:
     """The API on loopback; nothing runs by itself but the server. `rate`: of each token."""
-    async with GitLabServer() as server, an_agent_yard(folder, an_agent(), an_agent("other")) as world:
+    async with GitLabServer() as server, an_agent_yard(folder, an_agent(), HELPER) as world:
         bot = server.add_user("ravebot")
         users = {name: server.add_user(name) for name in ("alice", "bob", "gina")}
         app, secret = server.add_project("group/app"), server.add_project("group/secret")
@@ -137,9 +142,12 @@ async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[
         config = world.config.model_copy(update={"api": api})
         yard = world.yard
         people = People(config, yard.database, gitlab)
+        turns = ElsewhereTurns(config, world.progress)
+        may_give = ChainRights(config, yard.database, people).still_may
         bench = Workbench(
             config, yard.database, people, yard.intents, yard.views, Reception(config, people, world.desk),
             make_diffs(config, yard.database, yard.provider, gitlab),
+            AgentAnswers(config, yard.database, turns, StillAllowed(yard.database, turns, may_give)),
         )  # fmt: skip
         calls, gate = ToolCalls(bench), Gate(yard.database, Buckets(rate))
         tokens = TokenOperator(config, yard.database, people)

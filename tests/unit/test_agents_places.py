@@ -16,6 +16,7 @@ from ravebot.agents.model import (
     ApprovalId,
     ApprovalKind,
     ApprovalState,
+    Conversation,
     ConversationId,
     MessageId,
     Process,
@@ -25,6 +26,7 @@ from ravebot.agents.model import (
     TurnState,
 )
 from ravebot.agents.processes import why_gone
+from ravebot.agents.transports.acp.situation import Situation
 from ravebot.agents.waiting import LONGEST_WAIT, Surroundings, all_stay, place_of
 from ravebot.config.model import AgentConfig
 from ravebot.sandboxes.model import Actor, Machine, MachineId, MachineState, Sandbox, SandboxId, SandboxState
@@ -145,3 +147,12 @@ def test_a_process_lives_as_long_as_its_sandbox_has_its_machine_and_that_was_not
 ) -> None:
     process = Process(ProcessId(1), ConversationId(1), SandboxId(1), MachineId(1), 0, "1-a", NOON)
     assert why_gone(process, sandbox, machine) == why
+
+
+def test_a_paused_agent_gets_nothing_new_from_a_driver_that_is_connected() -> None:
+    conversation = Conversation(ConversationId(1), "coder", AgentDoor.MATRIX, "!room", "$thread", NOON)
+    now = Situation(NOON, conversation, AGENT, a_turn(1, TurnState.QUEUED))
+    assert now.may_go_on
+    assert not replace(now, paused=True).may_go_on
+    working = replace(a_turn(1, TurnState.WORKING), process_id=ProcessId(1))
+    assert replace(now, turn=working, paused=True).may_go_on

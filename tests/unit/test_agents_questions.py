@@ -152,6 +152,11 @@ def test_who_asked_an_agent_is_mentioned_if_they_are_known() -> None:
     assert mentions(Actor("gitlab", "nobody")) == ()
 
 
+def test_only_an_agent_s_request_is_asked_by_it() -> None:
+    kinds = {kind for kind in ApprovalKind if question(replace(ASKED, kind=kind), CONFIG, conversation=CODER).agent}
+    assert kinds == {ApprovalKind.TOOL}
+
+
 @pytest.mark.parametrize("state", ApprovalState)
 def test_every_answer_has_its_words(state: ApprovalState) -> None:
     shown = question(replace(ASKED, state=state, decided_by=ALICE), CONFIG, mr=MR)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,8 @@ def test_asking_goes_to_the_named_agent_else_the_thread_s_else_the_room_s(
     [
         ("fix it", ROOM, "Say which agent, before the text: coder or reviewer or x9-y."),
         ("nobody fix it", ROOM, "Say which agent"),
+        ("CODER fix it", ROOM, "There is no such agent: did you mean coder?"),
+        ("@CoDer: fix it", replace(ROOM, default="reviewer"), "There is no such agent: did you mean coder?"),
         ("fix it", Near(frozenset()), "No agent can be spoken to here"),
         ("coder", ROOM, "Write what coder is to do"),
         ("!42", DEFAULT, "Write what reviewer is to do"),

@@ -14,9 +14,9 @@ from ravebot.agents.transports.webhook.outcomes import (
     LONGEST_PAUSE,
     MOST_TRIES,
     PAUSES,
-    AfterPost,
     Posted,
     PostEnd,
+    PostVerdict,
     judge,
 )
 from ravebot.config.secrets import signing_key
@@ -26,37 +26,37 @@ ANSWERED, UNREACHED, SILENT = PostEnd
 
 TABLE = [
     # what came, at which try → what follows, whether the agent may have it, words of the reason
-    (Posted(ANSWERED, 200), 1, AfterPost.DONE, False, ""),
-    (Posted(ANSWERED, 202), MOST_TRIES, AfterPost.DONE, False, ""),
-    (Posted(ANSWERED, 204), 1, AfterPost.DONE, False, ""),
-    (Posted(ANSWERED, 301), 1, AfterPost.AGAIN, False, "redirect (301), which is not followed"),
-    (Posted(ANSWERED, 307), 1, AfterPost.AGAIN, False, "redirect (307)"),
-    (Posted(ANSWERED, 400), 1, AfterPost.GIVE_UP, False, "does not understand what ravebot sends (400)"),
-    (Posted(ANSWERED, 401), 1, AfterPost.GIVE_UP, False, "compare the signing key"),
-    (Posted(ANSWERED, 403), 1, AfterPost.GIVE_UP, False, "compare the signing key"),
-    (Posted(ANSWERED, 404), 1, AfterPost.AGAIN, False, "does not take it now (404)"),
-    (Posted(ANSWERED, 405), 1, AfterPost.GIVE_UP, False, "takes no POST"),
-    (Posted(ANSWERED, 410), 1, AfterPost.GIVE_UP, False, "gone for good (410)"),
-    (Posted(ANSWERED, 413), 1, AfterPost.GIVE_UP, False, "no message of that size"),
-    (Posted(ANSWERED, 415), 1, AfterPost.GIVE_UP, False, "takes no JSON"),
-    (Posted(ANSWERED, 422), 1, AfterPost.GIVE_UP, False, "does not understand"),
-    (Posted(ANSWERED, 429), 1, AfterPost.AGAIN, False, "does not take it now (429)"),
-    (Posted(ANSWERED, 500), 1, AfterPost.AGAIN, True, "does not take it now (500)"),
-    (Posted(ANSWERED, 502), MOST_TRIES, AfterPost.GIVE_UP, True, f"(502), at the last of {MOST_TRIES} tries"),
-    (Posted(ANSWERED, 404), MOST_TRIES, AfterPost.GIVE_UP, False, "at the last of"),
-    (Posted(UNREACHED, why="can't be reached: x"), 1, AfterPost.AGAIN, False, "can't be reached: x"),
+    (Posted(ANSWERED, 200), 1, PostVerdict.DONE, False, ""),
+    (Posted(ANSWERED, 202), MOST_TRIES, PostVerdict.DONE, False, ""),
+    (Posted(ANSWERED, 204), 1, PostVerdict.DONE, False, ""),
+    (Posted(ANSWERED, 301), 1, PostVerdict.AGAIN, False, "redirect (301), which is not followed"),
+    (Posted(ANSWERED, 307), 1, PostVerdict.AGAIN, False, "redirect (307)"),
+    (Posted(ANSWERED, 400), 1, PostVerdict.GIVE_UP, False, "does not understand what ravebot sends (400)"),
+    (Posted(ANSWERED, 401), 1, PostVerdict.GIVE_UP, False, "compare the signing key"),
+    (Posted(ANSWERED, 403), 1, PostVerdict.GIVE_UP, False, "compare the signing key"),
+    (Posted(ANSWERED, 404), 1, PostVerdict.AGAIN, False, "does not take it now (404)"),
+    (Posted(ANSWERED, 405), 1, PostVerdict.GIVE_UP, False, "takes no POST"),
+    (Posted(ANSWERED, 410), 1, PostVerdict.GIVE_UP, False, "gone for good (410)"),
+    (Posted(ANSWERED, 413), 1, PostVerdict.GIVE_UP, False, "no message of that size"),
+    (Posted(ANSWERED, 415), 1, PostVerdict.GIVE_UP, False, "takes no JSON"),
+    (Posted(ANSWERED, 422), 1, PostVerdict.GIVE_UP, False, "does not understand"),
+    (Posted(ANSWERED, 429), 1, PostVerdict.AGAIN, False, "does not take it now (429)"),
+    (Posted(ANSWERED, 500), 1, PostVerdict.AGAIN, True, "does not take it now (500)"),
+    (Posted(ANSWERED, 502), MOST_TRIES, PostVerdict.GIVE_UP, True, f"(502), at the last of {MOST_TRIES} tries"),
+    (Posted(ANSWERED, 404), MOST_TRIES, PostVerdict.GIVE_UP, False, "at the last of"),
+    (Posted(UNREACHED, why="can't be reached: x"), 1, PostVerdict.AGAIN, False, "can't be reached: x"),
     (
         Posted(UNREACHED, why="can't be reached: x"),
         MOST_TRIES,
-        AfterPost.GIVE_UP,
+        PostVerdict.GIVE_UP,
         False,
         "can't be reached: x, at the last",
     ),
-    (Posted(SILENT, why="closed the connection"), 1, AfterPost.AGAIN, True, "closed the connection"),
+    (Posted(SILENT, why="closed the connection"), 1, PostVerdict.AGAIN, True, "closed the connection"),
     (
         Posted(SILENT, why="closed the connection"),
         MOST_TRIES,
-        AfterPost.GIVE_UP,
+        PostVerdict.GIVE_UP,
         True,
         "closed the connection, at the last",
     ),
@@ -64,11 +64,11 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("posted", "tries", "then", "doubtful", "words"), TABLE)
-def test_what_follows_from_an_answer(posted: Posted, tries: int, then: AfterPost, doubtful: bool, words: str) -> None:
+def test_what_follows_from_an_answer(posted: Posted, tries: int, then: PostVerdict, doubtful: bool, words: str) -> None:
     sequel = judge(posted, tries)
     assert (sequel.then, sequel.doubtful) == (then, doubtful)
     assert words in sequel.why
-    assert bool(sequel.why) == (then is not AfterPost.DONE)
+    assert bool(sequel.why) == (then is not PostVerdict.DONE)
 
 
 def test_all_tries_take_about_an_hour() -> None:

@@ -22,9 +22,12 @@ from ravebot.operations.init.inquiry import Asked
 from ravebot.operations.init.questions import QUESTIONS
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.service.layout import Installation, things
+from ravebot.operations.tokens.cli import SCOPES
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
 from ravebot.sandboxes.model import EndReason, EventKind, Stage
 from ravebot.sandboxes.telling import TELLINGS, Telling
+from ravebot.store.api_tokens import Scope
+from ravebot.tools.table import TOOLS
 from ravebot.web.checks import State
 from ravebot.web.metrics import Metrics
 from tests.support.pages import (
@@ -147,6 +150,12 @@ def test_the_table_of_metrics_is_the_code_s() -> None:
     metrics = Metrics()
     exposed = {f"{one.name}_total" if one.type == "counter" else one.name for one in metrics.registry.collect()}
     assert sorted(code(name) for name, _, _ in rows("operate.md", "metric")) == sorted(exposed)
+
+
+def test_the_table_of_tools_is_the_code_s() -> None:
+    shown = [(code(name), scope, code(path), does) for name, scope, path, does in rows("api.md", "tool")]
+    assert shown == [(tool.name, str(tool.scope or ""), f"{tool.method} {tool.path}", tool.does) for tool in TOOLS]
+    assert [code(scope) for scope, _ in rows("api.md", "scope")] == [scope.value for scope in Scope] == list(SCOPES)
 
 
 # Decisions.

@@ -12,6 +12,7 @@ from ravebot.gitlab.addressing import (
     AgentHelpAsked,
     AgentMistake,
     AnswerGiven,
+    CancelAsked,
     SaidToAgent,
     for_us,
     parse_agent_comment,
@@ -100,6 +101,20 @@ def test_an_answer_to_no_question_gets_advice(comment: str) -> None:
     assert "type `/agent " in result.why
 
 
+@pytest.mark.parametrize(
+    ("comment", "name"),
+    [("/agent cancel", ""), ("/agent Cancel coder\nplease", "coder"), (f"/agent cancel {JOINER}coder", "coder")],
+)
+def test_cancel_is_a_reserved_word(comment: str, name: str) -> None:
+    assert parse_agent_comment(comment) == CancelAsked(name)
+
+
+def test_more_than_a_name_after_cancel_gets_advice() -> None:
+    result = parse_agent_comment("/agent cancel coder and go home")
+    assert isinstance(result, AgentMistake)
+    assert result.why == "Only an agent's name may follow: type `/agent cancel NAME`."
+
+
 @pytest.mark.parametrize("comment", ["/agent", "/agent help", "/agent HELP me", "/agent\ncoder x"])
 def test_help_is_a_reserved_word(comment: str) -> None:
     assert parse_agent_comment(comment) == AgentHelpAsked()
@@ -132,6 +147,7 @@ def test_what_is_stored_is_read_like_the_whole_comment(words: str, more: str) ->
         f"/agent {words}{more}",
         f"> {more}\n/agent {words}",
         f"/agent coder {more}\n{words}",
+        f"/agent cancel {words}",
     ):
         kept = for_us(comment)
         assert parse_agent_comment(kept) == parse_agent_comment(comment)

@@ -221,6 +221,15 @@ def test_a_question_hides_nothing_and_mentions_only_who_may_answer() -> None:
     assert decided["m.mentions"] == {}
 
 
+def test_what_ravebot_would_do_itself_is_asked_by_ravebot_also_in_an_agent_s_thread() -> None:
+    asked = asked_for("{}", kind=ApprovalKind.COMMIT, agent="", title="Commit it?")
+    assert (
+        render_question(asked, "!rave", [], SPEAKER)
+        .content["body"]
+        .startswith("❓ ravebot asks about group/app!42: Commit it?\n")
+    )
+
+
 def test_an_answer_to_a_question_names_who_gave_it_as_the_room_knows_them() -> None:
     alice = "@alice:x.org"
     decided = asked_for("{}", state=ApprovalState.GRANTED, answer=f"approved by {alice}", by=alice)

@@ -174,6 +174,7 @@ def test_every_command_can_be_typed_as_its_own_usage_says(verb: Verb) -> None:
         .replace("[1h]", "1h")
         .replace("[SHA]", "deadbeef")
         .replace("[VERB]", "stop")
+        .replace("[revoke ID]", "revoke ID")
         .replace("ID", "7")
     )
     assert isinstance(parse(typed, "!rave", ONE), Command)

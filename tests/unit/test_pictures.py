@@ -29,6 +29,13 @@ def test_blank_rows_are_cut_off_and_coloured_pixels_are_found() -> None:
     assert whole.cut(left=1, top=2, bottom=-2).coloured() == [(0, 1)]
 
 
+def test_what_the_top_edge_cuts_in_two_is_left_out() -> None:
+    blank, filled = _WHITE * 2, _GREY + _WHITE
+    whole = picture(filled, blank, filled, blank, blank, filled, blank)
+    assert whole.from_first_gap(2).rows == (blank, blank, filled, blank)
+    assert whole.from_first_gap(3) == whole
+
+
 def test_the_room_as_text_has_edits_applied_and_says_who_is_mentioned() -> None:
     def said(event_id: str, sender: str, **content: object) -> Json:
         return {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong
@@ -69,15 +71,16 @@ class Exchange:
         self._check_head(config)
         # An agent's requests outside a turn are refused before their bodies are read.
         await self.parts.accounts.turn(self.sandbox_id, config.name)
-        raw = await self._body(config.max_request)
-        checked = await self._parsed(raw, lambda: check_request(api, config, raw))
+        checked = await self._checked(api, config)
         reservation = await self.parts.accounts.reserve(self.sandbox_id, config.name, checked.reserve)
         self.reservation = reservation
         deadline = reservation.turn.deadline
         seconds = max(1.0, (deadline - reservation.now).total_seconds()) if deadline else 1.0
         headers = headers_for(api, self.request.headers, stream=checked.stream)
+        sending = self.parts.upstream.send(config, target, headers, io.BytesIO(checked.body), seconds)
+        checked = replace(checked, body=b"")  # it may be large, and answers take long
         try:
-            async with self.parts.upstream.send(config, target, headers, checked.body, seconds) as answer:
+            async with sending as answer:
                 self.status = answer.status
                 if refusal := refused_by_service(config, answer.status):
                     raise refusal
@@ -115,6 +118,10 @@ class Exchange:
         if (self.request.content_length or 0) > config.max_request:
             raise _too_large(config.max_request)
 
+    async def _checked(self, api: ModelApi, config: ModelConfig) -> CheckedRequest:
+        raw = await self._body(config.max_request)
+        return await self._parsed(raw, lambda: check_request(api, config, raw))
+
     async def _body(self, most: int) -> bytes:
         if self.request.headers.get("Expect", "").lower() == "100-continue":
             await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -127,6 +134,8 @@ class Exchange:
                         raise _too_large(most)
         except TimeoutError:
             raise ModelRefusal(408, "the request's body did not come in time.") from None
+        except (web.RequestPayloadError, HttpProcessingError):
+            raise ModelRefusal(400, "the request's body is cut off or malformed.") from None
         return bytes(body)
 
     async def _parsed(self, raw: bytes, parse: Callable[[], T]) -> T:

@@ -122,6 +122,12 @@ class _SandboxDoor:
                 refusal = error
             except StoreError:
                 refusal = ModelRefusal(503, "its database can't be used at the moment. Try again later.")
+            except ConnectionError:
+                raise  # the guest has left
+            # A bug that a guest triggers must not stay unseen: aiohttp's own log is off.
+            except Exception:
+                log.exception("a request to a model failed: this is a bug of ravebot's", sandbox=self._sandbox_id)
+                refusal = ModelRefusal(500, "it made a mistake, which its log has.")
             finally:
                 self._report(exchange, refusal, time.monotonic() - began)
             await asyncio.sleep(self._limits.refusal_seconds)

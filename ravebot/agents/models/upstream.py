@@ -49,7 +49,7 @@ class Upstream:
 
     @asynccontextmanager
     async def send(
-        self, config: ModelConfig, target: str, headers: Mapping[str, str], body: bytes, seconds: float
+        self, config: ModelConfig, target: str, headers: Mapping[str, str], body: io.BytesIO, seconds: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; yields the answer's head. `seconds`: for all of it.
 
@@ -61,17 +61,19 @@ class Upstream:
         url = URL(str(config.url).rstrip("/") + target, encoded=True)
         sending = self._opened().post(
             url,
-            data=io.BytesIO(body),
+            data=body,
             headers={**headers, **self._key(config)},
             allow_redirects=False,
             timeout=timeout,
         )
+        del body  # it may be large, and answers take long
         try:
             answer = await sending
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSent(502, _unreachable(config, error)) from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ModelRefusal(502, _broken(config, error)) from None
+        del sending
         async with answer:
             yield answer
 

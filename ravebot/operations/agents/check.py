@@ -8,11 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shlex
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-
-import structlog
 
 from ravebot.agents import registry
 from ravebot.agents.model import TurnId
@@ -34,15 +31,13 @@ from ravebot.agents.transports.acp.protocol import (
 )
 from ravebot.agents.transports.acp.session import AgentSession
 from ravebot.agents.transports.acp.stdio import Attached, InGuest, Program, attach
-from ravebot.commands import refs
+from ravebot.agents.transports.webhook.sender import WebhookSender
 from ravebot.config.model import AgentConfig, Config
-from ravebot.errors import NotFound, RavebotError
 from ravebot.operations.agents.reports import CheckResult, CheckStep
+from ravebot.operations.agents.trialsteps import StepFailed, TrialSteps, may_ask, named
 from ravebot.sandboxes.model import CODE_FOLDER, Actor, Machine, MergeRequest, SandboxState
 from ravebot.store import machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
-
-log = structlog.get_logger()
 
 ANSWER_SECONDS = 180.0
 """How long an agent may take for an answer; under emulation a large one takes a minute to start."""
@@ -57,14 +52,6 @@ REMOVE = (
 """The command that removes the folder which it reads from its standard input."""
 
 
-class StepFailed(Exception):
-    """A step went wrong; `fix` says what to do."""
-
-    def __init__(self, detail: str, fix: str) -> None:
-        super().__init__(detail)
-        self.fix = fix
-
-
 @dataclass(frozen=True)
 class TrialParts:
     """What trials work with."""
@@ -73,20 +60,18 @@ class TrialParts:
     database: Database
     reception: Reception
     driver: AcpDriver
+    webhooks: WebhookSender
 
 
 @dataclass
-class AgentTrial:
-    """Its steps so far, and what it needs from one step to the next."""
+class AgentTrial(TrialSteps):
+    """What it needs from one step to the next."""
 
     parts: TrialParts
     name: str
     ref: str
     prompt: str
     actor: Actor
-    steps: list[CheckStep] = field(default_factory=list)
-    under_way: str = ""
-    over: bool = False
     _agent: AgentConfig | None = None
     _mr: MergeRequest | None = None
     _machine: Machine | None = None
@@ -123,23 +108,6 @@ class AgentTrial:
                 await self._attached.close()
             self.under_way, self.over = "", True
 
-    async def _step(self, name: str, step: Callable[[], Awaitable[str]]) -> bool:
-        self.under_way, began, fix = name, time.monotonic(), ""
-        try:
-            detail, result = await step(), CheckResult.OK
-        except StepFailed as error:
-            detail, fix, result = str(error), error.fix, CheckResult.FAILED
-        except RavebotError as error:
-            detail, fix, result = str(error), "Mend that, then check again.", CheckResult.FAILED
-        # A bug must not end the bot, of which this is a small part.
-        except Exception:
-            log.exception("an agent could not be tried: this is a bug of ravebot's", agent=self.name, step=name)
-            detail, fix = "ravebot failed at this, which is a bug", "See ravebot's log."
-            result = CheckResult.FAILED
-        self.steps.append(CheckStep(name, result, detail[:1000], time.monotonic() - began, fix))
-        self.under_way = ""
-        return result is CheckResult.OK
-
     async def _configuration(self) -> str:
         agent = registry.find(self.parts.config, self.name)
         if agent is None or agent.acp is None:
@@ -151,14 +119,7 @@ class AgentTrial:
     async def _sandbox(self) -> str:
         assert self._agent
         if self.ref:
-            try:
-                self._mr = await self.parts.reception.people.merge_request(refs.read_full(self.ref))
-            except ValueError as error:
-                raise StepFailed(str(error), "Write it like group/app!42.") from error
-            except NotFound as error:
-                raise StepFailed(
-                    refs.missing(self.ref), "Check the number, and the bot's role in the project."
-                ) from error
+            self._mr = await named(self.parts.reception.people, self.ref)
         serves = self._agent.serves
 
         def look(tx: Transaction) -> tuple[MergeRequest, Machine] | None:
@@ -183,10 +144,7 @@ class AgentTrial:
         """The agent's owner, the project, and forks."""
         assert self._mr
         assert self._agent
-        decision = await self.parts.reception.may(self.name, self.actor, self._mr)
-        if not decision.allowed:
-            raise StepFailed(decision.rule, decision.advice or "Change agents[] in the configuration.")
-        return f"its owner {self._agent.owner} may command sandboxes of {self._mr.project_path}"
+        return await may_ask(self.parts.reception, self._agent, self.actor, self._mr)
 
     async def _connect(self) -> str:
         try:

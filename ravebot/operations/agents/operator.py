@@ -22,6 +22,7 @@ from ravebot.agents.model import (
 )
 from ravebot.agents.overview import AgentAtWork
 from ravebot.agents.reception import Reception, refuse
+from ravebot.agents.wording import once_more
 from ravebot.commands import refs
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import NotFound, Refused
@@ -38,7 +39,7 @@ from ravebot.operations.agents.reports import (
 from ravebot.operations.agents.trials import Trials
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
-from ravebot.store import agent_queue, agent_reading, approvals, conversations, merge_requests
+from ravebot.store import agent_queue, agent_reading, approvals, conversations, deliveries, merge_requests
 from ravebot.store.database import Database, Transaction
 
 _TURNS_SHOWN = 20
@@ -62,7 +63,7 @@ class AgentOperator:
 
     async def agent(self, name: str) -> AgentReport:
         """One agent, and its newest turns."""
-        agent = self._agent(name)
+        agent, prefix = self._agent(name), self.config.matrix.command_prefix
 
         def gather(tx: Transaction) -> AgentReport:
             [summary] = [one for one in self._summaries(tx) if one.name == name]
@@ -70,9 +71,11 @@ class AgentOperator:
                 PausedConversation(_ref(tx, one.mr), one.door.value, one.paused)
                 for one in agent_reading.paused_conversations(tx, name)
             )
-            turns = tuple(_line(tx, turn) for turn in agent_reading.newest_turns(tx, name, _TURNS_SHOWN))
+            turns = tuple(_line(tx, turn, prefix) for turn in agent_reading.newest_turns(tx, name, _TURNS_SHOWN))
             command = agent.acp.command if agent.acp else ()
-            return AgentReport(summary, command, agent.approve, agent.forks, agent.limits.turn, paused, turns)
+            return AgentReport(
+                summary, command, _reached(tx, agent), agent.approve, agent.forks, agent.limits.turn, paused, turns
+            )
 
         return await self.database.read(gather)
 
@@ -135,8 +138,9 @@ class AgentOperator:
 
     async def dead(self) -> tuple[TurnLine, ...]:
         """The dead letters, the newest first."""
+        prefix = self.config.matrix.command_prefix
         return await self.database.read(
-            lambda tx: tuple(_line(tx, turn) for turn in agent_queue.dead_letters(tx, _LISTED))
+            lambda tx: tuple(_line(tx, turn, prefix) for turn in agent_queue.dead_letters(tx, _LISTED))
         )
 
     async def resend(self, turn: int, actor: Actor) -> TurnAsked:
@@ -197,6 +201,15 @@ class AgentOperator:
         )
 
 
+def _reached(tx: Transaction, agent: AgentConfig) -> str:
+    """How an agent gets its messages that works elsewhere; an address's query, which may be secret, is left out."""
+    if agent.webhook is not None:
+        return f"by webhook, at {str(agent.webhook.url).partition('?')[0]}"
+    last = deliveries.visited(tx, agent.name)
+    asked = f"it last asked at {last:%Y-%m-%d %H:%M} UTC" if last else "it has never asked"
+    return f"from its inbox; {asked}" if agent.inbox else ""
+
+
 def _asked(outcome: Outcome) -> TurnAsked:
     turn = outcome.turn_id if isinstance(outcome, DeskOutcome) else None
     return TurnAsked(outcome.accepted, outcome.message, turn)
@@ -233,8 +246,9 @@ def _summary(agent: AgentConfig, work: AgentAtWork, dead: int) -> AgentSummary:
     )
 
 
-def _line(tx: Transaction, turn: Turn) -> TurnLine:
+def _line(tx: Transaction, turn: Turn, prefix: str) -> TurnLine:
     conversation = _conversation(tx, turn)
+    at_its_door = once_more(conversation.door, prefix, turn.id) if conversation else ""
     message = conversations.message(tx, turn.message_id)
     text = " ".join(message.text[: 4 * _TEXT_SHOWN].split())
     return TurnLine(
@@ -244,7 +258,7 @@ def _line(tx: Transaction, turn: Turn) -> TurnLine:
         conversation.door.value if conversation else "",
         str(message.root),
         turn.state.value,
-        turn.why,
+        turn.why.removesuffix(at_its_door).rstrip(),  # the shell says by itself how it is sent again
         text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 1]}…",
         turn.attempt,
         turn.created_at,

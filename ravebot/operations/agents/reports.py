@@ -63,7 +63,8 @@ class AgentReport:
     """`ravebot agent show`; `turns` has the newest first."""
 
     line: AgentSummary
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # of one that works in the sandbox
+    reached: str  # how one that works elsewhere gets its messages; empty: it works in the sandbox
     approve: tuple[str, ...]
     forks: bool
     turn_limit: timedelta

@@ -56,8 +56,14 @@ def show_agent(output: Output, report: AgentReport) -> None:
             ("owner", line.owner),
             ("projects", ", ".join(line.projects)),
             ("state", Cell(_state(line), "yellow" if line.paused_by else "green")),
-            ("command", " ".join(report.command)),
-            ("asks a person before", ", ".join(report.approve) or "nothing"),
+            *(
+                [("works elsewhere", clean(report.reached))]
+                if report.reached
+                else [
+                    ("command", " ".join(report.command)),
+                    ("asks a person before", ", ".join(report.approve) or "nothing"),
+                ]
+            ),
             ("in forks", "yes" if report.forks else "no"),
             ("longest turn", in_words(report.turn_limit)),
             ("messages today", f"{line.messages_today} of {line.messages_per_day}"),

@@ -6,9 +6,12 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from ravebot.agents import registry
 from ravebot.errors import Refused
 from ravebot.operations.agents.check import AgentTrial, TrialParts
+from ravebot.operations.agents.elsewhere import ElsewhereTrial
 from ravebot.operations.agents.reports import CheckProgress
+from ravebot.operations.agents.trialsteps import TrialSteps
 from ravebot.sandboxes.model import Actor
 
 _AT_ONCE = 2
@@ -20,8 +23,8 @@ class Trials:
     """Takes trials, and runs them in its own loop."""
 
     parts: TrialParts
-    _trials: OrderedDict[int, AgentTrial] = field(default_factory=OrderedDict)
-    _queue: asyncio.Queue[AgentTrial] = field(default_factory=asyncio.Queue)
+    _trials: OrderedDict[int, TrialSteps] = field(default_factory=OrderedDict)
+    _queue: asyncio.Queue[TrialSteps] = field(default_factory=asyncio.Queue)
     _numbers: int = 0
 
     def start(self, name: str, ref: str, prompt: str, actor: Actor) -> int:
@@ -29,7 +32,11 @@ class Trials:
         if sum(not trial.over for trial in self._trials.values()) >= _AT_ONCE:
             raise Refused(f"{_AT_ONCE} trials are under way already: wait until one is over.")
         self._numbers += 1
-        trial = self._trials[self._numbers] = AgentTrial(self.parts, name, ref, prompt, actor)
+        agent = registry.find(self.parts.config, name)
+        trial: TrialSteps = AgentTrial(self.parts, name, ref, prompt, actor)
+        if agent is not None and agent.works_elsewhere:
+            trial = ElsewhereTrial(self.parts, agent, ref, prompt, actor)
+        self._trials[self._numbers] = trial
         while len(self._trials) > _REMEMBERED:
             self._trials.popitem(last=False)
         self._queue.put_nowait(trial)

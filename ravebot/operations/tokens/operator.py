@@ -40,7 +40,7 @@ class TokenOperator:
         actor: Actor,
     ) -> TokenMade:
         """Make a token; its owner must be a user of GitLab."""
-        self._check(scopes, projects, agent, expires)
+        self._check(owner, scopes, projects, agent, expires)
         person = await self.people.gitlab.user(owner)
         if person is None:
             raise Refused(f"GitLab has no user {owner}: write the owner's user name, without the @.")
@@ -87,10 +87,12 @@ class TokenOperator:
 
         return await self.database.write(revoke)
 
-    def _check(self, scopes: tuple[str, ...], projects: tuple[str, ...], agent: str, expires: timedelta) -> None:
-        known = {scope.value for scope in Scope}
-        if not scopes or not set(scopes) <= known:
-            raise Refused(f"A token needs at least one of the scopes {', '.join(sorted(known))}.")
+    def _check(
+        self, owner: str, scopes: tuple[str, ...], projects: tuple[str, ...], agent: str, expires: timedelta
+    ) -> None:
+        there = {scope.value for scope in Scope}
+        if not scopes or not set(scopes) <= there:
+            raise Refused(f"A token needs at least one of the scopes {', '.join(sorted(there))}.")
         if not projects:
             raise Refused("A token needs at least one project, like group/app, or a pattern like group/*.")
         for project in projects:
@@ -101,9 +103,14 @@ class TokenOperator:
             raise Refused("A token ends after at most a year: write a time like 30d, 90d or 365d.")
         if (Scope.AGENT.value in scopes) != bool(agent):
             raise Refused("A token with the scope agent is for one agent: give both --scope agent and --agent NAME.")
-        if agent and registry.find(self.config, agent) is None:
+        known = registry.find(self.config, agent) if agent else None
+        if agent and known is None:
             names = ", ".join(sorted(registry.names(self.config))) or "none is configured"
             raise Refused(f"No agent called {agent} can be spoken to. There are: {names}.")
+        if known and known.acp is not None:
+            raise Refused(f"{agent} works in sandboxes, and takes its messages there: it needs no token.")
+        if known and known.owner != owner:
+            raise Refused(f"{agent} is {known.owner}'s: write --owner {known.owner}, or change agents[].owner.")
 
 
 def _line(token: ApiToken, problem: str) -> TokenLine:

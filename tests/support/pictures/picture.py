@@ -44,6 +44,12 @@ class Picture:
             return self
         return self.cut(top=max(0, filled[0] - margin), bottom=min(self.height, filled[-1] + 1 + margin))
 
+    def from_first_gap(self, rows: int = 4) -> Picture:
+        """Without what the top edge cuts in two: from the first so many blank rows on; all of it if there are none."""
+        blank = self.rows[-1][:3] * self.width
+        gaps = (y for y in range(self.height - rows + 1) if all(row == blank for row in self.rows[y : y + rows]))
+        return self.cut(top=next(gaps, 0))
+
     def first_row_since(self, before: Picture) -> int:
         """Where new rows begin below the older picture's, which have moved up; 0 when none of those are left.
 

@@ -82,7 +82,10 @@ def _of_life(album: Album, client: Nheko) -> dict[str, Picture]:
 
 def _of_agents(album: Album, client: Nheko) -> dict[str, Picture]:
     asked, merge_request = _kept(album, "asked/room-wide", "allowed-there/talk")
-    return {"agent-room": client.timeline(asked).without_blank_rows(), "agent-merge-request": merge_request}
+    return {
+        "agent-room": client.timeline(asked).from_first_gap().without_blank_rows(),
+        "agent-merge-request": merge_request,
+    }
 
 
 def _kept(album: Album, *names: str) -> list[Picture]:

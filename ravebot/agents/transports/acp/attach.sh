@@ -97,7 +97,11 @@ if [ ! -d "$folder/started" ]; then
     [ "$how" = start ] || { note gone; exit 0; }
     found "$@" || { note missing; exit 0; }
     started=new
-    mkdir -p "$folder/q" && cd "$folder" || { note "broken the home folder is not writable"; exit 0; }
+    why=$(mkdir -p "$folder/q" 2>&1) && cd "$folder" || {
+        why=$(printf '%s' "$why" | tr '\n' ' ' | cut -c 1-200)
+        note "broken ~/.ravebot must be a folder in which the sandbox's user can write ($why)"
+        exit 0
+    }
     for pipe in bell life errors output; do [ -p "$pipe" ] || mkfifo "$pipe" 2>/dev/null || [ -p "$pipe" ]; done
     setsid sh -c "$keeper" keeper "$folder" "$@" </dev/null >/dev/null 2>&1 &
     tries=500

@@ -28,7 +28,7 @@ from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, Sandb
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits, LineReader
 from ravebot.agents.transports.acp.session import AgentSession, AgentUnusable, ProgramEnded
 from ravebot.agents.transports.acp.situation import Settling, Situation, look
-from ravebot.agents.transports.acp.stdio import InGuest, Program, attach
+from ravebot.agents.transports.acp.stdio import GuestUnfit, InGuest, Program, attach
 from ravebot.agents.transports.acp.turn import RunningTurn
 from ravebot.agents.transports.contract import Nudge
 from ravebot.commands.permissions import Decision
@@ -45,8 +45,6 @@ IDLE_SECONDS = 600.0
 MOST_OUTPUT = 32 * 1024 * 1024
 """Of a process in all its turns, before another one goes on. The script in the guest ends one that writes 64 MiB."""
 _KILL_SECONDS = 15.0
-_LOGGED = 200
-"""Characters of why a turn ended."""
 _NO_MEMORY = "The agent begins without memory of what was said here before."
 
 Authorize = Callable[[Machine, MergeRequest], Awaitable[object]]
@@ -287,16 +285,11 @@ class ConversationDriver:
             self.parts.database, self.parts.progress, self._settling, now.agent, session, process, turn, now.text,
             self._look, self.nudge.take,
         )  # fmt: skip
-        about = {"agent": now.agent.name, "conversation": self.conversation_id, "turn": turn.id}
-        log.info("agent's turn goes on" if now.given else "agent's turn begins", process=process.id, **about)
         try:
             await running.run()
         except AgentBreaksLimits as error:
             await running.break_off(error)
             await self._detach()
-        after = await self.parts.database.read(lambda tx: conversations.turn(tx, turn.id))
-        if after is not None and after.state.is_over:
-            log.info("agent's turn ended", state=after.state.value, why=after.why[:_LOGGED], **about)
 
     async def _idle(self) -> bool:
         """Wait for something to do; what the agent says meanwhile is dropped. False after a while without anything."""
@@ -338,6 +331,8 @@ class ConversationDriver:
             case OtherHostKey() if now.process is not None:
                 await self._write(self._settling.end_process, now.process, str(error))
                 return True
+            case GuestUnfit() if now.process is not None and not now.given:
+                await self._write(self._settling.unfit, now.turn, now.process, str(error))
             case KeyRefused() if not now.given:
                 await self._write(self._settling.give_up, now.turn, now.process, str(error))
                 return True

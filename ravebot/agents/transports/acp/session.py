@@ -27,8 +27,8 @@ from ravebot.agents.transports.acp.stdio import Attached, Given, ProgramEnd
 from ravebot.errors import GuestError, RavebotError, Unavailable
 from ravebot.sandboxes.model import CODE_FOLDER
 
-SETUP_SECONDS = 180.0
-"""How long an agent may take until it has a session; under emulation a large one takes a minute."""
+SETUP_SECONDS = 300.0
+"""How long an agent may take until it has a session; emulated on a busy host a large one takes four minutes."""
 _LINES_PER_SECOND, _LINES_AT_ONCE = 1000, 4000
 _BATCH_BYTES = 128 * 1024
 _SLICE = 50

@@ -18,6 +18,7 @@ MOST_TRIES = 12
 """How often an agent that can't be reached is tried until its turn is given up; some ten minutes."""
 TOLD_TRIES = 3
 """After how many the people who wait are told, once a turn."""
+UNFIT_PAUSE = timedelta(minutes=1)
 PAUSES = Backoff.growing(1.0, 60.0)
 
 
@@ -108,6 +109,21 @@ class Settling:
         if stored is not None and stored.state is TurnState.QUEUED:
             conversations.save_turn(tx, replace(stored, process_id=None, given_at=None, deadline=None))
 
+    def unfit(self, tx: Transaction, turn: Turn, process: Process, why: str) -> None:
+        """No agent can be started in the guest as it is, which is said at once. A person has to mend that: it is tried
+        once more, then the turn is given up."""
+        self.end_process(tx, process, why)
+        stored = conversations.turn(tx, turn.id)
+        conversation = conversations.get(tx, turn.conversation_id)
+        if stored is None or stored.state.is_over or conversation is None:
+            return
+        if stored.tries:
+            self.give_up(tx, stored, None, f"The sandbox says: {why}. Mend that there, or rebuild it, and ask again.")
+            return
+        conversations.save_turn(tx, replace(stored, tries=1, next_try_at=tx.now + UNFIT_PAUSE))
+        text = f"{conversation.agent} does not start. The sandbox says: {why}. Mend that there, or rebuild it:"
+        self.progress.telling.remark(tx, conversation, f"{text} in a minute it is tried once more.")
+
     def postpone(self, tx: Transaction, turn: Turn, process: Process | None, why: str) -> None:
         """The agent could not be reached: the turn is tried again later; given up after many tries or, when the agent
         may have it, when its time is over."""
@@ -116,7 +132,10 @@ class Settling:
             return
         if stored.process_id is not None:
             if stored.deadline is not None and stored.deadline <= tx.now and process is not None:
-                self.end_process(tx, process, f"it could not be reached until its time was over: {why}")
+                until = "until its time was over"
+                if stored.cancelled_by:
+                    until = f"to have it stop, as {stored.cancelled_by} wants, and may go on in the sandbox"
+                self.end_process(tx, process, f"it could not be reached {until}: {why}")
                 return
         elif stored.tries + 1 >= MOST_TRIES:
             self.give_up(
@@ -127,6 +146,6 @@ class Settling:
         pause = timedelta(seconds=PAUSES.after(tries))
         conversations.save_turn(tx, replace(stored, tries=tries, next_try_at=tx.now + pause))
         conversation = conversations.get(tx, stored.conversation_id)
-        if tries == TOLD_TRIES and conversation is not None:
+        if tries == TOLD_TRIES and conversation is not None and not stored.cancelled_by:
             text = f"{conversation.agent} can't be reached: {why}. It is tried again; you need not ask again."
             self.progress.telling.remark(tx, conversation, text)

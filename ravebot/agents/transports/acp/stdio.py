@@ -44,6 +44,10 @@ LOADER = (
 """The command that SSH runs, the same every time: it reads the script, whatever the user's shell is."""
 
 
+class GuestUnfit(GuestError):
+    """No program can be started in the guest as it is; the text is the guest's word."""
+
+
 class InGuest(StrEnum):
     """What the script found in the guest."""
 
@@ -311,5 +315,5 @@ async def attach(
         raise
     if found is InGuest.BROKEN:
         await attached.close()
-        raise GuestError(f"the agent can't be started: {detail[:200]}")
+        raise GuestUnfit(f"the agent can't be started: {detail[:400]}")
     return attached, found

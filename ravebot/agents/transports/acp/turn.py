@@ -115,7 +115,7 @@ class RunningTurn:
         turn = situation.turn
         assert turn
         if self._asked_to_end is None:
-            self._late = turn.deadline is not None and turn.deadline <= situation.now
+            self._late = not turn.cancelled_by and turn.deadline is not None and turn.deadline <= situation.now
             if self._late or turn.cancelled_by:
                 await self._cancel()
                 return

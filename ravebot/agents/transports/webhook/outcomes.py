@@ -45,7 +45,7 @@ class Posted:
     asked_seconds: float | None = None
 
 
-class AfterPost(StrEnum):
+class PostVerdict(StrEnum):
     """What follows."""
 
     DONE = "done"
@@ -58,7 +58,7 @@ class Sequel:
     """What follows from an attempt. `doubtful`: the agent may have the message although it did not say so; `why`: a
     clause about the agent's webhook, for people."""
 
-    then: AfterPost
+    then: PostVerdict
     why: str = ""
     doubtful: bool = False
     pause_seconds: float = 0.0
@@ -68,14 +68,14 @@ def judge(posted: Posted, tries: int, spread: float = 1.0) -> Sequel:
     """What follows from the latest of so many tries."""
     status = posted.status
     if posted.end is PostEnd.ANSWERED and 200 <= status < 300:
-        return Sequel(AfterPost.DONE)
+        return Sequel(PostVerdict.DONE)
     why, doubtful = _why(posted), posted.end is PostEnd.SILENT or status >= 500
     if status in _WRONG:
-        return Sequel(AfterPost.GIVE_UP, why)
+        return Sequel(PostVerdict.GIVE_UP, why)
     if tries >= MOST_TRIES:
-        return Sequel(AfterPost.GIVE_UP, f"{why}, at the last of {tries} tries", doubtful)
+        return Sequel(PostVerdict.GIVE_UP, f"{why}, at the last of {tries} tries", doubtful)
     asked = min(posted.asked_seconds or 0.0, LONGEST_PAUSE)
-    return Sequel(AfterPost.AGAIN, why, doubtful, PAUSES.after(tries, asked, spread))
+    return Sequel(PostVerdict.AGAIN, why, doubtful, PAUSES.after(tries, asked, spread))
 
 
 def _why(posted: Posted) -> str:

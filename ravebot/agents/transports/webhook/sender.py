@@ -18,7 +18,7 @@ from ravebot.agents.allowed import StillAllowed
 from ravebot.agents.elsewhere import ElsewhereTurns
 from ravebot.agents.model import AgentDelivery, DeliveryId, DeliveryKind, Turn
 from ravebot.agents.transports.webhook import signing
-from ravebot.agents.transports.webhook.outcomes import LONGEST_PAUSE, TOLD_TRIES, AfterPost, Posted, Sequel, judge
+from ravebot.agents.transports.webhook.outcomes import LONGEST_PAUSE, TOLD_TRIES, Posted, PostVerdict, Sequel, judge
 from ravebot.agents.transports.webhook.poster import WebhookPoster
 from ravebot.backoff import jitter
 from ravebot.errors import StoreError
@@ -155,13 +155,13 @@ class WebhookSender:
         )
         turn = _open_turn(tx, delivery) if delivery.kind is DeliveryKind.MESSAGE else None
         agent = registry.find(self.turns.config, delivery.agent)
-        if sequel.then is AfterPost.AGAIN:
+        if sequel.then is PostVerdict.AGAIN:
             deliveries.save(tx, replace(delivery, next_try_at=tx.now + timedelta(seconds=sequel.pause_seconds)))
             if turn is not None and delivery.tries == TOLD_TRIES:
                 self._remark(tx, turn, f"The webhook of {delivery.agent} {sequel.why}.")
         elif turn is None or agent is None:
             deliveries.settle(tx, delivery)
-        elif sequel.then is AfterPost.DONE:
+        elif sequel.then is PostVerdict.DONE:
             self.turns.accepted(tx, delivery, agent.limits.turn)
         else:
             deliveries.save(tx, delivery)

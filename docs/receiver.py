@@ -1,0 +1,38 @@
+"""A webhook receiver for an agent that works elsewhere: checks who sends, and answers by the API."""
+
+import json
+import os
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError  # pip install standardwebhooks
+
+KEY = Webhook(Path(os.environ["SIGNING_KEY_FILE"]).read_text().strip())
+TOKEN = Path(os.environ["TOKEN_FILE"]).read_text().strip()
+seen = set()  # a real agent keeps these on its disk, and the messages that it has not answered yet
+
+
+def work(message):
+    said = json.dumps({"text": f"You wrote: {message['text']}", "end": "done"}).encode()
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Idempotency-Key": message["id"]}
+    urllib.request.urlopen(urllib.request.Request(message["answer_url"], said, headers), timeout=30).close()
+
+
+class Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(min(int(self.headers["Content-Length"]), 1_000_000))
+        try:
+            event = KEY.verify(body, dict(self.headers))
+        except WebhookVerificationError:
+            self.send_error(401)
+            return
+        self.send_response(204)
+        self.end_headers()
+        if event["type"] == "turn.given" and event["data"]["id"] not in seen:  # the same id may come again
+            seen.add(event["data"]["id"])
+            threading.Thread(target=work, args=(event["data"],)).start()
+
+
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Hook).serve_forever()
