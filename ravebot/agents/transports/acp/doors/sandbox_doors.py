@@ -154,8 +154,8 @@ class SandboxDoors:
     def release(self, conversation_id: ConversationId) -> None:
         """A conversation needs no doors any more."""
         for standing in self._standing.values():
-            standing.holders.pop(conversation_id, None)
-            standing.free_since = asyncio.get_running_loop().time()
+            if standing.holders.pop(conversation_id, None) is not None:
+                standing.free_since = asyncio.get_running_loop().time()
         self._news.set()
 
     def clear(self) -> None:
@@ -309,18 +309,27 @@ class SandboxDoors:
         self._news.set()
 
     async def _close(self, standing: _Standing, *, keep: bool) -> None:
-        """Close a machine's doors; `keep`: they are made again for whoever came to need them meanwhile."""
+        """Close a machine's doors, also if whoever waits for that is cancelled; `keep`: they are made again for whoever
+        came to need them meanwhile."""
+        task = asyncio.create_task(self._close_all(standing, keep=keep))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _close_all(self, standing: _Standing, *, keep: bool) -> None:
         async with standing.lock:
             if standing.gone:
                 return
             standing.gone = True
-            for forward in tuple(standing.forwards):
-                await forward.close()
-            for served in tuple(standing.served.values()):
-                await served.close()
-            folder = self._connections.state_dir / FOLDER / standing.machine.name
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            del self._standing[standing.machine.id]
+            try:
+                for forward in tuple(standing.forwards):
+                    await forward.close()
+                for served in tuple(standing.served.values()):
+                    await served.close()
+                folder = self._connections.state_dir / FOLDER / standing.machine.name
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            finally:
+                del self._standing[standing.machine.id]
             if keep and standing.holders:
                 again = _Standing(standing.sandbox_id, standing.machine, standing.where, standing.holders)
                 self._standing[standing.machine.id] = again
