@@ -55,8 +55,10 @@ let
         passAsFile = [ "written" ];
       }
       ''
-        (umask 077; echo placeholder >secret)
-        sed "s|${credentials}/[A-Za-z]*|$PWD/secret|g" "$writtenPath" >trial.yaml
+        (umask 077; echo placeholder >secret; echo "whsec_$(head -c 32 /dev/zero | base64)" >key)
+        sed -e "s|${credentials}/[A-Za-z]*|$PWD/secret|g" \
+          -e "s|\"key_file\":\"[^\"]*\"|\"key_file\":\"$PWD/secret\"|g" \
+          -e "s|\"signing_key_file\":\"[^\"]*\"|\"signing_key_file\":\"$PWD/key\"|g" "$writtenPath" >trial.yaml
         ravebot check-config -c trial.yaml
         cp "$writtenPath" $out
       '';

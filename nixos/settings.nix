@@ -255,8 +255,8 @@ in
             options = {
               url = required url "Where messages to it are sent.";
               signing_key_file =
-                required types.path
-                  "The file of the key that signs them, which only ravebot's user may read.";
+                required (types.strMatching "/.+")
+                  "A file with the key that signs them, of the user ravebot and chmod 600; not from the Nix store.";
             };
           }) "How people speak to it, if it works elsewhere and takes webhooks.";
           inbox = key types.bool false "Whether it works elsewhere and takes its messages itself, by the API.";

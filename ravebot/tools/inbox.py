@@ -31,11 +31,15 @@ _EMPTY = shapes.InboxMessage(id="", message=None, leased_until=None, again=False
 
 async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> Taken | shapes.InboxMessage:
     agent = _agent(bench, caller)
-    found = await bench.answers.next_for(agent, timedelta(seconds=asked.wait))
+
+    async def reaches(turn_id: TurnId) -> bool:  # messages of other projects are for the agent's other tokens
+        mr = await bench.database.read(lambda tx: _of_turn(tx, turn_id))
+        return mr is None or await may_see(bench, caller, mr)
+
+    found = await bench.answers.next_for(agent, timedelta(seconds=asked.wait), reaches)
     if found is None:
         return _EMPTY
     turn_id = found
-    await _must_reach(bench, caller, await bench.database.read(lambda tx: _of_turn(tx, turn_id)))
 
     def step(tx: Transaction) -> shapes.InboxMessage:
         taken = bench.answers.take(tx, agent, turn_id)

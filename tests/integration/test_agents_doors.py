@@ -12,6 +12,7 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,17 @@ import pytest
 from ravebot.agents.model import TurnState
 from ravebot.agents.transports.acp.doors.sandbox_doors import FOLDER, SandboxDoors
 from ravebot.agents.transports.contract import DoorServer
-from tests.support.agent_world import AGENT_SOURCE, AgentWorld, a_guest_with_the_agent, an_agent_world, run_until_killed
+from ravebot.sandboxes.model import MachineState, SandboxState
+from ravebot.store import machines, sandboxes
+from ravebot.store.database import Transaction
+from tests.support.agent_world import (
+    AGENT_SOURCE,
+    AgentWorld,
+    a_guest_with_the_agent,
+    an_agent_world,
+    ready_sandbox,
+    run_until_killed,
+)
 from tests.support.little_doors import LittleDoor
 from tests.support.sshd import SshGuest
 
@@ -132,9 +143,34 @@ async def test_a_restarted_machine_gets_new_doors(guest: SshGuest, tmp_path: Pat
         assert await said(world, "get $RAVEBOT_MCP_URL") == "mcp of sandbox 1 at /mcp"
 
 
+async def test_a_rebuild_under_a_turn_closes_the_doors_and_the_next_sandbox_has_its_own(
+    guest: SshGuest, tmp_path: Path, mcp: LittleDoor
+) -> None:
+    async with a_world(guest, tmp_path, mcp) as world:
+        turn = await world.say("get $RAVEBOT_MCP_URL\nwait 60")
+        await world.until(lambda one: one.answer, turn)
+
+        def rebuild(tx: Transaction) -> None:
+            old = sandboxes.latest(tx, world.mr.ref)
+            assert old
+            machine = machines.get(tx, old.machine_id)
+            assert machine
+            sandboxes.save(tx, replace(old, state=SandboxState.ENDED))
+            machines.save(tx, replace(machine, state=MachineState.GONE))
+            ready_sandbox(tx, world.mr, guest, 2, "rave-guest-2")
+
+        guest.stop()
+        await world.database.write(rebuild)
+        guest.start()
+        assert (await world.over(turn)).state is TurnState.UNCERTAIN
+        assert await said(world, "get $RAVEBOT_MCP_URL") == "mcp of sandbox 2 at /mcp"
+        await until(lambda: [path.name for path in (tmp_path / FOLDER).iterdir()] == ["rave-guest-2"])
+        assert len(clients()) == 1
+
+
 async def test_doors_that_fall_in_a_turn_are_made_again_in_it(guest: SshGuest, tmp_path: Path, mcp: LittleDoor) -> None:
     async with a_world(guest, tmp_path, mcp) as world:
-        turn = await world.say("say begun\nwait 4\nget $RAVEBOT_MCP_URL")
+        turn = await world.say("say begun\nwait 0.5\nawait $RAVEBOT_MCP_URL")
         await world.until(lambda one: one.answer, turn)
         os.kill(clients()[0], signal.SIGKILL)
         assert (await world.over(turn)).answer == "begunmcp of sandbox 1 at /mcp"
@@ -196,7 +232,7 @@ async def test_after_a_kill_of_ravebot_in_a_turn_its_doors_are_made_again_in_it_
 
     answer = "mcp of sandbox 1 at /mcp"
     async with a_world(guest, tmp_path, runs=False) as world:
-        turn = await world.say("get $RAVEBOT_MCP_URL\nwait 3\nget $RAVEBOT_MCP_URL\nwait 6\nget $RAVEBOT_MCP_URL")
+        turn = await world.say("get $RAVEBOT_MCP_URL" + "\nwait 0.5\nawait $RAVEBOT_MCP_URL" * 2)
     await killed_when(len(answer))
     await killed_when(2 * len(answer))
     async with a_world(guest, tmp_path, mcp) as world:

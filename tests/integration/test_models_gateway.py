@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from ravebot.agents import overview
 from ravebot.intake.agents import AgentReports
-from ravebot.store import agent_texts
+from ravebot.store import agent_texts, model_uses
 from ravebot.store.database import Transaction
+from ravebot.store.model_uses import ModelUser, TokensUsed
 from tests.support.agent_yard import ALICE
 from tests.support.models import (
     COSTS,
@@ -325,3 +326,18 @@ async def test_a_large_body_is_sent_only_once_the_gateway_is_ready_for_it(gatewa
     writer.write(body)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+async def test_a_use_is_settled_once(gateway: GatewayYard) -> None:
+    user = ModelUser(gateway.sandbox_id, gateway.turn_id, "coder", ALICE, "2026-01-01")
+
+    def step(tx: Transaction) -> list[int]:
+        use_id = model_uses.reserve(tx, user, "local", 1000)
+        found = [model_uses.used_in(tx, gateway.sandbox_id)]
+        for used in (20, 30):
+            model_uses.settle(tx, use_id, used)
+            found.append(model_uses.used_in(tx, gateway.sandbox_id))
+        assert model_uses.used_by(tx, user) == TokensUsed(20, 20, 20)
+        return found
+
+    assert await gateway.agents.yard.write(step) == [1000, 20, 20]

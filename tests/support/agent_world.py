@@ -146,13 +146,15 @@ class AgentWorld:
         await self.database.write(lambda tx: machines.save(tx, replace(machine, **facts)))
 
 
-def ready_sandbox(tx: Transaction, mr: MergeRequest, guest: SshGuest, number: int = 1) -> None:
-    """A ready sandbox whose machine is the guest."""
+def ready_sandbox(tx: Transaction, mr: MergeRequest, guest: SshGuest, number: int = 1, name: str = "") -> None:
+    """A ready sandbox whose machine is the guest; `name`: of the machine."""
     merge_requests.observe(tx, mr)
     where = guest.destination
     machine = machines.insert(
         tx,
-        a_machine(number, name=where.name, state=MachineState.LEASED, address=where.address, host_keys=where.host_keys),
+        a_machine(
+            number, name=name or where.name, state=MachineState.LEASED, address=where.address, host_keys=where.host_keys
+        ),
     )
     sandbox = sandboxes.insert(tx, mr.ref, mr.head_sha, ALICE_IN_ROOM)
     sandboxes.save(

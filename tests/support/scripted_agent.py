@@ -5,7 +5,7 @@ Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, 
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `unseen N` (the same, of characters
 that can't be seen), `method NAME` (a request to the client), `get URL` (what is there, or why not; with its
-environment's variables), `servers` (the MCP servers that it was told of), `listen PORT` (on loopback, until it ends),
+environment's variables), `await URL` (the same, once it is there), `servers` (the MCP servers that it was told of),
 `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `chatter` (the same,
 and talks), `flood`, `endless`, `binary`, `junk N`, `raw JSON`.
 Its arguments: `version=N`, `login`, `load`, `noload`, `mcp` (it can use MCP servers over HTTP), `mute`, `echo=NAME`
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import socket
 import sys
 import time
 import urllib.request
@@ -29,7 +28,6 @@ cancelled = False
 got_at = 0
 numbers = iter(range(1, 10**9))
 servers: object = None
-KEPT: list[socket.socket] = []
 
 
 def send(**message: Any) -> None:
@@ -146,10 +144,14 @@ def step(session: str, line: str) -> dict[str, Any] | None:
         say(session, f"[{ask_client(rest, {})['error']['code']}]")
     elif word == "get":
         say(session, fetched(os.path.expandvars(rest)))
+    elif word == "await":
+        found = "not there"
+        while found.startswith("not there"):
+            time.sleep(0.05)
+            found = fetched(os.path.expandvars(rest))
+        say(session, found)
     elif word == "servers":
         say(session, json.dumps(servers))
-    elif word == "listen":
-        KEPT.append(socket.create_server(("127.0.0.1", int(rest))))
     elif word == "fail":
         return {"error": {"code": -32603, "message": rest}}
     elif word == "stop":

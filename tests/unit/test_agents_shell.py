@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from ravebot.agents.hearing import piece
 from ravebot.agents.model import LONGEST_ANSWER, LONGEST_MESSAGE
 from ravebot.operations.agents.cli import LONGEST_TEXT
 from ravebot.operations.agents.following import follow
-from ravebot.operations.agents.reports import ApprovalLine, TurnHeard, TurnLine
-from ravebot.operations.agents.show import show_approvals, show_turns
+from ravebot.operations.agents.reports import AgentReport, AgentSummary, ApprovalLine, TurnHeard, TurnLine
+from ravebot.operations.agents.show import show_agent, show_approvals, show_turns
 from ravebot.terminal import Output
 from ravebot.web.adminagents import AgentClient
 
@@ -131,6 +131,15 @@ def test_a_turn_and_a_question_are_a_line_each_in_a_pipe(capsys: pytest.CaptureF
     _, turn, _, approval = capsys.readouterr().out.splitlines()
     assert turn.split("\t")[:2] == ["17", "2026-11-28T11:40:12Z"]
     assert approval.endswith("\tCommit it?\tby bob (gitlab); it is not done")
+
+
+@pytest.mark.parametrize(("most", "shown"), [(0, False), (20_000_000, True)])
+def test_tokens_are_shown_of_an_agent_that_uses_models_through_ravebot(
+    most: int, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = AgentSummary("coder", "alice", ("group/*",), "", 0, 0, 3, 200, 1_234_567, most)
+    show_agent(printing(False), AgentReport(line, ("opencode",), "", (), False, timedelta(minutes=30), (), ()))
+    assert ("tokens of models today\t1,234,567 of 20,000,000" in capsys.readouterr().out) is shown
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,36 @@ def test_unquoted_names_that_yaml_takes_for_something_else_are_explained(folder:
     assert '"#dev:example.org"' in problem.message
 
 
+AGENT = """
+api: {{listen: "127.0.0.1:8081"}}
+agents:
+  - {{name: helper, owner: bob, projects: [group/app], inbox: true}}
+  - name: reviewer
+    owner: bob
+    projects: [group/app]
+    webhook:
+      url: https://reviewer.example.net/hook
+      signing_key_file: {secrets}/key
+"""
+
+
+def test_the_signing_key_of_an_agent_is_read_with_the_others_and_hidden_like_them(folder: Folder) -> None:
+    key = f"whsec_{'A' * 43}="
+    folder.secret("key", f"{key}\n")
+    secrets = folder.load(folder.minimal() + AGENT.format(secrets=folder.path)).secrets
+    assert secrets.agent_signing == {"reviewer": key}
+    assert secrets.values() == {HIDDEN, key}
+
+
+@pytest.mark.parametrize("content", ["whsec_short", HIDDEN, "whsec_c2hvcnQ="])
+def test_what_is_no_signing_key_is_refused_at_its_line_and_not_repeated(folder: Folder, content: str) -> None:
+    folder.secret("key", content)
+    [problem] = folder.problems(folder.minimal() + AGENT.format(secrets=folder.path))
+    assert problem.path == "agents[1].webhook.signing_key_file"
+    assert "docs/agents.md makes one" in problem.message
+    assert content not in str(problem)
+
+
 def test_no_message_repeats_a_value_where_a_secret_may_have_been_pasted(folder: Folder) -> None:
     text = folder.minimal((f"token_file: {folder.path}/gitlab", f"token_file: {HIDDEN}"))
     with pytest.raises(InvalidConfigError) as caught:

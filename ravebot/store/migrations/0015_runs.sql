@@ -34,4 +34,4 @@ CREATE TABLE run_output (
     at     INTEGER NOT NULL,                    -- characters before it
     text   TEXT NOT NULL,
     PRIMARY KEY (run_id, at)
-) STRICT, WITHOUT ROWID;
+) STRICT;
