@@ -53,7 +53,7 @@ def the_tools(config: Config, database: Database) -> SandboxMcp:
     bench = Workbench(
         config, database, people, Intents(config, Lifecycle(config, Journal(config, Metrics()))), Views(config),
         Reception(config, people, Desk(config, telling)), make_diffs(config, database, MemoryProvider(), unused),
-        AgentAnswers(config, database, turns, StillAllowed(database, turns)),
+        AgentAnswers(config, database, turns, StillAllowed(database, turns.give_up)),
     )  # fmt: skip
     return SandboxMcp(ToolCalls(bench))
 
