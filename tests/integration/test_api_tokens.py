@@ -195,7 +195,7 @@ async def test_ten_thousand_wrong_tokens_cost_nothing_that_others_notice(yard: A
     assert statuses.total() == WRONG
     assert statuses[401] < 100
     assert set(found) == {200}
-    assert p95 < 500, "milliseconds, beside the flood's own work in this process"
+    assert p95 < 1000, "milliseconds, beside the flood's own work in this process"
     assert not [line for line in logged if line["log_level"] != "debug"]
 
 
