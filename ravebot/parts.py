@@ -200,7 +200,7 @@ def make_agents(
     reception = Reception(config, people, Desk(config, telling))
     progress, may_give = TurnProgress(telling), ChainRights(config, database, people).still_may
     turns = ElsewhereTurns(config, progress)
-    allowed = StillAllowed(database, turns, may_give)
+    allowed = StillAllowed(database, turns.give_up, may_give)
     answers = AgentAnswers(config, database, turns, allowed)
     tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs, answers))
     connections = ControlConnections(config.state_dir)

@@ -1,4 +1,4 @@
-"""Looks up, right before a message is given to an agent that works elsewhere, whether it still may be.
+"""Looks up, right before a message is given to an agent, whether it still may be.
 
 For a message that is given again, too: between two tries, or two takers, hours may pass.
 """
@@ -11,7 +11,6 @@ from datetime import timedelta
 
 import structlog
 
-from ravebot.agents.elsewhere import ElsewhereTurns
 from ravebot.agents.model import Conversation, Turn
 from ravebot.commands.permissions import Decision
 from ravebot.errors import Unavailable
@@ -23,6 +22,8 @@ _ASK_AGAIN = timedelta(seconds=30)
 
 StillMay = Callable[[Conversation, Turn], Awaitable[Decision]]
 """Whether everybody in the turn's chain may still do that, now. Raises Unavailable while that can't be known."""
+GiveUp = Callable[[Transaction, Turn, str], None]
+"""Ends a turn that its agent does not get, with why."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class StillAllowed:
     """`may_give`: None for whatever was taken from people."""
 
     database: Database
-    turns: ElsewhereTurns
+    give_up: GiveUp
     may_give: StillMay | None = None
 
     async def ask(self, turn: Turn) -> bool:
@@ -46,13 +47,13 @@ class StillAllowed:
             await self.database.write(lambda tx: _wait(tx, turn))
             return False
         if not decision.allowed:
-            await self.database.write(lambda tx: self._give_up(tx, turn, decision.refusal))
+            await self.database.write(lambda tx: self._refused(tx, turn, decision.refusal))
         return decision.allowed
 
-    def _give_up(self, tx: Transaction, turn: Turn, why: str) -> None:
+    def _refused(self, tx: Transaction, turn: Turn, why: str) -> None:
         stored = conversations.turn(tx, turn.id)
         if stored is not None and not stored.state.is_over:
-            self.turns.give_up(tx, stored, why)
+            self.give_up(tx, stored, why)
 
 
 def _wait(tx: Transaction, turn: Turn) -> None:

@@ -18,21 +18,20 @@ from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
 from ravebot.config.file import load
-from ravebot.config.model import matches_project
+from ravebot.config.model import AgentConfig, matches_project
 from ravebot.operations.init.proxy import caddy
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
 from tests.support.agents import opencode
 from tests.support.agents.model import MODEL
 from tests.support.pages import DOCS, README, ROOT, everything
+from tests.support.receivers import SIGNING_KEY
 
 pytestmark = pytest.mark.integration
 
 _HELPFUL = [f"tests/support/{name}/{file}.py" for name in ("demo", "pictures") for file in ("__init__", "__main__")]
 _TEXT = everything()
 _INSTALL = (DOCS / "install.md").read_text()
-
-
 _AGENTS = (DOCS / "agents.md").read_text()
 
 
@@ -96,15 +95,25 @@ def _commands() -> list[str]:
 
 def _stored(given: dict[str, Any], tmp_path: Path) -> Path:
     """Write the configuration with secrets that are there."""
-    for section, key in ((given["matrix"], "password_file"), (given["gitlab"], "token_file"),
-                         (given["gitlab"]["webhook"], "secret_token_file")):  # fmt: skip
-        secret = tmp_path / Path(section[key]).name
-        secret.write_text("secret of the test")
-        secret.chmod(0o600)
-        section[key] = str(secret)
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(given))
+    path.write_text(yaml.safe_dump(_with_secrets(given, tmp_path)))
     return path
+
+
+def _with_secrets(value: Any, folder: Path) -> Any:
+    """The same, where each key that names a secret's file names one of the test's."""
+    if isinstance(value, list):
+        return [_with_secrets(one, folder) for one in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {key: _with_secrets(one, folder) for key, one in value.items()}
+    for key in changed:
+        if key.endswith("_file"):
+            secret = folder / Path(changed[key]).name
+            secret.write_text(SIGNING_KEY if key == "signing_key_file" else "secret of the test")
+            secret.chmod(0o600)
+            changed[key] = str(secret)
+    return changed
 
 
 def test_the_configuration_loads(tmp_path: Path) -> None:
@@ -117,26 +126,29 @@ def test_the_configuration_loads(tmp_path: Path) -> None:
     assert not loaded.config.provider.storage_pool.is_relative_to(loaded.config.state_dir), "QEMU could not get to it"
 
 
-def test_the_configuration_of_an_agent_goes_with_that_of_the_installation(tmp_path: Path) -> None:
+def test_the_configuration_of_each_agent_goes_with_that_of_the_installation(tmp_path: Path) -> None:
     given = yaml.safe_load(_block("yaml"))
+    shown: dict[str, AgentConfig] = {}
     for text in _blocks("yaml", _AGENTS):
         for section, values in yaml.safe_load(text).items():
             given[section] = {**given.get(section, {}), **values} if isinstance(values, dict) else values
-    (agent,) = load(_stored(given, tmp_path)).config.agents
-    assert agent.acp
-    assert agent.acp.environment.items() <= {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/etc/opencode.json"}.items()
+        shown |= {agent.name: agent for agent in load(_stored(given, tmp_path)).config.agents}
+    assert list(shown) == ["coder", "claude", "reviewer"]
+    acp = shown["coder"].acp
+    assert acp
+    assert acp.environment.items() <= {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/etc/opencode.json"}.items()
 
 
 def test_opencode_s_settings_and_version_on_the_page_are_those_that_were_tried(tmp_path: Path) -> None:
-    script = _block("sh", _AGENTS)
-    file = tmp_path / "opencode.json"
+    script, file = _blocks("sh", _AGENTS)[0], tmp_path / "opencode.json"
     subprocess.run(["sh", "-c", script.replace("/etc/opencode.json", str(file))], check=True)
-    shown = json.loads(file.read_text())
-    shown["model"] = shown["model"].replace("qwen3-coder", MODEL)
-    shown["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
-    tried = opencode.configuration(shown["provider"]["local"]["options"]["baseURL"])
-    tried["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
-    assert shown == tried
+    through_ravebot = _block("json", _AGENTS)
+    for text, name in ((file.read_text(), "local"), (through_ravebot, "ours")):
+        shown = json.loads(text.replace(name, "local").replace("qwen3-coder", MODEL))
+        shown["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
+        tried = opencode.configuration(shown["provider"]["local"]["options"]["baseURL"])
+        tried["provider"]["local"] |= {"name": "", "models": {MODEL: {}}}
+        assert shown == tried
     assert set(re.findall(r"opencode-linux-x64@([\d.]+)", _TEXT)) == {opencode.version()}
 
 

@@ -134,7 +134,7 @@ def make_world(
 ) -> ElsewhereWorld:
     telling = ConversationTelling(config)
     turns = ElsewhereTurns(config, TurnProgress(telling))
-    allowed = StillAllowed(database, turns, may_give)
+    allowed = StillAllowed(database, turns.give_up, may_give)
     driver = ElsewhereDriver(database, turns, allowed)
     return ElsewhereWorld(
         config,

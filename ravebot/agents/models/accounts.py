@@ -48,25 +48,29 @@ class ModelAccounts:
         found = await self.database.write(
             lambda tx: self._reserve(tx, sandbox_id, model, tokens), urgent=True, synced=False
         )
-        if isinstance(found, str):
-            raise forbidden(found)
-        return found
+        if isinstance(found, Reservation):
+            return found
+        turn, why = found
+        await self.database.write(lambda tx: self._tell(tx, turn, why))
+        raise forbidden(why)
 
-    # A power cut may take back the last of these: they count tokens, and decide nothing that people see.
+    # A power cut may take back the last of these and of reservations: they count tokens, and tell nobody anything.
     async def settle(self, reservation: Reservation, used: int) -> None:
         """Count what was used instead."""
         use_id = reservation.use_id
         if use_id is not None:
             await self.database.write(lambda tx: model_uses.settle(tx, use_id, used), urgent=True, synced=False)
 
-    def _reserve(self, tx: Transaction, sandbox_id: SandboxId, model: str, tokens: int) -> Reservation | str:
+    def _reserve(
+        self, tx: Transaction, sandbox_id: SandboxId, model: str, tokens: int
+    ) -> Reservation | tuple[TurnUnderWay, str]:
+        """The reservation, or why there is none for that turn."""
         turn, agent = turn_for(self.config, agent_work.running_in(tx, sandbox_id), model)
         person = person_of(self.config, turn.root)
         user = ModelUser(sandbox_id, turn.turn_id, agent.name, person, day_of(tx.now))
         why = over_budget(self.config, agent, model_uses.used_by(tx, user), tokens)
         if why:
-            self._tell(tx, turn, why)
-            return why
+            return turn, why
         return Reservation(turn, tokens, tx.now, model_uses.reserve(tx, user, model, tokens))
 
     def _tell(self, tx: Transaction, turn: TurnUnderWay, why: str) -> None:

@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import partial
 
 import structlog
 
-from ravebot.agents.model import Conversation, ConversationId, Process, Turn, TurnState
+from ravebot.agents.allowed import StillAllowed, StillMay
+from ravebot.agents.model import ConversationId, Process, Turn, TurnState
 from ravebot.agents.progress import TurnProgress
 from ravebot.agents.transports.acp.control import (
     ControlConnections,
@@ -31,7 +31,6 @@ from ravebot.agents.transports.acp.situation import Settling, Situation, look
 from ravebot.agents.transports.acp.stdio import GuestUnfit, InGuest, Program, attach
 from ravebot.agents.transports.acp.turn import RunningTurn
 from ravebot.agents.transports.contract import Nudge
-from ravebot.commands.permissions import Decision
 from ravebot.config.model import Config
 from ravebot.errors import GuestError, RavebotError, StoreError, Unavailable
 from ravebot.sandboxes.model import Machine, MergeRequest
@@ -49,9 +48,6 @@ _NO_MEMORY = "The agent begins without memory of what was said here before."
 
 Authorize = Callable[[Machine, MergeRequest], Awaitable[object]]
 """Writes the keys into a machine again; raises RavebotError."""
-MayGive = Callable[[Conversation, Turn], Awaitable[Decision]]
-"""Whether a turn may still be given, looked up now. Raises Unavailable while that can't be known: the turn waits."""
-_ASK_AGAIN = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class AcpDriver:
     authorize: Authorize
     ssh_port: int = 22
     idle_seconds: float = IDLE_SECONDS
-    may_give: MayGive | None = None  # None: whatever was taken
+    may_give: StillMay | None = None  # None: whatever was taken
     doors: SandboxDoors | None = None
     connecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
 
@@ -88,6 +84,13 @@ class ConversationDriver:
     @property
     def _settling(self) -> Settling:
         return Settling(self.parts.progress)
+
+    @property
+    def _allowed(self) -> StillAllowed:
+        settling = self._settling
+        return StillAllowed(
+            self.parts.database, lambda tx, turn, why: settling.give_up(tx, turn, None, why), self.parts.may_give
+        )
 
     async def run(self) -> None:
         try:
@@ -140,7 +143,7 @@ class ConversationDriver:
         if why := _unusable(now):
             await self._write(self._settling.give_up, turn, process, why)
             return True
-        if not now.given and not await self._may_give(now.conversation, turn):
+        if not now.given and not await self._allowed.ask(turn):
             return False
         if process is None:
             return await self._begin_process(now)
@@ -159,21 +162,6 @@ class ConversationDriver:
             return await self._begin_session(now, process, self._session)
         await self._turn(now, process, self._session, turn)
         return True
-
-    async def _may_give(self, conversation: Conversation, turn: Turn) -> bool:
-        """Whether everybody in the turn's chain may still do that. A refusal gives the turn up; while GitLab can't be
-        asked, the turn waits, however long that takes."""
-        if self.parts.may_give is None:
-            return True
-        try:
-            decision = await self.parts.may_give(conversation, turn)
-        except Unavailable as error:
-            log.warning("agent's turn waits for GitLab", conversation=conversation.id, turn=turn.id, error=str(error))
-            await self._write(_wait, turn, _ASK_AGAIN)
-            return False
-        if not decision.allowed:
-            await self._write(self._settling.give_up, turn, None, decision.refusal)
-        return decision.allowed
 
     async def _begin_process(self, now: Situation) -> bool:
         """Store a process before its folder is made in the guest."""
@@ -369,12 +357,6 @@ class ConversationDriver:
 
 def _call(step: Callable[..., None], arguments: tuple[object, ...], tx: Transaction) -> None:
     step(tx, *arguments)
-
-
-def _wait(tx: Transaction, turn: Turn, pause: timedelta) -> None:
-    stored = conversations.turn(tx, turn.id)
-    if stored is not None and stored.process_id is None and not stored.state.is_over:
-        conversations.save_turn(tx, replace(stored, next_try_at=tx.now + pause))
 
 
 def _save_offset(tx: Transaction, process: Process, offset: int) -> None:
