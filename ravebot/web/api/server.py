@@ -22,7 +22,7 @@ from ravebot.errors import ConfigError
 from ravebot.sandboxes.model import SandboxId
 from ravebot.tools.callers import Caller, SandboxCaller
 from ravebot.tools.calls import ToolAnswer, ToolCalls
-from ravebot.tools.problems import ProblemKind, ToolProblem
+from ravebot.tools.problems import ProblemKind, ToolProblem, mistake
 from ravebot.web.api import mcp, rest
 from ravebot.web.api.answers import answer, problem
 from ravebot.web.api.gate import Gate
@@ -122,8 +122,7 @@ def _guarded(app: ASGIApp) -> ASGIApp:
         except Exception:
             log.exception("a request failed", path=str(scope.get("path"))[:200])
             if not begun:
-                why = "This is a mistake in ravebot: its log has more. Tell an admin of ravebot."
-                await problem(ProblemKind.BUG, why)(scope, receive, send)
+                await answer(ToolAnswer.of(mistake()))(scope, receive, send)
 
     return guard
 
