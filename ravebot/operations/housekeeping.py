@@ -16,7 +16,18 @@ from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
 from ravebot.errors import RavebotError, StoreError
 from ravebot.providers.base import Provider
-from ravebot.store import agent_figures, agent_queue, agent_texts, events, inbox, machines, outbox, runs, sandboxes
+from ravebot.store import (
+    agent_figures,
+    agent_queue,
+    agent_texts,
+    api_tokens,
+    events,
+    inbox,
+    machines,
+    outbox,
+    runs,
+    sandboxes,
+)
 from ravebot.store.database import Database
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
@@ -57,6 +68,7 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+        await self.database.write(api_tokens.forget_answers)
         while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
         while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,9 +20,10 @@ from ravebot.agents.model import AGENT
 from ravebot.errors import RavebotError
 from ravebot.sandboxes.model import Actor, EventKind, SandboxId
 from ravebot.store import agent_work, api_tokens, events
-from ravebot.store.api_tokens import KeptAnswer
+from ravebot.store.api_tokens import KeptAnswer, Scope
 from ravebot.store.database import Transaction, dump_json
 from ravebot.tools.callers import Caller, SandboxCaller, TokenCaller
+from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem, mistake, problem_of
 from ravebot.tools.reach import NO_TURN
 from ravebot.tools.table import Tool
@@ -52,10 +54,31 @@ class ToolAnswer:
 
 
 @dataclass(frozen=True)
+class ActLimits:
+    """How often somebody may act: acts are told in rooms, and events are kept for good. `runs`: of a sandbox."""
+
+    token: Buckets = field(default_factory=lambda: Buckets(CallRate(burst=60, per_second=2)))
+    sandbox: Buckets = field(default_factory=lambda: Buckets(CallRate(burst=10, per_second=1 / 30)))
+    runs: Buckets = field(default_factory=lambda: Buckets(CallRate(burst=30, per_second=0.5)))
+
+    def take(self, caller: Caller, tool: Tool) -> None:
+        """Raises ToolProblem if it is too often."""
+        if isinstance(caller, TokenCaller):
+            wait = self.token.take(str(caller.token.id))
+        else:
+            limit = self.runs if tool.scope is Scope.RUN else self.sandbox
+            wait = limit.take(str(caller.sandbox_id))
+        if wait:
+            why = f"Too much was done from here lately: wait {math.ceil(wait)} s, then try again."
+            raise ToolProblem(ProblemKind.TOO_OFTEN, why, wait)
+
+
+@dataclass(frozen=True)
 class ToolCalls:
     """Carries calls out; nothing that a caller does raises here."""
 
     bench: Workbench
+    limits: ActLimits = field(default_factory=ActLimits)
 
     async def call(self, caller: Caller, tool: Tool, given: Mapping[str, object], key: str = "") -> ToolAnswer:
         """Call a tool with what was given. `key`: by which the same request is carried out once."""
@@ -82,6 +105,8 @@ class ToolCalls:
             kept = await self.bench.database.read(lambda tx: api_tokens.answered(tx, token_id, key))
             if kept is not None:
                 return _again(kept, request)
+        if tool.recorded:
+            self.limits.take(caller, tool)
         prepared = await tool.act(self.bench, caller, asked)
         if isinstance(prepared, BaseModel):
             return ToolAnswer.of(prepared)

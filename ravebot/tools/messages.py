@@ -13,6 +13,7 @@ from ravebot.agents.model import (
     AgentDoor,
     Approval,
     ApprovalId,
+    ApprovalKind,
     ApprovalState,
     Conversation,
     ConversationId,
@@ -25,12 +26,14 @@ from ravebot.sandboxes.model import MergeRequest
 from ravebot.store import approvals, conversations, merge_requests
 from ravebot.store.database import Transaction
 from ravebot.tools import shapes
-from ravebot.tools.callers import Caller, TokenCaller
+from ravebot.tools.callers import Caller, SandboxCaller, TokenCaller
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import may_see, reach
 from ravebot.tools.waiting import LookAgain
 from ravebot.tools.workbench import Workbench
 
+_OF_A_SANDBOX = (ApprovalKind.TOOL, ApprovalKind.EXTENSION)
+"""What is asked for what runs in it; other questions hold what people said."""
 Sent = Callable[[Transaction], shapes.MessageSent | ToolProblem]
 
 
@@ -97,6 +100,8 @@ async def approval(bench: Workbench, caller: Caller, asked: shapes.OneApproval) 
         return found, mr, theirs
 
     found, mr, theirs = await bench.database.read(look)
+    if isinstance(caller, SandboxCaller) and found and found.kind not in _OF_A_SANDBOX:
+        theirs = False
     if found is None or mr is None or not theirs or not await may_see(bench, caller, mr):
         raise ToolProblem(ProblemKind.NOT_FOUND, f"There is no approval {asked.id} that you may see.")
     return question(found, mr.full_ref)

@@ -119,7 +119,10 @@ async def logs(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> sh
 
 
 async def changes(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxChanges:
-    reached = await reach(bench, caller, asked.ref)
+    # Of all that looks it costs most: in a sandbox it is for its agent's turns only.
+    reached = await reach(bench, caller, asked.ref, acts=isinstance(caller, SandboxCaller))
+    if not reached.decision.allowed:
+        raise ToolProblem(ProblemKind.FORBIDDEN, reached.decision.refusal)
     ref = reached.mr.ref
 
     def running(tx: Transaction) -> Running | None:

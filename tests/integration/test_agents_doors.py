@@ -105,8 +105,9 @@ async def test_an_agent_reaches_its_doors_by_its_environment_and_by_what_its_ses
         assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
             "models.sock": 0o600, "mcp.sock": 0o600,
         }  # fmt: skip
+        (client,) = clients()
         assert await said(world, "get $RAVEBOT_MCP_URL", thread="$another") == "mcp of sandbox 1 at /mcp"
-        assert len(clients()) == 1
+        assert clients() == [client]
     assert list((tmp_path / FOLDER).iterdir()) == []
     assert clients() == []
 

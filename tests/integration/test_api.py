@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ravebot.config.model import ApiConfig
+from ravebot.tools.calls import ToolCalls
+from ravebot.web.api.gate import Gate
+from ravebot.web.api.server import serve_api
 from tests.support.api_yard import ApiYard, an_api_yard
 
 pytestmark = pytest.mark.integration
@@ -141,3 +146,63 @@ async def test_what_set_up_printed_is_shown(yard: ApiYard) -> None:
     [run] = heard.body["runs"]
     assert run["ok"]
     assert [stage["output"] for stage in run["stages"]] == ["its output\n"]
+
+
+async def test_an_answer_that_never_arrived_is_given_again_also_by_a_restarted_ravebot(yard: ApiYard) -> None:
+    made, ref = await yard.token(), yard.mr.full_ref
+    await yard.ready()
+    host, _, port = yard.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"POST /api/v1/sandboxes/{ref}/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {made.text}\r\n"
+        "Idempotency-Key: lost\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n"
+        '{"command": "make"}'.encode()
+    )
+    async with asyncio.timeout(10):
+        while not await yard.world.yard.log("api.call"):
+            await asyncio.sleep(0.01)
+    writer.transport.abort()  # nobody has read the answer
+    api = ApiConfig.model_construct(listen="127.0.0.1:0")
+    again = ToolCalls(yard.bench)
+    async with serve_api(api, again, Gate(yard.world.yard.database)) as (other, number):
+        restarted = replace(yard, url=f"http://{other}:{number}")
+        heard = await restarted.post(f"/sandboxes/{ref}/runs", made, {"command": "make"}, key="lost")
+    assert (heard.status, heard.headers.get("Idempotency-Replayed")) == (200, "true")
+    assert len(await yard.world.yard.log("run.asked")) == 1
+
+
+async def test_what_fails_half_way_leaves_neither_its_act_nor_an_answer_for_its_key(yard: ApiYard) -> None:
+    made, ref = await yard.token(), yard.mr.full_ref
+    await yard.ready()
+    await yard.world.yard.write(
+        lambda tx: tx.execute(
+            "CREATE TRIGGER broken BEFORE INSERT ON api_answers BEGIN SELECT RAISE(ABORT, 'the disk is on fire'); END"
+        )
+    )
+    failed = await yard.post(f"/sandboxes/{ref}/runs", made, {"command": "make"}, key="k")
+    assert failed.status == 500
+    assert "fire" not in str(failed.body)
+    assert await yard.world.yard.log("run.asked") == []
+    await yard.world.yard.write(lambda tx: tx.execute("DROP TRIGGER broken"))
+    done = await yard.post(f"/sandboxes/{ref}/runs", made, {"command": "make"}, key="k")
+    assert (done.status, "Idempotency-Replayed" in done.headers) == (200, False)
+    assert len(await yard.world.yard.log("run.asked")) == 1
+
+
+async def test_slow_and_silent_clients_are_let_go_and_do_not_keep_others_out(yard: ApiYard) -> None:
+    made = await yard.token()
+    host, _, port = yard.url.removeprefix("http://").partition(":")
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(50)]
+    for _, writer in silent[:25]:
+        writer.write(b"GET /api/v1/whoami HTTP/1.1\r\n")
+    assert (await yard.get("/whoami", made)).status == 200
+    smuggled, sender = await asyncio.open_connection(host, int(port))
+    sender.write(
+        b"POST /api/v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    assert b" 40" in (await smuggled.readline())
+    async with asyncio.timeout(25):
+        for reader, writer in silent:
+            assert await reader.read(1000) == b"", "closed, without a word"
+            writer.close()
+    sender.close()

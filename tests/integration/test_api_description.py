@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.tools.limits import CallRate
 from ravebot.tools.table import TOOLS
-from ravebot.web.api.limits import CallRate
 from tests.support.api_yard import an_api_yard
 
 pytestmark = pytest.mark.integration

@@ -68,7 +68,9 @@ async def test_outside_a_turn_it_looks_and_does_nothing(yard: ApiYard, tmp_path:
         assert yard.mr.full_ref in text
         assert (await told(client, "sandbox_get"))[0]
         before = await yard.world.yard.latest(yard.mr)
-        for tool, given in (("sandbox_stop", {}), ("sandbox_extend", {"by": "1h"}), ("run_start", {"command": "id"})):
+        for tool, given in (
+            ("sandbox_stop", {}), ("sandbox_extend", {"by": "1h"}), ("run_start", {"command": "id"}), ("changes", {}),
+        ):  # fmt: skip
             ok, text = await told(client, tool, **given)
             assert (ok, "No turn of an agent runs in this sandbox." in text) == (False, True)
         ok, text = await told(client, "inbox_take")
@@ -101,6 +103,15 @@ async def test_within_a_turn_it_acts_with_the_turns_rights_and_is_recorded(yard:
     assert {one["sandbox"] for one in calls} == {sandbox.id}
     [run] = await yard.world.yard.read(lambda tx: tx.all("SELECT by, by_kind FROM runs"))
     assert (run["by"], run["by_kind"]) == ("coder", "agent")
+
+
+async def test_an_agent_that_was_talked_into_it_does_not_flood_the_room(yard: ApiYard, tmp_path: Path) -> None:
+    await a_turn(yard, yard.mr)
+    async with inside(yard, yard.mr, tmp_path / "s") as client:
+        answers = [await told(client, "sandbox_extend", by="1s") for _ in range(14)]
+    assert [ok for ok, _ in answers] == [True] * 10 + [False] * 4
+    assert "Too much was done from here lately" in answers[-1][1]
+    assert len(await yard.world.yard.log("sandbox.extended")) == 10
 
 
 async def test_a_sandboxs_socket_reaches_no_other_sandbox(yard: ApiYard, tmp_path: Path) -> None:

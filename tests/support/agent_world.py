@@ -176,7 +176,8 @@ def make_driver(
 ) -> AcpDriver:
     """`servers`: behind the agents' doors."""
     telling, connections = ConversationTelling(config), ControlConnections(config.state_dir)
-    doors = SandboxDoors(database, connections, servers, tries_if_taken=Backoff.growing(0.05, 0.1)) if servers else None
+    quick = Backoff.growing(0.05, 0.1)
+    doors = SandboxDoors(database, connections, servers, tries_if_taken=quick, grace_seconds=0.5) if servers else None
     return AcpDriver(config, database, TurnProgress(telling), connections, authorize, ssh_port=port, doors=doors)
 
 

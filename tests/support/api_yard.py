@@ -27,10 +27,10 @@ from ravebot.parts import make_diffs
 from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef
 from ravebot.store import conversations
 from ravebot.store.database import Transaction
-from ravebot.tools.calls import ToolCalls
+from ravebot.tools.calls import ActLimits, ToolCalls
+from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.workbench import Workbench
 from ravebot.web.api.gate import REQUESTS, Gate
-from ravebot.web.api.limits import Buckets, CallRate
 from ravebot.web.api.server import serve_api
 from tests.support.agent_yard import AgentYard, an_agent, an_agent_yard
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, Project, User
@@ -149,7 +149,8 @@ async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[
             make_diffs(config, yard.database, yard.provider, gitlab),
             AgentAnswers(config, yard.database, turns, StillAllowed(yard.database, turns.give_up, may_give)),
         )  # fmt: skip
-        calls, gate = ToolCalls(bench), Gate(yard.database, Buckets(rate))
+        acts = ActLimits(Buckets(rate)) if rate is not REQUESTS else ActLimits()
+        calls, gate = ToolCalls(bench, acts), Gate(yard.database, Buckets(rate))
         tokens = TokenOperator(config, yard.database, people)
         try:
             async with (

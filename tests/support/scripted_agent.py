@@ -5,7 +5,8 @@ Each line of a prompt is one step: `say TEXT`, `clock` (when it got the prompt, 
 words, a message each), `wait SECONDS`, `do TITLE` (a tool call), `ask KIND TITLE` (a permission; says the answer),
 `always KIND TITLE` (offers no "once"), `big N` (a permission with N characters), `unseen N` (the same, of characters
 that can't be seen), `method NAME` (a request to the client), `get URL` (what is there, or why not; with its
-environment's variables), `await URL` (the same, once it is there), `servers` (the MCP servers that it was told of),
+environment's variables), `await URL` (the same, once it is there), `use TOOL JSON` (the tool by MCP),
+`servers` (the MCP servers that it was told of),
 `fail TEXT`, `stop REASON`, `die CODE`, `deaf` (never ends the turn, also when it is cancelled), `chatter` (the same,
 and talks), `flood`, `endless`, `binary`, `junk N`, `raw JSON`.
 Its arguments: `version=N`, `login`, `load`, `noload`, `mcp` (it can use MCP servers over HTTP), `mute`, `echo=NAME`
@@ -115,6 +116,25 @@ def fetched(url: str) -> str:
         return f"not there: {error}"
 
 
+def used(rest: str) -> str:
+    """What a tool answers by MCP, in the words for models."""
+    name, _, given = rest.partition(" ")
+    asked = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": name, "arguments": json.loads(given)},
+    }
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    request = urllib.request.Request(os.environ["RAVEBOT_MCP_URL"], json.dumps(asked).encode(), headers)
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=20) as response:
+            return str(json.loads(response.read(100_000))["result"]["content"][0]["text"])
+    except (OSError, ValueError) as error:
+        return f"not there: {error}"
+
+
 def step(session: str, line: str) -> dict[str, Any] | None:
     """One step of a prompt; returns why the turn ends here, if it does."""
     word, _, rest = line.partition(" ")
@@ -150,6 +170,8 @@ def step(session: str, line: str) -> dict[str, Any] | None:
             time.sleep(0.05)
             found = fetched(os.path.expandvars(rest))
         say(session, found)
+    elif word == "use":
+        say(session, used(rest))
     elif word == "servers":
         say(session, json.dumps(servers))
     elif word == "fail":

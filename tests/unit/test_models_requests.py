@@ -202,6 +202,8 @@ def test_what_providers_fetch_look_up_or_run_is_refused_unless_it_is_allowed(
         (said(max_tokens=1e3), 400, "`max_tokens`"),
         (said(max_tokens=10**12), 400, "`max_tokens`"),
         (said(n=1000), 400, "`n`"),
+        (said(n=0, max_tokens=10_000_000), 400, "`n`"),
+        (said(max_tokens=0), 400, "`max_tokens`"),
     ],
 )
 def test_what_is_no_request_is_refused_with_the_reason(body: object, status: int, word: str) -> None:

@@ -164,17 +164,19 @@ def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
         ModelApi.CHAT: ("max_completion_tokens", "max_tokens"),
         ModelApi.RESPONSES: ("max_output_tokens",),
     }[api]
-    limits = [_whole(key, body[key], _MOST_OUTPUT) for key in keys if body.get(key) is not None]
+    # Some servers of OpenAI's shape take 0 as no limit, and no choices as one.
+    least = 0 if api.is_anthropic else 1
+    limits = [_whole(key, body[key], least, _MOST_OUTPUT) for key in keys if body.get(key) is not None]
     if not limits:
         body[keys[0]] = most
         limits = [most]
-    choices = _whole("n", body["n"], _MOST_CHOICES) if body.get("n") is not None else 1
+    choices = _whole("n", body["n"], 1, _MOST_CHOICES) if body.get("n") is not None else 1
     return max(limits) * choices
 
 
-def _whole(key: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ModelRefusal(400, f"`{key}` must be a whole number from 0 to {most:,}.")
+def _whole(key: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ModelRefusal(400, f"`{key}` must be a whole number from {least} to {most:,}.")
     return value
 
 

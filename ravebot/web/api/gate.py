@@ -20,8 +20,9 @@ from ravebot.store.api_tokens import USED_EVERY, ApiToken
 from ravebot.store.database import Database, Transaction
 from ravebot.tools import tokens
 from ravebot.tools.callers import HOW_TO_GET_ONE, TokenCaller
+from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem
-from ravebot.web.api.limits import Buckets, CallRate, network_of
+from ravebot.web.api.addresses import network_of
 
 WRONG = CallRate(burst=20, per_second=0.5)
 REQUESTS = CallRate(burst=120, per_second=20)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,24 +17,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ravebot.config.model import ApiConfig
+from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.errors import ConfigError
 from ravebot.sandboxes.model import SandboxId
 from ravebot.tools.callers import Caller, SandboxCaller
 from ravebot.tools.calls import ToolAnswer, ToolCalls
+from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem, mistake
 from ravebot.web.api import mcp, rest
 from ravebot.web.api.answers import answer, problem
 from ravebot.web.api.gate import Gate
-from ravebot.web.api.limits import Buckets, CallRate
 from ravebot.web.api.listening import listening, reason, tcp
 
 MCP_PATH = "/mcp"
 MCP_PORT = 4181
 """Where agents find it in their sandbox, on 127.0.0.1."""
-MOST_CONNECTIONS = 256
+_MOST_CONNECTIONS = 1000
+_SPEAKING_SECONDS = 90.0
+"""The most that a request for MCP may take, with its body; tools wait at most 25 seconds."""
 MOST_OF_A_SANDBOX = 32
 SANDBOX_CALLS = CallRate(burst=60, per_second=5)
 log = structlog.get_logger()
@@ -49,10 +53,12 @@ async def serve_api(config: ApiConfig, calls: ToolCalls, gate: Gate) -> AsyncIte
         fix = "stop what uses it, or set another address"
         raise ConfigError(f"api.listen: {host}:{port} can't be used: {reason(error)}; {fix}") from error
     bound = on.getsockname()
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(_MOST_CONNECTIONS, files // 4)
     try:
         async with (
             mcp.serving(calls, hosts_of(config, bound[1])) as speak,
-            listening(_app(calls, gate, speak), on, most=MOST_CONNECTIONS),
+            listening(_app(calls, gate, speak), on, most=most),
         ):
             yield bound[0], bound[1]
     finally:
@@ -103,7 +109,21 @@ async def _speak(speak: ASGIApp, caller: Caller, scope: Scope, receive: Receive,
         refused = problem(ProblemKind.METHOD, "MCP is spoken by POST here.", {"Allow": "POST"})
         await refused(scope, receive, send)
         return
-    await speak({**scope, mcp.CALLER: caller}, receive, send)
+    begun = False
+
+    async def note(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        async with asyncio.timeout(_SPEAKING_SECONDS):
+            await speak({**scope, mcp.CALLER: caller}, receive, note)
+    except TimeoutError:
+        if not begun:
+            await problem(ProblemKind.SLOW, "The request took longer than 90 seconds: send it at once.")(
+                scope, receive, send
+            )
 
 
 def _guarded(app: ASGIApp) -> ASGIApp:
@@ -135,7 +155,12 @@ class SandboxMcp:
     calls: ToolCalls
     name: str = "mcp"
     port: int = MCP_PORT
+    path: str = MCP_PATH
     _allowed: Buckets = field(default_factory=lambda: Buckets(SANDBOX_CALLS))
+
+    def is_for(self, _: AgentConfig) -> bool:
+        """Every agent gets it."""
+        return True
 
     @asynccontextmanager
     async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:

@@ -47,6 +47,8 @@ _BEGINS = 8
 TRIES_IF_TAKEN = Backoff.growing(0.5, 4.0)
 """The port may still be held by a connection of ravebot's own that has just ended."""
 _TRIES = 5
+GRACE_SECONDS = 30.0
+"""How long doors stand that nobody needs: an agent at work has them also while its own connection is made again."""
 _PAUSES = Backoff.growing(0.5, 60.0)
 _LONG_SECONDS = 60.0
 """Doors that stood for so long fell for no reason of the guest's."""
@@ -69,6 +71,7 @@ class _Standing:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     failures: int = 0
     not_before: float = 0.0
+    free_since: float = 0.0
     gone: bool = False
 
     @property
@@ -89,12 +92,14 @@ class SandboxDoors:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         tries_if_taken: Backoff = TRIES_IF_TAKEN,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._database = database
         self._connections = connections
         self._servers = {server.name: server for server in servers}
         self._patience_seconds = patience_seconds
         self._tries_if_taken = tries_if_taken
+        self._grace_seconds = grace_seconds
         self._standing: dict[MachineId, _Standing] = {}
         self._news = asyncio.Event()
         self._begins = asyncio.Semaphore(_BEGINS)
@@ -149,7 +154,8 @@ class SandboxDoors:
     def release(self, conversation_id: ConversationId) -> None:
         """A conversation needs no doors any more."""
         for standing in self._standing.values():
-            standing.holders.pop(conversation_id, None)
+            if standing.holders.pop(conversation_id, None) is not None:
+                standing.free_since = asyncio.get_running_loop().time()
         self._news.set()
 
     def clear(self) -> None:
@@ -183,7 +189,8 @@ class SandboxDoors:
         for standing in known:
             if standing.lock.locked():
                 continue
-            if standing.machine.id not in live or not standing.holders:
+            is_free = not standing.holders and now - standing.free_since >= self._grace_seconds
+            if standing.machine.id not in live or is_free:
                 await self._close(standing, keep=standing.machine.id in live)
             elif standing.missing and now >= standing.not_before:
                 group.create_task(self._mend(standing))
@@ -191,6 +198,7 @@ class SandboxDoors:
     def _until_due(self) -> float:
         now = asyncio.get_running_loop().time()
         waits = [one.not_before - now for one in self._standing.values() if one.missing and not one.lock.locked()]
+        waits += [one.free_since + self._grace_seconds - now for one in self._standing.values() if not one.holders]
         return max(0.05, min([_LOOK_SECONDS, *waits]))
 
     async def _mend(self, standing: _Standing) -> None:
@@ -301,18 +309,27 @@ class SandboxDoors:
         self._news.set()
 
     async def _close(self, standing: _Standing, *, keep: bool) -> None:
-        """Close a machine's doors; `keep`: they are made again for whoever came to need them meanwhile."""
+        """Close a machine's doors, also if whoever waits for that is cancelled; `keep`: they are made again for whoever
+        came to need them meanwhile."""
+        task = asyncio.create_task(self._close_all(standing, keep=keep))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _close_all(self, standing: _Standing, *, keep: bool) -> None:
         async with standing.lock:
             if standing.gone:
                 return
             standing.gone = True
-            for forward in tuple(standing.forwards):
-                await forward.close()
-            for served in tuple(standing.served.values()):
-                await served.close()
-            folder = self._connections.state_dir / FOLDER / standing.machine.name
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            del self._standing[standing.machine.id]
+            try:
+                for forward in tuple(standing.forwards):
+                    await forward.close()
+                for served in tuple(standing.served.values()):
+                    await served.close()
+                folder = self._connections.state_dir / FOLDER / standing.machine.name
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            finally:
+                del self._standing[standing.machine.id]
             if keep and standing.holders:
                 again = _Standing(standing.sandbox_id, standing.machine, standing.where, standing.holders)
                 self._standing[standing.machine.id] = again

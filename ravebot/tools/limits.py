@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -46,16 +45,3 @@ class Buckets:
         self._left.move_to_end(name)
         while len(self._left) > self.most:
             self._left.popitem(last=False)
-
-
-def network_of(address: str) -> str:
-    """Whom an address stands for: of IPv6, where everybody has 2^64 addresses, the /64."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-    return str(found)
