@@ -224,11 +224,13 @@ class Exchange:
 async def _bounded(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
     """An answer as it comes. Raises EventTooLong when it is larger."""
     came = 0
-    async for chunk in answer.content.iter_any():
+    async for chunk in answer.content.iter_chunked(_SMALL_BYTES):
         came += len(chunk)
         if came > most:
             raise EventTooLong
         yield chunk
+        if len(chunk) == _SMALL_BYTES:  # there is more already: others have their turn first
+            await asyncio.sleep(0)
 
 
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
