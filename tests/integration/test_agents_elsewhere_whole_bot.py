@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 
@@ -77,6 +78,7 @@ async def until(look: Callable[[], Any], bot: Bot, seconds: float = 40) -> Any:
 
 
 async def test_a_webhook_and_an_inbox_answer_in_the_room_also_after_a_crash(synapse: Synapse, tmp_path: Path) -> None:
+    assert len([line for line in (DOCS / "receiver.py").read_text().splitlines() if line]) <= 30
     hook, api, state = free_port(), free_port(), tmp_path / "state"
     state.mkdir()
     async with GitLabServer() as server:
@@ -154,6 +156,11 @@ async def test_a_webhook_and_an_inbox_answer_in_the_room_also_after_a_crash(syna
                 assert comment
                 await until(lambda: len(mr.discussion(comment.discussion_id)) == 2, bot)
                 assert "You wrote: good morning" in mr.discussion(comment.discussion_id)[1].body
+                async with (
+                    aiohttp.ClientSession() as session,
+                    session.post(f"http://127.0.0.1:{hook}/", data="{}") as forged,
+                ):
+                    assert forged.status == 401
                 assert "✗" not in await shell(bot, "agent", "check", "reviewer", f"group/app!{mr.iid}")
                 with closing(sqlite3.connect(state / "ravebot.db")) as connection:
                     assert connection.execute("SELECT * FROM sandboxes").fetchall() == []
