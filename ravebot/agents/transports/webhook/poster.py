@@ -39,7 +39,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self) -> None:
         super().__init__(limit=0, force_close=True)
-        self._factory: partial[ResponseHandler] = partial(_BriefAnswer, loop=self._loop)  # there is no setting for it
+        self._factory = partial(_BriefAnswer, loop=self._loop)  # type: ignore[assignment]  # there is no setting for it
 
 
 class WebhookPoster:
