@@ -26,7 +26,6 @@ from ravebot.store.signals import inbox_of
 
 LEASE = timedelta(seconds=60)
 """How long a message that was taken is nobody else's; then it is given again, unless it was acknowledged."""
-LONGEST_WAIT = timedelta(seconds=25)
 LONGEST_PIECE = 60_000
 """Characters of one answer; longer ones come in pieces."""
 _CANDIDATES = 20
@@ -100,7 +99,7 @@ class AgentAnswers:
         if await self.database.read(lambda tx: deliveries.is_visit_due(tx, agent)):
             await self.database.write(lambda tx: deliveries.visit(tx, agent))
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(wait, LONGEST_WAIT).total_seconds()
+        until = loop.time() + wait.total_seconds()
         while True:
             for turn in await self.database.read(lambda tx: deliveries.to_take(tx, agent, LEASE, _CANDIDATES)):
                 if (reaches is None or await reaches(turn.id)) and await self.allowed.ask(turn):

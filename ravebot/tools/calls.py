@@ -24,7 +24,7 @@ from ravebot.store.api_tokens import KeptAnswer, Scope
 from ravebot.store.database import Transaction, dump_json
 from ravebot.tools.callers import Caller, SandboxCaller, TokenCaller
 from ravebot.tools.limits import Buckets, CallRate
-from ravebot.tools.problems import ProblemKind, ToolProblem, problem_of
+from ravebot.tools.problems import ProblemKind, ToolProblem, mistake, problem_of
 from ravebot.tools.reach import NO_TURN
 from ravebot.tools.table import Tool
 from ravebot.tools.workbench import Workbench
@@ -98,8 +98,7 @@ class ToolCalls:
             return ToolAnswer.of(problem_of(error))
         except Exception:
             log.exception("a tool failed", tool=tool.name)
-            why = "This is a mistake in ravebot: its log has more. Tell an admin of ravebot."
-            return ToolAnswer.of(ToolProblem(ProblemKind.BUG, why))
+            return ToolAnswer.of(mistake())
 
     async def _act(self, caller: Caller, tool: Tool, asked: BaseModel, key: str) -> ToolAnswer:
         assert tool.act

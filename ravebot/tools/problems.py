@@ -58,6 +58,11 @@ class ToolProblem(RavebotError):
         return {"type": "about:blank", "title": self.kind.title, "status": self.kind.status, "detail": self.detail}
 
 
+def mistake() -> ToolProblem:
+    """What the caller is told of a mistake in ravebot, of which the log has the details."""
+    return ToolProblem(ProblemKind.BUG, "This is a mistake in ravebot: its log has more. Tell an admin of ravebot.")
+
+
 def problem_of(error: RavebotError) -> ToolProblem:
     """An error of a part of ravebot, as the caller is told of it."""
     match error:

@@ -25,7 +25,6 @@ from ravebot.tools.workbench import Workbench
 Act = Callable[[Transaction], shapes.SandboxDone | ToolProblem]
 Running = tuple[Sandbox, Machine]
 _VERBS = {verb.name: verb for verb in VERBS}
-_COMPARING_SECONDS = 25.0
 _LONGEST_DIFF = 200_000
 _NO_SANDBOX = "{} has no sandbox: start one with sandbox_start."
 
@@ -136,11 +135,11 @@ async def changes(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) ->
         why = f"{reached.mr.full_ref} has no machine to compare: its sandbox must be ready."
         raise ToolProblem(ProblemKind.REFUSED, why)
     try:
-        async with asyncio.timeout(_COMPARING_SECONDS):
+        async with asyncio.timeout(shapes.LONGEST_WAIT_SECONDS):
             diff = await bench.diffs.read(*found, reached.mr)
     except TimeoutError:
-        why = "The sandbox was not compared within 25 seconds: try again when less is running there."
-        raise ToolProblem(ProblemKind.UNAVAILABLE, why, 10) from None
+        why = f"The sandbox was not compared within {shapes.LONGEST_WAIT_SECONDS} seconds:"
+        raise ToolProblem(ProblemKind.UNAVAILABLE, f"{why} try again when less is running there.", 10) from None
     return shapes.SandboxChanges(
         ref=reached.mr.full_ref,
         base_sha=diff.base_sha,

@@ -10,6 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ravebot.agents.answers import LONGEST_PIECE
+from ravebot.agents.model import LONGEST_MESSAGE
+from ravebot.sandboxes.runs import LONGEST as LONGEST_RUN
+from ravebot.sandboxes.runs import LONGEST_COMMAND
+
 LARGEST_ID = 2**63 - 1
 MOST_A_PAGE = 100
 LONGEST_WAIT_SECONDS = 25
@@ -177,12 +182,14 @@ class StartRun(Shape):
         str,
         Field(
             min_length=1,
-            max_length=8000,
+            max_length=LONGEST_COMMAND,
             description="For a shell, in the code's folder, as the sandbox's user.",
             examples=["make check"],
         ),
     ]
-    timeout: Annotated[int, Field(ge=1, le=3600, description="Seconds until it is ended.")] = 600
+    timeout: Annotated[
+        int, Field(ge=1, le=int(LONGEST_RUN.total_seconds()), description="Seconds until it is ended.")
+    ] = 600
 
 
 class ReadRun(Shape):
@@ -227,7 +234,7 @@ class RunHeard(Shape):
 class SendMessage(Shape):
     agent: Annotated[str, Field(min_length=1, max_length=50, description="The agent's name.", examples=["coder"])]
     ref: Reference
-    text: Annotated[str, Field(min_length=1, max_length=16_000, description="What it is to do.")]
+    text: Annotated[str, Field(min_length=1, max_length=LONGEST_MESSAGE, description="What it is to do.")]
     conversation: Annotated[
         int | None,
         Field(ge=1, le=LARGEST_ID, description="Of an earlier answer, to go on there; else a new one begins."),
@@ -307,7 +314,9 @@ class OneDelivery(Shape):
 
 class AnswerMessage(Shape):
     id: DeliveryId
-    text: Annotated[str, Field(max_length=60_000, description="What comes next of the answer, in Markdown.")] = ""
+    text: Annotated[str, Field(max_length=LONGEST_PIECE, description="What comes next of the answer, in Markdown.")] = (
+        ""
+    )
     status: Annotated[str, Field(max_length=200, description="What the agent is doing, in a few words.")] = ""
     end: Annotated[
         Literal["", "done", "failed"], Field(description="Whether that was all; failed: it can't be done.")

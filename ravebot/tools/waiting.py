@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_FIRST_SECONDS, _LONGEST_SECONDS, _GROWTH = 0.1, 1.0, 1.3
+from ravebot.backoff import Backoff
+
+_PAUSES = Backoff.growing(0.1, 1.0, factor=1.3)
 
 
 @dataclass
@@ -15,7 +18,7 @@ class LookAgain:
 
     seconds: float
     _until: float = field(init=False)
-    _pause: float = _FIRST_SECONDS
+    _pauses: Iterator[float] = field(default_factory=lambda: iter(_PAUSES))
 
     def __post_init__(self) -> None:
         self._until = time.monotonic() + self.seconds
@@ -25,6 +28,5 @@ class LookAgain:
         left = self._until - time.monotonic()
         if left <= 0:
             return False
-        await asyncio.sleep(min(self._pause, left))
-        self._pause = min(_LONGEST_SECONDS, self._pause * _GROWTH)
+        await asyncio.sleep(min(next(self._pauses), left))
         return True

@@ -15,7 +15,7 @@ import pytest
 
 from ravebot.agents.model import ConversationId
 from ravebot.agents.transports.acp.control import ControlConnections, Destination, public_key
-from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, SandboxDoors
+from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, DoorsNeeded, SandboxDoors
 from ravebot.backoff import Backoff
 from ravebot.clock import SystemClock
 from ravebot.errors import Unavailable
@@ -77,7 +77,7 @@ class Place:
     folder: Path
 
     async def ensure(self) -> None:
-        await self.doors.ensure(TALK, an_agent(), SandboxId(1), self.machine, self.where)
+        await self.doors.ensure(DoorsNeeded(TALK, an_agent(), SandboxId(1), self.machine, self.where))
 
 
 @asynccontextmanager

@@ -277,12 +277,6 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
             writer.write(b"x: y\r\n" * 1000)
             await writer.drain()
 
-    async def endless_informs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _read_all(reader)
-        while True:
-            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 4000)
-            await writer.drain()
-
     async def long_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _read_all(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
@@ -306,7 +300,6 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         (floods, PostEnd.ANSWERED, 200, ""),
         (endless_header, PostEnd.SILENT, 0, "no answer in HTTP"),
         (endless_headers, PostEnd.SILENT, 0, "no answer in HTTP"),
-        (endless_informs, PostEnd.SILENT, 0, "closed the connection"),
         (long_body, PostEnd.ANSWERED, 200, ""),
         (no_http, PostEnd.SILENT, 0, "no answer in HTTP"),
         (early, PostEnd.ANSWERED, 413, ""),

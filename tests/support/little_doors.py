@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ravebot.config.model import AgentConfig
 from ravebot.sandboxes.model import SandboxId
 from tests.support.sshd import free_port
 
@@ -24,6 +25,13 @@ class LittleDoor:
     held: int = 0
     most_held: int = 0
     fails: OSError | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/{self.name}" if self.name == "mcp" else ""
+
+    def is_for(self, agent: AgentConfig) -> bool:
+        return self.name != "models" or bool(agent.models)
 
     @asynccontextmanager
     async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from ravebot.agents.models.exchange import Exchange, ExchangeParts
 from ravebot.agents.models.refusals import ModelRefusal, error_body
+from ravebot.config.model import AgentConfig
 from ravebot.errors import StoreError
 from ravebot.sandboxes.model import SandboxId
 
@@ -53,11 +54,16 @@ class ModelGateway:
 
     name = "models"
     port = 4180
+    path = ""
 
     def __init__(self, parts: ExchangeParts, metrics: ModelMetrics, limits: GatewayLimits | None = None) -> None:
         self.parts = parts
         self._metrics = metrics
         self._limits = limits or GatewayLimits()
+
+    def is_for(self, agent: AgentConfig) -> bool:
+        """Agents without models can't find out which there are."""
+        return bool(agent.models)
 
     @asynccontextmanager
     async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ravebot.agents.model import ConversationId
+from ravebot.config.model import AgentConfig
 from ravebot.sandboxes.model import SandboxId
 
 
@@ -47,6 +48,15 @@ class DoorServer(Protocol):
     @property
     def port(self) -> int:
         """Where agents find it in the guest, on 127.0.0.1."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """What its address there has behind the port, such as /mcp; or empty."""
+        ...
+
+    def is_for(self, agent: AgentConfig) -> bool:
+        """Whether that agent gets it."""
         ...
 
     def serve(self, sandbox_id: SandboxId, path: Path) -> AbstractAsyncContextManager[None]:

@@ -11,7 +11,7 @@ import typer
 from pydantic_core import to_json
 
 from ravebot.config.file import read_state_dir
-from ravebot.config.values import parse_duration
+from ravebot.config.values import LONGEST, parse_duration
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="token", help="Tokens for the API and MCP: make, list and revoke them.", no_args_is_help=True)
 SCOPES = ("read", "sandbox", "run", "message", "agent")
 """As `store.api_tokens.Scope`, which would load the store."""
-_LONGEST = timedelta(days=365)
 
 
 def _scopes(words: list[str]) -> list[str]:
@@ -35,7 +34,7 @@ def _expires(text: str) -> timedelta:
         found = parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if not timedelta(0) < found <= _LONGEST:
+    if not timedelta(0) < found <= LONGEST:
         raise typer.BadParameter("a token ends after at most a year: write a time like 30d, 90d or 365d")
     return found
 

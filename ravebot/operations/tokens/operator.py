@@ -8,6 +8,7 @@ from datetime import timedelta
 from ravebot.agents import registry
 from ravebot.commands.people import People
 from ravebot.config.model import Config, patterns_overlap
+from ravebot.config.values import LONGEST
 from ravebot.errors import Refused
 from ravebot.operations.tokens.reports import TokenLine, TokenMade
 from ravebot.sandboxes.intents import Outcome
@@ -16,8 +17,6 @@ from ravebot.store import api_tokens
 from ravebot.store.api_tokens import ApiToken, Scope, TokenId
 from ravebot.store.database import Database, Transaction
 from ravebot.tools import tokens
-
-LONGEST = timedelta(days=365)
 
 
 @dataclass(frozen=True)

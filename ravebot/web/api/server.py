@@ -19,13 +19,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ravebot.config.model import ApiConfig
+from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.errors import ConfigError
 from ravebot.sandboxes.model import SandboxId
 from ravebot.tools.callers import Caller, SandboxCaller
 from ravebot.tools.calls import ToolAnswer, ToolCalls
 from ravebot.tools.limits import Buckets, CallRate
-from ravebot.tools.problems import ProblemKind, ToolProblem
+from ravebot.tools.problems import ProblemKind, ToolProblem, mistake
 from ravebot.web.api import mcp, rest
 from ravebot.web.api.answers import answer, problem
 from ravebot.web.api.gate import Gate
@@ -142,8 +142,7 @@ def _guarded(app: ASGIApp) -> ASGIApp:
         except Exception:
             log.exception("a request failed", path=str(scope.get("path"))[:200])
             if not begun:
-                why = "This is a mistake in ravebot: its log has more. Tell an admin of ravebot."
-                await problem(ProblemKind.BUG, why)(scope, receive, send)
+                await answer(ToolAnswer.of(mistake()))(scope, receive, send)
 
     return guard
 
@@ -156,7 +155,12 @@ class SandboxMcp:
     calls: ToolCalls
     name: str = "mcp"
     port: int = MCP_PORT
+    path: str = MCP_PATH
     _allowed: Buckets = field(default_factory=lambda: Buckets(SANDBOX_CALLS))
+
+    def is_for(self, _: AgentConfig) -> bool:
+        """Every agent gets it."""
+        return True
 
     @asynccontextmanager
     async def serve(self, sandbox_id: SandboxId, path: Path) -> AsyncIterator[None]:

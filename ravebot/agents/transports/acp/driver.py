@@ -24,7 +24,7 @@ from ravebot.agents.transports.acp.control import (
     NoSshClient,
     OtherHostKey,
 )
-from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, SandboxDoors
+from ravebot.agents.transports.acp.doors.sandbox_doors import DoorRefused, DoorsNeeded, SandboxDoors
 from ravebot.agents.transports.acp.lines import AgentBreaksLimits, LineReader
 from ravebot.agents.transports.acp.session import AgentSession, AgentUnusable, ProgramEnded
 from ravebot.agents.transports.acp.situation import Settling, Situation, look
@@ -185,15 +185,16 @@ class ConversationDriver:
         until they stand again. Raises DoorRefused, and what a connection raises."""
         if self.parts.doors is None or now.agent is None or now.machine is None:
             return
-        which = (self.conversation_id, now.agent, process.sandbox_id, now.machine, self._destination(now.machine))
+        where = self._destination(now.machine)
+        needs = DoorsNeeded(self.conversation_id, now.agent, process.sandbox_id, now.machine, where)
         if now.given:
-            self.parts.doors.hold(*which)
+            self.parts.doors.hold(needs)
             return
         try:
-            await self.parts.doors.ensure(*which)
+            await self.parts.doors.ensure(needs)
         except KeyRefused as error:
             await self._authorize_once(now, error)
-            await self.parts.doors.ensure(*which)
+            await self.parts.doors.ensure(needs)
 
     async def _authorize_once(self, now: Situation, error: KeyRefused) -> None:
         """Write our key into a machine from before ravebot had it, or whose keys were changed; the second time, raises

@@ -7,39 +7,14 @@ import os
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 from ravebot.agents.transports.webhook.outcomes import Posted, PostEnd
 
 TOTAL_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 _LONGEST_LINE = 8190
-_LARGEST_ANSWER_BYTES = 64 * 1024
-
-
-class _BriefAnswer(ResponseHandler):
-    """Reads no more than any answer's head has, and ends the connection: what comes without an end may be nothing but
-    small answers, such as 100 (Continue), which cost more to read than to send."""
-
-    _taken_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        left = _LARGEST_ANSWER_BYTES - self._taken_bytes
-        self._taken_bytes += len(data)
-        super().data_received(data[: max(0, left)])
-        if len(data) > left and self.transport is not None:
-            self.transport.abort()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Without a limit of its own: who waits for a place would be taken for a receiver that does not answer."""
-
-    def __init__(self) -> None:
-        super().__init__(limit=0, force_close=True)
-        self._factory = partial(_BriefAnswer, loop=self._loop)  # type: ignore[assignment]  # there is no setting for it
 
 
 class WebhookPoster:
@@ -75,7 +50,8 @@ class WebhookPoster:
 
     def _opened(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=_Connector(),
+            # Without a limit: who waits for a place would be taken for a receiver that does not answer.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "ravebot"},

@@ -39,8 +39,6 @@ log = structlog.get_logger()
 
 FOLDER = "doors"
 """In the state folder: a folder for each machine, in which the sockets are."""
-_MODELS = "models"
-_PATHS = {"mcp": "/mcp"}
 _LOOK_SECONDS = 5.0
 _BEGINS = 8
 """Clients that are started at once."""
@@ -56,6 +54,17 @@ _LONG_SECONDS = 60.0
 
 class DoorRefused(RavebotError):
     """A door can't be made in a sandbox until a person does what the text says."""
+
+
+@dataclass(frozen=True)
+class DoorsNeeded:
+    """A conversation whose agent works, or is about to, in that machine. `where`: how the machine is reached."""
+
+    conversation_id: ConversationId
+    agent: AgentConfig
+    sandbox_id: SandboxId
+    machine: Machine
+    where: Destination
 
 
 @dataclass
@@ -107,29 +116,20 @@ class SandboxDoors:
 
     def of(self, agent: AgentConfig) -> frozenset[str]:
         """The doors that an agent gets."""
-        return frozenset(name for name in self._servers if name != _MODELS or agent.models)
+        return frozenset(name for name, server in self._servers.items() if server.is_for(agent))
 
     def urls(self, agent: AgentConfig) -> Mapping[str, str]:
         """Where an agent finds its doors in the guest, by their names."""
-        return {
-            name: f"http://127.0.0.1:{self._servers[name].port}{_PATHS.get(name, '')}"
-            for name in sorted(self.of(agent))
-        }
+        servers = (self._servers[name] for name in sorted(self.of(agent)))
+        return {server.name: f"http://127.0.0.1:{server.port}{server.path}" for server in servers}
 
-    async def ensure(
-        self,
-        conversation_id: ConversationId,
-        agent: AgentConfig,
-        sandbox_id: SandboxId,
-        machine: Machine,
-        where: Destination,
-    ) -> None:
+    async def ensure(self, needs: DoorsNeeded) -> None:
         """Returns when the agent's doors stand in that machine; they are kept until the conversation is released.
 
         Raises DoorRefused, Unavailable, OtherHostKey, KeyRefused, NoSshClient.
         """
-        while (standing := self._hold(conversation_id, agent, sandbox_id, machine, where)) is not None:
-            if standing.machine.restarts != machine.restarts:
+        while (standing := self._hold(needs)) is not None:
+            if standing.machine.restarts != needs.machine.restarts:
                 await self._close(standing, keep=False)
                 continue
             async with standing.lock:
@@ -139,16 +139,9 @@ class SandboxDoors:
                     await self._make_patiently(standing, missing)
                 return
 
-    def hold(
-        self,
-        conversation_id: ConversationId,
-        agent: AgentConfig,
-        sandbox_id: SandboxId,
-        machine: Machine,
-        where: Destination,
-    ) -> None:
+    def hold(self, needs: DoorsNeeded) -> None:
         """The same for an agent that is at work already: without waiting, and as well as it goes."""
-        self._hold(conversation_id, agent, sandbox_id, machine, where)
+        self._hold(needs)
         self._news.set()
 
     def release(self, conversation_id: ConversationId) -> None:
@@ -223,24 +216,17 @@ class SandboxDoors:
         standing.failures += 1
         standing.not_before = asyncio.get_running_loop().time() + _PAUSES.after(standing.failures)
 
-    def _hold(
-        self,
-        conversation_id: ConversationId,
-        agent: AgentConfig,
-        sandbox_id: SandboxId,
-        machine: Machine,
-        where: Destination,
-    ) -> _Standing | None:
-        wanted = self.of(agent)
+    def _hold(self, needs: DoorsNeeded) -> _Standing | None:
+        wanted, machine = self.of(needs.agent), needs.machine
         for other in self._standing.values():
             if other.machine.id != machine.id:
-                other.holders.pop(conversation_id, None)
+                other.holders.pop(needs.conversation_id, None)
         if not wanted:
             return None
         standing = self._standing.get(machine.id)
         if standing is None:
-            standing = self._standing[machine.id] = _Standing(sandbox_id, machine, where)
-        standing.holders[conversation_id] = wanted
+            standing = self._standing[machine.id] = _Standing(needs.sandbox_id, machine, needs.where)
+        standing.holders[needs.conversation_id] = wanted
         return standing
 
     async def _make_patiently(self, standing: _Standing, names: frozenset[str]) -> None:
