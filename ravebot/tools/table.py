@@ -48,6 +48,11 @@ class Tool:
     def acts(self) -> bool:
         return self.act is not None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something new, as long as the caller asks for."""
+        return "wait" in self.takes.model_fields
+
 
 _READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope
 
