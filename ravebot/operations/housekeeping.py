@@ -68,10 +68,11 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
-        await self.database.write(api_tokens.forget_answers)
         while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
         while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):
+            await asyncio.sleep(0)
+        while await self.database.write(lambda tx: api_tokens.forget_answers(tx, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
         await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - KEEP_TEXTS)))
         live = frozenset(machine.name for machine in await self.database.read(machines.live))

@@ -261,15 +261,22 @@ class Runs:
         if not look.found:
             await self._ended(run, RunState.LOST, "its machine was restarted")
             return True
-        while (taken := await self.database.write(partial(_take, run_id=run.id, look=look))) and look.piece:
+        taken = await self.database.write(partial(_take, run_id=run.id, look=look))
+        while taken is not None and look.piece and not taken.cut:  # what is left out has no end in a hostile guest
             if look.exit_code is None and len(look.piece) < PIECE_BYTES:
-                return False
+                break
             look = await self.jobs.look(machine.name, key, taken.taken_bytes)
             if not look.found:
                 await self._ended(run, RunState.LOST, "its machine was restarted")
                 return True
-        if taken is None or look.exit_code is None:
-            return taken is None
+            taken = await self.database.write(partial(_take, run_id=run.id, look=look))
+        if taken is None:
+            return True
+        if look.exit_code is None:
+            if scene.late > _UNREACHABLE:
+                await self._ended(run, RunState.LOST, "its guest does not end it")
+                return True
+            return False
         state, why = RunState.DONE, ""
         if look.exit_code == _KILLED:
             state, why = _why_killed(scene)

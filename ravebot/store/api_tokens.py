@@ -143,9 +143,12 @@ def keep_answer(tx: Transaction, token_id: TokenId, key: str, kept: KeptAnswer) 
     tx.upsert("api_answers", ("token_id", "key"), {"token_id": token_id, "key": key, **dump(kept), "at": tx.now_us})
 
 
-def forget_answers(tx: Transaction) -> int:
-    """Delete the answers that are given no more."""
-    return tx.changed("DELETE FROM api_answers WHERE at <= ?", (to_us(tx.now - KEEP_ANSWERS),))
+def forget_answers(tx: Transaction, at_most: int) -> int:
+    """Delete some of the answers that are given no more; returns how many."""
+    return tx.changed(
+        "DELETE FROM api_answers WHERE rowid IN (SELECT rowid FROM api_answers WHERE at <= ? ORDER BY at LIMIT ?)",
+        (to_us(tx.now - KEEP_ANSWERS), at_most),
+    )
 
 
 def _log(tx: Transaction, kind: EventKind, token: ApiToken, by: Actor) -> None:

@@ -277,6 +277,11 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
             writer.write(b"x: y\r\n" * 1000)
             await writer.drain()
 
+    async def long_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+        await writer.drain()
+
     async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _read_all(reader)
         writer.write(b"SSH-2.0-OpenSSH_9\r\n")
@@ -295,6 +300,7 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         (floods, PostEnd.ANSWERED, 200, ""),
         (endless_header, PostEnd.SILENT, 0, "no answer in HTTP"),
         (endless_headers, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (long_body, PostEnd.ANSWERED, 200, ""),
         (no_http, PostEnd.SILENT, 0, "no answer in HTTP"),
         (early, PostEnd.ANSWERED, 413, ""),
     ):
@@ -304,6 +310,27 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
             assert why in posted.why, talk.__name__
     await poster.close()
     assert flooded < 8 * 1024 * 1024
+
+
+async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers() -> None:
+    async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    poster = WebhookPoster(total_seconds=2.0)
+    async with a_rude_receiver(hangs) as dead, a_rude_receiver(answers) as well, asyncio.TaskGroup() as group:
+        hanging = [group.create_task(poster.post(dead, b"{}", {})) for _ in range(100)]
+        await asyncio.sleep(0.3)
+        posted = await group.create_task(poster.post(well, b"{}", {}))
+        assert not any(one.done() for one in hanging)
+        assert posted.status == 204
+        for one in hanging:
+            one.cancel()
+    await poster.close()
 
 
 async def test_a_redirect_is_not_followed_and_nothing_is_learnt_of_the_other_place(tmp_path: Path) -> None:

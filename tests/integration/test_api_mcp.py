@@ -16,6 +16,9 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from ravebot.operations.tokens.reports import TokenMade
+from ravebot.sandboxes.model import SandboxId
+from ravebot.tools.callers import SandboxCaller
+from ravebot.web.api.mcp import described, offered
 from tests.support import peers
 from tests.support.api_yard import ApiYard, an_api_yard
 
@@ -110,3 +113,9 @@ async def test_without_a_token_and_from_a_page_with_a_name_of_its_own_nothing_is
     ) as answer:
         assert answer.status == 421
     assert (await yard.ask("GET", "/mcp", made)).status == 405
+
+
+async def test_who_lists_the_tools_all_day_has_their_schemas_made_once() -> None:
+    caller = SandboxCaller(SandboxId(1))
+    for tool in offered(caller):
+        assert described(tool, caller) is described(tool, caller)

@@ -139,7 +139,7 @@ async def test_a_sandbox_that_floods_is_slowed_and_others_are_not(yard: ApiYard,
     path = tmp_path / "s"
     async with SandboxMcp(yard.calls).serve(sandbox.id, path):
         async with httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(uds=str(path))) as http:
-            answers = [await http.post("http://127.0.0.1:4181/mcp", json={}) for _ in range(80)]
+            answers = [await http.post("http://127.0.0.1:4181/mcp", json={}) for _ in range(150)]
             wrong = await http.post("http://evil.example/mcp", json={})
             elsewhere = await http.get("http://127.0.0.1:4181/api/v1/sandboxes")
         assert {one.status_code for one in answers} == {400, 429} or {one.status_code for one in answers} == {406, 429}

@@ -19,6 +19,7 @@ from ravebot.errors import Refused
 from ravebot.sandboxes.model import Actor
 from ravebot.store import api_tokens
 from ravebot.tools import tokens
+from ravebot.tools.limits import CallRate
 from tests.support.api_yard import ROOT, ApiYard, an_api_yard
 from tests.support.gitlab import DEVELOPER, GUEST
 
@@ -194,17 +195,18 @@ async def test_ten_thousand_wrong_tokens_cost_nothing_that_others_notice(yard: A
     assert statuses.total() == WRONG
     assert statuses[401] < 100
     assert set(found) == {200}
-    assert p95 < 500, "milliseconds, beside the flood's own work in this process"
+    assert p95 < 1000, "milliseconds, beside the flood's own work in this process"
     assert not [line for line in logged if line["log_level"] != "debug"]
 
 
-async def test_a_token_is_limited_and_told_when_to_go_on(yard: ApiYard) -> None:
-    made, other = await yard.token(), await yard.token()
-    answers = [await yard.get("/whoami", made) for _ in range(150)]
-    refused = next(one for one in answers if one.status == 429)
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert "Wait" in refused.body["detail"]
-    assert (await yard.get("/whoami", other)).status == 200
+async def test_a_token_is_limited_and_told_when_to_go_on(tmp_path: Path) -> None:
+    async with an_api_yard(tmp_path / "state", CallRate(burst=3, per_second=0.01)) as yard:
+        made, other = await yard.token(), await yard.token()
+        *answered, refused = [await yard.get("/whoami", made) for _ in range(4)]
+        assert ([one.status for one in answered], refused.status) == ([200] * 3, 429)
+        assert 50 < int(refused.headers["Retry-After"]) <= 100
+        assert "Wait" in refused.body["detail"]
+        assert (await yard.get("/whoami", other)).status == 200
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,13 @@ BOOT = "cat /proc/sys/kernel/random/boot_id"
 A_BOOT = "01234567-89ab-cdef-0123-456789abcdef"
 
 
+class EndlessGuest(MemoryProvider):
+    """A guest that always has more of a command's output."""
+
+    async def copy_out(self, name: str, path: str, *, max_bytes: int) -> bytes:
+        return b"x" * max_bytes
+
+
 @pytest.fixture
 def room() -> Iterator[Room]:
     room = with_code(Room())
@@ -215,6 +222,26 @@ async def test_a_guest_that_does_not_answer_is_asked_again_until_long_after_the_
         clock.advance(timedelta(minutes=5))
         ended = await world.over(run)
         assert (ended.state, ended.why) == (RunState.LOST, "its guest does not answer: libvirt is away")
+
+
+async def test_a_guest_that_prints_without_end_and_ends_nothing_is_given_up_long_after_the_run_s_time(
+    tmp_path: Path,
+) -> None:
+    host, clock = MemoryHost(), ManualClock()
+    host.put(a_machine(1).name)
+    provider = EndlessGuest(host)
+    provider.answers[BOOT] = RunResult(0, f"{A_BOOT}\n")
+    provider.answers["piece"] = RunResult(0, "running\nmore\n")
+    async with a_run_world(provider, tmp_path, clock=clock) as world:
+        run = await world.ask("true", seconds=60)
+        cut = await world.until(run, lambda one: one.cut)
+        assert cut.characters == MOST_OUTPUT_BYTES
+        clock.advance(timedelta(minutes=2))
+        await asyncio.sleep(0.5)
+        assert (await world.get(run.id)).state is RunState.RUNNING
+        clock.advance(timedelta(minutes=5))
+        ended = await world.over(run)
+        assert (ended.state, ended.why) == (RunState.LOST, "its guest does not end it")
 
 
 @pytest.mark.parametrize("answer", ["²", "9" * 5000, "-1", "", "running\0"])

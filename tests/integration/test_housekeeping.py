@@ -18,8 +18,9 @@ import pytest
 from ravebot.agents.model import ShownTurn, TurnState
 from ravebot.errors import Unavailable
 from ravebot.operations.housekeeping import KEEP_TEXTS, Housekeeping
-from ravebot.sandboxes.model import Stage, StageResult
-from ravebot.store import agent_texts, conversations, inbox, outbox, sandboxes
+from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
+from ravebot.store import agent_texts, api_tokens, conversations, inbox, outbox, sandboxes
+from ravebot.store.api_tokens import ApiToken, KeptAnswer, TokenId
 from ravebot.store.database import Transaction
 from ravebot.store.targets import TARGETS
 from tests.support.agent_yard import ALICE, an_agent_yard
@@ -130,6 +131,27 @@ async def test_rows_are_forgotten_when_nobody_can_ask_for_them_again_and_events_
     assert await rows("SELECT COUNT(*) FROM outbox WHERE delivered_at IS NOT NULL") == [(0,)]
     assert len(await yard.outbox()) == waiting
     assert await yard.events() == known
+
+
+async def test_answers_that_a_key_gets_no_more_are_forgotten(yard: Yard) -> None:
+    def keep(tx: Transaction) -> None:
+        end = tx.now + timedelta(days=90)
+        token = ApiToken(TokenId(0), "alice", "laptop", ("run",), ("group/*",), "", tx.now, "root", end)
+        made = api_tokens.add(tx, token, "0" * 64, RAVEBOT)
+        for number in range(700):  # more than are forgotten at once
+            api_tokens.keep_answer(tx, made.id, f"old {number}", KeptAnswer("1" * 64, 200, "{}"))
+
+    await yard.write(keep)
+    yard.pass_by(hours=23)
+    await yard.write(lambda tx: api_tokens.keep_answer(tx, TokenId(1), "new", KeptAnswer("1" * 64, 200, "{}")))
+    yard.pass_by(hours=2)
+
+    async def keys() -> list[str]:
+        return [row["key"] for row in await yard.read(lambda tx: tx.all("SELECT key FROM api_answers"))]
+
+    async with at_work(housekeeping(yard).forget()), asyncio.timeout(5):
+        while await keys() != ["new"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_the_outbox_is_counted_though_the_provider_is_away_and_the_host_when_it_is_back(yard: Yard) -> None:

@@ -122,14 +122,17 @@ async def test_a_body_without_end_and_one_that_trickles_are_given_up(gateway: Ga
     assert gateway.service.asked == []
 
 
-async def test_a_guest_that_reads_nothing_is_cut_off(gateway: GatewayYard) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["in one piece", "streamed"])
+async def test_a_guest_that_reads_nothing_is_cut_off(gateway: GatewayYard, *, streamed: bool) -> None:
     async def endless(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        if not streamed:
+            return web.json_response({"pad": "x" * (MOST - 1000)})
         return await stream(request, [sse({"choices": [], "pad": "x" * 50_000})] * 10_000)
 
     gateway.service.answer = only_for(endless)
     async with noticed_by_nobody(gateway):
         reader, writer = await asyncio.open_unix_connection(str(gateway.socket), limit=1000)
-        writer.write(request(stream=True))
+        writer.write(request(stream=streamed))
         await asyncio.sleep(1.2)  # longer than the guest may read nothing
         async with asyncio.timeout(5):
             while "failed" not in gateway.metrics.results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -106,6 +107,26 @@ def test_an_event_that_does_not_end_is_given_up() -> None:
     assert cutter.feed(b"data: x\n\n" + b"y" * 100) == b"data: x\n\n"
     with pytest.raises(EventTooLong):
         cutter.feed(b"y")
+
+
+def test_a_long_event_in_many_pieces_takes_time_by_its_length_only() -> None:
+    cutter, began = EventCutter(), time.process_time()
+    for _ in range(4000):
+        cutter.feed(b"x" * 1400)
+    assert time.process_time() - began < 2  # ten seconds if each piece has all before it looked at again
+    assert cutter.feed(b"\n\n") == b"x" * 5_600_000 + b"\n\n"
+
+
+@pytest.mark.parametrize("api", STREAMS)
+def test_an_answer_that_would_take_long_to_parse_is_not_parsed(api: ModelApi) -> None:
+    many = json.dumps({"type": "response.completed", "choices": [], **json.loads(answer(**USAGE[NAMES[api]]))})
+    body = many[:-1].encode() + b', "more": [' + b"[]," * 400_000 + b"1]}"
+    began = time.process_time()
+    assert of_answer(api, body) is None
+    usage = StreamedUsage(api)
+    assert usage.passed(b"data: " + body + b"\n\n").startswith(b"data: ")
+    assert usage.total is None
+    assert time.process_time() - began < 0.1
 
 
 @given(pieces=st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b'"usage": {}', b"data: "]), max_size=20))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 LONGEST_EVENT_BYTES = 8 * 1024**2
 _END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n")
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
+_LONGEST_END = max(map(len, _ENDS))
 
 
 class EventTooLong(Exception):
@@ -22,23 +23,25 @@ class EventCutter:
 
     def __init__(self, longest: int = LONGEST_EVENT_BYTES) -> None:
         self._longest = longest
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """The events that are whole now, one after the other. Raises EventTooLong."""
-        whole = self._rest + data if self._rest else data
-        if whole.endswith(b"\n\n"):  # as it mostly is
-            self._rest = b""
-            return whole
-        ends = max(at + len(end) if (at := whole.rfind(end)) >= 0 else 0 for end in _ENDS)
-        self._rest = whole[ends:]
-        if len(self._rest) > self._longest:
+        rest = self._rest
+        if not rest and data.endswith(b"\n\n"):  # as it mostly is
+            return data
+        unseen = max(0, len(rest) - _LONGEST_END + 1)
+        rest += data
+        ends = max(at + len(end) if (at := rest.rfind(end, unseen)) >= 0 else 0 for end in _ENDS)
+        if len(rest) - ends > self._longest:
             raise EventTooLong
-        return whole[:ends]
+        whole = bytes(memoryview(rest)[:ends])
+        del rest[:ends]
+        return whole
 
     def rest(self) -> bytes:
         """What came after the last whole event."""
-        return self._rest
+        return bytes(self._rest)
 
 
 def each(events: bytes) -> Iterator[bytes]:

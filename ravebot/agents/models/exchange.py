@@ -26,7 +26,7 @@ from ravebot.sandboxes.model import SandboxId
 
 T = TypeVar("T")
 _SMALL_BYTES = 64 * 1024
-"""What is parsed in the event loop; anything larger in a thread."""
+"""What is parsed in the event loop, anything larger in a thread; and what is written at once."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,17 @@ class Exchange:
         used = await self._parsed(body, lambda: of_answer(api, body))
         if used is not None:
             await self._settle(used)
-        return web.Response(status=answer.status, body=body, headers=headers_back(answer))
+        response = web.StreamResponse(status=answer.status, headers=headers_back(answer))
+        response.content_length = len(body)
+        # Written here, so that a client that does not read it keeps its place, and only for a while.
+        try:
+            await response.prepare(self.request)
+            for begins in range(0, len(body), _SMALL_BYTES):
+                await self._write(response, body[begins : begins + _SMALL_BYTES])
+        except TimeoutError:
+            self.trouble = "the answer was cut: it was not read"
+            self._cut()
+        return response
 
     async def _stream(
         self, api: ModelApi, checked: CheckedRequest, answer: aiohttp.ClientResponse

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ravebot.agents.models.contents import media_tokens
+from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
 from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
 
-MOST_STRINGS, MOST_OUTSIDE_BYTES = 100_000, 300_000
-"""Texts in a request, and what is not in texts: parsed, it takes a hundred times the memory and time of a text."""
 _MOST_OUTPUT = 10_000_000
 _MOST_CHOICES = 16
 _LONGEST_MODEL = 200
@@ -94,7 +93,8 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
-    _check_structure(raw)
+    if not is_quickly_parsed(raw):
+        raise ModelRefusal(413, "the request has too many values: make it smaller.")
     try:
         body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError and numbers of too many digits included
@@ -102,17 +102,6 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ModelRefusal(400, "the request's body is not a JSON object.")
     return body
-
-
-def _check_structure(raw: bytes) -> None:
-    """Refuse what would take long to parse, before it is parsed: no step of this takes long.
-
-    Without escaped backslashes and quotes, every quote begins or ends a text, as far as it is JSON.
-    """
-    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
-    if plain.count(b'"') <= 2 * MOST_STRINGS and sum(map(len, plain.split(b'"')[::2])) <= MOST_OUTSIDE_BYTES:
-        return
-    raise ModelRefusal(413, "the request has too many values: make it smaller.")
 
 
 def _no_constant(name: str) -> NoReturn:

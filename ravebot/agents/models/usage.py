@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ravebot.agents.models.events import each
+from ravebot.agents.models.events import LONGEST_EVENT_BYTES, each
+from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.config.apis import ModelApi
 
 _MOST_TOKENS = 1_000_000_000
@@ -26,7 +27,7 @@ _ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 def of_answer(api: ModelApi, body: bytes) -> int | None:
-    """The tokens of an answer that is not streamed; None if it does not say."""
+    """The tokens of an answer that is not streamed; None if it does not say, or would take long to read."""
     return _total(api, _object(body).get("usage"))
 
 
@@ -87,6 +88,8 @@ def _data_of(event: bytes) -> Iterable[bytes]:
 
 
 def _object(body: bytes) -> Mapping[str, Any]:
+    if len(body) > LONGEST_EVENT_BYTES or not is_quickly_parsed(body):
+        return {}
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -13,14 +13,19 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
+import h11
 from starlette.types import ASGIApp
 from uvicorn.config import Config as UvicornConfig
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from ravebot.tools.problems import ProblemKind
+from ravebot.web.api.answers import problem
+
 HEAD_SECONDS = 10.0
-"""How long a client may take for the head of a request, and stay silent between two."""
+"""How long a client may take for the head of a request, at most twice that after an earlier one, and stay silent."""
 _LARGEST_HEAD_BYTES = 16 * 1024
 _BACKLOG = 128
 _SHUTDOWN_SECONDS = 2.0
@@ -31,15 +36,31 @@ for _name in ("uvicorn.error", "uvicorn.access", "mcp"):  # what clients do wron
 class PatientProtocol(H11Protocol):
     """Ends a connection on which no request is under way for a while: uvicorn waits for ever for the first one."""
 
+    def __init__(self, patience: float, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._patience_seconds = patience
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self.most:
+        if len(self.connections) + 1 >= (self.limit_concurrency or 100):
             transport.close()  # without a word: an answer would cost more than who floods pays
         super().connection_made(transport)
-        self._patience = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._seen = self.cycle
+        self._patience = self.loop.call_later(self._patience_seconds, self._look)
 
-    @property
-    def most(self) -> int:
-        return self.limit_concurrency or 100
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered as all else is, unless it comes behind a request that has its answer."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        found = problem(ProblemKind.MALFORMED, "This is no request in HTTP/1.1: send what an HTTP client sends.")
+        headers = [*found.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=bytes(found.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._patience.cancel()
@@ -48,14 +69,18 @@ class PatientProtocol(H11Protocol):
     def _look(self) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is self._seen:  # since the last look: between two requests, one may be on its way
             self.transport.close()
             return
-        self._patience = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._seen = self.cycle
+        self._patience = self.loop.call_later(self._patience_seconds, self._look)
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, on: socket.socket, *, most: int) -> AsyncIterator[None]:
+async def listening(
+    app: ASGIApp, on: socket.socket, *, most: int, patience: float = HEAD_SECONDS
+) -> AsyncIterator[None]:
     """Serve on a socket that is bound, with at most so many connections; the socket is closed at the end."""
     config = UvicornConfig(
         app,
@@ -68,13 +93,13 @@ async def listening(app: ASGIApp, on: socket.socket, *, most: int) -> AsyncItera
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=most,
+        limit_concurrency=most + 1,  # of which one more is never let in: uvicorn would refuse all who are in, too
         timeout_keep_alive=int(HEAD_SECONDS),
         h11_max_incomplete_event_size=_LARGEST_HEAD_BYTES,
     )
     config.load()
     state = ServerState()
-    made = partial(PatientProtocol, config=config, server_state=state, app_state={})
+    made = partial(PatientProtocol, patience, config=config, server_state=state, app_state={})
     server = await asyncio.get_running_loop().create_server(made, sock=on, backlog=_BACKLOG)
     try:
         yield

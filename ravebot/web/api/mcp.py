@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -101,13 +102,18 @@ async def _running(manager: StreamableHTTPSessionManager) -> AsyncIterator[None]
 
 def described(tool: Tool, caller: Caller) -> types.Tool:
     """A tool as MCP lists it."""
+    return _described(tool, isinstance(caller, SandboxCaller))
+
+
+@cache  # making the schemas takes milliseconds, and a guest may ask all day
+def _described(tool: Tool, in_sandbox: bool) -> types.Tool:
     schema = tool.takes.model_json_schema()
     schema.pop("description", None)
     properties = dict(schema.get("properties", {}))
-    required = [name for name in schema.get("required", ()) if name != "ref" or not isinstance(caller, SandboxCaller)]
-    if isinstance(caller, SandboxCaller):
+    required = [name for name in schema.get("required", ()) if not (name == "ref" and in_sandbox)]
+    if in_sandbox:
         properties.pop("ref", None)
-    if tool.acts and not isinstance(caller, SandboxCaller):
+    elif tool.acts:
         properties[KEY] = _KEY_SCHEMA
     return types.Tool(
         name=tool.name,
@@ -123,6 +129,7 @@ def described(tool: Tool, caller: Caller) -> types.Tool:
     )
 
 
+@cache
 def _plain_schema(name: str) -> Mapping[str, Any] | None:
     tool = BY_NAME.get(name)
     return tool.takes.model_json_schema() if tool else None

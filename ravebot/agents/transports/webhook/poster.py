@@ -15,7 +15,6 @@ from ravebot.agents.transports.webhook.outcomes import Posted, PostEnd
 TOTAL_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 _LONGEST_LINE = 8190
-_MOST_AT_ONCE = 64
 
 
 class WebhookPoster:
@@ -51,7 +50,8 @@ class WebhookPoster:
 
     def _opened(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MOST_AT_ONCE, force_close=True),
+            # Without a limit: who waits for a place would be taken for a receiver that does not answer.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "ravebot"},
