@@ -426,7 +426,7 @@ async def test_what_needs_an_admin_is_decided_at_the_shell_too(idle: Shell) -> N
 
     number = await idle.world.database.write(ask)
     code, _, errors = await idle.run("approvals", "decide", str(number))
-    assert (code, "say --yes or --no" in errors) == (2, True)
+    assert (code, "say either --yes or --no" in errors) == (2, True)
     for word in ("x", "0", "9" * 20):
         code, _, errors = await idle.run("approvals", "decide", word, "--yes")
         assert (code, "write its number, as the list shows it" in errors) == (2, True)

@@ -224,14 +224,13 @@ def decide(
     approval: Annotated[
         int, typer.Argument(metavar="APPROVAL", parser=_number, help="Its number, as the list shows it.")
     ],
-    yes: Annotated[
-        bool | None, typer.Option("--yes/--no", help="The answer; one of the two.", show_default=False)
-    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="The answer: it may.")] = False,
+    no: Annotated[bool, typer.Option("--no", help="The answer: it may not.")] = False,
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Answer a question; the first answer counts."""
-    if yes is None:
-        raise typer.BadParameter("say --yes or --no")
+    if yes == no:
+        raise typer.BadParameter("say either --yes or --no")
     _tell(asyncio.run(_client(config).decide(approval, yes)))
 
 
