@@ -21,18 +21,21 @@ from pydantic_core import to_json
 from starlette.types import ASGIApp
 
 from ravebot.tools.callers import Caller, SandboxCaller
-from ravebot.tools.calls import ToolAnswer, ToolCalls
+from ravebot.tools.calls import LONGEST_KEY, ToolAnswer, ToolCalls
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import OWN
 from ravebot.tools.table import BY_NAME, TOOLS, Tool
+from ravebot.web.api.clients import while_there
 from ravebot.web.api.rest import MAX_BODY_BYTES
 
 CALLER = "ravebot.caller"
 """Where the scope of a request says who asks."""
+RECEIVE = "ravebot.receive"
+"""Where it has what tells that the client is gone."""
 KEY = "idempotency_key"
 _KEY_SCHEMA = {
     "type": "string",
-    "maxLength": 200,
+    "maxLength": LONGEST_KEY,
     "description": "Make one for each act, such as a UUID: the same call with the same key is carried out once.",
 }
 _INSTRUCTIONS = (
@@ -42,24 +45,17 @@ _INSTRUCTIONS = (
 Context = ServerRequestContext[Any, Any]
 
 
-def offered(caller: Caller) -> tuple[Tool, ...]:
-    """The tools that a caller has."""
-    if isinstance(caller, SandboxCaller):
-        return tuple(tool for tool in TOOLS if tool.in_sandbox)
-    return tuple(tool for tool in TOOLS if tool.scope is None or caller.token.has(tool.scope))
-
-
 @asynccontextmanager
 async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIApp]:
     """What answers requests for /mcp, whose scope says who asks. `hosts`: what the header Host may be."""
 
     async def list_tools(context: Context, _: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         caller = _caller(context)
-        return types.ListToolsResult(tools=[described(tool, caller) for tool in offered(caller)])
+        return types.ListToolsResult(tools=[described(tool, caller) for tool in TOOLS if tool.is_for(caller)])
 
     async def call_tool(context: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
         caller, tool = _caller(context), BY_NAME.get(asked.name)
-        if tool is None or (isinstance(caller, SandboxCaller) and not tool.in_sandbox):
+        if tool is None or (isinstance(caller, SandboxCaller) and not tool.is_for(caller)):
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.NOT_FOUND, f"There is no tool {asked.name[:100]}.")))
         given = dict(asked.arguments or {})
         key = given.pop(KEY, "") if tool.acts else ""
@@ -67,7 +63,14 @@ async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIA
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.INVALID, f"{KEY} must be a text.")))
         if isinstance(caller, SandboxCaller) and "ref" in tool.takes.model_fields:
             given.setdefault("ref", OWN)
-        return _result(await calls.call(caller, tool, given, key))
+        call = calls.call(caller, tool, given, key)
+        if not tool.waits:
+            return _result(await call)
+        assert context.request is not None
+        try:
+            return _result(await while_there(context.request.scope[RECEIVE], call))
+        except ToolProblem as error:
+            return _result(ToolAnswer.of(error))
 
     server: Server[Any] = Server(
         "ravebot",
