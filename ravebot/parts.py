@@ -159,7 +159,6 @@ class AgentParts:
     driver: AcpDriver
     runner: AgentRunner
     waiting: WaitingLoop
-    answers: AgentAnswers
     webhooks: WebhookSender
 
     async def clear(self) -> None:
@@ -218,18 +217,17 @@ def make_agents(
     chosen = ChosenTransport(config, database, driver, ElsewhereDriver(database, turns, allowed))
     keys = {agent: signing_key(text) for agent, text in signing_keys.items()}
     return AgentParts(
-        approvals,
-        diffs,
-        approved,
-        CarryOut(database, approvals, core.intents, approved),
-        reception,
-        tools,
-        doors,
-        driver,
-        AgentRunner(database, chosen),
-        WaitingLoop(database, SandboxBinding(config, telling)),
-        answers,
-        WebhookSender(database, turns, allowed, WebhookPoster(), keys),
+        approvals=approvals,
+        diffs=diffs,
+        approved=approved,
+        carry_out=CarryOut(database, approvals, core.intents, approved),
+        reception=reception,
+        tools=tools,
+        doors=doors,
+        driver=driver,
+        runner=AgentRunner(database, chosen),
+        waiting=WaitingLoop(database, SandboxBinding(config, telling)),
+        webhooks=WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
 
 

@@ -30,6 +30,7 @@ from ravebot.config.values import (
     StateDir,
     Tokens,
     UserId,
+    host_and_port,
     size_from,
 )
 
@@ -126,8 +127,7 @@ class HttpConfig(Section):
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return host_and_port(self.listen)
 
 
 class ApiConfig(Section):
@@ -137,8 +137,7 @@ class ApiConfig(Section):
     @property
     def address(self) -> tuple[str, int] | None:
         """None: nothing listens."""
-        host, _, port = (self.listen or "").rpartition(":")
-        return (host.strip("[]"), int(port)) if host else None
+        return host_and_port(self.listen) if self.listen else None
 
 
 class PoolConfig(Section):

@@ -154,6 +154,12 @@ ListenAddress = Annotated[
 ]
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of a ListenAddress."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _host(text: object) -> str:
     if isinstance(text, str) and len(text) <= 253:
         if _DNS_NAME.fullmatch(text):

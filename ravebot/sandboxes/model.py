@@ -279,7 +279,6 @@ class GuestRun:
 
     id: RunId
     sandbox_id: SandboxId
-    key: str  # of whoever asked, so that asking twice starts it once; empty: none
     by_kind: str
     by: str
     command: str

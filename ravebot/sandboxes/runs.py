@@ -70,13 +70,11 @@ class RunOutput:
     cut: bool
 
 
-def run_start(tx: Transaction, sandbox: Sandbox, command: str, timeout: timedelta, by: Actor, key: str) -> GuestRun:
-    """Ask for a command to be run in a sandbox; with a `key` that was used there, returns what was asked for then.
+def run_start(tx: Transaction, sandbox: Sandbox, command: str, timeout: timedelta, by: Actor) -> GuestRun:
+    """Ask for a command to be run in a sandbox.
 
     It waits while the sandbox starts, gets new code, or runs other commands. Raises Refused.
     """
-    if key and (known := runs.of_key(tx, sandbox.id, key)):
-        return known
     if sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED):
         raise Refused("the sandbox has ended, so nothing can be run in it: start it again first")
     if not command.strip() or "\0" in command or len(command) > LONGEST_COMMAND:
@@ -92,7 +90,7 @@ def run_start(tx: Transaction, sandbox: Sandbox, command: str, timeout: timedelt
             "some are done, or cancel them"
         )
     fresh = GuestRun(
-        RunId(0), sandbox.id, key, by.kind, by.name, command, int(timeout.total_seconds()), RunState.WAITING,
+        RunId(0), sandbox.id, by.kind, by.name, command, int(timeout.total_seconds()), RunState.WAITING,
         secrets.token_hex(6), tx.now,
     )  # fmt: skip
     run = runs.insert(tx, fresh)

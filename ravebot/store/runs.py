@@ -35,18 +35,6 @@ def get(tx: Transaction, run_id: RunId) -> GuestRun | None:
     return load(GuestRun, row) if row else None
 
 
-def of_key(tx: Transaction, sandbox_id: SandboxId, key: str) -> GuestRun | None:
-    """The one that was asked for under that key."""
-    row = tx.one("SELECT * FROM runs WHERE sandbox_id = ? AND key = ? AND key <> ''", (sandbox_id, key))
-    return load(GuestRun, row) if row else None
-
-
-def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 50) -> tuple[GuestRun, ...]:
-    """A sandbox's newest, the newest first."""
-    rows = tx.all("SELECT * FROM runs WHERE sandbox_id = ? ORDER BY id DESC LIMIT ?", (sandbox_id, limit))
-    return tuple(load(GuestRun, row) for row in rows)
-
-
 def open_ids(tx: Transaction) -> tuple[RunId, ...]:
     """All that are not over, the oldest first."""
     return tuple(RunId(row["id"]) for row in tx.all(f"SELECT id FROM runs WHERE {_OPEN} ORDER BY id"))  # noqa: S608 - a constant

@@ -134,21 +134,19 @@ class ToolCalls:
 
 def _may(caller: Caller, tool: Tool) -> None:
     """Raises ToolProblem for a tool that the caller does not have."""
-    if isinstance(caller, SandboxCaller):
-        if not tool.in_sandbox:
-            raise ToolProblem(ProblemKind.FORBIDDEN, f"{tool.name} is not offered in sandboxes.")
-    elif tool.scope is not None and not caller.token.has(tool.scope):
-        why = f"{tool.name} needs a token with the scope {tool.scope.value}. {_MAKE_ONE.format(tool.scope.value)}"
-        raise ToolProblem(ProblemKind.FORBIDDEN, why)
+    if tool.is_for(caller):
+        return
+    if isinstance(caller, SandboxCaller) or tool.scope is None:
+        raise ToolProblem(ProblemKind.FORBIDDEN, f"{tool.name} is not offered in sandboxes.")
+    needs = f"{tool.name} needs a token with the scope {tool.scope.value}."
+    make = f"Make one with `ravebot token create … --scope {tool.scope.value}`."
+    raise ToolProblem(ProblemKind.FORBIDDEN, f"{needs} {make}")
 
 
 def _check_key(key: str) -> None:
     if len(key) > LONGEST_KEY or not key.isprintable():
         why = f"An idempotency key has at most {LONGEST_KEY} printable characters: make one like a UUID."
         raise ToolProblem(ProblemKind.INVALID, why)
-
-
-_MAKE_ONE = "Make one with `ravebot token create … --scope {}`."
 
 
 def _right_now(tx: Transaction, caller: Caller) -> Actor:

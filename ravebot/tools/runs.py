@@ -34,7 +34,7 @@ async def start(bench: Workbench, caller: Caller, asked: shapes.StartRun) -> Sta
             why = f"{mr.full_ref} has no sandbox to run anything in: start one with sandbox_start."
             return ToolProblem(ProblemKind.REFUSED, why)
         try:
-            run = run_start(tx, sandbox, asked.command, timedelta(seconds=asked.timeout), reached.actor, "")
+            run = run_start(tx, sandbox, asked.command, timedelta(seconds=asked.timeout), reached.actor)
         except Refused as error:  # nothing is written then
             return problem_of(error)
         return info(run, mr)

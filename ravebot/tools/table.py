@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ravebot.store.api_tokens import Scope
 from ravebot.store.database import Transaction
 from ravebot.tools import inbox, messages, runs, sandboxes, shapes
-from ravebot.tools.callers import Caller
+from ravebot.tools.callers import Caller, SandboxCaller
 from ravebot.tools.problems import ToolProblem
 from ravebot.tools.workbench import Workbench
 
@@ -52,6 +52,12 @@ class Tool:
     def waits(self) -> bool:
         """Whether it waits for something new, as long as the caller asks for."""
         return "wait" in self.takes.model_fields
+
+    def is_for(self, caller: Caller) -> bool:
+        """Whether the caller has it."""
+        if isinstance(caller, SandboxCaller):
+            return self.in_sandbox
+        return self.scope is None or caller.token.has(self.scope)
 
 
 _READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope

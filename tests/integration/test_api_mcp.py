@@ -18,7 +18,8 @@ from mcp.client.streamable_http import streamable_http_client
 from ravebot.operations.tokens.reports import TokenMade
 from ravebot.sandboxes.model import SandboxId
 from ravebot.tools.callers import SandboxCaller
-from ravebot.web.api.mcp import described, offered
+from ravebot.tools.table import TOOLS
+from ravebot.web.api.mcp import described
 from tests.support import peers
 from tests.support.api_yard import ApiYard, an_api_yard
 
@@ -117,5 +118,5 @@ async def test_without_a_token_and_from_a_page_with_a_name_of_its_own_nothing_is
 
 async def test_who_lists_the_tools_all_day_has_their_schemas_made_once() -> None:
     caller = SandboxCaller(SandboxId(1))
-    for tool in offered(caller):
+    for tool in (one for one in TOOLS if one.is_for(caller)):
         assert described(tool, caller) is described(tool, caller)

@@ -116,15 +116,6 @@ async def test_four_run_at_once_the_others_wait_their_turn_and_too_many_are_refu
             await world.ask("true")
 
 
-async def test_a_key_starts_a_command_once(room: Room, tmp_path: Path) -> None:
-    async with a_run_world(room, tmp_path) as world:
-        run = await world.ask("echo once >> count", key="token-1:a")
-        assert (await world.ask("echo once >> count", key="token-1:a")).id == run.id
-        await world.over(run)
-        assert (await world.ask("echo once >> count", key="token-1:a")).state is RunState.DONE
-        assert room.sh(f"cat {CODE_FOLDER}/count") == "once\n"
-
-
 @pytest.mark.parametrize("command", ["", "  ", "echo \0", "x" * 8001])
 async def test_what_is_no_command_is_refused(tmp_path: Path, command: str) -> None:
     async with a_run_world(MemoryProvider(), tmp_path, works=False) as world:

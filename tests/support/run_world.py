@@ -60,11 +60,9 @@ class RunWorld:
     async def another_machine(self) -> Machine:
         return await self.database.write(lambda tx: machines.insert(tx, a_machine(2, state=MachineState.LEASED)))
 
-    async def ask(self, command: str, seconds: float = 20, key: str = "") -> GuestRun:
+    async def ask(self, command: str, seconds: float = 20) -> GuestRun:
         sandbox = await self.sandbox()
-        return await self.database.write(
-            lambda tx: run_start(tx, sandbox, command, timedelta(seconds=seconds), ALICE, key)
-        )
+        return await self.database.write(lambda tx: run_start(tx, sandbox, command, timedelta(seconds=seconds), ALICE))
 
     async def cancel(self, run: GuestRun) -> GuestRun:
         def step(tx: Transaction) -> GuestRun:

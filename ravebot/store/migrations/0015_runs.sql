@@ -3,7 +3,6 @@
 CREATE TABLE runs (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     sandbox_id      INTEGER NOT NULL,
-    key             TEXT NOT NULL,              -- of whoever asked; empty: none
     by_kind         TEXT NOT NULL,
     by              TEXT NOT NULL,
     command         TEXT NOT NULL,
@@ -24,9 +23,7 @@ CREATE TABLE runs (
     characters      INTEGER NOT NULL,           -- of its output here
     cut             INTEGER NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX runs_key ON runs (sandbox_id, key) WHERE key <> '';
 CREATE INDEX runs_open ON runs (sandbox_id, id) WHERE state IN ('waiting', 'running');
-CREATE INDEX runs_of_sandbox ON runs (sandbox_id, id);
 CREATE INDEX runs_ended ON runs (ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE run_output (

@@ -21,7 +21,7 @@ from pydantic_core import to_json
 from starlette.types import ASGIApp
 
 from ravebot.tools.callers import Caller, SandboxCaller
-from ravebot.tools.calls import ToolAnswer, ToolCalls
+from ravebot.tools.calls import LONGEST_KEY, ToolAnswer, ToolCalls
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import OWN
 from ravebot.tools.table import BY_NAME, TOOLS, Tool
@@ -35,7 +35,7 @@ RECEIVE = "ravebot.receive"
 KEY = "idempotency_key"
 _KEY_SCHEMA = {
     "type": "string",
-    "maxLength": 200,
+    "maxLength": LONGEST_KEY,
     "description": "Make one for each act, such as a UUID: the same call with the same key is carried out once.",
 }
 _INSTRUCTIONS = (
@@ -45,24 +45,17 @@ _INSTRUCTIONS = (
 Context = ServerRequestContext[Any, Any]
 
 
-def offered(caller: Caller) -> tuple[Tool, ...]:
-    """The tools that a caller has."""
-    if isinstance(caller, SandboxCaller):
-        return tuple(tool for tool in TOOLS if tool.in_sandbox)
-    return tuple(tool for tool in TOOLS if tool.scope is None or caller.token.has(tool.scope))
-
-
 @asynccontextmanager
 async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIApp]:
     """What answers requests for /mcp, whose scope says who asks. `hosts`: what the header Host may be."""
 
     async def list_tools(context: Context, _: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         caller = _caller(context)
-        return types.ListToolsResult(tools=[described(tool, caller) for tool in offered(caller)])
+        return types.ListToolsResult(tools=[described(tool, caller) for tool in TOOLS if tool.is_for(caller)])
 
     async def call_tool(context: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
         caller, tool = _caller(context), BY_NAME.get(asked.name)
-        if tool is None or (isinstance(caller, SandboxCaller) and not tool.in_sandbox):
+        if tool is None or (isinstance(caller, SandboxCaller) and not tool.is_for(caller)):
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.NOT_FOUND, f"There is no tool {asked.name[:100]}.")))
         given = dict(asked.arguments or {})
         key = given.pop(KEY, "") if tool.acts else ""
