@@ -15,9 +15,11 @@ from statistics import quantiles
 import pytest
 import structlog
 
+from ravebot.clock import SystemClock
 from ravebot.errors import Refused
 from ravebot.sandboxes.model import Actor
 from ravebot.store import api_tokens
+from ravebot.store.database import Database
 from ravebot.tools import tokens
 from ravebot.tools.limits import CallRate
 from tests.support.api_yard import ROOT, ApiYard, an_api_yard
@@ -259,3 +261,22 @@ async def test_making_and_revoking_are_events_and_the_last_use_is_written_once_a
     assert (created["owner"], created["name"], created["projects"]) == ("alice", "ci", ["group/*"])
     assert len(await yard.world.yard.log("token.revoked")) == 1
     assert await yard.world.yard.read(api_tokens.valid_hashes) == frozenset()
+
+
+async def test_amid_wrong_tokens_from_the_same_address_every_request_with_a_valid_one_is_served(yard: ApiYard) -> None:
+    made = await yard.token()
+    await asyncio.gather(*(yard.get("/whoami", tokens.new()) for _ in range(20)))  # the next is one too many
+    heard = await asyncio.gather(*(yard.get("/whoami", made) for _ in range(10)))
+    assert {one.status for one in heard} == {200}
+
+
+async def test_a_database_that_can_not_be_read_makes_the_api_unavailable_and_no_mistake(
+    yard: ApiYard, tmp_path: Path
+) -> None:
+    made = await yard.token()
+    async with Database(tmp_path / "other.db", SystemClock()) as closed:
+        pass
+    yard.gate.database = closed
+    for heard in (await yard.get("/whoami", made), await yard.ask("POST", "/mcp", made, json={})):
+        assert (heard.status, heard.headers["Content-Type"]) == (503, "application/problem+json")
+        assert heard.headers["Retry-After"]

@@ -6,6 +6,7 @@ of all valid tokens are read every few seconds while that lasts.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ class Gate:
     _at_once: Counter[int] = field(default_factory=Counter)
     _valid: frozenset[str] = frozenset()
     _valid_at: float = -_REMEMBER_SECONDS
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def caller(self, authorization: str, address: str) -> TokenCaller:
         """Whose token this is. Raises ToolProblem for one that is not valid, or if it is used too often."""
@@ -93,10 +95,11 @@ class Gate:
         return token
 
     async def _all_valid(self) -> frozenset[str]:
-        if time.monotonic() - self._valid_at >= _REMEMBER_SECONDS:
-            self._valid_at = time.monotonic()
-            self._valid = await self.database.read(api_tokens.valid_hashes)
-        return self._valid
+        async with self._reading:  # whoever comes meanwhile waits for it, and is not judged by what was before
+            if time.monotonic() - self._valid_at >= _REMEMBER_SECONDS:
+                self._valid = await self.database.read(api_tokens.valid_hashes)
+                self._valid_at = time.monotonic()
+            return self._valid
 
 
 def _too_often(why: str, wait: float) -> ToolProblem:

@@ -12,8 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ravebot.errors import RavebotError
 from ravebot.tools.calls import ToolAnswer, ToolCalls
-from ravebot.tools.problems import ProblemKind, ToolProblem
+from ravebot.tools.problems import ProblemKind, ToolProblem, problem_of
 from ravebot.tools.table import TOOLS, Tool
 from ravebot.web.api import openapi
 from ravebot.web.api.answers import answer, page_headers, problem
@@ -63,8 +64,8 @@ def _endpoint(calls: ToolCalls, gate: Gate, tool: Tool) -> Callable[[Request], A
                 key = request.headers.get("idempotency-key", "") if tool.acts else ""
                 call = calls.call(caller, tool, given, key)
                 found = await (while_there(request.receive, call) if tool.waits else call)
-        except ToolProblem as error:
-            return answer(ToolAnswer.of(error))
+        except RavebotError as error:
+            return answer(ToolAnswer.of(problem_of(error)))
         headers = None
         if found.ok and "next_page" in found.body:
             headers = page_headers(request.url.path, request.query_params, found.body)

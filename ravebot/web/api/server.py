@@ -20,12 +20,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ravebot.config.model import AgentConfig, ApiConfig
-from ravebot.errors import ConfigError
+from ravebot.errors import ConfigError, RavebotError
 from ravebot.sandboxes.model import SandboxId
 from ravebot.tools.callers import Caller, SandboxCaller
 from ravebot.tools.calls import ToolAnswer, ToolCalls
 from ravebot.tools.limits import Buckets, CallRate
-from ravebot.tools.problems import ProblemKind, ToolProblem, mistake
+from ravebot.tools.problems import ProblemKind, ToolProblem, mistake, problem_of
 from ravebot.web.api import mcp, rest
 from ravebot.web.api.answers import answer, problem
 from ravebot.web.api.gate import Gate
@@ -83,8 +83,8 @@ def _app(calls: ToolCalls, gate: Gate, speak: ASGIApp) -> ASGIApp:
             caller = await gate.caller(request.headers.get("authorization", ""), address)
             with gate.at_work(caller):
                 await _speak(speak, caller, scope, receive, send)
-        except ToolProblem as error:
-            await answer(ToolAnswer.of(error))(scope, receive, send)
+        except RavebotError as error:
+            await answer(ToolAnswer.of(problem_of(error)))(scope, receive, send)
 
     app = Starlette(
         routes=[*rest.routes(calls, gate), Route(MCP_PATH, _Endpoint(mcp_for_tokens))],
