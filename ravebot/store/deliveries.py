@@ -60,12 +60,33 @@ def settle(tx: Transaction, delivery: AgentDelivery) -> None:
     save(tx, replace(delivery, settled_at=tx.now, body="", leased_until=None, next_try_at=None, sending_at=None))
 
 
-def to_send(tx: Transaction) -> tuple[AgentDelivery, ...]:
-    """What is to be sent by webhook, now or later, the oldest first."""
+def to_send(tx: Transaction, latest: timedelta, of_an_agent: int) -> tuple[AgentDelivery, ...]:
+    """What is to be sent by webhook now, or is being sent, the oldest first; of each agent at most so many. A moment
+    further ahead than `latest` comes from a clock that was set back."""
     rows = tx.all(
-        "SELECT * FROM deliveries WHERE channel = 'webhook' AND settled_at IS NULL ORDER BY created_at, rowid"
+        """
+        SELECT * FROM deliveries WHERE rowid IN (
+            SELECT rowid FROM (
+                SELECT rowid, ROW_NUMBER() OVER (PARTITION BY agent ORDER BY created_at, rowid) AS place
+                  FROM deliveries
+                 WHERE channel = 'webhook' AND settled_at IS NULL
+                   AND (next_try_at IS NULL OR next_try_at <= ?1 OR next_try_at > ?2))
+             WHERE place <= ?3)
+         ORDER BY created_at, rowid
+        """,
+        (tx.now_us, to_us(tx.now + latest), of_an_agent),
     )
     return tuple(load(AgentDelivery, row) for row in rows)
+
+
+def next_try(tx: Transaction) -> datetime | None:
+    """When the next webhook is to be sent that is not to be sent yet."""
+    row = tx.one(
+        "SELECT MIN(next_try_at) AS at FROM deliveries"
+        " WHERE channel = 'webhook' AND settled_at IS NULL AND next_try_at > ?",
+        (tx.now_us,),
+    )
+    return from_us(row["at"]) if row and row["at"] is not None else None
 
 
 def unsettled(tx: Transaction) -> tuple[AgentDelivery, ...]:

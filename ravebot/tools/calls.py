@@ -87,7 +87,10 @@ class ToolCalls:
             _may(caller, tool)
             _check_key(key)
             if tool.look is not None:
-                return ToolAnswer.of(await tool.look(self.bench, caller, asked))
+                found = await tool.look(self.bench, caller, asked)
+                if isinstance(caller, TokenCaller):  # it may have waited long
+                    await self.bench.database.read(caller.recheck)
+                return ToolAnswer.of(found)
             return await self._act(caller, tool, asked, key)
         except ValidationError as error:
             return ToolAnswer.of(ToolProblem(ProblemKind.INVALID, _in_words(error)))

@@ -54,6 +54,11 @@ class Tool:
             return self.in_sandbox
         return self.scope is None or caller.token.has(self.scope)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something new, as long as the caller asks for."""
+        return "wait" in self.takes.model_fields
+
 
 _READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope
 

@@ -17,7 +17,7 @@ from tests.support.elsewhere_dying import STRUCK, ask_door, serve_until_killed
 from tests.support.receivers import GotWebhook, Receiver, a_receiver
 
 pytestmark = pytest.mark.integration
-POINTS = 36
+POINTS = 33
 
 
 class Agents:

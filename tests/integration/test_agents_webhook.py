@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,31 @@ async def test_what_was_not_sent_yet_is_cancelled_without_a_word(tmp_path: Path)
         turn_id = await world.say()
         await world.cancel(turn_id)
         assert (await world.turn(turn_id)).state is S.CANCELLED
-        assert await world.database.read(deliveries.to_send) == ()
+        assert await world.database.read(deliveries.unsettled) == ()
         assert receiver.got == []
+
+
+async def test_of_many_webhooks_that_wait_only_those_are_read_that_are_due_and_of_each_agent_a_few(
+    tmp_path: Path,
+) -> None:
+    async with an_elsewhere_world(tmp_path, "http://127.0.0.1:1/", runs=False) as world:
+        turns = [await world.say(thread=f"${number}") for number in range(9)]
+
+        def fill(tx: Transaction) -> datetime:
+            later = tx.now + timedelta(minutes=4)
+            for number, turn_id in enumerate(turns):
+                agent = "one" if number < 6 else "two"
+                fresh = deliveries.add(tx, deliveries.new_id(), turn_id, agent, Channel.WEBHOOK, "{}")
+                if number in (0, 8):
+                    deliveries.save(tx, replace(fresh, next_try_at=later))
+                if number == 1:  # the clock was set back
+                    deliveries.save(tx, replace(fresh, next_try_at=tx.now + timedelta(hours=3)))
+            return later
+
+        later = await world.database.write(fill)
+        due = await world.database.read(lambda tx: deliveries.to_send(tx, timedelta(minutes=20), 3))
+        assert [one.turn_id for one in due] == [*turns[1:4], *turns[6:8]]
+        assert await world.database.read(deliveries.next_try) == later
 
 
 async def test_a_receiver_that_hangs_holds_up_only_its_own_messages(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from ravebot.operations.tokens.reports import TokenMade
-from tests.support.api_yard import ApiYard, an_api_yard
+from ravebot.store.signals import inbox_of
+from tests.support.api_yard import ROOT, ApiYard, an_api_yard
 from tests.support.gitlab import GUEST
 
 pytestmark = pytest.mark.integration
@@ -77,3 +79,34 @@ async def test_an_agent_whose_owner_lost_their_role_says_nothing_more(yard: ApiY
     refused = await yard.post(f"/inbox/{taken.body['id']}/answer", agent, {"text": "x"})
     assert refused.status == 403
     assert (await yard.world.turn(turn)).answer == ""  # type: ignore[arg-type]
+
+
+async def test_a_message_is_not_given_to_a_client_that_is_gone(yard: ApiYard) -> None:
+    agent = await helper(yard)
+    by_mcp = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "inbox_take", "arguments": {}}}
+    both = {"Accept": "application/json, text/event-stream"}
+    for asking in (
+        yard.post("/inbox/take", agent, {"wait": 20}, timeout=aiohttp.ClientTimeout(0.3)),
+        yard.ask("POST", "/mcp", agent, json=by_mcp, headers=both, timeout=aiohttp.ClientTimeout(0.3)),
+    ):
+        with pytest.raises(TimeoutError):
+            await asking
+    await asyncio.sleep(0.1)
+    await asked(yard)
+    yard.world.yard.database.signals.wake(inbox_of("helper"))  # as the loop over conversations does
+    await asyncio.sleep(0.3)
+    assert (await yard.post("/inbox/take", agent, {"wait": 0})).body["id"]
+
+
+async def test_a_token_that_is_revoked_while_it_waits_for_an_answer_hears_nothing_of_it(yard: ApiYard) -> None:
+    hers, turn = await asked(yard)
+    other = await yard.token()
+    waiting = asyncio.create_task(yard.get(f"/messages/{turn}?wait=20", other))
+    await asyncio.sleep(0.2)
+    await yard.tokens.revoke_token(other.line.id, actor=ROOT)
+    agent = await helper(yard)
+    message = (await yard.post("/inbox/take", agent, {"wait": 0})).body["id"]
+    await yard.post(f"/inbox/{message}/answer", agent, {"text": "for alice", "end": "done"})
+    refused = await asyncio.wait_for(waiting, 5)
+    assert (refused.status, "revoked" in refused.body["detail"]) == (401, True)
+    assert (await yard.get(f"/messages/{turn}", hers)).body["text"] == "for alice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from ravebot.agents import overview
+from ravebot.agents.models.accounts import ModelAccounts, Reservation
+from ravebot.agents.models.gateway import ModelGateway
+from ravebot.errors import StoreError
 from ravebot.intake.agents import AgentReports
 from ravebot.store import agent_texts, model_uses
 from ravebot.store.database import Transaction
@@ -341,3 +345,32 @@ async def test_a_use_is_settled_once(gateway: GatewayYard) -> None:
         return found
 
     assert await gateway.agents.yard.write(step) == [1000, 20, 20]
+
+
+class FullDisk(ModelAccounts):
+    """Accounts that can't be written when an answer has come."""
+
+    async def settle(self, reservation: Reservation, used: int) -> None:
+        raise StoreError("the disk is full")
+
+
+async def test_an_answer_that_can_not_be_settled_is_cut_and_no_second_one_is_written_into_it(
+    gateway: GatewayYard,
+) -> None:
+    parts = gateway.gateway.parts
+    accounts = FullDisk(parts.accounts.config, parts.accounts.database, parts.accounts.telling)
+    full = ModelGateway(replace(parts, accounts=accounts), gateway.metrics)
+    socket = gateway.folder / "full.sock"
+    body = json.dumps(a_request(stream=True)).encode()
+    async with full.serve(gateway.sandbox_id, socket):
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+        head = b"POST /local/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"\r\n0\r\n\r\n")
+    assert await gateway.used() > 32_000
+    assert gateway.metrics.results == ["failed"]

@@ -25,7 +25,7 @@ from ravebot.agents.transports.webhook.poster import WebhookPoster
 from ravebot.agents.transports.webhook.sender import WebhookSender
 from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.clock import Clock, SystemClock
-from ravebot.config.model import AgentConfig, ApiConfig, Budgets, Config, PersonBudget
+from ravebot.config.model import AgentConfig, Budgets, Config, PersonBudget
 from ravebot.config.secrets import signing_key
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store import conversations, deliveries, merge_requests
@@ -38,7 +38,7 @@ ROOM_ID = "!room:example.org"
 MR = a_merge_request()
 
 
-def elsewhere_config(folder: Path, url: str, api: ApiConfig | None = None, **facts: Any) -> Config:
+def elsewhere_config(folder: Path, url: str, **facts: Any) -> Config:
     known: dict[str, Any] = {"owner": "alice", "projects": ["group/*"], **facts}
     hook = {"url": url or "http://127.0.0.1:1/", "signing_key_file": str(folder / "key")}
     agents = (
@@ -46,7 +46,7 @@ def elsewhere_config(folder: Path, url: str, api: ApiConfig | None = None, **fac
         AgentConfig.model_validate({"name": "helper", "inbox": True, **known}),
     )
     budgets = Budgets(person=PersonBudget(messages_per_day=1_000_000))
-    return make_config(folder).model_copy(update={"agents": agents, "budgets": budgets, "api": api or ApiConfig()})
+    return make_config(folder).model_copy(update={"agents": agents, "budgets": budgets})
 
 
 class NoSandboxes:

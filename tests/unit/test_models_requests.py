@@ -120,7 +120,7 @@ def test_what_agents_usually_send_is_passed_on_as_it_is(api: ModelApi, body: dic
 REFUSED = [
     (MESSAGES, said(mcp_servers=[{"type": "url", "url": "https://evil.example.org"}])),
     (MESSAGES, said(container="c")),
-    (MESSAGES, said(fallbacks=[{"model": "other"}])),
+    (MESSAGES, said(fallbacks=[{"model": "claude-1"}])),
     (MESSAGES, said(a_key_of_tomorrow=1)),
     (MESSAGES, said(tools=[{"type": "web_search_20250305", "name": "web_search"}])),
     (MESSAGES, said(tools=[{"type": "web_fetch_20250910"}])),
@@ -144,7 +144,7 @@ REFUSED = [
     (CHAT, said({"type": "file", "file": {"file_data": "data:,", "file_id": "file-1"}})),
     (CHAT, said(web_search_options={})),
     (CHAT, said(plugins=[{"id": "web"}])),
-    (CHAT, said(models=["other"])),
+    (CHAT, said(models=["claude-1"])),
     (CHAT, said(tools=[{"type": "web_search"}])),
     (CHAT, {"model": "tiny", "messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}),
     (RESPONSES, items(background=True)),
@@ -173,6 +173,32 @@ def test_what_providers_fetch_look_up_or_run_is_refused_unless_it_is_allowed(
     assert caught.value.status == 403
     rebuilt = sent(api, body, LOOSE)
     assert {key: rebuilt[key] for key in body} == body
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"models": ["tiny", "other"]},
+        {"models": "other"},
+        {"fallbacks": [{"model": "other"}]},
+        {"tools": [{"type": "advisor_20260301", "model": "other"}]},
+        {"models": [["other"]]},
+    ],
+)
+def test_where_server_tools_are_allowed_no_other_model_is_asked_either(more: dict[str, Any]) -> None:
+    with pytest.raises(ModelRefusal, match=r"allows: claude-\*, tiny"):
+        check(CHAT, said(**more), LOOSE)
+    assert check(CHAT, said(models=["claude-1"], tools=[{"type": "web_search"}]), LOOSE)
+
+
+def test_parts_that_lie_in_each_other_without_end_are_refused() -> None:
+    inner: object = "x"
+    for depth in range(200):
+        inner = [{"type": "tool_result", "tool_use_id": "1", "content": inner}]
+        if depth == 5:
+            assert check(MESSAGES, {"model": "tiny", "messages": [{"role": "user", "content": inner}]})
+    with pytest.raises(ModelRefusal, match="too deep"):
+        check(MESSAGES, {"model": "tiny", "messages": [{"role": "user", "content": inner}]})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ IMAGE_TOKENS = 40_000
 """More than providers count for an image, which may be few bytes."""
 DOCUMENT_TOKENS = 1_000_000
 """A compressed document of few bytes can fill a model's whole context."""
+_DEEPEST = 20
+"""Agents nest a few; Python gives up at some hundreds."""
+_LONGEST_WHERE = 60
 _PLAIN = frozenset(
     {
         "text", "thinking", "redacted_thinking", "tool_use", "tool_reference", "compaction",  # Anthropic
@@ -95,10 +98,12 @@ def _parts_of_item(item: _Part) -> Iterator[_Part]:
         yield from _parts(value, f"{item.where}.{key}")
 
 
-def _parts(content: object, where: str) -> Iterator[_Part]:
+def _parts(content: object, where: str, deep: int = 0) -> Iterator[_Part]:
     """The parts of a content, those that lie in others included; a text has none."""
     if content is None or isinstance(content, str):
         return
+    if deep > _DEEPEST:
+        raise forbidden(f"{where[:_LONGEST_WHERE]}… has parts that lie in each other too deep: at most {_DEEPEST} do.")
     if not isinstance(content, list):
         raise forbidden(f"{where} has a content that is neither a text nor a list.")
     for place, part in enumerate(content):
@@ -109,10 +114,10 @@ def _parts(content: object, where: str) -> Iterator[_Part]:
             raise forbidden(f"{here} is neither a text nor an object.")
         yield _Part(part, here)
         if part.get("type") in ("tool_result", "search_result"):
-            yield from _parts(part.get("content"), here)
+            yield from _parts(part.get("content"), here, deep + 1)
         source = part.get("source")
         if part.get("type") == "document" and isinstance(source, dict) and source.get("type") == "content":
-            yield from _parts(source.get("content"), here)
+            yield from _parts(source.get("content"), here, deep + 1)
 
 
 def _tokens(part: _Part) -> int:

@@ -63,7 +63,8 @@ class Exchange:
     status: int = 0
     tokens: int | None = None  # None: the reservation stands
     trouble: str = ""
-    _answer: web.StreamResponse | None = field(default=None, repr=False)
+    begun: web.StreamResponse | None = field(default=None, repr=False)
+    """The answer whose head the client has."""
 
     async def run(self) -> web.StreamResponse:
         """Raises ModelRefusal."""
@@ -172,11 +173,12 @@ class Exchange:
         # Written here, so that a client that does not read it keeps its place, and only for a while.
         try:
             await response.prepare(self.request)
+            self.begun = response
             for begins in range(0, len(body), _SMALL_BYTES):
                 await self._write(response, body[begins : begins + _SMALL_BYTES])
         except TimeoutError:
             self.trouble = "the answer was cut: it was not read"
-            self._cut()
+            self.cut()
         return response
 
     async def _stream(
@@ -187,12 +189,13 @@ class Exchange:
         response = web.StreamResponse(status=answer.status, headers=headers_back(answer))
         try:
             await response.prepare(self.request)
+            self.begun = response
             async for chunk in _bounded(answer, self.parts.limits.answer_bytes):
                 await self._write(response, usage.passed(cutter.feed(chunk)))
             await self._write(response, cutter.rest())
         except (aiohttp.ClientError, TimeoutError, EventTooLong) as error:
             self.trouble = f"the answer was cut: {type(error).__name__}"
-            self._cut()
+            self.cut()
         finally:  # also when the client left: then only if the whole usage was seen
             if usage.total is not None:
                 await self._settle(usage.total)
@@ -203,7 +206,7 @@ class Exchange:
             async with asyncio.timeout(self.parts.limits.write_seconds):
                 await response.write(data)
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
         """Close the connection without the end of the body, so that the client can't take what it got for the whole.
 
         What is on its way still goes out, if the client reads it.

@@ -136,6 +136,9 @@ class _SandboxDoor:
                 refusal = ModelRefusal(500, "it made a mistake, which its log has.")
             finally:
                 self._report(exchange, refusal, time.monotonic() - began)
+            if exchange.begun is not None:  # a refusal can't be told any more
+                exchange.cut()
+                return exchange.begun
             await asyncio.sleep(self._limits.refusal_seconds)
             response = web.Response(
                 status=refusal.status,

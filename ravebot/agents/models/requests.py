@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -70,11 +70,7 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
     model = body.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_MODEL:
         raise ModelRefusal(400, "the request names no `model`.")
-    if not config.allows(model):
-        raise forbidden(
-            f"{_shown(model)} is not among the models that {config.name} allows: {', '.join(config.allow)[:500]}."
-            " Take one of them; an admin of ravebot can add it to models[].allow."
-        )
+    _check_model(config, model)
     media = 0
     if config.server_tools == "refuse":
         _check_keys(api, body)
@@ -82,6 +78,9 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
         if model.endswith(":online"):
             raise _needs_server_tools(f"the model's ending {_shown(':online')}")
         media = media_tokens(api, body)
+    else:
+        for other in _other_models(body):
+            _check_model(config, other)
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise ModelRefusal(400, "`stream` must be true or false.")
@@ -90,6 +89,30 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
     rebuilt = _dumped(body)
     reserve = 0 if api is ModelApi.COUNT_TOKENS else len(rebuilt) + media + output
     return CheckedRequest(rebuilt, model, reserve, stream, hide_usage)
+
+
+def _check_model(config: ModelConfig, model: object) -> None:
+    if not isinstance(model, str) or not config.allows(model):
+        raise forbidden(
+            f"{_shown(model)} is not among the models that {config.name} allows: {', '.join(config.allow)[:500]}."
+            " Take one of them; an admin of ravebot can add it to models[].allow."
+        )
+
+
+def _other_models(body: Mapping[str, Any]) -> Iterator[object]:
+    """The models that services ask besides `model`: those that are tried next, and those of their tools.
+
+    https://openrouter.ai/docs/guides/routing/model-fallbacks
+    """
+    for key in ("models", "fallbacks", "tools"):
+        values = body.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, dict):
+                value = value.get("model")
+            elif key == "tools":
+                continue
+            if value is not None:
+                yield value
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

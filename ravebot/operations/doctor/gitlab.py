@@ -113,7 +113,9 @@ async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> 
             fix = "add the bot's user to one as Developer, or change gitlab.projects"
             yield failed("gitlab project", f"{pattern}: the bot's user is not a member of any matching project", fix)
             continue
-        yield ok("gitlab project", f"{pattern}: {len(matching)} project{'s match' if len(matching) != 1 else ' matches'}")
+        yield ok(
+            "gitlab project", f"{pattern}: {len(matching)} project{'s match' if len(matching) != 1 else ' matches'}"
+        )
         fresh = [path for path in matching if path not in seen]
         for path in fresh[:_MOST_PROJECTS]:
             seen.add(path)

@@ -25,10 +25,13 @@ from ravebot.tools.calls import LONGEST_KEY, ToolAnswer, ToolCalls
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.reach import OWN
 from ravebot.tools.table import BY_NAME, TOOLS, Tool
+from ravebot.web.api.clients import while_there
 from ravebot.web.api.rest import MAX_BODY_BYTES
 
 CALLER = "ravebot.caller"
 """Where the scope of a request says who asks."""
+RECEIVE = "ravebot.receive"
+"""Where it has what tells that the client is gone."""
 KEY = "idempotency_key"
 _KEY_SCHEMA = {
     "type": "string",
@@ -60,7 +63,14 @@ async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIA
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.INVALID, f"{KEY} must be a text.")))
         if isinstance(caller, SandboxCaller) and "ref" in tool.takes.model_fields:
             given.setdefault("ref", OWN)
-        return _result(await calls.call(caller, tool, given, key))
+        call = calls.call(caller, tool, given, key)
+        if not tool.waits:
+            return _result(await call)
+        assert context.request is not None
+        try:
+            return _result(await while_there(context.request.scope[RECEIVE], call))
+        except ToolProblem as error:
+            return _result(ToolAnswer.of(error))
 
     server: Server[Any] = Server(
         "ravebot",

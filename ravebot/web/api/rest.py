@@ -17,6 +17,7 @@ from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.tools.table import TOOLS, Tool
 from ravebot.web.api import openapi
 from ravebot.web.api.answers import answer, page_headers, problem
+from ravebot.web.api.clients import while_there
 from ravebot.web.api.gate import Gate
 
 BASE = "/api/v1"
@@ -60,7 +61,8 @@ def _endpoint(calls: ToolCalls, gate: Gate, tool: Tool) -> Callable[[Request], A
             with gate.at_work(caller):
                 given = await _given(request, tool)
                 key = request.headers.get("idempotency-key", "") if tool.acts else ""
-                found = await calls.call(caller, tool, given, key)
+                call = calls.call(caller, tool, given, key)
+                found = await (while_there(request.receive, call) if tool.waits else call)
         except ToolProblem as error:
             return answer(ToolAnswer.of(error))
         headers = None

@@ -118,7 +118,7 @@ async def _speak(speak: ASGIApp, caller: Caller, scope: Scope, receive: Receive,
 
     try:
         async with asyncio.timeout(_SPEAKING_SECONDS):
-            await speak({**scope, mcp.CALLER: caller}, receive, note)
+            await speak({**scope, mcp.CALLER: caller, mcp.RECEIVE: receive}, receive, note)
     except TimeoutError:
         if not begun:
             await problem(ProblemKind.SLOW, "The request took longer than 90 seconds: send it at once.")(

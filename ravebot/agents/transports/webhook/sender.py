@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
@@ -65,24 +65,24 @@ class WebhookSender:
             async with asyncio.TaskGroup() as group:
                 while True:
                     try:
-                        now, waiting = await self.database.read(lambda tx: (tx.now, deliveries.to_send(tx)))
+                        waiting, pause = await self.database.read(_look)
                     except StoreError as error:
                         log.warning("what is to be sent to agents could not be read", error=str(error))
                         await asyncio.sleep(_STORE_SECONDS)
                         continue
-                    for one in self._to_begin(waiting, now):
+                    for one in self._to_begin(waiting):
                         self._under_way[one.id] = one.agent
                         group.create_task(self._send(one))
                     await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-                    await self.database.signals.wait(DELIVERIES, _until_due(waiting, now))
+                    await self.database.signals.wait(DELIVERIES, pause)
         finally:
             await self.poster.close()
 
-    def _to_begin(self, waiting: Iterable[AgentDelivery], now: datetime) -> list[AgentDelivery]:
+    def _to_begin(self, waiting: Iterable[AgentDelivery]) -> list[AgentDelivery]:
         busy = Counter(self._under_way.values())
         begun = []
         for one in waiting:
-            if one.id not in self._under_way and _is_due(one, now) and busy[one.agent] < MOST_OF_AN_AGENT:
+            if one.id not in self._under_way and busy[one.agent] < MOST_OF_AN_AGENT:
                 busy[one.agent] += 1
                 begun.append(one)
         return begun
@@ -179,11 +179,11 @@ def _open_turn(tx: Transaction, delivery: AgentDelivery) -> Turn | None:
     return None if turn is None or turn.state.is_over else turn
 
 
-def _is_due(one: AgentDelivery, now: datetime) -> bool:
-    at = one.next_try_at
-    return at is None or at <= now or at > now + _LONGEST_PAUSE
+def _look(tx: Transaction) -> tuple[tuple[AgentDelivery, ...], float]:
+    """What is to be sent now, and after how many seconds it is worth looking again.
 
-
-def _until_due(waiting: Iterable[AgentDelivery], now: datetime) -> float:
-    waits = [(one.next_try_at - now).total_seconds() for one in waiting if one.next_try_at and not _is_due(one, now)]
-    return max(0.05, min([_LOOK_SECONDS, *waits]))
+    Of an agent twice as many as may be under way, because those are among them.
+    """
+    due, later = deliveries.to_send(tx, _LONGEST_PAUSE, 2 * MOST_OF_AN_AGENT), deliveries.next_try(tx)
+    pause = (later - tx.now).total_seconds() if later else _LOOK_SECONDS
+    return due, max(0.05, min(_LOOK_SECONDS, pause))
