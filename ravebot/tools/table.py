@@ -48,16 +48,16 @@ class Tool:
     def acts(self) -> bool:
         return self.act is not None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something new, as long as the caller asks for."""
+        return "wait" in self.takes.model_fields
+
     def is_for(self, caller: Caller) -> bool:
         """Whether the caller has it."""
         if isinstance(caller, SandboxCaller):
             return self.in_sandbox
         return self.scope is None or caller.token.has(self.scope)
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for something new, as long as the caller asks for."""
-        return "wait" in self.takes.model_fields
 
 
 _READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope
