@@ -16,6 +16,7 @@ from ravebot import logs
 from ravebot.access.rules import Firewall
 from ravebot.agents import registry
 from ravebot.agents.approvals import Approvals
+from ravebot.agents.rights import RunRights
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.transports.acp.control import public_key
 from ravebot.chat import Chat
@@ -236,7 +237,18 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(models.close)
         control_key = await asyncio.to_thread(public_key, config.state_dir)
         own_keys = (control_key,) if control_key else ()
-        core = make_core(config, database, clock, provider, firewall, gitlab, metrics, approvals, own_keys)
+        core = make_core(
+            config,
+            database,
+            clock,
+            provider,
+            firewall,
+            gitlab,
+            metrics,
+            approvals,
+            own_keys,
+            RunRights(database, people).why_not,
+        )
         rooms = RoomDirectory(matrix, config.matrix.rooms, clock, config.matrix.operations_room)
         senders: dict[Target, Sender] = {
             MATRIX: MatrixSender(config.matrix, database, core.views, matrix, rooms),

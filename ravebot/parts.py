@@ -56,7 +56,7 @@ from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
-from ravebot.sandboxes.runs import Runs
+from ravebot.sandboxes.runs import Runs, WhyNot
 from ravebot.store.database import Database
 from ravebot.tools.calls import ToolCalls
 from ravebot.tools.workbench import Workbench
@@ -113,10 +113,12 @@ def make_core(
     meter: Meter,
     asking: Asks | None = None,
     own_keys: tuple[str, ...] = (),
+    why_no_run: WhyNot | None = None,
 ) -> Core:
     """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere.
 
-    `own_keys`: public keys of ravebot's own, which every machine lets in.
+    `own_keys`: public keys of ravebot's own, which every machine lets in. `why_no_run`: why somebody's command is not
+    started in a sandbox.
     """
     journal = Journal(config, meter)
     lifecycle = Lifecycle(config, journal)
@@ -141,7 +143,7 @@ def make_core(
         sources,
         pool,
         chain,
-        Runs(database, jobs, config),
+        Runs(database, jobs, config, why_no_run),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ravebot.agents import registry
-from ravebot.agents.model import AgentDoor, Conversation, Turn
+from ravebot.agents.model import AGENT, AgentDoor, Conversation, Turn
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
 from ravebot.config.model import AgentConfig, Config, matches_project
 from ravebot.errors import Forbidden, NotFound
-from ravebot.sandboxes.model import Actor, MergeRequest
-from ravebot.store import api_tokens, conversations, merge_requests, outbox
+from ravebot.sandboxes.model import Actor, MergeRequest, SandboxId
+from ravebot.store import agent_work, api_tokens, conversations, merge_requests, outbox
 from ravebot.store.api_tokens import Scope, TokenId
 from ravebot.store.database import Database, Transaction
 
@@ -146,3 +146,22 @@ def _token_problem(tx: Transaction, conversation: Conversation, mr: MergeRequest
             False, f"The token by which this was said does not reach {mr.project_path}.", "Take another one."
         )
     return None
+
+
+@dataclass(frozen=True)
+class RunRights:
+    """Looks up again, right before a command that waited is started in a sandbox, whether it still may be."""
+
+    database: Database
+    people: People
+
+    async def why_not(self, sandbox_id: SandboxId, mr: MergeRequest, by: Actor) -> str:
+        """Why not; empty: it may be. An agent's command needs a running turn of that agent. Raises Unavailable."""
+        if by.kind == AGENT:
+            running = await self.database.read(lambda tx: agent_work.running_in(tx, sandbox_id))
+            return "" if any(turn.agent == by.name for turn in running) else "the agent's turn has ended"
+        try:
+            decision = await self.people.may_still(by, mr.ref.project_id, mr.project_path)
+        except (NotFound, Forbidden):
+            decision = _NO_SUCH_PROJECT
+        return "" if decision.allowed else f"{by.name} may not do that any more. {decision.rule}"

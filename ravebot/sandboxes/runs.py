@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import codecs
 import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -31,6 +33,7 @@ from ravebot.sandboxes.model import (
     RunId,
     RunState,
     Sandbox,
+    SandboxId,
     SandboxState,
 )
 from ravebot.sandboxes.view import in_words
@@ -55,6 +58,9 @@ _STORE_SECONDS = 1.0
 _POLLS = Backoff.growing(0.1, 2.0, factor=1.5)
 _PAUSES = Backoff.growing(1.0, 30.0)
 _KILLED = 137
+
+WhyNot = Callable[[SandboxId, MergeRequest, Actor], Awaitable[str]]
+"""Why somebody may not run commands in that sandbox now, in a sentence; empty: they may. Raises Unavailable."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,13 @@ class _Scene:
 
 @dataclass
 class Runs:
-    """The loop over runs: each that is not over is driven, beside the others."""
+    """The loop over runs: each that is not over is driven, beside the others. `why_not`: looked up right before a run
+    starts; None: whatever was asked for is run."""
 
     database: Database
     jobs: GuestJobs
     config: Config
+    why_not: WhyNot | None = None
     polls: Backoff = _POLLS
     _busy: set[RunId] = field(default_factory=set)
 
@@ -185,12 +193,15 @@ class Runs:
             while scene := await self._look(run_id):
                 run, machine = scene.run, scene.machine
                 if scene.lost:
-                    await self._ended(run, RunState.LOST, scene.lost)
+                    await self._ended(run.id, RunState.LOST, scene.lost)
                     return
                 assert scene.sandbox
                 assert machine
                 try:
                     if run.state is RunState.WAITING:
+                        if why := await self._refusal(scene):
+                            await self._ended(run.id, RunState.CANCELLED, f"it was not started: {why}")
+                            return
                         boot = await self.jobs.boot(machine.name)
                         if not await self.database.write(partial(_give, run_id=run_id, boot=boot)):
                             return
@@ -198,22 +209,32 @@ class Runs:
                     if not started:
                         started = await self._start(scene, machine)
                         if not started:
-                            await self._ended(run, RunState.LOST, "its machine was restarted")
+                            await self._ended(run.id, RunState.LOST, "its machine was restarted")
                             return
                     if await self._go_on(scene, machine):
                         return
                     await asyncio.sleep(next(polls))
                 except (Unavailable, GuestError, ProviderError) as error:
-                    log.warning("a run's guest does not answer", run=run_id, machine=machine.name, error=str(error))
+                    log.warning("a run has to wait", run=run_id, machine=machine.name, error=str(error))
                     if run.state is RunState.RUNNING and scene.late > _UNREACHABLE:
-                        await self._ended(run, RunState.LOST, f"its guest does not answer: {error}")
+                        await self._ended(run.id, RunState.LOST, f"its guest does not answer: {error}")
                         return
                     await asyncio.sleep(next(pauses))
         except StoreError as error:  # nothing is changed, and it is tried again when the database is writable
             log.warning("a run waits for the database", run=run_id, error=str(error))
             await asyncio.sleep(_STORE_SECONDS)
+        except Exception:  # one that a guest triggers must not end the bot, nor be tried for ever
+            log.exception("a run could not be driven: this is a bug of ravebot's", run=run_id)
+            with suppress(StoreError):
+                await self._ended(run_id, RunState.LOST, "ravebot made a mistake, which its log tells: tell an admin")
         finally:
             self._busy.discard(run_id)
+
+    async def _refusal(self, scene: _Scene) -> str:
+        """Why whoever asked for a run may not have it started any more; empty: they may. Raises Unavailable."""
+        if self.why_not is None or scene.mr is None:
+            return ""
+        return await self.why_not(scene.run.sandbox_id, scene.mr, Actor(scene.run.by_kind, scene.run.by))
 
     async def _look(self, run_id: RunId) -> _Scene | None:
         """None: there is nothing to do now."""
@@ -257,7 +278,7 @@ class Runs:
             await self.jobs.kill(machine.name, key)
         look = await self.jobs.look(machine.name, key, run.taken_bytes)
         if not look.found:
-            await self._ended(run, RunState.LOST, "its machine was restarted")
+            await self._ended(run.id, RunState.LOST, "its machine was restarted")
             return True
         taken = await self.database.write(partial(_take, run_id=run.id, look=look))
         while taken is not None and look.piece and not taken.cut:  # what is left out has no end in a hostile guest
@@ -265,26 +286,26 @@ class Runs:
                 break
             look = await self.jobs.look(machine.name, key, taken.taken_bytes)
             if not look.found:
-                await self._ended(run, RunState.LOST, "its machine was restarted")
+                await self._ended(run.id, RunState.LOST, "its machine was restarted")
                 return True
             taken = await self.database.write(partial(_take, run_id=run.id, look=look))
         if taken is None:
             return True
         if look.exit_code is None:
             if scene.late > _UNREACHABLE:
-                await self._ended(run, RunState.LOST, "its guest does not end it")
+                await self._ended(run.id, RunState.LOST, "its guest does not end it")
                 return True
             return False
         state, why = RunState.DONE, ""
         if look.exit_code == _KILLED:
             state, why = _why_killed(scene)
-        await self._ended(run, state, why, look.exit_code)
+        await self._ended(run.id, state, why, look.exit_code)
         await self.jobs.forget(machine.name, key)
         return True
 
-    async def _ended(self, run: GuestRun, state: RunState, why: str, exit_code: int | None = None) -> None:
+    async def _ended(self, run_id: RunId, state: RunState, why: str, exit_code: int | None = None) -> None:
         def end(tx: Transaction) -> None:
-            stored = runs.get(tx, run.id)
+            stored = runs.get(tx, run_id)
             if stored is not None and not stored.state.is_over:
                 _end(tx, stored, state, why, exit_code)
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from ravebot.agents.model import AgentDoor, Conversation, Turn, TurnState
-from ravebot.agents.rights import ChainRights
+from ravebot.agents.rights import ChainRights, RunRights
 from ravebot.agents.runner import AgentRunner
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision
 from ravebot.errors import Unavailable
-from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.model import Actor, SandboxId
 from ravebot.store import conversations, outbox
 from tests.support.agent_world import AgentWorld, a_guest_with_the_agent, an_agent_world
-from tests.support.agent_yard import ROOM_ID, AgentYard, an_agent_yard
+from tests.support.agent_yard import MR, ROOM_ID, AgentYard, an_agent_yard
 from tests.support.levels import Levels
 from tests.support.records import ROOM
 from tests.support.sshd import SshGuest
@@ -89,6 +89,23 @@ async def test_a_direct_chat_and_a_merge_requests_comments_need_no_mapping(world
 async def test_while_gitlab_is_away_it_can_not_be_known(world: AgentYard) -> None:
     with pytest.raises(Unavailable):
         await still_may(world, Levels({}, Unavailable("GitLab is away")))
+
+
+async def test_a_command_is_started_for_who_still_may_and_for_an_agent_in_its_turn(world: AgentYard) -> None:
+    async def why_not(gitlab: Levels, by: Actor) -> str:
+        people = People(world.config, world.yard.database, gitlab)
+        return await RunRights(world.yard.database, people).why_not(SandboxId(1), MR, by)
+
+    alice, coder = Actor("gitlab", "alice"), Actor("agent", "coder")
+    assert await why_not(Levels({"alice": 30}), alice) == ""
+    assert await why_not(Levels({"alice": 10}), alice) == "alice may not do that any more. alice is Guest in group/app."
+    assert await why_not(Levels({"alice": 30}), coder) == "the agent's turn has ended"
+    await map_room(world)
+    process = await world.given(await world.taken())
+    people = People(world.config, world.yard.database, Levels({}))
+    rights = RunRights(world.yard.database, people)
+    assert await rights.why_not(process.sandbox_id, MR, coder) == ""
+    assert await rights.why_not(process.sandbox_id, MR, Actor("agent", "reviewer")) == "the agent's turn has ended"
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import pytest
 from ravebot.errors import GuestError, Refused, Unavailable
 from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryHost, MemoryProvider
-from ravebot.sandboxes.model import CODE_FOLDER, RunState, SandboxState, Stage
+from ravebot.sandboxes.model import CODE_FOLDER, Actor, MergeRequest, RunState, SandboxState, Stage
 from ravebot.sandboxes.runs import MOST_OUTPUT_BYTES, MOST_RUNNING, MOST_WAITING
 from ravebot.store import events, restored, runs
 from tests.support.clock import ManualClock
 from tests.support.guest_room import Room
 from tests.support.records import B, a_machine
-from tests.support.run_world import ALICE, USER, a_run_world, run_until_killed, with_code
+from tests.support.run_world import ALICE, MR, USER, a_run_world, run_until_killed, with_code
 
 pytestmark = pytest.mark.integration
 JOBS = "/run/ravebot/jobs"
@@ -133,6 +133,39 @@ async def test_a_run_waits_until_its_sandbox_is_ready_and_new_code_is_in(room: R
         assert (await world.get(run.id)).state is RunState.WAITING
         await world.change_sandbox(stage=None)
         assert (await world.over(run)).state is RunState.DONE
+
+
+async def test_a_run_that_waited_is_started_only_if_it_still_may_be(room: Room, tmp_path: Path) -> None:
+    answers: list[str | Unavailable] = [Unavailable("GitLab is away"), ""]
+
+    async def why_not(_: object, mr: MergeRequest, by: Actor) -> str:
+        assert (mr.ref, by) == (MR.ref, ALICE)
+        answer = answers.pop(0) if answers else "alice is Guest in group/app"
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    async with a_run_world(room, tmp_path, why_not=why_not) as world:
+        assert (await world.over(await world.ask("true"))).state is RunState.DONE
+        refused = await world.over(await world.ask("touch /tmp/was-run"))
+        assert refused.state is RunState.CANCELLED
+        assert refused.why == "it was not started: alice is Guest in group/app"
+        assert refused.started_at is None
+    assert answers == []
+
+
+async def test_a_mistake_of_ours_ends_one_run_and_not_the_bot(room: Room, tmp_path: Path) -> None:
+    mistakes = [ZeroDivisionError("ours")]
+
+    async def why_not(_: object, __: MergeRequest, ___: Actor) -> str:
+        if mistakes:
+            raise mistakes.pop()
+        return ""
+
+    async with a_run_world(room, tmp_path, why_not=why_not) as world:
+        lost = await world.over(await world.ask("true"))
+        assert (lost.state, "ravebot made a mistake" in lost.why) == (RunState.LOST, True)
+        assert (await world.over(await world.ask("true"))).state is RunState.DONE
 
 
 async def test_new_code_ends_a_run_and_it_is_said(room: Room, tmp_path: Path) -> None:

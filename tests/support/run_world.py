@@ -19,7 +19,7 @@ from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER, Actor, GuestRun, Machine, MachineState, RunId, Sandbox, SandboxState
-from ravebot.sandboxes.runs import RunOutput, Runs, run_cancel, run_read, run_start
+from ravebot.sandboxes.runs import RunOutput, Runs, WhyNot, run_cancel, run_read, run_start
 from ravebot.store import machines, merge_requests, runs, sandboxes
 from ravebot.store.database import Database, Transaction
 from tests.support.agent_world import CrashingDatabase
@@ -106,13 +106,18 @@ def _ready(tx: Transaction) -> None:
     machines.save(tx, replace(machine, sandbox_id=sandbox.id))
 
 
-def _loop(config: Config, database: Database, provider: MemoryProvider) -> Runs:
-    return Runs(database, GuestJobs(provider, USER), config)
+def _loop(config: Config, database: Database, provider: MemoryProvider, why_not: WhyNot | None = None) -> Runs:
+    return Runs(database, GuestJobs(provider, USER), config, why_not)
 
 
 @asynccontextmanager
 async def a_run_world(
-    provider: MemoryProvider, folder: Path, *, works: bool = True, clock: Clock | None = None
+    provider: MemoryProvider,
+    folder: Path,
+    *,
+    works: bool = True,
+    clock: Clock | None = None,
+    why_not: WhyNot | None = None,
 ) -> AsyncIterator[RunWorld]:
     """A ready sandbox whose guest is that provider's; `works`: the loop runs here."""
     folder.mkdir(exist_ok=True)
@@ -120,7 +125,7 @@ async def a_run_world(
     async with Database(folder / "ravebot.db", clock or SystemClock()) as database:
         if not await database.read(lambda tx: sandboxes.latest(tx, MR.ref)):
             await database.write(_ready)
-        world = RunWorld(database, _loop(config, database, provider))
+        world = RunWorld(database, _loop(config, database, provider, why_not))
         task = asyncio.create_task(world.loop.run()) if works else None
         try:
             yield world
