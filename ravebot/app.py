@@ -78,7 +78,6 @@ from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
 from ravebot.web import admin, adminagents, admintokens
 from ravebot.web.api.gate import Gate
-from ravebot.web.api.server import serve_api
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
@@ -127,6 +126,8 @@ class Bot:
             admintokens.add_routes(shell, TokenOperator(self.config, self.database, self.people))
             await doors.enter_async_context(admin.serve(shell, admin.socket_path(self.config.state_dir)))
             if self.config.api.address is not None:
+                from ravebot.web.api.server import serve_api  # importing MCP's library takes a second
+
                 gate = Gate(self.database)
                 await doors.enter_async_context(serve_api(self.config.api, self.agents.tools, gate))
             doors.callback(ready.tell, ready.STOPPING)

@@ -32,6 +32,7 @@ from ravebot.agents.transports.acp import AcpDriver
 from ravebot.agents.transports.acp.control import ControlConnections
 from ravebot.agents.transports.acp.doors.sandbox_doors import SandboxDoors
 from ravebot.agents.transports.choice import ChosenTransport
+from ravebot.agents.transports.contract import DoorServer
 from ravebot.agents.transports.elsewhere import ElsewhereDriver
 from ravebot.agents.transports.webhook.poster import WebhookPoster
 from ravebot.agents.transports.webhook.sender import WebhookSender
@@ -60,7 +61,6 @@ from ravebot.sandboxes.runs import Runs, WhyNot
 from ravebot.store.database import Database
 from ravebot.tools.calls import ToolCalls
 from ravebot.tools.workbench import Workbench
-from ravebot.web.api.server import SandboxMcp
 
 
 def make_provider(config: Config, instance_id: str) -> Provider:
@@ -205,7 +205,7 @@ def make_agents(
     answers = AgentAnswers(config, database, turns, allowed)
     tools = ToolCalls(Workbench(config, database, people, core.intents, core.views, reception, diffs, answers))
     connections = ControlConnections(config.state_dir)
-    doors = SandboxDoors(database, connections, (models, SandboxMcp(tools)))
+    doors = SandboxDoors(database, connections, _servers(config, models, tools))
     approved = ApprovedDiffs(database, diffs, config.matrix.users)
     driver = AcpDriver(
         config,
@@ -231,6 +231,15 @@ def make_agents(
         waiting=WaitingLoop(database, SandboxBinding(config, telling)),
         webhooks=WebhookSender(database, turns, allowed, WebhookPoster(), keys),
     )
+
+
+def _servers(config: Config, models: ModelGateway, tools: ToolCalls) -> tuple[DoorServer, ...]:
+    """What agents find in their sandboxes."""
+    if not any(agent.acp for agent in config.agents):
+        return ()
+    from ravebot.web.api.server import SandboxMcp  # importing MCP's library takes a second
+
+    return models, SandboxMcp(tools)
 
 
 def make_models(
