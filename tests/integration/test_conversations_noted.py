@@ -167,6 +167,18 @@ async def test_an_answer_is_one_reply_at_the_end_and_the_emoji_say_how_far_it_is
     assert desk.server.quick_actions == []
 
 
+async def test_an_emoji_that_is_not_true_any_more_is_never_given(thread: Thread) -> None:
+    turn, world = thread.turn, thread.desk.world
+    await thread.do(lambda tx: thread.progress.words(tx, turn.id, "one"))
+    world.pass_by(seconds=3)  # 👀 is due, and GitLab was away until the end
+    await thread.do(lambda tx: thread.progress.ended(tx, turn.id, TurnState.DONE))
+    await thread.deliver()
+    sql = "SELECT result FROM outbox WHERE kind = 'receipt' ORDER BY id"
+    results = [row["result"] for row in await world.read(lambda tx: tx.all(sql))]
+    assert [result == "awarded" for result in results] == [False, True], results
+    assert thread.emoji() == ["white_check_mark"]
+
+
 async def test_kills_before_any_result_is_noted_leave_each_reply_once_and_the_emoji_of_the_table(desk: Desk) -> None:
     mr = desk.open()
     await desk.tell(mr)

@@ -267,7 +267,7 @@ class SandboxDoors:
             standing.served[name] = served
             try:
                 await served.begin()
-            except BaseException:
+            except BaseException:  # also when it is cancelled: no socket may be left behind
                 del standing.served[name]
                 await served.close()
                 raise

@@ -61,7 +61,7 @@ class ServedDoor:
         except BaseException as error:
             if self._ready.done():
                 raise
-            # Whoever waits for it raises it.
+            # Whoever waits for it raises it, also when this task is cancelled: it would wait for ever.
             self._ready.set_exception(error if isinstance(error, Exception) else OSError("it was ended"))
             self._ready.exception()
         finally:
