@@ -32,7 +32,7 @@ def log_turn(tx: Transaction, line: str, turn: Turn, **facts: object) -> None:
     """A line in the log about a turn: names and ids, never what was said."""
     conversation = conversations.get(tx, turn.conversation_id)
     assert conversation
-    mr = str(conversation.mr) if conversation.mr else None
+    mr = f"{conversation.mr.project_id}!{conversation.mr.iid}" if conversation.mr else None
     tx.log(line, agent=conversation.agent, conversation=conversation.id, turn=turn.id, mr=mr, **facts)
 
 

@@ -163,7 +163,13 @@ async def test_the_log_says_when_an_agent_gets_a_message_and_is_done_and_who_dec
         await world.ended(turn_id, "the secret answer")
         with pytest.raises(RuntimeError):
             await world.yard.write(fails_after_its_log)
-    about = {"agent": "coder", "conversation": 1, "turn": turn_id, "mr": str(MR.ref), "log_level": "info"}
+    about = {
+        "agent": "coder",
+        "conversation": 1,
+        "turn": turn_id,
+        "mr": f"{MR.ref.project_id}!{MR.ref.iid}",
+        "log_level": "info",
+    }
     assert logged == [
         {"event": "agent has a message", "process": process.id, **about},
         {
