@@ -102,6 +102,16 @@ async def test_what_can_not_be_granted_once_or_shown_whole_is_refused(guest: Ssh
         assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
 
 
+async def test_what_an_agent_asks_outside_a_turn_is_declined_and_nobody_is_asked(
+    guest: SshGuest, tmp_path: Path
+) -> None:
+    async with an_agent_world(guest, tmp_path, [AGENT], approve=["edit"]) as world:
+        assert await answered(world, "afterwards Everything") == (TurnState.DONE, "", "")
+        await asyncio.sleep(1.0)
+        assert await answered(world, "outcomes") == (TurnState.DONE, "cancelled", "")
+        assert await world.database.read(lambda tx: approvals.newest(tx, 10)) == ()
+
+
 async def test_an_agent_that_asks_without_end_has_five_questions_open_and_the_others_are_refused(
     guest: SshGuest, tmp_path: Path
 ) -> None:

@@ -58,6 +58,8 @@ def lines() -> Iterator[dict[str, Any]]:
 
 INCOMING = lines()
 LATER: list[dict[str, Any]] = []
+AFTERWARDS: list[str] = []
+OUTCOMES: list[str] = []
 
 
 def receive() -> dict[str, Any] | None:
@@ -153,6 +155,10 @@ def step(session: str, line: str) -> dict[str, Any] | None:
     elif word == "ask":
         kind, _, title = rest.partition(" ")
         say(session, f"[{permission(session, kind, title, once, rawInput={'path': title})}]")
+    elif word == "afterwards":
+        AFTERWARDS.append(rest)
+    elif word == "outcomes":
+        say(session, " ".join(OUTCOMES))
     elif word == "always":
         kind, _, title = rest.partition(" ")
         say(session, f"[{permission(session, kind, title, ('allow_always', 'reject_always'))}]")
@@ -218,6 +224,9 @@ def turn(message: dict[str, Any], echo: str = "", more: str = "") -> None:
         if cancelled or end:
             break
     send(id=message["id"], **({"result": {"stopReason": "cancelled"}} if cancelled else end or END))
+    while AFTERWARDS:
+        time.sleep(0.3)  # in another batch than the end
+        OUTCOMES.append(permission(session, "edit", AFTERWARDS.pop(), ("allow_once", "reject_once")))
 
 
 END = {"result": {"stopReason": "end_turn"}}
