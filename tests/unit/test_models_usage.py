@@ -58,7 +58,7 @@ def test_a_stream_that_is_cut_anywhere_says_the_same_and_loses_nothing(api: Mode
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     cutter, usage, passed = EventCutter(), StreamedUsage(api), b""
     for begins, ends in zip([0, *cuts], [*cuts, len(whole)], strict=True):
-        passed += usage.passed(cutter.feed(whole[begins:ends]))
+        passed += b"".join(usage.passed(cutter.feed(whole[begins:ends])))
     assert passed + cutter.rest() == whole
     assert usage.total == COSTS[NAMES[api]]
 
@@ -102,6 +102,21 @@ def test_what_the_model_writes_is_never_taken_for_usage() -> None:
     assert usage.total is None
 
 
+def test_many_events_that_must_be_looked_at_come_in_pieces_and_the_others_at_once() -> None:
+    event = sse({"choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 1}})
+    pieces = list(StreamedUsage(CHAT).passed(event * 1200))
+    assert [len(piece) // len(event) for piece in pieces] == [500, 500, 200]
+    words = sse({"choices": [{"index": 0, "delta": {"content": "usage"}}], "usage": None}) * 1200
+    assert list(StreamedUsage(CHAT).passed(words)) == [words]
+
+
+def test_a_usage_that_a_service_writes_with_escapes_settles_nothing() -> None:
+    usage = StreamedUsage(CHAT)
+    (event,) = usage.passed(sse({"choices": [], "usage": USAGE["chat"]}).replace(b"completion_", rb"completion\u005f"))
+    assert event.startswith(b"data: ")
+    assert usage.total is None
+
+
 def test_an_event_that_does_not_end_is_given_up() -> None:
     cutter = EventCutter(100)
     assert cutter.feed(b"data: x\n\n" + b"y" * 100) == b"data: x\n\n"
@@ -124,7 +139,7 @@ def test_an_answer_that_would_take_long_to_parse_is_not_parsed(api: ModelApi) ->
     began = time.process_time()
     assert of_answer(api, body) is None
     usage = StreamedUsage(api)
-    assert usage.passed(b"data: " + body + b"\n\n").startswith(b"data: ")
+    assert b"".join(usage.passed(b"data: " + body + b"\n\n")).startswith(b"data: ")
     assert usage.total is None
     assert time.process_time() - began < 0.1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,10 @@ from ravebot.sandboxes.model import SandboxId
 T = TypeVar("T")
 _SMALL_BYTES = 64 * 1024
 """What is parsed in the event loop, anything larger in a thread; and what is written at once."""
+_PIECE_BYTES = 256 * 1024
+"""What is read of a stream at once."""
+_SEND_BUFFER_BYTES = 212_992
+"""What Linux lets everybody have, and doubles: with its default, writing a piece takes several turns."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +195,13 @@ class Exchange:
         try:
             await response.prepare(self.request)
             self.begun = response
+            self._widen()
             async for chunk in _bounded(answer, self.parts.limits.answer_bytes):
-                await self._write(response, usage.passed(cutter.feed(chunk)))
+                pieces = usage.passed(cutter.feed(chunk))
+                await self._write(response, next(pieces, b""))
+                for piece in pieces:
+                    await asyncio.sleep(0)  # others have their turn first
+                    await self._write(response, piece)
             await self._write(response, cutter.rest())
         except (aiohttp.ClientError, TimeoutError, EventTooLong) as error:
             self.trouble = f"the answer was cut: {type(error).__name__}"
@@ -200,6 +210,10 @@ class Exchange:
             if usage.total is not None:
                 await self._settle(usage.total)
         return response
+
+    def _widen(self) -> None:
+        if transport := self.request.transport:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         if data:
@@ -224,12 +238,12 @@ class Exchange:
 async def _bounded(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
     """An answer as it comes. Raises EventTooLong when it is larger."""
     came = 0
-    async for chunk in answer.content.iter_chunked(_SMALL_BYTES):
+    async for chunk in answer.content.iter_chunked(_PIECE_BYTES):
         came += len(chunk)
         if came > most:
             raise EventTooLong
         yield chunk
-        if len(chunk) == _SMALL_BYTES:  # there is more already: others have their turn first
+        if len(chunk) == _PIECE_BYTES:  # there is more already: others have their turn first
             await asyncio.sleep(0)
 
 
