@@ -76,6 +76,11 @@ def test_a_request_that_sets_no_limit_to_its_answer_gets_one(api: ModelApi, key:
     assert sent(api, {**body, key: None})[key] == 500
 
 
+def test_each_of_several_answers_at_once_is_reserved_the_limit() -> None:
+    checked = check(CHAT, said(n=3))
+    assert (checked.reserve, checked.choices) == (len(checked.body) + 3 * 500, 3)
+
+
 def test_images_and_documents_reserve_more_than_their_bytes() -> None:
     plain = check(MESSAGES, said()).reserve
     image = check(MESSAGES, said({"type": "image", "source": PNG})).reserve

@@ -79,6 +79,41 @@ def test_usage_in_every_chunk_counts_only_at_the_end() -> None:
     assert usage.total == COSTS["chat"]
 
 
+ENDED = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE["chat"]})
+MORE = sse({"choices": [{"index": 1, "delta": {"content": "more"}}]})
+WHOLE = sse({"choices": [], "usage": USAGE["chat"]})
+DONE = sse("[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("choices", "events", "tokens"),
+    [
+        (1, [ENDED, DONE], 20),
+        (1, [ENDED, MORE, DONE], None),
+        (1, [WHOLE, MORE, DONE], None),
+        (1, [WHOLE, MORE, WHOLE, DONE], 20),
+        (1, [WHOLE, sse({"choices": [], "usage": None}), DONE], 20),
+        (2, [ENDED, DONE], None),
+        (2, [ENDED, MORE, ENDED, DONE], None),
+        (2, [ENDED, MORE, ENDED, WHOLE, DONE], 20),
+        (2, [WHOLE, ENDED, DONE], None),
+    ],
+)
+def test_a_usage_counts_only_if_it_is_that_of_all_choices_to_their_end(
+    choices: int, events: list[bytes], tokens: int | None
+) -> None:
+    apart, at_once = (StreamedUsage(CHAT, choices=choices) for _ in range(2))
+    assert all(map(apart.passes, events))
+    assert b"".join(at_once.passed(b"".join(events))) == b"".join(events)
+    assert (apart.total, at_once.total) == (tokens, tokens)
+
+
+def test_what_comes_in_a_later_piece_shows_that_a_usage_was_not_the_whole() -> None:
+    usage = StreamedUsage(CHAT)
+    assert [b"".join(usage.passed(piece)) for piece in (ENDED, MORE)] == [ENDED, MORE]
+    assert usage.total is None
+
+
 @pytest.mark.parametrize("choices", [[], None])
 def test_the_chunk_with_the_usage_is_left_out_if_nobody_asked_for_it(choices: list[Any] | None) -> None:
     usage = StreamedUsage(CHAT, hide=True)
@@ -93,6 +128,8 @@ def test_sums_of_several_deltas_are_sums_so_far() -> None:
     assert usage.total is None
     usage.passes(sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}))
     assert usage.total == 20
+    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 25}}))
+    assert usage.total == 30
 
 
 def test_what_the_model_writes_is_never_taken_for_usage() -> None:

@@ -8,6 +8,7 @@ import io
 import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -17,13 +18,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong
-from ravebot.agents.models.refusals import ModelRefusal
+from ravebot.agents.models.refusals import ModelRefusal, forbidden
 from ravebot.agents.models.requests import CheckedRequest, check_request
 from ravebot.agents.models.upstream import NotSent, Upstream, headers_back, headers_for, refused_by_service
 from ravebot.agents.models.usage import StreamedUsage, of_answer
 from ravebot.config.apis import ModelApi, api_of
 from ravebot.config.model import ModelConfig
+from ravebot.errors import StoreError
 from ravebot.sandboxes.model import SandboxId
+from ravebot.store.agent_work import TurnUnderWay
 
 T = TypeVar("T")
 _SMALL_BYTES = 64 * 1024
@@ -36,10 +39,14 @@ _SEND_BUFFER_BYTES = 212_992
 
 @dataclass(frozen=True)
 class ExchangeLimits:
-    """What one request may take. `write_seconds`: how long a client may read nothing."""
+    """What one request may take. `write_seconds`: how long a client may read nothing.
+
+    `turn_seconds`: how often is looked whether the turn still runs.
+    """
 
     body_seconds: float = 60.0
     write_seconds: float = 60.0
+    turn_seconds: float = 2.0
     answer_bytes: int = 64 * 1024**2
     event_bytes: int = LONGEST_EVENT_BYTES
     error_bytes: int = 64 * 1024
@@ -86,7 +93,7 @@ class Exchange:
         sending = self.parts.upstream.send(config, target, headers, io.BytesIO(checked.body), seconds)
         checked = replace(checked, body=b"")  # it may be large, and answers take long
         try:
-            async with sending as answer:
+            async with self._while_it_runs(reservation.turn), sending as answer:
                 self.status = answer.status
                 if refusal := refused_by_service(config, answer.status):
                     raise refusal
@@ -98,6 +105,33 @@ class Exchange:
         except NotSent:
             await self._settle(0)
             raise
+
+    @asynccontextmanager
+    async def _while_it_runs(self, turn: TurnUnderWay) -> AsyncIterator[None]:
+        """Ends the block soon after the turn has ended. Raises ModelRefusal then."""
+        try:
+            async with asyncio.timeout(None) as running:
+                watching = asyncio.create_task(self._watch(turn, running))
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if not running.expired():
+                raise
+            raise forbidden(
+                "the message that this request was for is not worked on any more: it was answered, cancelled or given"
+                " up. Ask the agent something, in the room or on the merge request."
+            ) from None
+
+    async def _watch(self, turn: TurnUnderWay, running: asyncio.Timeout) -> None:
+        """Looks into the store now and then, so that it does not matter who ended the turn, and how."""
+        runs = True
+        while runs:
+            await asyncio.sleep(self.parts.limits.turn_seconds)
+            with contextlib.suppress(StoreError):  # then the next look tells
+                runs = await self.parts.accounts.runs(self.sandbox_id, turn)
+        running.reschedule(asyncio.get_running_loop().time())
 
     def _target(self) -> tuple[ModelConfig, ModelApi, str]:
         """What is asked of which service, from the request's first line as it came: nothing in it is decoded."""
@@ -190,7 +224,10 @@ class Exchange:
         self, api: ModelApi, checked: CheckedRequest, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
         """A stream of events, each passed on once it is whole."""
-        usage, cutter = StreamedUsage(api, checked.hide_usage), EventCutter(self.parts.limits.event_bytes)
+        usage, cutter = (
+            StreamedUsage(api, checked.hide_usage, checked.choices),
+            EventCutter(self.parts.limits.event_bytes),
+        )
         response = web.StreamResponse(status=answer.status, headers=headers_back(answer))
         try:
             await response.prepare(self.request)

@@ -44,16 +44,20 @@ def of_answer(api: ModelApi, body: bytes) -> int | None:
 
 @dataclass
 class StreamedUsage:
-    """Looks at a stream event by event; `total` is known only once the end was seen."""
+    """Looks at a stream event by event; `total` is known only once the end was seen.
+
+    `choices`: how many answers were asked for at once, which a chat stream has side by side.
+    """
 
     api: ModelApi
     hide: bool = False
+    choices: int = 1
     total: int | None = None
     _so_far: dict[str, Any] = field(default_factory=dict)
 
     def passed(self, events: bytes) -> Iterator[bytes]:
         """Take whole events, as they came; what the client gets of them, in pieces that do not take long each."""
-        if _IN_EVERY_USAGE[self.api] not in events:  # as it mostly is
+        if self.total is None and _IN_EVERY_USAGE[self.api] not in events:  # as it mostly is
             yield events
             return
         rest = each(events)
@@ -62,7 +66,7 @@ class StreamedUsage:
 
     def passes(self, event: bytes) -> bool:
         """Take one event, as it came; whether the client gets it."""
-        if not _WITH_USAGE.search(event):
+        if self.total is None and not _WITH_USAGE.search(event):
             return True
         data = _object(b"".join(_data_of(event)))
         match self.api:
@@ -82,16 +86,22 @@ class StreamedUsage:
             self._so_far = dict(_inner(_inner(data, "message"), "usage"))
         elif data.get("type") == "message_delta":
             self._so_far.update({key: value for key, value in _inner(data, "usage").items() if value is not None})
-            if _inner(data, "delta").get("stop_reason"):
+            if _inner(data, "delta").get("stop_reason") or self.total is not None:
                 self.total = _total(self.api, self._so_far)
 
     def _chat(self, data: Mapping[str, Any]) -> bool:
-        """Some servers put the usage into the last chunk that has a choice, which says why it ended."""
-        choices = data.get("choices") or []
+        """Whatever choices come after a usage, it was not the whole.
+
+        Some servers put the usage into the chunk that says why the choice ended, instead of into one without choices;
+        with several choices nobody can tell whether that is of all of them.
+        """
+        choices, has_usage = data.get("choices") or [], isinstance(data.get("usage"), dict)
+        if not choices:
+            self.total = _total(self.api, data.get("usage")) if has_usage else self.total
+            return not (has_usage and self.hide)
         ended = any(isinstance(choice, dict) and choice.get("finish_reason") for choice in choices)
-        if not choices or ended:
-            self.total = _total(self.api, data.get("usage"))
-        return bool(choices) or not self.hide
+        self.total = _total(self.api, data.get("usage")) if ended and self.choices == 1 else None
+        return True
 
 
 def _data_of(event: bytes) -> Iterable[bytes]:
