@@ -9,7 +9,7 @@ from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, Sand
 from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import events, machines, merge_requests, sandboxes
+from ravebot.store import events, machines, merge_requests, model_uses, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -60,6 +60,7 @@ class Views:
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),
+            model_tokens=model_uses.used_in(tx, sandbox.id),
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

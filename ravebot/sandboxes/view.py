@@ -107,6 +107,7 @@ class SandboxView:
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
+    model_tokens: int = 0  # that agents used in it, over its life
 
     @property
     def live(self) -> bool:

@@ -210,4 +210,5 @@ def info(view: SandboxView) -> shapes.SandboxInfo:
         ended_at=sandbox.ended_at,
         trouble=view.trouble.words if view.trouble else "",
         notice=view.notice,
+        model_tokens=view.model_tokens,
     )

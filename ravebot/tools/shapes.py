@@ -107,6 +107,7 @@ class SandboxInfo(Shape):
     ended_at: datetime | None
     trouble: str = Field(description="What is wrong with its machine; empty: nothing.")
     notice: str = Field(description="What else is to be known; empty: nothing.")
+    model_tokens: int = Field(description="The tokens of models that agents used in it so far, reserved ones included.")
 
 
 class SandboxPage(Shape):

@@ -310,6 +310,7 @@ async def test_what_was_used_is_shown_to_people_and_at_the_shell(gateway: Gatewa
     assert f"You: 1 of 500 messages today, 20 of {10**9:,} tokens of models" in said
     assert f"`coder`: 1 of 200 messages today, 20 of {10**9:,} tokens of models" in said
     assert "`reviewer`: 0 of 200 messages today\n" in said
+    assert said.endswith(f"\nSandbox of group/app!1: 20 of {10**9:,} tokens of models, over its life")
     assert (coder.spent.tokens, coder.spent.most_tokens) == (20, 10**9)
 
 
