@@ -146,6 +146,10 @@ REFUSED = [
     (CHAT, said({"type": "image_url", "image_url": {"url": "https://example.org/a.png"}})),
     (CHAT, said({"type": "image_url", "image_url": "http://169.254.169.254/"})),
     (CHAT, said({"type": "file", "file": {"file_id": "file-1"}})),
+    (RESPONSES, items({"role": "user", "content": [
+        {"type": "input_image", "image_url": "data:image/png;base64,AA", "file_id": "file-1"}]})),
+    (RESPONSES, items({"role": "user", "content": [
+        {"type": "input_file", "file_data": "data:,", "file_url": "https://example.org/a.pdf"}]})),
     (CHAT, said({"type": "file", "file": {"file_data": "data:,", "file_id": "file-1"}})),
     (CHAT, said(web_search_options={})),
     (CHAT, said(plugins=[{"id": "web"}])),

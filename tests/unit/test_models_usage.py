@@ -71,6 +71,15 @@ def test_before_a_stream_s_end_nothing_is_known(api: ModelApi) -> None:
     assert usage.total is None
 
 
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
+def test_a_response_s_usage_counts_at_each_kind_of_end_and_not_before(end: str) -> None:
+    usage = StreamedUsage(RESPONSES)
+    usage.passes(sse({"type": "response.in_progress", "response": {"usage": USAGE["responses"]}}))
+    assert usage.total is None
+    usage.passes(sse({"type": end, "response": {"usage": USAGE["responses"]}}))
+    assert usage.total == COSTS["responses"]
+
+
 def test_usage_in_every_chunk_counts_only_at_the_end() -> None:
     usage = StreamedUsage(CHAT)
     usage.passes(sse({"choices": [{"delta": {}, "finish_reason": None}], "usage": USAGE["chat"]}))
@@ -124,7 +133,7 @@ def test_the_chunk_with_the_usage_is_left_out_if_nobody_asked_for_it(choices: li
 def test_sums_of_several_deltas_are_sums_so_far() -> None:
     usage = StreamedUsage(MESSAGES)
     usage.passes(sse({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}))
-    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10}}))
+    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"input_tokens": None, "output_tokens": 10}}))
     assert usage.total is None
     usage.passes(sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}))
     assert usage.total == 20
