@@ -309,6 +309,10 @@ def test_whatever_comes_is_refused_in_words_or_rebuilt_and_allowed_again(api: Mo
         assert check(api, checked.body).body == checked.body
 
 
+def test_half_a_character_in_an_error_is_shown_as_a_question_mark() -> None:
+    assert json.loads(error_body(400, "half \ud800"))["error"]["message"] == "ravebot: half ?"
+
+
 def has_remote(value: object) -> bool:
     """Whether a part that a provider would fetch is anywhere in it, as Anthropic's blocks and OpenAI's parts go."""
     if isinstance(value, list):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.agents.models.events import EventCutter, EventTooLong, each
+from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong, each
 from ravebot.agents.models.usage import StreamedUsage, of_answer
 from ravebot.config.apis import ModelApi
 from tests.support.models import COSTS, USAGE, chat_stream, messages_stream, responses_stream, sse
@@ -139,6 +139,25 @@ def test_sums_of_several_deltas_are_sums_so_far() -> None:
     assert usage.total == 20
     usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 25}}))
     assert usage.total == 30
+
+
+def test_a_message_s_start_need_not_say_what_was_put_out() -> None:
+    usage = StreamedUsage(MESSAGES)
+    start = sse({"type": "message_start", "message": {"usage": {"input_tokens": 5}}})
+    end = sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}})
+    assert b"".join(b"".join(usage.passed(event)) for event in (start, end)) == start + end
+    assert usage.total == 20
+
+
+def test_data_may_follow_its_colon_at_once() -> None:
+    usage = StreamedUsage(CHAT)
+    assert usage.passes(WHOLE.replace(b"data: ", b"data:"))
+    assert usage.total == COSTS["chat"]
+
+
+def test_an_answer_of_more_bytes_than_an_event_may_have_is_not_parsed() -> None:
+    body = json.dumps({"usage": USAGE["chat"], "pad": "x" * LONGEST_EVENT_BYTES}).encode()
+    assert of_answer(CHAT, body) is None
 
 
 def test_what_the_model_writes_is_never_taken_for_usage() -> None:
