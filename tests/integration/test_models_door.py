@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from ravebot.agents.models.accounts import ModelAccounts
+from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.exchange import ExchangeLimits
 from ravebot.agents.models.gateway import GatewayLimits, ModelGateway
 from ravebot.errors import StoreError
@@ -117,6 +117,20 @@ class ForgetfulStore(ModelAccounts):
         if self.looks == 1:
             raise StoreError("the disk is full")
         return await super().runs(sandbox_id, turn)
+
+
+class SlowStore(ModelAccounts):
+    """Accounts that give up waiting when an answer has come."""
+
+    async def settle(self, reservation: Reservation, used: int) -> None:
+        raise TimeoutError
+
+
+async def test_only_the_end_of_a_turn_is_said_to_be_one(gateway: GatewayYard) -> None:
+    known = gateway.gateway.parts.accounts
+    async with a_door(gateway, accounts=SlowStore(known.config, known.database, known.telling)) as door:
+        status, message = await door.refused()
+    assert (status, "made a mistake" in message) == (500, True)
 
 
 async def test_with_a_database_that_fails_a_request_is_to_be_tried_later(gateway: GatewayYard) -> None:

@@ -292,6 +292,28 @@ async def test_neither_key_nor_prompt_is_in_a_log_and_each_request_is_one_line(g
     assert {"status": 500, "tokens": 0, "turn": gateway.turn_id}.items() <= failed.items()
 
 
+async def test_of_several_answers_at_once_only_the_usage_of_all_counts(gateway: GatewayYard) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    first = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage}
+    gateway.service.answer = lambda request, _: stream(request, [sse(first)])
+    await gateway.ask(body=a_request(stream=True, n=2))
+    assert await gateway.used() > 2 * 32_000
+    await gateway.ask(body=a_request(stream=True))
+    assert 2 * 32_000 < await gateway.used() < 3 * 32_000
+
+
+async def test_a_usage_of_nothing_is_one(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda *_: web.json_response({"usage": {"prompt_tokens": 0, "completion_tokens": 0}})
+    await gateway.ask()
+    assert await gateway.used() == 0
+
+
+async def test_a_stream_s_last_event_is_passed_on_without_its_empty_line(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda request, _: stream(request, [sse("1"), b"data: [DONE]"])
+    _, _, streamed = await gateway.ask(body=a_request(stream=True))
+    assert streamed == sse("1") + b"data: [DONE]"
+
+
 async def test_a_usage_that_the_model_itself_writes_counts_for_nothing(gateway: GatewayYard) -> None:
     lie = {"choices": [{"delta": {"content": '"usage": {"prompt_tokens": 0, "completion_tokens": 0}'}}]}
     gateway.service.answer = lambda request, _: stream(request, [sse(lie), *chat_stream()])

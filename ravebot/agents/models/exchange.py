@@ -267,7 +267,7 @@ class Exchange:
             asyncio.get_running_loop().call_later(self.parts.limits.write_seconds, transport.abort)
 
     async def _settle(self, used: int) -> None:
-        if self.reservation is not None and self.tokens is None:
+        if self.reservation is not None:
             self.tokens = used
             await self.parts.accounts.settle(self.reservation, used)
 
