@@ -190,6 +190,8 @@ REFUSED = (
     (request(path="/other/v1/chat/completions"), 404, b"nothing at this address"),
     (request(path="http://elsewhere.example.org/local/v1/chat/completions"), 404, b"nothing at this address"),
     (request(path=f"{PATH}?key=mine"), 404, b"nothing after the '?'"),
+    (request(path=f"{PATH}?beta=true"), 404, b"nothing after the '?'"),
+    (request(path="/local/v1/messages?beta=true&key=mine"), 404, b"nothing after the '?'"),
     (request().replace(b"POST", b"GET", 1), 405, b"use POST"),
     (request(model="gpt-9"), 403, b"'gpt-9' is not among the models that local allows: tiny, claude-*"),
     (request(tools=[{"type": "web_search_20260101"}]), 403, b"server_tools: allow"),
