@@ -149,7 +149,7 @@ async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[
             make_diffs(config, yard.database, yard.provider, gitlab),
             AgentAnswers(config, yard.database, turns, StillAllowed(yard.database, turns.give_up, may_give)),
         )  # fmt: skip
-        acts = ActLimits(Buckets(rate)) if rate is not REQUESTS else ActLimits()
+        acts = ActLimits(rate) if rate is not REQUESTS else ActLimits()
         calls, gate = ToolCalls(bench, acts), Gate(yard.database, Buckets(rate))
         tokens = TokenOperator(config, yard.database, people)
         try:
