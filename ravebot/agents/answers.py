@@ -202,7 +202,8 @@ class AgentAnswers:
         turn = conversations.turn(tx, delivery.turn_id) if delivery and mine else None
         if known is None or delivery is None or turn is None:
             return AnswerTaken(
-                f"There is no message with that id for {agent}: use the id that came with the message, as it is.",
+                f"There is no message with that id for {agent}: use the id that came with the message, and the token of"
+                " the agent that it was for.",
                 refused=AnswerRefusal.UNKNOWN,
             )
         if not turn.state.is_over and turn.cancelled_by:
