@@ -118,6 +118,7 @@ class ElsewhereTurns:
             "state": view.sandbox.state.value,
             "commit": view.sandbox.running_sha or "",
             "ssh": access.ssh_command if access else None,
+            "host_keys": list(access.host_keys) if access else [],
             "web": access.web_url if access else None,
         }
 

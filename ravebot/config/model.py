@@ -270,7 +270,7 @@ class ModelConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
     url: HttpUrl
     key_file: SecretFile | None = None
-    header: Literal["authorization", "x-api-key"] = "authorization"
+    header: Literal["authorization", "x-api-key", "x-goog-api-key"] = "authorization"
     paths: tuple[ApiPath, ...] = Field(min_length=1, max_length=20)
     allow: tuple[ModelPattern, ...] = Field(min_length=1, max_length=100)
     max_output: Tokens = 32_000

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -306,6 +310,28 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
         await writer.drain()
 
+    async def endless_announcements(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        while True:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
+            await writer.drain()
+
+    async def long_announcements(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        while True:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n" + b"x: y\r\n" * 2000 + b"\r\n")
+            await writer.drain()
+
+    async def announces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 202 Accepted\r\n\r\n")
+        await writer.drain()
+
+    async def switches(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n" + b"x" * 100_000)
+        await writer.drain()
+
     async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _read_all(reader)
         writer.write(b"SSH-2.0-OpenSSH_9\r\n")
@@ -325,6 +351,10 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         (endless_header, PostEnd.SILENT, 0, "no answer in HTTP"),
         (endless_headers, PostEnd.SILENT, 0, "no answer in HTTP"),
         (long_body, PostEnd.ANSWERED, 200, ""),
+        (endless_announcements, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (long_announcements, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (announces, PostEnd.ANSWERED, 202, ""),
+        (switches, PostEnd.SILENT, 0, "no answer in HTTP"),
         (no_http, PostEnd.SILENT, 0, "no answer in HTTP"),
         (early, PostEnd.ANSWERED, 413, ""),
     ):
@@ -332,8 +362,47 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
             posted = await poster.post(url, body, {"webhook-id": "msg_1"})
             assert (posted.end, posted.status) == (end, status), talk.__name__
             assert why in posted.why, talk.__name__
-    await poster.close()
     assert flooded < 8 * 1024 * 1024
+
+
+async def test_the_loop_is_not_held_up_while_a_receiver_announces_an_answer_without_end() -> None:
+    """The receiver is a thread, and time is this thread's on the processor: neither it nor others' load counts."""
+    stop, slowest, flood = threading.Event(), 0.0, b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+
+    def serve(listening: socket.socket) -> None:
+        while not stop.is_set():
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.settimeout(0.5)
+                    connection.recv(65536)
+                    while not stop.is_set():
+                        connection.sendall(flood)
+
+    async def beats() -> None:
+        nonlocal slowest
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(0.001)
+            slowest = max(slowest, time.thread_time() - began)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.5)
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        beating = asyncio.create_task(beats())
+        began = time.thread_time()
+        try:
+            for _ in range(5):
+                posted = await WebhookPoster().post(f"http://127.0.0.1:{listening.getsockname()[1]}/", b"{}", {})
+                assert posted.end is PostEnd.SILENT
+        finally:
+            beating.cancel()
+            stop.set()
+            thread.join()
+    print(f"{slowest:.3f} s at a time, {time.thread_time() - began:.3f} s in all")
+    assert slowest < 0.15
+    assert time.thread_time() - began < 1.0
 
 
 async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers() -> None:
@@ -354,7 +423,6 @@ async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers
         assert posted.status == 204
         for one in hanging:
             one.cancel()
-    await poster.close()
 
 
 async def test_a_redirect_is_not_followed_and_nothing_is_learnt_of_the_other_place(tmp_path: Path) -> None:
@@ -375,7 +443,6 @@ async def test_what_can_not_be_reached_says_why_without_the_address(tmp_path: Pa
     unknown = await poster.post("http://no-such-host.invalid/secret-path", b"{}", {})
     async with a_receiver() as plain:
         no_tls = await poster.post(plain.url.replace("http:", "https:"), b"{}", {})
-    await poster.close()
     assert (refused.end, refused.why) == (PostEnd.UNREACHED, "can't be reached: connection refused")
     assert (unknown.end, unknown.why) == (PostEnd.UNREACHED, "can't be reached: its name is not found")
     assert no_tls.end is PostEnd.UNREACHED

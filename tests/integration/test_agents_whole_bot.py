@@ -16,7 +16,7 @@ from tests.support.sshd import SshGuest
 from tests.support.synapse import MatrixError, Message, Synapse
 from tests.support.synapse.user import reactions
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 MOST_KILLS = 60
 
 

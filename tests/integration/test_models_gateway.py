@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from ravebot.agents import overview
 from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.gateway import ModelGateway
+from ravebot.config.model import ModelConfig
 from ravebot.errors import StoreError
 from ravebot.intake.agents import AgentReports
 from ravebot.store import agent_texts, model_uses
@@ -105,6 +106,34 @@ async def test_a_key_can_go_into_the_other_header_and_a_model_of_one_s_own_needs
         gateway.gateway.parts.upstream.keys = {}
         await gateway.ask(MESSAGES)
         assert not {"X-Api-Key", "Authorization"} & set(gateway.service.asked[1][1])
+
+
+async def test_a_service_of_google_s_shape_is_asked_by_model_and_method_and_counted(tmp_path: Path) -> None:
+    def google(url: str) -> tuple[ModelConfig, ...]:
+        return (a_model(url, paths=["/v1beta/models"], header="x-goog-api-key", allow=["gemini-*"]),)
+
+    body = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+    async with a_gateway(tmp_path, models=google) as gateway:
+        base = "/local/v1beta/models/gemini-2.5-pro"
+        for address in (f"{base}:streamGenerateContent?alt=sse", f"{base}:generateContent", f"{base}:countTokens"):
+            status, _, answer = await gateway.ask(address, body, headers={"x-goog-api-key": "none"})
+            assert (status, b"error" in answer) == (200, False)
+        assert [path for path, _, _ in gateway.service.asked] == [
+            "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+            "/v1beta/models/gemini-2.5-pro:generateContent",
+            "/v1beta/models/gemini-2.5-pro:countTokens",
+        ]
+        assert {headers["x-goog-api-key"] for _, headers, _ in gateway.service.asked} == {KEY}
+        assert "generationConfig" in gateway.service.asked[0][2]
+        assert await gateway.used() == 2 * COSTS["google"]
+        for address in (
+            "/local/v1beta/models", f"{base}:streamGenerateContent", f"{base}:generateContent?key=mine",
+            f"{base}:generateContent?alt=sse", "/local/v1beta/models/veo-3:generateContent",
+            "/local/v1beta/cachedContents", f"{base}:predict", "/local/v1/models/gemini-2.5-pro:generateContent",
+        ):  # fmt: skip
+            status, _, _ = await gateway.ask(address, body)
+            assert status in (403, 404), address
+        assert len(gateway.service.asked) == 3
 
 
 async def test_without_a_running_turn_nothing_is_passed_on(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def checked_or_refused(api: ModelApi, body: object) -> CheckedRequest | ModelRef
         return refusal
 
 
-@given(api=st.sampled_from(list(ModelApi)), body=BODIES)
+@given(api=st.sampled_from([api for api in ModelApi if api is not ModelApi.GOOGLE]), body=BODIES)
 def test_whatever_comes_is_refused_in_words_or_rebuilt_and_allowed_again(api: ModelApi, body: dict[str, Any]) -> None:
     checked = checked_or_refused(api, body)
     if isinstance(checked, ModelRefusal):

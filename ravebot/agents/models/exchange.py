@@ -18,11 +18,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong
+from ravebot.agents.models.google import GoogleCall, read_address
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
-from ravebot.agents.models.requests import CheckedRequest, check_request
+from ravebot.agents.models.requests import CheckedRequest, check_google_request, check_request
 from ravebot.agents.models.upstream import NotSent, Upstream, headers_back, headers_for, refused_by_service
 from ravebot.agents.models.usage import StreamedUsage, of_answer
-from ravebot.config.apis import ModelApi, api_of
+from ravebot.config.apis import ModelApi, address_of, api_of
 from ravebot.config.model import ModelConfig
 from ravebot.errors import StoreError
 from ravebot.sandboxes.model import SandboxId
@@ -63,6 +64,16 @@ class ExchangeParts:
     limits: ExchangeLimits = ExchangeLimits()
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What is asked of which service; `path` with its query, `call` for those whose address names the model."""
+
+    config: ModelConfig
+    api: ModelApi
+    path: str
+    call: GoogleCall | None
+
+
 @dataclass
 class Exchange:
     """One request. `model`, `reservation`, `status` and `tokens` say afterwards what became of it."""
@@ -80,17 +91,18 @@ class Exchange:
 
     async def run(self) -> web.StreamResponse:
         """Raises ModelRefusal."""
-        config, api, target = self._target()
+        target = self._target()
+        config, api = target.config, target.api
         self._check_head(config)
         # An agent's requests outside a turn are refused before their bodies are read.
         await self.parts.accounts.turn(self.sandbox_id, config.name)
-        checked = await self._checked(api, config)
+        checked = await self._checked(target)
         reservation = await self.parts.accounts.reserve(self.sandbox_id, config.name, checked.reserve)
         self.reservation = reservation
         deadline = reservation.turn.deadline
         seconds = max(1.0, (deadline - reservation.now).total_seconds()) if deadline else 1.0
         headers = headers_for(api, self.request.headers, stream=checked.stream)
-        sending = self.parts.upstream.send(config, target, headers, io.BytesIO(checked.body), seconds)
+        sending = self.parts.upstream.send(config, target.path, headers, io.BytesIO(checked.body), seconds)
         checked = replace(checked, body=b"")  # it may be large, and answers take long
         try:
             async with self._while_it_runs(reservation.turn), sending as answer:
@@ -133,19 +145,24 @@ class Exchange:
                 runs = await self.parts.accounts.runs(self.sandbox_id, turn)
         running.reschedule(asyncio.get_running_loop().time())
 
-    def _target(self) -> tuple[ModelConfig, ModelApi, str]:
+    def _target(self) -> _Target:
         """What is asked of which service, from the request's first line as it came: nothing in it is decoded."""
         path, _, query = self.request.raw_path.partition("?")
         name, _, rest = path.removeprefix("/").partition("/")
         config = next((model for model in self.parts.models if model.name == name), None)
-        api = api_of(rest)
-        if config is None or f"/{rest}" not in config.paths or not path.startswith("/") or api is None:
-            known = [f"/{model.name}{known}" for model in self.parts.models for known in model.paths]
+        call = read_address(f"/{rest}")
+        configured = call.base if call else f"/{rest}"
+        api = api_of(configured)
+        known_path = config is not None and configured in config.paths and path.startswith("/")
+        if config is None or not known_path or api is None or (api is ModelApi.GOOGLE) != (call is not None):
+            known = [f"/{model.name}{address_of(known)}" for model in self.parts.models for known in model.paths]
             raise ModelRefusal(404, f"there is nothing at this address. Use one of: {', '.join(known)[:1000]}.")
         self.model = name
-        if query and not (api.is_anthropic and query == "beta=true"):
+        if call and query != call.query:
+            raise ModelRefusal(404, f"the address must have {call.query or 'nothing'} after the '?'.")
+        if query and not call and not (api.is_anthropic and query == "beta=true"):
             raise ModelRefusal(404, "the address must have nothing after the '?'.")
-        return config, api, f"/{rest}" + (f"?{query}" if query else "")
+        return _Target(config, api, f"/{rest}" + (f"?{query}" if query else ""), call)
 
     def _check_head(self, config: ModelConfig) -> None:
         headers = self.request.headers
@@ -158,9 +175,11 @@ class Exchange:
         if (self.request.content_length or 0) > config.max_request:
             raise _too_large(config.max_request)
 
-    async def _checked(self, api: ModelApi, config: ModelConfig) -> CheckedRequest:
-        raw = await self._body(config.max_request)
-        return await self._parsed(raw, lambda: check_request(api, config, raw))
+    async def _checked(self, target: _Target) -> CheckedRequest:
+        raw = await self._body(target.config.max_request)
+        if call := target.call:
+            return await self._parsed(raw, lambda: check_google_request(call, target.config, raw))
+        return await self._parsed(raw, lambda: check_request(target.api, target.config, raw))
 
     async def _body(self, most: int) -> bytes:
         if self.request.headers.get("Expect", "").lower() == "100-continue":

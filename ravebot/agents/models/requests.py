@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ravebot.agents.models.contents import media_tokens
+from ravebot.agents.models.google import GoogleCall, GoogleMethod, check_google
 from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
 from ravebot.config.apis import ModelApi
@@ -66,6 +67,16 @@ class CheckedRequest:
     stream: bool
     hide_usage: bool = False
     choices: int = 1
+
+
+def check_google_request(call: GoogleCall, config: ModelConfig, raw: bytes) -> CheckedRequest:
+    """The same for one whose address names the model. Raises ModelRefusal."""
+    _check_model(config, call.model)
+    body = _parsed(raw)
+    beyond = check_google(call, body, config.max_output, strict=config.server_tools == "refuse")
+    rebuilt = _dumped(body)
+    reserve = 0 if call.method is GoogleMethod.COUNT else len(rebuilt) + beyond
+    return CheckedRequest(rebuilt, call.model, reserve, stream=call.method is GoogleMethod.STREAM)
 
 
 def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequest:

@@ -99,7 +99,7 @@ class Upstream:
         key = self.keys.get(config.name)
         if key is None:
             return {}
-        return {"X-Api-Key": key} if config.header == "x-api-key" else {"Authorization": f"Bearer {key}"}
+        return {"Authorization": f"Bearer {key}"} if config.header == "authorization" else {config.header: key}
 
 
 def headers_for(api: ModelApi, given: Mapping[str, str], *, stream: bool) -> dict[str, str]:

@@ -3,7 +3,8 @@
 Anthropic: `message_start` has the input, each `message_delta` the sums so far, of which the last one counts:
 https://docs.claude.com/en/docs/build-with-claude/streaming. OpenAI: the last chunk of a chat stream, whose `choices`
 are empty, if the request asked for it: https://platform.openai.com/docs/api-reference/chat-streaming; of Responses the
-event that ends it: https://platform.openai.com/docs/api-reference/responses-streaming.
+event that ends it: https://platform.openai.com/docs/api-reference/responses-streaming. Google: every event may have the
+sums so far, that of the end counts: https://ai.google.dev/api/generate-content#UsageMetadata.
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ from ravebot.config.apis import ModelApi
 _MOST_TOKENS = 1_000_000_000
 _EVENTS_AT_ONCE = 500
 _ANTHROPIC_INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_GOOGLE_OUTPUT = ("candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount")
 _IN_EVERY_USAGE = {
     ModelApi.MESSAGES: b"put_tokens",
     ModelApi.COUNT_TOKENS: b"put_tokens",
     ModelApi.CHAT: b"completion_tokens",
     ModelApi.RESPONSES: b"output_tokens",
+    ModelApi.GOOGLE: b"usageMetadata",
 }
 """What a usage that counts has in it, and most pieces of a stream have not. Long words are found the fastest.
 
 A service that writes it with escapes has nothing settled: what was reserved stands.
 """
-_WITH_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_WITH_USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
 """In a text of the model's the quotes would be escaped."""
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 def of_answer(api: ModelApi, body: bytes) -> int | None:
     """The tokens of an answer that is not streamed; None if it does not say, or would take long to read."""
-    return _total(api, _object(body).get("usage"))
+    return _total(api, _object(body).get("usageMetadata" if api is ModelApi.GOOGLE else "usage"))
 
 
 @dataclass
@@ -77,6 +80,8 @@ class StreamedUsage:
                     self.total = _total(self.api, _inner(data, "response").get("usage"))
             case ModelApi.CHAT:
                 return self._chat(data)
+            case ModelApi.GOOGLE:
+                self._google(data)
             case ModelApi.COUNT_TOKENS:
                 pass
         return True
@@ -88,6 +93,16 @@ class StreamedUsage:
             self._so_far.update({key: value for key, value in _inner(data, "usage").items() if value is not None})
             if _inner(data, "delta").get("stop_reason") or self.total is not None:
                 self.total = _total(self.api, self._so_far)
+
+    def _google(self, data: Mapping[str, Any]) -> None:
+        """The end says why it ended: of the only candidate, or of the prompt."""
+        candidates = data.get("candidates")
+        listed = candidates if isinstance(candidates, list) else []
+        usage = data.get("usageMetadata")
+        ended = any(isinstance(one, dict) and one.get("finishReason") for one in listed)
+        blocked = _inner(data, "promptFeedback").get("blockReason")
+        if usage is not None and (ended or blocked or self.total is not None):
+            self.total = _total(self.api, usage)
 
     def _chat(self, data: Mapping[str, Any]) -> bool:
         """Whatever choices come after a usage, it was not the whole.
@@ -133,6 +148,8 @@ def _total(api: ModelApi, usage: object) -> int | None:
         iterations = usage.get("iterations")  # with compaction, the sums leave out the iterations before the last
         parts = [part for part in iterations if isinstance(part, dict)] if isinstance(iterations, list) else []
         counts = [_anthropic_total(usage), _known_sum(_anthropic_total(part) for part in parts)]
+    elif api is ModelApi.GOOGLE:
+        counts = [_google_total(usage), _count(usage.get("totalTokenCount"))]
     elif api is ModelApi.CHAT:
         counts = [_sum(usage, ("prompt_tokens",), "completion_tokens"), _count(usage.get("total_tokens"))]
     else:
@@ -140,6 +157,13 @@ def _total(api: ModelApi, usage: object) -> int | None:
     if counts[0] is None:
         return None
     return max(count for count in counts if count is not None)
+
+
+def _google_total(usage: Mapping[str, Any]) -> int | None:
+    """Cached tokens are part of the prompt's. What there was none of is left out; what is no count makes it unknown."""
+    counts = [_count(usage.get("promptTokenCount"))]
+    counts += [_count(usage[key]) for key in _GOOGLE_OUTPUT if usage.get(key) is not None]
+    return None if None in counts else _known_sum(counts)
 
 
 def _anthropic_total(usage: Mapping[str, Any]) -> int | None:
