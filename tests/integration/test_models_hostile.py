@@ -123,6 +123,10 @@ async def test_a_guest_that_sends_1_gib_is_stopped_at_the_limit(gateway: Gateway
     assert all(body["max_tokens"] == 7 for _, _, body in gateway.service.asked)
 
 
+async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(gateway: GatewayYard) -> None:
+    assert b"413" in (await gateway.raw(head(1024**3))).splitlines()[0]
+
+
 async def test_a_body_without_end_and_one_that_trickles_are_given_up(gateway: GatewayYard) -> None:
     answer = await gateway.raw(head(1000) + b'{"model": ')
     assert b"408" in answer.splitlines()[0]
