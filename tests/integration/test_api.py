@@ -80,6 +80,11 @@ async def test_a_problem_says_what_is_wrong_and_what_to_do(yard: ApiYard) -> Non
     assert (await yard.get("/nothing", made)).status == 404
     assert (await yard.post("/whoami", made)).status == 405
     assert (await yard.post("/messages", made, {"agent": "x" * 300_000})).status == 413
+    assert (await yard.get("/sandboxes?page=1&page=2", made)).body[
+        "detail"
+    ] == "A parameter is given twice: give each once."
+    assert (await yard.get("/runs/1?id=2", made)).body["detail"] == "id is in the path: leave it out elsewhere."
+    assert (await yard.post("/sandboxes/group/app!1/stop", made, key="k" * 201)).status == 422
     plain = await yard.ask("POST", "/api/v1/messages", made, data=b"agent=coder")
     assert plain.status == 415
     wrong = await yard.ask(
@@ -106,6 +111,8 @@ async def test_the_same_key_gives_the_first_answer_and_does_it_once(yard: ApiYar
     assert before
     assert after
     assert (after - before).total_seconds() == 600
+    foreign = await yard.post(f"/sandboxes/{ref}/extend", await yard.token(), {"by": "10m"}, key="k1")
+    assert (foreign.status, "Idempotency-Replayed" in foreign.headers) == (200, False), "another token's key"
     other = await yard.post(f"/sandboxes/{ref}/extend", made, {"by": "20m"}, key="k1")
     assert (other.status, "another request" in other.body["detail"]) == (422, True)
     yard.world.yard.pass_by(hours=25)
@@ -128,7 +135,8 @@ async def test_a_token_that_keeps_too_many_answers_begins_nothing_new_and_forget
     assert (await yard.post(path, made, run)).status == 200, "without a key"
     assert (await yard.post(path, other, run, key="k3")).status == 200, "another token"
     yard.world.yard.pass_by(hours=25)
-    yard.calls.room._known.clear()  # counted a minute ago
+    assert (await yard.post(path, made, run, key="k4")).status == 429, "it was counted less than a minute ago"
+    yard.calls.room.count_every_seconds = 0
     assert (await yard.post(f"/sandboxes/{ref}/stop", made, key="k3")).status == 200
 
 
