@@ -11,7 +11,10 @@ import pytest
 
 from ravebot.config.model import ApiConfig
 from ravebot.store import api_tokens
+from ravebot.store.api_tokens import TokenId
 from ravebot.tools.calls import ToolCalls
+from ravebot.tools.once import Kept, Once
+from ravebot.tools.shapes import StartRun
 from ravebot.web.api.gate import Gate
 from ravebot.web.api.server import serve_api
 from tests.support.api_yard import ApiYard, an_api_yard
@@ -152,6 +155,15 @@ async def test_the_answers_that_are_kept_do_not_repeat_what_was_asked_and_are_li
     assert [one.status for one in heard] == [200] * kept.keys + [429] * (5 - kept.keys)
     assert (await yard.post(path, made, run, key="k0")).body == heard[0].body
     assert (await yard.post(path, made, {**run, "command": "make"}, key="k0")).status == 422
+
+
+async def test_what_an_answer_says_otherwise_than_it_was_asked_is_given_again_as_it_was(yard: ApiYard) -> None:
+    made = await yard.token()
+    token_id, body = TokenId(made.line.id), {"ref": "group/app!1", "state": "ready", "command": "make"}
+    once = Once("run_start", StartRun(ref="group/app!01", command="make"), token_id, "k")
+    await yard.world.yard.write(lambda tx: once.keep(tx, 200, body))
+    again = await yard.world.yard.read(once.answered)
+    assert again == Kept(200, body)
 
 
 async def test_what_was_refused_stays_refused_for_its_key(yard: ApiYard) -> None:
