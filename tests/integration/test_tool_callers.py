@@ -213,3 +213,18 @@ async def test_who_may_call_nothing_without_a_token_is_told_so(yard: ApiYard) ->
     caller = await inside(yard)
     with pytest.raises(RavebotError, match="only for callers with a token"):
         await messages.send(yard.bench, caller, SendMessage(agent="coder", ref=yard.mr.full_ref, text="x"))
+
+
+async def test_a_sandbox_reads_no_command_of_the_merge_requests_sandbox_before_it(yard: ApiYard) -> None:
+    alice, first = await caller_of(yard), await inside(yard)
+    run = await told(yard, alice, "run_start", ref=yard.mr.full_ref, command="make")
+    number = run.body["id"]
+    assert (await told(yard, first, "run_read", id=number)).status == 200
+    await told(yard, alice, "sandbox_stop", ref=yard.mr.full_ref)
+    await yard.world.yard.until(lambda: yard.world.yard.is_in(yard.mr, "ended"))
+    await told(yard, alice, "sandbox_start", ref=yard.mr.full_ref)
+    await yard.world.yard.until(lambda: yard.world.yard.is_in(yard.mr, "ready"))
+    second = SandboxCaller((await yard.world.yard.latest(yard.mr)).id)
+    assert second != first
+    assert (await told(yard, second, "run_read", id=number)).status == 404
+    assert (await told(yard, alice, "run_read", id=number)).status == 200
