@@ -24,7 +24,6 @@ from ravebot.tools.problems import ProblemKind, ToolProblem
 MOST_KEYS = 10_000
 MOST_BYTES = 16 * 1024 * 1024
 """Of one token's answers; the last one may go beyond it."""
-_COUNT_EVERY_SECONDS = 60.0
 _ASKED = "$asked"
 """Where a stored answer names what is as it was asked; no answer has such a name of its own."""
 
@@ -86,18 +85,19 @@ class RoomForAnswers:
 
     most_keys: int = MOST_KEYS
     most_bytes: int = MOST_BYTES
+    count_every_seconds: float = 60.0
     _known: dict[TokenId, tuple[KeptSize, float]] = field(default_factory=dict)
 
     def take(self, tx: Transaction, token_id: TokenId) -> None:
         """Raises ToolProblem if there is no room for another answer."""
         size, counted_at = self._known.get(token_id, (None, 0.0))
-        if size is None or (self._is_full(size) and time.monotonic() - counted_at >= _COUNT_EVERY_SECONDS):
+        if size is None or (self._is_full(size) and time.monotonic() - counted_at >= self.count_every_seconds):
             size = api_tokens.kept(tx, token_id)
             self._known[token_id] = size, time.monotonic()
         if not self._is_full(size):
             return
         oldest = size.oldest or tx.now
-        wait = max(_COUNT_EVERY_SECONDS, (oldest + KEEP_ANSWERS - tx.now).total_seconds())
+        wait = max(self.count_every_seconds, (oldest + KEEP_ANSWERS - tx.now).total_seconds())
         why = (
             f"This token keeps {size.keys:,} answers to idempotency keys of the last 24 hours, for more there is no"
             " room: wait, or leave the key out where doing it twice would harm nothing."

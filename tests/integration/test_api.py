@@ -11,7 +11,10 @@ import pytest
 
 from ravebot.config.model import ApiConfig
 from ravebot.store import api_tokens
+from ravebot.store.api_tokens import TokenId
 from ravebot.tools.calls import ToolCalls
+from ravebot.tools.once import Kept, Once
+from ravebot.tools.shapes import StartRun
 from ravebot.web.api.gate import Gate
 from ravebot.web.api.server import serve_api
 from tests.support.api_yard import ApiYard, an_api_yard
@@ -80,6 +83,11 @@ async def test_a_problem_says_what_is_wrong_and_what_to_do(yard: ApiYard) -> Non
     assert (await yard.get("/nothing", made)).status == 404
     assert (await yard.post("/whoami", made)).status == 405
     assert (await yard.post("/messages", made, {"agent": "x" * 300_000})).status == 413
+    assert (await yard.get("/sandboxes?page=1&page=2", made)).body[
+        "detail"
+    ] == "A parameter is given twice: give each once."
+    assert (await yard.get("/runs/1?id=2", made)).body["detail"] == "id is in the path: leave it out elsewhere."
+    assert (await yard.post("/sandboxes/group/app!1/stop", made, key="k" * 201)).status == 422
     plain = await yard.ask("POST", "/api/v1/messages", made, data=b"agent=coder")
     assert plain.status == 415
     wrong = await yard.ask(
@@ -106,6 +114,8 @@ async def test_the_same_key_gives_the_first_answer_and_does_it_once(yard: ApiYar
     assert before
     assert after
     assert (after - before).total_seconds() == 600
+    foreign = await yard.post(f"/sandboxes/{ref}/extend", await yard.token(), {"by": "10m"}, key="k1")
+    assert (foreign.status, "Idempotency-Replayed" in foreign.headers) == (200, False), "another token's key"
     other = await yard.post(f"/sandboxes/{ref}/extend", made, {"by": "20m"}, key="k1")
     assert (other.status, "another request" in other.body["detail"]) == (422, True)
     yard.world.yard.pass_by(hours=25)
@@ -128,7 +138,8 @@ async def test_a_token_that_keeps_too_many_answers_begins_nothing_new_and_forget
     assert (await yard.post(path, made, run)).status == 200, "without a key"
     assert (await yard.post(path, other, run, key="k3")).status == 200, "another token"
     yard.world.yard.pass_by(hours=25)
-    yard.calls.room._known.clear()  # counted a minute ago
+    assert (await yard.post(path, made, run, key="k4")).status == 429, "it was counted less than a minute ago"
+    yard.calls.room.count_every_seconds = 0
     assert (await yard.post(f"/sandboxes/{ref}/stop", made, key="k3")).status == 200
 
 
@@ -144,6 +155,15 @@ async def test_the_answers_that_are_kept_do_not_repeat_what_was_asked_and_are_li
     assert [one.status for one in heard] == [200] * kept.keys + [429] * (5 - kept.keys)
     assert (await yard.post(path, made, run, key="k0")).body == heard[0].body
     assert (await yard.post(path, made, {**run, "command": "make"}, key="k0")).status == 422
+
+
+async def test_what_an_answer_says_otherwise_than_it_was_asked_is_given_again_as_it_was(yard: ApiYard) -> None:
+    made = await yard.token()
+    token_id, body = TokenId(made.line.id), {"ref": "group/app!1", "state": "ready", "command": "make"}
+    once = Once("run_start", StartRun(ref="group/app!01", command="make"), token_id, "k")
+    await yard.world.yard.write(lambda tx: once.keep(tx, 200, body))
+    again = await yard.world.yard.read(once.answered)
+    assert again == Kept(200, body)
 
 
 async def test_what_was_refused_stays_refused_for_its_key(yard: ApiYard) -> None:
