@@ -579,3 +579,17 @@ async def test_what_can_not_be_reached_says_why_without_the_address(tmp_path: Pa
     assert (unknown.end, unknown.why) == (PostEnd.UNREACHED, "can't be reached: its name is not found")
     assert no_tls.end is PostEnd.UNREACHED
     assert no_tls.why.startswith("can't be trusted: ")
+
+
+async def test_a_connection_that_is_not_taken_in_time_is_given_up_as_not_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        held = [socket.socket() for _ in range(3)]
+        for one in held:  # Linux drops who comes when the queue is full
+            one.setblocking(False)
+            one.connect_ex(address)
+        async with asyncio.timeout(20):
+            posted = await WebhookPoster(total_seconds=0.3).post(f"http://127.0.0.1:{address[1]}/", b"{}", {})
+        for one in held:
+            one.close()
+    assert (posted.end, posted.why) == (PostEnd.UNREACHED, "can't be reached: no connection in time")
