@@ -353,6 +353,17 @@ async def test_a_message_that_is_cancelled_before_its_first_try_is_never_sent_no
         assert receiver.got == []
 
 
+async def test_a_turn_is_given_once_and_what_was_taken_is_given_up_as_uncertain(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world)
+        turn, agent, turns = await world.turn(turn_id), world.config.agents[0], world.answers.turns
+        assert await world.database.write(lambda tx: turns.begin(tx, turn, agent, Channel.WEBHOOK)) is None
+        async with sending(world):
+            await world.until(lambda turn: turn.state is S.WORKING, turn_id)
+        await world.database.write(lambda tx: turns.give_up(tx, turn, "It is gone."))
+        assert (await world.turn(turn_id)).state is S.UNCERTAIN
+
+
 # The request itself.
 
 
@@ -472,7 +483,8 @@ async def test_a_request_is_what_servers_expect_and_only_a_sane_pause_is_heard()
 
 
 async def test_a_connection_is_closed_after_the_answer_and_when_the_time_is_over() -> None:
-    closed = []
+    closed, troubles = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
 
     async def keeps(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _read_all(reader)
@@ -495,6 +507,7 @@ async def test_a_connection_is_closed_after_the_answer_and_when_the_time_is_over
             while not closed:
                 await asyncio.sleep(0.01)
             closed.clear()
+    assert troubles == [], "it was closed by us, and not because nobody knew of it any more"
 
 
 async def test_the_loop_is_not_held_up_while_a_receiver_announces_an_answer_without_end() -> None:
