@@ -47,7 +47,7 @@ class ElsewhereTurns:
 
     def accepted(self, tx: Transaction, delivery: AgentDelivery, limit: timedelta) -> None:
         """The agent has it for good: it is not given again, and its time runs."""
-        deliveries.settle(tx, replace(delivery, accepted_at=delivery.accepted_at or tx.now, problem=""))
+        deliveries.settle(tx, replace(delivery, accepted_at=tx.now, problem=""))
         self.progress.accepted(tx, delivery.turn_id, TurnState.WORKING, limit)
 
     def end(self, tx: Transaction, turn: Turn, state: TurnState, why: str = "") -> None:

@@ -152,6 +152,22 @@ async def test_what_is_cancelled_is_not_given_and_who_has_it_is_told_when_answer
         assert await world.database.read(deliveries.unsettled) == ()
 
 
+async def test_an_answer_keeps_a_message_for_another_lease(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with an_elsewhere_world(tmp_path, clock=clock, runs=False) as world:
+        await world.say("helper")
+        taken = await world.take()
+        assert taken
+        clock.advance(LEASE - timedelta(seconds=1))
+        assert (await world.answer(taken.id, agent="helper", status="thinks")).accepted
+        clock.advance(LEASE - timedelta(seconds=1))
+        assert await world.take() is None
+        clock.advance(timedelta(seconds=1))
+        again = await world.take()
+        assert again
+        assert (again.id, again.again) == (taken.id, True)
+
+
 async def test_time_that_is_over_fails_the_turn_and_what_nobody_takes_is_given_up(tmp_path: Path) -> None:
     clock = ManualClock()
     async with an_elsewhere_world(tmp_path, clock=clock, runs=False) as world:

@@ -20,7 +20,6 @@ from yarl import URL
 from ravebot.agents.transports.webhook.outcomes import Posted, PostEnd
 
 TOTAL_SECONDS = 15.0
-_CONNECT_SECONDS = 5.0
 _CHUNK_BYTES = 4096
 _LARGEST_HEAD_BYTES = 16 * 1024
 """Of the answer, with all that announces it."""
@@ -34,11 +33,10 @@ class WebhookPoster:
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Posted:
         """Send it, and say what came of it; raises nothing."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._total_seconds
+        until = asyncio.get_running_loop().time() + self._total_seconds
         try:
             target = URL(url)
-            async with asyncio.timeout_at(min(until, loop.time() + _CONNECT_SECONDS)):
+            async with asyncio.timeout_at(until):
                 reader, writer = await _connected(target)
         except (ssl.SSLError, ssl.CertificateError) as error:
             return Posted(PostEnd.UNREACHED, why=f"can't be trusted: {_tls(error)}")
