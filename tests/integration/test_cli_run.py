@@ -61,7 +61,7 @@ def address(here: Installation) -> str:
 
 
 async def healthy(url: str) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(90):
         while True:
             with suppress(aiohttp.ClientError):
                 async with session.get(f"{url}/healthz") as response:
