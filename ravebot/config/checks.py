@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pydantic import HttpUrl
 
 from ravebot.config.apis import ModelApi, api_of
-from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
+from ravebot.config.model import AgentConfig, Config
+from ravebot.config.patterns import matches_project, patterns_overlap
 from ravebot.config.tree import KeyPath
 from ravebot.sshkeys import fingerprint
 

@@ -13,7 +13,7 @@ from ravebot.agents.rights import ChainRights
 from ravebot.commands import refs
 from ravebot.commands.permissions import Decision
 from ravebot.commands.refs import Ref
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxId
 from ravebot.store import agent_work, conversations, merge_requests, sandboxes
