@@ -18,7 +18,7 @@ INNER = (
     "ravebot.config.model",
     "ravebot.config.patterns",
     "ravebot.config.values",
-    "ravebot.config.apis",
+    "ravebot.config.modelapis",
     "ravebot.sandboxes",
     "ravebot.store",
 )
@@ -34,7 +34,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.config.model": ("ravebot.config.patterns", "ravebot.config.values"),
     "ravebot.config.patterns": (),
     "ravebot.config.values": (),
-    "ravebot.config.apis": (),
+    "ravebot.config.modelapis": (),
     "ravebot.config.tree": (),
     "ravebot.config.secrets": (),
     "ravebot.logs": (),

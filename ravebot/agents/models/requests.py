@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from ravebot.agents.models.contents import media_tokens
 from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 
 _MOST_OUTPUT = 10_000_000
 _MOST_CHOICES = 16

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ravebot.config.apis import ModelApi, api_of
 from ravebot.config.checks.remarks import Remark
 from ravebot.config.model import Config
+from ravebot.config.modelapis import ModelApi, api_of
 from ravebot.config.tree import KeyPath
 
 
