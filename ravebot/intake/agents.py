@@ -10,7 +10,8 @@ from ravebot.agents import overview, registry
 from ravebot.agents.limits import Spent
 from ravebot.agents.model import Conversation
 from ravebot.agents.overview import AgentAtWork
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.matrix.text import one_line
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import Actor

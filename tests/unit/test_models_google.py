@@ -15,8 +15,8 @@ from ravebot.agents.models.google import GoogleMethod, read_address
 from ravebot.agents.models.refusals import ModelRefusal
 from ravebot.agents.models.requests import CheckedRequest, check_google_request
 from ravebot.agents.models.usage import StreamedUsage, of_answer
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 from tests.support.models import COSTS, USAGE, google_stream, sse
 
 GOOGLE = ModelApi.GOOGLE

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ravebot.agents.models.contents import DOCUMENT_TOKENS, IMAGE_TOKENS
 from ravebot.agents.models.refusals import ModelRefusal, error_body
 from ravebot.agents.models.requests import CheckedRequest, check_request
-from ravebot.config.apis import ModelApi, api_of
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi, api_of
 
 MESSAGES, CHAT, RESPONSES, COUNT = ModelApi.MESSAGES, ModelApi.CHAT, ModelApi.RESPONSES, ModelApi.COUNT_TOKENS
 STRICT = ModelConfig.model_validate(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong, each
 from ravebot.agents.models.usage import StreamedUsage, of_answer
-from ravebot.config.apis import ModelApi
+from ravebot.config.modelapis import ModelApi
 from tests.support.models import COSTS, USAGE, chat_stream, messages_stream, responses_stream, sse
 
 MESSAGES, CHAT, RESPONSES = ModelApi.MESSAGES, ModelApi.CHAT, ModelApi.RESPONSES

@@ -23,8 +23,8 @@ from ravebot.agents.models.refusals import ModelRefusal, forbidden
 from ravebot.agents.models.requests import CheckedRequest, check_google_request, check_request
 from ravebot.agents.models.upstream import NotSent, Upstream, headers_back, headers_for, refused_by_service
 from ravebot.agents.models.usage import StreamedUsage, of_answer
-from ravebot.config.apis import ModelApi, address_of, api_of
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi, address_of, api_of
 from ravebot.errors import StoreError
 from ravebot.sandboxes.model import SandboxId
 from ravebot.store.agent_work import TurnUnderWay

@@ -11,8 +11,8 @@ from ravebot.agents.models.contents import media_tokens
 from ravebot.agents.models.google import GoogleCall, GoogleMethod, check_google
 from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 
 _MOST_OUTPUT = 10_000_000
 _MOST_CHOICES = 16

@@ -14,8 +14,8 @@ import aiohttp
 from yarl import URL
 
 from ravebot.agents.models.refusals import ModelRefusal
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 
 ANTHROPIC_VERSION = "2023-06-01"
 _VERSION = re.compile(r"[0-9-]{1,20}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ravebot.agents.models.events import LONGEST_EVENT_BYTES, each
 from ravebot.agents.models.parsing import is_quickly_parsed
-from ravebot.config.apis import ModelApi
+from ravebot.config.modelapis import ModelApi
 
 _MOST_TOKENS = 1_000_000_000
 _EVENTS_AT_ONCE = 500

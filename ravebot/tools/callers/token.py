@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ravebot.commands import refs
 from ravebot.commands.refs import Ref
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store import api_tokens
