@@ -293,8 +293,8 @@ async def test_who_invited_from_another_homeserver_reads_why_that_was_declined(t
     ):
         mallory = await theirs.user("mallory")
         for last in (False, False, True):
-            # A server that gets no good answer from the other one in time notes for itself alone that we left: its
-            # people are not told, whatever we do. On a busy machine that happens, so she may ask from another room.
+            # Synapse notes a leave for itself alone when the other server gives no good answer in time: then its people
+            # are not told, whatever we do. On a busy machine that may be, so she asks from another room.
             room = await mallory.create_room(invite=[bot.client.user_id])
             try:
                 assert "only from its admins" in await until_declined(bot, mallory, room, 60)

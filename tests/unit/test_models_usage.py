@@ -206,7 +206,7 @@ def test_an_answer_that_would_take_long_to_parse_is_not_parsed(api: ModelApi) ->
     usage = StreamedUsage(api)
     assert b"".join(usage.passed(b"data: " + body + b"\n\n")).startswith(b"data: ")
     assert usage.total is None
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 0.5
 
 
 @given(pieces=st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b'"usage": {}', b"data: "]), max_size=20))
