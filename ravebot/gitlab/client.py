@@ -25,6 +25,7 @@ from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
 from ravebot.gitlab.discussions import Discussions
+from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
@@ -37,6 +38,7 @@ _SLOW_THREADS = 2
 _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in memory
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
+_ENVIRONMENT_THREADS = 3
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -55,12 +57,15 @@ class GitLab:
         # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
+        # Environments delay no note, and no note delays them.
+        self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
+        self.environments = Environments(self._transport, self._environment_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool):
+        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 

@@ -107,6 +107,8 @@ class SandboxView:
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
+    environment_url: str | None = None  # of its environment's page in GitLab
+    hint: str = ""  # what to do about something that GitLab refuses
 
     @property
     def live(self) -> bool:
