@@ -14,7 +14,15 @@ from ravebot.backoff import Backoff, jitter
 from ravebot.config.model import GitLabConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, StoreError, Unavailable
 from ravebot.gitlab.transport import Unanswered
-from ravebot.notify.environments.steps import Change, EnvironmentSteps, Foreign, ShowTask, answered, asking
+from ravebot.notify.environments.steps import (
+    Change,
+    EnvironmentSteps,
+    Foreign,
+    ShowTask,
+    answered,
+    asking,
+    status_answered,
+)
 from ravebot.notify.environments.wording import refusal
 from ravebot.sandboxes.environments.model import AskedFor, EnvironmentRecord
 from ravebot.sandboxes.environments.plan import Deed, Presence, ShownSandbox, ShowStep, decide, wanted
@@ -45,11 +53,19 @@ class _Taken:
 class EnvironmentLoop:
     """Takes one step after the other of each merge request; nothing here delays a note."""
 
-    def __init__(self, database: Database, views: Views, journal: Journal, steps: EnvironmentSteps) -> None:
+    def __init__(
+        self,
+        database: Database,
+        views: Views,
+        journal: Journal,
+        steps: EnvironmentSteps,
+        gather_seconds: float = _GATHER_SECONDS,
+    ) -> None:
         self._database = database
         self._views = views
         self._journal = journal
         self._steps = steps
+        self._gather_seconds = gather_seconds
         self._busy: set[MergeRequestRef] = set()
         self._paused_until = 0.0  # by the monotonic clock; rows that GitLab slowed down wait in the database
 
@@ -72,7 +88,7 @@ class EnvironmentLoop:
                 if len(self._busy) >= AT_ONCE:
                     look_in = _LOOK_SECONDS
                 if await self._database.signals.wait(ENVIRONMENTS, look_in):
-                    await asyncio.sleep(_GATHER_SECONDS)
+                    await asyncio.sleep(self._gather_seconds)
 
     def _take(self, tx: Transaction) -> _Taken:
         pause = self._paused_until - time.monotonic()
@@ -141,7 +157,9 @@ class EnvironmentLoop:
         environments.save(tx, known)
         if known.hint != before:
             self._journal.refresh_note(tx, known.ref)
-        if failed is not None and isinstance(failed, SlowDown):
+        if isinstance(failed, SlowDown):
+            until = known.status_until if deed.is_of_status else known.environment_until
+            environments.save(tx, replace(known, next_at=until))
             return None
         return self._next(tx, known.ref)
 
@@ -151,7 +169,7 @@ class EnvironmentLoop:
         deed = step.deed
         finding = deed in (Deed.FIND_ENVIRONMENT, Deed.FIND_DEPLOYMENT, Deed.FIND_STATUS)
         if not isinstance(error, Unanswered) and (not finding or isinstance(error, Foreign)):
-            known = answered(known)
+            known = status_answered(known) if deed.is_of_status else answered(known)
         failures = (known.status_failures if deed.is_of_status else known.environment_failures) + 1
         if isinstance(error, Forbidden | NotFound):
             why = str(error) if isinstance(error, Foreign) else refusal(deed, error)

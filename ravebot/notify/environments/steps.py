@@ -44,15 +44,20 @@ def asking(known: EnvironmentRecord, step: ShowStep, now: datetime) -> Environme
         case Deed.CREATE_DEPLOYMENT:
             return replace(known, asked=AskedFor.DEPLOYMENT, asked_what=f"{step.sha} {step.sandbox}", asked_at=now)
         case Deed.SET_STATUS:
-            return replace(known, asked=AskedFor.STATUS, asked_what=f"{step.sha} {step.state}", asked_at=now)
+            return replace(known, status_asked=f"{step.sha} {step.state}", status_asked_at=now)
         case Deed.STOP_ENVIRONMENT:  # from now on a stop that is seen is ours
             return replace(known, state=EnvironmentState.STOPPING)
     return known
 
 
 def answered(known: EnvironmentRecord) -> EnvironmentRecord:
-    """GitLab no longer works on what it was asked."""
+    """GitLab no longer works on the environment or deployment that it was asked for."""
     return replace(known, asked=AskedFor.NOTHING, asked_what="", asked_at=None)
+
+
+def status_answered(known: EnvironmentRecord) -> EnvironmentRecord:
+    """GitLab no longer works on the commit status that it was asked for."""
+    return replace(known, status_asked="", status_asked_at=None)
 
 
 def without_environment(known: EnvironmentRecord) -> EnvironmentRecord:
@@ -150,7 +155,7 @@ class EnvironmentSteps:
         sha = task.step.sha
         found = await self._gitlab.find_deployment(task.known.ref.project_id, task.known.name, sha)
         if found is None:
-            self._check_settled(task, now)
+            self._check_settled(task.known.asked_at, now)
             return answered
         number, status = found
         return lambda record: answered(
@@ -167,15 +172,17 @@ class EnvironmentSteps:
         sha = task.step.sha
         found = await self._gitlab.find_status(task.known.ref.project_id, sha, STATUS_NAME)
         if found is None or found[0] != task.step.state:
-            self._check_settled(task, now)
+            self._check_settled(task.known.status_asked_at, now)
         if found is None:
-            return answered
+            return status_answered
         state, pipeline_id = found
-        return lambda record: answered(replace(record, status_sha=sha, status_state=state, pipeline_id=pipeline_id))
+        return lambda record: status_answered(
+            replace(record, status_sha=sha, status_state=state, pipeline_id=pipeline_id)
+        )
 
-    def _check_settled(self, task: ShowTask, now: datetime) -> None:
+    def _check_settled(self, asked_at: datetime | None, now: datetime) -> None:
         """Raises Unavailable while GitLab may still carry out a request that it did not answer."""
-        left = self._longest - age(task.known.asked_at or now, now)
+        left = self._longest - age(asked_at or now, now)
         if left > timedelta(0):
             seconds = min(left.total_seconds(), _LOOK_AGAIN_SECONDS)
             raise Unavailable("GitLab may still be working on an earlier request", seconds)
@@ -203,7 +210,7 @@ class EnvironmentSteps:
             if not same or known.pipeline_id is None:
                 raise
             pipeline_id = await ask(None)  # somebody deleted the pipeline
-        return lambda record: answered(
+        return lambda record: status_answered(
             replace(record, status_sha=step.sha, status_state=step.state, pipeline_id=pipeline_id)
         )
 

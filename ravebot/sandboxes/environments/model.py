@@ -56,7 +56,6 @@ class AskedFor(StrEnum):
     NOTHING = ""
     ENVIRONMENT = "environment"
     DEPLOYMENT = "deployment"
-    STATUS = "status"
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,10 @@ class EnvironmentRecord:
     looked_at: datetime | None = None
     next_at: datetime | None = None
     asked: AskedFor = AskedFor.NOTHING
-    asked_what: str = ""  # the environment's URL, the deployment's SHA, the status's SHA and state
+    asked_what: str = ""  # the environment's URL, or the deployment's SHA and sandbox
     asked_at: datetime | None = None
+    status_asked: str = ""  # SHA and state of a status that was asked for
+    status_asked_at: datetime | None = None
     environment_id: int | None = None
     state: EnvironmentState = EnvironmentState.NONE
     external_url: str = ""

@@ -224,8 +224,8 @@ def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | 
 
 
 def _of_status(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
-    if known.asked is AskedFor.STATUS:
-        sha, _, state = known.asked_what.partition(" ")
+    if known.status_asked:
+        sha, _, state = known.status_asked.partition(" ")
         return ShowStep(Deed.FIND_STATUS, sha=sha, state=state)
     status = shown.status
     if status is None:

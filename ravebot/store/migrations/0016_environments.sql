@@ -10,6 +10,8 @@ CREATE TABLE environments (
     asked                TEXT NOT NULL DEFAULT '',     -- a request that GitLab may carry out, or may have carried out
     asked_what           TEXT NOT NULL DEFAULT '',
     asked_at             INTEGER,
+    status_asked         TEXT NOT NULL DEFAULT '',     -- the same, of a commit status: its SHA and state
+    status_asked_at      INTEGER,
     environment_id       INTEGER,
     state                TEXT NOT NULL DEFAULT 'none', -- none, available, stopping, stopped
     external_url         TEXT NOT NULL DEFAULT '',
