@@ -179,7 +179,7 @@ class Bot:
         lifecycle, calls = self.core.lifecycle, self.gitlab.environments
         steps = EnvironmentSteps(self.config, calls)
         loop = EnvironmentLoop(self.database, self.core.views, lifecycle.journal, steps)
-        return loop.run(), EnvironmentStops(self.database, calls, lifecycle, self.clock).run()
+        return loop.run(), EnvironmentStops(self.config, self.database, calls, lifecycle, self.clock).run()
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 
 from ravebot.clock import Clock, is_due
+from ravebot.config.model import Config
 from ravebot.errors import NotFound, RavebotError
 from ravebot.gitlab.environments import Environments
 from ravebot.notify.environments.steps import without_environment
@@ -38,9 +39,13 @@ class _Sighting:
 
 
 class EnvironmentStops:
-    """Asks each project with an available environment of ours once a minute, in one request for all of them."""
+    """Asks each project with an available environment of ours once a minute, in one request for all of them; more often
+    only where `gitlab.poll` is shorter."""
 
-    def __init__(self, database: Database, gitlab: Environments, lifecycle: Lifecycle, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, database: Database, gitlab: Environments, lifecycle: Lifecycle, clock: Clock
+    ) -> None:
+        self._every = min(LOOK_EVERY, config.gitlab.poll)
         self._database = database
         self._gitlab = gitlab
         self._lifecycle = lifecycle
@@ -57,16 +62,16 @@ class EnvironmentStops:
             # An unexpected answer must not end the bot.
             except Exception:
                 log.exception("environments can't be looked at: this is a bug of ravebot")
-            await asyncio.sleep(_PERIOD_SECONDS)
+            await asyncio.sleep(min(_PERIOD_SECONDS, self._every.total_seconds() / 2))
 
     async def look(self) -> None:
         """Look at every project that is due."""
         now = self._clock.now()
         known = await self._database.read(environments.available)
-        due = dict.fromkeys(one.ref.project_id for one in known if is_due(one.seen_at, LOOK_EVERY, now))
+        due = dict.fromkeys(one.ref.project_id for one in known if is_due(one.seen_at, self._every, now))
         for project_id in due:
             asked = self._asked_at.get(project_id)
-            if asked is not None and time.monotonic() - asked < LOOK_EVERY.total_seconds() / 2:
+            if asked is not None and time.monotonic() - asked < self._every.total_seconds() / 2:
                 continue
             self._asked_at[project_id] = time.monotonic()
             try:
