@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import environments
 from ravebot.store.database import Database, Transaction
 from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, MergeRequest, Project, User
+from tests.support.gitlab.published import described, misfits, published
 from tests.support.gitlab.state import Environment
 from tests.support.records import BY_ALICE
 from tests.support.yard import Yard, a_yard
@@ -169,6 +171,30 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
         "POST environments", "POST deployments", "PUT environments", "PUT deployments", "POST statuses",
         "POST stop", "DELETE environments",
     ]  # fmt: skip
+
+
+async def test_every_request_is_as_gitlab_describes_it(show: Show) -> None:
+    published()
+    show.server.fail(500, 1, method="POST", path="deployments", after=True)
+    show.server.hang_up(1, method="POST", path="statuses", after=True)
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.calm()
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.calm()
+    await show.stops().look_at(show.project.id)
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=1)
+    await show.stops().look_at(show.project.id)
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.calm()
+    ours = [one for one in show.server.requests if re.search("environments|deployments|statuses", one.path)]
+    assert len({(one.method, re.sub(r"[0-9a-f]{2,}", "", one.path)) for one in ours}) >= 9
+    assert misfits(ours) == []
+    assert [one for one in ours if described(one) is None] == []
 
 
 async def test_a_stop_on_gitlabs_page_ends_the_sandbox(show: Show) -> None:

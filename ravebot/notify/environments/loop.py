@@ -21,6 +21,7 @@ from ravebot.notify.environments.steps import (
     ShowTask,
     answered,
     asking,
+    looked_for,
     status_answered,
 )
 from ravebot.notify.environments.wording import refusal
@@ -168,8 +169,11 @@ class EnvironmentLoop:
     ) -> EnvironmentRecord:
         deed = step.deed
         finding = deed in (Deed.FIND_ENVIRONMENT, Deed.FIND_DEPLOYMENT, Deed.FIND_STATUS)
-        if not isinstance(error, Unanswered) and (not finding or isinstance(error, Foreign)):
+        refused = isinstance(error, Forbidden | NotFound | SlowDown) and not isinstance(error, Unanswered)
+        if refused and (not finding or isinstance(error, Foreign)):
             known = status_answered(known) if deed.is_of_status else answered(known)
+        elif not finding and not isinstance(error, Unanswered):
+            known = looked_for(known, deed)
         failures = (known.status_failures if deed.is_of_status else known.environment_failures) + 1
         if isinstance(error, Forbidden | NotFound):
             why = str(error) if isinstance(error, Foreign) else refusal(deed, error)

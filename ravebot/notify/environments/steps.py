@@ -55,6 +55,13 @@ def answered(known: EnvironmentRecord) -> EnvironmentRecord:
     return replace(known, asked=AskedFor.NOTHING, asked_what="", asked_at=None)
 
 
+def looked_for(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
+    """GitLab said that something is wrong, so that it is not at work any more; it may have done it all the same."""
+    if deed.is_of_status:
+        return replace(known, status_asked_at=None)
+    return replace(known, asked_at=None)
+
+
 def status_answered(known: EnvironmentRecord) -> EnvironmentRecord:
     """GitLab no longer works on the commit status that it was asked for."""
     return replace(known, status_asked="", status_asked_at=None)
@@ -182,7 +189,9 @@ class EnvironmentSteps:
 
     def _check_settled(self, asked_at: datetime | None, now: datetime) -> None:
         """Raises Unavailable while GitLab may still carry out a request that it did not answer."""
-        left = self._longest - age(asked_at or now, now)
+        if asked_at is None:
+            return
+        left = self._longest - age(asked_at, now)
         if left > timedelta(0):
             seconds = min(left.total_seconds(), _LOOK_AGAIN_SECONDS)
             raise Unavailable("GitLab may still be working on an earlier request", seconds)

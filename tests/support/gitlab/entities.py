@@ -61,6 +61,7 @@ def project(base: str, what: Project) -> Json:
         "default_branch": "main",
         "archived": False,
         "visibility": "public" if what.public else "private",
+        "environments_access_level": "enabled" if what.has_environments else "disabled",
     }
 
 

@@ -43,7 +43,7 @@ class EnvironmentEndpoints:
         user: Callable[[web.Request], User],
     ) -> None:
         self._actions, self._state = actions, actions.state
-        self._project, self._user = project, user
+        self._any_project, self._user = project, user
 
     def routes(self, base: str) -> list[web.RouteDef]:
         environment, deployment = base + "/environments/{environment:[0-9]+}", base + "/deployments/{deployment:[0-9]+}"
@@ -60,6 +60,12 @@ class EnvironmentEndpoints:
             web.get(base + "/repository/commits/{sha}/statuses", self._statuses),
             web.post(base + "/statuses/{sha}", self._set_status),
         ]
+
+    def _project(self, request: web.Request) -> Project:
+        project = self._any_project(request)
+        if not project.has_environments and not request.path.rpartition("/statuses")[1]:
+            raise Refusal(403, "403 Forbidden")
+        return project
 
     def _allowed(self, request: web.Request) -> Project:
         """The project, for whoever may change environments and statuses there."""

@@ -75,6 +75,8 @@ class Project:
     environments: dict[int, Environment] = field(default_factory=dict)
     deployments: dict[int, Deployment] = field(default_factory=dict)
     statuses: list[CommitStatus] = field(default_factory=list)
+    has_environments: bool = True
+    """The feature "Environments" in the project's settings."""
     pipelines: list[tuple[int, str, str]] = field(default_factory=list)
     """Id, commit and ref of each, oldest first."""
 
