@@ -52,6 +52,7 @@ class GitLab:
     ) -> None:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
+        self._own_id: int | None = None
         self._transport = Transport(self.url, token, self._clock, timeout_seconds)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
@@ -71,7 +72,13 @@ class GitLab:
 
     async def me(self) -> Person:
         """The user that the token belongs to: the bot."""
-        return await self._call(lambda: answers.person(self._transport.get("/user")))
+        found = await self._call(lambda: answers.person(self._transport.get("/user")))
+        self._own_id = found.id
+        return found
+
+    async def own_id(self) -> int:
+        """The bot's user id; GitLab is asked once."""
+        return self._own_id or (await self.me()).id
 
     async def version(self) -> str:
         """GitLab's version, such as `18.0.0-ee`."""
