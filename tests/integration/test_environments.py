@@ -299,6 +299,9 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     )
     assert [kind for kind in await show.yard.told_kinds() if kind == "gitlab note"] == ["gitlab note"]
     assert [path for path, _ in await show.yard.read(environments.refused)] == ["group/app"]
+    view = await show.yard.read(lambda tx: show.yard.views.latest(tx, known.ref))
+    assert view
+    assert view.hint == record.hint
     await show.yard.empty_outbox()
     show.yard.pass_by(minutes=2)
     await show.settle()
