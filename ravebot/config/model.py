@@ -84,6 +84,8 @@ class GitLabConfig(Section):
     token_file: SecretFile
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
+    environments: bool = True
+    commit_status: bool = True
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)

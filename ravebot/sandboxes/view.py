@@ -108,6 +108,8 @@ class SandboxView:
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
     model_tokens: int = 0  # that agents used in it, over its life
+    environment_url: str | None = None  # of its environment's page in GitLab
+    hint: str = ""  # what to do about something that GitLab refuses
 
     @property
     def live(self) -> bool:

@@ -26,6 +26,10 @@ INNER = (
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE, (*PURE, *BASICS)),
     "ravebot.sandboxes.pool.plan": (*PURE, *BASICS, "ravebot.providers.base"),
+    **dict.fromkeys(
+        ("ravebot.sandboxes.environments.model", "ravebot.sandboxes.environments.plan"),
+        (*PURE, *BASICS, "ravebot.sandboxes.environments.model"),
+    ),
     "ravebot.errors": (),
     "ravebot.clock": (),
     "ravebot.backoff": (),
@@ -41,7 +45,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.providers.base": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.access.rules": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.sandboxes": INNER,
-    "ravebot.store": ("ravebot.store", "ravebot.sandboxes.model", "ravebot.agents.model", *BASICS),
+    "ravebot.store": (
+        "ravebot.store",
+        "ravebot.sandboxes.model",
+        "ravebot.sandboxes.environments.model",
+        "ravebot.agents.model",
+        *BASICS,
+    ),
     "ravebot.providers": (),
     "ravebot.providers.guest": ("ravebot.errors",),
     "ravebot.providers.libvirt": (*INNER, "ravebot.providers.guest", "ravebot.providers.libvirt"),
