@@ -19,6 +19,8 @@ from ravebot.config.values import (
     Duration,
     GuestNetwork,
     HostName,
+    ImageName,
+    LabelName,
     ListenAddress,
     ModelPattern,
     Network,
@@ -111,11 +113,19 @@ class WebhookConfig(Section):
     signing_token_file: SecretFile | None = None
 
 
+class LabelsConfig(Section):
+    """Labels of merge requests that say what their sandboxes are like, whatever `.rave.yml` says."""
+
+    off: LabelName = "sandbox::off"
+    large: LabelName = "sandbox::large"
+
+
 class GitLabConfig(Section):
     url: HttpUrl
     token_file: SecretFile
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
+    labels: LabelsConfig = LabelsConfig()
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)
@@ -192,6 +202,15 @@ class SandboxConfig(Section):
     timeouts: StageTimeouts = StageTimeouts()
 
 
+class LimitsConfig(Section):
+    """The most that a project may ask for in its `.rave.yml`; never less than what every sandbox gets."""
+
+    memory: Annotated[int, size_from("64MiB")] = 8 * 1024**3
+    vcpus: int = Field(4, ge=1, le=256)
+    disk: Annotated[int, size_from("64MiB")] = 40 * 1024**3
+    lifetime: PositiveDuration = timedelta(hours=8)
+
+
 class AccessConfig(Section):
     allow_from: tuple[Network, ...] = ()
 
@@ -208,6 +227,7 @@ class LibvirtConfig(Section):
     bridge: BridgeConfig = BridgeConfig()
     storage_pool: AbsolutePath = Path("/var/lib/ravebot/disks")
     image: AbsolutePath
+    images: dict[ImageName, AbsolutePath] = {}
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
     cmdline: str = ""
@@ -307,6 +327,7 @@ class Config(Section):
     api: ApiConfig = ApiConfig()
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
+    limits: LimitsConfig = LimitsConfig(vcpus=4)
     access: AccessConfig = AccessConfig()
     provider: LibvirtConfig
     agents: tuple[AgentConfig, ...] = ()

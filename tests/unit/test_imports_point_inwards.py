@@ -18,6 +18,7 @@ INNER = (
     "ravebot.config.model",
     "ravebot.config.values",
     "ravebot.config.apis",
+    "ravebot.config.repository",
     "ravebot.sandboxes",
     "ravebot.store",
 )
