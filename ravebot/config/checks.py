@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pydantic import HttpUrl
 
 from ravebot.config.apis import ModelApi, api_of
-from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
+from ravebot.config.model import AgentConfig, Config, LimitsConfig, matches_project, patterns_overlap
 from ravebot.config.tree import KeyPath
 from ravebot.sshkeys import fingerprint
 
@@ -53,12 +53,14 @@ def check(config: Config) -> Remarks:
     errors = (
         *_alternatives(config), *_addresses(config), *_hosts(config), *_ports(config), *_api(config),
         *_networks(config), *_lifetimes(config), *_agents(config), *_default_agents(config), *_models(config),
+        *_project_labels(config),
     )  # fmt: skip
     warnings = (
         *_open_access(config),
         *_unencrypted(config),
         *_rooms(config),
         *_useless_warnings(config),
+        *_useless_limits(config),
         *_useless_agents(config),
         *_useless_models(config),
     )
@@ -179,6 +181,26 @@ def _lifetimes(config: Config) -> Iterator[Remark]:
     if config.sandbox.keep_failed > config.pool.max_lifetime:
         where: KeyPath = ("sandbox", "keep_failed")
         yield Remark(where, "must not be above pool.max_lifetime", (where, ("pool", "max_lifetime")))
+
+
+def _useless_limits(config: Config) -> Iterator[Remark]:
+    """A limit that is below what every sandbox gets; one that nobody changed may be."""
+    usual = {
+        "memory": ("sandbox.memory", config.sandbox.memory),
+        "vcpus": ("sandbox.vcpus", config.sandbox.vcpus),
+        "disk": ("sandbox.disk", config.sandbox.disk),
+        "lifetime": ("pool.lifetime", config.pool.lifetime),
+    }
+    for key, (name, given) in usual.items():
+        limit = getattr(config.limits, key)
+        if limit < given and limit != LimitsConfig.model_fields[key].default:
+            yield Remark(("limits", key), f"is below {name}, which every sandbox gets: it has no effect")
+
+
+def _project_labels(config: Config) -> Iterator[Remark]:
+    where: KeyPath = ("gitlab", "labels")
+    if config.gitlab.labels.off == config.gitlab.labels.large:
+        yield Remark(where, "off and large are the same label: give each one of its own", (where,))
 
 
 def _agents(config: Config) -> Iterator[Remark]:

@@ -83,8 +83,8 @@ def parse(text: str, max_values: int = MAX_VALUES) -> Tree:
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        why = "a character that can't be seen, which YAML does not allow: remove it, and save the file as UTF-8 text"
-        tree.problems.append(Problem(line, "", f"here is {why}", column))
+        why = "a character that can't be seen is not allowed: remove it, and save the file as UTF-8 text"
+        tree.problems.append(Problem(line, "", f"this is not YAML: {why}", column))
     except yaml.YAMLError as error:
         tree.problems.append(Problem(0, "", f"this is not YAML: {' '.join(str(error).split())}"))
     except RecursionError:
