@@ -113,7 +113,7 @@ in
       "wait"
     ]) "start" "Whether a draft gets a sandbox at once, or when a person comments `/sandbox start`.";
     labels = {
-      off = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
+      skip = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
       large = key types.nonEmptyStr "sandbox::large" "With this label, a sandbox is as large as `limits` lets it be.";
     };
     webhook = {

@@ -199,8 +199,8 @@ def _useless_limits(config: Config) -> Iterator[Remark]:
 
 def _project_labels(config: Config) -> Iterator[Remark]:
     where: KeyPath = ("gitlab", "labels")
-    if config.gitlab.labels.off == config.gitlab.labels.large:
-        yield Remark(where, "off and large are the same label: give each one of its own", (where,))
+    if config.gitlab.labels.skip == config.gitlab.labels.large:
+        yield Remark(where, "skip and large are the same label: give each one of its own", (where,))
 
 
 def _agents(config: Config) -> Iterator[Remark]:

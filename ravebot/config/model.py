@@ -116,7 +116,7 @@ class WebhookConfig(Section):
 class LabelsConfig(Section):
     """Labels of merge requests that say what their sandboxes are like, whatever `.rave.yml` says."""
 
-    off: LabelName = "sandbox::off"
+    skip: LabelName = "sandbox::off"
     large: LabelName = "sandbox::large"
 
 

@@ -88,7 +88,7 @@ def render_start_waiting(mr: MergeRequest, marker: str, wait: StartWait) -> str:
             what, when = "📝 Sandbox waits: this is a draft", "when the merge request is marked as ready, or "
         case StartGate.LABEL:
             what, when = "🏷️ Sandbox waits for a label", f"when the merge request has the label {code(wait.label)}, or "
-        case StartGate.OFF:
+        case StartGate.SKIP:
             what, when = f"💤 No sandbox: the label {code(wait.label)} is set", "when the label is taken off, or "
         case StartGate.COMMAND:
             what, when = "💤 No sandbox yet", ""

@@ -129,7 +129,7 @@ class Intents:
         A label that says that there is to be none needs no note.
         """
         gate = self._gate(tx, mr)
-        if gate is not StartGate.OFF or mr.note_id is not None:
+        if gate is not StartGate.SKIP or mr.note_id is not None:
             self.lifecycle.journal.refresh_note(tx, mr.ref)
         if gate is None:
             self._ask_fork(tx, mr)

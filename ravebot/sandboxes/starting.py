@@ -16,7 +16,7 @@ class StartGate(StrEnum):
     """Why none starts by itself; a Developer's command starts one all the same."""
 
     DRAFT = "drafts wait for a person"
-    OFF = "a label says that it starts by command only"
+    SKIP = "a label says that it starts by command only"
     LABEL = "it has not the label that starts one"
     COMMAND = "one starts by command only"
 
@@ -35,7 +35,7 @@ def start_wait(config: Config, mr: MergeRequest, settings: SandboxSettings) -> S
     gate = start_gate(config, mr, settings)
     if gate is None:
         return None
-    label = config.gitlab.labels.off if gate is StartGate.OFF else ""
+    label = config.gitlab.labels.skip if gate is StartGate.SKIP else ""
     if isinstance(settings.start, StartOnLabel) and gate is StartGate.LABEL:
         label = settings.start.label
     return StartWait(gate, label, FileNews(settings.remarks, settings.troubles))
@@ -43,8 +43,8 @@ def start_wait(config: Config, mr: MergeRequest, settings: SandboxSettings) -> S
 
 def start_gate(config: Config, mr: MergeRequest, settings: SandboxSettings) -> StartGate | None:
     """None: one starts by itself. Labels beat the file."""
-    if config.gitlab.labels.off in mr.labels:
-        return StartGate.OFF
+    if config.gitlab.labels.skip in mr.labels:
+        return StartGate.SKIP
     match settings.start:
         case "always":
             return None

@@ -76,12 +76,12 @@ class Yard(World):
 
 @asynccontextmanager
 async def a_yard(
-    folder: Path, provider: MemoryProvider | None = None, *, own_keys: tuple[str, ...] = (), **changes: Any
+    folder: Path, machines: MemoryProvider | None = None, /, *, own_keys: tuple[str, ...] = (), **changes: Any
 ) -> AsyncIterator[Yard]:
     """A pool that is run pass by pass; running actions are cancelled at the end, as by a crash. Guest jobs succeed."""
     folder.mkdir(exist_ok=True)
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
-    fence, code, provider = Fence(), Code(), provider or MemoryProvider()
+    fence, code, provider = Fence(), Code(), machines or MemoryProvider()
     provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
     provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
     async with Database(folder / "ravebot.db", clock) as database:
