@@ -37,7 +37,7 @@ class ProjectFiles:
     host: FileHost
 
     async def know(self, told: MergeRequest, *, approves: bool = False) -> None:
-        """Have what is said for a merge request as it is now; what was read before is not asked again.
+        """Have what is said for a merge request as it is now, if it changed; what was read before is not asked again.
 
         `approves`: what follows may let a fork's head in, so its own file is needed too. Raises `Unavailable`.
         """
@@ -49,6 +49,8 @@ class ProjectFiles:
 
     def _missing(self, tx: Transaction, told: MergeRequest, approves: bool) -> list[str]:
         known = merge_requests.get(tx, told.ref)
+        if known is not None and not approves and _decisive(known) == _decisive(told):
+            return []  # as most that are polled: nothing follows
         at = [file_at(told)]
         if told.from_fork and (approves or (known is not None and known.approved_sha == told.head_sha)):
             at = [told.head_sha]
@@ -68,6 +70,11 @@ class ProjectFiles:
         except Forbidden as error:
             return ProjectFileRow(problems=(FileProblem(0, 0, f"ravebot may not read it: {error}"[:_LONGEST_PROBLEM]),))
         return await asyncio.to_thread(_parsed, raw)
+
+
+def _decisive(mr: MergeRequest) -> tuple[object, ...]:
+    """What may have a sandbox start or take new code."""
+    return mr.state, mr.head_sha, mr.draft, mr.labels, mr.target_branch
 
 
 def _parsed(raw: bytes) -> ProjectFileRow:
