@@ -54,17 +54,19 @@ class ProjectFiles:
         at = [file_at(told)]
         if told.from_fork and (approves or (known is not None and known.approved_sha == told.head_sha)):
             at = [told.head_sha]
-        return [one for one in at if one != BRANCH and not self._has(tx, told.ref.project_id, one)]
+        return [one for one in at if one != BRANCH and not self._has(tx, told.ref.project_id, one, approves)]
 
-    def _has(self, tx: Transaction, project_id: int, at: str) -> bool:
+    def _has(self, tx: Transaction, project_id: int, at: str, asked_for: bool) -> bool:
         row = project_files.get(tx, project_id, at)
         if row is None or row.read_at is None:
+            return False
+        if asked_for and any(not one.line for one in row.problems):  # it could not be read: perhaps it can be now
             return False
         return not at.startswith(BRANCH) or not is_due(row.read_at, _BRANCH_FOR, tx.now)
 
     async def _read(self, project_id: int, at: str) -> ProjectFileRow:
         try:
-            raw = await self.host.file(project_id, FILE_NAME, at.removeprefix(BRANCH), MAX_FILE_BYTES)
+            raw = await self.host.file(project_id, FILE_NAME, at, MAX_FILE_BYTES)
         except NotFound:
             return ProjectFileRow()
         except Forbidden as error:

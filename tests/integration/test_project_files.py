@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -103,7 +104,7 @@ class Place:
     def asked_for_files(self) -> list[str]:
         """The refs at which files were asked for."""
         asked = [one for one in self.server.requests if one.path.endswith("/raw")]
-        return [one.query.removeprefix("ref=") for one in asked]
+        return [unquote(one.query.removeprefix("ref=")) for one in asked]
 
     def commands(self) -> list[str]:
         """What was run in guests."""
@@ -204,7 +205,7 @@ async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in
             draft=True,
         )
         assert await place.told(mr) == "waits: a fork's code needs approval"
-        assert place.asked_for_files() == ["main"], "not at its own commit"
+        assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
         waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
         assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
 
