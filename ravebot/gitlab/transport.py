@@ -30,6 +30,10 @@ _LONGEST_WAIT_SECONDS = 3600.0
 _TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource lock"
 
 
+class TokenRefused(Unavailable):
+    """GitLab refuses our token, and its file has no other."""
+
+
 class Unanswered(Unavailable):
     """A request was sent, and GitLab did not answer: it may have been carried out, or may still be."""
 
@@ -188,7 +192,7 @@ class Transport:
         status = error.response_code or 0
         said = _said(error)
         if isinstance(error, GitlabAuthenticationError) or status == 401:
-            return Unavailable(
+            return TokenRefused(
                 "GitLab refuses our token (401): it was revoked or has expired; put a new one with scope api into "
                 "gitlab.token_file, which ravebot then reads again"
             )
