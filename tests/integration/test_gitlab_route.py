@@ -10,11 +10,13 @@ import pytest
 
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.events import MergeRequestChanged, parse
 from ravebot.gitlab.hookapi import HookApi
 from ravebot.gitlab.route import GitlabRoute, with_login
 from ravebot.operations.doctor import services
 from ravebot.sandboxes.model import MergeRequestRef
 from tests.support.gitlab import MAINTAINER, GitLabServer, User
+from tests.support.gitlab.payloads import merge_request_event
 from tests.support.httpproxy import http_proxy
 from tests.support.tls import signed_by_own_ca
 
@@ -57,7 +59,11 @@ async def test_a_gitlab_with_a_ca_of_its_own_below_a_path_is_reached(server: Git
         assert await gitlab.find_note(ref, bot.id, "hello") == note
         assert await gitlab.archive(project.id, opened.sha, tmp_path / "source", 10**6) > 0
         assert (await hooks.project("group/sub/app")).id == project.id
-        assert (await gitlab.merge_request(ref)).web_url.startswith(f"{server.url}/group/sub/app/")
+        page = f"{server.url}/group/sub/app/-/merge_requests/{opened.iid}"
+        assert (await gitlab.merge_request(ref)).web_url == page
+        told = parse(merge_request_event(server.url, opened, alice, "open"))
+        assert isinstance(told, MergeRequestChanged)
+        assert told.mr.web_url == page, "the links of a webhook's merge request have the path, too"
     finally:
         await gitlab.close()
         await hooks.close()
