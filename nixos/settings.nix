@@ -301,6 +301,7 @@ in
           header = key (types.enum [
             "authorization"
             "x-api-key"
+            "x-goog-api-key"
           ]) "authorization" "How the key is sent.";
           paths = required (types.nonEmptyListOf types.nonEmptyStr) "The paths that agents may use.";
           allow = required (types.nonEmptyListOf types.nonEmptyStr) "The models that requests may name.";

@@ -19,7 +19,7 @@ import structlog
 
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
 from ravebot.clock import Clock, SystemClock
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us

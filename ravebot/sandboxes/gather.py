@@ -9,7 +9,7 @@ from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, Sand
 from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import environments, events, machines, merge_requests, sandboxes
+from ravebot.store import environments, events, machines, merge_requests, model_uses, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -62,6 +62,7 @@ class Views:
             trouble=_trouble(tx, sandbox),
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
+            model_tokens=model_uses.used_in(tx, sandbox.id),
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

@@ -109,6 +109,7 @@ class SandboxView:
     trouble: Trouble | None = None  # with its machine; None while that is well
     environment_url: str | None = None  # of its environment's page in GitLab
     hint: str = ""  # what to do about something that GitLab refuses
+    model_tokens: int = 0  # that agents used in it, over its life
 
     @property
     def live(self) -> bool:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ravebot.commands.permissions import DEVELOPER
 from ravebot.config.file import LoadedConfig
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab import hooks
 from ravebot.gitlab.hookapi import role_level
