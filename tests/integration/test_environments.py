@@ -13,10 +13,13 @@ from typing import Any, TypeVar
 import pytest
 import pytest_asyncio
 
+from ravebot.config.file import LoadedConfig
+from ravebot.config.secrets import Secrets
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.environments.loop import EnvironmentLoop
 from ravebot.notify.environments.steps import EnvironmentSteps
 from ravebot.notify.environments.stops import EnvironmentStops
+from ravebot.operations.environments import remove_environments
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import environments
@@ -445,6 +448,21 @@ async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_
     await show.settle()
     assert show.environment(mr) is None
     assert await show.yard.read(environments.refused) == ()
+
+
+async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Path) -> None:
+    async with a_show(tmp_path) as show:
+        for branch in ("one", "two"):
+            await show.yard.make_ready((await show.open(branch))[1])
+        await show.settle()
+        kept, _ = show.project.environments.values()
+        kept.protected = True
+        await show.yard.database.__aexit__(None, None, None)  # the bot is stopped
+        secrets = Secrets(gitlab_token=show.server.token_for(show.bot))
+        removed, left = await remove_environments(LoadedConfig(show.yard.config, secrets), lambda _: None)
+        assert removed == ["the environment review/mr-2 of group/app"]
+        assert left[0].startswith("the environment review/mr-1 of group/app: GitLab refuses it")
+        assert [one.name for one in show.project.environments.values()] == [kept.name]
 
 
 async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
