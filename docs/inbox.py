@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,8 +19,15 @@ def call(path, **given):
 
 
 while True:
-    taken = call("/inbox/take", wait=25)  # waits at most 25 s; without a message, the id is empty
-    if taken["id"]:
-        call(f"/inbox/{taken['id']}/ack")  # within 60 s: "I have it, don't give it again"
-        call(f"/inbox/{taken['id']}/answer", status="thinks")
-        call(f"/inbox/{taken['id']}/answer", text=f"You wrote: {taken['message']['text']}", end="done")
+    try:
+        taken = call("/inbox/take", wait=25)  # waits at most 25 s; without a message, the id is empty
+        if taken["id"]:
+            call(f"/inbox/{taken['id']}/ack")  # within 60 s: "I have it, don't give it again"
+            call(f"/inbox/{taken['id']}/answer", status="thinks")
+            call(f"/inbox/{taken['id']}/answer", text=f"You wrote: {taken['message']['text']}", end="done")
+    except urllib.error.HTTPError as refused:  # such as 409: it was cancelled meanwhile
+        print(refused, refused.read().decode())
+        time.sleep(5)
+    except OSError as error:  # ravebot is restarted, or can't be reached
+        print(error)
+        time.sleep(5)

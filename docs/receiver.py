@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,14 +16,16 @@ seen = set()  # a real agent keeps these on its disk, and the messages that it h
 def work(message):
     said = json.dumps({"text": f"You wrote: {message['text']}", "end": "done"}).encode()
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Idempotency-Key": message["id"]}
-    urllib.request.urlopen(urllib.request.Request(message["answer_url"], said, headers), timeout=30).close()
+    try:
+        urllib.request.urlopen(urllib.request.Request(message["answer_url"], said, headers), timeout=30).close()
+    except urllib.request.HTTPError as refused:  # its text says why, and what to do
+        print(refused, refused.read().decode())
 
 
 class Hook(BaseHTTPRequestHandler):
     def do_POST(self):
-        body = self.rfile.read(min(int(self.headers["Content-Length"]), 1_000_000))
         try:
-            event = KEY.verify(body, dict(self.headers))
+            event = KEY.verify(self.rfile.read(min(int(self.headers["Content-Length"]), 1_000_000)), dict(self.headers))
         except WebhookVerificationError:
             self.send_error(401)
             return
@@ -32,7 +33,7 @@ class Hook(BaseHTTPRequestHandler):
         self.end_headers()
         if event["type"] == "turn.given" and event["data"]["id"] not in seen:  # the same id may come again
             seen.add(event["data"]["id"])
-            threading.Thread(target=work, args=(event["data"],)).start()
+            work(event["data"])  # ravebot has its answer, and does not wait: each request is a thread here
 
 
-ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Hook).serve_forever()
+ThreadingHTTPServer((os.environ.get("LISTEN", "127.0.0.1"), int(os.environ["PORT"])), Hook).serve_forever()

@@ -116,6 +116,8 @@ in
       skip = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
       large = key types.nonEmptyStr "sandbox::large" "With this label, a sandbox is as large as `limits` lets it be.";
     };
+    environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
+    commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";
@@ -311,6 +313,7 @@ in
           header = key (types.enum [
             "authorization"
             "x-api-key"
+            "x-goog-api-key"
           ]) "authorization" "How the key is sent.";
           paths = required (types.nonEmptyListOf types.nonEmptyStr) "The paths that agents may use.";
           allow = required (types.nonEmptyListOf types.nonEmptyStr) "The models that requests may name.";

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -43,6 +43,9 @@ from ravebot.matrix.invites import Invites
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.matrix.sync import SyncLoop
 from ravebot.notify.delivery import Delivery, Sender
+from ravebot.notify.environments.loop import EnvironmentLoop
+from ravebot.notify.environments.steps import EnvironmentSteps
+from ravebot.notify.environments.stops import EnvironmentStops
 from ravebot.notify.gitlab import GitLabSender
 from ravebot.notify.matrix import MatrixSender
 from ravebot.operations import hostlock
@@ -146,6 +149,7 @@ class Bot:
                 housekeeping.count(),
                 self.state.run(),
                 stale_notes.run(),
+                *self._environments(),
                 self.agents.run(),
                 trials.run(),
             ):
@@ -169,6 +173,13 @@ class Bot:
         )
         gitlab = GitLabIntake(config, self.gitlab, people, intents, comments)
         return Intake(self.database, {"gitlab": gitlab, "matrix": matrix})
+
+    def _environments(self) -> tuple[Coroutine[None, None, None], ...]:
+        """What shows sandboxes in GitLab beside the note."""
+        lifecycle, calls = self.core.lifecycle, self.gitlab.environments
+        steps = EnvironmentSteps(self.config, calls)
+        loop = EnvironmentLoop(self.database, self.core.views, lifecycle.journal, steps)
+        return loop.run(), EnvironmentStops(self.config, self.database, calls, lifecycle, self.clock).run()
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:

@@ -57,7 +57,7 @@ from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
-from ravebot.sandboxes.runs import Runs, WhyNot
+from ravebot.sandboxes.runloop import Runs, WhyNot
 from ravebot.store.database import Database
 from ravebot.tools.calls import ToolCalls
 from ravebot.tools.workbench import Workbench

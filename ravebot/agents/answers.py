@@ -20,6 +20,7 @@ from ravebot.agents.model import AgentDelivery, Channel, DeliveryKind, Turn, Tur
 from ravebot.agents.wording import ended
 from ravebot.config.model import AgentConfig, Config
 from ravebot.errors import Refused
+from ravebot.sandboxes.model import MergeRequest
 from ravebot.store import conversations, deliveries
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import inbox_of
@@ -30,6 +31,7 @@ LONGEST_PIECE = 60_000
 """Characters of one answer; longer ones come in pieces."""
 _CANDIDATES = 20
 _LOOK_SECONDS = 2.0
+Reaches = Callable[[MergeRequest], Awaitable[bool]]
 
 
 class AnswerEnd(StrEnum):
@@ -86,11 +88,11 @@ class AgentAnswers:
     # Taking messages
 
     async def next_for(
-        self, agent: str, wait: timedelta = timedelta(0), reaches: Callable[[TurnId], Awaitable[bool]] | None = None
+        self, agent: str, wait: timedelta = timedelta(0), reaches: Reaches | None = None
     ) -> TurnId | None:
         """The oldest message that the agent may take now, once there is one; None when none came in that time.
 
-        `reaches`: of which messages the caller may know, such as those of its token's projects; None: of all. Raises
+        `reaches`: whether the caller may know of what is said in a merge request's project; None: of all. Raises
         Refused if the agent has no inbox.
         """
         known = registry.find(self.config, agent)
@@ -101,19 +103,27 @@ class AgentAnswers:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait.total_seconds()
         while True:
-            for turn in await self.database.read(lambda tx: deliveries.to_take(tx, agent, LEASE, _CANDIDATES)):
-                if (reaches is None or await reaches(turn.id)) and await self.allowed.ask(turn):
+            for turn in await self._candidates(agent, reaches):
+                if await self.allowed.ask(turn):
                     return turn.id
             left = until - loop.time()
             if left <= 0:
                 return None
             await self.database.signals.wait(inbox_of(agent), min(left, _LOOK_SECONDS))
 
+    async def _candidates(self, agent: str, reaches: Reaches | None) -> tuple[Turn, ...]:
+        """Projects are sorted out first: however many messages of others wait, they do not hide the caller's own."""
+        of: list[MergeRequest] | None = None
+        if reaches is not None:
+            there = await self.database.read(lambda tx: deliveries.projects(tx, agent))
+            of = [mr for mr in there if await reaches(mr)]
+        return await self.database.read(lambda tx: deliveries.to_take(tx, agent, LEASE, _CANDIDATES, of))
+
     def take(self, tx: Transaction, agent: str, turn_id: TurnId) -> TakenMessage | None:
         """Take the message that `next_for` found; None if somebody else was faster, or it is not there any more."""
         known = registry.find(self.config, agent)
-        free = deliveries.to_take(tx, agent, LEASE, 10 * _CANDIDATES) if known and known.inbox else ()
-        turn = next((one for one in free if one.id == turn_id), None)
+        free = deliveries.to_take(tx, agent, LEASE, 1, turn_id=turn_id) if known and known.inbox else ()
+        turn = next(iter(free), None)
         if known is None or turn is None:
             return None
         delivery = deliveries.of_turn(tx, turn.id) or self.turns.begin(tx, turn, known, Channel.INBOX)
@@ -192,7 +202,8 @@ class AgentAnswers:
         turn = conversations.turn(tx, delivery.turn_id) if delivery and mine else None
         if known is None or delivery is None or turn is None:
             return AnswerTaken(
-                f"There is no message with that id for {agent}: use the id that came with the message, as it is.",
+                f"There is no message with that id for {agent}: use the id that came with the message, and the token of"
+                " the agent that it was for.",
                 refused=AnswerRefusal.UNKNOWN,
             )
         if not turn.state.is_over and turn.cancelled_by:

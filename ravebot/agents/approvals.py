@@ -11,7 +11,7 @@ from ravebot.agents.questions import whom
 from ravebot.agents.ruling import GivenAnswer, Rights, Ruling, judge
 from ravebot.commands.people import NOBODY_S_ROLE, People
 from ravebot.commands.permissions import SHELL, Decision, Right
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.sandboxes.model import Actor, EventKind, MergeRequest, Person
 from ravebot.store import approvals, conversations, events, merge_requests, outbox
 from ravebot.store.database import Database, Transaction

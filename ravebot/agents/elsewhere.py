@@ -47,7 +47,7 @@ class ElsewhereTurns:
 
     def accepted(self, tx: Transaction, delivery: AgentDelivery, limit: timedelta) -> None:
         """The agent has it for good: it is not given again, and its time runs."""
-        deliveries.settle(tx, replace(delivery, accepted_at=delivery.accepted_at or tx.now, problem=""))
+        deliveries.settle(tx, replace(delivery, accepted_at=tx.now, problem=""))
         self.progress.accepted(tx, delivery.turn_id, TurnState.WORKING, limit)
 
     def end(self, tx: Transaction, turn: Turn, state: TurnState, why: str = "") -> None:
@@ -118,6 +118,7 @@ class ElsewhereTurns:
             "state": view.sandbox.state.value,
             "commit": view.sandbox.running_sha or "",
             "ssh": access.ssh_command if access else None,
+            "host_keys": list(access.host_keys) if access else [],
             "web": access.web_url if access else None,
         }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ravebot.config.model import AgentConfig, Config, patterns_overlap
+from ravebot.config.model import AgentConfig, Config
+from ravebot.config.patterns import patterns_overlap
 
 
 def names(config: Config) -> frozenset[str]:

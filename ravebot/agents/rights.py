@@ -9,7 +9,8 @@ from ravebot.agents import registry
 from ravebot.agents.model import AGENT, AgentDoor, Conversation, Turn
 from ravebot.commands.people import People
 from ravebot.commands.permissions import SHELL, Decision, Right
-from ravebot.config.model import AgentConfig, Config, matches_project
+from ravebot.config.model import AgentConfig, Config
+from ravebot.config.patterns import matches_project
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxId
 from ravebot.store import agent_work, api_tokens, conversations, merge_requests, outbox

@@ -222,7 +222,7 @@ VERBS: tuple[Verb, ...] = (
          {_ROOM: "show what was changed in the sandbox since its code was copied in"},
          "It can be committed to the merge request's branch, if a Developer approves exactly this."),
     Verb("budget", Show.BUDGET, _AGENTS,
-         {_ROOM: "show how much you and the agents may still say today"},
+         {_ROOM: "show what you, the agents and the sandboxes used, and may still use"},
          "The day begins at midnight UTC.",
          takes=(), right=Right.READ),
     Verb("whoami", Show.WHOAMI, _ME,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
+from ravebot.config.patterns import matches_project
 from ravebot.config.values import (
     AbsolutePath,
     ApiPath,
@@ -38,39 +39,6 @@ from ravebot.config.values import (
 
 MOST_MACHINES = 10_000
 """The most machines that a pool may run at a time."""
-
-
-def matches_project(patterns: tuple[str, ...], path: str) -> bool:
-    """Whether a project's full path matches one of the patterns (`*` also matches `/`)."""
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
-
-
-def patterns_overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether a project's path may match one of the patterns on both sides."""
-    return any(_overlap(one, other) for one in some for other in others)
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether some text matches both patterns: `reached` are the places of `other` that go with each place of `one`."""
-    reached = _beyond_stars(other, {0})
-    for character in one:
-        if character == "*":
-            reached = set(range(min(reached), len(other) + 1)) if reached else set()
-            continue
-        stay = {place for place in reached if other[place : place + 1] == "*"}
-        step = {place + 1 for place in reached if other[place : place + 1] == character}
-        reached = _beyond_stars(other, stay | step)
-    return len(other) in reached
-
-
-def _beyond_stars(pattern: str, places: set[int]) -> set[int]:
-    """These places, and those after the stars that they are at: a star matches nothing, too."""
-    found = set(places)
-    for place in sorted(places):
-        while pattern[place : place + 1] == "*":
-            place += 1
-            found.add(place)
-    return found
 
 
 class Section(BaseModel):
@@ -126,6 +94,8 @@ class GitLabConfig(Section):
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
     labels: LabelsConfig = LabelsConfig()
+    environments: bool = True
+    commit_status: bool = True
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)
@@ -290,7 +260,7 @@ class ModelConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
     url: HttpUrl
     key_file: SecretFile | None = None
-    header: Literal["authorization", "x-api-key"] = "authorization"
+    header: Literal["authorization", "x-api-key", "x-goog-api-key"] = "authorization"
     paths: tuple[ApiPath, ...] = Field(min_length=1, max_length=20)
     allow: tuple[ModelPattern, ...] = Field(min_length=1, max_length=100)
     max_output: Tokens = 32_000

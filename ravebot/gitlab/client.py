@@ -19,12 +19,13 @@ import structlog
 
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
 from ravebot.clock import Clock, SystemClock
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
 from ravebot.gitlab.discussions import Discussions
+from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
@@ -37,6 +38,7 @@ _SLOW_THREADS = 2
 _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in memory
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
+_ENVIRONMENT_THREADS = 3
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -50,23 +52,33 @@ class GitLab:
     ) -> None:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
+        self._own_id: int | None = None
         self._transport = Transport(self.url, token, self._clock, timeout_seconds)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
+        # Environments delay no note, and no note delays them.
+        self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
+        self.environments = Environments(self._transport, self._environment_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool):
+        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 
     async def me(self) -> Person:
         """The user that the token belongs to: the bot."""
-        return await self._call(lambda: answers.person(self._transport.get("/user")))
+        found = await self._call(lambda: answers.person(self._transport.get("/user")))
+        self._own_id = found.id
+        return found
+
+    async def own_id(self) -> int:
+        """The bot's user id; GitLab is asked once."""
+        return self._own_id or (await self.me()).id
 
     async def version(self) -> str:
         """GitLab's version, such as `18.0.0-ee`."""

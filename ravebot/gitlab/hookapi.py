@@ -10,7 +10,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from ravebot.clock import SystemClock
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound, Unavailable
 from ravebot.gitlab import answers
 from ravebot.gitlab.fields import Json, Malformed

@@ -60,6 +60,8 @@ def render_note(view: SandboxView, marker: str) -> str:
         parts += file_news(view.file)
     if result := failed_result(view):
         parts.append(block(result.tail, max_lines=12))
+    if view.hint and view.live:
+        parts.append(f"⚠️ {said(view.hint)}")
     if view.access:
         parts.append(f"```sh\n{view.access.ssh_command}\n```")
     parts.append(_table(_rows(view)))
@@ -199,6 +201,8 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
     if sandbox.running_sha and sandbox.running_sha != sandbox.sha and view.live:
         rows.append(("Newest commit", code(sandbox.sha[:12])))
+    if view.environment_url and view.access:
+        rows.append(("Environment", f"<{view.environment_url}>"))
     if sandbox.ended_at:
         rows.append(("Ended", _moment(sandbox.ended_at)))
     outcomes = [_outcome(result) for result in view.stages if result.stage in (Stage.SETUP, Stage.TEST)]

@@ -11,7 +11,9 @@ from ravebot.agents.limits import Spent
 from ravebot.agents.model import Conversation
 from ravebot.agents.overview import AgentAtWork
 from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.matrix.text import one_line
+from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import Actor
 from ravebot.sandboxes.view import in_words
 from ravebot.store import approvals, conversations, merge_requests
@@ -44,11 +46,22 @@ class AgentReports:
         return "\n".join(lines)
 
     def budget(self, tx: Transaction, who: Actor, patterns: Iterable[str]) -> str:
-        """What a person and the agents of these projects used today."""
+        """What a person and the agents of these projects used today, and what their sandboxes did over their lives."""
+        wanted = tuple(patterns)
         lines = [f"You: {_spent(overview.spent_for(tx, self.config, who))}"]
-        serving = registry.serving_any(self.config, patterns)
+        serving = registry.serving_any(self.config, wanted)
         lines += [f"`{agent.name}`: {_spent(overview.spent_by(tx, agent))}" for agent in serving]
-        return "\n".join([*lines, "It is counted anew from 00:00 UTC."])
+        lines.append("It is counted anew from 00:00 UTC.")
+        return "\n".join([*lines, *_first(self._in_sandboxes(tx, wanted), "sandboxes")])
+
+    def _in_sandboxes(self, tx: Transaction, patterns: tuple[str, ...]) -> Iterator[str]:
+        """Those in which most was used first."""
+        most = self.config.budgets.sandbox.tokens
+        views = (one for one in Views(self.config).live(tx) if matches_project(patterns, one.mr.project_path))
+        for view in sorted(views, key=lambda one: -one.model_tokens):
+            if view.model_tokens:
+                used = f"{view.model_tokens:,} of {most:,} tokens of models"
+                yield f"Sandbox of {view.mr.full_ref}: {used}, over its life"
 
     def _talks(self, tx: Transaction, here: frozenset[str]) -> Iterator[str]:
         for conversation_id in conversations.with_open_turns(tx):

@@ -14,7 +14,8 @@ from ravebot.agents.routing import Near, ToAgent, Unclear
 from ravebot.commands import refs
 from ravebot.commands.permissions import Decision, Right
 from ravebot.commands.refs import Ref
-from ravebot.config.model import AgentConfig, Config, matches_project
+from ravebot.config.model import AgentConfig, Config
+from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.concern import SOURCE, RowKind, about_conversation, meant_by_place
 from ravebot.intake.loop import Step, only

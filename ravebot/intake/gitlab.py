@@ -67,7 +67,7 @@ class GitLabIntake:
         """A comment, from a webhook or found by polling."""
         if not self.config.serves(event.project_path):
             return only(f"{event.project_path} is not one of gitlab.projects")
-        if event.author.id == (await self.gitlab.me()).id:
+        if event.author.id == await self.gitlab.own_id():
             return only("our own comment")
         said = parse_agent_comment(event.text)
         command = None if said else parse_comment(event.text, self.verbs)

@@ -13,7 +13,8 @@ from ravebot.commands.people import People
 from ravebot.commands.permissions import Asker, Decision
 from ravebot.commands.refs import Ref
 from ravebot.commands.verbs import VERBS, AgentAct, Command, Door, Mistake, Show, Verb, explain, help_on, without_agents
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.intake.agentcommands import AgentCommands
 from ravebot.intake.concern import NO, SOURCE, STOP, YES, Concern, RowKind, card_at, meant_by_place

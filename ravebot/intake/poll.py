@@ -11,7 +11,8 @@ import structlog
 
 from ravebot.backoff import Backoff
 from ravebot.clock import Clock, from_us, to_us
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.client import MOST_NOTES, GitLab

@@ -9,7 +9,7 @@ from ravebot.agents.model import Approval
 from ravebot.agents.reception import refuse
 from ravebot.commands.permissions import Right
 from ravebot.commands.refs import Ref
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.intake.concern import YES, is_being_asked, question_of
 from ravebot.intake.loop import NotYet, Step, only
 from ravebot.intake.rooms import Rooms

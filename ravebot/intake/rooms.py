@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision, Right, decide
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.intake.loop import Step
 from ravebot.matrix.content import as_reply
 from ravebot.matrix.incoming import IncomingMessage

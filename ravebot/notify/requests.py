@@ -28,13 +28,10 @@ class NoteRequests:
         self._database = database
         self._gitlab = gitlab
         self._longest = limit + timedelta(seconds=TIMEOUT_SECONDS)
-        self._me: int | None = None
 
     async def own_id(self) -> int:
         """The bot's user id."""
-        if self._me is None:
-            self._me = (await self._gitlab.me()).id
-        return self._me
+        return await self._gitlab.own_id()
 
     def seconds_at_work(self, message: Message) -> float:
         """How long GitLab may still work on a request that it did not answer."""

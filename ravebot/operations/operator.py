@@ -129,4 +129,5 @@ def _line(tx: Transaction, view: SandboxView) -> SandboxLine:
         ready_at=sandbox.ready_at,
         expires_at=sandbox.expires_at,
         trouble=view.trouble.words if view.trouble else "",
+        model_tokens=view.model_tokens,
     )

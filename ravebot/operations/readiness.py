@@ -25,11 +25,12 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
+from ravebot.notify.environments.stops import LOOK_EVERY
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.sandboxes.telling import TRIED_AGAIN
-from ravebot.store import agent_work, images, inbox, outbox
+from ravebot.store import agent_work, environments, images, inbox, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
@@ -71,6 +72,7 @@ class Readiness:
             "image": self._image,
             "inbox": self._inbox,
             "outbox": self._outbox,
+            "environments": self._environments,
             "agents": self._agents,
             "api": self._api,
             "state": self._state,
@@ -170,6 +172,21 @@ class Readiness:
         if late:
             return Check(State.FAILED, _named(late + refused))
         return Check(State.DEGRADED, _named(refused)) if refused else Check(State.OK)
+
+    async def _environments(self) -> Check:
+        """What GitLab refuses concerns single projects; so does a list of theirs that can't be read."""
+        troubles = [f"{path}: {why}" for path, why in await self.database.read(environments.refused)]
+        now = self.clock.now()
+        unseen = {
+            one.ref.project_id: one.seen_at
+            for one in await self.database.read(environments.available)
+            if one.seen_at is None or now - one.seen_at > PERIODS * LOOK_EVERY
+        }
+        troubles += [
+            f"project {project}: its environments can't be listed, so nobody can stop a sandbox there"
+            for project in sorted(unseen)
+        ]
+        return Check(State.DEGRADED, _named(troubles)) if troubles else Check(State.OK)
 
     async def _agents(self) -> Check:
         """Without an SSH client no agent in a sandbox can be reached; otherwise each conversation is on its own."""

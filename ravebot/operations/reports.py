@@ -30,6 +30,7 @@ class SandboxLine:
     ready_at: datetime | None
     expires_at: datetime | None
     trouble: str = ""  # what is wrong with its machine; empty if nothing is
+    model_tokens: int = 0  # that agents used in it, over its life
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class StaleNotes:
     async def _search(self, mr: MergeRequest, predecessors: tuple[str, ...]) -> None:
         """The first note that is found becomes ours, if we have none; the others are edited to point to it."""
         writers = predecessors if mr.note_id is not None else (self._database.instance_id, *predecessors)
-        me, ours = (await self._gitlab.me()).id, mr.note_id
+        me, ours = await self._gitlab.own_id(), mr.note_id
         for mark in (marker(mr.ref, instance_id) for instance_id in writers):
             note_id = await self._gitlab.find_note(mr.ref, me, mark)
             if note_id is not None and ours is not None:

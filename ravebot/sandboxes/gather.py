@@ -10,7 +10,7 @@ from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.settings import of_sandbox
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import events, machines, merge_requests, sandboxes
+from ravebot.store import environments, events, machines, merge_requests, model_uses, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -42,7 +42,7 @@ class Views:
 
     def _view(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, limit: int) -> SandboxView:
         log = events.of_sandbox(tx, sandbox.id, limit) if limit else ()
-        place = None
+        shown, place = environments.get(tx, sandbox.mr), None
         if sandbox.state is SandboxState.QUEUED:
             pool = self.config.pool
             position = sandboxes.queue_position(tx, sandbox.id)
@@ -64,6 +64,9 @@ class Views:
             trouble=_trouble(tx, sandbox),
             links=settings.links,
             file=FileNews(settings.remarks, settings.troubles),
+            model_tokens=model_uses.used_in(tx, sandbox.id),
+            environment_url=shown.page_url(mr) if shown else None,
+            hint=shown.hint if shown else "",
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

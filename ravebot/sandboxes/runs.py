@@ -1,27 +1,18 @@
 """Commands that people and agents run in sandboxes: asked for, started at most once, read on, ended.
 
-Everything that must survive is in the database: the loop may be ended at any point, and another goes on from there.
-A command is given to one boot of one machine, which is stored first; in another one it is not started again.
+Each step here is one transaction, or reads; `runloop` takes them. A command is given to one boot of one machine,
+which is stored first; in another one it is not started again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 
-import structlog
-
-from ravebot.backoff import Backoff
-from ravebot.config.model import Config
-from ravebot.errors import GuestError, ProviderError, Refused, StoreError, Unavailable
-from ravebot.sandboxes.chain.guestjobs import BLOCK_BYTES, PIECE_BYTES, GuestJobs, JobLook
-from ravebot.sandboxes.chain.stages import environment
+from ravebot.errors import Refused
+from ravebot.sandboxes.chain.guestjobs import PIECE_BYTES, JobLook
 from ravebot.sandboxes.model import (
     RAVEBOT,
     Actor,
@@ -33,15 +24,11 @@ from ravebot.sandboxes.model import (
     RunId,
     RunState,
     Sandbox,
-    SandboxId,
     SandboxState,
 )
 from ravebot.sandboxes.view import in_words
 from ravebot.store import events, machines, merge_requests, restored, runs, sandboxes
-from ravebot.store.database import Database, Transaction
-from ravebot.store.signals import RUNS
-
-log = structlog.get_logger()
+from ravebot.store.database import Transaction
 
 MOST_RUNNING = 4
 """Of a sandbox, at once."""
@@ -51,16 +38,6 @@ LONGEST_COMMAND = 8000
 """Characters."""
 MOST_OUTPUT_BYTES = 1024 * 1024
 _LONGEST_WHY = 500
-_UNREACHABLE = timedelta(minutes=5)
-"""How long after its time a command that can't be ended is waited for."""
-_LOOK_SECONDS = 2.0
-_STORE_SECONDS = 1.0
-_POLLS = Backoff.growing(0.1, 2.0, factor=1.5)
-_PAUSES = Backoff.growing(1.0, 30.0)
-_KILLED = 137
-
-WhyNot = Callable[[SandboxId, MergeRequest, Actor], Awaitable[str]]
-"""Why somebody may not run commands in that sandbox now, in a sentence; empty: they may. Raises Unavailable."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +119,7 @@ def may_start(sandbox: Sandbox) -> bool:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """What the next step of a run depends on."""
 
     run: GuestRun
@@ -158,161 +135,28 @@ class _Scene:
         return self.since_start - timedelta(seconds=self.run.timeout_seconds)
 
 
-@dataclass
-class Runs:
-    """The loop over runs: each that is not over is driven, beside the others. `why_not`: looked up right before a run
-    starts; None: whatever was asked for is run."""
-
-    database: Database
-    jobs: GuestJobs
-    config: Config
-    why_not: WhyNot | None = None
-    polls: Backoff = _POLLS
-    _busy: set[RunId] = field(default_factory=set)
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                try:
-                    waiting = await self.database.read(runs.open_ids)
-                except StoreError as error:
-                    log.warning("runs could not be read", error=str(error))
-                    await asyncio.sleep(_STORE_SECONDS)
-                    continue
-                for run_id in waiting:
-                    if run_id not in self._busy:
-                        self._busy.add(run_id)
-                        group.create_task(self._drive(run_id))
-                await self.database.signals.wait(RUNS, _LOOK_SECONDS)
-
-    async def _drive(self, run_id: RunId) -> None:
-        """Work on one run until it is over, or has to wait."""
-        polls, pauses, started = iter(self.polls), iter(_PAUSES), False
-        try:
-            while scene := await self._look(run_id):
-                run, machine = scene.run, scene.machine
-                if scene.lost:
-                    await self._ended(run.id, RunState.LOST, scene.lost)
-                    return
-                assert scene.sandbox
-                assert machine
-                try:
-                    if run.state is RunState.WAITING:
-                        if why := await self._refusal(scene):
-                            await self._ended(run.id, RunState.CANCELLED, f"it was not started: {why}")
-                            return
-                        boot = await self.jobs.boot(machine.name)
-                        if not await self.database.write(partial(_give, run_id=run_id, boot=boot)):
-                            return
-                        continue
-                    if not started:
-                        started = await self._start(scene, machine)
-                        if not started:
-                            await self._ended(run.id, RunState.LOST, "its machine was restarted")
-                            return
-                    if await self._go_on(scene, machine):
-                        return
-                    await asyncio.sleep(next(polls))
-                except (Unavailable, GuestError, ProviderError) as error:
-                    log.warning("a run has to wait", run=run_id, machine=machine.name, error=str(error))
-                    if run.state is RunState.RUNNING and scene.late > _UNREACHABLE:
-                        await self._ended(run.id, RunState.LOST, f"its guest does not answer: {error}")
-                        return
-                    await asyncio.sleep(next(pauses))
-        except StoreError as error:  # nothing is changed, and it is tried again when the database is writable
-            log.warning("a run waits for the database", run=run_id, error=str(error))
-            await asyncio.sleep(_STORE_SECONDS)
-        except Exception:  # one that a guest triggers must not end the bot, nor be tried for ever
-            log.exception("a run could not be driven: this is a bug of ravebot's", run=run_id)
-            with suppress(StoreError):
-                await self._ended(run_id, RunState.LOST, "ravebot made a mistake, which its log tells: tell an admin")
-        finally:
-            self._busy.discard(run_id)
-
-    async def _refusal(self, scene: _Scene) -> str:
-        """Why whoever asked for a run may not have it started any more; empty: they may. Raises Unavailable."""
-        if self.why_not is None or scene.mr is None:
-            return ""
-        return await self.why_not(scene.run.sandbox_id, scene.mr, Actor(scene.run.by_kind, scene.run.by))
-
-    async def _look(self, run_id: RunId) -> _Scene | None:
-        """None: there is nothing to do now."""
-
-        def read(tx: Transaction) -> _Scene | None:
-            run = runs.get(tx, run_id)
-            if run is None or run.state.is_over:
-                return None
-            sandbox = sandboxes.get(tx, run.sandbox_id)
-            machine = machines.get(tx, run.machine_id or (sandbox.machine_id if sandbox else None))
-            lost = why_lost(run, sandbox, machine)
-            before = restored.seen(tx)
-            if before is not None and run.created_at < before:  # it may have run since the backup was made
-                lost = "the state was restored from a backup after it was asked for"
-            if not lost and run.state is RunState.WAITING:
-                running = runs.count(tx, run.sandbox_id, RunState.RUNNING)
-                earlier = runs.count(tx, run.sandbox_id, RunState.WAITING, before=run_id)
-                if sandbox is None or machine is None or not may_start(sandbox) or running + earlier >= MOST_RUNNING:
-                    return None
-            mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
-            since = timedelta(seconds=tx.seconds_since(run.started_at or tx.now))
-            return _Scene(run, sandbox, machine, mr, since, lost)
-
-        return await self.database.read(read)
-
-    async def _start(self, scene: _Scene, machine: Machine) -> bool:
-        """Start it, unless that was done; False when that can't be any more."""
-        assert scene.sandbox
-        assert scene.mr
-        run = scene.run
-        facts = environment(self.config, replace(scene.sandbox, sha=run.sha), scene.mr)
-        return await self.jobs.start(
-            machine.name, run.guest_key, run.command, facts, run.boot, most_blocks=MOST_OUTPUT_BYTES // BLOCK_BYTES + 1
-        )
-
-    async def _go_on(self, scene: _Scene, machine: Machine) -> bool:
-        """Take what it printed, and its end; returns whether it is over."""
-        run, key = scene.run, scene.run.guest_key
-        ending = bool(run.cancelled_by) or scene.late >= timedelta(0)
-        if ending:
-            await self.jobs.kill(machine.name, key)
-        look = await self.jobs.look(machine.name, key, run.taken_bytes)
-        if not look.found:
-            await self._ended(run.id, RunState.LOST, "its machine was restarted")
-            return True
-        taken = await self.database.write(partial(_take, run_id=run.id, look=look))
-        while taken is not None and look.piece and not taken.cut:  # what is left out has no end in a hostile guest
-            if look.exit_code is None and len(look.piece) < PIECE_BYTES:
-                break
-            look = await self.jobs.look(machine.name, key, taken.taken_bytes)
-            if not look.found:
-                await self._ended(run.id, RunState.LOST, "its machine was restarted")
-                return True
-            taken = await self.database.write(partial(_take, run_id=run.id, look=look))
-        if taken is None:
-            return True
-        if look.exit_code is None:
-            if scene.late > _UNREACHABLE:
-                await self._ended(run.id, RunState.LOST, "its guest does not end it")
-                return True
-            return False
-        state, why = RunState.DONE, ""
-        if look.exit_code == _KILLED:
-            state, why = _why_killed(scene)
-        await self._ended(run.id, state, why, look.exit_code)
-        await self.jobs.forget(machine.name, key)
-        return True
-
-    async def _ended(self, run_id: RunId, state: RunState, why: str, exit_code: int | None = None) -> None:
-        def end(tx: Transaction) -> None:
-            stored = runs.get(tx, run_id)
-            if stored is not None and not stored.state.is_over:
-                _end(tx, stored, state, why, exit_code)
-
-        await self.database.write(end)
+def scene_of(tx: Transaction, run_id: RunId) -> Scene | None:
+    """What the next step of a run depends on; None: there is nothing to do now."""
+    run = runs.get(tx, run_id)
+    if run is None or run.state.is_over:
+        return None
+    sandbox = sandboxes.get(tx, run.sandbox_id)
+    machine = machines.get(tx, run.machine_id or (sandbox.machine_id if sandbox else None))
+    lost = why_lost(run, sandbox, machine)
+    before = restored.seen(tx)
+    if before is not None and run.created_at < before:  # it may have run since the backup was made
+        lost = "the state was restored from a backup after it was asked for"
+    if not lost and run.state is RunState.WAITING:
+        running = runs.count(tx, run.sandbox_id, RunState.RUNNING)
+        earlier = runs.count(tx, run.sandbox_id, RunState.WAITING, before=run_id)
+        if sandbox is None or machine is None or not may_start(sandbox) or running + earlier >= MOST_RUNNING:
+            return None
+    mr = merge_requests.get(tx, sandbox.mr) if sandbox else None
+    since = timedelta(seconds=tx.seconds_since(run.started_at or tx.now))
+    return Scene(run, sandbox, machine, mr, since, lost)
 
 
-def _give(tx: Transaction, run_id: RunId, boot: str) -> bool:
+def give(tx: Transaction, run_id: RunId, boot: str) -> bool:
     """Store to which machine a waiting run is given, before it is; False when it has to wait after all."""
     run = runs.get(tx, run_id)
     sandbox = sandboxes.get(tx, run.sandbox_id) if run else None
@@ -331,7 +175,7 @@ def _give(tx: Transaction, run_id: RunId, boot: str) -> bool:
     return True
 
 
-def _take(tx: Transaction, run_id: RunId, look: JobLook) -> GuestRun | None:
+def take(tx: Transaction, run_id: RunId, look: JobLook) -> GuestRun | None:
     """Store a piece of output together with the offset behind it; None when the run is over."""
     run = runs.get(tx, run_id)
     if run is None or run.state.is_over:
@@ -355,7 +199,7 @@ def _take(tx: Transaction, run_id: RunId, look: JobLook) -> GuestRun | None:
     return taken
 
 
-def _why_killed(scene: _Scene) -> tuple[RunState, str]:
+def why_killed(scene: Scene) -> tuple[RunState, str]:
     """What it means that a run's processes were killed."""
     run = scene.run
     if run.cancelled_by:
@@ -365,6 +209,13 @@ def _why_killed(scene: _Scene) -> tuple[RunState, str]:
     if scene.sandbox and scene.sandbox.sha != run.sha:
         return RunState.CANCELLED, "new code came into the sandbox"
     return RunState.DONE, "something in the sandbox killed it"
+
+
+def finish(tx: Transaction, run_id: RunId, state: RunState, why: str, exit_code: int | None) -> None:
+    """End a run, unless it is over."""
+    run = runs.get(tx, run_id)
+    if run is not None and not run.state.is_over:
+        _end(tx, run, state, why, exit_code)
 
 
 def _end(

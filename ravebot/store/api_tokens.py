@@ -5,12 +5,12 @@ Only a token's hash is stored. A look-up goes by that hash, so that its time say
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType
 
-from ravebot.clock import to_us
+from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import Actor, EventKind
 from ravebot.store import events
 from ravebot.store.database import Transaction
@@ -48,6 +48,11 @@ class ApiToken:
     revoked_at: datetime | None = None
     revoked_by: str = ""
 
+    @property
+    def actor(self) -> Actor:
+        """In whose name is done what it does."""
+        return Actor("gitlab", self.owner)
+
     def problem(self, now: datetime) -> str:
         """Why it is not valid any more; empty: it is."""
         if self.revoked_at is not None:
@@ -65,6 +70,18 @@ class KeptAnswer:
     request: str
     status: int
     body: str
+
+
+@dataclass(frozen=True)
+class KeptSize:
+    """How much is kept of one token's answers, and since when."""
+
+    keys: int
+    bytes: int
+    oldest: datetime | None
+
+    def with_another(self, size_bytes: int) -> KeptSize:
+        return replace(self, keys=self.keys + 1, bytes=self.bytes + size_bytes)
 
 
 def add(tx: Transaction, token: ApiToken, token_hash: str, by: Actor) -> ApiToken:
@@ -138,9 +155,22 @@ def answered(tx: Transaction, token_id: TokenId, key: str) -> KeptAnswer | None:
     return load(KeptAnswer, row) if row else None
 
 
-def keep_answer(tx: Transaction, token_id: TokenId, key: str, kept: KeptAnswer) -> None:
-    """Remember the answer to a key, in the transaction that carried the request out."""
+def keep_answer(tx: Transaction, token_id: TokenId, key: str, kept: KeptAnswer) -> int:
+    """Remember the answer to a key, in the transaction that carried the request out; returns its size in bytes."""
     tx.upsert("api_answers", ("token_id", "key"), {"token_id": token_id, "key": key, **dump(kept), "at": tx.now_us})
+    return len(key.encode()) + len(kept.body.encode())
+
+
+def kept(tx: Transaction, token_id: TokenId) -> KeptSize:
+    """How much is kept of a token's answers of the last 24 hours; reads all of them."""
+    row = tx.one(
+        "SELECT COUNT(*) AS keys, TOTAL(LENGTH(CAST(key AS BLOB)) + LENGTH(CAST(body AS BLOB))) AS bytes,"
+        " MIN(at) AS oldest FROM api_answers WHERE token_id = ? AND at > ?",
+        (token_id, to_us(tx.now - KEEP_ANSWERS)),
+    )
+    assert row
+    oldest = from_us(row["oldest"]) if row["oldest"] is not None else None
+    return KeptSize(row["keys"], int(row["bytes"]), oldest)
 
 
 def forget_answers(tx: Transaction, at_most: int) -> int:

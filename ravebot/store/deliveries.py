@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ravebot.agents.model import AgentDelivery, Channel, DeliveryId, DeliveryKind, Turn, TurnId
 from ravebot.clock import from_us, to_us
-from ravebot.store import conversations
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef
+from ravebot.store import conversations, merge_requests
 from ravebot.store.conversations import OPEN
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
@@ -94,13 +97,40 @@ def unsettled(tx: Transaction) -> tuple[AgentDelivery, ...]:
     return tuple(load(AgentDelivery, row) for row in tx.all("SELECT * FROM deliveries WHERE settled_at IS NULL"))
 
 
-def to_take(tx: Transaction, agent: str, lease: timedelta, limit: int) -> tuple[Turn, ...]:
+def projects(tx: Transaction, agent: str) -> tuple[MergeRequest, ...]:
+    """A merge request of each project from which something waits for that agent."""
+    rows = tx.all(
+        f"""
+        SELECT c.project_id, MIN(c.iid) AS iid FROM conversations c
+          JOIN merge_requests m ON m.project_id = c.project_id AND m.iid = c.iid
+         WHERE c.agent = ? AND EXISTS (SELECT 1 FROM agent_turns t WHERE t.conversation_id = c.id AND t.{OPEN})
+         GROUP BY c.project_id, m.project_path ORDER BY 1, 2
+        """,  # noqa: S608 - a constant
+        (agent,),
+    )
+    refs = (MergeRequestRef(row["project_id"], row["iid"]) for row in rows)
+    return tuple(mr for ref in refs if (mr := merge_requests.get(tx, ref)))
+
+
+def to_take(
+    tx: Transaction,
+    agent: str,
+    lease: timedelta,
+    limit: int,
+    of: Sequence[MergeRequest] | None = None,
+    turn_id: TurnId | None = None,
+) -> tuple[Turn, ...]:
     """The turns that an agent can take, the oldest first: the first of each conversation, if it was not given yet or
-    its lease was lost. A lease that lies further ahead than it can was made before the clock was set back."""
+    its lease was lost. A lease that lies further ahead than it can was made before the clock was set back.
+
+    `of`: only of the projects of these merge requests, or of none; `turn_id`: only that one.
+    """
+    only = None if of is None else json.dumps([[mr.ref.project_id, mr.project_path] for mr in of])
     rows = tx.all(
         f"""
         SELECT t.id FROM agent_turns t
           JOIN conversations c ON c.id = t.conversation_id
+          LEFT JOIN merge_requests m ON m.project_id = c.project_id AND m.iid = c.iid
           LEFT JOIN deliveries d ON d.turn_id = t.id AND d.kind = 'message'
          WHERE c.agent = ?1 AND t.{OPEN} AND t.cancelled_by = ''
            AND t.id = (SELECT MIN(f.id) FROM agent_turns f WHERE f.conversation_id = t.conversation_id AND f.{OPEN})
@@ -112,9 +142,13 @@ def to_take(tx: Transaction, agent: str, lease: timedelta, limit: int) -> tuple[
                     AND (d.leased_until IS NULL OR d.leased_until <= ?2 OR d.leased_until > ?3)
                     AND (d.next_try_at IS NULL OR d.next_try_at <= ?2)
                END
+           AND (?6 IS NULL OR t.id = ?6)
+           AND (?5 IS NULL OR m.iid IS NULL OR EXISTS (
+               SELECT 1 FROM json_each(?5) one
+                WHERE one.value ->> 0 = m.project_id AND one.value ->> 1 = m.project_path))
          ORDER BY t.id LIMIT ?4
         """,  # noqa: S608 - a constant
-        (agent, tx.now_us, to_us(tx.now + lease), limit),
+        (agent, tx.now_us, to_us(tx.now + lease), limit, only, turn_id),
     )
     return tuple(turn for row in rows if (turn := conversations.turn(tx, TurnId(row["id"]))))
 

@@ -17,6 +17,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
     StageResult,
 )
+from ravebot.store import environments
 from ravebot.store.database import Transaction, Value
 from ravebot.store.rows import dump, load
 from ravebot.store.signals import AGENTS_WAIT
@@ -28,6 +29,7 @@ def insert(tx: Transaction, ref: MergeRequestRef, sha: str, actor: Actor) -> San
     values = _values(fresh)
     del values["id"]
     row_id = tx.insert("sandboxes", values)
+    environments.touch(tx, ref)
     found = get(tx, SandboxId(row_id))
     assert found
     return found
@@ -39,6 +41,7 @@ def save(tx: Transaction, sandbox: Sandbox) -> None:
     tx.execute("DELETE FROM warnings WHERE sandbox_id = ?", (sandbox.id,))
     for threshold in sandbox.warned:
         tx.execute("INSERT INTO warnings VALUES (?, ?)", (sandbox.id, threshold))
+    environments.touch(tx, sandbox.mr)
     tx.wake(AGENTS_WAIT)
 
 

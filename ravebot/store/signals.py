@@ -14,6 +14,7 @@ RUNS = "runs"
 AGENTS = "agents"
 APPROVALS = "approvals"
 DELIVERIES = "deliveries"
+ENVIRONMENTS = "environments"
 AGENTS_WAIT = "agents wait"
 """Something changed that a message to an agent may wait for."""
 

@@ -5,7 +5,6 @@ The token names its agent, and must be of that agent's owner; its projects hold 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 from ravebot.agents import registry
@@ -15,13 +14,12 @@ from ravebot.sandboxes.model import MergeRequest
 from ravebot.store import conversations, deliveries, merge_requests
 from ravebot.store.database import Transaction
 from ravebot.tools import shapes
-from ravebot.tools.callers import HOW_TO_GET_ONE, Caller, TokenCaller
+from ravebot.tools.callers.contract import Caller, token_of
+from ravebot.tools.callers.token import HOW_TO_GET_ONE
 from ravebot.tools.problems import ProblemKind, ToolProblem
-from ravebot.tools.reach import may_see
+from ravebot.tools.steps import PreparedAct
 from ravebot.tools.workbench import Workbench
 
-Taken = Callable[[Transaction], shapes.InboxMessage | ToolProblem]
-Answered = Callable[[Transaction], shapes.AnswerState | ToolProblem]
 _KINDS = {
     AnswerRefusal.UNKNOWN: ProblemKind.NOT_FOUND,
     AnswerRefusal.TOO_LONG: ProblemKind.INVALID,
@@ -29,12 +27,11 @@ _KINDS = {
 _EMPTY = shapes.InboxMessage(id="", message=None, leased_until=None, again=False)
 
 
-async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> Taken | shapes.InboxMessage:
+async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> PreparedAct | shapes.InboxMessage:
     agent = _agent(bench, caller)
 
-    async def reaches(turn_id: TurnId) -> bool:  # messages of other projects are for the agent's other tokens
-        mr = await bench.database.read(lambda tx: _of_turn(tx, turn_id))
-        return mr is None or await may_see(bench, caller, mr)
+    async def reaches(mr: MergeRequest) -> bool:  # messages of other projects are for the agent's other tokens
+        return await caller.may_see(bench, mr)
 
     found = await bench.answers.next_for(agent, timedelta(seconds=asked.wait), reaches)
     if found is None:
@@ -47,26 +44,27 @@ async def take(bench: Workbench, caller: Caller, asked: shapes.TakeMessage) -> T
             return _EMPTY
         return shapes.InboxMessage(id=taken.id, message=taken.body, leased_until=taken.leased_until, again=taken.again)
 
-    return step
+    return PreparedAct(step)
 
 
-async def ack(bench: Workbench, caller: Caller, asked: shapes.OneDelivery) -> Answered:
+async def ack(bench: Workbench, caller: Caller, asked: shapes.OneDelivery) -> PreparedAct:
     agent = _agent(bench, caller)
     await _must_reach(bench, caller, await bench.database.read(lambda tx: _of_delivery(tx, agent, asked.id)))
-    return lambda tx: _state(bench.answers.ack(tx, agent, asked.id))
+    return PreparedAct(lambda tx: _state(bench.answers.ack(tx, agent, asked.id)))
 
 
-async def answer(bench: Workbench, caller: Caller, asked: shapes.AnswerMessage) -> Answered:
+async def answer(bench: Workbench, caller: Caller, asked: shapes.AnswerMessage) -> PreparedAct:
     agent = _agent(bench, caller)
     await _must_reach(bench, caller, await bench.database.read(lambda tx: _of_delivery(tx, agent, asked.id)))
     end = AnswerEnd(asked.end) if asked.end else None
-    return lambda tx: _state(bench.answers.answer(tx, agent, asked.id, asked.text, asked.status, end, asked.why))
+    return PreparedAct(
+        lambda tx: _state(bench.answers.answer(tx, agent, asked.id, asked.text, asked.status, end, asked.why))
+    )
 
 
 def _agent(bench: Workbench, caller: Caller) -> str:
     """Whose messages the caller may take. Raises ToolProblem."""
-    assert isinstance(caller, TokenCaller)  # it is not offered in sandboxes
-    token = caller.token
+    token = token_of(caller)
     agent = registry.find(bench.config, token.agent)
     if agent is None or agent.owner != token.owner:
         why = f"This token is for the agent {token.agent}, which is not {token.owner}'s any more. {HOW_TO_GET_ONE}"
@@ -76,7 +74,7 @@ def _agent(bench: Workbench, caller: Caller) -> str:
 
 async def _must_reach(bench: Workbench, caller: Caller, mr: MergeRequest | None) -> None:
     """Raises ToolProblem for a message about a project that the token, or its owner now, does not reach."""
-    if mr is not None and not await may_see(bench, caller, mr):
+    if mr is not None and not await caller.may_see(bench, mr):
         why = f"The message is about {mr.full_ref}, which this token or its owner does not reach."
         raise ToolProblem(ProblemKind.FORBIDDEN, f"{why} Make one with --project {mr.project_path}.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 
 from ravebot.agents import registry
 from ravebot.agents.desk import Addressed
@@ -24,34 +23,34 @@ from ravebot.agents.model import (
 from ravebot.agents.reception import refuse
 from ravebot.sandboxes.model import MergeRequest
 from ravebot.store import approvals, conversations, merge_requests
+from ravebot.store.api_tokens import ApiToken
 from ravebot.store.database import Transaction
 from ravebot.tools import shapes
-from ravebot.tools.callers import Caller, SandboxCaller, TokenCaller
+from ravebot.tools.callers.contract import Caller, token_of
 from ravebot.tools.problems import ProblemKind, ToolProblem
-from ravebot.tools.reach import may_see, reach
+from ravebot.tools.steps import PreparedAct
 from ravebot.tools.waiting import LookAgain
 from ravebot.tools.workbench import Workbench
 
 _OF_A_SANDBOX = (ApprovalKind.TOOL, ApprovalKind.EXTENSION)
 """What is asked for what runs in it; other questions hold what people said."""
-Sent = Callable[[Transaction], shapes.MessageSent | ToolProblem]
 
 
-async def send(bench: Workbench, caller: Caller, asked: shapes.SendMessage) -> Sent:
-    assert isinstance(caller, TokenCaller)  # it is not offered in sandboxes
-    reached = await reach(bench, caller, asked.ref, acts=True)
+async def send(bench: Workbench, caller: Caller, asked: shapes.SendMessage) -> PreparedAct:
+    token = token_of(caller)
+    reached = await caller.reach(bench, asked.ref, acts=True)
     decision, mr = reached.decision, reached.mr
     if decision.allowed:
         if registry.find(bench.config, asked.agent) is None:
             known = ", ".join(one.name for one in registry.serving(bench.config, mr.project_path))
             there = f"There are: {known}." if known else "None serves this project."
             raise ToolProblem(ProblemKind.NOT_FOUND, f"No agent of that name can be spoken to. {there}")
-        decision = await bench.reception.may(asked.agent, caller.actor, mr)
-    place = str(caller.token.id)
+        decision = await bench.reception.may(asked.agent, token.actor, mr)
+    place = str(token.id)
 
     def step(tx: Transaction) -> shapes.MessageSent | ToolProblem:
         if not decision.allowed:
-            refuse(tx, caller.actor, "message_send", mr.full_ref, decision)
+            refuse(tx, token.actor, "message_send", mr.full_ref, decision)
             return ToolProblem(ProblemKind.FORBIDDEN, decision.refusal)
         thread = str(secrets.randbits(62))  # a restored backup can't repeat it
         if asked.conversation is not None:
@@ -68,7 +67,7 @@ async def send(bench: Workbench, caller: Caller, asked: shapes.SendMessage) -> S
             own_thread=True,
             mr=mr.ref,
             key=secrets.token_hex(16),
-            author=caller.actor,
+            author=token.actor,
             text=asked.text.strip(),
         )
         outcome = bench.reception.accept(tx, said, mr)
@@ -77,11 +76,10 @@ async def send(bench: Workbench, caller: Caller, asked: shapes.SendMessage) -> S
             return ToolProblem(ProblemKind.REFUSED, outcome.message)
         return shapes.MessageSent(turn=turn.id, conversation=turn.conversation_id, message=outcome.message)
 
-    return step
+    return PreparedAct(step, reached)
 
 
 async def read(bench: Workbench, caller: Caller, asked: shapes.ReadMessage) -> shapes.MessageHeard:
-    assert isinstance(caller, TokenCaller)
     await _must_be_theirs(bench, caller, TurnId(asked.turn))
     again = LookAgain(asked.wait)
     while True:
@@ -95,35 +93,36 @@ async def approval(bench: Workbench, caller: Caller, asked: shapes.OneApproval) 
         found = approvals.get(tx, ApprovalId(asked.id))
         mr = merge_requests.get(tx, found.mr) if found and found.mr else None
         theirs = True
-        if found and found.turn_id and isinstance(caller, TokenCaller):
-            theirs = _is_theirs(bench, tx, caller, conversations.turn(tx, found.turn_id))
+        if found and found.turn_id and caller.token:
+            theirs = _is_theirs(bench, tx, caller.token, conversations.turn(tx, found.turn_id))
         return found, mr, theirs
 
     found, mr, theirs = await bench.database.read(look)
-    if isinstance(caller, SandboxCaller) and found and found.kind not in _OF_A_SANDBOX:
+    if caller.token is None and found and found.kind not in _OF_A_SANDBOX:
         theirs = False
-    if found is None or mr is None or not theirs or not await may_see(bench, caller, mr):
+    if found is None or mr is None or not theirs or not await caller.may_see(bench, mr):
         raise ToolProblem(ProblemKind.NOT_FOUND, f"There is no approval {asked.id} that you may see.")
     return question(found, mr.full_ref)
 
 
-async def _must_be_theirs(bench: Workbench, caller: TokenCaller, turn_id: TurnId) -> None:
+async def _must_be_theirs(bench: Workbench, caller: Caller, turn_id: TurnId) -> None:
     """Raises ToolProblem for a turn that does not go back to the token's owner, or is of a project out of its reach."""
+    token = token_of(caller)
 
     def look(tx: Transaction) -> MergeRequest | None:
         turn = conversations.turn(tx, turn_id)
         conversation = conversations.get(tx, turn.conversation_id) if turn else None
-        if conversation is None or conversation.mr is None or not _is_theirs(bench, tx, caller, turn):
+        if conversation is None or conversation.mr is None or not _is_theirs(bench, tx, token, turn):
             return None
         return merge_requests.get(tx, conversation.mr)
 
     mr = await bench.database.read(look)
-    if mr is None or not await may_see(bench, caller, mr):
+    if mr is None or not await caller.may_see(bench, mr):
         raise ToolProblem(ProblemKind.NOT_FOUND, f"There is no message of yours with turn {turn_id}.")
 
 
-def _is_theirs(bench: Workbench, tx: Transaction, caller: TokenCaller, turn: Turn | None) -> bool:
-    return turn is not None and person_of(bench.config, conversations.message(tx, turn.message_id).root) == caller.actor
+def _is_theirs(bench: Workbench, tx: Transaction, token: ApiToken, turn: Turn | None) -> bool:
+    return turn is not None and person_of(bench.config, conversations.message(tx, turn.message_id).root) == token.actor
 
 
 def _heard(tx: Transaction, turn_id: TurnId, offset: int) -> shapes.MessageHeard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 from ravebot.agents.reception import refuse
@@ -12,17 +11,15 @@ from ravebot.sandboxes.runs import RunOutput, run_cancel, run_read, run_start
 from ravebot.store import merge_requests, runs, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.tools import shapes
-from ravebot.tools.callers import Caller, SandboxCaller
+from ravebot.tools.callers.contract import Caller
 from ravebot.tools.problems import ProblemKind, ToolProblem, problem_of
-from ravebot.tools.reach import may_see, reach
+from ravebot.tools.steps import PreparedAct
 from ravebot.tools.waiting import LookAgain
 from ravebot.tools.workbench import Workbench
 
-Started = Callable[[Transaction], shapes.RunInfo | ToolProblem]
 
-
-async def start(bench: Workbench, caller: Caller, asked: shapes.StartRun) -> Started:
-    reached = await reach(bench, caller, asked.ref, acts=True)
+async def start(bench: Workbench, caller: Caller, asked: shapes.StartRun) -> PreparedAct:
+    reached = await caller.reach(bench, asked.ref, acts=True)
     mr, decision = reached.mr, reached.decision
 
     def step(tx: Transaction) -> shapes.RunInfo | ToolProblem:
@@ -39,7 +36,7 @@ async def start(bench: Workbench, caller: Caller, asked: shapes.StartRun) -> Sta
             return problem_of(error)
         return info(run, mr)
 
-    return step
+    return PreparedAct(step, reached)
 
 
 async def read(bench: Workbench, caller: Caller, asked: shapes.ReadRun) -> shapes.RunHeard:
@@ -60,9 +57,9 @@ async def read(bench: Workbench, caller: Caller, asked: shapes.ReadRun) -> shape
             )
 
 
-async def cancel(bench: Workbench, caller: Caller, asked: shapes.OneRun) -> Started:
+async def cancel(bench: Workbench, caller: Caller, asked: shapes.OneRun) -> PreparedAct:
     _, mr = await _theirs(bench, caller, asked.id)
-    reached = await reach(bench, caller, mr.full_ref, acts=True)
+    reached = await caller.reach(bench, mr.full_ref, acts=True)
 
     def step(tx: Transaction) -> shapes.RunInfo | ToolProblem:
         if not reached.decision.allowed:
@@ -71,7 +68,7 @@ async def cancel(bench: Workbench, caller: Caller, asked: shapes.OneRun) -> Star
         run = runs.get(tx, RunId(asked.id))
         return info(run_cancel(tx, run, reached.actor), mr) if run else _none(asked.id)
 
-    return step
+    return PreparedAct(step, reached)
 
 
 async def _theirs(bench: Workbench, caller: Caller, number: int) -> tuple[GuestRun, MergeRequest]:
@@ -84,9 +81,9 @@ async def _theirs(bench: Workbench, caller: Caller, number: int) -> tuple[GuestR
         return (run, mr) if run and mr else None
 
     found = await bench.database.read(look)
-    if found is None or (isinstance(caller, SandboxCaller) and found[0].sandbox_id != caller.sandbox_id):
+    if found is None or caller.sandbox_id not in (None, found[0].sandbox_id):
         raise _none(number)
-    if not await may_see(bench, caller, found[1]):
+    if not await caller.may_see(bench, found[1]):
         raise _none(number)
     return found
 
@@ -101,7 +98,7 @@ def info(run: GuestRun, mr: MergeRequest) -> shapes.RunInfo:
         id=run.id,
         ref=mr.full_ref,
         command=run.command,
-        state=run.state.value,
+        state=run.state,
         over=run.state.is_over,
         exit_code=run.exit_code,
         why=run.why,

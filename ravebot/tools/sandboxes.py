@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from ravebot.commands import refs
@@ -17,12 +16,11 @@ from ravebot.sandboxes.view import SandboxView, without_terminal_codes
 from ravebot.store import machines, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.tools import shapes
-from ravebot.tools.callers import Caller, SandboxCaller
+from ravebot.tools.callers.contract import Caller, Reached
 from ravebot.tools.problems import ProblemKind, ToolProblem
-from ravebot.tools.reach import Reached, may_see, of_sandbox, reach
+from ravebot.tools.steps import PreparedAct
 from ravebot.tools.workbench import Workbench
 
-Act = Callable[[Transaction], shapes.SandboxDone | ToolProblem]
 Running = tuple[Sandbox, Machine]
 _VERBS = {verb.name: verb for verb in VERBS}
 _LONGEST_DIFF = 200_000
@@ -30,32 +28,16 @@ _NO_SANDBOX = "{} has no sandbox: start one with sandbox_start."
 
 
 async def whoami(bench: Workbench, caller: Caller, _: shapes.Nothing) -> shapes.Me:
-    if isinstance(caller, SandboxCaller):
-        mr = await bench.database.read(lambda tx: of_sandbox(tx, caller.sandbox_id))
-        return shapes.Me(
-            owner="", token="", scopes=(), projects=(mr.project_path,), agent="", expires_at=None, sandbox=mr.full_ref
-        )
-    token = caller.token
-    return shapes.Me(
-        owner=token.owner,
-        token=token.name,
-        scopes=token.scopes,
-        projects=token.projects,
-        agent=token.agent,
-        expires_at=token.expires_at,
-        sandbox="",
-    )
+    return await caller.me(bench)
 
 
 async def list_live(bench: Workbench, caller: Caller, asked: shapes.ListSandboxes) -> shapes.SandboxPage:
     views = await bench.database.read(bench.views.live)
     named = [view for view in views if asked.project in ("", view.mr.project_path)]
+    named = [view for view in named if caller.sandbox_id in (None, view.sandbox.id)]
     of_project = {view.mr.ref.project_id: view.mr for view in named}
-    if isinstance(caller, SandboxCaller):
-        seen = [view for view in named if view.sandbox.id == caller.sandbox_id]
-    else:
-        may = {number for number, mr in of_project.items() if await may_see(bench, caller, mr)}
-        seen = [view for view in named if view.mr.ref.project_id in may]
+    may = {number for number, mr in of_project.items() if await caller.may_see(bench, mr)}
+    seen = [view for view in named if view.mr.ref.project_id in may]
     first = (asked.page - 1) * asked.per_page
     last = first + asked.per_page
     return shapes.SandboxPage(
@@ -68,34 +50,34 @@ async def list_live(bench: Workbench, caller: Caller, asked: shapes.ListSandboxe
 
 
 async def show(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxInfo:
-    reached = await reach(bench, caller, asked.ref)
+    reached = await caller.reach(bench, asked.ref)
     view = await bench.database.read(lambda tx: bench.views.latest(tx, reached.mr.ref))
     if view is None:
         raise ToolProblem(ProblemKind.NOT_FOUND, _NO_SANDBOX.format(reached.mr.full_ref))
     return info(view)
 
 
-async def start(bench: Workbench, caller: Caller, asked: shapes.StartSandbox) -> Act:
-    reached = await reach(bench, caller, asked.ref, acts=True)
+async def start(bench: Workbench, caller: Caller, asked: shapes.StartSandbox) -> PreparedAct:
+    reached = await caller.reach(bench, asked.ref, acts=True)
     return await _command(bench, reached, "start", sha=asked.sha.lower() or None)
 
 
-async def extend(bench: Workbench, caller: Caller, asked: shapes.ExtendSandbox) -> Act:
+async def extend(bench: Workbench, caller: Caller, asked: shapes.ExtendSandbox) -> PreparedAct:
     try:
         by = read_duration(asked.by)
     except ValueError as error:
         raise ToolProblem(ProblemKind.INVALID, str(error)) from error
-    reached = await reach(bench, caller, asked.ref, acts=True)
+    reached = await caller.reach(bench, asked.ref, acts=True)
     return await _command(bench, reached, "extend", by=by)
 
 
-async def stop(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> Act:
-    reached = await reach(bench, caller, asked.ref, acts=True)
+async def stop(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> PreparedAct:
+    reached = await caller.reach(bench, asked.ref, acts=True)
     return await _command(bench, reached, "stop")
 
 
 async def logs(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxLogs:
-    reached = await reach(bench, caller, asked.ref)
+    reached = await caller.reach(bench, asked.ref)
     runs = await bench.database.read(lambda tx: sandboxes.printed(tx, reached.mr.ref))
     return shapes.SandboxLogs(
         ref=reached.mr.full_ref,
@@ -120,7 +102,7 @@ async def logs(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> sh
 
 async def changes(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) -> shapes.SandboxChanges:
     # Of all that looks it costs most: in a sandbox it is for its agent's turns only.
-    reached = await reach(bench, caller, asked.ref, acts=isinstance(caller, SandboxCaller))
+    reached = await caller.reach(bench, asked.ref, acts=caller.sandbox_id is not None)
     if not reached.decision.allowed:
         raise ToolProblem(ProblemKind.FORBIDDEN, reached.decision.refusal)
     ref = reached.mr.ref
@@ -158,7 +140,7 @@ async def changes(bench: Workbench, caller: Caller, asked: shapes.OneSandbox) ->
     )
 
 
-async def _command(bench: Workbench, reached: Reached, name: str, **said: Any) -> Act:
+async def _command(bench: Workbench, reached: Reached, name: str, **said: Any) -> PreparedAct:
     """One of the verbs, as every door has it carried out."""
     verb = _VERBS[name]
     command = Command(verb, duration=said.get("by"), sha=said.get("sha"))
@@ -175,7 +157,7 @@ async def _command(bench: Workbench, reached: Reached, name: str, **said: Any) -
         view = bench.views.latest(tx, reached.mr.ref)
         return shapes.SandboxDone(message=outcome.message, sandbox=info(view) if view else None)
 
-    return step
+    return PreparedAct(step, reached)
 
 
 def _in_full(outcome: Outcome) -> str:
@@ -210,4 +192,5 @@ def info(view: SandboxView) -> shapes.SandboxInfo:
         ended_at=sandbox.ended_at,
         trouble=view.trouble.words if view.trouble else "",
         notice=view.notice,
+        model_tokens=view.model_tokens,
     )

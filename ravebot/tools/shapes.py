@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ravebot.agents.answers import LONGEST_PIECE
 from ravebot.agents.model import LONGEST_MESSAGE
+from ravebot.sandboxes.model import RunState
 from ravebot.sandboxes.runs import LONGEST as LONGEST_RUN
 from ravebot.sandboxes.runs import LONGEST_COMMAND
 
@@ -107,6 +108,7 @@ class SandboxInfo(Shape):
     ended_at: datetime | None
     trouble: str = Field(description="What is wrong with its machine; empty: nothing.")
     notice: str = Field(description="What else is to be known; empty: nothing.")
+    model_tokens: int = Field(description="The tokens of models that agents used in it so far, reserved ones included.")
 
 
 class SandboxPage(Shape):
@@ -208,7 +210,7 @@ class RunInfo(Shape):
     id: int
     ref: str
     command: str
-    state: str = Field(description="waiting, running, done, cancelled, timeout, lost or failed.")
+    state: RunState
     over: bool
     exit_code: int | None
     why: str = Field(description="Why it ended as it did; empty: it ended by itself.")

@@ -9,17 +9,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from ravebot.store.api_tokens import Scope
-from ravebot.store.database import Transaction
 from ravebot.tools import inbox, messages, runs, sandboxes, shapes
-from ravebot.tools.callers import Caller, SandboxCaller
-from ravebot.tools.problems import ToolProblem
+from ravebot.tools.callers.contract import Caller, CallerKind
+from ravebot.tools.steps import PreparedAct
 from ravebot.tools.workbench import Workbench
 
-Step = Callable[[Transaction], BaseModel | ToolProblem]
-"""Carries an act out, and commits also when it returns a problem, such as a refusal that is recorded."""
 Look = Callable[[Workbench, Caller, Any], Awaitable[BaseModel]]
-Prepare = Callable[[Workbench, Caller, Any], Awaitable[Step | BaseModel]]
-"""Looks up what an act needs; the step that it returns runs in one transaction. A result: there is nothing to do."""
+Prepare = Callable[[Workbench, Caller, Any], Awaitable[PreparedAct | BaseModel]]
+"""Looks up what an act needs; its step runs in one transaction. A result: there is nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,7 @@ class Tool:
     """One row. `does`: one plain sentence. `scope`: what the token must have; None: every token may.
 
     `path` is below /api/v1; what stands in braces there is taken from the path, the rest of what it takes from the
-    query (GET) or the body. `in_sandbox`: whether it is offered to agents in sandboxes. `recorded`: each
-    act is an event.
+    query (GET) or the body. `offered_to`: kinds of callers. `recorded`: each act is an event.
     """
 
     name: str
@@ -40,7 +36,7 @@ class Tool:
     gives: type[BaseModel]
     look: Look | None = None
     act: Prepare | None = None
-    in_sandbox: bool = True
+    offered_to: frozenset[CallerKind] = frozenset(CallerKind)
     ends_something: bool = False
     recorded: bool = True
 
@@ -53,13 +49,19 @@ class Tool:
         """Whether it waits for something new, as long as the caller asks for."""
         return "wait" in self.takes.model_fields
 
+    def why_not(self, caller: Caller) -> str:
+        """Why the caller does not have it, in a sentence; empty: it does."""
+        if caller.kind not in self.offered_to:
+            return f"{self.name} is not offered {caller.kind.value}."
+        lacks = caller.lacks(self.scope) if self.scope else ""
+        return f"{self.name} {lacks}" if lacks else ""
+
     def is_for(self, caller: Caller) -> bool:
         """Whether the caller has it."""
-        if isinstance(caller, SandboxCaller):
-            return self.in_sandbox
-        return self.scope is None or caller.token.has(self.scope)
+        return not self.why_not(caller)
 
 
+_TOKENS = frozenset({CallerKind.TOKEN})
 _READ, _SANDBOX, _RUN, _MESSAGE, _AGENT = Scope
 
 # fmt: off
@@ -72,7 +74,7 @@ TOOLS: tuple[Tool, ...] = (
          _READ, "GET", "/sandboxes/{ref}", shapes.OneSandbox, shapes.SandboxInfo, look=sandboxes.show),
     Tool("sandbox_start", "Starts a sandbox for a merge request, or gives the one that it has its newest commit.",
          _SANDBOX, "POST", "/sandboxes/{ref}/start", shapes.StartSandbox, shapes.SandboxDone,
-         act=sandboxes.start, in_sandbox=False),
+         act=sandboxes.start, offered_to=_TOKENS),
     Tool("sandbox_extend", "Keeps a sandbox longer.",
          _SANDBOX, "POST", "/sandboxes/{ref}/extend", shapes.ExtendSandbox, shapes.SandboxDone, act=sandboxes.extend),
     Tool("sandbox_stop", "Ends a sandbox, and deletes everything in it.",
@@ -90,17 +92,17 @@ TOOLS: tuple[Tool, ...] = (
          _READ, "GET", "/sandboxes/{ref}/changes", shapes.OneSandbox, shapes.SandboxChanges, look=sandboxes.changes),
     Tool("message_send", "Says something to an agent about a merge request.",
          _MESSAGE, "POST", "/messages", shapes.SendMessage, shapes.MessageSent,
-         act=messages.send, in_sandbox=False),
+         act=messages.send, offered_to=_TOKENS),
     Tool("message_read", "Reads on in the answer to a message of yours.",
          _READ, "GET", "/messages/{turn}", shapes.ReadMessage, shapes.MessageHeard,
-         look=messages.read, in_sandbox=False),
+         look=messages.read, offered_to=_TOKENS),
     Tool("inbox_take", "Takes the oldest message for the agent, and waits for one if there is none.",
-         _AGENT, "POST", "/inbox/take", shapes.TakeMessage, shapes.InboxMessage, act=inbox.take, in_sandbox=False),
+         _AGENT, "POST", "/inbox/take", shapes.TakeMessage, shapes.InboxMessage, act=inbox.take, offered_to=_TOKENS),
     Tool("inbox_ack", "Keeps a message that was taken, so that it is not given again.",
-         _AGENT, "POST", "/inbox/{id}/ack", shapes.OneDelivery, shapes.AnswerState, act=inbox.ack, in_sandbox=False),
+         _AGENT, "POST", "/inbox/{id}/ack", shapes.OneDelivery, shapes.AnswerState, act=inbox.ack, offered_to=_TOKENS),
     Tool("answer", "Answers a message piece by piece, says what the agent is doing, or that it is done.",
          _AGENT, "POST", "/inbox/{id}/answer", shapes.AnswerMessage, shapes.AnswerState,
-         act=inbox.answer, in_sandbox=False, recorded=False),
+         act=inbox.answer, offered_to=_TOKENS, recorded=False),
     Tool("approval_get", "Shows a question that waits for a person's yes or no, or what was answered.",
          _READ, "GET", "/approvals/{id}", shapes.OneApproval, shapes.QuestionInfo, look=messages.approval),
 )

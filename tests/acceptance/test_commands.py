@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,11 +18,13 @@ import pytest_asyncio
 
 from tests.support.crashes import rows
 from tests.support.gitlab import DEVELOPER, MergeRequest, Note, User
+from tests.support.receivers import SIGNING_KEY
 from tests.support.stage import ROOT, Stage
 from tests.support.synapse import MatrixUser, Message
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
+HOOK_PORT = 9000  # in the client's namespace; the API has the next one on the host
 ABOUT_ONE = ("show", "start", "stop", "extend", "rebuild", "retry", "logs", "why")
 
 
@@ -37,6 +38,7 @@ class Place:
     elsewhere: str  # a room that is mapped to nothing
     direct: str  # ops alone with the bot
     api: str  # where the API listens
+    reviewer: Path  # what the agent reviewer has on its machine: its SSH key, its signing key
 
     async def ask(self, who: MatrixUser, text: str, room: str = "") -> Message:
         """Say that and return what the bot answers to it."""
@@ -72,12 +74,22 @@ class Place:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place() -> AsyncIterator[Place]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        api = f"127.0.0.1:{free.getsockname()[1]}"
-    helper = {"name": "helper", "owner": "alice", "projects": ["group/*"], "inbox": True}
-    changes = {"gitlab": {"drafts": "wait"}, "api": {"listen": api}, "agents": [helper]}
-    async with Stage(changes) as stage:
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    reviewer = tmp_path_factory.mktemp("reviewer")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(reviewer / "id")], check=True)
+    (reviewer / "signing-key").write_text(SIGNING_KEY)
+    (reviewer / "signing-key").chmod(0o600)
+    changes: dict[str, Any] = {"gitlab": {"drafts": "wait"}}
+    stage = Stage(changes)
+    api = f"{stage.host}:{HOOK_PORT + 1}"
+    hook = {"url": f"http://{stage.elsewhere}:{HOOK_PORT}/", "signing_key_file": str(reviewer / "signing-key")}
+    known = {"owner": "alice", "projects": ["group/*"]}
+    changes["api"] = {"listen": api}
+    changes["agents"] = [
+        {"name": "helper", **known, "inbox": True},
+        {"name": "reviewer", **known, "webhook": hook, "ssh_keys": [(reviewer / "id.pub").read_text().strip()]},
+    ]
+    async with stage:
         await stage.start()
         umar = await stage.synapse.user("umar")
         await stage.matrix_ops.invite(stage.room, umar.user_id)
@@ -90,7 +102,7 @@ async def place() -> AsyncIterator[Place]:
         await stage.until(lambda: is_in(stage, elsewhere, direct), 20, "the bot does not follow the admin's invites")
         draft = stage.open_merge_request("Not yet", "draft", draft=True)
         await stage.note_says(draft, "Sandbox waits: this is a draft")
-        yield Place(stage, draft, umar, elsewhere, direct, api)
+        yield Place(stage, draft, umar, elsewhere, direct, api, reviewer)
 
 
 async def is_in(stage: Stage, *rooms: str) -> bool:
@@ -227,6 +239,58 @@ async def test_a_fork_starts_only_for_the_very_commit_that_a_developer_let_in(pl
     assert await place.comment(mr, stage.bob, f"/sandbox start {mr.sha}") == ("white_check_mark", "")
     await stage.note_says(mr, f"now runs {mr.sha[:8]}")
     assert stage.ssh(note, "mallory", "cat", "/srv/merge-request/feature.txt").stdout == "evil\n"
+
+
+async def test_an_agent_on_another_machine_hears_works_in_the_sandbox_by_ssh_and_answers_in_the_room(
+    place: Place,
+) -> None:
+    """docs/receiver.py, with the function and the answer that docs/agents.md names for work in the sandbox."""
+    stage, folder = place.stage, place.reviewer
+    mr = stage.open_merge_request("By webhook", "hook", files={"from-the-hook.txt": "new\n"})
+    await stage.ready(mr)
+    page = (ROOT / "docs" / "agents.md").read_text()
+    [block] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    [answer] = re.findall(r"^Answer with `(.*?)`", page, re.MULTILINE)
+    source = (ROOT / "docs" / "receiver.py").read_text()
+    echo = "f\"You wrote: {message['text']}\""
+    assert source.count(echo) == 1
+    (folder / "receiver.py").write_text(source.replace("\n\ndef work", f"\n{block}\n\ndef work").replace(echo, answer))
+    made = await stage.bot.command(
+        "token", "create", "--owner", "alice", "--name", "reviewer", "--agent", "reviewer", "--scope", "agent",
+        "--project", "group/app",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    (folder / "token").write_text(made.stdout)
+    environment = {
+        "SIGNING_KEY_FILE": "signing-key", "TOKEN_FILE": "token", "SSH_KEY_FILE": "id",
+        "LISTEN": stage.elsewhere, "PORT": str(HOOK_PORT),
+    }  # fmt: skip
+    words = [f"{name}={value}" for name, value in environment.items()]
+    with subprocess.Popen(
+        [*stage.client.prefix, "env", *words, sys.executable, "receiver.py"], cwd=folder, stderr=subprocess.PIPE
+    ) as process:
+        try:
+
+            async def is_well() -> bool:
+                checked = await stage.bot.command("agent", "check", "reviewer", f"group/app!{mr.iid}")
+                return checked.returncode == 0 and "✗" not in checked.stdout
+
+            await stage.until(is_well, 30, "the webhook is not well")
+            alice = stage.matrix_alice
+            asked = await alice.send(stage.room, f"@reviewer !{mr.iid} what is in it?", **{"m.mentions": {}})
+
+            async def heard() -> Message | None:
+                said = [one for one in await alice.messages(stage.room) if one.thread_root == asked]
+                return next((one for one in said if one.sender == stage.matrix_bot.user_id), None)
+
+            answered: Message = await stage.until(heard, 40, "the agent does not answer")
+        finally:
+            process.kill()
+            print((await asyncio.to_thread(process.communicate))[1].decode())
+    assert "from-the-hook" in answered.body
+    assert "README" in answered.body
+    assert await place.comment(mr, stage.bob, "/sandbox stop") == ("white_check_mark", "")
+    await stage.note_says(mr, "Sandbox ended: somebody stopped it")
 
 
 async def test_reopening_starts_a_new_sandbox_and_the_shell_shows_and_ends_it(place: Place) -> None:

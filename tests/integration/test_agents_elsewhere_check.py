@@ -126,7 +126,7 @@ async def test_an_inbox_is_well_if_its_agent_asked_lately(tmp_path: Path) -> Non
 
 
 async def test_a_check_by_name_takes_the_trial_for_where_the_agent_works(tmp_path: Path) -> None:
-    async with an_operator(tmp_path, "http://127.0.0.1:1/hook?secret=1") as (world, operator, _):
+    async with an_operator(tmp_path, "http://127.0.0.1:1/hook?secret=1") as (_, operator, _):
         number = await operator.start_check("reviewer", "group/app!1", "", ROOT)
         [trial] = operator.trials._trials.values()
         assert isinstance(trial, ElsewhereTrial)
@@ -136,4 +136,3 @@ async def test_a_check_by_name_takes_the_trial_for_where_the_agent_works(tmp_pat
         assert progress.steps[3].detail == "The webhook can't be reached: connection refused."
         assert (await operator.agent("reviewer")).reached == "by webhook, at http://127.0.0.1:1/hook"
         assert {one.name for one in await operator.agents()} == {"reviewer", "helper"}
-        await world.sender.poster.close()

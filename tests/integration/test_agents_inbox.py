@@ -14,7 +14,7 @@ from ravebot.agents.model import LONGEST_ANSWER, Conversation, Turn, TurnId, Tur
 from ravebot.agents.transports.contract import Nudge
 from ravebot.commands.permissions import Decision
 from ravebot.errors import Refused, Unavailable
-from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef
 from ravebot.store import agent_texts, conversations, deliveries, merge_requests, restored
 from tests.support.clock import ManualClock
 from tests.support.elsewhere import ALICE_IN_ROOM, MR, ElsewhereWorld, an_elsewhere_world
@@ -152,6 +152,22 @@ async def test_what_is_cancelled_is_not_given_and_who_has_it_is_told_when_answer
         assert await world.database.read(deliveries.unsettled) == ()
 
 
+async def test_an_answer_keeps_a_message_for_another_lease(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with an_elsewhere_world(tmp_path, clock=clock, runs=False) as world:
+        await world.say("helper")
+        taken = await world.take()
+        assert taken
+        clock.advance(LEASE - timedelta(seconds=1))
+        assert (await world.answer(taken.id, agent="helper", status="thinks")).accepted
+        clock.advance(LEASE - timedelta(seconds=1))
+        assert await world.take() is None
+        clock.advance(timedelta(seconds=1))
+        again = await world.take()
+        assert again
+        assert (again.id, again.again) == (taken.id, True)
+
+
 async def test_time_that_is_over_fails_the_turn_and_what_nobody_takes_is_given_up(tmp_path: Path) -> None:
     clock = ManualClock()
     async with an_elsewhere_world(tmp_path, clock=clock, runs=False) as world:
@@ -180,12 +196,25 @@ async def test_time_that_is_over_fails_the_turn_and_what_nobody_takes_is_given_u
 
 async def test_a_caller_that_reaches_less_than_its_agent_is_given_what_it_reaches(tmp_path: Path) -> None:
     async with an_elsewhere_world(tmp_path, clock=ManualClock(), runs=False) as world:
-        hidden, seen = await world.say("helper", "1"), await world.say("helper", "2", "$other")
+        for number in range(30):  # more than are looked at in one go
+            await world.say("helper", f"{number}", f"${number}")
+        world.mr = replace(MR, ref=MergeRequestRef(77, 1), source_project_id=77, project_path="group/other")
+        seen = await world.say("helper", "for me", "$other")
+        looked_up: list[str] = []
 
-        async def reaches(turn_id: TurnId) -> bool:
-            return turn_id != hidden
+        async def reaches(mr: MergeRequest) -> bool:
+            looked_up.append(mr.project_path)
+            return mr.project_path == "group/other"
 
+        async def nowhere(_: MergeRequest) -> bool:
+            return False
+
+        assert await world.answers.next_for("helper", reaches=nowhere) is None
         assert await world.answers.next_for("helper", reaches=reaches) == seen
+        assert sorted(looked_up) == ["group/app", "group/other"], "once for each project"
+        taken = await world.database.write(lambda tx: world.answers.take(tx, "helper", seen))
+        assert taken
+        assert taken.body["text"] == "for me"
 
 
 async def test_paused_agents_and_conversations_get_nothing(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,11 +22,13 @@ from ravebot.agents.transports.webhook.poster import WebhookPoster
 from ravebot.agents.transports.webhook.sender import MOST_OF_AN_AGENT
 from ravebot.commands.permissions import Decision
 from ravebot.errors import Unavailable
-from ravebot.store import deliveries
+from ravebot.sandboxes.model import MachineState, SandboxState
+from ravebot.store import deliveries, machines, sandboxes
 from ravebot.store.database import Transaction
 from tests.support.clock import ManualClock
 from tests.support.elsewhere import ALICE_IN_ROOM, MR, ElsewhereWorld, an_elsewhere_world
 from tests.support.receivers import GotWebhook, a_receiver, a_rude_receiver
+from tests.support.records import BY_ALICE, a_machine
 
 pytestmark = pytest.mark.integration
 S = TurnState
@@ -260,6 +266,104 @@ async def test_rights_are_looked_up_before_the_first_try_and_before_each_other_o
         await world.until(lambda turn: turn.state is S.WORKING, waiting)
 
 
+async def test_a_sandbox_that_is_ready_comes_with_its_command_and_host_keys(tmp_path: Path) -> None:
+    machine = a_machine(1, state=MachineState.LEASED, host_keys=("ssh-ed25519 AAAA",))
+
+    def ready(tx: Transaction, state: SandboxState, **facts: object) -> None:
+        found = sandboxes.latest(tx, MR.ref)
+        known = replace(found or sandboxes.insert(tx, MR.ref, MR.head_sha, BY_ALICE), state=state)
+        sandboxes.save(tx, replace(known, **facts))  # type: ignore[arg-type]
+
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url) as world:
+        first = await world.say()
+        await world.until(lambda turn: turn.state is S.WORKING, first)
+        await world.database.write(lambda tx: ready(tx, SandboxState.STARTING))
+        second = await world.say(thread="$second")
+        await world.until(lambda turn: turn.state is S.WORKING, second)
+        kept = await world.database.write(lambda tx: machines.insert(tx, machine))
+        access = {"machine_id": kept.id, "ports_open": True, "ssh_port": 20001, "web_port": 20002, "web_scheme": "http"}
+        await world.database.write(lambda tx: ready(tx, SandboxState.READY, **access))
+        third = await world.say(thread="$third")
+        await world.until(lambda turn: turn.state is S.WORKING, third)
+        none, starting, there = (one.data["sandbox"] for one in receiver.got)
+        assert (none, starting) == (None, None)
+        assert (there["state"], there["host_keys"]) == ("ready", ["ssh-ed25519 AAAA"])
+        assert "-p 20001 " in there["ssh"]
+
+
+async def begun(world: ElsewhereWorld, **facts: object) -> TurnId:
+    """A message whose delivery is stored, with these facts of it; the loop over webhooks does not run yet."""
+    turn = await world.turn(await world.say())
+    await world.driver.drive(turn.conversation_id, Nudge())
+
+    def change(tx: Transaction) -> None:
+        [stored] = deliveries.unsettled(tx)
+        deliveries.save(tx, replace(stored, **facts))  # type: ignore[arg-type]
+
+    await world.database.write(change)
+    return turn.id
+
+
+@asynccontextmanager
+async def sending(world: ElsewhereWorld) -> AsyncIterator[None]:
+    task = asyncio.create_task(world.sender.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_a_try_that_a_crash_cut_off_may_have_reached_the_agent(tmp_path: Path) -> None:
+    async with a_receiver(410) as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world, tries=1, sending_at=datetime.now(UTC))
+        async with sending(world):
+            turn = await world.over(turn_id)
+        assert (turn.state, len(receiver.got)) == (S.UNCERTAIN, 1)
+
+
+async def test_a_pause_that_was_set_by_a_clock_that_is_set_back_ends_at_once(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world, next_try_at=datetime.now(UTC) + timedelta(days=2))
+        async with sending(world):
+            await world.until(lambda turn: turn.state is S.WORKING, turn_id, 10)
+
+
+async def test_a_message_of_an_agent_without_its_webhook_is_given_up_and_says_so(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world)
+        world.sender.keys = {}
+        async with sending(world):
+            turn = await world.over(turn_id)
+        assert (turn.state, turn.why) == (S.DEAD, "reviewer is not configured with `webhook` any more.")
+        assert receiver.got == []
+
+
+async def test_a_message_that_is_cancelled_before_its_first_try_is_never_sent_nor_told(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world)
+        await world.cancel(turn_id)
+        async with sending(world):
+            await asyncio.sleep(0.2)
+            assert receiver.got == []
+            await world.driver.drive((await world.turn(turn_id)).conversation_id, Nudge())
+            await asyncio.sleep(0.1)
+        assert (await world.turn(turn_id)).state is S.CANCELLED
+        assert await world.database.read(deliveries.unsettled) == ()
+        assert receiver.got == []
+
+
+async def test_a_turn_is_given_once_and_what_was_taken_is_given_up_as_uncertain(tmp_path: Path) -> None:
+    async with a_receiver() as receiver, an_elsewhere_world(tmp_path, receiver.url, runs=False) as world:
+        turn_id = await begun(world)
+        turn, agent, turns = await world.turn(turn_id), world.config.agents[0], world.answers.turns
+        assert await world.database.write(lambda tx: turns.begin(tx, turn, agent, Channel.WEBHOOK)) is None
+        async with sending(world):
+            await world.until(lambda turn: turn.state is S.WORKING, turn_id)
+        await world.database.write(lambda tx: turns.give_up(tx, turn, "It is gone."))
+        assert (await world.turn(turn_id)).state is S.UNCERTAIN
+
+
 # The request itself.
 
 
@@ -306,6 +410,28 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
         await writer.drain()
 
+    async def endless_announcements(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        while True:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
+            await writer.drain()
+
+    async def long_announcements(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        while True:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n" + b"x: y\r\n" * 2000 + b"\r\n")
+            await writer.drain()
+
+    async def announces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 202 Accepted\r\n\r\n")
+        await writer.drain()
+
+    async def switches(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n" + b"x" * 100_000)
+        await writer.drain()
+
     async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _read_all(reader)
         writer.write(b"SSH-2.0-OpenSSH_9\r\n")
@@ -325,6 +451,10 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
         (endless_header, PostEnd.SILENT, 0, "no answer in HTTP"),
         (endless_headers, PostEnd.SILENT, 0, "no answer in HTTP"),
         (long_body, PostEnd.ANSWERED, 200, ""),
+        (endless_announcements, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (long_announcements, PostEnd.SILENT, 0, "no answer in HTTP"),
+        (announces, PostEnd.ANSWERED, 202, ""),
+        (switches, PostEnd.SILENT, 0, "no answer in HTTP"),
         (no_http, PostEnd.SILENT, 0, "no answer in HTTP"),
         (early, PostEnd.ANSWERED, 413, ""),
     ):
@@ -332,8 +462,92 @@ async def test_a_receiver_without_an_answer_or_with_a_flood_of_one_costs_little(
             posted = await poster.post(url, body, {"webhook-id": "msg_1"})
             assert (posted.end, posted.status) == (end, status), talk.__name__
             assert why in posted.why, talk.__name__
-    await poster.close()
     assert flooded < 8 * 1024 * 1024
+
+
+async def test_a_request_is_what_servers_expect_and_only_a_sane_pause_is_heard() -> None:
+    heads, asked = [], ["120", "1e9", "nan", "inf", "-5", "0", "Wed, 21 Oct 2026 07:28:00 GMT", ""]
+
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines())
+        writer.write(f"HTTP/1.1 503 Busy\r\nRetry-After: {asked[len(heads) - 1]}\r\n\r\n".encode())
+        await writer.drain()
+
+    async with a_rude_receiver(busy) as url:
+        heard = [await WebhookPoster().post(f"{url}?a=b", b"{}", {"webhook-id": "msg_1"}) for _ in asked]
+    assert [one.asked_seconds for one in heard] == [120.0, 1e9, None, None, None, None, None, None]
+    assert heads[0][0] == "post /hook?a=b http/1.1"
+    wanted = {"content-type: application/json", "content-length: 2", "webhook-id: msg_1", "connection: close"}
+    assert wanted <= set(heads[0])
+    assert f"host: {url.split('/')[2]}" in heads[0]
+
+
+async def test_a_connection_is_closed_after_the_answer_and_when_the_time_is_over() -> None:
+    closed, troubles = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
+
+    async def keeps(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        await _until_closed(reader)
+
+    async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read_all(reader)
+        await _until_closed(reader)
+
+    async def _until_closed(reader: asyncio.StreamReader) -> None:
+        try:
+            await reader.read()
+        finally:
+            closed.append(1)
+
+    for talk in (keeps, hangs):
+        async with a_rude_receiver(talk) as url, asyncio.timeout(20):
+            await WebhookPoster(total_seconds=0.3).post(url, b"{}", {})
+            while not closed:
+                await asyncio.sleep(0.01)
+            closed.clear()
+    assert troubles == [], "it was closed by us, and not because nobody knew of it any more"
+
+
+async def test_the_loop_is_not_held_up_while_a_receiver_announces_an_answer_without_end() -> None:
+    """The receiver is a thread, and time is this thread's on the processor: neither it nor others' load counts."""
+    stop, slowest, flood = threading.Event(), 0.0, b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+
+    def serve(listening: socket.socket) -> None:
+        while not stop.is_set():
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.settimeout(0.5)
+                    connection.recv(65536)
+                    while not stop.is_set():
+                        connection.sendall(flood)
+
+    async def beats() -> None:
+        nonlocal slowest
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(0.001)
+            slowest = max(slowest, time.thread_time() - began)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.5)
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        beating = asyncio.create_task(beats())
+        began = time.thread_time()
+        try:
+            for _ in range(5):
+                posted = await WebhookPoster().post(f"http://127.0.0.1:{listening.getsockname()[1]}/", b"{}", {})
+                assert posted.end is PostEnd.SILENT
+        finally:
+            beating.cancel()
+            stop.set()
+            thread.join()
+    print(f"{slowest:.3f} s at a time, {time.thread_time() - began:.3f} s in all")
+    assert slowest < 0.15
+    assert time.thread_time() - began < 1.0
 
 
 async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers() -> None:
@@ -345,7 +559,7 @@ async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
 
-    poster = WebhookPoster(total_seconds=2.0)
+    poster = WebhookPoster(total_seconds=30.0)
     async with a_rude_receiver(hangs) as dead, a_rude_receiver(answers) as well, asyncio.TaskGroup() as group:
         hanging = [group.create_task(poster.post(dead, b"{}", {})) for _ in range(100)]
         await asyncio.sleep(0.3)
@@ -354,7 +568,6 @@ async def test_a_hundred_receivers_that_hang_take_no_place_from_one_that_answers
         assert posted.status == 204
         for one in hanging:
             one.cancel()
-    await poster.close()
 
 
 async def test_a_redirect_is_not_followed_and_nothing_is_learnt_of_the_other_place(tmp_path: Path) -> None:
@@ -375,8 +588,21 @@ async def test_what_can_not_be_reached_says_why_without_the_address(tmp_path: Pa
     unknown = await poster.post("http://no-such-host.invalid/secret-path", b"{}", {})
     async with a_receiver() as plain:
         no_tls = await poster.post(plain.url.replace("http:", "https:"), b"{}", {})
-    await poster.close()
     assert (refused.end, refused.why) == (PostEnd.UNREACHED, "can't be reached: connection refused")
     assert (unknown.end, unknown.why) == (PostEnd.UNREACHED, "can't be reached: its name is not found")
     assert no_tls.end is PostEnd.UNREACHED
     assert no_tls.why.startswith("can't be trusted: ")
+
+
+async def test_a_connection_that_is_not_taken_in_time_is_given_up_as_not_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        held = [socket.socket() for _ in range(3)]
+        for one in held:  # Linux drops who comes when the queue is full
+            one.setblocking(False)
+            one.connect_ex(address)
+        async with asyncio.timeout(20):
+            posted = await WebhookPoster(total_seconds=0.3).post(f"http://127.0.0.1:{address[1]}/", b"{}", {})
+        for one in held:
+            one.close()
+    assert (posted.end, posted.why) == (PostEnd.UNREACHED, "can't be reached: no connection in time")

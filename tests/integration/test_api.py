@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from ravebot.config.model import ApiConfig
+from ravebot.store import api_tokens
+from ravebot.store.api_tokens import TokenId
 from ravebot.tools.calls import ToolCalls
+from ravebot.tools.once import Kept, Once
+from ravebot.tools.shapes import StartRun
 from ravebot.web.api.gate import Gate
 from ravebot.web.api.server import serve_api
 from tests.support.api_yard import ApiYard, an_api_yard
@@ -79,6 +83,11 @@ async def test_a_problem_says_what_is_wrong_and_what_to_do(yard: ApiYard) -> Non
     assert (await yard.get("/nothing", made)).status == 404
     assert (await yard.post("/whoami", made)).status == 405
     assert (await yard.post("/messages", made, {"agent": "x" * 300_000})).status == 413
+    assert (await yard.get("/sandboxes?page=1&page=2", made)).body[
+        "detail"
+    ] == "A parameter is given twice: give each once."
+    assert (await yard.get("/runs/1?id=2", made)).body["detail"] == "id is in the path: leave it out elsewhere."
+    assert (await yard.post("/sandboxes/group/app!1/stop", made, key="k" * 201)).status == 422
     plain = await yard.ask("POST", "/api/v1/messages", made, data=b"agent=coder")
     assert plain.status == 415
     wrong = await yard.ask(
@@ -105,10 +114,56 @@ async def test_the_same_key_gives_the_first_answer_and_does_it_once(yard: ApiYar
     assert before
     assert after
     assert (after - before).total_seconds() == 600
+    foreign = await yard.post(f"/sandboxes/{ref}/extend", await yard.token(), {"by": "10m"}, key="k1")
+    assert (foreign.status, "Idempotency-Replayed" in foreign.headers) == (200, False), "another token's key"
     other = await yard.post(f"/sandboxes/{ref}/extend", made, {"by": "20m"}, key="k1")
     assert (other.status, "another request" in other.body["detail"]) == (422, True)
     yard.world.yard.pass_by(hours=25)
     assert "Idempotency-Replayed" not in (await yard.post(f"/sandboxes/{ref}/stop", made, key="k1")).headers
+
+
+async def test_a_token_that_keeps_too_many_answers_begins_nothing_new_and_forgets_none(yard: ApiYard) -> None:
+    made, other, ref = await yard.token(), await yard.token(), yard.mr.full_ref
+    await yard.ready()
+    yard.calls.room.most_keys = 2
+    path, run = f"/sandboxes/{ref}/runs", {"command": "make " + "x" * 5000}
+    first = await yard.post(path, made, run, key="k1")
+    assert (await yard.post(path, made, run, key="k2")).status == 200
+    refused = await yard.post(path, made, run, key="k3")
+    assert (refused.status, "leave the key out" in refused.body["detail"]) == (429, True)
+    assert refused.headers["Retry-After"] == str(24 * 3600)
+    again = await yard.post(path, made, run, key="k1")
+    assert (again.status, again.body, "Idempotency-Replayed" in again.headers) == (200, first.body, True)
+    assert len(await yard.world.yard.log("run.asked")) == 2
+    assert (await yard.post(path, made, run)).status == 200, "without a key"
+    assert (await yard.post(path, other, run, key="k3")).status == 200, "another token"
+    yard.world.yard.pass_by(hours=25)
+    assert (await yard.post(path, made, run, key="k4")).status == 429, "it was counted less than a minute ago"
+    yard.calls.room.count_every_seconds = 0
+    assert (await yard.post(f"/sandboxes/{ref}/stop", made, key="k3")).status == 200
+
+
+async def test_the_answers_that_are_kept_do_not_repeat_what_was_asked_and_are_limited_in_bytes(yard: ApiYard) -> None:
+    made, ref = await yard.token(), yard.mr.full_ref
+    await yard.ready()
+    yard.calls.room.most_bytes = 700
+    path, run = f"/sandboxes/{ref}/runs", {"command": "make " + "ä" * 5000, "timeout": 60}
+    heard = [await yard.post(path, made, run, key=f"k{number}") for number in range(5)]
+    kept = await yard.world.yard.read(lambda tx: api_tokens.kept(tx, made.line.id))  # type: ignore[arg-type]
+    assert heard[0].body["command"] == run["command"]
+    assert 700 <= kept.bytes < 1400
+    assert [one.status for one in heard] == [200] * kept.keys + [429] * (5 - kept.keys)
+    assert (await yard.post(path, made, run, key="k0")).body == heard[0].body
+    assert (await yard.post(path, made, {**run, "command": "make"}, key="k0")).status == 422
+
+
+async def test_what_an_answer_says_otherwise_than_it_was_asked_is_given_again_as_it_was(yard: ApiYard) -> None:
+    made = await yard.token()
+    token_id, body = TokenId(made.line.id), {"ref": "group/app!1", "state": "ready", "command": "make"}
+    once = Once("run_start", StartRun(ref="group/app!01", command="make"), token_id, "k")
+    await yard.world.yard.write(lambda tx: once.keep(tx, 200, body))
+    again = await yard.world.yard.read(once.answered)
+    assert again == Kept(200, body)
 
 
 async def test_what_was_refused_stays_refused_for_its_key(yard: ApiYard) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ravebot.web.api import listening
+from ravebot.web.api.addresses import is_here
 from ravebot.web.api.listening import tcp
 
 pytestmark = pytest.mark.integration
@@ -25,10 +26,12 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(most: int = 10, patience: float = 0.3) -> AsyncIterator[int]:
+async def serving(
+    most: int = 10, patience: float = 0.3, is_shared: Callable[[str], bool] = is_here
+) -> AsyncIterator[int]:
     on = tcp("127.0.0.1", 0)
     try:
-        async with listening.listening(_app, on, most=most, patience=patience):
+        async with listening.listening(_app, on, most=most, patience=patience, is_shared=is_shared):
             yield on.getsockname()[1]
     finally:
         on.close()
@@ -85,3 +88,44 @@ async def test_what_is_no_http_is_answered_with_a_problem_and_fills_no_log(caplo
             writer.write(b"no chunk\r\n")
             assert await asyncio.wait_for(reader.read(), 5) == b""
         assert caplog.records == []
+
+
+async def test_one_address_takes_at_most_a_quarter_of_the_connections_and_gets_them_back() -> None:
+    async with serving(most=8, patience=10, is_shared=lambda _: False) as port:
+        inside = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        late, _ = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(late.read(), 5) == b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        inside.append((reader, writer))
+        for reader, writer in inside:
+            writer.write(GET)
+            assert (await asyncio.wait_for(reader.readuntil(b"\n"), 5)) == b"HTTP/1.1 200 OK\r\n"
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(5):
+            while True:  # the server hears a little later that they are closed
+                reader, writer = await asked(port)
+                answered = await reader.read(12)
+                writer.close()
+                if answered == b"HTTP/1.1 200":
+                    break
+
+
+@pytest.mark.parametrize(
+    ("address", "is_of_this_host"),
+    [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("", True),
+     ("192.0.2.1", False), ("2001:db8::1", False), ("::ffff:192.0.2.1", False)],
+)  # fmt: skip
+def test_only_this_host_shares_its_address_among_many(address: str, is_of_this_host: bool) -> None:
+    assert is_here(address) is is_of_this_host
+
+
+def test_a_crowd_counts_everybody_of_one_ipv6_network_together() -> None:
+    crowd = listening.Crowd(1, is_here)
+    assert crowd.enters("2001:db8::1")
+    assert not crowd.enters("2001:db8::2")
+    assert crowd.enters("2001:db8:0:1::2")
+    for address in ("2001:db8::1", "2001:db8::2"):
+        crowd.leaves(address)
+    assert crowd.enters("2001:db8::3")
+    assert all(crowd.enters("127.0.0.1") for _ in range(5))

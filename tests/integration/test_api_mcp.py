@@ -17,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from ravebot.operations.tokens.reports import TokenMade
 from ravebot.sandboxes.model import SandboxId
-from ravebot.tools.callers import SandboxCaller
+from ravebot.tools.callers.sandbox import SandboxCaller
 from ravebot.tools.table import TOOLS
 from ravebot.web.api.mcp import described
 from tests.support import peers
@@ -112,7 +112,10 @@ async def test_without_a_token_and_from_a_page_with_a_name_of_its_own_nothing_is
     async with yard.session.post(
         f"{yard.url}/mcp", json=body, headers={**accept, "Host": "evil.example", "Authorization": f"Bearer {made.text}"}
     ) as answer:
-        assert answer.status == 421
+        told = await answer.json(content_type="application/problem+json")
+        assert (answer.status, "api.public_url" in told["detail"]) == (421, True)
+    page = await yard.ask("POST", "/mcp", made, json=body, headers={**accept, "Origin": "https://evil.example"})
+    assert (page.status, page.body["detail"].partition(":")[0]) == (403, "MCP is not spoken with pages in browsers")
     assert (await yard.ask("GET", "/mcp", made)).status == 405
 
 

@@ -15,11 +15,13 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from ravebot.agents.model import TurnId
-from ravebot.sandboxes.model import MergeRequest
+from ravebot.sandboxes.model import Actor, MergeRequest
+from ravebot.tools.callers.sandbox import OWN, SandboxCaller
+from ravebot.tools.problems import ToolProblem
 from ravebot.web.api.server import SandboxMcp
-from tests.support.agent_yard import ALICE
+from tests.support.agent_yard import ALICE, GINA
 from tests.support.api_yard import ApiYard, an_api_yard
-from tests.support.gitlab import GUEST
+from tests.support.gitlab import DEVELOPER, GUEST
 
 pytestmark = pytest.mark.integration
 
@@ -105,6 +107,45 @@ async def test_within_a_turn_it_acts_with_the_turns_rights_and_is_recorded(yard:
     assert (run["by"], run["by_kind"]) == ("coder", "agent")
 
 
+async def test_while_turns_of_several_people_run_it_acts_only_as_each_of_them_may(
+    yard: ApiYard, tmp_path: Path
+) -> None:
+    async def turn_of(who: str) -> TurnId:
+        turn = await yard.world.taken("look", mr=yard.mr.ref, author=Actor("gitlab", who), place=f"!{who}", thread=who)
+        await yard.world.given(turn)
+        return turn
+
+    yard.server.set_role(yard.app, yard.users["bob"], DEVELOPER)
+    first, newest = await turn_of("bob"), await turn_of("alice")
+    async with inside(yard, yard.mr, tmp_path / "s") as client:
+        ok, text = await told(client, "sandbox_extend", by="5m")
+        assert ok, text
+        yard.server.set_role(yard.app, yard.users["bob"], GUEST)
+        yard.people._levels.clear()  # half a minute later
+        ok, text = await told(client, "sandbox_extend", by="5m")
+        assert (ok, "bob is Guest in group/app." in text) == (False, True), "the newest turn alone would allow it"
+        await yard.world.ended(first)
+        ok, text = await told(client, "sandbox_extend", by="5m")
+        assert ok, text
+    calls = [(one["status"], one["turns"]) for one in await yard.world.yard.log("api.call")]
+    assert calls == [(200, [first, newest]), (403, [first, newest]), (200, [newest])]
+
+
+async def test_a_turn_that_begins_while_an_act_is_prepared_keeps_it_from_being_done(yard: ApiYard) -> None:
+    await a_turn(yard, yard.mr)
+    sandbox = await yard.world.yard.latest(yard.mr)
+    caller = SandboxCaller(sandbox.id)
+    reached = await caller.reach(yard.bench, OWN, acts=True)
+    assert reached.decision.allowed
+    assert (await yard.world.yard.read(lambda tx: caller.acting(tx, reached))).name == "coder"
+    other = await yard.world.taken("me too", mr=yard.mr.ref, author=GINA, place="!gina:example.org", thread="$gina")
+    await yard.world.given(other)
+    with pytest.raises(ToolProblem, match="Another turn of an agent began in this sandbox meanwhile"):
+        await yard.world.yard.read(lambda tx: caller.acting(tx, reached))
+    with pytest.raises(ToolProblem, match="No turn of an agent runs"):
+        await yard.world.yard.read(lambda tx: caller.acting(tx, None))
+
+
 async def test_an_agent_that_was_talked_into_it_does_not_flood_the_room(yard: ApiYard, tmp_path: Path) -> None:
     await a_turn(yard, yard.mr)
     async with inside(yard, yard.mr, tmp_path / "s") as client:
@@ -130,7 +171,9 @@ async def test_a_sandboxs_socket_reaches_no_other_sandbox(yard: ApiYard, tmp_pat
         for tool in ("run_read", "run_cancel"):
             ok, text = await told(client, tool, id=run.body["id"])
             assert (ok, "There is no run" in text) == (False, True)
-        assert other.full_ref not in (await told(client, "sandbox_list"))[1]
+        listed = await client.call_tool("sandbox_list", {})
+        assert listed.structured_content
+        assert [one["ref"] for one in listed.structured_content["items"]] == [yard.mr.full_ref]
     assert (await yard.world.yard.latest(other)).state.value == "ready"
 
 

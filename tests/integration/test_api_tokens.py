@@ -22,6 +22,7 @@ from ravebot.store import api_tokens
 from ravebot.store.database import Database
 from ravebot.tools import tokens
 from ravebot.tools.limits import CallRate
+from ravebot.web.api.gate import MOST_AT_ONCE
 from tests.support.api_yard import ROOT, ApiYard, an_api_yard
 from tests.support.gitlab import DEVELOPER, GUEST
 
@@ -209,6 +210,22 @@ async def test_a_token_is_limited_and_told_when_to_go_on(tmp_path: Path) -> None
         assert 50 < int(refused.headers["Retry-After"]) <= 100
         assert "Wait" in refused.body["detail"]
         assert (await yard.get("/whoami", other)).status == 200
+
+
+async def test_a_token_has_so_many_requests_under_way_and_others_go_on(yard: ApiYard) -> None:
+    made, other = await yard.token(), await yard.token()
+    await yard.ready()
+    sent = await yard.post("/messages", made, {"agent": "coder", "ref": yard.mr.full_ref, "text": "look"})
+    path = f"/messages/{sent.body['turn']}?wait=20"
+    waiting = [asyncio.create_task(yard.get(path, made)) for _ in range(MOST_AT_ONCE)]
+    async with asyncio.timeout(20):
+        while (refused := await yard.get("/whoami", made)).status == 200:
+            await asyncio.sleep(0.02)
+    assert (refused.status, "under way" in refused.body["detail"]) == (429, True)
+    assert (await yard.get("/whoami", other)).status == 200
+    await yard.world.answered(sent.body["turn"], "Done.")
+    assert {one.status for one in await asyncio.gather(*waiting)} == {200}
+    assert (await yard.get("/whoami", made)).status == 200
 
 
 @pytest.mark.parametrize(

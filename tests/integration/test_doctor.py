@@ -173,6 +173,16 @@ HOOK = {"url": "https://rave.example.org/webhooks/gitlab", "merge_requests_event
             Verdict.FAILED,
             "Developer",
         ),
+        (
+            "/api/v4/projects/group/app",
+            (
+                200,
+                {"permissions": {"project_access": {"access_level": 30}}, "environments_access_level": "disabled"},
+            ),
+            "gitlab environments",
+            Verdict.WARNING,
+            "switched off",
+        ),
         (HOOKS, (403, {}), "gitlab webhook", "unknown", "only a Maintainer"),
         (HOOKS, (200, []), "gitlab webhook", Verdict.FAILED, "https://rave.example.org/webhooks/gitlab"),
         (HOOKS, (200, [{**HOOK, "note_events": False}]), "gitlab webhook", Verdict.FAILED, "comments"),

@@ -259,10 +259,10 @@ async def test_an_admins_invite_is_taken_and_another_persons_rejected(
     assert bad not in await bot.account.joined_rooms()
 
 
-async def until_declined(bot: Bot, user: MatrixUser, room: str) -> str:
+async def until_declined(bot: Bot, user: MatrixUser, room: str, seconds: float = 150) -> str:
     """The reason of our leaving, as the inviter's client gets it from the server."""
     since: str | None = None
-    async with asyncio.timeout(150):
+    async with asyncio.timeout(seconds):
         while True:
             answer = await user.sync(since, timeout_ms=1000 if since else 0, at_most=50)
             since = str(answer["next_batch"])
@@ -283,6 +283,7 @@ async def test_who_invited_reads_why_that_was_declined_and_no_admins_name(
     assert alice.user_id not in reason
 
 
+@pytest.mark.timeout(400)
 async def test_who_invited_from_another_homeserver_reads_why_that_was_declined(tmp_path: Path) -> None:
     async with (
         Synapse(tmp_path / "ours", federates=True) as ours,
@@ -291,8 +292,17 @@ async def test_who_invited_from_another_homeserver_reads_why_that_was_declined(t
         bot.listening(),
     ):
         mallory = await theirs.user("mallory")
-        room = await mallory.create_room(invite=[bot.client.user_id])
-        assert "only from its admins" in await until_declined(bot, mallory, room)
+        for last in (False, False, True):
+            # Synapse notes a leave for itself alone when the other server gives no good answer in time: then its people
+            # are not told, whatever we do. On a busy machine that may be, so she asks from another room.
+            room = await mallory.create_room(invite=[bot.client.user_id])
+            try:
+                assert "only from its admins" in await until_declined(bot, mallory, room, 60)
+                break
+            except TimeoutError:
+                print(f"--- our server's log\n{ours.log[-4000:]}\n--- theirs\n{theirs.log[-4000:]}")
+                if last:
+                    raise
 
 
 async def test_an_invite_that_came_while_we_were_away_is_taken(bot: Bot, alice: MatrixUser) -> None:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from ravebot.agents import overview
 from ravebot.agents.models.accounts import ModelAccounts, Reservation
 from ravebot.agents.models.gateway import ModelGateway
+from ravebot.config.model import ModelConfig
 from ravebot.errors import StoreError
 from ravebot.intake.agents import AgentReports
 from ravebot.store import agent_texts, model_uses
@@ -105,6 +106,34 @@ async def test_a_key_can_go_into_the_other_header_and_a_model_of_one_s_own_needs
         gateway.gateway.parts.upstream.keys = {}
         await gateway.ask(MESSAGES)
         assert not {"X-Api-Key", "Authorization"} & set(gateway.service.asked[1][1])
+
+
+async def test_a_service_of_google_s_shape_is_asked_by_model_and_method_and_counted(tmp_path: Path) -> None:
+    def google(url: str) -> tuple[ModelConfig, ...]:
+        return (a_model(url, paths=["/v1beta/models"], header="x-goog-api-key", allow=["gemini-*"]),)
+
+    body = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+    async with a_gateway(tmp_path, models=google) as gateway:
+        base = "/local/v1beta/models/gemini-2.5-pro"
+        for address in (f"{base}:streamGenerateContent?alt=sse", f"{base}:generateContent", f"{base}:countTokens"):
+            status, _, answer = await gateway.ask(address, body, headers={"x-goog-api-key": "none"})
+            assert (status, b"error" in answer) == (200, False)
+        assert [path for path, _, _ in gateway.service.asked] == [
+            "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+            "/v1beta/models/gemini-2.5-pro:generateContent",
+            "/v1beta/models/gemini-2.5-pro:countTokens",
+        ]
+        assert {headers["x-goog-api-key"] for _, headers, _ in gateway.service.asked} == {KEY}
+        assert "generationConfig" in gateway.service.asked[0][2]
+        assert await gateway.used() == 2 * COSTS["google"]
+        for address in (
+            "/local/v1beta/models", f"{base}:streamGenerateContent", f"{base}:generateContent?key=mine",
+            f"{base}:generateContent?alt=sse", "/local/v1beta/models/veo-3:generateContent",
+            "/local/v1beta/cachedContents", f"{base}:predict", "/local/v1/models/gemini-2.5-pro:generateContent",
+        ):  # fmt: skip
+            status, _, _ = await gateway.ask(address, body)
+            assert status in (403, 404), address
+        assert len(gateway.service.asked) == 3
 
 
 async def test_without_a_running_turn_nothing_is_passed_on(tmp_path: Path) -> None:
@@ -292,6 +321,28 @@ async def test_neither_key_nor_prompt_is_in_a_log_and_each_request_is_one_line(g
     assert {"status": 500, "tokens": 0, "turn": gateway.turn_id}.items() <= failed.items()
 
 
+async def test_of_several_answers_at_once_only_the_usage_of_all_counts(gateway: GatewayYard) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    first = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage}
+    gateway.service.answer = lambda request, _: stream(request, [sse(first)])
+    await gateway.ask(body=a_request(stream=True, n=2))
+    assert await gateway.used() > 2 * 32_000
+    await gateway.ask(body=a_request(stream=True))
+    assert 2 * 32_000 < await gateway.used() < 3 * 32_000
+
+
+async def test_a_usage_of_nothing_is_one(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda *_: web.json_response({"usage": {"prompt_tokens": 0, "completion_tokens": 0}})
+    await gateway.ask()
+    assert await gateway.used() == 0
+
+
+async def test_a_stream_s_last_event_is_passed_on_without_its_empty_line(gateway: GatewayYard) -> None:
+    gateway.service.answer = lambda request, _: stream(request, [sse("1"), b"data: [DONE]"])
+    _, _, streamed = await gateway.ask(body=a_request(stream=True))
+    assert streamed == sse("1") + b"data: [DONE]"
+
+
 async def test_a_usage_that_the_model_itself_writes_counts_for_nothing(gateway: GatewayYard) -> None:
     lie = {"choices": [{"delta": {"content": '"usage": {"prompt_tokens": 0, "completion_tokens": 0}'}}]}
     gateway.service.answer = lambda request, _: stream(request, [sse(lie), *chat_stream()])
@@ -310,6 +361,7 @@ async def test_what_was_used_is_shown_to_people_and_at_the_shell(gateway: Gatewa
     assert f"You: 1 of 500 messages today, 20 of {10**9:,} tokens of models" in said
     assert f"`coder`: 1 of 200 messages today, 20 of {10**9:,} tokens of models" in said
     assert "`reviewer`: 0 of 200 messages today\n" in said
+    assert said.endswith(f"\nSandbox of group/app!1: 20 of {10**9:,} tokens of models, over its life")
     assert (coder.spent.tokens, coder.spent.most_tokens) == (20, 10**9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -49,18 +50,24 @@ def request(path: str = PATH, **more: object) -> bytes:
 
 
 @asynccontextmanager
-async def noticed_by_nobody(gateway: GatewayYard) -> AsyncIterator[None]:
-    """While the block runs, another sandbox's requests are answered as always."""
-    async with gateway.neighbour() as socket, client(socket) as session:
-        slowest = 0.0
+async def noticed_by_nobody(
+    gateway: GatewayYard, clock: Callable[[], float] = time.monotonic, at_most: float = SLOWEST_SECONDS
+) -> AsyncIterator[None]:
+    """While the block runs, another sandbox's requests are answered as always: within `at_most` seconds, and within
+    SLOWEST_SECONDS of what `clock` counts."""
+    async with gateway.neighbour() as path, client(path) as session:
+        slowest = slowest_counted = 0.0
 
         async def ask() -> None:
-            nonlocal slowest
+            nonlocal slowest, slowest_counted
             while True:
-                began = time.monotonic()
+                began, counted = time.monotonic(), clock()
                 async with session.post(f"http://x{PATH}", json=a_request(max_tokens=7)) as answer:
                     assert answer.status == 200
-                slowest = max(slowest, time.monotonic() - began)
+                slowest, slowest_counted = (
+                    max(slowest, time.monotonic() - began),
+                    max(slowest_counted, clock() - counted),
+                )
                 await asyncio.sleep(0.02)
 
         asking = asyncio.create_task(ask())
@@ -71,7 +78,8 @@ async def noticed_by_nobody(gateway: GatewayYard) -> AsyncIterator[None]:
         asking.cancel()
         with suppress(asyncio.CancelledError):
             await asking
-        assert 0 < slowest < SLOWEST_SECONDS
+        assert 0 < slowest < at_most
+        assert 0 < slowest_counted < SLOWEST_SECONDS
 
 
 def only_for(answer: Callable[[web.Request, dict[str, Any]], Any]) -> Callable[[web.Request, dict[str, Any]], Any]:
@@ -113,6 +121,10 @@ async def test_a_guest_that_sends_1_gib_is_stopped_at_the_limit(gateway: Gateway
         assert await sending < 1024**3
         writer.close()
     assert all(body["max_tokens"] == 7 for _, _, body in gateway.service.asked)
+
+
+async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(gateway: GatewayYard) -> None:
+    assert b"413" in (await gateway.raw(head(1024**3))).splitlines()[0]
 
 
 async def test_a_body_without_end_and_one_that_trickles_are_given_up(gateway: GatewayYard) -> None:
@@ -189,6 +201,8 @@ REFUSED = (
     (request(path="/other/v1/chat/completions"), 404, b"nothing at this address"),
     (request(path="http://elsewhere.example.org/local/v1/chat/completions"), 404, b"nothing at this address"),
     (request(path=f"{PATH}?key=mine"), 404, b"nothing after the '?'"),
+    (request(path=f"{PATH}?beta=true"), 404, b"nothing after the '?'"),
+    (request(path="/local/v1/messages?beta=true&key=mine"), 404, b"nothing after the '?'"),
     (request().replace(b"POST", b"GET", 1), 405, b"use POST"),
     (request(model="gpt-9"), 403, b"'gpt-9' is not among the models that local allows: tiny, claude-*"),
     (request(tools=[{"type": "web_search_20260101"}]), 403, b"server_tools: allow"),
@@ -214,20 +228,47 @@ async def test_the_connect_method_reaches_no_other_host(gateway: GatewayYard) ->
     assert gateway.service.asked == []
 
 
-async def test_a_guest_that_opens_1000_connections_gets_a_few_and_others_notice_nothing(gateway: GatewayYard) -> None:
-    async with noticed_by_nobody(gateway):
-        opened = [await asyncio.open_unix_connection(str(gateway.socket)) for _ in range(1000)]
-        closed = 0
-        for reader, _ in opened:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.005):
-                    closed += await reader.read() == b""
-        assert closed >= 1000 - 2 * 32
-        for _, writer in opened:
-            writer.close()
-    async with asyncio.timeout(5):
-        while (await asyncio.gather(gateway.ask(), return_exceptions=True))[0] is None:
-            await asyncio.sleep(0.05)
+def opens(path: Path, count: int) -> list[socket.socket]:
+    """Connects as fast as the machine can."""
+    opened = []
+    for _ in range(count):
+        one = socket.socket(socket.AF_UNIX)
+        one.connect(str(path))
+        opened.append(one)
+    return opened
+
+
+def is_open(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return one.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def test_a_guest_that_opens_1000_connections_at_once_gets_32_and_others_notice_nothing(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path) as gateway, noticed_by_nobody(gateway):
+        opened = await asyncio.to_thread(opens, gateway.socket, 1000)
+        await asyncio.sleep(0.1)
+        assert sum(map(is_open, opened)) == GatewayLimits().connections
+        for one in opened:
+            one.close()
+        async with asyncio.timeout(5):
+            while isinstance((await asyncio.gather(gateway.ask(), return_exceptions=True))[0], Exception):
+                await asyncio.sleep(0.05)
+
+
+async def test_connections_that_are_accepted_at_once_are_counted_like_others(tmp_path: Path) -> None:
+    async with a_gateway(tmp_path) as gateway:
+        opened = await asyncio.to_thread(opens, gateway.socket, 20)
+        await asyncio.sleep(0.1)
+        opened += opens(gateway.socket, 30)  # while the event loop stands
+        await asyncio.sleep(0.1)
+        assert sum(map(is_open, opened)) == GatewayLimits().connections
+        for one in opened:
+            one.close()
 
 
 async def test_of_many_requests_at_once_four_are_with_the_service_and_the_others_wait(gateway: GatewayYard) -> None:
@@ -322,7 +363,8 @@ async def test_requests_that_take_long_to_check_are_noticed_by_nobody(tmp_path: 
     ]
     async with a_gateway(tmp_path) as gateway:
         gateway.service.answer = only_for(lambda *_: web.json_response({}))
-        async with noticed_by_nobody(gateway):
+        # Seconds of the processor, of which this process, and so the gateway, has few beside machines that boot.
+        async with noticed_by_nobody(gateway, time.process_time, at_most=20):
             answers = await asyncio.gather(*(gateway.ask(data=one) for one in heavy * 2))
     assert [status for status, _, _ in answers] == [200] * 6
 
@@ -330,9 +372,9 @@ async def test_requests_that_take_long_to_check_are_noticed_by_nobody(tmp_path: 
 async def test_a_flood_of_small_events_is_taken_in_small_pieces_so_that_others_have_their_turn(
     gateway: GatewayYard,
 ) -> None:
-    event = sse({"choices": [{"index": 0, "delta": {}}], "usage": {}})
+    event = sse({"choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 1}})
     gateway.service.answer = lambda request, _: stream(request, [event * 40_000])
     answer = await gateway.raw(request(stream=True).replace(b"Host: x", b"Host: x\r\nConnection: close"), seconds=20)
     sizes = [int(size, 16) for size in re.findall(rb"\r\n([0-9a-f]{1,8})\r\n", answer)]
     assert sum(sizes) == len(event) * 40_000
-    assert max(sizes) <= 64 * 1024 + len(event)
+    assert max(sizes) <= 500 * len(event)

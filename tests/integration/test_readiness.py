@@ -30,8 +30,9 @@ from ravebot.notify.delivery import Delivery
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.roomwatch import RoomWatch
 from ravebot.providers.memory import MemoryHost, MemoryProvider
+from ravebot.sandboxes.environments.model import EnvironmentState
 from ravebot.sandboxes.model import RAVEBOT
-from ravebot.store import conversations, images, inbox, outbox
+from ravebot.store import conversations, environments, images, inbox, outbox
 from ravebot.store.database import Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Kind, NoteLane, RoomLane, Target
@@ -209,6 +210,28 @@ async def test_gitlab_is_not_known_any_more_when_polls_stopped_also_when_the_clo
     ward.yard.clock.advance(later)
     check = await ward.check("gitlab")
     assert check.state is State.UNKNOWN
+
+
+async def test_environments_are_degraded_where_gitlab_refuses_them_or_does_not_list_them(ward: Ward) -> None:
+    yard, mr = ward.yard, SECOND
+    assert (await ward.check("environments")).state is State.OK
+    await yard.ready(mr)
+
+    def change(tx: Transaction, **facts: Any) -> None:
+        known = environments.get(tx, mr.ref)
+        assert known
+        environments.save(tx, replace(known, **facts))
+
+    await yard.write(partial(change, environment_refused="give its user the role Developer"))
+    check = await ward.check("environments")
+    assert (check.state, check.detail) == (State.DEGRADED, "group/app: give its user the role Developer")
+    there: dict[str, Any] = {"environment_refused": "", "environment_id": 5, "seen_at": yard.clock.now()}
+    await yard.write(partial(change, state=EnvironmentState.AVAILABLE, **there))
+    assert (await ward.check("environments")).state is State.OK
+    yard.pass_by(minutes=4)
+    check = await ward.check("environments")
+    assert check.state is State.DEGRADED
+    assert "can't be listed" in check.detail
 
 
 async def test_gitlab_failed_when_the_last_poll_did_though_it_answers(ward: Ward) -> None:

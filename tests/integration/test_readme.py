@@ -18,7 +18,8 @@ from benchmarks.__main__ import BENCHMARKS
 from ravebot.access.rules import Service
 from ravebot.cli import app
 from ravebot.config.file import load
-from ravebot.config.model import AgentConfig, matches_project
+from ravebot.config.model import AgentConfig
+from ravebot.config.patterns import matches_project
 from ravebot.operations.init.proxy import caddy
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH

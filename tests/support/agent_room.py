@@ -268,7 +268,7 @@ class AgentRoom:
                 if not self.is_alive:
                     assert restarts, "the bot ended by itself"
                     self.start()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
 
 
 def scripted(name: str = "coder", *arguments: str, **facts: Any) -> dict[str, Any]:

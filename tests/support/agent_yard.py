@@ -28,7 +28,7 @@ from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.config.model import AgentConfig, Budgets, Config, PersonBudget
 from ravebot.sandboxes.model import Actor, MergeRequest
 from ravebot.store import approvals, conversations, machines, sandboxes
-from ravebot.store.database import Transaction
+from ravebot.store.database import Database, Transaction
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -152,9 +152,11 @@ class AgentYard:
 
 
 @asynccontextmanager
-async def an_agent_yard(folder: Path, *agents: AgentConfig, person: int = 500) -> AsyncIterator[AgentYard]:
+async def an_agent_yard(
+    folder: Path, *agents: AgentConfig, person: int = 500, opens: type[Database] = Database
+) -> AsyncIterator[AgentYard]:
     """A pool that is run step by step, and these agents; without any, there is `coder`. `person`: messages a day."""
-    async with a_yard(folder) as yard:
+    async with a_yard(folder, opens=opens) as yard:
         budgets = Budgets(person=PersonBudget(messages_per_day=person))
         config = yard.config.model_copy(update={"agents": agents or (an_agent(),), "budgets": budgets})
         telling = ConversationTelling(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from ravebot.agents.reception import Reception
 from ravebot.agents.rights import ChainRights
 from ravebot.commands.people import People
 from ravebot.commands.permissions import Decision
-from ravebot.config.model import ApiConfig
+from ravebot.config.model import ApiConfig, Config
 from ravebot.gitlab.client import GitLab
 from ravebot.operations.tokens.operator import TokenOperator
 from ravebot.operations.tokens.reports import TokenMade
@@ -125,10 +125,25 @@ class ApiYard:
         await self.world.yard.make_ready(mr or self.mr)
 
 
+def a_workbench(world: AgentYard, config: Config, people: People, gitlab: GitLab) -> Workbench:
+    """The parts that tools work with."""
+    yard, turns = world.yard, ElsewhereTurns(config, world.progress)
+    may_give = ChainRights(config, yard.database, people).still_may
+    return Workbench(
+        config, yard.database, people, yard.intents, yard.views, Reception(config, people, world.desk),
+        make_diffs(config, yard.database, yard.provider, gitlab),
+        AgentAnswers(config, yard.database, turns, StillAllowed(yard.database, turns.give_up, may_give)),
+    )  # fmt: skip
+
+
 @asynccontextmanager
-async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[ApiYard]:
-    """The API on loopback; nothing runs by itself but the server. `rate`: of each token."""
-    async with GitLabServer() as server, an_agent_yard(folder, an_agent(), HELPER) as world:
+async def an_api_yard(
+    folder: Path, rate: CallRate = REQUESTS, gitlab_server: GitLabServer | None = None
+) -> AsyncIterator[ApiYard]:
+    """The API on loopback; nothing runs by itself but the server. `rate`: of each token; `gitlab_server`: it goes on
+    when this ends."""
+    there = nullcontext(gitlab_server) if gitlab_server else GitLabServer()
+    async with there as server, an_agent_yard(folder, an_agent(), HELPER) as world:
         bot = server.add_user("ravebot")
         users = {name: server.add_user(name) for name in ("alice", "bob", "gina")}
         app, secret = server.add_project("group/app"), server.add_project("group/secret")
@@ -142,14 +157,8 @@ async def an_api_yard(folder: Path, rate: CallRate = REQUESTS) -> AsyncIterator[
         config = world.config.model_copy(update={"api": api})
         yard = world.yard
         people = People(config, yard.database, gitlab)
-        turns = ElsewhereTurns(config, world.progress)
-        may_give = ChainRights(config, yard.database, people).still_may
-        bench = Workbench(
-            config, yard.database, people, yard.intents, yard.views, Reception(config, people, world.desk),
-            make_diffs(config, yard.database, yard.provider, gitlab),
-            AgentAnswers(config, yard.database, turns, StillAllowed(yard.database, turns.give_up, may_give)),
-        )  # fmt: skip
-        acts = ActLimits(Buckets(rate)) if rate is not REQUESTS else ActLimits()
+        bench = a_workbench(world, config, people, gitlab)
+        acts = ActLimits(rate) if rate is not REQUESTS else ActLimits()
         calls, gate = ToolCalls(bench, acts), Gate(yard.database, Buckets(rate))
         tokens = TokenOperator(config, yard.database, people)
         try:

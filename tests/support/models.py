@@ -37,9 +37,10 @@ USAGE = {
     },
     "chat": {"prompt_tokens": 12, "completion_tokens": 8, "total_tokens": 20},
     "responses": {"input_tokens": 11, "output_tokens": 9, "total_tokens": 20},
+    "google": {"promptTokenCount": 11, "candidatesTokenCount": 4, "thoughtsTokenCount": 6, "totalTokenCount": 21},
 }
 """What the service says of its answers."""
-COSTS = {"messages": 22, "chat": 20, "responses": 20}
+COSTS = {"messages": 22, "chat": 20, "responses": 20, "google": 21}
 WORDS = ("Hello", " from", " the", " model")
 Answerer = Callable[[web.Request, dict[str, Any]], Any]
 
@@ -85,7 +86,20 @@ def responses_stream() -> list[bytes]:
     ]
 
 
+def google_stream() -> list[bytes]:
+    """As Google's reference has it; lines end with CR LF."""
+
+    def chunk(text: str, usage: dict[str, int], **more: str) -> bytes:
+        candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0, **more}
+        return sse({"candidates": [candidate], "usageMetadata": usage}).replace(b"\n", b"\r\n")
+
+    so_far = {"promptTokenCount": 11, "totalTokenCount": 12}
+    return [*(chunk(word, so_far) for word in WORDS[:-1]), chunk(WORDS[-1], USAGE["google"], finishReason="STOP")]
+
+
 def whole_answer(shape: str) -> dict[str, Any]:
+    if shape == "google":
+        return {"candidates": [{"finishReason": "STOP"}], "usageMetadata": USAGE[shape]}
     return {"id": "1", "content": "".join(WORDS), "usage": USAGE[shape]}
 
 
@@ -104,6 +118,12 @@ class ScriptedService:
             found = self.answer(request, body)
             return await found if asyncio.iscoroutine(found) else found  # type: ignore[no-any-return]
         shape = request.path.rpartition("/")[2].replace("completions", "chat")
+        if shape.endswith(":countTokens"):
+            return web.json_response({"totalTokens": 7})
+        if shape.endswith("GenerateContent"):
+            return await stream(request, google_stream())
+        if shape.endswith(":generateContent"):
+            return web.json_response(whole_answer("google"))
         if shape == "count_tokens":
             return web.json_response({"input_tokens": 7})
         if not body.get("stream"):

@@ -19,7 +19,8 @@ from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER, Actor, GuestRun, Machine, MachineState, RunId, Sandbox, SandboxState
-from ravebot.sandboxes.runs import RunOutput, Runs, WhyNot, run_cancel, run_read, run_start
+from ravebot.sandboxes.runloop import Runs, WhyNot
+from ravebot.sandboxes.runs import RunOutput, run_cancel, run_read, run_start
 from ravebot.store import machines, merge_requests, runs, sandboxes
 from ravebot.store.database import Database, Transaction
 from tests.support.agent_world import CrashingDatabase

@@ -100,7 +100,7 @@ class Bot:
         """`ravebot …` with this configuration."""
         return await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "ravebot", arguments[0], "-c", str(self.config), *arguments[1:]],
+            [sys.executable, "-m", "ravebot", *arguments, "-c", str(self.config)],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -176,7 +176,7 @@ class Stage:
         await asyncio.to_thread(ensure_libvirtd)
         self._machine = await (self._debian_machine() if self.guest is Guest.DEBIAN else self._tiny_machine())
         self.client = self._stack.enter_context(Namespace("client"))
-        self.client.link_host("eth0", f"10.79.{self.number}.2/24", f"{self.host}/24")
+        self.client.link_host("eth0", f"{self.elsewhere}/24", f"{self.host}/24")
         self.client.route("default", self.host)
         self.gitlab = await self._stack.enter_async_context(GitLabServer(self._gitlab_port))
         self.synapse = await self._stack.enter_async_context(Synapse(self.folder / "synapse"))
@@ -218,6 +218,11 @@ class Stage:
     def host(self) -> str:
         """The host's address as the client sees it."""
         return f"10.79.{self.number}.1"
+
+    @property
+    def elsewhere(self) -> str:
+        """The client's address as the host sees it."""
+        return f"10.79.{self.number}.2"
 
     @property
     def subnet(self) -> IPv4Network:

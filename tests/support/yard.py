@@ -76,7 +76,13 @@ class Yard(World):
 
 @asynccontextmanager
 async def a_yard(
-    folder: Path, machines: MemoryProvider | None = None, /, *, own_keys: tuple[str, ...] = (), **changes: Any
+    folder: Path,
+    machines: MemoryProvider | None = None,
+    /,
+    *,
+    own_keys: tuple[str, ...] = (),
+    opens: type[Database] = Database,
+    **changes: Any,
 ) -> AsyncIterator[Yard]:
     """A pool that is run pass by pass; running actions are cancelled at the end, as by a crash. Guest jobs succeed."""
     folder.mkdir(exist_ok=True)
@@ -84,7 +90,7 @@ async def a_yard(
     fence, code, provider = Fence(), Code(), machines or MemoryProvider()
     provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
     provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
-    async with Database(folder / "ravebot.db", clock) as database:
+    async with opens(folder / "ravebot.db", clock) as database:
         core = make_core(config, database, clock, provider, fence, code, metrics, own_keys=own_keys)
         core.sources.clear()
         async with asyncio.TaskGroup() as group:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ravebot.agents import registry
 from ravebot.config.checks import check
-from ravebot.config.model import AgentConfig, Config, matches_project, patterns_overlap
+from ravebot.config.model import AgentConfig, Config
+from ravebot.config.patterns import matches_project, patterns_overlap
 from tests.support.records import ROOM, make_config
 
 ACP = {"command": ["coder"]}

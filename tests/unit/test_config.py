@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.config.values import PortRange, StateDir, parse_duration, parse_size
 from ravebot.web.admin import MAX_PATH_BYTES, socket_path
 from tests.support.records import ROOM, make_config

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from ravebot.commands.verbs import VERBS
-from ravebot.config.checks import RESERVED_NAMES, check
+from ravebot.config.checks import check
+from ravebot.config.checks.agents import RESERVED_NAMES
 from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.gitlab.addressing import RESERVED
 from tests.support.records import make_config

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from ravebot.config.checks import Remarks, check
+from ravebot.config.checks import check
+from ravebot.config.checks.remarks import Remarks
 from ravebot.config.model import AgentConfig, ModelConfig
 from ravebot.config.values import Tokens
 from tests.support.records import make_config

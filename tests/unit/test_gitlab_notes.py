@@ -82,6 +82,15 @@ def test_a_ready_sandbox_shows_how_to_get_in_and_until_when() -> None:
     assert "copy" not in shown
 
 
+def test_the_environment_is_linked_and_a_refusal_of_gitlab_s_is_told_while_the_sandbox_lives() -> None:
+    page, hint = "https://gitlab.example.org/group/app/-/environments/5", "GitLab does not let ravebot: give it a role"
+    note = render_note(view(access=ACCESS, environment_url=page), MARKER)
+    assert f"| **Environment** | <{page}> |" in note
+    assert "⚠️" not in note
+    assert "⚠️ GitLab does not let ravebot" in render_note(view(hint=hint), MARKER)
+    assert "⚠️" not in render_note(view(SandboxState.ENDED, hint=hint), MARKER)
+
+
 def test_a_web_port_that_does_not_answer_is_said_so() -> None:
     note = render_note(view(access=replace(ACCESS, web_scheme=None)), MARKER)
     assert "nothing answers on the web port (3003) yet" in note
@@ -228,7 +237,9 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
     mr = replace(MR, title=words, source_branch=words, source_project_id=9)
     stages = (StageResult(Stage.TEST, False, 1, f"{words}!"),)
     history = (HistoryLine(NOW, words),) * 5
-    shown = view(state, mr=mr, access=ACCESS, notice=words, queue_reason=words, stages=stages, history=history)
+    shown = view(
+        state, mr=mr, access=ACCESS, notice=words, hint=words, queue_reason=words, stages=stages, history=history
+    )
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
     shown = replace(shown, sandbox=sandbox)
     without = [render(mr, MARKER) for render in (render_fork_waiting, render_none)]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravebot.agents.models.events import EventCutter, EventTooLong, each
+from ravebot.agents.models.events import LONGEST_EVENT_BYTES, EventCutter, EventTooLong, each
 from ravebot.agents.models.usage import StreamedUsage, of_answer
-from ravebot.config.apis import ModelApi
+from ravebot.config.modelapis import ModelApi
 from tests.support.models import COSTS, USAGE, chat_stream, messages_stream, responses_stream, sse
 
 MESSAGES, CHAT, RESPONSES = ModelApi.MESSAGES, ModelApi.CHAT, ModelApi.RESPONSES
@@ -58,7 +58,7 @@ def test_a_stream_that_is_cut_anywhere_says_the_same_and_loses_nothing(api: Mode
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     cutter, usage, passed = EventCutter(), StreamedUsage(api), b""
     for begins, ends in zip([0, *cuts], [*cuts, len(whole)], strict=True):
-        passed += usage.passed(cutter.feed(whole[begins:ends]))
+        passed += b"".join(usage.passed(cutter.feed(whole[begins:ends])))
     assert passed + cutter.rest() == whole
     assert usage.total == COSTS[NAMES[api]]
 
@@ -71,12 +71,56 @@ def test_before_a_stream_s_end_nothing_is_known(api: ModelApi) -> None:
     assert usage.total is None
 
 
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
+def test_a_response_s_usage_counts_at_each_kind_of_end_and_not_before(end: str) -> None:
+    usage = StreamedUsage(RESPONSES)
+    usage.passes(sse({"type": "response.in_progress", "response": {"usage": USAGE["responses"]}}))
+    assert usage.total is None
+    usage.passes(sse({"type": end, "response": {"usage": USAGE["responses"]}}))
+    assert usage.total == COSTS["responses"]
+
+
 def test_usage_in_every_chunk_counts_only_at_the_end() -> None:
     usage = StreamedUsage(CHAT)
     usage.passes(sse({"choices": [{"delta": {}, "finish_reason": None}], "usage": USAGE["chat"]}))
     assert usage.total is None
     usage.passes(sse({"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": USAGE["chat"]}))
     assert usage.total == COSTS["chat"]
+
+
+ENDED = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE["chat"]})
+MORE = sse({"choices": [{"index": 1, "delta": {"content": "more"}}]})
+WHOLE = sse({"choices": [], "usage": USAGE["chat"]})
+DONE = sse("[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("choices", "events", "tokens"),
+    [
+        (1, [ENDED, DONE], 20),
+        (1, [ENDED, MORE, DONE], None),
+        (1, [WHOLE, MORE, DONE], None),
+        (1, [WHOLE, MORE, WHOLE, DONE], 20),
+        (1, [WHOLE, sse({"choices": [], "usage": None}), DONE], 20),
+        (2, [ENDED, DONE], None),
+        (2, [ENDED, MORE, ENDED, DONE], None),
+        (2, [ENDED, MORE, ENDED, WHOLE, DONE], 20),
+        (2, [WHOLE, ENDED, DONE], None),
+    ],
+)
+def test_a_usage_counts_only_if_it_is_that_of_all_choices_to_their_end(
+    choices: int, events: list[bytes], tokens: int | None
+) -> None:
+    apart, at_once = (StreamedUsage(CHAT, choices=choices) for _ in range(2))
+    assert all(map(apart.passes, events))
+    assert b"".join(at_once.passed(b"".join(events))) == b"".join(events)
+    assert (apart.total, at_once.total) == (tokens, tokens)
+
+
+def test_what_comes_in_a_later_piece_shows_that_a_usage_was_not_the_whole() -> None:
+    usage = StreamedUsage(CHAT)
+    assert [b"".join(usage.passed(piece)) for piece in (ENDED, MORE)] == [ENDED, MORE]
+    assert usage.total is None
 
 
 @pytest.mark.parametrize("choices", [[], None])
@@ -89,16 +133,52 @@ def test_the_chunk_with_the_usage_is_left_out_if_nobody_asked_for_it(choices: li
 def test_sums_of_several_deltas_are_sums_so_far() -> None:
     usage = StreamedUsage(MESSAGES)
     usage.passes(sse({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}))
-    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10}}))
+    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"input_tokens": None, "output_tokens": 10}}))
     assert usage.total is None
     usage.passes(sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}))
     assert usage.total == 20
+    usage.passes(sse({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 25}}))
+    assert usage.total == 30
+
+
+def test_a_message_s_start_need_not_say_what_was_put_out() -> None:
+    usage = StreamedUsage(MESSAGES)
+    start = sse({"type": "message_start", "message": {"usage": {"input_tokens": 5}}})
+    end = sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}})
+    assert b"".join(b"".join(usage.passed(event)) for event in (start, end)) == start + end
+    assert usage.total == 20
+
+
+def test_data_may_follow_its_colon_at_once() -> None:
+    usage = StreamedUsage(CHAT)
+    assert usage.passes(WHOLE.replace(b"data: ", b"data:"))
+    assert usage.total == COSTS["chat"]
+
+
+def test_an_answer_of_more_bytes_than_an_event_may_have_is_not_parsed() -> None:
+    body = json.dumps({"usage": USAGE["chat"], "pad": "x" * LONGEST_EVENT_BYTES}).encode()
+    assert of_answer(CHAT, body) is None
 
 
 def test_what_the_model_writes_is_never_taken_for_usage() -> None:
     usage = StreamedUsage(CHAT)
     text = '"usage": {"prompt_tokens": 0, "completion_tokens": 0}, "choices": []'
     assert usage.passes(sse({"choices": [{"delta": {"content": text}}]}))
+    assert usage.total is None
+
+
+def test_many_events_that_must_be_looked_at_come_in_pieces_and_the_others_at_once() -> None:
+    event = sse({"choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 1}})
+    pieces = list(StreamedUsage(CHAT).passed(event * 1200))
+    assert [len(piece) // len(event) for piece in pieces] == [500, 500, 200]
+    words = sse({"choices": [{"index": 0, "delta": {"content": "usage"}}], "usage": None}) * 1200
+    assert list(StreamedUsage(CHAT).passed(words)) == [words]
+
+
+def test_a_usage_that_a_service_writes_with_escapes_settles_nothing() -> None:
+    usage = StreamedUsage(CHAT)
+    (event,) = usage.passed(sse({"choices": [], "usage": USAGE["chat"]}).replace(b"completion_", rb"completion\u005f"))
+    assert event.startswith(b"data: ")
     assert usage.total is None
 
 
@@ -124,9 +204,9 @@ def test_an_answer_that_would_take_long_to_parse_is_not_parsed(api: ModelApi) ->
     began = time.process_time()
     assert of_answer(api, body) is None
     usage = StreamedUsage(api)
-    assert usage.passed(b"data: " + body + b"\n\n").startswith(b"data: ")
+    assert b"".join(usage.passed(b"data: " + body + b"\n\n")).startswith(b"data: ")
     assert usage.total is None
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 0.5
 
 
 @given(pieces=st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b'"usage": {}', b"data: "]), max_size=20))

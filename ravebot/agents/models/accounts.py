@@ -40,6 +40,11 @@ class ModelAccounts:
         running = await self.database.read(lambda tx: agent_work.running_in(tx, sandbox_id))
         return turn_for(self.config, running, model)[0]
 
+    async def runs(self, sandbox_id: SandboxId, turn: TurnUnderWay) -> bool:
+        """Whether that turn still runs in that sandbox."""
+        running = await self.database.read(lambda tx: agent_work.running_in(tx, sandbox_id))
+        return any(one.turn_id == turn.turn_id for one in running)
+
     async def reserve(self, sandbox_id: SandboxId, model: str, tokens: int) -> Reservation:
         """Count the most that a request may cost. Raises ModelRefusal if no turn runs, or a budget is used up."""
         if not tokens:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ravebot.agents.models.refusals import forbidden
-from ravebot.config.apis import ModelApi
+from ravebot.config.modelapis import ModelApi
 
 IMAGE_TOKENS = 40_000
 """More than providers count for an image, which may be few bytes."""

@@ -32,7 +32,8 @@ class EventCutter:
             return data
         unseen = max(0, len(rest) - _LONGEST_END + 1)
         rest += data
-        ends = max(at + len(end) if (at := rest.rfind(end, unseen)) >= 0 else 0 for end in _ENDS)
+        possible = _ENDS if rest.find(b"\r", unseen) >= 0 else _ENDS[:1]
+        ends = max(at + len(end) if (at := rest.rfind(end, unseen)) >= 0 else 0 for end in possible)
         if len(rest) - ends > self._longest:
             raise EventTooLong
         whole = bytes(memoryview(rest)[:ends])

@@ -81,12 +81,21 @@ class ModelGateway:
             tcp_keepalive=False,
         )
 
-        def connected() -> asyncio.BaseProtocol:
-            return server() if len(server.connections) < self._limits.connections else _Closed()
+        loop, fresh = asyncio.get_running_loop(), 0
 
-        listening = await asyncio.get_running_loop().create_unix_server(
-            connected, str(path), backlog=self._limits.connections
-        )
+        def counted() -> None:
+            nonlocal fresh
+            fresh -= 1
+
+        def connected() -> asyncio.BaseProtocol:
+            nonlocal fresh
+            if len(server.connections) + fresh >= self._limits.connections:
+                return _Closed()
+            fresh += 1  # the server itself counts it only in the loop's next round, right after `counted`
+            loop.call_soon(counted)
+            return server()
+
+        listening = await loop.create_unix_server(connected, str(path), backlog=self._limits.connections)
         try:
             await asyncio.to_thread(path.chmod, 0o600)
             yield

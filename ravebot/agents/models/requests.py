@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ravebot.agents.models.contents import media_tokens
+from ravebot.agents.models.google import GoogleCall, GoogleMethod, check_google
 from ravebot.agents.models.parsing import is_quickly_parsed
 from ravebot.agents.models.refusals import ModelRefusal, forbidden
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 
 _MOST_OUTPUT = 10_000_000
 _MOST_CHOICES = 16
@@ -55,13 +56,27 @@ _CLIENT_TOOLS: Mapping[ModelApi, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """What is sent, and what it may cost. `hide_usage`: the client did not ask for the chunk with the usage."""
+    """What is sent, and what it may cost. `hide_usage`: the client did not ask for the chunk with the usage.
+
+    `choices`: how many answers it asks for at once.
+    """
 
     body: bytes
     model: str
     reserve: int
     stream: bool
     hide_usage: bool = False
+    choices: int = 1
+
+
+def check_google_request(call: GoogleCall, config: ModelConfig, raw: bytes) -> CheckedRequest:
+    """The same for one whose address names the model. Raises ModelRefusal."""
+    _check_model(config, call.model)
+    body = _parsed(raw)
+    beyond = check_google(call, body, config.max_output, strict=config.server_tools == "refuse")
+    rebuilt = _dumped(body)
+    reserve = 0 if call.method is GoogleMethod.COUNT else len(rebuilt) + beyond
+    return CheckedRequest(rebuilt, call.model, reserve, stream=call.method is GoogleMethod.STREAM)
 
 
 def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequest:
@@ -84,11 +99,12 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise ModelRefusal(400, "`stream` must be true or false.")
-    output = _with_limit(api, body, config.max_output)
+    choices = _whole("n", body["n"], 1, _MOST_CHOICES) if body.get("n") is not None else 1
+    output = _with_limit(api, body, config.max_output) * choices
     hide_usage = api is ModelApi.CHAT and stream and _ask_for_usage(body)
     rebuilt = _dumped(body)
     reserve = 0 if api is ModelApi.COUNT_TOKENS else len(rebuilt) + media + output
-    return CheckedRequest(rebuilt, model, reserve, stream, hide_usage)
+    return CheckedRequest(rebuilt, model, reserve, stream, hide_usage, choices)
 
 
 def _check_model(config: ModelConfig, model: object) -> None:
@@ -168,7 +184,7 @@ def _needs_server_tools(what: str) -> ModelRefusal:
 
 
 def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
-    """How many tokens the answer may have at most; a request that does not say gets a limit."""
+    """How many tokens each answer may have at most; a request that does not say gets a limit."""
     if api is ModelApi.COUNT_TOKENS:
         return 0
     keys = {
@@ -182,8 +198,7 @@ def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
     if not limits:
         body[keys[0]] = most
         limits = [most]
-    choices = _whole("n", body["n"], 1, _MOST_CHOICES) if body.get("n") is not None else 1
-    return max(limits) * choices
+    return max(limits)
 
 
 def _whole(key: str, value: object, least: int, most: int) -> int:

@@ -14,8 +14,8 @@ import aiohttp
 from yarl import URL
 
 from ravebot.agents.models.refusals import ModelRefusal
-from ravebot.config.apis import ModelApi
 from ravebot.config.model import ModelConfig
+from ravebot.config.modelapis import ModelApi
 
 ANTHROPIC_VERSION = "2023-06-01"
 _VERSION = re.compile(r"[0-9-]{1,20}")
@@ -99,7 +99,7 @@ class Upstream:
         key = self.keys.get(config.name)
         if key is None:
             return {}
-        return {"X-Api-Key": key} if config.header == "x-api-key" else {"Authorization": f"Bearer {key}"}
+        return {"Authorization": f"Bearer {key}"} if config.header == "authorization" else {config.header: key}
 
 
 def headers_for(api: ModelApi, given: Mapping[str, str], *, stream: bool) -> dict[str, str]:

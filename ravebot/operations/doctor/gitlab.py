@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote
 
 from ravebot.commands.permissions import DEVELOPER
 from ravebot.config.file import LoadedConfig
-from ravebot.config.model import matches_project
+from ravebot.config.patterns import matches_project
 from ravebot.errors import ConfigError, Unavailable
 from ravebot.gitlab import hooks
 from ravebot.gitlab.hookapi import role_level
@@ -145,27 +145,35 @@ async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Find
 
 
 async def _project(loaded: LoadedConfig, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
-    found = (await role(api, headers, path))[0]
+    found, _, project = await _seen(api, headers, path)
     yield found
     if found.verdict is Verdict.OK:
+        if loaded.config.gitlab.environments and project.get("environments_access_level") == "disabled":
+            detail = f"{path}: Environments are switched off in its settings, so its sandboxes are not on that page"
+            yield warning("gitlab environments", detail, "switch them on, or set gitlab.environments: false")
         yield await _webhook(loaded, f"{api}/projects/{quote(path, safe='')}", headers, path)
 
 
 async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int]:
     """Whether the token's user may do on that project what ravebot does there, and its access level."""
+    found, level, _ = await _seen(api, headers, path)
+    return found, level
+
+
+async def _seen(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int, Mapping[str, object]]:
+    """The same, and what GitLab tells of the project."""
     address = f"{api}/projects/{quote(path, safe='')}"
     project = await get(address, headers)
     if project.status != 200:
         fix = "add the bot to it as Developer, or change gitlab.projects"
-        return failed(
-            "gitlab project", f"{path} does not exist or is not visible to the bot ({project.status})", fix
-        ), 0
+        why = f"{path} does not exist or is not visible to the bot ({project.status})"
+        return failed("gitlab project", why, fix), 0, {}
     level = role_level(project.body) if isinstance(project.body, dict) else 0
     if level < DEVELOPER:
-        return failed(
-            "gitlab project", f"{path}: the bot's role is below Developer", "give it at least this role"
-        ), level
-    return ok("gitlab project", f"{path}: the bot's role is sufficient"), level
+        why = f"{path}: the bot's role is below Developer"
+        return failed("gitlab project", why, "give it at least this role"), level, {}
+    facts = project.body if isinstance(project.body, dict) else {}
+    return ok("gitlab project", f"{path}: the bot's role is sufficient"), level, facts
 
 
 async def _owners(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 
 from ravebot.commands.permissions import role
 from ravebot.config.file import LoadedConfig
-from ravebot.config.model import Config, matches_project
+from ravebot.config.model import Config
+from ravebot.config.patterns import matches_project
 from ravebot.errors import ConfigError, Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
 from ravebot.gitlab import hooks
 from ravebot.gitlab.fields import Json

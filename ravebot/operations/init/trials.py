@@ -89,7 +89,7 @@ async def gitlab_token(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
 async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """The role on each project that is named or that a pattern matches."""
-    from ravebot.config.model import matches_project
+    from ravebot.config.patterns import matches_project
     from ravebot.gitlab.hookapi import MAINTAINER
     from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, warning
     from ravebot.operations.doctor.gitlab import listed_projects, role

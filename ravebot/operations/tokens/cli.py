@@ -63,11 +63,15 @@ def create(
     name: Annotated[str, typer.Option("--name", metavar="TEXT", callback=_short, help="What it is for.")],
     scope: Annotated[
         list[str],
-        typer.Option("--scope", metavar="SCOPE", callback=_scopes, help=f"What it may: {', '.join(SCOPES)}."),
+        typer.Option(
+            "--scope", metavar="SCOPE", callback=_scopes, help=f"What it may: {', '.join(SCOPES)}. Repeat it for more."
+        ),
     ],
     project: Annotated[
         list[str],
-        typer.Option("--project", metavar="PATTERN", help="Where: a project like group/app, or a pattern."),
+        typer.Option(
+            "--project", metavar="PATTERN", help="Where: a project like group/app, or a pattern. Repeat it for more."
+        ),
     ],
     agent: Annotated[
         str, typer.Option("--agent", metavar="NAME", help="With the scope agent: whose messages it takes.")

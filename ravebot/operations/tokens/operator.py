@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from ravebot.agents import registry
 from ravebot.commands.people import People
-from ravebot.config.model import Config, patterns_overlap
+from ravebot.config.model import Config
+from ravebot.config.patterns import patterns_overlap
 from ravebot.config.values import LONGEST
 from ravebot.errors import Refused
 from ravebot.operations.tokens.reports import TokenLine, TokenMade

@@ -16,3 +16,13 @@ def network_of(address: str) -> str:
             return str(found.ipv4_mapped)
         return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
     return str(found)
+
+
+def is_here(address: str) -> bool:
+    """Whether a connection comes from this host, or through a socket that has no address."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return True
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -20,7 +20,7 @@ from ravebot.store import api_tokens
 from ravebot.store.api_tokens import USED_EVERY, ApiToken
 from ravebot.store.database import Database, Transaction
 from ravebot.tools import tokens
-from ravebot.tools.callers import HOW_TO_GET_ONE, TokenCaller
+from ravebot.tools.callers.token import HOW_TO_GET_ONE, TokenCaller
 from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.web.api.addresses import network_of

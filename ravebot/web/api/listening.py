@@ -10,8 +10,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from ravebot.tools.problems import ProblemKind
+from ravebot.web.api.addresses import is_here, network_of
 from ravebot.web.api.answers import problem
 
 HEAD_SECONDS = 10.0
@@ -33,15 +36,42 @@ for _name in ("uvicorn.error", "uvicorn.access", "mcp"):  # what clients do wron
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
+@dataclass
+class Crowd:
+    """Who is connected: of each address at most so many, or all where others' connections come from there.
+
+    `is_shared`: whether they may, as from a proxy on the same host; it limits its clients itself.
+    """
+
+    most_of_one: int
+    is_shared: Callable[[str], bool]
+    _inside: Counter[str] = field(default_factory=Counter)
+
+    def enters(self, address: str) -> bool:
+        """Count a connection in; False if there are too many of that address. It must leave in any case."""
+        network = network_of(address)
+        self._inside[network] += 1
+        return self.is_shared(address) or self._inside[network] <= self.most_of_one
+
+    def leaves(self, address: str) -> None:
+        network = network_of(address)
+        self._inside[network] -= 1
+        if not self._inside[network]:
+            del self._inside[network]
+
+
 class PatientProtocol(H11Protocol):
     """Ends a connection on which no request is under way for a while: uvicorn waits for ever for the first one."""
 
-    def __init__(self, patience: float, **parts: Any) -> None:
+    def __init__(self, patience: float, crowd: Crowd, **parts: Any) -> None:
         super().__init__(**parts)
         self._patience_seconds = patience
+        self._crowd = crowd
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) + 1 >= (self.limit_concurrency or 100):
+        self._from = _address(transport)
+        is_too_many = not self._crowd.enters(self._from)
+        if is_too_many or len(self.connections) + 1 >= (self.limit_concurrency or 100):
             transport.close()  # without a word: an answer would cost more than who floods pays
         super().connection_made(transport)
         self._seen = self.cycle
@@ -64,6 +94,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._patience.cancel()
+        self._crowd.leaves(self._from)
         super().connection_lost(exc)
 
     def _look(self) -> None:
@@ -79,9 +110,15 @@ class PatientProtocol(H11Protocol):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, on: socket.socket, *, most: int, patience: float = HEAD_SECONDS
+    app: ASGIApp,
+    on: socket.socket,
+    *,
+    most: int,
+    patience: float = HEAD_SECONDS,
+    is_shared: Callable[[str], bool] = is_here,
 ) -> AsyncIterator[None]:
-    """Serve on a socket that is bound, with at most so many connections; the socket is closed at the end."""
+    """Serve on a socket that is bound, with at most so many connections, and a quarter of them from one address that
+    is not shared; the socket is closed at the end."""
     config = UvicornConfig(
         app,
         http=PatientProtocol,
@@ -99,7 +136,8 @@ async def listening(
     )
     config.load()
     state = ServerState()
-    made = partial(PatientProtocol, patience, config=config, server_state=state, app_state={})
+    crowd = Crowd(max(1, most // 4), is_shared)
+    made = partial(PatientProtocol, patience, crowd, config=config, server_state=state, app_state={})
     server = await asyncio.get_running_loop().create_server(made, sock=on, backlog=_BACKLOG)
     try:
         yield
@@ -131,6 +169,11 @@ def tcp(host: str, port: int) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def reason(error: OSError) -> str:

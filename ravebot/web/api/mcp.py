@@ -18,13 +18,15 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic_core import to_json
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ravebot.tools.callers import Caller, SandboxCaller
+from ravebot.tools.callers.contract import Caller
+from ravebot.tools.callers.sandbox import OWN
 from ravebot.tools.calls import LONGEST_KEY, ToolAnswer, ToolCalls
 from ravebot.tools.problems import ProblemKind, ToolProblem
-from ravebot.tools.reach import OWN
 from ravebot.tools.table import BY_NAME, TOOLS, Tool
+from ravebot.web.api.answers import answer
 from ravebot.web.api.clients import while_there
 from ravebot.web.api.rest import MAX_BODY_BYTES
 
@@ -55,13 +57,13 @@ async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIA
 
     async def call_tool(context: Context, asked: types.CallToolRequestParams) -> types.CallToolResult:
         caller, tool = _caller(context), BY_NAME.get(asked.name)
-        if tool is None or (isinstance(caller, SandboxCaller) and not tool.is_for(caller)):
+        if tool is None or caller.kind not in tool.offered_to:
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.NOT_FOUND, f"There is no tool {asked.name[:100]}.")))
         given = dict(asked.arguments or {})
         key = given.pop(KEY, "") if tool.acts else ""
         if not isinstance(key, str):
             return _result(ToolAnswer.of(ToolProblem(ProblemKind.INVALID, f"{KEY} must be a text.")))
-        if isinstance(caller, SandboxCaller) and "ref" in tool.takes.model_fields:
+        if caller.sandbox_id is not None and "ref" in tool.takes.model_fields:
             given.setdefault("ref", OWN)
         call = calls.call(caller, tool, given, key)
         if not tool.waits:
@@ -84,11 +86,31 @@ async def serving(calls: ToolCalls, hosts: Sequence[str]) -> AsyncIterator[ASGIA
         server,
         json_response=True,
         stateless=True,
-        security_settings=TransportSecuritySettings(allowed_hosts=list(hosts)),
+        security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # `wrong_page` is it
         max_request_body_size=MAX_BODY_BYTES,
     )
+
+    async def speak(scope: Scope, receive: Receive, send: Send) -> None:
+        if wrong := wrong_page(Headers(scope=scope), hosts):
+            await answer(ToolAnswer.of(wrong))(scope, receive, send)
+            return
+        await manager.handle_request(scope, receive, send)
+
     async with _running(manager):
-        yield manager.handle_request
+        yield speak
+
+
+def wrong_page(headers: Headers, hosts: Sequence[str]) -> ToolProblem | None:
+    """Why nothing is spoken with whoever sent that: a page in a browser must not reach MCP by a name of its own."""
+    host = headers.get("host", "")
+    if host not in hosts:
+        why = "The header Host names another server: send one of"
+        mend = "api.public_url in ravebot's configuration adds its own."
+        return ToolProblem(ProblemKind.WRONG_HOST, f"{why} {', '.join(hosts)}; {mend}")
+    if headers.get("origin"):
+        why = "MCP is not spoken with pages in browsers: send no header Origin, from a program that is none."
+        return ToolProblem(ProblemKind.FORBIDDEN, why)
+    return None
 
 
 @asynccontextmanager
@@ -112,7 +134,7 @@ async def _running(manager: StreamableHTTPSessionManager) -> AsyncIterator[None]
 
 def described(tool: Tool, caller: Caller) -> types.Tool:
     """A tool as MCP lists it."""
-    return _described(tool, isinstance(caller, SandboxCaller))
+    return _described(tool, caller.sandbox_id is not None)
 
 
 @cache  # making the schemas takes milliseconds, and a guest may ask all day
@@ -151,12 +173,12 @@ def _caller(context: Context) -> Caller:
     return found
 
 
-def _result(answer: ToolAnswer) -> types.CallToolResult:
+def _result(found: ToolAnswer) -> types.CallToolResult:
     """The body, also as a text for clients that read no structure; of a problem, its sentence."""
-    body = dict(answer.body)
-    text = to_json(body).decode() if answer.ok else f"{body.get('title')}: {body.get('detail')}"
+    body = dict(found.body)
+    text = to_json(body).decode() if found.ok else f"{body.get('title')}: {body.get('detail')}"
     return types.CallToolResult(
         content=[types.TextContent(type="text", text=text)],
-        structured_content=body if answer.ok else None,
-        is_error=not answer.ok,
+        structured_content=body if found.ok else None,
+        is_error=not found.ok,
     )

@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ravebot.config.model import AgentConfig, ApiConfig
 from ravebot.errors import ConfigError, RavebotError
 from ravebot.sandboxes.model import SandboxId
-from ravebot.tools.callers import Caller, SandboxCaller
+from ravebot.tools.callers.contract import Caller
+from ravebot.tools.callers.sandbox import SandboxCaller
 from ravebot.tools.calls import ToolAnswer, ToolCalls
 from ravebot.tools.limits import Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem, mistake, problem_of

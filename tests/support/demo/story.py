@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import libvirt
 
-from tests.support.demo import agent, sample, times
+from tests.support.demo import agent, environment, sample, times
 from tests.support.demo.doors import Doors, fingerprints, hand_over
 from tests.support.demo.play import page, playground
 from tests.support.demo.screen import Screen
@@ -27,6 +27,7 @@ SETTINGS = {
     "pool": {"lifetime": "2m", "warn_before": ["110s"]},
     "provider": {"accelerator": "auto"},
     "limits": {"memory": sample.MOST_MEMORY.replace(" ", "")},
+    "gitlab": {"poll": "5s"},  # so that a stop on GitLab's page is found sooner than in a minute
     "agents": [agent.CONFIGURED],
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
@@ -99,6 +100,7 @@ class Story:
         screen.message("GitLab: the status note of the merge request", watch.note_rows, "red")
         screen.message("Matrix: the card in #dev", watch.cards[-1].rows, "magenta")
         self._asked_for()
+        await environment.Page(self.stage, screen, watch).shows()
         return Doors.announced_by(watch.note_rows)
 
     def _asked_for(self) -> None:
@@ -173,13 +175,14 @@ class Story:
 
     async def _ended(self, mr: MergeRequest, doors: Doors) -> datetime:
         stage, watch, screen = self.stage, self.watch, self.screen
-        screen.chapter("The end")
+        screen.chapter("The end: Alice presses Stop on GitLab's environments page")
         asked = datetime.now(UTC)
         async with screen.waiting("The machine shuts down"):
-            await self._command(mr, "/sandbox stop")
+            await environment.Page(stage, screen, watch).stop()
             await watch.until("a card that says ended", lambda: watch.card_state().startswith("Ended"), 60)
             await watch.until("a note that says ended", lambda: "ended" in watch.note_headline())
         screen.message("GitLab: the status note, at the end", watch.note_rows, "red")
+        await environment.Page(stage, screen, watch).is_gone()
         if left := await asyncio.to_thread(machines, stage):
             raise DemoError(f"the sandbox ended, but libvirt still has {', '.join(left)}")
         if not await doors.closed():

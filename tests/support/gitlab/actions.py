@@ -9,6 +9,7 @@ from tests.support.gitlab.hooks import Attempt, Hook, Hooks
 from tests.support.gitlab.state import (
     DEVELOPER,
     MAINTAINER,
+    Environment,
     Files,
     Mention,
     MergeRequest,
@@ -123,6 +124,20 @@ class Actions:
     def delete_branch(self, project: Project, branch: str) -> None:
         with self.state.lock:
             project.deleted.add(branch)
+
+    def stop_environment(self, environment: Environment) -> None:
+        """As its page's button does. No webhook tells of it."""
+        with self.state.lock:
+            environment.state, environment.updated_at = "stopped", self.state.now()
+
+    def environment(self, project: Project, name: str) -> Environment | None:
+        with self.state.lock:
+            return next((one for one in project.environments.values() if one.name == name), None)
+
+    def statuses(self, project: Project, sha: str) -> list[tuple[str, str, str]]:
+        """Name, state and description of a commit's statuses, oldest first."""
+        with self.state.lock:
+            return [(one.name, one.status, one.description) for one in project.statuses if one.sha == sha]
 
     def files_of(self, mr: MergeRequest) -> dict[str, bytes]:
         """The files at the head of a merge request."""

@@ -15,6 +15,7 @@ from tests.support.gitlab import entities
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.archive import tar_gz
 from tests.support.gitlab.discussions import DiscussionEndpoints
+from tests.support.gitlab.environments import EnvironmentEndpoints
 from tests.support.gitlab.faults import Faults
 from tests.support.gitlab.hookapi import HookEndpoints
 from tests.support.gitlab.paging import page
@@ -71,6 +72,9 @@ class Api:
                 *DiscussionEndpoints(self._actions, self._mr, _USER).routes(mr + "/discussions"),
                 *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
                 *RepositoryEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(project),
+                *EnvironmentEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(
+                    project
+                ),
             ]
         )
         return app

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from tests.support.gitlab.state import Award, MergeRequest, Note, Project, SshKey, User
+from tests.support.gitlab.state import (
+    Award,
+    CommitStatus,
+    Deployment,
+    Environment,
+    MergeRequest,
+    Note,
+    Project,
+    SshKey,
+    User,
+)
 
 Json = dict[str, object]
 
@@ -51,6 +61,7 @@ def project(base: str, what: Project) -> Json:
         "default_branch": "main",
         "archived": False,
         "visibility": "public" if what.public else "private",
+        "environments_access_level": "enabled" if what.has_environments else "disabled",
     }
 
 
@@ -136,4 +147,66 @@ def award(base: str, on: Note, what: Award) -> Json:
         "awardable_id": on.id,
         "awardable_type": "Note",
         "url": None,
+    }
+
+
+def environment(base: str, what: Environment) -> Json:
+    """https://docs.gitlab.com/api/environments/"""
+    return {
+        "id": what.id,
+        "name": what.name,
+        "slug": what.slug,
+        "description": None,
+        "external_url": what.external_url or None,
+        "created_at": api_time(what.created_at),
+        "updated_at": api_time(what.updated_at),
+        "tier": what.tier,
+        "state": what.state,
+        "auto_stop_at": None,
+        "auto_stop_setting": "always",
+        "cluster_agent": None,
+        "kubernetes_namespace": None,
+        "flux_resource_path": None,
+        "project": project(base, what.project),
+    }
+
+
+def deployment(base: str, what: Deployment) -> Json:
+    """https://docs.gitlab.com/api/deployments/"""
+    return {
+        "id": what.id,
+        "iid": what.iid,
+        "ref": what.ref,
+        "sha": what.sha,
+        "created_at": api_time(what.created_at),
+        "updated_at": api_time(what.updated_at),
+        "status": what.status,
+        "user": user(base, what.user),
+        "environment": {
+            key: value
+            for key, value in environment(base, what.environment).items()
+            if key in ("id", "name", "slug", "external_url", "created_at", "updated_at")
+        },
+        "deployable": None,
+    }
+
+
+def commit_status(base: str, what: CommitStatus) -> Json:
+    """https://docs.gitlab.com/api/commits/#commit-status"""
+    final = what.status not in ("pending", "running")
+    return {
+        "id": what.id,
+        "sha": what.sha,
+        "ref": what.ref,
+        "status": what.status,
+        "name": what.name,
+        "target_url": what.target_url or None,
+        "description": what.description or None,
+        "created_at": api_time(what.created_at),
+        "started_at": None if what.status == "pending" else api_time(what.created_at),
+        "finished_at": api_time(what.updated_at) if final else None,
+        "allow_failure": False,
+        "coverage": None,
+        "pipeline_id": what.pipeline_id,
+        "author": user(base, what.author),
     }

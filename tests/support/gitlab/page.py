@@ -9,7 +9,7 @@ from tests.support.gitlab.markdown import emoji, to_html
 from tests.support.gitlab.state import MergeRequest, Note, User
 
 _MOST_COMMITS = 20
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; --line: #dcdcde; --soft: #737278; --link: #1068bf; }
 * { box-sizing: border-box; }
 body { margin: 0; font: 14px/1.5 "GitLab Sans", Inter, system-ui, "Segoe UI", Roboto, sans-serif; color: #28272d;
@@ -76,13 +76,13 @@ def render(mr: MergeRequest) -> str:
     notes = "".join(_discussion(notes, mr.author) for notes in mr.discussions)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title} (!{mr.iid}) · {path}</title><style>{_STYLE}</style></head><body>
+<title>{title} (!{mr.iid}) · {path}</title><style>{STYLE}</style></head><body>
 <div class="bar">GitLab <span>stand-in for tests</span></div>
 <main><div class="path">{path} / Merge requests / !{mr.iid}</div>
 <h1>{title}</h1>
 <div class="meta"><span class="badge {escape(mr.state)}">{escape(badge)}</span>
 <b>{escape(mr.author.name)}</b> wants to merge <span class="branch">{escape(source)}</span> into
-<span class="branch">main</span> · {_when(mr.created_at)}{people}</div>
+<span class="branch">main</span> · {when(mr.created_at)}{people}</div>
 <div class="description md">{description}</div>
 {_commits(mr)}
 {notes}
@@ -97,10 +97,19 @@ def _commits(mr: MergeRequest) -> str:
     while sha not in ends and sha in facts and len(shown) < _MOST_COMMITS:
         title, _, body = facts[sha].message.strip().partition("\n")
         more = f"<pre>{escape(body.strip())}</pre>" if body.strip() else ""
-        who = f"<b>{escape(facts[sha].author)}</b> · {_when(facts[sha].at)}"
+        who = f"<b>{escape(facts[sha].author)}</b> · {when(facts[sha].at)}{_statuses(mr, sha)}"
         shown.append(f'<div class="commit"><span class="branch">{sha[:8]}</span> {escape(title)} · {who}{more}</div>')
         sha = facts[sha].parent
     return "\n".join(shown)
+
+
+def _statuses(mr: MergeRequest, sha: str) -> str:
+    """The commit's newest status of each name."""
+    newest = {one.name: one for one in mr.project.statuses if one.sha == sha}
+    return "".join(
+        f' · <span title="{escape(one.description)}">{escape(one.name)}: {escape(one.status)}</span>'
+        for one in newest.values()
+    )
 
 
 def _discussion(notes: list[Note], author: User) -> str:
@@ -115,7 +124,7 @@ def _discussion(notes: list[Note], author: User) -> str:
 
 def _note(note: Note, author: User) -> str:
     role = "Author" if note.author is author else ""
-    edited = f" · edited {_when(note.edited_at)}" if note.edited_at else ""
+    edited = f" · edited {when(note.edited_at)}" if note.edited_at else ""
     counts: dict[str, int] = {}
     for award in note.awards:
         counts[award.name] = counts.get(award.name, 0) + 1
@@ -123,7 +132,7 @@ def _note(note: Note, author: User) -> str:
     initial = escape(note.author.name[:1].upper())
     kind = "avatar bot" if "bot" in note.author.username else "avatar"
     return f"""<article class="note" id="note_{note.id}"><div class="{kind}">{initial}</div>
-<header><b>{escape(note.author.name)}</b> @{escape(note.author.username)} · {_when(note.created_at)}{edited}
+<header><b>{escape(note.author.name)}</b> @{escape(note.author.username)} · {when(note.created_at)}{edited}
 <a href="#note_{note.id}">{role}</a></header>
 <div class="md">{to_html(note.body)}</div>{f'<div class="awards">{awards}</div>' if awards else ""}</article>
 """
@@ -131,8 +140,8 @@ def _note(note: Note, author: User) -> str:
 
 def _system(note: Note) -> str:
     who = escape(note.author.name)
-    return f'<div class="system">● <b>{who}</b> {escape(note.body)} · {_when(note.created_at)}</div>\n'
+    return f'<div class="system">● <b>{who}</b> {escape(note.body)} · {when(note.created_at)}</div>\n'
 
 
-def _when(moment: datetime) -> str:
+def when(moment: datetime) -> str:
     return f"<time datetime='{moment.isoformat()}'>{moment:%H:%M:%S} UTC</time>"

@@ -72,10 +72,61 @@ class Project:
     protected: dict[str, int] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     head: str = ""
+    environments: dict[int, Environment] = field(default_factory=dict)
+    deployments: dict[int, Deployment] = field(default_factory=dict)
+    statuses: list[CommitStatus] = field(default_factory=list)
+    has_environments: bool = True
+    """The feature "Environments" in the project's settings."""
+    pipelines: list[tuple[int, str, str]] = field(default_factory=list)
+    """Id, commit and ref of each, oldest first."""
 
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
+
+
+@dataclass(eq=False)
+class Environment:
+    """`protected`: only those who may deploy to it may change it (a paid feature); nobody of ours may."""
+
+    id: int
+    project: Project
+    name: str
+    slug: str
+    external_url: str
+    tier: str
+    created_at: datetime
+    updated_at: datetime
+    state: str = "available"
+    protected: bool = False
+
+
+@dataclass(eq=False)
+class Deployment:
+    id: int
+    iid: int
+    environment: Environment
+    sha: str
+    ref: str
+    user: User
+    status: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(eq=False)
+class CommitStatus:
+    id: int
+    sha: str
+    name: str
+    ref: str
+    pipeline_id: int
+    author: User
+    created_at: datetime
+    updated_at: datetime
+    status: str = "created"
+    description: str = ""
+    target_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -319,6 +370,42 @@ class State:
         if now - mr.updated_at > TOUCH_INTERVAL:
             mr.updated_at = now
         return note
+
+    def add_environment(self, project: Project, name: str, external_url: str, tier: str) -> Environment:
+        """The slug is not the name, so that it gets a suffix (app/models/environment.rb)."""
+        now, number = self.now(), self.next_id()
+        slug = f"{re.sub(r'[^a-z0-9]+', '-', name.lower())[:17]}-{number:06d}"
+        made = Environment(number, project, name, slug, external_url, tier, now, now)
+        project.environments[number] = made
+        return made
+
+    def add_deployment(self, environment: Environment, sha: str, ref: str, user: User, status: str) -> Deployment:
+        now, project = self.now(), environment.project
+        made = Deployment(
+            self.next_id(), len(project.deployments) + 1, environment, sha, ref, user, "created", now, now
+        )  # fmt: skip
+        project.deployments[made.id] = made
+        self.move_deployment(made, status)
+        return made
+
+    def move_deployment(self, deployment: Deployment, status: str) -> None:
+        """A success starts the environment again (app/services/deployments/update_environment_service.rb)."""
+        deployment.status, deployment.updated_at = status, self.now()
+        if status == "success" and deployment.environment.state != "available":
+            deployment.environment.state, deployment.environment.updated_at = "available", self.now()
+
+    def add_pipeline(self, project: Project, sha: str, ref: str) -> int:
+        number = self.next_id()
+        project.pipelines.append((number, sha, ref))
+        return number
+
+    def add_status(
+        self, project: Project, sha: str, name: str, ref: str, pipeline_id: int, author: User
+    ) -> CommitStatus:
+        now = self.now()
+        made = CommitStatus(self.next_id(), sha, name, ref, pipeline_id, author, now, now)
+        project.statuses.append(made)
+        return made
 
     def level(self, project: Project, user: User) -> int:
         """The user's role there; 0 for a stranger."""

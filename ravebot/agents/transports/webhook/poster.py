@@ -1,68 +1,104 @@
-"""Sends one webhook by HTTP: bounded in time, no redirect followed, nothing of the answer read but its status."""
+"""Sends one webhook by HTTP: bounded in time and in what is read, no redirect followed, only the answer's status used.
+
+Built of h11: aiohttp's client would go on parsing announcements of an answer (`100 Continue`), in our event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 
-import aiohttp
+import h11
+from yarl import URL
 
 from ravebot.agents.transports.webhook.outcomes import Posted, PostEnd
 
 TOTAL_SECONDS = 15.0
-_CONNECT_SECONDS = 5.0
-_LONGEST_LINE = 8190
+_CHUNK_BYTES = 4096
+_LARGEST_HEAD_BYTES = 16 * 1024
+"""Of the answer, with all that announces it."""
 
 
 class WebhookPoster:
-    """One client for all webhooks; nothing is shared between two requests, no connection, no cookie."""
+    """Nothing is shared between two requests, no connection, no cookie."""
 
     def __init__(self, total_seconds: float = TOTAL_SECONDS) -> None:
         self._total_seconds = total_seconds
-        self._session: aiohttp.ClientSession | None = None
-
-    async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Posted:
         """Send it, and say what came of it; raises nothing."""
-        session = self._session = self._session or self._opened()
+        until = asyncio.get_running_loop().time() + self._total_seconds
         try:
-            response = await session.post(
-                url, data=body, headers={**headers, "content-type": "application/json"}, allow_redirects=False
-            )
-        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+            target = URL(url)
+            async with asyncio.timeout_at(until):
+                reader, writer = await _connected(target)
+        except (ssl.SSLError, ssl.CertificateError) as error:
             return Posted(PostEnd.UNREACHED, why=f"can't be trusted: {_tls(error)}")
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+        except (OSError, ValueError) as error:
             return Posted(PostEnd.UNREACHED, why=f"can't be reached: {_connecting(error)}")
+        try:
+            async with asyncio.timeout_at(until):
+                return await _asked(reader, writer, target, body, headers)
         except TimeoutError:
             return Posted(PostEnd.SILENT, why=f"did not answer within {self._total_seconds:g} s")
-        except (aiohttp.ClientError, OSError, ValueError):
+        except (h11.ProtocolError, OSError):
             return Posted(PostEnd.SILENT, why="closed the connection, or sent something that is no answer in HTTP")
-        status, asked = response.status, _seconds(response.headers.get("Retry-After", ""))
-        response.close()  # the rest of the answer is not read
-        return Posted(PostEnd.ANSWERED, status, asked_seconds=asked)
-
-    def _opened(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            # Without a limit: who waits for a place would be taken for a receiver that does not answer.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=_CONNECT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"user-agent": "ravebot"},
-            trust_env=False,
-            auto_decompress=False,
-            max_line_size=_LONGEST_LINE,
-            max_field_size=_LONGEST_LINE,
-        )
+        finally:
+            writer.transport.abort()  # the rest of the answer is not read
 
 
-def _seconds(retry_after: str) -> float | None:
+async def _connected(target: URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    secured = await asyncio.to_thread(_tls_context) if target.scheme == "https" else None
+    return await asyncio.open_connection(
+        target.raw_host, target.port, ssl=secured, limit=_CHUNK_BYTES, happy_eyeballs_delay=0.25
+    )
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Reads all certificates that this host trusts."""
+    return ssl.create_default_context()
+
+
+async def _asked(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: URL, body: bytes, headers: Mapping[str, str]
+) -> Posted:
+    """Raises h11.ProtocolError, OSError."""
+    talk = h11.Connection(h11.CLIENT, _LARGEST_HEAD_BYTES)
+    ours = {
+        "host": target.host_port_subcomponent or "",
+        "user-agent": "ravebot",
+        "accept": "*/*",
+        "connection": "close",
+    }
+    about = {"content-type": "application/json", "content-length": str(len(body))}
+    request = h11.Request(method="POST", target=target.raw_path_qs, headers=list({**headers, **ours, **about}.items()))
+    # It is not waited for until all is sent: a receiver may answer before it has read that.
+    writer.writelines(
+        [talk.send(request) or b"", talk.send(h11.Data(data=body)) or b"", talk.send(h11.EndOfMessage()) or b""]
+    )
+    came = 0
+    while True:
+        event = talk.next_event()
+        if isinstance(event, h11.Response):
+            fields = dict(event.headers)
+            return Posted(PostEnd.ANSWERED, event.status_code, asked_seconds=_seconds(fields.get(b"retry-after", b"")))
+        if event is not h11.NEED_DATA:
+            continue
+        if came > _LARGEST_HEAD_BYTES:
+            raise h11.RemoteProtocolError("it announces an answer without end")
+        chunk = await reader.read(_CHUNK_BYTES)
+        came += len(chunk)
+        talk.receive_data(chunk)
+
+
+def _seconds(retry_after: bytes) -> float | None:
     """The form in seconds; a date, which depends on the receiver's clock, is not read."""
     with suppress(ValueError):
         seconds = float(retry_after[:20])
@@ -72,15 +108,14 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _connecting(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    if isinstance(error, socket.gaierror):
         return "its name is not found"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return os.strerror(error.os_error.errno).lower() if error.os_error.errno else "no connection"
     if isinstance(error, TimeoutError):
         return "no connection in time"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno).lower() if error.errno else "no connection"
     return "its address can't be used"
 
 
-def _tls(error: Exception) -> str:
-    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return str(getattr(reason, "verify_message", "") or getattr(reason, "reason", "") or "no TLS connection")[:100]
+def _tls(error: ssl.SSLError | ssl.CertificateError) -> str:
+    return str(getattr(error, "verify_message", "") or getattr(error, "reason", "") or "no TLS connection")[:100]

@@ -61,22 +61,19 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    try:
-                        waiting, pause = await self.database.read(_look)
-                    except StoreError as error:
-                        log.warning("what is to be sent to agents could not be read", error=str(error))
-                        await asyncio.sleep(_STORE_SECONDS)
-                        continue
-                    for one in self._to_begin(waiting):
-                        self._under_way[one.id] = one.agent
-                        group.create_task(self._send(one))
-                    await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-                    await self.database.signals.wait(DELIVERIES, pause)
-        finally:
-            await self.poster.close()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    waiting, pause = await self.database.read(_look)
+                except StoreError as error:
+                    log.warning("what is to be sent to agents could not be read", error=str(error))
+                    await asyncio.sleep(_STORE_SECONDS)
+                    continue
+                for one in self._to_begin(waiting):
+                    self._under_way[one.id] = one.agent
+                    group.create_task(self._send(one))
+                await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+                await self.database.signals.wait(DELIVERIES, pause)
 
     def _to_begin(self, waiting: Iterable[AgentDelivery]) -> list[AgentDelivery]:
         busy = Counter(self._under_way.values())

@@ -12,10 +12,16 @@ class ModelApi(StrEnum):
     COUNT_TOKENS = "/messages/count_tokens"  # costs nothing
     CHAT = "/chat/completions"  # https://platform.openai.com/docs/api-reference/chat
     RESPONSES = "/responses"  # https://platform.openai.com/docs/api-reference/responses
+    GOOGLE = "/models"  # below it, MODEL:METHOD: https://ai.google.dev/api/generate-content
 
     @property
     def is_anthropic(self) -> bool:
         return self in (ModelApi.MESSAGES, ModelApi.COUNT_TOKENS)
+
+
+def address_of(path: str) -> str:
+    """Where requests to a configured path go, as a person writes it."""
+    return f"{path}/MODEL:generateContent" if api_of(path) is ModelApi.GOOGLE else path
 
 
 def api_of(path: str) -> ModelApi | None:

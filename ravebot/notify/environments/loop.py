@@ -1,0 +1,225 @@
+"""The loop that makes GitLab show what it should of each sandbox: due rows, a few at a time, in turns by project."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+
+import structlog
+
+from ravebot.backoff import Backoff, jitter
+from ravebot.config.model import GitLabConfig
+from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, StoreError, Unavailable
+from ravebot.gitlab.transport import Unanswered
+from ravebot.notify.environments.steps import (
+    Change,
+    EnvironmentSteps,
+    Foreign,
+    ShowTask,
+    answered,
+    asking,
+    looked_for,
+    status_answered,
+)
+from ravebot.notify.environments.wording import refusal
+from ravebot.sandboxes.environments.model import AskedFor, EnvironmentRecord
+from ravebot.sandboxes.environments.plan import Deed, Presence, ShownSandbox, ShowStep, decide, wanted
+from ravebot.sandboxes.gather import Views
+from ravebot.sandboxes.journal import Journal
+from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.store import environments, merge_requests
+from ravebot.store.database import Database, Transaction
+from ravebot.store.signals import ENVIRONMENTS
+
+log = structlog.get_logger()
+
+AT_ONCE = 2
+_GATHER_SECONDS = 0.2
+_LOOK_SECONDS = 5.0
+_STORE_SECONDS = 1.0
+_PAUSES = Backoff.growing(1.0, 60.0)
+_REFUSED_PAUSES = Backoff.growing(60.0, 6 * 3600.0, factor=3.0)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    tasks: tuple[ShowTask, ...]
+    more: bool  # there may be more rows to look at
+    seconds: float | None  # to the next one
+
+
+class EnvironmentLoop:
+    """Takes one step after the other of each merge request; nothing here delays a note."""
+
+    def __init__(
+        self,
+        database: Database,
+        views: Views,
+        journal: Journal,
+        steps: EnvironmentSteps,
+        gather_seconds: float = _GATHER_SECONDS,
+    ) -> None:
+        self._database = database
+        self._views = views
+        self._journal = journal
+        self._steps = steps
+        self._gather_seconds = gather_seconds
+        self._busy: set[MergeRequestRef] = set()
+        self._paused_until = 0.0  # by the monotonic clock; rows that GitLab slowed down wait in the database
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    taken = await self._database.write(self._take)
+                except StoreError as error:
+                    log.warning("environments could not be read or written", error=str(error))
+                    await asyncio.sleep(_STORE_SECONDS)
+                    continue
+                for task in taken.tasks:
+                    self._busy.add(task.known.ref)
+                    group.create_task(self._work(task))
+                if taken.more:
+                    continue
+                look_in = min(_LOOK_SECONDS, max(0.05, taken.seconds if taken.seconds is not None else _LOOK_SECONDS))
+                if len(self._busy) >= AT_ONCE:
+                    look_in = _LOOK_SECONDS
+                if await self._database.signals.wait(ENVIRONMENTS, look_in):
+                    await asyncio.sleep(self._gather_seconds)
+
+    def _take(self, tx: Transaction) -> _Taken:
+        pause = self._paused_until - time.monotonic()
+        free = AT_ONCE - len(self._busy)
+        if pause > 0.0 or free <= 0:
+            return _Taken((), more=False, seconds=max(pause, 0.0) or None)
+        refs = environments.due(tx, frozenset(self._busy), free)
+        tasks = tuple(task for ref in refs if (task := self._next(tx, ref)))
+        return _Taken(tasks, more=len(tasks) < len(refs), seconds=environments.seconds_to_next(tx))
+
+    def _next(self, tx: Transaction, ref: MergeRequestRef) -> ShowTask | None:
+        """Record the attempt at the next step; None if there is none now."""
+        known, mr = environments.get(tx, ref), merge_requests.get(tx, ref)
+        if known is None or mr is None:
+            return None
+        view = self._views.latest(tx, ref)
+        web_url = view.access.web_url if view and view.access else None
+        shown = wanted(view.sandbox if view else None, mr, web_url, tx.now)
+        step = decide(_switched(shown, self._views.config.gitlab), known, tx.now)
+        known = replace(known, looked_at=tx.now, next_at=None)
+        if step is None:
+            environments.save(tx, replace(known, settled=known.changes))
+            return None
+        if not isinstance(step, ShowStep):
+            environments.save(tx, replace(known, next_at=step))
+            return None
+        environments.save(tx, asking(known, step, tx.now))
+        return ShowTask(step, known, mr)
+
+    async def _work(self, first: ShowTask) -> None:
+        ref = first.known.ref
+        task: ShowTask | None = first
+        try:
+            while task:
+                change, failed = await self._carry_out(task)
+                task = await self._database.write(partial(self._keep, task=task, change=change, failed=failed))
+        except StoreError as error:
+            # What GitLab carried out and was not recorded is found again, or done again to no effect.
+            log.warning("environments could not be written", mr=str(ref), error=str(error))
+            await asyncio.sleep(_STORE_SECONDS)
+        finally:
+            self._busy.discard(ref)
+            self._database.signals.wake(ENVIRONMENTS)
+
+    async def _carry_out(self, task: ShowTask) -> tuple[Change | None, RavebotError | None]:
+        try:
+            return await self._steps.carry_out(task, task.known.looked_at or self._database.opened_at), None
+        except RavebotError as error:
+            log.info("gitlab did not take it", mr=task.mr.full_ref, step=task.step.deed.value, error=str(error))
+            return None, error
+        except Exception as error:  # a bug, which must stop neither the others nor the bot
+            log.exception("environment step failed: this is a bug of ravebot's", mr=task.mr.full_ref)
+            return None, Unavailable(f"{type(error).__name__}")
+
+    def _keep(
+        self, tx: Transaction, task: ShowTask, change: Change | None, failed: RavebotError | None
+    ) -> ShowTask | None:
+        """Record how the step went; returns the next one, recorded too."""
+        known = environments.get(tx, task.known.ref)
+        assert known
+        before, deed = known.hint, task.step.deed
+        if change is not None:
+            known = _at_peace(change(known), deed)
+        elif failed is not None:
+            known = self._failed(tx, known, task.step, failed)
+        environments.save(tx, known)
+        if known.hint != before:
+            self._journal.refresh_note(tx, known.ref)
+        if isinstance(failed, SlowDown):
+            until = known.status_until if deed.is_of_status else known.environment_until
+            environments.save(tx, replace(known, next_at=until))
+            return None
+        return self._next(tx, known.ref)
+
+    def _failed(
+        self, tx: Transaction, known: EnvironmentRecord, step: ShowStep, error: RavebotError
+    ) -> EnvironmentRecord:
+        deed = step.deed
+        finding = deed in (Deed.FIND_ENVIRONMENT, Deed.FIND_DEPLOYMENT, Deed.FIND_STATUS)
+        refused = isinstance(error, Forbidden | NotFound | SlowDown) and not isinstance(error, Unanswered)
+        if refused and (not finding or isinstance(error, Foreign)):
+            known = status_answered(known) if deed.is_of_status else answered(known)
+        elif not finding and not isinstance(error, Unanswered):
+            known = looked_for(known, deed)
+        failures = (known.status_failures if deed.is_of_status else known.environment_failures) + 1
+        if isinstance(error, Forbidden | NotFound):
+            why = str(error) if isinstance(error, Foreign) else refusal(deed, error)
+            if deed is Deed.CREATE_DEPLOYMENT:  # that one is given up; the environment goes on
+                return replace(
+                    known, deployment_id=None, deployment_sha=step.sha, deployment_sandbox=step.sandbox,
+                    deployment_status=step.state, environment_refused=why,
+                )  # fmt: skip
+            return _pausing(known, deed, failures, tx, _REFUSED_PAUSES.after(failures), why)
+        wait = error.retry_after_seconds if isinstance(error, Unavailable) else None
+        pause = _PAUSES.after(failures, wait, jitter())
+        if isinstance(error, SlowDown):
+            self._paused_until = time.monotonic() + pause
+        return _pausing(known, deed, failures, tx, pause, "")
+
+
+def _switched(shown: ShownSandbox, config: GitLabConfig) -> ShownSandbox:
+    """Without what the configuration switches off; environments that are there already are removed."""
+    if not config.environments:
+        shown = replace(shown, place=Presence.GONE, deployment=None)
+    return shown if config.commit_status else replace(shown, status=None)
+
+
+def _at_peace(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
+    if deed.is_of_status:
+        return replace(known, status_refused="", status_failures=0, status_since=None, status_until=None)
+    if known.asked is AskedFor.ENVIRONMENT:  # the name is taken: whether by one of ours is still to be seen
+        return known
+    gave_up = bool(known.deployment_sha) and known.deployment_id is None
+    refused = known.environment_refused if gave_up else ""
+    return replace(
+        known, environment_refused=refused, environment_failures=0, environment_since=None, environment_until=None
+    )
+
+
+def _pausing(
+    known: EnvironmentRecord, deed: Deed, failures: int, tx: Transaction, seconds: float, why: str
+) -> EnvironmentRecord:
+    """`why`: for people, when a person must act; otherwise what was said before still stands."""
+    until = tx.now + timedelta(seconds=seconds)
+    if deed.is_of_status:
+        return replace(
+            known, status_refused=why or known.status_refused, status_failures=failures, status_since=tx.now,
+            status_until=until,
+        )  # fmt: skip
+    return replace(
+        known, environment_refused=why or known.environment_refused, environment_failures=failures,
+        environment_since=tx.now, environment_until=until,
+    )  # fmt: skip

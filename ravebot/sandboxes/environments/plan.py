@@ -1,0 +1,244 @@
+"""What GitLab should show of a sandbox, and the one step towards it. Pure.
+
+GitLab's rules: only a stopped environment can be deleted, a finished deployment never runs again, and a commit status
+can't be set to the state that it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from ravebot.clock import Wait, age
+from ravebot.sandboxes.environments.model import (
+    AskedFor,
+    CommitState,
+    DeploymentStatus,
+    EnvironmentRecord,
+    EnvironmentState,
+)
+from ravebot.sandboxes.model import EndReason, MergeRequest, Sandbox, SandboxState
+
+SETTLE = timedelta(seconds=5)
+"""A commit's first status waits so long, if it says only that something is under way: by then GitLab has made the
+commit's pipeline, in which the status then is, and often there is a result to tell instead."""
+RECENT = timedelta(days=1)
+"""The result of a sandbox that ended longer ago is not told any more."""
+LONGEST_URL = 255  # app/models/environment.rb
+LONGEST_DESCRIPTION = 255
+SUPERSEDED = "Newer code came"
+
+
+class Presence(StrEnum):
+    """What should be with the environment."""
+
+    AVAILABLE = "available"
+    AS_IT_IS = "as it is"
+    STOPPED = "stopped"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class WantedDeployment:
+    """`only_ends`: one that runs should end so; a new one is not made for it."""
+
+    sha: str
+    status: DeploymentStatus
+    only_ends: bool = False
+
+
+@dataclass(frozen=True)
+class WantedStatus:
+    """`since`: since when this is so; `only_ends`: as for deployments."""
+
+    sha: str
+    state: CommitState
+    description: str
+    since: datetime
+    only_ends: bool = False
+
+
+@dataclass(frozen=True)
+class ShownSandbox:
+    """What GitLab should show. `sandbox`: its id, which tells two deployments of a commit apart."""
+
+    place: Presence = Presence.GONE
+    url: str = ""
+    sandbox: int = 0
+    deployment: WantedDeployment | None = None
+    status: WantedStatus | None = None
+
+
+def wanted(sandbox: Sandbox | None, mr: MergeRequest, web_url: str | None, now: datetime) -> ShownSandbox:
+    """What GitLab should show of the newest sandbox of a merge request; `web_url` is where its web page answers.
+
+    Of a fork's commit that nobody approved nothing is shown.
+    """
+    if sandbox is None:
+        return ShownSandbox()
+    place, url = _place(sandbox), next((one for one in (web_url, mr.web_url) if one and len(one) <= LONGEST_URL), "")
+    if mr.from_fork and mr.approved_sha != sandbox.sha:
+        return ShownSandbox(place, url, sandbox.id)
+    status = _status(sandbox, now)
+    deployment = _deployment(sandbox, status) if status else None
+    return ShownSandbox(place, url, sandbox.id, deployment, status)
+
+
+def _place(sandbox: Sandbox) -> Presence:
+    match sandbox.state:
+        case SandboxState.QUEUED:
+            return Presence.AS_IT_IS  # after `rebuild` there is one
+        case SandboxState.STARTING | SandboxState.READY:
+            return Presence.AVAILABLE
+        case SandboxState.STOPPING:
+            return Presence.STOPPED
+        case SandboxState.ENDED:
+            return Presence.GONE
+
+
+def _status(sandbox: Sandbox, now: datetime) -> WantedStatus | None:
+    def told(state: CommitState, description: str, *, only_ends: bool = False) -> WantedStatus:
+        line = " ".join(description.split())[:LONGEST_DESCRIPTION]
+        since = sandbox.stage_started_at or sandbox.state_since
+        return WantedStatus(sandbox.sha, state, line, since, only_ends)
+
+    match sandbox.state:
+        case SandboxState.QUEUED:
+            return told(CommitState.PENDING, "The sandbox waits for a machine")
+        case SandboxState.STARTING:
+            return told(CommitState.RUNNING, "The sandbox is starting")
+        case SandboxState.READY if sandbox.stage is not None:
+            return told(CommitState.RUNNING, "The sandbox takes this commit")
+        case SandboxState.READY if sandbox.is_kept:
+            return told(CommitState.FAILED, sandbox.end_detail or "The sandbox's set-up failed")
+        case SandboxState.READY if sandbox.notice:
+            return told(CommitState.FAILED, sandbox.notice)
+        case SandboxState.READY:
+            return told(CommitState.SUCCESS, "The sandbox is ready")
+    if sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
+        if sandbox.ended_at is not None and age(sandbox.ended_at, now) >= RECENT:
+            return None
+        if sandbox.end_reason is EndReason.FAILED or sandbox.ready_at is None:
+            return told(CommitState.FAILED, sandbox.end_detail or f"The sandbox {sandbox.end_reason.value}")
+    return told(CommitState.CANCELED, "The sandbox ended", only_ends=True)
+
+
+def _deployment(sandbox: Sandbox, status: WantedStatus) -> WantedDeployment | None:
+    """One runs as soon as there is a machine, and goes as the commit's status goes."""
+    if sandbox.state is SandboxState.QUEUED:
+        return None
+    ending = sandbox.state in (SandboxState.STOPPING, SandboxState.ENDED)
+    return WantedDeployment(sandbox.sha, DeploymentStatus(status.state.value), only_ends=ending)
+
+
+class Deed(StrEnum):
+    """One request to GitLab."""
+
+    FIND_ENVIRONMENT = "find the environment"
+    CREATE_ENVIRONMENT = "create the environment"
+    SET_URL = "set the environment's URL"
+    STOP_ENVIRONMENT = "stop the environment"
+    DELETE_ENVIRONMENT = "delete the environment"
+    FIND_DEPLOYMENT = "find the deployment"
+    CREATE_DEPLOYMENT = "create a deployment"
+    SET_DEPLOYMENT = "set the deployment's status"
+    FIND_STATUS = "find the commit status"
+    SET_STATUS = "set the commit status"
+
+    @property
+    def is_of_status(self) -> bool:
+        """Whether it is about the commit status, which has pauses and refusals of its own."""
+        return self in (Deed.FIND_STATUS, Deed.SET_STATUS)
+
+
+@dataclass(frozen=True)
+class ShowStep:
+    """A request, and what of it depends on the sandbox."""
+
+    deed: Deed
+    url: str = ""
+    sha: str = ""
+    state: str = ""
+    description: str = ""
+    sandbox: int = 0
+
+
+def decide(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
+    """The next step; a moment: none before then; None: GitLab shows what it should."""
+    found = (
+        _unless_waiting(known.environment_wait, now, _of_environment(shown, known)),
+        _unless_waiting(known.status_wait, now, _of_status(shown, known, now)),
+    )
+    for step in found:
+        if isinstance(step, ShowStep):
+            return step
+    return min((moment for moment in found if isinstance(moment, datetime)), default=None)
+
+
+def _unless_waiting(pause: Wait | None, now: datetime, step: ShowStep | datetime | None) -> ShowStep | datetime | None:
+    return pause.until if step is not None and pause and not pause.is_over(now) else step
+
+
+def _of_environment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | None:
+    if known.asked is AskedFor.ENVIRONMENT:
+        return ShowStep(Deed.FIND_ENVIRONMENT, url=known.asked_what)
+    if known.environment_id is None:
+        create = shown.place is Presence.AVAILABLE
+        return ShowStep(Deed.CREATE_ENVIRONMENT, url=shown.url) if create else None
+    if known.asked is AskedFor.DEPLOYMENT:
+        sha, _, sandbox = known.asked_what.partition(" ")
+        return ShowStep(Deed.FIND_DEPLOYMENT, sha=sha, sandbox=int(sandbox))
+    if shown.place is Presence.AS_IT_IS:
+        return None
+    if shown.place is Presence.AVAILABLE and known.state is EnvironmentState.AVAILABLE:
+        if shown.url != known.external_url:
+            return ShowStep(Deed.SET_URL, url=shown.url)
+        return _of_deployment(shown, known)
+    if (ending := _of_deployment(shown, known)) and ending.deed is Deed.SET_DEPLOYMENT:
+        return ending
+    if known.state is not EnvironmentState.STOPPED:
+        return ShowStep(Deed.STOP_ENVIRONMENT)
+    return None if shown.place is Presence.STOPPED else ShowStep(Deed.DELETE_ENVIRONMENT)
+
+
+def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | None:
+    wanted_one, runs = shown.deployment, known.deployment_status == DeploymentStatus.RUNNING
+    if wanted_one is None:
+        return None
+    same = (known.deployment_sha, known.deployment_sandbox) == (wanted_one.sha, shown.sandbox)
+    if not same:
+        if runs and known.deployment_id is not None:  # newer code came, or a new sandbox, before it was ready
+            return ShowStep(Deed.SET_DEPLOYMENT, state=DeploymentStatus.CANCELED)
+        if wanted_one.only_ends:
+            return None
+        create = Deed.CREATE_DEPLOYMENT
+        return ShowStep(create, sha=wanted_one.sha, state=wanted_one.status, sandbox=shown.sandbox)
+    if known.deployment_id is None:  # GitLab refused it, or somebody deleted it
+        return None
+    if known.deployment_status == wanted_one.status or wanted_one.status is DeploymentStatus.RUNNING:
+        return None
+    if wanted_one.only_ends and not runs:
+        return None
+    return ShowStep(Deed.SET_DEPLOYMENT, state=wanted_one.status)
+
+
+def _of_status(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
+    if known.status_asked:
+        sha, _, state = known.status_asked.partition(" ")
+        return ShowStep(Deed.FIND_STATUS, sha=sha, state=state)
+    status = shown.status
+    if status is None:
+        return None
+    same = known.status_sha == status.sha
+    if same and known.status_state == status.state:
+        return None
+    under_way = bool(known.status_state) and not CommitState(known.status_state).is_final
+    if not same and under_way:
+        return ShowStep(Deed.SET_STATUS, sha=known.status_sha, state=CommitState.CANCELED, description=SUPERSEDED)
+    if status.only_ends and not (same and under_way):
+        return None
+    settling = Wait(status.since, status.since + SETTLE)
+    if not same and not status.state.is_final and not settling.is_over(now):
+        return settling.until
+    return ShowStep(Deed.SET_STATUS, sha=status.sha, state=status.state, description=status.description)

@@ -1,0 +1,399 @@
+"""Environments, deployments and commit statuses at the stand-in: made, kept true, stopped and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import pytest_asyncio
+
+from ravebot.gitlab.client import GitLab
+from ravebot.notify.environments.loop import EnvironmentLoop
+from ravebot.notify.environments.steps import EnvironmentSteps
+from ravebot.notify.environments.stops import EnvironmentStops
+from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
+from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.store import environments
+from ravebot.store.database import Database, Transaction
+from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, MergeRequest, Project, User
+from tests.support.gitlab.published import described, misfits, published
+from tests.support.gitlab.state import Environment
+from tests.support.records import BY_ALICE
+from tests.support.yard import Yard, a_yard
+
+T = TypeVar("T")
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Show:
+    """A GitLab and a yard, with what shows sandboxes there."""
+
+    server: GitLabServer
+    yard: Yard
+    gitlab: GitLab
+    project: Project
+    alice: User
+    bot: User
+
+    def loop(self, database: Database | None = None) -> EnvironmentLoop:
+        steps = EnvironmentSteps(self.yard.config, self.gitlab.environments)
+        return EnvironmentLoop(database or self.yard.database, self.yard.views, self.yard.lifecycle.journal, steps, 0)
+
+    def stops(self) -> EnvironmentStops:
+        return EnvironmentStops(
+            self.yard.config, self.yard.database, self.gitlab.environments, self.yard.lifecycle, self.yard.clock
+        )
+
+    async def open(self, branch: str = "feature", **more: Any) -> tuple[MergeRequest, KnownMergeRequest]:
+        mr = self.server.open_merge_request(self.project, self.alice, "Add a feature", branch, **more)
+        return mr, await self.known(mr)
+
+    async def known(self, mr: MergeRequest) -> KnownMergeRequest:
+        return await self.gitlab.merge_request(MergeRequestRef(mr.project.id, mr.iid))
+
+    async def settle(self, seconds: float = 5) -> None:
+        """Run the loop until nothing is due."""
+        task = asyncio.create_task(self.loop().run())
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self.yard.read(self._is_settled):
+                    assert not task.done(), task
+                    await asyncio.sleep(0.005)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def calm(self) -> None:
+        """Settle, also what waits until GitLab can't be at work on an earlier request any more."""
+        await self.settle()
+        self.yard.pass_by(seconds=81)
+        await self.settle()
+
+    async def die(self, when: str, at: int) -> bool:
+        """Run the loop until it dies at that write; False if there was nothing left to do before."""
+        task = asyncio.create_task(self.loop(MortalStore(self.yard.database, when, at)).run())
+        while not task.done() and not await self.yard.read(self._is_settled):
+            await asyncio.sleep(0.002)
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        return isinstance(ended, ExceptionGroup)
+
+    @staticmethod
+    def _is_settled(tx: Any) -> bool:
+        rows = tx.all("SELECT next_at FROM environments WHERE changes <> settled")
+        return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
+
+    def environment(self, mr: MergeRequest) -> Environment | None:
+        return self.server.environment(self.project, f"review/mr-{mr.iid}")
+
+    def changes(self) -> list[str]:
+        """The requests that change something, each by method and what it is about."""
+        asked = [one for one in self.server.requests if one.method != "GET"]
+        words = ("stop", "environments", "deployments", "statuses")
+        return [f"{one.method} {next(word for word in words if word in one.path)}" for one in asked]
+
+    def deployments(self) -> list[tuple[str, str]]:
+        return [(one.sha, one.status) for one in self.project.deployments.values()]
+
+
+class Died(Exception):
+    """The process was killed."""
+
+
+class MortalStore(Database):
+    """A database that is open already, and dies at the n-th write: before it, or after it."""
+
+    def __init__(self, alive: Database, when: str, at: int) -> None:
+        self.__dict__ |= alive.__dict__
+        self._when, self._left = when, at
+
+    async def write(self, function: Callable[[Transaction], T], **how: Any) -> T:
+        self._left -= 1
+        if self._left == 0 and self._when == "before":
+            raise Died
+        result = await super().write(function, **how)
+        if self._left == 0:
+            raise Died
+        return result
+
+
+@asynccontextmanager
+async def a_show(folder: Path, **config: Any) -> AsyncIterator[Show]:
+    async with GitLabServer() as server, a_yard(folder, gitlab={"url": server.url}, **config) as yard:
+        bot, alice = server.add_user("ravebot", bot=True), server.add_user("alice")
+        project = server.add_project("group/app", public=True)
+        for user in (bot, alice):
+            server.set_role(project, user, DEVELOPER)
+        gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
+        yield Show(server, yard, gitlab, project, alice, bot)
+        server.restore()
+        await gitlab.close()
+
+
+@pytest_asyncio.fixture
+async def show(tmp_path: Path) -> AsyncIterator[Show]:
+    async with a_show(tmp_path) as made:
+        yield made
+
+
+async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    page = f"{show.server.url}/group/app/-/merge_requests/{mr.iid}"
+    assert (environment.tier, environment.external_url) == ("development", page)
+    assert show.deployments() == [(mr.sha, "running")]
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert environment.external_url == "https://sandboxes.example.org:43000/"
+    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
+    assert show.deployments() == [(mr.sha, "success")]
+    assert show.server.statuses(show.project, mr.sha) == [("ravebot/sandbox", "success", "The sandbox is ready")]
+    assert show.project.statuses[0].target_url.endswith(f"/group/app/-/environments/{environment.id}")
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.settle()
+    assert environment.state == "stopped"
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+    assert show.changes() == [
+        "POST environments", "POST deployments", "PUT environments", "PUT deployments", "POST statuses",
+        "POST stop", "DELETE environments",
+    ]  # fmt: skip
+
+
+async def test_every_request_is_as_gitlab_describes_it(show: Show) -> None:
+    published()
+    show.server.fail(500, 1, method="POST", path="deployments", after=True)
+    show.server.hang_up(1, method="POST", path="statuses", after=True)
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.calm()
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.calm()
+    await show.stops().look_at(show.project.id)
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=1)
+    await show.stops().look_at(show.project.id)
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.calm()
+    ours = [one for one in show.server.requests if re.search("environments|deployments|statuses", one.path)]
+    assert len({(one.method, re.sub(r"[0-9a-f]{2,}", "", one.path)) for one in ours}) >= 9
+    assert misfits(ours) == []
+    assert [one for one in ours if described(one) is None] == []
+
+
+async def test_a_stop_on_gitlabs_page_ends_the_sandbox(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=61)
+    await show.stops().look()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was stopped in GitLab")
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_projects_are_asked_once_a_minute_however_many_sandboxes_they_have(show: Show) -> None:
+    for number in range(2):
+        await show.yard.make_ready((await show.open(f"feature-{number}"))[1])
+    await show.settle()
+    before = len(show.server.requests)
+    stops = show.stops()
+    for _ in range(12):  # a minute
+        show.yard.pass_by(seconds=5)
+        await stops.look()
+    assert [one.path.rpartition("/")[2] for one in show.server.requests[before:]] == ["environments"]
+
+
+async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)  # by the real clock: long after the yard's
+    environment.updated_at = show.yard.clock.now()
+    show.yard.pass_by(seconds=61)
+    await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
+    await show.stops().look()
+    assert (await show.yard.latest(known)).state.value == "queued"
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    again = show.environment(mr)
+    assert again is not None
+    assert again.id != environment.id
+    assert again.state == "available"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_crash_at_any_write_leaves_one_environment_and_one_deployment_a_commit(show: Show, when: str) -> None:
+    """Right before a write is right after a request, whose answer is then lost."""
+    died = 0
+    for at in range(1, 9):
+        mr, known = await show.open(f"feature-{at}")
+        await show.yard.started(known)
+        died += await show.die(when, at)
+        await show.calm()
+        await show.yard.until(lambda: show.yard.is_in(known, "ready"))  # noqa: B023
+        died += await show.die(when, at)
+        await show.calm()
+        environments = [one for one in show.project.environments.values() if one.name == f"review/mr-{mr.iid}"]
+        assert [one.external_url[:8] for one in environments] == ["https://"]
+        assert [status for sha, status in show.deployments() if sha == mr.sha] == ["success"]
+        assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+        show.server.merge(mr)
+        await show.yard.told(await show.known(mr))
+        for state in ("stopping", "ended"):
+            await show.yard.until(lambda: show.yard.is_in(known, state))  # noqa: B023
+            died += await show.die(when, at)
+            await show.calm()
+        assert show.environment(mr) is None
+        assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+    assert died > 12
+    assert show.project.environments == {}
+
+
+async def test_a_deployment_that_gitlab_makes_late_is_not_made_twice(show: Show) -> None:
+    show.server.hold(1, method="POST", path="deployments")
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()  # until it waits
+    assert show.deployments() == []
+    await show.server.let_go()
+    await show.calm()
+    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the_role_is_there(show: Show) -> None:
+    show.server.set_role(show.project, show.bot, REPORTER)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.yard.empty_outbox()
+    await show.settle()
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert record.hint == (
+        "GitLab does not let ravebot make environments here: give its user the role Developer in this project, "
+        "and switch on Environments in its settings"
+    )
+    assert [kind for kind in await show.yard.told_kinds() if kind == "gitlab note"] == ["gitlab note"]
+    assert [path for path, _ in await show.yard.read(environments.refused)] == ["group/app"]
+    view = await show.yard.read(lambda tx: show.yard.views.latest(tx, known.ref))
+    assert view
+    assert view.hint == record.hint
+    await show.yard.empty_outbox()
+    show.yard.pass_by(minutes=2)
+    await show.settle()
+    assert await show.yard.told_kinds() == [], "it is told once"
+    show.server.set_role(show.project, show.bot, DEVELOPER)
+    show.yard.pass_by(hours=6)
+    await show.settle()
+    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
+    assert show.deployments() == [(mr.sha, "success")]
+    assert await show.yard.told_kinds() == ["gitlab note"]
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_an_environment_that_ravebot_did_not_make_is_left_alone(show: Show) -> None:
+    mr, known = await show.open()
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "https://else.example.org", "other")
+    await show.yard.make_ready(known)
+    await show.settle()
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert "that ravebot did not make" in record.hint
+    assert show.deployments() == []
+    assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is theirs
+    assert theirs.state == "available"
+
+
+async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.server.fail(403, method="POST", path="deployments")
+    await show.settle()
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    assert environment.external_url == "https://sandboxes.example.org:43000/"
+    assert show.deployments() == []
+    assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+
+
+async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.settle()
+    old = mr.sha
+    assert [state for _, state, _ in show.server.statuses(show.project, old)] == ["running"]
+    new = show.server.push(mr, {"more.txt": "more\n"})
+    await show.yard.told(await show.known(mr))
+    await show.settle()
+    assert show.deployments() == [(old, "canceled"), (new, "running")]
+    assert show.server.statuses(show.project, old) == [("ravebot/sandbox", "canceled", "Newer code came")]
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert show.deployments() == [(old, "canceled"), (new, "success")]
+    assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
+
+
+async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show) -> None:
+    show.server.fail(429, 1, retry_after=30, method="POST")
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert show.environment(mr) is None
+    show.yard.pass_by(seconds=31)
+    show.server.fail(401, 1, method="POST")
+    await show.settle()
+    show.yard.pass_by(seconds=61)
+    await show.settle()
+    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) -> None:
+    fork = show.server.add_project("mallory/app", public=True)
+    mallory = show.server.add_user("mallory")
+    mr = show.server.open_merge_request(fork, mallory, "Add a feature", "main", fork_of=show.project)
+    known = await show.known(mr)
+    await show.yard.told(known)
+    await show.settle()
+    assert show.changes() == []
+    await show.yard.write(lambda tx: show.yard.intents.start(tx, known, BY_ALICE, mr.sha))
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert [(one.ref, one.status) for one in show.project.deployments.values()] == [
+        (f"refs/merge-requests/{mr.iid}/head", "success")
+    ]
+    assert [(one.ref, one.status) for one in show.project.statuses] == [
+        (f"refs/merge-requests/{mr.iid}/head", "success")
+    ]
