@@ -114,6 +114,10 @@ in
     ]) "start" "Whether a draft gets a sandbox at once, or when a person comments `/sandbox start`.";
     environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
     commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
+    labels = {
+      skip = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
+      large = key types.nonEmptyStr "sandbox::large" "With this label, a sandbox is as large as `limits` lets it be.";
+    };
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";
@@ -205,6 +209,13 @@ in
     };
   };
 
+  limits = {
+    memory = key size "8GiB" "The most memory that a project may ask for in its `.rave.yml`.";
+    vcpus = key types.ints.positive 4 "The most processors that it may ask for.";
+    disk = key size "40GiB" "The largest disk that it may ask for.";
+    lifetime = key duration "8h" "The longest lifetime that it may ask for.";
+  };
+
   access.allow_from =
     key (types.listOf network) [ ]
       "The networks that can reach the sandboxes. Empty: whoever reaches this host reaches every sandbox's web port.";
@@ -228,6 +239,7 @@ in
       example = lib.literalExpression ''"''${inputs.ravebot.packages.x86_64-linux.sandbox-image}/ravebot-sandbox.qcow2"'';
       description = "The qcow2 file that machines start from.";
     };
+    images = key (types.attrsOf types.path) { } "More images, by the name with which a `.rave.yml` asks for one.";
     kernel = optional types.path "A kernel to boot directly; give `initrd` too.";
     initrd = optional types.path "Its initial ramdisk.";
     cmdline = key types.str "" "Its command line.";

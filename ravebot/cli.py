@@ -31,6 +31,7 @@ from ravebot.operations.agents import cli as agents
 from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
+from ravebot.operations.projects import cli as projects
 from ravebot.operations.service import cli as service
 from ravebot.operations.tokens import cli as tokens
 from ravebot.terminal import (
@@ -63,6 +64,7 @@ app.add_typer(hooks.app)
 app.add_typer(agents.app)
 app.add_typer(agents.approvals)
 app.add_typer(tokens.app)
+app.add_typer(projects.app)
 
 
 def _reference(text: str | None) -> str | None:

@@ -12,6 +12,7 @@ from ravebot.commands.verbs import Verb
 from ravebot.config.model import Config
 from ravebot.errors import Forbidden, NotFound
 from ravebot.sandboxes.model import Actor, MergeRequest, MergeRequestRef, Person
+from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import merge_requests
 from ravebot.store.database import Database
 
@@ -34,6 +35,8 @@ class GitLabFacts(Protocol):
 
     async def merge_request(self, ref: MergeRequestRef) -> MergeRequest: ...
 
+    async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes: ...
+
 
 @dataclass
 class People:
@@ -44,6 +47,11 @@ class People:
     gitlab: GitLabFacts
     _levels: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> ProjectFiles:
+        """What projects say in `.rave.yml`."""
+        return ProjectFiles(self.database, self.gitlab)
 
     async def is_member(self, project_id: int, person: Person) -> bool:
         """Whether a GitLab user has any role in that project."""
@@ -145,7 +153,7 @@ class People:
 
     async def head(self, verb: Verb, ref: MergeRequestRef) -> MergeRequest | None:
         """The merge request's present state at GitLab; None for a verb that does not need it."""
-        return await self.gitlab.merge_request(ref) if verb.needs_head else None
+        return await self.present(ref) if verb.needs_head else None
 
     async def may_still(self, actor: Actor, project_id: int, project: str, *, as_admin: bool = True) -> Decision:
         """Whether somebody who commanded something may command that project now, wherever they said it. Not `as_admin`:
@@ -172,8 +180,13 @@ class People:
         )
 
     async def present(self, ref: MergeRequestRef) -> MergeRequest:
-        """The merge request's present state at GitLab. Raises NotFound, Forbidden, Unavailable."""
-        return await self.gitlab.merge_request(ref)
+        """The merge request's present state at GitLab, for what may start its sandbox; and what its `.rave.yml` says.
+
+        Raises NotFound, Forbidden, Unavailable.
+        """
+        mr = await self.gitlab.merge_request(ref)
+        await self.files.know(mr, approves=True)
+        return mr
 
     async def _level_of(self, username: str, project_id: int) -> int:
         if username not in self._ids:

@@ -42,8 +42,8 @@ class Complaint:
     unknown: bool = False
 
 
-def complaints(error: ValidationError, value: Value) -> list[Complaint]:
-    """Pydantic's errors, each once, in pydantic's order."""
+def complaints(error: ValidationError, value: Value, root: type[BaseModel] = Config) -> list[Complaint]:
+    """Pydantic's errors, each once, in pydantic's order; `root`: the model of the whole file."""
     found: dict[Complaint, None] = {}
     details = error.errors(include_url=False, include_input=False)
     for detail in details:
@@ -52,20 +52,20 @@ def complaints(error: ValidationError, value: Value) -> list[Complaint]:
             other["loc"][: len(where)] == where and other is not detail for other in details
         ):
             continue  # pydantic counts valid items only; the invalid ones have errors of their own
-        found.setdefault(_complaint(detail, value))
+        found.setdefault(_complaint(detail, value, root))
     return list(found)
 
 
-def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
-    path, variant = _real_path(detail["loc"], value)
+def _complaint(detail: ErrorDetails, value: Value, root: type[BaseModel]) -> Complaint:
+    path, variant = _real_path(detail["loc"], value, root)
     kind = detail["type"]
     if variant:
         return Complaint(path, f"write it as {variant}")
     if kind == "missing":
         return Complaint(path, "this key is missing")
     if kind == "extra_forbidden":
-        return Complaint(path, _unknown(path), unknown=True)
-    if kind in ("string_pattern_mismatch", "string_type"):
+        return Complaint(path, _unknown(path, root), unknown=True)
+    if kind in ("string_pattern_mismatch", "string_type") and root is Config:
         named = next((key for key in reversed(path) if isinstance(key, str) and key in _FORMATS), None)
         if named:
             return Complaint(path, _FORMATS[named])
@@ -88,7 +88,7 @@ def _complaint(detail: ErrorDetails, value: Value) -> Complaint:
     return Complaint(path, detail["msg"].removeprefix("Value error, ").replace("Input should be", "this should be"))
 
 
-def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, str]:
+def _real_path(location: tuple[int | str, ...], value: Value, root: type[BaseModel]) -> tuple[KeyPath, str]:
     """The key path of pydantic's location and, inside a union, how its variants are written.
 
     Pydantic also puts the names of a union's variants and `[key]` into its locations.
@@ -104,20 +104,20 @@ def _real_path(location: tuple[int | str, ...], value: Value) -> tuple[KeyPath, 
             path.append(key)
             value = value[key]
         else:
-            forms = _forms(tuple(path))
+            forms = _forms(tuple(path), root)
             if len(forms) > 1:
                 return tuple(path), " or ".join(f"{{{next(iter(keys_of(form)))}: …}}" for form in forms)
             break
     return tuple(path), ""
 
 
-def _unknown(path: KeyPath) -> str:
+def _unknown(path: KeyPath, root: type[BaseModel]) -> str:
     *parents, key = path
-    known = {name for form in _forms(tuple(parents)) for name in keys_of(form)}
+    known = {name for form in _forms(tuple(parents), root) for name in keys_of(form)}
     near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean {near[0]}?"
-    elsewhere = sorted(dotted(other) for other in every_key() if other[-1] == key)
+    elsewhere = sorted(dotted(other) for other in every_key(root) if other[-1] == key)
     if elsewhere:
         return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key; known here: {', '.join(sorted(known))}"
@@ -136,9 +136,9 @@ def keys_of(model: type[BaseModel]) -> dict[str, object]:
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
-def _forms(path: KeyPath) -> list[type[BaseModel]]:
+def _forms(path: KeyPath, root: type[BaseModel]) -> list[type[BaseModel]]:
     """The sections that are allowed at that path; several for a union."""
-    forms: list[type[BaseModel]] = [Config]
+    forms: list[type[BaseModel]] = [root]
     for key in path:
         if isinstance(key, int):
             continue

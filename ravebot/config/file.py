@@ -168,7 +168,7 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem], set[KeyPath]]:
         value = _with_placeholders(_without(tree.value, unknown | wrong), _PLACEHOLDERS)
     unreadable = {problem.path for problem in tree.problems}  # null for the validator, which would report it again
     problems = [Problem(tree.line_of(item.path), dotted(item.path), item.message) for item in found]
-    wrong |= {path for path in tree.lines if path and dotted(path) in unreadable}
+    wrong |= {path for path in tree.marks if path and dotted(path) in unreadable}
     return config, [problem for problem in problems if problem.path not in unreadable], wrong
 
 

@@ -20,6 +20,8 @@ from ravebot.config.values import (
     Duration,
     GuestNetwork,
     HostName,
+    ImageName,
+    LabelName,
     ListenAddress,
     ModelPattern,
     Network,
@@ -79,6 +81,13 @@ class WebhookConfig(Section):
     signing_token_file: SecretFile | None = None
 
 
+class LabelsConfig(Section):
+    """Labels of merge requests that say what their sandboxes are like, whatever `.rave.yml` says."""
+
+    skip: LabelName = "sandbox::off"
+    large: LabelName = "sandbox::large"
+
+
 class GitLabConfig(Section):
     url: HttpUrl
     token_file: SecretFile
@@ -86,6 +95,7 @@ class GitLabConfig(Section):
     drafts: Literal["start", "wait"] = "start"
     environments: bool = True
     commit_status: bool = True
+    labels: LabelsConfig = LabelsConfig()
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)
@@ -162,6 +172,15 @@ class SandboxConfig(Section):
     timeouts: StageTimeouts = StageTimeouts()
 
 
+class LimitsConfig(Section):
+    """The most that a project may ask for in its `.rave.yml`; never less than what every sandbox gets."""
+
+    memory: Annotated[int, size_from("64MiB")] = 8 * 1024**3
+    vcpus: int = Field(4, ge=1, le=256)
+    disk: Annotated[int, size_from("64MiB")] = 40 * 1024**3
+    lifetime: PositiveDuration = timedelta(hours=8)
+
+
 class AccessConfig(Section):
     allow_from: tuple[Network, ...] = ()
 
@@ -178,6 +197,7 @@ class LibvirtConfig(Section):
     bridge: BridgeConfig = BridgeConfig()
     storage_pool: AbsolutePath = Path("/var/lib/ravebot/disks")
     image: AbsolutePath
+    images: dict[ImageName, AbsolutePath] = {}
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
     cmdline: str = ""
@@ -277,6 +297,7 @@ class Config(Section):
     api: ApiConfig = ApiConfig()
     pool: PoolConfig = PoolConfig(max_running=2)
     sandbox: SandboxConfig
+    limits: LimitsConfig = LimitsConfig(vcpus=4)
     access: AccessConfig = AccessConfig()
     provider: LibvirtConfig
     agents: tuple[AgentConfig, ...] = ()

@@ -255,5 +255,19 @@ def _api_path(text: str) -> str:
     return text
 
 
+def _image_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", text):
+        raise ValueError("write up to 40 small letters, digits, dots, hyphens and underscores, like debian-13")
+    return text
+
+
+def _label(text: str) -> str:
+    if not text.strip() or len(text) > 255 or not text.isprintable() or "," in text:
+        raise ValueError("write the name of a label of GitLab's, up to 255 characters, without a comma")
+    return text
+
+
+ImageName = Annotated[str, AfterValidator(_image_name)]
+LabelName = Annotated[str, AfterValidator(_label)]
 ApiPath = Annotated[str, AfterValidator(_api_path)]
 ModelPattern = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]

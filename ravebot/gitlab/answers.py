@@ -63,6 +63,8 @@ def merge_request(body: Json) -> MergeRequest:
         head_sha=fields.sha(body, "sha") if body.get("sha") else "",
         author=person(fields.mapping(body, "author")),
         people=tuple(dict.fromkeys(people)),
+        target_branch=fields.text(body, "target_branch", 1024) if "target_branch" in body else "",
+        labels=tuple(fields.texts(body, "labels", 255)),
         draft=fields.flag(body, "draft"),
         state=fields.state(body),
         updated_at=fields.moment(body, "updated_at"),

@@ -164,6 +164,13 @@ class GitLab:
             lambda: download.save(self._transport, address, sha, target, max_bytes), self._slow_pool
         )
 
+    async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
+        """A file's content at a commit or branch; of a longer one, so much and one byte more. Raises NotFound.
+
+        Of a symbolic link it is the name of its target.
+        """
+        return await self._call(lambda: repository.file(self._transport, project_id, path, ref, max_bytes))
+
     async def branch(self, project_id: int, name: str) -> BranchHead | None:
         """A branch; None if there is none of that name."""
         return await self._call(lambda: repository.branch(self._transport, project_id, name))

@@ -120,6 +120,8 @@ def _merge_request(
         head_sha=fields.sha(commit, "id") if isinstance(commit, Mapping) else "",
         author=Person(author_id, next(names, "")),
         people=people,
+        target_branch=fields.text(attributes, "target_branch", 1024) if "target_branch" in attributes else "",
+        labels=_labels(body, attributes),
         draft=fields.flag(attributes, "draft") or fields.flag(attributes, "work_in_progress"),
         state=fields.state(attributes),
         updated_at=fields.moment(attributes, "updated_at"),
@@ -140,6 +142,13 @@ def _person(body: Mapping[str, object]) -> Person:
 def _people(body: Mapping[str, object], key: str) -> list[Person]:
     people = [_person(item) for item in fields.listing(body, key) if isinstance(item, Mapping)]
     return [person for person in people if person.id]
+
+
+def _labels(body: Mapping[str, object], attributes: Mapping[str, object]) -> tuple[str, ...]:
+    """The names of its labels: changes have them beside the attributes, comments in them."""
+    listed = fields.listing(attributes if "labels" in attributes else body, "labels")
+    labels = [item for item in listed if isinstance(item, Mapping)]
+    return tuple(fields.text(label, "title", 255) for label in labels if isinstance(label.get("title"), str))
 
 
 def _ids(body: Mapping[str, object], key: str) -> list[int]:

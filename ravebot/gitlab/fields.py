@@ -69,6 +69,12 @@ def discussion_id(body: Json, key: str) -> str:
     return value if isinstance(value, str) and _DISCUSSION.fullmatch(value) else ""
 
 
+def texts(body: Json, key: str, limit: int) -> list[str]:
+    """The texts of a list, each cut like `text`; anything else in it is left out."""
+    found = [item for item in listing(body, key) if isinstance(item, str)]
+    return [item[:limit].encode("utf-8", "replace").decode() for item in found]
+
+
 def flag(body: Json, key: str) -> bool:
     value = body.get(key, False)
     if value is not None and not isinstance(value, bool):

@@ -17,7 +17,8 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
-from ravebot.sandboxes.view import HistoryLine, SandboxView, in_words
+from ravebot.sandboxes.starting import StartGate, StartWait
+from ravebot.sandboxes.view import FileNews, HistoryLine, SandboxView, in_words
 from ravebot.sandboxes.wording import account, broke, failed_result, headline, is_up, went
 
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -55,6 +56,8 @@ def render_note(view: SandboxView, marker: str) -> str:
     parts = [f"{marker}\n### {_headline(view)}"]
     if view.notice and is_up(view):
         parts.append(f"⚠️ {said(view.notice)}")
+    if view.live:
+        parts += file_news(view.file)
     if result := failed_result(view):
         parts.append(block(result.tail, max_lines=12))
     if view.hint and view.live:
@@ -79,13 +82,29 @@ def render_fork_waiting(mr: MergeRequest, marker: str) -> str:
     )
 
 
-def render_draft_waiting(mr: MergeRequest, marker: str) -> str:
-    """The note of a draft, where drafts wait."""
-    return (
-        f"{marker}\n### 📝 Sandbox waits: this is a draft\n\n"
-        "One starts when the merge request is marked as ready, or when a Developer comments "
-        f"{code(f'{WORD} start')}.\n\n{_table([('Commit', _commit(mr, mr.head_sha))])}\n"
-    )
+def render_start_waiting(mr: MergeRequest, marker: str, wait: StartWait) -> str:
+    """The note of a merge request whose sandbox does not start by itself, or not yet."""
+    by_command = f"when a Developer comments {code(f'{WORD} start')}."
+    match wait.gate:
+        case StartGate.DRAFT:
+            what, when = "📝 Sandbox waits: this is a draft", "when the merge request is marked as ready, or "
+        case StartGate.LABEL:
+            what, when = "🏷️ Sandbox waits for a label", f"when the merge request has the label {code(wait.label)}, or "
+        case StartGate.SKIP:
+            what, when = f"💤 No sandbox: the label {code(wait.label)} is set", "when the label is taken off, or "
+        case StartGate.COMMAND:
+            what, when = "💤 No sandbox yet", ""
+    parts = [f"{marker}\n### {what}", f"One starts {when}{by_command}", *file_news(wait.file)]
+    return "\n\n".join([*parts, _table([("Commit", _commit(mr, mr.head_sha))])]) + "\n"
+
+
+def file_news(news: FileNews) -> list[str]:
+    """What is to be said of the project's `.rave.yml`."""
+    parts = [f"⚠️ {said(remark)}." for remark in news.remarks]
+    if news.troubles:
+        lines = "\n".join(f"- {said(trouble)}" for trouble in news.troubles)
+        parts.append(f"⚠️ {code('.rave.yml')} has mistakes, so it does not count here:\n\n{lines}")
+    return parts
 
 
 def render_none(mr: MergeRequest, marker: str) -> str:
@@ -175,6 +194,8 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
             rows.append(
                 ("Web", f"<{web}>" if web else f"nothing answers on the web port ({view.access.web_port:d}) yet")
             )
+        if web and view.links:
+            rows.append(("Pages", " · ".join(_page(name, web, path) for name, path in view.links)))
         rows.append(("Host key", "<br>".join(code(one) for one in view.access.fingerprints) or "—"))
     where = f", in {code(CODE_FOLDER)}" if view.access else ""
     rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
@@ -188,6 +209,11 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     if outcomes:
         rows.append(("Set-up and tests", ", ".join(outcomes)))
     return rows
+
+
+def _page(name: str, web: str, path: str) -> str:
+    """A link. Its path was checked when the file was read."""
+    return f"[{text(name, 40)}]({web.rstrip('/')}{path})"
 
 
 def _history(view: SandboxView) -> list[str]:

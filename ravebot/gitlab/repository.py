@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from urllib.parse import quote
 
+import requests
+
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed, Overtaken
 from ravebot.errors import NotFound, Unacceptable
 from ravebot.gitlab import fields
@@ -16,6 +18,7 @@ from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import Transport
 from ravebot.sandboxes.model import MergeRequestRef
 
+_PIECE_BYTES = 16 * 1024
 _MOST_COMMITS = 500
 _LONGEST_MESSAGE = 20_000
 _OVERTAKEN = (
@@ -75,6 +78,20 @@ def last_commits(transport: Transport, project_id: int, sha: str, paths: Sequenc
             continue
         found[path] = fields.sha({"id": given}, "id")
     return found
+
+
+def file(transport: Transport, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
+    """A file's content; of a longer one, `max_bytes` and one byte more."""
+
+    def take(response: requests.Response) -> bytes:
+        content = b""
+        for piece in response.iter_content(_PIECE_BYTES):
+            content += piece
+            if len(content) > max_bytes or transport.stopping.is_set():
+                break
+        return content[: max_bytes + 1]
+
+    return transport.stream(f"/projects/{project_id:d}/repository/files/{quote(path, safe='')}/raw", take, ref=ref)
 
 
 def commit(

@@ -24,6 +24,7 @@ from ravebot.matrix.incoming import IncomingMessage
 from ravebot.matrix.replies import render_reply
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import Actor, MergeRequest, SandboxState
+from ravebot.sandboxes.settings import of_merge_request
 from ravebot.store import approvals, conversations, inbox, merge_requests, outbox
 from ravebot.store.database import Transaction
 
@@ -223,8 +224,16 @@ class RoomConversations:
         return Near(
             registry.names(self.config),
             agent=about.agent if about else "",
-            default=registry.default_of(self.config, names),
+            default=registry.default_of(self.config, names) or self._of_project(tx, message),
         )
+
+    def _of_project(self, tx: Transaction, message: IncomingMessage) -> str:
+        """The agent that `.rave.yml` names, of the merge request whose card the message is about."""
+        ref = meant_by_place(tx, message)
+        mr = merge_requests.find(tx, ref.project_path, ref.iid) if ref else None
+        name = of_merge_request(tx, self.config, mr).agent if mr else ""
+        agent = registry.find(self.config, name) if name else None
+        return name if agent and mr and agent.serves(mr.project_path) else ""
 
     def actor(self, tx: Transaction, message: IncomingMessage) -> Actor:
         """Who said it, and in which configured room."""

@@ -59,6 +59,7 @@ class GitLabIntake:
             return only(f"{told.project_path} is not one of gitlab.projects")
         if not told.head_sha:
             told = await self.gitlab.merge_request(told.ref)
+        await self.people.files.know(told)
         actor = Actor("gitlab", event.by.username)
         return lambda tx: self.intents.merge_request_reported(tx, told, actor)
 

@@ -21,6 +21,7 @@ from ravebot.gitlab.kept import kept
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
+from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import inbox, merge_requests, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.targets import NoteLane
@@ -159,6 +160,8 @@ class Poller:
             may_start = _first_look(tx, ProjectId(mr.ref.project_id)) is not None
             return self._intents.merge_request_reported(tx, mr, RAVEBOT, may_start=may_start)
 
+        if await self._database.read(lambda tx: _first_look(tx, ProjectId(mr.ref.project_id))):
+            await ProjectFiles(self._database, self._gitlab).know(mr)
         await self._database.write(write)
 
     async def _comments(self, mr: MergeRequest) -> str:

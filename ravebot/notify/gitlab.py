@@ -10,13 +10,13 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import (
     HISTORY_LINES,
     marker,
-    render_draft_waiting,
     render_fork_waiting,
     render_help,
     render_never_started,
     render_none,
     render_note,
     render_reply,
+    render_start_waiting,
     render_warning,
 )
 from ravebot.notify.delivery import Sent
@@ -26,6 +26,8 @@ from ravebot.notify.talks import TALK_KINDS, TalkFacts
 from ravebot.notify.warnings import is_due
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, SandboxId
+from ravebot.sandboxes.settings import of_merge_request
+from ravebot.sandboxes.starting import StartWait, start_wait
 from ravebot.sandboxes.view import SandboxView
 from ravebot.store import merge_requests, outbox
 from ravebot.store.database import Database, Transaction
@@ -39,6 +41,7 @@ class _NoteFacts:
 
     view: SandboxView | None = None
     mr: MergeRequest | None = None
+    wait: StartWait | None = None  # what its sandbox waits for, if it starts by itself
 
 
 class GitLabSender:
@@ -57,7 +60,9 @@ class GitLabSender:
         ref = NoteLane.read(message.lane).ref
         match message.kind:
             case Kind.NOTE:
-                return _NoteFacts(self._views.latest(tx, ref, events=HISTORY_LINES), merge_requests.get(tx, ref))
+                mr, config = merge_requests.get(tx, ref), self._views.config
+                wait = start_wait(config, mr, of_merge_request(tx, config, mr)) if mr else None
+                return _NoteFacts(self._views.latest(tx, ref, events=HISTORY_LINES), mr, wait)
             case Kind.WARNING:
                 view = self._views.one(tx, SandboxId(message.sandbox_id or 0))
                 return _NoteFacts(view if view and is_due(tx, message, view.sandbox) else None)
@@ -85,8 +90,7 @@ class GitLabSender:
     async def _note(self, ref: MergeRequestRef, message: Message, facts: _NoteFacts) -> Sent:
         mark = marker(ref, self._database.instance_id)
         mr, view = facts.mr, facts.view
-        drafts_wait = self._views.config.gitlab.drafts == "wait"
-        body = _status(mr, view, mark, drafts_wait=drafts_wait) if mr else None
+        body = _status(mr, view, mark, facts.wait) if mr else None
         if mr is None or body is None:
             return Sent("dropped: nothing to tell")
         if mr.note_id is not None:
@@ -155,7 +159,7 @@ def _comment_body(message: Message, view: SandboxView | None, mark: str) -> str 
     return render_reply(str(message.body.get("text", "")), username, mark)
 
 
-def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wait: bool) -> str | None:
+def _status(mr: MergeRequest, view: SandboxView | None, mark: str, wait: StartWait | None) -> str | None:
     """The status note's text; None if there is nothing to say about the merge request."""
     if view is not None and (view.live or mr.state != "opened"):
         return render_note(view, mark)
@@ -163,8 +167,8 @@ def _status(mr: MergeRequest, view: SandboxView | None, mark: str, *, drafts_wai
         return render_fork_waiting(mr, mark)
     if view is not None:
         return render_note(view, mark)
-    if mr.state == "opened" and mr.draft and drafts_wait:
-        return render_draft_waiting(mr, mark)
+    if mr.state == "opened" and wait is not None:
+        return render_start_waiting(mr, mark, wait)
     if mr.note_id is not None:  # it is out of date: it says that a sandbox waits, or what a lost database knew
         return render_none(mr, mark) if mr.state == "opened" else render_never_started(mr, mark)
     return None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 
 import aiohttp
 from yarl import URL
@@ -30,7 +31,7 @@ from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.sandboxes.telling import TRIED_AGAIN
 from ravebot.store import agent_work, environments, images, inbox, outbox
-from ravebot.store.database import Database
+from ravebot.store.database import Database, Transaction
 from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
@@ -147,7 +148,8 @@ class Readiness:
         held = (await self.database.read(partial(images.get, image=image))).held
         if held:
             return Check(State.FAILED, f"no machines are built from {image}: {held}; {TRIED_AGAIN}")
-        return Check(State.OK)
+        named = await self.database.read(lambda tx: _held_by_name(tx, self.config.provider.images))
+        return Check(State.DEGRADED, f"{_named(named)}; {TRIED_AGAIN}") if named else Check(State.OK)
 
     async def _inbox(self) -> Check:
         count, since = await self.database.read(partial(inbox.unhandled, longer_than=_LONG))
@@ -216,6 +218,14 @@ class Readiness:
     async def _state(self) -> Check:
         problem = await self.database.problem()
         return Check(State.FAILED if problem else State.OK, problem)
+
+
+def _held_by_name(tx: Transaction, named: Mapping[str, Path]) -> list[str]:
+    """Which images that projects ask for are held, and why."""
+    records = {name: images.get(tx, str(path)) for name, path in sorted(named.items())}
+    return [
+        f"no machines are built from the image {name}: {record.held}" for name, record in records.items() if record.held
+    ]
 
 
 def _named(troubles: Iterable[str]) -> str:

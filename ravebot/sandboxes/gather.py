@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ravebot.config.model import Config
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.pool import plan
+from ravebot.sandboxes.settings import of_sandbox
 from ravebot.sandboxes.telling import words
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
+from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
 from ravebot.store import environments, events, machines, merge_requests, model_uses, sandboxes
 from ravebot.store.database import Transaction
 
@@ -47,6 +48,7 @@ class Views:
             position = sandboxes.queue_position(tx, sandbox.id)
             others = sandboxes.with_machine(tx)
             place = plan.place(position, others, pool.max_running, pool.lifetime, tx.now)
+        settings = of_sandbox(tx, self.config, sandbox)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,
@@ -60,9 +62,11 @@ class Views:
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),
+            model_tokens=model_uses.used_in(tx, sandbox.id),
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
-            model_tokens=model_uses.used_in(tx, sandbox.id),
+            links=settings.links,
+            file=FileNews(settings.remarks, settings.troubles),
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Protocol
 
 from ravebot.clock import moment
@@ -16,6 +15,8 @@ from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.settings import of_merge_request, of_sandbox
+from ravebot.sandboxes.starting import StartGate, start_gate
 from ravebot.sandboxes.view import in_words
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
@@ -89,37 +90,48 @@ class Intents:
         if sandbox is not None:
             if mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
-            if before and (before.people != mr.people or before.title != mr.title or before.draft != mr.draft):
+            if before and _shown(before) != _shown(mr):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
         first_commit = before is not None and not before.head_sha and bool(mr.head_sha)
         fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged") or first_commit)
-        undrafted = before is not None and before.draft and not mr.draft and self.config.gitlab.drafts == "wait"
-        if not may_start or not (fresh or undrafted):
-            if before and before.head_sha != mr.head_sha and self._must_wait(mr):
+        gate = self._gate(tx, mr)
+        was = self._gate(tx, before) if before else None
+        let_go = before is not None and before.state == mr.state == "opened" and was is not None and gate is None
+        why = self._must_wait(tx, mr)
+        if not may_start or not (fresh or let_go):
+            if before and why and (before.head_sha, was) != (mr.head_sha, gate):
                 self._waits(tx, mr)
             return "noted"
-        if why := self._must_wait(mr):
+        if why:
             self._waits(tx, mr)
             return f"waits: {why}"
         self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
 
-    def _must_wait(self, mr: MergeRequest) -> str:
+    def _gate(self, tx: Transaction, mr: MergeRequest) -> StartGate | None:
+        return start_gate(self.config, mr, of_merge_request(tx, self.config, mr))
+
+    def _must_wait(self, tx: Transaction, mr: MergeRequest) -> str:
         if mr.from_fork and mr.approved_sha != mr.head_sha:
             return "a fork's code needs approval"
-        if mr.draft and self.config.gitlab.drafts == "wait":
-            return "drafts wait for a person"
+        if gate := self._gate(tx, mr):
+            return gate.value
         if not mr.head_sha:
             return "it has no commit yet"
         return ""
 
     def _waits(self, tx: Transaction, mr: MergeRequest) -> None:
-        """Say in the note what it waits for, and of a fork ask in the rooms; a draft that waits is not finished yet."""
-        self.lifecycle.journal.refresh_note(tx, mr.ref)
-        if not (mr.draft and self.config.gitlab.drafts == "wait"):
+        """Say in the note what it waits for, and of a fork ask in the rooms; but not while nothing starts by itself.
+
+        A label that says that there is to be none needs no note.
+        """
+        gate = self._gate(tx, mr)
+        if gate is not StartGate.SKIP or mr.note_id is not None:
+            self.lifecycle.journal.refresh_note(tx, mr.ref)
+        if gate is None:
             self._ask_fork(tx, mr)
 
     def _ask_fork(self, tx: Transaction, mr: MergeRequest) -> None:
@@ -243,10 +255,15 @@ class Intents:
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is None and (refused := self._refused(mr)):
             return refused
-        resume = partial(machine_life.resume_builds, tx, self.lifecycle, str(self.config.provider.image), by=actor)
+
+        def resume(of: Sandbox) -> None:
+            image = of_sandbox(tx, self.config, of).image_key
+            machine_life.resume_builds(tx, self.lifecycle, image, of, by=actor)
+
         if sandbox:  # first, so that what is said of the image comes before what follows
             resume(sandbox)
-        sha = sandbox.sha if sandbox and self._must_wait(mr) else mr.head_sha
+        may_not = not mr.head_sha or (mr.from_fork and mr.approved_sha != mr.head_sha)
+        sha = sandbox.sha if sandbox and may_not else mr.head_sha
         then = self.lifecycle.asked(tx, mr, Happened.RETRY, actor, sha=sha)
         if sandbox is None:
             sandbox = sandboxes.current(tx, mr.ref)
@@ -261,3 +278,8 @@ class Intents:
                 return Outcome(True, f"The code of {mr.full_ref} is copied in and set up again.")
             case _:
                 return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: there is nothing to retry.")
+
+
+def _shown(mr: MergeRequest) -> tuple[object, ...]:
+    """What card and note show of it, or follows from it."""
+    return mr.people, mr.title, mr.draft, mr.labels

@@ -12,7 +12,7 @@ from typing import assert_never
 from ravebot.backoff import Backoff
 from ravebot.clock import moment
 from ravebot.config.model import Config
-from ravebot.sandboxes import transitions
+from ravebot.sandboxes import settings, transitions
 from ravebot.sandboxes.decide import Happened, Then, decide_expiry, decide_sandbox, kept_until, settled_thresholds
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.model import (
@@ -200,9 +200,9 @@ class Lifecycle:
             sandboxes.save(tx, replace(sandbox, stage=following, stage_started_at=tx.now, running_sha=inside))
 
     def _announce(self, tx: Transaction, sandbox: Sandbox) -> None:
-        pool = self.config.pool
-        settled = settled_thresholds(pool.warn_before, pool.lifetime)
-        fresh = transitions.ready(sandbox, pool.lifetime, settled, tx.now)
+        lifetime = settings.of_sandbox(tx, self.config, sandbox).lifetime
+        settled = settled_thresholds(self.config.pool.warn_before, lifetime)
+        fresh = transitions.ready(sandbox, lifetime, settled, tx.now)
         if sandbox.state is fresh.state and not sandbox.is_kept:
             self._step(tx, fresh, EventKind.SANDBOX_UPDATED, {"sha": fresh.sha})
         else:

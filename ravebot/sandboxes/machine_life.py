@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from ravebot.providers.base import Usage
+from ravebot.sandboxes import settings
 from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER, Happened, Then
 from ravebot.sandboxes.lifecycle import BUILD_FAILURES_THAT_HOLD, Lifecycle, take_down
 from ravebot.sandboxes.model import (
@@ -152,7 +153,8 @@ def count_failure(tx: Transaction, life: Lifecycle, machine: Machine, failure: B
         data: dict[str, object] = {"why": failure.told, "for_operators": failure.why, "image": machine.image}
         life.journal.record(tx, EventKind.BUILD_HELD, sandbox=sandbox, machine_id=machine.id, data=data)
         for other in sandboxes.live(tx):
-            if other.state is SandboxState.QUEUED and not other.wait_reason:
+            queued = other.state is SandboxState.QUEUED and not other.wait_reason
+            if queued and settings.of_sandbox(tx, life.config, other).image_key == machine.image:
                 life.wait(tx, other, record.wait_reason)
 
 
@@ -171,7 +173,8 @@ def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox
         data: dict[str, object] = {} if by == RAVEBOT else {"by": str(by)}
         life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data=data)
         for waiting in sandboxes.live(tx):
-            life.wait(tx, waiting, "")
+            if settings.of_sandbox(tx, life.config, waiting).image_key == image:
+                life.wait(tx, waiting, "")
     tx.wake(POOL)
 
 

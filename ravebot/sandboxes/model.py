@@ -110,6 +110,8 @@ class MergeRequest:
     head_sha: str
     author: Person
     people: tuple[Person, ...] = ()  # assignees and reviewers
+    target_branch: str = ""
+    labels: tuple[str, ...] = ()
     draft: bool = False
     state: str = "opened"  # opened, closed, merged, locked
     updated_at: datetime | None = None  # by GitLab's clock: older news than this is stale
@@ -168,6 +170,7 @@ class Machine:
     memory_peak_bytes: int = 0
     memory_bytes: int = 0  # given to it
     disk_bytes: int = 0
+    vcpus: int = 0  # 0: made by an earlier version, as configured
     cpu_before_restart: float = 0.0
     silent_since: datetime | None = None  # since when every check found the guest agent silent
     silent_seen_at: datetime | None = None  # the last of these checks

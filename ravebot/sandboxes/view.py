@@ -92,6 +92,18 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class FileNews:
+    """What is to be said of the project's `.rave.yml`: `remarks` of what it asked for and did not get; `troubles`, for
+    which it does not count. They repeat words of the file."""
+
+    remarks: tuple[str, ...] = ()
+    troubles: tuple[str, ...] = ()
+
+
+NO_NEWS = FileNews()
+
+
+@dataclass(frozen=True)
 class SandboxView:
     """One sandbox, ready to be rendered."""
 
@@ -107,9 +119,11 @@ class SandboxView:
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
+    model_tokens: int = 0  # that agents used in it, over its life
     environment_url: str | None = None  # of its environment's page in GitLab
     hint: str = ""  # what to do about something that GitLab refuses
-    model_tokens: int = 0  # that agents used in it, over its life
+    links: tuple[tuple[str, str], ...] = ()  # names of pages, and their paths behind the web address
+    file: FileNews = NO_NEWS
 
     @property
     def live(self) -> bool:

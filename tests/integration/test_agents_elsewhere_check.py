@@ -14,6 +14,7 @@ from ravebot.agents.approvals import Approvals
 from ravebot.agents.reception import Reception
 from ravebot.agents.transports.acp.driver import AcpDriver
 from ravebot.commands.people import People
+from ravebot.errors import NotFound
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.elsewhere import ElsewhereTrial
 from ravebot.operations.agents.operator import AgentOperator
@@ -45,6 +46,9 @@ class Everybody:
 
     async def merge_request(self, ref: Any) -> Any:
         return a_merge_request(ref.iid)
+
+    async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
+        raise NotFound(path)
 
     async def project(self, path_or_id: str | int) -> tuple[int, str]:
         return 7, "group/app"

@@ -30,3 +30,6 @@ class Levels:
 
     async def merge_request(self, ref: MergeRequestRef) -> MergeRequest:
         raise NotFound(str(ref))
+
+    async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
+        raise NotFound(path)

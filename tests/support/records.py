@@ -66,6 +66,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
             "webhook": {"secret_token_file": str(folder / "secret")},
         },
         "pool": {},
+        "limits": {},
         "sandbox": {
             "host": "sandboxes.example.org", "memory": "64MiB", "disk": "64MiB",
             "ssh_ports": "42200-42209", "web_ports": "43000-43009",

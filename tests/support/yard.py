@@ -77,7 +77,8 @@ class Yard(World):
 @asynccontextmanager
 async def a_yard(
     folder: Path,
-    provider: MemoryProvider | None = None,
+    machines: MemoryProvider | None = None,
+    /,
     *,
     own_keys: tuple[str, ...] = (),
     opens: type[Database] = Database,
@@ -86,7 +87,7 @@ async def a_yard(
     """A pool that is run pass by pass; running actions are cancelled at the end, as by a crash. Guest jobs succeed."""
     folder.mkdir(exist_ok=True)
     config, clock, metrics = make_config(folder, **changes), ManualClock(), Metrics()
-    fence, code, provider = Fence(), Code(), provider or MemoryProvider()
+    fence, code, provider = Fence(), Code(), machines or MemoryProvider()
     provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
     provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
     async with opens(folder / "ravebot.db", clock) as database:

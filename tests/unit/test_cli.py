@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from ravebot.terminal import clean
 
 COMMANDS = (
     *("init", "run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "backup", "restore"),
-    *("uninstall", "demo", "image", "gitlab", "agent", "approvals"),
+    *("uninstall", "demo", "image", "gitlab", "agent", "approvals", "project"),
 )
 
 
@@ -160,3 +161,50 @@ def test_what_is_printed_and_what_is_complained_of_keep_their_order_in_one_pipe(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=buffered,
     )  # fmt: skip
     assert done.stdout.split() == ["one", "two", "three", "four"]
+
+
+def test_a_checkout_s_file_is_judged_with_line_and_column(tmp_path: Path) -> None:
+    code, text = invoke("project", "check", str(tmp_path))
+    assert code == 0
+    assert "is not there" in text
+    file = tmp_path / ".rave.yml"
+    file.write_text("memory: 4GiB\n")
+    code, text = invoke("project", "check", str(tmp_path))
+    assert code == 0
+    assert "is right" in text
+    file.write_text("vcpus: 2\nmemori: 4GiB\n")
+    code, text = invoke("project", "check", str(file))
+    assert code == 1
+    assert f"{file}:2:1: memori: unknown key; did you mean memory?" in text.replace("\n", "")
+    code, text = invoke("project", "check", "--json", str(tmp_path))
+    assert code == 1
+    found = json.loads(text)
+    assert (found["ok"], found["problems"][0]["line"], found["problems"][0]["column"]) == (False, 2, 1)
+
+
+def test_a_symbolic_link_in_a_checkout_is_refused_as_gitlab_would_not_follow_it(tmp_path: Path) -> None:
+    (tmp_path / "other.yml").write_text("memory: 4GiB\n")
+    (tmp_path / ".rave.yml").symlink_to("other.yml")
+    code, text = invoke("project", "check", str(tmp_path))
+    assert code == 1
+    assert "this is a symbolic link" in text
+
+
+def test_a_checkout_s_file_is_compared_with_an_operator_s_limits(tmp_path: Path) -> None:
+    (tmp_path / ".rave.yml").write_text("memory: 999GiB\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "matrix: {homeserver: 'https://m.example.org', user_id: '@r:example.org', password_file: /none}\n"
+        "gitlab: {url: 'https://gitlab.example.org', token_file: /none, projects: [a/b],\n"
+        "  webhook: {secret_token_file: /none}}\n"
+        "sandbox: {host: sandboxes.example.net}\nprovider: {image: /none}\n"
+    )
+    code, text = invoke("project", "check", str(tmp_path), "--config", str(config))
+    assert code == 0
+    assert "asks for 999 GiB of memory; it gets 8 GiB, the most here" in text
+
+
+def test_the_schema_of_a_project_s_file_is_printed_for_editors() -> None:
+    code, text = invoke("project", "schema")
+    assert code == 0
+    assert set(json.loads(text)["properties"]) >= {"memory", "setup", "start"}

@@ -162,7 +162,7 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
     ("added", "path", "says"),
     [
         ("pool: {lifetme: 2h}", "pool.lifetme", "did you mean lifetime?"),
-        ("lifetime: 2h", "lifetime", "did you mean pool.lifetime?"),
+        ("lifetime: 2h", "lifetime", "did you mean limits.lifetime or pool.lifetime?"),
         ("instnce: x", "instnce", "did you mean instance?"),
         ("http: {zzz: 1}", "http.zzz", "known here: listen, public_url"),
         ("pool: {lifetime: 2 hours}", "pool.lifetime", "write a duration like"),

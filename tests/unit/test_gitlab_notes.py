@@ -15,12 +15,12 @@ from ravebot.gitlab.commands import parse_comment
 from ravebot.gitlab.escape import JOINER
 from ravebot.gitlab.notes import (
     marker,
-    render_draft_waiting,
     render_fork_waiting,
     render_help,
     render_none,
     render_note,
     render_reply,
+    render_start_waiting,
     render_warning,
 )
 from ravebot.sandboxes.model import (
@@ -35,6 +35,7 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
+from ravebot.sandboxes.starting import StartGate, StartWait
 from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
 from tests.support.gitlab.notes import links, mentions, take_quick_actions
 
@@ -182,7 +183,7 @@ def test_a_waiting_fork_prints_the_line_for_exactly_its_head() -> None:
     note = render_fork_waiting(MR, MARKER)
     assert note.startswith(MARKER)
     assert f"`/sandbox start {SHA}`" in note
-    assert "`/sandbox start`" in render_draft_waiting(MR, MARKER)
+    assert "`/sandbox start`" in render_start_waiting(MR, MARKER, StartWait(StartGate.DRAFT))
 
 
 def test_a_warning_pings_the_owner_only() -> None:
@@ -241,7 +242,7 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
     )
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
     shown = replace(shown, sandbox=sandbox)
-    without = [render(mr, MARKER) for render in (render_fork_waiting, render_draft_waiting, render_none)]
+    without = [render(mr, MARKER) for render in (render_fork_waiting, render_none)]
     return [render_note(shown, MARKER), *without]
 
 

@@ -19,6 +19,7 @@ INNER = (
     "ravebot.config.patterns",
     "ravebot.config.values",
     "ravebot.config.modelapis",
+    "ravebot.config.repository",
     "ravebot.sandboxes",
     "ravebot.store",
 )

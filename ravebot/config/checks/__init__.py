@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ravebot.config.checks import addresses, agents, host, models
+from ravebot.config.checks import addresses, agents, host, models, projects
 from ravebot.config.checks.remarks import Remarks
 from ravebot.config.model import Config
 
@@ -20,12 +20,14 @@ def check(config: Config) -> Remarks:
         *agents.agents(config),
         *agents.default_agents(config),
         *models.models(config),
+        *projects.labels(config),
     )
     warnings = (
         *host.open_access(config),
         *addresses.unencrypted(config),
         *host.rooms(config),
         *host.useless_warnings(config),
+        *projects.useless_limits(config),
         *agents.useless_agents(config),
         *models.useless_models(config),
     )

@@ -86,6 +86,24 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
     return ok("image", f"{path}, {in_bytes(size)}")
 
 
+def named_image(config: Config, name: str, qemu: QemuUser | None = None) -> Finding:
+    """One of provider.images."""
+    path, what = config.provider.images[name], f"image {name}"
+    try:
+        size = image_size(path)
+    except ProviderError as error:
+        detail = str(error).rpartition(": ")[0] or str(error)
+        fix = f"put one there, or change provider.images.{name}: merge requests that ask for it get no machine"
+        return failed(what, detail, fix)
+    if size > config.sandbox.disk:
+        detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk, which a project gets unless it asks for more"
+        return failed(what, detail, "raise sandbox.disk, or use a smaller image")
+    if hidden := closed_to_qemu(path, qemu):
+        fix = f"chmod o+x {hidden}, or put the image elsewhere"
+        return failed(what, f"QEMU's user can't reach {path}: it can't enter {hidden}", fix)
+    return ok(what, f"{path}, {in_bytes(size)}")
+
+
 def image_check(config: Config) -> Finding:
     """What `ravebot image check` found the last time, if that was this file with these settings."""
     path, name, fix = config.provider.image, "image check", "as root: ravebot image check"
@@ -158,6 +176,10 @@ def memory(config: Config) -> Finding:
     if total < wanted:
         detail = f"{in_bytes(total)} in all, one sandbox takes {in_bytes(wanted)}"
         return failed("memory", detail, "lower sandbox.memory")
+    most = max(wanted, config.limits.memory)
+    if total < most:
+        detail = f"{in_bytes(total)} in all, and a project may ask for {in_bytes(most)}, which never fits"
+        return warning("memory", detail, "set limits.memory to what this host can give to one machine")
     if total < wanted * config.pool.max_running:
         detail = f"{in_bytes(total)} in all, too little for {config.pool.max_running} sandboxes at once"
         return warning("memory", detail, "lower pool.max_running or sandbox.memory; the rest waits in the queue")
@@ -196,6 +218,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     found, qemu = await libvirt(config.provider)
     yield found
     yield await guarded("image", asyncio.to_thread(image, config, qemu))
+    for name in sorted(config.provider.images):
+        yield await guarded(f"image {name}", asyncio.to_thread(named_image, config, name, qemu))
     if config.provider.image.is_file():
         yield await guarded("image check", asyncio.to_thread(image_check, config))
     if config.provider.kernel is not None:

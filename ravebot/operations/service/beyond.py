@@ -33,6 +33,7 @@ def kept(config: Config) -> tuple[str, ...]:
     provider = config.provider
     reasons = {
         provider.image: "the machines' image, which other installations may use",
+        **dict.fromkeys(provider.images.values(), "an image for machines, which other installations may use"),
         provider.storage_pool: "the folder of the machines' disks, which libvirt made; it is empty then",
     }
     return tuple(f"{path}: {why}" for path, why in reasons.items() if not path.is_relative_to(config.state_dir))

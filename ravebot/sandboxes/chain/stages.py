@@ -25,6 +25,7 @@ from ravebot.sandboxes.edges import Meter, WebProbe
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import BuildFailure
 from ravebot.sandboxes.model import EventKind, Machine, MergeRequest, Observed, Sandbox, SandboxId, Stage, StageResult
+from ravebot.sandboxes.settings import SandboxSettings, of_sandbox
 from ravebot.sandboxes.telling import TAIL_SHOWN
 from ravebot.sandboxes.view import without_paths
 from ravebot.store import machines, merge_requests, sandboxes
@@ -43,6 +44,7 @@ class Work:
     sandbox: Sandbox
     machine: Machine
     mr: MergeRequest
+    settings: SandboxSettings
 
 
 class BuildBrokenError(GuestError):
@@ -73,7 +75,7 @@ class Chain:
 
         Raises `Unavailable` when a part we depend on is away: the same stage is entered again later.
         """
-        while work := await self.database.read(lambda tx: _load(tx, sandbox_id)):
+        while work := await self.database.read(lambda tx: _load(tx, self.config, sandbox_id)):
             stage = work.sandbox.stage
             assert stage
             try:
@@ -161,7 +163,7 @@ class Chain:
         return keys
 
     async def _setup(self, work: Work) -> str | None:
-        commands = self.config.sandbox.setup
+        commands = work.settings.setup
         tail: str | None = None
         for index in await self.jobs.present(work.machine.name, commands):
             tail = await self._job(work, Stage.SETUP, index, commands[index])
@@ -169,7 +171,7 @@ class Chain:
 
     async def _tests(self, work: Work) -> str | None:
         tail: str | None = None
-        for index, test in enumerate(self.config.sandbox.smoke_tests):
+        for index, test in enumerate(work.settings.smoke_tests):
             if isinstance(test, HttpTest):
                 await self.web.expect(
                     work.machine.address, self.config.sandbox.web_port, test.http, self._time_left(work, Stage.TEST)
@@ -289,13 +291,15 @@ def environment(config: Config, sandbox: Sandbox, mr: MergeRequest) -> dict[str,
     }
 
 
-def _load(tx: Transaction, sandbox_id: SandboxId) -> Work | None:
+def _load(tx: Transaction, config: Config, sandbox_id: SandboxId) -> Work | None:
     sandbox = sandboxes.get(tx, sandbox_id)
     if sandbox is None or sandbox.stage is None:
         return None
     machine = machines.get(tx, sandbox.machine_id)
     mr = merge_requests.get(tx, sandbox.mr)
-    return Work(sandbox, machine, mr) if machine and mr else None
+    if machine is None or mr is None:
+        return None
+    return Work(sandbox, machine, mr, of_sandbox(tx, config, sandbox))
 
 
 def _same(now: Sandbox, then: Sandbox) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
@@ -13,6 +13,7 @@ import structlog
 from ravebot.clock import Clock
 from ravebot.config.model import Config
 from ravebot.providers.base import HostUsage, Provider
+from ravebot.sandboxes import settings
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Allocation, Lifecycle
@@ -20,6 +21,7 @@ from ravebot.sandboxes.model import Machine, MachineId, MachineState, Sandbox
 from ravebot.sandboxes.naming import names
 from ravebot.sandboxes.observation import Wanted, wanted
 from ravebot.sandboxes.pool import plan, trials
+from ravebot.sandboxes.settings import SandboxSettings
 from ravebot.store import images, machines, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -46,43 +48,51 @@ class Admission:
         host = await self.provider.host()
         self.meter.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
         busy = await self.busy_ports()
-        built_from = await asyncio.to_thread(trials.fingerprint, self.config, now)
+        built_from = await asyncio.to_thread(trials.fingerprints, self.config, now)
         return await self.database.write(lambda tx: self._admit(tx, host, busy, built_from))
 
-    def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int], built_from: str) -> bool:
+    def _admit(self, tx: Transaction, host: HostUsage, busy: frozenset[int], built_from: Mapping[str, str]) -> bool:
         state = wanted(tx)
         running = list(state.machines)
+        most = self.config.pool.max_running
         admitted = False
-        for sandbox in plan.admit(state.sandboxes, state.machines, self.config.pool.max_running, tx.now):
-            record = images.get(tx, str(self.config.provider.image))
-            waits = record.held and not trials.may_try(record, built_from, running, tx.now)
-            why = record.wait_reason if waits else self._shortage(host, running)
+        for sandbox in plan.admit(state.sandboxes, (), len(state.sandboxes), tx.now):
+            if len(running) >= most:
+                break
+            asked = settings.of_sandbox(tx, self.config, sandbox)
+            record = images.get(tx, asked.image_key)
+            fresh = built_from.get(asked.image_key, "")
+            if record.held and not trials.may_try(record, fresh, running, tx.now):
+                self.lifecycle.wait(tx, sandbox, record.wait_reason)
+                continue  # what waits for another image may go on
+            why = self._shortage(host, running, asked)
             if not why:
-                machine = self._place(tx, sandbox, busy)
+                machine = self._place(tx, sandbox, busy, asked)
                 if machine is not None:
-                    trials.begun(tx, record, built_from)
+                    trials.begun(tx, record, fresh)
                     running.append(machine)
                     admitted = True
                     continue
                 why = "every port or address is taken"
             self.lifecycle.wait(tx, sandbox, why)
-            break  # first in, first out: no sandbox passes one that waits for the host
+            if not plan.too_large(host, running, asked.memory):
+                break  # first in, first out: no sandbox passes one that waits for the host
         return admitted
 
-    def _shortage(self, host: HostUsage, running: list[Machine]) -> str:
+    def _shortage(self, host: HostUsage, running: list[Machine], asked: SandboxSettings) -> str:
         # Until it boots, the host's figures may lack its disk; until then it may count twice.
         fresh = [machine for machine in running if machine.booted_at is None]
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
         left = replace(host, disk_promised_bytes=promised)
-        return plan.shortage(left, running, self.config.sandbox.memory, self.config.sandbox.disk)
+        return plan.shortage(left, running, asked.memory, asked.disk)
 
-    def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int]) -> Machine | None:
-        settings = self.config.sandbox
+    def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int], asked: SandboxSettings) -> Machine | None:
+        ports = self.config.sandbox
         last_use = sandboxes.last_use_of_ports(tx)
         live = sandboxes.live(tx)
         taken = busy | {port for one in live for port in (one.ssh_port, one.web_port) if port}
-        ssh_port = plan.pick_port(settings.ssh_ports.ports, taken, last_use)
-        web_port = plan.pick_port(settings.web_ports.ports, taken, last_use)
+        ssh_port = plan.pick_port(ports.ssh_ports.ports, taken, last_use)
+        web_port = plan.pick_port(ports.web_ports.ports, taken, last_use)
         addresses = frozenset(machine.address for machine in machines.live(tx))
         subnet = self.config.provider.bridge.subnet
         address = plan.pick_address(ipaddress.IPv4Network(subnet), addresses, machines.last_address(tx))
@@ -94,14 +104,15 @@ class Admission:
             name=fresh.name,
             uuid=fresh.uuid,
             state=MachineState.BUILDING,
-            image=str(self.config.provider.image),
+            image=asked.image_key,
             address=address,
             mac=fresh.mac,
             tap=fresh.tap,
             created_at=tx.now,
             state_since=tx.now,
-            memory_bytes=settings.memory,
-            disk_bytes=settings.disk,
+            memory_bytes=asked.memory,
+            disk_bytes=asked.disk,
+            vcpus=asked.vcpus,
         )
         self.lifecycle.happened(tx, sandbox, Happened.MACHINE_READY, allocation=Allocation(machine, ssh_port, web_port))
         return machine

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
@@ -132,6 +133,9 @@ class Builds:
 
     def _spec(self, machine: Machine) -> MachineSpec:
         provider = self.config.provider
+        named = Path(machine.image)
+        image = named if named in provider.images.values() else provider.image
+        direct = image == provider.image
         return MachineSpec(
             name=machine.name,
             uuid=machine.uuid,
@@ -139,12 +143,12 @@ class Builds:
             address=machine.address,
             tap=machine.tap,
             memory_bytes=machine.memory_bytes,
-            vcpus=self.config.sandbox.vcpus,
+            vcpus=machine.vcpus or self.config.sandbox.vcpus,
             disk_bytes=machine.disk_bytes,
-            image=provider.image,
-            kernel=provider.kernel,
-            initrd=provider.initrd,
-            cmdline=provider.cmdline,
+            image=image,
+            kernel=provider.kernel if direct else None,
+            initrd=provider.initrd if direct else None,
+            cmdline=provider.cmdline if direct else "",
         )
 
 

@@ -27,6 +27,12 @@ def shortage(host: HostUsage, machines: Iterable[Machine], memory_bytes: int, di
     return ""
 
 
+def too_large(host: HostUsage, machines: Iterable[Machine], memory_bytes: int) -> bool:
+    """Whether the host can't take a machine with so much memory, even when all of these are gone."""
+    used = sum(min(machine.memory_bytes, machine.memory_peak_bytes) for machine in machines)
+    return host.memory_available_bytes + used - MEMORY_RESERVE_BYTES < memory_bytes
+
+
 def _gib(count: int) -> str:
     return f"{count / 1024**3:.1f} GiB"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from ravebot.backoff import Backoff
 from ravebot.clock import is_due
@@ -21,14 +22,21 @@ _SETTLED_SECONDS = 10.0
 """How long nobody wrote to the files: an image that is being copied into place changes all the time."""
 
 
-def fingerprint(config: Config, now: datetime) -> str:
+def fingerprints(config: Config, now: datetime) -> Mapping[str, str]:
+    """The fingerprint of each image, by its path. Blocks."""
+    images = {config.provider.image, *config.provider.images.values()}
+    return {str(image): fingerprint(config, now, image) for image in images}
+
+
+def fingerprint(config: Config, now: datetime, image: Path | None = None) -> str:
     """What a machine is built from: another text when the configuration or one of the files has changed.
 
-    Empty while a file is being written. Blocks.
+    `image`: the one that is asked for, if not the usual. Empty while a file is being written. Blocks.
     """
     sandbox, provider = config.sandbox, config.provider
     parts = [provider.model_dump_json(), str((sandbox.memory, sandbox.vcpus, sandbox.disk))]
-    for path in (provider.image, provider.kernel, provider.initrd):
+    usual = (provider.image, provider.kernel, provider.initrd)
+    for path in usual if image in (None, provider.image) else (image,):
         if path is None:
             continue
         try:

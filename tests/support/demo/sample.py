@@ -8,6 +8,11 @@ TITLE = "Greet whoever looks"
 BRANCH = "greeting"
 DESCRIPTION = "A page that greets, built by `.rave/setup` in the sandbox."
 
+LINK = "Source of the page"
+"""What `.rave.yml` calls a page of the sandbox."""
+MOST_MEMORY = "512 MiB"
+"""So much of the 1 GiB that `.rave.yml` asks for is given."""
+
 _SETUP = """\
 #!/bin/sh
 set -eu
@@ -17,6 +22,14 @@ build
 echo "Built index.html, $(wc -c <index.html) bytes"
 # It is built again whenever somebody changes it here, until the next push brings another folder.
 ( while [ -e page.html ]; do [ index.html -nt page.html ] || build; sleep 1; done ) </dev/null >/dev/null 2>&1 &
+"""
+_FILE = f"""\
+# What this project needs of its sandboxes: docs/gitlab.md
+memory: 1GiB
+smoke_tests:
+  - {{http: /page.html}}
+links:
+  - {{name: {LINK}, path: /page.html}}
 """
 _BUILT = "index.html\nindex.new\n"
 
@@ -31,4 +44,9 @@ GREETING = "Hello from the sandbox!"
 
 def change(greeting: str = GREETING) -> dict[str, str]:
     """The files that the branch adds."""
-    return {".gitignore": _BUILT, ".rave/setup": _SETUP, "page.html": _PAGE.format(greeting=greeting)}
+    return {
+        ".gitignore": _BUILT,
+        ".rave.yml": _FILE,
+        ".rave/setup": _SETUP,
+        "page.html": _PAGE.format(greeting=greeting),
+    }

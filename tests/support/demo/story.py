@@ -18,7 +18,7 @@ from tests.support.demo import agent, environment, sample, times
 from tests.support.demo.doors import Doors, fingerprints, hand_over
 from tests.support.demo.play import page, playground
 from tests.support.demo.screen import Screen
-from tests.support.demo.watch import DemoError, Said, Watch
+from tests.support.demo.watch import DemoError, Said, Watch, fact
 from tests.support.gitlab import MergeRequest
 from tests.support.stage import Guest, Stage
 
@@ -27,6 +27,7 @@ SETTINGS = {
     "pool": {"lifetime": "2m", "warn_before": ["110s"]},
     "provider": {"accelerator": "auto"},
     "gitlab": {"poll": "5s"},  # so that a stop on GitLab's page is found sooner than in a minute
+    "limits": {"memory": sample.MOST_MEMORY.replace(" ", "")},
     "agents": [agent.CONFIGURED],
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
@@ -99,7 +100,21 @@ class Story:
         screen.message("GitLab: the status note of the merge request", watch.note_rows, "red")
         screen.message("Matrix: the card in #dev", watch.cards[-1].rows, "magenta")
         await environment.Page(self.stage, screen, watch).shows()
+        self._asked_for()
         return Doors.announced_by(watch.note_rows)
+
+    def _asked_for(self) -> None:
+        """The branch's `.rave.yml` is at work, and the operator's limits win."""
+        rows = self.watch.note_rows
+        if fact(rows, "Pages") != sample.LINK:
+            raise DemoError(f"the note should link “{sample.LINK}”, as .rave.yml says: {fact(rows, 'Pages')}")
+        if "tests done" not in fact(rows, "Set-up and tests"):
+            raise DemoError(f"the smoke test of .rave.yml did not run: {fact(rows, 'Set-up and tests')}")
+        if not any(f"it gets {sample.MOST_MEMORY}, the most here" in row.text for row in rows):
+            raise DemoError("the note should say that .rave.yml asks for more memory than the operator's limits give")
+        self.screen.seen(
+            "the branch's .rave.yml is at work: a smoke test, a page, and memory up to the operator's limit"
+        )
 
     def _given_up(self, ended: bool) -> bool:
         if ended:

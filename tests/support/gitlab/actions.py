@@ -84,13 +84,14 @@ class Actions:
         assignees: tuple[User, ...] = (),
         reviewers: tuple[User, ...] = (),
         description: str = "",
+        labels: tuple[str, ...] = (),
     ) -> MergeRequest:
         """Open one against `project`, or from the fork `project` against `fork_of`. Any title is taken."""
         with self.state.lock:
             full_title = f"Draft: {title}" if draft else title
             target = fork_of or project
             mr = self.state.add_merge_request(target, author, full_title, branch, files or {}, project, description)
-            mr.assignees, mr.reviewers = list(assignees), list(reviewers)
+            mr.assignees, mr.reviewers, mr.labels = list(assignees), list(reviewers), list(labels)
             self._merge_request_event(mr, author, "open")
             return mr
 
@@ -168,6 +169,12 @@ class Actions:
         with self.state.lock:
             mr.assignees, mr.updated_at = list(people), self.state.now()
             self._merge_request_event(mr, by or mr.author, "update", changes={"assignees": {}})
+
+    def label(self, mr: MergeRequest, *names: str, by: User | None = None) -> None:
+        """Let a merge request have exactly these labels."""
+        with self.state.lock:
+            mr.labels, mr.updated_at = list(names), self.state.now()
+            self._merge_request_event(mr, by or mr.author, "update", changes={"labels": {}})
 
     def comment(self, mr: MergeRequest, user: User, body: str, *, reply_to: Note | None = None) -> Note | None:
         """Post a comment, or a reply in another's thread; None when nothing was left of it after its quick actions."""

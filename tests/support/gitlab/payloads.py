@@ -5,6 +5,7 @@ https://docs.gitlab.com/user/project/integrations/webhook_events/
 
 from __future__ import annotations
 
+import zlib
 from datetime import datetime
 
 from tests.support.gitlab.state import MergeRequest, Note, Project, User
@@ -74,7 +75,7 @@ def _merge_request(base: str, mr: MergeRequest) -> Json:
         "head_pipeline_id": None,
         "draft": mr.draft,
         "work_in_progress": mr.draft,
-        "labels": [],
+        "labels": [_label(mr, name) for name in mr.labels],
         "last_commit": {
             "id": mr.sha,
             "message": mr.title,
@@ -83,6 +84,22 @@ def _merge_request(base: str, mr: MergeRequest) -> Json:
             "url": f"{base}/{mr.project.path}/-/commit/{mr.sha}",
             "author": {"name": mr.author.name, "email": "[REDACTED]"},
         },
+    }
+
+
+def _label(mr: MergeRequest, name: str) -> Json:
+    number = zlib.crc32(name.encode())
+    return {
+        "id": number,
+        "title": name,
+        "color": "#ffffff",
+        "project_id": mr.project.id,
+        "created_at": hook_time(mr.created_at),
+        "updated_at": hook_time(mr.created_at),
+        "template": False,
+        "description": "",
+        "type": "ProjectLabel",
+        "group_id": None,
     }
 
 
@@ -104,7 +121,7 @@ def merge_request_event(
         "user": user(base, by),
         "project": project(base, mr.project),
         "object_attributes": attributes,
-        "labels": [],
+        "labels": [_label(mr, name) for name in mr.labels],
         "changes": changes or {},
         "repository": _repository(base, mr.project),
         "assignees": [user(base, person) for person in mr.assignees],

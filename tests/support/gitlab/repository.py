@@ -41,6 +41,7 @@ class RepositoryEndpoints:
             web.get(repository + "/commits", self._commits),
             web.post(repository + "/commits", self._commit),
             web.head(repository + "/files/{path}", self._file),
+            web.get(repository + "/files/{path}/raw", self._raw),
             web.get(base + "/merge_requests/{iid:[0-9]+}/commits", self._merge_request_commits),
         ]
 
@@ -105,6 +106,24 @@ class RepositoryEndpoints:
                 "X-Gitlab-Ref": request.query["ref"],
                 "X-Gitlab-Size": str(len(content)),
             }
+        )
+
+    async def _raw(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/repository_files/ ; of a symbolic link it is the name of its target."""
+        with self._state.lock:
+            project = self._project(request)
+            name = request.query.get("ref", "HEAD")
+            try:
+                sha = project.head if name == "HEAD" else self._resolved(project, name)
+            except Refusal:
+                raise Refusal(404, "404 Commit Not Found") from None
+            content = project.commits[sha].get(request.match_info["path"])
+        if content is None:
+            raise Refusal(404, "404 File Not Found")
+        return web.Response(
+            body=content,
+            content_type="text/plain",
+            headers={"X-Gitlab-Size": str(len(content)), "X-Gitlab-Ref": name, "X-Content-Type-Options": "nosniff"},
         )
 
     async def _commit(self, request: web.Request) -> web.Response:

@@ -1,0 +1,260 @@
+"""`.rave.yml` at work: read from the stand-in at the merge request's commit, and followed by the pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from ravebot.errors import Unavailable
+from ravebot.gitlab import answers
+from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.escape import JOINER
+from ravebot.gitlab.notes import render_note
+from ravebot.providers.base import MachineSpec
+from ravebot.providers.memory import MemoryProvider
+from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
+from ravebot.sandboxes.model import Sandbox
+from ravebot.sandboxes.projectfiles import ProjectFiles
+from ravebot.sandboxes.settings import of_merge_request
+from ravebot.store.images import ImageRecord
+from ravebot.store.images import save as save_image
+from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Project, User, entities
+from tests.support.gitlab.notes import mentions, take_quick_actions
+from tests.support.records import BY_ALICE
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+
+GIB = 1024**3
+ASKS = """\
+memory: 1GiB
+vcpus: 3
+disk: 2GiB
+lifetime: 90m
+setup: ["make ready"]
+smoke_tests:
+  - run: make check
+links:
+  - {name: Grafana, path: /grafana/}
+"""
+
+
+class Recorder(MemoryProvider):
+    """Keeps what it is asked to create."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.specs: list[MachineSpec] = []
+
+    async def create(self, spec: MachineSpec) -> None:
+        self.specs.append(spec)
+        await super().create(spec)
+
+
+@dataclass
+class Place:
+    """A GitLab with a project, our client to it, and a pool."""
+
+    server: GitLabServer
+    project: Project
+    alice: User
+    yard: Yard
+    gitlab: GitLab
+    provider: Recorder
+
+    def open(self, file: str | bytes | None = None, **more: Any) -> MergeRequest:
+        files = {} if file is None else {".rave.yml": file}
+        return self.server.open_merge_request(self.project, self.alice, files=files, **more)
+
+    async def told(self, mr: MergeRequest) -> str:
+        """As when a webhook reports it."""
+        known = self.known(mr)
+        await ProjectFiles(self.yard.database, self.gitlab).know(known)
+        return await self.yard.told(known)
+
+    async def ready(self, mr: MergeRequest) -> None:
+        known = self.known(mr)
+        await self.yard.until(lambda: self.yard.is_in(known, "ready"))
+
+    def known(self, mr: MergeRequest) -> KnownMergeRequest:
+        """As GitLab's API tells of it."""
+        return answers.merge_request(entities.merge_request(self.server.url, mr))
+
+    async def latest(self, mr: MergeRequest) -> Sandbox:
+        return await self.yard.latest(self.known(mr))
+
+    async def note(self, mr: MergeRequest) -> str:
+        known = self.known(mr)
+        view = await self.yard.read(lambda tx: self.yard.views.latest(tx, known.ref))
+        assert view
+        return render_note(view, "<!-- -->")
+
+    def on_main(self, files: dict[str, str]) -> None:
+        state = self.server.state
+        sha = state.commit(self.project, {**self.project.commits[self.project.head], **files}, parent=self.project.head)
+        self.server.move_branch(self.project, "main", sha, self.alice)
+
+    def asked_for_files(self) -> list[str]:
+        """The refs at which files were asked for."""
+        asked = [one for one in self.server.requests if one.path.endswith("/raw")]
+        return [unquote(one.query.removeprefix("ref=")) for one in asked]
+
+    def commands(self) -> list[str]:
+        """What was run in guests."""
+        asked = (one.environment.get("RAVE_COMMAND", "") for one in self.provider.commands)
+        return [command for command in asked if command]
+
+
+@asynccontextmanager
+async def a_place(folder: Path, **changes: Any) -> AsyncIterator[Place]:
+    provider = Recorder()
+    async with GitLabServer() as server, a_yard(folder, provider, **changes) as yard:
+        bot, alice = server.add_user("ravebot", bot=True), server.add_user("alice")
+        project = server.add_project("group/app")
+        for user in (bot, alice):
+            server.set_role(project, user, DEVELOPER)
+        gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
+        try:
+            yield Place(server, project, alice, yard, gitlab, provider)
+        finally:
+            await gitlab.close()
+
+
+async def test_a_merge_request_gets_the_memory_set_up_and_tests_that_its_file_asks_for(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        (spec,) = place.provider.specs
+        assert (spec.memory_bytes, spec.vcpus, spec.disk_bytes) == (GIB, 3, 2 * GIB)
+        assert place.commands() == ["make ready", "make check"]
+        sandbox = await place.latest(mr)
+        assert sandbox.expires_at and sandbox.ready_at
+        assert sandbox.expires_at - sandbox.ready_at == timedelta(minutes=90)
+        note = await place.note(mr)
+        assert "| **Pages** | [Grafana](https://sandboxes.example.org:43000/grafana/) |" in note
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("memori: 1GiB\n", "line 1, column 1: memori: unknown key; did you mean memory?"),
+        (b"x: " + b"y" * 1024**2, "line 1, column 1: the file is larger than 64 KiB"),
+        ("../README.md", "this is a symbolic link or a single word"),
+        ("</details>\n/close @all: [\n", "this is not YAML"),
+        ('"<b>@all": 1\n', "unknown key"),
+    ],
+)
+async def test_a_file_that_can_t_be_used_is_told_in_the_note_and_the_defaults_run(
+    tmp_path: Path, file: str | bytes, says: str
+) -> None:
+    async with a_place(tmp_path, sandbox={"setup": ["the default"]}) as place:
+        mr = place.open(file)
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        assert place.commands() == ["the default"]
+        note = await place.note(mr)
+        assert "⚠️ `.rave.yml` has mistakes, so it does not count here:" in note
+        assert says in note.replace(JOINER, "").replace("\\", "")
+        assert mentions(note) == []
+        assert take_quick_actions(note)[1] == []
+        assert "<b>" not in note
+
+
+async def test_a_commit_s_file_is_read_once_and_another_commit_s_is_read_anew(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open("memory: 1GiB\n")
+        for _ in range(3):
+            await place.told(mr)
+        assert len(place.asked_for_files()) == 1
+        place.server.push(mr, {".rave.yml": "setup: [make anew]\n"})
+        assert await place.told(mr) == "new code"
+        await place.ready(mr)
+        assert place.commands() == ["make anew"]
+        assert len(place.asked_for_files()) == 2
+
+
+async def test_while_gitlab_is_away_nothing_is_taken_for_a_missing_file(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        place.server.fail(503)
+        with pytest.raises(Unavailable):
+            await place.told(mr)
+        place.server.restore()
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        assert place.commands() == ["make ready", "make check"]
+
+
+async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        place.on_main({".rave.yml": "start: ready\n"})
+        fork = place.server.add_project("mallory/app")
+        mr = place.server.open_merge_request(
+            fork,
+            place.alice,
+            files={".rave.yml": "start: always\nsetup: [make evil]\n"},
+            fork_of=place.project,
+            draft=True,
+        )
+        assert await place.told(mr) == "waits: a fork's code needs approval"
+        assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
+        waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
+        assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
+
+        await ProjectFiles(place.yard.database, place.gitlab).know(place.known(mr), approves=True)
+        started = await place.yard.write(
+            lambda tx: place.yard.intents.start(tx, place.known(mr), BY_ALICE, place.known(mr).head_sha)
+        )
+        assert started.accepted
+        await place.ready(mr)
+        assert place.commands() == ["make evil"]
+
+        place.server.push(mr, {".rave.yml": "setup: [make worse]\n"})
+        assert await place.told(mr) == "a fork's new code needs approval"
+        await place.yard.go()
+        assert place.commands() == ["make evil"]
+
+
+async def test_a_sandbox_starts_when_its_label_is_set_and_not_while_another_forbids_it(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open("start: {label: go}\n")
+        assert await place.told(mr) == "waits: it has not the label that starts one"
+        place.server.label(mr, "go", "sandbox::off")
+        assert await place.told(mr) == "noted"
+        place.server.label(mr, "go", "sandbox::large")
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        (spec,) = place.provider.specs
+        assert (spec.memory_bytes, spec.vcpus, spec.disk_bytes) == (8 * GIB, 4, 40 * GIB)
+        place.server.label(mr)
+        assert await place.told(mr) == "noted", "one that runs goes on"
+
+
+async def test_a_sandbox_with_another_image_goes_on_while_one_image_is_held(tmp_path: Path) -> None:
+    images = {"other": str(tmp_path / "other.qcow2")}
+    async with a_place(tmp_path, provider={"images": images}) as place:
+        usual, other = place.open(), place.open("image: other\n", branch="another")
+        held = ImageRecord(str(place.yard.config.provider.image), held="it is broken", tried_at=place.yard.clock.now())
+        await place.yard.write(lambda tx: save_image(tx, held))
+        await place.told(usual)
+        await place.told(other)
+        await place.ready(other)
+        assert [str(spec.image) for spec in place.provider.specs] == [images["other"]]
+        assert (await place.latest(usual)).wait_reason
+
+
+async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Path) -> None:
+    async with a_place(tmp_path, limits={"memory": "1TiB"}) as place:
+        large, small = place.open("memory: 1TiB\n"), place.open(branch="another")
+        await place.told(large)
+        await place.told(small)
+        await place.ready(small)
+        assert (await place.latest(large)).wait_reason.startswith("the host is short of memory")
