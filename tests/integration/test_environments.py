@@ -450,6 +450,30 @@ async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_
     assert await show.yard.read(environments.refused) == ()
 
 
+async def test_a_deployment_that_may_not_be_ended_does_not_keep_its_environment(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, method="PUT", path="deployments")
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_name_that_is_taken_and_can_not_be_read_is_asked_for_less_and_less_often(show: Show) -> None:
+    mr, known = await show.open()
+    show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.fail(200, method="GET", path="environments")  # an answer that is no list
+    await show.yard.started(known)
+    before = len(show.server.requests)
+    for _ in range(60):
+        await show.settle()
+        show.yard.pass_by(seconds=1)
+    assert 4 <= len(show.server.requests) - before <= 16
+
+
 async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Path) -> None:
     async with a_show(tmp_path) as show:
         for branch in ("one", "two"):
