@@ -79,6 +79,8 @@ class MatrixConfig(Section):
 class WebhookConfig(Section):
     secret_token_file: SecretFile | None = None
     signing_token_file: SecretFile | None = None
+    previous_secret_token_file: SecretFile | None = None
+    previous_signing_token_file: SecretFile | None = None
 
 
 class LabelsConfig(Section):
@@ -93,9 +95,9 @@ class GitLabConfig(Section):
     token_file: SecretFile
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
+    labels: LabelsConfig = LabelsConfig()
     environments: bool = True
     commit_status: bool = True
-    labels: LabelsConfig = LabelsConfig()
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)

@@ -62,11 +62,11 @@ class Views:
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),
+            links=settings.links,
+            file=FileNews(settings.remarks, settings.troubles),
             model_tokens=model_uses.used_in(tx, sandbox.id),
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
-            links=settings.links,
-            file=FileNews(settings.remarks, settings.troubles),
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

@@ -27,6 +27,7 @@ from ravebot.store.images import ImageRecord
 from ravebot.store.images import save as save_image
 from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Project, User, entities
 from tests.support.gitlab.notes import mentions, take_quick_actions
+from tests.support.gitlab.published import described, misfits, published
 from tests.support.records import BY_ALICE
 from tests.support.yard import Yard, a_yard
 
@@ -258,3 +259,13 @@ async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Pat
         await place.told(small)
         await place.ready(small)
         assert (await place.latest(large)).wait_reason.startswith("the host is short of memory")
+
+
+async def test_the_file_is_asked_for_as_gitlab_describes_it(tmp_path: Path) -> None:
+    published()
+    async with a_place(tmp_path) as place:
+        await place.told(place.open(ASKS))
+        asked = [one for one in place.server.requests if one.path.endswith("/raw")]
+        assert len(asked) == 1
+        assert misfits(asked) == []
+        assert described(asked[0])
