@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -487,6 +487,17 @@ async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Pat
         assert removed == ["the environment review/mr-2 of group/app"]
         assert left[0].startswith("the environment review/mr-1 of group/app: GitLab refuses it")
         assert [one.name for one in show.project.environments.values()] == [kept.name]
+
+
+async def test_what_a_guest_printed_is_one_short_line_in_the_status(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    sandbox = await show.yard.latest(known)
+    words = "its set-up failed:\x00\x1b[31m\u202e" + "x" * 1000
+    await show.yard.write(lambda tx: show.yard.lifecycle.refresh(tx, replace(sandbox, notice=words)))
+    await show.settle()
+    ((_, state, description),) = show.server.statuses(show.project, mr.sha)
+    assert (state, len(description) <= 255, description.isprintable()) == ("failed", True, True)
 
 
 async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:

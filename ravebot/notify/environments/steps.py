@@ -13,10 +13,11 @@ from ravebot.clock import age
 from ravebot.config.model import Config
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.gitlab.environments import Environments, FoundEnvironment, NameTaken
+from ravebot.gitlab.escape import one_line
 from ravebot.gitlab.transport import TIMEOUT_SECONDS
 from ravebot.notify.environments.wording import foreign
 from ravebot.sandboxes.environments.model import STATUS_NAME, AskedFor, CommitState, EnvironmentRecord, EnvironmentState
-from ravebot.sandboxes.environments.plan import Deed, ShowStep
+from ravebot.sandboxes.environments.plan import LONGEST_DESCRIPTION, Deed, ShowStep
 from ravebot.sandboxes.model import MergeRequest
 
 Change = Callable[[EnvironmentRecord], EnvironmentRecord]
@@ -217,7 +218,7 @@ class EnvironmentSteps:
                 STATUS_NAME,
                 git_ref(mr),
                 step.state,
-                step.description,
+                one_line(step.description, LONGEST_DESCRIPTION),
                 page,
                 pipeline_id,
             )
