@@ -512,3 +512,22 @@ async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
+
+
+async def test_a_project_with_many_merge_requests_holds_up_no_other(show: Show) -> None:
+    def step(tx: Transaction) -> tuple[MergeRequestRef, ...]:
+        for iid in range(1, 6):
+            environments.touch(tx, MergeRequestRef(1, iid))
+        environments.touch(tx, MergeRequestRef(2, 1))
+        return environments.due(tx, {MergeRequestRef(1, 1)}, 2)
+
+    assert await show.yard.write(step) == (MergeRequestRef(2, 1), MergeRequestRef(1, 2))
+
+
+async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: Show) -> None:
+    show.server.drop(path="environments")
+    tasks = [asyncio.create_task(show.gitlab.environments.find(show.project.id, "review/mr-1")) for _ in range(5)]
+    async with asyncio.timeout(1):
+        assert (await show.gitlab.me()).id == show.bot.id
+    show.server.restore()
+    await asyncio.gather(*tasks, return_exceptions=True)
