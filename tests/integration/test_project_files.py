@@ -237,6 +237,7 @@ async def test_a_sandbox_starts_when_its_label_is_set_and_not_while_another_forb
         assert (spec.memory_bytes, spec.vcpus, spec.disk_bytes) == (8 * GIB, 4, 40 * GIB)
         place.server.label(mr)
         assert await place.told(mr) == "noted", "one that runs goes on"
+        assert "`/sandbox rebuild` gives one that has it" in await place.note(mr)
 
 
 async def test_a_sandbox_with_another_image_goes_on_while_one_image_is_held(tmp_path: Path) -> None:
