@@ -39,6 +39,8 @@ let
     gitlabToken = "a GitLab token with the scope api; required";
     gitlabWebhook = "the secret token of GitLab's webhooks; give this, `gitlabWebhookSigning`, or both";
     gitlabWebhookSigning = "the signing token (whsec_…) of GitLab's webhooks";
+    gitlabWebhookPrevious = "the secret token that is being replaced, and still accepted";
+    gitlabWebhookSigningPrevious = "the signing token that is being replaced, and still accepted";
   };
   given = lib.filterAttrs (_: file: file != null) cfg.secrets;
   credentials = "/run/credentials/ravebot.service";

@@ -121,6 +121,8 @@ in
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";
+      previous_secret_token_file = secretFile "gitlabWebhookPrevious";
+      previous_signing_token_file = secretFile "gitlabWebhookSigningPrevious";
     };
     poll = key duration "5m" "How often to ask GitLab for changes, in case webhooks were lost.";
     request_limit = key duration "60s" "How long GitLab works on one request at most.";

@@ -24,6 +24,7 @@ from ravebot.clock import Clock, SystemClock
 from ravebot.commands.people import People
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config
+from ravebot.config.secrets import Secrets
 from ravebot.errors import ConfigError
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
@@ -53,6 +54,7 @@ from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
 from ravebot.operations.audit import database_path
+from ravebot.operations.hooks.watch import HookWatch
 from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.news import Operators
 from ravebot.operations.operator import Operator
@@ -106,6 +108,7 @@ class Bot:
     state: StateWatch
     secrets: WebhookSecrets
     agents: AgentParts
+    hooks: HookWatch
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -152,6 +155,7 @@ class Bot:
                 *self._environments(),
                 self.agents.run(),
                 trials.run(),
+                self.hooks.run(),
             ):
                 group.create_task(loop)
 
@@ -298,12 +302,19 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             chat=chat,
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
-            secrets=WebhookSecrets(
-                secret_token=secrets.webhook_secret,
-                signing_key=signing_key(secrets.webhook_signing) if secrets.webhook_signing else None,
-            ),
+            secrets=_webhook_secrets(secrets),
+            hooks=HookWatch(loaded, database, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )
+
+
+def _webhook_secrets(secrets: Secrets) -> WebhookSecrets:
+    def pair(token: str | None, signing: str | None, previous: WebhookSecrets | None = None) -> WebhookSecrets:
+        return WebhookSecrets(token, signing_key(signing) if signing else None, previous)
+
+    earlier = (secrets.previous_webhook_secret, secrets.previous_webhook_signing)
+    previous = pair(*earlier) if any(earlier) else None
+    return pair(secrets.webhook_secret, secrets.webhook_signing, previous)
 
 
 async def run(loaded: LoadedConfig, clock: Clock | None = None) -> None:

@@ -205,11 +205,19 @@ def check_config(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> 
 
 
 @app.command()
-def doctor(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def doctor(
+    config: ConfigPath = DEFAULT_CONFIG,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend webhooks that are missing or wrong first.")] = False,
+    as_json: Json = False,
+) -> None:
     """Check everything a new installation can have wrong, and say how to fix it."""
-    from ravebot.operations.doctor import Verdict, examine, show
+    from ravebot.operations.doctor import Verdict, examine, fix_webhooks, show
 
-    findings = asyncio.run(examine(load(config)))
+    loaded = load(config)
+    if fix:
+        for said in asyncio.run(fix_webhooks(loaded)):
+            output.complain(said)
+    findings = asyncio.run(examine(loaded))
     if as_json:
         _print_json(findings)
     else:

@@ -44,6 +44,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.letting import LettingIn, PeoplesKeys
 from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
@@ -126,8 +127,15 @@ def make_core(
     sources = Sources(code_host, config.state_dir / "sources", config.sandbox.max_source)
     shared = (config, clock, database, provider, lifecycle)
     jobs = GuestJobs(provider, config.sandbox.user)
+    letting_in = LettingIn(config, database, provider, journal, PeoplesKeys(code_host, clock), own_keys)
     chain = Chain(
-        *shared, sources=sources, jobs=jobs, web=HttpProbe(), guard=guard.ensure, meter=meter, own_keys=own_keys
+        *shared,
+        sources=sources,
+        letting_in=letting_in,
+        jobs=jobs,
+        web=HttpProbe(),
+        guard=guard.ensure,
+        meter=meter,
     )
     builds = Builds(*shared, chain=chain, guard=guard, meter=meter)
     health = Health(*shared, chain=chain)

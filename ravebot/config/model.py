@@ -79,6 +79,8 @@ class MatrixConfig(Section):
 class WebhookConfig(Section):
     secret_token_file: SecretFile | None = None
     signing_token_file: SecretFile | None = None
+    previous_secret_token_file: SecretFile | None = None
+    previous_signing_token_file: SecretFile | None = None
 
 
 class LabelsConfig(Section):

@@ -25,6 +25,8 @@ class Secrets:
     gitlab_token: str = ""
     webhook_secret: str | None = None
     webhook_signing: str | None = None
+    previous_webhook_secret: str | None = None
+    previous_webhook_signing: str | None = None
     agent_signing: Mapping[str, str] = field(default_factory=dict)  # by the agent's name
     model_keys: Mapping[str, str] = field(default_factory=dict)  # by the name in `models`
 
@@ -45,6 +47,8 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "gitlab_token": ("gitlab", "token_file"),
     "webhook_secret": ("gitlab", "webhook", "secret_token_file"),
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
+    "previous_webhook_secret": ("gitlab", "webhook", "previous_secret_token_file"),
+    "previous_webhook_signing": ("gitlab", "webhook", "previous_signing_token_file"),
 }
 """For each secret, the key of the configuration that names its file."""
 LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -8,12 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from ravebot.gitlab import fields
 from ravebot.gitlab.fields import Malformed
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 MAX_COMMENT = 1_000_000  # characters, GitLab's own limit
+
+
+class ApprovalChange(StrEnum):
+    """What became of somebody's approval, by GitLab's names for the action; `*ED`: of all that are needed, too.
+
+    https://docs.gitlab.com/user/project/integrations/webhook_events/#merge-request-events
+    """
+
+    GIVEN = "approval"
+    COMPLETED = "approved"
+    TAKEN_BACK = "unapproval"
+    INCOMPLETED = "unapproved"
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,8 @@ class MergeRequestChanged:
 
     mr: MergeRequest
     by: Person
+    approval: ApprovalChange | None = None
+    by_gitlab: bool = False  # GitLab did it by itself, as when a push takes approvals back
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,11 @@ def _merge_request_changed(body: Mapping[str, object]) -> MergeRequestChanged:
     by = _person(fields.mapping(body, "user"))
     people = _people(body, "assignees") + _people(body, "reviewers")
     mr = _merge_request(body, attributes, tuple(dict.fromkeys(people)), (by, *people))
-    return MergeRequestChanged(mr, by)
+    return MergeRequestChanged(mr, by, _approval(attributes.get("action")), fields.flag(attributes, "system"))
+
+
+def _approval(action: object) -> ApprovalChange | None:
+    return ApprovalChange(action) if isinstance(action, str) and action in frozenset(ApprovalChange) else None
 
 
 def _comment(body: Mapping[str, object]) -> CommentPosted | Ignored:

@@ -30,10 +30,18 @@ class Forged(RavebotError):
 
 @dataclass(frozen=True)
 class WebhookSecrets:
-    """What proves a webhook: the secret token, the key of its signatures, or both (while changing over)."""
+    """What proves a webhook: the secret token, the key of its signatures, or both (while changing over).
+
+    `previous` proves one as well, while it is replaced by these in GitLab.
+    """
 
     secret_token: str | None = field(default=None, repr=False)
     signing_key: bytes | None = field(default=None, repr=False)
+    previous: WebhookSecrets | None = field(default=None, repr=False)
+
+    @property
+    def each(self) -> tuple[WebhookSecrets, ...]:
+        return (self, *(self.previous.each if self.previous else ()))
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,19 @@ def check_headers(headers: Mapping[str, str], secrets: WebhookSecrets, now: date
     Raises Forged if the headers alone show that neither can: no secret configured, a wrong token, or neither a token
     nor a well-formed signature. A signature counts only if a signing key is configured.
     """
+    found: list[bool] = []
+    refused: list[Forged] = []
+    for one in secrets.each:
+        try:
+            found.append(_headers_prove(headers, one, now))
+        except Forged as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return any(found)
+
+
+def _headers_prove(headers: Mapping[str, str], secrets: WebhookSecrets, now: datetime) -> bool:
     token, ours = headers.get("X-Gitlab-Token"), secrets.secret_token
     known = bool(ours and token is not None and hmac.compare_digest(_digest(token), _digest(ours)))
     if "webhook-signature" in headers and secrets.signing_key is not None:
@@ -82,9 +103,17 @@ def authenticate(headers: Mapping[str, str], body: bytes, secrets: WebhookSecret
     even with the right token; without a signature, the secret token counts. If no secret is configured, every request
     is forged.
     """
-    check_headers(headers, secrets, now)
-    if "webhook-signature" in headers and secrets.signing_key is not None:
-        _check_signature(headers, body, secrets.signing_key)
+    refused: list[Forged] = []
+    for one in secrets.each:
+        try:
+            _headers_prove(headers, one, now)
+            if "webhook-signature" in headers and one.signing_key is not None:
+                _check_signature(headers, body, one.signing_key)
+        except Forged as error:
+            refused.append(error)
+        else:
+            return
+    raise refused[0]
 
 
 def _digest(text: str) -> bytes:

@@ -13,13 +13,13 @@ from ravebot.config.model import Config
 from ravebot.gitlab.addressing import parse_agent_comment
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.commands import WORD, parse_comment
-from ravebot.gitlab.events import CommentPosted, Ignored, MergeRequestChanged
+from ravebot.gitlab.events import ApprovalChange, CommentPosted, Ignored, MergeRequestChanged
 from ravebot.gitlab.kept import read
 from ravebot.intake.answering import ANSWER_FAILURES_EVERY, ANSWER_STRANGERS_EVERY, acknowledge
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.loop import Step, only
 from ravebot.sandboxes.intents import Intents, Outcome
-from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind
 from ravebot.store.database import Transaction
 from ravebot.store.inbox import Request
 
@@ -61,7 +61,24 @@ class GitLabIntake:
             told = await self.gitlab.merge_request(told.ref)
         await self.people.files.know(told)
         actor = Actor("gitlab", event.by.username)
-        return lambda tx: self.intents.merge_request_reported(tx, told, actor)
+
+        def step(tx: Transaction) -> str:
+            done = self.intents.merge_request_reported(tx, told, actor)
+            return self._approval(tx, event) or done
+
+        return step
+
+    def _approval(self, tx: Transaction, event: MergeRequestChanged) -> str:
+        match event.approval:
+            case None:
+                return ""
+            case ApprovalChange.GIVEN | ApprovalChange.COMPLETED:
+                kind = EventKind.MR_APPROVED
+            case ApprovalChange.TAKEN_BACK | ApprovalChange.INCOMPLETED:
+                kind = EventKind.MR_UNAPPROVED
+        complete = event.approval is ApprovalChange.COMPLETED
+        by = RAVEBOT if event.by_gitlab else Actor("gitlab", event.by.username)
+        return self.intents.approval_reported(tx, event.mr.ref, kind, by, complete=complete)
 
     async def comment(self, event: CommentPosted) -> Step:
         """A comment, from a webhook or found by polling."""

@@ -14,7 +14,17 @@ from ravebot.config.model import Config
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened, Then
 from ravebot.sandboxes.lifecycle import Lifecycle
-from ravebot.sandboxes.model import Actor, EndReason, EventKind, MergeRequest, Sandbox, SandboxId, SandboxState
+from ravebot.sandboxes.model import (
+    RAVEBOT,
+    Actor,
+    EndReason,
+    EventKind,
+    MergeRequest,
+    MergeRequestRef,
+    Sandbox,
+    SandboxId,
+    SandboxState,
+)
 from ravebot.sandboxes.settings import of_merge_request, of_sandbox
 from ravebot.sandboxes.starting import StartGate, start_gate
 from ravebot.sandboxes.view import in_words
@@ -115,6 +125,17 @@ class Intents:
         """What card and note show of it, or follows from it."""
         labels = self.config.gitlab.labels
         return mr.people, mr.title, mr.draft, {labels.skip, labels.large}.intersection(mr.labels)
+
+    def approval_reported(
+        self, tx: Transaction, ref: MergeRequestRef, kind: EventKind, by: Actor, *, complete: bool
+    ) -> str:
+        """Tell of somebody's approval of the merge request, given or taken back, where its sandbox is told of."""
+        sandbox = sandboxes.current(tx, ref)
+        if sandbox is None:
+            return "an approval, but there is no sandbox"
+        data: dict[str, object] = {"complete": complete} | ({} if by == RAVEBOT else {"by": str(by)})
+        self.lifecycle.journal.record(tx, kind, by, sandbox=sandbox, data=data)
+        return kind.value
 
     def _gate(self, tx: Transaction, mr: MergeRequest) -> StartGate | None:
         return start_gate(self.config, mr, of_merge_request(tx, self.config, mr))

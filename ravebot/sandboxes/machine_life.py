@@ -25,7 +25,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
 )
 from ravebot.sandboxes.telling import TRIED_AGAIN
-from ravebot.store import images, machines, merge_requests, sandboxes
+from ravebot.store import granted_keys, images, machines, merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
@@ -88,6 +88,7 @@ def lost(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
 def gone(tx: Transaction, life: Lifecycle, machine: Machine) -> None:
     """Provider and firewall hold nothing of it any more: free its place, and let its sandbox end."""
     machines.save(tx, replace(machine, state=MachineState.GONE, state_since=tx.now))
+    granted_keys.forget(tx, machine.id)
     tx.wake(POOL)
     _happened(tx, life, machine, Happened.MACHINE_LOST)
 

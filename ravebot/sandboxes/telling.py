@@ -165,6 +165,34 @@ def _not_taken(data: Data) -> str:
     )
 
 
+def _names(data: Data, key: str) -> str:
+    value = data.get(key)
+    names = [str(name) for name in value] if isinstance(value, list) else []
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def _access_changed(data: Data) -> str:
+    """Who can log in now, who can't any more, and what became of what their keys had open."""
+    gained, out, changed = (_names(data, key) for key in ("in", "out", "changed"))
+    told = [f"{gained} can log in now" if gained else "", f"{out} can't log in any more" if out else ""]
+    told.append(f"an SSH key of {changed} is not let in any more" if changed else "")
+    ended = data.get("ended")
+    if ended is None:
+        told.append("what is open stays open: this image doesn't tell whose sessions there are")
+    elif ended:
+        told.append("an open session was ended" if ended == 1 else f"{ended} open sessions were ended")
+    return "; ".join(part for part in told if part)
+
+
+def _approved(data: Data) -> str:
+    complete = "; it has every approval that it needs" if data.get("complete") else ""
+    return f"the merge request was approved{_by(data)}{complete}"
+
+
+def _unapproved(data: Data) -> str:
+    return f"an approval of the merge request was taken back{_by(data) or ' by GitLab, as after new code'}"
+
+
 K = EventKind
 TELLINGS: Final = MappingProxyType(
     {
@@ -200,6 +228,9 @@ TELLINGS: Final = MappingProxyType(
         K.MACHINE_SUSPENDED: _in_thread(lambda d: f"machine paused {_text(d, 'why')}".rstrip()),
         K.MACHINE_RESUMED: _in_thread(lambda _: "the machine goes on"),
         K.WEB_FOUND: Telling(lambda d: f"something answers on the web port ({_text(d, 'scheme')})"),
+        K.MR_APPROVED: Telling(_approved, thread=_approved, card=False),
+        K.MR_UNAPPROVED: Telling(_unapproved, thread=_unapproved, card=False),
+        K.ACCESS_CHANGED: Telling(_access_changed, thread=_access_changed, card=False),
         K.FORK_APPROVED: Telling(lambda d: f"fork's commit {_text(d, 'sha')[:8]} let in{_by(d)}"),
         K.FIREWALL_REPAIRED: Telling(
             lambda _: "someone removed the firewall's rules; they are back and access works again", say=True

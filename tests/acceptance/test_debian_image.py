@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from pathlib import Path
 
@@ -45,6 +46,26 @@ async def test_a_merge_request_lives_its_whole_life_on_the_debian_image() -> Non
         stranger = await asyncio.to_thread(stage.ssh, note, "mallory", "true")
         assert "Permission denied (publickey)" in stranger.stderr
         assert "First" in await stage.web(note)
+
+        # A reviewer's key is let in while they are one; what they have open ends when they are none any more.
+        stage.gitlab.add_key(stage.bob, stage.public_key("mallory"))
+        stage.gitlab.assign(mr, stage.bob)
+
+        async def is_let_in() -> bool:
+            return (await asyncio.to_thread(stage.ssh, note, "mallory", "true")).returncode == 0
+
+        await stage.until(is_let_in, 60, "a new reviewer is not let in")
+        session = asyncio.create_task(asyncio.to_thread(stage.ssh, note, "mallory", "sleep 55; echo stayed"))
+        own = asyncio.create_task(asyncio.to_thread(stage.ssh, note, "alice", "sleep 25; echo stayed"))
+        await asyncio.sleep(3)
+        stage.gitlab.assign(mr)
+        assert ((await session).returncode, (await session).stdout) == (255, "")
+        assert (await own).stdout == "stayed\n"
+        (told,) = rows(
+            stage, "SELECT data FROM events WHERE kind = 'access.changed' AND data LIKE '%\"out\":[\"bob\"]%'"
+        )
+        assert json.loads(told["data"])["ended"] == 1
+        assert not await is_let_in()
 
         stage.gitlab.push(mr, {"index.html": "<h1>Second</h1>\n"})
 

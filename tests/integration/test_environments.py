@@ -13,10 +13,13 @@ from typing import Any, TypeVar
 import pytest
 import pytest_asyncio
 
+from ravebot.config.file import LoadedConfig
+from ravebot.config.secrets import Secrets
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.environments.loop import EnvironmentLoop
 from ravebot.notify.environments.steps import EnvironmentSteps
 from ravebot.notify.environments.stops import EnvironmentStops
+from ravebot.operations.environments import remove_environments
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import environments
@@ -397,3 +400,80 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
     assert [(one.ref, one.status) for one in show.project.statuses] == [
         (f"refs/merge-requests/{mr.iid}/head", "success")
     ]
+
+
+async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    del show.project.environments[environment.id]
+    show.yard.pass_by(seconds=61)
+    await show.stops().look()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was deleted in GitLab")
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_project_that_can_not_be_seen_ends_no_sandbox(show: Show) -> None:
+    _, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    for status in (403, 404, 500):
+        show.server.fail(status, 1)
+        show.yard.pass_by(seconds=61)
+        await show.stops().look()
+    assert (await show.yard.latest(known)).state.value == "ready"
+
+
+async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_may_be(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    environment.protected = True
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert await show.yard.read(environments.refused) == (
+        ("group/app", "GitLab does not let ravebot stop and delete its environments here: give its user the role "
+         "Developer in this project"),
+    )  # fmt: skip
+    environment.protected = False
+    show.yard.pass_by(minutes=2)
+    await show.settle()
+    assert show.environment(mr) is None
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Path) -> None:
+    async with a_show(tmp_path) as show:
+        for branch in ("one", "two"):
+            await show.yard.make_ready((await show.open(branch))[1])
+        await show.settle()
+        kept, _ = show.project.environments.values()
+        kept.protected = True
+        await show.yard.database.__aexit__(None, None, None)  # the bot is stopped
+        secrets = Secrets(gitlab_token=show.server.token_for(show.bot))
+        removed, left = await remove_environments(LoadedConfig(show.yard.config, secrets), lambda _: None)
+        assert removed == ["the environment review/mr-2 of group/app"]
+        assert left[0].startswith("the environment review/mr-1 of group/app: GitLab refuses it")
+        assert [one.name for one in show.project.environments.values()] == [kept.name]
+
+
+async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.settle()
+    old = mr.sha
+    new = show.server.push(mr, {"more.txt": "more\n"})
+    del show.project.commits[old]
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]

@@ -166,6 +166,34 @@ async def test_an_opened_merge_request_is_queued_and_a_merged_one_ended(desk: De
     assert (event.actor.kind, event.actor.name) == ("gitlab", "alice")
 
 
+async def test_approvals_are_told_where_the_sandbox_is_told_of_once_each(desk: Desk) -> None:
+    mr = desk.open()
+    await desk.tell(mr)
+    for key in ("one", "one"):  # GitLab sends it again when our answer was lost
+        await desk.deliver(hooks.merge_request_event(desk.server.url, mr, desk.gina, "approval"), key)
+    await desk.deliver(hooks.merge_request_event(desk.server.url, mr, desk.gina, "approved"), "two")
+    await desk.deliver(hooks.merge_request_event(desk.server.url, mr, desk.gina, "unapproved"), "three")
+    by_gitlab = hooks.merge_request_event(desk.server.url, mr, desk.alice, "unapproval")
+    attributes = by_gitlab["object_attributes"]
+    assert isinstance(attributes, dict)
+    attributes.update(system=True, system_action="approvals_reset_on_push")
+    await desk.deliver(by_gitlab, "four")
+    await desk.work()
+    lines = [json.loads(body)["text"] for _, _, kind, body in await desk.world.outbox() if kind == "history"]
+    assert lines == [
+        "the merge request was approved by gina (gitlab)",
+        "the merge request was approved by gina (gitlab); it has every approval that it needs",
+        "an approval of the merge request was taken back by gina (gitlab)",
+        "an approval of the merge request was taken back by GitLab, as after new code",
+    ]
+    assert await desk.outcomes() == ["queued", *["mr.approved"] * 2, *["mr.unapproved"] * 2]
+    other = desk.open("other")
+    desk.server.close(other)
+    await desk.deliver(hooks.merge_request_event(desk.server.url, other, desk.gina, "approved"), "five")
+    await desk.work()
+    assert (await desk.outcomes())[-1] == "an approval, but there is no sandbox"
+
+
 async def test_a_project_that_is_not_configured_is_left_alone(desk: Desk) -> None:
     stranger = desk.server.add_project("elsewhere/app")
     mr = desk.server.open_merge_request(stranger, desk.alice)

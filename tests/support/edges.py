@@ -113,8 +113,10 @@ class Code:
         self.error: RavebotError | None = None
         self.disk_full = False
         self.fetched: list[str] = []
+        self.asked_keys = 0
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
+        self.asked_keys += 1
         if self.error:
             raise self.error
         return self.keys.get(user_id, ())

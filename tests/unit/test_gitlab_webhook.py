@@ -115,6 +115,31 @@ def test_one_good_signature_among_several_is_enough() -> None:
     authenticate(CIMultiDict(headers), BODY, SIGNED, NOW)
 
 
+OLD = WebhookSecrets("the old one", b"the old key, long enough")
+BOTH_VALID = [
+    (WebhookSecrets("s3cret", KEY, OLD), {"X-Gitlab-Token": "s3cret"}),
+    (WebhookSecrets("s3cret", KEY, OLD), {"X-Gitlab-Token": "the old one"}),
+    (WebhookSecrets("s3cret", KEY, OLD), signed()),
+    (WebhookSecrets("s3cret", KEY, OLD), signed(key=b"the old key, long enough")),
+    (WebhookSecrets(None, KEY, WebhookSecrets("the old one")), {"X-Gitlab-Token": "the old one"}),
+    (WebhookSecrets("s3cret", None, WebhookSecrets(None, KEY)), signed()),
+]
+
+
+@pytest.mark.parametrize(("secrets", "headers"), BOTH_VALID)
+def test_while_secrets_are_replaced_both_prove_a_sender(secrets: WebhookSecrets, headers: dict[str, str]) -> None:
+    check_headers(CIMultiDict(headers), secrets, NOW)
+    authenticate(CIMultiDict(headers), BODY, secrets, NOW)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-Gitlab-Token": "another"}, signed(key=b"another key that is long enough."), {}]
+)
+def test_while_secrets_are_replaced_no_third_one_counts(headers: dict[str, str]) -> None:
+    with pytest.raises(Forged):
+        authenticate(CIMultiDict(headers), BODY, WebhookSecrets("s3cret", KEY, OLD), NOW)
+
+
 def test_secrets_are_not_shown() -> None:
     assert repr(BOTH) == "WebhookSecrets()"
 

@@ -27,6 +27,7 @@ def check(config: Config) -> Remarks:
         *addresses.unencrypted(config),
         *host.rooms(config),
         *host.useless_warnings(config),
+        *projects.useless_limits(config),
         *agents.useless_agents(config),
         *models.useless_models(config),
         *projects.useless_limits(config),

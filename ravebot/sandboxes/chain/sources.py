@@ -1,16 +1,15 @@
-"""What a sandbox needs from GitLab before people can use it: the code of a commit, and the keys of its people."""
+"""The code of a commit, which a sandbox needs from GitLab before people can use it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from ravebot.errors import Unavailable
 from ravebot.sandboxes.edges import CodeHost
-from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxId
+from ravebot.sandboxes.model import Sandbox, SandboxId
 from ravebot.store.owner import give
 
 
@@ -61,9 +60,3 @@ class Sources:
     def _remove(self, sandbox_id: SandboxId) -> None:
         for path in self.folder.glob(f"{sandbox_id}-*"):
             path.unlink(missing_ok=True)
-
-    async def keys(self, mr: MergeRequest, agents: Iterable[str]) -> tuple[str, ...]:
-        """The keys of author, assignees and reviewers, and of the configured agents; each once, in that order."""
-        people = {person.id: person for person in (mr.author, *mr.people)}
-        found = await asyncio.gather(*(self.host.ssh_keys(person_id) for person_id in people))
-        return tuple(dict.fromkeys([*(key for keys in found for key in keys), *agents]))

@@ -19,6 +19,7 @@ from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound,
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.letting import LettingIn
 from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter, WebProbe
@@ -53,10 +54,7 @@ class BuildBrokenError(GuestError):
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs stages. `guard` updates and verifies the firewall by the database, or raises `Unavailable`.
-
-    `own_keys`: public keys of ravebot's own, which every machine lets in.
-    """
+    """Runs stages. `guard` updates and verifies the firewall by the database, or raises `Unavailable`."""
 
     config: Config
     clock: Clock
@@ -64,11 +62,11 @@ class Chain:
     provider: Provider
     lifecycle: Lifecycle
     sources: Sources
+    letting_in: LettingIn
     jobs: GuestJobs
     web: WebProbe
     guard: Callable[[], Awaitable[None]]
     meter: Meter
-    own_keys: tuple[str, ...] = ()
 
     async def run(self, sandbox_id: SandboxId) -> None:
         """Run stage after stage until the chain ends.
@@ -156,11 +154,10 @@ class Chain:
             )
 
     async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
-        """Authorize exactly the keys of the merge request's people, of the agents, and our own; returns the others'."""
-        agents = [key for agent in self.config.agents for key in agent.ssh_keys]
-        keys = await self.sources.keys(mr, agents)
-        await self.provider.authorize_keys(machine.name, self.config.sandbox.user, (*keys, *self.own_keys))
-        return keys
+        """Let in exactly the keys of the merge request's people, of the agents, and our own; returns the others'."""
+        keys = await self.letting_in.wanted(mr)
+        await self.letting_in.let_in(machine, keys)
+        return tuple(keys)
 
     async def _setup(self, work: Work) -> str | None:
         commands = work.settings.setup

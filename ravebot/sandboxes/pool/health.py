@@ -5,28 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+import structlog
+
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
-from ravebot.errors import ProviderError
+from ravebot.errors import ProviderError, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
-from ravebot.sandboxes.model import EventKind, Machine, MachineId, Person, Sandbox, SandboxState
+from ravebot.sandboxes.model import EventKind, Machine, MachineId, Sandbox, SandboxState
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
+log = structlog.get_logger()
+
 PING = timedelta(seconds=2)
-KEYS_EVERY = timedelta(minutes=5)
+KEYS_SET_EVERY = timedelta(minutes=5)
+"""Keys are set again after this time though nobody's changed: somebody may have edited the file in the guest."""
 NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
 
 
 @dataclass(frozen=True)
 class _KeysSet:
-    """For whom and when keys were set last. Kept in memory only: after a restart they are set again."""
+    """Which keys were set last, and when. Kept in memory only: after a restart they are set again."""
 
-    people: frozenset[Person]
+    keys: tuple[str, ...]
     at: datetime
 
 
@@ -57,17 +62,20 @@ class Health:
         )
         if not answers:
             return
-        now = self.clock.now()
-        people = frozenset((mr.author, *mr.people))
-        last = self._keys.get(machine.id)
-        if last is None or last.people != people or is_due(last.at, KEYS_EVERY, now):
-            keys = await self.chain.authorize(machine, mr)
-            self._keys[machine.id] = _KeysSet(people, now)
-            await self._note(sandbox, notice_keys=not keys)
         if sandbox.web_scheme is None and sandbox.web_open:
             scheme = await self.chain.web.scheme(machine.address, self.config.sandbox.web_port)
             if scheme:
                 await self._note(sandbox, scheme=scheme)
+        try:
+            keys = await self.chain.letting_in.wanted(mr, patient=True)
+        except Unavailable as error:  # who can log in stays as it is
+            log.debug("keys not looked at", machine=machine.name, error=str(error))
+            return
+        now, last = self.clock.now(), self._keys.get(machine.id)
+        if last is None or last.keys != tuple(keys) or is_due(last.at, KEYS_SET_EVERY, now):
+            await self.chain.letting_in.let_in(machine, keys)
+            self._keys[machine.id] = _KeysSet(tuple(keys), now)
+            await self._note(sandbox, notice_keys=not keys)
 
     async def sample(self, machine: Machine) -> None:
         """Store what the machine used so far, for the summary at the end."""

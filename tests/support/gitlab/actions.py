@@ -153,6 +153,22 @@ class Actions:
     def reopen(self, mr: MergeRequest, by: User | None = None) -> None:
         self._set_state(mr, by, "opened", "reopen")
 
+    def approve(self, mr: MergeRequest, by: User) -> None:
+        """Approve it; GitLab tells the last approval that is needed by another name."""
+        with self.state.lock:
+            if by not in mr.approved_by:
+                mr.approved_by.append(by)
+                complete = len(mr.approved_by) >= mr.approvals_needed
+                self._merge_request_event(mr, by, "approved" if complete else "approval")
+
+    def unapprove(self, mr: MergeRequest, by: User) -> None:
+        with self.state.lock:
+            if by in mr.approved_by:
+                was_complete = len(mr.approved_by) >= mr.approvals_needed
+                mr.approved_by.remove(by)
+                incomplete = was_complete and len(mr.approved_by) < mr.approvals_needed
+                self._merge_request_event(mr, by, "unapproved" if incomplete else "unapproval")
+
     def mark_ready(self, mr: MergeRequest, by: User | None = None) -> None:
         self.retitle(mr, mr.title.removeprefix("Draft: "), by)
 

@@ -171,6 +171,8 @@ class MergeRequest:
     assignees: list[User] = field(default_factory=list)
     reviewers: list[User] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    approved_by: list[User] = field(default_factory=list)
+    approvals_needed: int = 1
     notes: dict[int, Note] = field(default_factory=dict)
 
     def discussion(self, discussion_id: str) -> list[Note]:
