@@ -134,7 +134,7 @@ def test_the_configuration_of_each_agent_goes_with_that_of_the_installation(tmp_
         for section, values in yaml.safe_load(text).items():
             given[section] = {**given.get(section, {}), **values} if isinstance(values, dict) else values
         shown |= {agent.name: agent for agent in load(_stored(given, tmp_path)).config.agents}
-    assert list(shown) == ["coder", "claude", "reviewer"]
+    assert list(shown) == ["coder", "claude", "gemini", "reviewer"]
     acp = shown["coder"].acp
     assert acp
     assert acp.environment.items() <= {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/etc/opencode.json"}.items()
