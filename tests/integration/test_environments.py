@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -450,6 +450,30 @@ async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_
     assert await show.yard.read(environments.refused) == ()
 
 
+async def test_a_deployment_that_may_not_be_ended_does_not_keep_its_environment(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, method="PUT", path="deployments")
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_name_that_is_taken_and_can_not_be_read_is_asked_for_less_and_less_often(show: Show) -> None:
+    mr, known = await show.open()
+    show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.fail(200, method="GET", path="environments")  # an answer that is no list
+    await show.yard.started(known)
+    before = len(show.server.requests)
+    for _ in range(60):
+        await show.settle()
+        show.yard.pass_by(seconds=1)
+    assert 4 <= len(show.server.requests) - before <= 16
+
+
 async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Path) -> None:
     async with a_show(tmp_path) as show:
         for branch in ("one", "two"):
@@ -465,6 +489,17 @@ async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Pat
         assert [one.name for one in show.project.environments.values()] == [kept.name]
 
 
+async def test_what_a_guest_printed_is_one_short_line_in_the_status(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    sandbox = await show.yard.latest(known)
+    words = "its set-up failed:\x00\x1b[31m\u202e" + "x" * 1000
+    await show.yard.write(lambda tx: show.yard.lifecycle.refresh(tx, replace(sandbox, notice=words)))
+    await show.settle()
+    ((_, state, description),) = show.server.statuses(show.project, mr.sha)
+    assert (state, len(description) <= 255, description.isprintable()) == ("failed", True, True)
+
+
 async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
     mr, known = await show.open()
     await show.yard.started(known)
@@ -477,3 +512,22 @@ async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
+
+
+async def test_a_project_with_many_merge_requests_holds_up_no_other(show: Show) -> None:
+    def step(tx: Transaction) -> tuple[MergeRequestRef, ...]:
+        for iid in range(1, 6):
+            environments.touch(tx, MergeRequestRef(1, iid))
+        environments.touch(tx, MergeRequestRef(2, 1))
+        return environments.due(tx, {MergeRequestRef(1, 1)}, 2)
+
+    assert await show.yard.write(step) == (MergeRequestRef(2, 1), MergeRequestRef(1, 2))
+
+
+async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: Show) -> None:
+    show.server.drop(path="environments")
+    tasks = [asyncio.create_task(show.gitlab.environments.find(show.project.id, "review/mr-1")) for _ in range(5)]
+    async with asyncio.timeout(1):
+        assert (await show.gitlab.me()).id == show.bot.id
+    show.server.restore()
+    await asyncio.gather(*tasks, return_exceptions=True)

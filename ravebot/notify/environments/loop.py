@@ -25,7 +25,7 @@ from ravebot.notify.environments.steps import (
     status_answered,
 )
 from ravebot.notify.environments.wording import refusal
-from ravebot.sandboxes.environments.model import AskedFor, EnvironmentRecord
+from ravebot.sandboxes.environments.model import EnvironmentRecord
 from ravebot.sandboxes.environments.plan import Deed, Presence, ShownSandbox, ShowStep, decide, wanted
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.journal import Journal
@@ -194,6 +194,8 @@ class EnvironmentLoop:
                     known, deployment_id=None, deployment_sha=step.sha, deployment_sandbox=step.sandbox,
                     deployment_status=step.state, environment_refused=why,
                 )  # fmt: skip
+            if deed is Deed.SET_DEPLOYMENT:
+                return replace(known, deployment_id=None, deployment_status=step.state, environment_refused=why)
             return _pausing(known, deed, failures, tx, _REFUSED_PAUSES.after(failures), why)
         wait = error.retry_after_seconds if isinstance(error, Unavailable) else None
         pause = _PAUSES.after(failures, wait, jitter())
@@ -220,8 +222,8 @@ def _without_refusals(known: EnvironmentRecord) -> EnvironmentRecord:
 def _at_peace(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
     if deed.is_of_status:
         return replace(known, status_refused="", status_failures=0, status_since=None, status_until=None)
-    if known.asked is AskedFor.ENVIRONMENT:  # the name is taken: whether by one of ours is still to be seen
-        return known
+    if known.environment_id is None and deed in (Deed.CREATE_ENVIRONMENT, Deed.FIND_ENVIRONMENT):
+        return known  # the name is taken: whether by one of ours is still to be seen
     gave_up = bool(known.deployment_sha) and known.deployment_id is None
     refused = known.environment_refused if gave_up else ""
     return replace(

@@ -8,19 +8,22 @@ from datetime import datetime, timedelta
 from typing import assert_never
 from urllib.parse import urlsplit
 
+from ravebot.backoff import Backoff
 from ravebot.clock import age
 from ravebot.config.model import Config
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.gitlab.environments import Environments, FoundEnvironment, NameTaken
+from ravebot.gitlab.escape import one_line
 from ravebot.gitlab.transport import TIMEOUT_SECONDS
 from ravebot.notify.environments.wording import foreign
 from ravebot.sandboxes.environments.model import STATUS_NAME, AskedFor, CommitState, EnvironmentRecord, EnvironmentState
-from ravebot.sandboxes.environments.plan import Deed, ShowStep
+from ravebot.sandboxes.environments.plan import LONGEST_DESCRIPTION, Deed, ShowStep
 from ravebot.sandboxes.model import MergeRequest
 
 Change = Callable[[EnvironmentRecord], EnvironmentRecord]
 _LOOK_AGAIN_SECONDS = 3.0
 _STOPPING_SECONDS = 10.0
+_TAKEN_PAUSES = Backoff.growing(2.0, 900.0)
 _NO_COMMIT = "404 Commit Not Found"
 
 
@@ -108,7 +111,7 @@ class EnvironmentSteps:
                 try:
                     made = await self._gitlab.create(project, known.name, step.url)
                 except NameTaken:
-                    return _as_it_is  # it is looked at next
+                    return lambda record: _taken(record, now)
                 return _has(made.id, EnvironmentState.AVAILABLE, step.url, now)
             case Deed.SET_URL:
                 try:
@@ -215,7 +218,7 @@ class EnvironmentSteps:
                 STATUS_NAME,
                 git_ref(mr),
                 step.state,
-                step.description,
+                one_line(step.description, LONGEST_DESCRIPTION),
                 page,
                 pipeline_id,
             )
@@ -234,8 +237,11 @@ class EnvironmentSteps:
         )
 
 
-def _as_it_is(record: EnvironmentRecord) -> EnvironmentRecord:
-    return record
+def _taken(record: EnvironmentRecord, now: datetime) -> EnvironmentRecord:
+    """It is looked at next: at once, but later if GitLab says so again and shows none of that name."""
+    failures = record.environment_failures + 1
+    pause = timedelta(0) if failures == 1 else timedelta(seconds=_TAKEN_PAUSES.after(failures))
+    return replace(record, environment_failures=failures, environment_since=now, environment_until=now + pause)
 
 
 def _commit_state(said: str) -> CommitState:
