@@ -254,13 +254,15 @@ async def test_a_sandbox_with_another_image_goes_on_while_one_image_is_held(tmp_
         assert (await place.latest(usual)).wait_reason
 
 
-async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Path) -> None:
-    async with a_place(tmp_path, limits={"memory": "1TiB"}) as place:
-        large, small = place.open("memory: 1TiB\n"), place.open(branch="another")
+@pytest.mark.parametrize("what", ["memory", "disk"])
+async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Path, what: str) -> None:
+    async with a_place(tmp_path, limits={what: "1TiB"}) as place:
+        large, small = place.open(f"{what}: 1TiB\n"), place.open(branch="another")
         await place.told(large)
         await place.told(small)
         await place.ready(small)
-        assert (await place.latest(large)).wait_reason.startswith("the host is short of memory")
+        assert f"of {what}, 1024.0 GiB needed" in (await place.latest(large)).wait_reason
+        assert (await place.latest(large)).wait_reason.startswith("the host is too small for it: ")
 
 
 async def test_the_file_is_asked_for_as_gitlab_describes_it(tmp_path: Path) -> None:

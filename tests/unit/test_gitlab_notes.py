@@ -36,7 +36,7 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.starting import StartGate, StartWait
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary
 from tests.support.gitlab.notes import links, mentions, take_quick_actions
 
 NOW = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
@@ -241,9 +241,11 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
         state, mr=mr, access=ACCESS, notice=words, hint=words, queue_reason=words, stages=stages, history=history
     )
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
-    shown = replace(shown, sandbox=sandbox)
+    news = FileNews((words,), (words, words))
+    shown = replace(shown, sandbox=sandbox, links=((words, "/page"),), file=news)
+    waits = [render_start_waiting(mr, MARKER, StartWait(gate, words, news)) for gate in StartGate]
     without = [render(mr, MARKER) for render in (render_fork_waiting, render_none)]
-    return [render_note(shown, MARKER), *without]
+    return [render_note(shown, MARKER), *without, *waits]
 
 
 @given(st.sampled_from(SandboxState), st.just(HOSTILE) | st.text())
