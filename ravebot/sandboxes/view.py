@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
+from ravebot.sandboxes.results import CaseCounts, CommandResult
 from ravebot.sshkeys import fingerprint
 
 _TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -124,6 +125,8 @@ class SandboxView:
     hint: str = ""  # what to do about something that GitLab refuses
     links: tuple[tuple[str, str], ...] = ()  # names of pages, and their paths behind the web address
     file: FileNews = NO_NEWS
+    commands: tuple[CommandResult, ...] = ()  # of set-up and tests, of the latest run of the chain
+    cases: CaseCounts | None = None  # what its JUnit reports say
 
     @property
     def live(self) -> bool:
