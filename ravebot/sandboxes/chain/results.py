@@ -33,7 +33,7 @@ _LONGEST_HEADER = 700
 
 # $RAVE_REPORTS: patterns, one a line. Prints each file that they name: `file SIZE NAME`, then its content. As the
 # sandbox's user, in the code's folder; what a link leads out of it to is not read.
-_COLLECT = f"""exec 2>/dev/null
+COLLECT = f"""exec 2>/dev/null
 IFS='
 '
 root=$(pwd -P) files=0 left={MOST_BYTES}
@@ -95,7 +95,7 @@ class Results:
         key = f"{sandbox.id}-{sandbox.sha[:12]}-{sandbox.stage_attempt}-{sandbox.stage}-reports"
         variables = {"RAVE_REPORTS": "\n".join(patterns)}
         try:
-            raw = await self.jobs.output_of(machine.name, key, _COLLECT, variables, _MOST_ANSWER, _TIME)
+            raw = await self.jobs.output_of(machine.name, key, COLLECT, variables, _MOST_ANSWER, _TIME)
         except MachineNotFound:
             raise
         except (GuestError, ProviderError):
