@@ -112,12 +112,12 @@ in
       "start"
       "wait"
     ]) "start" "Whether a draft gets a sandbox at once, or when a person comments `/sandbox start`.";
-    environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
-    commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
     labels = {
       skip = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
       large = key types.nonEmptyStr "sandbox::large" "With this label, a sandbox is as large as `limits` lets it be.";
     };
+    environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
+    commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";

@@ -96,9 +96,9 @@ class GitLabConfig(Section):
     token_file: SecretFile
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
+    labels: LabelsConfig = LabelsConfig()
     environments: bool = True
     commit_status: bool = True
-    labels: LabelsConfig = LabelsConfig()
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)

@@ -16,6 +16,8 @@ from ravebot.config.values import Command, FilePattern, ImageName, LabelName, Po
 FILE_NAME = ".rave.yml"
 MAX_FILE_BYTES = 64 * 1024
 _MAX_VALUES = 2_000
+_MAX_MARKS = 10_000
+"""Lines, commas and brackets: more are not parsed, which takes a second for each 20,000."""
 _MOST_PROBLEMS = 20
 
 _SIZE_SCHEMA = WithJsonSchema({"type": ["string", "integer"], "examples": ["512MiB", "4GiB"]})
@@ -118,8 +120,12 @@ class ProjectFileError(Exception):
 
 
 def read_project_file(raw: bytes) -> ProjectFile:
-    """Read the file's content. Raises ProjectFileError. Takes up to a second for the largest: call it in a thread."""
-    tree = parse(_text(raw), _MAX_VALUES)
+    """Read the file's content. Raises ProjectFileError. Takes up to a second: call it in a thread."""
+    text = _text(raw)
+    if sum(map(text.count, "\n,[{")) > _MAX_MARKS:
+        why = f"has more than {_MAX_MARKS} lines, commas and brackets: a sandbox's settings are shorter than that"
+        raise ProjectFileError([Problem(1, "", why, 1)])
+    tree = parse(text, _MAX_VALUES)
     if tree.problems:
         raise ProjectFileError(tree.problems)
     if tree.value is None:

@@ -208,7 +208,7 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     if sandbox.ended_at:
         rows.append(("Ended", _moment(sandbox.ended_at)))
     outcomes = [_outcome(result) for result in view.stages if result.stage in (Stage.SETUP, Stage.TEST)]
-    if outcomes and not view.commands:
+    if outcomes:
         rows.append(("Set-up and tests", ", ".join(outcomes)))
     return rows
 

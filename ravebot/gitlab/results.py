@@ -20,7 +20,7 @@ def commands_table(commands: Sequence[CommandResult]) -> str:
     others = [one for one in commands if one.ok is not False]
     chosen = [*failed, *others[: ROWS - len(failed)]]
     shown = [one for one in commands if one in chosen]
-    lines = ["| Set-up and tests | Result | Time |", "|---|---|---|", *map(_row, shown)]
+    lines = ["| Command | Result | Time |", "|---|---|---|", *map(_row, shown)]
     if len(commands) > len(shown):
         lines.append(f"| and {len(commands) - len(shown):d} more | | |")
     return "\n".join(lines)

@@ -21,8 +21,8 @@ INNER = (
     "ravebot.config.model",
     "ravebot.config.patterns",
     "ravebot.config.values",
-    "ravebot.config.modelapis",
     "ravebot.config.repository",
+    "ravebot.config.modelapis",
     "ravebot.sandboxes",
     "ravebot.store",
 )

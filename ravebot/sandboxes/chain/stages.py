@@ -16,7 +16,7 @@ import structlog
 from ravebot.clock import Clock, age
 from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
-from ravebot.providers.base import Provider
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.letting import LettingIn
@@ -180,6 +180,7 @@ class Chain:
                 tail = (tail or "") + f"GET {test.http}: answered\n"
             else:
                 tail = (tail or "") + await self._job(work, Stage.TEST, index, test.run)
+            tail = tail[-OUTPUT_LIMIT_BYTES:]  # of them all: a project may have many
         await self.results.collect(work.sandbox, work.machine, work.settings.junit)
         return tail
 
