@@ -34,7 +34,10 @@ def cases_table(cases: CaseCounts) -> list[str]:
         parts.append(f"{sign} **{cases.in_short}**, in {took(cases.seconds)}")
     if cases.failures:
         lines = ["| Failed test | Why |", "|---|---|"]
-        lines += [f"| {code(one.name, 120)} | {text(one.message, 160) or '—'} |" for one in cases.failures[:ROWS]]
+        lines += [
+            f"| {code(one.name, 120)} | {text(one.message, 160) if one.message.strip() else '—'} |"
+            for one in cases.failures[:ROWS]
+        ]
         if cases.failed > len(lines) - 2:
             lines.append(f"| and {cases.failed - len(lines) + 2:d} more | |")
         parts.append("\n".join(lines))
@@ -47,7 +50,8 @@ def log(tail: str) -> str:
 
 
 def _row(command: CommandResult) -> str:
-    result = {True: "✅ done", False: "❌ failed", None: "⏳ not finished"}[command.ok]
+    why = text(command.tail.partition("\n")[0].strip() or "failed", 100)
+    result = {True: "✅ done", False: f"❌ {why}", None: "⏳ not finished"}[command.ok]
     name = STAGES[command.stage] if command.stage is Stage.SETUP else "test"
     time = took(command.seconds) if command.ok is not None else ""
     return f"| {name} {code(command.what, 100)} | {result} | {time} |"

@@ -14,7 +14,8 @@ LONGEST_TAIL = 8_000
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How one command of set-up or tests went. `ok`: None until it ended; `tail`: why it failed and its last output."""
+    """How one command of set-up or tests went. `ok`: None until it ended; `tail`: of one that failed, the
+    reason in a line, and then the end of its output."""
 
     stage: Stage
     position: int

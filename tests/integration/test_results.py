@@ -98,7 +98,7 @@ async def test_reports_are_read_when_a_test_failed_and_its_output_is_folded_and_
         await yard.until(lambda: yard.is_in(mr, "ended"))
         view = await the_view(yard, mr)
         note = render_note(view, "<!-- -->")
-        assert "| test `make check` | ❌ failed | " in note
+        assert "| test `make check` | ❌ ended with code 2 | " in note
         assert "❌ **2 tests, 1 failed**" in note
         assert "<summary>The end of what it printed</summary>\n\n```text\nline\ntoken [masked]\n```" in note
         assert TOKEN not in str((view, await yard.log("stage.failed")))

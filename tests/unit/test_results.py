@@ -152,9 +152,13 @@ def test_of_many_commands_those_that_failed_are_among_the_rows() -> None:
     assert len(table.splitlines()) == 2 + ROWS + 1
 
 
+def test_a_failed_test_without_a_message_has_a_dash() -> None:
+    assert cases_table(CaseCounts(1, 1, failures=(FailedCase("a"),)))[1].splitlines()[-1] == "| `a` | — |"
+
+
 def test_hostile_names_and_messages_stay_in_their_cells() -> None:
     cases = CaseCounts(3, 2, 0, 1.0, (FailedCase(HOSTILE, HOSTILE),) * 2)
-    command = CommandResult(Stage.TEST, 0, HOSTILE, ok=False)
+    command = CommandResult(Stage.TEST, 0, HOSTILE, ok=False, tail=HOSTILE)
     note = "\n\n".join([*cases_table(cases), commands_table([command])])
     html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(note)
     assert html.count("<tr>") == 3 + 2

@@ -83,7 +83,8 @@ class Results:
         try:
             yield
         except GuestError as error:
-            tail = self.mask(str(error))[-LONGEST_TAIL:]
+            why, _, output = str(error).partition("\n")
+            tail = f"{self.mask(why.removeprefix(f'`{what}` '))[:LONGEST_NAME]}\n{self.mask(output)[-LONGEST_TAIL:]}"
             await self._if_same(sandbox, lambda tx: results.end(tx, sandbox, stage, position, ok=False, tail=tail))
             raise
         await self._if_same(sandbox, lambda tx: results.end(tx, sandbox, stage, position, ok=True))
