@@ -202,6 +202,9 @@ in
       ];
       description = "What to try after set-up.";
     };
+    junit =
+      key (types.listOf types.nonEmptyStr) [ ]
+        "Where tests leave JUnit reports, below the code's folder; `*` stands for any name.";
     keep_failed = key duration "0s" "How long to keep a machine whose set-up or smoke tests failed, open for SSH only.";
     timeouts = {
       copy = key duration "10m" "How long the code may take into the machine.";

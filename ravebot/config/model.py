@@ -18,6 +18,7 @@ from ravebot.config.values import (
     Destination,
     DistinctDurations,
     Duration,
+    FilePattern,
     GuestNetwork,
     HostName,
     ImageName,
@@ -170,6 +171,7 @@ class SandboxConfig(Section):
     max_source: Annotated[int, size_from("1MiB")] = 512 * 1024**2
     setup: tuple[Command, ...] = ("./.rave/setup",)
     smoke_tests: tuple[HttpTest | RunTest, ...] = ()
+    junit: tuple[FilePattern, ...] = Field((), max_length=10)
     keep_failed: Duration = timedelta(0)
     timeouts: StageTimeouts = StageTimeouts()
 

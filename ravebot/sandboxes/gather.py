@@ -10,7 +10,7 @@ from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.settings import SandboxSettings, of_sandbox
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import environments, events, machines, merge_requests, model_uses, sandboxes
+from ravebot.store import environments, events, machines, merge_requests, model_uses, results, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -49,6 +49,7 @@ class Views:
             others = sandboxes.with_machine(tx)
             place = plan.place(position, others, pool.max_running, pool.lifetime, tx.now)
         settings = of_sandbox(tx, self.config, sandbox)
+        commands, cases = results.newest(tx, sandbox)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,
@@ -67,6 +68,8 @@ class Views:
             model_tokens=model_uses.used_in(tx, sandbox.id),
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
+            commands=commands,
+            cases=cases,
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:

@@ -76,7 +76,7 @@ def resolve(config: Config, file: ProjectFile | None, labels: tuple[str, ...] = 
         smoke_tests=config.sandbox.smoke_tests if asked.smoke_tests is None else asked.smoke_tests,
         start=asked.start or ("ready" if config.gitlab.drafts == "wait" else "always"),
         links=tuple((link.name, link.path) for link in asked.links),
-        junit=asked.results.junit,
+        junit=config.sandbox.junit if asked.results.junit is None else asked.results.junit,
         agent=_agent(config, asked, remarks),
         remarks=tuple(remarks),
     )

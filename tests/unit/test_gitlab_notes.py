@@ -128,7 +128,8 @@ def test_a_failure_is_the_headline_with_its_command_as_code() -> None:
     detail = "set-up failed: `./.rave/setup` ended with code 3"
     sandbox = replace(ended.sandbox, end_reason=EndReason.FAILED, end_detail=detail, ended_at=NOW)
     note = render_note(replace(ended, sandbox=sandbox), MARKER)
-    assert "### 🔴 Set-up failed: `./.rave/setup` ended with code 3\n\n```text\none\nERROR: no libfoo-dev\n```" in note
+    assert "### 🔴 Set-up failed: `./.rave/setup` ended with code 3\n\n<details>\n" in note
+    assert "\n\n```text\none\nERROR: no libfoo-dev\n```\n\n</details>" in note
     assert note.count("libfoo") == 1
     assert note.count("ended with code 3") == 1
 

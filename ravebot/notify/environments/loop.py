@@ -117,7 +117,8 @@ class EnvironmentLoop:
         ref = known.ref
         view = self._views.latest(tx, ref)
         web_url = view.access.web_url if view and view.access else None
-        shown = wanted(view.sandbox if view else None, mr, web_url, tx.now)
+        cases = view.cases.in_short if view and view.cases else ""
+        shown = wanted(view.sandbox if view else None, mr, web_url, tx.now, cases)
         step = decide(_switched(shown, self._views.config.gitlab), known, tx.now)
         known = replace(known, looked_at=tx.now, next_at=None)
         if step is None:
