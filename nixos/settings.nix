@@ -107,6 +107,9 @@ in
   gitlab = {
     url = required url "GitLab's base address, without /api.";
     token_file = secretFile "gitlabToken";
+    ca_file = optional types.path "The certificate of GitLab's own CA, in PEM, like ./ca.pem; no other is trusted.";
+    proxy = optional url "The HTTP proxy through which GitLab is reached.";
+    proxy_login_file = secretFile "gitlabProxyLogin";
     projects = required (types.nonEmptyListOf project) "The projects whose merge requests get sandboxes.";
     drafts = key (types.enum [
       "start"

@@ -239,7 +239,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(provider.close)
         firewall = make_firewall(config, database.instance_id, clock)
         stack.push_async_callback(firewall.close)
-        gitlab = make_gitlab(config, secrets.gitlab_token, clock)
+        gitlab = make_gitlab(loaded, clock)
         stack.push_async_callback(gitlab.close)
         password = secrets.matrix_password or secrets.matrix_access_token
         if not password:

@@ -39,9 +39,11 @@ from ravebot.agents.transports.webhook.poster import WebhookPoster
 from ravebot.agents.transports.webhook.sender import WebhookSender
 from ravebot.agents.waiting import SandboxBinding, WaitingLoop
 from ravebot.clock import Clock
+from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config
 from ravebot.config.secrets import signing_key
 from ravebot.gitlab.client import GitLab
+from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
@@ -261,5 +263,5 @@ def make_models(
     return ModelGateway(ExchangeParts(config.models, accounts, Upstream(keys), parse_threads()), metrics)
 
 
-def make_gitlab(config: Config, token: str, clock: Clock) -> GitLab:
-    return GitLab(str(config.gitlab.url), token, clock)
+def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:
+    return GitLab(str(loaded.config.gitlab.url), loaded.secrets.gitlab_token, clock, route=gitlab_route(loaded))

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ravebot.config import checks, complaints
+from ravebot.config.certificates import check_certificates
 from ravebot.config.model import Config
 from ravebot.config.secrets import LISTED_SECRETS, SECRET_KEYS, Secrets, read_secret, signing_key
 from ravebot.config.tree import KeyPath, Problem, Tree, Value, dotted, parse
@@ -239,7 +240,18 @@ def _secrets(tree: Tree) -> tuple[Secrets, list[Problem]]:
             secret = read(_at(entry, below), (of, place, *below), _FORMS.get(name, str))
             if secret is not None and isinstance(owner, str):
                 listed.setdefault(name, {})[owner] = secret
+    authority = _at(tree.value, ("gitlab", "ca_file"))
+    if isinstance(authority, str) and Path(authority).is_absolute():
+        try:
+            check_certificates(Path(authority))
+        except ValueError as error:
+            problems.append(Problem(tree.line_of(("gitlab", "ca_file")), "gitlab.ca_file", str(error)))
     return Secrets(**found, **listed), problems  # type: ignore[arg-type]
+
+
+def newest_gitlab_token(config: Config) -> str:
+    """What stands in its file now. Raises ValueError."""
+    return read_secret(config.gitlab.token_file, _owners_of(str(config.state_dir)))
 
 
 def _at(value: Value, keys: tuple[str, ...]) -> Value:
@@ -250,8 +262,11 @@ def _at(value: Value, keys: tuple[str, ...]) -> Value:
 
 def _owners(tree: Tree) -> frozenset[int]:
     """Users whose secret files are accepted: our own and root; for root also the owner of the state folder."""
+    return _owners_of(tree.value.get("state_dir") if isinstance(tree.value, dict) else None)
+
+
+def _owners_of(state_dir: Value) -> frozenset[int]:
     owners = {0, os.geteuid()}
-    state_dir = tree.value.get("state_dir") if isinstance(tree.value, dict) else None
     if os.geteuid() == 0 and isinstance(state_dir, str):
         with suppress(OSError, ValueError):
             owners.add(Path(state_dir).stat().st_uid)

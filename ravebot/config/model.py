@@ -94,6 +94,9 @@ class LabelsConfig(Section):
 class GitLabConfig(Section):
     url: HttpUrl
     token_file: SecretFile
+    ca_file: AbsolutePath | None = None
+    proxy: HttpUrl | None = None
+    proxy_login_file: SecretFile | None = None
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
     labels: LabelsConfig = LabelsConfig()

@@ -23,6 +23,7 @@ class Secrets:
     matrix_access_token: str | None = None
     store_passphrase: str | None = None
     gitlab_token: str = ""
+    gitlab_proxy_login: str | None = None
     webhook_secret: str | None = None
     webhook_signing: str | None = None
     previous_webhook_secret: str | None = None
@@ -45,6 +46,7 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "matrix_access_token": ("matrix", "access_token_file"),
     "store_passphrase": ("matrix", "store_passphrase_file"),
     "gitlab_token": ("gitlab", "token_file"),
+    "gitlab_proxy_login": ("gitlab", "proxy_login_file"),
     "webhook_secret": ("gitlab", "webhook", "secret_token_file"),
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
     "previous_webhook_secret": ("gitlab", "webhook", "previous_secret_token_file"),

@@ -28,6 +28,7 @@ from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
+from ravebot.gitlab.route import DIRECT, GitlabRoute
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
@@ -48,12 +49,17 @@ class GitLab:
     """One GitLab, one token. Safe to call from many tasks; `close` when done."""
 
     def __init__(
-        self, url: str, token: str, clock: Clock | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+        self,
+        url: str,
+        token: str,
+        clock: Clock | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        route: GitlabRoute = DIRECT,
     ) -> None:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
-        self._own_id: int | None = None
-        self._transport = Transport(self.url, token, self._clock, timeout_seconds)
+        self._own_id: tuple[int, int] | None = None  # after so many renewals of the token
+        self._transport = Transport(self.url, token, self._clock, timeout_seconds, route)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")
@@ -73,12 +79,13 @@ class GitLab:
     async def me(self) -> Person:
         """The user that the token belongs to: the bot."""
         found = await self._call(lambda: answers.person(self._transport.get("/user")))
-        self._own_id = found.id
+        self._own_id = self._transport.renewals, found.id
         return found
 
     async def own_id(self) -> int:
-        """The bot's user id; GitLab is asked once."""
-        return self._own_id or (await self.me()).id
+        """The bot's user id; GitLab is asked once for each token."""
+        known = self._own_id
+        return known[1] if known and known[0] == self._transport.renewals else (await self.me()).id
 
     async def version(self) -> str:
         """GitLab's version, such as `18.0.0-ee`."""

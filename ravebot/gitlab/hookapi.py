@@ -15,6 +15,7 @@ from ravebot.errors import NotFound, Unavailable
 from ravebot.gitlab import answers
 from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.hooks import was_refused
+from ravebot.gitlab.route import DIRECT, GitlabRoute
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 
 T = TypeVar("T")
@@ -34,9 +35,11 @@ class HookedProject:
 class HookApi:
     """One GitLab, one token; `close` when done. Raises what `Transport` raises, but Unavailable for Malformed."""
 
-    def __init__(self, url: str, token: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, url: str, token: str, timeout_seconds: float = TIMEOUT_SECONDS, route: GitlabRoute = DIRECT
+    ) -> None:
         self.url = url.rstrip("/")
-        self._transport = Transport(self.url, token, SystemClock(), timeout_seconds)
+        self._transport = Transport(self.url, token, SystemClock(), timeout_seconds, route)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="gitlab-hooks")
 
     async def close(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -22,12 +21,17 @@ from gitlab.exceptions import GitlabAuthenticationError, GitlabError, GitlabPars
 from ravebot.clock import Clock
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unacceptable, Unavailable
 from ravebot.gitlab.fields import Json, Malformed
+from ravebot.gitlab.route import DIRECT, GitlabRoute
 
 T = TypeVar("T")
 _ITEMS_PER_PAGE = "100"
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
 _TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource lock"
+
+
+class TokenRefused(Unavailable):
+    """GitLab refuses our token, and its file has no other."""
 
 
 class Unanswered(Unavailable):
@@ -45,14 +49,18 @@ class _Elsewhere(requests.RequestException):
 class _Client:
     """One thread's connection; `retry_after` is the header of the last answer."""
 
-    def __init__(self, url: str, token: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, token: str, timeout_seconds: float, route: GitlabRoute) -> None:
         self.retry_after = ""
+        self.token = token
         self.session = requests.Session()
+        self.session.trust_env = False  # no proxy, certificates or .netrc of whoever started ravebot
+        if route.proxy is not None:
+            self.session.proxies = {"http": route.proxy, "https": route.proxy}
         self.session.hooks["response"].append(self._remember)
         self.api = gitlab.Gitlab(
             url,
             private_token=token,
-            ssl_verify=_trusted(),
+            ssl_verify=route.trusted(),
             timeout=timeout_seconds,
             retry_transient_errors=False,
             keep_base_url=True,  # never send the token to another host by following a page link
@@ -69,8 +77,18 @@ class _Client:
 class Transport:
     """Requests to one GitLab; every method blocks, and raises NotFound, Forbidden, Unavailable or Malformed."""
 
-    def __init__(self, url: str, token: str, clock: Clock, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._url, self._token = url, token
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        clock: Clock,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        route: GitlabRoute = DIRECT,
+    ) -> None:
+        self._url, self._token, self._route = url, token, route
+        self._renewing = threading.Lock()
+        self.renewals = 0
+        """How many times another token was found in its file, after GitLab had refused the one before."""
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._local = threading.local()
@@ -105,7 +123,8 @@ class Transport:
         asked = {"per_page": _ITEMS_PER_PAGE, **query}
         pages = self._run(lambda api: iter(api.http_list(path, query_data=asked, iterator=True, obey_rate_limit=False)))
         end = object()
-        while (item := self._run(lambda _api: next(pages, end))) is not end:
+        # A page that was refused can't be asked for again here: the iterator has ended.
+        while (item := self._run(lambda _api: next(pages, end), again=False)) is not end:
             yield _object(item)
 
     def stream(self, path: str, take: Callable[[requests.Response], T], **query: str) -> T:
@@ -118,27 +137,51 @@ class Transport:
 
         return self._run(run)
 
-    def _run(self, function: Callable[[gitlab.Gitlab], T]) -> T:
+    def _run(self, function: Callable[[gitlab.Gitlab], T], *, again: bool = True) -> T:
         client = self._client()
         try:
             return function(client.api)
         except (GitlabError, requests.RequestException) as error:
+            refused = isinstance(error, GitlabError) and error.response_code == 401
+            if refused and self._renewed(client.token) and again:
+                return self._run(function, again=False)
             raise self._translated(error, client.retry_after) from error
         except (LookupError, TypeError, AttributeError) as error:  # python-gitlab raises these for JSON that is no list
             raise Malformed("no JSON of the form that was asked for") from error
 
     def _client(self) -> _Client:
         client: _Client | None = getattr(self._local, "client", None)
-        if client is None:
-            client = self._local.client = _Client(self._url, self._token, self._timeout_seconds)
+        if client is None or client.token != self._token:
+            if client is not None:
+                client.session.close()
+                self._sessions.remove(client.session)
+            client = self._local.client = _Client(self._url, self._token, self._timeout_seconds, self._route)
             self._sessions.append(client.session)
         return client
+
+    def _renewed(self, refused: str) -> bool:
+        """Whether there is another token than the one that GitLab refused: its file is read again."""
+        with self._renewing:
+            if self._token == refused and self._route.newest_token is not None:
+                try:
+                    newest = self._route.newest_token()
+                except ValueError:  # told when the refusal is
+                    return False
+                if newest != refused:
+                    self._token = newest
+                    self.renewals += 1
+            return self._token != refused
 
     def _translated(self, error: GitlabError | requests.RequestException, retry_after: str) -> RavebotError:
         if isinstance(error, RedirectError | _Elsewhere):
             return Unavailable(f"GitLab redirects {self._url} elsewhere: set gitlab.url to where it redirects to")
         if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in repr(error):
-            return Unavailable(f"GitLab's certificate at {self._url} is not trusted: install its CA on this host")
+            return Unavailable(f"GitLab's certificate at {self._url} is not trusted: {self._route.how_to_trust}")
+        if isinstance(error, requests.exceptions.ProxyError):
+            return Unavailable(
+                "the proxy between ravebot and GitLab can't be used: it does not answer, refuses the connection, or"
+                " wants another login; check gitlab.proxy and gitlab.proxy_login_file"
+            )
         if isinstance(error, requests.RequestException):
             refused = isinstance(error, requests.ConnectTimeout) or "NewConnectionError" in repr(error)
             kind = Unavailable if refused else Unanswered
@@ -149,9 +192,13 @@ class Transport:
         status = error.response_code or 0
         said = _said(error)
         if isinstance(error, GitlabAuthenticationError) or status == 401:
-            return Unavailable(
+            return TokenRefused(
                 "GitLab refuses our token (401): it was revoked or has expired; put a new one with scope api into "
-                "gitlab.token_file and restart"
+                "gitlab.token_file, which ravebot then reads again"
+            )
+        if status == 407:
+            return Unavailable(
+                "the proxy between ravebot and GitLab wants another login: gitlab.proxy_login_file has it"
             )
         if status == 404:
             return NotFound(f"GitLab has no such thing, or the bot may not see it ({said})")
@@ -168,12 +215,6 @@ class Transport:
         if status == 403:
             return Forbidden(f"GitLab refuses it (403: {said}): give the bot's user the role Developer there")
         return Unacceptable(f"GitLab does not take what we asked ({status}: {said})")
-
-
-def _trusted() -> str | bool:
-    """File or folder of the certificates that this host trusts: requests would only trust those of certifi."""
-    paths = ssl.get_default_verify_paths()
-    return paths.cafile or paths.capath or True
 
 
 def _is_gitlabs(status: int) -> bool:

@@ -18,13 +18,14 @@ from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.client import MOST_NOTES, GitLab
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
+from ravebot.gitlab.transport import TokenRefused
 from ravebot.gitlab.webhook import note_key
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.sandboxes.projectfiles import ProjectFiles
-from ravebot.store import inbox, merge_requests, restored
+from ravebot.store import inbox, merge_requests, outbox, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
-from ravebot.store.targets import NoteLane
+from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 log = structlog.get_logger()
 
@@ -32,6 +33,8 @@ _MOST_IN_A_ROW = 3
 """After this many projects in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
+_LIST_EVERY = 3
+"""The list of projects is asked for at every third poll: a webhook of a new one is obeyed at once all the same."""
 _SETTLED = timedelta(minutes=5)
 """Age of a merge request's last update from which on a new comment is sure to change `updated_at`: GitLab touches it at
 most once a minute (app/models/concerns/throttled_touch.rb). The rest is for clocks that differ."""
@@ -64,37 +67,56 @@ class Poller:
         """When the last poll ended, successful or not."""
         self.problem = ""
         """Why the last poll failed; empty when it did not."""
+        self._projects: list[tuple[int, str]] = []
         self.refusals: Mapping[str, str] = {}
         """Projects that the last poll could not read, wholly or in part, and why."""
 
     async def run(self) -> None:
         """Poll until cancelled; a failed poll is repeated sooner."""
-        failures = 0
+        failures, polls = 0, 0
         period = self._config.gitlab.poll.total_seconds()
         pauses = Backoff.growing(2.0, min(period, _LONGEST_WAIT_SECONDS))
         while True:
             try:
-                await self.look()
+                await self.look(again=polls % _LIST_EVERY == 0)
             except RavebotError as error:
                 self.problem = str(error)
+                await self._tell_of_token(error)
                 log.warning("gitlab could not be polled", error=str(error))
             # A bug that an odd answer triggers must not end the bot.
             except Exception:
                 self.problem = "ravebot could not make sense of GitLab's answer; its log says more"
                 log.exception("gitlab could not be polled: this is a bug of ravebot's")
             else:
-                self.problem, failures = "", 0
+                self.problem, failures, polls = "", 0, polls + 1
+                await self._tell_of_token(None)
                 self.looked_at = self._clock.now()
                 self._on_result(True)
                 await asyncio.sleep(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
-            failures += 1
+            failures, polls = failures + 1, 0
             await asyncio.sleep(pauses.after(failures))
 
-    async def look(self) -> None:
+    async def _tell_of_token(self, error: RavebotError | None) -> None:
+        """Tell the operators, once, that GitLab refuses the token, and when it takes it again."""
+        refused = isinstance(error, TokenRefused)
+        if error is not None and not refused:
+            return
+        try:
+            if (await self._database.read(lambda tx: get_meta(tx, _TOKEN_REFUSED)) or "") == ("yes" if refused else ""):
+                return
+            await self._database.write(
+                partial(_note_token, room=self._config.matrix.operations_room, refusal=str(error) if error else "")
+            )
+        except RavebotError as trouble:  # the next poll tells
+            log.info("a message to the operators is delayed", error=str(trouble))
+
+    async def look(self, *, again: bool = True) -> None:
         """Poll everything once. A project or merge request that can't be read does not delay the others.
+
+        `again`: also ask which projects there are.
 
         Raises Forbidden when we may see no project, Unavailable when none answers: at once when several in a row don't.
         """
@@ -102,7 +124,9 @@ class Poller:
         unseen: dict[int, RavebotError] = {}
         in_a_row = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
-        projects = await self._gitlab.projects(self._config.gitlab.projects)
+        if again:
+            self._projects = await self._gitlab.projects(self._config.gitlab.projects)
+        projects = self._projects
         for project_id, path in projects:
             try:
                 if why := await self._project(project_id, missing):
@@ -193,6 +217,17 @@ def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> N
             key, lane = note_key(comment.note_id), NoteLane(mr.ref).text
             inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
     merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
+
+
+_TOKEN_REFUSED = "gitlab_token_refused"  # noqa: S105 - a fact that is kept
+
+
+def _note_token(tx: Transaction, room: str | None, refusal: str) -> None:
+    set_meta(tx, _TOKEN_REFUSED, "yes" if refusal else "")
+    text = refusal or "GitLab takes ravebot's token again: ravebot goes on, and catches up."
+    log.warning("what gitlab says of the token is told", text=text)
+    if room is not None:
+        outbox.add(tx, RoomLane(room), Kind.NEWS, body={"text": text})
 
 
 def _first_look(tx: Transaction, project_id: ProjectId) -> datetime | None:

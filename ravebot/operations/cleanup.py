@@ -249,7 +249,7 @@ async def cleanup(
         stack.push_async_callback(provider.close)
         firewall = make_firewall(config, database.instance_id, clock)
         stack.push_async_callback(firewall.close)
-        gitlab = make_gitlab(config, loaded.secrets.gitlab_token, clock)
+        gitlab = make_gitlab(loaded, clock)
         stack.push_async_callback(gitlab.close)
         core = make_core(config, database, clock, provider, firewall, gitlab, Metrics())
         wish = Wish(older_than, everything, force, adopt, Actor("shell", getpass.getuser()))

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ravebot.config.file import InvalidConfigError, LoadedConfig, load
+from ravebot.config.file import InvalidConfigError, LoadedConfig, load, newest_gitlab_token
 from ravebot.config.secrets import read_secret
 from ravebot.config.tree import Problem
+from tests.support.tls import self_signed
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 HIDDEN = "hush-hush-4711"
@@ -614,3 +615,28 @@ def test_a_key_that_is_not_there_is_said_at_its_line(folder: Folder) -> None:
     (problem,) = caught.value.problems
     assert (problem.path, "there is no file /nowhere/key" in problem.message) == ("models[1].key_file", True)
     assert problem.line == len(text.splitlines())
+
+
+def test_the_way_to_gitlab_is_checked_when_the_configuration_is_loaded(folder: Folder) -> None:
+    token = f"  token_file: {folder.path}/gitlab\n"
+
+    def wrong(line: str) -> str:
+        problem = folder.one((token, f"{token}  {line}\n"))
+        assert problem.path == f"gitlab.{line.partition(':')[0]}"
+        return problem.message
+
+    assert "there is no file" in wrong(f"ca_file: {folder.path}/ca.pem")
+    (folder.path / "ca.pem").write_text("no certificate")
+    assert "has no certificate in PEM" in wrong(f"ca_file: {folder.path}/ca.pem")
+    (folder.path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    assert "has no certificate in PEM" in wrong(f"ca_file: {folder.path}/ca.pem")
+    assert "is no regular file" in wrong(f"ca_file: {folder.path}")
+    assert "leave the user name and password out" in wrong("proxy: http://name:word@proxy.example.org:3128")
+    assert "leave out the path" in wrong("proxy: http://proxy.example.org:3128/path")
+    assert "set gitlab.proxy" in wrong(f"proxy_login_file: {folder.path}/matrix")
+    self_signed(folder.path)
+    more = f"{token}  ca_file: {folder.path}/tls.pem\n  proxy: http://proxy.example.org:3128\n"
+    loaded = folder.load(folder.minimal((token, f"{more}  proxy_login_file: {folder.path}/matrix\n")))
+    assert loaded.secrets.gitlab_proxy_login == HIDDEN
+    folder.secret("gitlab", "another")
+    assert newest_gitlab_token(loaded.config) == "another"

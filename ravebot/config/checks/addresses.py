@@ -30,6 +30,7 @@ def addresses(config: Config) -> Iterator[Remark]:
     addresses: tuple[tuple[KeyPath, HttpUrl | None], ...] = (
         (("matrix", "homeserver"), matrix),
         (("gitlab", "url"), gitlab),
+        (("gitlab", "proxy"), config.gitlab.proxy),
         (("http", "public_url"), public),
         (("api", "public_url"), config.api.public_url),
         *((("models", place, "url"), model.url) for place, model in enumerate(config.models)),
@@ -41,6 +42,13 @@ def addresses(config: Config) -> Iterator[Remark]:
             yield Remark(key, "leave the user name and password out of the address: secrets are in files of their own")
         elif url.query is not None or url.fragment is not None:
             yield Remark(key, "leave out everything from the '?' or '#' on: this is a base address")
+    proxy = config.gitlab.proxy
+    if proxy is not None and (proxy.path or "/") != "/":
+        yield Remark(
+            ("gitlab", "proxy"), "is a proxy's address, like http://proxy.example.org:3128: leave out the path"
+        )
+    if config.gitlab.proxy_login_file is not None and proxy is None:
+        yield Remark(("gitlab", "proxy_login_file"), "there is no proxy to log in to: set gitlab.proxy, or remove this")
 
 
 def hosts(config: Config) -> Iterator[Remark]:

@@ -15,7 +15,8 @@ from ravebot.gitlab.hookapi import role_level
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
-from ravebot.operations.doctor.services import Answer, get, mend
+from ravebot.operations.doctor.services import Answer, GitlabAccess, mend
+from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.operations.hooks import registry, wording
 
 _EXPIRES_SOON = timedelta(days=14)
@@ -33,9 +34,9 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
             yield failed("gitlab webhook", f"gitlab.webhook.signing_token_file: {error}", "copy it from GitLab again")
     base = str(loaded.config.gitlab.url).rstrip("/")
     api = f"{base}/api/v4"
-    headers = {"PRIVATE-TOKEN": loaded.secrets.gitlab_token}
+    access = GitlabAccess(loaded.secrets.gitlab_token, gitlab_route(loaded))
     try:
-        me = await get(f"{api}/user", headers)
+        me = await access.get(f"{api}/user")
     except Unavailable as error:
         yield unreachable(base, error)
         return
@@ -45,10 +46,10 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
     if identity.verdict is not Verdict.OK:
         return
     try:
-        yield await token(api, headers)
-        async for finding in _projects(loaded, api, headers):
+        yield await token(api, access)
+        async for finding in _projects(loaded, api, access):
             yield finding
-        async for finding in _owners(loaded, api, headers):
+        async for finding in _owners(loaded, api, access):
             yield finding
     except Unavailable as error:
         yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
@@ -70,9 +71,9 @@ def user(base: str, me: Answer) -> Finding:
     return ok("gitlab", f"{base} answers; ravebot is @{username} there")
 
 
-async def token(api: str, headers: dict[str, str]) -> Finding:
+async def token(api: str, access: GitlabAccess) -> Finding:
     """Scopes and expiry: https://docs.gitlab.com/api/personal_access_tokens/ (of group and project tokens, too)."""
-    found = await get(f"{api}/personal_access_tokens/self", headers)
+    found = await access.get(f"{api}/personal_access_tokens/self")
     scopes = found.field("scopes")
     if found.status != 200 or not isinstance(scopes, list):
         fix = "check by hand that it has the scope api"
@@ -92,17 +93,17 @@ async def token(api: str, headers: dict[str, str]) -> Finding:
     return ok("gitlab token", "scope api")
 
 
-async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
+async def _projects(loaded: LoadedConfig, api: str, access: GitlabAccess) -> AsyncIterator[Finding]:
     """Each project that is named, and the first ones that each pattern matches."""
     config = loaded.config
     patterns = [pattern for pattern in config.gitlab.projects if "*" in pattern]
     for path in config.gitlab.projects:
         if path not in patterns:
-            async for finding in _project(loaded, api, headers, path):
+            async for finding in _project(loaded, api, access, path):
                 yield finding
     if not patterns:
         return
-    listed = await listed_projects(api, headers)
+    listed = await listed_projects(api, access)
     if isinstance(listed, Finding):
         yield listed
         return
@@ -119,14 +120,14 @@ async def _projects(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> 
         fresh = [path for path in matching if path not in seen]
         for path in fresh[:_MOST_PROJECTS]:
             seen.add(path)
-            async for finding in _project(loaded, api, headers, path):
+            async for finding in _project(loaded, api, access, path):
                 yield finding
         if len(fresh) > _MOST_PROJECTS:
             detail = f"{pattern}: {len(fresh) - _MOST_PROJECTS} more were not checked, from {fresh[_MOST_PROJECTS]} on"
             yield unknown("gitlab project", detail, "to check others, name them in gitlab.projects beside the pattern")
 
 
-async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Finding:
+async def listed_projects(api: str, access: GitlabAccess) -> list[str] | Finding:
     """The paths of the projects that the bot polls, at most the newest thousand.
 
     https://docs.gitlab.com/api/projects/#list-all-projects
@@ -134,7 +135,7 @@ async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Find
     paths: list[str] = []
     for page in range(1, _MOST_PAGES + 1):
         query = f"membership=true&simple=true&archived=false&per_page={_PAGE}&page={page}"
-        listed = await get(f"{api}/projects?{query}", headers)
+        listed = await access.get(f"{api}/projects?{query}")
         if listed.status != 200 or not isinstance(listed.body, list):
             return failed("gitlab project", f"projects can't be listed ({listed.status})", "see GitLab's log")
         found = [project.get("path_with_namespace") for project in listed.body if isinstance(project, dict)]
@@ -144,26 +145,26 @@ async def listed_projects(api: str, headers: dict[str, str]) -> list[str] | Find
     return paths
 
 
-async def _project(loaded: LoadedConfig, api: str, headers: dict[str, str], path: str) -> AsyncIterator[Finding]:
-    found, _, project = await _seen(api, headers, path)
+async def _project(loaded: LoadedConfig, api: str, access: GitlabAccess, path: str) -> AsyncIterator[Finding]:
+    found, _, project = await _seen(api, access, path)
     yield found
     if found.verdict is Verdict.OK:
         if loaded.config.gitlab.environments and project.get("environments_access_level") == "disabled":
             detail = f"{path}: Environments are switched off in its settings, so its sandboxes are not on that page"
             yield warning("gitlab environments", detail, "switch them on, or set gitlab.environments: false")
-        yield await _webhook(loaded, f"{api}/projects/{quote(path, safe='')}", headers, path)
+        yield await _webhook(loaded, f"{api}/projects/{quote(path, safe='')}", access, path)
 
 
-async def role(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int]:
+async def role(api: str, access: GitlabAccess, path: str) -> tuple[Finding, int]:
     """Whether the token's user may do on that project what ravebot does there, and its access level."""
-    found, level, _ = await _seen(api, headers, path)
+    found, level, _ = await _seen(api, access, path)
     return found, level
 
 
-async def _seen(api: str, headers: dict[str, str], path: str) -> tuple[Finding, int, Mapping[str, object]]:
+async def _seen(api: str, access: GitlabAccess, path: str) -> tuple[Finding, int, Mapping[str, object]]:
     """The same, and what GitLab tells of the project."""
     address = f"{api}/projects/{quote(path, safe='')}"
-    project = await get(address, headers)
+    project = await access.get(address)
     if project.status != 200:
         fix = "add the bot to it as Developer, or change gitlab.projects"
         why = f"{path} does not exist or is not visible to the bot ({project.status})"
@@ -176,12 +177,12 @@ async def _seen(api: str, headers: dict[str, str], path: str) -> tuple[Finding, 
     return ok("gitlab project", f"{path}: the bot's role is sufficient"), level, facts
 
 
-async def _owners(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> AsyncIterator[Finding]:
+async def _owners(loaded: LoadedConfig, api: str, access: GitlabAccess) -> AsyncIterator[Finding]:
     """Whether each agent that can be spoken to belongs to somebody: without an owner's rights it may do nothing."""
     agents = [agent for agent in loaded.config.agents if agent.can_be_spoken_to and agent.owner]
     for owner in dict.fromkeys(agent.owner for agent in agents):
         names = ", ".join(agent.name for agent in agents if agent.owner == owner)
-        found = await get(f"{api}/users?username={quote(owner or '', safe='')}", headers)
+        found = await access.get(f"{api}/users?username={quote(owner or '', safe='')}")
         if found.status != 200 or not isinstance(found.body, list):
             yield unknown("agent owner", f"{names}: users can't be looked up ({found.status})", "see GitLab's log")
         elif not found.body:
@@ -191,10 +192,10 @@ async def _owners(loaded: LoadedConfig, api: str, headers: dict[str, str]) -> As
             yield ok("agent owner", f"{names}: {owner}")
 
 
-async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], path: str) -> Finding:
+async def _webhook(loaded: LoadedConfig, address: str, access: GitlabAccess, path: str) -> Finding:
     name = "gitlab webhook"
     wanted = registry.target(loaded.config)
-    listed = await get(f"{address}/hooks?per_page=100", headers)
+    listed = await access.get(f"{address}/hooks?per_page=100")
     if listed.status in (401, 403, 404):
         how = f"Settings, Webhooks: {wanted.address}, with the secret, for comments and merge request events"
         return unknown(
@@ -203,7 +204,7 @@ async def _webhook(loaded: LoadedConfig, address: str, headers: dict[str, str], 
     found = hooks.compare(listed.body if isinstance(listed.body, list) else [], wanted, registry.secrets(loaded))
     refused = False
     if found.condition is HookCondition.RIGHT:
-        events = await get(f"{address}/hooks/{found.keep_id}/events?per_page=1", headers)
+        events = await access.get(f"{address}/hooks/{found.keep_id}/events?per_page=1")
         refused = hooks.was_refused(events.body)  # never where GitLab doesn't tell (before 17.3)
     state = wording.seen(path, found, wanted, refused=refused)
     said = f"{path}: {state.detail}"

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 
 from ravebot.errors import Unavailable
+from ravebot.gitlab.route import DIRECT, GitlabRoute
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 4 * 1024 * 1024
@@ -24,8 +25,9 @@ class NotTrusted(Unavailable):
 def mend(error: Unavailable, key: str) -> str:
     """What to do when the address that `key` names can't be reached."""
     if isinstance(error, NotTrusted):
+        named = "name the file of its own CA in gitlab.ca_file; or " if key == "gitlab.url" else ""
         return (
-            f"correct {key}; or add the certificate of the server's own CA to this host, in"
+            f"correct {key}; or {named}add the certificate of the server's own CA to this host, in"
             " /usr/local/share/ca-certificates, and run update-ca-certificates"
         )
     return f"correct {key}, or the network, name server or proxy between this host and it"
@@ -47,9 +49,20 @@ class Answer:
         return value
 
 
-async def get(url: str, headers: dict[str, str] | None = None) -> Answer:
+@dataclass(frozen=True, repr=False)
+class GitlabAccess:
+    """A token of GitLab's, and the way there."""
+
+    token: str
+    route: GitlabRoute
+
+    async def get(self, url: str) -> Answer:
+        return await get(url, {"PRIVATE-TOKEN": self.token}, self.route)
+
+
+async def get(url: str, headers: dict[str, str] | None = None, route: GitlabRoute = DIRECT) -> Answer:
     """One GET without redirects, which could send tokens elsewhere. Raises Unavailable with the reason."""
-    return await _request("GET", url, headers)
+    return await _request("GET", url, headers, route=route)
 
 
 async def post(url: str, body: dict[str, object], headers: dict[str, str] | None = None) -> Answer:
@@ -58,12 +71,18 @@ async def post(url: str, body: dict[str, object], headers: dict[str, str] | None
 
 
 async def _request(
-    method: str, url: str, headers: dict[str, str] | None, body: dict[str, object] | None = None
+    method: str,
+    url: str,
+    headers: dict[str, str] | None,
+    body: dict[str, object] | None = None,
+    route: GitlabRoute = DIRECT,
 ) -> Answer:
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.request(method, url, headers=headers, json=body, allow_redirects=False) as response,
+            session.request(
+                method, url, headers=headers, json=body, allow_redirects=False, proxy=route.proxy, ssl=route.tls()
+            ) as response,
         ):
             raw = await _read(response)
             return Answer(response.status, _json(raw), _ahead(response.headers.get("Date")))
@@ -74,6 +93,10 @@ async def _request(
         raise NotTrusted(f"its certificate is not trusted: {why}") from error
     except aiohttp.ClientConnectorSSLError as error:
         raise NotTrusted(f"TLS fails: {reason(error.os_error)}") from error
+    except aiohttp.ClientProxyConnectionError as error:
+        raise Unavailable(f"the proxy (gitlab.proxy) can't be reached: {reason(error.os_error)}") from error
+    except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's address with the login
+        raise Unavailable(f"the proxy (gitlab.proxy) does not connect: it answers {error.status}") from None
     except aiohttp.ClientConnectorError as error:
         raise Unavailable(reason(error.os_error)) from error
     except (aiohttp.ClientError, ValueError) as error:

@@ -20,6 +20,7 @@ from ravebot.gitlab.fields import Json
 from ravebot.gitlab.hookapi import MAINTAINER, HookApi, HookedProject
 from ravebot.gitlab.hooks import HookComparison, HookCondition, HookSecrets, HookTarget
 from ravebot.gitlab.webhook import signing_key
+from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.operations.hooks import wording
 from ravebot.operations.hooks.wording import HookState
 from ravebot.web.server import WEBHOOK_PATH
@@ -225,7 +226,7 @@ def _known_target(config: Config) -> HookTarget:
 
 @asynccontextmanager
 async def _api(loaded: LoadedConfig) -> AsyncIterator[HookApi]:
-    api = HookApi(str(loaded.config.gitlab.url), loaded.secrets.gitlab_token)
+    api = HookApi(str(loaded.config.gitlab.url), loaded.secrets.gitlab_token, route=gitlab_route(loaded))
     try:
         yield api
     finally:

@@ -125,6 +125,8 @@ class Interview:
         found = self._inquiry.old(question)
         if found is None and question.propose is not None:
             found = self._proposed(question)
+        elif found is None and not question.needed:
+            found = ""  # most installations do without
         asked = question.asked is Asked.ALWAYS and not (self._brief and found)
         if not asked and found is not None:
             self.chosen.append(question.name)

@@ -74,6 +74,10 @@ def begin(path: Path) -> tuple[Inquiry, str]:
         if named or (not existing and question.name == "webhook_secret"):
             with suppress(ValueError):
                 kept[question.name] = read_secret(place, owners)
+    login = lookup(existing, ("gitlab", "proxy_login_file"))
+    with suppress(ValueError):
+        if isinstance(login, str):
+            kept["gitlab_proxy_login"] = read_secret(Path(login), owners)
     inquiry.kept_secrets = kept
     return inquiry, text
 

@@ -16,8 +16,10 @@ from ravebot.config.values import PortRange
 
 if TYPE_CHECKING:
     from ravebot.access.nftables.nft import NetworkTools
+    from ravebot.gitlab.route import GitlabRoute
     from ravebot.operations.doctor.finding import Finding
     from ravebot.operations.doctor.matrix import Login
+    from ravebot.operations.doctor.services import GitlabAccess
 
 ANY = "any"
 """The answer that lets everybody reach the sandboxes."""
@@ -164,8 +166,19 @@ class Inquiry:
         return self.answers.get("gitlab_url", "").rstrip("/")
 
     @property
-    def gitlab_headers(self) -> dict[str, str]:
-        return {"PRIVATE-TOKEN": self.secrets.get("gitlab_token", "")}
+    def gitlab_route(self) -> GitlabRoute:
+        """The proxy's login is only in a configuration that is there already."""
+        from ravebot.gitlab.route import GitlabRoute, with_login
+
+        ca_file, proxy = self.answers.get("gitlab_ca_file"), self.answers.get("gitlab_proxy")
+        login = self.kept_secrets.get("gitlab_proxy_login")
+        return GitlabRoute(Path(ca_file) if ca_file else None, with_login(proxy, login) if proxy else None)
+
+    def gitlab_access(self, token: str | None = None) -> GitlabAccess:
+        """With that token, or the one that was given."""
+        from ravebot.operations.doctor.services import GitlabAccess
+
+        return GitlabAccess(token or self.secrets.get("gitlab_token", ""), self.gitlab_route)
 
     @property
     def matrix_access(self) -> str | None:
@@ -190,7 +203,7 @@ class Inquiry:
             return None
         for key in question.key:
             found = getattr(found, str(key), None)
-        if question.form is not Form.TEXT:
+        if question.form is not Form.TEXT or found is None:
             return ""
         return f"{found.first}-{found.last}" if isinstance(found, PortRange) else str(found)
 

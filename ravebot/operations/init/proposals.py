@@ -58,7 +58,7 @@ async def projects(inquiry: Inquiry) -> str | None:
     from ravebot.operations.doctor.finding import Finding
     from ravebot.operations.doctor.gitlab import listed_projects
 
-    found = await listed_projects(f"{inquiry.gitlab}/api/v4", inquiry.gitlab_headers)
+    found = await listed_projects(f"{inquiry.gitlab}/api/v4", inquiry.gitlab_access())
     if isinstance(found, Finding) or not found:
         return None
     if len(found) <= _MOST_LISTED:
@@ -68,12 +68,10 @@ async def projects(inquiry: Inquiry) -> str | None:
 
 async def users(inquiry: Inquiry) -> str | None:
     """The admins whose name in Matrix is a user's name in GitLab, too."""
-    from ravebot.operations.doctor.services import get
-
-    pairs = []
+    access, pairs = inquiry.gitlab_access(), []
     for admin in inquiry.listed("admins"):
         name = admin[1:].partition(":")[0]
-        answer = await get(f"{inquiry.gitlab}/api/v4/users?username={quote(name, safe='')}", inquiry.gitlab_headers)
+        answer = await access.get(f"{inquiry.gitlab}/api/v4/users?username={quote(name, safe='')}")
         found = answer.body if isinstance(answer.body, list) else []
         names = [one.get("username") for one in found if isinstance(one, dict)]
         pairs += [f"{admin}={one}" for one in names if isinstance(one, str) and one.lower() == name.lower()]

@@ -45,6 +45,16 @@ QUESTIONS: tuple[Question, ...] = (
         Form.SECRET, asked=Asked.NEVER, needed=False, test=trials.access_token,
     ),
     Question(
+        "gitlab_ca_file", _key("gitlab.ca_file"), "CA of GitLab's certificate",
+        "File with the certificate of GitLab's own CA, in PEM; by default this host must trust it.",
+        asked=Asked.NEVER, needed=False, test=trials.ca_file,
+    ),
+    Question(
+        "gitlab_proxy", _key("gitlab.proxy"), "HTTP proxy between ravebot and GitLab",
+        "HTTP proxy between ravebot and GitLab, like http://proxy.example.org:3128; by default there is none.",
+        asked=Asked.NEVER, needed=False,
+    ),
+    Question(
         "gitlab_url", _key("gitlab.url"), "Address of GitLab",
         "GitLab's base address, without /api.", test=trials.gitlab,
     ),

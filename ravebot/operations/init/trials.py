@@ -55,6 +55,17 @@ async def access_token(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     return [await whoami(inquiry.homeserver, text, inquiry.answers["matrix_user"])]
 
 
+async def ca_file(_inquiry: Inquiry, text: str) -> Sequence[Finding]:
+    from ravebot.config.certificates import check_certificates
+    from ravebot.operations.doctor.finding import failed, ok
+
+    try:
+        check_certificates(Path(text))
+    except ValueError as error:
+        return [failed("gitlab", str(error), "name another file")]
+    return [ok("gitlab", f"its certificate must be signed by a CA in {text}")]
+
+
 async def gitlab(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     """Whether GitLab's API is there: without a token it refuses, in JSON."""
     from ravebot.errors import Unavailable
@@ -64,7 +75,7 @@ async def gitlab(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 
     base = text.strip().rstrip("/")
     try:
-        answer = await get(f"{base}/api/v4/version")
+        answer = await get(f"{base}/api/v4/version", route=inquiry.gitlab_route)
     except Unavailable as error:
         return [unreachable(base, error)]
     if answer.status not in (200, 401) or not isinstance(answer.body, dict):
@@ -76,15 +87,14 @@ async def gitlab(inquiry: Inquiry, text: str) -> Sequence[Finding]:
 async def gitlab_token(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import Verdict
     from ravebot.operations.doctor.gitlab import token, user
-    from ravebot.operations.doctor.services import get
 
-    headers, api = {"PRIVATE-TOKEN": text}, f"{inquiry.gitlab}/api/v4"
-    me = await get(f"{api}/user", headers)
+    access, api = inquiry.gitlab_access(text), f"{inquiry.gitlab}/api/v4"
+    me = await access.get(f"{api}/user")
     who = user(inquiry.gitlab, me)
     if who.verdict is not Verdict.OK:
         return [who]
     inquiry.gitlab_user = str(me.field("username"))
-    return [who, await token(api, headers)]
+    return [who, await token(api, access)]
 
 
 async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
@@ -94,13 +104,13 @@ async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, warning
     from ravebot.operations.doctor.gitlab import listed_projects, role
 
-    api, headers = f"{inquiry.gitlab}/api/v4", inquiry.gitlab_headers
+    api, access = f"{inquiry.gitlab}/api/v4", inquiry.gitlab_access()
     value = inquiry.table["projects"].value(text)
     wanted = [str(item) for item in value] if isinstance(value, list) else []
     named = [path for path in wanted if "*" not in path]
     findings: list[Finding] = []
     if len(named) < len(wanted):
-        listed = await listed_projects(api, headers)
+        listed = await listed_projects(api, access)
         if isinstance(listed, Finding):
             return [listed]
         for pattern in (path for path in wanted if "*" in path):
@@ -111,7 +121,7 @@ async def projects(inquiry: Inquiry, text: str) -> Sequence[Finding]:
                     failed("gitlab project", f"{pattern}: @{inquiry.gitlab_user} is in no such project", fix)
                 )
             named += [path for path in matching if path not in named]
-    found = [await role(api, headers, path) for path in named]
+    found = [await role(api, access, path) for path in named]
     findings += [one for one, _ in found if one.verdict is not Verdict.OK]
     low = [
         path

@@ -63,6 +63,20 @@ class Actions:
         with self.state.lock:
             return self.state.add_project(path, files or {"README.md": f"# {path}\n"}, public=public)
 
+    def move(self, project: Project, path: str) -> None:
+        """Rename it, or transfer it to another namespace; GitLab sends no webhook of a project for that."""
+        with self.state.lock:
+            project.path = path
+
+    def archive(self, project: Project) -> None:
+        with self.state.lock:
+            project.archived = True
+
+    def delete_source(self, mr: MergeRequest) -> None:
+        """Delete the fork that a merge request comes from; the merge request stays open."""
+        with self.state.lock:
+            mr.source_deleted, mr.updated_at = True, self.state.now()
+
     def set_role(self, project: Project, user: User, level: int) -> None:
         """Make the user a member with that access level; 0 takes the membership away."""
         with self.state.lock:

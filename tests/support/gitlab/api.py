@@ -193,6 +193,8 @@ class Api:
             seen = [project for project in self._state.projects.values() if self._state.can_see(project, user)]
             if request.query.get("membership") in {"true", "1", "True"}:
                 seen = [project for project in seen if self._state.level(project, user)]
+            if request.query.get("archived") == "false":
+                seen = [project for project in seen if not project.archived]
         return page(request, self._base, [entities.project(self._base, project) for project in reversed(seen)])
 
     async def _one_project(self, request: web.Request) -> web.Response:

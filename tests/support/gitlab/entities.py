@@ -59,7 +59,7 @@ def project(base: str, what: Project) -> Json:
         "path_with_namespace": what.path,
         "web_url": f"{base}/{what.path}",
         "default_branch": "main",
-        "archived": False,
+        "archived": what.archived,
         "visibility": "public" if what.public else "private",
         "environments_access_level": "enabled" if what.has_environments else "disabled",
     }
@@ -85,7 +85,7 @@ def merge_request(base: str, mr: MergeRequest) -> Json:
         "assignees": [user(base, person) for person in mr.assignees],
         "assignee": user(base, mr.assignees[0]) if mr.assignees else None,
         "reviewers": [user(base, person) for person in mr.reviewers],
-        "source_project_id": mr.source_project.id,
+        "source_project_id": None if mr.source_deleted else mr.source_project.id,
         "target_project_id": mr.project.id,
         "labels": mr.labels,
         "draft": mr.draft,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import threading
 import time
 from types import TracebackType
@@ -23,9 +24,13 @@ from tests.support.gitlab.pages import Pages
 class GitLabServer(Actions):
     """A running GitLab: `async with GitLabServer() as gitlab:`, or plain `with`; see `Actions`."""
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int = 0, host: str = "127.0.0.1", *, prefix: str = "", tls: ssl.SSLContext | None = None
+    ) -> None:
+        """`prefix`: a path like /gitlab, below which a self-managed GitLab may be."""
         super().__init__()
         self._host, self._port = host, port
+        self._prefix, self._tls = prefix, tls
         self._faults = Faults()
         self._thread = threading.Thread(target=self._run, name="gitlab-stand-in", daemon=True)
         self._started = threading.Event()
@@ -144,13 +149,16 @@ class GitLabServer(Actions):
         app = web.Application()
         app.add_subapp("/api/v4", Api(self, self._faults).application())
         Pages(self).add_to(app)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        whole = web.Application() if self._prefix else app
+        if self._prefix:
+            whole.add_subapp(self._prefix, app)
+        runner = web.AppRunner(whole, access_log=None, shutdown_timeout=1)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self._port)
+            site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
             await site.start()
             port = runner.addresses[0][1]
-            self.url = f"http://{self._host}:{port}"
+            self.url = f"{'https' if self._tls else 'http'}://{self._host}:{port}{self._prefix}"
             self._faults.start()
             await self.hooks.start()
             self._started.set()

@@ -75,6 +75,7 @@ class Project:
     environments: dict[int, Environment] = field(default_factory=dict)
     deployments: dict[int, Deployment] = field(default_factory=dict)
     statuses: list[CommitStatus] = field(default_factory=list)
+    archived: bool = False
     has_environments: bool = True
     """The feature "Environments" in the project's settings."""
     pipelines: list[tuple[int, str, str]] = field(default_factory=list)
@@ -174,6 +175,7 @@ class MergeRequest:
     approved_by: list[User] = field(default_factory=list)
     approvals_needed: int = 1
     notes: dict[int, Note] = field(default_factory=dict)
+    source_deleted: bool = False
 
     def discussion(self, discussion_id: str) -> list[Note]:
         """Its notes, oldest first; an individual note is one, too."""

@@ -1,0 +1,179 @@
+"""Patterns, new, archived, renamed and moved projects, and merge requests whose fork was deleted; an expired token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.route import GitlabRoute
+from ravebot.intake.poll import Poller
+from ravebot.store import merge_requests, sandboxes
+from ravebot.store.database import Transaction
+from tests.integration.test_intake_gitlab import Desk, a_desk
+from tests.support.gitlab import DEVELOPER, Project
+
+pytestmark = pytest.mark.integration
+OPERATORS = "#ops:example.org"
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_desk(tmp_path, matrix={"operations_room": OPERATORS}) as made:
+        yield made
+
+
+def new_project(desk: Desk, path: str) -> Project:
+    project = desk.server.add_project(path)
+    for user in (desk.bot, desk.alice):
+        desk.server.set_role(project, user, DEVELOPER)
+    return project
+
+
+async def live(desk: Desk) -> list[str]:
+    """The merge requests with a sandbox."""
+
+    def look(tx: Transaction) -> list[str]:
+        refs = [sandbox.mr for sandbox in sandboxes.live(tx)]
+        return sorted(mr.full_ref for ref in refs if (mr := merge_requests.get(tx, ref)))
+
+    return await desk.world.read(look)
+
+
+async def test_a_new_project_of_a_group_is_served_by_its_first_webhook(desk: Desk) -> None:
+    await desk.poller.look()
+    project = new_project(desk, "group/tools/new/deep")
+    mr = desk.server.open_merge_request(project, desk.alice, "The first", "first")
+    await desk.tell(mr)
+    await desk.work()
+    assert await live(desk) == ["group/tools/new/deep!1"]
+
+
+async def test_a_new_project_of_a_group_is_served_by_polling_alone(desk: Desk) -> None:
+    await desk.poller.look()
+    project = new_project(desk, "group/sub/new")
+    await desk.poller.look()  # what was open before ravebot saw the project gets no sandbox
+    desk.server.open_merge_request(project, desk.alice, "The first", "first")
+    await desk.poller.look()
+    assert await live(desk) == ["group/sub/new!1"]
+
+
+async def test_what_is_no_project_of_the_pattern_gets_nothing(desk: Desk) -> None:
+    other = new_project(desk, "groups/app")
+    await desk.poller.look()
+    mr = desk.server.open_merge_request(other, desk.alice, "Not ours", "first")
+    await desk.tell(mr)
+    await desk.work()
+    await desk.poller.look()
+    assert await live(desk) == []
+
+
+async def test_an_archived_project_keeps_its_sandbox_until_it_expires_and_gets_no_new_one(desk: Desk) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    desk.server.archive(desk.project)
+    new_project(desk, "group/other")
+    await desk.poller.look()
+    assert await live(desk) == [f"group/app!{mr.iid}"]
+    desk.open("later")
+    await desk.poller.look()
+    assert await live(desk) == [f"group/app!{mr.iid}"]
+    desk.server.merge(mr)
+    await desk.poller.look()
+    assert await live(desk) == []
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll"])
+async def test_a_renamed_or_moved_project_keeps_its_sandbox_under_its_new_name(desk: Desk, how: str) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    desk.server.move(desk.project, "group/sub/renamed")
+    desk.server.retitle(mr, "Another title")
+    if how == "webhook":
+        await desk.tell(mr, "update")
+        await desk.work()
+    else:
+        await desk.poller.look()
+    assert await live(desk) == [f"group/sub/renamed!{mr.iid}"]
+    assert await desk.states() == ["queued"]
+
+
+async def test_a_project_that_was_moved_out_of_the_patterns_is_not_served_any_more(desk: Desk) -> None:
+    new_project(desk, "group/stays")
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    desk.server.move(desk.project, "elsewhere/app")
+    desk.open("later")
+    await desk.poller.look()
+    assert await live(desk) == [f"elsewhere/app!{mr.iid}"], "what runs ends in its time"
+    desk.server.close(mr)
+    await desk.poller.look()
+    assert await live(desk) == []
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll"])
+async def test_a_merge_request_whose_fork_was_deleted_counts_as_a_forks_and_can_end(desk: Desk, how: str) -> None:
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+
+    async def tell(action: str) -> None:
+        if how == "webhook":
+            await desk.tell(mr, action)
+            await desk.work()
+        else:
+            await desk.poller.look()
+
+    desk.server.delete_source(mr)
+    await tell("update")
+    known = await desk.world.read(merge_requests.opened)
+    assert [one.source_project_id for one in known] == [0]
+    desk.server.close(mr)
+    await tell("close")
+    assert await live(desk) == []
+
+
+async def news(desk: Desk) -> list[str]:
+    rows = await desk.world.read(
+        lambda tx: tx.all("SELECT body FROM outbox WHERE lane = ? AND kind = 'news' ORDER BY id", (OPERATORS,))
+    )
+    return [json.loads(row["body"])["text"] for row in rows]
+
+
+async def test_an_expired_token_is_told_once_and_heals_when_its_file_has_another(tmp_path: Path) -> None:
+    async with a_desk(tmp_path, matrix={"operations_room": OPERATORS}) as desk:
+        token = [desk.server.token_for(desk.bot)]
+        gitlab = GitLab(desk.server.url, token[0], desk.world.clock, 2, GitlabRoute(newest_token=lambda: token[0]))
+        world, polled = desk.world, list[bool]()
+        poller = Poller(world.config, world.database, gitlab, world.intents, world.clock, polled.append)
+        desk.server.revoke(token[0])
+        for again in (False, True):  # the second as after a restart
+            assert len(await news(desk)) == int(again)
+            await _run_until(poller, polled, len(polled) + 1)
+            assert len(await news(desk)) == 1
+        assert "refuses our token (401)" in poller.problem
+        assert "gitlab.token_file" in (await news(desk))[0]
+        token[0] = desk.server.token_for(desk.bot)
+        await _run_until(poller, polled, len(polled) + 1)
+        assert polled[-1]
+        assert poller.problem == ""
+        assert (await news(desk))[1:] == ["GitLab takes ravebot's token again: ravebot goes on, and catches up."]
+        await gitlab.close()
+
+
+async def _run_until(poller: Poller, polled: list[bool], count: int) -> None:
+    task = asyncio.create_task(poller.run())
+    async with asyncio.timeout(5):
+        while len(polled) < count:
+            await asyncio.sleep(0.005)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
