@@ -24,7 +24,7 @@ async def remove_environments(loaded: LoadedConfig, say: Callable[[str], None]) 
     path, clock = database_path(loaded.config.state_dir), SystemClock()
     if not path.exists():
         return removed, left
-    gitlab = make_gitlab(loaded.config, loaded.secrets.gitlab_token, clock)
+    gitlab = make_gitlab(loaded, clock)
     try:
         async with Database(path, clock) as database:
             for one, project in await database.read(environments.there):
