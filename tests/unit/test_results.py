@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from ravebot.gitlab.results import ROWS, cases_table, commands_table, log
+from ravebot.logs import Redaction
 from ravebot.sandboxes.chain.results import count, unpack
 from ravebot.sandboxes.junit import read_report
 from ravebot.sandboxes.masking import MASK, masked
@@ -180,3 +181,9 @@ def test_counts_in_short() -> None:
     assert CaseCounts().in_short == ""
     assert CaseCounts(1).in_short == "1 test, none failed"
     assert replace(CaseCounts(12, 1), problems=("x",)).in_short == "12 tests, 1 failed"
+
+
+def test_secrets_that_ravebot_was_given_are_hidden_and_ordinary_words_beside_them_stay() -> None:
+    known = Redaction(["hunter22", "p@ss/word"])
+    said = known.without_known("Basic functionality, hunter22 and p%40ss%2Fword")
+    assert said == "Basic functionality, [hidden] and [hidden]"
