@@ -32,6 +32,7 @@ python3Packages.buildPythonApplication {
   dependencies = with python3Packages; [
     aiohttp
     asyncssh
+    defusedxml
     h11
     libvirt
     markdown-it-py

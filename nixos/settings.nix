@@ -115,12 +115,12 @@ in
       "start"
       "wait"
     ]) "start" "Whether a draft gets a sandbox at once, or when a person comments `/sandbox start`.";
-    environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
-    commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
     labels = {
       skip = key types.nonEmptyStr "sandbox::off" "With this label, no sandbox starts by itself.";
       large = key types.nonEmptyStr "sandbox::large" "With this label, a sandbox is as large as `limits` lets it be.";
     };
+    environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
+    commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";
@@ -205,6 +205,9 @@ in
       ];
       description = "What to try after set-up.";
     };
+    junit =
+      key (types.listOf types.nonEmptyStr) [ ]
+        "Where tests leave JUnit reports, below the code's folder; `*` stands for any name.";
     keep_failed = key duration "0s" "How long to keep a machine whose set-up or smoke tests failed, open for SSH only.";
     timeouts = {
       copy = key duration "10m" "How long the code may take into the machine.";

@@ -63,9 +63,13 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """The same text without secrets."""
+        return _TOKENS.sub(_hide, self.without_known(text))
+
+    def without_known(self, text: str) -> str:
+        """The same text without the known secrets, whatever else looks like one."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
-        return _TOKENS.sub(_hide, text)
+        return text
 
 
 _redaction = Redaction()
@@ -75,6 +79,11 @@ _redaction = Redaction()
 def hide(secret: str) -> None:
     """Hide a secret, such as the token of a new login, from now on in all that is logged."""
     _redaction.add([secret])
+
+
+def hidden(text: str) -> str:
+    """A text without the known secrets that the log hides, for what is shown elsewhere."""
+    return _redaction.without_known(text)
 
 
 def _hide(match: re.Match[str]) -> str:

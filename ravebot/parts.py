@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ravebot import logs
 from ravebot.access.guard import Guard
 from ravebot.access.listeners import listening_ports
 from ravebot.access.nftables.firewall import NftFirewall
@@ -47,6 +48,7 @@ from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.letting import LettingIn, PeoplesKeys
+from ravebot.sandboxes.chain.results import Results
 from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import CodeHost, Meter
@@ -135,6 +137,7 @@ def make_core(
         sources=sources,
         letting_in=letting_in,
         jobs=jobs,
+        results=Results(database, jobs, logs.hidden),
         web=HttpProbe(),
         guard=guard.ensure,
         meter=meter,

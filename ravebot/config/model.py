@@ -18,6 +18,7 @@ from ravebot.config.values import (
     Destination,
     DistinctDurations,
     Duration,
+    FilePattern,
     GuestNetwork,
     HostName,
     ImageName,
@@ -98,9 +99,9 @@ class GitLabConfig(Section):
     proxy_login_file: SecretFile | None = None
     projects: tuple[ProjectPattern, ...] = Field(min_length=1)
     drafts: Literal["start", "wait"] = "start"
+    labels: LabelsConfig = LabelsConfig()
     environments: bool = True
     commit_status: bool = True
-    labels: LabelsConfig = LabelsConfig()
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)
@@ -173,6 +174,7 @@ class SandboxConfig(Section):
     max_source: Annotated[int, size_from("1MiB")] = 512 * 1024**2
     setup: tuple[Command, ...] = ("./.rave/setup",)
     smoke_tests: tuple[HttpTest | RunTest, ...] = ()
+    junit: tuple[FilePattern, ...] = Field((), max_length=10)
     keep_failed: Duration = timedelta(0)
     timeouts: StageTimeouts = StageTimeouts()
 

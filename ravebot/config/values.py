@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -267,6 +267,15 @@ def _label(text: str) -> str:
     return text
 
 
+def _file_pattern(text: str) -> str:
+    parts = PurePosixPath(text).parts
+    if not re.fullmatch(r"[\w.@+*?\-/ ]{1,200}", text, re.ASCII) or text.startswith(("/", "-")) or ".." in parts:
+        raise ValueError("write a path below the code's folder, in which * stands for any name, like build/*.xml")
+    return text
+
+
+FilePattern = Annotated[str, AfterValidator(_file_pattern)]
+"""Of files below the code's folder."""
 ImageName = Annotated[str, AfterValidator(_image_name)]
 LabelName = Annotated[str, AfterValidator(_label)]
 ApiPath = Annotated[str, AfterValidator(_api_path)]

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from ravebot.commands.verbs import Door, help_groups
 from ravebot.gitlab.commands import WORD
-from ravebot.gitlab.escape import block, code, text
+from ravebot.gitlab.escape import code, text
+from ravebot.gitlab.results import cases_table, commands_table, log
 from ravebot.sandboxes.model import (
     CODE_FOLDER,
     EndReason,
@@ -59,12 +60,13 @@ def render_note(view: SandboxView, marker: str) -> str:
     if view.live:
         parts += file_news(view.file)
     if result := failed_result(view):
-        parts.append(block(result.tail, max_lines=12))
+        parts.append(details("The end of what it printed", log(result.tail)))
     if view.hint and view.live:
         parts.append(f"⚠️ {said(view.hint)}")
     if view.access:
         parts.append(f"```sh\n{view.access.ssh_command}\n```")
     parts.append(_table(_rows(view)))
+    parts += _results(view)
     if view.mr.state == "opened":
         parts.append(_next(view))
     if happened := _history(view):
@@ -209,6 +211,14 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     if outcomes:
         rows.append(("Set-up and tests", ", ".join(outcomes)))
     return rows
+
+
+def _results(view: SandboxView) -> list[str]:
+    parts = [commands_table(view.commands)] if view.commands else []
+    if view.cases:
+        parts += cases_table(view.cases)
+        parts += [f"⚠️ Test report: {said(problem)}." for problem in view.cases.problems]
+    return parts
 
 
 def _page(name: str, web: str, path: str) -> str:

@@ -230,6 +230,8 @@ def _facts(view: SandboxView) -> Span:
     for result in view.stages:
         if result.ok and result.stage in (Stage.SETUP, Stage.TEST):
             parts.append(Span(went(result), f"✅ {went(result)}"))
+    if view.cases and (counts := view.cases.in_short):
+        parts.append(Span(counts, f"{'❌' if view.cases.failed else '✅'} {counts}"))
     return joined(parts, ", ", " · ")
 
 

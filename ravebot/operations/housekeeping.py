@@ -26,6 +26,7 @@ from ravebot.store import (
     machines,
     outbox,
     project_files,
+    results,
     runs,
     sandboxes,
 )
@@ -69,6 +70,7 @@ class Housekeeping:
         await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
+        await self.database.write(lambda tx: results.forget_output(tx, KEEP_OUTPUT))
         await self.database.write(lambda tx: project_files.forget(tx, KEEP_TEXTS))
         while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between

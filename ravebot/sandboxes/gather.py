@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from ravebot.config.model import Config
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Sandbox, SandboxId, SandboxState
 from ravebot.sandboxes.pool import plan
-from ravebot.sandboxes.settings import of_sandbox
+from ravebot.sandboxes.settings import SandboxSettings, of_sandbox
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import environments, events, machines, merge_requests, model_uses, sandboxes
+from ravebot.store import environments, events, machines, merge_requests, model_uses, results, sandboxes
 from ravebot.store.database import Transaction
 
 
@@ -49,6 +49,7 @@ class Views:
             others = sandboxes.with_machine(tx)
             place = plan.place(position, others, pool.max_running, pool.lifetime, tx.now)
         settings = of_sandbox(tx, self.config, sandbox)
+        commands, cases = results.newest(tx, sandbox)
         return SandboxView(
             sandbox=sandbox,
             mr=mr,
@@ -62,11 +63,13 @@ class Views:
             summary=self._summary(tx, sandbox),
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),
+            links=settings.links,
+            file=FileNews((*settings.remarks, *_next_machine(tx, sandbox, settings)), settings.troubles),
             model_tokens=model_uses.used_in(tx, sandbox.id),
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
-            links=settings.links,
-            file=FileNews(settings.remarks, settings.troubles),
+            commands=commands,
+            cases=cases,
         )
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
@@ -94,6 +97,13 @@ class Views:
             cpu_seconds=sum(machine.cpu_seconds for machine in had),
             memory_peak_bytes=max((machine.memory_peak_bytes for machine in had), default=0),
         )
+
+
+def _next_machine(tx: Transaction, sandbox: Sandbox, settings: SandboxSettings) -> tuple[str, ...]:
+    machine = machines.get(tx, sandbox.machine_id) if sandbox.state is SandboxState.READY else None
+    if machine is None or not settings.differs_from(machine):
+        return ()
+    return ("another size or image is asked for now than this machine has: `/sandbox rebuild` gives one that has it",)
 
 
 def _trouble(tx: Transaction, sandbox: Sandbox) -> Trouble | None:

@@ -100,7 +100,7 @@ class Intents:
         if sandbox is not None:
             if mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
-            if before and _shown(before) != _shown(mr):
+            if before and self._shown(before) != self._shown(mr):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
                 tx.wake(POOL)
                 return "noted"
@@ -120,6 +120,11 @@ class Intents:
             return f"waits: {why}"
         self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
+
+    def _shown(self, mr: MergeRequest) -> tuple[object, ...]:
+        """What card and note show of it, or follows from it."""
+        labels = self.config.gitlab.labels
+        return mr.people, mr.title, mr.draft, {labels.skip, labels.large}.intersection(mr.labels)
 
     def approval_reported(
         self, tx: Transaction, ref: MergeRequestRef, kind: EventKind, by: Actor, *, complete: bool
@@ -299,8 +304,3 @@ class Intents:
                 return Outcome(True, f"The code of {mr.full_ref} is copied in and set up again.")
             case _:
                 return Outcome(True, f"{mr.full_ref} is {sandbox.state.value}: there is nothing to retry.")
-
-
-def _shown(mr: MergeRequest) -> tuple[object, ...]:
-    """What card and note show of it, or follows from it."""
-    return mr.people, mr.title, mr.draft, mr.labels

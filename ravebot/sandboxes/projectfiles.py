@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,6 +21,8 @@ from ravebot.store.project_files import BRANCH, FileProblem, ProjectFileRow
 _BRANCH_FOR = timedelta(minutes=5)
 """How long what a branch had is taken for what it has: commits do not change, branches do."""
 _LONGEST_PROBLEM = 300
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="project-file")
+"""One at a time: parsing one takes up to a second of a processor, whoever wrote it."""
 
 
 class FileHost(Protocol):
@@ -71,7 +74,7 @@ class ProjectFiles:
             return ProjectFileRow()
         except Forbidden as error:
             return ProjectFileRow(problems=(FileProblem(0, 0, f"ravebot may not read it: {error}"[:_LONGEST_PROBLEM]),))
-        return await asyncio.to_thread(_parsed, raw)
+        return await asyncio.get_running_loop().run_in_executor(_PARSER, _parsed, raw)
 
 
 def _decisive(mr: MergeRequest) -> tuple[object, ...]:

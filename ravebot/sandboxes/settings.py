@@ -15,11 +15,13 @@ from pydantic import ValidationError
 
 from ravebot.config.model import Config, HttpTest, RunTest
 from ravebot.config.repository import FILE_NAME, ProjectFile, StartOnLabel
-from ravebot.sandboxes.model import MergeRequest, Sandbox
+from ravebot.sandboxes.model import Machine, MergeRequest, Sandbox
 from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.store import merge_requests, project_files
 from ravebot.store.database import Transaction
 from ravebot.store.project_files import BRANCH, ProjectFileRow
+
+_FILE = f"`{FILE_NAME}`"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class SandboxSettings:
     agent: str = ""
     remarks: tuple[str, ...] = ()
     troubles: tuple[str, ...] = ()
+
+    def differs_from(self, machine: Machine) -> bool:
+        """Whether a new machine would be another one than this."""
+        sizes = machine.vcpus and (machine.memory_bytes, machine.disk_bytes, machine.vcpus)
+        return bool(sizes) and (sizes, machine.image) != ((self.memory, self.disk, self.vcpus), self.image_key)
 
     @property
     def image_key(self) -> str:
@@ -69,7 +76,7 @@ def resolve(config: Config, file: ProjectFile | None, labels: tuple[str, ...] = 
         smoke_tests=config.sandbox.smoke_tests if asked.smoke_tests is None else asked.smoke_tests,
         start=asked.start or ("ready" if config.gitlab.drafts == "wait" else "always"),
         links=tuple((link.name, link.path) for link in asked.links),
-        junit=asked.results.junit,
+        junit=config.sandbox.junit if asked.results.junit is None else asked.results.junit,
         agent=_agent(config, asked, remarks),
         remarks=tuple(remarks),
     )
@@ -121,10 +128,10 @@ def _size(what: str, given: int, limit: int, asked: int | None, large: bool, rem
     if asked is None:
         return given
     if asked > most:
-        remarks.append(f"{FILE_NAME} asks for {_in_bytes(asked)} of {what}; it gets {_in_bytes(most)}, the most here")
+        remarks.append(f"{_FILE} asks for {_in_bytes(asked)} of {what}; it gets {_in_bytes(most)}, the most here")
         return most
     if asked < given:
-        remarks.append(f"{FILE_NAME} asks for {_in_bytes(asked)} of {what}; it gets {_in_bytes(given)}, the least here")
+        remarks.append(f"{_FILE} asks for {_in_bytes(asked)} of {what}; it gets {_in_bytes(given)}, the least here")
         return given
     return asked
 
@@ -139,7 +146,7 @@ def _vcpus(config: Config, asked: ProjectFile, large: bool, remarks: list[str]) 
     if large:
         return most
     if asked.vcpus is not None and asked.vcpus > most:
-        remarks.append(f"{FILE_NAME} asks for {asked.vcpus} vcpus; it gets {most}, the most here")
+        remarks.append(f"{_FILE} asks for {asked.vcpus} vcpus; it gets {most}, the most here")
     return min(asked.vcpus or config.sandbox.vcpus, most)
 
 
@@ -147,7 +154,7 @@ def _lifetime(config: Config, asked: ProjectFile, remarks: list[str]) -> timedel
     most = min(max(config.pool.lifetime, config.limits.lifetime), config.pool.max_lifetime)
     if asked.lifetime is not None and asked.lifetime > most:
         remarks.append(
-            f"{FILE_NAME} asks for a lifetime of {in_words(asked.lifetime)}; it gets {in_words(most)}, the longest here"
+            f"{_FILE} asks for a lifetime of {in_words(asked.lifetime)}; it gets {in_words(most)}, the longest here"
         )
     return min(asked.lifetime or config.pool.lifetime, most)
 
@@ -158,9 +165,7 @@ def _image(config: Config, asked: ProjectFile, remarks: list[str]) -> Path:
         return config.provider.image
     if asked.image in images:
         return images[asked.image]
-    remarks.append(
-        f"{FILE_NAME} asks for the image {asked.image}, which is not here{_meant(asked.image, list(images))}"
-    )
+    remarks.append(f"{_FILE} asks for the image {asked.image}, which is not here{_meant(asked.image, list(images))}")
     return config.provider.image
 
 
@@ -168,7 +173,7 @@ def _agent(config: Config, asked: ProjectFile, remarks: list[str]) -> str:
     names = [agent.name for agent in config.agents if agent.can_be_spoken_to]
     if asked.agent is None or asked.agent in names:
         return asked.agent or ""
-    remarks.append(f"{FILE_NAME} names the agent {asked.agent}, which is not here{_meant(asked.agent, names)}")
+    remarks.append(f"{_FILE} names the agent {asked.agent}, which is not here{_meant(asked.agent, names)}")
     return ""
 
 

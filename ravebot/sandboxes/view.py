@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageResult
+from ravebot.sandboxes.results import CaseCounts, CommandResult
 from ravebot.sshkeys import fingerprint
 
 _TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -119,11 +120,13 @@ class SandboxView:
     summary: Summary | None = None
     notice: str = ""  # e.g. "the last update failed: …"
     trouble: Trouble | None = None  # with its machine; None while that is well
+    links: tuple[tuple[str, str], ...] = ()  # names of pages, and their paths behind the web address
+    file: FileNews = NO_NEWS
     model_tokens: int = 0  # that agents used in it, over its life
     environment_url: str | None = None  # of its environment's page in GitLab
     hint: str = ""  # what to do about something that GitLab refuses
-    links: tuple[tuple[str, str], ...] = ()  # names of pages, and their paths behind the web address
-    file: FileNews = NO_NEWS
+    commands: tuple[CommandResult, ...] = ()  # of set-up and tests, of the latest run of the chain
+    cases: CaseCounts | None = None  # what its JUnit reports say
 
     @property
     def live(self) -> bool:

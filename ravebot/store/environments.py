@@ -64,6 +64,15 @@ def available(tx: Transaction, project_id: ProjectId | None = None) -> tuple[Env
     return tuple(map(_record, rows))
 
 
+def there(tx: Transaction) -> tuple[tuple[EnvironmentRecord, str], ...]:
+    """Those that are at GitLab, in any state, each with the path of its project."""
+    rows = tx.all(
+        "SELECT e.*, m.project_path AS path FROM environments e JOIN merge_requests m"
+        " ON m.project_id = e.project_id AND m.iid = e.iid WHERE e.environment_id IS NOT NULL ORDER BY path, e.iid"
+    )
+    return tuple((_record(row), row["path"]) for row in rows)
+
+
 def refused(tx: Transaction) -> tuple[tuple[str, str], ...]:
     """By project: what GitLab refuses there, as far as a sandbox lives or something of ours is left."""
     rows = tx.all(

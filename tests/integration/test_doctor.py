@@ -507,6 +507,21 @@ async def test_a_right_image_is_told_from_a_wrong_one(tmp_path: Path) -> None:
     assert (machines.image(config, root).verdict, "64 MiB" in machines.image(config, root).detail) == (Verdict.OK, True)
 
 
+async def test_each_image_that_projects_may_ask_for_is_looked_at(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    images = {"debian-13": tmp_path / "13.qcow2"}
+    config = config.model_copy(update={"provider": config.provider.model_copy(update={"images": images})})
+    missing = machines.named_image(config, "debian-13")
+    assert (missing.name, missing.verdict) == ("image debian-13", Verdict.FAILED)
+    assert "provider.images.debian-13" in missing.fix
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(images["debian-13"])]
+    subprocess.run([*create, "3G"], check=True)
+    assert "larger than sandbox.disk" in machines.named_image(config, "debian-13").detail
+    subprocess.run([*create, "64M"], check=True)
+    root = machines.QemuUser(0, frozenset({0}))
+    assert machines.named_image(config, "debian-13", root).verdict is Verdict.OK
+
+
 async def test_an_image_in_a_folder_that_qemu_can_not_enter_is_a_failure_as_it_is_for_libvirt(tmp_path: Path) -> None:
     """As which user QEMU runs is asked of the real libvirt."""
     config = loaded(tmp_path, "http://127.0.0.1:1").config

@@ -6,17 +6,20 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
 
+from ravebot.config.file import LoadedConfig
+from ravebot.config.secrets import Secrets
 from ravebot.gitlab.client import GitLab
 from ravebot.notify.environments.loop import EnvironmentLoop
 from ravebot.notify.environments.steps import EnvironmentSteps
 from ravebot.notify.environments.stops import EnvironmentStops
+from ravebot.operations.environments import remove_environments
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import environments
@@ -397,3 +400,134 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
     assert [(one.ref, one.status) for one in show.project.statuses] == [
         (f"refs/merge-requests/{mr.iid}/head", "success")
     ]
+
+
+async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    del show.project.environments[environment.id]
+    show.yard.pass_by(seconds=61)
+    await show.stops().look()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was deleted in GitLab")
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_project_that_can_not_be_seen_ends_no_sandbox(show: Show) -> None:
+    _, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    for status in (403, 404, 500):
+        show.server.fail(status, 1)
+        show.yard.pass_by(seconds=61)
+        await show.stops().look()
+    assert (await show.yard.latest(known)).state.value == "ready"
+
+
+async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_may_be(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    environment.protected = True
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert await show.yard.read(environments.refused) == (
+        ("group/app", "GitLab does not let ravebot stop and delete its environments here: give its user the role "
+         "Developer in this project"),
+    )  # fmt: skip
+    environment.protected = False
+    show.yard.pass_by(minutes=2)
+    await show.settle()
+    assert show.environment(mr) is None
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_a_deployment_that_may_not_be_ended_does_not_keep_its_environment(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, method="PUT", path="deployments")
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_name_that_is_taken_and_can_not_be_read_is_asked_for_less_and_less_often(show: Show) -> None:
+    mr, known = await show.open()
+    show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.fail(200, method="GET", path="environments")  # an answer that is no list
+    await show.yard.started(known)
+    before = len(show.server.requests)
+    for _ in range(60):
+        await show.settle()
+        show.yard.pass_by(seconds=1)
+    assert 4 <= len(show.server.requests) - before <= 16
+
+
+async def test_uninstalling_removes_the_environments_that_are_left(tmp_path: Path) -> None:
+    async with a_show(tmp_path) as show:
+        for branch in ("one", "two"):
+            await show.yard.make_ready((await show.open(branch))[1])
+        await show.settle()
+        kept, _ = show.project.environments.values()
+        kept.protected = True
+        await show.yard.database.__aexit__(None, None, None)  # the bot is stopped
+        secrets = Secrets(gitlab_token=show.server.token_for(show.bot))
+        removed, left = await remove_environments(LoadedConfig(show.yard.config, secrets), lambda _: None)
+        assert removed == ["the environment review/mr-2 of group/app"]
+        assert left[0].startswith("the environment review/mr-1 of group/app: GitLab refuses it")
+        assert [one.name for one in show.project.environments.values()] == [kept.name]
+
+
+async def test_what_a_guest_printed_is_one_short_line_in_the_status(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    sandbox = await show.yard.latest(known)
+    words = "its set-up failed:\x00\x1b[31m\u202e" + "x" * 1000
+    await show.yard.write(lambda tx: show.yard.lifecycle.refresh(tx, replace(sandbox, notice=words)))
+    await show.settle()
+    ((_, state, description),) = show.server.statuses(show.project, mr.sha)
+    assert (state, len(description) <= 255, description.isprintable()) == ("failed", True, True)
+
+
+async def test_a_commit_that_is_gone_holds_up_no_status(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.settle()
+    old = mr.sha
+    new = show.server.push(mr, {"more.txt": "more\n"})
+    del show.project.commits[old]
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
+
+
+async def test_a_project_with_many_merge_requests_holds_up_no_other(show: Show) -> None:
+    def step(tx: Transaction) -> tuple[MergeRequestRef, ...]:
+        for iid in range(1, 6):
+            environments.touch(tx, MergeRequestRef(1, iid))
+        environments.touch(tx, MergeRequestRef(2, 1))
+        return environments.due(tx, {MergeRequestRef(1, 1)}, 2)
+
+    assert await show.yard.write(step) == (MergeRequestRef(2, 1), MergeRequestRef(1, 2))
+
+
+async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: Show) -> None:
+    show.server.drop(path="environments")
+    tasks = [asyncio.create_task(show.gitlab.environments.find(show.project.id, "review/mr-1")) for _ in range(5)]
+    async with asyncio.timeout(1):
+        assert (await show.gitlab.me()).id == show.bot.id
+    show.server.restore()
+    await asyncio.gather(*tasks, return_exceptions=True)

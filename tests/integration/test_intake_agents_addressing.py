@@ -8,7 +8,9 @@ import pytest
 
 from ravebot.matrix.incoming import IncomingMessage, Removed
 from ravebot.sandboxes.model import MergeRequestRef
-from ravebot.store import conversations, outbox
+from ravebot.store import conversations, merge_requests, outbox, project_files
+from ravebot.store.database import Transaction
+from ravebot.store.project_files import ProjectFileRow
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.agent_talk import ALICE, CODER, DEV, EVE, GINA, REVIEWER, Talk, talk
 from tests.support.records import ROOM
@@ -250,6 +252,23 @@ async def test_the_room_s_own_agent_gets_what_is_asked_without_a_name_and_nothin
     await talk.say(ALICE, "fix it")
     asked = await talk.say(ALICE, "!rave ask !1 fix it")
     assert await talk.messages() == [("reviewer", asked, "fix it")]
+
+
+async def test_in_a_card_s_thread_the_agent_of_the_project_s_file_gets_what_is_asked_without_a_name(talk: Talk) -> None:
+    await talk.has_sandbox()
+    await talk.has_card(1, "$card")
+    ref = MergeRequestRef(talk.desk.project.id, 1)
+    await talk.say(ALICE, "!rave ask fix it", thread="$card")
+    assert await talk.last() == "Say which agent, before the text: coder or reviewer."
+
+    def names_one(tx: Transaction) -> None:
+        mr = merge_requests.get(tx, ref)
+        assert mr
+        project_files.put(tx, ref.project_id, mr.head_sha, ProjectFileRow('{"agent": "reviewer"}'))
+
+    await talk.desk.world.write(names_one)
+    await talk.say(ALICE, "!rave ask fix it", thread="$card")
+    assert await talk.messages() == [("reviewer", "$card", "fix it")]
 
 
 async def test_in_a_room_of_no_project_an_agent_s_name_is_somebody_else_s(talk: Talk) -> None:

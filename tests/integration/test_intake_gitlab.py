@@ -29,7 +29,8 @@ from ravebot.intake.gitlab import GitLabIntake
 from ravebot.intake.loop import Intake
 from ravebot.intake.poll import Poller
 from ravebot.sandboxes.model import MergeRequestRef, SandboxState
-from ravebot.store import images, inbox, outbox, sandboxes
+from ravebot.sandboxes.settings import of_merge_request
+from ravebot.store import images, inbox, merge_requests, outbox, sandboxes
 from ravebot.store.images import ImageRecord
 from tests.support.gitlab import DEVELOPER, GUEST, MAINTAINER, GitLabServer, MergeRequest, Note, Project, User
 from tests.support.gitlab import payloads as hooks
@@ -317,6 +318,30 @@ async def test_our_own_comments_are_not_commands(desk: Desk) -> None:
     await desk.work()
     assert await desk.outcomes() == ["our own comment"]
     assert await desk.world.outbox() == []
+
+
+async def test_the_file_of_a_forks_commit_counts_once_a_developers_comment_let_it_in(desk: Desk) -> None:
+    fork = desk.server.add_project("mallory/app", public=True)
+    files = {".rave.yml": "lifetime: 3h\nsetup: [make evil]\n"}
+    mr = desk.server.open_merge_request(fork, desk.alice, files=files, fork_of=desk.project)
+    await desk.tell(mr)
+    await desk.work()
+    ref, config = MergeRequestRef(desk.project.id, mr.iid), desk.world.config
+
+    async def setup() -> tuple[str, ...]:
+        known = await desk.world.read(lambda tx: merge_requests.get(tx, ref))
+        assert known
+        return (await desk.world.read(lambda tx: of_merge_request(tx, config, known))).setup
+
+    assert await setup() == config.sandbox.setup
+    await desk.say(mr, desk.alice, f"/sandbox start {mr.sha}")
+    await desk.work()
+    assert await desk.states() == [SandboxState.QUEUED.value]
+    assert await setup() == ("make evil",)
+    desk.server.push(mr, {"more": "code"})
+    await desk.tell(mr, "update")
+    await desk.work()
+    assert await setup() == config.sandbox.setup
 
 
 async def test_a_forks_commit_is_let_in_by_a_developers_comment_and_no_ones_else(desk: Desk) -> None:

@@ -25,8 +25,9 @@ from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.settings import of_merge_request
 from ravebot.store.images import ImageRecord
 from ravebot.store.images import save as save_image
-from tests.support.gitlab import DEVELOPER, GitLabServer, MergeRequest, Project, User, entities
+from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User, entities
 from tests.support.gitlab.notes import mentions, take_quick_actions
+from tests.support.gitlab.published import described, misfits, published
 from tests.support.records import BY_ALICE
 from tests.support.yard import Yard, a_yard
 
@@ -65,6 +66,7 @@ class Place:
     server: GitLabServer
     project: Project
     alice: User
+    bot: User
     yard: Yard
     gitlab: GitLab
     provider: Recorder
@@ -122,7 +124,7 @@ async def a_place(folder: Path, **changes: Any) -> AsyncIterator[Place]:
             server.set_role(project, user, DEVELOPER)
         gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
         try:
-            yield Place(server, project, alice, yard, gitlab, provider)
+            yield Place(server, project, alice, bot, yard, gitlab, provider)
         finally:
             await gitlab.close()
 
@@ -236,6 +238,7 @@ async def test_a_sandbox_starts_when_its_label_is_set_and_not_while_another_forb
         assert (spec.memory_bytes, spec.vcpus, spec.disk_bytes) == (8 * GIB, 4, 40 * GIB)
         place.server.label(mr)
         assert await place.told(mr) == "noted", "one that runs goes on"
+        assert "`/sandbox rebuild` gives one that has it" in await place.note(mr)
 
 
 async def test_a_sandbox_with_another_image_goes_on_while_one_image_is_held(tmp_path: Path) -> None:
@@ -251,10 +254,49 @@ async def test_a_sandbox_with_another_image_goes_on_while_one_image_is_held(tmp_
         assert (await place.latest(usual)).wait_reason
 
 
-async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Path) -> None:
-    async with a_place(tmp_path, limits={"memory": "1TiB"}) as place:
-        large, small = place.open("memory: 1TiB\n"), place.open(branch="another")
+@pytest.mark.parametrize("what", ["memory", "disk"])
+async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Path, what: str) -> None:
+    async with a_place(tmp_path, limits={what: "1TiB"}) as place:
+        large, small = place.open(f"{what}: 1TiB\n"), place.open(branch="another")
         await place.told(large)
         await place.told(small)
         await place.ready(small)
-        assert (await place.latest(large)).wait_reason.startswith("the host is short of memory")
+        assert f"of {what}, 1024.0 GiB needed" in (await place.latest(large)).wait_reason
+        assert (await place.latest(large)).wait_reason.startswith("the host is too small for it: ")
+
+
+async def test_the_file_is_asked_for_as_gitlab_describes_it(tmp_path: Path) -> None:
+    published()
+    async with a_place(tmp_path) as place:
+        await place.told(place.open(ASKS))
+        asked = [one for one in place.server.requests if one.path.endswith("/raw")]
+        assert len(asked) == 1
+        assert misfits(asked) == []
+        assert described(asked[0])
+
+
+async def test_a_file_that_ravebot_may_not_read_is_named_and_read_when_somebody_asks_again(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        known = place.known(mr)
+        place.server.set_role(place.project, place.bot, GUEST)
+        files = ProjectFiles(place.yard.database, place.gitlab)
+        await files.know(known)
+        await place.yard.told(known)
+        (why,) = (await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))).troubles
+        assert why.startswith("ravebot may not read it: GitLab refuses it (403")
+        place.server.set_role(place.project, place.bot, DEVELOPER)
+        await files.know(known)
+        assert len(place.asked_for_files()) == 1, "not at every report"
+        await files.know(known, approves=True)
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.troubles, found.memory) == ((), GIB)
+
+
+async def test_a_file_whose_answer_breaks_off_is_asked_for_again(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        place.server.hang_up(1, path="/raw")
+        with pytest.raises(Unavailable):
+            await place.told(mr)
+        assert await place.told(mr) == "queued"

@@ -21,6 +21,7 @@ from ravebot.config.file import load
 from ravebot.config.model import AgentConfig
 from ravebot.config.patterns import matches_project
 from ravebot.operations.init.proxy import caddy
+from ravebot.sandboxes.environments.model import STATUS_NAME
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import WEBHOOK_PATH
 from tests.support.agents import opencode
@@ -134,7 +135,7 @@ def test_the_configuration_of_each_agent_goes_with_that_of_the_installation(tmp_
         for section, values in yaml.safe_load(text).items():
             given[section] = {**given.get(section, {}), **values} if isinstance(values, dict) else values
         shown |= {agent.name: agent for agent in load(_stored(given, tmp_path)).config.agents}
-    assert list(shown) == ["coder", "claude", "reviewer"]
+    assert list(shown) == ["coder", "claude", "gemini", "reviewer"]
     acp = shown["coder"].acp
     assert acp
     assert acp.environment.items() <= {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/etc/opencode.json"}.items()
@@ -154,7 +155,7 @@ def test_opencode_s_settings_and_version_on_the_page_are_those_that_were_tried(t
 
 
 def test_files_and_folders_that_are_named_are_there() -> None:
-    named = set(re.findall(r"`((?:ravebot|tests|benchmarks|docs)/[a-z_/.]*)`", _TEXT))
+    named = set(re.findall(r"`((?:ravebot|tests|benchmarks|docs)/[a-z_/.]*)`", _TEXT)) - {STATUS_NAME}
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 

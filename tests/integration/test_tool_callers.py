@@ -77,8 +77,8 @@ class OldNames:
 
     def __init__(self, gitlab: GitLab, moved: int) -> None:
         self._gitlab, self._moved = gitlab, moved
-        self.user, self.access_level = gitlab.user, gitlab.access_level
-        self.merge_request, self.file = gitlab.merge_request, gitlab.file
+        self.user, self.access_level, self.merge_request = gitlab.user, gitlab.access_level, gitlab.merge_request
+        self.file = gitlab.file
 
     async def project(self, path_or_id: str | int) -> tuple[int, str]:
         return await self._gitlab.project(self._moved if path_or_id == "group/app" else path_or_id)

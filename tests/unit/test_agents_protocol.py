@@ -69,6 +69,8 @@ def test_any_bytes_are_read_without_an_error(line: bytes) -> None:
 
 
 @given(_MESSAGES)
+@example({"jsonrpc": "2.0", "method": "session/update", "id": "\ud800"})
+@example({"jsonrpc": "2.0", "id": "a\0b", "result": {}})
 def test_any_message_is_read_and_what_it_says_can_be_stored(message: dict[str, Any]) -> None:
     found = read_line(json.dumps(message).encode())
     assert isinstance(found, Heard)

@@ -36,7 +36,7 @@ from ravebot.sandboxes.model import (
     StageResult,
 )
 from ravebot.sandboxes.starting import StartGate, StartWait
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary
+from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary
 from tests.support.gitlab.notes import links, mentions, take_quick_actions
 
 NOW = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
@@ -128,7 +128,8 @@ def test_a_failure_is_the_headline_with_its_command_as_code() -> None:
     detail = "set-up failed: `./.rave/setup` ended with code 3"
     sandbox = replace(ended.sandbox, end_reason=EndReason.FAILED, end_detail=detail, ended_at=NOW)
     note = render_note(replace(ended, sandbox=sandbox), MARKER)
-    assert "### 🔴 Set-up failed: `./.rave/setup` ended with code 3\n\n```text\none\nERROR: no libfoo-dev\n```" in note
+    assert "### 🔴 Set-up failed: `./.rave/setup` ended with code 3\n\n<details>\n" in note
+    assert "\n\n```text\none\nERROR: no libfoo-dev\n```\n\n</details>" in note
     assert note.count("libfoo") == 1
     assert note.count("ended with code 3") == 1
 
@@ -241,9 +242,11 @@ def _hostile_notes(state: SandboxState, words: str) -> list[str]:
         state, mr=mr, access=ACCESS, notice=words, hint=words, queue_reason=words, stages=stages, history=history
     )
     sandbox = replace(shown.sandbox, requested_by=Actor("gitlab", words), end_detail=words)
-    shown = replace(shown, sandbox=sandbox)
+    news = FileNews((words,), (words, words))
+    shown = replace(shown, sandbox=sandbox, links=((words, "/page"),), file=news)
+    waits = [render_start_waiting(mr, MARKER, StartWait(gate, words, news)) for gate in StartGate]
     without = [render(mr, MARKER) for render in (render_fork_waiting, render_none)]
-    return [render_note(shown, MARKER), *without]
+    return [render_note(shown, MARKER), *without, *waits]
 
 
 @given(st.sampled_from(SandboxState), st.just(HOSTILE) | st.text())

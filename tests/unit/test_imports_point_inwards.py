@@ -9,7 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "ravebot"
 
-PURE = tuple(f"ravebot.sandboxes.{name}" for name in ("model", "decide", "transitions", "naming", "view", "pool.plan"))
+PURE = tuple(
+    f"ravebot.sandboxes.{name}"
+    for name in ("model", "decide", "transitions", "naming", "results", "junit", "masking", "view", "pool.plan")
+)
 BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff", "ravebot.sshkeys")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
 INNER = (
@@ -18,8 +21,8 @@ INNER = (
     "ravebot.config.model",
     "ravebot.config.patterns",
     "ravebot.config.values",
-    "ravebot.config.modelapis",
     "ravebot.config.repository",
+    "ravebot.config.modelapis",
     "ravebot.sandboxes",
     "ravebot.store",
 )
@@ -50,6 +53,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.store",
         "ravebot.sandboxes.model",
         "ravebot.sandboxes.environments.model",
+        "ravebot.sandboxes.results",
         "ravebot.agents.model",
         *BASICS,
     ),

@@ -41,10 +41,10 @@ def test_the_operators_limits_win_and_each_time_it_is_said() -> None:
     found = settled("memory: 16GiB\nvcpus: 64\ndisk: 1TiB\nlifetime: 30d\n", limits={"memory": "1GiB"})
     assert (found.memory, found.vcpus, found.disk, found.lifetime) == (GIB, 4, 40 * GIB, timedelta(hours=8))
     assert found.remarks == (
-        ".rave.yml asks for 16 GiB of memory; it gets 1 GiB, the most here",
-        ".rave.yml asks for 1024 GiB of disk; it gets 40 GiB, the most here",
-        ".rave.yml asks for 64 vcpus; it gets 4, the most here",
-        ".rave.yml asks for a lifetime of 30 d; it gets 8 h, the longest here",
+        "`.rave.yml` asks for 16 GiB of memory; it gets 1 GiB, the most here",
+        "`.rave.yml` asks for 1024 GiB of disk; it gets 40 GiB, the most here",
+        "`.rave.yml` asks for 64 vcpus; it gets 4, the most here",
+        "`.rave.yml` asks for a lifetime of 30 d; it gets 8 h, the longest here",
     )
 
 
@@ -55,7 +55,7 @@ def test_the_longest_lifetime_of_the_pool_counts_too() -> None:
 def test_a_machine_is_never_smaller_than_the_operators_so_that_no_image_looks_broken() -> None:
     found = settled("memory: 64MiB\ndisk: 64MiB\nvcpus: 1\n", sandbox={"memory": "4GiB", "disk": "20GiB"})
     assert (found.memory, found.disk, found.vcpus) == (4 * GIB, 20 * GIB, 1)
-    assert found.remarks[0] == ".rave.yml asks for 64 MiB of memory; it gets 4 GiB, the least here"
+    assert found.remarks[0] == "`.rave.yml` asks for 64 MiB of memory; it gets 4 GiB, the least here"
 
 
 def test_a_limit_below_what_every_sandbox_gets_takes_nothing_away() -> None:
@@ -68,7 +68,7 @@ def test_an_image_is_asked_for_by_name_and_an_unknown_one_is_said() -> None:
     assert settled("image: debian-13\n", **images).image == Path("/images/13.qcow2")
     unknown = settled("image: debian-31\n", **images)
     assert unknown.image == Path("/none/image.qcow2")
-    assert unknown.remarks == (".rave.yml asks for the image debian-31, which is not here; did you mean debian-13?",)
+    assert unknown.remarks == ("`.rave.yml` asks for the image debian-31, which is not here; did you mean debian-13?",)
 
 
 def test_an_agent_is_named_only_if_people_can_speak_to_it() -> None:
@@ -76,7 +76,7 @@ def test_an_agent_is_named_only_if_people_can_speak_to_it() -> None:
     unknown = settled("agent: coda\n", agents=[AGENT])
     assert (unknown.agent, unknown.remarks) == (
         "",
-        (".rave.yml names the agent coda, which is not here; did you mean coder?",),
+        ("`.rave.yml` names the agent coda, which is not here; did you mean coder?",),
     )
 
 

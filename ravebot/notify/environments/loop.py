@@ -25,11 +25,11 @@ from ravebot.notify.environments.steps import (
     status_answered,
 )
 from ravebot.notify.environments.wording import refusal
-from ravebot.sandboxes.environments.model import AskedFor, EnvironmentRecord
+from ravebot.sandboxes.environments.model import EnvironmentRecord
 from ravebot.sandboxes.environments.plan import Deed, Presence, ShownSandbox, ShowStep, decide, wanted
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.journal import Journal
-from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.sandboxes.model import MergeRequest, MergeRequestRef
 from ravebot.store import environments, merge_requests
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import ENVIRONMENTS
@@ -41,7 +41,8 @@ _GATHER_SECONDS = 0.2
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 _PAUSES = Backoff.growing(1.0, 60.0)
-_REFUSED_PAUSES = Backoff.growing(60.0, 6 * 3600.0, factor=3.0)
+_REFUSED_PAUSES = Backoff.growing(60.0, 900.0)
+_BUG_PAUSE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,25 @@ class EnvironmentLoop:
         known, mr = environments.get(tx, ref), merge_requests.get(tx, ref)
         if known is None or mr is None:
             return None
+        try:
+            return self._decided(tx, known, mr)
+        except Exception:  # a bug, which must stop neither the others nor the bot
+            log.exception("what GitLab should show can't be decided: this is a bug of ravebot's", mr=mr.full_ref)
+            environments.save(tx, replace(known, looked_at=tx.now, next_at=tx.now + _BUG_PAUSE))
+            return None
+
+    def _decided(self, tx: Transaction, known: EnvironmentRecord, mr: MergeRequest) -> ShowTask | None:
+        ref = known.ref
         view = self._views.latest(tx, ref)
         web_url = view.access.web_url if view and view.access else None
-        shown = wanted(view.sandbox if view else None, mr, web_url, tx.now)
+        cases = view.cases.in_short if view and view.cases else ""
+        shown = wanted(view.sandbox if view else None, mr, web_url, tx.now, cases)
         step = decide(_switched(shown, self._views.config.gitlab), known, tx.now)
         known = replace(known, looked_at=tx.now, next_at=None)
         if step is None:
-            environments.save(tx, replace(known, settled=known.changes))
+            over = shown.place is Presence.GONE and known.environment_id is None
+            known = replace(_without_refusals(known) if over else known, settled=known.changes)
+            environments.save(tx, known)
             return None
         if not isinstance(step, ShowStep):
             environments.save(tx, replace(known, next_at=step))
@@ -182,6 +195,8 @@ class EnvironmentLoop:
                     known, deployment_id=None, deployment_sha=step.sha, deployment_sandbox=step.sandbox,
                     deployment_status=step.state, environment_refused=why,
                 )  # fmt: skip
+            if deed is Deed.SET_DEPLOYMENT:
+                return replace(known, deployment_id=None, deployment_status=step.state, environment_refused=why)
             return _pausing(known, deed, failures, tx, _REFUSED_PAUSES.after(failures), why)
         wait = error.retry_after_seconds if isinstance(error, Unavailable) else None
         pause = _PAUSES.after(failures, wait, jitter())
@@ -197,11 +212,19 @@ def _switched(shown: ShownSandbox, config: GitLabConfig) -> ShownSandbox:
     return shown if config.commit_status else replace(shown, status=None)
 
 
+def _without_refusals(known: EnvironmentRecord) -> EnvironmentRecord:
+    """It is over: the next sandbox asks anew."""
+    return replace(
+        known, environment_refused="", environment_failures=0, environment_since=None, environment_until=None,
+        status_refused="", status_failures=0, status_since=None, status_until=None,
+    )  # fmt: skip
+
+
 def _at_peace(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
     if deed.is_of_status:
         return replace(known, status_refused="", status_failures=0, status_since=None, status_until=None)
-    if known.asked is AskedFor.ENVIRONMENT:  # the name is taken: whether by one of ours is still to be seen
-        return known
+    if known.environment_id is None and deed in (Deed.CREATE_ENVIRONMENT, Deed.FIND_ENVIRONMENT):
+        return known  # the name is taken: whether by one of ours is still to be seen
     gave_up = bool(known.deployment_sha) and known.deployment_id is None
     refused = known.environment_refused if gave_up else ""
     return replace(

@@ -8,19 +8,23 @@ from datetime import datetime, timedelta
 from typing import assert_never
 from urllib.parse import urlsplit
 
+from ravebot.backoff import Backoff
 from ravebot.clock import age
 from ravebot.config.model import Config
 from ravebot.errors import Forbidden, NotFound, Unavailable
 from ravebot.gitlab.environments import Environments, FoundEnvironment, NameTaken
+from ravebot.gitlab.escape import one_line
 from ravebot.gitlab.transport import TIMEOUT_SECONDS
 from ravebot.notify.environments.wording import foreign
-from ravebot.sandboxes.environments.model import STATUS_NAME, AskedFor, EnvironmentRecord, EnvironmentState
-from ravebot.sandboxes.environments.plan import Deed, ShowStep
+from ravebot.sandboxes.environments.model import STATUS_NAME, AskedFor, CommitState, EnvironmentRecord, EnvironmentState
+from ravebot.sandboxes.environments.plan import LONGEST_DESCRIPTION, Deed, ShowStep
 from ravebot.sandboxes.model import MergeRequest
 
 Change = Callable[[EnvironmentRecord], EnvironmentRecord]
 _LOOK_AGAIN_SECONDS = 3.0
 _STOPPING_SECONDS = 10.0
+_TAKEN_PAUSES = Backoff.growing(2.0, 900.0)
+_NO_COMMIT = "404 Commit Not Found"
 
 
 class Foreign(Forbidden):
@@ -107,10 +111,13 @@ class EnvironmentSteps:
                 try:
                     made = await self._gitlab.create(project, known.name, step.url)
                 except NameTaken:
-                    return _as_it_is  # it is looked at next
+                    return lambda record: _taken(record, now)
                 return _has(made.id, EnvironmentState.AVAILABLE, step.url, now)
             case Deed.SET_URL:
-                await self._gitlab.set_url(project, number, step.url)
+                try:
+                    await self._gitlab.set_url(project, number, step.url)
+                except NotFound:  # somebody deleted it, or a backup from before its end was restored
+                    return without_environment
                 return lambda record: replace(record, external_url=step.url)
             case Deed.STOP_ENVIRONMENT:
                 return await self._stop(task)
@@ -177,12 +184,15 @@ class EnvironmentSteps:
 
     async def _find_status(self, task: ShowTask, now: datetime) -> Change:
         sha = task.step.sha
-        found = await self._gitlab.find_status(task.known.ref.project_id, sha, STATUS_NAME)
+        try:
+            found = await self._gitlab.find_status(task.known.ref.project_id, sha, STATUS_NAME)
+        except NotFound:
+            return status_answered
         if found is None or found[0] != task.step.state:
             self._check_settled(task.known.status_asked_at, now)
         if found is None:
             return status_answered
-        state, pipeline_id = found
+        state, pipeline_id = _commit_state(found[0]), found[1]
         return lambda record: status_answered(
             replace(record, status_sha=sha, status_state=state, pipeline_id=pipeline_id)
         )
@@ -208,24 +218,37 @@ class EnvironmentSteps:
                 STATUS_NAME,
                 git_ref(mr),
                 step.state,
-                step.description,
+                one_line(step.description, LONGEST_DESCRIPTION),
                 page,
                 pipeline_id,
             )
 
         try:
             pipeline_id = await ask(known.pipeline_id if same else None)
-        except NotFound:
-            if not same or known.pipeline_id is None:
+        except NotFound as error:
+            if _NO_COMMIT in str(error):  # it was pushed over and is gone: there is nothing to tell of it
+                pipeline_id = None
+            elif same and known.pipeline_id is not None:
+                pipeline_id = await ask(None)  # somebody deleted the pipeline
+            else:
                 raise
-            pipeline_id = await ask(None)  # somebody deleted the pipeline
         return lambda record: status_answered(
             replace(record, status_sha=step.sha, status_state=step.state, pipeline_id=pipeline_id)
         )
 
 
-def _as_it_is(record: EnvironmentRecord) -> EnvironmentRecord:
-    return record
+def _taken(record: EnvironmentRecord, now: datetime) -> EnvironmentRecord:
+    """It is looked at next: at once, but later if GitLab says so again and shows none of that name."""
+    failures = record.environment_failures + 1
+    pause = timedelta(0) if failures == 1 else timedelta(seconds=_TAKEN_PAUSES.after(failures))
+    return replace(record, environment_failures=failures, environment_since=now, environment_until=now + pause)
+
+
+def _commit_state(said: str) -> CommitState:
+    try:
+        return CommitState(said)
+    except ValueError:
+        return CommitState.CANCELED  # skipped, manual … by somebody else: it is over
 
 
 def _state(said: str) -> EnvironmentState:

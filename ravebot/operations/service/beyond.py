@@ -21,6 +21,7 @@ def steps(loaded: LoadedConfig) -> tuple[RemovalStep, ...]:
     if instance_id_path(config.state_dir).exists():  # else it never ran
         what = f"the sandboxes, machines, network, storage pool and firewall of the instance {config.instance}"
         found.append(RemovalStep(what, lambda say: _host(loaded, say)))
+        found.append(RemovalStep("the environments of its sandboxes in GitLab", lambda say: _environments(loaded, say)))
     return tuple(found)
 
 
@@ -54,6 +55,12 @@ async def _webhooks(loaded: LoadedConfig, say: Say) -> StepOutcome:
         elif state.changed:
             removed.append(f"the webhook of {state.project}")
     return StepOutcome(removed, left)
+
+
+async def _environments(loaded: LoadedConfig, say: Say) -> StepOutcome:
+    from ravebot.operations.environments import remove_environments
+
+    return StepOutcome(*await remove_environments(loaded, say))
 
 
 async def _host(loaded: LoadedConfig, say: Say) -> StepOutcome:

@@ -227,6 +227,25 @@ class GuestJobs:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
             raise GuestTimeout(f"not done after {in_words(timeout)}\n{output[-1500:]}") from error
 
+    async def output_of(
+        self, machine: str, key: str, command: str, environment: Mapping[str, str], most_bytes: int, timeout: timedelta
+    ) -> bytes:
+        """Run a command as `run_job` does; returns the first `most_bytes` that it prints, which may be any bytes.
+
+        Raises GuestError, also when it fails; GuestTimeout.
+        """
+        folder, blocks = f"{_JOBS}/{key}", -(-most_bytes // BLOCK_BYTES)
+        deadline = asyncio.get_running_loop().time() + timeout.total_seconds()
+        await self._start(machine, folder, {**environment, "RAVE_COMMAND": command}, blocks)
+        done = await self.run_job(machine, key, command, environment, timeout)  # adopts it
+        if done.exit_code != 0:
+            raise GuestError(f"a job of ravebot's ended with code {done.exit_code}")
+        try:
+            async with asyncio.timeout_at(deadline + _CALL.total_seconds()):
+                return await self.provider.copy_out(machine, f"{folder}/out", max_bytes=blocks * BLOCK_BYTES)
+        except TimeoutError as error:
+            raise GuestTimeout(f"the guest did not give a file within {in_words(timeout + _CALL)}") from error
+
     async def boot(self, machine: str) -> str:
         """What names this boot of the guest. Raises GuestError."""
         done = await self._sh(machine, _BOOT, timeout=_CALL)

@@ -16,10 +16,11 @@ import structlog
 from ravebot.clock import Clock, age
 from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
-from ravebot.providers.base import Provider
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.letting import LettingIn
+from ravebot.sandboxes.chain.results import Results, same
 from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.edges import Meter, WebProbe
@@ -64,6 +65,7 @@ class Chain:
     sources: Sources
     letting_in: LettingIn
     jobs: GuestJobs
+    results: Results
     web: WebProbe
     guard: Callable[[], Awaitable[None]]
     meter: Meter
@@ -82,6 +84,8 @@ class Chain:
                 raise
             except (GuestError, ProviderError, Refused, NotFound, Forbidden) as error:
                 if await self._runs(work.machine):  # else the machine failed, which the table of machines handles
+                    if stage in (Stage.SETUP, Stage.TEST):
+                        await self.results.collect(work.sandbox, work.machine, work.settings.junit)
                     fail = self._build_broke if isinstance(error, BuildBrokenError) else self._failed
                     await fail(work, stage, error)
                 return
@@ -170,32 +174,31 @@ class Chain:
         tail: str | None = None
         for index, test in enumerate(work.settings.smoke_tests):
             if isinstance(test, HttpTest):
-                await self.web.expect(
-                    work.machine.address, self.config.sandbox.web_port, test.http, self._time_left(work, Stage.TEST)
-                )
+                what, left = f"GET {test.http}", self._time_left(work, Stage.TEST)
+                async with self.results.of_command(work.sandbox, Stage.TEST, index, what):
+                    await self.web.expect(work.machine.address, self.config.sandbox.web_port, test.http, left)
                 tail = (tail or "") + f"GET {test.http}: answered\n"
             else:
                 tail = (tail or "") + await self._job(work, Stage.TEST, index, test.run)
+            tail = tail[-OUTPUT_LIMIT_BYTES:]  # of them all: a project may have many
+        await self.results.collect(work.sandbox, work.machine, work.settings.junit)
         return tail
 
     async def _job(self, work: Work, stage: Stage, index: int, command: str) -> str:
         """Run a command in the guest, or adopt it if it already runs; returns the tail of its output."""
         key = f"{work.sandbox.id}-{work.sandbox.sha[:12]}-{work.sandbox.stage_attempt}-{stage.value}-{index}"
-        done = await self.jobs.run_job(
-            work.machine.name,
-            key,
-            command,
-            environment(self.config, work.sandbox, work.mr),
-            self._time_left(work, stage),
-        )
-        if done.exit_code != 0:
-            raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
+        variables = environment(self.config, work.sandbox, work.mr)
+        async with self.results.of_command(work.sandbox, stage, index, command):
+            left = self._time_left(work, stage)
+            done = await self.jobs.run_job(work.machine.name, key, command, variables, left)
+            if done.exit_code != 0:
+                raise GuestError(f"`{command}` ended with code {done.exit_code}\n{done.output}")
         return done.output
 
     async def _open_ports(self, work: Work) -> None:
         def opened(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
-            if sandbox and _same(sandbox, work.sandbox):
+            if sandbox and same(sandbox, work.sandbox):
                 self.lifecycle.open_ports(tx, sandbox)
 
         await self.database.write(opened)
@@ -204,7 +207,7 @@ class Chain:
 
         def found(tx: Transaction) -> None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
-            if sandbox and _same(sandbox, work.sandbox):
+            if sandbox and same(sandbox, work.sandbox):
                 # Only shown to people: it is not part of the sandbox's lifecycle.
                 sandboxes.save(tx, replace(sandbox, web_scheme=scheme))
 
@@ -213,13 +216,16 @@ class Chain:
     async def _advance(self, work: Work, stage: Stage, tail: str | None) -> bool:
         """Commit a stage's end and go to the next; False when the sandbox was changed meanwhile."""
 
+        shown = self.results.mask(tail or "")
+
         def step(tx: Transaction) -> float | None:
             sandbox = sandboxes.get(tx, work.sandbox.id)
-            if sandbox is None or not _same(sandbox, work.sandbox):
+            if sandbox is None or not same(sandbox, work.sandbox):
                 return None
             seconds = tx.seconds_since(sandbox.stage_started_at or tx.now)
             if tail is not None:
-                sandboxes.add_result(tx, sandbox, StageResult(stage, ok=True, seconds=seconds, tail=tail))
+                result = StageResult(stage, ok=True, seconds=seconds, tail=shown)
+                sandboxes.add_result(tx, sandbox, result)
                 data: dict[str, object] = {"stage": stage.value, "seconds": seconds}
                 self.lifecycle.journal.record(
                     tx, EventKind.STAGE_DONE, sandbox=sandbox, machine_id=work.machine.id, data=data
@@ -235,7 +241,7 @@ class Chain:
     async def _build_broke(self, work: Work, stage: Stage, error: Exception) -> None:
         def still(tx: Transaction) -> bool:
             sandbox = sandboxes.get(tx, work.sandbox.id)
-            return sandbox is not None and _same(sandbox, work.sandbox)
+            return sandbox is not None and same(sandbox, work.sandbox)
 
         seconds = age(work.sandbox.stage_started_at or self.clock.now(), self.clock.now()).total_seconds()
         self.meter.stage_done(stage.value, False, seconds)
@@ -243,7 +249,7 @@ class Chain:
         await machine_life.fail_build(self.database, self.lifecycle, work.machine, failure, still)
 
     async def _failed(self, work: Work, stage: Stage, error: Exception) -> None:
-        why, _, tail = str(error).partition("\n")
+        why, _, tail = self.results.mask(str(error)).partition("\n")
         log.warning("stage failed", sandbox=work.sandbox.id, machine=work.machine.name, stage=stage.value, why=why)
         if isinstance(error, ProviderError):
             why, tail = without_paths(why), without_paths(tail)
@@ -254,7 +260,7 @@ class Chain:
             seconds = tx.seconds_since(work.sandbox.stage_started_at or tx.now)
             sandbox = sandboxes.get(tx, work.sandbox.id)
             machine = machines.get(tx, work.machine.id)
-            if sandbox is None or machine is None or not _same(sandbox, work.sandbox):
+            if sandbox is None or machine is None or not same(sandbox, work.sandbox):
                 return seconds
             result = StageResult(stage, ok=False, seconds=seconds, tail=tail or why)
             sandboxes.add_result(tx, sandbox, result)
@@ -297,14 +303,3 @@ def _load(tx: Transaction, config: Config, sandbox_id: SandboxId) -> Work | None
     if machine is None or mr is None:
         return None
     return Work(sandbox, machine, mr, of_sandbox(tx, config, sandbox))
-
-
-def _same(now: Sandbox, then: Sandbox) -> bool:
-    """Whether a stage's result still counts: no new code and no end came in between."""
-    return (now.state, now.stage, now.stage_attempt, now.machine_id, now.sha) == (
-        then.state,
-        then.stage,
-        then.stage_attempt,
-        then.machine_id,
-        then.sha,
-    )

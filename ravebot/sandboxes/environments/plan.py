@@ -70,8 +70,11 @@ class ShownSandbox:
     status: WantedStatus | None = None
 
 
-def wanted(sandbox: Sandbox | None, mr: MergeRequest, web_url: str | None, now: datetime) -> ShownSandbox:
-    """What GitLab should show of the newest sandbox of a merge request; `web_url` is where its web page answers.
+def wanted(
+    sandbox: Sandbox | None, mr: MergeRequest, web_url: str | None, now: datetime, cases: str = ""
+) -> ShownSandbox:
+    """What GitLab should show of the newest sandbox of a merge request; `web_url` is where its web page answers,
+    `cases` how many tests there were and failed, in short.
 
     Of a fork's commit that nobody approved nothing is shown.
     """
@@ -80,7 +83,7 @@ def wanted(sandbox: Sandbox | None, mr: MergeRequest, web_url: str | None, now: 
     place, url = _place(sandbox), next((one for one in (web_url, mr.web_url) if one and len(one) <= LONGEST_URL), "")
     if mr.from_fork and mr.approved_sha != sandbox.sha:
         return ShownSandbox(place, url, sandbox.id)
-    status = _status(sandbox, now)
+    status = _status(sandbox, now, cases)
     deployment = _deployment(sandbox, status) if status else None
     return ShownSandbox(place, url, sandbox.id, deployment, status)
 
@@ -97,9 +100,10 @@ def _place(sandbox: Sandbox) -> Presence:
             return Presence.GONE
 
 
-def _status(sandbox: Sandbox, now: datetime) -> WantedStatus | None:
+def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
     def told(state: CommitState, description: str, *, only_ends: bool = False) -> WantedStatus:
-        line = " ".join(description.split())[:LONGEST_DESCRIPTION]
+        more = f": {cases}" if cases and state in (CommitState.SUCCESS, CommitState.FAILED) else ""
+        line = " ".join(description.split())[: LONGEST_DESCRIPTION - len(more)] + more
         since = sandbox.stage_started_at or sandbox.state_since
         return WantedStatus(sandbox.sha, state, line, since, only_ends)
 

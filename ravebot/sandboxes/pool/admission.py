@@ -74,8 +74,9 @@ class Admission:
                     admitted = True
                     continue
                 why = "every port or address is taken"
-            self.lifecycle.wait(tx, sandbox, why)
-            if not plan.too_large(host, running, asked.memory):
+            too_large = self._too_large(host, running, asked)
+            self.lifecycle.wait(tx, sandbox, too_large or why)
+            if not too_large:
                 break  # first in, first out: no sandbox passes one that waits for the host
         return admitted
 
@@ -85,6 +86,13 @@ class Admission:
         promised = host.disk_promised_bytes + sum(machine.disk_bytes for machine in fresh)
         left = replace(host, disk_promised_bytes=promised)
         return plan.shortage(left, running, asked.memory, asked.disk)
+
+    def _too_large(self, host: HostUsage, running: list[Machine], asked: SandboxSettings) -> str:
+        """Of one that is larger than usual: why it would hold up the others for ever."""
+        usual = self.config.sandbox
+        if asked.memory <= usual.memory and asked.disk <= usual.disk:
+            return ""
+        return plan.too_large(host, running, asked.memory, asked.disk)
 
     def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int], asked: SandboxSettings) -> Machine | None:
         ports = self.config.sandbox

@@ -27,10 +27,17 @@ def shortage(host: HostUsage, machines: Iterable[Machine], memory_bytes: int, di
     return ""
 
 
-def too_large(host: HostUsage, machines: Iterable[Machine], memory_bytes: int) -> bool:
-    """Whether the host can't take a machine with so much memory, even when all of these are gone."""
-    used = sum(min(machine.memory_bytes, machine.memory_peak_bytes) for machine in machines)
-    return host.memory_available_bytes + used - MEMORY_RESERVE_BYTES < memory_bytes
+def too_large(host: HostUsage, machines: Iterable[Machine], memory_bytes: int, disk_bytes: int) -> str:
+    """Why the host can't take a machine of that size even when all of these are gone; empty when it can."""
+    ours = list(machines)
+    used = sum(min(machine.memory_bytes, machine.memory_peak_bytes) for machine in ours)
+    memory = max(0, host.memory_available_bytes + used - MEMORY_RESERVE_BYTES)
+    if memory < memory_bytes:
+        return f"the host is too small for it: at most {_gib(memory)} of memory, {_gib(memory_bytes)} needed"
+    disk = max(0, host.disk_free_bytes - host.disk_promised_bytes + sum(machine.disk_bytes for machine in ours))
+    if disk < disk_bytes:
+        return f"the host is too small for it: at most {_gib(disk)} of disk, {_gib(disk_bytes)} needed"
+    return ""
 
 
 def _gib(count: int) -> str:

@@ -26,8 +26,8 @@ SETTINGS = {
     # Two hours become two minutes, so that the warning comes while you look.
     "pool": {"lifetime": "2m", "warn_before": ["110s"]},
     "provider": {"accelerator": "auto"},
-    "gitlab": {"poll": "5s"},  # so that a stop on GitLab's page is found sooner than in a minute
     "limits": {"memory": sample.MOST_MEMORY.replace(" ", "")},
+    "gitlab": {"poll": "5s"},  # so that a stop on GitLab's page is found sooner than in a minute
     "agents": [agent.CONFIGURED],
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
@@ -99,8 +99,8 @@ class Story:
         self.ready_seen = datetime.now(UTC)
         screen.message("GitLab: the status note of the merge request", watch.note_rows, "red")
         screen.message("Matrix: the card in #dev", watch.cards[-1].rows, "magenta")
-        await environment.Page(self.stage, screen, watch).shows()
         self._asked_for()
+        await environment.Page(self.stage, screen, watch).shows()
         return Doors.announced_by(watch.note_rows)
 
     def _asked_for(self) -> None:

@@ -139,8 +139,8 @@ def _message(value: dict[str, Any]) -> Heard:
 
 def _rpc_id(value: dict[str, Any]) -> RpcId | None:
     found = value.get("id")
-    if isinstance(found, str) and len(found) <= 200:
-        return found
+    if isinstance(found, str):  # an answer repeats it, so it is taken as it is or not at all
+        return found if len(found) <= 200 and _clean(found) == found else None
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
