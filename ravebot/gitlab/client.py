@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -40,6 +41,8 @@ _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in 
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
+MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
+"""A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -156,8 +159,9 @@ class GitLab:
 
         def ask() -> tuple[str, ...]:
             listed = self._transport.list(f"/users/{user_id:d}/keys")
-            keys = readable(listed, lambda item: answers.ssh_key(item, now))
-            return tuple(dict.fromkeys(key for key in keys if key))
+            keys = readable(islice(listed, _MOST_KEYS_READ), lambda item: answers.ssh_key(item, now))
+            usable = dict.fromkeys(key for key in keys if key and len(key) <= _LONGEST_KEY)
+            return tuple(islice(usable, MOST_KEYS))
 
         return await self._call(ask)
 

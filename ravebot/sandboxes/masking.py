@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import re
 
+from ravebot.sandboxes.view import without_terminal_codes
+
 MASK = "[masked]"
 
 _KEY_END = r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _PRIVATE_KEY = re.compile(rf"-----BEGIN [A-Z0-9 ]{{0,40}}PRIVATE KEY(?: BLOCK)?-----.*?(?:{_KEY_END}|\Z)", re.DOTALL)
 _END_OF_KEY = re.compile(_KEY_END)
 _LINE_OF_KEY = re.compile(r"[\w :=+/,.-]*[A-Za-z0-9+/=]{16,}\s*")
+_EDGE = r"(?: (?<![A-Za-z0-9]) | (?<=\\[nrt]) )"
+"""Before a token: no letter or digit, or a line's end as JSON and logs write it."""
 _TOKEN = re.compile(
     r"""(?x)
-      (?<![A-Za-z0-9]) (?: glpat | gloas | gldt | glrt | glcbt | glptt | glft | glsoat | glimt | glagent | glffct ) -
+      _EDGE_ (?: glpat | gloas | gldt | glrt | glcbt | glptt | glft | glsoat | glimt | glagent | glffct ) -
         [\w.-]{10,}
-    | (?<![A-Za-z0-9]) rave_ [\w-]{16,}
-    | (?<![A-Za-z0-9]) (?: gh[pousr]_ | github_pat_ ) \w{16,}
-    | (?<![A-Za-z0-9]) xox[a-z] - [\w-]{10,}
-    | (?<![A-Za-z0-9]) (?: AKIA | ASIA ) [A-Z0-9]{16} (?![A-Za-z0-9])
-    | (?<![A-Za-z0-9]) (?: syt_ | whsec_ | npm_ | pypi- ) [\w+/=-]{12,}
-    | (?<![A-Za-z0-9]) sk- [\w-]{20,}
+    | _EDGE_ rave_ [\w-]{16,}
+    | _EDGE_ (?: gh[pousr]_ | github_pat_ ) \w{16,}
+    | _EDGE_ xox[a-z] - [\w-]{10,}
+    | _EDGE_ (?: AKIA | ASIA ) [A-Z0-9]{16} (?![A-Za-z0-9])
+    | _EDGE_ (?: syt_ | whsec_ | npm_ | pypi- ) [\w+/=-]{12,}
+    | _EDGE_ sk- [\w-]{20,}
+    | _EDGE_ AIza [\w-]{30,}
     | (?<![\w-]) eyJ [\w-]{10,500} \. [\w-]{10,2000} \. [\w-]{5,1000}
-    """
+    """.replace("_EDGE_", _EDGE)
 )
 _IN_URL = re.compile(r"(?<=://)[^/\s@'\"<>]{1,500}(?=@)")
 _HEADER = re.compile(
@@ -37,7 +42,9 @@ _PARAMETER = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with `[masked]` in the place of everything that looks like a secret."""
+    """The text without terminal codes, whose last letter would join a token, and with `[masked]` in the place of
+    everything that looks like a secret."""
+    text = without_terminal_codes(text)
     text = _without_rest_of_key(_PRIVATE_KEY.sub(MASK, text))
     text = _IN_URL.sub(MASK, text)
     text = _HEADER.sub(lambda match: (match[1] or match[2]) + MASK, text)

@@ -147,7 +147,10 @@ def _vcpus(config: Config, asked: ProjectFile, large: bool, remarks: list[str]) 
         return most
     if asked.vcpus is not None and asked.vcpus > most:
         remarks.append(f"{_FILE} asks for {asked.vcpus} vcpus; it gets {most}, the most here")
-    return min(asked.vcpus or config.sandbox.vcpus, most)
+    least = config.sandbox.vcpus  # with fewer, an image may boot too late, and look broken to everybody
+    if asked.vcpus is not None and asked.vcpus < least:
+        remarks.append(f"{_FILE} asks for {asked.vcpus} vcpus; it gets {least}, the least here")
+    return max(least, min(asked.vcpus or least, most))
 
 
 def _lifetime(config: Config, asked: ProjectFile, remarks: list[str]) -> timedelta:

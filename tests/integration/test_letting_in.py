@@ -103,6 +103,41 @@ async def test_an_image_that_does_not_say_whose_sessions_there_are_is_said(yard:
     assert await told(yard) == [f"carol can't log in any more; {stays}"]
 
 
+async def test_while_new_code_is_taken_who_lost_the_key_is_out_as_well(yard: Yard) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    await yard.go()
+    yard.provider.hold["copy_in"] = asyncio.Event()
+    await yard.told(replace(MR, head_sha="b" * 40))
+    yard.pass_by(seconds=20)
+    await yard.core.pool.one_pass(yard.flights)
+    await asyncio.sleep(0.1)
+    assert (await yard.latest(MR)).stage == "copy"
+    assert await let_in(yard) == {"alice"}, "she was no reviewer any more with that report"
+
+
+async def test_who_is_taken_out_is_logged_out_though_the_guest_takes_no_keys(yard: Yard) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    await yard.go()
+    yard.provider.fails["authorize_keys"] = GuestError("no space left on device")
+    before = yard.provider.count("run")
+    await yard.told(MR)
+    yard.pass_by(seconds=20)
+    await yard.go()
+    assert yard.provider.count("run") == before + 1
+    assert await let_in(yard) == {"alice", "carol"}, "it is tried again"
+
+
+async def test_a_deleted_account_has_no_keys_and_holds_nobody_up(yard: Yard) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    yard.code.gone.add(CAROL.id)
+    yard.pass_by(seconds=60)
+    await yard.go()
+    assert await let_in(yard) == {"alice"}
+
+
 async def test_after_a_crash_between_the_guest_and_the_record_it_is_done_again(yard: Yard) -> None:
     await yard.told(replace(MR, people=(CAROL,)))
     await yard.until(lambda: yard.is_in(MR, "ready"))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from ravebot.access.rules import Connections, Repair, Rules
-from ravebot.errors import RavebotError, Unavailable
+from ravebot.errors import NotFound, RavebotError, Unavailable
 from ravebot.notify.delivery import Sent
 from ravebot.store.database import Transaction
 from ravebot.store.outbox import Message
@@ -114,9 +114,12 @@ class Code:
         self.disk_full = False
         self.fetched: list[str] = []
         self.asked_keys = 0
+        self.gone: set[int] = set()  # users whose account was deleted
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
         self.asked_keys += 1
+        if user_id in self.gone:
+            raise NotFound("404 User Not Found")
         if self.error:
             raise self.error
         return self.keys.get(user_id, ())

@@ -119,6 +119,21 @@ def test_a_tokens_shape_is_masked_and_what_stands_beside_it_is_not(secret: str) 
     assert said.endswith("\nafter") or secret == KEY  # without an end, all that follows may be the key
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[31mglpat-abcdefghijklmnopqrst\x1b[0m", "glpat-abcdef\x1b[1mghijklmnopqrst",
+        "\x1b[33mghp_0123456789abcdefghij",
+        '{"log": "one\\nglpat-abcdefghijklmnopqrst"}', "AIza0123456789abcdefghijklmnopqrstuvwxy",
+        "Authorization: Bearer \x1b[33mabcdefgh1234",
+    ],
+)  # fmt: skip
+def test_colours_and_escaped_lines_hide_no_token(text: str) -> None:
+    said = masked(text)
+    assert MASK in said
+    assert not any(part in said for part in ("abcdefgh", "0123456789"))
+
+
 def test_the_rest_of_a_key_whose_beginning_was_cut_away_is_masked() -> None:
     rest = KEY.partition("\n")[2] + "-----END OPENSSH PRIVATE KEY-----"
     assert masked(f"{rest}\nafter") == f"{MASK}\nafter"

@@ -54,7 +54,8 @@ def test_the_longest_lifetime_of_the_pool_counts_too() -> None:
 
 def test_a_machine_is_never_smaller_than_the_operators_so_that_no_image_looks_broken() -> None:
     found = settled("memory: 64MiB\ndisk: 64MiB\nvcpus: 1\n", sandbox={"memory": "4GiB", "disk": "20GiB"})
-    assert (found.memory, found.disk, found.vcpus) == (4 * GIB, 20 * GIB, 1)
+    assert (found.memory, found.disk, found.vcpus) == (4 * GIB, 20 * GIB, 2)
+    assert found.remarks[-1] == "`.rave.yml` asks for 1 vcpus; it gets 2, the least here"
     assert found.remarks[0] == "`.rave.yml` asks for 64 MiB of memory; it gets 4 GiB, the least here"
 
 

@@ -225,7 +225,7 @@ class GuestJobs:
                     await asyncio.sleep(next(pauses))
         except TimeoutError as error:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
-            raise GuestTimeout(f"not done after {in_words(timeout)}\n{output[-1500:]}") from error
+            raise GuestTimeout(f"not done after {in_words(timeout)}\n{_end_of(output, 1500)}") from error
 
     async def output_of(
         self, machine: str, key: str, command: str, environment: Mapping[str, str], most_bytes: int, timeout: timedelta
@@ -315,3 +315,8 @@ def _first_word(command: str) -> str:
     except ValueError:
         return command
     return words[0] if words else command
+
+
+def _end_of(output: str, most: int) -> str:
+    """Whole lines from the end: half a token in the first would not be known as one when secrets are masked."""
+    return output if len(output) <= most else output[-most:].partition("\n")[2]

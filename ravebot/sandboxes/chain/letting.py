@@ -16,7 +16,7 @@ import structlog
 
 from ravebot.clock import Clock, age
 from ravebot.config.model import Config
-from ravebot.errors import GuestError, ProviderError, Unavailable
+from ravebot.errors import GuestError, NotFound, ProviderError, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.edges import CodeHost
 from ravebot.sandboxes.journal import Journal
@@ -97,6 +97,8 @@ class PeoplesKeys:
             if known is None or not self._is_new(known, now) or (known.trouble and not patient):
                 try:
                     known = _Asked(now, await self.host.ssh_keys(person_id))
+                except NotFound:  # the account was deleted, and its keys with it
+                    known = _Asked(now)
                 except Unavailable as error:
                     known = _Asked(now, trouble=error)
                 self._asked[person_id] = known
@@ -132,11 +134,16 @@ class LettingIn:
 
     async def let_in(self, machine: Machine, keys: Mapping[str, str]) -> None:
         """Let in exactly these, and ravebot itself; end what others' keys have open, and tell of it."""
-        await self.provider.authorize_keys(machine.name, self.config.sandbox.user, (*keys, *self.own_keys))
         before = await self.database.read(lambda tx: granted_keys.of_machine(tx, machine.id))
+        lost = {key: whose for key, whose in before.items() if key not in keys}
+        try:
+            await self.provider.authorize_keys(machine.name, self.config.sandbox.user, (*keys, *self.own_keys))
+        except (GuestError, ProviderError):
+            if lost:  # what is open ends all the same, also when the guest's disk is full
+                await self._end_sessions(machine, lost)
+            raise
         if before == dict(keys):
             return
-        lost = {key: whose for key, whose in before.items() if key not in keys}
         ended = await self._end_sessions(machine, lost) if lost else 0
 
         def record(tx: Transaction) -> None:

@@ -20,6 +20,7 @@ from ravebot.sandboxes.junit import read_report
 from ravebot.sandboxes.masking import masked
 from ravebot.sandboxes.model import Machine, Sandbox, Stage
 from ravebot.sandboxes.results import LONGEST_NAME, LONGEST_TAIL, NO_CASES, CaseCounts, CommandResult
+from ravebot.sandboxes.view import without_terminal_codes
 from ravebot.store import results, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -72,7 +73,7 @@ class Results:
     hidden: Callable[[str], str]
 
     def mask(self, text: str) -> str:
-        return masked(self.hidden(text))
+        return masked(self.hidden(without_terminal_codes(text)))
 
     @asynccontextmanager
     async def of_command(self, sandbox: Sandbox, stage: Stage, position: int, what: str) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -9,19 +10,20 @@ import structlog
 
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
-from ravebot.errors import ProviderError, Unavailable
+from ravebot.errors import ProviderError, RavebotError, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
-from ravebot.sandboxes.model import EventKind, Machine, MachineId, Sandbox, SandboxState
+from ravebot.sandboxes.model import EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
 
 PING = timedelta(seconds=2)
+_FOLLOW_SECONDS = 20.0
 KEYS_SET_EVERY = timedelta(minutes=5)
 """Keys are set again after this time though nobody's changed: somebody may have edited the file in the guest."""
 NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
@@ -53,7 +55,7 @@ class Health:
         if sandbox is None or mr is None:
             return
         if sandbox.stage is not None:
-            await self.chain.run(sandbox.id)
+            await self._run_chain(machine, sandbox)
             return
         await self.sample(machine)
         answers = await self.provider.ping(machine.name, PING)
@@ -66,6 +68,30 @@ class Health:
             scheme = await self.chain.web.scheme(machine.address, self.config.sandbox.web_port)
             if scheme:
                 await self._note(sandbox, scheme=scheme)
+        await self._set_keys(machine, sandbox, mr)
+
+    async def _run_chain(self, machine: Machine, sandbox: Sandbox) -> None:
+        """One that is ready lets people in while it takes new code, so who can log in is looked at meanwhile."""
+        ready = sandbox.state is SandboxState.READY
+        following = asyncio.create_task(self._follow_keys(machine)) if ready else None
+        try:
+            await self.chain.run(sandbox.id)
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow_keys(self, machine: Machine) -> None:
+        while True:  # a push cancels this, and pushes may come often: so the look comes first
+            try:
+                sandbox, mr = await self.database.read(lambda tx: sandbox_and_merge_request(tx, machine))
+                if sandbox is not None and mr is not None:
+                    await self._set_keys(machine, sandbox, mr)
+            except RavebotError as error:
+                log.info("keys not set", machine=machine.name, error=str(error))
+            await asyncio.sleep(_FOLLOW_SECONDS)
+
+    async def _set_keys(self, machine: Machine, sandbox: Sandbox, mr: MergeRequest) -> None:
         try:
             keys = await self.chain.letting_in.wanted(mr, patient=True)
         except Unavailable as error:  # who can log in stays as it is
