@@ -32,10 +32,9 @@ class Page:
         web, mr = fact(self.watch.note_rows, "Web"), self.watch.mr
         assert mr
 
-        async def is_right() -> str:
+        async def is_right() -> bool:
             text = await self._get()
-            there = f"review/mr-{mr.iid}" in text and f'href="{web}"' in text
-            return text if there and re.search(r">success<.*" + mr.sha[:8], text) else ""
+            return f"review/mr-{mr.iid}" in text and f'href="{web}"' in text and await self._is_deployed()
 
         await self.watch.until_async("the environment with its link and deployment", is_right, _SECONDS)
         name, state, description = self.stage.gitlab.statuses(self.stage.project, mr.sha)[-1]
@@ -46,7 +45,8 @@ class Page:
         )
 
     async def stop(self) -> None:
-        """Press the button."""
+        """Press the button, once the newest commit's deployment is there."""
+        await self.watch.until_async("the newest commit's deployment", self._is_deployed, _SECONDS)
         action = re.search(r'action="([^"]+/stop)"', await self._get())
         if action is None:
             raise DemoError(f"{self.url} has no button that stops the environment")
@@ -61,6 +61,10 @@ class Page:
 
         await self.watch.until_async("an environments page without it", look, _SECONDS)
         self.screen.seen("the environment is stopped and deleted")
+
+    async def _is_deployed(self) -> bool:
+        assert self.watch.mr
+        return re.search(r">success<.*" + self.watch.mr.sha[:8], await self._get()) is not None
 
     async def _get(self) -> str:
         async with self._session() as session, session.get(self.url) as answer:
