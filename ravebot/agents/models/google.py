@@ -13,9 +13,15 @@ from enum import StrEnum
 from typing import Any
 
 from ravebot.agents.models.contents import DOCUMENT_TOKENS, IMAGE_TOKENS
-from ravebot.agents.models.refusals import ModelRefusal, forbidden
+from ravebot.agents.models.refusals import (
+    MOST_OUTPUT,
+    ModelRefusal,
+    forbidden,
+    needs_server_tools,
+    shown,
+    whole,
+)
 
-_MOST_OUTPUT = 10_000_000
 _ADDRESS = re.compile(
     r"(?P<base>/.+)/(?P<model>[A-Za-z0-9][A-Za-z0-9._-]{0,99}):(?P<method>streamGenerateContent|generateContent|countTokens)"
 )
@@ -87,7 +93,7 @@ def check_google(call: GoogleCall, body: dict[str, Any], most: int, *, strict: b
         return 0
     if strict:
         for tool in _objects(body.get("tools"), "tools"):
-            _only(tool, _TOOL_KEYS, "tools", _needs_server_tools)
+            _only(tool, _TOOL_KEYS, "tools", needs_server_tools)
     return _media(body, strict) + _limit(body, most)
 
 
@@ -107,10 +113,10 @@ def _limit(body: dict[str, Any], most: int) -> int:
     _only(thinking, _THINKING_KEYS, "thinkingConfig")
     if config.get("maxOutputTokens") is None:
         config["maxOutputTokens"] = most
-    limit = _whole(config["maxOutputTokens"], "maxOutputTokens", 1)
+    limit = whole("maxOutputTokens", config["maxOutputTokens"], 1, MOST_OUTPUT)
     budget = thinking.get("thinkingBudget")
     # Whether thoughts count towards the limit is not said anywhere; -1 leaves their number to the model.
-    return limit + max(0, _whole(budget, "thinkingBudget", -1) if budget is not None else 0)
+    return limit + max(0, whole("thinkingBudget", budget, -1, MOST_OUTPUT) if budget is not None else 0)
 
 
 def _media(body: Mapping[str, Any], strict: bool) -> int:
@@ -128,12 +134,12 @@ def _media(body: Mapping[str, Any], strict: bool) -> int:
 
 
 def _part_tokens(part: Mapping[str, Any]) -> int:
-    _only(part, _PART_KEYS, "a part", _needs_server_tools)
+    _only(part, _PART_KEYS, "a part", needs_server_tools)
     tokens = 0
     media = part.get("inlineData")
     if media is not None:
         (media,) = _objects([media], "inlineData")
-        _only(media, _MEDIA_KEYS, "inlineData", _needs_server_tools)
+        _only(media, _MEDIA_KEYS, "inlineData", needs_server_tools)
         kind = media.get("mimeType")
         tokens = IMAGE_TOKENS if isinstance(kind, str) and kind.startswith("image/") else DOCUMENT_TOKENS
     response = part.get("functionResponse")
@@ -142,7 +148,7 @@ def _part_tokens(part: Mapping[str, Any]) -> int:
         _only(response, _RESPONSE_KEYS, "functionResponse")
         for inner in _objects(response.get("parts"), "functionResponse.parts"):
             if set(inner) - {"inlineData"}:
-                raise _needs_server_tools(f"the key {_shown(sorted(set(inner) - {'inlineData'})[0])}")
+                raise needs_server_tools(f"the key {shown(sorted(set(inner) - {'inlineData'})[0])}")
             tokens += _part_tokens(inner)
     return tokens
 
@@ -160,25 +166,8 @@ def _only(
 ) -> None:
     for key in value:
         if key not in known:
-            raise (refusal or _unknown)(f"the key {_shown(key)} in {where}")
+            raise (refusal or _unknown)(f"the key {shown(key)} in {where}")
 
 
 def _unknown(what: str) -> ModelRefusal:
     return forbidden(f"the request has {what}, which ravebot does not know, so it is not passed on: leave it out.")
-
-
-def _needs_server_tools(what: str) -> ModelRefusal:
-    return forbidden(
-        f"the request has {what}, which is not passed on: it may have the provider fetch, look up or run something."
-        " Switch it off in the agent, or have an admin of ravebot set models[].server_tools: allow."
-    )
-
-
-def _whole(value: object, key: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_OUTPUT:
-        raise ModelRefusal(400, f"`{key}` must be a whole number from {least} to {_MOST_OUTPUT:,}.")
-    return value
-
-
-def _shown(value: object) -> str:
-    return repr(str(value)[:60])

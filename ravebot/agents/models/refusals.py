@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+MOST_OUTPUT = 10_000_000
+"""More tokens than any model gives in one answer."""
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -28,6 +30,25 @@ class ModelRefusal(Exception):
 def forbidden(text: str) -> ModelRefusal:
     """403: clients do not try it again."""
     return ModelRefusal(403, text)
+
+
+def needs_server_tools(what: str) -> ModelRefusal:
+    return forbidden(
+        f"the request has {what}, which is not passed on: it may have the provider fetch, look up or run something."
+        " Switch it off in the agent, or have an admin of ravebot set models[].server_tools: allow."
+    )
+
+
+def whole(key: str, value: object, least: int, most: int) -> int:
+    """A whole number of a request. Raises ModelRefusal."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ModelRefusal(400, f"`{key}` must be a whole number from {least} to {most:,}.")
+    return value
+
+
+def shown(value: object) -> str:
+    """A name from a request, as an error shows it."""
+    return repr(str(value)[:60])
 
 
 def error_body(status: int, text: str) -> bytes:

@@ -10,11 +10,17 @@ from typing import Any, NoReturn
 from ravebot.agents.models.contents import media_tokens
 from ravebot.agents.models.google import GoogleCall, GoogleMethod, check_google
 from ravebot.agents.models.parsing import is_quickly_parsed
-from ravebot.agents.models.refusals import ModelRefusal, forbidden
+from ravebot.agents.models.refusals import (
+    MOST_OUTPUT,
+    ModelRefusal,
+    forbidden,
+    needs_server_tools,
+    shown,
+    whole,
+)
 from ravebot.config.model import ModelConfig
 from ravebot.config.modelapis import ModelApi
 
-_MOST_OUTPUT = 10_000_000
 _MOST_CHOICES = 16
 _LONGEST_MODEL = 200
 _ANTHROPIC_KEYS = frozenset(
@@ -91,7 +97,7 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
         _check_keys(api, body)
         _check_tools(api, body)
         if model.endswith(":online"):
-            raise _needs_server_tools(f"the model's ending {_shown(':online')}")
+            raise needs_server_tools(f"the model's ending {shown(':online')}")
         media = media_tokens(api, body)
     else:
         for other in _other_models(body):
@@ -99,7 +105,7 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise ModelRefusal(400, "`stream` must be true or false.")
-    choices = _whole("n", body["n"], 1, _MOST_CHOICES) if body.get("n") is not None else 1
+    choices = whole("n", body["n"], 1, _MOST_CHOICES) if body.get("n") is not None else 1
     output = _with_limit(api, body, config.max_output) * choices
     hide_usage = api is ModelApi.CHAT and stream and _ask_for_usage(body)
     rebuilt = _dumped(body)
@@ -110,7 +116,7 @@ def check_request(api: ModelApi, config: ModelConfig, raw: bytes) -> CheckedRequ
 def _check_model(config: ModelConfig, model: object) -> None:
     if not isinstance(model, str) or not config.allows(model):
         raise forbidden(
-            f"{_shown(model)} is not among the models that {config.name} allows: {', '.join(config.allow)[:500]}."
+            f"{shown(model)} is not among the models that {config.name} allows: {', '.join(config.allow)[:500]}."
             " Take one of them; an admin of ravebot can add it to models[].allow."
         )
 
@@ -159,7 +165,7 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
 def _check_keys(api: ModelApi, body: Mapping[str, Any]) -> None:
     for key in body:
         if key not in _KEYS[api] and body[key] is not None:
-            raise _needs_server_tools(f"the key {_shown(key)}")
+            raise needs_server_tools(f"the key {shown(key)}")
 
 
 def _check_tools(api: ModelApi, body: Mapping[str, Any]) -> None:
@@ -169,18 +175,11 @@ def _check_tools(api: ModelApi, body: Mapping[str, Any]) -> None:
     for tool in tools:
         kind = (tool.get("type") or "") if isinstance(tool, dict) else None
         if not isinstance(kind, str) or not any(_is_tool(kind, known) for known in _CLIENT_TOOLS[api]):
-            raise _needs_server_tools(f"a tool of the type {_shown(kind)}")
+            raise needs_server_tools(f"a tool of the type {shown(kind)}")
 
 
 def _is_tool(kind: str, known: str) -> bool:
     return kind.startswith(known) if known.endswith("_") else kind == known
-
-
-def _needs_server_tools(what: str) -> ModelRefusal:
-    return forbidden(
-        f"the request has {what}, which is not passed on: it may have the provider fetch, look up or run something."
-        " Switch it off in the agent, or have an admin of ravebot set models[].server_tools: allow."
-    )
 
 
 def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
@@ -194,17 +193,11 @@ def _with_limit(api: ModelApi, body: dict[str, Any], most: int) -> int:
     }[api]
     # Some servers of OpenAI's shape take 0 as no limit, and no choices as one.
     least = 0 if api.is_anthropic else 1
-    limits = [_whole(key, body[key], least, _MOST_OUTPUT) for key in keys if body.get(key) is not None]
+    limits = [whole(key, body[key], least, MOST_OUTPUT) for key in keys if body.get(key) is not None]
     if not limits:
         body[keys[0]] = most
         limits = [most]
     return max(limits)
-
-
-def _whole(key: str, value: object, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ModelRefusal(400, f"`{key}` must be a whole number from {least} to {most:,}.")
-    return value
 
 
 def _ask_for_usage(body: dict[str, Any]) -> bool:
@@ -218,8 +211,3 @@ def _ask_for_usage(body: dict[str, Any]) -> bool:
     others = {"include_obfuscation": obfuscate} if isinstance(obfuscate, bool) else {}
     body["stream_options"] = {**others, "include_usage": True}
     return not asked
-
-
-def _shown(value: object) -> str:
-    """A name from a request, as an error shows it."""
-    return repr(str(value)[:60])

@@ -6,7 +6,6 @@ https://docs.gitlab.com/api/commits/#commit-status
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from tests.support.gitlab import entities
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.entities import Json
 from tests.support.gitlab.paging import page
-from tests.support.gitlab.refusal import Refusal, error
+from tests.support.gitlab.refusal import Refusal, body_of, error
 from tests.support.gitlab.state import DEVELOPER, Environment, Project, User
 
 _STATES = frozenset({"available", "stopping", "stopped"})
@@ -100,7 +99,7 @@ class EnvironmentEndpoints:
             return page(request, self._actions.url, [entities.environment(self._actions.url, one) for one in found])
 
     async def _create(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._state.lock:
             project = self._allowed(request)
             name, url = body.get("name"), body.get("external_url")
@@ -120,7 +119,7 @@ class EnvironmentEndpoints:
             return web.json_response(entities.environment(self._actions.url, found))
 
     async def _update(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._state.lock:
             found = self._environment(request, self._allowed(request))
             if "external_url" in body:
@@ -164,7 +163,7 @@ class EnvironmentEndpoints:
             return page(request, self._actions.url, [entities.deployment(self._actions.url, one) for one in found])
 
     async def _deploy(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._state.lock:
             project = self._allowed(request)
             missing = [key for key in ("environment", "sha", "ref", "tag", "status") if key not in body]
@@ -182,7 +181,7 @@ class EnvironmentEndpoints:
             return web.json_response(entities.deployment(self._actions.url, made), status=201)
 
     async def _set_deployment(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._state.lock:
             project = self._allowed(request)
             found = project.deployments.get(int(request.match_info["deployment"]))
@@ -211,7 +210,7 @@ class EnvironmentEndpoints:
 
     async def _set_status(self, request: web.Request) -> web.Response:
         """app/services/ci/create_commit_status_service.rb: one that is under way is changed, else a new one is made."""
-        body = await _body(request)
+        body = await body_of(request)
         with self._state.lock:
             project, user = self._allowed(request), self._user(request)
             sha = self._commit(project, request)
@@ -282,13 +281,3 @@ def _url_problems(url: object) -> Json:
     if parts.scheme == "javascript":
         return {"external_url": ["javascript scheme is not allowed"]}
     return {}
-
-
-async def _body(request: web.Request) -> Json:
-    try:
-        content = json.loads(await request.read() or b"{}")
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise Refusal(400, "400 Bad request - Error parsing JSON")
-    return content

@@ -14,7 +14,7 @@ from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.entities import api_time
 from tests.support.gitlab.hooks import Hook, Message
 from tests.support.gitlab.paging import page
-from tests.support.gitlab.refusal import Refusal
+from tests.support.gitlab.refusal import Refusal, body_of
 from tests.support.gitlab.state import Project
 
 Json = dict[str, object]
@@ -59,7 +59,7 @@ class HookEndpoints:
             return web.json_response(self._entity(self._hook(request)))
 
     async def _create(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._actions.state.lock:
             project = self._project(request)
             if "url" not in body:
@@ -73,7 +73,7 @@ class HookEndpoints:
             return web.json_response(self._entity(hook), status=201)
 
     async def _edit(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         with self._actions.state.lock:
             hook = self._hook(request)
             self._check(body)
@@ -170,13 +170,3 @@ class HookEndpoints:
             "project_id": hook.project_id,
             **(told if self._actions.knows_signing_tokens else {}),
         }
-
-
-async def _body(request: web.Request) -> Json:
-    try:
-        content = json.loads(await request.read() or b"{}")
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise Refusal(400, "400 Bad request - Error parsing JSON")
-    return content

@@ -19,6 +19,17 @@ class Refusal(Exception):
         self.response = error(status, message, key)
 
 
+async def body_of(request: web.Request) -> dict[str, object]:
+    """The request's JSON object; refuses anything else."""
+    try:
+        content = json.loads(await request.read() or b"{}")
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise Refusal(400, "400 Bad request - Error parsing JSON")
+    return content
+
+
 async def text_in(request: web.Request, key: str) -> str:
     """A text of the request's JSON body; refuses a missing, empty or too long one."""
     try:
