@@ -111,6 +111,10 @@ FILE = {"fileData": {"fileUri": "https://example.org/secret", "mimeType": "text/
         (said(FILE), "'fileData' in a part"),
         (said({"file_data": FILE["fileData"]}), "'file_data' in a part"),
         (said({"functionResponse": {"name": "x", "response": {}, "parts": [FILE]}}), "'fileData'"),
+        (
+            said({"functionResponse": {"name": "x", "response": {}, "parts": [{"functionResponse": {}}]}}),
+            "'functionResponse'",
+        ),
         (said({"inlineData": {"mimeType": "image/png", "fileUri": "https://example.org"}}), "'fileUri' in inlineData"),
         (said({"inline_data": {}}), "'inline_data'"),
         (said({"executableCode": {}}), "'executableCode'"),
