@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ class Show:
 
     def loop(self, database: Database | None = None) -> EnvironmentLoop:
         steps = EnvironmentSteps(self.yard.config, self.gitlab.environments)
-        return EnvironmentLoop(database or self.yard.database, self.yard.views, self.yard.lifecycle.journal, steps, 0)
+        return EnvironmentLoop(database or self.yard.database, self.yard.views, self.yard.lifecycle, steps, 0)
 
     def stops(self) -> EnvironmentStops:
         return EnvironmentStops(
@@ -174,6 +175,8 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
         "POST environments", "POST deployments", "PUT environments", "PUT deployments", "POST statuses",
         "POST stop", "DELETE environments",
     ]  # fmt: skip
+    asked = [one.path for one in show.server.requests if one.method == "GET" and "environments" in one.path]
+    assert len(asked) == 2, "it is looked at before its new address, and before the deployment's success"
 
 
 async def test_every_request_is_as_gitlab_describes_it(show: Show) -> None:
@@ -228,24 +231,128 @@ async def test_projects_are_asked_once_a_minute_however_many_sandboxes_they_have
     assert [one.path.rpartition("/")[2] for one in show.server.requests[before:]] == ["environments"]
 
 
-async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show) -> None:
+@pytest.mark.parametrize("by_itself", [True, False])
+async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show, by_itself: bool) -> None:
     mr, known = await show.open()
     await show.yard.make_ready(known)
     await show.settle()
     environment = show.environment(mr)
     assert environment
-    show.server.stop_environment(environment)  # by the real clock: long after the yard's
-    environment.updated_at = show.yard.clock.now()
+    show.server.stop_environment(environment)  # by GitLab's clock, which is far ahead of ours
     show.yard.pass_by(seconds=61)
     await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
-    await show.stops().look()
+    await (show.settle() if by_itself else show.stops().look())
     assert (await show.yard.latest(known)).state.value == "queued"
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
+    await show.stops().look()
+    assert await show.yard.is_in(known, "ready")
     again = show.environment(mr)
     assert again is not None
     assert again.id != environment.id
-    assert again.state == "available"
+    assert (again.state, again.external_url[:8]) == ("available", "https://")
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_a_stop_is_seen_before_a_new_address_or_a_success_would_undo_it(show: Show) -> None:
+    """GitLab makes an environment available again when a deployment to it succeeds."""
+    for branch, was_ready in (("address", False), ("success", True)):
+        mr, known = await show.open(branch)
+        await show.yard.started(known)
+        if was_ready:
+            await show.yard.until(lambda: show.yard.is_in(known, "ready"))  # noqa: B023
+        await show.settle()
+        if was_ready:
+            show.server.push(mr, {"more.txt": "more\n"})
+            await show.yard.told(await show.known(mr))
+            await show.settle()
+        assert show.deployments()[-1] == (mr.sha, "running")
+        environment = show.environment(mr)
+        assert environment
+        show.server.stop_environment(environment)
+
+        async def runs_it() -> bool:
+            sandbox = await show.yard.latest(known)  # noqa: B023
+            return sandbox.state.value == "ready" and sandbox.stage is None
+
+        await show.yard.until(runs_it)
+        await show.settle()
+        sandbox = await show.yard.latest(known)
+        assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was stopped in GitLab")
+        assert environment.state == "stopped"
+        assert show.deployments()[-1] == (mr.sha, "canceled")
+        await show.yard.until(lambda: show.yard.is_in(known, "ended"))  # noqa: B023
+        await show.settle()
+        assert show.environment(mr) is None
+
+
+async def test_one_that_somebody_deleted_is_not_made_again_by_a_deployment_of_new_code(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.delete_environment(environment)
+    show.server.push(mr, {"more.txt": "more\n"})
+    await show.yard.told(await show.known(mr))
+    await show.settle()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was deleted in GitLab")
+    assert show.environment(mr) is None
+    assert show.deployments() == []
+
+
+async def test_a_stop_after_a_rebuild_ends_the_new_sandbox_though_that_only_waits(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    environment.updated_at -= timedelta(days=400)  # by GitLab's clock, which is far behind ours
+    show.yard.pass_by(seconds=61)
+    await show.stops().look()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("ended", "its environment was stopped in GitLab")
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_project_that_can_not_be_seen_before_a_deployment_ends_no_sandbox(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    show.server.fail(404, method="GET", path=f"/projects/{show.project.id}/")
+    await show.settle()
+    assert await show.yard.is_in(known, "ready")
+    assert show.deployments() == [(mr.sha, "running")]
+    show.server.restore()
+    show.yard.pass_by(minutes=2)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_one_that_may_not_be_looked_at_hides_no_stop_of_others(show: Show) -> None:
+    one, two = await show.open("one"), await show.open("two")
+    for _, known in (one, two):
+        await show.yard.make_ready(known)
+    await show.settle()
+    for mr, _ in (one, two):
+        environment = show.environment(mr)
+        assert environment
+        show.server.stop_environment(environment)
+    for status in (403, 500):
+        show.server.fail(status, 1, method="GET", path="/environments/[0-9]+")
+    show.yard.pass_by(seconds=61)
+    stops = show.stops()
+    await stops.look_at(show.project.id)  # 403 for the first, and 500 for the second
+    assert [await show.yard.is_in(known, "ready") for _, known in (one, two)] == [True, True]
+    show.server.fail(403, 1, method="GET", path="/environments/[0-9]+")
+    await stops.look_at(show.project.id)
+    assert [await show.yard.is_in(known, "ready") for _, known in (one, two)] == [True, False]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -408,7 +515,7 @@ async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_s
     await show.settle()
     environment = show.environment(mr)
     assert environment
-    del show.project.environments[environment.id]
+    show.server.delete_environment(environment)
     show.yard.pass_by(seconds=61)
     await show.stops().look()
     sandbox = await show.yard.latest(known)
