@@ -28,7 +28,7 @@ from ravebot.store.database import Database, Transaction
 from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, MergeRequest, Project, User
 from tests.support.gitlab.published import described, misfits, published
 from tests.support.gitlab.state import Environment
-from tests.support.records import BY_ALICE
+from tests.support.records import BY_ALICE, NOON
 from tests.support.yard import Yard, a_yard
 
 T = TypeVar("T")
@@ -425,15 +425,25 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     assert await show.yard.read(environments.refused) == ()
 
 
-async def test_an_environment_that_ravebot_did_not_make_is_left_alone(show: Show) -> None:
+@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/", ""])
+async def test_an_environment_that_ravebot_did_not_make_is_left_alone_and_said_once(show: Show, url: str) -> None:
     mr, known = await show.open()
-    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "https://else.example.org", "other")
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", url, "other")
     await show.yard.make_ready(known)
+    await show.yard.empty_outbox()
     await show.settle()
     record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
     assert record
     assert "that ravebot did not make" in record.hint
     assert show.deployments() == []
+    assert await show.yard.told_kinds() == ["gitlab note"]
+    await show.yard.empty_outbox()
+    tried = len(show.server.requests)
+    for _ in range(2):
+        show.yard.pass_by(minutes=16)
+        await show.settle()
+    assert len(show.server.requests) > tried
+    assert await show.yard.told_kinds() == [], "it is said once"
     assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
     show.server.merge(mr)
     await show.yard.told(await show.known(mr))
@@ -441,6 +451,38 @@ async def test_an_environment_that_ravebot_did_not_make_is_left_alone(show: Show
     await show.settle()
     assert show.environment(mr) is theirs
     assert theirs.state == "available"
+
+
+async def test_an_environment_with_the_address_that_ravebot_would_give_it_is_its_own(show: Show) -> None:
+    """As after a database was lost."""
+    mr, known = await show.open()
+    before = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", known.web_url, "development")
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert show.environment(mr) is before
+    assert (before.external_url, show.deployments()) == ("https://sandboxes.example.org:43000/", [(mr.sha, "success")])
+
+
+async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_for_its_own(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, 1, method="PUT", path="deployments")  # so that the first one's id is not kept as the newest
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.hang_up(1, method="POST", path="deployments")
+    await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    for of_a_job in (True, False):  # one of a pipeline, and one from before, which only a lost database knew
+        other = show.server.state.add_deployment(environment, mr.sha, mr.branch, show.bot, "failed")
+        other.of_a_job, other.created_at = of_a_job, other.created_at if of_a_job else NOON - timedelta(hours=1)
+    await show.calm()
+    assert show.deployments() == [(mr.sha, status) for status in ("running", "failed", "failed", "success")]
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert record.deployment_id == max(show.project.deployments)
 
 
 async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
