@@ -196,7 +196,7 @@ async def test_a_gitlab_that_does_not_answer_at_all_holds_up_nothing_else(life: 
     stage.gitlab.drop()
     try:
         for one in crowd:
-            stage.gitlab.comment(one, stage.alice, "/sandbox stop")
+            stage.gitlab.comment(one, stage.bob, "/sandbox stop")  # whose role was not asked lately
         await stage.until(lambda: is_unready(stage, "gitlab"), 30, "/readyz does not see that GitLab is silent")
         await stage.until(lambda: len(_unhandled(stage)) >= len(crowd), 10, "no crowd of requests waits")
         life.extensions += 1
