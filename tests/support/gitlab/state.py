@@ -108,6 +108,8 @@ class Environment:
 
 @dataclass(eq=False)
 class Deployment:
+    """`of_a_job`: a job of a pipeline made it."""
+
     id: int
     iid: int
     environment: Environment
@@ -117,6 +119,7 @@ class Deployment:
     status: str
     created_at: datetime
     updated_at: datetime
+    of_a_job: bool = False
 
 
 @dataclass(eq=False)
