@@ -30,7 +30,7 @@ def user(base: str, person: User) -> Json:
         "id": person.id,
         "username": person.username,
         "name": person.name,
-        "state": "active" if person.active else "blocked",
+        "state": person.state,
         "locked": False,
         "avatar_url": None,
         "web_url": f"{base}/{person.username}",

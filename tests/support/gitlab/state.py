@@ -45,9 +45,14 @@ class User:
     username: str
     name: str
     keys: list[SshKey] = field(default_factory=list)
-    active: bool = True
+    state: str = "active"
+    """Or `blocked`, `banned`, `deactivated`, `ldap_blocked`, `blocked_pending_approval`."""
     bot: bool = False
     """A service account, or the user of a project's or group's access token."""
+
+    @property
+    def active(self) -> bool:
+        return self.state == "active"
 
 
 @dataclass(frozen=True)
