@@ -12,6 +12,8 @@ from ravebot.sandboxes.wording import STAGES, took
 ROWS = 20
 SCREENFUL_LINES = 40
 SCREENFUL = 4_000
+NO_BREAK = "\u00a0"
+"""A space at which no line ends: beside long commands the column of times is narrow."""
 
 
 def commands_table(commands: Sequence[CommandResult]) -> str:
@@ -53,5 +55,5 @@ def _row(command: CommandResult) -> str:
     why = text(command.tail.partition("\n")[0].strip() or "failed", 100)
     result = {True: "✅ done", False: f"❌ {why}", None: "⏳ not finished"}[command.ok]
     name = STAGES[command.stage] if command.stage is Stage.SETUP else "test"
-    time = took(command.seconds) if command.ok is not None else ""
+    time = took(command.seconds).replace(" ", NO_BREAK) if command.ok is not None else ""
     return f"| {name} {code(command.what, 100)} | {result} | {time} |"
