@@ -172,6 +172,17 @@ def test_a_failed_test_without_a_message_has_a_dash() -> None:
     assert cases_table(CaseCounts(1, 1, failures=(FailedCase("a"),)))[1].splitlines()[-1] == "| `a` | — |"
 
 
+def test_a_long_name_shows_its_end_and_a_long_word_can_go_on_in_the_next_line() -> None:
+    """Of a table that is wider than the note, GitLab shows the left part: the reason would be out of sight."""
+    name, why = f"com.example.{'deep.' * 20}Login.works", f"at {'x' * 65} | @all"
+    row = cases_table(CaseCounts(1, 1, failures=(FailedCase(name, why),)))[1].splitlines()[-1]
+    shown = row.split(" | ")[0].removeprefix("| `").removesuffix("`")
+    assert len(shown) == 60
+    assert shown.startswith("…")
+    assert name.endswith(shown[1:])
+    assert row.split(" | ")[1].split("\u200b") == [f"at {'x' * 30}", "x" * 30, "xxxxx &#124; @\u2060all |"]
+
+
 def test_hostile_names_and_messages_stay_in_their_cells() -> None:
     cases = CaseCounts(3, 2, 0, 1.0, (FailedCase(HOSTILE, HOSTILE),) * 2)
     command = CommandResult(Stage.TEST, 0, HOSTILE, ok=False, tail=HOSTILE)
