@@ -6,6 +6,7 @@ import secrets
 
 from tests.support.gitlab import notes, payloads
 from tests.support.gitlab.hooks import Attempt, Hook, Hooks
+from tests.support.gitlab.oidc import TokenActions
 from tests.support.gitlab.state import (
     DEVELOPER,
     MAINTAINER,
@@ -23,7 +24,7 @@ from tests.support.gitlab.state import (
 )
 
 
-class Actions:
+class Actions(TokenActions):
     """The Python side: synchronous, callable from any thread, never waits for a webhook's answer."""
 
     def __init__(self) -> None:

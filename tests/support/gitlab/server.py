@@ -18,6 +18,7 @@ from aiohttp import web
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.api import Api
 from tests.support.gitlab.faults import Fault, Faults, Request
+from tests.support.gitlab.oidc import DiscoveryPages
 from tests.support.gitlab.pages import Pages
 
 
@@ -121,7 +122,7 @@ class GitLabServer(Actions):
         self._faults.slow_seconds = seconds
 
     def truncate_archives(self) -> None:
-        """Cut the connection in the middle of every archive until `restore`."""
+        """Cut the connection in the middle of every archive and file of artifacts until `restore`."""
         self._faults.truncate_archives = True
 
     def restore(self) -> None:
@@ -148,6 +149,7 @@ class GitLabServer(Actions):
         self._stop = asyncio.Event()
         app = web.Application()
         app.add_subapp("/api/v4", Api(self, self._faults).application())
+        DiscoveryPages(self, self._faults).add_to(app)
         Pages(self).add_to(app)
         whole = web.Application() if self._prefix else app
         if self._prefix:
