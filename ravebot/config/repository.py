@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
@@ -19,6 +20,8 @@ _MAX_VALUES = 2_000
 _MAX_MARKS = 10_000
 """Lines, commas and brackets: more are not parsed, which takes a second for each 20,000."""
 _MOST_PROBLEMS = 20
+_LONGEST_PATH = 100
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 _SIZE_SCHEMA = WithJsonSchema({"type": ["string", "integer"], "examples": ["512MiB", "4GiB"]})
 _IN_SECONDS = PlainSerializer(lambda duration: f"{duration.total_seconds():.0f}s", when_used="json")
@@ -111,7 +114,7 @@ class ProjectFileError(Exception):
     """The file can't be used; `problems` lists every error, in the order of lines."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        found = sorted(set(problems))
+        found = sorted({replace(one, path=_short(one.path)) for one in problems})
         more = len(found) - _MOST_PROBLEMS
         self.problems = tuple(found[:_MOST_PROBLEMS])
         if more > 0:
@@ -149,6 +152,11 @@ def _problem(path: KeyPath, message: str, mark: tuple[int, int]) -> Problem:
     return Problem(mark[0], dotted(path), message, mark[1])
 
 
+def _short(path: str) -> str:
+    """So that a key that is very long leaves room for what is wrong with it."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}…"
+
+
 def _text(raw: bytes) -> str:
     if len(raw) > MAX_FILE_BYTES:
         why = f"the file is larger than {MAX_FILE_BYTES // 1024} KiB: a sandbox's settings are shorter than that"
@@ -162,6 +170,8 @@ def _text(raw: bytes) -> str:
 
 
 def _no_mapping(raw: bytes) -> str:
-    if b"\n" not in raw and b" " not in raw:  # as GitLab gives a symbolic link: its target's name
-        return "this is a symbolic link or a single word: put the file itself here, with keys and values"
+    if b"\n" not in raw:  # as GitLab gives a symbolic link: its target's name
+        return "this is a symbolic link or a single line of text: put the file itself here, with keys and values"
+    if raw.startswith(_LFS):
+        return "this is a pointer of Git LFS: take the file out of LFS, and put its text itself here"
     return "this is not a mapping of keys to values: write keys with values, like `memory: 4GiB`"

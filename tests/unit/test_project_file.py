@@ -63,7 +63,7 @@ def test_what_is_stored_of_a_file_is_the_file() -> None:
     assert ProjectFile.model_validate_json(file.model_dump_json(exclude_unset=True)) == file
 
 
-@pytest.mark.parametrize("raw", [b"", b"# nothing\n", b"\xef\xbb\xbf{}\n"])
+@pytest.mark.parametrize("raw", [b"", b" \n\n", b"# nothing\n# at all", b"---\n...\n", b"\xef\xbb\xbf{}\n"])
 def test_a_file_without_keys_asks_for_nothing(raw: bytes) -> None:
     assert read_project_file(raw) == ProjectFile()
 
@@ -85,13 +85,24 @@ def test_a_file_without_keys_asks_for_nothing(raw: bytes) -> None:
         ("memory: 1GiB\nmemory: 2GiB\n", 2, 1, "memory: duplicate key, first in line 1"),
         ("image: ../../etc/shadow\n", 1, 1, "image: write up to 40 small letters"),
         ("a: [\n  b\n", 3, 1, "this is not YAML"),
-        ("agent: !!python/object/apply:os.system [id]\n", 1, 1, "agent: write text here"),
+        ("agent: !!python/object/apply:os.system [id]\n", 1, 8, "agent: a tag like !!python/object/apply:os.syst"),
+        ("vcpus: 1\nresults: !own {junit: [a.xml]}\n", 2, 10, "results: a tag like !own means nothing here"),
+        ("setup: [!!binary aGk=]\n", 1, 9, "setup[0]: a tag like !!binary means nothing here"),
+        ("memory: !size 1GiB\n", 1, 9, "memory: YAML reads a leading ! as a tag"),
+        ("results: {junit: [a.xml], junit: [b.xml]}\n", 1, 27, "results.junit: duplicate key, first in line 1"),
+        (f"vcpus: 2\n{'k' * 900}: 1\n", 2, 1, f"{'k' * 100}…: unknown key; known here: agent,"),
+        (f"agent: {'x' * 60_000}\n", 1, 1, "agent: write a name of up to 40 characters"),
+        (f"vcpus: 2\n{'k' * 60_000}: 1\n", 2, 60_001, "this is not YAML"),
     ],
 )
 def test_a_mistake_is_told_with_line_column_and_what_to_do(raw: str, line: int, column: int, says: str) -> None:
     (problem,) = problems(raw)
     assert (problem.line, problem.column) == (line, column)
     assert str(problem).startswith(says)
+
+
+def test_a_mark_of_utf_8_and_the_ends_of_lines_of_other_systems_are_no_mistake() -> None:
+    assert read_project_file(b"\xef\xbb\xbfvcpus: 3\r\nimage: deb\r\n") == read_project_file(b"vcpus: 3\nimage: deb\n")
 
 
 def test_every_mistake_is_told_at_once_in_the_order_of_lines() -> None:
@@ -115,8 +126,18 @@ _BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
         pytest.param(b"a: &a {<<: *a}\n", "nested too deeply", id="a merge of itself"),
         pytest.param("memory: 1GiB\n".encode("utf-16"), "not UTF-8 text", id="UTF-16"),
         pytest.param("memory: 1GiB\n".encode("utf-16-le"), "can't be seen", id="UTF-16 without a mark"),
-        pytest.param(b"agent: \xff\n", "not UTF-8 text", id="another encoding"),
+        pytest.param("memory: 1GiB\n".encode("utf-32"), "not UTF-8 text", id="UTF-32"),
+        pytest.param("agent: café\n".encode("latin-1"), "not UTF-8 text", id="Latin-1"),
+        pytest.param(b"\x7fELF\x02\x01\x01" + bytes(99), "can't be seen", id="a program"),
+        pytest.param(bytes(range(256)), "not UTF-8 text", id="any bytes"),
         pytest.param(b"../../shared/rave.yml", "symbolic link", id="a symbolic link"),
+        pytest.param(b"../my files/rave.yml", "symbolic link", id="a symbolic link with a space"),
+        pytest.param(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a pointer of Git LFS",
+            id="a pointer of LFS",
+        ),
+        pytest.param(b"<!doctype html>\n<title>Sign in</title>\n", "not a mapping", id="a web page"),
         pytest.param(b"a:\n" * 12_000, "more than 10000 lines, commas and brackets", id="many lines"),
         pytest.param(b"- a\n- b\n", "not a mapping", id="a list"),
         pytest.param(b"a: 1\n---\nb: 2\n", "not YAML", id="two documents"),
