@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 
 from ravebot.config.file import LoadedConfig
 from ravebot.config.secrets import Secrets
@@ -106,6 +107,11 @@ class Show:
 
     def deployments(self) -> list[tuple[str, str]]:
         return [(one.sha, one.status) for one in self.project.deployments.values()]
+
+
+async def text_at(url: str) -> str:
+    async with ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
 
 
 class Died(Exception):
@@ -425,7 +431,7 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     assert await show.yard.read(environments.refused) == ()
 
 
-@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/", ""])
+@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/"])
 async def test_an_environment_that_ravebot_did_not_make_is_left_alone_and_said_once(show: Show, url: str) -> None:
     mr, known = await show.open()
     theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", url, "other")
@@ -483,6 +489,41 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
     record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
     assert record
     assert record.deployment_id == max(show.project.deployments)
+
+
+async def test_one_that_a_job_names_becomes_ravebot_s_and_the_merge_request_shows_view_app(show: Show) -> None:
+    mr, known = await show.open()
+    job = show.server.run_pipeline(mr, ["ravebot:review"]).job("ravebot:review")
+    show.server.name_environment(job, f"review/mr-{mr.iid}", action="prepare")
+    made = show.environment(mr)
+    page = f"{show.server.url}/group/app/-/merge_requests/{mr.iid}"
+    assert "View app" not in await text_at(page)
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert made
+    assert show.environment(mr) is made
+    assert made.external_url == "https://sandboxes.example.org:43000/"
+    assert show.deployments() == [(mr.sha, "success")]
+    shown = await text_at(page)
+    assert f"Deployed to <b>{made.name}</b>" in shown
+    assert f'<a href="{made.external_url}" rel="noopener noreferrer nofollow">View app</a>' in shown
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show: Show) -> None:
+    mr, known = await show.open()
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.state.add_deployment(theirs, mr.sha, mr.branch, show.alice, "success")
+    await show.yard.make_ready(known)
+    await show.settle()
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert "that ravebot did not make" in record.hint
+    assert theirs.external_url == ""
 
 
 async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
