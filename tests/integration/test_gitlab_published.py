@@ -133,7 +133,7 @@ async def test_the_stand_in_s_answers_have_the_fields_of_gitlab_s() -> None:
         server.set_role(project, bot, MAINTAINER)
         mr = server.open_merge_request(project, bot, "Add login", "login", {"login.py": "x = 1\n"})
         deployment = {"environment": "review/mr-1", "sha": mr.sha, "ref": "login", "tag": False, "status": "running"}
-        status = {"state": "running", "name": "ravebot/sandbox", "ref": "login"}
+        status: dict[str, object] = {"state": "running", "name": "ravebot/sandbox", "ref": "login"}
         base = f"/projects/{project.id}"
         asked: list[tuple[str, str, dict[str, object]]] = [
             ("POST", f"{base}/environments", {"name": "review/mr-2"}),

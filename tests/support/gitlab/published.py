@@ -65,6 +65,7 @@ def described(request: Request) -> dict[str, Any] | None:
 def fields_of(request: Request) -> set[str]:
     """The fields of the thing, or of each thing, that GitLab answers with."""
     responses = (described(request) or {"responses": {}})["responses"]
+    schema: dict[str, Any]
     schema = next((one["schema"] for code, one in responses.items() if code.startswith("2") and "schema" in one), {})
     name = (schema.get("$ref") or schema.get("items", {}).get("$ref", "")).rpartition("/")[2]
     return set(published()["definitions"][name]["properties"]) if name else set()

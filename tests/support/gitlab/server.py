@@ -62,9 +62,6 @@ class GitLabServer(Actions):
             return
         from tests.support.gitlab.published import misfits  # which needs pytest, as the demo does not
 
-
-                out.write(
-                    f"{one.method}\t{path}\t{one.status}\t{pub.described(replace(one, path=path)) is not None}\t{sorted(k.split('=')[0] for k in one.query.split('&') if k)}\n"
         granted = (one for one in self.requests if one.status is not None and one.status < 300)
         wrong = misfits(replace(one, path=one.path.removeprefix(self._prefix)) for one in granted)
         assert not wrong, f"GitLab's own description has no such requests: {wrong}"
