@@ -166,7 +166,6 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     assert environment.external_url == "https://sandboxes.example.org:43000/"
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert show.server.statuses(show.project, mr.sha) == [("ravebot/sandbox", "success", "The sandbox is ready")]
     assert show.project.statuses[0].target_url.endswith(f"/group/app/-/environments/{environment.id}")
@@ -397,7 +396,6 @@ async def test_a_deployment_that_gitlab_makes_late_is_not_made_twice(show: Show)
     assert show.deployments() == []
     await show.server.let_go()
     await show.calm()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -425,7 +423,6 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     show.server.set_role(show.project, show.bot, DEVELOPER)
     show.yard.pass_by(hours=6)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert await show.yard.told_kinds() == ["gitlab note"]
     assert await show.yard.read(environments.refused) == ()
@@ -569,7 +566,6 @@ async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: S
     await show.settle()
     show.yard.pass_by(seconds=61)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -590,6 +586,22 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
     assert [(one.ref, one.status) for one in show.project.statuses] == [
         (f"refs/merge-requests/{mr.iid}/head", "success")
     ]
+    approved, before = mr.sha, show.changes()
+    show.server.push(mr, {"new.txt": "not looked at"})
+    pushed = await show.known(mr)
+    await show.yard.told(pushed)
+    await show.yard.go()
+    await show.calm()
+    assert show.changes() == before, "nothing on a commit that nobody approved"
+    await show.yard.write(lambda tx: show.yard.intents.start(tx, pushed, BY_ALICE, mr.sha))
+
+    async def took_it() -> bool:
+        sandbox = await show.yard.latest(known)
+        return sandbox.stage is None and sandbox.running_sha == mr.sha
+
+    await show.yard.until(took_it)
+    await show.calm()
+    assert [(one.sha, one.status) for one in show.project.statuses] == [(approved, "success"), (mr.sha, "success")]
 
 
 async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
