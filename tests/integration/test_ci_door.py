@@ -11,6 +11,7 @@ import pytest
 from ravebot.providers.base import RunResult
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
+from tests.support.gitlab.published import misfits
 from tests.support.yard import HOW_A_JOB_GOES
 
 pytestmark = pytest.mark.integration
@@ -324,3 +325,34 @@ async def test_a_job_that_floods_is_slowed_and_others_are_not(yard: CiYard) -> N
     assert (await yard.get(other)).status == 202
     crowd = await asyncio.gather(*(yard.get(yard.token(other), "?wait=1") for _ in range(7)))
     assert sorted({one.status for one in crowd}) == [202, 429]
+
+
+async def test_a_wrong_token_is_answered_as_http_wants_and_many_of_them_are_slowed(yard: CiYard) -> None:
+    job = yard.job()
+    refused = await yard.get(yard.token(job, aud="https://other.example.org"))
+    assert refused.status == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer ")
+    assert "id_tokens: {RAVEBOT_TOKEN: {aud: https://rave.example.org}}" in refused.error
+    assert (await yard.get(None)).status == 401
+    heard = [await yard.post("/stop", "no.token.atall") for _ in range(30)]
+    assert {one.status for one in heard} == {401, 429}
+    assert (await yard.get(job)).status == 202, "one that is right, from the same address"
+    head = {"Authorization": "Bearer " + "a" * 20_000}
+    async with yard.session.post(f"{yard.url}/api/v1/ci/stop", headers=head) as answer:
+        assert answer.status == 400, "no longer head is read"
+
+
+async def test_gitlab_describes_every_request_that_the_door_makes(yard: CiYard) -> None:
+    old = yard.job()
+    await yard.get(old)
+    yard.server.push(yard.mr, {"more": "code"})
+    await yard.post("/stop", old)
+    branch = yard.server.run_branch_pipeline(yard.app, "feature", ["review"], by=yard.alice)
+    await yard.get(yard.server.start_job(branch.job("review")))
+    scheduled = yard.server.run_branch_pipeline(yard.app, "main", ["clean-up"], source="schedule", by=yard.alice)
+    await yard.post("/reconcile", yard.server.start_job(scheduled.job("clean-up")))
+    asked = [request for request in yard.server.requests if "/api/v4/" in request.path]
+    assert {part for part in ("jobs", "pipelines", "merge_requests") if any(part in one.path for one in asked)} == {
+        "jobs", "pipelines", "merge_requests",
+    }  # fmt: skip
+    assert misfits(asked) == []
