@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, Proj
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import inbox, merge_requests, outbox, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.signals import POLL
 from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 log = structlog.get_logger()
@@ -90,6 +92,7 @@ class Poller:
         self._began: dict[str, datetime] = {}  # by group, when it was last asked for with success
         self._seen_in_groups: set[int] = set()  # projects that the list does not have, though their path fits
         self._strangers: set[int] = set()  # those of them that it does not have either when it is asked for again
+        self._due: dict[int, str] = {}
         self.refusals: Mapping[str, str] = {}
         """Projects that the last poll could not read, wholly or in part, and why."""
 
@@ -114,7 +117,7 @@ class Poller:
                 await self._tell_of_token(None)
                 self.looked_at = self._clock.now()
                 self._on_result(True)
-                await asyncio.sleep(period)
+                await self._rest(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
@@ -125,6 +128,29 @@ class Poller:
     def has_new_projects(self) -> bool:
         """Whether a group has a project that the list of projects may have by now."""
         return bool(self._seen_in_groups - self._strangers)
+
+    def ask_for(self, project_id: int, path: str) -> None:
+        """Look at a project soon, before the next poll; asked for again before that, it is looked at once."""
+        self._due[project_id] = path
+        self._database.signals.wake(POLL)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next poll, and meanwhile look at what is asked for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await self._database.signals.wait(POLL, left)
+            while self._due:
+                project_id, path = self._due.popitem()
+                try:
+                    await self.look_at(project_id)
+                except RavebotError as error:  # the next poll sees it
+                    log.warning("project can't be looked at", project=path, error=str(error))
+
+    async def look_at(self, project_id: int) -> None:
+        """Poll one project, and its merge requests that are open no longer."""
+        missing = {mr.ref for mr in await self._database.read(merge_requests.opened) if mr.ref.project_id == project_id}
+        await self._project(project_id, None, missing)
+        await self._closed(missing)
 
     async def _tell_of_token(self, error: RavebotError | None) -> None:
         """Tell the operators, once, that GitLab refuses the token, and when it takes it again."""
@@ -176,15 +202,13 @@ class Poller:
                     raise
             if self.looked_at and not self.problem:  # a poll of many projects may take longer than the interval
                 self.looked_at = self._clock.now()
-        for ref in sorted(missing):
+
+        def may_be_over(ref: MergeRequestRef) -> bool:
             in_part = (seen := listed.get(ref.project_id)) is not None and not seen.whole
             elsewhere = not again and all(ref.project_id != number for number, _ in projects)
-            if in_part or elsewhere or isinstance(unseen.get(ref.project_id), Unavailable):
-                continue
-            try:
-                await self._told(await self._gitlab.merge_request(ref))
-            except (NotFound, Forbidden) as error:
-                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+            return not (in_part or elsewhere or isinstance(unseen.get(ref.project_id), Unavailable))
+
+        await self._closed(set(filter(may_be_over, missing)))
         for pattern in self._config.gitlab.projects:
             if not any(matches_project((pattern,), path) for _, path in projects):
                 refusals[pattern] = (
@@ -235,6 +259,14 @@ class Poller:
             elif mr.ref.project_id not in known and matches_project(self._config.gitlab.projects, mr.project_path):
                 self._seen_in_groups.add(mr.ref.project_id)
         return GroupListing(began, since is None, of)
+
+    async def _closed(self, missing: set[MergeRequestRef]) -> None:
+        """Ask for those that are not listed as open any more."""
+        for ref in sorted(missing):
+            try:
+                await self._told(await self._gitlab.merge_request(ref))
+            except (NotFound, Forbidden) as error:
+                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
 
     async def _project(self, project_id: int, listed: GroupListing | None, missing: set[MergeRequestRef]) -> str:
         """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""

@@ -149,7 +149,7 @@ async def test_a_merge_request_gets_the_memory_set_up_and_tests_that_its_file_as
     [
         ("memori: 1GiB\n", "line 1, column 1: memori: unknown key; did you mean memory?"),
         (b"x: " + b"y" * 1024**2, "line 1, column 1: the file is larger than 64 KiB"),
-        ("../README.md", "this is a symbolic link or a single word"),
+        ("../README.md", "this is a symbolic link or a single line of text"),
         ("</details>\n/close @all: [\n", "this is not YAML"),
         ('"<b>@all": 1\n', "unknown key"),
     ],
@@ -168,6 +168,16 @@ async def test_a_file_that_can_t_be_used_is_told_in_the_note_and_the_defaults_ru
         assert mentions(note) == []
         assert take_quick_actions(note)[1] == []
         assert "<b>" not in note
+
+
+async def test_a_folder_of_that_name_is_no_file_as_gitlab_gives_none(tmp_path: Path) -> None:
+    async with a_place(tmp_path, sandbox={"setup": ["the default"]}) as place:
+        mr = place.server.open_merge_request(place.project, place.alice, files={".rave.yml/notes.txt": "x"})
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        assert place.commands() == ["the default"]
+        assert [one.status for one in place.server.requests if one.path.endswith("/raw")] == [404]
+        assert "⚠️" not in await place.note(mr)
 
 
 async def test_a_commit_s_file_is_read_once_and_another_commit_s_is_read_anew(tmp_path: Path) -> None:
@@ -207,7 +217,10 @@ async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in
             draft=True,
         )
         assert await place.told(mr) == "waits: a fork's code needs approval"
+        await place.yard.go()
         assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
+        assert (place.provider.specs, place.commands()) == ([], []), "neither a machine nor set-up"
+        assert [one for one in place.server.requests if "/keys" in one.path or one.method != "GET"] == []
         waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
         assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
 

@@ -18,6 +18,7 @@ from tests.support.gitlab.discussions import DiscussionEndpoints
 from tests.support.gitlab.environments import EnvironmentEndpoints
 from tests.support.gitlab.faults import Faults
 from tests.support.gitlab.hookapi import HookEndpoints
+from tests.support.gitlab.jobs import JobEndpoints
 from tests.support.gitlab.paging import page
 from tests.support.gitlab.refusal import Refusal, error, text_in
 from tests.support.gitlab.repository import RepositoryEndpoints
@@ -73,6 +74,7 @@ class Api:
                 *DiscussionEndpoints(self._actions, self._mr, _USER).routes(mr + "/discussions"),
                 *HookEndpoints(self._actions, self._hooks_project).routes(project + "/hooks"),
                 *RepositoryEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(project),
+                *JobEndpoints(self._actions, self._faults, self._code_project).routes(project),
                 *EnvironmentEndpoints(self._actions, self._code_project, lambda request: request[_USER]).routes(
                     project
                 ),
@@ -278,6 +280,8 @@ class Api:
         if state not in {"all", "opened", "closed", "merged", "locked"}:
             raise Refusal(400, "state does not have a valid value")
         found = [mr for mr in found if state in {"all", mr.state}]
+        if "source_branch" in request.query:
+            found = [mr for mr in found if mr.branch == request.query["source_branch"]]
         if "updated_after" in request.query:
             try:
                 after = datetime.fromisoformat(request.query["updated_after"])
@@ -293,7 +297,7 @@ class Api:
 
     async def _one_merge_request(self, request: web.Request) -> web.Response:
         with self._state.lock:
-            return web.json_response(entities.merge_request(self._base, self._mr(request)))
+            return web.json_response(entities.whole_merge_request(self._base, self._mr(request)))
 
     async def _notes(self, request: web.Request) -> web.Response:
         with self._state.lock:

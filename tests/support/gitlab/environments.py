@@ -115,8 +115,12 @@ class EnvironmentEndpoints:
 
     async def _one(self, request: web.Request) -> web.Response:
         with self._state.lock:
-            found = self._environment(request, self._project(request))
-            return web.json_response(entities.environment(self._actions.url, found))
+            project = self._project(request)
+            found = self._environment(request, project)
+            last = [one for one in project.deployments.values() if one.environment is found][-1:]
+            told = [entities.deployment(self._actions.url, one) for one in last]
+            body = entities.environment(self._actions.url, found)
+            return web.json_response(body | {"last_deployment": told[0] if told else None})
 
     async def _update(self, request: web.Request) -> web.Response:
         body = await body_of(request)
@@ -136,9 +140,7 @@ class EnvironmentEndpoints:
             found = self._environment(request, project)
             if found.state != "stopped" or found.protected:
                 raise Refusal(403, "403 Forbidden")
-            del project.environments[found.id]
-            for deployment in [one for one in project.deployments.values() if one.environment is found]:
-                del project.deployments[deployment.id]
+            self._actions.delete_environment(found)
         return web.Response(status=204)
 
     async def _stop(self, request: web.Request) -> web.Response:
@@ -221,11 +223,11 @@ class EnvironmentEndpoints:
                 return error(400, {"description": ["is too long (maximum is 255 characters)"]})
             ref = str(body.get("ref") or self._branch_of(project, sha))
             pipeline_id = body.get("pipeline_id")
-            if pipeline_id is not None and (pipeline_id, sha, ref) not in project.pipelines:
+            of_it = [one.id for one in project.pipelines if (one.sha, one.ref) == (sha, ref)]
+            if pipeline_id is not None and pipeline_id not in of_it:
                 raise Refusal(404, "404 Pipeline for pipeline_id, sha and ref Not Found")
             if pipeline_id is None:
-                of_it = [number for number, of, on in project.pipelines if (of, on) == (sha, ref)]
-                pipeline_id = max(of_it, default=None) or self._state.add_pipeline(project, sha, ref)
+                pipeline_id = max(of_it, default=None) or self._state.add_pipeline(project, sha, ref).id
             key = (sha, name, ref, pipeline_id, user)
             running = next(
                 (
