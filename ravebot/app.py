@@ -301,8 +301,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
-        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled)
         refusals = Refusals(clock)
+        hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
         yield Bot(
             config=config,
             clock=clock,
@@ -318,7 +319,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
-            hooks=HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at),
+            hooks=hooks,
             refusals=refusals,
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
