@@ -23,8 +23,10 @@ from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.settings import of_merge_request
+from ravebot.store import project_files
 from ravebot.store.images import ImageRecord
 from ravebot.store.images import save as save_image
+from ravebot.store.project_files import ProjectFileRow
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User, entities
 from tests.support.gitlab.notes import mentions, take_quick_actions
 from tests.support.gitlab.published import described, misfits, published
@@ -304,6 +306,15 @@ async def test_a_file_that_ravebot_may_not_read_is_named_and_read_when_somebody_
         await files.know(known, approves=True)
         found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
         assert (found.troubles, found.memory) == ((), GIB)
+
+
+async def test_a_stored_file_that_this_version_does_not_take_counts_as_none(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        known = place.known(place.open(ASKS))
+        row = ProjectFileRow(content='{"memory": 1073741824, "of_a_later_version": 1}')
+        await place.yard.write(lambda tx: project_files.put(tx, known.ref.project_id, known.head_sha, row))
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.setup, found.troubles) == (place.yard.config.sandbox.setup, ())
 
 
 async def test_a_file_whose_answer_breaks_off_is_asked_for_again(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def test_a_report_is_counted_by_its_cases_not_by_what_it_claims() -> None:
         (b'<testsuite><testcase name="\xe9"/></testsuite>', "not XML"),
         (b'<?xml version="1.0" encoding="klingon"?><testsuite/>', "encoding is not known"),
         (b'<?xml version="1.0" encoding="utf-32"?><testsuite/>', "encoding is not known"),
+        (b"<!DOCTYPE testsuite><testsuite/>", "declares a document type"),
+        (b"<testsuite>" + b"<a/>" * 200_001 + b"</testsuite>", "more than 200000 elements"),
         (b"<html/>", "no JUnit report"),
         (b"<testsuite>" * 90_000, "nested more than"),
     ],
@@ -63,6 +65,37 @@ def test_a_report_that_is_wrong_or_hostile_is_one_line(content: bytes, why: str)
     counts = read_report(content)
     assert counts.total == 0
     assert [why in problem for problem in counts.problems] == [True]
+
+
+def test_of_a_test_that_failed_twice_or_was_skipped_too_the_first_failure_counts() -> None:
+    counts = read_report(
+        b'<j:testsuite xmlns:j="urn:x"><j:testcase name="a"><j:failure message="first"/><j:error message="second"/>'
+        b'<j:skipped/></j:testcase><j:testcase name="b"><j:skipped/><j:failure message="after all"/></j:testcase>'
+        b"</j:testsuite>"
+    )
+    assert counts.in_short == "2 tests, 2 failed"
+    assert counts.failures == (FailedCase("a", "first"), FailedCase("b", "after all"))
+
+
+def test_a_test_in_a_test_is_part_of_it_and_one_without_a_name_is_said_so() -> None:
+    counts = read_report(b'<testsuite><testcase name="a"><testcase name="b"/></testcase><testcase/></testsuite>')
+    nameless = read_report(b"<testsuite><testcase><failure/></testcase></testsuite>")
+    assert counts.total == 2
+    assert nameless.failures == (FailedCase("a test without a name"),)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("1.5", 1.5), ("1,234.5", 1234.5), ("-3", 0), ("nan", 0), ("1e300", 0), ("inf", 0), ("soon", 0), ("", 0)],
+)
+def test_a_time_that_makes_no_sense_counts_as_none(time: str, seconds: float) -> None:
+    assert read_report(f'<testsuite><testcase time="{time}"/></testsuite>'.encode()).seconds == seconds
+
+
+def test_long_messages_are_cut_wherever_they_stand() -> None:
+    for failure in (f'<failure message="{"y" * 5_000}"/>', f"<failure>{'y' * 5_000}</failure>"):
+        counts = read_report(f"<testsuite><testcase>{failure}</testcase></testsuite>".encode())
+        assert counts.failures[0].message == "y" * 300
 
 
 def test_a_megabyte_in_an_attribute_is_cut_and_95000_cases_are_counted_in_time() -> None:
@@ -106,6 +139,13 @@ KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAE
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
         "xoxb-123456789012-abcdefghijkl",
         "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "github_pat_11ABCDEFG0abcdefghijkl",
+        "sk-ant-api03-abcdefghijklmnop",
+        "syt_YWxpY2U_abcdefghijklmnop_0aBcDe",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "npm_abcdefghijklmnopqrstuvwxyz0123456789",
+        "pypi-AgEIcHlwaS5vcmcCJGFiY2RlZmdo",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
         f"{KEY}-----END OPENSSH PRIVATE KEY-----",
         KEY,
@@ -144,7 +184,8 @@ def test_credentials_in_addresses_headers_and_parameters_are_masked() -> None:
     assert masked("git clone https://bob:hunter22@h/x.git") == f"git clone https://{MASK}@h/x.git"
     assert masked("Authorization: Bearer abcdefgh1234") == f"Authorization: Bearer {MASK}"
     assert masked("PRIVATE-TOKEN: abcdefgh1234") == f"PRIVATE-TOKEN: {MASK}"
-    assert masked("GET /a?private_token=abc&x=1") == f"GET /a?private_token={MASK}&x=1"
+    for key in ("private_token", "job_token", "access_token", "token", "secret", "password", "signature"):
+        assert masked(f"GET /a?{key}=abc&x=1") == f"GET /a?{key}={MASK}&x=1"
 
 
 def test_ordinary_output_stays_as_it_is() -> None:
