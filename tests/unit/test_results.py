@@ -124,8 +124,19 @@ def test_the_files_of_a_guests_answer_are_counted_together_and_one_named_twice_o
 def test_an_answer_that_lies_about_sizes_is_not_believed() -> None:
     assert "came incomplete" in unpack(b"file 500 a.xml\n<a/>").problems[0]
     assert "came incomplete" in unpack(b"file 9999999 a.xml\n<a/>").problems[0]
+    assert "came incomplete" in unpack(b"file 1048577 a.xml\n" + b" " * 1048577).problems[0]
     assert "makes no sense" in unpack(b"file 4 a.xml\n<a/>rest").problems[0]
     assert "no file is where" in count(b"").problems[0]
+
+
+def test_no_more_files_that_can_t_be_used_are_told_than_can_be_read() -> None:
+    counts = count(b"".join(b"large %d.xml\n" % number for number in range(12)))
+    assert len(counts.problems) == 6
+    assert counts.problems[-1] == "and 7 more files"
+
+
+def test_a_name_can_not_end_the_code_that_it_is_shown_as() -> None:
+    assert count(b"large a`b`@all.xml\n").problems[0].startswith("`a'b'@all.xml` is too large")
 
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\nAAAAAAAAAAABAAAAMwAAAAtz\n"
