@@ -153,6 +153,9 @@ async def test_a_merge_request_gets_the_memory_set_up_and_tests_that_its_file_as
         (b"x: " + b"y" * 1024**2, "line 1, column 1: the file is larger than 64 KiB"),
         ("../README.md", "this is a symbolic link or a single line of text"),
         ("</details>\n/close @all: [\n", "this is not YAML"),
+        ("memory: 1GiB\n".encode("utf-16"), "line 1, column 1: not UTF-8 text"),
+        (b"a: &a [*a]\n", "line 1, column 4: aliases or nesting expand to more than 2000 values"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 9\n", "line 1, column 1: this is a pointer of Git LFS"),
         ('"<b>@all": 1\n', "unknown key"),
     ],
 )

@@ -78,9 +78,11 @@ def test_of_a_test_that_failed_twice_or_was_skipped_too_the_first_failure_counts
 
 
 def test_a_test_in_a_test_is_part_of_it_and_one_without_a_name_is_said_so() -> None:
-    counts = read_report(b'<testsuite><testcase name="a"><testcase name="b"/></testcase><testcase/></testsuite>')
+    counts = read_report(
+        b'<testsuite><testcase name="a"><testcase name="b"><failure/></testcase></testcase><testcase/></testsuite>'
+    )
     nameless = read_report(b"<testsuite><testcase><failure/></testcase></testsuite>")
-    assert counts.total == 2
+    assert (counts.total, counts.failures) == (2, (FailedCase("a"),))
     assert nameless.failures == (FailedCase("a test without a name"),)
 
 
