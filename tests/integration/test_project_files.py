@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ravebot.gitlab import answers
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.escape import JOINER
 from ravebot.gitlab.notes import render_note
-from ravebot.providers.base import MachineSpec
+from ravebot.providers.base import HostUsage, MachineSpec
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
@@ -281,6 +281,37 @@ async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Pat
         await place.ready(small)
         assert f"of {what}, 1024.0 GiB needed" in (await place.latest(large)).wait_reason
         assert (await place.latest(large)).wait_reason.startswith("the host is too small for it: ")
+
+
+async def test_one_that_does_not_fit_yet_is_passed_by_smaller_ones_for_a_while_and_then_room_is_kept(
+    tmp_path: Path,
+) -> None:
+    sizes: dict[str, Any] = {"limits": {"memory": "8GiB"}, "sandbox": {"memory": "4GiB"}}
+    async with a_place(tmp_path, **sizes, pool={"max_running": 3}) as place:
+        place.provider.host_usage = HostUsage(10 * GIB, 500 * GIB, 0)
+        mrs = [place.open(branch=f"usual-{number}") for number in range(4)]
+        await place.told(mrs[0])
+        await place.ready(mrs[0])  # 4 GiB of the 10 are its
+        large = place.open("memory: 8GiB\n", branch="large")
+        await place.told(large)
+        await place.told(mrs[1])
+        await place.ready(mrs[1])
+        why = (await place.latest(large)).wait_reason
+        assert why.startswith("the host is short of memory: ")
+        assert why.endswith("8.0 GiB needed; smaller ones may start before it for a while")
+        await place.yard.told(replace(place.known(mrs[1]), state="closed"))
+        await place.yard.until(lambda: place.yard.is_in(place.known(mrs[1]), "ended"))
+
+        place.yard.clock.advance(timedelta(minutes=31))
+        await place.told(mrs[2])
+        for _ in range(5):
+            await place.yard.go()
+        assert (await place.latest(mrs[2])).state.value == "queued", "there is memory for it, and it is not next"
+        note = await place.note(large)
+        assert "room is kept for it, since the host is short of memory" in note.replace(JOINER, "")
+        await place.yard.told(replace(place.known(mrs[0]), state="closed"))
+        await place.ready(large)
+        assert (await place.latest(mrs[2])).state.value == "queued"
 
 
 async def test_the_file_is_asked_for_as_gitlab_describes_it(tmp_path: Path) -> None:

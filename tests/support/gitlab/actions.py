@@ -6,6 +6,7 @@ import secrets
 
 from tests.support.gitlab import notes, payloads
 from tests.support.gitlab.hooks import Attempt, Hook, Hooks
+from tests.support.gitlab.oidc import TokenActions
 from tests.support.gitlab.state import (
     DEVELOPER,
     MAINTAINER,
@@ -23,7 +24,7 @@ from tests.support.gitlab.state import (
 )
 
 
-class Actions:
+class Actions(TokenActions):
     """The Python side: synchronous, callable from any thread, never waits for a webhook's answer."""
 
     def __init__(self) -> None:
@@ -143,6 +144,14 @@ class Actions:
         """As its page's button does. No webhook tells of it."""
         with self.state.lock:
             environment.state, environment.updated_at = "stopped", self.state.now()
+
+    def delete_environment(self, environment: Environment) -> None:
+        """As its page does with a stopped one; its deployments go with it."""
+        with self.state.lock:
+            project = environment.project
+            del project.environments[environment.id]
+            for deployment in [one for one in project.deployments.values() if one.environment is environment]:
+                del project.deployments[deployment.id]
 
     def environment(self, project: Project, name: str) -> Environment | None:
         with self.state.lock:

@@ -140,9 +140,7 @@ class EnvironmentEndpoints:
             found = self._environment(request, project)
             if found.state != "stopped" or found.protected:
                 raise Refusal(403, "403 Forbidden")
-            del project.environments[found.id]
-            for deployment in [one for one in project.deployments.values() if one.environment is found]:
-                del project.deployments[deployment.id]
+            self._actions.delete_environment(found)
         return web.Response(status=204)
 
     async def _stop(self, request: web.Request) -> web.Response:
@@ -227,11 +225,11 @@ class EnvironmentEndpoints:
                 return error(400, {"target_url": ["is blocked: Only allowed schemes are http, https"]})
             ref = str(body.get("ref") or self._branch_of(project, sha))
             pipeline_id = body.get("pipeline_id")
-            if pipeline_id is not None and (pipeline_id, sha, ref) not in project.pipelines:
+            of_it = [one.id for one in project.pipelines if (one.sha, one.ref) == (sha, ref)]
+            if pipeline_id is not None and pipeline_id not in of_it:
                 raise Refusal(404, "404 Pipeline for pipeline_id, sha and ref Not Found")
             if pipeline_id is None:
-                of_it = [number for number, of, on in project.pipelines if (of, on) == (sha, ref)]
-                pipeline_id = max(of_it, default=None) or self._state.add_pipeline(project, sha, ref)
+                pipeline_id = max(of_it, default=None) or self._state.add_pipeline(project, sha, ref).id
             key = (sha, name, ref, pipeline_id, user)
             running = next(
                 (

@@ -89,7 +89,7 @@ def _misfits(request: Request) -> Iterator[str]:
     for name, value in parse_qsl(request.query):
         if name not in allowed:
             yield f"takes no query {name}"
-        elif value not in allowed[name].get("enum", [value]):
+        elif value not in map(str, allowed[name].get("enum", [value])):
             yield f"the query {name} can't be {value}"
     schema = next((one["schema"] for one in parameters if one["in"] == "body"), None)
     if request.body in (b"", b"{}"):

@@ -20,6 +20,7 @@ from aiohttp import web
 from tests.support.gitlab.actions import Actions
 from tests.support.gitlab.api import Api
 from tests.support.gitlab.faults import Fault, Faults, Request
+from tests.support.gitlab.oidc import DiscoveryPages
 from tests.support.gitlab.pages import Pages
 
 
@@ -135,7 +136,7 @@ class GitLabServer(Actions):
         self._faults.slow_seconds = seconds
 
     def truncate_archives(self) -> None:
-        """Cut the connection in the middle of every archive until `restore`."""
+        """Cut the connection in the middle of every archive and file of artifacts until `restore`."""
         self._faults.truncate_archives = True
 
     def restore(self) -> None:
@@ -162,6 +163,7 @@ class GitLabServer(Actions):
         self._stop = asyncio.Event()
         app = web.Application()
         app.add_subapp("/api/v4", Api(self, self._faults).application())
+        DiscoveryPages(self, self._faults).add_to(app)
         Pages(self).add_to(app)
         whole = web.Application() if self._prefix else app
         if self._prefix:
