@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ravebot import logs
-from ravebot.errors import GuestError, Unavailable
+from ravebot.errors import GuestError, MachineNotFound, Unavailable
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import Style, render_card
 from ravebot.providers.memory import MemoryProvider
@@ -168,6 +168,14 @@ async def test_reports_that_can_t_be_used_are_one_line_and_the_sandbox_is_ready(
         mr = a_merge_request()
         await yard.make_ready(mr)
         assert f"⚠️ Test report: {says}" in render_note(await the_view(yard, mr), "<!-- -->")
+
+
+async def test_a_machine_that_is_gone_is_not_called_one_without_reports(tmp_path: Path) -> None:
+    async with a_reporting_yard(tmp_path, MachineNotFound("gone")) as yard:
+        mr = a_merge_request()
+        await yard.told(mr)
+        await yard.go()
+        assert (await the_view(yard, mr)).cases is None
 
 
 async def test_while_the_provider_is_away_the_reports_wait(tmp_path: Path) -> None:
