@@ -217,7 +217,10 @@ async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in
             draft=True,
         )
         assert await place.told(mr) == "waits: a fork's code needs approval"
+        await place.yard.go()
         assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
+        assert (place.provider.specs, place.commands()) == ([], []), "neither a machine nor set-up"
+        assert [one for one in place.server.requests if "/keys" in one.path or one.method != "GET"] == []
         waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
         assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
 

@@ -115,8 +115,12 @@ class EnvironmentEndpoints:
 
     async def _one(self, request: web.Request) -> web.Response:
         with self._state.lock:
-            found = self._environment(request, self._project(request))
-            return web.json_response(entities.environment(self._actions.url, found))
+            project = self._project(request)
+            found = self._environment(request, project)
+            last = [one for one in project.deployments.values() if one.environment is found][-1:]
+            told = [entities.deployment(self._actions.url, one) for one in last]
+            body = entities.environment(self._actions.url, found)
+            return web.json_response(body | {"last_deployment": told[0] if told else None})
 
     async def _update(self, request: web.Request) -> web.Response:
         body = await body_of(request)
@@ -136,9 +140,7 @@ class EnvironmentEndpoints:
             found = self._environment(request, project)
             if found.state != "stopped" or found.protected:
                 raise Refusal(403, "403 Forbidden")
-            del project.environments[found.id]
-            for deployment in [one for one in project.deployments.values() if one.environment is found]:
-                del project.deployments[deployment.id]
+            self._actions.delete_environment(found)
         return web.Response(status=204)
 
     async def _stop(self, request: web.Request) -> web.Response:

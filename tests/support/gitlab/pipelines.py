@@ -133,6 +133,16 @@ class PipelineActions:
                         mr.head_pipeline = made
             return made
 
+    def name_environment(self, job: Job, name: str, action: str = "start", on_stop: str = "", url: str = "") -> None:
+        """The job's keyword `environment`: GitLab makes that environment with the pipeline, without a link.
+
+        app/services/environments/create_for_job_service.rb
+        """
+        with self.state.lock:
+            job.environment, job.action, job.on_stop, job.url = name, action, on_stop, url
+            if all(one.name != name for one in job.project.environments.values()):
+                self.state.add_environment(job.project, name, "", "development")
+
     def start_job(self, job: Job) -> Job:
         """A runner takes it."""
         with self.state.lock:
@@ -156,6 +166,10 @@ class PipelineActions:
             job.failure_reason = failure_reason if status == "failed" else ""
             job.artifacts = dict(artifacts or {})
             job.artifacts_expire_at = now + expire_in if expire_in and job.artifacts else None
+            if (job.action, status) == ("stop", "success"):  # app/workers/environments/stop_job_success_worker.rb
+                for one in job.project.environments.values():
+                    if one.name == job.environment:
+                        one.state, one.updated_at = "stopped", now
             self._settle(job.pipeline)
             return job
 
