@@ -40,7 +40,7 @@ def ready(**facts: Any) -> SandboxView:
         (
             SandboxState.QUEUED,
             {"queue_position": 3, "queue_reason": "the job build makes it"},
-            "makes its image",
+            "job build",
         ),
         (SandboxState.STARTING, {}, "machine starts"),
         (SandboxState.STARTING, {"stage": Stage.SETUP}, "setup"),
