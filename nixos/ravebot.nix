@@ -143,6 +143,10 @@ in
       path = [
         libvirtd.qemu.package
         pkgs.openssh # to agents in sandboxes
+        pkgs.util-linux # limits for what reads images from pipelines
+        pkgs.gzip
+        pkgs.xz
+        pkgs.zstd
       ];
       serviceConfig = hardened // {
         ExecStart = "${cfg.package}/bin/ravebot run";

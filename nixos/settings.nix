@@ -248,6 +248,14 @@ in
       description = "The qcow2 file that machines start from.";
     };
     images = key (types.attrsOf types.path) { } "More images, by the name with which a `.rave.yml` asks for one.";
+    pipeline_images = optional (types.submodule {
+      options = {
+        folder = key types.path "/var/lib/ravebot/pipeline-images" "Where they are kept; below `state_dir`.";
+        largest = key size "4GiB" "How large one may be, as it is downloaded.";
+        keep = key size "40GiB" "How large all may be together; the least recently used ones are removed.";
+        longest_wait = key duration "1h" "The most that a `.rave.yml` may wait for one.";
+      };
+    }) "Images that jobs of merge requests' pipelines build; null: there are none.";
     kernel = optional types.path "A kernel to boot directly; give `initrd` too.";
     initrd = optional types.path "Its initial ramdisk.";
     cmdline = key types.str "" "Its command line.";

@@ -182,7 +182,7 @@ class Bot:
         """What shows sandboxes in GitLab beside the note."""
         lifecycle, calls = self.core.lifecycle, self.gitlab.environments
         steps = EnvironmentSteps(self.config, calls)
-        loop = EnvironmentLoop(self.database, self.core.views, lifecycle.journal, steps)
+        loop = EnvironmentLoop(self.database, self.core.views, lifecycle, steps)
         return loop.run(), EnvironmentStops(self.config, self.database, calls, lifecycle, self.clock).run()
 
     def _http_app(self) -> aiohttp_web.Application:

@@ -197,6 +197,15 @@ class BridgeConfig(Section):
     subnet: GuestNetwork = ipaddress.IPv4Network("10.80.0.0/24")
 
 
+class PipelineImagesConfig(Section):
+    """Images that jobs of merge requests' pipelines build: the section switches them on."""
+
+    folder: AbsolutePath = Path("/var/lib/ravebot/pipeline-images")
+    largest: Annotated[int, size_from("1MiB")] = 4 * 1024**3
+    keep: Annotated[int, size_from("1MiB")] = 40 * 1024**3
+    longest_wait: PositiveDuration = timedelta(hours=1)
+
+
 class LibvirtConfig(Section):
     type: Literal["libvirt"] = "libvirt"
     uri: str = "qemu:///system"
@@ -205,6 +214,7 @@ class LibvirtConfig(Section):
     storage_pool: AbsolutePath = Path("/var/lib/ravebot/disks")
     image: AbsolutePath
     images: dict[ImageName, AbsolutePath] = {}
+    pipeline_images: PipelineImagesConfig | None = None
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
     cmdline: str = ""

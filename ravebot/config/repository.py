@@ -12,7 +12,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 from ravebot.config.complaints import complaints
 from ravebot.config.model import HttpTest, RunTest, Section
 from ravebot.config.tree import KeyPath, Problem, dotted, parse
-from ravebot.config.values import Command, FilePattern, ImageName, LabelName, PositiveDuration, size_from
+from ravebot.config.values import (
+    ArtifactPath,
+    Command,
+    FilePattern,
+    ImageName,
+    JobName,
+    LabelName,
+    PositiveDuration,
+    size_from,
+)
 
 FILE_NAME = ".rave.yml"
 MAX_FILE_BYTES = 64 * 1024
@@ -72,6 +81,22 @@ class ProjectResults(Section):
     )
 
 
+def _by_name(value: object) -> object:
+    return {"job": value} if isinstance(value, str) else value
+
+
+class ImageJob(Section):
+    """The job of the merge request's pipeline that builds the image, and the file that it leaves."""
+
+    job: JobName = Field(description="Its name in the pipeline.")
+    path: ArtifactPath = Field(
+        "image/sandbox.qcow2", description="The file among its artifacts: .qcow2, or a disk as .gz, .xz or .zst."
+    )
+    otherwise: Literal["fail", "default"] = Field(
+        "fail", description="Without an image, the sandbox fails, or starts from the default one."
+    )
+
+
 class ProjectFile(Section):
     """What a project asks for. A key that is absent is as the operator of ravebot has configured it."""
 
@@ -87,6 +112,12 @@ class ProjectFile(Section):
     )
     image: ImageName | None = Field(
         None, description="What the machine starts from: one of the names that the operator has given images."
+    )
+    image_job: Annotated[ImageJob, BeforeValidator(_by_name, json_schema_input_type=ImageJob | str)] | None = Field(
+        None, description="The job of the merge request's pipeline whose image the machine starts from, instead."
+    )
+    wait_for_image: Annotated[PositiveDuration, _IN_SECONDS, _DURATION_SCHEMA] | None = Field(
+        None, description="How long to wait for that job, from when the sandbox is asked for; 20m if it is not said."
     )
     setup: tuple[Command, ...] | None = Field(
         None,

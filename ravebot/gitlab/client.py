@@ -154,10 +154,15 @@ class GitLab:
         return await self._call(ask)
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
-        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys."""
+        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys.
+
+        Who is blocked, banned or deactivated has none; GitLab goes on to list them.
+        """
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
+            if not answers.is_active(self._transport.get(f"/users/{user_id:d}")):
+                return ()
             listed = self._transport.list(f"/users/{user_id:d}/keys")
             keys = readable(islice(listed, _MOST_KEYS_READ), lambda item: answers.ssh_key(item, now))
             usable = dict.fromkeys(key for key in keys if key and len(key) <= _LONGEST_KEY)

@@ -137,7 +137,7 @@ async def test_roles_are_asked_by_id_and_strangers_have_none(scene: Scene) -> No
     scene.gitlab.set_role(scene.project, guest, GUEST)
     people = (scene.alice.id, guest.id, stranger.id, 999_999)
     assert [await scene.client.access_level(scene.project.id, one) for one in people] == [30, 10, 0, 0]
-    scene.alice.active = False
+    scene.alice.state = "blocked"
     assert await scene.client.access_level(scene.project.id, scene.alice.id) == 0
 
 

@@ -96,8 +96,9 @@ async def test_a_deployment_that_ended_never_runs_again_and_a_success_starts_its
     await scene.ours.set_deployment(scene.project.id, number, "success")
     await scene.ours.set_deployment(scene.project.id, number, "success")  # is no error: it has it already
     assert scene.project.environments[made.id].state == "available"
-    assert await scene.ours.find_deployment(scene.project.id, "review/mr-1", sha) == (number, "success")
-    assert await scene.ours.find_deployment(scene.project.id, "review/mr-1", "f" * 40) is None
+    (found,) = await scene.ours.deployments(scene.project.id, "review/mr-1", sha)
+    assert (found.id, found.status, found.of_a_job) == (number, "success", False)
+    assert await scene.ours.deployments(scene.project.id, "review/mr-1", "f" * 40) == ()
 
 
 async def test_a_status_under_way_is_changed_and_a_finished_one_gets_a_successor(scene: Scene) -> None:

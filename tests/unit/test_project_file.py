@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ravebot.config.model import HttpTest, RunTest
 from ravebot.config.repository import (
     MAX_FILE_BYTES,
+    ImageJob,
     ProjectFile,
     ProjectFileError,
     StartOnLabel,
@@ -27,6 +28,8 @@ vcpus: 4
 disk: 30GiB
 lifetime: 1h30m
 image: debian-13
+image_job: {job: "ravebot:build", path: out/disk.raw.zst, otherwise: default}
+wait_for_image: 30m
 setup: [./scripts/install]
 smoke_tests:
   - {http: /health}
@@ -49,6 +52,8 @@ def test_every_key_is_read() -> None:
     file = read_project_file(WHOLE)
     assert (file.memory, file.vcpus, file.disk) == (6 * 1024**3, 4, 30 * 1024**3)
     assert (file.lifetime, file.image, file.agent) == (timedelta(minutes=90), "debian-13", "coder")
+    assert file.image_job == ImageJob(job="ravebot:build", path="out/disk.raw.zst", otherwise="default")
+    assert file.wait_for_image == timedelta(minutes=30)
     assert (file.setup, file.smoke_tests) == (
         ("./scripts/install",),
         (HttpTest(http="/health"), RunTest(run="make check")),
@@ -77,6 +82,11 @@ def test_a_file_without_keys_asks_for_nothing(raw: bytes) -> None:
         ("setup: make\n", 1, 1, "setup: write a list here"),
         ("setup:\n  - true\n", 2, 5, "setup[0]: write text here"),
         ("smoke_tests: [{rum: x}]\n", 1, 15, "smoke_tests[0]: write it as {http: …} or {run: …}"),
+        ("image_job: {}\n", 1, 1, "image_job.job: this key is missing"),
+        ("image_job: [build]\n", 1, 1, "image_job: write keys with values here"),
+        ("image_job: {job: build, path: ../image.qcow2}\n", 1, 25, "image_job.path: write the path of one file"),
+        ("image_job: {job: build, otherwise: wait}\n", 1, 25, "image_job.otherwise: this should be 'fail' or 'def"),
+        ("wait_for_image: 0s\n", 1, 1, "wait_for_image: must be longer than zero"),
         ("start: sometimes\n", 1, 1, "start: write always, ready"),
         ("start: {lable: x}\n", 1, 1, "start: write always, ready"),
         ("links: [{name: x, path: '//evil.example'}]\n", 1, 19, "links[0].path: write a path that begins with /"),
@@ -172,6 +182,12 @@ def test_no_more_problems_are_told_than_can_be_read() -> None:
     found = problems("".join(f"key{number}: 1\n" for number in range(100)))
     assert len(found) == 21
     assert found[-1].message == "and 80 more errors"
+
+
+def test_the_job_that_builds_the_image_may_be_given_by_its_name_alone() -> None:
+    file = read_project_file(b"image_job: build\n")
+    assert file.image_job == ImageJob(job="build", path="image/sandbox.qcow2", otherwise="fail")
+    assert read_project_file(file.model_dump_json(exclude_unset=True).encode()).image_job == file.image_job
 
 
 def test_the_schema_for_editors_has_every_key_and_says_what_each_is() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ravebot.gitlab.results import ROWS, cases_table, commands_table, log
+from ravebot.gitlab.results import NO_BREAK, ROWS, cases_table, commands_table, log
 from ravebot.logs import Redaction
 from ravebot.sandboxes.chain.results import count, unpack
 from ravebot.sandboxes.junit import read_report
@@ -162,14 +162,25 @@ def test_masking_takes_no_longer_for_hostile_output(piece: str) -> None:
 def test_of_many_commands_those_that_failed_are_among_the_rows() -> None:
     commands = [CommandResult(Stage.SETUP, at, f"step {at}", ok=at != 38, seconds=1.0) for at in range(40)]
     table = commands_table(commands)
-    assert "| set-up `step 38` | ❌ failed | 1.0 s |" in table
-    assert "| set-up `step 0` | ✅ done | 1.0 s |" in table
+    assert f"| set-up `step 38` | ❌ failed | 1.0{NO_BREAK}s |" in table
+    assert f"| set-up `step 0` | ✅ done | 1.0{NO_BREAK}s |" in table
     assert table.splitlines()[-1] == "| and 20 more | | |"
     assert len(table.splitlines()) == 2 + ROWS + 1
 
 
 def test_a_failed_test_without_a_message_has_a_dash() -> None:
     assert cases_table(CaseCounts(1, 1, failures=(FailedCase("a"),)))[1].splitlines()[-1] == "| `a` | — |"
+
+
+def test_a_long_name_shows_its_end_and_a_long_word_can_go_on_in_the_next_line() -> None:
+    """Of a table that is wider than the note, GitLab shows the left part: the reason would be out of sight."""
+    name, why = f"com.example.{'deep.' * 20}Login.works", f"at {'x' * 65} | @all"
+    row = cases_table(CaseCounts(1, 1, failures=(FailedCase(name, why),)))[1].splitlines()[-1]
+    shown = row.split(" | ")[0].removeprefix("| `").removesuffix("`")
+    assert len(shown) == 60
+    assert shown.startswith("…")
+    assert name.endswith(shown[1:])
+    assert row.split(" | ")[1].split("\u200b") == [f"at {'x' * 30}", "x" * 30, "xxxxx &#124; @\u2060all |"]
 
 
 def test_hostile_names_and_messages_stay_in_their_cells() -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
-from ravebot.errors import ProviderError, RavebotError, Unavailable
+from ravebot.errors import ProviderError, RavebotError
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
@@ -92,11 +92,7 @@ class Health:
             await asyncio.sleep(_FOLLOW_SECONDS)
 
     async def _set_keys(self, machine: Machine, sandbox: Sandbox, mr: MergeRequest) -> None:
-        try:
-            keys = await self.chain.letting_in.wanted(mr, patient=True)
-        except Unavailable as error:  # who can log in stays as it is
-            log.debug("keys not looked at", machine=machine.name, error=str(error))
-            return
+        keys = await self.chain.letting_in.wanted(mr, machine)
         now, last = self.clock.now(), self._keys.get(machine.id)
         if last is None or last.keys != tuple(keys) or is_due(last.at, KEYS_SET_EVERY, now):
             await self.chain.letting_in.let_in(machine, keys)

@@ -145,6 +145,14 @@ class Actions(TokenActions):
         with self.state.lock:
             environment.state, environment.updated_at = "stopped", self.state.now()
 
+    def delete_environment(self, environment: Environment) -> None:
+        """As its page does with a stopped one; its deployments go with it."""
+        with self.state.lock:
+            project = environment.project
+            del project.environments[environment.id]
+            for deployment in [one for one in project.deployments.values() if one.environment is environment]:
+                del project.deployments[deployment.id]
+
     def environment(self, project: Project, name: str) -> Environment | None:
         with self.state.lock:
             return next((one for one in project.environments.values() if one.name == name), None)

@@ -136,9 +136,7 @@ class EnvironmentEndpoints:
             found = self._environment(request, project)
             if found.state != "stopped" or found.protected:
                 raise Refusal(403, "403 Forbidden")
-            del project.environments[found.id]
-            for deployment in [one for one in project.deployments.values() if one.environment is found]:
-                del project.deployments[deployment.id]
+            self._actions.delete_environment(found)
         return web.Response(status=204)
 
     async def _stop(self, request: web.Request) -> web.Response:

@@ -49,10 +49,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
 .avatar { position: absolute; left: -48px; top: 4px; width: 32px; height: 32px; border-radius: 50%; color: #fff;
   font-weight: 600; display: grid; place-items: center; background: #6666c4; }
 .avatar.bot { background: #c24b38; }
-.md { padding: 0 16px 12px; overflow-wrap: anywhere; }
+.md { padding: 0 16px 12px; overflow-wrap: break-word; }
 .md > :first-child { margin-top: 0; } .md > :last-child { margin-bottom: 0; }
 .md h3 { font-size: 17px; margin: 4px 0 12px; }
-.md table { border-collapse: collapse; margin: 0 0 16px; }
+.md table { border-collapse: collapse; margin: 0 0 16px; width: auto; display: block; overflow-x: auto; }
 .md td, .md th { border: 1px solid var(--line); padding: 6px 12px; text-align: left; vertical-align: top; }
 .md thead:not(:has(th:not(:empty))) { display: none; }
 .md code { font: 12px/1.5 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; background: #ececef;
