@@ -24,7 +24,10 @@ pytestmark = pytest.mark.integration
 
 TOKEN = "eyJ0.of-a.job"
 STILL = (202, "state=starting\nwaits=its machine starts\n")
-READY = (200, "state=ready\nurl=https://s.example.org:3000/\nssh=ssh -p 2200 alice@s.example.org\n")
+READY = (
+    200,
+    "state=ready\nurl=https://s.example.org:3000/\nssh=ssh -p 2200 alice@s.example.org\nexpires=2026-11-28\n",
+)
 NONE = (404, "state=none\nreason=group/app!42 has no sandbox: this is a draft\n")
 FAILED = (
     422,
@@ -162,7 +165,7 @@ def test_a_review_waits_says_what_it_waits_for_once_and_leaves_the_address(
     ran = run_job(jobs, "ravebot:review", shell, answers, tmp_path)
     assert ran.code == 0, ran.printed
     assert ran.printed.count("starting: its machine starts") == 1
-    assert "Web: https://s.example.org:3000/\nSSH: ssh -p 2200 alice@s.example.org\n" in ran.printed
+    assert "Web: https://s.example.org:3000/\nSSH: ssh -p 2200 alice@s.example.org\nIt ends: 2026-" in ran.printed
     assert ran.dotenv == "RAVEBOT_URL=https://s.example.org:3000/\n"
     assert [what for what, _, _ in answers.asked] == ["POST image", "POST sandbox", *["GET sandbox?wait=20"] * 3]
     assert {authorization for _, authorization, _ in answers.asked} == {f"Bearer {TOKEN}"}
