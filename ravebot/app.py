@@ -72,6 +72,7 @@ from ravebot.parts import (
     make_core,
     make_firewall,
     make_gitlab,
+    make_job_routes,
     make_models,
     make_provider,
 )
@@ -109,6 +110,7 @@ class Bot:
     secrets: WebhookSecrets
     agents: AgentParts
     hooks: HookWatch
+    stops: EnvironmentStops
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -183,7 +185,7 @@ class Bot:
         lifecycle, calls = self.core.lifecycle, self.gitlab.environments
         steps = EnvironmentSteps(self.config, calls)
         loop = EnvironmentLoop(self.database, self.core.views, lifecycle, steps)
-        return loop.run(), EnvironmentStops(self.config, self.database, calls, lifecycle, self.clock).run()
+        return loop.run(), self.stops.run()
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
@@ -214,7 +216,18 @@ class Bot:
             targets=TARGETS,
         )
         handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals)
-        return make_app(handler, readiness.checks(), self.metrics)
+        return make_app(handler, readiness.checks(), self.metrics, add_more=self._job_routes)
+
+    def _job_routes(self, app: aiohttp_web.Application) -> None:
+        """Open the door for jobs of GitLab's CI, where the configuration has one."""
+
+        async def look_now(project_id: int, path: str) -> None:
+            self.poller.ask_for(project_id, path)
+            self.stops.ask_for(project_id)
+
+        if self.config.gitlab.ci is not None:
+            routes = make_job_routes(self.config, self.clock, self.database, self.gitlab, self.core, look_now)
+            routes.add_to(app)
 
     async def _watch_provider(self) -> None:
         async for event in self.provider.events():
@@ -304,6 +317,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
             hooks=HookWatch(loaded, database, clock),
+            stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )
 

@@ -25,6 +25,7 @@ from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.ci.jobs import CiJobs
 from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
@@ -41,6 +42,7 @@ _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in 
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
+_CI_THREADS = 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _NOTE_THREADS = 8
@@ -71,11 +73,14 @@ class GitLab:
         self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
         self.environments = Environments(self._transport, self._environment_pool)
+        # Jobs ask at any time, and as often as they like: they delay nothing.
+        self._ci_pool = ThreadPoolExecutor(_CI_THREADS, thread_name_prefix="gitlab-ci")
+        self.ci = CiJobs(self._transport, self._ci_pool, self.url)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool):
+        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,6 +26,7 @@ from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, Proj
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import inbox, merge_requests, outbox, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.signals import POLL
 from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 log = structlog.get_logger()
@@ -68,6 +70,7 @@ class Poller:
         self.problem = ""
         """Why the last poll failed; empty when it did not."""
         self._projects: list[tuple[int, str]] = []
+        self._due: dict[int, str] = {}
         self.refusals: Mapping[str, str] = {}
         """Projects that the last poll could not read, wholly or in part, and why."""
 
@@ -92,12 +95,35 @@ class Poller:
                 await self._tell_of_token(None)
                 self.looked_at = self._clock.now()
                 self._on_result(True)
-                await asyncio.sleep(period)
+                await self._rest(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
             failures, polls = failures + 1, 0
             await asyncio.sleep(pauses.after(failures))
+
+    def ask_for(self, project_id: int, path: str) -> None:
+        """Look at a project soon, before the next poll; asked for again before that, it is looked at once."""
+        self._due[project_id] = path
+        self._database.signals.wake(POLL)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next poll, and meanwhile look at what is asked for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await self._database.signals.wait(POLL, left)
+            while self._due:
+                project_id, path = self._due.popitem()
+                try:
+                    await self.look_at(project_id)
+                except RavebotError as error:  # the next poll sees it
+                    log.warning("project can't be looked at", project=path, error=str(error))
+
+    async def look_at(self, project_id: int) -> None:
+        """Poll one project, and its merge requests that are open no longer."""
+        missing = {mr.ref for mr in await self._database.read(merge_requests.opened) if mr.ref.project_id == project_id}
+        await self._project(project_id, missing)
+        await self._closed(missing)
 
     async def _tell_of_token(self, error: RavebotError | None) -> None:
         """Tell the operators, once, that GitLab refuses the token, and when it takes it again."""
@@ -141,13 +167,7 @@ class Poller:
                     raise
             if self.looked_at and not self.problem:  # a poll of many projects may take longer than the interval
                 self.looked_at = self._clock.now()
-        for ref in sorted(missing):
-            if isinstance(unseen.get(ref.project_id), Unavailable):
-                continue
-            try:
-                await self._told(await self._gitlab.merge_request(ref))
-            except (NotFound, Forbidden) as error:
-                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+        await self._closed({ref for ref in missing if not isinstance(unseen.get(ref.project_id), Unavailable)})
         for pattern in self._config.gitlab.projects:
             if not any(matches_project((pattern,), path) for _, path in projects):
                 refusals[pattern] = (
@@ -160,6 +180,14 @@ class Poller:
                 raise trouble
             path, why = next(iter(refusals.items()))
             raise Forbidden(f"there is no project that ravebot may look at; {path}: {why}")
+
+    async def _closed(self, missing: set[MergeRequestRef]) -> None:
+        """Ask for those that are not listed as open any more."""
+        for ref in sorted(missing):
+            try:
+                await self._told(await self._gitlab.merge_request(ref))
+            except (NotFound, Forbidden) as error:
+                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
 
     async def _project(self, project_id: int, missing: set[MergeRequestRef]) -> str:
         """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""

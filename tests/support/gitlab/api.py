@@ -263,6 +263,8 @@ class Api:
         if state not in {"all", "opened", "closed", "merged", "locked"}:
             raise Refusal(400, "state does not have a valid value")
         found = [mr for mr in found if state in {"all", mr.state}]
+        if "source_branch" in request.query:
+            found = [mr for mr in found if mr.branch == request.query["source_branch"]]
         if "updated_after" in request.query:
             try:
                 after = datetime.fromisoformat(request.query["updated_after"])
