@@ -193,7 +193,7 @@ def test_a_review_ends_with_the_reason(
     code: int,
     says: str,
 ) -> None:
-    answers.told = {"GET sandbox?wait=20": [answer]}
+    answers.told = {"POST sandbox": [STILL], "GET sandbox?wait=20": [answer]}
     ran = run_job(jobs, "ravebot:review", shell, answers, tmp_path)
     assert (ran.code, ran.dotenv) == (code, "")
     assert says in ran.printed
