@@ -415,7 +415,7 @@ async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_sto
     await stage.note_says(mr, "Sandbox ended: ")
     verdict, printed = await run(begun("ravebot:review", mr=place.draft))
     assert verdict == "WARN"
-    assert re.search("There is no sandbox of this commit: .* this is a draft", printed)
+    assert re.search("There is no sandbox of this commit: .* drafts wait for a person", printed)
     await stage.until(lambda: gitlab.environment(stage.project, environment) is None, 20, "the environment is there")
     scheduled = gitlab.run_branch_pipeline(stage.project, jobs=["ravebot:clean-up"], source="schedule")
     verdict, printed = await run(gitlab.start_job(scheduled.job("ravebot:clean-up")))

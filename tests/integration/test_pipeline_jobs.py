@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -217,6 +219,21 @@ def test_a_stop_and_a_clean_up_that_are_refused_fail_with_the_reason(
     (tmp_path / "clean").mkdir()
     ran = run_job(pipeline.expanded(SCHEDULED), "ravebot:clean-up", ("dash",), answers, tmp_path / "clean")
     assert (ran.code, ran.printed) == (1, "ravebot does not take it: GitLab says that job 3 is success\n")
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+def test_a_build_announces_its_file_with_its_digest(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "sandbox.qcow2").write_bytes(b"QFI\xfb")
+    answers.told = {"POST image": [(200, "state=noted\nmessage=it is known\n")]}
+    build = {**jobs["ravebot:review"], "script": ["CI_JOB_NAME=ravebot:build", "announce image/sandbox.qcow2"]}
+    ran = run_job({"build": build}, "build", shell, answers, tmp_path)
+    assert (ran.code, ran.printed) == (0, "Image: it is known\n")
+    ((_, _, body),) = answers.asked
+    digest = hashlib.sha256(b"QFI\xfb").hexdigest()
+    assert json.loads(body) == {"job": "ravebot:build", "path": "image/sandbox.qcow2", "sha256": digest}
 
 
 def test_without_an_id_token_the_job_says_what_is_missing(pipeline: LocalPipeline) -> None:
