@@ -387,7 +387,7 @@ async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_sto
         token = {"RAVEBOT_TOKEN": gitlab.id_token(job, audience)}
         done = await asyncio.to_thread(pipeline.run, job.name, variables={**source, **token})
         print(done.stdout, done.stderr)
-        (verdict,) = re.findall(rf"^ (PASS|WARN|FAIL) +{job.name}$", done.stdout, re.MULTILINE)
+        (verdict,) = re.findall(rf"^ (PASS|WARN|FAIL) +{job.name}(?: +pre_script)?$", done.stdout, re.MULTILINE)
         gitlab.finish_job(job, "success" if verdict == "PASS" else "failed")
         return verdict, done.stdout
 
