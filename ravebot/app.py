@@ -110,6 +110,7 @@ class Bot:
     secrets: WebhookSecrets
     agents: AgentParts
     hooks: HookWatch
+    refusals: Refusals  # of webhooks
     stops: EnvironmentStops
 
     async def run(self) -> None:
@@ -201,21 +202,20 @@ class Bot:
                 urgent=True,
             )
 
-        refusals = Refusals(self.clock)
         readiness = Readiness(
             config=self.config,
             clock=self.clock,
             database=self.database,
             chat=self.chat,
             gitlab=self.gitlab,
-            webhooks=refusals,
+            webhooks=self.refusals,
             poller=self.poller,
             core=self.core,
             provider=self.provider,
             firewall=self.firewall,
             targets=TARGETS,
         )
-        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals)
+        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, self.refusals)
         return make_app(handler, readiness.checks(), self.metrics, add_more=self._job_routes)
 
     def _job_routes(self, app: aiohttp_web.Application) -> None:
@@ -301,6 +301,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
+        refusals = Refusals(clock)
+        hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
         yield Bot(
             config=config,
             clock=clock,
@@ -311,12 +314,13 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             gitlab=gitlab,
             core=core,
             people=people,
-            poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
+            poller=poller,
             chat=chat,
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
-            hooks=HookWatch(loaded, database, clock),
+            hooks=hooks,
+            refusals=refusals,
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )

@@ -108,11 +108,12 @@ class GitLab:
         """A merge request as it is now."""
         return await self._call(lambda: answers.merge_request(self._transport.get(mr_address(ref))))
 
-    async def projects(self, patterns: tuple[str, ...]) -> list[tuple[int, str]]:
-        """Id and path of every project that matches and that the token's user is a member of."""
+    async def projects(self, patterns: tuple[str, ...], level: int = 0) -> list[tuple[int, str]]:
+        """Id and path of every project that matches and in which the token's user has that role or more."""
+        least = {"min_access_level": str(level)} if level else {}
 
         def gather() -> list[tuple[int, str]]:
-            listed = self._transport.list("/projects", membership="true", simple="true", archived="false")
+            listed = self._transport.list("/projects", membership="true", simple="true", archived="false", **least)
             return [one for one in readable(listed, answers.project) if matches_project(patterns, one[1])]
 
         return await self._call(gather)
@@ -124,6 +125,19 @@ class GitLab:
         def gather() -> list[MergeRequest]:
             listed = self._transport.list(address, state="opened", scope="all", sort="asc")
             return list(readable(listed, answers.merge_request))
+
+        return await self._call(gather)
+
+    async def group_merge_requests(self, group: str, updated_after: datetime | None) -> list[MergeRequest]:
+        """The open merge requests of a group's projects and its subgroups', oldest first; with a moment, also those
+        that ended, but only what was updated after it. Archived projects are left out."""
+        address = f"/groups/{quote(group, safe='')}/merge_requests"
+        which = {"updated_after": updated_after.isoformat()} if updated_after else {"state": "opened"}
+
+        def gather() -> list[MergeRequest]:
+            return list(
+                readable(self._transport.list(address, scope="all", sort="asc", **which), answers.merge_request)
+            )
 
         return await self._call(gather)
 

@@ -16,7 +16,7 @@ from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
-from ravebot.sandboxes.model import EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import NO_KEYS, EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -26,7 +26,6 @@ PING = timedelta(seconds=2)
 _FOLLOW_SECONDS = 20.0
 KEYS_SET_EVERY = timedelta(minutes=5)
 """Keys are set again after this time though nobody's changed: somebody may have edited the file in the guest."""
-NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
 
 
 @dataclass(frozen=True)
