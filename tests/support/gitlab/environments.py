@@ -145,12 +145,13 @@ class EnvironmentEndpoints:
 
     async def _stop(self, request: web.Request) -> web.Response:
         """Who may not stop it gets 200 too, and it stays as it is (app/services/environments/stop_service.rb)."""
+        force = (await body_of(request)).get("force") is True
         with self._state.lock:
             project = self._project(request)
             found = self._environment(request, project)
             may = self._state.level(project, self._user(request)) >= DEVELOPER and not found.protected
             if may and found.state != "stopped":
-                self._actions.stop_environment(found)
+                self._actions.stop_environment(found, force=force)
             return web.json_response(entities.environment(self._actions.url, found))
 
     async def _deployments(self, request: web.Request) -> web.Response:
@@ -221,6 +222,8 @@ class EnvironmentEndpoints:
                 raise Refusal(400, "state does not have a valid value", "error")
             if len(str(body.get("description") or "")) > 255 or len(str(body.get("target_url") or "")) > 255:
                 return error(400, {"description": ["is too long (maximum is 255 characters)"]})
+            if "target_url" in body and urlsplit(str(body["target_url"])).scheme not in ("http", "https"):
+                return error(400, {"target_url": ["is blocked: Only allowed schemes are http, https"]})
             ref = str(body.get("ref") or self._branch_of(project, sha))
             pipeline_id = body.get("pipeline_id")
             of_it = [one.id for one in project.pipelines if (one.sha, one.ref) == (sha, ref)]
