@@ -121,6 +121,10 @@ in
     };
     environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
     commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
+    ci = {
+      audience = optional types.nonEmptyStr "Opens the door for CI jobs: the `aud` that their tokens have, ravebot's address.";
+      issuer = optional url "The address that GitLab writes into jobs' tokens, if that is not `url`.";
+    };
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";
@@ -248,6 +252,14 @@ in
       description = "The qcow2 file that machines start from.";
     };
     images = key (types.attrsOf types.path) { } "More images, by the name with which a `.rave.yml` asks for one.";
+    pipeline_images = optional (types.submodule {
+      options = {
+        folder = key types.path "/var/lib/ravebot/pipeline-images" "Where they are kept; below `state_dir`.";
+        largest = key size "4GiB" "How large one may be, as it is downloaded.";
+        keep = key size "40GiB" "How large all may be together; the least recently used ones are removed.";
+        longest_wait = key duration "1h" "The most that a `.rave.yml` may wait for one.";
+      };
+    }) "Images that jobs of merge requests' pipelines build; null: there are none.";
     kernel = optional types.path "A kernel to boot directly; give `initrd` too.";
     initrd = optional types.path "Its initial ramdisk.";
     cmdline = key types.str "" "Its command line.";

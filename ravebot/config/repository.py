@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
@@ -11,7 +12,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 from ravebot.config.complaints import complaints
 from ravebot.config.model import HttpTest, RunTest, Section
 from ravebot.config.tree import KeyPath, Problem, dotted, parse
-from ravebot.config.values import Command, FilePattern, ImageName, LabelName, PositiveDuration, size_from
+from ravebot.config.values import (
+    ArtifactPath,
+    Command,
+    FilePattern,
+    ImageName,
+    JobName,
+    LabelName,
+    PositiveDuration,
+    size_from,
+)
 
 FILE_NAME = ".rave.yml"
 MAX_FILE_BYTES = 64 * 1024
@@ -19,6 +29,8 @@ _MAX_VALUES = 2_000
 _MAX_MARKS = 10_000
 """Lines, commas and brackets: more are not parsed, which takes a second for each 20,000."""
 _MOST_PROBLEMS = 20
+_LONGEST_PATH = 100
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 _SIZE_SCHEMA = WithJsonSchema({"type": ["string", "integer"], "examples": ["512MiB", "4GiB"]})
 _IN_SECONDS = PlainSerializer(lambda duration: f"{duration.total_seconds():.0f}s", when_used="json")
@@ -69,6 +81,22 @@ class ProjectResults(Section):
     )
 
 
+def _by_name(value: object) -> object:
+    return {"job": value} if isinstance(value, str) else value
+
+
+class ImageJob(Section):
+    """The job of the merge request's pipeline that builds the image, and the file that it leaves."""
+
+    job: JobName = Field(description="Its name in the pipeline.")
+    path: ArtifactPath = Field(
+        "image/sandbox.qcow2", description="The file among its artifacts: .qcow2, or a disk as .gz, .xz or .zst."
+    )
+    otherwise: Literal["fail", "default"] = Field(
+        "fail", description="Without an image, the sandbox fails, or starts from the default one."
+    )
+
+
 class ProjectFile(Section):
     """What a project asks for. A key that is absent is as the operator of ravebot has configured it."""
 
@@ -84,6 +112,12 @@ class ProjectFile(Section):
     )
     image: ImageName | None = Field(
         None, description="What the machine starts from: one of the names that the operator has given images."
+    )
+    image_job: Annotated[ImageJob, BeforeValidator(_by_name, json_schema_input_type=ImageJob | str)] | None = Field(
+        None, description="The job of the merge request's pipeline whose image the machine starts from, instead."
+    )
+    wait_for_image: Annotated[PositiveDuration, _IN_SECONDS, _DURATION_SCHEMA] | None = Field(
+        None, description="How long to wait for that job, from when the sandbox is asked for; 20m if it is not said."
     )
     setup: tuple[Command, ...] | None = Field(
         None,
@@ -111,7 +145,7 @@ class ProjectFileError(Exception):
     """The file can't be used; `problems` lists every error, in the order of lines."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        found = sorted(set(problems))
+        found = sorted({replace(one, path=_short(one.path)) for one in problems})
         more = len(found) - _MOST_PROBLEMS
         self.problems = tuple(found[:_MOST_PROBLEMS])
         if more > 0:
@@ -149,6 +183,11 @@ def _problem(path: KeyPath, message: str, mark: tuple[int, int]) -> Problem:
     return Problem(mark[0], dotted(path), message, mark[1])
 
 
+def _short(path: str) -> str:
+    """So that a key that is very long leaves room for what is wrong with it."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}…"
+
+
 def _text(raw: bytes) -> str:
     if len(raw) > MAX_FILE_BYTES:
         why = f"the file is larger than {MAX_FILE_BYTES // 1024} KiB: a sandbox's settings are shorter than that"
@@ -162,6 +201,8 @@ def _text(raw: bytes) -> str:
 
 
 def _no_mapping(raw: bytes) -> str:
-    if b"\n" not in raw and b" " not in raw:  # as GitLab gives a symbolic link: its target's name
-        return "this is a symbolic link or a single word: put the file itself here, with keys and values"
+    if b"\n" not in raw:  # as GitLab gives a symbolic link: its target's name
+        return "this is a symbolic link or a single line of text: put the file itself here, with keys and values"
+    if raw.startswith(_LFS):
+        return "this is a pointer of Git LFS: take the file out of LFS, and put its text itself here"
     return "this is not a mapping of keys to values: write keys with values, like `memory: 4GiB`"

@@ -18,7 +18,9 @@ Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None | o
 
 MAX_VALUES = 50_000
 MAX_DEPTH = 32
-_MERGE = "tag:yaml.org,2002:merge"
+_YAML = "tag:yaml.org,2002:"
+_MERGE = f"{_YAML}merge"
+_PLAIN = frozenset((f"{_YAML}map", f"{_YAML}seq"))
 
 
 @dataclass(frozen=True, order=True)
@@ -116,6 +118,9 @@ class _Reader:
         if self._count > self._max_values or len(path) > MAX_DEPTH:
             raise _TooLargeError(_mark(node))
         self._tree.marks.setdefault(path, _mark(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+            self._complain(node, path, f"a tag like {_written(node.tag)} means nothing here: remove it")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -125,6 +130,9 @@ class _Reader:
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Value:
         try:
             value: Value = self._loader.construct_object(node)
+            if isinstance(value, bytes):
+                self._complain(node, path, "a tag like !!binary means nothing here: write the text itself")
+                return None
             if isinstance(value, str):
                 value.encode()  # an escape can stand for a lone surrogate
             return value
@@ -181,6 +189,11 @@ class _Reader:
     def _complain(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         line, column = _mark(node)
         self._tree.problems.append(Problem(line, dotted(path), message, column))
+
+
+def _written(tag: str) -> str:
+    """A tag as it is in the file."""
+    return f"!!{tag.removeprefix(_YAML)}"[:60] if tag.startswith(_YAML) else tag[:60]
 
 
 def _mark(node: yaml.Node) -> Mark:

@@ -274,6 +274,21 @@ def _file_pattern(text: str) -> str:
     return text
 
 
+def _job_name(text: str) -> str:
+    if not text.strip() or len(text) > 255 or not text.isprintable():
+        raise ValueError("write the name of a job of the pipeline, up to 255 characters, on one line")
+    return text.strip()
+
+
+def _artifact_path(text: str) -> str:
+    parts = text.split("/")
+    if not text.isprintable() or not 0 < len(text) <= 200 or "\\" in text or {"", ".", ".."}.intersection(parts):
+        raise ValueError("write the path of one file among the job's artifacts, like image/sandbox.qcow2")
+    return text
+
+
+JobName = Annotated[str, AfterValidator(_job_name)]
+ArtifactPath = Annotated[str, AfterValidator(_artifact_path)]
 FilePattern = Annotated[str, AfterValidator(_file_pattern)]
 """Of files below the code's folder."""
 ImageName = Annotated[str, AfterValidator(_image_name)]

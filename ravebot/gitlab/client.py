@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -19,16 +19,18 @@ from urllib.parse import quote
 import structlog
 
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
-from ravebot.clock import Clock, SystemClock
+from ravebot.clock import Clock, SystemClock, age
 from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.ci.jobs import CiJobs
 from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
+from ravebot.gitlab.pipelines import Pipelines
 from ravebot.gitlab.route import DIRECT, GitlabRoute
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
@@ -41,8 +43,11 @@ _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in 
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
+_CI_THREADS, _IMAGE_THREADS = 2, 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
+_ACTIVE_FOR = timedelta(minutes=5)
+_MOST_ACTIVE = 10_000
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -62,6 +67,7 @@ class GitLab:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
         self._own_id: tuple[int, int] | None = None  # after so many renewals of the token
+        self._active: dict[int, datetime] = {}  # who was seen to be allowed to use GitLab, and when
         self._transport = Transport(self.url, token, self._clock, timeout_seconds, route)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
@@ -69,13 +75,19 @@ class GitLab:
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
         # Environments delay no note, and no note delays them.
         self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
+        self._image_pool = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="gitlab-image")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
         self.environments = Environments(self._transport, self._environment_pool)
+        # Jobs ask at any time, and as often as they like: they delay nothing.
+        self._ci_pool = ThreadPoolExecutor(_CI_THREADS, thread_name_prefix="gitlab-ci")
+        self.ci = CiJobs(self._transport, self._ci_pool, self.url)
+        self.pipelines = Pipelines(self._transport, self._image_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool):
+        pools = (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool, self._image_pool)
+        for pool in pools:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 
@@ -103,11 +115,12 @@ class GitLab:
         """A merge request as it is now."""
         return await self._call(lambda: answers.merge_request(self._transport.get(mr_address(ref))))
 
-    async def projects(self, patterns: tuple[str, ...]) -> list[tuple[int, str]]:
-        """Id and path of every project that matches and that the token's user is a member of."""
+    async def projects(self, patterns: tuple[str, ...], level: int = 0) -> list[tuple[int, str]]:
+        """Id and path of every project that matches and in which the token's user has that role or more."""
+        least = {"min_access_level": str(level)} if level else {}
 
         def gather() -> list[tuple[int, str]]:
-            listed = self._transport.list("/projects", membership="true", simple="true", archived="false")
+            listed = self._transport.list("/projects", membership="true", simple="true", archived="false", **least)
             return [one for one in readable(listed, answers.project) if matches_project(patterns, one[1])]
 
         return await self._call(gather)
@@ -119,6 +132,19 @@ class GitLab:
         def gather() -> list[MergeRequest]:
             listed = self._transport.list(address, state="opened", scope="all", sort="asc")
             return list(readable(listed, answers.merge_request))
+
+        return await self._call(gather)
+
+    async def group_merge_requests(self, group: str, updated_after: datetime | None) -> list[MergeRequest]:
+        """The open merge requests of a group's projects and its subgroups', oldest first; with a moment, also those
+        that ended, but only what was updated after it. Archived projects are left out."""
+        address = f"/groups/{quote(group, safe='')}/merge_requests"
+        which = {"updated_after": updated_after.isoformat()} if updated_after else {"state": "opened"}
+
+        def gather() -> list[MergeRequest]:
+            return list(
+                readable(self._transport.list(address, scope="all", sort="asc", **which), answers.merge_request)
+            )
 
         return await self._call(gather)
 
@@ -153,11 +179,29 @@ class GitLab:
 
         return await self._call(ask)
 
+    def _is_active(self, user_id: int, now: datetime) -> bool:
+        seen_at = self._active.get(user_id)
+        if seen_at is not None and age(seen_at, now) < _ACTIVE_FOR:
+            return True
+        self._active.pop(user_id, None)
+        if not answers.is_active(self._transport.get(f"/users/{user_id:d}")):
+            return False
+        if len(self._active) >= _MOST_ACTIVE:
+            self._active.clear()
+        self._active[user_id] = now
+        return True
+
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
-        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys."""
+        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys.
+
+        Who is blocked, banned or deactivated has none; GitLab goes on to list them, so that is asked for by itself, and
+        believed for five minutes of who may use GitLab.
+        """
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
+            if not self._is_active(user_id, now):
+                return ()
             listed = self._transport.list(f"/users/{user_id:d}/keys")
             keys = readable(islice(listed, _MOST_KEYS_READ), lambda item: answers.ssh_key(item, now))
             usable = dict.fromkeys(key for key in keys if key and len(key) <= _LONGEST_KEY)

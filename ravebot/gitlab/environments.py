@@ -149,6 +149,14 @@ class Environments:
 
         return await in_thread(self._pool, search)
 
+    async def is_deployed(self, project_id: int, name: str) -> bool:
+        """Whether anything was ever deployed to the environment of that name."""
+
+        def look() -> bool:
+            return any(True for _ in self._transport.list(f"/projects/{project_id:d}/deployments", environment=name))
+
+        return await in_thread(self._pool, look)
+
     async def set_status(
         self, project_id: int, sha: str, name: str, ref: str, state: str, description: str, url: str,
         pipeline_id: int | None,

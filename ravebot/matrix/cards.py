@@ -30,11 +30,12 @@ from ravebot.matrix.content import (
 )
 from ravebot.matrix.text import block, last_lines, one_line
 from ravebot.sandboxes.model import CODE_FOLDER, EndReason, Run, SandboxState, Stage, StageResult
-from ravebot.sandboxes.view import Access, SandboxView, in_words
+from ravebot.sandboxes.view import Access, FileNews, SandboxView, in_words
 from ravebot.sandboxes.wording import Headline, account, failed_result, headline, is_up, update_failed, went
 
 _REPLACED = "The card before this one was removed or could not be edited any more."
 _MOST_EVENTS = (50, 20, 5)
+_MOST_PAGES = 5
 _NEXT = {
     SandboxState.QUEUED: ("stop", "why", "queue"),
     SandboxState.STARTING: ("stop", "why", "show"),
@@ -193,7 +194,10 @@ def _top(view: SandboxView, day: datetime) -> list[Span]:
         lines.append(joined((words("⚠️"), marked(f"{_upper(view.notice)}."))))
     if view.access is not None:
         lines += _ways_in(view.access)
+        lines += _pages(view, view.access)
     lines.append(_facts(view))
+    if view.live:
+        lines += _file_news(view.file)
     return lines
 
 
@@ -215,6 +219,31 @@ def _ways_in(access: Access) -> Iterator[Span]:
     for fingerprint in access.fingerprints:
         key = code(fingerprint)
         yield Span(f"Host key: {key.plain}", f"🔑 host key {key.html}")
+
+
+def _pages(view: SandboxView, access: Access) -> Iterator[Span]:
+    """The pages that `.rave.yml` links. Their paths were checked when it was read; their names are untrusted."""
+    if not view.links or access.web_url is None:
+        return
+    web = access.web_url.rstrip("/")
+    pages = joined((link(web + path, one_line(name, 40)) for name, path in view.links[:_MOST_PAGES]), ", ", " · ")
+    more = f", {_more(len(view.links) - _MOST_PAGES)}" if len(view.links) > _MOST_PAGES else ""
+    yield Span(f"Pages: {pages.plain}{more}", f"📄 {pages.html}{more}")
+
+
+def _file_news(news: FileNews) -> Iterator[Span]:
+    """The first of what is to be said of `.rave.yml`."""
+    for said, what in (
+        (news.troubles, "`.rave.yml` has mistakes, so it does not count here:"),
+        (news.remarks, "`.rave.yml`:"),
+    ):
+        if said:
+            more = [words(f"({_more(len(said) - 1)})")] if len(said) > 1 else []
+            yield joined((words("⚠️"), marked(what), theirs(said[0]), *more))
+
+
+def _more(count: int) -> str:
+    return f"{count} more in the note on the merge request"
 
 
 def _facts(view: SandboxView) -> Span:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
@@ -135,9 +134,7 @@ class ConversationSender:
         known = "" if message.attempted else fresh
 
         def keep(tx: Transaction) -> None:
-            now = conversations.shown(tx, turn.id)
-            kept = replace(now, answer_event=event_id, shown=known, edits=now.edits + edits, edited_at=tx.now)
-            conversations.save_shown(tx, kept)
+            conversations.show_answer(tx, turn.id, event_id, known, edited=edits)
             for one in sent:
                 conversations.add_event(tx, room_id, one, conversation.id)
 
@@ -173,9 +170,8 @@ class ConversationSender:
 
         def keep(tx: Transaction) -> None:
             for other in cleared:
-                conversations.save_shown(tx, replace(other, receipt="", receipt_event=""))
-            now = conversations.shown(tx, turn.id)
-            conversations.save_shown(tx, replace(now, receipt=receipt, receipt_event=event_id))
+                conversations.show_receipt(tx, other.turn_id, "", "")
+            conversations.show_receipt(tx, turn.id, receipt, event_id)
 
         return Sent(result, keep)
 

@@ -62,8 +62,7 @@ class DiscussionSender:
         note_id = await self._reply(ref, conversation.thread, message, mark, body)
 
         def keep(tx: Transaction) -> None:
-            now = conversations.shown(tx, turn.id)
-            conversations.save_shown(tx, replace(now, answer_event=str(note_id), edited_at=tx.now))
+            conversations.show_answer(tx, turn.id, str(note_id))
             conversations.add_event(tx, conversation.place, str(note_id), conversation.id)
 
         return Sent(str(note_id), keep)
@@ -89,9 +88,8 @@ class DiscussionSender:
 
         def keep(tx: Transaction) -> None:
             for other in cleared:
-                conversations.save_shown(tx, replace(other, receipt="", receipt_event=""))
-            now = conversations.shown(tx, turn.id)
-            conversations.save_shown(tx, replace(now, receipt=receipt, receipt_event=award))
+                conversations.show_receipt(tx, other.turn_id, "", "")
+            conversations.show_receipt(tx, turn.id, receipt, award)
 
         return Sent(result, keep)
 

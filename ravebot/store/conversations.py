@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 from ravebot.agents.model import (
     AgentDoor,
@@ -221,8 +222,21 @@ def turns_of(tx: Transaction, message_id: MessageId) -> tuple[Turn, ...]:
     return tuple(filter(None, map(_turn, rows)))
 
 
-def save_shown(tx: Transaction, changed: ShownTurn) -> None:
-    tx.upsert("shown_turns", ("turn_id",), dump(changed))
+def show_answer(tx: Transaction, turn_id: TurnId, event_id: str, digest: str = "", *, edited: bool = False) -> None:
+    """Record the message that a turn's answer is in, and what it shows as far as that is known.
+
+    Receipts have a lane of their own, so each of the two writes only what is its own: what the other knew when it
+    began to send may be out of date.
+    """
+    now = shown(tx, turn_id)
+    kept = replace(now, answer_event=event_id, shown=digest, edits=now.edits + edited, edited_at=tx.now)
+    tx.upsert("shown_turns", ("turn_id",), dump(kept))
+
+
+def show_receipt(tx: Transaction, turn_id: TurnId, receipt: str, event_id: str) -> None:
+    """Record the receipt that the person's message shows for a turn; both empty for none."""
+    kept = replace(shown(tx, turn_id), receipt=receipt, receipt_event=event_id)
+    tx.upsert("shown_turns", ("turn_id",), dump(kept))
 
 
 def paused_agents(tx: Transaction) -> dict[str, str]:

@@ -9,12 +9,14 @@ import asyncio
 from collections import defaultdict
 
 INTAKE = "intake"
+IMAGES = "images"
 POOL = "pool"
 RUNS = "runs"
 AGENTS = "agents"
 APPROVALS = "approvals"
 DELIVERIES = "deliveries"
 ENVIRONMENTS = "environments"
+POLL = "poll"
 AGENTS_WAIT = "agents wait"
 """Something changed that a message to an agent may wait for."""
 

@@ -1,4 +1,7 @@
-"""A coding agent in a real machine, spoken to from a Matrix client and from a merge request; nothing is played."""
+"""Two coding agents in a real machine, spoken to from a Matrix client and from a merge request; nothing is played.
+
+The tests share the machine, which takes minutes to boot where it is emulated; each can also run alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import asyncio
 import json
 import re
 import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.support.agents import model, opencode
 from tests.support.demo import sample
@@ -17,10 +23,11 @@ from tests.support.gitlab import MergeRequest, Note
 from tests.support.stage import Guest, Stage
 from tests.support.synapse import Message
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
-_READY_SECONDS = 240
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
+_READY_SECONDS = 300
 _FIRST_WORD_SECONDS = 120  # Python starts slowly in an emulated machine
 _NEW = "Hello from the agent!"
+_NEWER = "Hello from OpenCode!"
 _LOG = "/home/agent/received"
 CODER: dict[str, Any] = {
     "name": "coder",
@@ -29,6 +36,44 @@ CODER: dict[str, Any] = {
     "acp": {"command": ["sdk-agent", "--log", _LOG, "--sessions", "/home/agent/sessions"]},
     "approve": ["edit"],
 }
+SOLVER: dict[str, Any] = {
+    **CODER,
+    "name": "solver",
+    "acp": {
+        "command": ["/home/agent/opencode", "acp"],
+        "environment": {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/srv/merge-request/.rave/opencode.json"},
+    },
+    "models": ["ours"],
+}
+
+
+@dataclass(frozen=True)
+class Life:
+    """The stage, its merge request with the status note, and what the model was asked."""
+
+    stage: Stage
+    mr: MergeRequest
+    note: Note
+    model_log: Path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def life(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Life]:
+    log = tmp_path_factory.mktemp("model") / "model.log"
+    settings = json.dumps(opencode.configuration("http://127.0.0.1:4180/ours/v1"))
+    with model.Model(log=log) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        ours = {"name": "ours", "url": service.url.removesuffix("/v1"), "allow": ["*"]}
+        more: dict[str, Any] = {
+            "agents": [CODER, SOLVER],
+            "models": [{**ours, "paths": ["/v1/chat/completions"]}],
+            "sandbox": {"memory": "1280MiB", "disk": "4GiB", "egress": "none"},
+        }
+        async with Stage(more, guest=Guest.DEBIAN, files=sample.FILES) as stage:
+            await stage.start()
+            mr = stage.open_merge_request(files={**sample.change(), ".rave/opencode.json": settings})
+            yield Life(stage, mr, await stage.ready(mr, _READY_SECONDS), log)
+        service.shutdown()
 
 
 def plain(text: str) -> str:
@@ -42,11 +87,12 @@ async def asks(stage: Stage, text: str, thread: str | None = None) -> str:
     return await stage.matrix_alice.send(stage.room, text, **{"m.mentions": {}}, **relation)
 
 
-async def hears(stage: Stage, text: str, timeout: float = 30) -> Message:
-    """The newest message of ravebot with that text, as Alice's client shows it."""
+async def hears(stage: Stage, text: str, timeout: float = 30, thread: str | None = None) -> Message:
+    """The newest message of ravebot with that text, in that thread if one is named, as Alice's client shows it."""
 
     def fits(message: Message) -> bool:
-        return message.sender == stage.matrix_bot.user_id and text in plain(message.body)
+        ours = message.sender == stage.matrix_bot.user_id and thread in (None, message.thread_root)
+        return ours and text in plain(message.body)
 
     async def look() -> Message | None:
         return next(filter(fits, reversed(await stage.matrix_alice.messages(stage.room))), None)
@@ -81,106 +127,82 @@ async def prompts(stage: Stage, note: Note) -> list[str]:
     return [one["params"]["prompt"][-1]["text"] for one in received if one.get("method") == "session/prompt"]
 
 
-async def ready(stage: Stage, **files: str) -> tuple[MergeRequest, Note]:
-    mr = stage.open_merge_request(files={**sample.change(), **files})
-    return mr, await stage.ready(mr, _READY_SECONDS)
+async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_work_becomes_a_commit(
+    life: Life,
+) -> None:
+    stage, mr, note = life.stage, life.mr, life.note
+    said = f"@coder !{mr.iid} please edit page.html: {sample.GREETING} => {_NEW}"
+    asked = await asks(stage, said)
+    question = await hears(stage, "Edit page.html", _FIRST_WORD_SECONDS)
+    assert question.thread_root == asked
+    assert f"<h1>{_NEW}</h1>" in plain(question.body), "the whole change is shown"
+    assert question.mentions == {"user_ids": [stage.matrix_alice.user_id]}
+    await receipt(stage, asked, "⏸")
+    await stage.matrix_gina.react(stage.room, question.event_id, "✅")  # a Guest: it counts for nothing
+    await asyncio.sleep(3)
+    assert _NEW not in await stage.web(note)
+    assert question == await hears(stage, "Edit page.html"), "nothing of it is edited before the answer"
+    await stage.matrix_alice.react(stage.room, question.event_id, "✅")
+    await receipt(stage, asked, "✅")
+    await page_shows(stage, note, _NEW)
+    answer = await hears(stage, "Done: page.html is changed.")
+    assert (answer.thread_root, answer.mentions, answer.kind) == (asked, {}, "m.text")
+    assert f"coder in group/app!{mr.iid}" in plain(answer.body)
 
+    # In its own thread every message is for it; it is one process, and each message was given to it once.
+    again = await asks(stage, "what was that?", asked)
+    await receipt(stage, again, "✅")
+    (first, second) = await prompts(stage, note)
+    assert "edit page.html" in first
+    assert "what was that?" in second
 
-async def test_an_agent_is_asked_in_the_room_changes_a_file_once_it_may_and_its_work_becomes_a_commit() -> None:
-    async with Stage({"agents": [CODER]}, guest=Guest.DEBIAN, files=sample.FILES) as stage:
-        await stage.start()
-        mr, note = await ready(stage)
-        said = f"@coder !{mr.iid} please edit page.html: {sample.GREETING} => {_NEW}"
-        asked = await asks(stage, said)
-        question = await hears(stage, "Edit page.html", _FIRST_WORD_SECONDS)
-        assert question.thread_root == asked
-        assert f"<h1>{_NEW}</h1>" in plain(question.body), "the whole change is shown"
-        assert question.mentions == {"user_ids": [stage.matrix_alice.user_id]}
-        await receipt(stage, asked, "⏸")
-        await stage.matrix_gina.react(stage.room, question.event_id, "✅")  # a Guest: it counts for nothing
-        await asyncio.sleep(3)
-        assert _NEW not in await stage.web(note)
-        assert question == await hears(stage, "Edit page.html"), "nothing of it is edited before the answer"
-        await stage.matrix_alice.react(stage.room, question.event_id, "✅")
-        await receipt(stage, asked, "✅")
-        await page_shows(stage, note, _NEW)
-        answer = await hears(stage, "Done: page.html is changed.")
-        assert (answer.thread_root, answer.mentions, answer.kind) == (asked, {}, "m.text")
-        assert f"coder in group/app!{mr.iid}" in plain(answer.body)
+    before = mr.sha
+    await asks(stage, f"!rave diff !{mr.iid}")
+    diff = await hears(stage, f"!{mr.iid}: 1 file differs from commit", 90)
+    assert f"<h1>{_NEW}</h1>" in plain(diff.body)
+    assert "index.html" not in plain(diff.body), "what .gitignore names is left out"
+    offer = await hears(stage, "Commit what coder changed", 90)
+    await stage.matrix_alice.react(stage.room, offer.event_id, "✅")
+    await stage.until(lambda: mr.sha != before, 90, "nothing was committed")
+    commit = mr.source_project.facts[mr.sha]
+    assert commit.parent == before
+    assert {"Ravebot-Agent: coder", "Ravebot-Asked-By: alice", "Ravebot-Approved-By: alice"} <= set(
+        commit.message.splitlines()
+    )
+    files, old = mr.source_project.commits[mr.sha], mr.source_project.commits[before]
+    assert {name for name in files if files[name] != old.get(name)} == {"page.html"}
+    assert _NEW in files["page.html"].decode()
+    await page_shows(stage, note, mr.sha)
 
-        # In its own thread every message is for it; it is one process, and each message was given to it once.
-        again = await asks(stage, "what was that?", asked)
-        await receipt(stage, again, "✅")
-        (first, second) = await prompts(stage, note)
-        assert "edit page.html" in first
-        assert "what was that?" in second
+    # The same agent, spoken to on the merge request, answers in the same discussion.
+    comment = stage.gitlab.comment(mr, stage.alice, "/agent coder good morning")
+    assert comment
 
-        before = mr.sha
-        await asks(stage, f"!rave diff !{mr.iid}")
-        diff = await hears(stage, f"!{mr.iid}: 1 file differs from commit", 90)
-        assert f"<h1>{_NEW}</h1>" in plain(diff.body)
-        assert "index.html" not in plain(diff.body), "what .gitignore names is left out"
-        offer = await hears(stage, "Commit what coder changed", 90)
-        await stage.matrix_alice.react(stage.room, offer.event_id, "✅")
-        await stage.until(lambda: mr.sha != before, 90, "nothing was committed")
-        commit = mr.source_project.facts[mr.sha]
-        assert commit.parent == before
-        assert {"Ravebot-Agent: coder", "Ravebot-Asked-By: alice", "Ravebot-Approved-By: alice"} <= set(
-            commit.message.splitlines()
-        )
-        files, old = mr.source_project.commits[mr.sha], mr.source_project.commits[before]
-        assert {name for name in files if files[name] != old.get(name)} == {"page.html"}
-        assert _NEW in files["page.html"].decode()
-        await page_shows(stage, note, mr.sha)
+    def answered() -> Note | None:
+        return next((one for one in mr.discussion(comment.discussion_id) if one is not comment), None)
 
-        # The same agent, spoken to on the merge request, answers in the same discussion.
-        comment = stage.gitlab.comment(mr, stage.alice, "/agent coder good morning")
-        assert comment
-
-        def answered() -> Note | None:
-            return next((one for one in mr.discussion(comment.discussion_id) if one is not comment), None)
-
-        reply: Note = await stage.until(answered, _FIRST_WORD_SECONDS, "no answer in the discussion")
-        assert reply.author is stage.ravebot
-        assert "good morning" in reply.body
-        await stage.until(lambda: "white_check_mark" in stage.gitlab.emoji(comment), 20, "no receipt on the comment")
+    reply: Note = await stage.until(answered, _FIRST_WORD_SECONDS, "no answer in the discussion")
+    assert reply.author is stage.ravebot
+    assert "good morning" in reply.body
+    await stage.until(lambda: "white_check_mark" in stage.gitlab.emoji(comment), 20, "no receipt on the comment")
 
 
 async def test_opencode_works_in_a_sandbox_without_network_with_a_model_and_tools_through_its_doors(
-    tmp_path: Path,
+    life: Life,
 ) -> None:
-    settings = json.dumps(opencode.configuration("http://127.0.0.1:4180/ours/v1"))
-    agent = {
-        **CODER,
-        "acp": {
-            "command": ["/home/agent/opencode", "acp"],
-            "environment": {**opencode.ENVIRONMENT, "OPENCODE_CONFIG": "/srv/merge-request/.rave/opencode.json"},
-        },
-        "models": ["ours"],
-    }
-    with model.Model(log=tmp_path / "model.log") as service:
-        threading.Thread(target=service.serve_forever, daemon=True).start()
-        ours = {"name": "ours", "url": service.url.removesuffix("/v1"), "allow": ["*"]}
-        more: dict[str, Any] = {
-            "agents": [agent],
-            "models": [{**ours, "paths": ["/v1/chat/completions"]}],
-            "sandbox": {"memory": "1280MiB", "disk": "4GiB", "egress": "none"},
-        }
-        async with Stage(more, guest=Guest.DEBIAN, files=sample.FILES) as stage:
-            await stage.start()
-            mr, note = await ready(stage, **{".rave/opencode.json": settings})
-            await asyncio.to_thread(_copy_in, stage, note, await asyncio.to_thread(opencode.program))
-            asked = await asks(stage, f"@coder !{mr.iid} good morning")
-            await hears(stage, "Scripted answer 1.", 240)
-            await receipt(stage, asked, "✅")
-            changed = await asks(stage, f"edit page.html: {sample.GREETING} => {_NEW}", asked)
-            question = await hears(stage, "asks:", 120)
-            assert f"<h1>{_NEW}</h1>" in plain(question.body)
-            await stage.matrix_alice.react(stage.room, question.event_id, "✅")
-            await receipt(stage, changed, "✅", 120)
-            await page_shows(stage, note, _NEW)
-        service.shutdown()
-    requests = [json.loads(line) for line in (tmp_path / "model.log").read_text().splitlines()]
+    stage, mr, note = life.stage, life.mr, life.note
+    await asyncio.to_thread(_copy_in, stage, note, await asyncio.to_thread(opencode.program))
+    asked = await asks(stage, f"@solver !{mr.iid} good morning")
+    await hears(stage, "Scripted answer 1.", 240)
+    await receipt(stage, asked, "✅")
+    shown = _NEW if _NEW in await stage.web(note) else sample.GREETING
+    changed = await asks(stage, f"edit page.html: {shown} => {_NEWER}", asked)
+    question = await hears(stage, "asks:", 120, asked)
+    assert f"<h1>{_NEWER}</h1>" in plain(question.body)
+    await stage.matrix_alice.react(stage.room, question.event_id, "✅")
+    await receipt(stage, changed, "✅", 120)
+    await page_shows(stage, note, _NEWER)
+    requests = [json.loads(line) for line in life.model_log.read_text().splitlines()]
     assert [one["call"] for one in requests if one.get("call")] == ["read", "edit"]
     assert not [one for one in requests if "refused" in one]
     assert "ravebot_whoami" in {tool for one in requests for tool in one["tools"]}

@@ -132,6 +132,10 @@ class Talk:
             count += 1
 
     async def send_next(self, lane: str) -> str:
+        return await self.record(*await self.send(lane))
+
+    async def send(self, lane: str) -> tuple[outbox.Message, Sent]:
+        """Send the head of a lane; that it was sent is not recorded yet."""
         message = await self.world.read(lambda tx: outbox.head(tx, MATRIX, lane))
         assert message
 
@@ -139,8 +143,9 @@ class Talk:
             outbox.attempt(tx, message.id)
             return self.sender.look(tx, message)
 
-        sent: Sent = await self.sender.send(message, await self.world.write(begin))
+        return message, await self.sender.send(message, await self.world.write(begin))
 
+    async def record(self, message: outbox.Message, sent: Sent) -> str:
         def end(tx: Any) -> None:
             outbox.delivered(tx, message.id, sent.result)
             if sent.keep:
@@ -273,6 +278,30 @@ async def test_the_receipt_on_the_message_follows_the_turn(talk: Talk) -> None:
     await talk.deliver()
     assert await talk.receipts(talk.room, message) == ["⚠️"]
     assert "⚠️ Its program ended" in (await talk.thread(conversation))[0].body
+
+
+@pytest.mark.parametrize("recorded_last", ["receipt", "answer"])
+async def test_an_answer_and_a_receipt_that_are_sent_at_once_do_not_forget_each_other(
+    talk: Talk, recorded_last: str
+) -> None:
+    conversation, turn = await talk.asked()
+    message = await talk.message(turn)
+    await talk.later(2)
+    assert await talk.receipts(talk.room, message) == ["👀"]
+    await talk.says(turn, "I see")
+    await talk.world.write(lambda tx: talk.progress.asks(tx, turn.id, "run it", '{"command": "make"}'))
+    lanes = await talk.world.read(lambda tx: outbox.due_lanes(tx, MATRIX))
+    answer, receipt = sorted(lanes, key=len)
+    sent = [await talk.send(receipt), await talk.send(answer)]
+    for one in sent if recorded_last == "answer" else reversed(sent):
+        await talk.record(*one)
+    await talk.world.write(lambda tx: talk.progress.goes_on(tx, turn.id))
+    await talk.says(turn, " it.")
+    await talk.ends(turn)
+    await talk.later()
+    assert await talk.receipts(talk.room, message) == ["✅"]
+    answers = [one.body for one in await talk.thread(conversation) if "I see" in one.body]
+    assert answers == ["coder in !1: I see it."]
 
 
 async def test_a_quick_turn_gets_no_eyes(talk: Talk) -> None:

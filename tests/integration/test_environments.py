@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 
 from ravebot.config.file import LoadedConfig
 from ravebot.config.secrets import Secrets
@@ -112,6 +114,11 @@ def _is_settled(tx: Transaction) -> bool:
     return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
 
 
+async def text_at(url: str) -> str:
+    async with ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
 class Died(Exception):
     """The process was killed."""
 
@@ -164,7 +171,6 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     assert environment.external_url == "https://sandboxes.example.org:43000/"
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert show.server.statuses(show.project, mr.sha) == [("ravebot/sandbox", "success", "The sandbox is ready")]
     assert show.project.statuses[0].target_url.endswith(f"/group/app/-/environments/{environment.id}")
@@ -395,7 +401,6 @@ async def test_a_deployment_that_gitlab_makes_late_is_not_made_twice(show: Show)
     assert show.deployments() == []
     await show.server.let_go()
     await show.calm()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -423,13 +428,12 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     show.server.set_role(show.project, show.bot, DEVELOPER)
     show.yard.pass_by(hours=6)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert await show.yard.told_kinds() == ["gitlab note"]
     assert await show.yard.read(environments.refused) == ()
 
 
-@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/", ""])
+@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/"])
 async def test_an_environment_that_ravebot_did_not_make_is_left_alone_and_said_once(show: Show, url: str) -> None:
     mr, known = await show.open()
     theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", url, "other")
@@ -489,6 +493,41 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
     assert record.deployment_id == max(show.project.deployments)
 
 
+async def test_one_that_a_job_names_becomes_ravebot_s_and_the_merge_request_shows_view_app(show: Show) -> None:
+    mr, known = await show.open()
+    job = show.server.run_pipeline(mr, ["ravebot:review"]).job("ravebot:review")
+    show.server.name_environment(job, f"review/mr-{mr.iid}", action="prepare")
+    made = show.environment(mr)
+    page = f"{show.server.url}/group/app/-/merge_requests/{mr.iid}"
+    assert "View app" not in await text_at(page)
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert made
+    assert show.environment(mr) is made
+    assert made.external_url == "https://sandboxes.example.org:43000/"
+    assert show.deployments() == [(mr.sha, "success")]
+    shown = await text_at(page)
+    assert f"Deployed to <b>{made.name}</b>" in shown
+    assert f'<a href="{made.external_url}" rel="noopener noreferrer nofollow">View app</a>' in shown
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show: Show) -> None:
+    mr, known = await show.open()
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.state.add_deployment(theirs, mr.sha, mr.branch, show.alice, "success")
+    await show.yard.make_ready(known)
+    await show.settle()
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert "that ravebot did not make" in record.hint
+    assert theirs.external_url == ""
+
+
 async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
     mr, known = await show.open()
     await show.yard.started(known)
@@ -521,18 +560,36 @@ async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(sho
     assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
 
 
-async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show) -> None:
-    show.server.fail(429, 1, retry_after=30, method="POST")
+@pytest.mark.parametrize("status", [409, 500, 502])
+async def test_what_fails_for_a_moment_is_made_once_all_the_same(show: Show, status: int) -> None:
+    for path in ("environments$", "deployments$", "statuses"):
+        show.server.fail(status, 1, method="POST", path=path, after=status != 409)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    for _ in range(4):
+        await show.calm()
+    assert [one.name for one in show.project.environments.values()] == [f"review/mr-{mr.iid}"]
+    assert show.deployments() == [(mr.sha, "success")]
+    assert [one.status for one in show.project.statuses] == ["success"]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show, form: str) -> None:
+    until = show.yard.clock.now() + timedelta(seconds=30)
+    show.server.fail(
+        429, 1, retry_after=30 if form == "seconds" else format_datetime(until, usegmt=True), method="POST"
+    )
     mr, known = await show.open()
     await show.yard.make_ready(known)
     await show.settle()
+    show.yard.pass_by(seconds=28)
+    await show.settle()
     assert show.environment(mr) is None
-    show.yard.pass_by(seconds=31)
+    show.yard.pass_by(seconds=3)
     show.server.fail(401, 1, method="POST")
     await show.settle()
     show.yard.pass_by(seconds=61)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -553,6 +610,22 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
     assert [(one.ref, one.status) for one in show.project.statuses] == [
         (f"refs/merge-requests/{mr.iid}/head", "success")
     ]
+    approved, before = mr.sha, show.changes()
+    show.server.push(mr, {"new.txt": "not looked at"})
+    pushed = await show.known(mr)
+    await show.yard.told(pushed)
+    await show.yard.go()
+    await show.calm()
+    assert show.changes() == before, "nothing on a commit that nobody approved"
+    await show.yard.write(lambda tx: show.yard.intents.start(tx, pushed, BY_ALICE, mr.sha))
+
+    async def took_it() -> bool:
+        sandbox = await show.yard.latest(known)
+        return sandbox.stage is None and sandbox.running_sha == mr.sha
+
+    await show.yard.until(took_it)
+    await show.calm()
+    assert [(one.sha, one.status) for one in show.project.statuses] == [(approved, "success"), (mr.sha, "success")]
 
 
 async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
@@ -684,3 +757,21 @@ async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: 
         assert (await show.gitlab.me()).id == show.bot.id
     show.server.restore()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    stops = show.stops()
+    show.yard.pass_by(seconds=61)
+    await stops.look()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=1)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "ready"
+    stops.ask_for(show.project.id)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "stopping"

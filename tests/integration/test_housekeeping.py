@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ravebot.agents.model import ShownTurn, TurnState
+from ravebot.agents.model import TurnState
 from ravebot.errors import Unavailable
 from ravebot.operations.housekeeping import KEEP_TEXTS, Housekeeping
 from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
@@ -190,7 +190,7 @@ async def test_what_was_said_to_agents_is_forgotten_after_thirty_days_but_not_th
         over, waits = await world.taken("the secret plan"), await world.taken("not given yet")
         process = await world.given(over)
         await world.ended(over, "a secret answer")
-        await world.yard.write(lambda tx: conversations.save_shown(tx, ShownTurn(over, "$answer")))
+        await world.yard.write(lambda tx: conversations.show_answer(tx, over, "$answer"))
         ended = replace(process, ended_at=world.yard.clock.now(), ended="The sandbox ended")
         await world.yard.write(lambda tx: conversations.save_process(tx, ended))
         known = await world.yard.events()

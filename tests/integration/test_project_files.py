@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from ravebot.gitlab import answers
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.escape import JOINER
 from ravebot.gitlab.notes import render_note
-from ravebot.providers.base import MachineSpec
+from ravebot.providers.base import HostUsage, MachineSpec
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.settings import of_merge_request
+from ravebot.store import project_files
 from ravebot.store.images import ImageRecord
 from ravebot.store.images import save as save_image
+from ravebot.store.project_files import ProjectFileRow
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User, entities
 from tests.support.gitlab.notes import mentions, take_quick_actions
 from tests.support.gitlab.published import described, misfits, published
@@ -149,8 +151,11 @@ async def test_a_merge_request_gets_the_memory_set_up_and_tests_that_its_file_as
     [
         ("memori: 1GiB\n", "line 1, column 1: memori: unknown key; did you mean memory?"),
         (b"x: " + b"y" * 1024**2, "line 1, column 1: the file is larger than 64 KiB"),
-        ("../README.md", "this is a symbolic link or a single word"),
+        ("../README.md", "this is a symbolic link or a single line of text"),
         ("</details>\n/close @all: [\n", "this is not YAML"),
+        ("memory: 1GiB\n".encode("utf-16"), "line 1, column 1: not UTF-8 text"),
+        (b"a: &a [*a]\n", "line 1, column 4: aliases or nesting expand to more than 2000 values"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 9\n", "line 1, column 1: this is a pointer of Git LFS"),
         ('"<b>@all": 1\n', "unknown key"),
     ],
 )
@@ -168,6 +173,16 @@ async def test_a_file_that_can_t_be_used_is_told_in_the_note_and_the_defaults_ru
         assert mentions(note) == []
         assert take_quick_actions(note)[1] == []
         assert "<b>" not in note
+
+
+async def test_a_folder_of_that_name_is_no_file_as_gitlab_gives_none(tmp_path: Path) -> None:
+    async with a_place(tmp_path, sandbox={"setup": ["the default"]}) as place:
+        mr = place.server.open_merge_request(place.project, place.alice, files={".rave.yml/notes.txt": "x"})
+        assert await place.told(mr) == "queued"
+        await place.ready(mr)
+        assert place.commands() == ["the default"]
+        assert [one.status for one in place.server.requests if one.path.endswith("/raw")] == [404]
+        assert "⚠️" not in await place.note(mr)
 
 
 async def test_a_commit_s_file_is_read_once_and_another_commit_s_is_read_anew(tmp_path: Path) -> None:
@@ -207,7 +222,10 @@ async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in
             draft=True,
         )
         assert await place.told(mr) == "waits: a fork's code needs approval"
+        await place.yard.go()
         assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
+        assert (place.provider.specs, place.commands()) == ([], []), "neither a machine nor set-up"
+        assert [one for one in place.server.requests if "/keys" in one.path or one.method != "GET"] == []
         waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
         assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
 
@@ -265,6 +283,37 @@ async def test_one_that_is_too_large_for_the_host_lets_others_pass(tmp_path: Pat
         assert (await place.latest(large)).wait_reason.startswith("the host is too small for it: ")
 
 
+async def test_one_that_does_not_fit_yet_is_passed_by_smaller_ones_for_a_while_and_then_room_is_kept(
+    tmp_path: Path,
+) -> None:
+    sizes: dict[str, Any] = {"limits": {"memory": "8GiB"}, "sandbox": {"memory": "4GiB"}}
+    async with a_place(tmp_path, **sizes, pool={"max_running": 3}) as place:
+        place.provider.host_usage = HostUsage(10 * GIB, 500 * GIB, 0)
+        mrs = [place.open(branch=f"usual-{number}") for number in range(4)]
+        await place.told(mrs[0])
+        await place.ready(mrs[0])  # 4 GiB of the 10 are its
+        large = place.open("memory: 8GiB\n", branch="large")
+        await place.told(large)
+        await place.told(mrs[1])
+        await place.ready(mrs[1])
+        why = (await place.latest(large)).wait_reason
+        assert why.startswith("the host is short of memory: ")
+        assert why.endswith("8.0 GiB needed; smaller ones may start before it for a while")
+        await place.yard.told(replace(place.known(mrs[1]), state="closed"))
+        await place.yard.until(lambda: place.yard.is_in(place.known(mrs[1]), "ended"))
+
+        place.yard.clock.advance(timedelta(minutes=31))
+        await place.told(mrs[2])
+        for _ in range(5):
+            await place.yard.go()
+        assert (await place.latest(mrs[2])).state.value == "queued", "there is memory for it, and it is not next"
+        note = await place.note(large)
+        assert "room is kept for it, since the host is short of memory" in note.replace(JOINER, "")
+        await place.yard.told(replace(place.known(mrs[0]), state="closed"))
+        await place.ready(large)
+        assert (await place.latest(mrs[2])).state.value == "queued"
+
+
 async def test_the_file_is_asked_for_as_gitlab_describes_it(tmp_path: Path) -> None:
     published()
     async with a_place(tmp_path) as place:
@@ -291,6 +340,15 @@ async def test_a_file_that_ravebot_may_not_read_is_named_and_read_when_somebody_
         await files.know(known, approves=True)
         found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
         assert (found.troubles, found.memory) == ((), GIB)
+
+
+async def test_a_stored_file_that_this_version_does_not_take_counts_as_none(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        known = place.known(place.open(ASKS))
+        row = ProjectFileRow(content='{"memory": 1073741824, "of_a_later_version": 1}')
+        await place.yard.write(lambda tx: project_files.put(tx, known.ref.project_id, known.head_sha, row))
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.setup, found.troubles) == (place.yard.config.sandbox.setup, ())
 
 
 async def test_a_file_whose_answer_breaks_off_is_asked_for_again(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ravebot.sandboxes.environments.plan import (
     decide,
     wanted,
 )
-from ravebot.sandboxes.model import EndReason, MergeRequestRef, Sandbox, SandboxId, SandboxState, Stage
+from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequestRef, Sandbox, SandboxId, SandboxState, Stage
 from tests.support.records import NOON, A, B, a_merge_request, a_sandbox
 
 MR = a_merge_request(1)
@@ -97,6 +97,7 @@ def done(known: EnvironmentRecord, step: ShowStep) -> EnvironmentRecord:
         (ready(), Presence.AVAILABLE, "success", "success"),
         (ready(stage=Stage.SETUP), Presence.AVAILABLE, "running", "running"),
         (ready(notice="commit bbbbbbbb was not taken"), Presence.AVAILABLE, "failed", "failed"),
+        (ready(notice=NO_KEYS), Presence.AVAILABLE, "success", "success"),  # says nothing of the commit
         (ready(end_reason=EndReason.FAILED, end_detail="set-up failed"), Presence.AVAILABLE, "failed", "failed"),
         (
             ready(end_reason=EndReason.FAILED, end_detail="set-up failed", stage=Stage.SETUP),

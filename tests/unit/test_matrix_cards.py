@@ -41,7 +41,7 @@ from ravebot.sandboxes.model import (
     Stage,
     StageResult,
 )
-from ravebot.sandboxes.view import Access, HistoryLine, SandboxView, Summary, Trouble
+from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
 from tests.support.client_links import client_links
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -101,6 +101,8 @@ def hostile_view(text: str, state: SandboxState = SandboxState.READY) -> Sandbox
         queue_reason=text,
         stages=tuple(StageResult(stage, False, 1.0, text) for stage in Stage),
         history=tuple(HistoryLine(NOW, text) for _ in range(60)),
+        links=tuple((text, "/grafana/") for _ in range(10)),
+        file=FileNews(tuple(text for _ in range(20)), tuple(text for _ in range(20))),
     )
 
 
@@ -319,6 +321,27 @@ def test_new_code_on_its_way_is_named_beside_what_runs() -> None:
     body = said(replace(updating, sandbox=sandbox))
     assert "Ready until 13:40 UTC; takes bbbbbbbb: set-up, step 2 of 3, since 12:00 UTC" in body
     assert "commit aaaaaaaa" in body
+
+
+def test_the_pages_and_the_first_mistake_of_the_projects_file_are_on_the_card() -> None:
+    pages = tuple((f"Page <b>{number}", f"/{number}/") for number in range(7))
+    troubles = ("line 1, column 1: memori: unknown key; did you mean memory?", "line 2, column 1: another")
+    shown = render_card(view(links=pages[:2], file=FileNews(("image is not allowed",), troubles)), SHORT)
+    lines = shown["body"].splitlines()
+    assert (
+        "Pages: Page <b>0 https://sandboxes.example.org:3001/0/, Page <b>1 https://sandboxes.example.org:3001/1/"
+        in lines
+    )
+    assert '<a href="https://sandboxes.example.org:3001/0/">Page &lt;b&gt;0</a>' in shown["formatted_body"]
+    mistake = "memori: unknown key; did you mean memory? (1 more in the note on the merge request)"
+    assert any("has mistakes, so it does not count here:" in line and line.endswith(mistake) for line in lines)
+    assert any(line.endswith("image is not allowed") for line in lines)
+    many = said(view(links=pages))
+    assert "/4/, 2 more in the note on the merge request" in many
+    assert "/5/" not in many
+    over = said(view(SandboxState.ENDED, access=None, links=pages, file=FileNews((), troubles)))
+    assert "Pages" not in over
+    assert "mistakes" not in over
 
 
 def test_a_card_that_replaces_another_says_so() -> None:

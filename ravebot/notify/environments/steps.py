@@ -91,7 +91,12 @@ class EnvironmentSteps:
         match step.deed:
             case Deed.FIND_ENVIRONMENT:
                 found = await self._gitlab.find(project, known.name)
-                return self._adopt(found, task, now) if found else answered
+                if found is None:
+                    return answered
+                if found.external_url or await self._gitlab.is_deployed(project, known.name):
+                    return self._adopt(found, task, now)
+                # A job of a pipeline names it, for which GitLab made it. Nobody uses it, so that it becomes ours.
+                return has(found.id, EnvironmentState.of(found.state), "", now, task.sandbox)
             case Deed.CREATE_ENVIRONMENT:
                 try:
                     made = await self._gitlab.create(project, known.name, step.url)

@@ -39,6 +39,7 @@ class EnvironmentStops:
         self._gitlab = gitlab
         self._lifecycle = lifecycle
         self._clock = clock
+        self._wanted: set[int] = set()
         self._asked_at: dict[int, float] = {}  # by the monotonic clock: a project that refuses is not asked more often
 
     async def run(self) -> None:
@@ -53,14 +54,22 @@ class EnvironmentStops:
                 log.exception("environments can't be looked at: this is a bug of ravebot")
             await asyncio.sleep(min(_PERIOD_SECONDS, self._every.total_seconds() / 2))
 
+    def ask_for(self, project_id: int) -> None:
+        """Look at a project's environments at the next look, within seconds."""
+        self._wanted.add(project_id)
+
     async def look(self) -> None:
         """Look at every project that is due."""
         now = self._clock.now()
         known = await self._database.read(environments.available)
-        due = dict.fromkeys(one.ref.project_id for one in known if is_due(one.seen_at, self._every, now))
+        wanted, self._wanted = self._wanted, set()
+        due = dict.fromkeys(
+            one.ref.project_id for one in known if one.ref.project_id in wanted or is_due(one.seen_at, self._every, now)
+        )
         for project_id in due:
             asked = self._asked_at.get(project_id)
-            if asked is not None and time.monotonic() - asked < self._every.total_seconds() / 2:
+            late = asked is None or time.monotonic() - asked >= self._every.total_seconds() / 2
+            if not late and project_id not in wanted:
                 continue
             self._asked_at[project_id] = time.monotonic()
             try:

@@ -118,7 +118,7 @@ def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
             return told(CommitState.RUNNING, "The sandbox takes this commit")
         case SandboxState.READY if sandbox.is_kept:
             return told(CommitState.FAILED, sandbox.end_detail or "The sandbox's set-up failed")
-        case SandboxState.READY if sandbox.notice:
+        case SandboxState.READY if sandbox.update_failed:
             return told(CommitState.FAILED, sandbox.notice)
         case SandboxState.READY:
             return told(CommitState.SUCCESS, "The sandbox is ready")

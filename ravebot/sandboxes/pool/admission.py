@@ -60,6 +60,11 @@ class Admission:
             if len(running) >= most:
                 break
             asked = settings.of_sandbox(tx, self.config, sandbox)
+            if asked.image_failed:
+                continue  # it is about to end
+            if asked.image_waits:
+                self.lifecycle.wait(tx, sandbox, asked.image_waits)
+                continue
             record = images.get(tx, asked.image_key)
             fresh = built_from.get(asked.image_key, "")
             if record.held and not trials.may_try(record, fresh, running, tx.now):
@@ -73,11 +78,17 @@ class Admission:
                     running.append(machine)
                     admitted = True
                     continue
-                why = "every port or address is taken"
-            too_large = self._too_large(host, running, asked)
-            self.lifecycle.wait(tx, sandbox, too_large or why)
-            if not too_large:
-                break  # first in, first out: no sandbox passes one that waits for the host
+                self.lifecycle.wait(tx, sandbox, "every port or address is taken")
+                break
+            if too_large := self._too_large(host, running, asked):
+                self.lifecycle.wait(tx, sandbox, too_large)
+                continue
+            large = self._is_large(asked)
+            if large and plan.may_be_passed(sandbox, tx.now):
+                self.lifecycle.wait(tx, sandbox, f"{why}; smaller ones may start before it for a while")
+                continue
+            self.lifecycle.wait(tx, sandbox, f"room is kept for it, since {why}" if large else why)
+            break  # first in, first out: nobody else passes one that waits for the host
         return admitted
 
     def _shortage(self, host: HostUsage, running: list[Machine], asked: SandboxSettings) -> str:
@@ -89,10 +100,11 @@ class Admission:
 
     def _too_large(self, host: HostUsage, running: list[Machine], asked: SandboxSettings) -> str:
         """Of one that is larger than usual: why it would hold up the others for ever."""
+        return plan.too_large(host, running, asked.memory, asked.disk) if self._is_large(asked) else ""
+
+    def _is_large(self, asked: SandboxSettings) -> bool:
         usual = self.config.sandbox
-        if asked.memory <= usual.memory and asked.disk <= usual.disk:
-            return ""
-        return plan.too_large(host, running, asked.memory, asked.disk)
+        return asked.memory > usual.memory or asked.disk > usual.disk
 
     def _place(self, tx: Transaction, sandbox: Sandbox, busy: frozenset[int], asked: SandboxSettings) -> Machine | None:
         ports = self.config.sandbox

@@ -40,6 +40,19 @@ def too_large(host: HostUsage, machines: Iterable[Machine], memory_bytes: int, d
     return ""
 
 
+PASSED_FOR = timedelta(minutes=30)
+"""How long smaller sandboxes may start before a larger one that the host has no room for yet."""
+
+
+def may_be_passed(sandbox: Sandbox, now: datetime) -> bool:
+    """Whether smaller sandboxes may start before this one, which is larger than usual and does not fit.
+
+    Only for a while: after that, nobody behind it starts before it, so that what ends makes room for it. That is
+    bounded too: each running sandbox ends by its lifetime, and one that would not fit even then is `too_large`.
+    """
+    return not Wait(sandbox.state_since, sandbox.state_since + PASSED_FOR).is_over(now)
+
+
 def _gib(count: int) -> str:
     return f"{count / 1024**3:.1f} GiB"
 

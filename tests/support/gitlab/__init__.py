@@ -4,6 +4,7 @@ Nothing here knows ravebot. Start with `GitLabServer`; `python -m tests.support.
 """
 
 from tests.support.gitlab.hooks import Attempt, Hook
+from tests.support.gitlab.pipelines import Job, Pipeline
 from tests.support.gitlab.server import GitLabServer
 from tests.support.gitlab.state import (
     DEVELOPER,
@@ -18,5 +19,5 @@ from tests.support.gitlab.state import (
 
 __all__ = [
     "DEVELOPER", "GUEST", "MAINTAINER", "REPORTER",
-    "Attempt", "GitLabServer", "Hook", "MergeRequest", "Note", "Project", "User",
+    "Attempt", "GitLabServer", "Hook", "Job", "MergeRequest", "Note", "Pipeline", "Project", "User",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import secrets
 
 from tests.support.gitlab import notes, payloads
 from tests.support.gitlab.hooks import Attempt, Hook, Hooks
+from tests.support.gitlab.oidc import TokenActions
 from tests.support.gitlab.state import (
     DEVELOPER,
     MAINTAINER,
@@ -23,7 +24,7 @@ from tests.support.gitlab.state import (
 )
 
 
-class Actions:
+class Actions(TokenActions):
     """The Python side: synchronous, callable from any thread, never waits for a webhook's answer."""
 
     def __init__(self) -> None:
@@ -139,10 +140,16 @@ class Actions:
         with self.state.lock:
             project.deleted.add(branch)
 
-    def stop_environment(self, environment: Environment) -> None:
-        """As its page's button does. No webhook tells of it."""
+    def stop_environment(self, environment: Environment, *, force: bool = False) -> None:
+        """As its page's button does: by its `on_stop` job, if it has one and `force` does not skip it.
+
+        No webhook tells of it.
+        """
         with self.state.lock:
-            environment.state, environment.updated_at = "stopped", self.state.now()
+            job = None if force else self.on_stop_job(environment)
+            if job is not None:
+                self.play_job(job)
+            environment.state, environment.updated_at = "stopping" if job else "stopped", self.state.now()
 
     def delete_environment(self, environment: Environment) -> None:
         """As its page does with a stopped one; its deployments go with it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
+from tests.support.gitlab.pipelines import Job, Pipeline
 from tests.support.gitlab.state import (
     Award,
     CommitStatus,
@@ -28,7 +30,7 @@ def user(base: str, person: User) -> Json:
         "id": person.id,
         "username": person.username,
         "name": person.name,
-        "state": "active" if person.active else "blocked",
+        "state": person.state,
         "locked": False,
         "avatar_url": None,
         "web_url": f"{base}/{person.username}",
@@ -96,6 +98,13 @@ def merge_request(base: str, mr: MergeRequest) -> Json:
         "web_url": f"{base}/{mr.project.path}/-/merge_requests/{mr.iid}",
         "user_notes_count": sum(not note.system for note in mr.notes.values()),
     }
+
+
+def whole_merge_request(base: str, mr: MergeRequest) -> Json:
+    """What one that is asked for by itself tells beyond that; lists don't."""
+    head = pipeline(base, mr.head_pipeline) if mr.head_pipeline else None
+    basic = basic_pipeline(base, mr.head_pipeline) if mr.head_pipeline else None
+    return {**merge_request(base, mr), "pipeline": basic, "head_pipeline": head}
 
 
 def note(base: str, mr: MergeRequest, what: Note) -> Json:
@@ -212,3 +221,82 @@ def commit_status(base: str, what: CommitStatus) -> Json:
         "pipeline_id": what.pipeline_id,
         "author": user(base, what.author),
     }
+
+
+def basic_pipeline(base: str, what: Pipeline) -> Json:
+    """https://docs.gitlab.com/api/pipelines/"""
+    return {
+        "id": what.id,
+        "iid": what.iid,
+        "project_id": what.project.id,
+        "sha": what.sha,
+        "ref": what.ref,
+        "status": what.status,
+        "source": what.source,
+        "created_at": api_time(what.created_at),
+        "updated_at": api_time(what.updated_at),
+        "web_url": f"{base}/{what.project.path}/-/pipelines/{what.id}",
+    }
+
+
+def pipeline(base: str, what: Pipeline) -> Json:
+    return {
+        **basic_pipeline(base, what),
+        "before_sha": "0" * 40,
+        "tag": False,
+        "yaml_errors": None,
+        "user": user(base, what.user) if what.user else None,
+        "started_at": None,
+        "finished_at": None,
+        "committed_at": None,
+        "duration": None,
+        "queued_duration": None,
+        "coverage": None,
+    }
+
+
+def job(base: str, what: Job, now: datetime) -> Json:
+    """https://docs.gitlab.com/api/jobs/"""
+    facts, there = what.project.facts[what.pipeline.sha], what.has_artifacts(now)
+    archive = {"filename": "artifacts.zip", "size": 1000 + sum(map(_bytes_of, what.artifacts.values()))}
+    return {
+        "id": what.id,
+        "status": what.status,
+        "stage": what.stage,
+        "name": what.name,
+        "ref": what.pipeline.ref,
+        "tag": False,
+        "coverage": None,
+        "allow_failure": what.allow_failure,
+        "created_at": api_time(what.created_at),
+        "started_at": api_time(what.started_at) if what.started_at else None,
+        "finished_at": api_time(what.finished_at) if what.finished_at else None,
+        "erased_at": None,
+        "duration": None,
+        "queued_duration": 0.1,
+        "user": profile(base, what.user),
+        "commit": {
+            "id": what.pipeline.sha,
+            "short_id": what.pipeline.sha[:8],
+            "title": facts.message.partition("\n")[0],
+            "message": facts.message,
+            "author_name": facts.author,
+            "created_at": api_time(facts.at),
+            "parent_ids": [sha for sha in (facts.parent, facts.merged) if sha],
+        },
+        "pipeline": basic_pipeline(base, what.pipeline),
+        **({"failure_reason": what.failure_reason} if what.status == "failed" else {}),
+        "web_url": f"{base}/{what.project.path}/-/jobs/{what.id}",
+        "project": {"ci_job_token_scope_enabled": False},
+        **({"artifacts_file": archive} if there else {}),
+        "artifacts": [{"file_type": "archive", "file_format": "zip", **archive}] if there else [],
+        "runner": None,
+        "runner_manager": None,
+        "artifacts_expire_at": api_time(what.artifacts_expire_at) if what.artifacts_expire_at else None,
+        "archived": False,
+        "tag_list": [],
+    }
+
+
+def _bytes_of(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)

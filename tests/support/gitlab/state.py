@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from tests.support.gitlab.pipelines import Pipeline
+
 GUEST, REPORTER, DEVELOPER, MAINTAINER = 10, 20, 30, 40
 
 Files = Mapping[str, "bytes | str"]
@@ -43,9 +45,14 @@ class User:
     username: str
     name: str
     keys: list[SshKey] = field(default_factory=list)
-    active: bool = True
+    state: str = "active"
+    """Or `blocked`, `banned`, `deactivated`, `ldap_blocked`, `blocked_pending_approval`."""
     bot: bool = False
     """A service account, or the user of a project's or group's access token."""
+
+    @property
+    def active(self) -> bool:
+        return self.state == "active"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class CommitFacts:
     author: str
     at: datetime
     executable: frozenset[str]
+    merged: str = ""
+    """The second parent of a commit that merges."""
 
 
 @dataclass(eq=False)
@@ -78,8 +87,8 @@ class Project:
     archived: bool = False
     has_environments: bool = True
     """The feature "Environments" in the project's settings."""
-    pipelines: list[tuple[int, str, str]] = field(default_factory=list)
-    """Id, commit and ref of each, oldest first."""
+    pipelines: list[Pipeline] = field(default_factory=list)
+    """Oldest first."""
 
     @property
     def name(self) -> str:
@@ -180,6 +189,7 @@ class MergeRequest:
     notes: dict[int, Note] = field(default_factory=dict)
     source_deleted: bool = False
     target_branch: str = "main"
+    head_pipeline: Pipeline | None = None
 
     def discussion(self, discussion_id: str) -> list[Note]:
         """Its notes, oldest first; an individual note is one, too."""
@@ -270,6 +280,7 @@ class State:
         message: str = "Change files",
         author: str = "Somebody",
         executable: frozenset[str] | None = None,
+        merged: str = "",
     ) -> str:
         """Store a tree and name it; the name is a SHA-1 like Git's. By default scripts (`#!`) are executable."""
         tree = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
@@ -280,7 +291,7 @@ class State:
         project.commits[sha] = tree
         if executable is None:
             executable = frozenset(name for name, content in tree.items() if content.startswith(b"#!"))
-        project.facts[sha] = CommitFacts(parent, message, author, self.now(), executable)
+        project.facts[sha] = CommitFacts(parent, message, author, self.now(), executable, merged)
         return sha
 
     def branch(self, project: Project, name: str) -> str | None:
@@ -402,10 +413,11 @@ class State:
         if status == "success" and deployment.environment.state != "available":
             deployment.environment.state, deployment.environment.updated_at = "available", self.now()
 
-    def add_pipeline(self, project: Project, sha: str, ref: str) -> int:
-        number = self.next_id()
-        project.pipelines.append((number, sha, ref))
-        return number
+    def add_pipeline(self, project: Project, sha: str, ref: str, source: str = "external") -> Pipeline:
+        now = self.now()
+        made = Pipeline(self.next_id(), len(project.pipelines) + 1, project, sha, ref, source, now, now)
+        project.pipelines.append(made)
+        return made
 
     def add_status(
         self, project: Project, sha: str, name: str, ref: str, pipeline_id: int, author: User
