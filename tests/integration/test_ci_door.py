@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.providers.base import RunResult
+from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
 from tests.support.gitlab.published import misfits
@@ -356,3 +357,49 @@ async def test_gitlab_describes_every_request_that_the_door_makes(yard: CiYard) 
         "jobs", "pipelines", "merge_requests",
     }  # fmt: skip
     assert misfits(asked) == []
+
+
+async def test_stop_on_gitlabs_page_its_job_and_our_own_stop_end_in_peace(yard: CiYard) -> None:
+    await yard.ready()
+    show = Show(yard.server, yard.yard, yard.gitlab, yard.app, yard.alice, yard.bot)
+    await show.settle()
+    pipeline = yard.server.run_pipeline(yard.mr, ["review", "stop"])
+    yard.server.name_environment(pipeline.job("review"), "review/mr-1", on_stop="stop")
+    yard.server.name_environment(pipeline.job("stop"), "review/mr-1", action="stop")
+    yard.server.finish_job(pipeline.job("review"))
+    environment = yard.server.environment(yard.app, "review/mr-1")
+    assert environment
+    yard.server.stop_environment(environment)
+    assert environment.state == "stopping", "GitLab runs the job first"
+    stop = yard.server.start_job(pipeline.job("stop"))
+    assert (await yard.post("/stop", stop)).state == "stopping"
+    await yard.reaches("ended")
+    await show.settle()
+    assert pipeline.job("stop") is stop, "our own stop ran the job no other time"
+    assert (await yard.post("/stop", stop)).state == "none"
+    yard.server.finish_job(stop)
+    await show.settle()
+    assert yard.server.environment(yard.app, "review/mr-1") is None
+    assert await sandboxes_of(yard) == ["ended"]
+
+
+async def test_our_own_stop_does_not_run_the_job_that_would_stop_again(yard: CiYard) -> None:
+    await yard.ready()
+    show = Show(yard.server, yard.yard, yard.gitlab, yard.app, yard.alice, yard.bot)
+    await show.settle()
+    pipeline = yard.server.run_pipeline(yard.mr, ["review", "stop"])
+    yard.server.name_environment(pipeline.job("review"), "review/mr-1", on_stop="stop")
+    stop = pipeline.job("stop")
+    stop.status = "manual"
+    yard.server.finish_job(pipeline.job("review"))
+    assert (await yard.post("/stop", yard.job())).state == "stopping"
+    await yard.reaches("ended")
+    await show.settle()
+    assert (stop.status, pipeline.job("stop")) == ("manual", stop)
+
+
+async def test_a_gitlab_below_a_path_signs_with_that_path_and_shows_its_keys_there(tmp_path: Path) -> None:
+    async with GitLabServer(prefix="/gitlab") as server, a_ci_yard(tmp_path / "state", server=server) as yard:
+        job = yard.job()
+        assert (await yard.get(job)).status == 202
+        assert (await yard.get(yard.token(job, iss=server.url.removesuffix("/gitlab")))).status == 401

@@ -754,3 +754,21 @@ async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: 
         assert (await show.gitlab.me()).id == show.bot.id
     show.server.restore()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    stops = show.stops()
+    show.yard.pass_by(seconds=61)
+    await stops.look()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=1)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "ready"
+    stops.ask_for(show.project.id)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "stopping"

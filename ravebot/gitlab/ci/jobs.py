@@ -20,7 +20,7 @@ from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.transport import Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
-_MOST_OF_A_BRANCH, _MOST_PIPELINES = 20, 200
+_MOST_OF_A_BRANCH, _MOST_PIPELINES = 20, 100
 _PIECE_BYTES = 16 * 1024
 
 
@@ -116,7 +116,7 @@ class CiJobs:
         """Whether GitLab lists a pipeline as the merge request's; of very many only the newest are looked at."""
 
         def ask() -> bool:
-            listed = self._transport.list(f"{mr_address(ref)}/pipelines")
+            listed = self._transport.list(f"{mr_address(ref)}/pipelines", per_page="")
             return any(one.get("id") == pipeline_id for one in islice(listed, _MOST_PIPELINES))
 
         return await in_thread(self._pool, ask)

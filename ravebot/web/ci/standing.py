@@ -59,7 +59,7 @@ def standing(mr: MergeRequest, view: SandboxView | None, why_none: str) -> JobAn
 
 
 def none(mr: MergeRequest, why_none: str, otherwise: str) -> JobAnswer:
-    how = "POST to this address starts one" if not why_none else "a Developer starts one with `/sandbox start`"
+    how = "POST to this address starts one" if not why_none else "A Developer starts one with `/sandbox start`"
     return JobAnswer.of(NONE, state="none", reason=f"{mr.full_ref} has no sandbox: {why_none or otherwise}. {how}")
 
 

@@ -145,12 +145,13 @@ class EnvironmentEndpoints:
 
     async def _stop(self, request: web.Request) -> web.Response:
         """Who may not stop it gets 200 too, and it stays as it is (app/services/environments/stop_service.rb)."""
+        force = (await body_of(request)).get("force") is True
         with self._state.lock:
             project = self._project(request)
             found = self._environment(request, project)
             may = self._state.level(project, self._user(request)) >= DEVELOPER and not found.protected
             if may and found.state != "stopped":
-                self._actions.stop_environment(found)
+                self._actions.stop_environment(found, force=force)
             return web.json_response(entities.environment(self._actions.url, found))
 
     async def _deployments(self, request: web.Request) -> web.Response:
