@@ -528,10 +528,11 @@ async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show:
     assert theirs.external_url == ""
 
 
-async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+async def test_a_deployment_that_is_refused_costs_only_the_deployment(show: Show, status: int) -> None:
     mr, known = await show.open()
     await show.yard.started(known)
-    show.server.fail(403, method="POST", path="deployments")
+    show.server.fail(status, method="POST", path="deployments")
     await show.settle()
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
