@@ -277,6 +277,7 @@ def make_job_routes(
     gitlab: GitLab,
     core: Core,
     look_now: Callable[[int, str], Awaitable[None]],
+    on_answer: Callable[[int], None],
 ) -> JobRoutes:
     """The door for jobs of GitLab's CI. `look_now` has a project compared with GitLab."""
     assert config.gitlab.ci is not None
@@ -291,7 +292,7 @@ def make_job_routes(
         views=core.views,
         look_now=look_now,
     )
-    return JobRoutes(door, JobGate(tokens))
+    return JobRoutes(door, JobGate(tokens), on_answer)
 
 
 def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from ravebot.providers.base import RunResult
+from ravebot.sandboxes.model import MergeRequest as StoredMergeRequest
+from ravebot.store.database import Transaction
 from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
@@ -403,3 +406,55 @@ async def test_a_gitlab_below_a_path_signs_with_that_path_and_shows_its_keys_the
         job = yard.job()
         assert (await yard.get(job)).status == 202
         assert (await yard.get(yard.token(job, iss=server.url.removesuffix("/gitlab")))).status == 401
+
+
+@dataclass
+class Kept:
+    """What was told of images, for a part that believes all of it but one job."""
+
+    told: list[tuple[str, str, int, str, str, str]] = field(default_factory=list)
+
+    def announced(
+        self, tx: Transaction, mr: StoredMergeRequest, sha: str, pipeline_id: int, job: str, path: str, sha256: str
+    ) -> str:
+        assert tx.now
+        if job == "nobody":
+            return "the pipeline has no job nobody: name the one that makes the image"
+        self.told.append((mr.full_ref, sha, pipeline_id, job, path, sha256))
+        return ""
+
+
+async def test_a_job_says_which_file_is_the_image_of_its_own_commit(tmp_path: Path) -> None:
+    kept, digest = Kept(), "ab" * 32
+    async with a_ci_yard(tmp_path / "state", images=kept) as yard:
+        job = yard.job()
+        assert (await yard.post("/image", job)).state == "noted"
+        told = {"job": "build", "path": "image/sandbox.qcow2", "sha256": digest}
+        for body in ({"json": told}, {"data": told}, {"json": told}):
+            assert (await yard.post("/image", job, **body)).status == 200
+        whose = ("group/app!1", yard.mr.sha, job.pipeline.id)
+        assert kept.told == [(*whose, "", "", ""), *[(*whose, "build", "image/sandbox.qcow2", digest)] * 3]
+        refused = await yard.post("/image", job, json={"job": "nobody"})
+        assert (refused.status, "no job nobody" in refused.error) == (422, True)
+        for wrong in ({"path": "../x"}, {"sha256": "1"}, {"url": "http://evil"}, {"job": 7}, ["job"]):
+            assert (await yard.post("/image", job, json=wrong)).status == 400
+        job = yard.job()
+        assert (await yard.post("/image", job, data=b"\xff\xfe")).status == 400
+        assert (await yard.post("/image", job, data=b"[" * 4000)).status == 400
+        assert (await yard.post("/image", job, data=b"x" * 5000)).status == 413
+        yard.server.push(yard.mr, {"more": "code"})
+        assert (await yard.post("/image", job)).status == 409
+        assert len(kept.told) == 4
+
+
+async def test_a_gitlab_that_is_silent_costs_a_job_seconds_and_nobody_else_anything(yard: CiYard) -> None:
+    job = yard.job()
+    assert (await yard.get(job)).status == 202
+    yard.server.drop(path="/jobs/")
+    yard.ticking.seconds += 11
+    asked = asyncio.create_task(yard.get(yard.token(job)))
+    await asyncio.sleep(0.1)
+    assert not asked.done()
+    assert (await yard.stored()).head_sha == yard.mr.sha, "other calls have threads of their own"
+    yard.server.restore()
+    assert (await asked).status in (200, 202, 503)
