@@ -30,6 +30,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.images.pipelines.loop import PipelineImageLoop
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.diffs import RoomDiffs
@@ -156,6 +157,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 *self._environments(),
+                PipelineImageLoop(self.config, self.database, self.core.lifecycle, self.gitlab.pipelines).run(),
                 self.agents.run(),
                 trials.run(),
                 self.hooks.run(),
@@ -302,8 +304,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
-        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled)
         refusals = Refusals(clock)
+        hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
         yield Bot(
             config=config,
             clock=clock,
@@ -319,7 +322,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
-            hooks=HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at),
+            hooks=hooks,
             refusals=refusals,
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),

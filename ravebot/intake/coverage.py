@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ravebot.config.patterns import matches_project
 
@@ -27,6 +27,13 @@ def cover(
         group: frozenset(number for number, path in served if _is_in(path, group)) for group in whole_groups(patterns)
     }
     return {group: ids for group, ids in found.items() if len(ids) >= _FEWEST}
+
+
+def put_off(alone: Sequence[tuple[int, str]], is_heard: Callable[[str], bool], turn: int) -> frozenset[int]:
+    """Of the projects that are asked for one by one, those that a poll leaves to a later one: all that have a right
+    webhook but one, in turn. The polls that ask for everything leave out none."""
+    heard = [number for number, path in sorted(alone, key=lambda one: one[1]) if is_heard(path)]
+    return frozenset(heard) - {heard[turn % len(heard)]} if heard else frozenset()
 
 
 def _is_in(path: str, group: str) -> bool:

@@ -22,7 +22,7 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.transport import TokenRefused
 from ravebot.gitlab.webhook import note_key
-from ravebot.intake.coverage import cover
+from ravebot.intake.coverage import cover, put_off
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.sandboxes.projectfiles import ProjectFiles
@@ -75,13 +75,17 @@ class Poller:
         intents: Intents,
         clock: Clock,
         on_result: Callable[[bool], None],
+        is_heard: Callable[[str], bool] = lambda _path: False,
     ) -> None:
+        """`is_heard`: whether a project's webhook is known to be right."""
         self._config = config
         self._database = database
         self._gitlab = gitlab
         self._intents = intents
         self._clock = clock
         self._on_result = on_result
+        self._is_heard = is_heard
+        self._turn = 0  # of those that are asked for in turn
         self.looked_at: datetime | None = None
         """When the last poll ended, successful or not."""
         self.problem = ""
@@ -186,7 +190,15 @@ class Poller:
             found = await self._group(group, ids, None if again else last.get(group))
             listed |= dict.fromkeys(ids, found) if isinstance(found, GroupListing) else {}
             unseen |= dict.fromkeys(ids, found) if isinstance(found, Unavailable) else {}
+        later = frozenset[int]()
+        if not again:
+            alone = [one for one in projects if one[0] not in listed and one[0] not in unseen]
+            later, self._turn = put_off(alone, self._is_heard, self._turn), self._turn + 1
         for project_id, path in projects:
+            if project_id in later:
+                if why := self.refusals.get(path):
+                    refusals[path] = why
+                continue
             try:
                 if isinstance(error := unseen.get(project_id), Unavailable):
                     raise error
@@ -206,7 +218,9 @@ class Poller:
         def may_be_over(ref: MergeRequestRef) -> bool:
             in_part = (seen := listed.get(ref.project_id)) is not None and not seen.whole
             elsewhere = not again and all(ref.project_id != number for number, _ in projects)
-            return not (in_part or elsewhere or isinstance(unseen.get(ref.project_id), Unavailable))
+            return not (
+                in_part or elsewhere or ref.project_id in later or isinstance(unseen.get(ref.project_id), Unavailable)
+            )
 
         await self._closed(set(filter(may_be_over, missing)))
         for pattern in self._config.gitlab.projects:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from tests.support.crashes import rows
-from tests.support.gitlab import DEVELOPER, MergeRequest, Note, User
+from tests.support.gitlab import DEVELOPER, Job, MergeRequest, Note, User
+from tests.support.pipelinejobs import LocalPipeline
 from tests.support.receivers import SIGNING_KEY
 from tests.support.stage import ROOT, Stage
 from tests.support.synapse import MatrixUser, Message
@@ -79,7 +81,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(reviewer / "id")], check=True)
     (reviewer / "signing-key").write_text(SIGNING_KEY)
     (reviewer / "signing-key").chmod(0o600)
-    changes: dict[str, Any] = {"gitlab": {"drafts": "wait"}}
+    changes: dict[str, Any] = {"gitlab": {"drafts": "wait", "ci": {}}}
     stage = Stage(changes)
     api = f"{stage.host}:{HOOK_PORT + 1}"
     hook = {"url": f"http://{stage.elsewhere}:{HOOK_PORT}/", "signing_key_file": str(reviewer / "signing-key")}
@@ -362,6 +364,62 @@ async def test_programs_do_by_the_api_what_its_page_shows(place: Place, tmp_path
     calls = [json.loads(row["data"])["tool"] for row in rows(stage, "SELECT data FROM events WHERE kind = 'api.call'")]
     assert calls == ["sandbox_start", "run_start", "message_send", "sandbox_extend", "sandbox_stop"]
     assert token not in stage.bot.log.read_text() + done.stdout + done.stderr
+
+
+async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_stop_it(
+    place: Place, tmp_path: Path
+) -> None:
+    """The jobs of `ravebot project init`, run by what others made."""
+    stage, gitlab = place.stage, place.stage.gitlab
+    pipeline = await asyncio.to_thread(LocalPipeline.begin, tmp_path / "app", stage.http)
+    setup = "#!/bin/sh\necho about to fail\nexit 3\n"
+    mr = stage.open_merge_request("With a pipeline", "pipeline", files={".rave/setup": setup})
+    environment = f"review/mr-{mr.iid}"
+
+    def begun(name: str, action: str = "prepare", mr: MergeRequest = mr) -> Job:
+        job = gitlab.run_pipeline(mr, [name]).job(name)
+        gitlab.name_environment(job, f"review/mr-{mr.iid}", action=action)
+        return gitlab.start_job(job)
+
+    async def run(job: Job) -> tuple[str, str]:
+        source = {"CI_PIPELINE_SOURCE": job.pipeline.source, "CI_MERGE_REQUEST_IID": str(mr.iid)}
+        audience = pipeline.expanded(source)[job.name]["id_tokens"]["RAVEBOT_TOKEN"]["aud"]
+        token = {"RAVEBOT_TOKEN": gitlab.id_token(job, audience)}
+        done = await asyncio.to_thread(pipeline.run, job.name, variables={**source, **token})
+        print(done.stdout, done.stderr)
+        (verdict,) = re.findall(rf"^ (PASS|WARN|FAIL) +{job.name}(?: +pre_script)?$", done.stdout, re.MULTILINE)
+        gitlab.finish_job(job, "success" if verdict == "PASS" else "failed")
+        return verdict, done.stdout
+
+    verdict, printed = await run(begun("ravebot:review"))
+    assert verdict == "FAIL"
+    assert re.search(r"\d\d:\d\d:\d\d (queued|starting): ", printed)
+    assert re.search(r"about to fail\n.*The sandbox failed: .*ended with code 3", printed)
+    gitlab.push(mr, {".rave/setup": "#!/bin/sh\n"})
+    verdict, printed = await run(begun("ravebot:review"))
+    assert verdict == "PASS"
+    note = await stage.ready(mr)
+    ssh = next(line for line in note.body.splitlines() if line.startswith("ssh "))
+    assert f"SSH: {ssh}" in printed
+    address = f"{gitlab.url}/group/app/-/merge_requests/{mr.iid}"
+    async with aiohttp.ClientSession() as session, session.get(address) as answer:
+        page = await answer.text()
+    assert f"Deployed to <b>{environment}</b> <a href=" in page
+    assert ">View app</a>" in page
+    stop = begun("ravebot:stop", "stop")
+    verdict, printed = await run(stop)
+    assert (verdict, "The sandbox ends: " in printed) == ("PASS", True)
+    again = gitlab.start_job(gitlab.retry_job(stop))
+    verdict, printed = await run(again)
+    assert (verdict, "there is nothing to stop" in printed) == ("PASS", True)
+    await stage.note_says(mr, "Sandbox ended: ")
+    verdict, printed = await run(begun("ravebot:review", mr=place.draft))
+    assert verdict == "WARN"
+    assert re.search("There is no sandbox of this commit: .* drafts wait for a person", printed)
+    await stage.until(lambda: gitlab.environment(stage.project, environment) is None, 20, "the environment is there")
+    scheduled = gitlab.run_branch_pipeline(stage.project, jobs=["ravebot:clean-up"], source="schedule")
+    verdict, printed = await run(gitlab.start_job(scheduled.job("ravebot:clean-up")))
+    assert (verdict, "ravebot looks at this project's merge requests now." in printed) == ("PASS", True)
 
 
 async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Place) -> None:

@@ -540,6 +540,10 @@ async def test_each_image_that_projects_may_ask_for_is_looked_at(tmp_path: Path)
     missing = machines.named_image(config, "debian-13")
     assert (missing.name, missing.verdict) == ("image debian-13", Verdict.FAILED)
     assert "provider.images.debian-13" in missing.fix
+    images["debian-13"].write_bytes(b"<html>404</html>" * 100)
+    wrong = machines.named_image(config, "debian-13")
+    assert "not a qcow2 image" in wrong.detail
+    assert "qemu-img convert -O qcow2" in wrong.fix
     create = ["qemu-img", "create", "-q", "-f", "qcow2", str(images["debian-13"])]
     subprocess.run([*create, "3G"], check=True)
     assert "larger than sandbox.disk" in machines.named_image(config, "debian-13").detail

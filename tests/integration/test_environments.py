@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -555,13 +556,32 @@ async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(sho
     assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
 
 
-async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show) -> None:
-    show.server.fail(429, 1, retry_after=30, method="POST")
+@pytest.mark.parametrize("status", [409, 500, 502])
+async def test_what_fails_for_a_moment_is_made_once_all_the_same(show: Show, status: int) -> None:
+    for path in ("environments$", "deployments$", "statuses"):
+        show.server.fail(status, 1, method="POST", path=path, after=status != 409)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    for _ in range(4):
+        await show.calm()
+    assert [one.name for one in show.project.environments.values()] == [f"review/mr-{mr.iid}"]
+    assert show.deployments() == [(mr.sha, "success")]
+    assert [one.status for one in show.project.statuses] == ["success"]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show, form: str) -> None:
+    until = show.yard.clock.now() + timedelta(seconds=30)
+    show.server.fail(
+        429, 1, retry_after=30 if form == "seconds" else format_datetime(until, usegmt=True), method="POST"
+    )
     mr, known = await show.open()
     await show.yard.make_ready(known)
     await show.settle()
+    show.yard.pass_by(seconds=28)
+    await show.settle()
     assert show.environment(mr) is None
-    show.yard.pass_by(seconds=31)
+    show.yard.pass_by(seconds=3)
     show.server.fail(401, 1, method="POST")
     await show.settle()
     show.yard.pass_by(seconds=61)

@@ -73,7 +73,8 @@ async def test_every_request_that_ravebot_can_make_is_as_gitlab_describes_it(tmp
             await calls.all_of(
                 GitLab, me=gitlab.me(), own_id=gitlab.own_id(), version=gitlab.version(),
                 project=gitlab.project("group/app"), merge_request=gitlab.merge_request(ref),
-                projects=gitlab.projects(("group/*",)), open_merge_requests=gitlab.open_merge_requests(n),
+                projects=gitlab.projects(("group/*",)), group_merge_requests=gitlab.group_merge_requests("group", None),
+                open_merge_requests=gitlab.open_merge_requests(n),
                 access_level=gitlab.access_level(n, bot.id), user=gitlab.user("ravebot"), is_bot=gitlab.is_bot(bot.id),
                 ssh_keys=gitlab.ssh_keys(bot.id), archive=gitlab.archive(n, sha, tmp_path / "archive", 1 << 20),
                 file=gitlab.file(n, "README.md", sha, 100), branch=gitlab.branch(n, "login"),

@@ -97,6 +97,23 @@ async def test_a_look_takes_one_request_a_project_and_one_more_only_where_a_deli
     assert await asked() == ["hooks"] * 3
 
 
+async def test_a_webhook_counts_as_right_while_its_last_look_found_it_so_and_is_not_old(
+    watch: HookWatch, office: Office
+) -> None:
+    assert watch.is_right("tools/cli")
+    assert not watch.is_right("tools/other")
+    office.gitlab.hooks.hooks = [hook for hook in office.gitlab.hooks.hooks if hook.project_id != office.cli.id]
+    await watch.look(watch.projects())
+    assert (watch.is_right("tools/cli"), watch.is_right("tools/web")) == (False, True)
+    office.gitlab.set_role(office.web, office.bot, DEVELOPER)
+    await watch.look(watch.projects())
+    assert not watch.is_right("tools/web"), "it may not be seen any more"
+    assert isinstance(watch.clock, ManualClock)
+    assert watch.is_right("group/app")
+    watch.clock.advance(timedelta(hours=26))
+    assert not watch.is_right("group/app")
+
+
 async def test_a_secret_that_somebody_changed_is_set_again_once_a_delivery_was_refused_for_it(
     watch: HookWatch, office: Office, refused: dict[str, datetime]
 ) -> None:

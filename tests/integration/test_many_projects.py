@@ -179,6 +179,38 @@ async def test_a_project_that_is_new_in_a_group_is_listed_at_the_next_poll_and_o
     assert await live(desk) == [f"group/new!{mr.iid}"]
 
 
+async def test_projects_that_are_listed_one_by_one_are_polled_in_turn_while_their_webhooks_are_right(
+    tmp_path: Path,
+) -> None:
+    paths = ["group/app", "tools/one", "tools/two", "tools/three"]
+    heard = {"tools/one", "tools/two"}
+    async with a_desk(tmp_path) as made:
+        config = made.world.config
+        config = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"projects": tuple(paths)})})
+        world = made.world
+        made.poller = Poller(
+            config, world.database, made.gitlab, world.intents, world.clock, lambda _: None, heard.__contains__
+        )
+        projects = {made.project.path: made.project} | {path: new_project(made, path) for path in paths[1:]}
+
+        async def polled(*, again: bool = False) -> list[str]:
+            asked = await asked_by(made, again=again)
+            return [path for path in paths if f"/projects/{projects[path].id}/merge_requests" in asked]
+
+        assert await polled(again=True) == paths
+        mr = opened_in(made, projects["tools/two"])
+        assert await polled() == ["group/app", "tools/one", "tools/three"]
+        assert await live(made) == []
+        assert await polled() == ["group/app", "tools/two", "tools/three"]
+        assert await live(made) == ["tools/two!1"]
+        made.server.merge(mr)
+        assert await polled() == ["group/app", "tools/one", "tools/three"]
+        assert await live(made) == ["tools/two!1"], "what is not looked at is not over"
+        heard.clear()
+        assert await polled() == paths
+        assert await live(made) == []
+
+
 async def test_the_requests_about_groups_are_as_gitlab_describes_them(desk: Desk) -> None:
     published()
     some_projects(desk, 2)

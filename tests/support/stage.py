@@ -309,6 +309,8 @@ class Stage:
         }
         for section, values in (*self._machine.items(), *self._changes.items()):
             config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+        if "ci" in config["gitlab"]:
+            config["gitlab"]["ci"] = {"audience": self.http, **config["gitlab"]["ci"]}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.gitlab.add_hook(self.project, f"{self.http}/webhooks/gitlab", secret_token="correct horse battery")
 

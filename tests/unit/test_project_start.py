@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ravebot.config.repository import read_project_file
+from ravebot.config.repository import ProjectFile, read_project_file
 from ravebot.operations.projects.starting import (
     EXAMPLE_URL,
     JOBS,
@@ -95,5 +96,10 @@ def test_the_address_may_have_a_port_and_a_path() -> None:
     assert checked_url(EXAMPLE_URL) == EXAMPLE_URL
 
 
-def test_the_project_file_is_right_as_it_is() -> None:
-    read_project_file(template(PROJECT_FILE).encode())
+def test_the_project_file_is_right_as_it_is_and_with_every_line_that_it_offers() -> None:
+    text = template(PROJECT_FILE)
+    assert read_project_file(text.encode()) == ProjectFile()
+    every = read_project_file(re.sub("^#(?! [A-Z`])", "", text, flags=re.MULTILINE).encode())
+    assert every.model_fields_set == set(ProjectFile.model_fields) - {"image", "agent"}
+    assert every.image_job
+    assert every.image_job.job == "ravebot:build"

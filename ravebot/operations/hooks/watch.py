@@ -109,6 +109,12 @@ class HookWatch:
     projects: Callable[[], Sequence[ServedProject]]
     refused_at: Callable[[], datetime | None] = lambda: None
     _looked_at: dict[str, datetime] = field(default_factory=dict)
+    _right_at: dict[str, datetime] = field(default_factory=dict)
+
+    def is_right(self, path: str) -> bool:
+        """Whether the project's webhook was right at its last look, a day ago at most."""
+        at = self._right_at.get(path)
+        return at is not None and not is_due(at, LATEST + LOOK_EVERY, self.clock.now())
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -137,6 +143,9 @@ class HookWatch:
                 (after,) = await registry.install(self.loaded, projects=[found.project])
                 log.warning("webhook was mended" if after.ok else "webhook can't be mended", project=found.project,
                             was=found.detail, result=after.detail)  # fmt: skip
+            self._right_at.pop(found.project, None)
+            if after.condition is HookCondition.RIGHT:
+                self._right_at[found.project] = now
             await self.database.write(partial(self._keep, found=found, after=after))
 
     def _keep(self, tx: Transaction, found: HookState, after: HookState) -> None:

@@ -222,6 +222,8 @@ class EnvironmentEndpoints:
                 raise Refusal(400, "state does not have a valid value", "error")
             if len(str(body.get("description") or "")) > 255 or len(str(body.get("target_url") or "")) > 255:
                 return error(400, {"description": ["is too long (maximum is 255 characters)"]})
+            if "target_url" in body and urlsplit(str(body["target_url"])).scheme not in ("http", "https"):
+                return error(400, {"target_url": ["is blocked: Only allowed schemes are http, https"]})
             ref = str(body.get("ref") or self._branch_of(project, sha))
             pipeline_id = body.get("pipeline_id")
             of_it = [one.id for one in project.pipelines if (one.sha, one.ref) == (sha, ref)]

@@ -1,0 +1,241 @@
+"""The jobs that `ravebot project init` writes: valid for GitLab, and what they do with what ravebot answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ravebot.operations.projects.starting import JOBS, PIPELINE, template
+from tests.support.pipelinejobs import OF_A_MERGE_REQUEST, LocalPipeline
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "eyJ0.of-a.job"
+STILL = (202, "state=starting\nwaits=its machine starts\n")
+READY = (
+    200,
+    "state=ready\nurl=https://s.example.org:3000/\nssh=ssh -p 2200 alice@s.example.org\nexpires=2026-11-28\n",
+)
+NONE = (404, "state=none\nreason=group/app!42 has no sandbox: this is a draft\n")
+FAILED = (
+    422,
+    "state=failed\nreason=the sandbox of group/app!42 failed: set-up ended with 3\nlog=make: gone\nlog=bye\n",
+)
+SCHEDULED = {"CI_PIPELINE_SOURCE": "schedule"}
+
+
+@dataclass
+class Answers:
+    """A server that answers as it is told, in that order, the last one for ever; by method and path below /ci/."""
+
+    told: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    url: str = ""
+
+    def next(self, what: str, authorization: str, body: str) -> tuple[int, str]:
+        self.asked.append((what, authorization, body))
+        answers = self.told.get(what, [NONE])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+@pytest.fixture
+def answers() -> Iterator[Answers]:
+    known = Answers()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            what = f"{self.command} {self.path.partition('/ci/')[2]}"
+            status, text = known.next(what, self.headers.get("Authorization", ""), body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_GET = do_POST = _answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        known.url = f"http://127.0.0.1:{server.server_address[1]}/rave"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield known
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> LocalPipeline:
+    return LocalPipeline.begin(tmp_path_factory.mktemp("checkout") / "app", "https://rave.example.org")
+
+
+@pytest.fixture(scope="module")
+def jobs(pipeline: LocalPipeline) -> dict[str, Any]:
+    return pipeline.expanded(OF_A_MERGE_REQUEST)
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    printed: str
+    arguments: str  # those of each curl
+    dotenv: str
+
+
+def run_job(jobs: dict[str, Any], name: str, shell: tuple[str, ...], answers: Answers, folder: Path) -> Ran:
+    """As a runner does: the lines of `before_script` and `script` in one shell; its curl notes its arguments."""
+    job, tools = jobs[name], folder / "bin"
+    tools.mkdir()
+    noted, curl = folder / "arguments", shutil.which("curl")
+    (tools / "curl").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{noted}\nexec {curl} "$@"\n')
+    (tools / "curl").chmod(0o755)
+    done = subprocess.run(
+        [*shell, "-c", "\n".join((*job["before_script"], *job["script"]))],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        env={
+            "PATH": f"{tools}:{os.environ['PATH']}", "RAVEBOT_CI": f"{answers.url}/api/v1/ci", "RAVEBOT_TOKEN": TOKEN,
+        },
+    )  # fmt: skip
+    dotenv = folder / "ravebot.env"
+    return Ran(
+        done.returncode,
+        done.stdout + done.stderr,
+        noted.read_text() if noted.exists() else "",
+        dotenv.read_text() if dotenv.exists() else "",
+    )
+
+
+def test_gitlab_s_schema_takes_every_file_also_with_the_example_of_a_build(tmp_path: Path) -> None:
+    header, _, plain = template(JOBS).partition("\n---\n")
+    example = re.sub(r"^#(ravebot:build:|  .*)$", r"\1", plain, flags=re.MULTILINE)
+    assert list(yaml.safe_load(example))[:2] == [".ravebot", "ravebot:build"]
+    written = {"header": header, "jobs": plain, "example": example, "own": template(PIPELINE)}
+    for name, text in written.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+
+    def check(*names: str) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / "check-jsonschema"
+        schema = ("--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci")
+        given = [str(tmp_path / f"{name}.yml") for name in names]
+        return subprocess.run([program, *schema, *given], capture_output=True, text=True, check=False)
+
+    done = check(*written)
+    assert done.returncode == 0, done.stdout
+    (tmp_path / "wrong.yml").write_text(plain.replace("action: stop", "action: end"))
+    done = check("wrong")
+    assert done.returncode == 1
+    assert "ravebot:stop" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (OF_A_MERGE_REQUEST, ["ravebot:review", "ravebot:stop"]),
+        ({**OF_A_MERGE_REQUEST, "CI_MERGE_REQUEST_EVENT_TYPE": "merge_train"}, []),
+        ({"CI_PIPELINE_SOURCE": "push"}, []),
+        (SCHEDULED, ["ravebot:clean-up"]),
+    ],
+)
+def test_a_pipeline_has_only_the_jobs_that_are_meant_for_it(
+    pipeline: LocalPipeline, variables: dict[str, str], expected: list[str]
+) -> None:
+    done = pipeline.run("--list-csv", variables=variables)
+    assert [line.partition(";")[0] for line in done.stdout.splitlines() if line.startswith("ravebot:")] == expected
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+def test_a_review_waits_says_what_it_waits_for_once_and_leaves_the_address(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    answers.told = {"POST sandbox": [STILL], "GET sandbox?wait=20": [STILL, STILL, READY]}
+    ran = run_job(jobs, "ravebot:review", shell, answers, tmp_path)
+    assert ran.code == 0, ran.printed
+    assert ran.printed.count("starting: its machine starts") == 1
+    assert "Web: https://s.example.org:3000/\nSSH: ssh -p 2200 alice@s.example.org\nIt ends: 2026-" in ran.printed
+    assert ran.dotenv == "RAVEBOT_URL=https://s.example.org:3000/\n"
+    assert [what for what, _, _ in answers.asked] == ["POST image", "POST sandbox", *["GET sandbox?wait=20"] * 3]
+    assert {authorization for _, authorization, _ in answers.asked} == {f"Bearer {TOKEN}"}
+    assert ran.arguments.count("\n") == 5
+    assert TOKEN not in ran.arguments + ran.printed
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("answer", "code", "says"),
+    [
+        (FAILED, 1, "make: gone\nbye\nThe sandbox failed: the sandbox of group/app!42 failed: set-up ended with 3"),
+        (NONE, 75, "There is no sandbox of this commit: group/app!42 has no sandbox: this is a draft"),
+        ((409, "state=overtaken\nreason=newer\n"), 75, "There is no sandbox of this commit: newer"),
+        ((401, "error=the token is too old\n"), 1, "ravebot does not tell: the token is too old"),
+        ((500, "<h1>Oops</h1>"), 1, "ravebot does not tell: http://"),
+    ],
+)
+def test_a_review_ends_with_the_reason(
+    jobs: dict[str, Any],
+    answers: Answers,
+    tmp_path: Path,
+    shell: tuple[str, ...],
+    answer: tuple[int, str],
+    code: int,
+    says: str,
+) -> None:
+    answers.told = {"POST sandbox": [STILL], "GET sandbox?wait=20": [answer]}
+    ran = run_job(jobs, "ravebot:review", shell, answers, tmp_path)
+    assert (ran.code, ran.dotenv) == (code, "")
+    assert says in ran.printed
+    assert jobs["ravebot:review"]["allow_failure"] == {"exit_codes": [75]}
+
+
+def test_a_job_asks_again_while_ravebot_is_away(jobs: dict[str, Any], answers: Answers, tmp_path: Path) -> None:
+    answers.told = {"POST stop": [(503, "error=later\n"), (200, "state=stopping\nmessage=it ends\n")]}
+    ran = run_job(jobs, "ravebot:stop", ("dash",), answers, tmp_path)
+    assert (ran.code, ran.printed) == (0, "The sandbox ends: it ends\n")
+
+
+def test_a_stop_and_a_clean_up_that_are_refused_fail_with_the_reason(
+    jobs: dict[str, Any], answers: Answers, pipeline: LocalPipeline, tmp_path: Path
+) -> None:
+    refused = (403, "error=GitLab says that job 3 is success\n")
+    answers.told = {"POST stop": [refused], "POST reconcile": [refused]}
+    (tmp_path / "stop").mkdir()
+    ran = run_job(jobs, "ravebot:stop", ("dash",), answers, tmp_path / "stop")
+    assert (ran.code, ran.printed) == (1, "The sandbox was not stopped: GitLab says that job 3 is success\n")
+    (tmp_path / "clean").mkdir()
+    ran = run_job(pipeline.expanded(SCHEDULED), "ravebot:clean-up", ("dash",), answers, tmp_path / "clean")
+    assert (ran.code, ran.printed) == (1, "ravebot does not take it: GitLab says that job 3 is success\n")
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+def test_a_build_announces_its_file_with_its_digest(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "sandbox.qcow2").write_bytes(b"QFI\xfb")
+    answers.told = {"POST image": [(200, "state=noted\nmessage=it is known\n")]}
+    build = {**jobs["ravebot:review"], "script": ["CI_JOB_NAME=ravebot:build", "announce image/sandbox.qcow2"]}
+    ran = run_job({"build": build}, "build", shell, answers, tmp_path)
+    assert (ran.code, ran.printed) == (0, "Image: it is known\n")
+    ((_, _, body),) = answers.asked
+    digest = hashlib.sha256(b"QFI\xfb").hexdigest()
+    assert json.loads(body) == {"job": "ravebot:build", "path": "image/sandbox.qcow2", "sha256": digest}
+
+
+def test_without_an_id_token_the_job_says_what_is_missing(pipeline: LocalPipeline) -> None:
+    done = pipeline.run("ravebot:stop", variables=OF_A_MERGE_REQUEST)
+    assert "GitLab gave this job no ID token: id_tokens needs GitLab 15.7 or newer" in done.stdout
