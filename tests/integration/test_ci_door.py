@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.providers.base import RunResult
 from ravebot.sandboxes.model import MergeRequest as StoredMergeRequest
+from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
 from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
 from tests.support.gitlab.published import misfits
+from tests.support.records import make_config
 from tests.support.yard import HOW_A_JOB_GOES
 
 pytestmark = pytest.mark.integration
@@ -458,3 +461,22 @@ async def test_a_gitlab_that_is_silent_costs_a_job_seconds_and_nobody_else_anyth
     assert (await yard.stored()).head_sha == yard.mr.sha, "other calls have threads of their own"
     yard.server.restore()
     assert (await asked).status in (200, 202, 503)
+
+
+async def test_what_a_job_says_of_its_image_is_there_for_the_sandbox_that_waits_for_it(tmp_path: Path) -> None:
+    where = {"pipeline_images": {"folder": str(tmp_path / "images")}}
+    config = make_config(tmp_path, provider=where)
+    async with a_ci_yard(tmp_path / "state", images=AnnouncedImages(config), provider=where) as yard:
+        without = await yard.post("/image", yard.job())
+        assert (without.status, "image_job" in without.error) == (422, True)
+        yard.server.push(yard.mr, {".rave.yml": "image_job: build\n"})
+        job = yard.job()
+        told = {"job": "make", "path": "out/disk.qcow2", "sha256": "0" * 64}
+        assert [(await yard.post("/image", job, json=told)).status for _ in range(2)] == [200, 200]
+        stored = await yard.stored()
+        kept = await yard.yard.read(lambda tx: pipeline_images.get(tx, stored.ref, yard.mr.sha))
+        assert kept
+        assert (kept.pipeline_id, kept.announced_job, kept.announced_path) == (
+            job.pipeline.id, "make", "out/disk.qcow2",
+        )  # fmt: skip
+        assert (await yard.get(job)).state == "queued"
