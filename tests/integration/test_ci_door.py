@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
 from tests.support.gitlab.published import misfits
-from tests.support.records import make_config
+from tests.support.records import BY_ALICE, make_config
 from tests.support.yard import HOW_A_JOB_GOES
 
 pytestmark = pytest.mark.integration
@@ -145,7 +146,8 @@ async def test_a_job_starts_at_most_one_sandbox_however_often_it_asks(yard: CiYa
     assert [one.status for one in again] == [202, 202, 202]
     assert await sandboxes_of(yard) == ["ended", "queued"]
     await yard.post("/stop", later)
-    assert (await yard.post("/sandbox", later)).status == 404, "it had its one"
+    refused = await yard.post("/sandbox", later)
+    assert (refused.status, "run the job again" in refused.reason) == (404, True), "it had its one"
     assert await sandboxes_of(yard) == ["ended", "ended"]
     recorded = await yard.yard.log("api.call")
     assert [(one["tool"], one["job"]) for one in recorded] == [
@@ -480,3 +482,32 @@ async def test_what_a_job_says_of_its_image_is_there_for_the_sandbox_that_waits_
             job.pipeline.id, "make", "out/disk.qcow2",
         )  # fmt: skip
         assert (await yard.get(job)).state == "queued"
+
+
+async def test_what_a_person_stops_while_a_job_runs_the_job_does_not_start_again(yard: CiYard) -> None:
+    await yard.ready()
+    yard.yard.pass_by(seconds=60)
+    job = yard.job()
+    job.started_at = yard.yard.clock.now()
+    yard.yard.pass_by(seconds=10)
+    mr = await yard.yard.mr(await yard.stored())
+    await yard.yard.write(lambda tx: yard.yard.intents.stop(tx, mr, BY_ALICE))
+    await yard.reaches("ended")
+    refused = await yard.post("/sandbox", job)
+    assert (refused.status, "was stopped. A job starts at most one" in refused.reason) == (404, True)
+    again = yard.job()
+    again.started_at = yard.yard.clock.now() + timedelta(seconds=6)
+    assert (await yard.post("/sandbox", again)).status == 202, "the job was run again"
+
+
+async def test_an_older_gitlab_tells_of_a_forks_job_with_the_project_that_the_request_names(yard: CiYard) -> None:
+    fork = yard.server.add_project("mallory/app")
+    mr = yard.server.open_merge_request(fork, yard.server.add_user("mallory"), "From afar", fork_of=yard.app)
+    job = yard.job(mr, by=yard.alice)
+    token = yard.token(job, job_project_id=None, job_project_path=None)
+    assert (await yard.get(token)).status == 403, "the fork is all that the token names"
+    for project, status in ((yard.app.id, 404), (fork.id, 403), ("x", 403), (0, 403)):
+        assert (await yard.get(token, headers={"X-Project-Id": str(project)})).status == status
+        yard.ticking.seconds += 11
+    lying = yard.token(yard.job(), job_project_id=str(fork.id), job_project_path="mallory/app")
+    assert (await yard.get(lying, headers={"X-Project-Id": str(yard.app.id)})).status == 403, "newer ones are sure"

@@ -170,12 +170,14 @@ class JobDoor:
         mr = merge_requests.get(tx, place.mr.ref)
         assert mr  # it was reported
         fits = mr.head_sha == place.mr.head_sha and mr.state == "opened" and standing.unapproved(mr) is None
-        latest = sandboxes.latest(tx, mr.ref)
-        if fits and not sandboxes.current(tx, mr.ref) and not self._gate(tx, mr) and not _started_by(place, latest):
-            outcome = self.intents.start(tx, mr, _actor(place))
-            self._record(tx, place, "start")
-            return self._stands(tx, place.mr).also(message=outcome.message)
-        return self._stands(tx, place.mr)
+        answer = self._stands(tx, place.mr)
+        if not fits or sandboxes.current(tx, mr.ref) or self._gate(tx, mr):
+            return answer
+        if _had_one(tx, place):
+            return standing.had_one(answer)
+        outcome = self.intents.start(tx, mr, _actor(place))
+        self._record(tx, place, "start")
+        return self._stands(tx, place.mr).also(message=outcome.message)
 
     def _stop(self, tx: Transaction, place: JobPlace) -> JobAnswer:
         mr, ref = merge_requests.get(tx, place.mr.ref), place.mr.full_ref
@@ -216,8 +218,13 @@ def _differs(stored: MergeRequest, told: MergeRequest) -> bool:
     return (stored.head_sha, stored.state, stored.draft, set(stored.labels)) != decisive
 
 
-def _started_by(place: JobPlace, latest: Sandbox | None) -> bool:
-    """Whether the newest sandbox is of the job's time: then the job gets no other, however often it asks."""
+def _had_one(tx: Transaction, place: JobPlace) -> bool:
+    """Whether a sandbox was there in the job's time that was not ending already: then the job gets no other, however
+    often it asks, and what a person has stopped meanwhile stays so."""
+    latest, began = sandboxes.latest(tx, place.mr.ref), place.job.started_at
     if latest is None:
         return False
-    return place.job.started_at is None or latest.created_at >= place.job.started_at - _CLOCKS_DIFFER
+    if began is None or latest.created_at >= began - _CLOCKS_DIFFER:
+        return True
+    ends = [one.at for one in events.of_sandbox(tx, latest.id) if one.kind is EventKind.SANDBOX_STOPPING]
+    return bool(ends) and ends[-1] >= began - _CLOCKS_DIFFER

@@ -63,6 +63,14 @@ def none(mr: MergeRequest, why_none: str, otherwise: str) -> JobAnswer:
     return JobAnswer.of(NONE, state="none", reason=f"{mr.full_ref} has no sandbox: {why_none or otherwise}. {how}")
 
 
+def had_one(answer: JobAnswer) -> JobAnswer:
+    """The same, for a job that may not start another."""
+    if answer.status != NONE:
+        return answer
+    why = answer.said["reason"].partition(". POST ")[0]
+    return JobAnswer.of(NONE, state="none", reason=f"{why}. A job starts at most one: run the job again for another")
+
+
 def _ready(view: SandboxView, sha: str) -> JobAnswer:
     sandbox = view.sandbox
     if sandbox.is_kept:
