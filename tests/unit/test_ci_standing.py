@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ravebot.sandboxes.model import EndReason, MergeRequest, SandboxState, Stage, StageResult
+from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequest, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import Access, SandboxView
 from ravebot.web.ci import standing
 from ravebot.web.ci.answers import JobAnswer
@@ -62,6 +62,8 @@ def test_a_ready_one_says_how_to_get_in() -> None:
     assert answer.said["url"] == "https://sandboxes.example.org:43000/"
     assert answer.said["ssh"] == "ssh -o HostKeyAlias=rave-test -p 42200 rave@sandboxes.example.org"
     assert answer.said["sha"] == A
+    without_keys = heard(ready(notice=NO_KEYS))
+    assert (without_keys.status, without_keys.said["trouble"]) == (200, NO_KEYS)
     assert "url" not in heard(replace(ready(), access=replace(ACCESS, web_scheme=None))).said
 
 

@@ -79,7 +79,7 @@ def _ready(view: SandboxView, sha: str) -> JobAnswer:
         return _coming(view, f"it takes commit {sha[:8]} next")
     if sandbox.stage is not None:
         return _coming(view, f"it takes commit {sha[:8]}, and is at: {sandbox.stage.value}")
-    if sandbox.notice:
+    if sandbox.update_failed:
         return _failed(view, sandbox.notice)
     access = view.access
     if access is None or sandbox.running_sha != sha:
@@ -91,7 +91,7 @@ def _ready(view: SandboxView, sha: str) -> JobAnswer:
         ssh=access.ssh_command,
         sha=sha,
         expires=sandbox.expires_at.isoformat(timespec="seconds") if sandbox.expires_at else "",
-        trouble=view.trouble.words if view.trouble else "",
+        trouble=view.trouble.words if view.trouble else sandbox.notice,
         environment=view.environment_url or "",
     )
 
