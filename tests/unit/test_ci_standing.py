@@ -70,18 +70,30 @@ def test_a_ready_one_says_how_to_get_in() -> None:
 @pytest.mark.parametrize(
     "failed",
     [
-        view(SandboxState.READY, end_reason=EndReason.FAILED, end_detail="setup failed at /var/lib/x"),
-        view(SandboxState.ENDED, end_reason=EndReason.FAILED, end_detail="setup failed at /var/lib/x"),
-        view(SandboxState.STOPPING, end_reason=EndReason.LOST, end_detail="setup failed at /var/lib/x"),
-        ready(notice="setup failed at /var/lib/x"),
+        view(
+            SandboxState.READY,
+            end_reason=EndReason.FAILED,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        view(
+            SandboxState.ENDED,
+            end_reason=EndReason.FAILED,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        view(
+            SandboxState.STOPPING,
+            end_reason=EndReason.LOST,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        ready(notice="setup: see https://gitlab.example.org/group/app/-/jobs/7"),
     ],
 )
-def test_a_failed_one_says_why_with_the_end_of_the_output_and_no_path_of_the_host(failed: SandboxView) -> None:
+def test_a_failed_one_says_why_with_the_end_of_the_output(failed: SandboxView) -> None:
     output = "".join(f"line {number}\n" for number in range(100)) + "\x1b[31mlast\x1b[0m\n"
     stages = (StageResult(Stage.SETUP, ok=False, seconds=1, tail=output),)
     answer = heard(replace(failed, stages=stages))
     assert (answer.status, answer.said["state"]) == (422, "failed")
-    assert answer.said["reason"].endswith("failed: setup failed at …")
+    assert answer.said["reason"].endswith("failed: setup: see https://gitlab.example.org/group/app/-/jobs/7")
     assert (len(answer.log), answer.log[-1]) == (30, "last")
 
 

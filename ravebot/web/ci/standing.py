@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from ravebot.sandboxes.model import EndReason, MergeRequest, SandboxState
-from ravebot.sandboxes.view import SandboxView, in_words, without_paths, without_terminal_codes
+from ravebot.sandboxes.view import SandboxView, in_words, without_terminal_codes
 from ravebot.web.ci.answers import JobAnswer
 
 READY, COMING, NONE, OVERTAKEN, FAILED = 200, 202, 404, 409, 422
@@ -102,7 +102,7 @@ def _coming(view: SandboxView, waits: str) -> JobAnswer:
 
 def _failed(view: SandboxView, why: str) -> JobAnswer:
     """With the end of what the failed stage printed."""
-    reason = without_paths(why) or "its machine is lost"
+    reason = why or "its machine is lost"
     failed = next((one for one in reversed(view.stages) if not one.ok), None)
     answer = JobAnswer.of(FAILED, state="failed", reason=f"the sandbox of {view.mr.full_ref} failed: {reason}")
     return answer.with_log(without_terminal_codes(failed.tail)) if failed else answer
