@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -511,3 +512,14 @@ async def test_an_older_gitlab_tells_of_a_forks_job_with_the_project_that_the_re
         yard.ticking.seconds += 11
     lying = yard.token(yard.job(), job_project_id=str(fork.id), job_project_path="mallory/app")
     assert (await yard.get(lying, headers={"X-Project-Id": str(yard.app.id)})).status == 403, "newer ones are sure"
+
+
+async def test_a_job_that_waits_does_not_hold_up_the_end_of_ravebot(tmp_path: Path) -> None:
+    async with GitLabServer() as server, a_ci_yard(tmp_path / "state", server=server) as yard:
+        waiting = asyncio.create_task(yard.get(yard.job(), "?wait=25"))
+        while not await sandboxes_of(yard):
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await yard.stop_serving()
+        assert time.monotonic() - began < 3
+        assert (await waiting).status == 202

@@ -8,6 +8,7 @@ at its project now.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -89,10 +90,10 @@ class JobDoor:
     look_now: Callable[[int, str], Awaitable[None]]
     images: ImageNews | None = None
 
-    async def look(self, caller: JobCaller, wait_seconds: float = 0) -> JobAnswer:
-        """How the sandbox stands; waits so long while it is on its way."""
+    async def look(self, caller: JobCaller, wait_seconds: float, ends: asyncio.Event) -> JobAnswer:
+        """How the sandbox stands; waits so long while it is on its way, but no longer once ravebot `ends`."""
         again, answer = LookAgain(wait_seconds), await self._look(caller)
-        while answer.status == standing.COMING and await again.wait():
+        while answer.status == standing.COMING and not ends.is_set() and await again.wait():
             answer = await self._look(caller)
         return answer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import structlog
@@ -35,8 +35,10 @@ class JobRoutes:
     gate: JobGate
     on_answer: Callable[[int], None] = lambda _: None
     """Called with the status of each answer."""
+    _ends: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add_to(self, app: web.Application) -> None:
+        app.on_shutdown.append(self._end)
         routes = app.router
         routes.add_get(f"{PREFIX}/sandbox", self._route(self._look, acts=False))
         routes.add_post(f"{PREFIX}/sandbox", self._route(self._start))
@@ -82,12 +84,16 @@ class JobRoutes:
 
         return handle
 
+    async def _end(self, _: web.Application) -> None:
+        """Jobs that wait must not hold up the end of ravebot: they ask again."""
+        self._ends.set()
+
     async def _look(self, request: web.Request, caller: JobCaller) -> JobAnswer:
         given = request.query.get("wait", "0")
         if not given.isdecimal() or len(given) > 3 or int(given) > LONGEST_WAIT_SECONDS:
             why = f"wait is a number of seconds, at most {LONGEST_WAIT_SECONDS}: correct the request"
             return JobAnswer.error(400, why)
-        return await self.door.look(caller, int(given))
+        return await self.door.look(caller, int(given), self._ends)
 
     async def _start(self, _: web.Request, caller: JobCaller) -> JobAnswer:
         return await self.door.start(caller)
