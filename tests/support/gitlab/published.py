@@ -86,7 +86,8 @@ def _misfits(request: Request) -> Iterator[str]:
         return
     parameters = operation.get("parameters", [])
     allowed = {one["name"]: one for one in parameters if one["in"] == "query"}
-    for name, value in parse_qsl(request.query):
+    for written, value in parse_qsl(request.query):
+        name = written.removesuffix("[]")  # one of several values
         if name not in allowed:
             yield f"takes no query {name}"
         elif value not in map(str, allowed[name].get("enum", [value])):
