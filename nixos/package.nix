@@ -32,6 +32,7 @@ python3Packages.buildPythonApplication {
   dependencies = with python3Packages; [
     aiohttp
     asyncssh
+    cryptography
     defusedxml
     h11
     libvirt
@@ -42,6 +43,7 @@ python3Packages.buildPythonApplication {
     prometheus-client
     psutil
     pydantic
+    pyjwt
     python-gitlab
     pyyaml
     rich

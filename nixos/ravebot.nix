@@ -47,7 +47,11 @@ let
   credentials = "/run/credentials/ravebot.service";
   credential = name: if cfg.secrets.${name} == null then null else "${credentials}/${name}";
 
-  written = builtins.toJSON (lib.filterAttrsRecursive (_: value: value != null) cfg.settings);
+  set = lib.filterAttrsRecursive (_: value: value != null) cfg.settings;
+  # A section `gitlab.ci` opens a door, also an empty one.
+  written = builtins.toJSON (
+    set // { gitlab = lib.filterAttrs (name: value: name != "ci" || value != { }) set.gitlab; }
+  );
 
   # JSON is YAML. ravebot checks it when the system is built, with a placeholder for each secret.
   configFile =

@@ -121,6 +121,10 @@ in
     };
     environments = key types.bool true "Whether GitLab's environments page shows each sandbox, with a stop button.";
     commit_status = key types.bool true "Whether commits get the status `ravebot/sandbox`.";
+    ci = {
+      audience = optional types.nonEmptyStr "Opens the door for CI jobs: the `aud` that their tokens have, ravebot's address.";
+      issuer = optional url "The address that GitLab writes into jobs' tokens, if that is not `url`.";
+    };
     webhook = {
       secret_token_file = secretFile "gitlabWebhook";
       signing_token_file = secretFile "gitlabWebhookSigning";

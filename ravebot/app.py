@@ -73,6 +73,7 @@ from ravebot.parts import (
     make_core,
     make_firewall,
     make_gitlab,
+    make_job_routes,
     make_models,
     make_provider,
 )
@@ -110,6 +111,8 @@ class Bot:
     secrets: WebhookSecrets
     agents: AgentParts
     hooks: HookWatch
+    refusals: Refusals  # of webhooks
+    stops: EnvironmentStops
 
     async def run(self) -> None:
         """Run every loop until cancelled."""
@@ -184,8 +187,8 @@ class Bot:
         """What shows sandboxes in GitLab beside the note."""
         lifecycle, calls = self.core.lifecycle, self.gitlab.environments
         steps = EnvironmentSteps(self.config, calls)
-        loop = EnvironmentLoop(self.database, self.core.views, lifecycle.journal, steps)
-        return loop.run(), EnvironmentStops(self.config, self.database, calls, lifecycle, self.clock).run()
+        loop = EnvironmentLoop(self.database, self.core.views, lifecycle, steps)
+        return loop.run(), self.stops.run()
 
     def _http_app(self) -> aiohttp_web.Application:
         async def accept(delivery: WebhookDelivery) -> bool:
@@ -201,22 +204,32 @@ class Bot:
                 urgent=True,
             )
 
-        refusals = Refusals(self.clock)
         readiness = Readiness(
             config=self.config,
             clock=self.clock,
             database=self.database,
             chat=self.chat,
             gitlab=self.gitlab,
-            webhooks=refusals,
+            webhooks=self.refusals,
             poller=self.poller,
             core=self.core,
             provider=self.provider,
             firewall=self.firewall,
             targets=TARGETS,
         )
-        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, refusals)
-        return make_app(handler, readiness.checks(), self.metrics)
+        handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, self.refusals)
+        return make_app(handler, readiness.checks(), self.metrics, add_more=self._job_routes)
+
+    def _job_routes(self, app: aiohttp_web.Application) -> None:
+        """Open the door for jobs of GitLab's CI, where the configuration has one."""
+
+        async def look_now(project_id: int, path: str) -> None:
+            self.poller.ask_for(project_id, path)
+            self.stops.ask_for(project_id)
+
+        if self.config.gitlab.ci is not None:
+            routes = make_job_routes(self.config, self.clock, self.database, self.gitlab, self.core, look_now)
+            routes.add_to(app)
 
     async def _watch_provider(self) -> None:
         async for event in self.provider.events():
@@ -290,6 +303,9 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             database=database,
             metrics=metrics,
         )
+        refusals = Refusals(clock)
+        hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
         yield Bot(
             config=config,
             clock=clock,
@@ -300,12 +316,14 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             gitlab=gitlab,
             core=core,
             people=people,
-            poller=Poller(config, database, gitlab, core.intents, clock, metrics.polled),
+            poller=poller,
             chat=chat,
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
-            hooks=HookWatch(loaded, database, clock),
+            hooks=hooks,
+            refusals=refusals,
+            stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from ravebot import logs
@@ -42,7 +42,11 @@ from ravebot.clock import Clock
 from ravebot.config.file import LoadedConfig
 from ravebot.config.model import Config
 from ravebot.config.secrets import signing_key
+from ravebot.gitlab.ci.keys import JobKeys
+from ravebot.gitlab.ci.places import JobPlaces
+from ravebot.gitlab.ci.tokens import JobTokens
 from ravebot.gitlab.client import GitLab
+from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
@@ -62,10 +66,14 @@ from ravebot.sandboxes.pool.builds import Builds
 from ravebot.sandboxes.pool.health import Health
 from ravebot.sandboxes.pool.loop import Pool
 from ravebot.sandboxes.pool.sweep import Sweep
+from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.runloop import Runs, WhyNot
 from ravebot.store.database import Database
 from ravebot.tools.calls import ToolCalls
 from ravebot.tools.workbench import Workbench
+from ravebot.web.ci.door import JobDoor
+from ravebot.web.ci.gate import JobGate
+from ravebot.web.ci.routes import JobRoutes
 
 
 def make_provider(config: Config, instance_id: str) -> Provider:
@@ -261,6 +269,31 @@ def make_models(
     """The gateway to models; `keys` by the models' names."""
     accounts = ModelAccounts(config, database, telling)
     return ModelGateway(ExchangeParts(config.models, accounts, Upstream(keys), parse_threads()), metrics)
+
+
+def make_job_routes(
+    config: Config,
+    clock: Clock,
+    database: Database,
+    gitlab: GitLab,
+    core: Core,
+    look_now: Callable[[int, str], Awaitable[None]],
+) -> JobRoutes:
+    """The door for jobs of GitLab's CI. `look_now` has a project compared with GitLab."""
+    assert config.gitlab.ci is not None
+    issuer = str(config.gitlab.ci.issuer or config.gitlab.url)
+    tokens = JobTokens(JobKeys(gitlab.ci.keys), issuer.rstrip("/"), config.ci_audience.rstrip("/"), clock)
+    door = JobDoor(
+        config,
+        database,
+        places=JobPlaces(config, gitlab.ci),
+        files=ProjectFiles(database, gitlab),
+        intents=core.intents,
+        views=core.views,
+        look_now=look_now,
+        images=AnnouncedImages(config) if config.provider.pipeline_images else None,
+    )
+    return JobRoutes(door, JobGate(tokens))
 
 
 def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:

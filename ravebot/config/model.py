@@ -91,6 +91,13 @@ class LabelsConfig(Section):
     large: LabelName = "sandbox::large"
 
 
+class CiConfig(Section):
+    """The door for jobs of GitLab's CI: it is open where this section is."""
+
+    audience: str | None = Field(None, pattern=r"^[!-~]{1,255}$")
+    issuer: HttpUrl | None = None
+
+
 class GitLabConfig(Section):
     url: HttpUrl
     token_file: SecretFile
@@ -102,6 +109,7 @@ class GitLabConfig(Section):
     labels: LabelsConfig = LabelsConfig()
     environments: bool = True
     commit_status: bool = True
+    ci: CiConfig | None = None
     webhook: WebhookConfig
     poll: PositiveDuration = timedelta(minutes=5)
     request_limit: PositiveDuration = timedelta(seconds=60)
@@ -325,6 +333,14 @@ class Config(Section):
         """The rooms (as configured: alias or id) that a project is mapped to, each once."""
         rooms = (room.room for room in self.matrix.rooms if matches_project(room.projects, project_path))
         return tuple(dict.fromkeys(rooms))
+
+    @property
+    def ci_audience(self) -> str:
+        """What tokens of jobs must be for; "" where jobs find no door."""
+        ci = self.gitlab.ci
+        if ci is None:
+            return ""
+        return ci.audience or (str(self.http.public_url) if self.http.public_url else "")
 
     def serves(self, project_path: str) -> bool:
         """Whether that project's merge requests get sandboxes."""

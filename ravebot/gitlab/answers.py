@@ -139,6 +139,11 @@ def award(body: Json) -> NoteAward:
     return NoteAward(fields.identifier(body, "id"), fields.identifier(user, "id"), fields.text(body, "name", 255))
 
 
+def is_active(body: Json) -> bool:
+    """Whether a user may use GitLab: the other states are blocked, banned, deactivated, and kinds of these."""
+    return fields.text(body, "state", 100) == "active"
+
+
 def is_bot(body: Json) -> bool:
     """Whether a user is no person: a token's user, a service account, or one of GitLab's own."""
     return fields.flag(body, "bot")

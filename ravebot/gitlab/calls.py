@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import structlog
 
-from ravebot.errors import Unavailable
 from ravebot.gitlab.fields import Json, Malformed
+from ravebot.gitlab.transport import Unanswered
 from ravebot.sandboxes.model import MergeRequestRef
 
 T = TypeVar("T")
@@ -18,11 +18,11 @@ _log = structlog.get_logger(__name__)
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-    """Run a call in that pool. An answer that can't be understood is `Unavailable`."""
+    """Run a call in that pool. An answer that can't be understood is none: something else may have given it."""
     try:
         return await asyncio.get_running_loop().run_in_executor(pool, function)
     except Malformed as error:
-        raise Unavailable(f"GitLab answered with something that is not its API ({error})") from error
+        raise Unanswered(f"GitLab answered with something that is not its API ({error})") from error
 
 
 def readable(items: Iterable[Json], read: Callable[[Json], T]) -> Iterator[T]:

@@ -25,6 +25,7 @@ from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
 from ravebot.gitlab.addressing import for_us
 from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.ci.jobs import CiJobs
 from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
@@ -43,6 +44,7 @@ MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
 _IMAGE_THREADS = 2
+_CI_THREADS = 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _NOTE_THREADS = 8
@@ -75,11 +77,15 @@ class GitLab:
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
         self.environments = Environments(self._transport, self._environment_pool)
         self.pipelines = Pipelines(self._transport, self._image_pool)
+        # Jobs ask at any time, and as often as they like: they delay nothing.
+        self._ci_pool = ThreadPoolExecutor(_CI_THREADS, thread_name_prefix="gitlab-ci")
+        self.ci = CiJobs(self._transport, self._ci_pool, self.url)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._image_pool):
+        pools = (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._image_pool, self._ci_pool)
+        for pool in pools:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 
@@ -107,11 +113,12 @@ class GitLab:
         """A merge request as it is now."""
         return await self._call(lambda: answers.merge_request(self._transport.get(mr_address(ref))))
 
-    async def projects(self, patterns: tuple[str, ...]) -> list[tuple[int, str]]:
-        """Id and path of every project that matches and that the token's user is a member of."""
+    async def projects(self, patterns: tuple[str, ...], level: int = 0) -> list[tuple[int, str]]:
+        """Id and path of every project that matches and in which the token's user has that role or more."""
+        least = {"min_access_level": str(level)} if level else {}
 
         def gather() -> list[tuple[int, str]]:
-            listed = self._transport.list("/projects", membership="true", simple="true", archived="false")
+            listed = self._transport.list("/projects", membership="true", simple="true", archived="false", **least)
             return [one for one in readable(listed, answers.project) if matches_project(patterns, one[1])]
 
         return await self._call(gather)
@@ -123,6 +130,19 @@ class GitLab:
         def gather() -> list[MergeRequest]:
             listed = self._transport.list(address, state="opened", scope="all", sort="asc")
             return list(readable(listed, answers.merge_request))
+
+        return await self._call(gather)
+
+    async def group_merge_requests(self, group: str, updated_after: datetime | None) -> list[MergeRequest]:
+        """The open merge requests of a group's projects and its subgroups', oldest first; with a moment, also those
+        that ended, but only what was updated after it. Archived projects are left out."""
+        address = f"/groups/{quote(group, safe='')}/merge_requests"
+        which = {"updated_after": updated_after.isoformat()} if updated_after else {"state": "opened"}
+
+        def gather() -> list[MergeRequest]:
+            return list(
+                readable(self._transport.list(address, scope="all", sort="asc", **which), answers.merge_request)
+            )
 
         return await self._call(gather)
 
@@ -158,10 +178,15 @@ class GitLab:
         return await self._call(ask)
 
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
-        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys."""
+        """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys.
+
+        Who is blocked, banned or deactivated has none; GitLab goes on to list them.
+        """
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
+            if not answers.is_active(self._transport.get(f"/users/{user_id:d}")):
+                return ()
             listed = self._transport.list(f"/users/{user_id:d}/keys")
             keys = readable(islice(listed, _MOST_KEYS_READ), lambda item: answers.ssh_key(item, now))
             usable = dict.fromkeys(key for key in keys if key and len(key) <= _LONGEST_KEY)

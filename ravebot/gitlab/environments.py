@@ -37,7 +37,17 @@ class FoundEnvironment:
     name: str
     state: str
     external_url: str
-    updated_at: datetime | None
+    created_at: datetime | None
+
+
+@dataclass(frozen=True)
+class FoundDeployment:
+    """A deployment as the API tells of it. `of_a_job`: a job of a pipeline made it, and no request of ours."""
+
+    id: int
+    status: str
+    created_at: datetime | None
+    of_a_job: bool
 
 
 class Environments:
@@ -129,18 +139,23 @@ class Environments:
 
         await in_thread(self._pool, ask)
 
-    async def find_deployment(self, project_id: int, name: str, sha: str) -> tuple[int, str] | None:
-        """Id and status of the newest deployment of a commit to the environment of that name."""
+    async def deployments(self, project_id: int, name: str, sha: str) -> tuple[FoundDeployment, ...]:
+        """The newest deployments of a commit to the environment of that name, the newest first."""
 
-        def search() -> tuple[int, str] | None:
+        def search() -> tuple[FoundDeployment, ...]:
             address = f"/projects/{project_id:d}/deployments"
             listed = self._transport.list(address, environment=name, order_by="id", sort="desc")
-            for one in islice(listed, _MOST_SEARCHED):
-                if one.get("sha") == sha:
-                    return fields.identifier(one, "id"), fields.text(one, "status", 20)
-            return None
+            return tuple(_deployment(one) for one in islice(listed, _MOST_SEARCHED) if one.get("sha") == sha)
 
         return await in_thread(self._pool, search)
+
+    async def is_deployed(self, project_id: int, name: str) -> bool:
+        """Whether anything was ever deployed to the environment of that name."""
+
+        def look() -> bool:
+            return any(True for _ in self._transport.list(f"/projects/{project_id:d}/deployments", environment=name))
+
+        return await in_thread(self._pool, look)
 
     async def set_status(
         self, project_id: int, sha: str, name: str, ref: str, state: str, description: str, url: str,
@@ -191,5 +206,14 @@ def _environment(body: Json) -> FoundEnvironment:
         fields.text(body, "name", 255),
         fields.text(body, "state", 20) if "state" in body else "",
         url[:1024] if isinstance(url, str) else "",
-        fields.moment(body, "updated_at"),
+        fields.moment(body, "created_at"),
+    )
+
+
+def _deployment(body: Json) -> FoundDeployment:
+    return FoundDeployment(
+        fields.identifier(body, "id"),
+        fields.text(body, "status", 20),
+        fields.moment(body, "created_at"),
+        body.get("deployable") is not None,
     )

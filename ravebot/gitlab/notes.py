@@ -56,7 +56,7 @@ def render_note(view: SandboxView, marker: str) -> str:
     """The status note: one sandbox at a glance, rewritten as things change; how it came about is folded away."""
     parts = [f"{marker}\n### {_headline(view)}"]
     if view.notice and is_up(view):
-        parts.append(f"⚠️ {said(view.notice)}")
+        parts.append(f"⚠️ {said(_capital(view.notice))}")
     if view.live:
         parts += file_news(view.file)
     if result := failed_result(view):
@@ -102,7 +102,7 @@ def render_start_waiting(mr: MergeRequest, marker: str, wait: StartWait) -> str:
 
 def file_news(news: FileNews) -> list[str]:
     """What is to be said of the project's `.rave.yml`."""
-    parts = [f"⚠️ {said(remark)}." for remark in news.remarks]
+    parts = [f"⚠️ {said(remark)}{'' if remark.endswith('?') else '.'}" for remark in news.remarks]
     if news.troubles:
         lines = "\n".join(f"- {said(trouble)}" for trouble in news.troubles)
         parts.append(f"⚠️ {code('.rave.yml')} has mistakes, so it does not count here:\n\n{lines}")
@@ -281,6 +281,10 @@ def _opening(marker: str, username: str | None) -> str:
 
 def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _plain(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from ravebot.clock import Clock
 
@@ -19,12 +19,14 @@ class Refusals:
         self._clock = clock
         self._count, self._why = 0, ""
         self._first = self._last = clock.now()
+        self.last_at: datetime | None = None
+        """When one was refused last."""
 
     def refused(self, why: str) -> None:
         now = self._clock.now()
         if not self._count:
             self._first = now
-        self._count, self._why, self._last = self._count + 1, why, now
+        self._count, self._why, self._last, self.last_at = self._count + 1, why, now, now
 
     def accepted(self) -> None:
         self._count = 0

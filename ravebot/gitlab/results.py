@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from ravebot.gitlab.escape import block, code, text
+from ravebot.gitlab.escape import block, code, one_line, text
 from ravebot.sandboxes.model import Stage
-from ravebot.sandboxes.results import CaseCounts, CommandResult
+from ravebot.sandboxes.results import LONGEST_NAME, CaseCounts, CommandResult
 from ravebot.sandboxes.wording import STAGES, took
 
 ROWS = 20
 SCREENFUL_LINES = 40
 SCREENFUL = 4_000
+_WIDEST_NAME = 60
+_LONG_WORD = re.compile(r"\S{30}(?=\S)")
+_BREAK = "\u200b"
+NO_BREAK = "\u00a0"
+"""A space at which no line ends: beside long commands the column of times is narrow."""
 
 
 def commands_table(commands: Sequence[CommandResult]) -> str:
@@ -35,7 +41,7 @@ def cases_table(cases: CaseCounts) -> list[str]:
     if cases.failures:
         lines = ["| Failed test | Why |", "|---|---|"]
         lines += [
-            f"| {code(one.name, 120)} | {text(one.message, 160) if one.message.strip() else '—'} |"
+            f"| {_end_of(one.name)} | {_wrapping(one.message, 160) if one.message.strip() else '—'} |"
             for one in cases.failures[:ROWS]
         ]
         if cases.failed > len(lines) - 2:
@@ -49,9 +55,21 @@ def log(tail: str) -> str:
     return block(tail, limit=SCREENFUL, max_lines=SCREENFUL_LINES)
 
 
+def _end_of(name: str) -> str:
+    """The part of a test's name that tells it from others: what does not fit makes the column beside it unseen."""
+    line = one_line(name, LONGEST_NAME)
+    return code(line if len(line) <= _WIDEST_NAME else f"…{line[1 - _WIDEST_NAME :]}")
+
+
+def _wrapping(value: str, limit: int) -> str:
+    """The text for a cell, in which also long words can go on in the next line."""
+    parts = _LONG_WORD.sub(lambda match: match[0] + _BREAK, one_line(value, limit)).split(_BREAK)
+    return _BREAK.join(map(text, parts))
+
+
 def _row(command: CommandResult) -> str:
-    why = text(command.tail.partition("\n")[0].strip() or "failed", 100)
+    why = _wrapping(command.tail.partition("\n")[0].strip() or "failed", 100)
     result = {True: "✅ done", False: f"❌ {why}", None: "⏳ not finished"}[command.ok]
     name = STAGES[command.stage] if command.stage is Stage.SETUP else "test"
-    time = took(command.seconds) if command.ok is not None else ""
+    time = took(command.seconds).replace(" ", NO_BREAK) if command.ok is not None else ""
     return f"| {name} {code(command.what, 100)} | {result} | {time} |"

@@ -119,8 +119,11 @@ class Transport:
         self._run(lambda api: api.http_delete(path, obey_rate_limit=False))
 
     def list(self, path: str, **query: str) -> Iterator[Json]:
-        """Every item of every page; pages are fetched when they are needed, each as long as GitLab allows."""
-        asked = {"per_page": _ITEMS_PER_PAGE, **query}
+        """Every item of every page; pages are fetched when they are needed, each as long as GitLab allows.
+
+        With `per_page=""` they have GitLab's own length, for a list that does not take another.
+        """
+        asked = {name: value for name, value in {"per_page": _ITEMS_PER_PAGE, **query}.items() if value}
         pages = self._run(lambda api: iter(api.http_list(path, query_data=asked, iterator=True, obey_rate_limit=False)))
         end = object()
         # A page that was refused can't be asked for again here: the iterator has ended.

@@ -129,7 +129,10 @@ def _read_script(path: Path) -> bytes:
 @app.command()
 def check(
     image: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A qcow2 image; by default the configured one.")
+        str | None,
+        typer.Argument(
+            metavar="FILE|NAME", help="A qcow2 image, or a name of provider.images; by default the configured one."
+        ),
     ] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     limit: Annotated[
@@ -181,15 +184,18 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _chosen(path: Path, image: Path | None) -> tuple[Config, bool]:
-    """What to check with, and whether there is a configuration."""
+def _chosen(path: Path, image: str | None) -> tuple[Config, bool]:
+    """What to check with, and whether there is a configuration. A name of provider.images goes before a file of that
+    name: write ./NAME for the file."""
     from ravebot.config.file import defaults, read
     from ravebot.images.check import settings
 
     if image is not None and path == DEFAULT_CONFIG and not path.exists():
-        return defaults(image.absolute()), False
+        return defaults(Path(image).absolute()), False
     config = read(path)
-    return (config if image is None else settings.for_image(config, image.absolute())), True
+    if image is None:
+        return config, True
+    return settings.for_image(config, config.provider.images.get(image) or Path(image).absolute()), True
 
 
 async def _examine(config: Config, report: Report | None) -> tuple[Point, ...]:

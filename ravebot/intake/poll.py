@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -20,11 +22,13 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.kept import kept
 from ravebot.gitlab.transport import TokenRefused
 from ravebot.gitlab.webhook import note_key
+from ravebot.intake.coverage import cover, put_off
 from ravebot.sandboxes.intents import Intents
 from ravebot.sandboxes.model import RAVEBOT, MergeRequest, MergeRequestRef, ProjectId
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import inbox, merge_requests, outbox, restored
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
+from ravebot.store.signals import POLL
 from ravebot.store.targets import Kind, NoteLane, RoomLane
 
 log = structlog.get_logger()
@@ -33,13 +37,28 @@ _MOST_IN_A_ROW = 3
 """After this many projects in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
-_LIST_EVERY = 3
-"""The list of projects is asked for at every third poll: a webhook of a new one is obeyed at once all the same."""
+_LIST_EVERY = 6
+"""The list of projects is asked for at every sixth poll: a webhook of a new one is obeyed at once all the same. Then
+also all open merge requests of a group are, and in between only what was updated in it."""
+_REPORTER = 20
+"""https://docs.gitlab.com/api/access_requests/#valid-access-levels ; who has less may not read merge requests."""
 _SETTLED = timedelta(minutes=5)
 """Age of a merge request's last update from which on a new comment is sure to change `updated_at`: GitLab touches it at
 most once a minute (app/models/concerns/throttled_touch.rb). The rest is for clocks that differ."""
+_OVERLAP = _SETTLED + timedelta(minutes=10)
+"""By how much what was updated since the last poll is asked for again: until a merge request is settled, and for clocks
+that differ."""
 MAX_COMMAND_AGE = timedelta(days=7)
 """A missed command that is older than this is not executed."""
+
+
+@dataclass(frozen=True)
+class GroupListing:
+    """A group's merge requests, by project. `whole`: all that are open; otherwise what was updated lately."""
+
+    began: datetime
+    whole: bool
+    of: Mapping[int, Sequence[MergeRequest]]
 
 
 class Poller:
@@ -56,18 +75,28 @@ class Poller:
         intents: Intents,
         clock: Clock,
         on_result: Callable[[bool], None],
+        is_heard: Callable[[str], bool] = lambda _path: False,
     ) -> None:
+        """`is_heard`: whether a project's webhook is known to be right."""
         self._config = config
         self._database = database
         self._gitlab = gitlab
         self._intents = intents
         self._clock = clock
         self._on_result = on_result
+        self._is_heard = is_heard
+        self._turn = 0  # of those that are asked for in turn
         self.looked_at: datetime | None = None
         """When the last poll ended, successful or not."""
         self.problem = ""
         """Why the last poll failed; empty when it did not."""
-        self._projects: list[tuple[int, str]] = []
+        self.projects: tuple[tuple[int, str], ...] = ()
+        """Ids and paths of those that are served, as far as the last poll knew."""
+        self._groups: Mapping[str, frozenset[int]] = {}
+        self._began: dict[str, datetime] = {}  # by group, when it was last asked for with success
+        self._seen_in_groups: set[int] = set()  # projects that the list does not have, though their path fits
+        self._strangers: set[int] = set()  # those of them that it does not have either when it is asked for again
+        self._due: dict[int, str] = {}
         self.refusals: Mapping[str, str] = {}
         """Projects that the last poll could not read, wholly or in part, and why."""
 
@@ -78,7 +107,7 @@ class Poller:
         pauses = Backoff.growing(2.0, min(period, _LONGEST_WAIT_SECONDS))
         while True:
             try:
-                await self.look(again=polls % _LIST_EVERY == 0)
+                await self.look(again=polls % _LIST_EVERY == 0 or self.has_new_projects)
             except RavebotError as error:
                 self.problem = str(error)
                 await self._tell_of_token(error)
@@ -92,12 +121,40 @@ class Poller:
                 await self._tell_of_token(None)
                 self.looked_at = self._clock.now()
                 self._on_result(True)
-                await asyncio.sleep(period)
+                await self._rest(period)
                 continue
             self.looked_at = self._clock.now()
             self._on_result(False)
             failures, polls = failures + 1, 0
             await asyncio.sleep(pauses.after(failures))
+
+    @property
+    def has_new_projects(self) -> bool:
+        """Whether a group has a project that the list of projects may have by now."""
+        return bool(self._seen_in_groups - self._strangers)
+
+    def ask_for(self, project_id: int, path: str) -> None:
+        """Look at a project soon, before the next poll; asked for again before that, it is looked at once."""
+        self._due[project_id] = path
+        self._database.signals.wake(POLL)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next poll, and meanwhile look at what is asked for."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await self._database.signals.wait(POLL, left)
+            while self._due:
+                project_id, path = self._due.popitem()
+                try:
+                    await self.look_at(project_id)
+                except RavebotError as error:  # the next poll sees it
+                    log.warning("project can't be looked at", project=path, error=str(error))
+
+    async def look_at(self, project_id: int) -> None:
+        """Poll one project, and its merge requests that are open no longer."""
+        missing = {mr.ref for mr in await self._database.read(merge_requests.opened) if mr.ref.project_id == project_id}
+        await self._project(project_id, None, missing)
+        await self._closed(missing)
 
     async def _tell_of_token(self, error: RavebotError | None) -> None:
         """Tell the operators, once, that GitLab refuses the token, and when it takes it again."""
@@ -116,7 +173,7 @@ class Poller:
     async def look(self, *, again: bool = True) -> None:
         """Poll everything once. A project or merge request that can't be read does not delay the others.
 
-        `again`: also ask which projects there are.
+        `again`: also ask which projects there are, and for everything that is open, not only what was updated.
 
         Raises Forbidden when we may see no project, Unavailable when none answers: at once when several in a row don't.
         """
@@ -125,11 +182,27 @@ class Poller:
         in_a_row = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
         if again:
-            self._projects = await self._gitlab.projects(self._config.gitlab.projects)
-        projects = self._projects
+            await self._list()
+        projects = self.projects
+        listed: dict[int, GroupListing] = {}
+        last, self._began = self._began, {}  # after a poll that fails, everything is asked for
+        for group, ids in self._groups.items():
+            found = await self._group(group, ids, None if again else last.get(group))
+            listed |= dict.fromkeys(ids, found) if isinstance(found, GroupListing) else {}
+            unseen |= dict.fromkeys(ids, found) if isinstance(found, Unavailable) else {}
+        later = frozenset[int]()
+        if not again:
+            alone = [one for one in projects if one[0] not in listed and one[0] not in unseen]
+            later, self._turn = put_off(alone, self._is_heard, self._turn), self._turn + 1
         for project_id, path in projects:
+            if project_id in later:
+                if why := self.refusals.get(path):
+                    refusals[path] = why
+                continue
             try:
-                if why := await self._project(project_id, missing):
+                if isinstance(error := unseen.get(project_id), Unavailable):
+                    raise error
+                if why := await self._project(project_id, listed.get(project_id), missing):
                     refusals[path] = why
                 in_a_row = 0
             except (NotFound, Forbidden, Unavailable) as error:
@@ -141,19 +214,27 @@ class Poller:
                     raise
             if self.looked_at and not self.problem:  # a poll of many projects may take longer than the interval
                 self.looked_at = self._clock.now()
-        for ref in sorted(missing):
-            if isinstance(unseen.get(ref.project_id), Unavailable):
-                continue
-            try:
-                await self._told(await self._gitlab.merge_request(ref))
-            except (NotFound, Forbidden) as error:
-                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+
+        def may_be_over(ref: MergeRequestRef) -> bool:
+            in_part = (seen := listed.get(ref.project_id)) is not None and not seen.whole
+            elsewhere = not again and all(ref.project_id != number for number, _ in projects)
+            return not (
+                in_part or elsewhere or ref.project_id in later or isinstance(unseen.get(ref.project_id), Unavailable)
+            )
+
+        await self._closed(set(filter(may_be_over, missing)))
         for pattern in self._config.gitlab.projects:
             if not any(matches_project((pattern,), path) for _, path in projects):
                 refusals[pattern] = (
                     "the bot's user is a member of no such project, or it is archived: add the user as Developer,"
                     " or correct gitlab.projects"
                 )
+        refused = {number for number, path in projects if path in refusals}
+        self._began = {
+            group: seen.began
+            for group, ids in self._groups.items()
+            if (seen := next((listed[number] for number in ids if number in listed), None)) and not ids & refused
+        }
         self.refusals = refusals
         if len(unseen) == len(projects):
             if trouble := next((error for error in unseen.values() if isinstance(error, Unavailable)), None):
@@ -161,14 +242,57 @@ class Poller:
             path, why = next(iter(refusals.items()))
             raise Forbidden(f"there is no project that ravebot may look at; {path}: {why}")
 
-    async def _project(self, project_id: int, missing: set[MergeRequestRef]) -> str:
+    async def _list(self) -> None:
+        """Ask which projects there are, and which of them are asked for by their group."""
+        patterns = self._config.gitlab.projects
+        self.projects = tuple(await self._gitlab.projects(patterns))
+        readable = frozenset[int]()
+        if cover(patterns, self.projects, frozenset(number for number, _ in self.projects)):
+            readable = frozenset(number for number, _ in await self._gitlab.projects(patterns, _REPORTER))
+        self._groups = cover(patterns, self.projects, readable)
+        self._strangers = self._seen_in_groups - {number for number, _ in self.projects}
+
+    async def _group(self, group: str, ids: frozenset[int], last: datetime | None) -> GroupListing | RavebotError:
+        """What of a group is open, or was updated since `last`; or why it can't be told."""
+        began = self._clock.now()
+        since = None if last is None or last > began else last - _OVERLAP
+        try:
+            found = await self._gitlab.group_merge_requests(group, since)
+        except (NotFound, Forbidden) as error:  # it is no group, or none of ours: each project is asked for
+            log.debug("group can't be looked at", group=group, error=str(error))
+            return error
+        except Unavailable as error:
+            if isinstance(error, SlowDown):
+                raise
+            return error
+        of: dict[int, list[MergeRequest]] = {number: [] for number in ids}
+        known = ids | {number for number, _ in self.projects}
+        for mr in found:
+            if mr.ref.project_id in ids:
+                of[mr.ref.project_id].append(mr)
+            elif mr.ref.project_id not in known and matches_project(self._config.gitlab.projects, mr.project_path):
+                self._seen_in_groups.add(mr.ref.project_id)
+        return GroupListing(began, since is None, of)
+
+    async def _closed(self, missing: set[MergeRequestRef]) -> None:
+        """Ask for those that are not listed as open any more."""
+        for ref in sorted(missing):
+            try:
+                await self._told(await self._gitlab.merge_request(ref))
+            except (NotFound, Forbidden) as error:
+                log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+
+    async def _project(self, project_id: int, listed: GroupListing | None, missing: set[MergeRequestRef]) -> str:
         """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""
-        began, refused = self._clock.now(), ""
+        began, refused = (listed.began if listed else self._clock.now()), ""
         first = await self._database.read(lambda tx: _first_look(tx, ProjectId(project_id))) is None
-        for mr in await self._gitlab.open_merge_requests(project_id):
+        found = listed.of[project_id] if listed else await self._gitlab.open_merge_requests(project_id)
+        for mr in found:
+            if mr.state != "opened" and mr.ref not in missing:
+                continue  # it ended, as we know
             missing.discard(mr.ref)
             await self._told(mr)
-            if await self._database.read(partial(merge_requests.comments_are_read, mr=mr)):
+            if mr.state != "opened" or await self._database.read(partial(merge_requests.comments_are_read, mr=mr)):
                 continue
             settled = mr.updated_at is not None and began - mr.updated_at >= _SETTLED
             # The first poll executes no comment: those from before it need not be read.
@@ -176,7 +300,8 @@ class Poller:
                 refused = f"comments on !{mr.ref.iid}: {why}"
             elif settled:
                 await self._database.write(partial(merge_requests.set_comments_read, mr=mr))
-        await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
+        if first or listed is None or listed.whole:
+            await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
         return refused
 
     async def _told(self, mr: MergeRequest) -> None:

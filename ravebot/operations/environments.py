@@ -9,10 +9,9 @@ from functools import partial
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import RavebotError
-from ravebot.notify.environments.steps import without_environment
 from ravebot.operations.audit import database_path
 from ravebot.parts import make_gitlab
-from ravebot.sandboxes.environments.model import EnvironmentRecord
+from ravebot.sandboxes.environments.model import EnvironmentRecord, without_environment
 from ravebot.store import environments
 from ravebot.store.database import Database, Transaction
 

@@ -27,6 +27,8 @@ class SandboxState(StrEnum):
     ENDED = "ended"
 
 
+NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
+
 KEPT = "kept"
 """What people are shown instead of "ready" while a machine is kept whose set-up failed."""
 
@@ -221,7 +223,7 @@ class Sandbox:
     sha: str  # what it should run
     wait_reason: str = ""  # why it is queued, beyond its turn
     not_before: datetime | None = None  # backoff after a failed build
-    notice: str = ""  # what went wrong with the last update
+    notice: str = ""  # what went wrong with the last update, or NO_KEYS
     running_sha: str | None = None  # the code that is in the machine
     machine_id: MachineId | None = None
     stage: Stage | None = None  # None while nothing is under way
@@ -244,6 +246,11 @@ class Sandbox:
     def is_kept(self) -> bool:
         """Whether its set-up failed, and its machine is kept for a while so that people can look inside."""
         return self.state is SandboxState.READY and self.end_reason is EndReason.FAILED
+
+    @property
+    def update_failed(self) -> bool:
+        """Whether its newest code was not taken, or its tests failed, and it goes on as it is."""
+        return bool(self.notice) and self.notice != NO_KEYS
 
     @property
     def status(self) -> str:

@@ -87,12 +87,13 @@ def refused(tx: Transaction) -> tuple[tuple[str, str], ...]:
     return tuple((row["path"], row["why"]) for row in rows)
 
 
-def seen(tx: Transaction, refs: Collection[MergeRequestRef], at: datetime) -> None:
-    """GitLab listed these as available, when it was asked at that moment."""
+def seen(tx: Transaction, refs: Collection[MergeRequestRef], at: datetime, sandbox: int) -> None:
+    """GitLab said that these are available, when it was asked at that moment; `sandbox` was the newest of all then."""
     for ref in refs:
         tx.execute(
-            "UPDATE environments SET seen_at = ? WHERE project_id = ? AND iid = ? AND state = 'available'",
-            (to_us(at), ref.project_id, ref.iid),
+            "UPDATE environments SET seen_at = ?, seen_with = MAX(seen_with, ?)"
+            " WHERE project_id = ? AND iid = ? AND state = 'available'",
+            (to_us(at), sandbox, ref.project_id, ref.iid),
         )
 
 

@@ -84,6 +84,12 @@ def latest(tx: Transaction, ref: MergeRequestRef) -> Sandbox | None:
     return found[0] if found else None
 
 
+def newest_id(tx: Transaction) -> int:
+    """The highest id of all: a sandbox with a higher one came later."""
+    row = tx.one("SELECT MAX(id) AS id FROM sandboxes")
+    return row["id"] if row and row["id"] is not None else 0
+
+
 def used_since(tx: Transaction, moment: datetime) -> tuple[tuple[Sandbox, datetime], ...]:
     """Those that became ready at that moment or later, or were kept as their set-up failed; and when that was."""
     ready = _select(tx, "WHERE s.ready_at >= ? ORDER BY s.id", (to_us(moment),))

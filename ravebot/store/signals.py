@@ -16,6 +16,7 @@ AGENTS = "agents"
 APPROVALS = "approvals"
 DELIVERIES = "deliveries"
 ENVIRONMENTS = "environments"
+POLL = "poll"
 AGENTS_WAIT = "agents wait"
 """Something changed that a message to an agent may wait for."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -45,3 +47,22 @@ class Buckets:
         self._left.move_to_end(name)
         while len(self._left) > self.most:
             self._left.popitem(last=False)
+
+
+@dataclass
+class AtOnce:
+    """How many requests of somebody are under way."""
+
+    most: int
+    _inside: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def entered(self, name: str) -> Iterator[bool]:
+        """While a request is worked on; False if there are too many."""
+        self._inside[name] += 1
+        try:
+            yield self._inside[name] <= self.most
+        finally:
+            self._inside[name] -= 1
+            if not self._inside[name]:
+                del self._inside[name]

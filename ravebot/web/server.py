@@ -31,8 +31,10 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Application:
-    """The app; `checks` are the checks that /readyz runs, by name."""
+def make_app(
+    webhook: Handler, checks: Checks, metrics: Metrics, *, add_more: Callable[[web.Application], None] | None = None
+) -> web.Application:
+    """The app; `checks` are the checks that /readyz runs, by name. `add_more` adds routes of another part."""
     checkup = Checkup(checks)
 
     async def healthz(_: web.Request) -> web.Response:
@@ -57,6 +59,8 @@ def make_app(webhook: Handler, checks: Checks, metrics: Metrics) -> web.Applicat
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", show_metrics)
+    if add_more is not None:
+        add_more(app)
     return app
 
 

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from tests.support import leftovers
 from tests.support.crashes import rows
-from tests.support.gitlab import MergeRequest, Note
+from tests.support.gitlab import DEVELOPER, MergeRequest, Note
 from tests.support.inside import inside
 from tests.support.libvirtd import ensure_libvirtd, without_others
 from tests.support.stage import Stage
@@ -190,13 +190,15 @@ async def test_a_gitlab_that_asks_for_patience_is_given_it(life: Life) -> None:
 async def test_a_gitlab_that_does_not_answer_at_all_holds_up_nothing_else(life: Life) -> None:
     """Neither the requests that hang, of more lanes than can be handled at once, nor the notes that can't be sent."""
     stage, mr = life.stage, life.mr
+    new = stage.gitlab.add_user("nora")  # whose role was not asked lately
+    stage.gitlab.set_role(stage.project, new, DEVELOPER)
     crowd = [stage.open_merge_request(f"One of many {n}", f"many-{n}") for n in range(12)]
     for one in crowd:
         await stage.note_says(one, "Sandbox waits in the queue")
     stage.gitlab.drop()
     try:
         for one in crowd:
-            stage.gitlab.comment(one, stage.bob, "/sandbox stop")  # whose role was not asked lately
+            stage.gitlab.comment(one, new, "/sandbox stop")
         await stage.until(lambda: is_unready(stage, "gitlab"), 30, "/readyz does not see that GitLab is silent")
         await stage.until(lambda: len(_unhandled(stage)) >= len(crowd), 10, "no crowd of requests waits")
         life.extensions += 1

@@ -17,6 +17,7 @@ import pytest
 from tests.support import leftovers
 from tests.support.crashes import rows
 from tests.support.gitlab import MergeRequest, Note
+from tests.support.gitlab.state import CommitStatus
 from tests.support.inside import inside
 from tests.support.stage import Stage
 
@@ -24,6 +25,36 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 QEMU_LOGS = Path("/var/log/libvirt/qemu")
 LARGE = secrets.token_hex(5 * 1024**2)
+TOKEN = "glpat-abcdefghij0123456789"
+NEEDS = {
+    ".rave.yml": """\
+setup: [sh prepare]
+smoke_tests:
+  - {http: /feature.txt}
+  - {run: sh check}
+  - {run: sh never}
+links: [{name: Front page, path: /index.html}]
+results: {junit: ["build/*.xml"]}
+""",
+    "prepare": "mkdir build\n",
+    "check": f"""\
+cp left/*.xml build/
+head -c 52428800 /dev/zero >build/huge.xml
+ln -s /etc/passwd build/link.xml
+for number in $(seq 60); do echo "line $number"; done
+echo "the token is {TOKEN}"
+exit 3
+""",
+    "left/tests.xml": f"""\
+<testsuites><testsuite name="app">
+  <testcase classname="app.Login" name="works" time="1.5"/>
+  <testcase classname="app.Login" name="fails" time="0.5"><failure message="{TOKEN} is wrong"/></testcase>
+  <testcase name="breaks"><error>no libfoo | &lt;/details&gt;</error></testcase>
+  <testcase name="later"><skipped/></testcase>
+</testsuite></testsuites>
+""",
+    "left/bomb.xml": "<!DOCTYPE l [<!ENTITY a 'aa'><!ENTITY b '&a;&a;'>]><testsuite><testcase name='&b;'/></testsuite>",
+}
 TRY = "timeout 4 nc {address} {port} </dev/null"
 
 
@@ -57,6 +88,7 @@ async def test_two_sandboxes_let_in_their_people_and_keep_everything_else_out_an
         assert "It works" in await stage.web(note)
         await guests_reach_nobody(stage, first, second, other_note)
         await a_stolen_address_is_no_use(stage, first, second, other_note)
+        await a_failed_test_comes_back_as_tables_a_masked_log_and_a_status(stage, second)
         third = stage.open_merge_request("Third", "three")
         await stage.note_says(third, "waits in the queue")
         await connections_over_the_limit_are_dropped_and_all_are_audited(stage, note)
@@ -137,6 +169,47 @@ async def a_stolen_address_is_no_use(stage: Stage, first: MergeRequest, second: 
     back = f"ip addr flush dev eth0; ip addr add {own}/24 dev eth0; ip route add default via {gateway}; {asking}"
     code, said = await asyncio.to_thread(inside, thief, back)
     assert code == 0, said
+
+
+async def a_failed_test_comes_back_as_tables_a_masked_log_and_a_status(stage: Stage, mr: MergeRequest) -> None:
+    stage.gitlab.push(mr, NEEDS)
+    note = await stage.note_says(mr, "its tests failed: `sh check` ended with code 3")
+    body = note.body.replace("\u2060", "")
+    assert "❌ **4 tests, 2 failed, 1 skipped**, in 2.0 s" in body
+    assert "| set-up `sh prepare` | ✅ done | " in body
+    assert "| test `GET /feature.txt` | ✅ done | " in body
+    assert "| test `sh check` | ❌ ended with code 3 | " in body
+    assert "`sh never`" not in body  # the first test that fails ends them
+    failed = body[body.index("| Failed test | Why |") :].splitlines()[2:4]
+    assert [line.split("|")[1].strip() for line in failed] == ["`app.Login.fails`", "`breaks`"]
+    assert "`build/bomb.xml` can't be used: it declares a document type or entities" in body
+    assert "`build/huge.xml` is too large: all reports together may have 1 MiB" in body
+    assert "`build/link.xml` is a link out of the code" in body
+    log = body[body.index("<summary>The end of what it printed</summary>") : body.index("</details>")]
+    assert log.splitlines()[-3:-1] == ["the token is [masked]", "```"]
+    assert "line 60\n" in log
+    assert "line 20\n" not in log
+    assert re.search(r"\| \*\*Pages\*\* \| \[Front page\]\(http://[\d.]+:\d+/index\.html\) \|", body)
+    assert "ssh -o HostKeyAlias=" in body  # it goes on as it was
+    environment = stage.gitlab.environment(stage.project, f"review/mr-{mr.iid}")
+    assert environment
+
+    def told() -> list[CommitStatus]:
+        return [one for one in stage.project.statuses if one.sha == mr.sha and one.status == "failed"]
+
+    (status,) = await stage.until(told, 20, "the commit's status does not say so")
+    assert status.description.endswith("`sh check` ended with code 3: 4 tests, 2 failed, 1 skipped")
+    assert status.target_url == f"{stage.gitlab.url}/group/app/-/environments/{environment.id}"
+
+    async def card_tells() -> bool:
+        (card,) = await stage.cards(mr)
+        assert TOKEN not in card.body
+        return "4 tests, 2 failed, 1 skipped" in card.body
+
+    await stage.until(card_tells, 20, "the card does not say so")
+    kept = b"".join(path.read_bytes() for path in stage.state_dir.glob("ravebot.db*"))
+    assert b"[masked]" in kept
+    assert TOKEN.encode() not in body.encode() + kept
 
 
 async def connections_over_the_limit_are_dropped_and_all_are_audited(stage: Stage, note: Note) -> None:

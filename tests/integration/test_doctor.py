@@ -28,6 +28,7 @@ from ravebot.store.database import Database
 from ravebot.web.checks import Check, CheckFunction, State
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
+from tests.support.gitlab.actions import Actions as GitLabPages
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = pytest.mark.integration
@@ -279,6 +280,31 @@ async def test_the_latest_delivery_that_ravebot_refused_shows_that_the_secrets_d
     }))["gitlab webhook"].fix  # fmt: skip
 
 
+async def test_whether_tokens_of_jobs_can_be_checked_is_told_where_the_door_is_open(tmp_path: Path) -> None:
+    pages = GitLabPages()
+    keys, configuration = "/oauth/discovery/keys", "/.well-known/openid-configuration"
+
+    async def found(changes: dict[str, tuple[int, object]], ci: str = "{}") -> Finding:
+        async with services({**GOOD, **changes}) as url:
+            loaded(tmp_path, url)
+            file = tmp_path / "config.yaml"
+            file.write_text(file.read_text().replace("  webhook:", f"  ci: {ci}\n  webhook:"))
+            made = load(file)
+            (one,) = [item async for item in gitlab.check(made) if isinstance(item, Finding) and "ci" in item.name]
+            return one
+
+    right: tuple[int, object] = (200, pages.keys())
+    issuer: tuple[int, object] = (200, {"issuer": "https://gitlab.example.org"})
+    other = await found({keys: right, configuration: issuer})
+    assert (other.verdict, other.fix) == (Verdict.WARNING, "set gitlab.ci.issuer: https://gitlab.example.org")
+    assert (
+        await found({keys: right, configuration: issuer}, "{issuer: https://gitlab.example.org}")
+    ).verdict is Verdict.OK
+    nothing: tuple[tuple[int, object], ...] = ((404, {}), (200, {"keys": []}), (200, "<html>"))
+    for wrong in nothing:
+        assert (await found({keys: wrong})).verdict is Verdict.FAILED
+
+
 async def test_a_server_without_tls_is_told_from_one_that_is_away(tmp_path: Path) -> None:
     async with services(GOOD) as url:
         secure = loaded(tmp_path, url.replace("http:", "https:"))
@@ -514,6 +540,10 @@ async def test_each_image_that_projects_may_ask_for_is_looked_at(tmp_path: Path)
     missing = machines.named_image(config, "debian-13")
     assert (missing.name, missing.verdict) == ("image debian-13", Verdict.FAILED)
     assert "provider.images.debian-13" in missing.fix
+    images["debian-13"].write_bytes(b"<html>404</html>" * 100)
+    wrong = machines.named_image(config, "debian-13")
+    assert "not a qcow2 image" in wrong.detail
+    assert "qemu-img convert -O qcow2" in wrong.fix
     create = ["qemu-img", "create", "-q", "-f", "qcow2", str(images["debian-13"])]
     subprocess.run([*create, "3G"], check=True)
     assert "larger than sandbox.disk" in machines.named_image(config, "debian-13").detail

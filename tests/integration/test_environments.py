@@ -7,11 +7,14 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 
 from ravebot.config.file import LoadedConfig
 from ravebot.config.secrets import Secrets
@@ -27,7 +30,7 @@ from ravebot.store.database import Database, Transaction
 from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, MergeRequest, Project, User
 from tests.support.gitlab.published import described, misfits, published
 from tests.support.gitlab.state import Environment
-from tests.support.records import BY_ALICE
+from tests.support.records import BY_ALICE, NOON
 from tests.support.yard import Yard, a_yard
 
 T = TypeVar("T")
@@ -47,7 +50,7 @@ class Show:
 
     def loop(self, database: Database | None = None) -> EnvironmentLoop:
         steps = EnvironmentSteps(self.yard.config, self.gitlab.environments)
-        return EnvironmentLoop(database or self.yard.database, self.yard.views, self.yard.lifecycle.journal, steps, 0)
+        return EnvironmentLoop(database or self.yard.database, self.yard.views, self.yard.lifecycle, steps, 0)
 
     def stops(self) -> EnvironmentStops:
         return EnvironmentStops(
@@ -107,6 +110,11 @@ class Show:
         return [(one.sha, one.status) for one in self.project.deployments.values()]
 
 
+async def text_at(url: str) -> str:
+    async with ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
 class Died(Exception):
     """The process was killed."""
 
@@ -159,7 +167,6 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     assert environment.external_url == "https://sandboxes.example.org:43000/"
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert show.server.statuses(show.project, mr.sha) == [("ravebot/sandbox", "success", "The sandbox is ready")]
     assert show.project.statuses[0].target_url.endswith(f"/group/app/-/environments/{environment.id}")
@@ -174,6 +181,8 @@ async def test_a_sandbox_is_an_environment_from_its_start_to_its_end(show: Show)
         "POST environments", "POST deployments", "PUT environments", "PUT deployments", "POST statuses",
         "POST stop", "DELETE environments",
     ]  # fmt: skip
+    asked = [one.path for one in show.server.requests if one.method == "GET" and "environments" in one.path]
+    assert len(asked) == 2, "it is looked at before its new address, and before the deployment's success"
 
 
 async def test_every_request_is_as_gitlab_describes_it(show: Show) -> None:
@@ -228,24 +237,128 @@ async def test_projects_are_asked_once_a_minute_however_many_sandboxes_they_have
     assert [one.path.rpartition("/")[2] for one in show.server.requests[before:]] == ["environments"]
 
 
-async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show) -> None:
+@pytest.mark.parametrize("by_itself", [True, False])
+async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show, by_itself: bool) -> None:
     mr, known = await show.open()
     await show.yard.make_ready(known)
     await show.settle()
     environment = show.environment(mr)
     assert environment
-    show.server.stop_environment(environment)  # by the real clock: long after the yard's
-    environment.updated_at = show.yard.clock.now()
+    show.server.stop_environment(environment)  # by GitLab's clock, which is far ahead of ours
     show.yard.pass_by(seconds=61)
     await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
-    await show.stops().look()
+    await (show.settle() if by_itself else show.stops().look())
     assert (await show.yard.latest(known)).state.value == "queued"
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
+    await show.stops().look()
+    assert await show.yard.is_in(known, "ready")
     again = show.environment(mr)
     assert again is not None
     assert again.id != environment.id
-    assert again.state == "available"
+    assert (again.state, again.external_url[:8]) == ("available", "https://")
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_a_stop_is_seen_before_a_new_address_or_a_success_would_undo_it(show: Show) -> None:
+    """GitLab makes an environment available again when a deployment to it succeeds."""
+    for branch, was_ready in (("address", False), ("success", True)):
+        mr, known = await show.open(branch)
+        await show.yard.started(known)
+        if was_ready:
+            await show.yard.until(lambda: show.yard.is_in(known, "ready"))  # noqa: B023
+        await show.settle()
+        if was_ready:
+            show.server.push(mr, {"more.txt": "more\n"})
+            await show.yard.told(await show.known(mr))
+            await show.settle()
+        assert show.deployments()[-1] == (mr.sha, "running")
+        environment = show.environment(mr)
+        assert environment
+        show.server.stop_environment(environment)
+
+        async def runs_it() -> bool:
+            sandbox = await show.yard.latest(known)  # noqa: B023
+            return sandbox.state.value == "ready" and sandbox.stage is None
+
+        await show.yard.until(runs_it)
+        await show.settle()
+        sandbox = await show.yard.latest(known)
+        assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was stopped in GitLab")
+        assert environment.state == "stopped"
+        assert show.deployments()[-1] == (mr.sha, "canceled")
+        await show.yard.until(lambda: show.yard.is_in(known, "ended"))  # noqa: B023
+        await show.settle()
+        assert show.environment(mr) is None
+
+
+async def test_one_that_somebody_deleted_is_not_made_again_by_a_deployment_of_new_code(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.delete_environment(environment)
+    show.server.push(mr, {"more.txt": "more\n"})
+    await show.yard.told(await show.known(mr))
+    await show.settle()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("stopping", "its environment was deleted in GitLab")
+    assert show.environment(mr) is None
+    assert show.deployments() == []
+
+
+async def test_a_stop_after_a_rebuild_ends_the_new_sandbox_though_that_only_waits(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    environment.updated_at -= timedelta(days=400)  # by GitLab's clock, which is far behind ours
+    show.yard.pass_by(seconds=61)
+    await show.stops().look()
+    sandbox = await show.yard.latest(known)
+    assert (sandbox.state.value, sandbox.end_detail) == ("ended", "its environment was stopped in GitLab")
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_a_project_that_can_not_be_seen_before_a_deployment_ends_no_sandbox(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    show.server.fail(404, method="GET", path=f"/projects/{show.project.id}/")
+    await show.settle()
+    assert await show.yard.is_in(known, "ready")
+    assert show.deployments() == [(mr.sha, "running")]
+    show.server.restore()
+    show.yard.pass_by(minutes=2)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_one_that_may_not_be_looked_at_hides_no_stop_of_others(show: Show) -> None:
+    one, two = await show.open("one"), await show.open("two")
+    for _, known in (one, two):
+        await show.yard.make_ready(known)
+    await show.settle()
+    for mr, _ in (one, two):
+        environment = show.environment(mr)
+        assert environment
+        show.server.stop_environment(environment)
+    for status in (403, 500):
+        show.server.fail(status, 1, method="GET", path="/environments/[0-9]+")
+    show.yard.pass_by(seconds=61)
+    stops = show.stops()
+    await stops.look_at(show.project.id)  # 403 for the first, and 500 for the second
+    assert [await show.yard.is_in(known, "ready") for _, known in (one, two)] == [True, True]
+    show.server.fail(403, 1, method="GET", path="/environments/[0-9]+")
+    await stops.look_at(show.project.id)
+    assert [await show.yard.is_in(known, "ready") for _, known in (one, two)] == [True, False]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -284,7 +397,6 @@ async def test_a_deployment_that_gitlab_makes_late_is_not_made_twice(show: Show)
     assert show.deployments() == []
     await show.server.let_go()
     await show.calm()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -312,21 +424,30 @@ async def test_without_the_role_one_hint_is_told_and_all_is_made_up_for_when_the
     show.server.set_role(show.project, show.bot, DEVELOPER)
     show.yard.pass_by(hours=6)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
     assert await show.yard.told_kinds() == ["gitlab note"]
     assert await show.yard.read(environments.refused) == ()
 
 
-async def test_an_environment_that_ravebot_did_not_make_is_left_alone(show: Show) -> None:
+@pytest.mark.parametrize("url", ["https://else.example.org", "https://sandboxes.example.org:43999/"])
+async def test_an_environment_that_ravebot_did_not_make_is_left_alone_and_said_once(show: Show, url: str) -> None:
     mr, known = await show.open()
-    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "https://else.example.org", "other")
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", url, "other")
     await show.yard.make_ready(known)
+    await show.yard.empty_outbox()
     await show.settle()
     record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
     assert record
     assert "that ravebot did not make" in record.hint
     assert show.deployments() == []
+    assert await show.yard.told_kinds() == ["gitlab note"]
+    await show.yard.empty_outbox()
+    tried = len(show.server.requests)
+    for _ in range(2):
+        show.yard.pass_by(minutes=16)
+        await show.settle()
+    assert len(show.server.requests) > tried
+    assert await show.yard.told_kinds() == [], "it is said once"
     assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
     show.server.merge(mr)
     await show.yard.told(await show.known(mr))
@@ -334,6 +455,73 @@ async def test_an_environment_that_ravebot_did_not_make_is_left_alone(show: Show
     await show.settle()
     assert show.environment(mr) is theirs
     assert theirs.state == "available"
+
+
+async def test_an_environment_with_the_address_that_ravebot_would_give_it_is_its_own(show: Show) -> None:
+    """As after a database was lost."""
+    mr, known = await show.open()
+    before = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", known.web_url, "development")
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert show.environment(mr) is before
+    assert (before.external_url, show.deployments()) == ("https://sandboxes.example.org:43000/", [(mr.sha, "success")])
+
+
+async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_for_its_own(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, 1, method="PUT", path="deployments")  # so that the first one's id is not kept as the newest
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.hang_up(1, method="POST", path="deployments")
+    await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    for of_a_job in (True, False):  # one of a pipeline, and one from before, which only a lost database knew
+        other = show.server.state.add_deployment(environment, mr.sha, mr.branch, show.bot, "failed")
+        other.of_a_job, other.created_at = of_a_job, other.created_at if of_a_job else NOON - timedelta(hours=1)
+    await show.calm()
+    assert show.deployments() == [(mr.sha, status) for status in ("running", "failed", "failed", "success")]
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert record.deployment_id == max(show.project.deployments)
+
+
+async def test_one_that_a_job_names_becomes_ravebot_s_and_the_merge_request_shows_view_app(show: Show) -> None:
+    mr, known = await show.open()
+    job = show.server.run_pipeline(mr, ["ravebot:review"]).job("ravebot:review")
+    show.server.name_environment(job, f"review/mr-{mr.iid}", action="prepare")
+    made = show.environment(mr)
+    page = f"{show.server.url}/group/app/-/merge_requests/{mr.iid}"
+    assert "View app" not in await text_at(page)
+    await show.yard.make_ready(known)
+    await show.settle()
+    assert made
+    assert show.environment(mr) is made
+    assert made.external_url == "https://sandboxes.example.org:43000/"
+    assert show.deployments() == [(mr.sha, "success")]
+    shown = await text_at(page)
+    assert f"Deployed to <b>{made.name}</b>" in shown
+    assert f'<a href="{made.external_url}" rel="noopener noreferrer nofollow">View app</a>' in shown
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show: Show) -> None:
+    mr, known = await show.open()
+    theirs = show.server.state.add_environment(show.project, f"review/mr-{mr.iid}", "", "other")
+    show.server.state.add_deployment(theirs, mr.sha, mr.branch, show.alice, "success")
+    await show.yard.make_ready(known)
+    await show.settle()
+    record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
+    assert record
+    assert "that ravebot did not make" in record.hint
+    assert theirs.external_url == ""
 
 
 async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
@@ -368,18 +556,36 @@ async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(sho
     assert [state for _, state, _ in show.server.statuses(show.project, new)] == ["success"]
 
 
-async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show) -> None:
-    show.server.fail(429, 1, retry_after=30, method="POST")
+@pytest.mark.parametrize("status", [409, 500, 502])
+async def test_what_fails_for_a_moment_is_made_once_all_the_same(show: Show, status: int) -> None:
+    for path in ("environments$", "deployments$", "statuses"):
+        show.server.fail(status, 1, method="POST", path=path, after=status != 409)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    for _ in range(4):
+        await show.calm()
+    assert [one.name for one in show.project.environments.values()] == [f"review/mr-{mr.iid}"]
+    assert show.deployments() == [(mr.sha, "success")]
+    assert [one.status for one in show.project.statuses] == ["success"]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: Show, form: str) -> None:
+    until = show.yard.clock.now() + timedelta(seconds=30)
+    show.server.fail(
+        429, 1, retry_after=30 if form == "seconds" else format_datetime(until, usegmt=True), method="POST"
+    )
     mr, known = await show.open()
     await show.yard.make_ready(known)
     await show.settle()
+    show.yard.pass_by(seconds=28)
+    await show.settle()
     assert show.environment(mr) is None
-    show.yard.pass_by(seconds=31)
+    show.yard.pass_by(seconds=3)
     show.server.fail(401, 1, method="POST")
     await show.settle()
     show.yard.pass_by(seconds=61)
     await show.settle()
-    print([(r.method, r.path, r.query, r.status) for r in show.server.requests])
     assert show.deployments() == [(mr.sha, "success")]
 
 
@@ -400,6 +606,22 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
     assert [(one.ref, one.status) for one in show.project.statuses] == [
         (f"refs/merge-requests/{mr.iid}/head", "success")
     ]
+    approved, before = mr.sha, show.changes()
+    show.server.push(mr, {"new.txt": "not looked at"})
+    pushed = await show.known(mr)
+    await show.yard.told(pushed)
+    await show.yard.go()
+    await show.calm()
+    assert show.changes() == before, "nothing on a commit that nobody approved"
+    await show.yard.write(lambda tx: show.yard.intents.start(tx, pushed, BY_ALICE, mr.sha))
+
+    async def took_it() -> bool:
+        sandbox = await show.yard.latest(known)
+        return sandbox.stage is None and sandbox.running_sha == mr.sha
+
+    await show.yard.until(took_it)
+    await show.calm()
+    assert [(one.sha, one.status) for one in show.project.statuses] == [(approved, "success"), (mr.sha, "success")]
 
 
 async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
@@ -408,7 +630,7 @@ async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_s
     await show.settle()
     environment = show.environment(mr)
     assert environment
-    del show.project.environments[environment.id]
+    show.server.delete_environment(environment)
     show.yard.pass_by(seconds=61)
     await show.stops().look()
     sandbox = await show.yard.latest(known)
@@ -531,3 +753,21 @@ async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: 
         assert (await show.gitlab.me()).id == show.bot.id
     show.server.restore()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    stops = show.stops()
+    show.yard.pass_by(seconds=61)
+    await stops.look()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(seconds=1)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "ready"
+    stops.ask_for(show.project.id)
+    await stops.look()
+    assert (await show.yard.latest(known)).state.value == "stopping"

@@ -22,6 +22,7 @@ from aiohttp.test_utils import TestServer
 from ravebot.agents.diff.model import BranchHead
 from ravebot.errors import Forbidden, NotFound, Refused, Unavailable
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.transport import Unanswered
 from ravebot.notify.delivery import LANES_AT_ONCE
 from ravebot.sandboxes.model import MergeRequestRef, Person
 from tests.support.clock import ManualClock
@@ -31,6 +32,7 @@ from tests.support.tls import self_signed
 pytestmark = pytest.mark.integration
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HALF = b'{"id": 7, "us'
 
 
 def public_key(kind: str = "ssh-ed25519") -> str:
@@ -137,7 +139,7 @@ async def test_roles_are_asked_by_id_and_strangers_have_none(scene: Scene) -> No
     scene.gitlab.set_role(scene.project, guest, GUEST)
     people = (scene.alice.id, guest.id, stranger.id, 999_999)
     assert [await scene.client.access_level(scene.project.id, one) for one in people] == [30, 10, 0, 0]
-    scene.alice.active = False
+    scene.alice.state = "blocked"
     assert await scene.client.access_level(scene.project.id, scene.alice.id) == 0
 
 
@@ -285,6 +287,13 @@ async def test_a_role_too_low_is_forbidden(scene: Scene) -> None:
         await scene.client.create_note(scene.ref, "hello")
 
 
+async def test_a_lock_that_another_request_holds_is_waited_for(scene: Scene) -> None:
+    scene.gitlab.fail(409, 1, retry_after=3)
+    with pytest.raises(Unavailable, match="409") as caught:
+        await scene.client.create_note(scene.ref, "hello")
+    assert caught.value.retry_after_seconds == 3
+
+
 @pytest.mark.parametrize("status", [500, 502, 503])
 async def test_a_server_error_is_unavailable_and_is_not_tried_again_behind_our_back(scene: Scene, status: int) -> None:
     scene.gitlab.fail(status)
@@ -392,6 +401,34 @@ async def test_an_answer_that_is_not_gitlabs_is_unavailable_with_a_reason(answer
         try:
             with pytest.raises(Unavailable, match="not its API"):
                 await client.me()
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n" + HALF,
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1e\r\n" + HALF,
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + HALF,
+        b"HTTP/1.1 200 OK\r\nContent-Ty",
+        b"HTTP/1.1 2",
+        b"",
+    ],
+    ids=["body", "chunk", "body without a length", "headers", "status", "nothing"],
+)
+async def test_half_an_answer_is_none_so_that_what_was_asked_may_have_been_done(answer: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        client = GitLab(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "token", timeout_seconds=1)
+        try:
+            with pytest.raises(Unanswered):
+                await client.create_note(MergeRequestRef(1, 1), "hello")
         finally:
             await client.close()
 

@@ -17,6 +17,7 @@ from ravebot.gitlab.environments import Environments, NameTaken
 from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, Project, User
 
 pytestmark = pytest.mark.integration
+PAGE = "https://gitlab.example.org/group/app/-/environments/1"
 
 
 @dataclass
@@ -96,16 +97,19 @@ async def test_a_deployment_that_ended_never_runs_again_and_a_success_starts_its
     await scene.ours.set_deployment(scene.project.id, number, "success")
     await scene.ours.set_deployment(scene.project.id, number, "success")  # is no error: it has it already
     assert scene.project.environments[made.id].state == "available"
-    assert await scene.ours.find_deployment(scene.project.id, "review/mr-1", sha) == (number, "success")
-    assert await scene.ours.find_deployment(scene.project.id, "review/mr-1", "f" * 40) is None
+    (found,) = await scene.ours.deployments(scene.project.id, "review/mr-1", sha)
+    assert (found.id, found.status, found.of_a_job) == (number, "success", False)
+    assert await scene.ours.deployments(scene.project.id, "review/mr-1", "f" * 40) == ()
 
 
 async def test_a_status_under_way_is_changed_and_a_finished_one_gets_a_successor(scene: Scene) -> None:
     sha, project = scene.project.head, scene.project.id
 
     async def tell(state: str, pipeline_id: int | None = None) -> int | None:
-        return await scene.ours.set_status(project, sha, "ravebot/sandbox", "main", state, "words", "", pipeline_id)
+        return await scene.ours.set_status(project, sha, "ravebot/sandbox", "main", state, "words", PAGE, pipeline_id)
 
+    with pytest.raises(RavebotError, match="Only allowed schemes are http, https"):
+        await scene.ours.set_status(project, sha, "ravebot/sandbox", "main", "pending", "words", "", None)
     pipeline_id = await tell("pending")
     commit = scene.theirs.commits.get(sha, lazy=True)
     again = {"state": "pending", "name": "ravebot/sandbox", "ref": "main"}
@@ -122,7 +126,46 @@ async def test_a_status_under_way_is_changed_and_a_finished_one_gets_a_successor
     with pytest.raises(NotFound):
         await tell("success", 4711)
     with pytest.raises(NotFound):
-        await scene.ours.set_status(project, "f" * 40, "ravebot/sandbox", "main", "success", "", "", None)
+        await scene.ours.set_status(project, "f" * 40, "ravebot/sandbox", "main", "success", "", PAGE, None)
+
+
+async def test_a_forks_commit_is_in_the_project_by_its_merge_request_and_takes_a_status_there(scene: Scene) -> None:
+    """doc/ci/ci_cd_for_external_repos/external_commit_statuses.md: found by SHA and ref, else a pipeline is made."""
+    server, project = scene.server, scene.project
+    mallory = server.add_user("mallory")
+    fork = server.add_project("mallory/app")
+    mr = server.open_merge_request(fork, mallory, "Add a feature", "patch", {"a.txt": "new"}, fork_of=project)
+    ref = f"refs/merge-requests/{mr.iid}/head"
+    commit = scene.theirs.commits.get(mr.sha, lazy=True)
+    told = {"state": "running", "name": "ravebot/sandbox"}
+    assert refused(lambda: commit.statuses.create(told)) == (404, "404 References for commit Not Found")
+    pipeline = await scene.ours.set_status(project.id, mr.sha, "ravebot/sandbox", ref, "running", "words", PAGE, None)
+    assert [(one.id, one.sha, one.ref) for one in project.pipelines] == [(pipeline, mr.sha, ref)]
+    assert fork.pipelines == []
+    assert (await scene.ours.find_status(project.id, mr.sha, "ravebot/sandbox")) == ("running", pipeline)
+    with pytest.raises(NotFound, match="404"):  # the bot's user is no member of the fork
+        await scene.ours.set_status(fork.id, mr.sha, "ravebot/sandbox", "patch", "running", "words", PAGE, None)
+    unseen = server.push(server.open_merge_request(fork, mallory, "Other", "other", {"b.txt": "new"}), {"c.txt": "x"})
+    with pytest.raises(NotFound, match="404 Commit Not Found"):  # no merge request brings it here
+        await scene.ours.set_status(project.id, unseen, "ravebot/sandbox", ref, "running", "words", PAGE, None)
+
+
+async def test_a_status_joins_the_pipeline_that_somebody_ran_for_the_forks_merge_request(scene: Scene) -> None:
+    server, project = scene.server, scene.project
+    fork = server.add_project("mallory/app")
+    mr = server.open_merge_request(fork, server.add_user("mallory"), "Add a feature", "patch", fork_of=project)
+    ref = f"refs/merge-requests/{mr.iid}/head"
+    ran = server.state.add_pipeline(project, mr.sha, ref)
+    joined = await scene.ours.set_status(project.id, mr.sha, "ravebot/sandbox", ref, "running", "words", PAGE, None)
+    assert joined == ran.id
+
+
+async def test_while_another_update_of_a_status_is_under_way_gitlab_says_so_and_it_is_no_refusal(scene: Scene) -> None:
+    scene.server.fail(409, 1, method="POST", path="statuses")
+    with pytest.raises(Unavailable):
+        await scene.ours.set_status(
+            scene.project.id, scene.project.head, "ravebot/sandbox", "main", "running", "words", PAGE, None
+        )
 
 
 async def test_the_page_shows_an_environment_and_its_button_stops_it(scene: Scene) -> None:

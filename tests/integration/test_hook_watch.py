@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from ravebot.store.database import Database, Transaction
 from tests.integration.test_hooks import SECRET, Office, office
 from tests.support.clock import ManualClock
 from tests.support.gitlab import DEVELOPER
+from tests.support.gitlab.hooks import Attempt, Message
 
 pytestmark = pytest.mark.integration
 __all__ = ["office"]
+REFUSED: dict[str, datetime] = {}
 
 
 @pytest.fixture
@@ -29,9 +32,16 @@ async def watch(office: Office, tmp_path: Path) -> AsyncIterator[HookWatch]:
     loaded, clock = load(config), ManualClock()
     await registry.install(loaded)
     async with Database(tmp_path / "ravebot.db", clock) as database:
-        watch = HookWatch(loaded, database, clock)
-        await watch.look()
+        served = [(project.id, project.path) for project in (office.app, office.cli, office.web)]
+        watch = HookWatch(loaded, database, clock, lambda: served, lambda: REFUSED.get("at"))
+        await watch.look(served)
         yield watch
+
+
+@pytest.fixture(autouse=True)
+def refused() -> dict[str, datetime]:
+    REFUSED.clear()
+    return REFUSED
 
 
 async def told(watch: HookWatch) -> list[str]:
@@ -47,7 +57,7 @@ async def test_one_that_gitlab_disabled_is_made_anew_and_told_once(watch: HookWa
     [hook] = office.hooks(office.cli)
     hook.alert_status = "disabled"
     for _ in range(3):
-        await watch.look()
+        await watch.look(watch.projects())
     [new] = office.hooks(office.cli)
     assert (new.alert_status, new.secret_token) == ("executable", SECRET)
     [said] = await told(watch)
@@ -61,8 +71,8 @@ async def test_one_that_somebody_changed_is_corrected_and_one_that_somebody_remo
 ) -> None:
     office.hooks(office.cli)[0].settings["note_events"] = False
     office.gitlab.hooks.hooks = [hook for hook in office.gitlab.hooks.hooks if hook.project_id != office.web.id]
-    await watch.look()
-    await watch.look()
+    await watch.look(watch.projects())
+    await watch.look(watch.projects())
     assert office.hooks(office.cli)[0].settings["note_events"] is True
     assert office.hooks(office.web) == []
     changed, removed = await told(watch)
@@ -70,10 +80,58 @@ async def test_one_that_somebody_changed_is_corrected_and_one_that_somebody_remo
     assert "The webhook of tools/web is gone" in removed
 
 
+async def test_a_look_takes_one_request_a_project_and_one_more_only_where_a_delivery_was_refused(
+    watch: HookWatch, office: Office, refused: dict[str, datetime]
+) -> None:
+    async def asked() -> list[str]:
+        before = len(office.gitlab.requests)
+        await watch.look(watch.projects())
+        return [one.path.rpartition("/")[2] for one in office.gitlab.requests[before:]]
+
+    assert await asked() == ["hooks"] * 3
+    refused["at"] = watch.clock.now()
+    assert await asked() == ["hooks", "events"] * 3
+    assert isinstance(watch.clock, ManualClock)
+    watch.clock.advance(timedelta(hours=1))
+    assert await asked() == ["hooks", "events"] * 3
+    assert await asked() == ["hooks"] * 3
+
+
+async def test_a_webhook_counts_as_right_while_its_last_look_found_it_so_and_is_not_old(
+    watch: HookWatch, office: Office
+) -> None:
+    assert watch.is_right("tools/cli")
+    assert not watch.is_right("tools/other")
+    office.gitlab.hooks.hooks = [hook for hook in office.gitlab.hooks.hooks if hook.project_id != office.cli.id]
+    await watch.look(watch.projects())
+    assert (watch.is_right("tools/cli"), watch.is_right("tools/web")) == (False, True)
+    office.gitlab.set_role(office.web, office.bot, DEVELOPER)
+    await watch.look(watch.projects())
+    assert not watch.is_right("tools/web"), "it may not be seen any more"
+    assert isinstance(watch.clock, ManualClock)
+    assert watch.is_right("group/app")
+    watch.clock.advance(timedelta(hours=26))
+    assert not watch.is_right("group/app")
+
+
+async def test_a_secret_that_somebody_changed_is_set_again_once_a_delivery_was_refused_for_it(
+    watch: HookWatch, office: Office, refused: dict[str, datetime]
+) -> None:
+    [hook] = office.hooks(office.cli)
+    hook.secret_token = "another"
+    office.gitlab.hooks.attempts.append(Attempt(Message(hook, "Merge Request Hook", b"{}"), 401, b"", "", 0.1))
+    await watch.look(watch.projects())
+    assert hook.secret_token == "another"
+    refused["at"] = watch.clock.now()
+    await watch.look(watch.projects())
+    assert hook.secret_token == SECRET
+    assert "refused its latest delivery (401)" in (await told(watch))[0]
+
+
 async def test_without_the_right_to_see_webhooks_nothing_is_claimed(watch: HookWatch, office: Office) -> None:
     office.gitlab.set_role(office.cli, office.bot, DEVELOPER)
     office.hooks(office.cli)[0].alert_status = "disabled"
-    await watch.look()
+    await watch.look(watch.projects())
     assert await told(watch) == []
 
 

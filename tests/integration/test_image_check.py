@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def tiny(guest: GuestImage, knobs: str = "") -> dict[str, str]:
 
 def configuration(
     folder: Path,
-    provider: dict[str, str],
+    provider: Mapping[str, object],
     *,
     grace: str = "10s",
     memory: str = "256MiB",
@@ -165,6 +165,18 @@ def test_what_an_image_may_lack_is_told_is_no_failure_and_the_doctor_says_so(fol
     shown = {finding["name"]: finding for finding in json.loads(doctor.stdout)}
     assert shown["image check"]["verdict"] == "warning"
     assert "to look at: web port" in shown["image check"]["detail"]
+
+
+def test_an_image_that_projects_may_ask_for_is_checked_by_its_name(folder: Path, guest: GuestImage) -> None:
+    """A file that is none shows which one is looked at, without a boot."""
+    named = folder / "13.qcow2"
+    named.write_text("<html>404</html>")
+    provider: dict[str, Any] = {**tiny(guest), "images": {"debian-13": str(named)}}
+
+    code, points = check("-c", str(configuration(folder, provider)), "debian-13", folder=folder)
+
+    assert (code, list(points)) == (1, ["file"])
+    assert f"{named} is not a qcow2 image" in points["file"]["detail"]
 
 
 WRONG = {

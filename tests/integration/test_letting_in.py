@@ -12,9 +12,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from ravebot.errors import GuestError, Unavailable
+from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryProvider
 from ravebot.providers.memory.host import MemoryHost
@@ -26,6 +28,7 @@ from ravebot.store import events, granted_keys
 from ravebot.store.database import Transaction
 from tests.support.clock import ManualClock
 from tests.support.edges import Code
+from tests.support.gitlab import GitLabServer
 from tests.support.records import ALICE, a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -170,6 +173,51 @@ async def test_while_gitlab_is_away_everybody_stays_who_is_in_and_it_is_not_aske
     yard.pass_by(seconds=40)
     await yard.go()
     assert await let_in(yard) == set()
+
+
+async def test_who_is_no_reviewer_any_more_is_out_also_while_gitlab_does_not_tell_of_somebody_else(yard: Yard) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    await yard.go()
+    assert await let_in(yard) == {"alice", "carol"}
+    yard.code.silent.add(ALICE.id)
+    yard.pass_by(seconds=55)
+    await yard.told(MR)
+    await yard.go()
+    assert await let_in(yard) == {"alice"}, "she keeps what she had, and nobody else does"
+    assert [text.partition(";")[0] for text in await told(yard)] == ["carol can't log in any more"]
+
+
+@pytest.mark.parametrize("state", ["blocked", "banned", "deactivated"])
+async def test_who_may_not_use_gitlab_any_more_is_out_within_a_minute_and_it_is_told_once(
+    yard: Yard, state: str
+) -> None:
+    async with GitLabServer() as server:
+        bot = server.add_user("ravebot", bot=True)
+        await yard.make_ready(MR)
+        key = asyncssh.generate_private_key("ssh-ed25519").export_public_key("openssh").decode().strip()
+        carol = server.add_user("carol", (key,))
+        gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
+        yard.code.elsewhere[carol.id] = gitlab.ssh_keys
+        yard.provider.answers[_SESSIONS] = RunResult(0, "1\n")
+        await yard.told(replace(MR, people=(Person(carol.id, "carol"),)))
+        yard.pass_by(seconds=20)
+        await yard.go()
+        assert await let_in(yard) == {"alice", "carol"}
+        carol.state = state
+        for _ in range(3):
+            yard.pass_by(seconds=55)
+            await yard.go()
+        assert await let_in(yard) == {"alice"}
+        assert sorted(await told(yard)) == [
+            "carol can log in now",
+            "carol can't log in any more; an open session was ended",
+        ]
+        carol.state = "active"
+        yard.pass_by(seconds=55)
+        await yard.go()
+        assert await let_in(yard) == {"alice", "carol"}
+        await gitlab.close()
 
 
 async def test_nothing_is_told_of_a_machine_that_is_gone(yard: Yard) -> None:

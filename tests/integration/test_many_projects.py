@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.route import GitlabRoute
 from ravebot.intake.poll import Poller
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from tests.integration.test_intake_gitlab import Desk, a_desk
-from tests.support.gitlab import DEVELOPER, Project
+from tests.support.gitlab import DEVELOPER, GUEST, MergeRequest, Project
+from tests.support.gitlab.published import described, misfits, published
 
 pytestmark = pytest.mark.integration
 OPERATORS = "#ops:example.org"
@@ -61,6 +63,163 @@ async def test_a_new_project_of_a_group_is_served_by_polling_alone(desk: Desk) -
     desk.server.open_merge_request(project, desk.alice, "The first", "first")
     await desk.poller.look()
     assert await live(desk) == ["group/sub/new!1"]
+
+
+async def asked_by(desk: Desk, *, again: bool = False) -> list[str]:
+    """What one poll asks of GitLab; the moments left out."""
+    before = len(desk.server.requests)
+    await desk.poller.look(again=again)
+    return [one.path.removeprefix("/api/v4") for one in desk.server.requests[before:]]
+
+
+def some_projects(desk: Desk, count: int) -> list[Project]:
+    return [new_project(desk, f"group/sub{number % 3}/app-{number}") for number in range(count)]
+
+
+def opened_in(desk: Desk, project: Project, branch: str = "later") -> MergeRequest:
+    """One that was opened just now, by ravebot's clock."""
+    mr = desk.server.open_merge_request(project, desk.alice, "Later", branch)
+    mr.created_at = mr.updated_at = desk.world.clock.now()
+    return mr
+
+
+async def test_all_projects_of_a_group_take_one_request_a_poll(desk: Desk) -> None:
+    some_projects(desk, 19)
+    await desk.poller.look()
+    assert await asked_by(desk) == ["/groups/group/merge_requests"]
+    assert await asked_by(desk, again=True) == ["/projects", "/projects", "/groups/group/merge_requests"]
+
+
+async def test_what_changes_in_a_group_is_found_by_its_one_request(desk: Desk) -> None:
+    one, other = some_projects(desk, 2)
+    await desk.poller.look()
+    desk.world.pass_by(seconds=300)
+    first, second = opened_in(desk, one), opened_in(desk, other)
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{one.path}!1", f"{other.path}!1"]
+    desk.world.pass_by(seconds=300)
+    desk.server.close(first)
+    sha = desk.server.push(second, {"new.txt": "new"})
+    note = desk.server.comment(second, desk.alice, "/sandbox stop")
+    assert note
+    first.updated_at = second.updated_at = note.created_at = note.updated_at = desk.world.clock.now()
+    asked = await asked_by(desk)
+    assert asked[0] == "/groups/group/merge_requests"
+    assert f"/projects/{one.id}/merge_requests/1" not in asked, "its state was in the listing"
+    await desk.work()
+    assert await live(desk) == []
+    assert [mr.head_sha for mr in await desk.world.read(merge_requests.opened)] == [sha]
+
+
+async def test_after_a_poll_that_failed_everything_of_a_group_is_asked_for(desk: Desk) -> None:
+    one, _ = some_projects(desk, 2)
+    await desk.poller.look()
+    mr = opened_in(desk, one)
+    desk.server.fail(500, path="/groups/")
+    for _ in range(2):
+        desk.world.pass_by(hours=3)
+        with pytest.raises(Unavailable):
+            await desk.poller.look(again=False)
+    desk.server.restore()
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{mr.project.path}!1"]
+
+
+async def test_one_whose_file_could_not_be_read_is_told_at_the_next_poll_though_nothing_was_updated(desk: Desk) -> None:
+    one, _ = some_projects(desk, 2)
+    await desk.poller.look()
+    mr = opened_in(desk, one)
+    desk.world.pass_by(hours=3)
+    desk.server.fail(500, path="/repository/files")
+    await desk.poller.look()
+    assert await live(desk) == []
+    desk.server.restore()
+    desk.world.pass_by(hours=3)
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{mr.project.path}!1"]
+
+
+async def test_a_project_of_a_group_that_may_not_be_read_is_asked_for_alone_and_named(desk: Desk) -> None:
+    some_projects(desk, 2)
+    closed = desk.server.add_project("group/closed")
+    desk.server.set_role(closed, desk.bot, GUEST)
+    await desk.poller.look()
+    assert await asked_by(desk) == ["/groups/group/merge_requests", f"/projects/{closed.id}/merge_requests"]
+    assert "403" in desk.poller.refusals["group/closed"]
+
+
+async def test_a_group_that_gitlab_does_not_show_has_its_projects_asked_for_one_by_one(desk: Desk) -> None:
+    projects = some_projects(desk, 2)
+    desk.server.fail(404, path="/groups/")
+    await desk.poller.look()
+    mr = opened_in(desk, projects[0])
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{mr.project.path}!1"]
+
+
+async def test_a_project_that_is_new_in_a_group_is_listed_at_the_next_poll_and_one_that_is_not_ours_never(
+    desk: Desk,
+) -> None:
+    some_projects(desk, 2)
+    await desk.poller.look()
+    foreign = desk.server.add_project("group/foreign", public=True)
+    opened_in(desk, foreign)
+    await desk.poller.look(again=False)
+    assert desk.poller.has_new_projects
+    await desk.poller.look()
+    assert not desk.poller.has_new_projects
+    await desk.poller.look(again=False)
+    assert not desk.poller.has_new_projects
+    mr = opened_in(desk, new_project(desk, "group/new"))
+    await desk.poller.look(again=False)
+    assert desk.poller.has_new_projects
+    await desk.poller.look()
+    mr = opened_in(desk, mr.project, "another")
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"group/new!{mr.iid}"]
+
+
+async def test_projects_that_are_listed_one_by_one_are_polled_in_turn_while_their_webhooks_are_right(
+    tmp_path: Path,
+) -> None:
+    paths = ["group/app", "tools/one", "tools/two", "tools/three"]
+    heard = {"tools/one", "tools/two"}
+    async with a_desk(tmp_path) as made:
+        config = made.world.config
+        config = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"projects": tuple(paths)})})
+        world = made.world
+        made.poller = Poller(
+            config, world.database, made.gitlab, world.intents, world.clock, lambda _: None, heard.__contains__
+        )
+        projects = {made.project.path: made.project} | {path: new_project(made, path) for path in paths[1:]}
+
+        async def polled(*, again: bool = False) -> list[str]:
+            asked = await asked_by(made, again=again)
+            return [path for path in paths if f"/projects/{projects[path].id}/merge_requests" in asked]
+
+        assert await polled(again=True) == paths
+        mr = opened_in(made, projects["tools/two"])
+        assert await polled() == ["group/app", "tools/one", "tools/three"]
+        assert await live(made) == []
+        assert await polled() == ["group/app", "tools/two", "tools/three"]
+        assert await live(made) == ["tools/two!1"]
+        made.server.merge(mr)
+        assert await polled() == ["group/app", "tools/one", "tools/three"]
+        assert await live(made) == ["tools/two!1"], "what is not looked at is not over"
+        heard.clear()
+        assert await polled() == paths
+        assert await live(made) == []
+
+
+async def test_the_requests_about_groups_are_as_gitlab_describes_them(desk: Desk) -> None:
+    published()
+    some_projects(desk, 2)
+    await desk.poller.look()
+    await desk.poller.look(again=False)
+    asked = [one for one in desk.server.requests if "/groups/" in one.path or one.path.endswith("/projects")]
+    assert len(asked) == 4
+    assert misfits(asked) == []
+    assert all(described(one) for one in asked)
 
 
 async def test_what_is_no_project_of_the_pattern_gets_nothing(desk: Desk) -> None:

@@ -342,3 +342,24 @@ async def test_a_project_that_is_configured_later_has_its_own_first_look(desk: D
     desk.server.open_merge_request(stranger, desk.alice)
     await desk.poller.look()
     assert await desk.world.read(merge_requests.opened) == ()
+
+
+async def test_what_is_asked_for_is_looked_at_before_the_next_poll_and_a_project_that_is_gone_ends_nothing(
+    desk: Desk,
+) -> None:
+    running = asyncio.create_task(desk.poller.run())
+    try:
+        async with asyncio.timeout(10):
+            while desk.poller.looked_at is None:
+                await asyncio.sleep(0.005)
+            mr = desk.open()
+            desk.poller.ask_for(999_999, "group/gone")
+            desk.poller.ask_for(desk.project.id, "group/app")
+            while await desk.states() != ["queued"]:
+                await asyncio.sleep(0.005)
+            desk.server.close(mr)
+            desk.poller.ask_for(desk.project.id, "group/app")
+            while await desk.states():
+                await asyncio.sleep(0.005)
+    finally:
+        running.cancel()

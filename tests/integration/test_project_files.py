@@ -23,8 +23,10 @@ from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.settings import of_merge_request
+from ravebot.store import project_files
 from ravebot.store.images import ImageRecord
 from ravebot.store.images import save as save_image
+from ravebot.store.project_files import ProjectFileRow
 from tests.support.gitlab import DEVELOPER, GUEST, GitLabServer, MergeRequest, Project, User, entities
 from tests.support.gitlab.notes import mentions, take_quick_actions
 from tests.support.gitlab.published import described, misfits, published
@@ -151,6 +153,9 @@ async def test_a_merge_request_gets_the_memory_set_up_and_tests_that_its_file_as
         (b"x: " + b"y" * 1024**2, "line 1, column 1: the file is larger than 64 KiB"),
         ("../README.md", "this is a symbolic link or a single line of text"),
         ("</details>\n/close @all: [\n", "this is not YAML"),
+        ("memory: 1GiB\n".encode("utf-16"), "line 1, column 1: not UTF-8 text"),
+        (b"a: &a [*a]\n", "line 1, column 4: aliases or nesting expand to more than 2000 values"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 9\n", "line 1, column 1: this is a pointer of Git LFS"),
         ('"<b>@all": 1\n', "unknown key"),
     ],
 )
@@ -217,7 +222,10 @@ async def test_a_fork_is_set_up_by_its_own_file_only_once_that_commit_was_let_in
             draft=True,
         )
         assert await place.told(mr) == "waits: a fork's code needs approval"
+        await place.yard.go()
         assert place.asked_for_files() == ["refs/heads/main"], "not at its own commit"
+        assert (place.provider.specs, place.commands()) == ([], []), "neither a machine nor set-up"
+        assert [one for one in place.server.requests if "/keys" in one.path or one.method != "GET"] == []
         waits = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, place.known(mr)))
         assert (waits.start, waits.setup) == ("ready", ("./.rave/setup",))
 
@@ -332,6 +340,15 @@ async def test_a_file_that_ravebot_may_not_read_is_named_and_read_when_somebody_
         await files.know(known, approves=True)
         found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
         assert (found.troubles, found.memory) == ((), GIB)
+
+
+async def test_a_stored_file_that_this_version_does_not_take_counts_as_none(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        known = place.known(place.open(ASKS))
+        row = ProjectFileRow(content='{"memory": 1073741824, "of_a_later_version": 1}')
+        await place.yard.write(lambda tx: project_files.put(tx, known.ref.project_id, known.head_sha, row))
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.setup, found.troubles) == (place.yard.config.sandbox.setup, ())
 
 
 async def test_a_file_whose_answer_breaks_off_is_asked_for_again(tmp_path: Path) -> None:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ravebot.errors import GuestError, Unavailable
+from ravebot import logs
+from ravebot.errors import GuestError, MachineNotFound, Unavailable
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import Style, render_card
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.results import COLLECT, unpack
 from ravebot.sandboxes.environments.plan import wanted
-from ravebot.sandboxes.model import CODE_FOLDER, MergeRequest
+from ravebot.sandboxes.model import CODE_FOLDER, MergeRequest, Stage
 from ravebot.sandboxes.view import SandboxView
-from ravebot.store import results
+from ravebot.store import machines, results, sandboxes
 from tests.support.guest_room import Room
-from tests.support.records import a_merge_request
+from tests.support.records import B, a_merge_request
 from tests.support.yard import HOW_A_JOB_GOES, Yard, a_yard, job_ended
 
 pytestmark = pytest.mark.integration
@@ -107,6 +109,50 @@ async def test_reports_are_read_when_a_test_failed_and_its_output_is_folded_and_
         assert shown.status.description == "tests failed: `make check` ended with code 2: 2 tests, 1 failed"
 
 
+async def test_secrets_are_masked_wherever_a_guest_or_a_project_puts_them(tmp_path: Path) -> None:
+    """Also one that ravebot was given, which has no shape, and which colours part."""
+    logs.hide("violet walrus")
+    report = f'<testsuite><testcase name="{TOKEN}"><failure message="violet walrus"/></testcase></testsuite>'
+    command = f"curl -H 'PRIVATE-TOKEN: {TOKEN}' violet\x1b[1m walrus"
+    async with a_reporting_yard(
+        tmp_path, a_file(report.encode()), smoke_tests=[{"run": "make check"}, {"run": command}]
+    ) as yard:
+        mr = a_merge_request()
+        yard.provider.answers[HOW_A_JOB_GOES] = lambda made: (
+            job_ended(2, "it is violet\x1b[31m walrus\n") if made.argv[-2].endswith("-test-1") else job_ended(0)
+        )
+        await yard.told(mr)
+        await yard.until(lambda: yard.is_in(mr, "ended"))
+        view = await the_view(yard, mr)
+        assert [one.ok for one in view.commands] == [True, True, False]
+        told = str(
+            (view.commands, view.cases, view.stages, render_note(view, "<!-- -->"), await yard.log("stage.failed"))
+        )
+        assert "masked" in told
+        assert "[hidden]" in told
+        assert TOKEN not in told
+        assert "walrus" not in told
+
+
+async def test_what_ends_after_new_code_came_is_not_taken_for_the_new_code_s(tmp_path: Path) -> None:
+    async with a_reporting_yard(tmp_path, a_file(REPORT)) as yard:
+        mr = a_merge_request()
+        await yard.make_ready(mr)
+        before, old = await the_view(yard, mr), await yard.latest(mr)
+        machine = await yard.read(lambda tx: machines.get(tx, old.machine_id))
+        assert machine
+        await yard.write(lambda tx: sandboxes.save(tx, replace(old, sha=B)))
+        kept = yard.core.chain.results
+        async with kept.of_command(old, Stage.TEST, 7, "make late"):
+            pass
+        assert isinstance(yard.provider, Reporter)
+        yard.provider.gives = a_file(b"<testsuite><testcase/></testsuite>")
+        await kept.collect(old, machine, ("late.xml",))
+        await yard.write(lambda tx: sandboxes.save(tx, old))
+        after = await the_view(yard, mr)
+        assert (after.commands, after.cases) == (before.commands, before.cases)
+
+
 @pytest.mark.parametrize(
     ("gives", "says"),
     [
@@ -122,6 +168,14 @@ async def test_reports_that_can_t_be_used_are_one_line_and_the_sandbox_is_ready(
         mr = a_merge_request()
         await yard.make_ready(mr)
         assert f"⚠️ Test report: {says}" in render_note(await the_view(yard, mr), "<!-- -->")
+
+
+async def test_a_machine_that_is_gone_is_not_called_one_without_reports(tmp_path: Path) -> None:
+    async with a_reporting_yard(tmp_path, MachineNotFound("gone")) as yard:
+        mr = a_merge_request()
+        await yard.told(mr)
+        await yard.go()
+        assert (await the_view(yard, mr)).cases is None
 
 
 async def test_while_the_provider_is_away_the_reports_wait(tmp_path: Path) -> None:

@@ -182,6 +182,24 @@ def test_a_checkout_s_file_is_judged_with_line_and_column(tmp_path: Path) -> Non
     assert (found["ok"], found["problems"][0]["line"], found["problems"][0]["column"]) == (False, 2, 1)
 
 
+def test_a_project_is_begun_and_says_which_lines_its_pipeline_needs(tmp_path: Path) -> None:
+    own = tmp_path / ".gitlab-ci.yml"
+    own.write_text("build: {script: [make]}\n")
+    code, text = invoke("project", "init", str(tmp_path))
+    flat = text.replace("\n", "")
+    assert code == 0
+    assert f"{tmp_path}/.rave.yml: written" in flat
+    assert "include:  - local: .gitlab/ravebot.yml" in flat
+    assert f"Put ravebot's address into {tmp_path}/.gitlab/ravebot.yml instead of https://ravebot.example.org." in flat
+    assert own.read_text() == "build: {script: [make]}\n"
+    code, text = invoke("project", "init", str(tmp_path), "--url", "https://rave.example.net")
+    assert code == 1
+    assert "is another one than this ravebot writes: --force writes it anew" in text.replace("\n", "")
+    code, text = invoke("project", "init", str(tmp_path / "none"))
+    assert code == 1
+    assert "is no folder: name that of the project's checkout" in text.replace("\n", " ")
+
+
 def test_a_symbolic_link_in_a_checkout_is_refused_as_gitlab_would_not_follow_it(tmp_path: Path) -> None:
     (tmp_path / "other.yml").write_text("memory: 4GiB\n")
     (tmp_path / ".rave.yml").symlink_to("other.yml")

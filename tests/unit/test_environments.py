@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from ravebot.errors import Forbidden, NotFound, Unacceptable
-from ravebot.notify.environments.steps import asking, git_ref, without_environment
+from ravebot.notify.environments.keeping import asking
+from ravebot.notify.environments.steps import git_ref
 from ravebot.notify.environments.wording import foreign, refusal
-from ravebot.sandboxes.environments.model import AskedFor, DeploymentStatus, EnvironmentRecord, EnvironmentState
+from ravebot.sandboxes.environments.model import (
+    AskedFor,
+    DeploymentStatus,
+    EnvironmentRecord,
+    EnvironmentState,
+    without_environment,
+)
 from ravebot.sandboxes.environments.plan import (
     SETTLE,
     Deed,
@@ -21,13 +28,15 @@ from ravebot.sandboxes.environments.plan import (
     decide,
     wanted,
 )
-from ravebot.sandboxes.model import EndReason, MergeRequestRef, Sandbox, SandboxState, Stage
+from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequestRef, Sandbox, SandboxId, SandboxState, Stage
 from tests.support.records import NOON, A, B, a_merge_request, a_sandbox
 
 MR = a_merge_request(1)
 WEB = "https://sandboxes.example.org:43000/"
 LATER = NOON + timedelta(minutes=1)
-AVAILABLE = EnvironmentRecord(MR.ref, environment_id=5, state=EnvironmentState.AVAILABLE, external_url=WEB)
+AVAILABLE = EnvironmentRecord(
+    MR.ref, environment_id=5, state=EnvironmentState.AVAILABLE, external_url=WEB, seen_at=NOON, seen_with=1
+)
 DEPLOYED = replace(
     AVAILABLE, deployment_id=6, deployment_sandbox=1, deployment_sha=A, deployment_status="success", status_sha=A,
     status_state="success",
@@ -59,7 +68,9 @@ def steps(sandbox: Sandbox, known: EnvironmentRecord | None = None, now: datetim
 def done(known: EnvironmentRecord, step: ShowStep) -> EnvironmentRecord:
     match step.deed:
         case Deed.CREATE_ENVIRONMENT:
-            return replace(known, environment_id=5, state=EnvironmentState.AVAILABLE, external_url=step.url)
+            return replace(AVAILABLE, external_url=step.url)
+        case Deed.LOOK_AT_ENVIRONMENT:
+            return replace(known, seen_with=9)
         case Deed.SET_URL:
             return replace(known, external_url=step.url)
         case Deed.STOP_ENVIRONMENT:
@@ -86,6 +97,7 @@ def done(known: EnvironmentRecord, step: ShowStep) -> EnvironmentRecord:
         (ready(), Presence.AVAILABLE, "success", "success"),
         (ready(stage=Stage.SETUP), Presence.AVAILABLE, "running", "running"),
         (ready(notice="commit bbbbbbbb was not taken"), Presence.AVAILABLE, "failed", "failed"),
+        (ready(notice=NO_KEYS), Presence.AVAILABLE, "success", "success"),  # says nothing of the commit
         (ready(end_reason=EndReason.FAILED, end_detail="set-up failed"), Presence.AVAILABLE, "failed", "failed"),
         (
             ready(end_reason=EndReason.FAILED, end_detail="set-up failed", stage=Stage.SETUP),
@@ -168,8 +180,44 @@ def test_an_environment_that_is_stopped_makes_place_for_a_new_one() -> None:
 
 def test_a_rebuilt_sandbox_keeps_its_environment_and_gets_a_deployment_of_its_own() -> None:
     again = a_sandbox(1, SandboxState.STARTING)
-    taken = steps(replace(again, id=again.id.__class__(2)), DEPLOYED)
-    assert taken == ["set the environment's URL", "create a deployment running", "set the commit status running"]
+    taken = steps(replace(again, id=SandboxId(2)), DEPLOYED)
+    assert taken == [
+        "look at the environment",
+        "set the environment's URL",
+        "create a deployment running",
+        "set the commit status running",
+    ]
+
+
+def looks(sandbox: Sandbox, known: EnvironmentRecord, now: datetime = LATER) -> tuple[Deed, bool]:
+    step = decide(shown(sandbox), known, now)
+    assert isinstance(step, ShowStep)
+    return step.deed, step.look_first
+
+
+def test_an_environment_is_looked_at_before_each_request_that_would_make_a_stopped_one_available() -> None:
+    running = replace(DEPLOYED, deployment_status="running")
+    assert looks(ready(), replace(DEPLOYED, external_url=MR.web_url)) == (Deed.SET_URL, True)
+    assert looks(ready(), running) == (Deed.SET_DEPLOYMENT, True)
+    assert looks(ready(notice="set-up failed"), running) == (Deed.SET_DEPLOYMENT, False)
+    assert looks(ready(), AVAILABLE, NOON) == (Deed.CREATE_DEPLOYMENT, True)
+    starting, here = a_sandbox(1, SandboxState.STARTING), replace(AVAILABLE, external_url=MR.web_url)
+    assert looks(starting, here, NOON) == (Deed.CREATE_DEPLOYMENT, False), "it was made a moment ago"
+    assert looks(starting, here, LATER) == (Deed.CREATE_DEPLOYMENT, True)
+    assert looks(starting, replace(running, external_url=MR.web_url, deployment_sha=B, deployment_id=None), NOON) == (
+        Deed.CREATE_DEPLOYMENT,
+        True,
+    )
+
+
+def test_a_new_sandbox_takes_an_environment_over_only_when_it_was_seen_while_that_sandbox_was_there() -> None:
+    for state in (SandboxState.QUEUED, SandboxState.STARTING, SandboxState.READY):
+        again = replace(a_sandbox(1, state), id=SandboxId(2))
+        assert looks(again, DEPLOYED) == (Deed.LOOK_AT_ENVIRONMENT, False)
+        step = decide(shown(again), replace(DEPLOYED, seen_with=2), LATER)
+        assert not isinstance(step, ShowStep) or step.deed is not Deed.LOOK_AT_ENVIRONMENT
+    gone = replace(ended(EndReason.CLOSED), id=SandboxId(2))
+    assert looks(gone, DEPLOYED)[0] is Deed.STOP_ENVIRONMENT
 
 
 def test_a_pause_of_the_environment_does_not_hold_up_the_status() -> None:

@@ -105,6 +105,14 @@ def test_the_queue_tells_place_estimate_or_reason() -> None:
     )
 
 
+def test_what_is_said_of_the_project_s_file_and_of_new_code_reads_as_sentences() -> None:
+    news = FileNews(("`.rave.yml` asks for 64 vcpus; it gets 4", "`.rave.yml` names the agent x; did you mean y?"))
+    note = render_note(view(notice="commit a1b2c3d4 is in the machine, but its tests failed", file=news), MARKER)
+    assert "\n⚠️ Commit a1b2c3d4 is in" in note.replace(JOINER, "")
+    assert "⚠️ `.rave.yml` asks for 64 vcpus; it gets 4.\n" in note
+    assert note.count("did you mean y?\n") == 1
+
+
 @pytest.mark.parametrize("state", list(SandboxState))
 def test_every_state_has_a_headline_of_its_own(state: SandboxState) -> None:
     headlines = {render_note(view(one), MARKER).splitlines()[1] for one in SandboxState}
@@ -167,7 +175,7 @@ def test_an_update_that_failed_shows_the_end_of_its_output_in_a_box() -> None:
     kept = replace(kept, sandbox=replace(kept.sandbox, notice=kept.notice))
     note = render_note(kept, MARKER)
     assert "❌ set-up failed in 12 s" in note
-    assert "⚠️ it was not taken, because its set-up failed" in note
+    assert "⚠️ It was not taken, because its set-up failed" in note
     kinds = [token.type for token in MarkdownIt("commonmark").enable("table").parse(note)]
     assert kinds.count("fence") == 1
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ravebot.gitlab.hooks import HookCondition
-from ravebot.operations.hooks.watch import changed, should_mend
+from ravebot.operations.hooks.watch import PAUSE, changed, due, should_mend
 from ravebot.operations.hooks.wording import HookState
 from ravebot.store.hooks import HookRecord
 
@@ -63,3 +63,21 @@ def test_one_that_is_disabled_again_and_again_is_mended_each_time_and_told_once_
 @pytest.mark.parametrize("before", [None, record(C.RIGHT), record(C.DISABLED, NOW)])
 def test_what_could_not_be_looked_at_changes_nothing(before: HookRecord | None) -> None:
     assert changed(before, state(C.FAILED), state(C.FAILED), NOW) is None
+
+
+@pytest.mark.parametrize(("count", "an_hour", "within_hours"), [(1, 1, 1), (4, 4, 1), (20, 4, 6), (300, 16, 24)])
+def test_one_project_is_looked_at_each_hour_and_many_a_few_at_a_time_each_once_a_day(
+    count: int, an_hour: int, within_hours: int
+) -> None:
+    projects = [(number, f"group/app-{number}") for number in range(count)]
+    looked_at: dict[str, datetime] = {}
+    now, looks, longest = NOW, 0, timedelta(0)
+    for _ in range(4 * 48):
+        for _, path in due(projects, looked_at, now):
+            longest = max(longest, now - looked_at.get(path, now))
+            looked_at[path] = now
+            looks += 1
+        now += PAUSE
+    assert looks / 48 <= an_hour
+    assert len(looked_at) == count
+    assert longest <= timedelta(hours=within_hours)

@@ -134,6 +134,23 @@ def test_the_doctor_says_that_an_image_was_never_checked(checked: Config) -> Non
     )
 
 
+def test_the_doctor_shows_the_last_result_of_each_image_that_projects_may_ask_for(
+    checked: Config, tmp_path: Path
+) -> None:
+    path = tmp_path / "13.qcow2"
+    path.write_bytes(b"another image")
+    named = checked.model_copy(
+        update={"provider": checked.provider.model_copy(update={"images": {"debian-13": path}, "cmdline": "quiet"})}
+    )
+    never = machines.named_image_check(named, "debian-13")
+    assert (never.name, never.verdict) == ("image check debian-13", Verdict.UNKNOWN)
+    assert never.fix == "as root: ravebot image check debian-13"
+    assert imagechecks.keep(settings.for_image(named, path), ["growth"], [])
+    found = machines.named_image_check(named, "debian-13")
+    assert (found.verdict, "growth failed" in found.detail) == (Verdict.FAILED, True)
+    assert machines.image_check(named).verdict is Verdict.UNKNOWN, "that is another image"
+
+
 @pytest.mark.parametrize(
     ("failed", "warnings", "verdict", "said"),
     [

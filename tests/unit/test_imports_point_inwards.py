@@ -127,6 +127,15 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.operations.agents.reports",
         "ravebot.operations.tokens.reports",
     ),
+    "ravebot.web.ci": (
+        *INNER,
+        "ravebot.gitlab.ci",
+        "ravebot.tools.limits",
+        "ravebot.tools.waiting",
+        "ravebot.web.api.addresses",
+        "ravebot.web.api.gate",
+        "ravebot.web.ci",
+    ),
     "ravebot.web.api": (*INNER, "ravebot.tools", "ravebot.web.api"),
     # Where it all comes together.
     "ravebot.app": ("ravebot",),

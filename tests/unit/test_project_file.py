@@ -178,6 +178,22 @@ def test_whatever_is_in_the_file_it_is_read_or_its_problems_are_told(raw: bytes)
     assert isinstance(found, ProjectFile) or (found.problems and all(one.message for one in found.problems))
 
 
+@pytest.mark.parametrize(
+    ("key", "item", "most"),
+    [
+        ("setup", "make", 20),
+        ("smoke_tests", "{run: make}", 20),
+        ("links", "{name: x, path: /}", 10),
+        ("results: {junit", "a.xml", 10),
+    ],
+)
+def test_a_list_is_as_long_as_the_documentation_says_and_no_longer(key: str, item: str, most: int) -> None:
+    end = "}" if "{" in key else ""
+    assert read_project_file(f"{key}: [{', '.join([item] * most)}]{end}\n".encode()) != ProjectFile()
+    (problem,) = problems(f"{key}: [{', '.join([item] * (most + 1))}]{end}\n")
+    assert f"at most {most}" in problem.message
+
+
 def test_no_more_problems_are_told_than_can_be_read() -> None:
     found = problems("".join(f"key{number}: 1\n" for number in range(100)))
     assert len(found) == 21

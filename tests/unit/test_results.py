@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ravebot.gitlab.results import ROWS, cases_table, commands_table, log
+from ravebot.gitlab.results import NO_BREAK, ROWS, cases_table, commands_table, log
 from ravebot.logs import Redaction
 from ravebot.sandboxes.chain.results import count, unpack
 from ravebot.sandboxes.junit import read_report
@@ -55,6 +55,8 @@ def test_a_report_is_counted_by_its_cases_not_by_what_it_claims() -> None:
         (b'<testsuite><testcase name="\xe9"/></testsuite>', "not XML"),
         (b'<?xml version="1.0" encoding="klingon"?><testsuite/>', "encoding is not known"),
         (b'<?xml version="1.0" encoding="utf-32"?><testsuite/>', "encoding is not known"),
+        (b"<!DOCTYPE testsuite><testsuite/>", "declares a document type"),
+        (b"<testsuite>" + b"<a/>" * 200_001 + b"</testsuite>", "more than 200000 elements"),
         (b"<html/>", "no JUnit report"),
         (b"<testsuite>" * 90_000, "nested more than"),
     ],
@@ -63,6 +65,39 @@ def test_a_report_that_is_wrong_or_hostile_is_one_line(content: bytes, why: str)
     counts = read_report(content)
     assert counts.total == 0
     assert [why in problem for problem in counts.problems] == [True]
+
+
+def test_of_a_test_that_failed_twice_or_was_skipped_too_the_first_failure_counts() -> None:
+    counts = read_report(
+        b'<j:testsuite xmlns:j="urn:x"><j:testcase name="a"><j:failure message="first"/><j:error message="second"/>'
+        b'<j:skipped/></j:testcase><j:testcase name="b"><j:skipped/><j:failure message="after all"/></j:testcase>'
+        b"</j:testsuite>"
+    )
+    assert counts.in_short == "2 tests, 2 failed"
+    assert counts.failures == (FailedCase("a", "first"), FailedCase("b", "after all"))
+
+
+def test_a_test_in_a_test_is_part_of_it_and_one_without_a_name_is_said_so() -> None:
+    counts = read_report(
+        b'<testsuite><testcase name="a"><testcase name="b"><failure/></testcase></testcase><testcase/></testsuite>'
+    )
+    nameless = read_report(b"<testsuite><testcase><failure/></testcase></testsuite>")
+    assert (counts.total, counts.failures) == (2, (FailedCase("a"),))
+    assert nameless.failures == (FailedCase("a test without a name"),)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("1.5", 1.5), ("1,234.5", 1234.5), ("-3", 0), ("nan", 0), ("1e300", 0), ("inf", 0), ("soon", 0), ("", 0)],
+)
+def test_a_time_that_makes_no_sense_counts_as_none(time: str, seconds: float) -> None:
+    assert read_report(f'<testsuite><testcase time="{time}"/></testsuite>'.encode()).seconds == seconds
+
+
+def test_long_messages_are_cut_wherever_they_stand() -> None:
+    for failure in (f'<failure message="{"y" * 5_000}"/>', f"<failure>{'y' * 5_000}</failure>"):
+        counts = read_report(f"<testsuite><testcase>{failure}</testcase></testsuite>".encode())
+        assert counts.failures[0].message == "y" * 300
 
 
 def test_a_megabyte_in_an_attribute_is_cut_and_95000_cases_are_counted_in_time() -> None:
@@ -91,8 +126,19 @@ def test_the_files_of_a_guests_answer_are_counted_together_and_one_named_twice_o
 def test_an_answer_that_lies_about_sizes_is_not_believed() -> None:
     assert "came incomplete" in unpack(b"file 500 a.xml\n<a/>").problems[0]
     assert "came incomplete" in unpack(b"file 9999999 a.xml\n<a/>").problems[0]
+    assert "came incomplete" in unpack(b"file 1048577 a.xml\n" + b" " * 1048577).problems[0]
     assert "makes no sense" in unpack(b"file 4 a.xml\n<a/>rest").problems[0]
     assert "no file is where" in count(b"").problems[0]
+
+
+def test_no_more_files_that_can_t_be_used_are_told_than_can_be_read() -> None:
+    counts = count(b"".join(b"large %d.xml\n" % number for number in range(12)))
+    assert len(counts.problems) == 6
+    assert counts.problems[-1] == "and 7 more files"
+
+
+def test_a_name_can_not_end_the_code_that_it_is_shown_as() -> None:
+    assert count(b"large a`b`@all.xml\n").problems[0].startswith("`a'b'@all.xml` is too large")
 
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\nAAAAAAAAAAABAAAAMwAAAAtz\n"
@@ -106,6 +152,13 @@ KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAE
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
         "xoxb-123456789012-abcdefghijkl",
         "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "github_pat_11ABCDEFG0abcdefghijkl",
+        "sk-ant-api03-abcdefghijklmnop",
+        "syt_YWxpY2U_abcdefghijklmnop_0aBcDe",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "npm_abcdefghijklmnopqrstuvwxyz0123456789",
+        "pypi-AgEIcHlwaS5vcmcCJGFiY2RlZmdo",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
         f"{KEY}-----END OPENSSH PRIVATE KEY-----",
         KEY,
@@ -144,7 +197,8 @@ def test_credentials_in_addresses_headers_and_parameters_are_masked() -> None:
     assert masked("git clone https://bob:hunter22@h/x.git") == f"git clone https://{MASK}@h/x.git"
     assert masked("Authorization: Bearer abcdefgh1234") == f"Authorization: Bearer {MASK}"
     assert masked("PRIVATE-TOKEN: abcdefgh1234") == f"PRIVATE-TOKEN: {MASK}"
-    assert masked("GET /a?private_token=abc&x=1") == f"GET /a?private_token={MASK}&x=1"
+    for key in ("private_token", "job_token", "access_token", "token", "secret", "password", "signature"):
+        assert masked(f"GET /a?{key}=abc&x=1") == f"GET /a?{key}={MASK}&x=1"
 
 
 def test_ordinary_output_stays_as_it_is() -> None:
@@ -162,14 +216,25 @@ def test_masking_takes_no_longer_for_hostile_output(piece: str) -> None:
 def test_of_many_commands_those_that_failed_are_among_the_rows() -> None:
     commands = [CommandResult(Stage.SETUP, at, f"step {at}", ok=at != 38, seconds=1.0) for at in range(40)]
     table = commands_table(commands)
-    assert "| set-up `step 38` | ❌ failed | 1.0 s |" in table
-    assert "| set-up `step 0` | ✅ done | 1.0 s |" in table
+    assert f"| set-up `step 38` | ❌ failed | 1.0{NO_BREAK}s |" in table
+    assert f"| set-up `step 0` | ✅ done | 1.0{NO_BREAK}s |" in table
     assert table.splitlines()[-1] == "| and 20 more | | |"
     assert len(table.splitlines()) == 2 + ROWS + 1
 
 
 def test_a_failed_test_without_a_message_has_a_dash() -> None:
     assert cases_table(CaseCounts(1, 1, failures=(FailedCase("a"),)))[1].splitlines()[-1] == "| `a` | — |"
+
+
+def test_a_long_name_shows_its_end_and_a_long_word_can_go_on_in_the_next_line() -> None:
+    """Of a table that is wider than the note, GitLab shows the left part: the reason would be out of sight."""
+    name, why = f"com.example.{'deep.' * 20}Login.works", f"at {'x' * 65} | @all"
+    row = cases_table(CaseCounts(1, 1, failures=(FailedCase(name, why),)))[1].splitlines()[-1]
+    shown = row.split(" | ")[0].removeprefix("| `").removesuffix("`")
+    assert len(shown) == 60
+    assert shown.startswith("…")
+    assert name.endswith(shown[1:])
+    assert row.split(" | ")[1].split("\u200b") == [f"at {'x' * 30}", "x" * 30, "xxxxx &#124; @\u2060all |"]
 
 
 def test_hostile_names_and_messages_stay_in_their_cells() -> None:

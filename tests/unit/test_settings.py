@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ravebot.config.repository import ProjectFile, read_project_file
+from ravebot.config.repository import read_project_file
 from ravebot.sandboxes.settings import SandboxSettings, file_at, resolve
 from ravebot.sandboxes.starting import StartGate, start_gate, start_wait
-from tests.support.records import A, B, a_merge_request, make_config
+from tests.support.records import A, B, a_machine, a_merge_request, make_config
 
 GIB = 1024**3
 AGENT = {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["coder"]}}
@@ -123,5 +123,34 @@ def test_a_forks_own_file_counts_only_for_the_commit_that_was_let_in() -> None:
     assert file_at(a_merge_request()) == A
 
 
-def test_a_stored_file_that_this_version_does_not_take_counts_as_none() -> None:
-    assert ProjectFile() == read_project_file(b"")
+def test_reports_are_where_the_project_says_or_else_where_the_operator_does() -> None:
+    configured = {"sandbox": {"junit": ["all.xml"]}}
+    assert settled("vcpus: 2\n", **configured).junit == ("all.xml",)
+    assert settled("results: {junit: [own.xml]}\n", **configured).junit == ("own.xml",)
+    assert settled("results: {junit: []}\n", **configured).junit == ()
+
+
+def test_an_agent_that_people_can_not_speak_to_is_not_here() -> None:
+    key_only = {"name": "keys", "owner": "alice", "projects": ["group/*"]}
+    found = settled("agent: keys\n", agents=[AGENT, key_only])
+    assert (found.agent, len(found.remarks)) == ("", 1)
+
+
+def test_a_machine_of_another_size_or_image_is_another_machine() -> None:
+    given = settled(None)
+    same = a_machine(vcpus=given.vcpus, memory_bytes=given.memory, disk_bytes=given.disk, image=given.image_key)
+    assert not given.differs_from(same)
+    for other in ({"vcpus": 9}, {"memory_bytes": 1}, {"disk_bytes": 1}, {"image": "/other.qcow2"}):
+        assert given.differs_from(replace(same, **other))
+    assert not given.differs_from(replace(same, vcpus=0, image="/other.qcow2")), "of before sizes were kept"
+
+
+def test_while_one_waits_its_note_says_what_is_wrong_in_the_file() -> None:
+    config = make_config(Path("/none"))
+    settings = resolve(config, read_project_file(b"start: command\nvcpus: 64\n"))
+    wait = start_wait(config, a_merge_request(), replace(settings, troubles=("line 1",)))
+    assert wait
+    assert (len(wait.file.remarks), wait.file.troubles) == (1, ("line 1",))
+    skipped = start_wait(config, a_merge_request(labels=("sandbox::off",)), settings)
+    assert skipped
+    assert (skipped.gate, skipped.label) == (StartGate.SKIP, "sandbox::off")

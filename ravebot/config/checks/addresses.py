@@ -31,6 +31,7 @@ def addresses(config: Config) -> Iterator[Remark]:
         (("matrix", "homeserver"), matrix),
         (("gitlab", "url"), gitlab),
         (("gitlab", "proxy"), config.gitlab.proxy),
+        (("gitlab", "ci", "issuer"), config.gitlab.ci.issuer if config.gitlab.ci else None),
         (("http", "public_url"), public),
         (("api", "public_url"), config.api.public_url),
         *((("models", place, "url"), model.url) for place, model in enumerate(config.models)),
@@ -42,6 +43,9 @@ def addresses(config: Config) -> Iterator[Remark]:
             yield Remark(key, "leave the user name and password out of the address: secrets are in files of their own")
         elif url.query is not None or url.fragment is not None:
             yield Remark(key, "leave out everything from the '?' or '#' on: this is a base address")
+    if config.gitlab.ci is not None and not config.ci_audience:
+        why = "needs to know what jobs' tokens are for: set gitlab.ci.audience or http.public_url to ravebot's address"
+        yield Remark(("gitlab", "ci"), why)
     proxy = config.gitlab.proxy
     if proxy is not None and (proxy.path or "/") != "/":
         yield Remark(
@@ -106,6 +110,11 @@ def unencrypted(config: Config) -> Iterator[Remark]:
     if config.api.address is not None and not _is_local(config.api.address[0]):
         why = "is reached from other hosts, by plain http: tokens cross the network unencrypted"
         yield Remark(("api", "listen"), f"{why}; listen on 127.0.0.1, and put a proxy that does TLS in front of it")
+    door = config.http.public_url
+    if config.gitlab.ci is not None and door is not None and door.scheme == "http" and not _is_loopback(door):
+        yield Remark(
+            ("http", "public_url"), "is plain http: the tokens of jobs cross the network unencrypted; use https"
+        )
     public = config.api.public_url
     if public is not None and public.scheme == "http" and not _is_loopback(public):
         yield Remark(("api", "public_url"), "is plain http: tokens cross the network unencrypted; use https")

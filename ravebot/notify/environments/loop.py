@@ -14,21 +14,14 @@ from ravebot.backoff import Backoff, jitter
 from ravebot.config.model import GitLabConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, StoreError, Unavailable
 from ravebot.gitlab.transport import Unanswered
-from ravebot.notify.environments.steps import (
-    Change,
-    EnvironmentSteps,
-    Foreign,
-    ShowTask,
-    answered,
-    asking,
-    looked_for,
-    status_answered,
-)
+from ravebot.notify.environments.keeping import Change, answered, asking, looked_for, status_answered
+from ravebot.notify.environments.sightings import Sighting, take_note
+from ravebot.notify.environments.steps import EnvironmentSteps, Foreign, ShowTask, Unseen
 from ravebot.notify.environments.wording import refusal
 from ravebot.sandboxes.environments.model import EnvironmentRecord
 from ravebot.sandboxes.environments.plan import Deed, Presence, ShownSandbox, ShowStep, decide, wanted
 from ravebot.sandboxes.gather import Views
-from ravebot.sandboxes.journal import Journal
+from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef
 from ravebot.store import environments, merge_requests
 from ravebot.store.database import Database, Transaction
@@ -59,13 +52,13 @@ class EnvironmentLoop:
         self,
         database: Database,
         views: Views,
-        journal: Journal,
+        lifecycle: Lifecycle,
         steps: EnvironmentSteps,
         gather_seconds: float = _GATHER_SECONDS,
     ) -> None:
         self._database = database
         self._views = views
-        self._journal = journal
+        self._lifecycle = lifecycle
         self._steps = steps
         self._gather_seconds = gather_seconds
         self._busy: set[MergeRequestRef] = set()
@@ -130,15 +123,15 @@ class EnvironmentLoop:
             environments.save(tx, replace(known, next_at=step))
             return None
         environments.save(tx, asking(known, step, tx.now))
-        return ShowTask(step, known, mr)
+        return ShowTask(step, known, mr, view.sandbox.id if view else 0)
 
     async def _work(self, first: ShowTask) -> None:
         ref = first.known.ref
         task: ShowTask | None = first
         try:
             while task:
-                change, failed = await self._carry_out(task)
-                task = await self._database.write(partial(self._keep, task=task, change=change, failed=failed))
+                outcome = await self._carry_out(task)
+                task = await self._database.write(partial(self._keep, task=task, outcome=outcome))
         except StoreError as error:
             # What GitLab carried out and was not recorded is found again, or done again to no effect.
             log.warning("environments could not be written", mr=str(ref), error=str(error))
@@ -147,31 +140,36 @@ class EnvironmentLoop:
             self._busy.discard(ref)
             self._database.signals.wake(ENVIRONMENTS)
 
-    async def _carry_out(self, task: ShowTask) -> tuple[Change | None, RavebotError | None]:
+    async def _carry_out(self, task: ShowTask) -> Change | Sighting | RavebotError:
         try:
-            return await self._steps.carry_out(task, task.known.looked_at or self._database.opened_at), None
+            return await self._steps.carry_out(task, task.known.looked_at or self._database.opened_at)
         except RavebotError as error:
             log.info("gitlab did not take it", mr=task.mr.full_ref, step=task.step.deed.value, error=str(error))
-            return None, error
+            return error
         except Exception as error:  # a bug, which must stop neither the others nor the bot
             log.exception("environment step failed: this is a bug of ravebot's", mr=task.mr.full_ref)
-            return None, Unavailable(f"{type(error).__name__}")
+            return Unavailable(f"{type(error).__name__}")
 
-    def _keep(
-        self, tx: Transaction, task: ShowTask, change: Change | None, failed: RavebotError | None
-    ) -> ShowTask | None:
+    def _keep(self, tx: Transaction, task: ShowTask, outcome: Change | Sighting | RavebotError) -> ShowTask | None:
         """Record how the step went; returns the next one, recorded too."""
         known = environments.get(tx, task.known.ref)
         assert known
-        before, deed = known.hint, task.step.deed
-        if change is not None:
-            known = _at_peace(change(known), deed)
-        elif failed is not None:
-            known = self._failed(tx, known, task.step, failed)
+        before, step = known.hint, task.step
+        if isinstance(outcome, Unseen):
+            known, step, outcome = answered(known), ShowStep(Deed.LOOK_AT_ENVIRONMENT), outcome.why
+        deed = step.deed
+        if isinstance(outcome, Sighting):
+            known = _at_peace(answered(known), deed)  # nothing was asked for
+        elif isinstance(outcome, RavebotError):
+            known = self._failed(tx, known, step, outcome)
+        else:
+            known = _at_peace(outcome(known), deed)
         environments.save(tx, known)
+        if isinstance(outcome, Sighting):
+            take_note(tx, self._lifecycle, task.known, outcome)
         if known.hint != before:
-            self._journal.refresh_note(tx, known.ref)
-        if isinstance(failed, SlowDown):
+            self._lifecycle.journal.refresh_note(tx, known.ref)
+        if isinstance(outcome, SlowDown):
             until = known.status_until if deed.is_of_status else known.environment_until
             environments.save(tx, replace(known, next_at=until))
             return None

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import assert_never
-from urllib.parse import urlsplit
 
-from ravebot.backoff import Backoff
 from ravebot.clock import age
 from ravebot.config.model import Config
-from ravebot.errors import Forbidden, NotFound, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, Unavailable
 from ravebot.gitlab.environments import Environments, FoundEnvironment, NameTaken
 from ravebot.gitlab.escape import one_line
 from ravebot.gitlab.transport import TIMEOUT_SECONDS
+from ravebot.notify.environments.keeping import Change, answered, deployed, has, status_answered, taken
+from ravebot.notify.environments.sightings import Sighting, look
 from ravebot.notify.environments.wording import foreign
-from ravebot.sandboxes.environments.model import STATUS_NAME, AskedFor, CommitState, EnvironmentRecord, EnvironmentState
+from ravebot.sandboxes.environments.model import (
+    STATUS_NAME,
+    CommitState,
+    EnvironmentRecord,
+    EnvironmentState,
+    without_environment,
+)
 from ravebot.sandboxes.environments.plan import LONGEST_DESCRIPTION, Deed, ShowStep
 from ravebot.sandboxes.model import MergeRequest
 
-Change = Callable[[EnvironmentRecord], EnvironmentRecord]
+_CLOCKS_DIFFER = timedelta(minutes=1)
+"""So much GitLab's clock may be behind ours."""
 _LOOK_AGAIN_SECONDS = 3.0
 _STOPPING_SECONDS = 10.0
-_TAKEN_PAUSES = Backoff.growing(2.0, 900.0)
 _NO_COMMIT = "404 Commit Not Found"
+
+
+class Unseen(RavebotError):
+    """The look before a request failed, for that reason; the request itself was not made."""
+
+    def __init__(self, why: RavebotError) -> None:
+        super().__init__(str(why))
+        self.why = why
 
 
 class Foreign(Forbidden):
@@ -38,52 +51,7 @@ class ShowTask:
     step: ShowStep
     known: EnvironmentRecord
     mr: MergeRequest
-
-
-def asking(known: EnvironmentRecord, step: ShowStep, now: datetime) -> EnvironmentRecord:
-    """What must be recorded before the request is made, as the process may be killed meanwhile."""
-    match step.deed:
-        case Deed.CREATE_ENVIRONMENT:
-            return replace(known, asked=AskedFor.ENVIRONMENT, asked_what=step.url, asked_at=now)
-        case Deed.CREATE_DEPLOYMENT:
-            return replace(known, asked=AskedFor.DEPLOYMENT, asked_what=f"{step.sha} {step.sandbox}", asked_at=now)
-        case Deed.SET_STATUS:
-            return replace(known, status_asked=f"{step.sha} {step.state}", status_asked_at=now)
-        case Deed.STOP_ENVIRONMENT:  # from now on a stop that is seen is ours
-            return replace(known, state=EnvironmentState.STOPPING)
-    return known
-
-
-def answered(known: EnvironmentRecord) -> EnvironmentRecord:
-    """GitLab no longer works on the environment or deployment that it was asked for."""
-    return replace(known, asked=AskedFor.NOTHING, asked_what="", asked_at=None)
-
-
-def looked_for(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
-    """GitLab said that something is wrong, so that it is not at work any more; it may have done it all the same."""
-    if deed.is_of_status:
-        return replace(known, status_asked_at=None)
-    return replace(known, asked_at=None)
-
-
-def status_answered(known: EnvironmentRecord) -> EnvironmentRecord:
-    """GitLab no longer works on the commit status that it was asked for."""
-    return replace(known, status_asked="", status_asked_at=None)
-
-
-def without_environment(known: EnvironmentRecord) -> EnvironmentRecord:
-    """The environment is gone, and its deployments with it."""
-    return replace(
-        known,
-        environment_id=None,
-        state=EnvironmentState.NONE,
-        external_url="",
-        seen_at=None,
-        deployment_id=None,
-        deployment_sandbox=None,
-        deployment_sha="",
-        deployment_status="",
-    )
+    sandbox: int = 0  # the newest one
 
 
 def git_ref(mr: MergeRequest) -> str:
@@ -95,24 +63,48 @@ class EnvironmentSteps:
     """Each step raises what `GitLab` raises; then nothing of it is to be kept."""
 
     def __init__(self, config: Config, gitlab: Environments) -> None:
-        self._host = config.sandbox.host
         self._gitlab = gitlab
         self._longest = config.gitlab.request_limit + timedelta(seconds=TIMEOUT_SECONDS)
 
-    async def carry_out(self, task: ShowTask, now: datetime) -> Change:
-        """Make the request; returns what to keep. `now`: when the task was recorded."""
+    async def carry_out(self, task: ShowTask, now: datetime) -> Change | Sighting:
+        """Make the request; returns what to keep. `now`: when the task was recorded.
+
+        A sighting is all that comes of a step that is about to make an environment available which somebody stopped.
+        """
+        step, known = task.step, task.known
+        if step.deed is Deed.LOOK_AT_ENVIRONMENT:
+            return await look(self._gitlab, known, now, task.sandbox)
+        if not step.look_first:
+            return await self._ask(task, now)
+        try:
+            sighting = await look(self._gitlab, known, now, task.sandbox)
+        except RavebotError as error:
+            raise Unseen(error) from error
+        if sighting.state is not EnvironmentState.AVAILABLE:
+            return sighting
+        change = await self._ask(task, now)
+        return lambda record: change(replace(record, seen_at=sighting.at, seen_with=sighting.sandbox))
+
+    async def _ask(self, task: ShowTask, now: datetime) -> Change:
         step, known = task.step, task.known
         project, number = known.ref.project_id, known.environment_id or 0
         match step.deed:
             case Deed.FIND_ENVIRONMENT:
                 found = await self._gitlab.find(project, known.name)
-                return self._adopt(found, task, now) if found else answered
+                if found is None:
+                    return answered
+                if found.external_url or await self._gitlab.is_deployed(project, known.name):
+                    return self._adopt(found, task, now)
+                # A job of a pipeline names it, for which GitLab made it. Nobody uses it, so that it becomes ours.
+                return has(found.id, EnvironmentState.of(found.state), "", now, task.sandbox)
             case Deed.CREATE_ENVIRONMENT:
                 try:
                     made = await self._gitlab.create(project, known.name, step.url)
                 except NameTaken:
-                    return lambda record: _taken(record, now)
-                return _has(made.id, EnvironmentState.AVAILABLE, step.url, now)
+                    return lambda record: taken(record, now)
+                return has(made.id, EnvironmentState.AVAILABLE, step.url, now, task.sandbox)
+            case Deed.LOOK_AT_ENVIRONMENT:
+                raise AssertionError("a look changes nothing")
             case Deed.SET_URL:
                 try:
                     await self._gitlab.set_url(project, number, step.url)
@@ -128,7 +120,7 @@ class EnvironmentSteps:
                 return await self._find_deployment(task, now)
             case Deed.CREATE_DEPLOYMENT:
                 ids = await self._gitlab.deploy(project, known.name, step.sha, git_ref(task.mr), step.state)
-                return _deployed(step, *ids)
+                return deployed(step, *ids, now, task.sandbox)
             case Deed.SET_DEPLOYMENT:
                 try:
                     await self._gitlab.set_deployment(project, known.deployment_id or 0, step.state)
@@ -143,15 +135,14 @@ class EnvironmentSteps:
                 assert_never(step.deed)
 
     def _adopt(self, found: FoundEnvironment, task: ShowTask, now: datetime) -> Change:
-        """Take the environment that was made before a crash, or by a lost database: it links to where only ours do."""
-        try:
-            host = urlsplit(found.external_url).hostname
-        except ValueError:
-            host = None
-        links = {task.known.asked_what, task.mr.web_url} - {""}
-        if found.external_url not in links and host != self._host:
+        """Take the environment that we asked for before a crash, or that a lost database knew: it links to where ours
+        would. One without a link is ours if it was made since we asked for such a one."""
+        asked = task.known.asked_what
+        links = {asked, task.step.url, task.mr.web_url} - {""}
+        without_link = not asked and not found.external_url and _since(found.created_at, task.known.asked_since)
+        if found.external_url not in links and not without_link:
             raise Foreign(foreign(task.known.name))
-        return _has(found.id, _state(found.state), found.external_url, now)
+        return has(found.id, EnvironmentState.of(found.state), found.external_url, now, task.sandbox)
 
     async def _stop(self, task: ShowTask) -> Change:
         number = task.known.environment_id or 0
@@ -166,18 +157,26 @@ class EnvironmentSteps:
         raise Forbidden("GitLab did not stop the environment")  # it answers 200 also to who may not
 
     async def _find_deployment(self, task: ShowTask, now: datetime) -> Change:
-        sha = task.step.sha
-        found = await self._gitlab.find_deployment(task.known.ref.project_id, task.known.name, sha)
+        """Take the one that we asked for before a crash: neither one from before, as after a rebuild with the same
+        commit, nor one of a pipeline's job."""
+        sha, known = task.step.sha, task.known
+        listed = await self._gitlab.deployments(known.ref.project_id, known.name, sha)
+        ours = (
+            one
+            for one in listed
+            if one.id > known.newest_deployment and not one.of_a_job and _since(one.created_at, known.asked_since)
+        )
+        found = next(ours, None)
         if found is None:
-            self._check_settled(task.known.asked_at, now)
+            self._check_settled(known.asked_at, now)
             return answered
-        number, status = found
         return lambda record: answered(
             replace(
                 record,
-                deployment_id=number,
+                newest_deployment=found.id,
+                deployment_id=found.id,
                 deployment_sha=sha,
-                deployment_status=status,
+                deployment_status=found.status,
                 deployment_sandbox=task.step.sandbox,
             )
         )
@@ -237,13 +236,6 @@ class EnvironmentSteps:
         )
 
 
-def _taken(record: EnvironmentRecord, now: datetime) -> EnvironmentRecord:
-    """It is looked at next: at once, but later if GitLab says so again and shows none of that name."""
-    failures = record.environment_failures + 1
-    pause = timedelta(0) if failures == 1 else timedelta(seconds=_TAKEN_PAUSES.after(failures))
-    return replace(record, environment_failures=failures, environment_since=now, environment_until=now + pause)
-
-
 def _commit_state(said: str) -> CommitState:
     try:
         return CommitState(said)
@@ -251,33 +243,6 @@ def _commit_state(said: str) -> CommitState:
         return CommitState.CANCELED  # skipped, manual … by somebody else: it is over
 
 
-def _state(said: str) -> EnvironmentState:
-    try:
-        return EnvironmentState(said)
-    except ValueError:
-        return EnvironmentState.STOPPING  # of a newer GitLab
-
-
-def _has(environment_id: int, state: EnvironmentState, url: str, now: datetime) -> Change:
-    return lambda record: answered(
-        replace(without_environment(record), environment_id=environment_id, state=state, external_url=url, seen_at=now)
-    )
-
-
-def _deployed(step: ShowStep, deployment_id: int, environment_id: int) -> Change:
-    def keep(record: EnvironmentRecord) -> EnvironmentRecord:
-        known = answered(
-            replace(
-                record,
-                deployment_id=deployment_id,
-                deployment_sha=step.sha,
-                deployment_status=step.state,
-                deployment_sandbox=step.sandbox,
-            )
-        )
-        if environment_id == record.environment_id:
-            return known
-        # Somebody had deleted the environment: this made it again, without a link.
-        return replace(known, environment_id=environment_id, state=EnvironmentState.AVAILABLE, external_url="")
-
-    return keep
+def _since(made_at: datetime | None, asked_since: datetime | None) -> bool:
+    """Whether what was made then can be what was asked for."""
+    return made_at is None or asked_since is None or made_at >= asked_since - _CLOCKS_DIFFER

@@ -14,6 +14,7 @@ from ravebot.gitlab import hooks
 from ravebot.gitlab.hookapi import role_level
 from ravebot.gitlab.hooks import HookCondition
 from ravebot.gitlab.webhook import signing_key
+from ravebot.operations.doctor import citokens
 from ravebot.operations.doctor.finding import Finding, Verdict, failed, ok, unknown, warning
 from ravebot.operations.doctor.services import Answer, GitlabAccess, mend
 from ravebot.operations.gitlabroute import gitlab_route
@@ -51,6 +52,8 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding | Answer]:
             yield finding
         async for finding in _owners(loaded, api, access):
             yield finding
+        if about_jobs := await citokens.check(loaded.config, base, access):
+            yield about_jobs
     except Unavailable as error:
         yield failed("gitlab", f"the connection was lost during the checks: {error}", "try again; see GitLab's log")
 

@@ -18,6 +18,7 @@ import psutil
 
 from ravebot.config.model import Config, LibvirtConfig
 from ravebot.errors import ProviderError, RavebotError
+from ravebot.images.check import settings
 from ravebot.operations import imagechecks
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.providers.libvirt.connection import Connection, Handle
@@ -89,24 +90,30 @@ def image(config: Config, qemu: QemuUser | None = None) -> Finding:
 def named_image(config: Config, name: str, qemu: QemuUser | None = None) -> Finding:
     """One of provider.images."""
     path, what = config.provider.images[name], f"image {name}"
+    no_machine = "until then, merge requests that ask for it get no machine"
     try:
         size = image_size(path)
     except ProviderError as error:
-        detail = str(error).rpartition(": ")[0] or str(error)
-        fix = f"put one there, or change provider.images.{name}: merge requests that ask for it get no machine"
-        return failed(what, detail, fix)
+        detail, _, fix = str(error).rpartition(": ")
+        return failed(what, detail, f"{fix.replace('provider.image', f'provider.images.{name}')}; {no_machine}")
     if size > config.sandbox.disk:
         detail = f"{path} is {in_bytes(size)}, larger than sandbox.disk, which a project gets unless it asks for more"
         return failed(what, detail, "raise sandbox.disk, or use a smaller image")
     if hidden := closed_to_qemu(path, qemu):
-        fix = f"chmod o+x {hidden}, or put the image elsewhere"
+        fix = f"chmod o+x {hidden}, or put the image elsewhere; {no_machine}"
         return failed(what, f"QEMU's user can't reach {path}: it can't enter {hidden}", fix)
     return ok(what, f"{path}, {in_bytes(size)}")
 
 
-def image_check(config: Config) -> Finding:
+def named_image_check(config: Config, name: str) -> Finding:
+    """What `ravebot image check` found of one of provider.images."""
+    return image_check(settings.for_image(config, config.provider.images[name]), name)
+
+
+def image_check(config: Config, named: str = "") -> Finding:
     """What `ravebot image check` found the last time, if that was this file with these settings."""
-    path, name, fix = config.provider.image, "image check", "as root: ravebot image check"
+    path, name = config.provider.image, f"image check {named}".rstrip()
+    fix = f"as root: ravebot {name}"
     found = imagechecks.latest(config)
     if found is None:
         return unknown(name, f"no result of `ravebot image check` for {path} is kept", fix)
@@ -222,6 +229,9 @@ async def check(config: Config) -> AsyncIterator[Finding]:
         yield await guarded(f"image {name}", asyncio.to_thread(named_image, config, name, qemu))
     if config.provider.image.is_file():
         yield await guarded("image check", asyncio.to_thread(image_check, config))
+    for name, path in sorted(config.provider.images.items()):
+        if path.is_file():
+            yield await guarded(f"image check {name}", asyncio.to_thread(named_image_check, config, name))
     if config.provider.kernel is not None:
         yield await guarded("direct boot", asyncio.to_thread(boot_files, config.provider))
     yield await guarded("storage pool", asyncio.to_thread(disk, config, qemu))

@@ -19,6 +19,7 @@ from ravebot.gitlab import hooks
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.hookapi import MAINTAINER, HookApi, HookedProject
 from ravebot.gitlab.hooks import HookComparison, HookCondition, HookSecrets, HookTarget
+from ravebot.gitlab.transport import TokenRefused
 from ravebot.gitlab.webhook import signing_key
 from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.operations.hooks import wording
@@ -45,16 +46,37 @@ async def look(
     loaded: LoadedConfig, *, projects: Iterable[str] | None = None, say: Say | None = None
 ) -> list[HookState]:
     """How each project's webhook is. Raises Unavailable if GitLab can't be used at all."""
-    wanted, ours = target(loaded.config), secrets(loaded)
 
     async def act(api: HookApi, project: HookedProject) -> HookState:
-        found = hooks.compare(await api.hooks(project.id), wanted, ours)
-        refused = False
-        if found.condition is HookCondition.RIGHT and found.keep_id is not None:
-            refused = await api.latest_was_refused(project.id, found.keep_id)
-        return wording.seen(project.path, found, wanted, refused=refused)
+        return await _seen(loaded, api, project, deliveries=True)
 
     return await _each(loaded, act, projects, say)
+
+
+async def glance(
+    loaded: LoadedConfig, projects: Iterable[tuple[int, str]], *, deliveries: bool = False
+) -> list[HookState]:
+    """The same of projects whose ids are known, with one request for each; one more with `deliveries`, which finds a
+    secret that ravebot refuses. Raises TokenRefused and SlowDown."""
+    states: list[HookState] = []
+    async with _api(loaded) as api:
+        for number, path in projects:
+            try:
+                states.append(await _seen(loaded, api, HookedProject(number, path, 0), deliveries=deliveries))
+            except (TokenRefused, SlowDown):
+                raise
+            except RavebotError as error:
+                states.append(wording.unanswered(path, str(error)))
+    return states
+
+
+async def _seen(loaded: LoadedConfig, api: HookApi, project: HookedProject, *, deliveries: bool) -> HookState:
+    wanted = target(loaded.config)
+    found = hooks.compare(await api.hooks(project.id), wanted, secrets(loaded))
+    refused = False
+    if deliveries and found.condition is HookCondition.RIGHT and found.keep_id is not None:
+        refused = await api.latest_was_refused(project.id, found.keep_id)
+    return wording.seen(project.path, found, wanted, refused=refused)
 
 
 async def install(

@@ -6,8 +6,10 @@ Polling does without webhooks, so nothing is lost meanwhile, but everything is l
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import structlog
@@ -26,8 +28,14 @@ from ravebot.store.targets import Kind, RoomLane
 log = structlog.get_logger()
 
 LOOK_EVERY = timedelta(hours=1)
-"""Each look takes a request, and three more for each project."""
-_FIRST_LOOK_SECONDS, _AGAIN_SECONDS = 60.0, 600.0
+"""How often one project is looked at, at most; that takes a request."""
+LATEST = timedelta(days=1)
+"""How often each of many projects is looked at, at least."""
+PAUSE = timedelta(minutes=15)
+_FIRST_LOOK_SECONDS = 60.0
+_NEVER = datetime.min.replace(tzinfo=UTC)
+ServedProject = tuple[int, str]
+"""Id and path."""
 TOLD_AGAIN_AFTER = timedelta(days=1)
 _MENDED = frozenset({HookCondition.DISABLED, HookCondition.WRONG, HookCondition.DOUBLED})
 _REMOVED = frozenset({HookCondition.MISSING, HookCondition.FOREIGN})
@@ -78,39 +86,66 @@ def _news(found: HookState, after: HookState) -> str:
     return f"{trouble} ravebot could not mend it ({after.detail}). To mend it, {after.fix or found.fix}."
 
 
+def due(
+    projects: Iterable[ServedProject], looked_at: Mapping[str, datetime], now: datetime
+) -> tuple[ServedProject, ...]:
+    """The projects to look at now, those first that were not for longest: one each `PAUSE`, and only of more than can
+    be looked at so within `LATEST` several."""
+    everything = tuple(projects)
+    most = max(1, math.ceil(len(everything) * (PAUSE / LATEST)))
+    waiting = [one for one in everything if is_due(looked_at.get(one[1]), LOOK_EVERY, now)]
+    # After a start the order is that of the paths' hashes, which is another one in each process.
+    waiting.sort(key=lambda one: (looked_at.get(one[1], _NEVER), hash(one[1])))
+    return tuple(waiting[:most])
+
+
 @dataclass(frozen=True)
 class HookWatch:
-    """The loop."""
+    """The loop. `projects`: ids and paths of those that are served; `refused_at`: when a webhook was last refused."""
 
     loaded: LoadedConfig
     database: Database
     clock: Clock
+    projects: Callable[[], Sequence[ServedProject]]
+    refused_at: Callable[[], datetime | None] = lambda: None
+    _looked_at: dict[str, datetime] = field(default_factory=dict)
+    _right_at: dict[str, datetime] = field(default_factory=dict)
+
+    def is_right(self, path: str) -> bool:
+        """Whether the project's webhook was right at its last look, a day ago at most."""
+        at = self._right_at.get(path)
+        return at is not None and not is_due(at, LATEST + LOOK_EVERY, self.clock.now())
 
     async def run(self) -> None:
         """Run until cancelled."""
         pause = _FIRST_LOOK_SECONDS
         while True:
             await asyncio.sleep(pause)
+            pause = PAUSE.total_seconds()
             try:
-                await self.look()
+                await self.look(due(self.projects(), self._looked_at, self.clock.now()))
             except RavebotError as error:
                 log.info("webhooks could not be looked at", error=str(error))
-                pause = _AGAIN_SECONDS
             # An unexpected answer must not end the bot.
             except Exception:
                 log.exception("webhooks could not be looked at: this is a bug of ravebot's")
-                pause = _AGAIN_SECONDS
-            else:
-                pause = LOOK_EVERY.total_seconds()
 
-    async def look(self) -> None:
-        """Look at every project's once. Raises RavebotError if GitLab can't be used at all."""
-        for found in await registry.look(self.loaded):
+    async def look(self, projects: Iterable[ServedProject]) -> None:
+        """Look at these once. Raises RavebotError if GitLab can't be used at all."""
+        now, refused_at = self.clock.now(), self.refused_at()
+        for project in projects:
+            last = self._looked_at.get(project[1])
+            refused = refused_at is not None and (last is None or refused_at >= last)
+            self._looked_at[project[1]] = now
+            (found,) = await registry.glance(self.loaded, [project], deliveries=refused)
             after = found
             if should_mend(found) and self.loaded.config.http.public_url is not None:
                 (after,) = await registry.install(self.loaded, projects=[found.project])
                 log.warning("webhook was mended" if after.ok else "webhook can't be mended", project=found.project,
                             was=found.detail, result=after.detail)  # fmt: skip
+            self._right_at.pop(found.project, None)
+            if after.condition is HookCondition.RIGHT:
+                self._right_at[found.project] = now
             await self.database.write(partial(self._keep, found=found, after=after))
 
     def _keep(self, tx: Transaction, found: HookState, after: HookState) -> None:

@@ -1,4 +1,4 @@
-"""`ravebot project check|schema`: for people and editors that write a `.rave.yml`; needs no running bot."""
+"""`ravebot project init|check|schema`: for people and editors that write a `.rave.yml`; needs no running bot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,44 @@ from ravebot.terminal import FAILED, Json, clean, output
 if TYPE_CHECKING:
     from ravebot.config.repository import ProjectFile
 
-app = typer.Typer(name="project", help="Check a project's .rave.yml, or print its schema.", no_args_is_help=True)
+app = typer.Typer(
+    name="project",
+    help="Begin a project's .rave.yml and pipeline, check them, or print the schema.",
+    no_args_is_help=True,
+)
+
+
+@app.command(
+    name="init",
+    epilog="For example: `ravebot project init --url https://ravebot.example.org` in a checkout, then commit.",
+)
+def begin(
+    where: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A checkout. By default: here.")] = Path(),
+    url: Annotated[
+        str, typer.Option("--url", help="Where ravebot answers: http.public_url of its configuration.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write .gitlab/ravebot.yml anew, if it is another.")] = False,
+) -> None:
+    """Write a commented .rave.yml, and jobs for the project's pipelines; what is there stays."""
+    from ravebot.operations.projects.starting import EXAMPLE_URL, PIPELINE, CannotStart, Fate, start, template
+
+    try:
+        done = start(where, url or None, force=force)
+    except CannotStart as error:
+        output.complain(clean(str(error)))
+        raise typer.Exit(FAILED) from None
+    for one in done:
+        output.say(f"{clean(str(one.path))}: {one.fate}", "green" if one.fate is Fate.WRITTEN else "")
+    jobs, pipeline = done[1], done[2]
+    if jobs.fate is Fate.KEPT:
+        output.complain(f"{clean(str(jobs.path))} is another one than this ravebot writes: --force writes it anew")
+    if pipeline.fate is Fate.INCOMPLETE:
+        output.complain(f"Add this to {clean(str(pipeline.path))}, which has its own content:", "yellow")
+        output.raw("\n" + template(PIPELINE))
+    if jobs.fate is Fate.WRITTEN and not url:
+        output.complain(f"Put ravebot's address into {clean(str(jobs.path))} instead of {EXAMPLE_URL}.", "yellow")
+    if jobs.fate is Fate.KEPT:
+        raise typer.Exit(FAILED)
 
 
 @app.command(epilog="For example: `ravebot project check` in a checkout; in a pipeline, it ends with 1 for a mistake.")

@@ -80,11 +80,24 @@ class PeoplesKeys:
     _asked: dict[int, _Asked] = field(default_factory=dict)
     _locks: dict[int, asyncio.Lock] = field(default_factory=dict)
 
-    async def of(self, people: Iterable[Person], *, patient: bool = False) -> dict[str, str]:
-        """Each key with its owner's name. Raises `Unavailable`; who is `patient` does not ask again at once then."""
+    async def of(self, people: Iterable[Person], *, had: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Each key with its owner's name. Raises `Unavailable`.
+
+        With `had`, the keys that were let in so far: of whom GitLab does not tell now, these stay, and it is not asked
+        again at once.
+        """
         each = {person.id: person for person in people}
-        found = await asyncio.gather(*(self._keys(person.id, patient) for person in each.values()))
+        found = await asyncio.gather(*(self._keys_or_had(person, had) for person in each.values()))
         return {key: person.username for person, keys in zip(each.values(), found, strict=True) for key in keys}
+
+    async def _keys_or_had(self, person: Person, had: Mapping[str, str] | None) -> tuple[str, ...]:
+        try:
+            return await self._keys(person.id, patient=had is not None)
+        except Unavailable as error:
+            if had is None:
+                raise
+            log.debug("a person's keys stay as they are", person=person.username, error=str(error))
+            return tuple(key for key, whose in had.items() if whose == person.username)
 
     def _forget_old(self, now: datetime) -> None:
         for person_id, asked in list(self._asked.items()):
@@ -123,12 +136,14 @@ class LettingIn:
     people: PeoplesKeys
     own_keys: tuple[str, ...] = ()
 
-    async def wanted(self, mr: MergeRequest, *, patient: bool = False) -> dict[str, str]:
+    async def wanted(self, mr: MergeRequest, machine: Machine | None = None) -> dict[str, str]:
         """The keys of author, assignees and reviewers, and of the configured agents, each with its owner's name.
 
-        Raises `Unavailable`.
+        Raises `Unavailable`, unless people are in the `machine` already: of whom GitLab does not tell now, the same
+        keys stay, and who is no longer on the merge request is out all the same.
         """
-        keys = await self.people.of((mr.author, *mr.people), patient=patient)
+        had = None if machine is None else await self.database.read(lambda tx: granted_keys.of_machine(tx, machine.id))
+        keys = await self.people.of((mr.author, *mr.people), had=had)
         agents = ((key, agent.name) for agent in self.config.agents for key in agent.ssh_keys)
         return {**keys, **{key: name for key, name in agents if key not in keys}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -25,6 +25,11 @@ class EnvironmentState(StrEnum):
     AVAILABLE = "available"
     STOPPING = "stopping"
     STOPPED = "stopped"
+
+    @classmethod
+    def of(cls, said: str) -> EnvironmentState:
+        """What GitLab says; a word of a newer one is as good as stopping."""
+        return cls(said) if said in list(cls) else cls.STOPPING
 
 
 class DeploymentStatus(StrEnum):
@@ -70,12 +75,15 @@ class EnvironmentRecord:
     asked: AskedFor = AskedFor.NOTHING
     asked_what: str = ""  # the environment's URL, or the deployment's SHA and sandbox
     asked_at: datetime | None = None
+    asked_since: datetime | None = None  # when it was asked for first; what was made before is not its doing
     status_asked: str = ""  # SHA and state of a status that was asked for
     status_asked_at: datetime | None = None
     environment_id: int | None = None
     state: EnvironmentState = EnvironmentState.NONE
     external_url: str = ""
     seen_at: datetime | None = None  # when it was last seen available
+    seen_with: int = 0  # the newest sandbox at that moment
+    newest_deployment: int = 0  # the highest id of a deployment that was ever ours; a new one has a higher
     deployment_id: int | None = None
     deployment_sandbox: int | None = None
     deployment_sha: str = ""
@@ -115,6 +123,22 @@ class EnvironmentRecord:
     def hint(self) -> str:
         """What a person should do about GitLab's refusals; empty while it refuses nothing."""
         return self.environment_refused or self.status_refused
+
+
+def without_environment(known: EnvironmentRecord) -> EnvironmentRecord:
+    """The environment is gone, and its deployments with it."""
+    return replace(
+        known,
+        environment_id=None,
+        state=EnvironmentState.NONE,
+        external_url="",
+        seen_at=None,
+        seen_with=0,
+        deployment_id=None,
+        deployment_sandbox=None,
+        deployment_sha="",
+        deployment_status="",
+    )
 
 
 def _wait(since: datetime | None, until: datetime | None) -> Wait | None:

@@ -1,7 +1,7 @@
 """What GitLab should show of a sandbox, and the one step towards it. Pure.
 
-GitLab's rules: only a stopped environment can be deleted, a finished deployment never runs again, and a commit status
-can't be set to the state that it has.
+GitLab's rules: only a stopped environment can be deleted, a deployment's success makes its environment available again,
+a finished deployment never runs again, and a commit status can't be set to the state that it has.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ravebot.sandboxes.model import EndReason, MergeRequest, Sandbox, SandboxSta
 SETTLE = timedelta(seconds=5)
 """A commit's first status waits so long, if it says only that something is under way: by then GitLab has made the
 commit's pipeline, in which the status then is, and often there is a result to tell instead."""
+JUST_MADE = timedelta(seconds=5)
+"""So long after it was made or seen, an environment gets its first deployment without another look."""
 RECENT = timedelta(days=1)
 """The result of a sandbox that ended longer ago is not told any more."""
 LONGEST_URL = 255  # app/models/environment.rb
@@ -116,7 +118,7 @@ def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
             return told(CommitState.RUNNING, "The sandbox takes this commit")
         case SandboxState.READY if sandbox.is_kept:
             return told(CommitState.FAILED, sandbox.end_detail or "The sandbox's set-up failed")
-        case SandboxState.READY if sandbox.notice:
+        case SandboxState.READY if sandbox.update_failed:
             return told(CommitState.FAILED, sandbox.notice)
         case SandboxState.READY:
             return told(CommitState.SUCCESS, "The sandbox is ready")
@@ -141,6 +143,7 @@ class Deed(StrEnum):
 
     FIND_ENVIRONMENT = "find the environment"
     CREATE_ENVIRONMENT = "create the environment"
+    LOOK_AT_ENVIRONMENT = "look at the environment"
     SET_URL = "set the environment's URL"
     STOP_ENVIRONMENT = "stop the environment"
     DELETE_ENVIRONMENT = "delete the environment"
@@ -158,7 +161,8 @@ class Deed(StrEnum):
 
 @dataclass(frozen=True)
 class ShowStep:
-    """A request, and what of it depends on the sandbox."""
+    """A request, and what of it depends on the sandbox. `look_first`: whether GitLab would make a stopped environment
+    available by it, or a deleted one again, so that it is looked at right before."""
 
     deed: Deed
     url: str = ""
@@ -166,12 +170,13 @@ class ShowStep:
     state: str = ""
     description: str = ""
     sandbox: int = 0
+    look_first: bool = False
 
 
 def decide(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
     """The next step; a moment: none before then; None: GitLab shows what it should."""
     found = (
-        _unless_waiting(known.environment_wait, now, _of_environment(shown, known)),
+        _unless_waiting(known.environment_wait, now, _of_environment(shown, known, now)),
         _unless_waiting(known.status_wait, now, _of_status(shown, known, now)),
     )
     for step in found:
@@ -184,29 +189,37 @@ def _unless_waiting(pause: Wait | None, now: datetime, step: ShowStep | datetime
     return pause.until if step is not None and pause and not pause.is_over(now) else step
 
 
-def _of_environment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | None:
+def _of_environment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | None:
     if known.asked is AskedFor.ENVIRONMENT:
-        return ShowStep(Deed.FIND_ENVIRONMENT, url=known.asked_what)
+        return ShowStep(Deed.FIND_ENVIRONMENT, url=shown.url)
     if known.environment_id is None:
         create = shown.place is Presence.AVAILABLE
         return ShowStep(Deed.CREATE_ENVIRONMENT, url=shown.url) if create else None
     if known.asked is AskedFor.DEPLOYMENT:
         sha, _, sandbox = known.asked_what.partition(" ")
         return ShowStep(Deed.FIND_DEPLOYMENT, sha=sha, sandbox=int(sandbox))
+    lives = shown.place in (Presence.AVAILABLE, Presence.AS_IT_IS)
+    if lives and known.state is EnvironmentState.AVAILABLE and not _was_seen_with(shown, known):
+        return ShowStep(Deed.LOOK_AT_ENVIRONMENT)
     if shown.place is Presence.AS_IT_IS:
         return None
     if shown.place is Presence.AVAILABLE and known.state is EnvironmentState.AVAILABLE:
         if shown.url != known.external_url:
-            return ShowStep(Deed.SET_URL, url=shown.url)
-        return _of_deployment(shown, known)
-    if (ending := _of_deployment(shown, known)) and ending.deed is Deed.SET_DEPLOYMENT:
+            return ShowStep(Deed.SET_URL, url=shown.url, look_first=True)
+        return _of_deployment(shown, known, now)
+    if (ending := _of_deployment(shown, known, now)) and ending.deed is Deed.SET_DEPLOYMENT:
         return ending
     if known.state is not EnvironmentState.STOPPED:
         return ShowStep(Deed.STOP_ENVIRONMENT)
     return None if shown.place is Presence.STOPPED else ShowStep(Deed.DELETE_ENVIRONMENT)
 
 
-def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | None:
+def _was_seen_with(shown: ShownSandbox, known: EnvironmentRecord) -> bool:
+    """Whether it was available when this sandbox was there: a stop that is seen later is then one of this sandbox."""
+    return known.seen_with >= shown.sandbox
+
+
+def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | None:
     wanted_one, runs = shown.deployment, known.deployment_status == DeploymentStatus.RUNNING
     if wanted_one is None:
         return None
@@ -216,15 +229,18 @@ def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord) -> ShowStep | 
             return ShowStep(Deed.SET_DEPLOYMENT, state=DeploymentStatus.CANCELED)
         if wanted_one.only_ends:
             return None
-        create = Deed.CREATE_DEPLOYMENT
-        return ShowStep(create, sha=wanted_one.sha, state=wanted_one.status, sandbox=shown.sandbox)
+        just_made = not known.deployment_sha and known.seen_at is not None and age(known.seen_at, now) < JUST_MADE
+        look_first = wanted_one.status is DeploymentStatus.SUCCESS or not just_made
+        create, sha, status = Deed.CREATE_DEPLOYMENT, wanted_one.sha, wanted_one.status
+        return ShowStep(create, sha=sha, state=status, sandbox=shown.sandbox, look_first=look_first)
     if known.deployment_id is None:  # GitLab refused it, or somebody deleted it
         return None
     if known.deployment_status == wanted_one.status or wanted_one.status is DeploymentStatus.RUNNING:
         return None
     if wanted_one.only_ends and not runs:
         return None
-    return ShowStep(Deed.SET_DEPLOYMENT, state=wanted_one.status)
+    look_first = wanted_one.status is DeploymentStatus.SUCCESS
+    return ShowStep(Deed.SET_DEPLOYMENT, state=wanted_one.status, look_first=look_first)
 
 
 def _of_status(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:

@@ -10,13 +10,13 @@ import structlog
 
 from ravebot.clock import Clock, is_due
 from ravebot.config.model import Config
-from ravebot.errors import ProviderError, RavebotError, Unavailable
+from ravebot.errors import ProviderError, RavebotError
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
-from ravebot.sandboxes.model import EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
+from ravebot.sandboxes.model import NO_KEYS, EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Database, Transaction
 
@@ -26,7 +26,6 @@ PING = timedelta(seconds=2)
 _FOLLOW_SECONDS = 20.0
 KEYS_SET_EVERY = timedelta(minutes=5)
 """Keys are set again after this time though nobody's changed: somebody may have edited the file in the guest."""
-NO_KEYS = "nobody of this merge request has an SSH key on GitLab: add one in your GitLab preferences, it is let in soon"
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,7 @@ class Health:
             await asyncio.sleep(_FOLLOW_SECONDS)
 
     async def _set_keys(self, machine: Machine, sandbox: Sandbox, mr: MergeRequest) -> None:
-        try:
-            keys = await self.chain.letting_in.wanted(mr, patient=True)
-        except Unavailable as error:  # who can log in stays as it is
-            log.debug("keys not looked at", machine=machine.name, error=str(error))
-            return
+        keys = await self.chain.letting_in.wanted(mr, machine)
         now, last = self.clock.now(), self._keys.get(machine.id)
         if last is None or last.keys != tuple(keys) or is_due(last.at, KEYS_SET_EVERY, now):
             await self.chain.letting_in.let_in(machine, keys)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from ravebot.store.api_tokens import USED_EVERY, ApiToken
 from ravebot.store.database import Database, Transaction
 from ravebot.tools import tokens
 from ravebot.tools.callers.token import HOW_TO_GET_ONE, TokenCaller
-from ravebot.tools.limits import Buckets, CallRate
+from ravebot.tools.limits import AtOnce, Buckets, CallRate
 from ravebot.tools.problems import ProblemKind, ToolProblem
 from ravebot.web.api.addresses import network_of
 
@@ -40,7 +39,7 @@ class Gate:
     database: Database
     requests: Buckets = field(default_factory=lambda: Buckets(REQUESTS))
     _wrong: Buckets = field(default_factory=lambda: Buckets(WRONG))
-    _at_once: Counter[int] = field(default_factory=Counter)
+    _at_once: AtOnce = field(default_factory=lambda: AtOnce(MOST_AT_ONCE))
     _valid: frozenset[str] = frozenset()
     _valid_at: float = -_REMEMBER_SECONDS
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -64,16 +63,10 @@ class Gate:
     @contextmanager
     def at_work(self, caller: TokenCaller) -> Iterator[None]:
         """While a request of a token is worked on. Raises ToolProblem if there are too many at once."""
-        number = caller.token.id
-        if self._at_once[number] >= MOST_AT_ONCE:
-            raise _too_often(f"This token has {MOST_AT_ONCE} requests under way: wait for an answer first.", 1)
-        self._at_once[number] += 1
-        try:
+        with self._at_once.entered(str(caller.token.id)) as has_room:
+            if not has_room:
+                raise _too_often(f"This token has {MOST_AT_ONCE} requests under way: wait for an answer first.", 1)
             yield
-        finally:
-            self._at_once[number] -= 1
-            if not self._at_once[number]:
-                del self._at_once[number]
 
     async def _look_up(self, token_hash: str, network: str) -> ApiToken:
         if (wait := self._wrong.is_empty(network)) and token_hash not in await self._all_valid():

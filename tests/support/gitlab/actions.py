@@ -140,10 +140,24 @@ class Actions(TokenActions):
         with self.state.lock:
             project.deleted.add(branch)
 
-    def stop_environment(self, environment: Environment) -> None:
-        """As its page's button does. No webhook tells of it."""
+    def stop_environment(self, environment: Environment, *, force: bool = False) -> None:
+        """As its page's button does: by its `on_stop` job, if it has one and `force` does not skip it.
+
+        No webhook tells of it.
+        """
         with self.state.lock:
-            environment.state, environment.updated_at = "stopped", self.state.now()
+            job = None if force else self.on_stop_job(environment)
+            if job is not None:
+                self.play_job(job)
+            environment.state, environment.updated_at = "stopping" if job else "stopped", self.state.now()
+
+    def delete_environment(self, environment: Environment) -> None:
+        """As its page does with a stopped one; its deployments go with it."""
+        with self.state.lock:
+            project = environment.project
+            del project.environments[environment.id]
+            for deployment in [one for one in project.deployments.values() if one.environment is environment]:
+                del project.deployments[deployment.id]
 
     def environment(self, project: Project, name: str) -> Environment | None:
         with self.state.lock:

@@ -60,6 +60,7 @@ class Api:
                 web.get(project + "/members/all/{id:[0-9]+}", self._member),
                 web.get(project + "/repository/archive{format:(?:\\.tar\\.gz)?}", self._archive),
                 web.get("/merge_requests", self._all_merge_requests),
+                web.get("/groups/{group}/merge_requests", self._group_merge_requests),
                 web.get(project + "/merge_requests", self._merge_requests),
                 web.get(mr, self._one_merge_request),
                 web.get(mr + "/notes", self._notes),
@@ -197,6 +198,9 @@ class Api:
                 seen = [project for project in seen if self._state.level(project, user)]
             if request.query.get("archived") == "false":
                 seen = [project for project in seen if not project.archived]
+            least = int(request.query.get("min_access_level", "0"))
+            if least:
+                seen = [project for project in seen if self._state.level(project, user) >= least]
         return page(request, self._base, [entities.project(self._base, project) for project in reversed(seen)])
 
     async def _one_project(self, request: web.Request) -> web.Response:
@@ -251,6 +255,19 @@ class Api:
                 found = [mr for mr in found if mr.author is user]
             return self._mr_page(request, found)
 
+    async def _group_merge_requests(self, request: web.Request) -> web.Response:
+        """https://docs.gitlab.com/api/merge_requests/#list-group-merge-requests"""
+        user, inside = request[_USER], f"{request.match_info['group']}/"
+        with self._state.lock:
+            projects = [project for project in self._state.projects.values() if project.path.startswith(inside)]
+            if not any(self._state.can_see(project, user) for project in projects):
+                raise Refusal(404, "404 Group Not Found")
+            found = [mr for mr in self._state.merge_requests if mr.project in projects and not mr.project.archived]
+            found = [mr for mr in found if self._state.can_read_code(mr.project, user)]
+            if request.query.get("scope", "created_by_me") == "created_by_me":
+                found = [mr for mr in found if mr.author is user]
+            return self._mr_page(request, found)
+
     async def _merge_requests(self, request: web.Request) -> web.Response:
         with self._state.lock:
             project = self._project(request)
@@ -263,6 +280,8 @@ class Api:
         if state not in {"all", "opened", "closed", "merged", "locked"}:
             raise Refusal(400, "state does not have a valid value")
         found = [mr for mr in found if state in {"all", mr.state}]
+        if "source_branch" in request.query:
+            found = [mr for mr in found if mr.branch == request.query["source_branch"]]
         if "updated_after" in request.query:
             try:
                 after = datetime.fromisoformat(request.query["updated_after"])

@@ -30,7 +30,7 @@ def user(base: str, person: User) -> Json:
         "id": person.id,
         "username": person.username,
         "name": person.name,
-        "state": "active" if person.active else "blocked",
+        "state": person.state,
         "locked": False,
         "avatar_url": None,
         "web_url": f"{base}/{person.username}",
@@ -196,7 +196,9 @@ def deployment(base: str, what: Deployment) -> Json:
             for key, value in environment(base, what.environment).items()
             if key in ("id", "name", "slug", "external_url", "created_at", "updated_at")
         },
-        "deployable": None,
+        "deployable": {"id": what.id, "name": "deploy", "status": what.status, "ref": what.ref}
+        if what.of_a_job
+        else None,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from tests.support.gitlab.page import STYLE, when
+from tests.support.gitlab.page import STYLE, web_address, when
 from tests.support.gitlab.state import Environment, Project
 
 _STYLE = """
@@ -38,8 +38,7 @@ def render_environments(project: Project, only: int | None = None) -> str:
 
 
 def _environment(what: Environment) -> str:
-    # Only web addresses: what links is not always what ravebot wrote.
-    web = what.external_url if what.external_url.startswith(("http://", "https://")) else ""
+    web = what.external_url if web_address(what.external_url) else ""
     link = f'<a href="{escape(web)}" rel="noopener noreferrer nofollow">Open</a>' if web else ""
     action = f"/{escape(what.project.path)}/-/environments/{what.id}/stop"
     stop = f'<form method="post" action="{action}"><button>Stop</button></form>' if what.state == "available" else ""

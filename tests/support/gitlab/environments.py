@@ -115,8 +115,12 @@ class EnvironmentEndpoints:
 
     async def _one(self, request: web.Request) -> web.Response:
         with self._state.lock:
-            found = self._environment(request, self._project(request))
-            return web.json_response(entities.environment(self._actions.url, found))
+            project = self._project(request)
+            found = self._environment(request, project)
+            last = [one for one in project.deployments.values() if one.environment is found][-1:]
+            told = [entities.deployment(self._actions.url, one) for one in last]
+            body = entities.environment(self._actions.url, found)
+            return web.json_response(body | {"last_deployment": told[0] if told else None})
 
     async def _update(self, request: web.Request) -> web.Response:
         body = await body_of(request)
@@ -136,19 +140,18 @@ class EnvironmentEndpoints:
             found = self._environment(request, project)
             if found.state != "stopped" or found.protected:
                 raise Refusal(403, "403 Forbidden")
-            del project.environments[found.id]
-            for deployment in [one for one in project.deployments.values() if one.environment is found]:
-                del project.deployments[deployment.id]
+            self._actions.delete_environment(found)
         return web.Response(status=204)
 
     async def _stop(self, request: web.Request) -> web.Response:
         """Who may not stop it gets 200 too, and it stays as it is (app/services/environments/stop_service.rb)."""
+        force = (await body_of(request)).get("force") is True
         with self._state.lock:
             project = self._project(request)
             found = self._environment(request, project)
             may = self._state.level(project, self._user(request)) >= DEVELOPER and not found.protected
             if may and found.state != "stopped":
-                self._actions.stop_environment(found)
+                self._actions.stop_environment(found, force=force)
             return web.json_response(entities.environment(self._actions.url, found))
 
     async def _deployments(self, request: web.Request) -> web.Response:
@@ -219,6 +222,8 @@ class EnvironmentEndpoints:
                 raise Refusal(400, "state does not have a valid value", "error")
             if len(str(body.get("description") or "")) > 255 or len(str(body.get("target_url") or "")) > 255:
                 return error(400, {"description": ["is too long (maximum is 255 characters)"]})
+            if "target_url" in body and urlsplit(str(body["target_url"])).scheme not in ("http", "https"):
+                return error(400, {"target_url": ["is blocked: Only allowed schemes are http, https"]})
             ref = str(body.get("ref") or self._branch_of(project, sha))
             pipeline_id = body.get("pipeline_id")
             of_it = [one.id for one in project.pipelines if (one.sha, one.ref) == (sha, ref)]

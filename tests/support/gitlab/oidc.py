@@ -98,6 +98,11 @@ class TokenActions(PipelineActions):
         given = {name: value for name, value in claims.items() if value is not None}
         return jwt.encode(given, key, algorithm="RS256", headers={"kid": _kid(key), **header})
 
+    def sign_bytes(self, payload: bytes) -> str:
+        """Anything, by the key in use."""
+        key = _key(self._signing)
+        return jwt.api_jws.encode(payload, key, algorithm="RS256", headers={"kid": _kid(key)})
+
     def public_key(self) -> bytes:
         """The key in use as everyone can have it, in PEM."""
         return _key(self._signing).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

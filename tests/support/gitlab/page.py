@@ -6,9 +6,15 @@ from datetime import datetime
 from html import escape
 
 from tests.support.gitlab.markdown import emoji, to_html
-from tests.support.gitlab.state import MergeRequest, Note, User
+from tests.support.gitlab.state import Environment, MergeRequest, Note, User
 
 _MOST_COMMITS = 20
+_DEPLOYED = {
+    "running": "Deploying to",
+    "success": "Deployed to",
+    "failed": "Failed to deploy to",
+    "canceled": "Failed to deploy to",
+}
 STYLE = """
 :root { color-scheme: light; --line: #dcdcde; --soft: #737278; --link: #1068bf; }
 * { box-sizing: border-box; }
@@ -28,6 +34,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
   border-radius: 4px; padding: 1px 6px; overflow-wrap: anywhere; }
 .description { padding: 16px 0; border-bottom: 1px solid var(--line); margin-bottom: 20px; }
 .description.md { padding: 16px 0; }
+.deployed { border: 1px solid var(--line); border-radius: 6px; margin: 14px 0; padding: 10px 16px;
+  display: flex; gap: 8px; align-items: center; }
+.deployed a { margin-left: auto; color: var(--link); border: 1px solid var(--line); border-radius: 4px;
+  padding: 4px 12px; text-decoration: none; }
 .commit { margin: 6px 0; }
 .commit pre { margin: 4px 0 0; padding: 8px 12px; background: #fbfafd;
   border: 1px solid var(--line); border-radius: 4px;
@@ -39,10 +49,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere;
 .avatar { position: absolute; left: -48px; top: 4px; width: 32px; height: 32px; border-radius: 50%; color: #fff;
   font-weight: 600; display: grid; place-items: center; background: #6666c4; }
 .avatar.bot { background: #c24b38; }
-.md { padding: 0 16px 12px; overflow-wrap: anywhere; }
+.md { padding: 0 16px 12px; overflow-wrap: break-word; }
 .md > :first-child { margin-top: 0; } .md > :last-child { margin-bottom: 0; }
 .md h3 { font-size: 17px; margin: 4px 0 12px; }
-.md table { border-collapse: collapse; margin: 0 0 16px; }
+.md table { border-collapse: collapse; margin: 0 0 16px; width: auto; display: block; overflow-x: auto; }
 .md td, .md th { border: 1px solid var(--line); padding: 6px 12px; text-align: left; vertical-align: top; }
 .md thead:not(:has(th:not(:empty))) { display: none; }
 .md code { font: 12px/1.5 "GitLab Mono", "JetBrains Mono", ui-monospace, Menlo, monospace; background: #ececef;
@@ -84,10 +94,38 @@ def render(mr: MergeRequest) -> str:
 <b>{escape(mr.author.name)}</b> wants to merge <span class="branch">{escape(source)}</span> into
 <span class="branch">main</span> · {when(mr.created_at)}{people}</div>
 <div class="description md">{description}</div>
+{_environments(mr)}
 {_commits(mr)}
 {notes}
 </main></body></html>
 """
+
+
+def _environments(mr: MergeRequest) -> str:
+    """The environments that jobs of the head pipeline name, if its commit is deployed there (with "View app").
+
+    app/models/environment_status.rb, app/models/ci/pipeline.rb: environments_in_self_and_project_descendants
+    """
+    pipeline = mr.head_pipeline
+    if pipeline is None:
+        return ""
+    named = {job.environment for job in pipeline.jobs if not job.retried}
+    deployed = {one.environment: one for one in pipeline.project.deployments.values() if one.sha == pipeline.sha}
+    return "".join(
+        f'<div class="deployed">{_DEPLOYED[one.status]} <b>{escape(where.name)}</b> {_view(where)}</div>\n'
+        for where, one in deployed.items()
+        if where.name in named and where.state == "available"
+    )
+
+
+def _view(environment: Environment) -> str:
+    url = environment.external_url
+    return f'<a href="{escape(url)}" rel="noopener noreferrer nofollow">View app</a>' if web_address(url) else ""
+
+
+def web_address(url: str) -> bool:
+    """Whether it may be linked: what links is not always what ravebot wrote."""
+    return url.startswith(("http://", "https://"))
 
 
 def _commits(mr: MergeRequest) -> str:

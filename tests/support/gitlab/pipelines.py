@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.support.gitlab.state import MergeRequest, Project, State, User
+    from tests.support.gitlab.state import Environment, MergeRequest, Project, State, User
 
 ArtifactFiles = Mapping[str, "bytes | Path"]
 """By their paths in the archive; what is a path on disk is streamed from there."""
@@ -133,6 +133,33 @@ class PipelineActions:
                         mr.head_pipeline = made
             return made
 
+    def name_environment(self, job: Job, name: str, action: str = "start", on_stop: str = "", url: str = "") -> None:
+        """The job's keyword `environment`: GitLab makes that environment with the pipeline, without a link.
+
+        app/services/environments/create_for_job_service.rb
+        """
+        with self.state.lock:
+            job.environment, job.action, job.on_stop, job.url = name, action, on_stop, url
+            if all(one.name != name for one in job.project.environments.values()):
+                self.state.add_environment(job.project, name, "", "development")
+
+    def on_stop_job(self, environment: Environment) -> Job | None:
+        """The job that the newest successful job of the environment names in `on_stop`."""
+        with self.state.lock:
+            jobs = [job for pipeline in environment.project.pipelines for job in pipeline.jobs]
+            of_it = [job for job in jobs if job.environment == environment.name and job.action == "start"]
+            last = max((job for job in of_it if job.status == "success"), key=lambda job: job.id, default=None)
+            return last.pipeline.job(last.on_stop) if last and last.on_stop else None
+
+    def play_job(self, job: Job) -> Job:
+        """Let a runner have it; one that ended is run again."""
+        with self.state.lock:
+            if job.status in FINISHED:
+                return self.retry_job(job)
+            job.status = "pending"
+            self._settle(job.pipeline)
+            return job
+
     def start_job(self, job: Job) -> Job:
         """A runner takes it."""
         with self.state.lock:
@@ -156,6 +183,10 @@ class PipelineActions:
             job.failure_reason = failure_reason if status == "failed" else ""
             job.artifacts = dict(artifacts or {})
             job.artifacts_expire_at = now + expire_in if expire_in and job.artifacts else None
+            if (job.action, status) == ("stop", "success"):  # app/workers/environments/stop_job_success_worker.rb
+                for one in job.project.environments.values():
+                    if one.name == job.environment:
+                        one.state, one.updated_at = "stopped", now
             self._settle(job.pipeline)
             return job
 

@@ -6,10 +6,12 @@ Its own loop, so that neither a client that blocks nor a test's busy loop can st
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 import threading
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +54,18 @@ class GitLabServer(Actions):
         self._faults.clear()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        if kind is None:
+            self._compare_with_published()
+
+    def _compare_with_published(self) -> None:
+        """What was granted here, GitLab must describe. Every test that runs ravebot against this is a test of that."""
+        if not os.environ.get("GITLAB_OPENAPI"):
+            return
+        from tests.support.gitlab.published import misfits  # which needs pytest, as the demo does not
+
+        granted = (one for one in self.requests if one.status is not None and one.status < 300)
+        wrong = misfits(replace(one, path=one.path.removeprefix(self._prefix)) for one in granted)
+        assert not wrong, f"GitLab's own description has no such requests: {wrong}"
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.__enter__)

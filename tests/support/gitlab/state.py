@@ -45,9 +45,14 @@ class User:
     username: str
     name: str
     keys: list[SshKey] = field(default_factory=list)
-    active: bool = True
+    state: str = "active"
+    """Or `blocked`, `banned`, `deactivated`, `ldap_blocked`, `blocked_pending_approval`."""
     bot: bool = False
     """A service account, or the user of a project's or group's access token."""
+
+    @property
+    def active(self) -> bool:
+        return self.state == "active"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Environment:
 
 @dataclass(eq=False)
 class Deployment:
+    """`of_a_job`: a job of a pipeline made it."""
+
     id: int
     iid: int
     environment: Environment
@@ -117,6 +124,7 @@ class Deployment:
     status: str
     created_at: datetime
     updated_at: datetime
+    of_a_job: bool = False
 
 
 @dataclass(eq=False)

@@ -1,4 +1,7 @@
-"""MCP clients that others made, installed into `.cache/` by npm at pinned versions, which its lock file checks."""
+"""Programs that others made: MCP clients, and what runs GitLab's jobs.
+
+They are installed into `.cache/` by npm at pinned versions, which its lock file checks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent / "npm"
 CACHE = Path(__file__).resolve().parents[3] / ".cache" / "peers"
-_OLDEST_NODE = 20
+_OLDEST_NODE = 22
 _SECONDS = 300
 
 

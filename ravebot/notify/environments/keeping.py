@@ -1,0 +1,89 @@
+"""What is kept of requests about environments, before they are made and of their answers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ravebot.backoff import Backoff
+from ravebot.sandboxes.environments.model import AskedFor, EnvironmentRecord, EnvironmentState, without_environment
+from ravebot.sandboxes.environments.plan import Deed, ShowStep
+
+Change = Callable[[EnvironmentRecord], EnvironmentRecord]
+_TAKEN_PAUSES = Backoff.growing(2.0, 900.0)
+
+
+def asking(known: EnvironmentRecord, step: ShowStep, now: datetime) -> EnvironmentRecord:
+    """What must be recorded before the request is made, as the process may be killed meanwhile."""
+    match step.deed:
+        case Deed.CREATE_ENVIRONMENT:
+            return replace(known, asked=AskedFor.ENVIRONMENT, asked_what=step.url, asked_at=now, asked_since=now)
+        case Deed.CREATE_DEPLOYMENT:
+            what = f"{step.sha} {step.sandbox}"
+            return replace(known, asked=AskedFor.DEPLOYMENT, asked_what=what, asked_at=now, asked_since=now)
+        case Deed.SET_STATUS:
+            return replace(known, status_asked=f"{step.sha} {step.state}", status_asked_at=now)
+        case Deed.STOP_ENVIRONMENT:  # from now on a stop that is seen is ours
+            return replace(known, state=EnvironmentState.STOPPING)
+    return known
+
+
+def answered(known: EnvironmentRecord) -> EnvironmentRecord:
+    """GitLab no longer works on the environment or deployment that it was asked for."""
+    return replace(known, asked=AskedFor.NOTHING, asked_what="", asked_at=None, asked_since=None)
+
+
+def looked_for(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
+    """GitLab said that something is wrong, so that it is not at work any more; it may have done it all the same."""
+    if deed.is_of_status:
+        return replace(known, status_asked_at=None)
+    return replace(known, asked_at=None)
+
+
+def status_answered(known: EnvironmentRecord) -> EnvironmentRecord:
+    """GitLab no longer works on the commit status that it was asked for."""
+    return replace(known, status_asked="", status_asked_at=None)
+
+
+def taken(record: EnvironmentRecord, now: datetime) -> EnvironmentRecord:
+    """It is looked at next: at once, but later if GitLab says so again and shows none of that name."""
+    failures = record.environment_failures + 1
+    pause = timedelta(0) if failures == 1 else timedelta(seconds=_TAKEN_PAUSES.after(failures))
+    return replace(record, environment_failures=failures, environment_since=now, environment_until=now + pause)
+
+
+def has(environment_id: int, state: EnvironmentState, url: str, now: datetime, sandbox: int) -> Change:
+    return lambda record: answered(
+        replace(
+            without_environment(record),
+            environment_id=environment_id,
+            state=state,
+            external_url=url,
+            seen_at=now,
+            seen_with=sandbox,
+        )
+    )
+
+
+def deployed(step: ShowStep, deployment_id: int, environment_id: int, now: datetime, sandbox: int) -> Change:
+    def keep(record: EnvironmentRecord) -> EnvironmentRecord:
+        known = answered(
+            replace(
+                record,
+                newest_deployment=deployment_id,
+                deployment_id=deployment_id,
+                deployment_sha=step.sha,
+                deployment_status=step.state,
+                deployment_sandbox=step.sandbox,
+            )
+        )
+        if environment_id == record.environment_id:
+            return known
+        # Somebody deleted the environment a moment ago: this made it again, without a link.
+        available = EnvironmentState.AVAILABLE
+        return replace(
+            known, environment_id=environment_id, state=available, external_url="", seen_at=now, seen_with=sandbox
+        )
+
+    return keep

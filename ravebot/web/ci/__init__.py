@@ -1,0 +1,1 @@
+"""The door for jobs of GitLab's CI, below /api/v1/ci on `http.listen`: what a merge request's job may ask."""

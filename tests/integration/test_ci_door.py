@@ -1,0 +1,405 @@
+"""The door for CI jobs over HTTP: what a job may, what it hears, and that no other token opens anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ravebot.providers.base import RunResult
+from tests.integration.test_environments import Show
+from tests.support.ci_yard import CiYard, a_ci_yard
+from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
+from tests.support.gitlab.published import misfits
+from tests.support.yard import HOW_A_JOB_GOES
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[CiYard]:
+    async with a_ci_yard(tmp_path / "state") as made:
+        yield made
+
+
+async def sandboxes_of(yard: CiYard, mr: MergeRequest | None = None) -> list[str]:
+    of = mr or yard.mr
+    found = await yard.yard.read(
+        lambda tx: tx.all(
+            "SELECT state FROM sandboxes WHERE project_id = ? AND iid = ? ORDER BY id", (of.project.id, of.iid)
+        )
+    )
+    return [row["state"] for row in found]
+
+
+async def test_a_job_hears_how_its_sandbox_comes_until_it_is_ready(yard: CiYard) -> None:
+    job = yard.job()
+    heard = await yard.get(job)
+    assert (heard.status, heard.state) == (202, "queued"), "no webhook came: what GitLab says counts as one"
+    assert heard.facts["waits"]
+    await yard.reaches("ready")
+    ready = await yard.get(job)
+    assert (ready.status, ready.state, ready.facts["sha"]) == (200, "ready", yard.mr.sha)
+    assert ready.facts["ssh"].startswith("ssh -o HostKeyAlias=")
+    as_json = yard.session.get(
+        f"{yard.url}/api/v1/ci/sandbox",
+        headers={"Accept": "application/json", "Authorization": f"Bearer {yard.token(job)}"},
+    )
+    async with as_json as answer:
+        assert (await answer.json())["state"] == "ready"
+
+
+async def test_a_job_waits_at_the_door_and_hears_at_once_when_it_is_ready(yard: CiYard) -> None:
+    job = yard.job()
+    await yard.get(job)
+    waiting = asyncio.create_task(yard.get(job, "?wait=20"))
+    await yard.ready()
+    heard = await asyncio.wait_for(waiting, 5)
+    assert heard.status == 200
+
+
+async def test_a_failed_sandbox_is_told_with_its_reason_and_the_end_of_the_output(yard: CiYard) -> None:
+    yard.yard.provider.answers[HOW_A_JOB_GOES] = RunResult(0, "3\none\n\x1b[31mtwo\x07\nerror=three\n")
+    job = yard.job()
+    await yard.get(job)
+    for _ in range(40):
+        await yard.yard.go()
+        yard.yard.pass_by(seconds=1)
+        heard = await yard.get(job)
+        if heard.status != 202:
+            break
+    assert (heard.status, heard.state) == (422, "failed")
+    assert "failed" in heard.reason
+    assert heard.log[-1].endswith("error=three")
+    assert "\x1b" not in "".join(heard.log)
+    assert heard.error == "", "output can't be taken for a fact"
+
+
+async def test_an_older_commits_job_hears_that_it_is_overtaken(yard: CiYard) -> None:
+    job = yard.job()
+    await yard.get(job)
+    yard.server.push(yard.mr, {"more": "code"})
+    yard.ticking.seconds += 31
+    heard = await yard.get(job)
+    assert (heard.status, heard.state) == (409, "overtaken")
+    assert yard.mr.sha[:8] in heard.reason
+    assert (await yard.post("/sandbox", job)).status == 409
+    assert (await yard.get(yard.job())).status == 202
+
+
+async def test_a_webhook_of_a_newer_commit_counts_before_gitlab_is_asked_again(yard: CiYard) -> None:
+    job = yard.job()
+    await yard.get(job)
+    yard.server.push(yard.mr, {"more": "code"})
+    await yard.yard.told(await yard.stored())
+    assert (await yard.get(job)).status == 409
+
+
+async def test_a_merged_results_pipeline_is_of_the_head_while_it_is_the_head_pipeline(yard: CiYard) -> None:
+    job = yard.job(kind="merge")
+    assert job.pipeline.sha != yard.mr.sha
+    assert (await yard.get(job)).status == 202
+    yard.server.push(yard.mr, {"more": "code"})  # GitLab goes on naming that pipeline until there is another
+    yard.ticking.seconds += 31
+    assert (await yard.get(job)).status == 409
+
+
+async def test_a_branchs_pipeline_belongs_to_the_merge_request_of_that_branch(yard: CiYard) -> None:
+    pipeline = yard.server.run_branch_pipeline(yard.app, "feature", ["review"], by=yard.alice)
+    job = yard.server.start_job(pipeline.job("review"))
+    assert (await yard.get(job)).status == 202
+    yard.server.open_merge_request(yard.app, yard.alice, "The same branch", "feature")
+    yard.ticking.seconds += 31
+    refused = await yard.get(job)
+    assert refused.status == 403
+    assert "several" in refused.error
+    alone = yard.server.run_branch_pipeline(yard.app, "main", ["review"], by=yard.alice)
+    assert "no merge request" in (await yard.get(yard.server.start_job(alone.job("review")))).error
+
+
+async def test_a_branch_that_is_named_like_a_merge_request_reaches_none(yard: CiYard) -> None:
+    job = yard.job(source="push")
+    refused = await yard.post("/stop", job)
+    assert refused.status == 403
+    assert "neither a merge request's nor a branch's" in refused.error
+
+
+async def test_a_job_starts_at_most_one_sandbox_however_often_it_asks(yard: CiYard) -> None:
+    await yard.ready()
+    first = yard.job()
+    assert (await yard.post("/stop", first)).state == "stopping"
+    await yard.reaches("ended")
+    assert (await yard.get(first)).status == 404
+    yard.yard.pass_by(seconds=60)
+    later = yard.job()
+    later.started_at = yard.yard.clock.now()
+    again = [await yard.post("/sandbox", later) for _ in range(3)]
+    assert [one.status for one in again] == [202, 202, 202]
+    assert await sandboxes_of(yard) == ["ended", "queued"]
+    await yard.post("/stop", later)
+    assert (await yard.post("/sandbox", later)).status == 404, "it had its one"
+    assert await sandboxes_of(yard) == ["ended", "ended"]
+    recorded = await yard.yard.log("api.call")
+    assert [(one["tool"], one["job"]) for one in recorded] == [
+        ("ci_stop", first.id), ("ci_start", later.id), ("ci_stop", later.id),
+    ]  # fmt: skip
+
+
+async def test_to_stop_is_repeated_in_peace_also_after_the_merge_and_by_an_old_pipeline(yard: CiYard) -> None:
+    old = yard.job(name="review")
+    await yard.ready()
+    yard.server.push(yard.mr, {"more": "code"})
+    await yard.yard.told(await yard.stored())
+    assert [(await yard.post("/stop", old)).status for _ in range(3)] == [200, 200, 200]
+    assert (await sandboxes_of(yard)) == ["stopping"]
+    await yard.reaches("ended")
+    yard.server.merge(yard.mr)
+    heard = await yard.post("/stop", old)
+    assert (heard.status, heard.state) == (200, "none")
+    assert await sandboxes_of(yard) == ["ended"]
+
+
+async def test_a_job_of_one_merge_request_reaches_no_other(yard: CiYard) -> None:
+    other = yard.server.open_merge_request(yard.app, yard.alice, "Another", "other")
+    await yard.ready()
+    await yard.ready(other)
+    await yard.post("/stop", yard.job(other))
+    assert await sandboxes_of(yard) == ["ready"]
+    assert await sandboxes_of(yard, other) == ["stopping"]
+
+
+async def test_a_project_that_gets_no_sandboxes_is_refused_whatever_the_token_says(yard: CiYard) -> None:
+    strange = yard.server.add_project("elsewhere/app", public=True)
+    mr = yard.server.open_merge_request(strange, yard.alice)
+    job = yard.job(mr)
+    before = yard.calls("/jobs/")
+    refused = await yard.get(job)
+    assert refused.status == 403
+    assert "gitlab.projects" in refused.error
+    assert yard.calls("/jobs/") == before, "GitLab was not asked"
+    lying = await yard.get(yard.token(job, job_project_path="group/app"))
+    assert lying.status == 403
+    mine = yard.token(job, job_project_id=str(yard.app.id), job_project_path="group/app")
+    assert (await yard.get(mine)).status == 403, "the job is not one of group/app"
+
+
+async def test_a_pipeline_in_a_fork_does_not_reach_the_forks_own_merge_request_of_that_number(yard: CiYard) -> None:
+    fork = yard.server.add_project("group/fork", public=True)
+    for user in (yard.alice, yard.bot):
+        yard.server.set_role(fork, user, DEVELOPER)
+    own = yard.server.open_merge_request(fork, yard.alice, "Its own", "own")
+    upstream = yard.server.open_merge_request(fork, yard.alice, "For upstream", "work", fork_of=yard.app)
+    await yard.ready(own)
+    upstream.iid = own.iid  # the numbers are of two projects
+    job = yard.job(upstream, project=fork)
+    refused = await yard.post("/stop", job)
+    assert refused.status == 403
+    assert await sandboxes_of(yard, own) == ["ready"]
+
+
+async def test_a_forks_job_starts_nothing_before_its_commit_is_approved(yard: CiYard) -> None:
+    fork = yard.server.add_project("mallory/app")
+    mallory = yard.server.add_user("mallory")
+    mr = yard.server.open_merge_request(fork, mallory, "Trust me", fork_of=yard.app)
+    job = yard.job(mr, by=yard.alice)
+    assert yard.server.claims(job, "x")["project_id"] == str(fork.id), "the token names the fork"
+    for heard in (await yard.get(job), await yard.post("/sandbox", job)):
+        assert heard.status == 404
+        assert f"/sandbox start {mr.sha}" in heard.reason
+    assert await sandboxes_of(yard, mr) == []
+
+
+async def test_what_start_says_holds_for_jobs_too(yard: CiYard) -> None:
+    yard.server.push(yard.mr, {".rave.yml": "start: command\n"})
+    heard = await yard.post("/sandbox", yard.job())
+    assert (heard.status, heard.state) == (404, "none")
+    assert "command only" in heard.reason
+    draft = yard.server.open_merge_request(yard.app, yard.alice, "Not yet", "draft", {".rave.yml": "start: ready\n"},
+                                           draft=True)  # fmt: skip
+    assert "drafts" in (await yard.post("/sandbox", yard.job(draft))).reason
+    yard.server.label(yard.mr, "sandbox::off")
+    assert "label" in (await yard.post("/sandbox", yard.job())).reason
+    assert await sandboxes_of(yard) == []
+
+
+@pytest.mark.parametrize("status", ["success", "failed", "canceled", "canceling"])
+async def test_a_finished_jobs_token_is_of_no_use(yard: CiYard, status: str) -> None:
+    await yard.ready()
+    job = yard.job()
+    token = yard.token(job)
+    assert (await yard.get(token)).status == 200
+    yard.server.finish_job(job, status)
+    for path in ("/stop", "/sandbox"):  # what acts asks GitLab in any case
+        refused = await yard.post(path, token)
+        assert refused.status == 403
+        assert status in refused.error
+    yard.ticking.seconds += 11
+    assert (await yard.get(token)).status == 403
+    assert await sandboxes_of(yard) == ["ready"]
+
+
+async def test_a_job_that_has_not_begun_may_not_ask(yard: CiYard) -> None:
+    job = yard.server.run_pipeline(yard.mr).job("review")
+    assert (await yard.get(job)).status == 403
+
+
+async def test_polling_costs_about_one_call_in_ten_seconds(yard: CiYard) -> None:
+    job = yard.job()
+    await yard.ready()
+    await yard.get(job)
+    before = len(yard.server.requests)
+    for _ in range(20):
+        yard.ticking.seconds += 3
+        assert (await yard.get(job)).status == 200
+    assert len(yard.server.requests) - before <= 8, "in a minute"
+
+
+async def test_a_first_request_asks_gitlab_at_most_three_things_of_its_api(yard: CiYard) -> None:
+    job = yard.job()
+    await yard.get(job)
+    assert [request.path.rpartition("/api/v4")[2] for request in yard.server.requests if "/api/" in request.path] == [
+        f"/projects/{yard.app.id}/jobs/{job.id}",
+        f"/projects/{yard.app.id}/merge_requests/1",
+        f"/projects/{yard.app.id}/repository/files/.rave.yml/raw",
+    ]
+
+
+async def test_while_gitlab_does_not_answer_a_job_is_told_to_come_again(yard: CiYard) -> None:
+    job = yard.job()
+    token = yard.token(job)
+    yard.server.fail(503, path="/jobs/")
+    heard = await yard.get(token)
+    assert (heard.status, int(heard.headers["Retry-After"]) > 0) == (503, True)
+    yard.server.restore()
+    assert (await yard.get(token)).status == 202
+
+
+async def test_a_scheduled_job_on_the_default_branch_has_its_project_looked_at_and_no_more(yard: CiYard) -> None:
+    def scheduled(branch: str, source: str) -> Job:
+        pipeline = yard.server.run_branch_pipeline(yard.app, branch, ["clean-up"], source=source, by=yard.alice)
+        return yard.server.start_job(pipeline.job("clean-up"))
+
+    right = scheduled("main", "schedule")
+    assert [(await yard.post("/reconcile", right)).status for _ in range(2)] == [200, 200]
+    assert yard.looked == [(yard.app.id, "group/app")] * 2
+    for wrong in (scheduled("feature", "schedule"), scheduled("main", "push"), yard.job()):
+        refused = await yard.post("/reconcile", wrong)
+        assert refused.status == 403
+        assert "schedule" in refused.error
+    assert (await yard.post("/stop", right)).status == 403
+    assert len(yard.looked) == 2
+
+
+async def test_what_was_begun_before_a_crash_is_answered_the_same_after_it(tmp_path: Path) -> None:
+    async with GitLabServer() as server:
+        async with a_ci_yard(tmp_path / "state", server=server) as yard:
+            job = yard.job()
+            first = await yard.post("/sandbox", job)
+        async with a_ci_yard(tmp_path / "state", server=server) as yard:
+            assert (await yard.post("/sandbox", job)).facts.get("state") == first.facts["state"] == "queued"
+            assert await sandboxes_of(yard) == ["queued"]
+            assert (await yard.post("/stop", job)).status == 200
+        async with a_ci_yard(tmp_path / "state", server=server) as yard:
+            assert (await yard.post("/stop", job)).status == 200
+            assert await sandboxes_of(yard) == ["ended"]
+
+
+async def test_other_addresses_and_methods_and_odd_requests_are_told_what_there_is(yard: CiYard) -> None:
+    job = yard.job()
+    assert (await yard.ask("DELETE", "/sandbox", job)).status == 405
+    assert "POST /stop" in (await yard.post("/everything", job)).error
+    for wait in ("26", "-1", "x", "9" * 30):
+        assert (await yard.get(job, f"?wait={wait}")).status == 400
+    assert (await yard.post("/image", job)).status == 404
+    large = await yard.post("/image", job, data=b"x" * 5000)
+    assert large.status == 413
+
+
+async def test_a_job_that_floods_is_slowed_and_others_are_not(yard: CiYard) -> None:
+    job, other = yard.job(), yard.job()
+    token = yard.token(job)
+    heard = [await yard.get(token) for _ in range(40)]
+    assert {one.status for one in heard} == {202, 429}
+    assert int(heard[-1].headers["Retry-After"]) >= 1
+    assert (await yard.get(other)).status == 202
+    crowd = await asyncio.gather(*(yard.get(yard.token(other), "?wait=1") for _ in range(7)))
+    assert sorted({one.status for one in crowd}) == [202, 429]
+
+
+async def test_a_wrong_token_is_answered_as_http_wants_and_many_of_them_are_slowed(yard: CiYard) -> None:
+    job = yard.job()
+    refused = await yard.get(yard.token(job, aud="https://other.example.org"))
+    assert refused.status == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer ")
+    assert "id_tokens: {RAVEBOT_TOKEN: {aud: https://rave.example.org}}" in refused.error
+    assert (await yard.get(None)).status == 401
+    heard = [await yard.post("/stop", "no.token.atall") for _ in range(30)]
+    assert {one.status for one in heard} == {401, 429}
+    assert (await yard.get(job)).status == 202, "one that is right, from the same address"
+    head = {"Authorization": "Bearer " + "a" * 20_000}
+    async with yard.session.post(f"{yard.url}/api/v1/ci/stop", headers=head) as answer:
+        assert answer.status == 400, "no longer head is read"
+
+
+async def test_gitlab_describes_every_request_that_the_door_makes(yard: CiYard) -> None:
+    old = yard.job()
+    await yard.get(old)
+    yard.server.push(yard.mr, {"more": "code"})
+    await yard.post("/stop", old)
+    branch = yard.server.run_branch_pipeline(yard.app, "feature", ["review"], by=yard.alice)
+    await yard.get(yard.server.start_job(branch.job("review")))
+    scheduled = yard.server.run_branch_pipeline(yard.app, "main", ["clean-up"], source="schedule", by=yard.alice)
+    await yard.post("/reconcile", yard.server.start_job(scheduled.job("clean-up")))
+    asked = [request for request in yard.server.requests if "/api/v4/" in request.path]
+    assert {part for part in ("jobs", "pipelines", "merge_requests") if any(part in one.path for one in asked)} == {
+        "jobs", "pipelines", "merge_requests",
+    }  # fmt: skip
+    assert misfits(asked) == []
+
+
+async def test_stop_on_gitlabs_page_its_job_and_our_own_stop_end_in_peace(yard: CiYard) -> None:
+    await yard.ready()
+    show = Show(yard.server, yard.yard, yard.gitlab, yard.app, yard.alice, yard.bot)
+    await show.settle()
+    pipeline = yard.server.run_pipeline(yard.mr, ["review", "stop"])
+    yard.server.name_environment(pipeline.job("review"), "review/mr-1", on_stop="stop")
+    yard.server.name_environment(pipeline.job("stop"), "review/mr-1", action="stop")
+    yard.server.finish_job(pipeline.job("review"))
+    environment = yard.server.environment(yard.app, "review/mr-1")
+    assert environment
+    yard.server.stop_environment(environment)
+    assert environment.state == "stopping", "GitLab runs the job first"
+    stop = yard.server.start_job(pipeline.job("stop"))
+    assert (await yard.post("/stop", stop)).state == "stopping"
+    await yard.reaches("ended")
+    await show.settle()
+    assert pipeline.job("stop") is stop, "our own stop ran the job no other time"
+    assert (await yard.post("/stop", stop)).state == "none"
+    yard.server.finish_job(stop)
+    await show.settle()
+    assert yard.server.environment(yard.app, "review/mr-1") is None
+    assert await sandboxes_of(yard) == ["ended"]
+
+
+async def test_our_own_stop_does_not_run_the_job_that_would_stop_again(yard: CiYard) -> None:
+    await yard.ready()
+    show = Show(yard.server, yard.yard, yard.gitlab, yard.app, yard.alice, yard.bot)
+    await show.settle()
+    pipeline = yard.server.run_pipeline(yard.mr, ["review", "stop"])
+    yard.server.name_environment(pipeline.job("review"), "review/mr-1", on_stop="stop")
+    stop = pipeline.job("stop")
+    stop.status = "manual"
+    yard.server.finish_job(pipeline.job("review"))
+    assert (await yard.post("/stop", yard.job())).state == "stopping"
+    await yard.reaches("ended")
+    await show.settle()
+    assert (stop.status, pipeline.job("stop")) == ("manual", stop)
+
+
+async def test_a_gitlab_below_a_path_signs_with_that_path_and_shows_its_keys_there(tmp_path: Path) -> None:
+    async with GitLabServer(prefix="/gitlab") as server, a_ci_yard(tmp_path / "state", server=server) as yard:
+        job = yard.job()
+        assert (await yard.get(job)).status == 202
+        assert (await yard.get(yard.token(job, iss=server.url.removesuffix("/gitlab")))).status == 401
