@@ -309,9 +309,9 @@ async def test_a_file_that_is_not_what_the_job_announced_is_refused(place: Place
 
 async def test_another_job_and_path_can_be_announced(place: Place, tmp_path: Path) -> None:
     mr = await place.open()
+    assert await place.announce(mr, job="image", path="out/disk.qcow2") == ""
     pipeline = place.server.run_pipeline(mr, ("build", "image"))
     place.server.finish_job(pipeline.job("build"), "failed")
-    assert await place.announce(mr, job="image", path="out/disk.qcow2") == ""
     place.server.finish_job(pipeline.job("image"), artifacts={"out/disk.qcow2": an_image(tmp_path)})
     await place.is_in(mr, "ready")
     without = await place.open("memory: 64MiB\n")
