@@ -292,7 +292,7 @@ def make_job_routes(
         intents=core.intents,
         views=core.views,
         look_now=look_now,
-        images=AnnouncedImages(config),
+        images=AnnouncedImages(config) if config.provider.pipeline_images else None,
     )
     return JobRoutes(door, JobGate(tokens), on_answer)
 
