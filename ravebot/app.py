@@ -30,6 +30,7 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
+from ravebot.images.pipelines.loop import PipelineImageLoop
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.diffs import RoomDiffs
@@ -156,6 +157,7 @@ class Bot:
                 self.state.run(),
                 stale_notes.run(),
                 *self._environments(),
+                PipelineImageLoop(self.config, self.database, self.core.lifecycle, self.gitlab.pipelines).run(),
                 self.agents.run(),
                 trials.run(),
                 self.hooks.run(),

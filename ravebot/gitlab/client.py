@@ -30,6 +30,7 @@ from ravebot.gitlab.discussions import Discussions
 from ravebot.gitlab.environments import Environments
 from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
+from ravebot.gitlab.pipelines import Pipelines
 from ravebot.gitlab.route import DIRECT, GitlabRoute
 from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
@@ -43,6 +44,7 @@ MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
 _CI_THREADS = 2
+_IMAGE_THREADS = 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _NOTE_THREADS = 8
@@ -71,16 +73,19 @@ class GitLab:
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
         # Environments delay no note, and no note delays them.
         self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
+        self._image_pool = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="gitlab-image")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
         self.environments = Environments(self._transport, self._environment_pool)
         # Jobs ask at any time, and as often as they like: they delay nothing.
         self._ci_pool = ThreadPoolExecutor(_CI_THREADS, thread_name_prefix="gitlab-ci")
         self.ci = CiJobs(self._transport, self._ci_pool, self.url)
+        self.pipelines = Pipelines(self._transport, self._image_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        for pool in (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool):
+        pools = (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool, self._image_pool)
+        for pool in pools:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 

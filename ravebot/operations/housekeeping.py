@@ -25,6 +25,7 @@ from ravebot.store import (
     inbox,
     machines,
     outbox,
+    pipeline_images,
     project_files,
     results,
     runs,
@@ -72,6 +73,7 @@ class Housekeeping:
         await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
         await self.database.write(lambda tx: results.forget_output(tx, KEEP_OUTPUT))
         await self.database.write(lambda tx: project_files.forget(tx, KEEP_TEXTS))
+        await self.database.write(lambda tx: pipeline_images.forget(tx, KEEP_TEXTS))
         while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
         while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):

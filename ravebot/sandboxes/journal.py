@@ -65,7 +65,7 @@ class Journal:
         operations = self._config.matrix.operations_room
         if telling.operators and operations is not None:
             told = telling.operators(event.data)
-            if told != text or not _hears(tx, operations, rooms):
+            if told and (told != text or not _hears(tx, operations, rooms)):
                 outbox.add(tx, RoomLane(operations), Kind.SAY, sandbox_id=sandbox.id, body={"text": told})
         if telling.warn:
             outbox.add(tx, NoteLane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)

@@ -36,7 +36,7 @@ from ravebot.sandboxes.telling import TELLINGS
 from ravebot.sandboxes.wording import failed
 from ravebot.store import images, machines, merge_requests, outbox, sandboxes
 from ravebot.store.database import Transaction
-from ravebot.store.signals import POOL
+from ravebot.store.signals import IMAGES, POOL
 
 BUILD_FAILURES_THAT_HOLD = 3
 _BUILD_PAUSES = Backoff.growing(10.0, 270.0, factor=3.0)
@@ -172,6 +172,7 @@ class Lifecycle:
         data: dict[str, object] = {"sha": sha, "by": str(actor), "ref": mr.full_ref}
         self.journal.record(tx, EventKind.SANDBOX_QUEUED, actor, sandbox=sandbox, data=data)
         tx.wake(POOL)
+        tx.wake(IMAGES)
         return sandbox
 
     def _begin(self, tx: Transaction, sandbox: Sandbox, allocation: Allocation) -> None:
@@ -217,6 +218,7 @@ class Lifecycle:
         taken = replace(sandbox, sha=sha)
         self._step(tx, taken, EventKind.SANDBOX_CODE, {"sha": sha, "by": str(actor)}, actor)
         tx.wake(POOL)
+        tx.wake(IMAGES)
 
     def _chain_again(self, tx: Transaction, sandbox: Sandbox, why: str) -> None:
         machine = _machine(tx, sandbox)

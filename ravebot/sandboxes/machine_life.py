@@ -152,6 +152,8 @@ def count_failure(tx: Transaction, life: Lifecycle, machine: Machine, failure: B
     then = _happened(tx, life, machine, Happened.MACHINE_LOST, failure.told, machine)
     if sandbox and then is Then.RETRY and _gist(record.held) != _gist(before.held):
         data: dict[str, object] = {"why": failure.told, "for_operators": failure.why, "image": machine.image}
+        if settings.from_pipeline(life.config, machine.image):
+            data |= {"for_operators": "", "of_pipeline": True}
         life.journal.record(tx, EventKind.BUILD_HELD, sandbox=sandbox, machine_id=machine.id, data=data)
         for other in sandboxes.live(tx):
             queued = other.state is SandboxState.QUEUED and not other.wait_reason
@@ -172,6 +174,8 @@ def resume_builds(tx: Transaction, life: Lifecycle, image: str, sandbox: Sandbox
         images.save(tx, fresh)
     if record.held:
         data: dict[str, object] = {} if by == RAVEBOT else {"by": str(by)}
+        if settings.from_pipeline(life.config, image):
+            data |= {"of_pipeline": True}
         life.journal.record(tx, EventKind.BUILD_RESUMED, by, sandbox=sandbox, data=data)
         for waiting in sandboxes.live(tx):
             if settings.of_sandbox(tx, life.config, waiting).image_key == image:

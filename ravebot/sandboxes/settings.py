@@ -16,12 +16,14 @@ from pydantic import ValidationError
 from ravebot.config.model import Config, HttpTest, RunTest
 from ravebot.config.repository import FILE_NAME, ProjectFile, StartOnLabel
 from ravebot.sandboxes.model import Machine, MergeRequest, Sandbox
+from ravebot.sandboxes.pipelineimages import NOT_ASKED_YET, ImageState, ImageWish, PipelineImage
 from ravebot.sandboxes.view import in_bytes, in_words
-from ravebot.store import merge_requests, project_files
+from ravebot.store import images, merge_requests, pipeline_images, project_files
 from ravebot.store.database import Transaction
 from ravebot.store.project_files import BRANCH, ProjectFileRow
 
 _FILE = f"`{FILE_NAME}`"
+_USUAL_WAIT = timedelta(minutes=20)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class SandboxSettings:
     """`memory` and `disk` are bytes; `start` is always, ready, command or a label; `agent` is empty for none.
 
     `remarks`: in words, what the project asked for and did not get. `troubles`: what is wrong in its file, which then
-    does not count.
+    does not count. `image_wish`: an image of a pipeline that it wants; `image_waits`: why that is not there yet, and
+    `image_failed`: why it never will be, so that the sandbox can't start.
     """
 
     memory: int
@@ -45,6 +48,9 @@ class SandboxSettings:
     agent: str = ""
     remarks: tuple[str, ...] = ()
     troubles: tuple[str, ...] = ()
+    image_wish: ImageWish | None = None
+    image_waits: str = ""
+    image_failed: str = ""
 
     def differs_from(self, machine: Machine) -> bool:
         """Whether a new machine would be another one than this."""
@@ -78,6 +84,7 @@ def resolve(config: Config, file: ProjectFile | None, labels: tuple[str, ...] = 
         links=tuple((link.name, link.path) for link in asked.links),
         junit=config.sandbox.junit if asked.results.junit is None else asked.results.junit,
         agent=_agent(config, asked, remarks),
+        image_wish=_image_wish(config, asked, remarks),
         remarks=tuple(remarks),
     )
 
@@ -85,7 +92,35 @@ def resolve(config: Config, file: ProjectFile | None, labels: tuple[str, ...] = 
 def of_sandbox(tx: Transaction, config: Config, sandbox: Sandbox) -> SandboxSettings:
     """What that sandbox gets, by the file at its commit: a fork's commit is only there once it was approved."""
     mr = merge_requests.get(tx, sandbox.mr)
-    return _stored(config, project_files.get(tx, sandbox.mr.project_id, sandbox.sha), mr.labels if mr else ())
+    found = _stored(config, project_files.get(tx, sandbox.mr.project_id, sandbox.sha), mr.labels if mr else ())
+    if found.image_wish is None:
+        return found
+    return _with_image(tx, found, found.image_wish, pipeline_images.get(tx, sandbox.mr, sandbox.sha))
+
+
+def from_pipeline(config: Config, image: str) -> bool:
+    """Whether a machine's image was built by a pipeline."""
+    kept = config.provider.pipeline_images
+    return kept is not None and Path(image).parent == kept.folder
+
+
+def _with_image(
+    tx: Transaction, found: SandboxSettings, wish: ImageWish, image: PipelineImage | None
+) -> SandboxSettings:
+    """With the image that the commit's pipeline built, if there is one; otherwise what follows from that."""
+    why = ""
+    if image is not None and image.state is ImageState.READY:
+        record = images.get(tx, image.image)
+        if not record.held:
+            return replace(found, image=Path(image.image), disk=max(found.disk, image.virtual_bytes))
+        why = f"no machine comes up from the image that the job {image.job_name} built: {record.told}"
+    elif image is not None and image.state is ImageState.FAILED:
+        why = image.words
+    if not why:
+        return replace(found, image_waits=image.waits_for if image else NOT_ASKED_YET)
+    if wish.may_fall_back:
+        return replace(found, remarks=(*found.remarks, f"the default image is used: {why}"))
+    return replace(found, image_failed=why)
 
 
 def of_merge_request(tx: Transaction, config: Config, mr: MergeRequest) -> SandboxSettings:
@@ -170,6 +205,21 @@ def _image(config: Config, asked: ProjectFile, remarks: list[str]) -> Path:
         return images[asked.image]
     remarks.append(f"{_FILE} asks for the image {asked.image}, which is not here{_meant(asked.image, list(images))}")
     return config.provider.image
+
+
+def _image_wish(config: Config, asked: ProjectFile, remarks: list[str]) -> ImageWish | None:
+    kept, job = config.provider.pipeline_images, asked.image_job
+    if job is None:
+        return None
+    if kept is None:
+        remarks.append(f"{_FILE} wants an image from a pipeline, which ravebot's operator has not switched on")
+        return None
+    wait = asked.wait_for_image or _USUAL_WAIT
+    if wait > kept.longest_wait and asked.wait_for_image:
+        remarks.append(
+            f"{_FILE} waits {in_words(wait)} for its image; it gets {in_words(kept.longest_wait)}, the longest here"
+        )
+    return ImageWish(job.job, job.path, job.otherwise == "default", min(wait, kept.longest_wait))
 
 
 def _agent(config: Config, asked: ProjectFile, remarks: list[str]) -> str:

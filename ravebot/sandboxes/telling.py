@@ -143,10 +143,14 @@ def _first_ready(sandbox: Sandbox, event: Event) -> bool:
 
 
 def _held(data: Data, key: str = "why") -> str:
+    if data.get("of_pipeline"):
+        return f"no machine comes up from the image that its pipeline built: {_text(data, key)}"
     return f"no more machines are built from this image: {_text(data, key)}; {TRIED_AGAIN}"
 
 
 def _held_for_operators(data: Data) -> str:
+    if data.get("of_pipeline"):
+        return ""  # its job built it, and nobody else's machines start from it
     return _held(data, "for_operators" if data.get("for_operators") else "why")
 
 
@@ -217,7 +221,7 @@ TELLINGS: Final = MappingProxyType(
             lambda d: f"tried again on a new machine (attempt {_text(d, 'attempt')}): {_text(d, 'why')}"
         ),
         K.BUILD_HELD: Telling(_held, say=True, operators=_held_for_operators),
-        K.BUILD_RESUMED: Telling(_resumed, say=True, operators=_resumed),
+        K.BUILD_RESUMED: Telling(_resumed, say=True, operators=lambda d: "" if d.get("of_pipeline") else _resumed(d)),
         K.MACHINE_FORCED: Telling(lambda d: f"did not shut down within {_span(d, 'grace')}: switched off", card=False),
         K.MACHINE_UNHEALTHY: _in_thread(lambda _: "the machine does not answer"),
         K.MACHINE_HEALTHY: _in_thread(lambda _: "the machine answers again"),

@@ -9,6 +9,7 @@ import asyncio
 from collections import defaultdict
 
 INTAKE = "intake"
+IMAGES = "images"
 POOL = "pool"
 RUNS = "runs"
 AGENTS = "agents"

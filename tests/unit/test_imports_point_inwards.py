@@ -11,7 +11,18 @@ ROOT = Path(__file__).parents[2] / "ravebot"
 
 PURE = tuple(
     f"ravebot.sandboxes.{name}"
-    for name in ("model", "decide", "transitions", "naming", "results", "junit", "masking", "view", "pool.plan")
+    for name in (
+        "model",
+        "decide",
+        "transitions",
+        "naming",
+        "results",
+        "junit",
+        "masking",
+        "pipelineimages",
+        "view",
+        "pool.plan",
+    )
 )
 BASICS = ("ravebot.errors", "ravebot.clock", "ravebot.backoff", "ravebot.sshkeys")
 CONTRACTS = ("ravebot.providers.base", "ravebot.access.rules", "ravebot.access.guard")
@@ -53,6 +64,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "ravebot.store",
         "ravebot.sandboxes.model",
         "ravebot.sandboxes.environments.model",
+        "ravebot.sandboxes.pipelineimages",
         "ravebot.sandboxes.results",
         "ravebot.agents.model",
         *BASICS,

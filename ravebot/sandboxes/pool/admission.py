@@ -60,6 +60,11 @@ class Admission:
             if len(running) >= most:
                 break
             asked = settings.of_sandbox(tx, self.config, sandbox)
+            if asked.image_failed:
+                continue  # it is about to end
+            if asked.image_waits:
+                self.lifecycle.wait(tx, sandbox, asked.image_waits)
+                continue
             record = images.get(tx, asked.image_key)
             fresh = built_from.get(asked.image_key, "")
             if record.held and not trials.may_try(record, fresh, running, tx.now):

@@ -23,6 +23,7 @@ from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import BuildFailure, sandbox_on
 from ravebot.sandboxes.model import Machine, MachineState
+from ravebot.sandboxes.settings import from_pipeline
 from ravebot.sandboxes.view import in_words, without_paths
 from ravebot.store import machines
 from ravebot.store.database import Database, Transaction, uninterrupted
@@ -80,17 +81,19 @@ class Builds:
         except MachineNotFound:
             raise
         except ProviderError as error:
-            await self._failed(machine, self._failure(error))
+            await self._failed(machine, self._failure(error, machine))
             return False
         return True
 
     async def _failed(self, machine: Machine, failure: BuildFailure) -> None:
         await machine_life.fail_build(self.database, self.lifecycle, machine, failure)
 
-    def _failure(self, error: ProviderError) -> BuildFailure:
-        """An unusable image is the operators' business."""
+    def _failure(self, error: ProviderError, machine: Machine) -> BuildFailure:
+        """An unusable image is the operators' business, unless a pipeline built it."""
         if not isinstance(error, ImageError):
             return BuildFailure(str(error), without_paths(str(error)))
+        if from_pipeline(self.config, machine.image):
+            return BuildFailure(str(error), without_paths(str(error)), for_good=True)
         operators = "were told" if self.config.matrix.operations_room else "find the cause in its log"
         told = f"the image of the machines can't be used; ravebot's operators {operators}"
         return BuildFailure(str(error), told, for_good=True)
@@ -134,7 +137,8 @@ class Builds:
     def _spec(self, machine: Machine) -> MachineSpec:
         provider = self.config.provider
         named = Path(machine.image)
-        image = named if named in provider.images.values() else provider.image
+        known = named in provider.images.values() or from_pipeline(self.config, machine.image)
+        image = named if known else provider.image
         direct = image == provider.image
         return MachineSpec(
             name=machine.name,

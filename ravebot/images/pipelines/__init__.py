@@ -1,0 +1,1 @@
+"""Images that jobs of pipelines built: fetched, checked, converted and kept. Nothing in one is trusted."""

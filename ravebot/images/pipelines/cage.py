@@ -1,0 +1,165 @@
+"""Runs a program that reads what a job built: without privileges, with limits, and without network where possible.
+
+Where ravebot is root with the right to change users, the program is `nobody`. Otherwise it is ravebot's user, without
+its capability. It is never told of another file than the one in its folder. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from ravebot.errors import Unavailable
+from ravebot.images.pipelines.qcow2 import PipelineImageRefused
+
+_NOBODY = 65534
+_SETTING_USERS = (1 << 0) | (1 << 6) | (1 << 7)  # CAP_CHOWN, CAP_SETGID, CAP_SETUID: capabilities(7)
+_LOOK_SECONDS = 0.2
+_KEPT_BYTES = 4096
+_PIECE_BYTES = 1024**2
+_POLITE = 10
+_PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class CageLimits:
+    """The most that a program may take."""
+
+    cpu_seconds: int
+    memory_bytes: int
+    file_bytes: int
+
+
+def missing(programs: Sequence[str]) -> list[str]:
+    """Which of these, or of those that every program here needs, are not installed."""
+    return [name for name in ("setpriv", "prlimit", "nice", *programs) if shutil.which(name) is None]
+
+
+@cache
+def user() -> int | None:
+    """The id of the user that programs get; None where they keep ours."""
+    if os.geteuid() != 0:
+        return None
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    held = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return _NOBODY if held & _SETTING_USERS == _SETTING_USERS else None
+
+
+@cache
+def _apart() -> tuple[str, ...]:
+    """The words that run a program without any network, where the host lets us: a unit may forbid namespaces."""
+    words = ("unshare", "--user", "--net", "--ipc", "--")
+    try:
+        done = subprocess.run(
+            [*words, "true"], capture_output=True, timeout=_PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return words if done.returncode == 0 else ()
+
+
+def give(path: Path) -> None:
+    """Give a file or folder to the user that programs get."""
+    if (owner := user()) is not None:
+        os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def run(
+    argv: Sequence[str],
+    folder: Path,
+    limits: CageLimits,
+    guard: Callable[[], None],
+    hear: Callable[[bytes], object],
+    stdin: BinaryIO | None = None,
+) -> None:
+    """Run a program in that folder to its end; `hear` gets what it prints, `guard` raises when it shall end sooner.
+
+    Raises PipelineImageRefused if it fails, with its last line.
+    """
+    process = _start(argv, folder, limits, stdin)
+    said = deque[bytes](maxlen=1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with process.stdout as printed, process.stderr as errors:
+            _listen({printed: hear, errors: said.append}, guard)
+        while True:
+            guard()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_SECONDS)
+                break
+    finally:
+        _kill(process)
+    if process.returncode:
+        raise PipelineImageRefused(_why(process.returncode, argv[0], b"".join(said)))
+
+
+def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryIO | None) -> subprocess.Popen[bytes]:
+    limited = [
+        "prlimit", f"--cpu={limits.cpu_seconds}:{limits.cpu_seconds + 5}", f"--as={limits.memory_bytes}",
+        f"--fsize={limits.file_bytes}", "--core=0", "--nofile=64", "nice", "-n", str(_POLITE),
+    ]  # fmt: skip
+    powerless = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
+    other = user()
+    try:
+        return subprocess.Popen(
+            [*_apart(), *powerless, *limited, *argv],
+            cwd=folder,
+            stdin=stdin if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pipesize=_PIECE_BYTES,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "MALLOC_ARENA_MAX": "2"},
+            start_new_session=True,
+            umask=0o077,
+            user=other,
+            group=other,
+            extra_groups=[] if other is not None else None,
+        )
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"{error.filename} is not installed where ravebot runs: an operator can install it"
+        ) from error
+
+
+def _listen(pipes: Mapping[IO[bytes], Callable[[bytes], object]], guard: Callable[[], None]) -> None:
+    with selectors.DefaultSelector() as selector:
+        for pipe, hear in pipes.items():
+            selector.register(pipe, selectors.EVENT_READ, hear)
+        while selector.get_map():
+            guard()
+            for key, _ in selector.select(_LOOK_SECONDS):
+                if piece := os.read(key.fd, _PIECE_BYTES):
+                    key.data(piece)
+                else:
+                    selector.unregister(key.fileobj)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it started, and wait for it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _why(code: int, what: str, said: bytes) -> str:
+    text = said[-_KEPT_BYTES:].decode("utf-8", "replace")
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"{what} took more time over it than an image may take: make it with `qemu-img convert -O qcow2`"
+    if code == -signal.SIGXFSZ or "File too large" in text:
+        return "it becomes larger than it may be when it is unpacked: make it smaller"
+    if code < 0:
+        return f"{what} broke over it ({signal.Signals(-code).name}): make it with `qemu-img convert -O qcow2`"
+    lines = [line for line in ("".join(filter(str.isprintable, one)).strip() for one in text.splitlines()) if line]
+    return f"{what} can't read it" + (f" ({lines[-1][:160]})" if lines else "")

@@ -1,0 +1,204 @@
+"""The loop that gets each queued sandbox the image that its pipeline built, and keeps the folder of images small.
+
+Nothing is remembered only here: each look at the database finds what is to be done, also after `kill -9`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+
+import structlog
+
+from ravebot.clock import is_due
+from ravebot.config.model import Config
+from ravebot.errors import RavebotError, StoreError
+from ravebot.gitlab.pipelines import Pipelines
+from ravebot.images.pipelines.making import ImageMaker, ImageTask
+from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.sandboxes import pipelineimages, settings
+from ravebot.sandboxes.decide import Happened
+from ravebot.sandboxes.lifecycle import Lifecycle
+from ravebot.sandboxes.model import EndReason, Sandbox, SandboxState
+from ravebot.sandboxes.pipelineimages import ImageKey, ImageState, PipelineImage, waits_for_image
+from ravebot.store import machines, pipeline_images, sandboxes
+from ravebot.store.database import Database, Transaction
+from ravebot.store.signals import IMAGES, POOL
+
+log = structlog.get_logger()
+
+AT_ONCE = 2
+_LOOK_SECONDS, _BUG_SECONDS = 2.0, 60.0
+_TIDY_EVERY = timedelta(minutes=1)
+_LONGEST_PAUSE = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is due, and every image that a queued sandbox waits for."""
+
+    due: tuple[ImageTask, ...]
+    wanted: frozenset[ImageKey]
+
+
+class PipelineImageLoop:
+    """Does nothing where the operator has not switched such images on."""
+
+    def __init__(self, config: Config, database: Database, lifecycle: Lifecycle, pipelines: Pipelines) -> None:
+        self._config = config
+        self._database = database
+        self._lifecycle = lifecycle
+        self._pipelines = pipelines
+        self._flights: dict[ImageKey, asyncio.Task[None]] = {}
+        self._tidied: datetime | None = None
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        kept = self._config.provider.pipeline_images
+        if kept is None:
+            return
+        workshop = ImageWorkshop(kept.folder)
+        with ThreadPoolExecutor(1, thread_name_prefix="pipeline-image") as threads:
+            maker = ImageMaker(kept, self._config, self._database, self._pipelines, workshop, threads, self._changed)
+            prepared = False
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    try:
+                        prepared = prepared or await self._prepare(workshop)
+                        if prepared:
+                            await self._pass(group, maker)
+                            await self._tidy(workshop, kept.keep)
+                    except StoreError as error:
+                        log.warning("images from pipelines could not be read or written", error=str(error))
+                    await self._database.signals.wait(IMAGES, _LOOK_SECONDS)
+
+    async def _prepare(self, workshop: ImageWorkshop) -> bool:
+        """Remove leftovers, and forget files that are gone; whether the folder can be used."""
+        known = await self._database.read(pipeline_images.files)
+        try:
+            gone = await asyncio.to_thread(workshop.prepare, [file.image for file in known])
+        except OSError as error:
+            log.error(  # noqa: TRY400 - there is no bug to be traced
+                "provider.pipeline_images.folder can't be used", folder=str(workshop.folder), error=error.strerror
+            )
+            return False
+        await self._drop(gone)
+        return True
+
+    async def _pass(self, group: asyncio.TaskGroup, maker: ImageMaker) -> None:
+        if not await self._database.read(self._any_waits) and not self._flights:
+            return
+        plan = await self._database.write(self._plan)
+        for key, flight in self._flights.items():
+            if key not in plan.wanted and not flight.cancelling():
+                flight.cancel()
+        for task in plan.due:
+            if task.image.key not in self._flights and len(self._flights) < AT_ONCE:
+                flight = self._flights[task.image.key] = group.create_task(self._fly(maker, task))
+                flight.add_done_callback(partial(self._landed, task.image.key))
+
+    def _landed(self, key: ImageKey, _: asyncio.Task[None]) -> None:
+        del self._flights[key]
+        self._database.signals.wake(IMAGES)
+
+    async def _fly(self, maker: ImageMaker, task: ImageTask) -> None:
+        try:
+            await maker.work(task)
+        except RavebotError as error:
+            log.warning("image from a pipeline not made", mr=str(task.image.ref), error=str(error))
+        except Exception:  # a bug, which must stop neither the others nor the bot
+            log.exception("image from a pipeline not made: this is a bug of ravebot's", mr=str(task.image.ref))
+            await asyncio.sleep(_BUG_SECONDS)
+
+    def _any_waits(self, tx: Transaction) -> bool:
+        return any(settings.of_sandbox(tx, self._config, one).image_wish for one in _queued(tx))
+
+    def _plan(self, tx: Transaction) -> ImagePlan:
+        due: list[ImageTask] = []
+        wanted: set[ImageKey] = set()
+        for sandbox in _queued(tx):
+            wish = settings.of_sandbox(tx, self._config, sandbox).image_wish
+            if wish is None:
+                continue
+            known = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+            image = known or pipelineimages.wanted(sandbox.mr, sandbox.sha, tx.now)
+            if image.state is ImageState.FAILED and image.changed_at < sandbox.created_at:  # it is asked for again
+                image = pipelineimages.anew(image, tx.now)
+            if pipelineimages.is_late(image, wish, tx.now):
+                image = pipelineimages.too_late(image, wish, tx.now)
+            if image != known:
+                pipeline_images.save(tx, image)
+            wanted.add(image.key)
+            self._tell(tx, sandbox)
+            if image.state not in (ImageState.READY, ImageState.FAILED) and _is_due(image, tx.now):
+                due.append(ImageTask(image, wish))
+        due.sort(key=lambda task: task.image.looked_at or task.image.since)
+        return ImagePlan(tuple(due), frozenset(wanted))
+
+    def _changed(self, tx: Transaction, image: PipelineImage) -> None:
+        sandbox = sandboxes.current(tx, image.ref)
+        if sandbox and sandbox.sha == image.sha and sandbox.state is SandboxState.QUEUED:
+            self._tell(tx, sandbox)
+
+    def _tell(self, tx: Transaction, sandbox: Sandbox) -> None:
+        """Say what it waits for; end it if it can't start; let it go on if it can."""
+        asked = settings.of_sandbox(tx, self._config, sandbox)
+        if asked.image_failed:
+            why = f"it has no image to start from: {asked.image_failed}"
+            self._lifecycle.happened(tx, sandbox, Happened.END_ASKED, reason=EndReason.FAILED, why=why)
+        elif asked.image_waits:
+            self._lifecycle.wait(tx, sandbox, asked.image_waits)
+        elif waits_for_image(sandbox.wait_reason):
+            self._lifecycle.wait(tx, sandbox, "")
+            tx.wake(POOL)
+
+    async def _tidy(self, workshop: ImageWorkshop, most_bytes: int) -> None:
+        """Remove the least recently used files above the limit."""
+        now = await self._database.read(lambda tx: tx.now)
+        if not is_due(self._tidied, _TIDY_EVERY, now):
+            return
+        self._tidied = now
+        for image in await self._database.write(lambda tx: _surplus(tx, most_bytes)):
+            log.info("image removed, as others were used more recently", image=image)
+            await asyncio.to_thread(workshop.remove, image)
+
+    async def _drop(self, images: frozenset[str]) -> None:
+        def drop(tx: Transaction) -> None:
+            for image in images:
+                pipeline_images.drop_file(tx, image)
+
+        if images:
+            await self._database.write(drop)
+
+
+def _queued(tx: Transaction) -> list[Sandbox]:
+    return [one for one in sandboxes.live(tx) if one.state is SandboxState.QUEUED]
+
+
+def _is_due(image: PipelineImage, now: datetime) -> bool:
+    """Also when the clock was set back."""
+    return image.next_look_at is None or not timedelta(0) < image.next_look_at - now <= _LONGEST_PAUSE
+
+
+def _surplus(tx: Transaction, most_bytes: int) -> list[str]:
+    """Forget files above the limit, but none that a machine runs from or a queued sandbox waits to boot."""
+    in_use = {machine.image for machine in machines.live(tx)}
+    for sandbox in _queued(tx):
+        image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+        if image is not None and image.image:
+            in_use.add(image.image)
+    pipeline_images.used(tx, in_use)
+    kept = pipeline_images.files(tx)
+    total = sum(file.bytes for file in kept)
+    removed = []
+    for file in kept:
+        if total <= most_bytes:
+            break
+        if file.image not in in_use:
+            pipeline_images.drop_file(tx, file.image)
+            removed.append(file.image)
+            total -= file.bytes
+    return removed

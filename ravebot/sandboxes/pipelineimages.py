@@ -1,0 +1,235 @@
+"""The image that a job of a merge request's pipeline builds: how far it is, and what follows. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from ravebot.backoff import Backoff
+from ravebot.sandboxes.model import MergeRequestRef
+
+LOOK_EVERY = timedelta(seconds=20)
+_PAUSES = Backoff.growing(5.0, 60.0)
+_LONGEST_WORDS = 400
+_UNFINISHED_BEGINNINGS = frozenset({"created", "preparing", "waiting_for_resource", "waiting_for_callback"})
+"""Of a pipeline that may not have all of its jobs yet."""
+_ENDED_BADLY = frozenset({"failed", "canceled", "canceling", "skipped"})
+_WAITS, _IS_MADE = "it waits for the image of its pipeline", "its image is"
+NOT_ASKED_YET = f"{_WAITS}: GitLab is asked"
+_UNDER_WAY = {
+    "manual": "a person has to start it",
+    "scheduled": "it is scheduled for later",
+    "running": "it runs",
+    "pending": "no runner has taken it yet",
+}
+
+
+class ImageState(StrEnum):
+    """How far the image of a commit is."""
+
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    CONVERTING = "converting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class PipelineImage:
+    """One row: the image that sandboxes of a merge request's commit boot. `words` may repeat a job's name."""
+
+    ref: MergeRequestRef
+    sha: str
+    state: ImageState
+    since: datetime
+    changed_at: datetime
+    words: str = ""
+    announced_job: str = ""
+    announced_path: str = ""
+    announced_sha256: str = ""
+    pipeline_id: int | None = None
+    job_project_id: int | None = None
+    job_id: int | None = None
+    job_name: str = ""
+    job_url: str = ""
+    path: str = ""
+    digest: str = ""
+    image: str = ""
+    virtual_bytes: int = 0
+    tries: int = 0
+    looked_at: datetime | None = None
+    next_look_at: datetime | None = None
+
+    @property
+    def key(self) -> ImageKey:
+        return ImageKey(self.ref, self.sha)
+
+    @property
+    def waits_for(self) -> str:
+        """Why its sandbox is not started yet. What follows the colon changes often."""
+        match self.state:
+            case ImageState.FETCHING:
+                return f"{_IS_MADE} downloaded: from the job {self.job_name}"
+            case ImageState.CONVERTING:
+                return f"{_IS_MADE} checked and converted: from the job {self.job_name}"
+            case _:
+                return f"{_WAITS}: {self.words}" if self.words else NOT_ASKED_YET
+
+
+@dataclass(frozen=True, order=True)
+class ImageKey:
+    """What an image is for."""
+
+    ref: MergeRequestRef
+    sha: str
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file that is kept. `project_id`: whose pipeline built it; `digest`: SHA-256 of what the job left."""
+
+    project_id: int
+    digest: str
+    image: str
+    bytes: int
+    virtual_bytes: int
+    made_at: datetime
+    used_at: datetime
+
+
+@dataclass(frozen=True)
+class ImageWish:
+    """What `.rave.yml` says, cut down to what the operator allows."""
+
+    job: str
+    path: str
+    may_fall_back: bool
+    wait: timedelta
+
+
+@dataclass(frozen=True)
+class FoundPipeline:
+    """The head pipeline of a merge request, as GitLab tells of it."""
+
+    id: int
+    project_id: int
+    sha: str
+    ref: str
+    status: str
+    url: str
+
+
+@dataclass(frozen=True)
+class FoundJob:
+    """A job of it. Its name is untrusted text. `parents`: of the commit that its pipeline runs on."""
+
+    id: int
+    name: str
+    status: str
+    url: str
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PipelineLook:
+    """What a look at GitLab showed."""
+
+    pipeline: FoundPipeline | None = None
+    job: FoundJob | None = None
+
+
+def waits_for_image(reason: str) -> bool:
+    """Whether that is why a sandbox waits."""
+    return reason.startswith((_WAITS, _IS_MADE))
+
+
+def wanted(ref: MergeRequestRef, sha: str, now: datetime) -> PipelineImage:
+    """A row for an image that is needed for the first time."""
+    return PipelineImage(ref, sha, ImageState.WAITING, since=now, changed_at=now)
+
+
+def anew(known: PipelineImage, now: datetime) -> PipelineImage:
+    """The same, after a failure, or when another file is announced: what was announced stays."""
+    return replace(
+        wanted(known.ref, known.sha, now),
+        announced_job=known.announced_job,
+        announced_path=known.announced_path,
+        announced_sha256=known.announced_sha256,
+    )
+
+
+def _to(known: PipelineImage, state: ImageState, now: datetime, words: str = "") -> PipelineImage:
+    changed = known.changed_at if known.state is state else now
+    return replace(known, state=state, changed_at=changed, words=words[:_LONGEST_WORDS], tries=0, next_look_at=None)
+
+
+def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
+    return _to(known, ImageState.FAILED, now, why)
+
+
+def fetching(known: PipelineImage, now: datetime) -> PipelineImage:
+    return _to(known, ImageState.FETCHING, now)
+
+
+def converting(known: PipelineImage, digest: str, now: datetime) -> PipelineImage:
+    return replace(_to(known, ImageState.CONVERTING, now), digest=digest)
+
+
+def ready(known: PipelineImage, file: ImageFile, now: datetime) -> PipelineImage:
+    made = _to(known, ImageState.READY, now)
+    return replace(made, digest=file.digest, image=file.image, virtual_bytes=file.virtual_bytes)
+
+
+def again(known: PipelineImage, why: str, now: datetime, pause_seconds: float | None = None) -> PipelineImage:
+    """It is tried again after a while: GitLab, or a part of the host, has no answer now."""
+    tries = known.tries + 1
+    pause = timedelta(seconds=_PAUSES.after(tries, pause_seconds))
+    waiting = replace(known, state=ImageState.WAITING, words=why[:_LONGEST_WORDS])
+    return replace(waiting, tries=tries, looked_at=now, next_look_at=now + pause)
+
+
+def is_late(known: PipelineImage, wish: ImageWish, now: datetime) -> bool:
+    """Whether it was waited for long enough. What is there already may be fetched."""
+    return known.state is ImageState.WAITING and now - known.since >= wish.wait
+
+
+def too_late(known: PipelineImage, wish: ImageWish, now: datetime) -> PipelineImage:
+    minutes = wish.wait.total_seconds() / 60
+    return failed(known, f"there was no image after {minutes:g} minutes: {known.words or 'GitLab was not asked'}", now)
+
+
+def is_of(look: PipelineLook, ref: MergeRequestRef, sha: str) -> bool:
+    """Whether the pipeline is of that commit: it runs on it, or on one that merges exactly it into the target."""
+    pipeline, job = look.pipeline, look.job
+    if pipeline is None:
+        return False
+    if pipeline.sha == sha:
+        return True
+    merges = pipeline.ref in (f"refs/merge-requests/{ref.iid}/merge", f"refs/merge-requests/{ref.iid}/train")
+    return merges and job is not None and sha in job.parents
+
+
+def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: datetime) -> PipelineImage:
+    """What a look makes of one that waits."""
+    name, path = known.announced_job or wish.job, known.announced_path or wish.path
+    pipeline, job = look.pipeline, look.job
+    known = replace(known, looked_at=now, tries=0)
+    if pipeline is None or (job is not None and not is_of(look, known.ref, known.sha)):
+        return _later(known, f"no pipeline of {known.sha[:8]} has begun yet", now)
+    known = replace(known, pipeline_id=pipeline.id, job_project_id=pipeline.project_id, path=path)
+    if job is None:
+        if pipeline.status in _UNFINISHED_BEGINNINGS or not is_of(look, known.ref, known.sha):
+            return _later(known, f"its pipeline has no job {name} yet", now)
+        known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
+        return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
+    known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url)
+    if job.status == "success":
+        return fetching(known, now)
+    if job.status in _ENDED_BADLY:
+        return failed(known, f"the job {job.name}, which builds the image, ended as {job.status}", now)
+    return _later(known, f"the job {job.name} is not done, {_UNDER_WAY.get(job.status, f'it is {job.status}')}", now)
+
+
+def _later(known: PipelineImage, words: str, now: datetime) -> PipelineImage:
+    return replace(_to(known, ImageState.WAITING, now, words), next_look_at=now + LOOK_EVERY)
