@@ -46,6 +46,7 @@ from ravebot.gitlab.ci.keys import JobKeys
 from ravebot.gitlab.ci.places import JobPlaces
 from ravebot.gitlab.ci.tokens import JobTokens
 from ravebot.gitlab.client import GitLab
+from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
@@ -290,6 +291,7 @@ def make_job_routes(
         intents=core.intents,
         views=core.views,
         look_now=look_now,
+        images=AnnouncedImages(config) if config.provider.pipeline_images else None,
     )
     return JobRoutes(door, JobGate(tokens))
 
