@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ from urllib.parse import quote
 import structlog
 
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed
-from ravebot.clock import Clock, SystemClock
+from ravebot.clock import Clock, SystemClock, age
 from ravebot.config.patterns import matches_project
 from ravebot.errors import NotFound
 from ravebot.gitlab import answers, download, repository
@@ -46,6 +46,8 @@ _ENVIRONMENT_THREADS = 3
 _CI_THREADS, _IMAGE_THREADS = 2, 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
+_ACTIVE_FOR = timedelta(minutes=5)
+_MOST_ACTIVE = 10_000
 _NOTE_THREADS = 8
 """As many threads as notes are posted at once. A note that waited for a thread would be posted later than
 `last_attempt_at` says."""
@@ -65,6 +67,7 @@ class GitLab:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
         self._own_id: tuple[int, int] | None = None  # after so many renewals of the token
+        self._active: dict[int, datetime] = {}  # who was seen to be allowed to use GitLab, and when
         self._transport = Transport(self.url, token, self._clock, timeout_seconds, route)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
@@ -176,15 +179,28 @@ class GitLab:
 
         return await self._call(ask)
 
+    def _is_active(self, user_id: int, now: datetime) -> bool:
+        seen_at = self._active.get(user_id)
+        if seen_at is not None and age(seen_at, now) < _ACTIVE_FOR:
+            return True
+        self._active.pop(user_id, None)
+        if not answers.is_active(self._transport.get(f"/users/{user_id:d}")):
+            return False
+        if len(self._active) >= _MOST_ACTIVE:
+            self._active.clear()
+        self._active[user_id] = now
+        return True
+
     async def ssh_keys(self, user_id: int) -> tuple[str, ...]:
         """The SSH keys with which the user may log in, as type and Base64; without expired and signing-only keys.
 
-        Who is blocked, banned or deactivated has none; GitLab goes on to list them.
+        Who is blocked, banned or deactivated has none; GitLab goes on to list them, so that is asked for by itself, and
+        believed for five minutes of who may use GitLab.
         """
         now = self._clock.now()
 
         def ask() -> tuple[str, ...]:
-            if not answers.is_active(self._transport.get(f"/users/{user_id:d}")):
+            if not self._is_active(user_id, now):
                 return ()
             listed = self._transport.list(f"/users/{user_id:d}/keys")
             keys = readable(islice(listed, _MOST_KEYS_READ), lambda item: answers.ssh_key(item, now))

@@ -111,6 +111,27 @@ async def test_what_changes_in_a_group_is_found_by_its_one_request(desk: Desk) -
     assert [mr.head_sha for mr in await desk.world.read(merge_requests.opened)] == [sha]
 
 
+async def test_a_comment_in_a_group_that_does_not_move_its_merge_request_is_found(desk: Desk) -> None:
+    """GitLab moves `updated_at` once a minute at most, so what was updated before the last poll is asked for again."""
+    one, _ = some_projects(desk, 2)
+    await desk.poller.look()
+    desk.world.pass_by(seconds=300)
+    mr = opened_in(desk, one)
+    unmoved = mr.updated_at
+    desk.world.pass_by(seconds=20)
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{one.path}!1"]
+    desk.world.pass_by(seconds=20)
+    note = desk.server.comment(mr, desk.alice, "/sandbox stop")
+    assert note
+    note.created_at = note.updated_at = desk.world.clock.now()
+    mr.updated_at = unmoved
+    desk.world.pass_by(seconds=280)
+    assert await asked_by(desk) == ["/groups/group/merge_requests", f"/projects/{one.id}/merge_requests/1/notes"]
+    await desk.work()
+    assert await live(desk) == []
+
+
 async def test_after_a_poll_that_failed_everything_of_a_group_is_asked_for(desk: Desk) -> None:
     one, _ = some_projects(desk, 2)
     await desk.poller.look()
