@@ -46,6 +46,7 @@ from ravebot.gitlab.ci.keys import JobKeys
 from ravebot.gitlab.ci.places import JobPlaces
 from ravebot.gitlab.ci.tokens import JobTokens
 from ravebot.gitlab.client import GitLab
+from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.providers.base import Provider, Remains
 from ravebot.providers.libvirt import LibvirtProvider, LibvirtRemains
@@ -277,6 +278,7 @@ def make_job_routes(
     gitlab: GitLab,
     core: Core,
     look_now: Callable[[int, str], Awaitable[None]],
+    on_answer: Callable[[int], None],
 ) -> JobRoutes:
     """The door for jobs of GitLab's CI. `look_now` has a project compared with GitLab."""
     assert config.gitlab.ci is not None
@@ -290,8 +292,9 @@ def make_job_routes(
         intents=core.intents,
         views=core.views,
         look_now=look_now,
+        images=AnnouncedImages(config) if config.provider.pipeline_images else None,
     )
-    return JobRoutes(door, JobGate(tokens))
+    return JobRoutes(door, JobGate(tokens), on_answer)
 
 
 def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:

@@ -203,6 +203,9 @@ def _rows(view: SandboxView) -> list[tuple[str, str]]:
     rows.append(("Commit", _commit(view.mr, sandbox.running_sha or sandbox.sha) + where))
     if sandbox.running_sha and sandbox.running_sha != sandbox.sha and view.live:
         rows.append(("Newest commit", code(sandbox.sha[:12])))
+    if view.image_job:
+        name, url = view.image_job
+        rows.append(("Image", f"from the job [{text(name, 100)}]({url})"))
     if view.environment_url and view.access:
         rows.append(("Environment", f"<{view.environment_url}>"))
     if sandbox.ended_at:

@@ -10,7 +10,16 @@ from ravebot.sandboxes.pool import plan
 from ravebot.sandboxes.settings import SandboxSettings, of_sandbox
 from ravebot.sandboxes.telling import words
 from ravebot.sandboxes.view import Access, FileNews, HistoryLine, SandboxView, Summary, Trouble
-from ravebot.store import environments, events, machines, merge_requests, model_uses, results, sandboxes
+from ravebot.store import (
+    environments,
+    events,
+    machines,
+    merge_requests,
+    model_uses,
+    pipeline_images,
+    results,
+    sandboxes,
+)
 from ravebot.store.database import Transaction
 
 
@@ -64,13 +73,21 @@ class Views:
             notice=_notice(sandbox, mr),
             trouble=_trouble(tx, sandbox),
             links=settings.links,
-            file=FileNews((*settings.remarks, *_next_machine(tx, sandbox, settings)), settings.troubles),
+            file=FileNews((*settings.remarks, *self._next_machine(tx, sandbox, settings)), settings.troubles),
             model_tokens=model_uses.used_in(tx, sandbox.id),
+            image_job=self._image_job(tx, sandbox) if settings.image_wish else None,
             environment_url=shown.page_url(mr) if shown else None,
             hint=shown.hint if shown else "",
             commands=commands,
             cases=cases,
         )
+
+    def _image_job(self, tx: Transaction, sandbox: Sandbox) -> tuple[str, str] | None:
+        """A page of another host is none of the job's."""
+        image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+        if image is None or not image.job_url.startswith(f"{str(self.config.gitlab.url).rstrip('/')}/"):
+            return None
+        return image.job_name, image.job_url
 
     def _access(self, tx: Transaction, sandbox: Sandbox) -> Access | None:
         if sandbox.state is not SandboxState.READY:
@@ -88,6 +105,16 @@ class Views:
             host_keys=machine.host_keys,
         )
 
+    def _next_machine(self, tx: Transaction, sandbox: Sandbox, settings: SandboxSettings) -> tuple[str, ...]:
+        machine = machines.get(tx, sandbox.machine_id) if sandbox.state is SandboxState.READY else None
+        if machine is None or not settings.differs_from(machine):
+            return ()
+        if settings.image_wish and (settings.image_waits or settings.image_key != machine.image):
+            of = f"the image that the pipeline of `{sandbox.sha[:8]}` builds"
+            return (f"this machine runs another image: `/sandbox rebuild` gives one with {of}",)
+        rebuild = "`/sandbox rebuild` gives one that has it"
+        return (f"another size or image is asked for now than this machine has: {rebuild}",)
+
     def _summary(self, tx: Transaction, sandbox: Sandbox) -> Summary | None:
         if sandbox.ended_at is None:
             return None
@@ -97,13 +124,6 @@ class Views:
             cpu_seconds=sum(machine.cpu_seconds for machine in had),
             memory_peak_bytes=max((machine.memory_peak_bytes for machine in had), default=0),
         )
-
-
-def _next_machine(tx: Transaction, sandbox: Sandbox, settings: SandboxSettings) -> tuple[str, ...]:
-    machine = machines.get(tx, sandbox.machine_id) if sandbox.state is SandboxState.READY else None
-    if machine is None or not settings.differs_from(machine):
-        return ()
-    return ("another size or image is asked for now than this machine has: `/sandbox rebuild` gives one that has it",)
 
 
 def _trouble(tx: Transaction, sandbox: Sandbox) -> Trouble | None:

@@ -32,6 +32,7 @@ from ravebot.sandboxes.model import (
     SandboxState,
     Stage,
 )
+from ravebot.sandboxes.pipelineimages import waits_for_image
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.sandboxes.wording import failed
 from ravebot.store import images, machines, merge_requests, outbox, sandboxes
@@ -303,7 +304,14 @@ class Lifecycle:
     # Changes that keep the state.
 
     def wait(self, tx: Transaction, sandbox: Sandbox, reason: str) -> None:
-        """Report once why a sandbox waits. Figures after the colon change all the time and are not compared."""
+        """Report once why a sandbox waits. Figures after the colon change all the time and are not compared.
+
+        How far its image is, is shown, but is no event.
+        """
+        if waits_for_image(reason) and waits_for_image(sandbox.wait_reason):
+            if reason != sandbox.wait_reason:
+                self.refresh(tx, replace(sandbox, wait_reason=reason))
+            return
         if reason.partition(":")[0] == sandbox.wait_reason.partition(":")[0]:
             return
         waiting = replace(sandbox, wait_reason=reason)

@@ -124,6 +124,7 @@ class SandboxView:
     file: FileNews = NO_NEWS
     model_tokens: int = 0  # that agents used in it, over its life
     environment_url: str | None = None  # of its environment's page in GitLab
+    image_job: tuple[str, str] | None = None  # the pipeline's job that builds its image: name, and address of its page
     hint: str = ""  # what to do about something that GitLab refuses
     commands: tuple[CommandResult, ...] = ()  # of set-up and tests, of the latest run of the chain
     cases: CaseCounts | None = None  # what its JUnit reports say

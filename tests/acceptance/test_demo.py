@@ -98,8 +98,13 @@ async def test_the_demo_tells_the_whole_story_and_ends_with_nothing_left() -> No
     order = [
         "ravebot, ready by its own word",
         "opens group/app!1",
+        "the sandbox waits for the image, as .rave.yml says",
+        "ravebot:build: has left image/sandbox.qcow2",
+        "ravebot:review: is told: starting",
         "🟢 Sandbox is ready",
         "environments page links to the sandbox",
+        "the machine runs from the image of that job",
+        "GitLab's own “View app”",
         "Alice's key opens the door",
         "the host key is the announced one, SHA256:",
         "Mallory's key does not open it",

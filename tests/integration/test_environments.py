@@ -95,6 +95,11 @@ class Show:
         return [(one.sha, one.status) for one in self.project.deployments.values()]
 
 
+async def text_at(url: str) -> str:
+    async with ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
 async def settle(world: World, loop: EnvironmentLoop, seconds: float = 5) -> None:
     """Run the loop until nothing is due."""
     task = asyncio.create_task(loop.run())
@@ -112,11 +117,6 @@ async def settle(world: World, loop: EnvironmentLoop, seconds: float = 5) -> Non
 def _is_settled(tx: Transaction) -> bool:
     rows = tx.all("SELECT next_at FROM environments WHERE changes <> settled")
     return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
-
-
-async def text_at(url: str) -> str:
-    async with ClientSession() as session, session.get(url) as answer:
-        return await answer.text()
 
 
 class Died(Exception):
@@ -528,10 +528,11 @@ async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show:
     assert theirs.external_url == ""
 
 
-async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+async def test_a_deployment_that_is_refused_costs_only_the_deployment(show: Show, status: int) -> None:
     mr, known = await show.open()
     await show.yard.started(known)
-    show.server.fail(403, method="POST", path="deployments")
+    show.server.fail(status, method="POST", path="deployments")
     await show.settle()
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()

@@ -236,6 +236,11 @@ class Stage:
     def state_dir(self) -> Path:
         return self.folder / "state"
 
+    @property
+    def pipeline_images(self) -> Path:
+        """Where images from pipelines are kept, if they are switched on."""
+        return self.folder / "pipeline-images"
+
     async def _people(self) -> None:
         self.keys = {name: self._key(name) for name in ("alice", "mallory")}
         gitlab = self.gitlab
@@ -311,6 +316,8 @@ class Stage:
             config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
         if "ci" in config["gitlab"]:
             config["gitlab"]["ci"] = {"audience": self.http, **config["gitlab"]["ci"]}
+        if "pipeline_images" in config["provider"]:
+            config["provider"]["pipeline_images"] = {"folder": str(self.pipeline_images)}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.gitlab.add_hook(self.project, f"{self.http}/webhooks/gitlab", secret_token="correct horse battery")
 

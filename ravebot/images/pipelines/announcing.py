@@ -37,6 +37,8 @@ class AnnouncedImages:
             )
         known = pipeline_images.get(tx, mr.ref, sha)
         told = (job, path, sha256)
+        if known is not None and not any(told):  # the job that waits for the sandbox knows less than one that builds
+            told = job, path, sha256 = known.announced_job, known.announced_path, known.announced_sha256
         if known is None or (known.announced_job, known.announced_path, known.announced_sha256) != told:
             bare = known or pipelineimages.wanted(mr.ref, sha, tx.now)
             fresh = replace(bare, announced_job=job, announced_path=path, announced_sha256=sha256, next_look_at=None)

@@ -11,7 +11,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,12 +86,17 @@ def run(
     Raises PipelineImageRefused if it fails, with its last line.
     """
     process = _start(argv, folder, limits, stdin)
-    said = deque[bytes](maxlen=1)
+    said = bytearray()
+
+    def keep(piece: bytes) -> None:
+        said.extend(piece)
+        del said[:-_KEPT_BYTES]
+
     assert process.stdout is not None
     assert process.stderr is not None
     try:
         with process.stdout as printed, process.stderr as errors:
-            _listen({printed: hear, errors: said.append}, guard)
+            _listen({printed: hear, errors: keep}, guard)
         while True:
             guard()
             with suppress(subprocess.TimeoutExpired):
@@ -101,7 +105,7 @@ def run(
     finally:
         _kill(process)
     if process.returncode:
-        raise PipelineImageRefused(_why(process.returncode, argv[0], b"".join(said)))
+        raise PipelineImageRefused(_why(process.returncode, argv[0], bytes(said)))
 
 
 def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryIO | None) -> subprocess.Popen[bytes]:
@@ -154,7 +158,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _why(code: int, what: str, said: bytes) -> str:
-    text = said[-_KEPT_BYTES:].decode("utf-8", "replace")
+    text = said.decode("utf-8", "replace")
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"{what} took more time over it than an image may take: make it with `qemu-img convert -O qcow2`"
     if code == -signal.SIGXFSZ or "File too large" in text:

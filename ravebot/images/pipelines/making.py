@@ -93,11 +93,6 @@ class ImageMaker:
         work = await asyncio.to_thread(self.workshop.begin)
         try:
             fetched = await self._ended(self._fetch(image, work, stopping), stopping)
-            if image.announced_sha256 and fetched.sha256 != image.announced_sha256:
-                raise PipelineImageRefused(
-                    f"its SHA-256 is {fetched.sha256}, and the job said {image.announced_sha256}: it was changed or "
-                    "cut off between the two"
-                )
             async with self.converting:
                 if await self._change_with(image.key, partial(self._arrived, digest=fetched.sha256)) is None:
                     await self._ended(self._convert(image, work, fetched.sha256, stopping), stopping)
@@ -156,8 +151,14 @@ class ImageMaker:
         return pipelineimages.ready(known, file, tx.now) if file else None
 
     def _arrived(self, tx: Transaction, known: PipelineImage, digest: str) -> PipelineImage | None:
-        """It is downloaded; nothing is left to do if it was converted before."""
+        """It is downloaded; nothing is left to do if it was converted before. Raises PipelineImageRefused if it is not
+        what the job announced."""
         assert known.job_project_id is not None
+        if known.announced_sha256 not in ("", digest):
+            raise PipelineImageRefused(
+                f"its SHA-256 is {digest}, and the job said {known.announced_sha256}: it was changed or cut off between"
+                " the two"
+            )
         file = pipeline_images.file(tx, known.job_project_id, digest)
         if file:
             return pipelineimages.ready(known, file, tx.now)

@@ -7,6 +7,7 @@ import json
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 import aiohttp
 import libvirt
@@ -51,7 +52,11 @@ class Pipeline:
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         door = f"{self.stage.http}/api/v1/ci"
         async with aiohttp.ClientSession(headers=headers) as session:
-            await session.post(f"{door}/image")
+            async with session.post(f"{door}/image") as answer:
+                if answer.status != 200:
+                    raise DemoError(
+                        f"what {REVIEW} tells of the image is answered {answer.status}: {await answer.text()}"
+                    )
             while True:
                 async with session.get(f"{door}/sandbox", params={"wait": "5"}) as answer:
                     said = await answer.json()
@@ -92,12 +97,12 @@ class Pipeline:
         """The file that the machine's disk is based on."""
         connection = libvirt.open("qemu:///system")
         try:
-            names = [one.name() for one in connection.listAllDomains()]
+            domains = connection.listAllDomains()
+            (found,) = (one.XMLDesc() for one in domains if one.name().startswith(f"rave-t{self.stage.mark}-"))
         finally:
             connection.close()
-        (name,) = (one for one in names if one.startswith(f"rave-t{self.stage.mark}-"))
-        (disk,) = (self.stage.folder / "disks").glob(f"{name}*.qcow2")
-        shown = subprocess.run(
-            ["qemu-img", "info", "-U", "--output=json", disk], capture_output=True, text=True, check=True
-        )
+        disk = ElementTree.fromstring(found).find("./devices/disk/source[@file]")
+        assert disk is not None
+        asked = ["qemu-img", "info", "-U", "--output=json", disk.attrib["file"]]
+        shown = subprocess.run(asked, capture_output=True, text=True, check=True)
         return Path(json.loads(shown.stdout)["full-backing-filename"])

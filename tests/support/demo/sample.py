@@ -31,6 +31,7 @@ smoke_tests:
 links:
   - {{name: {LINK}, path: /page.html}}
 """
+_IMAGE = "image_job: ravebot:build\n"
 _BUILT = "index.html\nindex.new\n"
 
 _PAGE = """\
@@ -42,11 +43,11 @@ _PAGE = """\
 GREETING = "Hello from the sandbox!"
 
 
-def change(greeting: str = GREETING) -> dict[str, str]:
-    """The files that the branch adds."""
+def change(greeting: str = GREETING, *, with_image: bool = False) -> dict[str, str]:
+    """The files that the branch adds; `with_image`: its pipeline builds the image."""
     return {
         ".gitignore": _BUILT,
-        ".rave.yml": _FILE,
+        ".rave.yml": _FILE + (_IMAGE if with_image else ""),
         ".rave/setup": _SETUP,
         "page.html": _PAGE.format(greeting=greeting),
     }

@@ -1,6 +1,7 @@
 """The story that the demo tells: a merge request is opened, becomes a machine, is used, warned of, extended, ended.
 
-Before its end a coding agent works in it (`agent`).
+Its machine boots an image that a job of its pipeline left (`pipeline`). Before its end a coding agent works in it
+(`agent`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import libvirt
 
 from tests.support.demo import agent, environment, sample, times
 from tests.support.demo.doors import Doors, fingerprints, hand_over
+from tests.support.demo.pipeline import Pipeline
 from tests.support.demo.play import page, playground
 from tests.support.demo.screen import Screen
 from tests.support.demo.watch import DemoError, Said, Watch, fact
@@ -25,9 +27,10 @@ from tests.support.stage import Guest, Stage
 SETTINGS = {
     # Two hours become two minutes, so that the warning comes while you look.
     "pool": {"lifetime": "2m", "warn_before": ["110s"]},
-    "provider": {"accelerator": "auto"},
+    "provider": {"accelerator": "auto", "pipeline_images": {}},
     "limits": {"memory": sample.MOST_MEMORY.replace(" ", "")},
-    "gitlab": {"poll": "5s"},  # so that a stop on GitLab's page is found sooner than in a minute
+    # So that a stop on GitLab's page is found sooner than in a minute; and jobs of pipelines may ask.
+    "gitlab": {"poll": "5s", "ci": {}},
     "agents": [agent.CONFIGURED],
 }
 """What the demo's ravebot is configured with, on top of the stage's own."""
@@ -60,7 +63,8 @@ class Story:
 
     async def _chapters(self) -> None:
         mr = await self._opened()
-        doors = await self._ready()
+        pipeline = Pipeline(self.stage, self.screen, self.watch, mr) if self.stage.guest is Guest.DEBIAN else None
+        doors = await self._ready(pipeline)
         await self._used(mr, doors)
         await self._extended(mr)
         if self.stage.guest is Guest.DEBIAN:
@@ -76,18 +80,22 @@ class Story:
         stage, screen = self.stage, self.screen
         screen.chapter("1 · Alice opens a merge request")
         self.opened = datetime.now(UTC)
+        files = sample.change(with_image=stage.guest is Guest.DEBIAN)
         mr = stage.gitlab.open_merge_request(
-            stage.project, stage.alice, sample.TITLE, sample.BRANCH, sample.change(), description=sample.DESCRIPTION
+            stage.project, stage.alice, sample.TITLE, sample.BRANCH, files, description=sample.DESCRIPTION
         )
         self.watch.mr = mr
         screen.said("MR", "alice", f"opens group/app!{mr.iid}: {mr.title}\n{page(stage, mr)}")
         return mr
 
-    async def _ready(self) -> Doors:
+    async def _ready(self, pipeline: Pipeline | None) -> Doors:
         watch, screen = self.watch, self.screen
         await watch.until("a card in the room", lambda: watch.cards, 20)
         await watch.until("a note on the merge request", lambda: watch.note, 20)
+        review = await pipeline.build() if pipeline else None
         async with screen.waiting("A virtual machine boots, and gets the branch's code"):
+            if pipeline and review:
+                await pipeline.review(review)
             await watch.until(
                 "a card and a note that say ready",
                 lambda: (
@@ -101,6 +109,8 @@ class Story:
         screen.message("Matrix: the card in #dev", watch.cards[-1].rows, "magenta")
         self._asked_for()
         await environment.Page(self.stage, screen, watch).shows()
+        if pipeline and review:
+            await pipeline.shown(review)
         return Doors.announced_by(watch.note_rows)
 
     def _asked_for(self) -> None:

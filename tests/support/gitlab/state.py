@@ -188,8 +188,8 @@ class MergeRequest:
     approvals_needed: int = 1
     notes: dict[int, Note] = field(default_factory=dict)
     source_deleted: bool = False
-    target_branch: str = "main"
     head_pipeline: Pipeline | None = None
+    target_branch: str = "main"
 
     def discussion(self, discussion_id: str) -> list[Note]:
         """Its notes, oldest first; an individual note is one, too."""
