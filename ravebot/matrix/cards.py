@@ -231,15 +231,19 @@ def _pages(view: SandboxView, access: Access) -> Iterator[Span]:
     yield Span(f"Pages: {pages.plain}{more}", f"📄 {pages.html}{more}")
 
 
+_FILE = "`.rave.yml`"
+
+
 def _file_news(news: FileNews) -> Iterator[Span]:
     """The first of what is to be said of `.rave.yml`."""
     for said, what in (
-        (news.troubles, "`.rave.yml` has mistakes, so it does not count here:"),
-        (news.remarks, "`.rave.yml`:"),
+        (news.troubles, f"{_FILE} has mistakes, so it does not count here:"),
+        (news.remarks, _FILE if news.remarks and news.remarks[0].startswith(_FILE) else ""),
     ):
         if said:
             more = [words(f"({_more(len(said) - 1)})")] if len(said) > 1 else []
-            yield joined((words("⚠️"), marked(what), theirs(said[0]), *more))
+            text = marked(said[0].removeprefix(_FILE).lstrip(), 200)
+            yield joined((words(f"⚠️ {what}".rstrip()), text, *more))
 
 
 def _more(count: int) -> str:

@@ -28,7 +28,7 @@ from ravebot.sandboxes.model import (
 from ravebot.sandboxes.settings import of_merge_request, of_sandbox
 from ravebot.sandboxes.starting import StartGate, start_gate
 from ravebot.sandboxes.view import in_words
-from ravebot.store import merge_requests, sandboxes
+from ravebot.store import environments, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
@@ -102,6 +102,7 @@ class Intents:
                 return self._new_code(tx, sandbox, mr, actor)
             if before and self._shown(before) != self._shown(mr):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
+                environments.touch(tx, mr.ref)  # one without a web page links to the merge request
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
@@ -124,7 +125,7 @@ class Intents:
     def _shown(self, mr: MergeRequest) -> tuple[object, ...]:
         """What card and note show of it, or follows from it."""
         labels = self.config.gitlab.labels
-        return mr.people, mr.title, mr.draft, {labels.skip, labels.large}.intersection(mr.labels)
+        return mr.project_path, mr.people, mr.title, mr.draft, {labels.skip, labels.large}.intersection(mr.labels)
 
     def approval_reported(
         self, tx: Transaction, ref: MergeRequestRef, kind: EventKind, by: Actor, *, complete: bool

@@ -30,7 +30,7 @@ from ravebot.store.database import Database, Transaction
 from tests.support.gitlab import DEVELOPER, REPORTER, GitLabServer, MergeRequest, Project, User
 from tests.support.gitlab.published import described, misfits, published
 from tests.support.gitlab.state import Environment
-from tests.support.records import BY_ALICE, NOON
+from tests.support.records import BY_ALICE, NOON, World
 from tests.support.yard import Yard, a_yard
 
 T = TypeVar("T")
@@ -64,18 +64,8 @@ class Show:
     async def known(self, mr: MergeRequest) -> KnownMergeRequest:
         return await self.gitlab.merge_request(MergeRequestRef(mr.project.id, mr.iid))
 
-    async def settle(self, seconds: float = 5) -> None:
-        """Run the loop until nothing is due."""
-        task = asyncio.create_task(self.loop().run())
-        try:
-            async with asyncio.timeout(seconds):
-                while not await self.yard.read(self._is_settled):
-                    assert not task.done(), task
-                    await asyncio.sleep(0.005)
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    async def settle(self) -> None:
+        await settle(self.yard, self.loop())
 
     async def calm(self) -> None:
         """Settle, also what waits until GitLab can't be at work on an earlier request any more."""
@@ -86,16 +76,11 @@ class Show:
     async def die(self, when: str, at: int) -> bool:
         """Run the loop until it dies at that write; False if there was nothing left to do before."""
         task = asyncio.create_task(self.loop(MortalStore(self.yard.database, when, at)).run())
-        while not task.done() and not await self.yard.read(self._is_settled):
+        while not task.done() and not await self.yard.read(_is_settled):
             await asyncio.sleep(0.002)
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
         return isinstance(ended, ExceptionGroup)
-
-    @staticmethod
-    def _is_settled(tx: Any) -> bool:
-        rows = tx.all("SELECT next_at FROM environments WHERE changes <> settled")
-        return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
 
     def environment(self, mr: MergeRequest) -> Environment | None:
         return self.server.environment(self.project, f"review/mr-{mr.iid}")
@@ -113,6 +98,25 @@ class Show:
 async def text_at(url: str) -> str:
     async with ClientSession() as session, session.get(url) as answer:
         return await answer.text()
+
+
+async def settle(world: World, loop: EnvironmentLoop, seconds: float = 5) -> None:
+    """Run the loop until nothing is due."""
+    task = asyncio.create_task(loop.run())
+    try:
+        async with asyncio.timeout(seconds):
+            while not await world.read(_is_settled):
+                assert not task.done(), task
+                await asyncio.sleep(0.005)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _is_settled(tx: Transaction) -> bool:
+    rows = tx.all("SELECT next_at FROM environments WHERE changes <> settled")
+    return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
 
 
 class Died(Exception):
@@ -524,10 +528,11 @@ async def test_one_without_a_link_to_which_somebody_deployed_is_left_alone(show:
     assert theirs.external_url == ""
 
 
-async def test_a_protected_environment_costs_only_the_deployment(show: Show) -> None:
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+async def test_a_deployment_that_is_refused_costs_only_the_deployment(show: Show, status: int) -> None:
     mr, known = await show.open()
     await show.yard.started(known)
-    show.server.fail(403, method="POST", path="deployments")
+    show.server.fail(status, method="POST", path="deployments")
     await show.settle()
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()

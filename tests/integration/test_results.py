@@ -106,7 +106,7 @@ async def test_reports_are_read_when_a_test_failed_and_its_output_is_folded_and_
         assert TOKEN not in str((view, await yard.log("stage.failed")))
         shown = wanted(view.sandbox, mr, None, view.now, "2 tests, 1 failed")
         assert shown.status
-        assert shown.status.description == "tests failed: `make check` ended with code 2: 2 tests, 1 failed"
+        assert shown.status.description == "Tests failed: `make check` ended with code 2: 2 tests, 1 failed"
 
 
 async def test_secrets_are_masked_wherever_a_guest_or_a_project_puts_them(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ OWN = (
     "https://gitlab.example.org/group/app/-/merge_requests/42",
     "agent@sandboxes.example.org",
     "https://sandboxes.example.org:3001/",
+    ".rave.yml",  # no top-level domain
 )
 
 
@@ -336,6 +337,10 @@ def test_the_pages_and_the_first_mistake_of_the_projects_file_are_on_the_card() 
     mistake = "memori: unknown key; did you mean memory? (1 more in the note on the merge request)"
     assert any("has mistakes, so it does not count here:" in line and line.endswith(mistake) for line in lines)
     assert any(line.endswith("image is not allowed") for line in lines)
+    asks = "`.rave.yml` asks for 16 GiB of memory; it gets 8 GiB, the most here"
+    small = render_card(view(file=FileNews((asks,))), SHORT)
+    assert f"⚠️ {asks}" in small["body"].splitlines()
+    assert "⚠️ <code>.rave.yml</code> asks for 16 GiB" in small["formatted_body"]
     many = said(view(links=pages))
     assert "/4/, 2 more in the note on the merge request" in many
     assert "/5/" not in many

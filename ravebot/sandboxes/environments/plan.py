@@ -105,7 +105,8 @@ def _place(sandbox: Sandbox) -> Presence:
 def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
     def told(state: CommitState, description: str, *, only_ends: bool = False) -> WantedStatus:
         more = f": {cases}" if cases and state in (CommitState.SUCCESS, CommitState.FAILED) else ""
-        line = " ".join(description.split())[: LONGEST_DESCRIPTION - len(more)] + more
+        words = " ".join(description.split())
+        line = (words[:1].upper() + words[1:])[: LONGEST_DESCRIPTION - len(more)] + more
         since = sandbox.stage_started_at or sandbox.state_since
         return WantedStatus(sandbox.sha, state, line, since, only_ends)
 

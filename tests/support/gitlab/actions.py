@@ -210,6 +210,13 @@ class Actions(TokenActions):
                 changes["draft"] = {"previous": was_draft, "current": mr.draft}
             self._merge_request_event(mr, by or mr.author, "update", changes=changes)
 
+    def retarget(self, mr: MergeRequest, branch: str, by: User | None = None) -> None:
+        """Let a merge request be meant for another branch."""
+        with self.state.lock:
+            before, mr.target_branch, mr.updated_at = mr.target_branch, branch, self.state.now()
+            changes: payloads.Json = {"target_branch": {"previous": before, "current": branch}}
+            self._merge_request_event(mr, by or mr.author, "update", changes=changes)
+
     def assign(self, mr: MergeRequest, *people: User, by: User | None = None) -> None:
         with self.state.lock:
             mr.assignees, mr.updated_at = list(people), self.state.now()

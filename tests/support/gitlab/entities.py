@@ -81,7 +81,7 @@ def merge_request(base: str, mr: MergeRequest) -> Json:
         "state": mr.state,
         "created_at": api_time(mr.created_at),
         "updated_at": api_time(mr.updated_at),
-        "target_branch": "main",
+        "target_branch": mr.target_branch,
         "source_branch": mr.branch,
         "author": user(base, mr.author),
         "assignees": [user(base, person) for person in mr.assignees],

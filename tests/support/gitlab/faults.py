@@ -47,6 +47,9 @@ class Faults:
     def __init__(self) -> None:
         self.log: list[Request] = []
         self.under_way: list[str] = []
+        self.held = 0
+        self.waiting = 0
+        """How many requests are held, or get no answer."""
         self.faults: list[Fault] = []
         self.truncate_archives = False
         self.slow_seconds = 0.0
@@ -112,13 +115,17 @@ class Faults:
             if fault.left <= 0:
                 self.faults.remove(fault)
         if fault.held:
-            await self._let_go.wait()
-            return await handler(request)
+            self.held += 1
+            try:
+                await self._waits(self._let_go)
+                return await handler(request)
+            finally:
+                self.held -= 1
         if fault.after:
             await handler(request)
         if fault.status is None:
             if not fault.hang_up:
-                await self._cleared.wait()
+                await self._waits(self._cleared)
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError
@@ -128,6 +135,13 @@ class Faults:
         return web.json_response(
             {"message": f"{fault.status} Internal Server Error"}, status=fault.status, headers=headers
         )
+
+    async def _waits(self, event: asyncio.Event) -> None:
+        self.waiting += 1
+        try:
+            await event.wait()
+        finally:
+            self.waiting -= 1
 
     async def _carry_out(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         pause = 0.0 if request.method == "GET" else self.slow_seconds / 2

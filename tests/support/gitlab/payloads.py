@@ -63,7 +63,7 @@ def _merge_request(base: str, mr: MergeRequest) -> Json:
         "created_at": hook_time(mr.created_at),
         "updated_at": hook_time(mr.updated_at),
         "source_branch": mr.branch,
-        "target_branch": "main",
+        "target_branch": mr.target_branch,
         "source_project_id": None if mr.source_deleted else mr.source_project.id,
         "target_project_id": mr.project.id,
         "source": None if mr.source_deleted else project(base, mr.source_project),

@@ -85,6 +85,11 @@ class GitLabServer(Actions):
         """The methods of the API requests that came in and are not carried out yet."""
         return list(self._faults.under_way)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests are held, or get no answer."""
+        return self._faults.waiting
+
     def fail(
         self,
         status: int = 500,
@@ -118,10 +123,10 @@ class GitLabServer(Actions):
         self._faults.add(Fault(None, count, None, method, re.compile(path), after=True, held=True))
 
     async def let_go(self, timeout_seconds: float = 30) -> None:
-        """Carry out what `hold` holds, and wait until all that was under way is done."""
+        """Carry out what `hold` holds, and wait until that is done."""
         self._faults.let_go()
         async with asyncio.timeout(timeout_seconds):
-            while self.under_way:
+            while self._faults.held:
                 await asyncio.sleep(0.005)
 
     def rate_limit(self, requests: int, per_seconds: float = 60) -> None:

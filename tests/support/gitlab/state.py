@@ -189,6 +189,7 @@ class MergeRequest:
     notes: dict[int, Note] = field(default_factory=dict)
     source_deleted: bool = False
     head_pipeline: Pipeline | None = None
+    target_branch: str = "main"
 
     def discussion(self, discussion_id: str) -> list[Note]:
         """Its notes, oldest first; an individual note is one, too."""
