@@ -58,7 +58,7 @@ class Pipeline:
                         f"what {REVIEW} tells of the image is answered {answer.status}: {await answer.text()}"
                     )
             while True:
-                async with session.get(f"{door}/sandbox", params={"wait": "5"}) as answer:
+                async with session.get(f"{door}/sandbox", params={"wait": "3"}) as answer:
                     said = await answer.json()
                     self._tell(said)
                 if answer.status == 200:
