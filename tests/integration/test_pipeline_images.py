@@ -244,6 +244,8 @@ async def test_a_job_that_built_none_fails_the_sandbox_and_the_note_leads_to_the
     )
     note = await place.note(mr)
     assert "🔴 Failed" in note
+    told = [body for _, _, kind, body in await place.yard.outbox() if kind == "history"]
+    assert any(sandbox.end_detail in one for one in told), told
     assert f"[build]({place.server.url}/group/app/-/jobs/{job.id})" in note
     assert place.provider.booted == []
 
