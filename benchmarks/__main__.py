@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from benchmarks import agents, api, card, coldstart, endurance, gateway, gitlabcalls, idle, pool, webhook
+from benchmarks import agents, api, card, coldstart, endurance, gateway, gitlabcalls, idle, images, pool, webhook
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 from tests.support.stage import Guest
 
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] =
     "gateway": ("an agent's request to a model, compared with asking the service directly", gateway.measure),
     "api": ("calls of tools by MCP, and requests to the API, 100 a second", api.measure),
     "gitlab": ("calls to GitLab: a merge request, an idle hour, a burst of 500 webhooks", gitlabcalls.measure),
+    "images": ("a 2 GB image from a pipeline: fetched, converted, and booted a second time", images.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 

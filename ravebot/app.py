@@ -228,7 +228,8 @@ class Bot:
             self.stops.ask_for(project_id)
 
         if self.config.gitlab.ci is not None:
-            routes = make_job_routes(self.config, self.clock, self.database, self.gitlab, self.core, look_now)
+            told = self.metrics.job_answered
+            routes = make_job_routes(self.config, self.clock, self.database, self.gitlab, self.core, look_now, told)
             routes.add_to(app)
 
     async def _watch_provider(self) -> None:

@@ -278,6 +278,7 @@ def make_job_routes(
     gitlab: GitLab,
     core: Core,
     look_now: Callable[[int, str], Awaitable[None]],
+    on_answer: Callable[[int], None],
 ) -> JobRoutes:
     """The door for jobs of GitLab's CI. `look_now` has a project compared with GitLab."""
     assert config.gitlab.ci is not None
@@ -293,7 +294,7 @@ def make_job_routes(
         look_now=look_now,
         images=AnnouncedImages(config) if config.provider.pipeline_images else None,
     )
-    return JobRoutes(door, JobGate(tokens))
+    return JobRoutes(door, JobGate(tokens), on_answer)
 
 
 def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:

@@ -43,7 +43,7 @@ _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in 
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
-_CI_THREADS, _IMAGE_THREADS = 2, 2
+_CI_THREADS, _IMAGE_THREADS = 4, 2
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _ACTIVE_FOR = timedelta(minutes=5)

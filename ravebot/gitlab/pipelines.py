@@ -6,7 +6,6 @@ https://docs.gitlab.com/api/merge_requests/, https://docs.gitlab.com/api/jobs/, 
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -83,7 +82,10 @@ WriteGuard = Callable[[int], None]
 
 
 def save(response: requests.Response, target: Path, most_bytes: int, guard: WriteGuard) -> FetchedArtifact:
-    """Write an answer's body to a file, and hash it meanwhile in another thread; memory stays flat."""
+    """Write an answer's body to a file, and hash it meanwhile in another thread; memory stays flat.
+
+    It is not synced: after a crash it is fetched anew.
+    """
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Unavailable("something between ravebot and GitLab compresses files: it must leave artifacts as they are")
     length = response.headers.get("Content-Length", "")
@@ -96,7 +98,6 @@ def save(response: requests.Response, target: Path, most_bytes: int, guard: Writ
             size = _copy(response, file, hashing, announced, most_bytes, guard)
         except urllib3.exceptions.HTTPError as error:
             raise _broke() from error
-        os.fsync(file.fileno())
     if announced and size != announced:
         raise _broke()
     return FetchedArtifact(size, hashing.hexdigest)

@@ -133,7 +133,9 @@ class Lifecycle:
             case Then.END_LOST:
                 self._stop(tx, sandbox, by, EndReason.LOST, why)
             case Then.END:
-                self._end(tx, sandbox, by, reason, why)
+                # That it stops tells why; without a machine it ends in the same step.
+                told = reason is EndReason.FAILED and sandbox.state is SandboxState.QUEUED
+                (self._stop if told else self._end)(tx, sandbox, by, reason, why)
             case Then.RETRY:
                 self._queue_again(tx, sandbox, why, unbuilt)
             case Then.REBUILD:

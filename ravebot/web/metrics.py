@@ -21,6 +21,7 @@ from ravebot.store.targets import TARGETS, Target
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
+CI_RESULTS = ("answered", "refused", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
 SERVICES = ("ssh", "web")
 MODEL_RESULTS = ("answered", "refused", "failed")
@@ -76,6 +77,7 @@ class Metrics:
         self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
         self._webhook_seconds = histogram("webhook_seconds", "Time to answer a webhook.", _REQUEST_SECONDS)
+        self._ci = counter("ci_requests", "Requests of CI jobs.", "result")
         self._syncs = counter("matrix_syncs", "Matrix syncs, by result.", "result")
         self._polls = counter("gitlab_polls", "Polls for changes that webhooks did not report, by result.", "result")
         self._passes = histogram("pool_pass_seconds", "Duration of one pass of the pool's loop.", _PASS_SECONDS)
@@ -94,6 +96,7 @@ class Metrics:
             (self._ended, tuple(reason.value for reason in EndReason)),
             (self._model_requests, MODEL_RESULTS),
             (self._webhooks, WEBHOOK_RESULTS),
+            (self._ci, CI_RESULTS),
             (self._syncs, SYNC_RESULTS),
             (self._polls, ("ok", "failed")),
             (self._provider_errors, PROVIDER_CALLS),
@@ -160,6 +163,11 @@ class Metrics:
         """`result` is one of WEBHOOK_RESULTS."""
         self._webhooks.labels(_one_of(WEBHOOK_RESULTS, result)).inc()
         self._webhook_seconds.observe(seconds)
+
+    def job_answered(self, status: int) -> None:
+        """A request of a CI job got an answer with that HTTP status."""
+        refused = status in (400, 401, 403, 405, 408, 413, 429)
+        self._ci.labels("unavailable" if status >= 500 else "refused" if refused else "answered").inc()
 
     def synced(self, result: str) -> None:
         """`result` is one of SYNC_RESULTS."""

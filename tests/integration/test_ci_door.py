@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.providers.base import RunResult
+from ravebot.sandboxes.model import MergeRequest as StoredMergeRequest
+from ravebot.store import pipeline_images
+from ravebot.store.database import Transaction
 from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
 from tests.support.gitlab.published import misfits
+from tests.support.records import BY_ALICE, make_config
 from tests.support.yard import HOW_A_JOB_GOES
 
 pytestmark = pytest.mark.integration
@@ -139,7 +147,8 @@ async def test_a_job_starts_at_most_one_sandbox_however_often_it_asks(yard: CiYa
     assert [one.status for one in again] == [202, 202, 202]
     assert await sandboxes_of(yard) == ["ended", "queued"]
     await yard.post("/stop", later)
-    assert (await yard.post("/sandbox", later)).status == 404, "it had its one"
+    refused = await yard.post("/sandbox", later)
+    assert (refused.status, "run the job again" in refused.reason) == (404, True), "it had its one"
     assert await sandboxes_of(yard) == ["ended", "ended"]
     recorded = await yard.yard.log("api.call")
     assert [(one["tool"], one["job"]) for one in recorded] == [
@@ -403,3 +412,114 @@ async def test_a_gitlab_below_a_path_signs_with_that_path_and_shows_its_keys_the
         job = yard.job()
         assert (await yard.get(job)).status == 202
         assert (await yard.get(yard.token(job, iss=server.url.removesuffix("/gitlab")))).status == 401
+
+
+@dataclass
+class Kept:
+    """What was told of images, for a part that believes all of it but one job."""
+
+    told: list[tuple[str, str, int, str, str, str]] = field(default_factory=list)
+
+    def announced(
+        self, tx: Transaction, mr: StoredMergeRequest, sha: str, pipeline_id: int, job: str, path: str, sha256: str
+    ) -> str:
+        assert tx.now
+        if job == "nobody":
+            return "the pipeline has no job nobody: name the one that makes the image"
+        self.told.append((mr.full_ref, sha, pipeline_id, job, path, sha256))
+        return ""
+
+
+async def test_a_job_says_which_file_is_the_image_of_its_own_commit(tmp_path: Path) -> None:
+    kept, digest = Kept(), "ab" * 32
+    async with a_ci_yard(tmp_path / "state", images=kept) as yard:
+        job = yard.job()
+        assert (await yard.post("/image", job)).state == "noted"
+        told = {"job": "build", "path": "image/sandbox.qcow2", "sha256": digest}
+        for body in ({"json": told}, {"data": told}, {"json": told}):
+            assert (await yard.post("/image", job, **body)).status == 200
+        whose = ("group/app!1", yard.mr.sha, job.pipeline.id)
+        assert kept.told == [(*whose, "", "", ""), *[(*whose, "build", "image/sandbox.qcow2", digest)] * 3]
+        refused = await yard.post("/image", job, json={"job": "nobody"})
+        assert (refused.status, "no job nobody" in refused.error) == (422, True)
+        for wrong in ({"path": "../x"}, {"sha256": "1"}, {"url": "http://evil"}, {"job": 7}, ["job"]):
+            assert (await yard.post("/image", job, json=wrong)).status == 400
+        job = yard.job()
+        assert (await yard.post("/image", job, data=b"\xff\xfe")).status == 400
+        assert (await yard.post("/image", job, data=b"[" * 4000)).status == 400
+        assert (await yard.post("/image", job, data=b"x" * 5000)).status == 413
+        yard.server.push(yard.mr, {"more": "code"})
+        assert (await yard.post("/image", job)).status == 409
+        assert len(kept.told) == 4
+
+
+async def test_a_gitlab_that_is_silent_costs_a_job_seconds_and_nobody_else_anything(yard: CiYard) -> None:
+    job = yard.job()
+    assert (await yard.get(job)).status == 202
+    yard.server.drop(path="/jobs/")
+    yard.ticking.seconds += 11
+    asked = asyncio.create_task(yard.get(yard.token(job)))
+    await asyncio.sleep(0.1)
+    assert not asked.done()
+    assert (await yard.stored()).head_sha == yard.mr.sha, "other calls have threads of their own"
+    yard.server.restore()
+    assert (await asked).status in (200, 202, 503)
+
+
+async def test_what_a_job_says_of_its_image_is_there_for_the_sandbox_that_waits_for_it(tmp_path: Path) -> None:
+    where = {"pipeline_images": {"folder": str(tmp_path / "images")}}
+    config = make_config(tmp_path, provider=where)
+    async with a_ci_yard(tmp_path / "state", images=AnnouncedImages(config), provider=where) as yard:
+        without = await yard.post("/image", yard.job())
+        assert (without.status, "image_job" in without.error) == (422, True)
+        yard.server.push(yard.mr, {".rave.yml": "image_job: build\n"})
+        job = yard.job()
+        told = {"job": "make", "path": "out/disk.qcow2", "sha256": "0" * 64}
+        assert [(await yard.post("/image", job, json=told)).status for _ in range(2)] == [200, 200]
+        stored = await yard.stored()
+        kept = await yard.yard.read(lambda tx: pipeline_images.get(tx, stored.ref, yard.mr.sha))
+        assert kept
+        assert (kept.pipeline_id, kept.announced_job, kept.announced_path) == (
+            job.pipeline.id, "make", "out/disk.qcow2",
+        )  # fmt: skip
+        assert (await yard.get(job)).state == "queued"
+
+
+async def test_what_a_person_stops_while_a_job_runs_the_job_does_not_start_again(yard: CiYard) -> None:
+    await yard.ready()
+    yard.yard.pass_by(seconds=60)
+    job = yard.job()
+    job.started_at = yard.yard.clock.now()
+    yard.yard.pass_by(seconds=10)
+    mr = await yard.yard.mr(await yard.stored())
+    await yard.yard.write(lambda tx: yard.yard.intents.stop(tx, mr, BY_ALICE))
+    await yard.reaches("ended")
+    refused = await yard.post("/sandbox", job)
+    assert (refused.status, "was stopped. A job starts at most one" in refused.reason) == (404, True)
+    again = yard.job()
+    again.started_at = yard.yard.clock.now() + timedelta(seconds=6)
+    assert (await yard.post("/sandbox", again)).status == 202, "the job was run again"
+
+
+async def test_an_older_gitlab_tells_of_a_forks_job_with_the_project_that_the_request_names(yard: CiYard) -> None:
+    fork = yard.server.add_project("mallory/app")
+    mr = yard.server.open_merge_request(fork, yard.server.add_user("mallory"), "From afar", fork_of=yard.app)
+    job = yard.job(mr, by=yard.alice)
+    token = yard.token(job, job_project_id=None, job_project_path=None)
+    assert (await yard.get(token)).status == 403, "the fork is all that the token names"
+    for project, status in ((yard.app.id, 404), (fork.id, 403), ("x", 403), (0, 403)):
+        assert (await yard.get(token, headers={"X-Project-Id": str(project)})).status == status
+        yard.ticking.seconds += 11
+    lying = yard.token(yard.job(), job_project_id=str(fork.id), job_project_path="mallory/app")
+    assert (await yard.get(lying, headers={"X-Project-Id": str(yard.app.id)})).status == 403, "newer ones are sure"
+
+
+async def test_a_job_that_waits_does_not_hold_up_the_end_of_ravebot(tmp_path: Path) -> None:
+    async with GitLabServer() as server, a_ci_yard(tmp_path / "state", server=server) as yard:
+        waiting = asyncio.create_task(yard.get(yard.job(), "?wait=25"))
+        while not await sandboxes_of(yard):
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await yard.stop_serving()
+        assert time.monotonic() - began < 3
+        assert (await waiting).status == 202

@@ -21,7 +21,7 @@ from aiohttp import web
 from ravebot.access.nftables.nft import NetworkTools
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig, load
-from ravebot.config.model import HttpConfig
+from ravebot.config.model import HttpConfig, PipelineImagesConfig
 from ravebot.operations.audit import database_path
 from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network, running
 from ravebot.store.database import Database
@@ -550,6 +550,25 @@ async def test_each_image_that_projects_may_ask_for_is_looked_at(tmp_path: Path)
     subprocess.run([*create, "64M"], check=True)
     root = machines.QemuUser(0, frozenset({0}))
     assert machines.named_image(config, "debian-13", root).verdict is Verdict.OK
+
+
+async def test_the_folder_of_images_from_pipelines_is_looked_at(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "http://127.0.0.1:1").config
+    root = machines.QemuUser(0, frozenset({0}))
+
+    def with_images(**kept: object) -> Finding:
+        section = PipelineImagesConfig.model_validate({"folder": tmp_path / "kept", "largest": "1MiB", **kept})
+        provider = config.provider.model_copy(update={"pipeline_images": section})
+        return machines.pipeline_images(config.model_copy(update={"provider": provider}), root)
+
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/7-0.qcow2").write_bytes(bytes(1024**2))
+    fine = with_images(keep="10MiB")
+    assert (fine.verdict, fine.detail) == (Verdict.OK, f"{tmp_path}/kept, 1 images, 1.0 MiB of 10 MiB")
+    short = with_images(largest="1000TiB")
+    assert (short.verdict, "less than one image may take" in short.detail) == (Verdict.WARNING, True)
+    file = with_images(folder=tmp_path / "kept/7-0.qcow2")
+    assert (file.verdict, file.fix) == (Verdict.FAILED, "change provider.pipeline_images.folder")
 
 
 async def test_an_image_in_a_folder_that_qemu_can_not_enter_is_a_failure_as_it_is_for_libvirt(tmp_path: Path) -> None:

@@ -244,6 +244,8 @@ async def test_a_job_that_built_none_fails_the_sandbox_and_the_note_leads_to_the
     )
     note = await place.note(mr)
     assert "🔴 Failed" in note
+    told = [body for _, _, kind, body in await place.yard.outbox() if kind == "history"]
+    assert any(sandbox.end_detail in one for one in told), told
     assert f"[build]({place.server.url}/group/app/-/jobs/{job.id})" in note
     assert place.provider.booted == []
 
@@ -270,13 +272,13 @@ async def test_the_default_image_is_used_where_the_project_says_so_and_the_note_
 
 
 async def test_it_waits_no_longer_than_it_was_asked_to(place: Place) -> None:
-    mr = await place.open()
+    mr = await place.open("image_job: build\nwait_for_image: 2m\n")
     place.server.start_job(place.server.run_pipeline(mr).job("build"))
     await place.is_in(mr, "ended")
     sandbox = await place.latest(mr)
-    assert "there was no image after 10 minutes: the job build is not done, it runs" in sandbox.end_detail
+    assert "there was no image after 2 minutes: the job build is not done, it runs" in sandbox.end_detail
     assert sandbox.ended_at
-    assert timedelta(minutes=10) <= sandbox.ended_at - sandbox.created_at < timedelta(minutes=12)
+    assert timedelta(minutes=2) <= sandbox.ended_at - sandbox.created_at < timedelta(minutes=3)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,7 @@ class CiYard:
     bot: User
     mr: MergeRequest
     looked: list[tuple[int, str]] = field(default_factory=list)
+    stop_serving: Callable[[], Awaitable[None]] = field(init=False)
 
     def job(self, mr: MergeRequest | None = None, name: str = "review", **how: Any) -> Job:
         """A running job of a new pipeline of a merge request."""
@@ -151,8 +152,9 @@ async def a_ci_yard(
         app_ = web.Application()
         JobRoutes(door, JobGate(tokens)).add_to(app_)
         try:
-            async with serve(app_, "127.0.0.1", 0) as (host, port):
-                made.url = f"http://{host}:{port}"
+            async with AsyncExitStack() as stack:
+                host, port = await stack.enter_async_context(serve(app_, "127.0.0.1", 0))
+                made.url, made.stop_serving = f"http://{host}:{port}", stack.aclose
                 yield made
         finally:
             await gitlab.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ravebot.sandboxes.model import EndReason, MergeRequest, SandboxState, Stage, StageResult
+from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequest, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import Access, SandboxView
 from ravebot.web.ci import standing
 from ravebot.web.ci.answers import JobAnswer
@@ -62,24 +62,38 @@ def test_a_ready_one_says_how_to_get_in() -> None:
     assert answer.said["url"] == "https://sandboxes.example.org:43000/"
     assert answer.said["ssh"] == "ssh -o HostKeyAlias=rave-test -p 42200 rave@sandboxes.example.org"
     assert answer.said["sha"] == A
+    without_keys = heard(ready(notice=NO_KEYS))
+    assert (without_keys.status, without_keys.said["trouble"]) == (200, NO_KEYS)
     assert "url" not in heard(replace(ready(), access=replace(ACCESS, web_scheme=None))).said
 
 
 @pytest.mark.parametrize(
     "failed",
     [
-        view(SandboxState.READY, end_reason=EndReason.FAILED, end_detail="setup failed at /var/lib/x"),
-        view(SandboxState.ENDED, end_reason=EndReason.FAILED, end_detail="setup failed at /var/lib/x"),
-        view(SandboxState.STOPPING, end_reason=EndReason.LOST, end_detail="setup failed at /var/lib/x"),
-        ready(notice="setup failed at /var/lib/x"),
+        view(
+            SandboxState.READY,
+            end_reason=EndReason.FAILED,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        view(
+            SandboxState.ENDED,
+            end_reason=EndReason.FAILED,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        view(
+            SandboxState.STOPPING,
+            end_reason=EndReason.LOST,
+            end_detail="setup: see https://gitlab.example.org/group/app/-/jobs/7",
+        ),
+        ready(notice="setup: see https://gitlab.example.org/group/app/-/jobs/7"),
     ],
 )
-def test_a_failed_one_says_why_with_the_end_of_the_output_and_no_path_of_the_host(failed: SandboxView) -> None:
+def test_a_failed_one_says_why_with_the_end_of_the_output(failed: SandboxView) -> None:
     output = "".join(f"line {number}\n" for number in range(100)) + "\x1b[31mlast\x1b[0m\n"
     stages = (StageResult(Stage.SETUP, ok=False, seconds=1, tail=output),)
     answer = heard(replace(failed, stages=stages))
     assert (answer.status, answer.said["state"]) == (422, "failed")
-    assert answer.said["reason"].endswith("failed: setup failed at …")
+    assert answer.said["reason"].endswith("failed: setup: see https://gitlab.example.org/group/app/-/jobs/7")
     assert (len(answer.log), answer.log[-1]) == (30, "last")
 
 

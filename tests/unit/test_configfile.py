@@ -547,6 +547,17 @@ def test_what_is_unwise_is_a_warning(folder: Folder, before: str, after: str, sa
     assert says in warning
 
 
+def test_the_door_for_jobs_needs_to_know_what_their_tokens_are_for(folder: Folder) -> None:
+    text = folder.minimal(("  webhook:", "  ci: {}\n  webhook:"))
+    (problem,) = folder.problems(text)
+    assert (problem.path, "set gitlab.ci.audience or http.public_url" in problem.message) == ("gitlab.ci", True)
+    found = folder.load(text + "http: {public_url: 'https://rave.example.org'}\n")
+    assert (found.config.ci_audience, found.warnings) == ("https://rave.example.org/", ())
+    assert folder.load(folder.minimal()).config.ci_audience == ""
+    (warning,) = folder.load(text + "http: {public_url: 'http://rave.example.org'}\n").warnings
+    assert "the tokens of jobs cross the network unencrypted" in warning
+
+
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ravebot.config.complaints import every_key
 from ravebot.config.file import InvalidConfigError, judge
+from ravebot.config.model import CiConfig
 from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.doctor.finding import Finding
@@ -256,6 +257,11 @@ def test_the_proxy_s_blocks_hold_only_what_fits_the_answers() -> None:
     assert "reverse_proxy 127.0.0.1:8081" in proxy.caddy(config)
     assert "listen 8443 ssl;" in proxy.nginx(config)
     assert "proxy_pass http://127.0.0.1:8081;" in proxy.nginx(config)
+    assert "/api/v1/ci" not in proxy.caddy(config) + proxy.nginx(config)
+    ci = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"ci": CiConfig()})})
+    assert "handle /api/v1/ci/* {\n        reverse_proxy 127.0.0.1:8081\n    }\n    respond 404" in proxy.caddy(ci)
+    assert "location /api/v1/ci/ {\n        proxy_pass http://127.0.0.1:8081;" in proxy.nginx(ci)
+    assert "GitLab and its runners" in proxy.ports(ci)[0]
     assert proxy.ports(config) == [
         "8443/tcp from GitLab: the proxy, for webhooks",
         "2300-2399/tcp and 3100-3199/tcp from 192.0.2.0/24, 198.51.100.0/24: the sandboxes",

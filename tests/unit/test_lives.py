@@ -110,6 +110,7 @@ def test_a_state_is_replaced_in_the_lives_modules_only() -> None:
     others |= {"ravebot.sandboxes.runs", "ravebot.operations.readiness"}  # those of runs, and of a part of ours
     in_gitlab = ("ravebot.notify.environments.", "ravebot.sandboxes.environments.")
     others |= {module for module in changed if module.startswith(in_gitlab)}  # those of environments
+    others |= {"ravebot.sandboxes.pipelineimages", "ravebot.store.pipeline_images"}  # those of images from pipelines
     assert changed - others == set(LIVES)
 
 

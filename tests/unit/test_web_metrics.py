@@ -9,7 +9,7 @@ import pytest
 
 from ravebot.agents.model import TurnState
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
-from ravebot.web.metrics import Metrics
+from ravebot.web.metrics import CI_RESULTS, Metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -107,3 +107,11 @@ def test_two_bots_in_one_process_count_apart() -> None:
     one.sandbox_requested()
     assert value(other, "sandboxes_requested_total") == 0
     assert b"ravebot_sandboxes_requested_total 1.0" in one.exposition()
+
+
+def test_what_jobs_are_answered_is_counted_by_whose_fault_it_is() -> None:
+    metrics = Metrics()
+    for status in (200, 202, 404, 409, 422, 401, 403, 429, 500, 503):
+        metrics.job_answered(status)
+    counted = {result: value(metrics, "ci_requests_total", result=result) for result in CI_RESULTS}
+    assert counted == {"answered": 5, "refused": 3, "unavailable": 2}

@@ -19,6 +19,8 @@ import psutil
 from ravebot.config.model import Config, LibvirtConfig
 from ravebot.errors import ProviderError, RavebotError
 from ravebot.images.check import settings
+from ravebot.images.pipelines import cage
+from ravebot.images.pipelines.room import left_bytes
 from ravebot.operations import imagechecks
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, unknown, warning
 from ravebot.providers.libvirt.connection import Connection, Handle
@@ -176,6 +178,32 @@ def disk(config: Config, qemu: QemuUser | None = None) -> Finding:
     return ok("storage pool", f"{folder}, {in_bytes(free)} free")
 
 
+def pipeline_images(config: Config, qemu: QemuUser | None = None) -> Finding:
+    """Whether images that pipelines built can be checked, kept and booted, and how much room they take."""
+    name, kept = "pipeline images", config.provider.pipeline_images
+    assert kept is not None
+    if lacking := cage.missing(["qemu-img"]):
+        return failed(name, f"{', '.join(lacking)} is not installed", "apt-get install qemu-utils util-linux coreutils")
+    there = next(path for path in (kept.folder, *kept.folder.parents) if path.exists())
+    if not there.is_dir():
+        return failed(name, f"{there} is not a folder", "change provider.pipeline_images.folder")
+    if hidden := closed_to_qemu(kept.folder / "image", qemu):
+        detail = f"QEMU's user can't reach them: it can't enter {hidden}"
+        return failed(name, detail, f"chmod o+x {hidden}, or change provider.pipeline_images.folder")
+    files = list(kept.folder.glob("*.qcow2")) if kept.folder.is_dir() else []
+    size, left = sum(file.stat().st_blocks * 512 for file in files), max(0, left_bytes(there))
+    if left < kept.largest:
+        detail = f"{in_bytes(left)} may be written in {there}, less than one image may take ({in_bytes(kept.largest)})"
+        return warning(name, detail, "free space, or lower provider.pipeline_images.largest")
+    unpack = [program for program in ("gzip", "xz", "zstd") if program in cage.missing([program])]
+    if unpack:
+        detail = f"{', '.join(unpack)} is not installed: disks that are compressed with it can't be used"
+        return warning(
+            name, detail, f"apt-get install {' '.join('xz-utils' if one == 'xz' else one for one in unpack)}"
+        )
+    return ok(name, f"{kept.folder}, {len(files)} images, {in_bytes(size)} of {in_bytes(kept.keep)}")
+
+
 def memory(config: Config) -> Finding:
     """Whether all sandboxes that may run fit into memory."""
     total = int(psutil.virtual_memory().total)
@@ -235,5 +263,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     if config.provider.kernel is not None:
         yield await guarded("direct boot", asyncio.to_thread(boot_files, config.provider))
     yield await guarded("storage pool", asyncio.to_thread(disk, config, qemu))
+    if config.provider.pipeline_images is not None:
+        yield await guarded("pipeline images", asyncio.to_thread(pipeline_images, config, qemu))
     yield await guarded("memory", asyncio.to_thread(memory, config))
     yield await guarded("kvm", kvm(config.provider))

@@ -5,21 +5,17 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from ravebot.config.model import Config
+from ravebot.web.ci import PREFIX
 from ravebot.web.server import WEBHOOK_PATH
 
 _LARGEST_WEBHOOK = "25m"
 
 
 def caddy(config: Config) -> str:
-    """A block for a Caddyfile; Caddy gets the certificate by itself. Only webhooks are passed on."""
-    return (
-        f"{_site(config)} {{\n"
-        f"    handle {WEBHOOK_PATH} {{\n"
-        f"        reverse_proxy {config.http.listen}\n"
-        "    }\n"
-        "    respond 404\n"
-        "}\n"
-    )
+    """A block for a Caddyfile; Caddy gets the certificate by itself. Only webhooks, and CI jobs, are passed on."""
+    passed = [WEBHOOK_PATH, *([f"{PREFIX}/*"] if config.gitlab.ci else [])]
+    handled = "".join(f"    handle {path} {{\n        reverse_proxy {config.http.listen}\n    }}\n" for path in passed)
+    return f"{_site(config)} {{\n{handled}    respond 404\n}}\n"
 
 
 def nginx(config: Config) -> str:
@@ -32,12 +28,19 @@ def nginx(config: Config) -> str:
         f"    ssl_certificate /etc/letsencrypt/live/{host}/fullchain.pem;\n"
         f"    ssl_certificate_key /etc/letsencrypt/live/{host}/privkey.pem;\n"
         f"    client_max_body_size {_LARGEST_WEBHOOK};\n"
-        f"    location = {WEBHOOK_PATH} {{\n"
+        f"{_location(config, f'= {WEBHOOK_PATH}')}"
+        f"{_location(config, f'{PREFIX}/') if config.gitlab.ci else ''}"
+        "    location / { return 404; }\n"
+        "}\n"
+    )
+
+
+def _location(config: Config, path: str) -> str:
+    return (
+        f"    location {path} {{\n"
         f"        proxy_pass http://{config.http.listen};\n"
         "        proxy_set_header Host $host;\n"
         "    }\n"
-        "    location / { return 404; }\n"
-        "}\n"
     )
 
 
@@ -52,7 +55,8 @@ def ports(config: Config) -> list[str]:
     people = ", ".join(map(str, config.access.allow_from)) or "everybody"
     lines = [f"{ssh.first}-{ssh.last}/tcp and {web.first}-{web.last}/tcp from {people}: the sandboxes"]
     if needed(config):
-        lines.insert(0, f"{_port(config)}/tcp from GitLab: the proxy, for webhooks")
+        who, what = ("GitLab and its runners", "webhooks and CI jobs") if config.gitlab.ci else ("GitLab", "webhooks")
+        lines.insert(0, f"{_port(config)}/tcp from {who}: the proxy, for {what}")
     elif config.http.public_url is not None:
         lines.insert(0, f"{config.http.address[1]}/tcp from GitLab: webhooks, without TLS")
     return lines

@@ -8,6 +8,7 @@ at its project now.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -89,10 +90,10 @@ class JobDoor:
     look_now: Callable[[int, str], Awaitable[None]]
     images: ImageNews | None = None
 
-    async def look(self, caller: JobCaller, wait_seconds: float = 0) -> JobAnswer:
-        """How the sandbox stands; waits so long while it is on its way."""
+    async def look(self, caller: JobCaller, wait_seconds: float, ends: asyncio.Event) -> JobAnswer:
+        """How the sandbox stands; waits so long while it is on its way, but no longer once ravebot `ends`."""
         again, answer = LookAgain(wait_seconds), await self._look(caller)
-        while answer.status == standing.COMING and await again.wait():
+        while answer.status == standing.COMING and not ends.is_set() and await again.wait():
             answer = await self._look(caller)
         return answer
 
@@ -170,12 +171,14 @@ class JobDoor:
         mr = merge_requests.get(tx, place.mr.ref)
         assert mr  # it was reported
         fits = mr.head_sha == place.mr.head_sha and mr.state == "opened" and standing.unapproved(mr) is None
-        latest = sandboxes.latest(tx, mr.ref)
-        if fits and not sandboxes.current(tx, mr.ref) and not self._gate(tx, mr) and not _started_by(place, latest):
-            outcome = self.intents.start(tx, mr, _actor(place))
-            self._record(tx, place, "start")
-            return self._stands(tx, place.mr).also(message=outcome.message)
-        return self._stands(tx, place.mr)
+        answer = self._stands(tx, place.mr)
+        if not fits or sandboxes.current(tx, mr.ref) or self._gate(tx, mr):
+            return answer
+        if _had_one(tx, place):
+            return standing.had_one(answer)
+        outcome = self.intents.start(tx, mr, _actor(place))
+        self._record(tx, place, "start")
+        return self._stands(tx, place.mr).also(message=outcome.message)
 
     def _stop(self, tx: Transaction, place: JobPlace) -> JobAnswer:
         mr, ref = merge_requests.get(tx, place.mr.ref), place.mr.full_ref
@@ -216,8 +219,13 @@ def _differs(stored: MergeRequest, told: MergeRequest) -> bool:
     return (stored.head_sha, stored.state, stored.draft, set(stored.labels)) != decisive
 
 
-def _started_by(place: JobPlace, latest: Sandbox | None) -> bool:
-    """Whether the newest sandbox is of the job's time: then the job gets no other, however often it asks."""
+def _had_one(tx: Transaction, place: JobPlace) -> bool:
+    """Whether a sandbox was there in the job's time that was not ending already: then the job gets no other, however
+    often it asks, and what a person has stopped meanwhile stays so."""
+    latest, began = sandboxes.latest(tx, place.mr.ref), place.job.started_at
     if latest is None:
         return False
-    return place.job.started_at is None or latest.created_at >= place.job.started_at - _CLOCKS_DIFFER
+    if began is None or latest.created_at >= began - _CLOCKS_DIFFER:
+        return True
+    ends = [one.at for one in events.of_sandbox(tx, latest.id) if one.kind is EventKind.SANDBOX_STOPPING]
+    return bool(ends) and ends[-1] >= began - _CLOCKS_DIFFER

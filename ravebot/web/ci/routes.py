@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import structlog
@@ -13,12 +13,14 @@ from aiohttp import web
 
 from ravebot.errors import Forbidden, RavebotError, StoreError, Unavailable
 from ravebot.gitlab.ci.places import JobRefused
+from ravebot.web.ci import PREFIX
 from ravebot.web.ci.answers import JobAnswer
 from ravebot.web.ci.door import LONGEST_WAIT_SECONDS, ImageTold, JobCaller, JobDoor
 from ravebot.web.ci.gate import JobGate, Turned
 
-PREFIX = "/api/v1/ci"
 _LARGEST_BODY, _BODY_SECONDS = 4096, 10.0
+_LONGEST_SECONDS = 50.0
+"""For a whole request. GitLab may not answer, and curl in a job does not wait for ever."""
 _IMAGE_KEYS = frozenset({"job", "path", "sha256"})
 log = structlog.get_logger()
 
@@ -31,8 +33,12 @@ class JobRoutes:
 
     door: JobDoor
     gate: JobGate
+    on_answer: Callable[[int], None] = lambda _: None
+    """Called with the status of each answer."""
+    _ends: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add_to(self, app: web.Application) -> None:
+        app.on_shutdown.append(self._end)
         routes = app.router
         routes.add_get(f"{PREFIX}/sandbox", self._route(self._look, acts=False))
         routes.add_post(f"{PREFIX}/sandbox", self._route(self._start))
@@ -43,14 +49,21 @@ class JobRoutes:
 
     def _route(self, act: Act, *, acts: bool = True) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
+            job: int | None = None
             try:
-                caller = await self.gate.caller(request.headers, request.remote or "", acts=acts)
-                with self.gate.at_once.entered(str(caller.claims.job_id)) as has_room:
-                    answer = await act(request, caller) if has_room else self.gate.crowded()
+                async with asyncio.timeout(_LONGEST_SECONDS):
+                    caller = await self.gate.caller(request.headers, request.remote or "", acts=acts)
+                    job = caller.claims.job_id
+                    with self.gate.at_once.entered(str(job)) as has_room:
+                        answer = await act(request, caller) if has_room else self.gate.crowded()
             except Turned as turned:
                 answer = turned.answer
             except JobRefused as error:
                 answer = JobAnswer.error(403, str(error))
+            except TimeoutError:
+                answer = JobAnswer.error(
+                    503, "GitLab takes long to say what ravebot asks of it: try again in a while", 10
+                )
             except Unavailable as error:
                 answer = JobAnswer.error(503, f"{error}: try again in a while", error.retry_after_seconds or 10)
             except StoreError:
@@ -63,16 +76,24 @@ class JobRoutes:
             except Exception:
                 log.exception("a job's request failed: this is a bug of ravebot's", path=request.path)
                 answer = JobAnswer.error(500, "this is a mistake in ravebot, whose log says more: tell its operator")
+            if answer.status in (401, 403):
+                why = answer.said.get("error", "")
+                log.info("a job is refused", job=job, sender=request.remote, path=request.path, why=why)
+            self.on_answer(answer.status)
             return _response(request, answer)
 
         return handle
+
+    async def _end(self, _: web.Application) -> None:
+        """Jobs that wait must not hold up the end of ravebot: they ask again."""
+        self._ends.set()
 
     async def _look(self, request: web.Request, caller: JobCaller) -> JobAnswer:
         given = request.query.get("wait", "0")
         if not given.isdecimal() or len(given) > 3 or int(given) > LONGEST_WAIT_SECONDS:
             why = f"wait is a number of seconds, at most {LONGEST_WAIT_SECONDS}: correct the request"
             return JobAnswer.error(400, why)
-        return await self.door.look(caller, int(given))
+        return await self.door.look(caller, int(given), self._ends)
 
     async def _start(self, _: web.Request, caller: JobCaller) -> JobAnswer:
         return await self.door.start(caller)

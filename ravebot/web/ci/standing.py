@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from ravebot.sandboxes.model import EndReason, MergeRequest, SandboxState
-from ravebot.sandboxes.view import SandboxView, in_words, without_paths, without_terminal_codes
+from ravebot.sandboxes.view import SandboxView, in_words, without_terminal_codes
 from ravebot.web.ci.answers import JobAnswer
 
 READY, COMING, NONE, OVERTAKEN, FAILED = 200, 202, 404, 409, 422
@@ -63,6 +63,14 @@ def none(mr: MergeRequest, why_none: str, otherwise: str) -> JobAnswer:
     return JobAnswer.of(NONE, state="none", reason=f"{mr.full_ref} has no sandbox: {why_none or otherwise}. {how}")
 
 
+def had_one(answer: JobAnswer) -> JobAnswer:
+    """The same, for a job that may not start another."""
+    if answer.status != NONE:
+        return answer
+    why = answer.said["reason"].partition(". POST ")[0]
+    return JobAnswer.of(NONE, state="none", reason=f"{why}. A job starts at most one: run the job again for another")
+
+
 def _ready(view: SandboxView, sha: str) -> JobAnswer:
     sandbox = view.sandbox
     if sandbox.is_kept:
@@ -71,7 +79,7 @@ def _ready(view: SandboxView, sha: str) -> JobAnswer:
         return _coming(view, f"it takes commit {sha[:8]} next")
     if sandbox.stage is not None:
         return _coming(view, f"it takes commit {sha[:8]}, and is at: {sandbox.stage.value}")
-    if sandbox.notice:
+    if sandbox.update_failed:
         return _failed(view, sandbox.notice)
     access = view.access
     if access is None or sandbox.running_sha != sha:
@@ -83,7 +91,7 @@ def _ready(view: SandboxView, sha: str) -> JobAnswer:
         ssh=access.ssh_command,
         sha=sha,
         expires=sandbox.expires_at.isoformat(timespec="seconds") if sandbox.expires_at else "",
-        trouble=view.trouble.words if view.trouble else "",
+        trouble=view.trouble.words if view.trouble else sandbox.notice,
         environment=view.environment_url or "",
     )
 
@@ -94,7 +102,7 @@ def _coming(view: SandboxView, waits: str) -> JobAnswer:
 
 def _failed(view: SandboxView, why: str) -> JobAnswer:
     """With the end of what the failed stage printed."""
-    reason = without_paths(why) or "its machine is lost"
+    reason = why or "its machine is lost"
     failed = next((one for one in reversed(view.stages) if not one.ok), None)
     answer = JobAnswer.of(FAILED, state="failed", reason=f"the sandbox of {view.mr.full_ref} failed: {reason}")
     return answer.with_log(without_terminal_codes(failed.tail)) if failed else answer

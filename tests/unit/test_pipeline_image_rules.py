@@ -1,0 +1,132 @@
+"""What a look at a pipeline makes of the image that a sandbox waits for, and what `.rave.yml` and the operator say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ravebot.config.repository import read_project_file
+from ravebot.images.pipelines.unpack import packing
+from ravebot.sandboxes.model import MergeRequestRef
+from ravebot.sandboxes.pipelineimages import (
+    FoundJob,
+    FoundPipeline,
+    ImageState,
+    ImageWish,
+    PipelineImage,
+    PipelineLook,
+    after_look,
+    again,
+    anew,
+    is_late,
+    too_late,
+    waits_for_image,
+    wanted,
+)
+from ravebot.sandboxes.settings import SandboxSettings, resolve
+from tests.support.records import NOON, A, B, make_config
+
+MR = MergeRequestRef(7, 1)
+WISH = ImageWish("build", "image/sandbox.qcow2", may_fall_back=False, wait=timedelta(minutes=20))
+HEAD, MERGE = "refs/merge-requests/1/head", "refs/merge-requests/1/merge"
+LATER = NOON + timedelta(minutes=1)
+
+
+def look(
+    status: str | None, *, sha: str = A, ref: str = HEAD, parents: tuple[str, ...] = (), of: str = "running"
+) -> Any:
+    """A pipeline whose job has that status; None: it has no such job."""
+    pipeline = FoundPipeline(5, 7, sha, ref, of, "https://gitlab.example.org/p/5")
+    return PipelineLook(pipeline, FoundJob(9, "build", status, "https://x/9", parents) if status else None)
+
+
+def after(seen: PipelineLook, image: PipelineImage | None = None) -> PipelineImage:
+    return after_look(image or wanted(MR, A, NOON), WISH, seen, LATER)
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "words"),
+    [
+        (PipelineLook(), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+        (look("created"), ImageState.WAITING, "the job build is not done, it is created"),
+        (look("pending"), ImageState.WAITING, "the job build is not done, no runner has taken it yet"),
+        (look("manual"), ImageState.WAITING, "the job build is not done, a person has to start it"),
+        (look("success"), ImageState.FETCHING, ""),
+        (look("failed"), ImageState.FAILED, "the job build, which builds the image, ended as failed"),
+        (look("canceled"), ImageState.FAILED, "the job build, which builds the image, ended as canceled"),
+        (look(None, of="created"), ImageState.WAITING, "its pipeline has no job build yet"),
+        (look(None), ImageState.FAILED, "the pipeline has no job build: image_job in .rave.yml names it"),
+        (look("success", sha=B), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+        (look("success", sha=B, ref=MERGE, parents=(B, A)), ImageState.FETCHING, ""),
+        (look("success", sha=B, ref=MERGE, parents=(B,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+        (look("success", sha=B, ref="main", parents=(A,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+    ],
+)
+def test_what_a_look_shows_decides_what_follows(seen: PipelineLook, state: ImageState, words: str) -> None:
+    found = after(seen)
+    assert (found.state, found.words) == (state, words)
+    assert (found.next_look_at is not None) == (state is ImageState.WAITING)
+
+
+def test_what_was_announced_counts_more_than_the_file() -> None:
+    told = replace(wanted(MR, A, NOON), announced_job="image", announced_path="out/disk.raw.zst")
+    found = after(PipelineLook(look("x").pipeline, FoundJob(3, "image", "success", "https://x/3")), told)
+    assert (found.job_id, found.path, found.state) == (3, "out/disk.raw.zst", ImageState.FETCHING)
+    assert anew(found, LATER).announced_job == "image"
+    assert anew(found, LATER).job_id is None
+
+
+def test_waiting_ends_after_its_time_and_says_what_was_missing() -> None:
+    waiting = after(look("running"))
+    assert not is_late(waiting, WISH, NOON + timedelta(minutes=19))
+    assert is_late(waiting, WISH, NOON + timedelta(minutes=20))
+    assert not is_late(after(look("success")), WISH, NOON + timedelta(hours=1))
+    late = too_late(waiting, WISH, NOON + timedelta(minutes=20))
+    assert late.words == "there was no image after 20 minutes: the job build is not done, it runs"
+
+
+def test_a_trouble_is_tried_again_less_and_less_often() -> None:
+    image, pauses = wanted(MR, A, NOON), []
+    for _ in range(6):
+        image = again(image, "GitLab does not answer", NOON)
+        assert image.next_look_at
+        pauses.append((image.next_look_at - NOON).total_seconds())
+    assert pauses == [5, 10, 20, 40, 60, 60]
+    assert again(image, "slow down", NOON, 300).next_look_at == NOON + timedelta(minutes=5)
+
+
+def test_every_reason_to_wait_for_an_image_is_known_as_one() -> None:
+    for state in (ImageState.WAITING, ImageState.FETCHING, ImageState.CONVERTING):
+        assert waits_for_image(replace(wanted(MR, A, NOON), state=state, job_name="a: b").waits_for)
+    assert not waits_for_image("the host is short of memory: 1 GiB left")
+
+
+def settled(file: str, **images: Any) -> SandboxSettings:
+    provider = {"pipeline_images": images} if images else {}
+    return resolve(make_config(Path("/none"), provider=provider), read_project_file(file.encode()))
+
+
+def test_the_operator_s_longest_wait_wins_and_it_is_said() -> None:
+    found = settled("image_job: build\nwait_for_image: 3h\n", longest_wait="1h")
+    assert found.image_wish == ImageWish("build", "image/sandbox.qcow2", may_fall_back=False, wait=timedelta(hours=1))
+    assert found.remarks == ("`.rave.yml` waits 3 h for its image; it gets 1 h, the longest here",)
+    assert settled("image_job: build\n", longest_wait="5m").remarks == ()
+
+
+def test_where_no_pipeline_images_are_switched_on_the_default_image_is_used_and_it_is_said() -> None:
+    found = settled("image_job: build\n")
+    assert (found.image_wish, found.image) == (None, Path("/none/image.qcow2"))
+    assert found.remarks == (
+        "`.rave.yml` wants an image from a pipeline, which ravebot's operator has not switched on",
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "end"), [("a/disk.raw.gz", ".gz"), ("DISK.XZ", ".xz"), ("d.img.zst", ".zst"), ("a.qcow2", ""), ("gz", "")]
+)
+def test_how_a_file_is_compressed_is_told_by_its_name(path: str, end: str) -> None:
+    assert packing(path) == end
