@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from tests.support.crashes import rows
 from tests.support.gitlab import DEVELOPER, Job, MergeRequest, Note, User
-from tests.support.pipelinejobs import LocalPipeline
+from tests.support.pipelinejobs import OF_A_MERGE_REQUEST, LocalPipeline
 from tests.support.receivers import SIGNING_KEY
 from tests.support.stage import ROOT, Stage
 from tests.support.synapse import MatrixUser, Message
@@ -27,6 +27,16 @@ from tests.support.synapse import MatrixUser, Message
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 HOOK_PORT = 9000  # in the client's namespace; the API has the next one on the host
+_BUILT = "image/sandbox.qcow2"
+_PIPELINE = """\
+include:
+  - local: .gitlab/ravebot.yml
+ravebot:build:
+  extends: .ravebot
+  stage: build
+  script: [mkdir -p image, echo this is no image >image/sandbox.qcow2, announce image/sandbox.qcow2]
+  artifacts: {paths: [image/sandbox.qcow2]}
+"""
 ABOUT_ONE = ("show", "start", "stop", "extend", "rebuild", "retry", "logs", "why")
 
 
@@ -81,7 +91,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(reviewer / "id")], check=True)
     (reviewer / "signing-key").write_text(SIGNING_KEY)
     (reviewer / "signing-key").chmod(0o600)
-    changes: dict[str, Any] = {"gitlab": {"drafts": "wait", "ci": {}}}
+    changes: dict[str, Any] = {"gitlab": {"drafts": "wait", "ci": {}}, "provider": {"pipeline_images": {}}}
     stage = Stage(changes)
     api = f"{stage.host}:{HOOK_PORT + 1}"
     hook = {"url": f"http://{stage.elsewhere}:{HOOK_PORT}/", "signing_key_file": str(reviewer / "signing-key")}
@@ -371,34 +381,45 @@ async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_sto
 ) -> None:
     """The jobs of `ravebot project init`, run by what others made."""
     stage, gitlab = place.stage, place.stage.gitlab
-    pipeline = await asyncio.to_thread(LocalPipeline.begin, tmp_path / "app", stage.http)
+    pipeline = await asyncio.to_thread(LocalPipeline.begin, tmp_path / "app", stage.http, {".gitlab-ci.yml": _PIPELINE})
     setup = "#!/bin/sh\necho about to fail\nexit 3\n"
-    mr = stage.open_merge_request("With a pipeline", "pipeline", files={".rave/setup": setup})
+    files = {".rave/setup": setup, ".rave.yml": "image_job: {job: 'ravebot:build', otherwise: default}\n"}
+    mr = stage.open_merge_request("With a pipeline", "pipeline", files=files)
     environment = f"review/mr-{mr.iid}"
+    written = await asyncio.to_thread(pipeline.expanded, OF_A_MERGE_REQUEST)
+    audience = written["ravebot:review"]["id_tokens"]["RAVEBOT_TOKEN"]["aud"]
 
-    def begun(name: str, action: str = "prepare", mr: MergeRequest = mr) -> Job:
-        job = gitlab.run_pipeline(mr, [name]).job(name)
+    def begun(*names: str, action: str = "prepare", mr: MergeRequest = mr) -> Job:
+        made = gitlab.run_pipeline(mr, names)
+        job = made.job(names[-1])
         gitlab.name_environment(job, f"review/mr-{mr.iid}", action=action)
         return gitlab.start_job(job)
 
     async def run(job: Job) -> tuple[str, str]:
         source = {"CI_PIPELINE_SOURCE": job.pipeline.source, "CI_MERGE_REQUEST_IID": str(mr.iid)}
-        audience = pipeline.expanded(source)[job.name]["id_tokens"]["RAVEBOT_TOKEN"]["aud"]
         token = {"RAVEBOT_TOKEN": gitlab.id_token(job, audience)}
         done = await asyncio.to_thread(pipeline.run, job.name, variables={**source, **token})
         print(done.stdout, done.stderr)
         (verdict,) = re.findall(rf"^ (PASS|WARN|FAIL) +{job.name}(?: +pre_script)?$", done.stdout, re.MULTILINE)
-        gitlab.finish_job(job, "success" if verdict == "PASS" else "failed")
+        left = {_BUILT: pipeline.folder / _BUILT} if job.name == "ravebot:build" else {}
+        gitlab.finish_job(job, "success" if verdict == "PASS" else "failed", artifacts=left)
         return verdict, done.stdout
 
-    verdict, printed = await run(begun("ravebot:review"))
+    async def build_and_review() -> tuple[str, str]:
+        review = begun("ravebot:build", "ravebot:review")
+        built, said = await run(gitlab.start_job(review.pipeline.job("ravebot:build")))
+        assert (built, "> Image: the image of group/app!" in said) == ("PASS", True)
+        return await run(review)
+
+    verdict, printed = await build_and_review()
     assert verdict == "FAIL"
     assert re.search(r"\d\d:\d\d:\d\d (queued|starting): ", printed)
     assert re.search(r"about to fail\n.*The sandbox failed: .*ended with code 3", printed)
     gitlab.push(mr, {".rave/setup": "#!/bin/sh\n"})
-    verdict, printed = await run(begun("ravebot:review"))
+    verdict, printed = await build_and_review()
     assert verdict == "PASS"
     note = await stage.ready(mr)
+    assert "⚠️ the default image is used: the image that the job ravebot:" in note.body.replace("\u2060", "")
     ssh = next(line for line in note.body.splitlines() if line.startswith("ssh "))
     assert f"SSH: {ssh}" in printed
     address = f"{gitlab.url}/group/app/-/merge_requests/{mr.iid}"
@@ -406,7 +427,7 @@ async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_sto
         page = await answer.text()
     assert f"Deployed to <b>{environment}</b> <a href=" in page
     assert ">View app</a>" in page
-    stop = begun("ravebot:stop", "stop")
+    stop = begun("ravebot:stop", action="stop")
     verdict, printed = await run(stop)
     assert (verdict, "The sandbox ends: " in printed) == ("PASS", True)
     again = gitlab.start_job(gitlab.retry_job(stop))

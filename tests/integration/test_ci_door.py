@@ -501,6 +501,21 @@ async def test_what_a_person_stops_while_a_job_runs_the_job_does_not_start_again
     assert (await yard.post("/sandbox", again)).status == 202, "the job was run again"
 
 
+async def test_a_job_starts_one_after_an_earlier_commit_s_sandbox_has_failed_in_the_job_s_time(yard: CiYard) -> None:
+    yard.yard.provider.answers[HOW_A_JOB_GOES] = RunResult(0, "3\nbroken\n")
+    old = yard.job()
+    await yard.get(old)
+    while (await yard.get(old)).status == 202:
+        await yard.yard.go()
+        yard.yard.pass_by(seconds=1)
+    yard.server.push(yard.mr, {"more": "code"})
+    mending = yard.job()
+    assert mending.started_at
+    await yard.reaches("ended")
+    assert (await yard.post("/sandbox", mending)).status == 202
+    assert await sandboxes_of(yard) == ["ended", "queued"]
+
+
 async def test_an_older_gitlab_tells_of_a_forks_job_with_the_project_that_the_request_names(yard: CiYard) -> None:
     fork = yard.server.add_project("mallory/app")
     mr = yard.server.open_merge_request(fork, yard.server.add_user("mallory"), "From afar", fork_of=yard.app)

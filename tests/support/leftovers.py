@@ -6,7 +6,9 @@ import json
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import libvirt
 
@@ -28,6 +30,24 @@ def machines(stage: Stage) -> list[str]:
         return sorted(d.name() for d in connection.listAllDomains() if d.name().startswith(f"rave-t{stage.mark}-"))
     finally:
         connection.close()
+
+
+def images(stage: Stage) -> list[Path]:
+    """The files that its machines' disks are based on."""
+    connection = libvirt.open("qemu:///system")
+    try:
+        found = [xml for name, xml in described(connection.listAllDomains()) if name.startswith(f"rave-t{stage.mark}-")]
+    finally:
+        connection.close()
+    return [_base(ElementTree.fromstring(xml)) for xml in found]
+
+
+def _base(domain: ElementTree.Element) -> Path:
+    disk = domain.find("./devices/disk/source[@file]")
+    assert disk is not None
+    asked = ["qemu-img", "info", "-U", "--output=json", disk.attrib["file"]]
+    shown = subprocess.run(asked, capture_output=True, text=True, check=True)
+    return Path(json.loads(shown.stdout)["full-backing-filename"])
 
 
 def disks(stage: Stage) -> list[str]:

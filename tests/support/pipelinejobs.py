@@ -43,7 +43,7 @@ class LocalPipeline:
         """gitlab-ci-local with its shell executor; job names as arguments run those jobs."""
         return subprocess.run(
             self.command(*arguments, variables=variables),
-            cwd=self.folder, env=self._environment(variables), capture_output=True, text=True, timeout=240, check=False,
+            cwd=self.folder, env=self._environment(variables), capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
 
     def command(self, *arguments: str, variables: Mapping[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ from ravebot.gitlab.ci.places import JobPlace, JobPlaces
 from ravebot.gitlab.ci.tokens import JobClaims
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Intents
-from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequest, Sandbox
+from ravebot.sandboxes.model import RAVEBOT, Actor, EndReason, EventKind, MergeRequest, Sandbox
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.sandboxes.settings import of_merge_request
 from ravebot.sandboxes.starting import start_gate
@@ -221,9 +221,12 @@ def _differs(stored: MergeRequest, told: MergeRequest) -> bool:
 
 def _had_one(tx: Transaction, place: JobPlace) -> bool:
     """Whether a sandbox was there in the job's time that was not ending already: then the job gets no other, however
-    often it asks, and what a person has stopped meanwhile stays so."""
+    often it asks, and what a person has stopped meanwhile stays so. One that failed at an earlier commit counts for
+    nothing: the job's commit may be what mends it."""
     latest, began = sandboxes.latest(tx, place.mr.ref), place.job.started_at
     if latest is None:
+        return False
+    if latest.sha != place.mr.head_sha and latest.end_reason in (EndReason.FAILED, EndReason.LOST):
         return False
     if began is None or latest.created_at >= began - _CLOCKS_DIFFER:
         return True

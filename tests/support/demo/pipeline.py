@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
-from xml.etree import ElementTree
 
 import aiohttp
-import libvirt
 
+from tests.support import leftovers
 from tests.support.demo.screen import Screen
 from tests.support.demo.watch import DemoError, Watch, fact
 from tests.support.gitlab import Job, MergeRequest
@@ -70,7 +66,7 @@ class Pipeline:
         """The machine runs from the job's image, and the merge request has "View app"."""
         self.stage.gitlab.finish_job(job)
         self.screen.said("CI", REVIEW, "passes: the sandbox is ready")
-        base = await asyncio.to_thread(self._base)
+        (base,) = await asyncio.to_thread(leftovers.images, self.stage)
         if base.parent != self.stage.pipeline_images:
             raise DemoError(f"the machine runs from {base}, which is no image of a pipeline")
         self.screen.seen(f"the machine runs from the image of that job: {base.name}")
@@ -92,17 +88,3 @@ class Pipeline:
         if state not in self.states:
             self.states.append(state)
             self.screen.said("CI", REVIEW, f"is told: {state}")
-
-    def _base(self) -> Path:
-        """The file that the machine's disk is based on."""
-        connection = libvirt.open("qemu:///system")
-        try:
-            domains = connection.listAllDomains()
-            (found,) = (one.XMLDesc() for one in domains if one.name().startswith(f"rave-t{self.stage.mark}-"))
-        finally:
-            connection.close()
-        disk = ElementTree.fromstring(found).find("./devices/disk/source[@file]")
-        assert disk is not None
-        asked = ["qemu-img", "info", "-U", "--output=json", disk.attrib["file"]]
-        shown = subprocess.run(asked, capture_output=True, text=True, check=True)
-        return Path(json.loads(shown.stdout)["full-backing-filename"])
