@@ -156,11 +156,13 @@ class PipelineImageLoop:
             tx.wake(POOL)
 
     async def _tidy(self, workshop: ImageWorkshop, most_bytes: int) -> None:
-        """Remove the least recently used files above the limit."""
+        """Forget files that somebody removed, and remove the least recently used ones above the limit."""
         now = await self._database.read(lambda tx: tx.now)
         if not is_due(self._tidied, _TIDY_EVERY, now):
             return
         self._tidied = now
+        known = await self._database.read(pipeline_images.files)
+        await self._drop(await asyncio.to_thread(workshop.gone, [file.image for file in known]))
         for image in await self._database.write(lambda tx: _surplus(tx, most_bytes)):
             log.info("image removed, as others were used more recently", image=image)
             await asyncio.to_thread(workshop.remove, image)
