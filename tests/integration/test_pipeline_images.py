@@ -73,9 +73,18 @@ class Place:
     provider: Recorder
     folder: Path
     loop: asyncio.Task[None] | None = None
+    looks_until_full: int | None = None
+    """How often there is room on the host's disk; None: always."""
+
+    def left(self, _: Path) -> int:
+        if self.looks_until_full is None:
+            return 1024**4
+        self.looks_until_full -= 1
+        return 1024**4 if self.looks_until_full >= 0 else -1
 
     def run(self) -> None:
-        loop = PipelineImageLoop(self.yard.config, self.yard.database, self.yard.lifecycle, self.gitlab.pipelines)
+        yard = self.yard
+        loop = PipelineImageLoop(yard.config, yard.database, yard.lifecycle, self.gitlab.pipelines, self.left)
         self.loop = asyncio.create_task(loop.run())
 
     async def stop(self) -> None:
@@ -491,6 +500,19 @@ async def test_an_image_that_somebody_removed_is_made_again(place: Place, tmp_pa
     await place.yard.write(lambda tx: place.yard.intents.rebuild(tx, known, BY_ALICE))
     await place.is_in(mr, "ready")
     assert (place.downloads(), len(place.kept())) == (2, 1)
+
+
+@pytest.mark.parametrize("looks", [0, 3, 4, 5])
+async def test_a_disk_that_fills_meanwhile_ends_the_work_without_a_trace_until_there_is_room(
+    place: Place, tmp_path: Path, looks: int
+) -> None:
+    place.looks_until_full = looks
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await place.waits_for(mr, "the host of the sandboxes is short of disk for the image")
+    assert place.kept() == []
+    place.looks_until_full = None
+    await place.is_in(mr, "ready")
 
 
 async def test_a_broken_connection_is_tried_again(place: Place, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ Nothing is remembered only here: each look at the database finds what is to be d
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -18,6 +20,7 @@ from ravebot.config.model import Config
 from ravebot.errors import RavebotError, StoreError
 from ravebot.gitlab.pipelines import Pipelines
 from ravebot.images.pipelines.making import ImageMaker, ImageTask
+from ravebot.images.pipelines.room import left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages, settings
 from ravebot.sandboxes.decide import Happened
@@ -47,7 +50,15 @@ class ImagePlan:
 class PipelineImageLoop:
     """Does nothing where the operator has not switched such images on."""
 
-    def __init__(self, config: Config, database: Database, lifecycle: Lifecycle, pipelines: Pipelines) -> None:
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        lifecycle: Lifecycle,
+        pipelines: Pipelines,
+        left: Callable[[Path], int] = left_bytes,
+    ) -> None:
+        self._left = left
         self._config = config
         self._database = database
         self._lifecycle = lifecycle
@@ -62,7 +73,9 @@ class PipelineImageLoop:
             return
         workshop = ImageWorkshop(kept.folder)
         with ThreadPoolExecutor(1, thread_name_prefix="pipeline-image") as threads:
-            maker = ImageMaker(kept, self._config, self._database, self._pipelines, workshop, threads, self._changed)
+            maker = ImageMaker(
+                kept, self._config, self._database, self._pipelines, workshop, threads, self._changed, self._left
+            )
             prepared = False
             async with asyncio.TaskGroup() as group:
                 while True:
