@@ -70,6 +70,10 @@ def _no(message: str, *advice: str) -> Outcome:
     return Outcome(False, message, Advice(*advice) if advice else None)
 
 
+def _not_served(mr: MergeRequest) -> str:
+    return f"{mr.project_path} is not one of gitlab.projects"
+
+
 @dataclass(frozen=True)
 class Intents:
     """Each method runs inside the caller's transaction."""
@@ -83,8 +87,12 @@ class Intents:
     ) -> str:
         """Handle the current state of a merge request at GitLab; returns what was done, for the log.
 
-        Without `may_start` (the merge request was open before ravebot was installed) it is only recorded.
+        Without `may_start` (the merge request was open before ravebot was installed) it is only recorded. So is one of
+        a project that is served no longer: its sandbox gets no new code, and ends in its time.
         """
+        served = self.config.serves(told.project_path)
+        if not served and merge_requests.get(tx, told.ref) is None:
+            return _not_served(told)
         before, mr = merge_requests.observe(tx, told)
         if mr.state in ("merged", "closed"):
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
@@ -98,7 +106,7 @@ class Intents:
             return "nothing to end"
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None:
-            if mr.head_sha and mr.head_sha != sandbox.sha:
+            if served and mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
             if before and self._shown(before) != self._shown(mr):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
@@ -106,6 +114,8 @@ class Intents:
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
+        if not served:
+            return _not_served(mr)
         first_commit = before is not None and not before.head_sha and bool(mr.head_sha)
         fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged") or first_commit)
         gate = self._gate(tx, mr)
