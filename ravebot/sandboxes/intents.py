@@ -28,7 +28,7 @@ from ravebot.sandboxes.model import (
 from ravebot.sandboxes.settings import of_merge_request, of_sandbox
 from ravebot.sandboxes.starting import StartGate, start_gate
 from ravebot.sandboxes.view import in_words
-from ravebot.store import environments, merge_requests, sandboxes
+from ravebot.store import environments, events, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
@@ -129,8 +129,22 @@ class Intents:
         if why:
             self._waits(tx, mr)
             return f"waits: {why}"
+        latest = sandboxes.latest(tx, mr.ref)
+        if latest and self._stays_stopped(tx, latest, mr):
+            self.lifecycle.journal.refresh(tx, latest, mr)  # what to type next is another thing now
+            return "noted: a person stopped it"
         self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
+
+    def _stays_stopped(self, tx: Transaction, latest: Sandbox, mr: MergeRequest) -> bool:
+        """Whether a person stopped it at this commit: only a person's command starts it again. Whoever may reopen a
+        merge request, or mark it as ready, may not undo that: the author of a fork's could."""
+        if latest.sha != mr.head_sha:
+            return False
+        if latest.end_reason is EndReason.STOPPED:
+            return True
+        stopping = [one for one in events.of_sandbox(tx, latest.id) if one.kind is EventKind.SANDBOX_STOPPING]
+        return any(one.data.get("kept") == EndReason.STOPPED for one in stopping)
 
     def _shown(self, mr: MergeRequest) -> tuple[object, ...]:
         """What card and note show of it, or follows from it."""
