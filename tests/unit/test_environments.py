@@ -149,7 +149,23 @@ def test_a_sandbox_that_ended_before_it_was_ready_leaves_nothing_that_runs() -> 
 def test_what_was_never_shown_is_not_shown_at_its_end() -> None:
     assert steps(ended(EndReason.CLOSED)) == []
     assert steps(ended(EndReason.FAILED)) == ["set the commit status failed"]
-    assert wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2)).status is None
+    late = wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2))
+    assert decide(late, EnvironmentRecord(MR.ref), NOON + timedelta(days=2)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2)), "failed"),
+        (wanted(None, MR, None, NOON), "canceled"),
+        (wanted(ready(), replace(MR, source_project_id=99), None, NOON), "canceled"),
+    ],
+)
+def test_a_status_that_is_under_way_always_ends_as_it_would_hold_up_the_merge(found: ShownSandbox, state: str) -> None:
+    known = EnvironmentRecord(MR.ref, status_sha=A, status_state="running")
+    step = decide(replace(found, place=Presence.GONE), known, NOON + timedelta(days=2))
+    assert isinstance(step, ShowStep)
+    assert (step.deed, step.state) == (Deed.SET_STATUS, state)
 
 
 def test_the_first_status_of_a_commit_waits_for_its_pipeline_unless_there_is_a_result() -> None:

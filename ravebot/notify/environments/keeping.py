@@ -29,6 +29,17 @@ def asking(known: EnvironmentRecord, step: ShowStep, now: datetime) -> Environme
     return known
 
 
+def in_time(known: EnvironmentRecord, now: datetime) -> EnvironmentRecord:
+    """Without moments that are still to come, as the clock was set back: what was asked for may have been asked just
+    now, and when it was asked for first says nothing."""
+
+    def past(moment: datetime | None) -> datetime | None:
+        return min(moment, now) if moment else None
+
+    since = known.asked_since if known.asked_since and known.asked_since <= now else None
+    return replace(known, asked_at=past(known.asked_at), asked_since=since, status_asked_at=past(known.status_asked_at))
+
+
 def answered(known: EnvironmentRecord) -> EnvironmentRecord:
     """GitLab no longer works on the environment or deployment that it was asked for."""
     return replace(known, asked=AskedFor.NOTHING, asked_what="", asked_at=None, asked_since=None)

@@ -14,7 +14,7 @@ from ravebot.backoff import Backoff, jitter
 from ravebot.config.model import GitLabConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, StoreError, Unavailable
 from ravebot.gitlab.transport import Unanswered
-from ravebot.notify.environments.keeping import Change, answered, asking, looked_for, status_answered
+from ravebot.notify.environments.keeping import Change, answered, asking, in_time, looked_for, status_answered
 from ravebot.notify.environments.sightings import Sighting, take_note
 from ravebot.notify.environments.steps import EnvironmentSteps, Foreign, ShowTask, Unseen
 from ravebot.notify.environments.wording import refusal
@@ -113,7 +113,7 @@ class EnvironmentLoop:
         cases = view.cases.in_short if view and view.cases else ""
         shown = wanted(view.sandbox if view else None, mr, web_url, tx.now, cases)
         step = decide(_switched(shown, self._views.config.gitlab), known, tx.now)
-        known = replace(known, looked_at=tx.now, next_at=None)
+        known = replace(in_time(known, tx.now), looked_at=tx.now, next_at=None)
         if step is None:
             over = shown.place is Presence.GONE and known.environment_id is None
             known = replace(_without_refusals(known) if over else known, settled=known.changes)
@@ -204,10 +204,13 @@ class EnvironmentLoop:
 
 
 def _switched(shown: ShownSandbox, config: GitLabConfig) -> ShownSandbox:
-    """Without what the configuration switches off; environments that are there already are removed."""
+    """Without what the configuration switches off; environments that are there already are removed, and a status that
+    is under way still ends, as it would hold up the merge for ever."""
     if not config.environments:
         shown = replace(shown, place=Presence.GONE, deployment=None)
-    return shown if config.commit_status else replace(shown, status=None)
+    if not config.commit_status and shown.status:
+        shown = replace(shown, status=replace(shown.status, only_ends=True))
+    return shown
 
 
 def _without_refusals(known: EnvironmentRecord) -> EnvironmentRecord:

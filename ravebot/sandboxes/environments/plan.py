@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ravebot.clock import Wait, age
+from ravebot.clock import Wait, age, is_due
 from ravebot.sandboxes.environments.model import (
     AskedFor,
     CommitState,
@@ -26,10 +26,11 @@ commit's pipeline, in which the status then is, and often there is a result to t
 JUST_MADE = timedelta(seconds=5)
 """So long after it was made or seen, an environment gets its first deployment without another look."""
 RECENT = timedelta(days=1)
-"""The result of a sandbox that ended longer ago is not told any more."""
+"""The result of a sandbox that ended longer ago is told only where GitLab still shows that something is under way."""
 LONGEST_URL = 255  # app/models/environment.rb
 LONGEST_DESCRIPTION = 255
 SUPERSEDED = "Newer code came"
+ENDED = "The sandbox ended"
 
 
 class Presence(StrEnum):
@@ -124,11 +125,11 @@ def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
         case SandboxState.READY:
             return told(CommitState.SUCCESS, "The sandbox is ready")
     if sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
-        if sandbox.ended_at is not None and age(sandbox.ended_at, now) >= RECENT:
-            return None
+        old = sandbox.ended_at is not None and age(sandbox.ended_at, now) >= RECENT
         if sandbox.end_reason is EndReason.FAILED or sandbox.ready_at is None:
-            return told(CommitState.FAILED, sandbox.end_detail or f"The sandbox {sandbox.end_reason.value}")
-    return told(CommitState.CANCELED, "The sandbox ended", only_ends=True)
+            why = sandbox.end_detail or f"The sandbox {sandbox.end_reason.value}"
+            return told(CommitState.FAILED, why, only_ends=old)
+    return told(CommitState.CANCELED, ENDED, only_ends=True)
 
 
 def _deployment(sandbox: Sandbox, status: WantedStatus) -> WantedDeployment | None:
@@ -230,7 +231,7 @@ def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime)
             return ShowStep(Deed.SET_DEPLOYMENT, state=DeploymentStatus.CANCELED)
         if wanted_one.only_ends:
             return None
-        just_made = not known.deployment_sha and known.seen_at is not None and age(known.seen_at, now) < JUST_MADE
+        just_made = not known.deployment_sha and not is_due(known.seen_at, JUST_MADE, now)
         look_first = wanted_one.status is DeploymentStatus.SUCCESS or not just_made
         create, sha, status = Deed.CREATE_DEPLOYMENT, wanted_one.sha, wanted_one.status
         return ShowStep(create, sha=sha, state=status, sandbox=shown.sandbox, look_first=look_first)
@@ -248,13 +249,13 @@ def _of_status(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> 
     if known.status_asked:
         sha, _, state = known.status_asked.partition(" ")
         return ShowStep(Deed.FIND_STATUS, sha=sha, state=state)
-    status = shown.status
-    if status is None:
-        return None
+    status, under_way = shown.status, bool(known.status_state) and not CommitState(known.status_state).is_final
+    if status is None:  # one under way would hold up the merge for ever
+        canceled = ShowStep(Deed.SET_STATUS, sha=known.status_sha, state=CommitState.CANCELED, description=ENDED)
+        return canceled if under_way else None
     same = known.status_sha == status.sha
     if same and known.status_state == status.state:
         return None
-    under_way = bool(known.status_state) and not CommitState(known.status_state).is_final
     if not same and under_way:
         return ShowStep(Deed.SET_STATUS, sha=known.status_sha, state=CommitState.CANCELED, description=SUPERSEDED)
     if status.only_ends and not (same and under_way):
