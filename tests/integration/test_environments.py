@@ -474,7 +474,6 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
     mr, known = await show.open()
     await show.yard.started(known)
     await show.settle()
-    show.server.fail(403, 1, method="PUT", path="deployments")  # so that the first one's id is not kept as the newest
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     environment = show.environment(mr)
@@ -486,7 +485,7 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
         other = show.server.state.add_deployment(environment, mr.sha, mr.branch, show.bot, "failed")
         other.of_a_job, other.created_at = of_a_job, other.created_at if of_a_job else NOON - timedelta(hours=1)
     await show.calm()
-    assert show.deployments() == [(mr.sha, status) for status in ("running", "failed", "failed", "success")]
+    assert show.deployments() == [(mr.sha, status) for status in ("success", "failed", "failed", "success")]
     record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
     assert record
     assert record.deployment_id == max(show.project.deployments)
@@ -540,6 +539,70 @@ async def test_a_deployment_that_is_refused_costs_only_the_deployment(show: Show
     assert environment.external_url == "https://sandboxes.example.org:43000/"
     assert show.deployments() == []
     assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+    ((_, why),) = await show.yard.read(environments.refused)
+    assert "deployment" in why
+    show.server.restore()
+    show.yard.pass_by(minutes=15)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_a_deployment_whose_end_is_refused_once_does_not_run_for_ever(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, 1, method="PUT", path="deployments")
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "running")]
+    show.yard.pass_by(minutes=15)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_an_archived_project_is_asked_once_a_day_and_the_reason_is_named(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    for method in ("POST", "PUT", "DELETE"):
+        show.server.fail(403, method=method)
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    for _ in range(6):
+        await show.settle()
+        show.yard.pass_by(hours=5)
+    before = len(show.server.requests)
+    for _ in range(18):
+        show.yard.pass_by(hours=4)
+        await show.settle()
+    assert len(show.server.requests) - before == 3, "in three days"
+    ((_, why),) = await show.yard.read(environments.refused)
+    assert why.endswith("or unarchive the project if it is archived (tried once a day by now, and for a new sandbox)")
+    show.server.restore()
+    show.yard.pass_by(days=1)
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_an_environment_that_may_be_left_in_a_deleted_project_is_looked_for_a_week_at_most(show: Show) -> None:
+    mr, known = await show.open()
+    show.server.fail(502, 1, method="POST", path="environments$")
+    show.server.fail(404, path=f"/projects/{show.project.id}/environments")
+    await show.yard.started(known)
+    await show.settle()
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    for _ in range(10):
+        await show.settle()
+        show.yard.pass_by(hours=25)
+    before = len(show.server.requests)
+    await show.settle()
+    assert len(show.server.requests) == before
+    assert await show.yard.read(lambda tx: tx.all("SELECT 1 FROM environments WHERE changes <> settled")) == []
 
 
 async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(show: Show) -> None:
@@ -667,7 +730,7 @@ async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_
     await show.settle()
     assert await show.yard.read(environments.refused) == (
         ("group/app", "GitLab does not let ravebot stop and delete its environments here: give its user the role "
-         "Developer in this project"),
+         "Developer in this project, or unarchive the project if it is archived"),
     )  # fmt: skip
     environment.protected = False
     show.yard.pass_by(minutes=2)
