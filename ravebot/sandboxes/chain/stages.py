@@ -159,9 +159,7 @@ class Chain:
 
     async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
         """Let in exactly the keys of the merge request's people, of the agents, and our own; returns the others'."""
-        keys = await self.letting_in.wanted(mr)
-        await self.letting_in.let_in(machine, keys)
-        return tuple(keys)
+        return await self.letting_in.begin(machine, mr)
 
     async def _setup(self, work: Work) -> str | None:
         commands = work.settings.setup
