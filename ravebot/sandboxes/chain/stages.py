@@ -18,7 +18,7 @@ from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider
 from ravebot.sandboxes import machine_life
-from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.guestjobs import GuestJobs, end_of
 from ravebot.sandboxes.chain.letting import LettingIn
 from ravebot.sandboxes.chain.results import Results, same
 from ravebot.sandboxes.chain.sources import Sources
@@ -178,7 +178,7 @@ class Chain:
                 tail = (tail or "") + f"GET {test.http}: answered\n"
             else:
                 tail = (tail or "") + await self._job(work, Stage.TEST, index, test.run)
-            tail = tail[-OUTPUT_LIMIT_BYTES:]  # of them all: a project may have many
+            tail = end_of(tail, OUTPUT_LIMIT_BYTES)  # of them all: a project may have many
         await self.results.collect(work.sandbox, work.machine, work.settings.junit)
         return tail
 
