@@ -72,7 +72,8 @@ def _complaint(detail: ErrorDetails, value: Value, root: type[BaseModel]) -> Com
     if kind == "string_pattern_mismatch":
         return Complaint(path, "wrong format: config.example.yaml shows the right one")
     if kind.startswith("url_"):
-        return Complaint(path, "write an address that begins with https:// or http://, like https://example.org")
+        example = "http://proxy.example.org:3128" if path[-1:] == ("proxy",) else "https://example.org"
+        return Complaint(path, f"write an address that begins with https:// or http://, like {example}")
     if kind == "string_type":
         return Complaint(path, "write text here; put quotes around a number, yes or no, and what begins with @, ! or #")
     if kind == "path_type":

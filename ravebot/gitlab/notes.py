@@ -57,10 +57,10 @@ def render_note(view: SandboxView, marker: str) -> str:
     parts = [f"{marker}\n### {_headline(view)}"]
     if view.notice and is_up(view):
         parts.append(f"⚠️ {said(_capital(view.notice))}")
-    if view.live:
-        parts += file_news(view.file)
     if result := failed_result(view):
         parts.append(details("The end of what it printed", log(result.tail)))
+    if view.live:
+        parts += file_news(view.file)
     if view.hint and view.live:
         parts.append(f"⚠️ {said(view.hint)}")
     if view.access:

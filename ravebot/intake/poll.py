@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -34,7 +34,7 @@ from ravebot.store.targets import Kind, NoteLane, RoomLane
 log = structlog.get_logger()
 
 _MOST_IN_A_ROW = 3
-"""After this many projects in a row that do not answer, GitLab counts as unavailable."""
+"""After this many projects, or merge requests of one, in a row that do not answer, GitLab counts as unavailable."""
 _LONGEST_WAIT_SECONDS = 60.0
 """Upper bound of the pause after a failed poll, so that recovery is noticed within a minute."""
 _LIST_EVERY = 6
@@ -59,6 +59,15 @@ class GroupListing:
     began: datetime
     whole: bool
     of: Mapping[int, Sequence[MergeRequest]]
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What of a project could not be read, though its list of merge requests could."""
+
+    refused: str = ""
+    """Comments that GitLab refuses; they are read when everything is asked for again."""
+    trouble: Unavailable | None = None
 
 
 class Poller:
@@ -149,12 +158,17 @@ class Poller:
                     await self.look_at(project_id)
                 except RavebotError as error:  # the next poll sees it
                     log.warning("project can't be looked at", project=path, error=str(error))
+                # A bug that an odd answer triggers must not end the bot.
+                except Exception:
+                    log.exception("project can't be looked at: this is a bug of ravebot's", project=path)
 
     async def look_at(self, project_id: int) -> None:
         """Poll one project, and its merge requests that are open no longer."""
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened) if mr.ref.project_id == project_id}
-        await self._project(project_id, None, missing)
-        await self._closed(missing)
+        gaps = await self._project(project_id, None, missing)
+        ended = await self._closed(missing)
+        if trouble := gaps.trouble or ended.get(project_id):
+            raise trouble
 
     async def _tell_of_token(self, error: RavebotError | None) -> None:
         """Tell the operators, once, that GitLab refuses the token, and when it takes it again."""
@@ -175,10 +189,12 @@ class Poller:
 
         `again`: also ask which projects there are, and for everything that is open, not only what was updated.
 
-        Raises Forbidden when we may see no project, Unavailable when none answers: at once when several in a row don't.
+        Raises Forbidden when we may see no project, Unavailable when none answers, or none wholly: at once when several
+        in a row don't.
         """
         refusals: dict[str, str] = {}
         unseen: dict[int, RavebotError] = {}
+        troubles: dict[int, Unavailable] = {}  # of projects that were seen, but not wholly
         in_a_row = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
         if again:
@@ -202,8 +218,12 @@ class Poller:
             try:
                 if isinstance(error := unseen.get(project_id), Unavailable):
                     raise error
-                if why := await self._project(project_id, listed.get(project_id), missing):
+                gaps = await self._project(project_id, listed.get(project_id), missing)
+                in_part = (seen := listed.get(project_id)) is not None and not seen.whole
+                if why := gaps.refused or (in_part and self.refusals.get(path)) or "":
                     refusals[path] = why
+                if gaps.trouble:
+                    troubles[project_id] = gaps.trouble
                 in_a_row = 0
             except (NotFound, Forbidden, Unavailable) as error:
                 log.warning("project can't be looked at", project=path, error=str(error))
@@ -222,23 +242,27 @@ class Poller:
                 in_part or elsewhere or ref.project_id in later or isinstance(unseen.get(ref.project_id), Unavailable)
             )
 
-        await self._closed(set(filter(may_be_over, missing)))
+        troubles = await self._closed(set(filter(may_be_over, missing))) | troubles
+        refusals |= {path: str(troubles[number]) for number, path in projects if number in troubles}
         for pattern in self._config.gitlab.projects:
             if not any(matches_project((pattern,), path) for _, path in projects):
                 refusals[pattern] = (
                     "the bot's user is a member of no such project, or it is archived: add the user as Developer,"
                     " or correct gitlab.projects"
                 )
-        refused = {number for number, path in projects if path in refusals}
         self._began = {
             group: seen.began
             for group, ids in self._groups.items()
-            if (seen := next((listed[number] for number in ids if number in listed), None)) and not ids & refused
+            if (seen := next((listed[number] for number in ids if number in listed), None))
+            and not ids & (unseen.keys() | troubles.keys())
         }
         self.refusals = refusals
-        if len(unseen) == len(projects):
-            if trouble := next((error for error in unseen.values() if isinstance(error, Unavailable)), None):
+        asked = {number for number, _ in projects} - later
+        if asked <= unseen.keys() | troubles.keys():
+            failed = (*unseen.values(), *troubles.values())
+            if trouble := next((error for error in failed if isinstance(error, Unavailable)), None):
                 raise trouble
+        if len(unseen) == len(projects):
             path, why = next(iter(refusals.items()))
             raise Forbidden(f"there is no project that ravebot may look at; {path}: {why}")
 
@@ -274,42 +298,66 @@ class Poller:
                 self._seen_in_groups.add(mr.ref.project_id)
         return GroupListing(began, since is None, of)
 
-    async def _closed(self, missing: set[MergeRequestRef]) -> None:
-        """Ask for those that are not listed as open any more."""
+    async def _closed(self, missing: set[MergeRequestRef]) -> dict[int, Unavailable]:
+        """Ask for those that are not listed as open any more; returns why some could not be seen, by project."""
+        troubles: dict[int, Unavailable] = {}
+        in_a_row = 0
         for ref in sorted(missing):
             try:
                 await self._told(await self._gitlab.merge_request(ref))
             except (NotFound, Forbidden) as error:
                 log.info("merge request can't be seen any more", project=ref.project_id, iid=ref.iid, error=str(error))
+            except Unavailable as error:
+                in_a_row += 1
+                troubles[ref.project_id] = _passed_over(ref, error, in_a_row)
+                continue
+            in_a_row = 0
+        return troubles
 
-    async def _project(self, project_id: int, listed: GroupListing | None, missing: set[MergeRequestRef]) -> str:
-        """Look at one; returns what of it was refused, or nothing. What was seen is not `missing` any more."""
-        began, refused = (listed.began if listed else self._clock.now()), ""
+    async def _project(self, project_id: int, listed: GroupListing | None, missing: set[MergeRequestRef]) -> Gaps:
+        """Look at one; what was seen is not `missing` any more. One merge request that can't be read hides no other."""
+        began, gaps, in_a_row = (listed.began if listed else self._clock.now()), Gaps(), 0
         first = await self._database.read(lambda tx: _first_look(tx, ProjectId(project_id))) is None
         found = listed.of[project_id] if listed else await self._gitlab.open_merge_requests(project_id)
         for mr in found:
             if mr.state != "opened" and mr.ref not in missing:
                 continue  # it ended, as we know
             missing.discard(mr.ref)
-            await self._told(mr)
-            if mr.state != "opened" or await self._database.read(partial(merge_requests.comments_are_read, mr=mr)):
+            try:
+                why = await self._merge_request(mr, began, first)
+            except Unavailable as error:
+                in_a_row += 1
+                gaps = replace(gaps, trouble=_passed_over(mr.ref, error, in_a_row))
                 continue
-            settled = mr.updated_at is not None and began - mr.updated_at >= _SETTLED
-            # The first poll executes no comment: those from before it need not be read.
-            if not (first and settled) and (why := await self._comments(mr)):
-                refused = f"comments on !{mr.ref.iid}: {why}"
-            elif settled:
-                await self._database.write(partial(merge_requests.set_comments_read, mr=mr))
+            if why is not None:
+                in_a_row = 0
+            if why:
+                gaps = replace(gaps, refused=f"comments on !{mr.ref.iid}: {why}")
         if first or listed is None or listed.whole:
             await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=began))
-        return refused
+        return gaps
+
+    async def _merge_request(self, mr: MergeRequest, began: datetime, first: bool) -> str | None:
+        """Handle one that is listed, and its comments; returns why they can't be read, None if they were not asked for.
+
+        The first poll executes no comment: those from before it need not be read.
+        """
+        await self._told(mr)
+        if mr.state != "opened" or await self._database.read(partial(merge_requests.comments_are_read, mr=mr)):
+            return None
+        settled = mr.updated_at is not None and began - mr.updated_at >= _SETTLED
+        why = None if first and settled else await self._comments(mr)
+        if settled and not why:
+            await self._database.write(partial(merge_requests.set_comments_read, mr=mr))
+        return why
 
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:
             may_start = _first_look(tx, ProjectId(mr.ref.project_id)) is not None
             return self._intents.merge_request_reported(tx, mr, RAVEBOT, may_start=may_start)
 
-        if await self._database.read(lambda tx: _first_look(tx, ProjectId(mr.ref.project_id))):
+        known = await self._database.read(lambda tx: _first_look(tx, ProjectId(mr.ref.project_id)))
+        if known and self._config.serves(mr.project_path):  # it may have been moved since
             await ProjectFiles(self._database, self._gitlab).know(mr)
         await self._database.write(write)
 
@@ -327,6 +375,14 @@ class Poller:
             if len(comments) < MOST_NOTES:
                 return ""
             seen = comments[-1].note_id
+
+
+def _passed_over(ref: MergeRequestRef, error: Unavailable, in_a_row: int) -> Unavailable:
+    """Go on without a merge request that GitLab does not show for now; raises what concerns all the others too."""
+    if isinstance(error, SlowDown | TokenRefused) or in_a_row == _MOST_IN_A_ROW:
+        raise error
+    log.warning("merge request can't be looked at", project=ref.project_id, iid=ref.iid, error=str(error))
+    return error
 
 
 def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:

@@ -28,7 +28,7 @@ from ravebot.sandboxes.model import (
 from ravebot.sandboxes.settings import of_merge_request, of_sandbox
 from ravebot.sandboxes.starting import StartGate, start_gate
 from ravebot.sandboxes.view import in_words
-from ravebot.store import environments, merge_requests, sandboxes
+from ravebot.store import environments, events, merge_requests, sandboxes
 from ravebot.store.database import Transaction
 from ravebot.store.signals import POOL
 
@@ -70,6 +70,10 @@ def _no(message: str, *advice: str) -> Outcome:
     return Outcome(False, message, Advice(*advice) if advice else None)
 
 
+def _not_served(mr: MergeRequest) -> str:
+    return f"{mr.project_path} is not one of gitlab.projects"
+
+
 @dataclass(frozen=True)
 class Intents:
     """Each method runs inside the caller's transaction."""
@@ -83,8 +87,12 @@ class Intents:
     ) -> str:
         """Handle the current state of a merge request at GitLab; returns what was done, for the log.
 
-        Without `may_start` (the merge request was open before ravebot was installed) it is only recorded.
+        Without `may_start` (the merge request was open before ravebot was installed) it is only recorded. So is one of
+        a project that is served no longer: its sandbox gets no new code, and ends in its time.
         """
+        served = self.config.serves(told.project_path)
+        if not served and merge_requests.get(tx, told.ref) is None:
+            return _not_served(told)
         before, mr = merge_requests.observe(tx, told)
         if mr.state in ("merged", "closed"):
             reason = EndReason.MERGED if mr.state == "merged" else EndReason.CLOSED
@@ -98,7 +106,7 @@ class Intents:
             return "nothing to end"
         sandbox = sandboxes.current(tx, mr.ref)
         if sandbox is not None:
-            if mr.head_sha and mr.head_sha != sandbox.sha:
+            if served and mr.head_sha and mr.head_sha != sandbox.sha:
                 return self._new_code(tx, sandbox, mr, actor)
             if before and self._shown(before) != self._shown(mr):
                 self.lifecycle.journal.refresh(tx, sandbox, mr)
@@ -106,6 +114,8 @@ class Intents:
                 tx.wake(POOL)
                 return "noted"
             return "nothing new"
+        if not served:
+            return _not_served(mr)
         first_commit = before is not None and not before.head_sha and bool(mr.head_sha)
         fresh = mr.state == "opened" and (before is None or before.state in ("closed", "merged") or first_commit)
         gate = self._gate(tx, mr)
@@ -119,8 +129,22 @@ class Intents:
         if why:
             self._waits(tx, mr)
             return f"waits: {why}"
+        latest = sandboxes.latest(tx, mr.ref)
+        if latest and self._stays_stopped(tx, latest, mr):
+            self.lifecycle.journal.refresh(tx, latest, mr)  # what to type next is another thing now
+            return "noted: a person stopped it"
         self.lifecycle.asked(tx, mr, Happened.START_ASKED, actor)
         return "queued"
+
+    def _stays_stopped(self, tx: Transaction, latest: Sandbox, mr: MergeRequest) -> bool:
+        """Whether a person stopped it at this commit: only a person's command starts it again. Whoever may reopen a
+        merge request, or mark it as ready, may not undo that: the author of a fork's could."""
+        if latest.sha != mr.head_sha:
+            return False
+        if latest.end_reason is EndReason.STOPPED:
+            return True
+        stopping = [one for one in events.of_sandbox(tx, latest.id) if one.kind is EventKind.SANDBOX_STOPPING]
+        return any(one.data.get("kept") == EndReason.STOPPED for one in stopping)
 
     def _shown(self, mr: MergeRequest) -> tuple[object, ...]:
         """What card and note show of it, or follows from it."""

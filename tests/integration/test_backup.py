@@ -354,7 +354,7 @@ def remade(backup: Path, change: Change, extra: tarfile.TarInfo | None = None) -
 
 def manifest_with(**changes: object) -> Change:
     def change(members: dict[str, bytes]) -> None:
-        members["manifest.json"] = json.dumps({**json.loads(members["manifest.json"]), **changes}).encode()
+        members["manifest.json"] = json.dumps({**json.loads(members["manifest.json"]), "seal": "", **changes}).encode()
 
     return change
 
@@ -362,8 +362,8 @@ def manifest_with(**changes: object) -> Change:
 def renamed(new: str) -> Change:
     def change(members: dict[str, bytes]) -> None:
         members[new] = members.pop(LOGIN)
-        text = members["manifest.json"].replace(LOGIN.encode(), new.encode())
-        members["manifest.json"] = text
+        manifest_with()(members)
+        members["manifest.json"] = members["manifest.json"].replace(LOGIN.encode(), new.encode())
 
     return change
 

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ravebot.sandboxes import machine_life
+from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.intents import Advice, Outcome
 from ravebot.sandboxes.model import Actor, EndReason, Person, Sandbox, SandboxState, Stage
 from ravebot.store import images, merge_requests, sandboxes
@@ -321,6 +323,61 @@ async def test_a_fork_whose_head_was_let_in_starts_again_when_it_is_reopened(wor
     assert await world.told(FORK) == "queued"
     await world.told(replace(FORK, state="closed"))
     assert await world.told(replace(FORK, head_sha=B)) == "waits: a fork's code needs approval"
+
+
+# What a person stopped.
+
+
+@pytest.fixture
+async def stopped_fork(waiting_drafts: World) -> World:
+    """A fork's sandbox, which a Developer let in and stopped."""
+    await waiting_drafts.told(FORK)
+    await wish(waiting_drafts, "start", A)
+    await wish(waiting_drafts, "stop")
+    await waiting_drafts.empty_outbox()
+    return waiting_drafts
+
+
+@pytest.mark.parametrize(
+    "between", [{"state": "closed"}, {"draft": True}, {"labels": ("sandbox::off",)}], ids=["closed", "draft", "label"]
+)
+async def test_what_a_person_stopped_nobody_starts_again_but_by_command(
+    stopped_fork: World, between: dict[str, Any]
+) -> None:
+    world = stopped_fork
+    await world.told(replace(FORK, **between))
+    await world.empty_outbox()
+    assert await world.told(FORK) == "noted: a person stopped it"
+    assert await count(world) == 1
+    assert await world.told_kinds() == ["matrix card", "gitlab note"], "they say what to type now"
+    assert (await wish(world, "start")).accepted
+    assert await count(world) == 2
+
+
+async def test_one_that_was_stopped_while_it_was_kept_after_a_failure_is_stopped_too(tmp_path: Path) -> None:
+    async with a_world(tmp_path, sandbox={"keep_failed": "30m"}) as world:
+        sandbox = replace(await world.claimed(MR), stage=Stage.SETUP)
+        await world.write(lambda tx: sandboxes.save(tx, sandbox))
+        await world.happens(sandbox, Happened.STAGE_FAILED, why="no libfoo", answers=True)
+        assert (await world.latest(MR)).is_kept
+        assert (await wish(world, "stop")).accepted
+        await world.told(replace(MR, state="closed"))
+        assert await world.told(MR) == "noted: a person stopped it"
+
+
+async def test_with_another_commit_a_stopped_one_that_is_reopened_starts_like_any_other(world: World) -> None:
+    await world.queued(MR)
+    await wish(world, "stop")
+    await world.told(replace(MR, state="closed"))
+    assert await world.told(replace(MR, head_sha=B)) == "queued"
+
+
+async def test_a_rebuild_or_a_start_after_the_stop_ends_its_effect(world: World) -> None:
+    await world.queued(MR)
+    await wish(world, "stop")
+    await wish(world, "start")
+    await world.told(replace(MR, state="closed"))
+    assert await world.told(MR) == "queued"
 
 
 # What people want.

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from ravebot.errors import Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.route import GitlabRoute
+from ravebot.gitlab.transport import TokenRefused
 from ravebot.intake.poll import Poller
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
@@ -210,7 +212,13 @@ async def test_projects_that_are_listed_one_by_one_are_polled_in_turn_while_thei
         config = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"projects": tuple(paths)})})
         world = made.world
         made.poller = Poller(
-            config, world.database, made.gitlab, world.intents, world.clock, lambda _: None, heard.__contains__
+            config,
+            world.database,
+            made.gitlab,
+            replace(world.intents, config=config),
+            world.clock,
+            lambda _: None,
+            heard.__contains__,
         )
         projects = {made.project.path: made.project} | {path: new_project(made, path) for path in paths[1:]}
 
@@ -230,6 +238,53 @@ async def test_projects_that_are_listed_one_by_one_are_polled_in_turn_while_thei
         heard.clear()
         assert await polled() == paths
         assert await live(made) == []
+
+
+async def test_a_poll_in_which_none_that_was_asked_answered_is_no_success(tmp_path: Path) -> None:
+    paths = ("group/app", "other/one", "other/two")
+    async with a_desk(tmp_path) as made:
+        for path in paths[1:]:
+            new_project(made, path)
+        world = made.world
+        config = world.config
+        config = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"projects": paths})})
+        intents = replace(world.intents, config=config)
+        poller = Poller(config, world.database, made.gitlab, intents, world.clock, lambda _: None, lambda _path: True)
+        await poller.look()
+        made.server.fail(401)
+        with pytest.raises(TokenRefused):
+            await poller.look(again=False)
+        made.server.restore()
+        made.server.fail(500)
+        with pytest.raises(Unavailable):
+            await poller.look(again=False)
+
+
+async def test_one_whose_comments_are_refused_makes_not_every_poll_ask_for_everything_of_its_group(desk: Desk) -> None:
+    one, _ = some_projects(desk, 2)
+    await desk.poller.look()
+    mr = opened_in(desk, one)
+    notes = f"/projects/{one.id}/merge_requests/{mr.iid}/notes"
+    desk.server.fail(403, path=notes)
+    await desk.poller.look(again=False)
+    assert "403" in desk.poller.refusals[one.path]
+    note = desk.server.comment(mr, desk.alice, "/sandbox stop")
+    assert note
+    note.created_at = note.updated_at = mr.updated_at = desk.world.clock.now()
+    for _ in range(4):
+        desk.world.pass_by(minutes=5)
+        before = len(desk.server.requests)
+        await desk.poller.look(again=False)
+        [group] = [request for request in desk.server.requests[before:] if "/groups/" in request.path]
+        assert "updated_after" in group.query
+        assert "403" in desk.poller.refusals[one.path]
+    assert await live(desk) == [f"{one.path}!1"]
+    desk.server.restore()
+    desk.world.pass_by(minutes=5)
+    await desk.poller.look()  # as every sixth does
+    assert desk.poller.refusals == {}
+    await desk.work()
+    assert await live(desk) == []
 
 
 async def test_the_requests_about_groups_are_as_gitlab_describes_them(desk: Desk) -> None:
@@ -297,6 +352,37 @@ async def test_a_project_that_was_moved_out_of_the_patterns_is_not_served_any_mo
     desk.server.close(mr)
     await desk.poller.look()
     assert await live(desk) == []
+
+
+async def test_a_project_that_was_moved_out_takes_no_new_code(desk: Desk) -> None:
+    new_project(desk, "group/stays")
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.poller.look()
+    [before] = await desk.world.read(sandboxes.live)
+    desk.server.move(desk.project, "elsewhere/app")
+    desk.server.push(mr, {"new.txt": "new"})
+    desk.world.pass_by(minutes=30)
+    await desk.poller.look()
+    [after] = await desk.world.read(sandboxes.live)
+    assert after.sha == before.sha != mr.sha
+    assert await live(desk) == [f"elsewhere/app!{mr.iid}"], "it is recorded under its new name"
+
+
+async def test_a_project_that_was_moved_out_gets_no_sandbox_for_one_that_waited(desk: Desk) -> None:
+    new_project(desk, "group/stays")
+    await desk.poller.look()
+    mr = desk.open("waits", labels=["sandbox::off"])
+    await desk.poller.look()
+    desk.server.move(desk.project, "elsewhere/app")
+    mr.labels = []
+    desk.world.pass_by(minutes=30)
+    await desk.poller.look()
+    await desk.poller.look_at(desk.project.id)
+    assert await live(desk) == []
+    desk.open("later")
+    await desk.poller.look_at(desk.project.id)
+    assert [one.ref.iid for one in await desk.world.read(merge_requests.opened)] == [mr.iid]
 
 
 @pytest.mark.parametrize("how", ["webhook", "poll"])

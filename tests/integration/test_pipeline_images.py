@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from ravebot.providers.base import MachineSpec
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
+from ravebot.sandboxes.pipelineimages import ImageState
 from ravebot.sandboxes.projectfiles import ProjectFiles
 from ravebot.store import pipeline_images
+from ravebot.store.database import Transaction
 from ravebot.store.signals import IMAGES
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest, Pipeline, Project, User, entities
 from tests.support.records import BY_ALICE
@@ -71,9 +73,18 @@ class Place:
     provider: Recorder
     folder: Path
     loop: asyncio.Task[None] | None = None
+    looks_until_full: int | None = None
+    """How often there is room on the host's disk; None: always."""
+
+    def left(self, _: Path) -> int:
+        if self.looks_until_full is None:
+            return 1024**4
+        self.looks_until_full -= 1
+        return 1024**4 if self.looks_until_full >= 0 else -1
 
     def run(self) -> None:
-        loop = PipelineImageLoop(self.yard.config, self.yard.database, self.yard.lifecycle, self.gitlab.pipelines)
+        yard = self.yard
+        loop = PipelineImageLoop(yard.config, yard.database, yard.lifecycle, self.gitlab.pipelines, self.left)
         self.loop = asyncio.create_task(loop.run())
 
     async def stop(self) -> None:
@@ -448,6 +459,60 @@ async def test_what_a_kill_interrupts_is_begun_anew_and_leaves_nothing(place: Pl
     place.run()
     await place.is_in(mr, "ready")
     assert place.kept() == [f"{place.project.id}-{digest(image)}.qcow2"]
+
+
+@pytest.mark.parametrize("state", [ImageState.FETCHING, ImageState.CONVERTING])
+async def test_a_kill_in_the_middle_of_a_step_has_the_step_begun_anew(
+    place: Place, tmp_path: Path, state: ImageState
+) -> None:
+    mr = await place.open()
+    await place.waits_for(mr, "its pipeline")
+    await place.stop()
+    image = an_image(tmp_path)
+    job, ref = place.builds(mr, image), place.known(mr).ref
+
+    def die(tx: Transaction) -> None:
+        known = pipeline_images.get(tx, ref, mr.sha)
+        assert known
+        at: dict[str, Any] = {"job_project_id": place.project.id, "job_id": job.id, "job_name": "build", "path": PATH}
+        pipeline_images.save(tx, replace(known, state=state, next_look_at=None, digest=digest(image), **at))
+
+    await place.yard.write(die)
+    place.run()
+    await place.is_in(mr, "ready")
+    assert place.kept() == [f"{place.project.id}-{digest(image)}.qcow2"]
+
+
+async def test_an_image_that_somebody_removed_is_made_again(place: Place, tmp_path: Path) -> None:
+    image = an_image(tmp_path)
+    mr = await place.open()
+    place.builds(mr, image)
+    await place.is_in(mr, "ready")
+    place.started_from()[0].unlink()
+    place.yard.pass_by(seconds=61)
+    place.yard.database.signals.wake(IMAGES)
+
+    async def forgotten() -> bool:
+        return await place.yard.read(pipeline_images.files) == ()
+
+    await place.until(forgotten)
+    known = await place.yard.mr(place.known(mr))
+    await place.yard.write(lambda tx: place.yard.intents.rebuild(tx, known, BY_ALICE))
+    await place.is_in(mr, "ready")
+    assert (place.downloads(), len(place.kept())) == (2, 1)
+
+
+@pytest.mark.parametrize("looks", [0, 3, 4, 5])
+async def test_a_disk_that_fills_meanwhile_ends_the_work_without_a_trace_until_there_is_room(
+    place: Place, tmp_path: Path, looks: int
+) -> None:
+    place.looks_until_full = looks
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await place.waits_for(mr, "the host of the sandboxes is short of disk for the image")
+    assert place.kept() == []
+    place.looks_until_full = None
+    await place.is_in(mr, "ready")
 
 
 async def test_a_broken_connection_is_tried_again(place: Place, tmp_path: Path) -> None:

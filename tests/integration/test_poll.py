@@ -6,10 +6,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from ravebot.errors import Unavailable
+from ravebot.gitlab.client import GitLab
 from ravebot.intake.poll import Poller
-from ravebot.sandboxes.model import RAVEBOT
+from ravebot.sandboxes.model import RAVEBOT, MergeRequest
 from ravebot.store import inbox, merge_requests, restored, sandboxes
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.support.gitlab import DEVELOPER, GUEST
@@ -136,6 +138,49 @@ async def test_comments_that_could_not_be_read_are_read_at_the_next_look(desk: D
     await desk.poller.look()
     await desk.work()
     assert await desk.states() == ["queued"]
+
+
+async def test_one_merge_request_that_gitlab_can_not_show_hides_no_others_end(desk: Desk) -> None:
+    await desk.poller.look()
+    first, second = desk.open("one"), desk.open("two")
+    await desk.poller.look()
+    for mr in (first, second):
+        desk.server.merge(mr)
+    desk.server.fail(500, path=f"/merge_requests/{first.iid}$")
+    with pytest.raises(Unavailable):
+        await desk.poller.look()
+    assert [mr.ref.iid for mr in await desk.world.read(merge_requests.opened)] == [first.iid]
+    desk.server.restore()
+    await desk.poller.look()
+    assert await desk.states() == []
+
+
+async def test_one_merge_request_whose_file_or_comments_gitlab_can_not_show_hides_no_other(desk: Desk) -> None:
+    await desk.poller.look()
+    first, second, third = desk.open("one"), desk.open("two"), desk.open("three")
+    desk.server.push(first, {".rave.yml": "lifetime: 3h\n"})
+    desk.server.fail(500, 1, path="/repository/files")
+    desk.server.fail(500, path=f"/merge_requests/{second.iid}/notes")
+    with pytest.raises(Unavailable):
+        await desk.poller.look()
+    seen = {mr.ref.iid for mr in await desk.world.read(merge_requests.opened)}
+    assert seen == {second.iid, third.iid}
+    await desk.say(third, desk.alice, "/sandbox stop", webhook=False)
+    with pytest.raises(Unavailable):
+        await desk.poll_again(third)
+    await desk.work()
+    assert await desk.states() == ["queued", "queued"], "that of the first and of the second"
+
+
+async def test_a_gitlab_that_shows_no_merge_request_is_asked_for_three(desk: Desk) -> None:
+    await desk.poller.look()
+    for number in range(9):
+        desk.open(f"branch-{number}")
+    desk.server.fail(500, path="/notes")
+    before = len(desk.server.requests)
+    with pytest.raises(Unavailable):
+        await desk.poller.look()
+    assert sum(one.path.endswith("/notes") for one in desk.server.requests[before:]) == 3
 
 
 async def test_only_what_asks_something_of_us_goes_to_the_inbox(desk: Desk) -> None:
@@ -279,6 +324,7 @@ async def test_a_command_that_was_obeyed_is_not_obeyed_again_when_its_merge_requ
     await desk.work()
     desk.world.clock.advance(timedelta(days=15))
     await desk.world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14)))
+    desk.server.push(mr, {"new": b"x"})  # at the stopped commit it would start by command only
     desk.server.reopen(mr)
     await desk.poller.look()
     await desk.work()
@@ -363,3 +409,39 @@ async def test_what_is_asked_for_is_looked_at_before_the_next_poll_and_a_project
                 await asyncio.sleep(0.005)
     finally:
         running.cancel()
+
+
+class OddAnswers(GitLab):
+    """A GitLab whose list of merge requests can't be made sense of while it is `odd`."""
+
+    odd = False
+
+    async def open_merge_requests(self, project_id: int) -> list[MergeRequest]:
+        if self.odd:
+            raise KeyError("an odd answer")
+        return await super().open_merge_requests(project_id)
+
+
+async def test_a_bug_while_one_project_is_looked_at_does_not_end_the_poller(desk: Desk) -> None:
+    gitlab, world = OddAnswers(desk.server.url, desk.server.token_for(desk.bot)), desk.world
+    poller = Poller(world.config, world.database, gitlab, world.intents, world.clock, lambda _ok: None)
+    running = asyncio.create_task(poller.run())
+    try:
+        async with asyncio.timeout(10):
+            while poller.looked_at is None:
+                await asyncio.sleep(0.005)
+            gitlab.odd = True
+            with capture_logs() as logs:
+                poller.ask_for(desk.project.id, "group/app")
+                while not logs and not running.done():
+                    await asyncio.sleep(0.005)
+            assert "a bug of ravebot's" in logs[0]["event"]
+            gitlab.odd = False
+            desk.open()
+            poller.ask_for(desk.project.id, "group/app")
+            while await desk.states() != ["queued"]:
+                await asyncio.sleep(0.005)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await gitlab.close()

@@ -539,6 +539,7 @@ def test_a_path_that_is_no_file_is_told_so(tmp_path: Path, what: str, says: str)
         ("projects: [group/app]}", "projects: [group/other]}", "group/other is not among gitlab.projects"),
         ("host: sandboxes.", "host: x.gitlab.", "lies below GitLab's host name"),
         ('  admins: ["@ops:example.org"]\n', "", "nobody can invite"),
+        ("provider:", "limits: {memory: 64MiB}\nprovider:", "limits.memory: is below sandbox.memory"),
         ("provider:", 'api: {listen: "0.0.0.0:8081"}\nprovider:', "api.listen: is reached from other hosts"),
     ],
 )

@@ -180,6 +180,15 @@ def test_an_update_that_failed_shows_the_end_of_its_output_in_a_box() -> None:
     assert kinds.count("fence") == 1
 
 
+def test_the_output_of_a_failure_stands_before_what_is_said_of_the_project_s_file() -> None:
+    failed = (StageResult(Stage.SETUP, False, 12, tail="no libfoo-dev"),)
+    news = FileNews(("`.rave.yml` asks for 64 vcpus; it gets 4",))
+    shown = view(stages=failed, file=news, notice="set-up failed")
+    shown = replace(shown, sandbox=replace(shown.sandbox, notice=shown.notice))
+    note = render_note(shown, MARKER)
+    assert -1 < note.find("no libfoo-dev") < note.find("asks for 64 vcpus")
+
+
 def test_an_update_under_way_names_both_commits() -> None:
     updating = view()
     updating = replace(updating, sandbox=replace(updating.sandbox, running_sha=OLD, stage=Stage.SETUP))

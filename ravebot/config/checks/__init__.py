@@ -30,6 +30,5 @@ def check(config: Config) -> Remarks:
         *projects.useless_limits(config),
         *agents.useless_agents(config),
         *models.useless_models(config),
-        *projects.useless_limits(config),
     )
     return Remarks(errors, warnings)

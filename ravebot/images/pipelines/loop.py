@@ -6,10 +6,12 @@ Nothing is remembered only here: each look at the database finds what is to be d
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -18,6 +20,7 @@ from ravebot.config.model import Config
 from ravebot.errors import RavebotError, StoreError
 from ravebot.gitlab.pipelines import Pipelines
 from ravebot.images.pipelines.making import ImageMaker, ImageTask
+from ravebot.images.pipelines.room import left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages, settings
 from ravebot.sandboxes.decide import Happened
@@ -47,7 +50,15 @@ class ImagePlan:
 class PipelineImageLoop:
     """Does nothing where the operator has not switched such images on."""
 
-    def __init__(self, config: Config, database: Database, lifecycle: Lifecycle, pipelines: Pipelines) -> None:
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        lifecycle: Lifecycle,
+        pipelines: Pipelines,
+        left: Callable[[Path], int] = left_bytes,
+    ) -> None:
+        self._left = left
         self._config = config
         self._database = database
         self._lifecycle = lifecycle
@@ -62,7 +73,9 @@ class PipelineImageLoop:
             return
         workshop = ImageWorkshop(kept.folder)
         with ThreadPoolExecutor(1, thread_name_prefix="pipeline-image") as threads:
-            maker = ImageMaker(kept, self._config, self._database, self._pipelines, workshop, threads, self._changed)
+            maker = ImageMaker(
+                kept, self._config, self._database, self._pipelines, workshop, threads, self._changed, self._left
+            )
             prepared = False
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -156,11 +169,13 @@ class PipelineImageLoop:
             tx.wake(POOL)
 
     async def _tidy(self, workshop: ImageWorkshop, most_bytes: int) -> None:
-        """Remove the least recently used files above the limit."""
+        """Forget files that somebody removed, and remove the least recently used ones above the limit."""
         now = await self._database.read(lambda tx: tx.now)
         if not is_due(self._tidied, _TIDY_EVERY, now):
             return
         self._tidied = now
+        known = await self._database.read(pipeline_images.files)
+        await self._drop(await asyncio.to_thread(workshop.gone, [file.image for file in known]))
         for image in await self._database.write(lambda tx: _surplus(tx, most_bytes)):
             log.info("image removed, as others were used more recently", image=image)
             await asyncio.to_thread(workshop.remove, image)

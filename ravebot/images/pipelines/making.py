@@ -19,7 +19,7 @@ from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, Unavailab
 from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import Abandoned, WorkGuard
+from ravebot.images.pipelines.room import Abandoned, WorkGuard, left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages
 from ravebot.sandboxes.pipelineimages import ImageFile, ImageKey, ImageState, ImageWish, PipelineImage
@@ -42,7 +42,8 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class ImageMaker:
-    """Makes images. `changed` is called in each transaction that changes a row; `threads` convert."""
+    """Makes images. `changed` is called in each transaction that changes a row; `threads` convert; `left`: how much may
+    still be written to a folder."""
 
     kept: PipelineImagesConfig
     config: Config
@@ -51,6 +52,7 @@ class ImageMaker:
     workshop: ImageWorkshop
     threads: ThreadPoolExecutor
     changed: Callable[[Transaction, PipelineImage], None]
+    left: Callable[[Path], int] = left_bytes
     converting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def work(self, task: ImageTask) -> None:
@@ -103,7 +105,7 @@ class ImageMaker:
         assert image.job_project_id is not None
         assert image.job_id is not None
         late = "GitLab took more than half an hour to send it: make it smaller"
-        guard = WorkGuard(self.workshop.folder, stopping, time.monotonic() + _FETCH_SECONDS, late)
+        guard = WorkGuard(self.workshop.folder, stopping, time.monotonic() + _FETCH_SECONDS, late, self.left)
 
         def look(to_come: int) -> None:
             guard()
@@ -120,7 +122,7 @@ class ImageMaker:
     async def _convert(self, image: PipelineImage, work: Path, digest: str, stopping: threading.Event) -> None:
         assert image.job_project_id is not None
         late = "it took more than 20 minutes to convert it: make it with `qemu-img convert -O qcow2`"
-        guard = WorkGuard(self.workshop.folder, stopping, time.monotonic() + _CONVERT_SECONDS, late)
+        guard = WorkGuard(self.workshop.folder, stopping, time.monotonic() + _CONVERT_SECONDS, late, self.left)
         target = self.workshop.name(image.job_project_id, digest)
         limits = ConvertLimits(max(self.config.sandbox.disk, self.config.limits.disk), self.kept.keep)
         began = time.monotonic()

@@ -111,9 +111,7 @@ def _every_cluster(descriptor: int, tables: _Tables, file_bytes: int) -> None:
         entries = _numbers(descriptor, table, cluster // 8)
         if len(entries) < cluster // 8:
             raise _cut_off()
-        for entry in entries[:: tables.entry_bytes // 8]:
-            if not entry:
-                continue
+        for entry in filter(None, entries[:: tables.entry_bytes // 8]):
             if entry & _COMPRESSED:
                 if entry & ((1 << sector_bits) - 1) >= file_bytes:
                     raise _cut_off()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,24 +29,25 @@ def left_bytes(folder: Path) -> int:
 @dataclass(frozen=True)
 class WorkGuard:
     """Called now and then by whoever works; raises Abandoned, PipelineImageRefused or Unavailable. `until` is of
-    `time.monotonic`, `what` is said of work that takes longer."""
+    `time.monotonic`, `what` is said of work that takes longer; `left`: how much may still be written to a folder."""
 
     folder: Path
     stopping: threading.Event
     until: float
     what: str
+    left: Callable[[Path], int] = left_bytes
 
     def __call__(self) -> None:
         if self.stopping.is_set():
             raise Abandoned("ravebot is stopping, or nobody needs the image any more")
         if time.monotonic() > self.until:
             raise PipelineImageRefused(self.what)
-        if left_bytes(self.folder) < 0:
+        if self.left(self.folder) < 0:
             raise HostDiskShort
 
     def needs(self, count: int) -> None:
         """Raise unless there is room for so much more."""
-        if (left := left_bytes(self.folder)) < count:
+        if (left := self.left(self.folder)) < count:
             raise HostDiskShort(f"{in_bytes(count)} are needed, {in_bytes(max(0, left))} may be written")
 
 

@@ -37,6 +37,10 @@ class ImageWorkshop:
                     shutil.rmtree(inner)
             elif str(left) not in known:
                 left.unlink()
+        return self.gone(known)
+
+    def gone(self, known: Collection[str]) -> frozenset[str]:
+        """Those of the known files that are not there."""
         return frozenset(path for path in known if not Path(path).is_file())
 
     def begin(self) -> Path:

@@ -11,7 +11,7 @@ from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.environments.model import EnvironmentRecord, EnvironmentState, without_environment
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import Actor
-from ravebot.store import environments, sandboxes
+from ravebot.store import environments, restored, sandboxes
 from ravebot.store.database import Transaction
 
 GITLAB = Actor("gitlab", "somebody")
@@ -51,6 +51,8 @@ def take_note(tx: Transaction, lifecycle: Lifecycle, looked_at: EnvironmentRecor
     after = without_environment(known) if gone else replace(known, state=EnvironmentState.STOPPING)
     environments.save(tx, after)
     environments.touch(tx, known.ref)
+    restored_at = restored.seen(tx)  # since the backup was made, we may have stopped it ourselves
+    from_before = restored_at is not None and (known.seen_at is None or known.seen_at < restored_at)
     sandbox = sandboxes.current(tx, known.ref)
-    if sandbox is not None and sandbox.id <= known.seen_with:
+    if sandbox is not None and sandbox.id <= known.seen_with and not from_before:
         lifecycle.happened(tx, sandbox, Happened.END_ASKED, GITLAB, why=DELETED if gone else STOPPED)

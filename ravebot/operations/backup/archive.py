@@ -10,7 +10,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -49,7 +49,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup says of itself. `head` is the hash of the newest of its `events`."""
+    """What a backup says of itself. `head` is the hash of the newest of its `events`.
+
+    `seal`: the SHA-256 of the manifest's text with an empty seal; backups of early versions have none.
+    """
 
     format: int
     ravebot: Annotated[str, Field(max_length=100)]
@@ -60,6 +63,7 @@ class Manifest:
     events: int
     head: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     members: dict[str, Content]
+    seal: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 _MANIFESTS = TypeAdapter(Manifest)
@@ -67,7 +71,8 @@ _MANIFESTS = TypeAdapter(Manifest)
 
 def write(file: BinaryIO, manifest: Manifest, sources: Mapping[str, Path], check: Callable[[], None]) -> None:
     """Write the manifest and the files; `check` is called again and again, and may raise to break off."""
-    text = to_json(manifest, indent=2) + b"\n"
+    bare = to_json(replace(manifest, seal=""), indent=2) + b"\n"
+    text = bare.replace(b'"seal": ""', f'"seal": "{hashlib.sha256(bare).hexdigest()}"'.encode())
     _write_header(file, MANIFEST, len(text), manifest.made_at)
     file.write(text + _padding(len(text)))
     for name, path in sources.items():
@@ -119,6 +124,8 @@ def _read(path: Path, file: BinaryIO, folder: Path | None, check: Callable[[], N
     text = file.read(size)
     _skip_padding(file, size)
     manifest = _MANIFESTS.validate_json(text)
+    if manifest.seal and manifest.seal != hashlib.sha256(text.replace(manifest.seal.encode(), b"")).hexdigest():
+        raise tarfile.ReadError("the manifest is damaged")
     if manifest.format != FORMAT:
         raise BackupUnusable(f"{path} is of a newer ravebot ({manifest.ravebot}): install that one, then restore")
     if {DATABASE, INSTANCE_ID} - manifest.members.keys() or manifest.members.keys() - {DATABASE, INSTANCE_ID, LOGIN}:
@@ -153,7 +160,7 @@ def _read(path: Path, file: BinaryIO, folder: Path | None, check: Callable[[], N
             if target is not None:
                 target.close()
         _skip_padding(file, size)
-    return manifest
+    return replace(manifest, seal="")
 
 
 def _check_space(path: Path, folder: Path, needed: int) -> None:

@@ -102,7 +102,7 @@ def check(
 
 
 @app.command(
-    epilog="For example: `ravebot project schema > rave.schema.json`; docs/gitlab.md shows how editors use it."
+    epilog="For example: `ravebot project schema > .rave.schema.json`; docs/gitlab.md shows how editors use it."
 )
 def schema() -> None:
     """Print the JSON schema of .rave.yml, for editors."""
