@@ -1,21 +1,25 @@
 """Reads JUnit reports, which come from guests: any bytes are answered with counts or one line, in bounded memory.
 
-No tree is built, entities and document types are refused, and depth and the number of elements have limits.
+No tree is built, entities and document types are refused, and depth and the number of elements have limits. Texts are
+masked before they are cut to what is kept: half a secret would not be known as one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
+from ravebot.sandboxes.masking import masked
 from ravebot.sandboxes.results import LONGEST_MESSAGE, LONGEST_NAME, MOST_CASES, CaseCounts, FailedCase
 
 _DEEPEST = 50
 _MOST_ELEMENTS = 200_000
 _LONGEST_TIME = 10.0**7
+_MOST_READ = 8_192  # characters of a text that are looked at for secrets
 _FAILED = frozenset(("failure", "error"))
 
 
@@ -23,9 +27,9 @@ class _TooMuchError(Exception):
     """A report beyond the limits; its text says which."""
 
 
-def read_report(content: bytes) -> CaseCounts:
+def read_report(content: bytes, mask: Callable[[str], str] = masked) -> CaseCounts:
     """What one report says. One that is wrong counts no test, and has one problem. May take a second: use a thread."""
-    reader = _CaseReader()
+    reader = _CaseReader(mask)
     parser = DefusedXMLParser(target=reader, forbid_dtd=True)
     try:
         parser.feed(content)
@@ -51,7 +55,8 @@ def _wrong(why: str) -> CaseCounts:
 class _CaseReader:
     """Counts while the parser reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Callable[[str], str]) -> None:
+        self._mask = mask
         self.is_report = False
         self._depth = 0
         self._elements = 0
@@ -82,22 +87,22 @@ class _CaseReader:
             self._begin(attributes)
         elif self._name is not None and name in _FAILED and self._how != "failed":
             self._how = "failed"
-            self._message = attributes.get("message", "")[:LONGEST_MESSAGE]
+            self._message = _beginning(attributes.get("message", ""))
             if not self._message.strip():
                 self._text, self._length = [], 0
         elif self._name is not None and name == "skipped" and not self._how:
             self._how = "skipped"
 
     def data(self, text: str) -> None:
-        if self._text is not None and self._length < LONGEST_MESSAGE:
-            self._text.append(text[:LONGEST_MESSAGE])
+        if self._text is not None and self._length <= _MOST_READ:
+            self._text.append(text[: _MOST_READ + 1])
             self._length += len(text)
 
     def end(self, tag: str) -> None:
         self._depth -= 1
         name = tag.rpartition("}")[2]
         if name in _FAILED and self._text is not None:
-            self._message, self._text = "".join(self._text).strip()[:LONGEST_MESSAGE], None
+            self._message, self._text = _beginning("".join(self._text)).strip(), None
         if name == "testcase" and self._name is not None:
             self._finish(self._name)
 
@@ -105,8 +110,8 @@ class _CaseReader:
         """As the parser's interface wants."""
 
     def _begin(self, attributes: dict[str, str]) -> None:
-        group, name = attributes.get("classname", "")[:LONGEST_NAME], attributes.get("name", "")[:LONGEST_NAME]
-        self._name = ".".join(part for part in (group, name) if part)[:LONGEST_NAME] or "a test without a name"
+        parts = [_beginning(attributes.get(part, "")) for part in ("classname", "name")]
+        self._name = ".".join(part for part in parts if part) or "a test without a name"
         self._how = self._message = ""
         self._seconds += _seconds(attributes.get("time", ""))
 
@@ -116,8 +121,17 @@ class _CaseReader:
         if self._how == "failed":
             self._failed += 1
             if len(self._failures) < MOST_CASES:
-                self._failures.append(FailedCase(name, self._message))
+                shown = self._mask(name)[:LONGEST_NAME], self._mask(self._message)[:LONGEST_MESSAGE]
+                self._failures.append(FailedCase(*shown))
         self._name, self._text = None, None
+
+
+def _beginning(text: str) -> str:
+    """As much as is looked at, without the word that the cut goes through."""
+    if len(text) <= _MOST_READ:
+        return text
+    cut = text[:_MOST_READ]
+    return cut[: -len(cut.split()[-1])] if cut.rstrip() == cut and len(cut.split(maxsplit=1)) == 2 else cut
 
 
 def _seconds(text: str) -> float:

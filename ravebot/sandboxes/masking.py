@@ -31,7 +31,7 @@ _TOKEN = re.compile(
     | (?<![\w-]) eyJ [\w-]{10,500} \. [\w-]{10,2000} \. [\w-]{5,1000}
     """.replace("_EDGE_", _EDGE)
 )
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"<>]{1,500}(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")  # up to the last @: many a password has one
 _HEADER = re.compile(
     r"(?i)\b(authorization:\s{0,9}(?:bearer|basic)\s{1,9}|(?:private|job|deploy)-token:\s{0,9})[\w.~+/=-]{8,}"
     r"|\b(bearer\s{1,9})[\w.~+/=-]{20,}"

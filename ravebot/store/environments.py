@@ -77,9 +77,9 @@ def refused(tx: Transaction) -> tuple[tuple[str, str], ...]:
     """By project: what GitLab refuses there, as far as a sandbox lives or something of ours is left."""
     rows = tx.all(
         "SELECT DISTINCT m.project_path AS path,"
-        " CASE WHEN e.environment_refused <> '' THEN e.environment_refused ELSE e.status_refused END AS why"
+        " COALESCE(NULLIF(e.environment_refused, ''), NULLIF(e.deployment_refused, ''), e.status_refused) AS why"
         " FROM environments e JOIN merge_requests m ON m.project_id = e.project_id AND m.iid = e.iid"
-        " WHERE (e.environment_refused <> '' OR e.status_refused <> '')"
+        " WHERE (e.environment_refused <> '' OR e.deployment_refused <> '' OR e.status_refused <> '')"
         " AND (e.environment_id IS NOT NULL OR EXISTS (SELECT 1 FROM sandboxes s WHERE s.project_id = e.project_id"
         " AND s.iid = e.iid AND s.state <> 'ended'))"
         " ORDER BY m.project_path, why"

@@ -1,4 +1,4 @@
-"""Which SSH keys a machine was last made to let in, and whose they are."""
+"""Whose SSH keys a machine was last made to let in, and lost ones whose sessions may be open still."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def of_machine(tx: Transaction, machine_id: MachineId) -> dict[str, str]:
 
 
 def save(tx: Transaction, machine_id: MachineId, keys: Mapping[str, str]) -> None:
-    """These are all that it lets in."""
+    """These are all."""
     forget(tx, machine_id)
     for key, whose in keys.items():
         tx.execute("INSERT INTO granted_keys (machine_id, key, whose) VALUES (?, ?, ?)", (machine_id, key, whose))

@@ -85,6 +85,26 @@ async def test_a_failed_sandbox_is_told_with_its_reason_and_the_end_of_the_outpu
     assert heard.error == "", "output can't be taken for a fact"
 
 
+async def test_a_token_that_set_up_prints_does_not_reach_the_job(yard: CiYard) -> None:
+    token = "glpat-abcdefghij0123456789"
+    printed = (
+        f"clone https://ci:p@ss-{token}@host/x\nPRIVATE-TOKEN: {token}\n\x1b[1m{token[:9]}\x1b[0m{token[9:]}\nend\n"
+    )
+    yard.yard.provider.answers[HOW_A_JOB_GOES] = RunResult(0, f"3\n{printed}")
+    job = yard.job()
+    await yard.get(job)
+    for _ in range(40):
+        await yard.yard.go()
+        yard.yard.pass_by(seconds=1)
+        heard = await yard.get(job)
+        if heard.status != 202:
+            break
+    assert (heard.status, heard.log[-1].strip()) == (422, "end")
+    said = str(heard)
+    assert said.count("[masked]") >= 3
+    assert not any(part in said for part in ("abcdefghij", "0123456789", "p@ss", "ss-"))
+
+
 async def test_an_older_commits_job_hears_that_it_is_overtaken(yard: CiYard) -> None:
     job = yard.job()
     await yard.get(job)

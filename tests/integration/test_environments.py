@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,11 +112,11 @@ async def settle(world: World, loop: EnvironmentLoop, seconds: float = 5) -> Non
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await world.write(lambda _: None)  # after the loop's last look, which must not see a clock that is moved next
 
 
 def _is_settled(tx: Transaction) -> bool:
-    rows = tx.all("SELECT next_at FROM environments WHERE changes <> settled")
-    return all(row["next_at"] is not None and row["next_at"] > tx.now_us for row in rows)
+    return environments.due(tx, (), 1) == ()
 
 
 class Died(Exception):
@@ -475,7 +475,6 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
     mr, known = await show.open()
     await show.yard.started(known)
     await show.settle()
-    show.server.fail(403, 1, method="PUT", path="deployments")  # so that the first one's id is not kept as the newest
     await show.yard.until(lambda: show.yard.is_in(known, "ready"))
     await show.settle()
     environment = show.environment(mr)
@@ -487,7 +486,7 @@ async def test_a_request_that_got_lost_takes_no_other_deployment_of_the_commit_f
         other = show.server.state.add_deployment(environment, mr.sha, mr.branch, show.bot, "failed")
         other.of_a_job, other.created_at = of_a_job, other.created_at if of_a_job else NOON - timedelta(hours=1)
     await show.calm()
-    assert show.deployments() == [(mr.sha, status) for status in ("running", "failed", "failed", "success")]
+    assert show.deployments() == [(mr.sha, status) for status in ("success", "failed", "failed", "success")]
     record = await show.yard.read(lambda tx: environments.get(tx, known.ref))
     assert record
     assert record.deployment_id == max(show.project.deployments)
@@ -541,6 +540,70 @@ async def test_a_deployment_that_is_refused_costs_only_the_deployment(show: Show
     assert environment.external_url == "https://sandboxes.example.org:43000/"
     assert show.deployments() == []
     assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+    ((_, why),) = await show.yard.read(environments.refused)
+    assert "deployment" in why
+    show.server.restore()
+    show.yard.pass_by(minutes=15)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_a_deployment_whose_end_is_refused_once_does_not_run_for_ever(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    await show.settle()
+    show.server.fail(403, 1, method="PUT", path="deployments")
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "running")]
+    show.yard.pass_by(minutes=15)
+    await show.settle()
+    assert show.deployments() == [(mr.sha, "success")]
+    assert await show.yard.read(environments.refused) == ()
+
+
+async def test_an_archived_project_is_asked_once_a_day_and_the_reason_is_named(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    for method in ("POST", "PUT", "DELETE"):
+        show.server.fail(403, method=method)
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    for _ in range(6):
+        await show.settle()
+        show.yard.pass_by(hours=5)
+    before = len(show.server.requests)
+    for _ in range(18):
+        show.yard.pass_by(hours=4)
+        await show.settle()
+    assert len(show.server.requests) - before == 3, "in three days"
+    ((_, why),) = await show.yard.read(environments.refused)
+    assert why.endswith("or unarchive the project if it is archived (tried once a day by now, and for a new sandbox)")
+    show.server.restore()
+    show.yard.pass_by(days=1)
+    await show.settle()
+    assert show.environment(mr) is None
+
+
+async def test_an_environment_that_may_be_left_in_a_deleted_project_is_looked_for_a_week_at_most(show: Show) -> None:
+    mr, known = await show.open()
+    show.server.fail(502, 1, method="POST", path="environments$")
+    show.server.fail(404, path=f"/projects/{show.project.id}/environments")
+    await show.yard.started(known)
+    await show.settle()
+    show.server.merge(mr)
+    await show.yard.told(await show.known(mr))
+    await show.yard.until(lambda: show.yard.is_in(known, "ended"))
+    for _ in range(10):
+        await show.settle()
+        show.yard.pass_by(hours=25)
+    before = len(show.server.requests)
+    await show.settle()
+    assert len(show.server.requests) == before
+    assert await show.yard.read(lambda tx: tx.all("SELECT 1 FROM environments WHERE changes <> settled")) == []
 
 
 async def test_new_code_gets_a_deployment_of_its_own_and_the_old_status_ends(show: Show) -> None:
@@ -668,7 +731,7 @@ async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_
     await show.settle()
     assert await show.yard.read(environments.refused) == (
         ("group/app", "GitLab does not let ravebot stop and delete its environments here: give its user the role "
-         "Developer in this project"),
+         "Developer in this project, or unarchive the project if it is archived"),
     )  # fmt: skip
     environment.protected = False
     show.yard.pass_by(minutes=2)
@@ -776,3 +839,82 @@ async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show:
     stops.ask_for(show.project.id)
     await stops.look()
     assert (await show.yard.latest(known)).state.value == "stopping"
+
+
+async def test_a_stop_is_seen_though_the_clock_was_set_back(show: Show) -> None:
+    show.yard.pass_by(days=1)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    environment = show.environment(mr)
+    assert environment
+    show.server.stop_environment(environment)
+    show.yard.pass_by(days=-1)
+    await show.stops().look()
+    assert (await show.yard.latest(known)).state.value == "stopping"
+
+
+async def test_a_request_without_an_answer_does_not_wait_for_a_clock_that_was_set_back(show: Show) -> None:
+    show.yard.clock.advance(datetime.now(UTC) + timedelta(days=1) - show.yard.clock.now())
+    for path in ("environments$", "statuses"):
+        show.server.fail(502, 1, method="POST", path=path)
+    show.server.fail(502, 1, method="POST", path="deployments$", after=True)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.settle()
+    show.yard.pass_by(days=-1)
+    await show.settle()
+    assert show.changes().count("POST statuses") == 1, "GitLab may still be at work on it"
+    for _ in range(4):
+        await show.calm()
+    assert show.deployments() == [(mr.sha, "success")]
+    assert [one.status for one in show.project.statuses] == ["success"]
+
+
+async def test_a_lost_answer_makes_no_second_deployment_though_gitlabs_clock_is_behind(show: Show) -> None:
+    show.yard.clock.advance(datetime.now(UTC) + timedelta(minutes=2) - show.yard.clock.now())
+    show.server.fail(502, 1, method="POST", path="deployments$", after=True)
+    mr, known = await show.open()
+    await show.yard.make_ready(known)
+    await show.calm()
+    assert show.deployments() == [(mr.sha, "success")]
+
+
+async def test_a_rate_limit_stops_the_look_at_further_projects(show: Show) -> None:
+    for number in range(2):
+        project = show.server.add_project(f"group/p{number}", public=True)
+        for user in (show.bot, show.alice):
+            show.server.set_role(project, user, DEVELOPER)
+        mr = show.server.open_merge_request(project, show.alice, "Add a feature", "feature")
+        await show.yard.make_ready(await show.known(mr))
+    await show.settle()
+    show.yard.pass_by(seconds=61)
+    stops, before = show.stops(), len(show.server.requests)
+    show.server.fail(429, retry_after=1)
+    for _ in range(3):
+        stops.ask_for(project.id)
+        await stops.look()
+    assert len(show.server.requests) - before == 1
+    show.server.restore()
+    await asyncio.sleep(1)
+    await stops.look()
+    assert len(show.server.requests) - before == 3
+
+
+async def test_a_status_that_is_under_way_still_ends_when_statuses_are_switched_off(show: Show) -> None:
+    mr, known = await show.open()
+    await show.yard.started(known)
+    show.yard.pass_by(seconds=6)
+    await show.settle()
+    config = show.yard.config
+    off = config.model_copy(update={"gitlab": config.gitlab.model_copy(update={"commit_status": False})})
+    steps = EnvironmentSteps(off, show.gitlab.environments)
+    views = replace(show.yard.views, config=off)
+    switched = EnvironmentLoop(show.yard.database, views, show.yard.lifecycle, steps, 0)
+    await show.yard.until(lambda: show.yard.is_in(known, "ready"))
+    await settle(show.yard, switched)
+    assert [state for _, state, _ in show.server.statuses(show.project, mr.sha)] == ["success"]
+    new = show.server.push(mr, {"more.txt": "more\n"})
+    await show.yard.told(await show.known(mr))
+    await settle(show.yard, switched)
+    assert show.server.statuses(show.project, new) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.errors import GuestError, GuestTimeout
-from ravebot.providers.base import RunResult
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES, RunResult
 from ravebot.providers.memory import MemoryHost, MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.model import CODE_FOLDER
@@ -178,3 +178,13 @@ async def test_only_commands_whose_script_is_there_are_run(room: Room, jobs: Gue
     await jobs.put_code("m", an_archive(tmp_path / "1", {"b.sh": "true"}), LONG)
     assert await jobs.present("m", ("./a.sh", "./b.sh --fast", "make check")) == (1, 2)
     assert await jobs.present("m", ()) == ()
+
+
+async def test_of_long_output_only_whole_lines_are_taken(room: Room, jobs: GuestJobs, tmp_path: Path) -> None:
+    """The end of a token is not known as one when secrets are masked."""
+    await jobs.put_code("m", an_archive(tmp_path / "1", {"a.txt": "1"}), LONG)
+    after_half_the_token = OUTPUT_LIMIT_BYTES - 64 - len("0123456789\n")
+    command = f"echo glpat-abcdefghij0123456789; yes 'done' | head -c {after_half_the_token}"
+    done = await jobs.run_job("m", "long", command, {}, LONG)
+    assert set(done.output.splitlines()[:-1]) == {"done"}
+    assert len(done.output) == after_half_the_token

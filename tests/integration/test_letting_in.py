@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from ravebot.errors import GuestError, Unavailable
+from ravebot.errors import Forbidden, GuestError, Unavailable
 from ravebot.gitlab.client import GitLab
 from ravebot.providers.base import RunResult
 from ravebot.providers.memory import MemoryProvider
@@ -244,15 +244,80 @@ async def test_a_person_is_asked_for_once_a_minute_whatever_they_work_on() -> No
     assert code.asked_keys == 120
 
 
-async def test_a_guest_that_refuses_to_run_anything_holds_nothing_up(yard: Yard) -> None:
+async def test_sessions_that_could_not_be_ended_for_a_moment_are_ended_at_the_next_look(
+    yard: Yard, host: MemoryHost
+) -> None:
     await yard.told(replace(MR, people=(CAROL,)))
     await yard.until(lambda: yard.is_in(MR, "ready"))
-    yard.provider.fails["run"] = GuestError("the guest's agent may not run commands")
-    await yard.told(MR)
+    yard.provider.fails["run"] = GuestError("the guest's agent did not answer in time")
+    dave = Person(8, "dave")
+    yard.code.keys[dave.id] = (KEYS["alice's new"],)
+    await yard.told(replace(MR, people=(dave,)))
     yard.pass_by(seconds=20)
     await yard.go()
+    machine = host.machines[(await yard.machine(MR)).name]
+    assert set(machine.authorized["agent"]) == {KEYS["alice"], KEYS["alice's new"]}, "it holds up nobody else"
+    assert await told(yard) == ["dave can log in now"], "the image is not to blame"
+    yard.provider.fails.clear()
+    yard.provider.answers[_SESSIONS] = RunResult(0, "1\n")
+    yard.pass_by(seconds=20)
+    await yard.go()
+    assert await let_in(yard) == {"alice", "dave"}
+    assert (await told(yard))[1:] == ["carol can't log in any more; an open session was ended"]
+
+
+async def test_keys_that_were_set_after_an_old_report_are_set_right_at_the_next_look(
+    yard: Yard, host: MemoryHost
+) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    await yard.go()
+    stored = await yard.machine(MR)
+    machine = host.machines[stored.name]
+    await yard.told(MR)
+    await yard.core.chain.authorize(stored, replace(MR, people=(CAROL,)))  # read before GitLab told of it
+    assert machine.authorized["agent"] == (KEYS["alice"],), "what is stored counts"
+    await yard.write(lambda tx: granted_keys.save(tx, stored.id, {KEYS["carol"]: "carol"}))  # as another process did
+    machine.authorized["agent"] = (KEYS["carol"],)
+    yard.pass_by(seconds=20)
+    await yard.go()
+    assert machine.authorized["agent"] == (KEYS["alice"],)
+
+
+async def test_who_is_let_in_at_a_stage_does_not_overtake_a_look_that_is_under_way(
+    yard: Yard, host: MemoryHost
+) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    stored = await yard.machine(MR)
+    hold = yard.provider.hold["authorize_keys"] = asyncio.Event()
+    before = yard.provider.count("authorize_keys")
+    letting_in, mr = yard.core.chain.letting_in, replace(MR, people=(CAROL,))
+    first = asyncio.create_task(letting_in.follow(stored, mr, again=True))
+    await asyncio.sleep(0.1)
+    await yard.told(MR)
+    second = asyncio.create_task(letting_in.begin(stored, mr))
+    await asyncio.sleep(0.1)
+    assert yard.provider.count("authorize_keys") == before + 1
+    hold.set()
+    await asyncio.gather(first, second)
+    assert host.machines[stored.name].authorized["agent"] == (KEYS["alice"],)
     assert await let_in(yard) == {"alice"}
-    assert "stays open" in (await told(yard))[0]
+
+
+async def test_who_is_taken_out_is_out_though_gitlab_refuses_the_keys_of_another(yard: Yard) -> None:
+    await yard.told(replace(MR, people=(CAROL,)))
+    await yard.until(lambda: yard.is_in(MR, "ready"))
+    await yard.go()
+    assert await let_in(yard) == {"alice", "carol"}
+    yard.pass_by(seconds=60)
+    yard.code.error = Forbidden("GitLab refuses it (403)")
+    await yard.told(MR)
+    for _ in range(20):
+        yard.pass_by(seconds=20)
+        await yard.go()
+    assert await let_in(yard) == {"alice"}
+    assert yard.code.asked_keys <= 3 + 400 / 30 + 1, "it is not asked at every look"
 
 
 LOST, OTHER = (fingerprint(KEYS[name]) for name in ("carol", "alice"))

@@ -319,12 +319,12 @@ async def test_a_command_that_was_obeyed_is_not_obeyed_again_when_its_merge_requ
     await desk.tell(mr)
     await desk.say(mr, desk.alice, "/sandbox stop")
     await desk.work()
+    desk.server.push(mr, {"new.txt": "new"})  # at the stopped commit it would start by command only
     desk.server.close(mr)
     await desk.tell(mr, "close")
     await desk.work()
     desk.world.clock.advance(timedelta(days=15))
     await desk.world.write(lambda tx: inbox.forget_handled(tx, timedelta(days=14)))
-    desk.server.push(mr, {"new": b"x"})  # at the stopped commit it would start by command only
     desk.server.reopen(mr)
     await desk.poller.look()
     await desk.work()

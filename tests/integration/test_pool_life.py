@@ -348,7 +348,7 @@ async def test_a_held_image_is_tried_with_one_machine_after_pauses_that_grow(yar
 
 async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(yard: Yard, host: MemoryHost) -> None:
     yard.provider.answering = False
-    yard.provider.printed = "one\ntwo\n\x1b[1mKernel panic\x1b[0m - not syncing\r\n\n"
+    yard.provider.printed = "one\ntwo https://u:p@ssw0rd-long@host\n\x1b[1mKernel panic\x1b[0m - not syncing\r\n\n"
     await yard.told(MR)
     while not await yard.log("build.held"):
         if not yard.flights.any():
@@ -360,7 +360,7 @@ async def test_a_guest_that_never_answers_is_given_up_three_times_and_then_held(
     assert len(await yard.log("sandbox.requeued")) == 3
     [held] = await yard.log("build.held")
     assert str(held["why"]).endswith(": its console ends with “Kernel panic - not syncing”")
-    assert "it printed “one / two / Kernel panic - not syncing”" in str(held["for_operators"])
+    assert "it printed “one / two https://[masked]@host / Kernel panic - not syncing”" in str(held["for_operators"])
     assert str(held["for_operators"]).endswith("'s console in memory")
     assert yard.provider.count("create") == 3
     assert await yard.is_in(MR, "queued")

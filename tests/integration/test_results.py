@@ -15,6 +15,7 @@ from ravebot import logs
 from ravebot.errors import GuestError, MachineNotFound, Unavailable
 from ravebot.gitlab.notes import render_note
 from ravebot.matrix.cards import Style, render_card
+from ravebot.providers.base import OUTPUT_LIMIT_BYTES
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.chain.guestjobs import GuestJobs
 from ravebot.sandboxes.chain.results import COLLECT, unpack
@@ -132,6 +133,20 @@ async def test_secrets_are_masked_wherever_a_guest_or_a_project_puts_them(tmp_pa
         assert "[hidden]" in told
         assert TOKEN not in told
         assert "walrus" not in told
+
+
+async def test_of_the_output_of_many_tests_the_end_has_no_half_secret(tmp_path: Path) -> None:
+    tests = [{"run": "make one"}, {"run": "make two"}]
+    async with a_reporting_yard(tmp_path, b"", smoke_tests=tests) as yard:
+        mr = a_merge_request()
+        first, length = f"{TOKEN}\n{'z' * 59}\n", OUTPUT_LIMIT_BYTES - 70  # together, the limit is in the token
+        second = ("x\n" * length)[:length]
+        yard.provider.answers[HOW_A_JOB_GOES] = lambda made: job_ended(
+            0, second if made.argv[-2].endswith("-test-1") else first
+        )
+        await yard.make_ready(mr)
+        [tested] = [one for one in (await the_view(yard, mr)).stages if one.stage is Stage.TEST]
+        assert tested.tail == f"{'z' * 59}\n{second}"
 
 
 async def test_what_ends_after_new_code_came_is_not_taken_for_the_new_code_s(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ravebot.errors import Forbidden, NotFound, Unacceptable
-from ravebot.notify.environments.keeping import asking
+from ravebot.notify.environments.keeping import asking, refused
 from ravebot.notify.environments.steps import git_ref
 from ravebot.notify.environments.wording import foreign, refusal
 from ravebot.sandboxes.environments.model import (
@@ -149,7 +149,23 @@ def test_a_sandbox_that_ended_before_it_was_ready_leaves_nothing_that_runs() -> 
 def test_what_was_never_shown_is_not_shown_at_its_end() -> None:
     assert steps(ended(EndReason.CLOSED)) == []
     assert steps(ended(EndReason.FAILED)) == ["set the commit status failed"]
-    assert wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2)).status is None
+    late = wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2))
+    assert decide(late, EnvironmentRecord(MR.ref), NOON + timedelta(days=2)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (wanted(ended(EndReason.FAILED), MR, None, NOON + timedelta(days=2)), "failed"),
+        (wanted(None, MR, None, NOON), "canceled"),
+        (wanted(ready(), replace(MR, source_project_id=99), None, NOON), "canceled"),
+    ],
+)
+def test_a_status_that_is_under_way_always_ends_as_it_would_hold_up_the_merge(found: ShownSandbox, state: str) -> None:
+    known = EnvironmentRecord(MR.ref, status_sha=A, status_state="running")
+    step = decide(replace(found, place=Presence.GONE), known, NOON + timedelta(days=2))
+    assert isinstance(step, ShowStep)
+    assert (step.deed, step.state) == (Deed.SET_STATUS, state)
 
 
 def test_the_first_status_of_a_commit_waits_for_its_pipeline_unless_there_is_a_result() -> None:
@@ -228,6 +244,52 @@ def test_a_pause_of_the_environment_does_not_hold_up_the_status() -> None:
     assert decide(shown(ready()), replace(paused, status_sha=A, status_state="success"), LATER) == NOON + timedelta(
         hours=1
     )
+
+
+def test_a_pause_of_the_deployment_holds_up_neither_the_environments_address_nor_its_end() -> None:
+    paused = replace(
+        DEPLOYED, external_url="", deployment_status="running", deployment_since=NOON,
+        deployment_until=NOON + timedelta(hours=1),
+    )  # fmt: skip
+    assert steps(ready(), paused) == ["set the environment's URL"]
+    assert decide(shown(ready()), replace(paused, external_url=WEB), LATER) == NOON + timedelta(hours=1)
+    assert steps(ended(EndReason.MERGED), paused) == ["stop the environment", "delete the environment"]
+
+
+def test_a_new_sandbox_asks_anew_for_what_was_refused_for_a_day() -> None:
+    new = ready(created_at=LATER)
+    for hours, is_asked in ((24, True), (1, False)):
+        paused = replace(
+            EnvironmentRecord(MR.ref), environment_since=NOON, environment_until=NOON + timedelta(hours=hours)
+        )
+        step = decide(replace(shown(new), status=None), paused, LATER)
+        assert isinstance(step, ShowStep) is is_asked
+    assert not isinstance(decide(replace(shown(ready()), status=None, since=NOON), paused, LATER), ShowStep)
+
+
+def test_refusals_are_less_frequent_after_a_day_and_a_clock_that_was_set_back_starts_them_anew() -> None:
+    known, now, pauses = EnvironmentRecord(MR.ref), NOON, []
+    for _ in range(110):
+        known = refused(known, Deed.SET_DEPLOYMENT, now, "no")
+        assert known.deployment_until
+        pauses.append(known.deployment_until - now)
+        now = known.deployment_until
+    assert pauses[:5] == [timedelta(seconds=seconds) for seconds in (60, 120, 240, 480, 900)]
+    assert pauses[-1] == timedelta(days=1)
+    assert known.hint == "no (tried once a day by now, and for a new sandbox)"
+    back = refused(known, Deed.SET_DEPLOYMENT, NOON - timedelta(days=1), "no")
+    assert (back.hint, back.deployment_until) == ("no", NOON - timedelta(days=1) + timedelta(minutes=15))
+
+
+def test_for_a_sandbox_that_is_gone_refusals_are_given_up_after_a_week_unless_its_environment_is_known() -> None:
+    week: dict[str, Any] = {"environment_refused_since": NOON, "status_refused_since": NOON}
+    asked = asking(EnvironmentRecord(MR.ref), ShowStep(Deed.CREATE_ENVIRONMENT, url=WEB), NOON)
+    running = replace(asked, **week, status_sha=A, status_state="running")
+    for days, found in ((6, "find the environment"), (7, None)):
+        step = decide(shown(ended(EndReason.MERGED)), running, NOON + timedelta(days=days))
+        assert (step.deed.value if isinstance(step, ShowStep) else step) == found
+    lost = asking(DEPLOYED, ShowStep(Deed.CREATE_DEPLOYMENT, sha=B, state="running", sandbox=3), NOON)
+    assert looks(ended(EndReason.MERGED), replace(lost, **week), NOON + timedelta(days=7))[0] is Deed.STOP_ENVIRONMENT
 
 
 def test_an_unanswered_request_is_looked_for_before_anything_else() -> None:

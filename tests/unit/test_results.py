@@ -100,6 +100,37 @@ def test_long_messages_are_cut_wherever_they_stand() -> None:
         assert counts.failures[0].message == "y" * 300
 
 
+@pytest.mark.parametrize("place", ["message", "text", "name", "class"])
+@pytest.mark.parametrize("before", [185, 199, 285, 299, 8_180])
+def test_a_secret_that_a_cut_would_go_through_is_masked_before(place: str, before: int) -> None:
+    said = f"{'x' * (before - 20)} https://deploy:S3cretPassw0rd@db.example.org/x"
+    said = f"{said}{' y' * 5_000}" if before > 1_000 else said
+    case = {
+        "message": f'<testcase name="a"><failure message="{said}"/></testcase>',
+        "text": f'<testcase name="a"><failure>{said}</failure></testcase>',
+        "name": f'<testcase name="{said}"><failure/></testcase>',
+        "class": f'<testcase classname="{said}" name="a"><failure/></testcase>',
+    }
+    failed = read_report(f"<testsuite>{case[place]}</testsuite>".encode()).failures[0]
+    assert "S3cret" not in failed.name + failed.message
+    assert "deploy" not in failed.name + failed.message
+
+
+def test_a_long_key_before_it_brings_no_half_secret_into_what_is_kept() -> None:
+    key = f"-----BEGIN PRIVATE KEY----- {'A' * 8_118} -----END PRIVATE KEY----- "
+    message = f"{key}glpat-abcdefghij0123456789"
+    assert len(key) < 8_192 < len(message)
+    report = f'<testsuite><testcase name="a"><failure message="{message}"/></testcase></testsuite>'
+    assert read_report(report.encode()).failures[0].message.strip() == MASK
+
+
+def test_a_files_name_is_masked_before_it_is_cut() -> None:
+    name = f"{'x' * 190}/glpat-abcdefghij0123456789.xml".encode()
+    for raw in (b"large %b\n" % name, b"file 1000 %b\n" % name, b"file 4 %b\n<a/>" % name):
+        assert "glpat" not in str(count(raw))
+        assert len(count(raw).problems[0]) < 320
+
+
 def test_a_megabyte_in_an_attribute_is_cut_and_95000_cases_are_counted_in_time() -> None:
     long = read_report(b'<testsuite><testcase name="' + b"x" * 10**6 + b'"><failure/></testcase></testsuite>')
     assert len(long.failures[0].name) == 200
@@ -195,6 +226,8 @@ def test_the_rest_of_a_key_whose_beginning_was_cut_away_is_masked() -> None:
 
 def test_credentials_in_addresses_headers_and_parameters_are_masked() -> None:
     assert masked("git clone https://bob:hunter22@h/x.git") == f"git clone https://{MASK}@h/x.git"
+    for login in ("u:p@ssw0rd-long", "u:a@b@c", "u:it'ssecret", 'u:quo"te', "u:<x>", f"u:{'long' * 500}"):
+        assert masked(f"see https://{login}@host/x@y z@w") == f"see https://{MASK}@host/x@y z@w"
     assert masked("Authorization: Bearer abcdefgh1234") == f"Authorization: Bearer {MASK}"
     assert masked("PRIVATE-TOKEN: abcdefgh1234") == f"PRIVATE-TOKEN: {MASK}"
     for key in ("private_token", "job_token", "access_token", "token", "secret", "password", "signature"):
@@ -206,7 +239,9 @@ def test_ordinary_output_stays_as_it_is() -> None:
     assert masked(output) == output
 
 
-@pytest.mark.parametrize("piece", ["eyJ", "://", "-----BEGIN ", "a" * 16 + "\n", "Bearer ", "glpat-", "=+/", "?token="])
+@pytest.mark.parametrize(
+    "piece", ["eyJ", "://", "-----BEGIN ", "a" * 16 + "\n", "@", "://@", "Bearer ", "glpat-", "=+/", "?token="]
+)
 def test_masking_takes_no_longer_for_hostile_output(piece: str) -> None:
     begun = time.process_time()
     masked((piece * 64_000)[:64_000] + "-----END PRIVATE KEY-----")

@@ -14,7 +14,17 @@ from ravebot.backoff import Backoff, jitter
 from ravebot.config.model import GitLabConfig
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, StoreError, Unavailable
 from ravebot.gitlab.transport import Unanswered
-from ravebot.notify.environments.keeping import Change, answered, asking, looked_for, status_answered
+from ravebot.notify.environments.keeping import (
+    Change,
+    answered,
+    asking,
+    at_peace,
+    in_time,
+    looked_for,
+    refused,
+    status_answered,
+    without_refusals,
+)
 from ravebot.notify.environments.sightings import Sighting, take_note
 from ravebot.notify.environments.steps import EnvironmentSteps, Foreign, ShowTask, Unseen
 from ravebot.notify.environments.wording import refusal
@@ -34,7 +44,6 @@ _GATHER_SECONDS = 0.2
 _LOOK_SECONDS = 5.0
 _STORE_SECONDS = 1.0
 _PAUSES = Backoff.growing(1.0, 60.0)
-_REFUSED_PAUSES = Backoff.growing(60.0, 900.0)
 _BUG_PAUSE = timedelta(minutes=5)
 
 
@@ -113,10 +122,10 @@ class EnvironmentLoop:
         cases = view.cases.in_short if view and view.cases else ""
         shown = wanted(view.sandbox if view else None, mr, web_url, tx.now, cases)
         step = decide(_switched(shown, self._views.config.gitlab), known, tx.now)
-        known = replace(known, looked_at=tx.now, next_at=None)
+        known = replace(in_time(known, tx.now), looked_at=tx.now, next_at=None)
         if step is None:
             over = shown.place is Presence.GONE and known.environment_id is None
-            known = replace(_without_refusals(known) if over else known, settled=known.changes)
+            known = replace(without_refusals(known) if over else known, settled=known.changes)
             environments.save(tx, known)
             return None
         if not isinstance(step, ShowStep):
@@ -159,11 +168,11 @@ class EnvironmentLoop:
             known, step, outcome = answered(known), ShowStep(Deed.LOOK_AT_ENVIRONMENT), outcome.why
         deed = step.deed
         if isinstance(outcome, Sighting):
-            known = _at_peace(answered(known), deed)  # nothing was asked for
+            known = at_peace(answered(known), deed)  # nothing was asked for
         elif isinstance(outcome, RavebotError):
             known = self._failed(tx, known, step, outcome)
         else:
-            known = _at_peace(outcome(known), deed)
+            known = at_peace(outcome(known), deed)
         environments.save(tx, known)
         if isinstance(outcome, Sighting):
             take_note(tx, self._lifecycle, task.known, outcome)
@@ -180,67 +189,29 @@ class EnvironmentLoop:
     ) -> EnvironmentRecord:
         deed = step.deed
         finding = deed in (Deed.FIND_ENVIRONMENT, Deed.FIND_DEPLOYMENT, Deed.FIND_STATUS)
-        refused = isinstance(error, Forbidden | NotFound | SlowDown) and not isinstance(error, Unanswered)
-        if refused and (not finding or isinstance(error, Foreign)):
+        answer = isinstance(error, Forbidden | NotFound | SlowDown) and not isinstance(error, Unanswered)
+        if answer and (not finding or isinstance(error, Foreign)):
             known = status_answered(known) if deed.is_of_status else answered(known)
         elif not finding and not isinstance(error, Unanswered):
             known = looked_for(known, deed)
-        failures = (known.status_failures if deed.is_of_status else known.environment_failures) + 1
         if isinstance(error, Forbidden | NotFound):
-            why = str(error) if isinstance(error, Foreign) else refusal(deed, error)
-            if deed is Deed.CREATE_DEPLOYMENT:  # that one is given up; the environment goes on
-                return replace(
-                    known, deployment_id=None, deployment_sha=step.sha, deployment_sandbox=step.sandbox,
-                    deployment_status=step.state, environment_refused=why,
-                )  # fmt: skip
-            if deed is Deed.SET_DEPLOYMENT:
-                return replace(known, deployment_id=None, deployment_status=step.state, environment_refused=why)
-            return _pausing(known, deed, failures, tx, _REFUSED_PAUSES.after(failures), why)
+            return refused(known, deed, tx.now, str(error) if isinstance(error, Foreign) else refusal(deed, error))
+        failures = (known.status_failures if deed.is_of_status else known.environment_failures) + 1
         wait = error.retry_after_seconds if isinstance(error, Unavailable) else None
         pause = _PAUSES.after(failures, wait, jitter())
         if isinstance(error, SlowDown):
             self._paused_until = time.monotonic() + pause
-        return _pausing(known, deed, failures, tx, pause, "")
+        until = tx.now + timedelta(seconds=pause)
+        if deed.is_of_status:
+            return replace(known, status_failures=failures, status_since=tx.now, status_until=until)
+        return replace(known, environment_failures=failures, environment_since=tx.now, environment_until=until)
 
 
 def _switched(shown: ShownSandbox, config: GitLabConfig) -> ShownSandbox:
-    """Without what the configuration switches off; environments that are there already are removed."""
+    """Without what the configuration switches off; environments that are there already are removed, and a status that
+    is under way still ends, as it would hold up the merge for ever."""
     if not config.environments:
         shown = replace(shown, place=Presence.GONE, deployment=None)
-    return shown if config.commit_status else replace(shown, status=None)
-
-
-def _without_refusals(known: EnvironmentRecord) -> EnvironmentRecord:
-    """It is over: the next sandbox asks anew."""
-    return replace(
-        known, environment_refused="", environment_failures=0, environment_since=None, environment_until=None,
-        status_refused="", status_failures=0, status_since=None, status_until=None,
-    )  # fmt: skip
-
-
-def _at_peace(known: EnvironmentRecord, deed: Deed) -> EnvironmentRecord:
-    if deed.is_of_status:
-        return replace(known, status_refused="", status_failures=0, status_since=None, status_until=None)
-    if known.environment_id is None and deed in (Deed.CREATE_ENVIRONMENT, Deed.FIND_ENVIRONMENT):
-        return known  # the name is taken: whether by one of ours is still to be seen
-    gave_up = bool(known.deployment_sha) and known.deployment_id is None
-    refused = known.environment_refused if gave_up else ""
-    return replace(
-        known, environment_refused=refused, environment_failures=0, environment_since=None, environment_until=None
-    )
-
-
-def _pausing(
-    known: EnvironmentRecord, deed: Deed, failures: int, tx: Transaction, seconds: float, why: str
-) -> EnvironmentRecord:
-    """`why`: for people, when a person must act; otherwise what was said before still stands."""
-    until = tx.now + timedelta(seconds=seconds)
-    if deed.is_of_status:
-        return replace(
-            known, status_refused=why or known.status_refused, status_failures=failures, status_since=tx.now,
-            status_until=until,
-        )  # fmt: skip
-    return replace(
-        known, environment_refused=why or known.environment_refused, environment_failures=failures,
-        environment_since=tx.now, environment_until=until,
-    )  # fmt: skip
+    if not config.commit_status and shown.status:
+        shown = replace(shown, status=replace(shown.status, only_ends=True))
+    return shown

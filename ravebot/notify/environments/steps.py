@@ -27,6 +27,8 @@ from ravebot.sandboxes.model import MergeRequest
 
 _CLOCKS_DIFFER = timedelta(minutes=1)
 """So much GitLab's clock may be behind ours."""
+_FAR_BEHIND = timedelta(minutes=30)
+"""As much with deployments: their ids tell most of the earlier ones apart, so that the time need not be exact."""
 _LOOK_AGAIN_SECONDS = 3.0
 _STOPPING_SECONDS = 10.0
 _NO_COMMIT = "404 Commit Not Found"
@@ -164,7 +166,9 @@ class EnvironmentSteps:
         ours = (
             one
             for one in listed
-            if one.id > known.newest_deployment and not one.of_a_job and _since(one.created_at, known.asked_since)
+            if one.id > known.newest_deployment
+            and not one.of_a_job
+            and _since(one.created_at, known.asked_since, _FAR_BEHIND)
         )
         found = next(ours, None)
         if found is None:
@@ -243,6 +247,6 @@ def _commit_state(said: str) -> CommitState:
         return CommitState.CANCELED  # skipped, manual … by somebody else: it is over
 
 
-def _since(made_at: datetime | None, asked_since: datetime | None) -> bool:
+def _since(made_at: datetime | None, asked_since: datetime | None, behind: timedelta = _CLOCKS_DIFFER) -> bool:
     """Whether what was made then can be what was asked for."""
-    return made_at is None or asked_since is None or made_at >= asked_since - _CLOCKS_DIFFER
+    return made_at is None or asked_since is None or made_at >= asked_since - behind

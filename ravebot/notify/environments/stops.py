@@ -40,6 +40,7 @@ class EnvironmentStops:
         self._lifecycle = lifecycle
         self._clock = clock
         self._wanted: set[int] = set()
+        self._paused_until = 0.0  # by the monotonic clock: GitLab asks to slow down
         self._asked_at: dict[int, float] = {}  # by the monotonic clock: a project that refuses is not asked more often
 
     async def run(self) -> None:
@@ -59,13 +60,16 @@ class EnvironmentStops:
         self._wanted.add(project_id)
 
     async def look(self) -> None:
-        """Look at every project that is due."""
+        """Look at every project that is due; none while GitLab asks to slow down."""
+        if time.monotonic() < self._paused_until:
+            return
         now = self._clock.now()
         known = await self._database.read(environments.available)
         wanted, self._wanted = self._wanted, set()
         due = dict.fromkeys(
             one.ref.project_id for one in known if one.ref.project_id in wanted or is_due(one.seen_at, self._every, now)
         )
+        looked_at: set[int] = set()
         for project_id in due:
             asked = self._asked_at.get(project_id)
             late = asked is None or time.monotonic() - asked >= self._every.total_seconds() / 2
@@ -76,6 +80,12 @@ class EnvironmentStops:
                 await self.look_at(project_id)
             except RavebotError as error:
                 log.warning("a project's environments can't be listed", project=project_id, error=str(error))
+                if isinstance(error, SlowDown):
+                    self._wanted |= wanted - looked_at
+                    del self._asked_at[project_id]  # it is asked first when the pause is over
+                    self._paused_until = time.monotonic() + (error.retry_after_seconds or self._every.total_seconds())
+                    return
+            looked_at.add(project_id)
 
     async def look_at(self, project_id: int) -> None:
         """Compare what GitLab lists of a project with what should be there."""
@@ -85,7 +95,8 @@ class EnvironmentStops:
         there = [one.ref for one in known if one.environment_id in ids]
         await self._database.write(partial(environments.seen, refs=there, at=began, sandbox=newest))
         for one in known:
-            if one.environment_id not in ids and (one.seen_at is None or one.seen_at < began):
+            meanwhile = one.seen_at is not None and began <= one.seen_at <= self._clock.now()  # it was seen, or made
+            if one.environment_id not in ids and not meanwhile:
                 await self._look_at_one(one)
 
     async def _look_at_one(self, missing: EnvironmentRecord) -> None:

@@ -19,8 +19,16 @@ def refusal(deed: Deed, error: Forbidden | NotFound) -> str:
             f"GitLab does not let ravebot record deployments here: {_ROLE}, and let it deploy to protected environments"
         )
     if deed in (Deed.STOP_ENVIRONMENT, Deed.DELETE_ENVIRONMENT):
-        return f"GitLab does not let ravebot stop and delete its environments here: {_ROLE}"
+        return (
+            f"GitLab does not let ravebot stop and delete its environments here: {_ROLE}, "
+            "or unarchive the project if it is archived"
+        )
     return f"GitLab does not let ravebot make environments here: {_ROLE}, and switch on Environments in its settings"
+
+
+def lasting(why: str) -> str:
+    """It was refused for a day and more, and may be for ever."""
+    return f"{why} (tried once a day by now, and for a new sandbox)"
 
 
 def foreign(name: str) -> str:

@@ -26,6 +26,7 @@ from ravebot.sandboxes.view import in_words
 _ARCHIVE = "/srv/.merge-request"
 _CALL = timedelta(seconds=30)
 _JOBS = "/run/ravebot/jobs"
+_MOST_OUTPUT = OUTPUT_LIMIT_BYTES - 64  # bytes of a job's: the first line is ours
 _NUMBER = re.compile(r"[0-9]{1,3}")
 _BOOT_ID = re.compile(r"[0-9a-f-]{36}")
 _POLLS = Backoff.growing(0.05, 1.0, factor=1.5)
@@ -214,18 +215,18 @@ class GuestJobs:
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 while True:
-                    polled = await self._sh(machine, _POLL, folder, str(OUTPUT_LIMIT_BYTES - 64), timeout=_CALL)
+                    polled = await self._sh(machine, _POLL, folder, str(_MOST_OUTPUT), timeout=_CALL)
                     word, _, output = polled.output.partition("\n")
                     if _NUMBER.fullmatch(word.strip()):
-                        return JobResult(int(word), output)
+                        return JobResult(int(word), _whole_lines(output))
                     if word.strip() == "gone":
-                        return JobResult(137, output)
+                        return JobResult(137, _whole_lines(output))
                     if word.strip() != "running":
                         raise GuestError("the guest answered with nonsense when asked how its job goes")
                     await asyncio.sleep(next(pauses))
         except TimeoutError as error:
             await self._sh(machine, _KILL, folder, timeout=_CALL)
-            raise GuestTimeout(f"not done after {in_words(timeout)}\n{_end_of(output, 1500)}") from error
+            raise GuestTimeout(f"not done after {in_words(timeout)}\n{end_of(output, 1500)}") from error
 
     async def output_of(
         self, machine: str, key: str, command: str, environment: Mapping[str, str], most_bytes: int, timeout: timedelta
@@ -317,6 +318,11 @@ def _first_word(command: str) -> str:
     return words[0] if words else command
 
 
-def _end_of(output: str, most: int) -> str:
+def end_of(output: str, most: int) -> str:
     """Whole lines from the end: half a token in the first would not be known as one when secrets are masked."""
     return output if len(output) <= most else output[-most:].partition("\n")[2]
+
+
+def _whole_lines(output: str) -> str:
+    """What the guest cut to so many bytes, without the line that the cut went through."""
+    return output if len(output.encode(errors="replace")) < _MOST_OUTPUT else output.partition("\n")[2]

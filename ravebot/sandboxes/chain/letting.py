@@ -1,7 +1,7 @@
 """Who may log in to a machine: lets exactly the keys of a merge request's people in, and ends the sessions of others.
 
 The guest is told first, then its open sessions are ended, and only then is it recorded: after a crash all of it is done
-again, which changes nothing.
+again, which changes nothing. Lost keys stay recorded until their sessions were ended.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import structlog
 
 from ravebot.clock import Clock, age
 from ravebot.config.model import Config
-from ravebot.errors import GuestError, NotFound, ProviderError, Unavailable
+from ravebot.errors import Forbidden, GuestError, NotFound, ProviderError, Unavailable
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.edges import CodeHost
 from ravebot.sandboxes.journal import Journal
 from ravebot.sandboxes.machine_life import sandbox_on
-from ravebot.sandboxes.model import EventKind, Machine, MachineState, MergeRequest, Person
+from ravebot.sandboxes.model import EventKind, Machine, MachineId, MachineState, MergeRequest, Person
 from ravebot.sshkeys import fingerprint
-from ravebot.store import granted_keys, machines
+from ravebot.store import granted_keys, machines, merge_requests
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ echo "$ended"
 class _Asked:
     at: datetime
     keys: tuple[str, ...] = ()
-    trouble: Unavailable | None = None
+    trouble: Unavailable | Forbidden | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class PeoplesKeys:
     _locks: dict[int, asyncio.Lock] = field(default_factory=dict)
 
     async def of(self, people: Iterable[Person], *, had: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Each key with its owner's name. Raises `Unavailable`.
+        """Each key with its owner's name. Raises `Unavailable` and `Forbidden`.
 
-        With `had`, the keys that were let in so far: of whom GitLab does not tell now, these stay, and it is not asked
-        again at once.
+        With `had`, the keys that were let in so far: of whom GitLab does not tell now, or refuses to, these stay, and
+        it is not asked again at once.
         """
         each = {person.id: person for person in people}
         found = await asyncio.gather(*(self._keys_or_had(person, had) for person in each.values()))
@@ -93,7 +93,7 @@ class PeoplesKeys:
     async def _keys_or_had(self, person: Person, had: Mapping[str, str] | None) -> tuple[str, ...]:
         try:
             return await self._keys(person.id, patient=had is not None)
-        except Unavailable as error:
+        except (Unavailable, Forbidden) as error:
             if had is None:
                 raise
             log.debug("a person's keys stay as they are", person=person.username, error=str(error))
@@ -112,7 +112,9 @@ class PeoplesKeys:
                     known = _Asked(now, await self.host.ssh_keys(person_id))
                 except NotFound:  # the account was deleted, and its keys with it
                     known = _Asked(now)
-                except Unavailable as error:
+                except (Unavailable, Forbidden) as error:
+                    if isinstance(error, Forbidden):
+                        log.warning("a person's keys are refused", person=person_id, error=str(error))
                     known = _Asked(now, trouble=error)
                 self._asked[person_id] = known
                 if len(self._asked) > _MOST_KNOWN:
@@ -135,31 +137,65 @@ class LettingIn:
     journal: Journal
     people: PeoplesKeys
     own_keys: tuple[str, ...] = ()
+    _locks: dict[MachineId, asyncio.Lock] = field(default_factory=dict)
 
-    async def wanted(self, mr: MergeRequest, machine: Machine | None = None) -> dict[str, str]:
-        """The keys of author, assignees and reviewers, and of the configured agents, each with its owner's name.
+    async def follow(self, machine: Machine, mr: MergeRequest, *, again: bool) -> tuple[str, ...] | None:
+        """Let in who is on the merge request now, where others are in or with `again`; returns the keys but our own, or
+        None where there was nothing to do.
 
-        Raises `Unavailable`, unless people are in the `machine` already: of whom GitLab does not tell now, the same
-        keys stay, and who is no longer on the merge request is out all the same.
+        Of whom GitLab does not tell now, or refuses to, the same keys stay; who is no longer on the merge request is
+        out all the same.
         """
-        had = None if machine is None else await self.database.read(lambda tx: granted_keys.of_machine(tx, machine.id))
+        return await self._set(machine, mr, started=True, again=again)
+
+    async def begin(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
+        """Let in who is on the merge request now, for whom GitLab must tell of all; returns the keys but our own.
+
+        Raises `Unavailable` and `Forbidden`.
+        """
+        return await self._set(machine, mr, started=False, again=True) or ()
+
+    def forget(self, machine: Machine) -> None:
+        """It is gone."""
+        self._locks.pop(machine.id, None)
+
+    async def _set(self, machine: Machine, told: MergeRequest, *, started: bool, again: bool) -> tuple[str, ...] | None:
+        def look(tx: Transaction) -> tuple[MergeRequest, dict[str, str]]:
+            return merge_requests.get(tx, told.ref) or told, granted_keys.of_machine(tx, machine.id)
+
+        async with self._locks.setdefault(machine.id, asyncio.Lock()):  # two would overwrite each other's
+            mr, before = await self.database.read(look)  # what the caller knows may be old
+            keys = await self._wanted(mr, before if started else None)
+            if not again and keys == before:
+                return None
+            await self._let_in(machine, keys, before)
+            return tuple(keys)
+
+    async def _wanted(self, mr: MergeRequest, had: Mapping[str, str] | None) -> dict[str, str]:
+        """The keys of author, assignees and reviewers, and of the configured agents, each with its owner's name."""
         keys = await self.people.of((mr.author, *mr.people), had=had)
         agents = ((key, agent.name) for agent in self.config.agents for key in agent.ssh_keys)
         return {**keys, **{key: name for key, name in agents if key not in keys}}
 
-    async def let_in(self, machine: Machine, keys: Mapping[str, str]) -> None:
+    async def _let_in(self, machine: Machine, keys: Mapping[str, str], before: Mapping[str, str]) -> None:
         """Let in exactly these, and ravebot itself; end what others' keys have open, and tell of it."""
-        before = await self.database.read(lambda tx: granted_keys.of_machine(tx, machine.id))
         lost = {key: whose for key, whose in before.items() if key not in keys}
+        refused: GuestError | ProviderError | None = None
         try:
             await self.provider.authorize_keys(machine.name, self.config.sandbox.user, (*keys, *self.own_keys))
-        except (GuestError, ProviderError):
-            if lost:  # what is open ends all the same, also when the guest's disk is full
-                await self._end_sessions(machine, lost)
-            raise
-        if before == dict(keys):
+        except (GuestError, ProviderError) as error:
+            refused = error
+        ended: int | None = 0
+        if lost:  # what is open ends all the same, also when the guest's disk is full
+            try:
+                ended = await self._end_sessions(machine, lost)
+            except (GuestError, ProviderError) as error:
+                log.warning("sessions not ended, tried again at the next look", machine=machine.name, error=str(error))
+                keys, lost = {**lost, **keys}, {}
+        if refused:
+            raise refused
+        if dict(before) == dict(keys):
             return
-        ended = await self._end_sessions(machine, lost) if lost else 0
 
         def record(tx: Transaction) -> None:
             fresh = machines.get(tx, machine.id)
@@ -184,15 +220,12 @@ class LettingIn:
         await self.database.write(record)
 
     async def _end_sessions(self, machine: Machine, keys: Iterable[str]) -> int | None:
-        """How many sessions were ended; None where the image doesn't tell which there are."""
+        """How many sessions were ended; None where the image doesn't tell which there are.
+
+        Raises GuestError and ProviderError.
+        """
         fingerprints = [found for key in keys if (found := _fingerprint(key))]
-        try:
-            result = await self.provider.run(
-                machine.name, ("sh", "-c", END_SESSIONS, "sh", *fingerprints), timeout=_CALL
-            )
-        except (GuestError, ProviderError) as error:
-            log.warning("sessions could not be ended", machine=machine.name, error=str(error))
-            return None
+        result = await self.provider.run(machine.name, ("sh", "-c", END_SESSIONS, "sh", *fingerprints), timeout=_CALL)
         said = result.output.strip()
         return int(said) if result.exit_code == 0 and _COUNT.fullmatch(said) else None
 

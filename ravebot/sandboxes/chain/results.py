@@ -103,15 +103,8 @@ class Results:
         except (GuestError, ProviderError):
             counts = CaseCounts(problems=("the reports could not be fetched from the machine",))
         else:
-            counts = await asyncio.get_running_loop().run_in_executor(_THREADS, count, raw)
-        counts = self._masked(counts)
+            counts = await asyncio.get_running_loop().run_in_executor(_THREADS, count, raw, self.mask)
         await self._if_same(sandbox, lambda tx: results.put_report(tx, sandbox, counts))
-
-    def _masked(self, counts: CaseCounts) -> CaseCounts:
-        failures = tuple(
-            replace(one, name=self.mask(one.name), message=self.mask(one.message)) for one in counts.failures
-        )
-        return replace(counts, failures=failures, problems=tuple(map(self.mask, counts.problems)))
 
     async def _if_same(self, then: Sandbox, keep: Callable[[Transaction], None]) -> None:
         def step(tx: Transaction) -> None:
@@ -133,14 +126,14 @@ def same(now: Sandbox, then: Sandbox) -> bool:
     )
 
 
-def count(raw: bytes) -> CaseCounts:
-    """What all reports in the guest's answer say together."""
-    found = unpack(raw)
+def count(raw: bytes, mask: Callable[[str], str] = masked) -> CaseCounts:
+    """What all reports in the guest's answer say together, masked. May take seconds: use a thread."""
+    found = unpack(raw, mask)
     counts = replace(NO_CASES, problems=found.problems)
     if not found.files and not found.problems:
         counts = CaseCounts(problems=("no file is where reports should be",))
     for name, content in found.files:
-        one = read_report(content)
+        one = read_report(content, mask)
         counts += replace(one, problems=tuple(f"`{name}` can't be used: {why}" for why in one.problems))
     more = len(counts.problems) - _MOST_PROBLEMS
     if more > 0:
@@ -148,9 +141,13 @@ def count(raw: bytes) -> CaseCounts:
     return counts
 
 
-def unpack(raw: bytes) -> ReportFiles:
+def unpack(raw: bytes, mask: Callable[[str], str] = masked) -> ReportFiles:
     """The files in a guest's answer. A file that two patterns name is one; what follows nonsense is not looked at."""
     files: dict[str, bytes] = {}
+
+    def shown(name: bytes) -> str:
+        return mask(_name(name))[:LONGEST_NAME]
+
     problems: list[str] = []
     at = 0
     while at < len(raw):
@@ -162,17 +159,18 @@ def unpack(raw: bytes) -> ReportFiles:
         if header[6]:
             problems.append(f"there are more than {MOST_FILES} reports: only the first {MOST_FILES} are read")
         elif header[4]:
-            name = _name(header[5])
+            name = shown(header[5])
             what = "is too large: all reports together may have 1 MiB" if header[4] == b"large" else ""
             problems.append(f"`{name}` {what or 'is a link out of the code: put the report itself into its folder'}")
         elif (size := int(header[2])) > MOST_BYTES or at + size > len(raw):
-            problems.append(f"`{_name(header[3])}` came incomplete: it changed while it was read")
+            problems.append(f"`{shown(header[3])}` came incomplete: it changed while it was read")
             break
         else:
             files.setdefault(_name(header[3]), raw[at : at + size])
             at += size
-    return ReportFiles(tuple(files.items())[:MOST_FILES], tuple(problems))
+    kept = tuple(files.items())[:MOST_FILES]
+    return ReportFiles(tuple((mask(name)[:LONGEST_NAME], content) for name, content in kept), tuple(problems))
 
 
 def _name(raw: bytes) -> str:
-    return str(PurePosixPath(raw.decode("utf-8", "replace").replace("`", "'")))[:LONGEST_NAME]
+    return str(PurePosixPath(raw.decode("utf-8", "replace").replace("`", "'")))

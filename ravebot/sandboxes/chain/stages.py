@@ -18,7 +18,7 @@ from ravebot.config.model import Config, HttpTest
 from ravebot.errors import Forbidden, GuestError, GuestTimeout, MachineNotFound, NotFound, ProviderError, Refused
 from ravebot.providers.base import OUTPUT_LIMIT_BYTES, Provider
 from ravebot.sandboxes import machine_life
-from ravebot.sandboxes.chain.guestjobs import GuestJobs
+from ravebot.sandboxes.chain.guestjobs import GuestJobs, end_of
 from ravebot.sandboxes.chain.letting import LettingIn
 from ravebot.sandboxes.chain.results import Results, same
 from ravebot.sandboxes.chain.sources import Sources
@@ -159,9 +159,7 @@ class Chain:
 
     async def authorize(self, machine: Machine, mr: MergeRequest) -> tuple[str, ...]:
         """Let in exactly the keys of the merge request's people, of the agents, and our own; returns the others'."""
-        keys = await self.letting_in.wanted(mr)
-        await self.letting_in.let_in(machine, keys)
-        return tuple(keys)
+        return await self.letting_in.begin(machine, mr)
 
     async def _setup(self, work: Work) -> str | None:
         commands = work.settings.setup
@@ -180,7 +178,7 @@ class Chain:
                 tail = (tail or "") + f"GET {test.http}: answered\n"
             else:
                 tail = (tail or "") + await self._job(work, Stage.TEST, index, test.run)
-            tail = tail[-OUTPUT_LIMIT_BYTES:]  # of them all: a project may have many
+            tail = end_of(tail, OUTPUT_LIMIT_BYTES)  # of them all: a project may have many
         await self.results.collect(work.sandbox, work.machine, work.settings.junit)
         return tail
 

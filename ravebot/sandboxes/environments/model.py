@@ -92,10 +92,17 @@ class EnvironmentRecord:
     status_state: str = ""  # a CommitState
     pipeline_id: int | None = None
     environment_refused: str = ""
+    environment_refused_since: datetime | None = None
     environment_failures: int = 0
     environment_since: datetime | None = None
     environment_until: datetime | None = None
+    deployment_refused: str = ""
+    deployment_refused_since: datetime | None = None
+    deployment_failures: int = 0
+    deployment_since: datetime | None = None
+    deployment_until: datetime | None = None
     status_refused: str = ""
+    status_refused_since: datetime | None = None
     status_failures: int = 0
     status_since: datetime | None = None
     status_until: datetime | None = None
@@ -110,6 +117,11 @@ class EnvironmentRecord:
         return _wait(self.environment_since, self.environment_until)
 
     @property
+    def deployment_wait(self) -> Wait | None:
+        """The pause after a deployment was refused, which holds up nothing else of the environment."""
+        return _wait(self.deployment_since, self.deployment_until)
+
+    @property
     def status_wait(self) -> Wait | None:
         return _wait(self.status_since, self.status_until)
 
@@ -122,7 +134,7 @@ class EnvironmentRecord:
     @property
     def hint(self) -> str:
         """What a person should do about GitLab's refusals; empty while it refuses nothing."""
-        return self.environment_refused or self.status_refused
+        return self.environment_refused or self.deployment_refused or self.status_refused
 
 
 def without_environment(known: EnvironmentRecord) -> EnvironmentRecord:
@@ -138,6 +150,11 @@ def without_environment(known: EnvironmentRecord) -> EnvironmentRecord:
         deployment_sandbox=None,
         deployment_sha="",
         deployment_status="",
+        deployment_refused="",
+        deployment_refused_since=None,
+        deployment_failures=0,
+        deployment_since=None,
+        deployment_until=None,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ravebot.clock import Wait, age
+from ravebot.clock import Wait, age, is_due
 from ravebot.sandboxes.environments.model import (
     AskedFor,
     CommitState,
@@ -26,10 +26,15 @@ commit's pipeline, in which the status then is, and often there is a result to t
 JUST_MADE = timedelta(seconds=5)
 """So long after it was made or seen, an environment gets its first deployment without another look."""
 RECENT = timedelta(days=1)
-"""The result of a sandbox that ended longer ago is not told any more."""
+"""The result of a sandbox that ended longer ago is told only where GitLab still shows that something is under way."""
+LASTING = timedelta(days=1)
+"""What was refused for so long is tried again only as often, and for a new sandbox."""
+GIVEN_UP = timedelta(days=7)
+"""After so long of refusals nothing is tried any more for a sandbox that is gone, unless its environment is known."""
 LONGEST_URL = 255  # app/models/environment.rb
 LONGEST_DESCRIPTION = 255
 SUPERSEDED = "Newer code came"
+ENDED = "The sandbox ended"
 
 
 class Presence(StrEnum):
@@ -63,11 +68,13 @@ class WantedStatus:
 
 @dataclass(frozen=True)
 class ShownSandbox:
-    """What GitLab should show. `sandbox`: its id, which tells two deployments of a commit apart."""
+    """What GitLab should show. `sandbox`: its id, which tells two deployments of a commit apart; `since`: when it was
+    asked for."""
 
     place: Presence = Presence.GONE
     url: str = ""
     sandbox: int = 0
+    since: datetime | None = None
     deployment: WantedDeployment | None = None
     status: WantedStatus | None = None
 
@@ -84,10 +91,10 @@ def wanted(
         return ShownSandbox()
     place, url = _place(sandbox), next((one for one in (web_url, mr.web_url) if one and len(one) <= LONGEST_URL), "")
     if mr.from_fork and mr.approved_sha != sandbox.sha:
-        return ShownSandbox(place, url, sandbox.id)
+        return ShownSandbox(place, url, sandbox.id, sandbox.created_at)
     status = _status(sandbox, now, cases)
     deployment = _deployment(sandbox, status) if status else None
-    return ShownSandbox(place, url, sandbox.id, deployment, status)
+    return ShownSandbox(place, url, sandbox.id, sandbox.created_at, deployment, status)
 
 
 def _place(sandbox: Sandbox) -> Presence:
@@ -124,11 +131,11 @@ def _status(sandbox: Sandbox, now: datetime, cases: str) -> WantedStatus | None:
         case SandboxState.READY:
             return told(CommitState.SUCCESS, "The sandbox is ready")
     if sandbox.end_reason in (EndReason.FAILED, EndReason.LOST):
-        if sandbox.ended_at is not None and age(sandbox.ended_at, now) >= RECENT:
-            return None
+        old = sandbox.ended_at is not None and age(sandbox.ended_at, now) >= RECENT
         if sandbox.end_reason is EndReason.FAILED or sandbox.ready_at is None:
-            return told(CommitState.FAILED, sandbox.end_detail or f"The sandbox {sandbox.end_reason.value}")
-    return told(CommitState.CANCELED, "The sandbox ended", only_ends=True)
+            why = sandbox.end_detail or f"The sandbox {sandbox.end_reason.value}"
+            return told(CommitState.FAILED, why, only_ends=old)
+    return told(CommitState.CANCELED, ENDED, only_ends=True)
 
 
 def _deployment(sandbox: Sandbox, status: WantedStatus) -> WantedDeployment | None:
@@ -177,8 +184,8 @@ class ShowStep:
 def decide(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
     """The next step; a moment: none before then; None: GitLab shows what it should."""
     found = (
-        _unless_waiting(known.environment_wait, now, _of_environment(shown, known, now)),
-        _unless_waiting(known.status_wait, now, _of_status(shown, known, now)),
+        _unless_waiting(known.environment_wait, shown, now, _of_environment(shown, known, now)),
+        _unless_waiting(known.status_wait, shown, now, _of_status(shown, known, now)),
     )
     for step in found:
         if isinstance(step, ShowStep):
@@ -186,17 +193,28 @@ def decide(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> Show
     return min((moment for moment in found if isinstance(moment, datetime)), default=None)
 
 
-def _unless_waiting(pause: Wait | None, now: datetime, step: ShowStep | datetime | None) -> ShowStep | datetime | None:
-    return pause.until if step is not None and pause and not pause.is_over(now) else step
+def _unless_waiting(
+    pause: Wait | None, shown: ShownSandbox, now: datetime, step: ShowStep | datetime | None
+) -> ShowStep | datetime | None:
+    if step is None or pause is None or pause.is_over(now):
+        return step
+    is_new = shown.since is not None and shown.since > pause.since
+    return step if is_new and pause.until - pause.since >= LASTING else pause.until
 
 
-def _of_environment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | None:
+def _is_given_up(shown: ShownSandbox, refused_since: datetime | None, now: datetime) -> bool:
+    """Whether GitLab refuses it for so long that there is nothing to hope for, as when the project was deleted."""
+    return shown.place is Presence.GONE and refused_since is not None and age(refused_since, now) >= GIVEN_UP
+
+
+def _of_environment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
+    given_up = _is_given_up(shown, known.environment_refused_since, now)
     if known.asked is AskedFor.ENVIRONMENT:
-        return ShowStep(Deed.FIND_ENVIRONMENT, url=shown.url)
+        return None if given_up else ShowStep(Deed.FIND_ENVIRONMENT, url=shown.url)
     if known.environment_id is None:
         create = shown.place is Presence.AVAILABLE
         return ShowStep(Deed.CREATE_ENVIRONMENT, url=shown.url) if create else None
-    if known.asked is AskedFor.DEPLOYMENT:
+    if known.asked is AskedFor.DEPLOYMENT and not given_up:
         sha, _, sandbox = known.asked_what.partition(" ")
         return ShowStep(Deed.FIND_DEPLOYMENT, sha=sha, sandbox=int(sandbox))
     lives = shown.place in (Presence.AVAILABLE, Presence.AS_IT_IS)
@@ -204,12 +222,13 @@ def _of_environment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime
         return ShowStep(Deed.LOOK_AT_ENVIRONMENT)
     if shown.place is Presence.AS_IT_IS:
         return None
+    deployment = _unless_waiting(known.deployment_wait, shown, now, _of_deployment(shown, known, now))
     if shown.place is Presence.AVAILABLE and known.state is EnvironmentState.AVAILABLE:
         if shown.url != known.external_url:
             return ShowStep(Deed.SET_URL, url=shown.url, look_first=True)
-        return _of_deployment(shown, known, now)
-    if (ending := _of_deployment(shown, known, now)) and ending.deed is Deed.SET_DEPLOYMENT:
-        return ending
+        return deployment
+    if isinstance(deployment, ShowStep) and deployment.deed is Deed.SET_DEPLOYMENT:
+        return deployment
     if known.state is not EnvironmentState.STOPPED:
         return ShowStep(Deed.STOP_ENVIRONMENT)
     return None if shown.place is Presence.STOPPED else ShowStep(Deed.DELETE_ENVIRONMENT)
@@ -230,11 +249,11 @@ def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime)
             return ShowStep(Deed.SET_DEPLOYMENT, state=DeploymentStatus.CANCELED)
         if wanted_one.only_ends:
             return None
-        just_made = not known.deployment_sha and known.seen_at is not None and age(known.seen_at, now) < JUST_MADE
+        just_made = not known.deployment_sha and not is_due(known.seen_at, JUST_MADE, now)
         look_first = wanted_one.status is DeploymentStatus.SUCCESS or not just_made
         create, sha, status = Deed.CREATE_DEPLOYMENT, wanted_one.sha, wanted_one.status
         return ShowStep(create, sha=sha, state=status, sandbox=shown.sandbox, look_first=look_first)
-    if known.deployment_id is None:  # GitLab refused it, or somebody deleted it
+    if known.deployment_id is None:  # somebody deleted it
         return None
     if known.deployment_status == wanted_one.status or wanted_one.status is DeploymentStatus.RUNNING:
         return None
@@ -245,16 +264,18 @@ def _of_deployment(shown: ShownSandbox, known: EnvironmentRecord, now: datetime)
 
 
 def _of_status(shown: ShownSandbox, known: EnvironmentRecord, now: datetime) -> ShowStep | datetime | None:
+    if _is_given_up(shown, known.status_refused_since, now):
+        return None
     if known.status_asked:
         sha, _, state = known.status_asked.partition(" ")
         return ShowStep(Deed.FIND_STATUS, sha=sha, state=state)
-    status = shown.status
-    if status is None:
-        return None
+    status, under_way = shown.status, bool(known.status_state) and not CommitState(known.status_state).is_final
+    if status is None:  # one under way would hold up the merge for ever
+        canceled = ShowStep(Deed.SET_STATUS, sha=known.status_sha, state=CommitState.CANCELED, description=ENDED)
+        return canceled if under_way else None
     same = known.status_sha == status.sha
     if same and known.status_state == status.state:
         return None
-    under_way = bool(known.status_state) and not CommitState(known.status_state).is_final
     if not same and under_way:
         return ShowStep(Deed.SET_STATUS, sha=known.status_sha, state=CommitState.CANCELED, description=SUPERSEDED)
     if status.only_ends and not (same and under_way):

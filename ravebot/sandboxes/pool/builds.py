@@ -22,6 +22,7 @@ from ravebot.sandboxes.chain.stages import Chain
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import BuildFailure, sandbox_on
+from ravebot.sandboxes.masking import masked
 from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.settings import from_pipeline
 from ravebot.sandboxes.view import in_words, without_paths
@@ -157,7 +158,7 @@ class Builds:
 
 
 def _last_lines(console: str) -> list[str]:
-    """The last lines that a console shows, without terminal codes and each not too long for a table's row."""
+    """The last lines that a console shows, without terminal codes and secrets, each not too long for a table's row."""
     plain = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])", "", console)
-    lines = ("".join(char for char in line if char.isprintable()).strip() for line in plain.splitlines())
+    lines = ("".join(char for char in line if char.isprintable()).strip() for line in masked(plain).splitlines())
     return [line[:_LINE_SHOWN] for line in lines if line][-_LINES_SHOWN:]

@@ -29,14 +29,6 @@ KEYS_SET_EVERY = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class _KeysSet:
-    """Which keys were set last, and when. Kept in memory only: after a restart they are set again."""
-
-    keys: tuple[str, ...]
-    at: datetime
-
-
-@dataclass(frozen=True)
 class Health:
     """Checks leased machines and records the results."""
 
@@ -46,7 +38,8 @@ class Health:
     provider: Provider
     lifecycle: Lifecycle
     chain: Chain
-    _keys: dict[MachineId, _KeysSet] = field(default_factory=dict)
+    _keys_set: dict[MachineId, datetime] = field(default_factory=dict)
+    """When they were. In memory only: after a restart they are set again."""
 
     async def check(self, machine: Machine) -> None:
         """Continue a leased machine's chain, or check its health, usage and authorized keys."""
@@ -91,11 +84,11 @@ class Health:
             await asyncio.sleep(_FOLLOW_SECONDS)
 
     async def _set_keys(self, machine: Machine, sandbox: Sandbox, mr: MergeRequest) -> None:
-        keys = await self.chain.letting_in.wanted(mr, machine)
-        now, last = self.clock.now(), self._keys.get(machine.id)
-        if last is None or last.keys != tuple(keys) or is_due(last.at, KEYS_SET_EVERY, now):
-            await self.chain.letting_in.let_in(machine, keys)
-            self._keys[machine.id] = _KeysSet(tuple(keys), now)
+        now, last = self.clock.now(), self._keys_set.get(machine.id)
+        again = last is None or is_due(last, KEYS_SET_EVERY, now)
+        keys = await self.chain.letting_in.follow(machine, mr, again=again)
+        if keys is not None:
+            self._keys_set[machine.id] = now
             await self._note(sandbox, notice_keys=not keys)
 
     async def sample(self, machine: Machine) -> None:
@@ -109,7 +102,8 @@ class Health:
 
     def forget(self, machine: Machine) -> None:
         """It is gone."""
-        self._keys.pop(machine.id, None)
+        self._keys_set.pop(machine.id, None)
+        self.chain.letting_in.forget(machine)
 
     # Web port and keys are only shown to people: they are not part of the lifecycle.
     async def _note(self, then: Sandbox, *, notice_keys: bool | None = None, scheme: str | None = None) -> None:
