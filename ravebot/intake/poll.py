@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from ravebot.backoff import Backoff
-from ravebot.clock import Clock, from_us, to_us
+from ravebot.clock import Clock, from_us, is_due, to_us
 from ravebot.config.model import Config
 from ravebot.config.patterns import matches_project
 from ravebot.errors import Forbidden, NotFound, RavebotError, SlowDown, Unavailable
@@ -45,6 +45,7 @@ _REPORTER = 20
 _SETTLED = timedelta(minutes=5)
 """Age of a merge request's last update from which on a new comment is sure to change `updated_at`: GitLab touches it at
 most once a minute (app/models/concerns/throttled_touch.rb). The rest is for clocks that differ."""
+_THROTTLED = timedelta(minutes=1)
 _OVERLAP = _SETTLED + timedelta(minutes=10)
 """By how much what was updated since the last poll is asked for again: until a merge request is settled, and for clocks
 that differ."""
@@ -106,6 +107,7 @@ class Poller:
         self._seen_in_groups: set[int] = set()  # projects that the list does not have, though their path fits
         self._strangers: set[int] = set()  # those of them that it does not have either when it is asked for again
         self._due: dict[int, str] = {}
+        self._seen: dict[MergeRequestRef, tuple[datetime | None, datetime]] = {}  # updates that may not be settled
         self.refusals: Mapping[str, str] = {}
         """Projects that the last poll could not read, wholly or in part, and why."""
 
@@ -197,6 +199,7 @@ class Poller:
         troubles: dict[int, Unavailable] = {}  # of projects that were seen, but not wholly
         in_a_row = 0
         missing = {mr.ref for mr in await self._database.read(merge_requests.opened)}
+        self._seen = {ref: seen for ref, seen in self._seen.items() if ref in missing}
         if again:
             await self._list()
         projects = self.projects
@@ -351,9 +354,19 @@ class Poller:
             return None
         settled = mr.updated_at is not None and began - mr.updated_at >= _SETTLED
         why = None if first and settled else await self._comments(mr)
-        if settled and not why:
+        if settled and not why and (first or self._was_seen(mr, began)):
+            self._seen.pop(mr.ref, None)
             await self._database.write(partial(merge_requests.set_comments_read, mr=mr))
         return why
+
+    def _was_seen(self, mr: MergeRequest, began: datetime) -> bool:
+        """Whether an earlier look saw this update: by its time alone, a clock of ours that is ahead takes it for an old
+        one, of which every comment is read."""
+        update, since = self._seen.get(mr.ref, (None, began))
+        if update != mr.updated_at:
+            self._seen[mr.ref] = mr.updated_at, began
+            return False
+        return is_due(since, _THROTTLED, began)
 
     async def _told(self, mr: MergeRequest) -> None:
         def write(tx: Transaction) -> str:

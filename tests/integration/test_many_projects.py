@@ -134,6 +134,23 @@ async def test_a_comment_in_a_group_that_does_not_move_its_merge_request_is_foun
     assert await live(desk) == []
 
 
+async def test_a_comment_in_a_group_is_found_though_our_clock_is_ahead(desk: Desk) -> None:
+    one, _ = some_projects(desk, 2)
+    await desk.poller.look()
+    mr = opened_in(desk, one)
+    theirs = desk.world.clock.now()
+    desk.world.pass_by(minutes=6)
+    await desk.poller.look(again=False)
+    assert await live(desk) == [f"{one.path}!1"]
+    note = desk.server.comment(mr, desk.alice, "/sandbox stop")
+    assert note
+    note.created_at = note.updated_at = mr.updated_at = theirs  # in the minute in which nothing moves it
+    desk.world.pass_by(minutes=5)
+    await desk.poller.look(again=False)
+    await desk.work()
+    assert await live(desk) == []
+
+
 async def test_after_a_poll_that_failed_everything_of_a_group_is_asked_for(desk: Desk) -> None:
     one, _ = some_projects(desk, 2)
     await desk.poller.look()
