@@ -71,6 +71,10 @@ class NotFound(RavebotError):
     """GitLab or Matrix says that it does not exist, or that we may not see it."""
 
 
+class FileNotFound(NotFound):
+    """GitLab has the commit, and no such file in it: that stays so."""
+
+
 class Forbidden(RavebotError):
     """GitLab or Matrix refused the request (token without the scope, no power in the room): a person must act."""
 

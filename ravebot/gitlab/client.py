@@ -220,7 +220,9 @@ class GitLab:
         )
 
     async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
-        """A file's content at a commit or branch; of a longer one, so much and one byte more. Raises NotFound.
+        """A file's content at a commit or branch; of a longer one, so much and one byte more.
+
+        Raises FileNotFound if the commit is there and has none, and otherwise NotFound.
 
         Of a symbolic link it is the name of its target.
         """

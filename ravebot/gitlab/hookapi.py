@@ -51,9 +51,9 @@ class HookApi:
         """The name of the bot's user. Raises Unavailable if GitLab can't be used at all."""
         return await self._call(lambda: answers.person(self._transport.get("/user")).username)
 
-    async def project(self, path: str) -> HookedProject:
+    async def project(self, path_or_id: str | int) -> HookedProject:
         def ask() -> HookedProject:
-            body = self._transport.get(f"/projects/{quote(path, safe='')}")
+            body = self._transport.get(f"/projects/{quote(str(path_or_id), safe='')}")
             identity, full = answers.project(body)
             return HookedProject(identity, full, role_level(body))
 

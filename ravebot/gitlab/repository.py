@@ -12,7 +12,7 @@ from urllib.parse import quote
 import requests
 
 from ravebot.agents.diff.model import BranchCommit, BranchHead, Committed, Overtaken
-from ravebot.errors import NotFound, Unacceptable
+from ravebot.errors import FileNotFound, NotFound, Unacceptable
 from ravebot.gitlab import fields
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.transport import Transport
@@ -28,6 +28,8 @@ _OVERTAKEN = (
     "The file has changed since you started editing it",
 )
 """GitLab's words, all with status 400: of Gitaly's index errors and of app/services/files/multi_service.rb."""
+_NO_FILE = "404 File Not Found"
+"""GitLab's words when it found the commit (lib/api/files.rb); otherwise it is `404 Commit Not Found`."""
 _NO_BRANCH = "You can only create or edit files when you are on a branch"
 
 
@@ -81,7 +83,10 @@ def last_commits(transport: Transport, project_id: int, sha: str, paths: Sequenc
 
 
 def file(transport: Transport, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
-    """A file's content; of a longer one, `max_bytes` and one byte more."""
+    """A file's content; of a longer one, `max_bytes` and one byte more.
+
+    Raises FileNotFound if the commit is there and has none, and otherwise NotFound.
+    """
 
     def take(response: requests.Response) -> bytes:
         content = b""
@@ -91,7 +96,11 @@ def file(transport: Transport, project_id: int, path: str, ref: str, max_bytes: 
                 break
         return content[: max_bytes + 1]
 
-    return transport.stream(f"/projects/{project_id:d}/repository/files/{quote(path, safe='')}/raw", take, ref=ref)
+    address = f"/projects/{project_id:d}/repository/files/{quote(path, safe='')}/raw"
+    try:
+        return transport.stream(address, take, ref=ref)
+    except NotFound as error:
+        raise (FileNotFound if _NO_FILE in str(error) else NotFound)(str(error)) from error
 
 
 def commit(

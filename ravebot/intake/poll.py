@@ -317,7 +317,11 @@ class Poller:
     async def _project(self, project_id: int, listed: GroupListing | None, missing: set[MergeRequestRef]) -> Gaps:
         """Look at one; what was seen is not `missing` any more. One merge request that can't be read hides no other."""
         began, gaps, in_a_row = (listed.began if listed else self._clock.now()), Gaps(), 0
-        first = await self._database.read(lambda tx: _first_look(tx, ProjectId(project_id))) is None
+        looked_at = await self._database.read(lambda tx: _first_look(tx, ProjectId(project_id)))
+        if looked_at is not None and looked_at > began:  # the clock was set back since
+            since = began - _OVERLAP - _LIST_EVERY * self._config.gitlab.poll  # the longest between two looks at one
+            await self._database.write(partial(_note_look, project_id=ProjectId(project_id), began=since))
+        first = looked_at is None
         found = listed.of[project_id] if listed else await self._gitlab.open_merge_requests(project_id)
         for mr in found:
             if mr.state != "opened" and mr.ref not in missing:
@@ -419,5 +423,5 @@ def _first_look(tx: Transaction, project_id: ProjectId) -> datetime | None:
 
 def _note_look(tx: Transaction, project_id: ProjectId, began: datetime) -> None:
     first = _first_look(tx, project_id)
-    if first is None or first > began:  # the clock was set back since: comments count from now on
+    if first is None or first > began:
         set_meta(tx, f"looked_at:{project_id}", str(to_us(began)))

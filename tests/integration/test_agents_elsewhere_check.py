@@ -14,7 +14,7 @@ from ravebot.agents.approvals import Approvals
 from ravebot.agents.reception import Reception
 from ravebot.agents.transports.acp.driver import AcpDriver
 from ravebot.commands.people import People
-from ravebot.errors import NotFound
+from ravebot.errors import FileNotFound
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.elsewhere import ElsewhereTrial
 from ravebot.operations.agents.operator import AgentOperator
@@ -48,7 +48,7 @@ class Everybody:
         return a_merge_request(ref.iid)
 
     async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
-        raise NotFound(path)
+        raise FileNotFound(path)
 
     async def project(self, path_or_id: str | int) -> tuple[int, str]:
         return 7, "group/app"

@@ -29,7 +29,7 @@ from ravebot.agents.reception import Reception
 from ravebot.agents.telling import ConversationTelling
 from ravebot.agents.wording import once_more
 from ravebot.commands.people import People
-from ravebot.errors import NotFound, Refused
+from ravebot.errors import FileNotFound, Refused
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
@@ -68,7 +68,7 @@ class Facts:
         return a_merge_request(ref.iid)
 
     async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
-        raise NotFound(path)
+        raise FileNotFound(path)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ravebot.operations.hooks.watch import HookWatch
 from ravebot.store.database import Database, Transaction
 from tests.integration.test_hooks import SECRET, Office, office
 from tests.support.clock import ManualClock
-from tests.support.gitlab import DEVELOPER
+from tests.support.gitlab import DEVELOPER, MAINTAINER
 from tests.support.gitlab.hooks import Attempt, Message
 
 pytestmark = pytest.mark.integration
@@ -78,6 +78,52 @@ async def test_one_that_somebody_changed_is_corrected_and_one_that_somebody_remo
     changed, removed = await told(watch)
     assert "not enabled for comments" in changed
     assert "The webhook of tools/web is gone" in removed
+
+
+async def test_one_of_a_project_whose_path_another_took_is_mended_where_it_is(watch: HookWatch, office: Office) -> None:
+    old = (office.cli.id, office.cli.path)
+    office.hooks(office.cli)[0].settings["note_events"] = False
+    office.gitlab.move(office.cli, "tools/renamed")
+    other = office.gitlab.add_project("tools/cli")
+    office.gitlab.set_role(other, office.bot, MAINTAINER)
+    await watch.look([old])
+    assert office.hooks(office.cli)[0].settings["note_events"] is True
+    assert office.hooks(other) == []
+    [said] = await told(watch)
+    assert said.startswith("The webhook of tools/renamed was not right")
+    assert not watch.is_right("tools/cli")
+
+
+async def test_one_of_a_project_that_was_moved_out_is_left_as_it_is(watch: HookWatch, office: Office) -> None:
+    old = (office.cli.id, office.cli.path)
+    office.hooks(office.cli)[0].settings["note_events"] = False
+    office.gitlab.move(office.cli, "elsewhere/cli")
+    await watch.look([old])
+    assert office.hooks(office.cli)[0].settings["note_events"] is False
+    [said] = await told(watch)
+    assert said.startswith("The webhook of elsewhere/cli was not right")
+    assert "it is not in gitlab.projects" in said
+
+
+async def test_a_refused_delivery_is_looked_at_also_when_gitlab_did_not_answer_before(
+    watch: HookWatch, office: Office, refused: dict[str, datetime]
+) -> None:
+    project = (office.cli.id, office.cli.path)
+
+    async def asked() -> list[str]:
+        before = len(office.gitlab.requests)
+        await watch.look([project])
+        return [one.path.rpartition("/")[2] for one in office.gitlab.requests[before:]]
+
+    assert isinstance(watch.clock, ManualClock)
+    watch.clock.advance(timedelta(hours=1))
+    refused["at"] = watch.clock.now()
+    watch.clock.advance(timedelta(minutes=5))
+    office.gitlab.fail(500, path="/hooks")
+    assert await asked() == ["hooks"]
+    office.gitlab.restore()
+    assert await asked() == ["hooks", "events"]
+    assert await asked() == ["hooks"]
 
 
 async def test_a_look_takes_one_request_a_project_and_one_more_only_where_a_delivery_was_refused(

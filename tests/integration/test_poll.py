@@ -346,6 +346,21 @@ async def test_commands_are_found_also_when_the_first_look_ever_came_with_a_cloc
     assert await desk.states() == []
 
 
+async def test_a_comment_from_before_the_first_look_after_the_clock_was_set_back_is_obeyed(desk: Desk) -> None:
+    desk.world.pass_by(days=1)
+    await desk.poller.look()
+    mr = desk.open()
+    await desk.tell(mr)
+    await desk.work()
+    desk.world.pass_by(days=-1, minutes=10)
+    note = await desk.say(mr, desk.alice, "/sandbox stop", webhook=False)
+    note.created_at = note.updated_at = mr.updated_at = desk.world.clock.now()
+    desk.world.pass_by(minutes=5)
+    await desk.poller.look()
+    await desk.work()
+    assert await desk.states() == []
+
+
 async def test_a_merge_that_no_webhook_told_of_is_found_also_when_the_last_look_came_in_the_middle_of_it(
     desk: Desk,
 ) -> None:

@@ -342,6 +342,55 @@ async def test_a_file_that_ravebot_may_not_read_is_named_and_read_when_somebody_
         assert (found.troubles, found.memory) == ((), GIB)
 
 
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_file_that_was_refused_for_a_moment_is_read_again_minutes_later(tmp_path: Path, status: int) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        place.server.fail(status, 1, path="/repository/files")
+        files = ProjectFiles(place.yard.database, place.gitlab)
+        await files.know(place.known(mr))
+        known = place.known(mr)
+        await place.yard.told(known)
+        assert (await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))).troubles
+        await files.know(known)
+        assert len(place.asked_for_files()) == 1, "not at every poll"
+        place.yard.clock.advance(timedelta(minutes=15))
+        for _ in range(3):
+            await files.know(replace(known, updated_at=place.yard.clock.now()))
+        assert len(place.asked_for_files()) == 2
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.troubles, found.memory) == ((), GIB)
+
+
+async def test_a_file_that_stays_refused_is_not_asked_for_for_ever(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        known = replace(place.known(place.open(ASKS)), updated_at=place.yard.clock.now())
+        place.server.fail(403, path="/repository/files")
+        files = ProjectFiles(place.yard.database, place.gitlab)
+        await files.know(known)
+        await place.yard.told(known)
+        for _ in range(100):
+            place.yard.clock.advance(timedelta(hours=1))
+            await files.know(known)
+        assert len(place.asked_for_files()) == 24
+
+
+async def test_a_commit_that_gitlab_does_not_have_yet_counts_as_none_only_for_minutes(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr = place.open(ASKS)
+        known = replace(place.known(mr), head_sha="1234567890" * 4, updated_at=place.yard.clock.now())
+        files = ProjectFiles(place.yard.database, place.gitlab)
+        await files.know(known)
+        await place.yard.told(known)
+        (why,) = (await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))).troubles
+        assert why.startswith("GitLab does not find the commit, ravebot asks again")
+        place.project.commits[known.head_sha] = place.project.commits[mr.sha]
+        place.yard.clock.advance(timedelta(minutes=15))
+        await files.know(known)
+        found = await place.yard.read(lambda tx: of_merge_request(tx, place.yard.config, known))
+        assert (found.troubles, found.memory) == ((), GIB)
+
+
 async def test_a_stored_file_that_this_version_does_not_take_counts_as_none(tmp_path: Path) -> None:
     async with a_place(tmp_path) as place:
         known = place.known(place.open(ASKS))

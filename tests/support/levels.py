@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ravebot.errors import NotFound
+from ravebot.errors import FileNotFound, NotFound
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 
@@ -32,4 +32,4 @@ class Levels:
         raise NotFound(str(ref))
 
     async def file(self, project_id: int, path: str, ref: str, max_bytes: int) -> bytes:
-        raise NotFound(path)
+        raise FileNotFound(path)

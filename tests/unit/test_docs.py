@@ -324,6 +324,15 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+def test_no_file_has_a_mark_of_a_merge_that_was_not_finished() -> None:
+    mark = re.compile(rb"^(?:<{7}|>{7}) ", re.MULTILINE)
+    tops = [ROOT / name for name in ("docs", "ravebot", "tests", "nixos", "benchmarks")]
+    nested = [path for top in tops for path in top.rglob("*") if "__pycache__" not in path.parts]
+    files = [path for path in (*ROOT.iterdir(), *nested) if path.is_file() and path.stat().st_size < 1_000_000]
+    assert len(files) > 500
+    assert [str(path.relative_to(ROOT)) for path in files if mark.search(path.read_bytes())] == []
+
+
 def test_readme_links_to_every_page() -> None:
     linked = {(ROOT / target).resolve() for target in links(README)}
     assert {*DOCS.glob("*.md"), EXAMPLE} - linked == set()

@@ -82,7 +82,7 @@ async def _seen(loaded: LoadedConfig, api: HookApi, project: HookedProject, *, d
 async def install(
     loaded: LoadedConfig,
     *,
-    projects: Iterable[str] | None = None,
+    projects: Iterable[str | int] | None = None,
     ssl_verification: bool | None = None,
     test: bool = False,
     say: Say | None = None,
@@ -90,8 +90,9 @@ async def install(
 ) -> list[HookState]:
     """Give each project exactly one right webhook, with the secrets that the configuration names now.
 
-    `ssl_verification` None leaves it as it is, or on. `test` lets GitLab send an event at once. Raises ConfigError
-    without http.public_url or with a malformed signing token, and Unavailable if GitLab can't be used at all.
+    `projects`: paths or ids; the state has the path that one has now. `ssl_verification` None leaves it as it is, or
+    on. `test` lets GitLab send an event at once. Raises ConfigError without http.public_url or with a malformed signing
+    token, and Unavailable if GitLab can't be used at all.
     """
     wanted, ours = _known_target(loaded.config), secrets(loaded)
     if ours.signing_token is not None:
@@ -166,7 +167,7 @@ async def _tested(api: HookApi, project: HookedProject, after: HookComparison, s
 async def _each(
     loaded: LoadedConfig,
     act: Act,
-    projects: Iterable[str] | None,
+    projects: Iterable[str | int] | None,
     say: Say | None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     *,
@@ -176,19 +177,29 @@ async def _each(
     async with _api(loaded) as api:
         await api.me()  # a wrong token or address is one error, not one for each project
         async for path in _paths(loaded.config, api, projects, unconfigured):
-            state = path if isinstance(path, HookState) else await _one(api, act, path, sleep)
+            served = () if unconfigured else loaded.config.gitlab.projects
+            state = path if isinstance(path, HookState) else await _one(api, act, path, sleep, served)
             states.append(state)
             if say is not None:
                 say(state)
     return states
 
 
-async def _one(api: HookApi, act: Act, path: str, sleep: Callable[[float], Awaitable[None]]) -> HookState:
-    """Act on one project. A request that got no answer may have been carried out, so it is begun again by looking."""
+async def _one(
+    api: HookApi, act: Act, asked: str | int, sleep: Callable[[float], Awaitable[None]], served: tuple[str, ...]
+) -> HookState:
+    """Act on one project; on one that is named by its id only if it still is one of those that are `served`.
+
+    A request that got no answer may have been carried out, so it is begun again by looking."""
     project: HookedProject | None = None
+    path = str(asked)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            project = await api.project(path)
+            project = await api.project(asked)
+            if isinstance(asked, int):
+                path = project.path
+                if not matches_project(served, path):
+                    return wording.not_configured(path)
             return await act(api, project)
         except Unacceptable as error:
             return wording.not_taken(path, str(error))
@@ -210,13 +221,13 @@ async def _one(api: HookApi, act: Act, path: str, sleep: Callable[[float], Await
 
 
 async def _paths(
-    config: Config, api: HookApi, projects: Iterable[str] | None, unconfigured: bool
-) -> AsyncIterator[str | HookState]:
+    config: Config, api: HookApi, projects: Iterable[str | int] | None, unconfigured: bool
+) -> AsyncIterator[str | int | HookState]:
     """The projects to act on, each once; a state for what is none."""
     if projects is not None:
         for path in dict.fromkeys(projects):
-            known = unconfigured or matches_project(config.gitlab.projects, path)
-            yield path if known else wording.not_configured(path)
+            known = isinstance(path, int) or unconfigured or matches_project(config.gitlab.projects, path)
+            yield path if known else wording.not_configured(str(path))
         return
     seen = {path for path in config.gitlab.projects if "*" not in path}
     for path in config.gitlab.projects:

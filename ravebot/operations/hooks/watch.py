@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -109,6 +109,7 @@ class HookWatch:
     projects: Callable[[], Sequence[ServedProject]]
     refused_at: Callable[[], datetime | None] = lambda: None
     _looked_at: dict[str, datetime] = field(default_factory=dict)
+    _answered_at: dict[str, datetime] = field(default_factory=dict)
     _right_at: dict[str, datetime] = field(default_factory=dict)
 
     def is_right(self, path: str) -> bool:
@@ -134,16 +135,22 @@ class HookWatch:
         """Look at these once. Raises RavebotError if GitLab can't be used at all."""
         now, refused_at = self.clock.now(), self.refused_at()
         for project in projects:
-            last = self._looked_at.get(project[1])
+            last = self._answered_at.get(project[1])
             refused = refused_at is not None and (last is None or refused_at >= last)
             self._looked_at[project[1]] = now
             (found,) = await registry.glance(self.loaded, [project], deliveries=refused)
+            if found.condition is not HookCondition.FAILED:
+                self._answered_at[project[1]] = now
             after = found
             if should_mend(found) and self.loaded.config.http.public_url is not None:
-                (after,) = await registry.install(self.loaded, projects=[found.project])
+                # By its id: since the list was made it may have been renamed, and another have taken its path.
+                (after,) = await registry.install(self.loaded, projects=[project[0]])
+                if after.project == str(project[0]):  # GitLab did not say
+                    after = replace(after, project=found.project)
+                found = replace(found, project=after.project)
                 log.warning("webhook was mended" if after.ok else "webhook can't be mended", project=found.project,
                             was=found.detail, result=after.detail)  # fmt: skip
-            self._right_at.pop(found.project, None)
+            self._right_at.pop(project[1], None)
             if after.condition is HookCondition.RIGHT:
                 self._right_at[found.project] = now
             await self.database.write(partial(self._keep, found=found, after=after))
