@@ -266,6 +266,28 @@ async def test_sessions_that_could_not_be_ended_for_a_moment_are_ended_at_the_ne
     assert (await told(yard))[1:] == ["carol can't log in any more; an open session was ended"]
 
 
+async def test_a_lost_key_does_not_come_back_while_its_sessions_wait_and_gitlab_is_away(
+    yard: Yard, host: MemoryHost
+) -> None:
+    await yard.make_ready(MR)
+    yard.provider.fails["run"] = GuestError("the guest's agent did not answer in time")
+    yard.code.keys[ALICE.id] = (KEYS["alice's new"],)
+    yard.pass_by(seconds=55)
+    await yard.go()
+    machine = host.machines[(await yard.machine(MR)).name]
+    assert machine.authorized["agent"] == (KEYS["alice's new"],)
+    yard.code.error = Unavailable("GitLab is away")
+    for _ in range(5):
+        yard.pass_by(seconds=60)
+        await yard.go()
+    assert machine.authorized["agent"] == (KEYS["alice's new"],)
+    yard.provider.fails.clear()
+    yard.provider.answers[_SESSIONS] = RunResult(0, "1\n")
+    yard.pass_by(seconds=20)
+    await yard.go()
+    assert await told(yard) == ["an SSH key of alice is not let in any more; an open session was ended"]
+
+
 async def test_keys_that_were_set_after_an_old_report_are_set_right_at_the_next_look(
     yard: Yard, host: MemoryHost
 ) -> None:

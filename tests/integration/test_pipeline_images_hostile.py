@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ import pytest
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.images.pipelines import cage
 from ravebot.images.pipelines.convert import Converted, ConvertLimits, convert
-from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import Abandoned, WorkGuard
+from ravebot.images.pipelines.qcow2 import PipelineImageRefused, look_into
+from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard
 from ravebot.images.pipelines.unpack import unpack
 from ravebot.images.pipelines.workshop import ImageWorkshop
 
@@ -110,6 +111,12 @@ def number(path: Path, offset: int) -> int:
         ("-c", "-o", "compression_type=zstd"),
         ("-o", "extended_l2=on,cluster_size=128k"),
         ("-o", "compat=0.10"),
+        ("-o", "cluster_size=4k"),
+        ("-o", "cluster_size=2M"),
+        ("-o", "preallocation=metadata"),
+        ("-o", "preallocation=falloc,cluster_size=2M"),
+        ("-c", "-o", "cluster_size=4k"),
+        ("-c", "-o", "compression_type=zstd,cluster_size=2M"),
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
@@ -123,6 +130,26 @@ def test_every_usual_qcow2_becomes_a_fresh_one_with_the_same_disk(
     state = bench.target.stat()
     assert (state.st_mode & 0o777, state.st_uid) == (0o644, os.geteuid())
     assert bench.shop.folder.stat().st_mode & 0o777 == 0o711
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("-o", "cluster_size=2M"), ("-o", "preallocation=full"), ("-o", "extended_l2=on"), ("-c",)],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_a_disk_that_ends_within_a_cluster_is_taken(bench: Bench, tmp_path: Path, options: tuple[str, ...]) -> None:
+    odd = tmp_path / "odd.raw"
+    odd.write_bytes(os.urandom(5 * MIB + 512))
+    bench.take(made(odd, tmp_path, *options))
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", bench.target, odd)
+
+
+def test_a_disk_of_one_byte_over_and_over_packs_tightly_and_is_taken(bench: Bench, tmp_path: Path) -> None:
+    same = tmp_path / "same.raw"
+    same.write_bytes(b"\x01" * (8 * MIB))
+    for kind, size in (("zlib", "4k"), ("zstd", "4k"), ("zlib", "2M"), ("zstd", "2M")):
+        bench.take(made(same, tmp_path, "-c", "-o", f"compression_type={kind},cluster_size={size}"))
+        qemu_img("compare", "-f", "qcow2", "-F", "raw", bench.target, same)
 
 
 @pytest.mark.parametrize(("end", "program"), [(".gz", "gzip"), (".xz", "xz"), (".zst", "zstd")])
@@ -171,6 +198,14 @@ def cut_off(disk: Path, folder: Path) -> Path:
     return image
 
 
+def cut_off_within_the_last_cluster(disk: Path, folder: Path) -> Path:
+    full = folder / "full.raw"
+    full.write_bytes(os.urandom(4 * MIB))
+    image = made(full, folder, "-o", "cluster_size=2M")
+    os.truncate(image, image.stat().st_size - 2 * MIB + 512)
+    return image
+
+
 def cut_off_and_compressed(disk: Path, folder: Path) -> Path:
     image = made(disk, folder, "-c")
     os.truncate(image, image.stat().st_size - MIB // 2)
@@ -208,6 +243,27 @@ def one_place_for_all(disk: Path, folder: Path) -> Path:
     return image
 
 
+def one_compressed_place_for_all(disk: Path, folder: Path) -> Path:
+    one = folder / "one.raw"
+    with one.open("wb") as file:
+        file.write(b"bomb" * 16384)
+        file.truncate(32 * MIB)
+    image = made(one, folder, "-c")
+    table = number(image, number(image, 40)) & ((1 << 56) - 512)
+    first = number(image, table)
+    for at in range(512):
+        changed(image, table + 8 * at, ">Q", first)
+    return image
+
+
+def many_compressed_places_in_one_sector(disk: Path, folder: Path) -> Path:
+    image = one_compressed_place_for_all(disk, folder)
+    table = number(image, number(image, 40)) & ((1 << 56) - 512)
+    for at in range(512):
+        changed(image, table + 8 * at, ">Q", number(image, table) // 512 * 512 + at)
+    return image
+
+
 def corrupt(disk: Path, folder: Path) -> Path:
     return changed(made(disk, folder), 72, ">Q", 2)
 
@@ -232,6 +288,7 @@ def nothing(disk: Path, folder: Path) -> Path:
         (with_data_file, "it has an external data file"),
         (encrypted, "it is encrypted"),
         (cut_off, "it is cut off or damaged"),
+        (cut_off_within_the_last_cluster, "it is cut off or damaged"),
         (cut_off_and_compressed, "it is cut off or damaged"),
         (too_large, "its disk has 65 MiB, and may have 64 MiB"),
         (endless, "and may have 64 MiB"),
@@ -239,6 +296,8 @@ def nothing(disk: Path, folder: Path) -> Path:
         (many_refcounts, "it has more tables or snapshots than an image needs"),
         (tiny_clusters, "its clusters are smaller than 4 KiB"),
         (one_place_for_all, "parts of its disk share one place"),
+        (one_compressed_place_for_all, "parts of its disk share one place"),
+        (many_compressed_places_in_one_sector, "parts of its disk share one place"),
         (corrupt, "it is marked as corrupt"),
         (unknown_feature, "it uses features of qcow2 that are not known"),
         (raw, "sandbox.qcow2 is no qcow2 file"),
@@ -276,6 +335,28 @@ def test_a_qcow2_that_unpacks_to_more_than_is_kept_is_refused(bench: Bench, tmp_
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", full, image)
     assert image.stat().st_size < MIB
     assert "it becomes larger than it may be when it is unpacked" in bench.refuses(image, kept=8 * MIB)
+
+
+def test_a_host_without_room_is_not_blamed_on_the_image(disk: Path, tmp_path: Path) -> None:
+    shop = ImageWorkshop(tmp_path / "images")
+    shop.prepare(())
+    work = shop.begin()
+    shutil.copyfile(made(disk, tmp_path), work / "fetched")
+    with pytest.raises(HostDiskShort, match=r"short of disk for the image: it needs more than the 512 KiB"):
+        convert(
+            work / "fetched", "i.qcow2", shop.name(7, "a"), ConvertLimits(MOST, MOST), lambda: None, lambda _: MIB // 2
+        )
+    cage.give(tmp_path)
+    full = ["sh", "-c", "echo 'qemu-img: error while writing: No space left on device' >&2; exit 1"]
+    with pytest.raises(HostDiskShort):
+        cage.run(full, tmp_path, cage.CageLimits(5, 256 * MIB, MIB), lambda: None, lambda _: None)
+
+
+def test_the_look_into_large_tables_asks_now_and_then_whether_to_go_on(disk: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+    with made(disk, tmp_path, "-o", "cluster_size=4k").open("rb") as file:
+        look_into(file.fileno(), MOST, lambda: asked.append(1))
+    assert len(asked) == 16 * MIB // (4096 * 512)
 
 
 def test_work_ends_at_once_when_ravebot_stops_when_it_takes_too_long_and_when_the_disk_fills_up(
@@ -332,11 +413,32 @@ def test_a_program_in_the_cage_is_limited_powerless_and_without_network(tmp_path
         assert re.findall(r"^ *(\w+):.* \d+$", said, re.MULTILINE) == ["lo"]  # its own, which is down
 
 
+@pytest.mark.skipif(cage.user() is None, reason="only root has programs run as another user")
+def test_whether_there_can_be_a_cage_without_network_is_tried_as_the_user_that_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ubuntu lets root make user namespaces, and nobody else."""
+    cage.give(tmp_path)
+    with tempfile.TemporaryDirectory() as tools:
+        Path(tools).chmod(0o755)
+        fussy = Path(tools) / "unshare"
+        fussy.write_text(f'#!/bin/sh\n[ "$(id -u)" = 0 ] || exit 1\nexec {shutil.which("unshare")} "$@"\n')
+        fussy.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        cage.apart.cache_clear()
+        try:
+            cage.run(["true"], tmp_path, cage.CageLimits(5, 256 * MIB, MIB), lambda: None, lambda _: None)
+            assert cage.apart() == ()
+        finally:
+            cage.apart.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("script", "says"),
     [
         ("exec head -c 2M /dev/zero >large", "larger than it may be"),
         ("while :; do :; done", "took more time over it"),
+        ("kill -KILL $$", "took more time or memory over it"),
         ("kill -SEGV $$", "sh broke over it (SIGSEGV)"),
         ("echo no such thing >&2; exit 1", "sh can't read it (no such thing)"),
     ],

@@ -18,8 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from ravebot.errors import Unavailable
+from ravebot.errors import RavebotError, Unavailable
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
+from ravebot.images.pipelines.room import HostDiskShort
 
 _NOBODY = 65534
 _SETTING_USERS = (1 << 0) | (1 << 6) | (1 << 7)  # CAP_CHOWN, CAP_SETGID, CAP_SETUID: capabilities(7)
@@ -28,6 +29,11 @@ _KEPT_BYTES = 4096
 _PIECE_BYTES = 1024**2
 _POLITE = 10
 _PROBE_SECONDS = 5.0
+_NO_ROOM = ("No space left on device", "Disk quota exceeded")
+
+
+class TooLarge(PipelineImageRefused):
+    """The program wanted to write more than it may."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,14 @@ def user() -> int | None:
 
 
 @cache
-def _apart() -> tuple[str, ...]:
+def apart() -> tuple[str, ...]:
     """The words that run a program without any network, where the host lets us: a unit may forbid namespaces."""
-    words = ("unshare", "--user", "--net", "--ipc", "--")
+    words, other = ("unshare", "--user", "--net", "--ipc", "--"), user()
     try:
         done = subprocess.run(
-            [*words, "true"], capture_output=True, timeout=_PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
+            [*words, "true"], capture_output=True, timeout=_PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL,
+            cwd="/", user=other, group=other, extra_groups=[] if other is not None else None,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return words if done.returncode == 0 else ()
@@ -83,7 +90,7 @@ def run(
 ) -> None:
     """Run a program in that folder to its end; `hear` gets what it prints, `guard` raises when it shall end sooner.
 
-    Raises PipelineImageRefused if it fails, with its last line.
+    Raises PipelineImageRefused if it fails, with its last line, and HostDiskShort if the disk is full.
     """
     process = _start(argv, folder, limits, stdin)
     said = bytearray()
@@ -105,7 +112,7 @@ def run(
     finally:
         _kill(process)
     if process.returncode:
-        raise PipelineImageRefused(_why(process.returncode, argv[0], bytes(said)))
+        raise _problem(process.returncode, argv[0], bytes(said))
 
 
 def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryIO | None) -> subprocess.Popen[bytes]:
@@ -117,7 +124,7 @@ def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryI
     other = user()
     try:
         return subprocess.Popen(
-            [*_apart(), *powerless, *limited, *argv],
+            [*apart(), *powerless, *limited, *argv],
             cwd=folder,
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -157,13 +164,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _why(code: int, what: str, said: bytes) -> str:
-    text = said.decode("utf-8", "replace")
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"{what} took more time over it than an image may take: make it with `qemu-img convert -O qcow2`"
+def _problem(code: int, what: str, said: bytes) -> RavebotError:
+    text, how = said.decode("utf-8", "replace"), "make it with `qemu-img convert -O qcow2`"
+    if code == -signal.SIGXCPU:
+        return PipelineImageRefused(f"{what} took more time over it than an image may take: {how}")
+    if code == -signal.SIGKILL:
+        return PipelineImageRefused(f"{what} took more time or memory over it than an image may take: {how}")
+    if any(words in text for words in _NO_ROOM):
+        return HostDiskShort()
     if code == -signal.SIGXFSZ or "File too large" in text:
-        return "it becomes larger than it may be when it is unpacked: make it smaller"
+        return TooLarge("it becomes larger than it may be when it is unpacked: make it smaller")
     if code < 0:
-        return f"{what} broke over it ({signal.Signals(-code).name}): make it with `qemu-img convert -O qcow2`"
+        return PipelineImageRefused(f"{what} broke over it ({signal.Signals(-code).name}): {how}")
     lines = [line for line in ("".join(filter(str.isprintable, one)).strip() for one in text.splitlines()) if line]
-    return f"{what} can't read it" + (f" ({lines[-1][:160]})" if lines else "")
+    return PipelineImageRefused(f"{what} can't read it" + (f" ({lines[-1][:160]})" if lines else ""))

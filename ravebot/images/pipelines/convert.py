@@ -12,9 +12,10 @@ from pathlib import Path
 from ravebot.errors import ImageError
 from ravebot.images.pipelines import cage
 from ravebot.images.pipelines.qcow2 import MAGIC, PipelineImageRefused, look_into
-from ravebot.images.pipelines.room import left_bytes
+from ravebot.images.pipelines.room import HostDiskShort, left_bytes
 from ravebot.images.pipelines.unpack import packing, unpack
 from ravebot.providers.libvirt.disks import image_size
+from ravebot.sandboxes.view import in_bytes
 
 _MEMORY_BYTES = 1024**3
 _INFO_SECONDS, _CPU_SECONDS = 10, 900
@@ -38,32 +39,45 @@ class ConvertLimits:
     kept_bytes: int
 
 
-def convert(fetched: Path, name: str, target: Path, limits: ConvertLimits, guard: Callable[[], None]) -> Converted:
+def convert(
+    fetched: Path,
+    name: str,
+    target: Path,
+    limits: ConvertLimits,
+    guard: Callable[[], None],
+    left: Callable[[Path], int] = left_bytes,
+) -> Converted:
     """Convert the only file of a folder, which is `name` among the job's artifacts; `target` is there at the end, or
-    nothing. Raises PipelineImageRefused, and what `guard` raises."""
+    nothing. `left`: how much may still be written there. Raises PipelineImageRefused, HostDiskShort, and what `guard`
+    raises."""
     folder = fetched.parent
     source, made = fetched, folder / "made"
     if end := packing(name):
         source = folder / "disk"
         unpack(fetched, end, source, limits.disk_bytes, guard)
         fetched.unlink()
-    kind = _kind(source, name, bool(end), limits.disk_bytes)
+    kind = _kind(source, name, bool(end), limits.disk_bytes, guard)
     source.chmod(0o400)
     for path in (folder, source):
         cage.give(path)
     virtual = _inspect(source, kind, limits.disk_bytes, guard)
-    most = min(limits.disk_bytes + _OVERHEAD_BYTES, limits.kept_bytes, max(0, left_bytes(folder)))
+    may, room = min(limits.disk_bytes + _OVERHEAD_BYTES, limits.kept_bytes), max(0, left(folder))
     program = ["qemu-img", "convert", "-q", "--image-opts", "-O", "qcow2", "-m", "4", "-W"]
-    allowed = cage.CageLimits(_CPU_SECONDS, _MEMORY_BYTES, most)
-    cage.run([*program, _options(source, kind), made.name], folder, allowed, guard, lambda _: None)
-    return _take(made, target, virtual)
+    allowed = cage.CageLimits(_CPU_SECONDS, _MEMORY_BYTES, min(may, room))
+    try:
+        cage.run([*program, _options(source, kind), made.name], folder, allowed, guard, lambda _: None)
+    except cage.TooLarge as error:
+        if room < may:
+            raise HostDiskShort(f"it needs more than the {in_bytes(room)} that may be written") from error
+        raise
+    return _take(made, target, virtual, guard)
 
 
-def _kind(source: Path, name: str, packed: bool, most_bytes: int) -> str:
+def _kind(source: Path, name: str, packed: bool, most_bytes: int, guard: Callable[[], None]) -> str:
     """Its format, by our own reading: never what a program finds it to be."""
     with source.open("rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
-            look_into(file.fileno(), most_bytes)
+            look_into(file.fileno(), most_bytes, guard)
             return "qcow2"
         size = os.fstat(file.fileno()).st_size
     if not packed:
@@ -108,12 +122,12 @@ def _inspect(source: Path, kind: str, most_bytes: int, guard: Callable[[], None]
     return size
 
 
-def _take(made: Path, target: Path, virtual: int) -> Converted:
+def _take(made: Path, target: Path, virtual: int, guard: Callable[[], None]) -> Converted:
     """Make what the program wrote ours, and give it its name once it is on the disk."""
     descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if found.st_nlink != 1 or look_into(descriptor, virtual) != virtual or image_size(made) != virtual:
+        if found.st_nlink != 1 or look_into(descriptor, virtual, guard) != virtual or image_size(made) != virtual:
             raise PipelineImageRefused("qemu-img made something else of it than an image")
         if cage.user() is not None:
             os.fchown(descriptor, os.geteuid(), os.getegid())

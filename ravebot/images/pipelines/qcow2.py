@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ravebot.errors import RavebotError
@@ -23,7 +24,9 @@ _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 12, 21  # bits
 _MOST_SNAPSHOTS = 64
 _MOST_REFCOUNT_BYTES = 8 * 1024**2  # QEMU's own limit
 _OFFSET = (1 << 56) - (1 << 9)
-_COMPRESSED = 1 << 62
+_COMPRESSED, _ZEROS = 1 << 62, 1
+_ALLOCATED = (1 << 32) - 1  # which parts of a cluster are there, where entries are extended
+_SECTOR = 512
 _HOW_TO_MAKE = "make it with `qemu-img convert -O qcow2`"
 
 
@@ -42,11 +45,12 @@ class _Tables:
     entry_bytes: int
 
 
-def look_into(descriptor: int, most_bytes: int) -> int:
-    """The virtual size of an open qcow2 file, at most `most_bytes`. Raises PipelineImageRefused."""
+def look_into(descriptor: int, most_bytes: int, guard: Callable[[], None] = lambda: None) -> int:
+    """The virtual size of an open qcow2 file, at most `most_bytes`. Raises PipelineImageRefused, and what `guard`
+    does."""
     file_bytes = os.fstat(descriptor).st_size
     tables = _header(os.pread(descriptor, 104, 0), file_bytes, most_bytes)
-    _every_cluster(descriptor, tables, file_bytes)
+    _every_cluster(descriptor, tables, file_bytes, guard)
     return tables.size
 
 
@@ -90,33 +94,64 @@ def _header(head: bytes, file_bytes: int, most_bytes: int) -> _Tables:
     return _Tables(size, cluster_bits, l1_offset, needed, entry_bytes)
 
 
-def _every_cluster(descriptor: int, tables: _Tables, file_bytes: int) -> None:
+def _every_cluster(descriptor: int, tables: _Tables, file_bytes: int, guard: Callable[[], None]) -> None:
     """Each cluster lies inside the file, and no two parts of the disk share one: so the file's size bounds the work."""
-    cluster = 1 << tables.cluster_bits
-    seen = bytearray(-(-file_bytes // cluster) + 1)
-
-    def take(offset: int) -> None:
-        if offset % cluster or offset >= file_bytes:
-            raise _cut_off()
-        if seen[offset >> tables.cluster_bits]:
-            raise PipelineImageRefused(f"parts of its disk share one place in the file: {_HOW_TO_MAKE}")
-        seen[offset >> tables.cluster_bits] = 1
-
-    sector_bits = 62 - (tables.cluster_bits - 8)  # of a compressed cluster: its offset is below, its length above
+    places = _Places(tables.cluster_bits, file_bytes)
+    cluster, words = 1 << tables.cluster_bits, tables.entry_bytes // 8
+    begins = 0  # in the disk, of what an entry is for
     for first in _numbers(descriptor, tables.offset, tables.entries):
+        guard()
         table = first & _OFFSET
         if not table:
+            begins += cluster * (cluster // tables.entry_bytes)
             continue
-        take(table)
+        places.take(table, cluster)
         entries = _numbers(descriptor, table, cluster // 8)
         if len(entries) < cluster // 8:
             raise _cut_off()
-        for entry in filter(None, entries[:: tables.entry_bytes // 8]):
-            if entry & _COMPRESSED:
-                if entry & ((1 << sector_bits) - 1) >= file_bytes:
-                    raise _cut_off()
-            elif place := entry & _OFFSET:
-                take(place)
+        packed: set[int] = set()
+        for at in range(0, len(entries), words):
+            if entry := entries[at]:
+                if entry & _COMPRESSED:
+                    places.take_packed(entry, packed)
+                elif place := entry & _OFFSET:
+                    # of the last cluster only the disk's part is written, and nothing of one that reads as zeros
+                    filled = cluster if words == 1 else (entries[at + 1] & _ALLOCATED).bit_length() * cluster // 32
+                    reads_as_zeros = words == 1 and entry & _ZEROS
+                    places.take(place, 0 if reads_as_zeros else min(filled, tables.size - begins))
+            begins += cluster
+
+
+class _Places:
+    """Which places of the file are taken."""
+
+    def __init__(self, cluster_bits: int, file_bytes: int) -> None:
+        self._bits, self._file_bytes = cluster_bits, file_bytes
+        self._taken = bytearray((file_bytes >> cluster_bits) + 1)
+        self._packed = bytearray(file_bytes // _SECTOR + 1)  # how many compressed clusters begin in each sector
+        self._sector_bits = 62 - (cluster_bits - 8)  # of a compressed cluster: its offset is below, its length above
+        # The shortest that zstd makes of a cluster: its frame, and each run of 128 KiB.
+        self._most_in_sector = _SECTOR // (8 + 4 * ((1 << cluster_bits) >> 17)) + 1
+
+    def take(self, offset: int, filled: int) -> None:
+        """One whole cluster, of which the file has so many bytes at least."""
+        if offset % (1 << self._bits) or offset >= self._file_bytes or offset + filled > self._file_bytes:
+            raise _cut_off()
+        if self._taken[offset >> self._bits]:
+            raise _shared()
+        self._taken[offset >> self._bits] = 1
+
+    def take_packed(self, entry: int, others: set[int]) -> None:
+        """A compressed cluster; `others`: the offsets of those in the same table."""
+        offset = entry & ((1 << self._sector_bits) - 1)
+        more = (entry & (_COMPRESSED - 1)) >> self._sector_bits  # sectors after that in which it begins
+        sector = offset // _SECTOR
+        if (sector + more) * _SECTOR >= self._file_bytes or offset >= self._file_bytes:
+            raise _cut_off()
+        if offset in others or self._packed[sector] == self._most_in_sector:
+            raise _shared()
+        others.add(offset)
+        self._packed[sector] += 1
 
 
 def _numbers(descriptor: int, offset: int, count: int) -> array[int]:
@@ -133,3 +168,7 @@ def _cut_off() -> PipelineImageRefused:
     return PipelineImageRefused(
         "it is cut off or damaged, as parts of its disk lie behind the file's end: look whether the job's disk was full"
     )
+
+
+def _shared() -> PipelineImageRefused:
+    return PipelineImageRefused(f"parts of its disk share one place in the file: {_HOW_TO_MAKE}")

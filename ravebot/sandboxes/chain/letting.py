@@ -138,6 +138,9 @@ class LettingIn:
     people: PeoplesKeys
     own_keys: tuple[str, ...] = ()
     _locks: dict[MachineId, asyncio.Lock] = field(default_factory=dict)
+    _open: dict[MachineId, frozenset[str]] = field(default_factory=dict)
+    """Lost keys that are recorded still, since their sessions were not ended: while GitLab does not tell, they don't
+    come back."""
 
     async def follow(self, machine: Machine, mr: MergeRequest, *, again: bool) -> tuple[str, ...] | None:
         """Let in who is on the merge request now, where others are in or with `again`; returns the keys but our own, or
@@ -158,6 +161,7 @@ class LettingIn:
     def forget(self, machine: Machine) -> None:
         """It is gone."""
         self._locks.pop(machine.id, None)
+        self._open.pop(machine.id, None)
 
     async def _set(self, machine: Machine, told: MergeRequest, *, started: bool, again: bool) -> tuple[str, ...] | None:
         def look(tx: Transaction) -> tuple[MergeRequest, dict[str, str]]:
@@ -165,7 +169,9 @@ class LettingIn:
 
         async with self._locks.setdefault(machine.id, asyncio.Lock()):  # two would overwrite each other's
             mr, before = await self.database.read(look)  # what the caller knows may be old
-            keys = await self._wanted(mr, before if started else None)
+            lost = self._open.get(machine.id, frozenset())
+            had = {key: whose for key, whose in before.items() if key not in lost}
+            keys = await self._wanted(mr, had if started else None)
             if not again and keys == before:
                 return None
             await self._let_in(machine, keys, before)
@@ -186,11 +192,13 @@ class LettingIn:
         except (GuestError, ProviderError) as error:
             refused = error
         ended: int | None = 0
+        self._open.pop(machine.id, None)
         if lost:  # what is open ends all the same, also when the guest's disk is full
             try:
                 ended = await self._end_sessions(machine, lost)
             except (GuestError, ProviderError) as error:
                 log.warning("sessions not ended, tried again at the next look", machine=machine.name, error=str(error))
+                self._open[machine.id] = frozenset(lost)
                 keys, lost = {**lost, **keys}, {}
         if refused:
             raise refused
