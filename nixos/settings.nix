@@ -254,7 +254,7 @@ in
     images = key (types.attrsOf types.path) { } "More images, by the name with which a `.rave.yml` asks for one.";
     pipeline_images = optional (types.submodule {
       options = {
-        folder = key types.path "/var/lib/ravebot/pipeline-images" "Where they are kept; below `state_dir`.";
+        folder = optional types.path "Where they are kept, and nothing else; null: `pipeline-images` in `state_dir`.";
         largest = key size "4GiB" "How large one may be, as it is downloaded.";
         keep = key size "40GiB" "How large all may be together; the least recently used ones are removed.";
         longest_wait = key duration "1h" "The most that a `.rave.yml` may wait for one.";

@@ -208,7 +208,7 @@ class BridgeConfig(Section):
 class PipelineImagesConfig(Section):
     """Images that jobs of merge requests' pipelines build: the section switches them on."""
 
-    folder: AbsolutePath = Path("/var/lib/ravebot/pipeline-images")
+    folder: AbsolutePath | None = None
     largest: Annotated[int, size_from("1MiB")] = 4 * 1024**3
     keep: Annotated[int, size_from("1MiB")] = 40 * 1024**3
     longest_wait: PositiveDuration = timedelta(hours=1)
@@ -328,6 +328,12 @@ class Config(Section):
     agents: tuple[AgentConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
+
+    @property
+    def pipeline_images(self) -> Path:
+        """The folder for images of pipelines: below `state_dir`, which QEMU's user has to get through for disks too."""
+        kept = self.provider.pipeline_images
+        return (kept and kept.folder) or self.state_dir / "pipeline-images"
 
     def rooms_of(self, project_path: str) -> tuple[str, ...]:
         """The rooms (as configured: alias or id) that a project is mapped to, each once."""

@@ -6,8 +6,10 @@ https://docs.gitlab.com/api/merge_requests/, https://docs.gitlab.com/api/jobs/, 
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +32,8 @@ from ravebot.sandboxes.view import in_bytes
 
 _MOST_JOBS = 500
 _PIECE_BYTES = 1024**2
-_PIECES_AHEAD = 4
-_PIECES_BETWEEN_LOOKS = 16
+_PIECES_AHEAD = 16
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,20 @@ class Pipelines:
     ) -> FetchedArtifact:
         """Write one file that a job left. Raises NotFound, Refused if it is too large, and what `guard` raises."""
         address = f"/projects/{project_id:d}/jobs/{job_id:d}/artifacts/{quote(path)}"
+
+        def look(to_come: int) -> None:
+            if self._transport.stopping.is_set():
+                raise Unavailable("ravebot is stopping")
+            guard(to_come)
+
         return await in_thread(
             self._pool,
-            lambda: self._transport.stream(address, lambda response: save(response, target, most_bytes, guard)),
+            lambda: self._transport.stream(address, lambda response: save(response, target, most_bytes, look)),
         )
 
 
 WriteGuard = Callable[[int], None]
-"""Is told how many bytes are still to come, and raises if there is no room, no time or no need."""
+"""Is told each second how many bytes are still to come, and raises if there is no room, no time or no need."""
 
 
 def save(response: requests.Response, target: Path, most_bytes: int, guard: WriteGuard) -> FetchedArtifact:
@@ -98,24 +106,30 @@ def save(response: requests.Response, target: Path, most_bytes: int, guard: Writ
             size = _copy(response, file, hashing, announced, most_bytes, guard)
         except urllib3.exceptions.HTTPError as error:
             raise _broke() from error
+        written = os.fstat(file.fileno()).st_size
     if announced and size != announced:
         raise _broke()
+    if written != size:
+        raise Unavailable("the host of the sandboxes wrote only a part of the image: an operator can look at its disk")
     return FetchedArtifact(size, hashing.hexdigest)
 
 
 def _copy(
     response: requests.Response, file: BinaryIO, hashing: _Hashing, announced: int, most_bytes: int, guard: WriteGuard
 ) -> int:
-    size = pieces = 0
-    while piece := response.raw.read(_PIECE_BYTES, decode_content=False):
+    """Each piece is what has come by now: a slow sender gets no longer than the guard allows."""
+    size, looked_at = 0, -_LOOK_SECONDS
+    while piece := response.raw.read1(_PIECE_BYTES, decode_content=False):
         size += len(piece)
         if size > most_bytes:
             raise _too_large(most_bytes)
-        if pieces % _PIECES_BETWEEN_LOOKS == 0:
+        if (now := time.monotonic()) - looked_at >= _LOOK_SECONDS:
+            looked_at = now
             guard(max(0, announced - size))
-        pieces += 1
         hashing.take(piece)
-        file.write(piece)
+        left = memoryview(piece)
+        while left:
+            left = left[file.write(left) :]
     return size
 
 

@@ -95,13 +95,16 @@ def of_sandbox(tx: Transaction, config: Config, sandbox: Sandbox) -> SandboxSett
     found = _stored(config, project_files.get(tx, sandbox.mr.project_id, sandbox.sha), mr.labels if mr else ())
     if found.image_wish is None:
         return found
-    return _with_image(tx, found, found.image_wish, pipeline_images.get(tx, sandbox.mr, sandbox.sha))
+    image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+    if image is not None and image.image and not from_pipeline(config, image.image):
+        image = None  # it is in a folder that was configured before: the loop forgets it, and makes it anew
+    return _with_image(tx, found, found.image_wish, image)
 
 
 def from_pipeline(config: Config, image: str) -> bool:
     """Whether a machine's image was built by a pipeline."""
     kept = config.provider.pipeline_images
-    return kept is not None and Path(image).parent == kept.folder
+    return kept is not None and Path(image).parent == config.pipeline_images
 
 
 def _with_image(

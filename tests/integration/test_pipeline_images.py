@@ -22,12 +22,14 @@ from ravebot.gitlab.client import GitLab
 from ravebot.gitlab.notes import render_note
 from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.images.pipelines.loop import PipelineImageLoop
+from ravebot.images.pipelines.workshop import MARKER
 from ravebot.providers.base import MachineSpec
 from ravebot.providers.memory import MemoryProvider
 from ravebot.sandboxes.model import MergeRequest as KnownMergeRequest
 from ravebot.sandboxes.model import Sandbox
-from ravebot.sandboxes.pipelineimages import ImageState
+from ravebot.sandboxes.pipelineimages import NOT_ASKED_YET, ImageState
 from ravebot.sandboxes.projectfiles import ProjectFiles
+from ravebot.sandboxes.settings import of_sandbox
 from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
 from ravebot.store.signals import IMAGES
@@ -168,7 +170,7 @@ class Place:
 
     def kept(self) -> list[str]:
         """Every file in the folder of images."""
-        return sorted(path.name for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.name for path in self.folder.rglob("*") if path.is_file() and path.name != MARKER)
 
     def started_from(self) -> list[Path]:
         return [spec.image for spec in self.provider.booted]
@@ -523,3 +525,38 @@ async def test_a_broken_connection_is_tried_again(place: Place, tmp_path: Path) 
     await place.waits_for(mr, "the connection to GitLab broke")
     place.server.restore()
     await place.is_in(mr, "ready")
+
+
+async def test_an_image_in_a_folder_that_was_configured_before_is_made_anew(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await place.is_in(mr, "ready")
+    await place.stop()
+    provider = place.yard.config.provider
+    kept = provider.pipeline_images
+    assert kept
+    elsewhere = kept.model_copy(update={"folder": tmp_path / "elsewhere"})
+    config = place.yard.config.model_copy(
+        update={"provider": provider.model_copy(update={"pipeline_images": elsewhere})}
+    )
+    sandbox = await place.latest(mr)
+    asked = await place.yard.read(lambda tx: of_sandbox(tx, config, sandbox))
+    assert asked.image_waits == NOT_ASKED_YET
+    yard = place.yard
+    loop = asyncio.create_task(PipelineImageLoop(config, yard.database, yard.lifecycle, place.gitlab.pipelines).run())
+
+    async def forgotten() -> bool:
+        return await yard.read(pipeline_images.files) == ()
+
+    await place.until(forgotten)
+    loop.cancel()
+    assert len(place.kept()) == 1  # of the folder that is configured no more nothing is removed
+
+
+async def test_what_people_see_has_no_path_of_the_host(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    await place.waits_for(mr, "its pipeline")
+    shutil.rmtree(place.folder / "work")
+    place.builds(mr, an_image(tmp_path))
+    await place.waits_for(mr, "the host's folder of images can't be written to (No such file or directory)")
+    assert str(place.folder) not in (await place.latest(mr)).wait_reason

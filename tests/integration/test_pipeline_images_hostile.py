@@ -22,7 +22,7 @@ from ravebot.images.pipelines.convert import Converted, ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused, look_into
 from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard
 from ravebot.images.pipelines.unpack import unpack
-from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.images.pipelines.workshop import MARKER, ImageWorkshop
 
 pytestmark = [
     pytest.mark.integration,
@@ -76,7 +76,8 @@ class Bench:
 
     def traces(self) -> list[str]:
         """Every file in the folder of images."""
-        return [str(path.relative_to(self.shop.folder)) for path in self.shop.folder.rglob("*") if path.name != "work"]
+        found = (path for path in self.shop.folder.rglob("*") if path.name not in ("work", MARKER))
+        return [str(path.relative_to(self.shop.folder)) for path in found]
 
 
 @pytest.fixture

@@ -652,3 +652,27 @@ def test_the_way_to_gitlab_is_checked_when_the_configuration_is_loaded(folder: F
     assert loaded.secrets.gitlab_proxy_login == HIDDEN
     folder.secret("gitlab", "another")
     assert newest_gitlab_token(loaded.config) == "another"
+
+
+@pytest.mark.parametrize(
+    ("more", "other"),
+    [
+        ("pipeline_images: {folder: /var/lib/ravebot}", "state_dir"),
+        ("pipeline_images: {folder: /var/lib}", "state_dir"),
+        ("pipeline_images: {folder: /var/lib/ravebot/disks}", "provider.storage_pool"),
+        ("pipeline_images: {folder: /disks/images}, storage_pool: /disks", "provider.storage_pool"),
+        ("storage_pool: /var/lib/ravebot/pipeline-images/disks, pipeline_images: {}", "provider.storage_pool"),
+        ("pipeline_images: {folder: /images}", "provider.image"),
+        ("pipeline_images: {folder: /more}, images: {web: /more/of/web.qcow2}", "provider.images.web"),
+    ],
+)
+def test_images_of_pipelines_get_a_folder_in_which_nothing_else_is(folder: Folder, more: str, other: str) -> None:
+    problem = folder.one(("image: /images/sandbox.qcow2", f"image: /images/sandbox.qcow2, {more}"))
+    assert problem.path == "provider.pipeline_images.folder"
+    assert f"is for other things too ({other}): give the images a folder of their own" in problem.message
+
+
+def test_without_a_folder_for_images_of_pipelines_it_is_in_the_state_folder(folder: Folder) -> None:
+    text = folder.minimal(("image: /images/sandbox.qcow2", "image: /images/sandbox.qcow2, pipeline_images: {}"))
+    config = folder.load(f"state_dir: {folder.path}/second\n{text}").config
+    assert config.pipeline_images == folder.path / "second/pipeline-images"

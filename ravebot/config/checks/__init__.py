@@ -15,6 +15,7 @@ def check(config: Config) -> Remarks:
         *addresses.hosts(config),
         *host.ports(config),
         *host.api(config),
+        *host.folders(config),
         *host.networks(config),
         *host.lifetimes(config),
         *agents.agents(config),

@@ -51,6 +51,24 @@ def api(config: Config) -> Iterator[Remark]:
         yield Remark(where, "is http.listen's address: give the API a port of its own", (where, ("http", "listen")))
 
 
+def folders(config: Config) -> Iterator[Remark]:
+    """In the folder for images of pipelines ravebot removes what is needed no more: it holds nothing else."""
+    provider, folder = config.provider, config.pipeline_images
+    if provider.pipeline_images is None:
+        return
+    where: KeyPath = ("provider", "pipeline_images", "folder")
+    holds = [(("state_dir",), config.state_dir), (("provider", "storage_pool"), provider.storage_pool)]
+    holds.append((("provider", "image"), provider.image.parent))
+    holds += [(("provider", "images", name), image.parent) for name, image in provider.images.items()]
+    direct = (("kernel", provider.kernel), ("initrd", provider.initrd))
+    holds += [(("provider", name), file.parent) for name, file in direct if file]
+    for key, other in holds:
+        if other.is_relative_to(folder) or (key == ("provider", "storage_pool") and folder.is_relative_to(other)):
+            message = f"{folder} is for other things too ({'.'.join(key)}): give the images a folder of their own"
+            yield Remark(where, message, (where, key))
+            return
+
+
 def networks(config: Config) -> Iterator[Remark]:
     subnet = config.provider.bridge.subnet
     where: KeyPath = ("provider", "bridge", "subnet")

@@ -21,7 +21,7 @@ from ravebot.errors import RavebotError, StoreError
 from ravebot.gitlab.pipelines import Pipelines
 from ravebot.images.pipelines.making import ImageMaker, ImageTask
 from ravebot.images.pipelines.room import left_bytes
-from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages, settings
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.lifecycle import Lifecycle
@@ -65,13 +65,14 @@ class PipelineImageLoop:
         self._pipelines = pipelines
         self._flights: dict[ImageKey, asyncio.Task[None]] = {}
         self._tidied: datetime | None = None
+        self._refused = ""
 
     async def run(self) -> None:
         """Run until cancelled."""
         kept = self._config.provider.pipeline_images
         if kept is None:
             return
-        workshop = ImageWorkshop(kept.folder)
+        workshop = ImageWorkshop(self._config.pipeline_images, self._database.instance_id)
         with ThreadPoolExecutor(1, thread_name_prefix="pipeline-image") as threads:
             maker = ImageMaker(
                 kept, self._config, self._database, self._pipelines, workshop, threads, self._changed, self._left
@@ -93,10 +94,11 @@ class PipelineImageLoop:
         known = await self._database.read(pipeline_images.files)
         try:
             gone = await asyncio.to_thread(workshop.prepare, [file.image for file in known])
-        except OSError as error:
-            log.error(  # noqa: TRY400 - there is no bug to be traced
-                "provider.pipeline_images.folder can't be used", folder=str(workshop.folder), error=error.strerror
-            )
+        except (OSError, NotOurFolder) as error:
+            why = str(error)
+            if why != self._refused:
+                log.error("provider.pipeline_images.folder can't be used", why=why)  # noqa: TRY400 - it is no bug
+            self._refused = why
             return False
         await self._drop(gone)
         return True

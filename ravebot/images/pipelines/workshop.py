@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -9,39 +10,69 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from ravebot.errors import Unavailable
 from ravebot.images.pipelines import cage
 from ravebot.store.owner import give
 
+log = structlog.get_logger()
+
+MARKER = ".ravebot-images"
+"""Says whose folder it is: only there is anything removed."""
 _WORK = "work"
+_OURS = re.compile(r"[0-9]+-[0-9a-f]{64}\.qcow2", re.ASCII)
+
+
+class NotOurFolder(Unavailable):
+    """Nothing there may be touched: the folder holds other things, or is another ravebot's."""
 
 
 @dataclass(frozen=True)
 class ImageWorkshop:
-    """Every method blocks."""
+    """Every method blocks. `owner`: the id of this installation."""
 
     folder: Path
+    owner: str = "main"
 
     def prepare(self, known: Collection[str]) -> frozenset[str]:
         """Make the folder and remove what an earlier process left; returns those of the known files that are gone.
 
-        QEMU's user must get there. Nobody else can list it, and a file's name has the digest of what is in it.
+        Raises OSError, and NotOurFolder. QEMU's user must get there. Nobody else can list it, and a file's name has the
+        digest of what is in it.
         """
-        for path, mode in ((self.folder, 0o711), (self.folder / _WORK, 0o711)):
-            path.mkdir(exist_ok=True, parents=path == self.folder)
-            path.chmod(mode)
+        self.folder.mkdir(exist_ok=True, parents=True)
+        self._claim()
+        for path in (self.folder, self.folder / _WORK):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o711)
             give(path)
+        for inner in (self.folder / _WORK).iterdir():
+            shutil.rmtree(inner)
         for left in self.folder.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                for inner in left.iterdir() if left.name == _WORK else ():
-                    shutil.rmtree(inner)
-            elif str(left) not in known:
+            if _OURS.fullmatch(left.name) and str(left) not in known and not left.is_dir():
                 left.unlink()
         return self.gone(known)
 
+    def _claim(self) -> None:
+        """Mark an empty folder as ours; raises NotOurFolder if it is not and can't become ours."""
+        marker = self.folder / MARKER
+        try:
+            owner = marker.read_text("ascii", "replace").strip()
+        except FileNotFoundError:
+            owner = ""
+        if owner == self.owner:
+            return
+        if owner:
+            raise NotOurFolder(f"{self.folder} has the images of another ravebot, {owner[:40]}: give this one its own")
+        if others := {path.name for path in self.folder.iterdir()} - {MARKER, "lost+found"}:
+            raise NotOurFolder(f"{self.folder} holds other things, as {min(others)[:80]}: give it an empty folder")
+        marker.write_text(f"{self.owner}\n", "ascii")
+        give(marker)
+
     def gone(self, known: Collection[str]) -> frozenset[str]:
-        """Those of the known files that are not there."""
-        return frozenset(path for path in known if not Path(path).is_file())
+        """Those of the known files that are not there; what is in another folder was made before this one was named."""
+        return frozenset(path for path in known if Path(path).parent != self.folder or not Path(path).is_file())
 
     def begin(self) -> Path:
         """A new folder for one image; raises Unavailable if it can't be made."""
@@ -50,8 +81,9 @@ class ImageWorkshop:
         try:
             return Path(tempfile.mkdtemp(dir=self.folder / _WORK))
         except OSError as error:
+            log.warning("no image can be made", folder=str(self.folder), error=error.strerror)
             raise Unavailable(
-                f"{self.folder} can't be written to ({error.strerror}): an operator can mend it"
+                f"the host's folder of images can't be written to ({error.strerror}): an operator can mend it"
             ) from error
 
     def end(self, work: Path) -> None:

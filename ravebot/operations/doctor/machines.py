@@ -180,17 +180,17 @@ def disk(config: Config, qemu: QemuUser | None = None) -> Finding:
 
 def pipeline_images(config: Config, qemu: QemuUser | None = None) -> Finding:
     """Whether images that pipelines built can be checked, kept and booted, and how much room they take."""
-    name, kept = "pipeline images", config.provider.pipeline_images
+    name, kept, folder = "pipeline images", config.provider.pipeline_images, config.pipeline_images
     assert kept is not None
     if lacking := cage.missing(["qemu-img"]):
         return failed(name, f"{', '.join(lacking)} is not installed", "apt-get install qemu-utils util-linux coreutils")
-    there = next(path for path in (kept.folder, *kept.folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed(name, f"{there} is not a folder", "change provider.pipeline_images.folder")
-    if hidden := closed_to_qemu(kept.folder / "image", qemu):
+    if hidden := closed_to_qemu(folder / "image", qemu):
         detail = f"QEMU's user can't reach them: it can't enter {hidden}"
         return failed(name, detail, f"chmod o+x {hidden}, or change provider.pipeline_images.folder")
-    files = list(kept.folder.glob("*.qcow2")) if kept.folder.is_dir() else []
+    files = list(folder.glob("*.qcow2")) if folder.is_dir() else []
     size, left = sum(file.stat().st_blocks * 512 for file in files), max(0, left_bytes(there))
     if left < kept.largest:
         detail = f"{in_bytes(left)} may be written in {there}, less than one image may take ({in_bytes(kept.largest)})"
@@ -201,7 +201,7 @@ def pipeline_images(config: Config, qemu: QemuUser | None = None) -> Finding:
         return warning(
             name, detail, f"apt-get install {' '.join('xz-utils' if one == 'xz' else one for one in unpack)}"
         )
-    return ok(name, f"{kept.folder}, {len(files)} images, {in_bytes(size)} of {in_bytes(kept.keep)}")
+    return ok(name, f"{folder}, {len(files)} images, {in_bytes(size)} of {in_bytes(kept.keep)}")
 
 
 def memory(config: Config) -> Finding:

@@ -139,6 +139,8 @@ class Builds:
         provider = self.config.provider
         named = Path(machine.image)
         known = named in provider.images.values() or from_pipeline(self.config, machine.image)
+        if machine.image and not known and named != provider.image:
+            raise ProviderError("its image is none of the configured ones any more: another machine gets another")
         image = named if known else provider.image
         direct = image == provider.image
         return MachineSpec(
