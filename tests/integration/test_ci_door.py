@@ -147,6 +147,13 @@ async def test_a_branchs_pipeline_belongs_to_the_merge_request_of_that_branch(ya
     assert "no merge request" in (await yard.get(yard.server.start_job(alone.job("review")))).error
 
 
+@pytest.mark.parametrize("source", ["parent_pipeline", "pipeline", "external", "security_orchestration_policy"])
+async def test_a_pipeline_that_another_one_started_on_the_branch_reaches_none(yard: CiYard, source: str) -> None:
+    pipeline = yard.server.run_branch_pipeline(yard.app, "feature", ["review"], by=yard.alice, source=source)
+    refused = await yard.post("/stop", yard.server.start_job(pipeline.job("review")))
+    assert (refused.status, "as one that another pipeline started" in refused.error) == (403, True)
+
+
 async def test_a_branch_that_is_named_like_a_merge_request_reaches_none(yard: CiYard) -> None:
     job = yard.job(source="push")
     refused = await yard.post("/stop", job)
@@ -367,6 +374,20 @@ async def test_a_wrong_token_is_answered_as_http_wants_and_many_of_them_are_slow
     heard = [await yard.post("/stop", "no.token.atall") for _ in range(30)]
     assert {one.status for one in heard} == {401, 429}
     assert (await yard.get(job)).status == 202, "one that is right, from the same address"
+
+
+async def test_tokens_that_name_keys_which_nobody_knows_count_as_wrong_ones_of_their_address(yard: CiYard) -> None:
+    job = yard.job()
+    assert (await yard.get(job)).status == 202
+    claims = yard.server.claims(job, "https://rave.example.org")
+    heard = [await yard.get(yard.server.sign(claims, kid=f"key-{number}")) for number in range(30)]
+    assert [one.status for one in heard[:2]] == [503, 503], "GitLab was asked for its keys less than a minute ago"
+    assert heard[-1].status == 429
+    assert "too many wrong tokens came from your address" in heard[-1].error
+    assert (await yard.get(job)).status == 202, "one that is right, from the same address"
+
+
+async def test_a_head_that_is_too_long_is_not_read(yard: CiYard) -> None:
     head = {"Authorization": "Bearer " + "a" * 20_000}
     async with yard.session.post(f"{yard.url}/api/v1/ci/stop", headers=head) as answer:
         assert answer.status == 400, "no longer head is read"

@@ -565,6 +565,12 @@ async def test_the_folder_of_images_from_pipelines_is_looked_at(tmp_path: Path) 
     (tmp_path / "kept/7-0.qcow2").write_bytes(bytes(1024**2))
     fine = with_images(keep="10MiB")
     assert (fine.verdict, fine.detail) == (Verdict.OK, f"{tmp_path}/kept, 1 images, 1.0 MiB of 10 MiB")
+    config.state_dir.mkdir()
+    os.chown(config.state_dir, 12345, 12345)  # as where ravebot's units run it: not root
+    shared = with_images(keep="10MiB")
+    assert (shared.verdict, shared.fix[:31]) == (Verdict.WARNING, "keep QEMU's tools up to date; d")
+    assert "one that a file breaks reads what ravebot reads" in shared.detail
+    os.chown(config.state_dir, 0, 0)
     short = with_images(largest="1000TiB")
     assert (short.verdict, "less than one image may take" in short.detail) == (Verdict.WARNING, True)
     file = with_images(folder=tmp_path / "kept/7-0.qcow2")

@@ -154,6 +154,8 @@ def test_headers_say_when_to_come_again_and_what_a_token_must_be() -> None:
         ({"path": "/etc/passwd"}, False),
         ({"path": "image/../../x"}, False),
         ({"path": "image//x"}, False),
+        ({"path": "./image/x"}, False),
+        ({"path": "image/./x"}, False),
         ({"path": "x" * 501}, False),
         ({"path": "a\nb"}, False),
         ({"job": "x" * 256}, False),

@@ -55,6 +55,25 @@ def test_force_keeps_the_address_that_the_jobs_have(tmp_path: Path) -> None:
     assert jobs.read_text() == template(JOBS, "https://rave.example.org")
 
 
+@pytest.mark.parametrize(
+    ("text", "fate"),
+    [
+        ("include: .gitlab/ravebot.yml\n", Fate.SAME),
+        ("include: [/.gitlab/ravebot.yml]\nx: {script: [!reference [.y, script]]}\n", Fate.SAME),
+        ("include:\n- template: a.yml\n- local: /.gitlab/ravebot.yml\n  inputs: {patience: 5}\n", Fate.SAME),
+        ("spec: {inputs: {a: }}\n---\ninclude: {local: .gitlab/ravebot.yml}\nx: !odd {a: !b c}\n", Fate.SAME),
+        ("# later: - local: .gitlab/ravebot.yml\nx: {script: [true]}\n", Fate.INCOMPLETE),
+        ("x: {script: [cat .gitlab/ravebot.yml]}\n", Fate.INCOMPLETE),
+        ("include: [{project: group/ci, file: .gitlab/ravebot.yml}]\n", Fate.INCOMPLETE),
+        ("include: [\n# .gitlab/ravebot.yml\n", Fate.INCOMPLETE),
+        ("", Fate.INCOMPLETE),
+    ],
+)
+def test_only_an_include_of_the_jobs_is_one(tmp_path: Path, text: str, fate: Fate) -> None:
+    (tmp_path / PIPELINE).write_text(text)
+    assert fates(tmp_path)[2] is fate
+
+
 @pytest.mark.parametrize("name", [PROJECT_FILE, JOBS, PIPELINE])
 def test_a_link_is_neither_followed_nor_replaced(tmp_path: Path, name: Path) -> None:
     folder, elsewhere = tmp_path / "code", tmp_path / "elsewhere"

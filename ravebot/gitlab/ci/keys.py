@@ -33,6 +33,10 @@ class UnknownKey(RavebotError):
     """GitLab has no such key."""
 
 
+class KeyNotYet(Unavailable):
+    """The key is not known, and GitLab may not be asked for it yet."""
+
+
 @dataclass
 class JobKeys:
     """`fetch` reads GitLab's JSON Web Key Set; it raises Unavailable. `monotonic`: a clock in seconds."""
@@ -44,16 +48,21 @@ class JobKeys:
     _asked_at: float | None = None
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def key(self, kid: str) -> RSAPublicKey:
-        """The key of that name. Raises UnknownKey, and Unavailable while GitLab can't be asked for it."""
+    async def key(self, kid: str, *, ask: bool = True) -> RSAPublicKey:
+        """The key of that name. Raises UnknownKey, and Unavailable while GitLab can't be asked for it.
+
+        Without `ask` GitLab is not asked because a token names a key that is not known.
+        """
         known = self._known.get(kid)
         if known is not None and (self._is_fresh() or self._asking.locked() or self._waits() > 0):
             return known
+        if known is None and not ask:
+            raise KeyNotYet("the token's key is not known", self._waits() or 1.0)
         async with self._asking:
             if kid in self._known and self._is_fresh():  # who came before us has read them
                 return self._known[kid]
             if wait := self._waits():
-                raise Unavailable("GitLab was asked for its keys just now, and this token's was not there", wait)
+                raise KeyNotYet("GitLab was asked for its keys just now, and this token's was not there", wait)
             self._asked_at = self.monotonic()
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):

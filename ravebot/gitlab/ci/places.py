@@ -26,6 +26,8 @@ _MERGE_REQUEST_SECONDS = 30.0
 _MOST_KNOWN = 2_000
 _REF = re.compile(r"refs/merge-requests/([1-9][0-9]{0,9})/(head|merge|train)")
 FROM_MERGE_REQUEST, FROM_SCHEDULE = "merge_request_event", "schedule"
+_OF_A_BRANCH = frozenset({"push", "web", "webide", "api", "trigger", "chat", FROM_SCHEDULE})
+"""Why GitLab runs a branch's own pipelines; `parent_pipeline` and `pipeline` are those that another one started."""
 
 
 class JobRefused(RavebotError):
@@ -62,7 +64,7 @@ def runs_head(job: CiJob, head: HeadOf, kind: str = "head") -> bool:
 
 def branch_of(job: CiJob) -> str:
     """The branch that a job's pipeline runs on. Raises JobRefused if it is none."""
-    if job.of_tag or not job.pipeline.source or job.pipeline.ref.startswith("refs/"):
+    if job.of_tag or job.pipeline.source not in _OF_A_BRANCH or job.pipeline.ref.startswith("refs/"):
         raise JobRefused(
             "this job's pipeline is neither a merge request's nor a branch's, as one that another pipeline started:"
             " put the job into the merge request's own pipeline, with `rules: [{if: $CI_MERGE_REQUEST_IID}]`"

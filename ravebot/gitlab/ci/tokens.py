@@ -56,15 +56,18 @@ class JobTokens:
     audience: str
     clock: Clock
 
-    async def claims(self, text: str) -> JobClaims:
-        """Which job shows this. Raises BadToken, and Unavailable while GitLab's keys can't be read."""
+    async def claims(self, text: str, *, ask: bool = True) -> JobClaims:
+        """Which job shows this. Raises BadToken, and Unavailable while GitLab's keys can't be read.
+
+        Without `ask` GitLab is not asked for a key that is not known.
+        """
         if not text:
             raise BadToken(f"there is no token. {_HOW % self.audience}, and send it as `Authorization: Bearer …`")
         if len(text) > LONGEST_TOKEN or not _FORM.fullmatch(text):
             raise BadToken(f"this is no token of a job. {_HOW % self.audience}")
         kid = _key_name(text)
         try:
-            key = await self.keys.key(kid)
+            key = await self.keys.key(kid, ask=ask)
         except UnknownKey:
             raise BadToken(f"the token was not signed by {self.issuer}, which has no such key") from None
         try:

@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
 from ravebot.errors import RavebotError
 from ravebot.operations.service.files import write
 
@@ -82,7 +84,7 @@ def _one(folder: Path, which: Path, found: bytes | None, wanted: bytes, *, force
     if found == wanted:
         return StartedFile(path, Fate.SAME)
     if found is not None and which == PIPELINE:
-        return StartedFile(path, Fate.SAME if str(JOBS).encode() in found else Fate.INCOMPLETE)
+        return StartedFile(path, Fate.SAME if _includes(found) else Fate.INCOMPLETE)
     if found is not None and not (force and which == JOBS):  # a project's own file is never written over
         return StartedFile(path, Fate.KEPT)
     try:
@@ -91,6 +93,35 @@ def _one(folder: Path, which: Path, found: bytes | None, wanted: bytes, *, force
     except OSError as error:
         raise CannotStart(f"{path} can't be written: {_reason(error)}") from error
     return StartedFile(path, Fate.WRITTEN)
+
+
+class _PipelineLoader(yaml.SafeLoader):
+    """Reads GitLab's own tags, as `!reference`, as if they were not there."""
+
+
+def _untagged(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> object:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return node.value
+
+
+_PipelineLoader.add_multi_constructor("!", _untagged)
+
+
+def _includes(pipeline: bytes) -> bool:
+    """Whether a project's pipeline includes the jobs: a file, or a list of files, by name or under `local`."""
+    try:
+        read = list(yaml.load_all(pipeline, Loader=_PipelineLoader))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
+    listed = read[-1].get("include") if read and isinstance(read[-1], dict) else None
+    for one in listed if isinstance(listed, list) else [listed]:
+        named = one.get("local") if isinstance(one, dict) else one
+        if isinstance(named, str) and named.lstrip("/") == str(JOBS):
+            return True
+    return False
 
 
 def _url_in(jobs: bytes) -> str:

@@ -59,7 +59,8 @@ class ImageTold:
         parts = self.path.split("/")
         if len(self.job) > 255 or not self.job.isprintable():
             return "job is a job's name, of at most 255 characters"
-        if self.path and (len(self.path) > 500 or not self.path.isprintable() or not all(parts) or ".." in parts):
+        odd = not {"", ".", ".."}.isdisjoint(parts)
+        if self.path and (len(self.path) > 500 or not self.path.isprintable() or odd):
             return "path is the path of a file in the job's artifacts, like image/sandbox.qcow2"
         if self.sha256 and not _SHA256.fullmatch(self.sha256):
             return "sha256 is the file's SHA-256 in hexadecimal, as sha256sum prints it"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ravebot.gitlab.ci.keys import KeyNotYet
 from ravebot.gitlab.ci.tokens import BadToken, JobTokens
 from ravebot.tools.limits import AtOnce, Buckets, CallRate
 from ravebot.web.api.addresses import network_of
@@ -43,10 +44,14 @@ class JobGate:
         """Who asks. Raises Turned for who may not, and Unavailable while GitLab's keys can't be read."""
         scheme, _, text = headers.get("Authorization", "").partition(" ")
         try:
-            claims = await self.tokens.claims(text.strip() if scheme.lower() == "bearer" else "")
-        except BadToken as error:
+            claims = await self.tokens.claims(
+                text.strip() if scheme.lower() == "bearer" else "", ask=not self._wrong.is_empty(network_of(address))
+            )
+        except (BadToken, KeyNotYet) as error:  # a flood of unknown keys must not spend what jobs may have us ask
             if wait := self._wrong.take(network_of(address)):
                 raise Turned(_too_often("too many wrong tokens came from your address", wait)) from error
+            if isinstance(error, KeyNotYet):
+                raise
             raise Turned(JobAnswer.error(401, str(error))) from error
         if wait := (self._acts if acts else self._looks).take(str(claims.job_id)):
             raise Turned(_too_often("this job asks too often: use ?wait=20, which answers as soon as it can", wait))
