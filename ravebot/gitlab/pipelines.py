@@ -50,7 +50,7 @@ class Pipelines:
     def __init__(self, transport: Transport, looks: ThreadPoolExecutor, downloads: ThreadPoolExecutor) -> None:
         self._transport = transport
         self._looks = looks
-        self._downloads = downloads
+        self.downloads = downloads
 
     async def look(self, ref: MergeRequestRef, job: str) -> PipelineLook:
         """The merge request's head pipeline, and its newest job of that name; two requests, more for very many jobs."""
@@ -81,7 +81,7 @@ class Pipelines:
             guard(to_come)
 
         return await in_thread(
-            self._downloads,
+            self.downloads,
             lambda: self._transport.stream(address, lambda response: save(response, target, most_bytes, look)),
         )
 
