@@ -43,7 +43,7 @@ _NOTES_PER_PAGE = "20"  # a note may be a megabyte, and a whole page is held in 
 MOST_NOTES = 300
 """How many comments are held in memory at a time, each of which may be a whole message to an agent."""
 _ENVIRONMENT_THREADS = 3
-_CI_THREADS, _IMAGE_THREADS = 4, 2
+_CI_THREADS, _IMAGE_THREADS, _LOOK_THREADS = 4, 4, 3
 MOST_KEYS, _MOST_KEYS_READ, _LONGEST_KEY = 20, 100, 3_000
 """A person's keys that are let in, that are read, and characters of one: a guest takes 128 KiB of keys in all."""
 _ACTIVE_FOR = timedelta(minutes=5)
@@ -75,19 +75,21 @@ class GitLab:
         self._note_pool = ThreadPoolExecutor(_NOTE_THREADS, thread_name_prefix="gitlab-note")
         # Environments delay no note, and no note delays them.
         self._environment_pool = ThreadPoolExecutor(_ENVIRONMENT_THREADS, thread_name_prefix="gitlab-environment")
+        # Downloads of images take long, and hold up no look at pipelines.
         self._image_pool = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="gitlab-image")
+        self._look_pool = ThreadPoolExecutor(_LOOK_THREADS, thread_name_prefix="gitlab-pipeline")
         self.discussions = Discussions(self._transport, self._pool, self._note_pool)
         self.environments = Environments(self._transport, self._environment_pool)
         # Jobs ask at any time, and as often as they like: they delay nothing.
         self._ci_pool = ThreadPoolExecutor(_CI_THREADS, thread_name_prefix="gitlab-ci")
         self.ci = CiJobs(self._transport, self._ci_pool, self.url)
-        self.pipelines = Pipelines(self._transport, self._image_pool)
+        self.pipelines = Pipelines(self._transport, self._look_pool, self._image_pool)
 
     async def close(self) -> None:
         """Accept no more calls, and wait for running ones (a download stops at its next chunk)."""
         self._transport.stopping.set()
-        pools = (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool, self._image_pool)
-        for pool in pools:
+        pools = (self._pool, self._slow_pool, self._note_pool, self._environment_pool, self._ci_pool)
+        for pool in (*pools, self._image_pool, self._look_pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._transport.close()
 

@@ -45,11 +45,12 @@ class FetchedArtifact:
 
 
 class Pipelines:
-    """Raises what `GitLab` raises. Its threads are its own, so that a download holds up nothing else."""
+    """Raises what `GitLab` raises. Its threads are its own, so that a download holds up nothing else, and no look."""
 
-    def __init__(self, transport: Transport, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, transport: Transport, looks: ThreadPoolExecutor, downloads: ThreadPoolExecutor) -> None:
         self._transport = transport
-        self._pool = pool
+        self._looks = looks
+        self.downloads = downloads
 
     async def look(self, ref: MergeRequestRef, job: str) -> PipelineLook:
         """The merge request's head pipeline, and its newest job of that name; two requests, more for very many jobs."""
@@ -66,7 +67,7 @@ class Pipelines:
             found = (one for one in readable(islice(listed, _MOST_JOBS), _job) if one.name == job)
             return PipelineLook(pipeline, max(found, key=lambda one: one.id, default=None))
 
-        return await in_thread(self._pool, ask)
+        return await in_thread(self._looks, ask)
 
     async def fetch(
         self, project_id: int, job_id: int, path: str, target: Path, most_bytes: int, guard: WriteGuard
@@ -80,7 +81,7 @@ class Pipelines:
             guard(to_come)
 
         return await in_thread(
-            self._pool,
+            self.downloads,
             lambda: self._transport.stream(address, lambda response: save(response, target, most_bytes, look)),
         )
 

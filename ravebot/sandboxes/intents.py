@@ -308,8 +308,8 @@ class Intents:
             return refused
 
         def resume(of: Sandbox) -> None:
-            image = of_sandbox(tx, self.config, of).image_key
-            machine_life.resume_builds(tx, self.lifecycle, image, of, by=actor)
+            asked = of_sandbox(tx, self.config, of)
+            machine_life.resume_builds(tx, self.lifecycle, asked.image_held or asked.image_key, of, by=actor)
 
         if sandbox:  # first, so that what is said of the image comes before what follows
             resume(sandbox)

@@ -12,6 +12,7 @@ from ravebot.sandboxes.model import MergeRequestRef
 LOOK_EVERY = timedelta(seconds=20)
 _PAUSES = Backoff.growing(5.0, 60.0)
 _LONGEST_WORDS = 400
+_MOST_BEGUN = 5
 _UNFINISHED_BEGINNINGS = frozenset({"created", "preparing", "waiting_for_resource", "waiting_for_callback"})
 """Of a pipeline that may not have all of its jobs yet."""
 _ENDED_BADLY = frozenset({"failed", "canceled", "canceling", "skipped"})
@@ -33,6 +34,9 @@ class ImageState(StrEnum):
     CONVERTING = "converting"
     READY = "ready"
     FAILED = "failed"
+
+
+_MAKING = frozenset({ImageState.FETCHING, ImageState.CONVERTING})
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,23 @@ class PipelineImage:
     image: str = ""
     virtual_bytes: int = 0
     tries: int = 0
+    begun: int = 0
     looked_at: datetime | None = None
     next_look_at: datetime | None = None
 
     @property
     def key(self) -> ImageKey:
         return ImageKey(self.ref, self.sha)
+
+    @property
+    def told(self) -> tuple[str, str, str]:
+        """What was announced: the job, the path and the SHA-256, as far as they were."""
+        return self.announced_job, self.announced_path, self.announced_sha256
+
+    def goes_on_from(self, earlier: PipelineImage) -> bool:
+        """Whether what was begun with the row as it was then still counts."""
+        same = (self.state, self.job_project_id, self.job_id, self.path, self.told)
+        return same == (earlier.state, earlier.job_project_id, earlier.job_id, earlier.path, earlier.told)
 
     @property
     def waits_for(self) -> str:
@@ -150,7 +165,7 @@ def wanted(ref: MergeRequestRef, sha: str, now: datetime) -> PipelineImage:
 
 
 def anew(known: PipelineImage, now: datetime) -> PipelineImage:
-    """The same, after a failure, or when another file is announced: what was announced stays."""
+    """The same, after a failure: what was announced stays."""
     return replace(
         wanted(known.ref, known.sha, now),
         announced_job=known.announced_job,
@@ -161,7 +176,8 @@ def anew(known: PipelineImage, now: datetime) -> PipelineImage:
 
 def _to(known: PipelineImage, state: ImageState, now: datetime, words: str = "") -> PipelineImage:
     changed = known.changed_at if known.state is state else now
-    return replace(known, state=state, changed_at=changed, words=words[:_LONGEST_WORDS], tries=0, next_look_at=None)
+    words, begun = words[:_LONGEST_WORDS], known.begun if state in _MAKING else 0
+    return replace(known, state=state, changed_at=changed, words=words, tries=0, begun=begun, next_look_at=None)
 
 
 def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
@@ -170,6 +186,27 @@ def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
 
 def fetching(known: PipelineImage, now: datetime) -> PipelineImage:
     return _to(known, ImageState.FETCHING, now)
+
+
+def begun(known: PipelineImage, now: datetime) -> PipelineImage:
+    """It is about to be made. One with which ravebot ends each time is given up."""
+    if known.begun >= _MOST_BEGUN:
+        return failed(
+            known,
+            f"ravebot ended {_MOST_BEGUN} times while it made the image that the job {known.job_name} left: an "
+            "operator can look why, in ravebot's log; then `/sandbox retry`",
+            now,
+        )
+    return replace(fetching(known, now), begun=known.begun + 1)
+
+
+def asked_for(known: PipelineImage, since: datetime, now: datetime) -> PipelineImage:
+    """As a sandbox that was asked for at `since` needs it: its time begins then."""
+    if known.state is ImageState.FAILED and known.changed_at < since:
+        known = anew(known, now)
+    if known.state is ImageState.READY or known.since >= since:
+        return known
+    return replace(known, since=since, begun=0)
 
 
 def converting(known: PipelineImage, digest: str, now: datetime) -> PipelineImage:
@@ -186,12 +223,17 @@ def again(known: PipelineImage, why: str, now: datetime, pause_seconds: float | 
     tries = known.tries + 1
     pause = timedelta(seconds=_PAUSES.after(tries, pause_seconds))
     waiting = replace(known, state=ImageState.WAITING, words=why[:_LONGEST_WORDS])
-    return replace(waiting, tries=tries, looked_at=now, next_look_at=now + pause)
+    return replace(waiting, tries=tries, begun=0, looked_at=now, next_look_at=now + pause)
 
 
 def is_late(known: PipelineImage, wish: ImageWish, now: datetime) -> bool:
-    """Whether it was waited for long enough. What is there already may be fetched."""
-    return known.state is ImageState.WAITING and now - known.since >= wish.wait
+    """Whether its time is over, and GitLab was asked at the end of it, or wants to be left alone for now. What is there
+    already may be fetched, and waiting for ravebot itself is no lateness."""
+    over = known.state is ImageState.WAITING and now - known.since >= wish.wait
+    if not over or known.looked_at is None:
+        return False
+    rests = known.next_look_at is not None and known.next_look_at > now
+    return rests or known.looked_at - known.since >= wish.wait
 
 
 def too_late(known: PipelineImage, wish: ImageWish, now: datetime) -> PipelineImage:

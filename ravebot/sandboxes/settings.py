@@ -32,7 +32,8 @@ class SandboxSettings:
 
     `remarks`: in words, what the project asked for and did not get. `troubles`: what is wrong in its file, which then
     does not count. `image_wish`: an image of a pipeline that it wants; `image_waits`: why that is not there yet, and
-    `image_failed`: why it never will be, so that the sandbox can't start.
+    `image_failed`: why it never will be, so that the sandbox can't start. `image_held`: the key of the pipeline's image
+    from which no machine came up.
     """
 
     memory: int
@@ -51,6 +52,7 @@ class SandboxSettings:
     image_wish: ImageWish | None = None
     image_waits: str = ""
     image_failed: str = ""
+    image_held: str = ""
 
     def differs_from(self, machine: Machine) -> bool:
         """Whether a new machine would be another one than this."""
@@ -111,19 +113,20 @@ def _with_image(
     tx: Transaction, found: SandboxSettings, wish: ImageWish, image: PipelineImage | None
 ) -> SandboxSettings:
     """With the image that the commit's pipeline built, if there is one; otherwise what follows from that."""
-    why = ""
+    why = held = ""
     if image is not None and image.state is ImageState.READY:
         record = images.get(tx, image.image)
         if not record.held:
             return replace(found, image=Path(image.image), disk=max(found.disk, image.virtual_bytes))
+        held = image.image
         why = f"no machine comes up from the image that the job {image.job_name} built: {record.told}"
     elif image is not None and image.state is ImageState.FAILED:
         why = image.words
     if not why:
         return replace(found, image_waits=image.waits_for if image else NOT_ASKED_YET)
     if wish.may_fall_back:
-        return replace(found, remarks=(*found.remarks, f"the default image is used: {why}"))
-    return replace(found, image_failed=why)
+        return replace(found, remarks=(*found.remarks, f"the default image is used: {why}"), image_held=held)
+    return replace(found, image_failed=why, image_held=held)
 
 
 def of_merge_request(tx: Transaction, config: Config, mr: MergeRequest) -> SandboxSettings:

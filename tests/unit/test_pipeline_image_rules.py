@@ -22,6 +22,9 @@ from ravebot.sandboxes.pipelineimages import (
     after_look,
     again,
     anew,
+    asked_for,
+    begun,
+    converting,
     is_late,
     too_late,
     waits_for_image,
@@ -83,8 +86,20 @@ def test_what_was_announced_counts_more_than_the_file() -> None:
 def test_waiting_ends_after_its_time_and_says_what_was_missing() -> None:
     waiting = after(look("running"))
     assert not is_late(waiting, WISH, NOON + timedelta(minutes=19))
-    assert is_late(waiting, WISH, NOON + timedelta(minutes=20))
+    end = NOON + timedelta(minutes=20)
+    assert not is_late(waiting, WISH, end)  # GitLab is asked once more
+    assert is_late(after_look(waiting, WISH, look("running"), end), WISH, end)
     assert not is_late(after(look("success")), WISH, NOON + timedelta(hours=1))
+
+
+def test_only_what_gitlab_showed_makes_it_late_and_not_that_ravebot_was_busy() -> None:
+    end = NOON + timedelta(minutes=20)
+    assert not is_late(wanted(MR, A, NOON), WISH, end + timedelta(hours=1))
+    assert is_late(again(wanted(MR, A, NOON), "slow down", end - timedelta(minutes=1), 3600), WISH, end)
+
+
+def test_what_it_was_waiting_for_is_told_when_it_is_late() -> None:
+    waiting = after(look("running"))
     late = too_late(waiting, WISH, NOON + timedelta(minutes=20))
     assert late.words == "there was no image after 20 minutes: the job build is not done, it runs"
 
@@ -130,3 +145,31 @@ def test_where_no_pipeline_images_are_switched_on_the_default_image_is_used_and_
 )
 def test_how_a_file_is_compressed_is_told_by_its_name(path: str, end: str) -> None:
     assert packing(path) == end
+
+
+def test_an_image_with_which_ravebot_ends_each_time_is_given_up_after_five() -> None:
+    image = after(look("success"))
+    for _ in range(5):
+        image = begun(image, LATER)
+        assert image.state is ImageState.FETCHING
+        image = converting(image, "a" * 64, LATER)
+    given_up = begun(image, LATER)
+    assert given_up.state is ImageState.FAILED
+    assert given_up.words.startswith(
+        "ravebot ended 5 times while it made the image that the job build left: an operator"
+    )
+
+
+def test_what_ends_in_order_is_not_counted_nor_what_another_sandbox_asks_for() -> None:
+    image = begun(after(look("success")), LATER)
+    assert again(image, "GitLab does not answer", LATER).begun == 0
+    assert asked_for(image, LATER, LATER).begun == 0
+    assert asked_for(image, NOON, LATER) == image
+
+
+def test_the_time_begins_when_its_sandbox_was_asked_for() -> None:
+    late = too_late(after(look("running")), WISH, LATER)
+    assert asked_for(late, NOON, LATER) == late
+    fresh = asked_for(late, LATER + timedelta(seconds=1), LATER + timedelta(seconds=2))
+    assert (fresh.state, fresh.since) == (ImageState.WAITING, LATER + timedelta(seconds=2))
+    assert asked_for(wanted(MR, A, NOON), LATER, LATER).since == LATER

@@ -38,12 +38,12 @@ class AnnouncedImages:
         known = pipeline_images.get(tx, mr.ref, sha)
         told = (job, path, sha256)
         if known is not None and not any(told):  # the job that waits for the sandbox knows less than one that builds
-            told = job, path, sha256 = known.announced_job, known.announced_path, known.announced_sha256
-        if known is None or (known.announced_job, known.announced_path, known.announced_sha256) != told:
+            told = job, path, sha256 = known.told
+        if known is None or known.told != told:
             bare = known or pipelineimages.wanted(mr.ref, sha, tx.now)
             fresh = replace(bare, announced_job=job, announced_path=path, announced_sha256=sha256, next_look_at=None)
-            if _is_another(fresh, wish):
-                fresh = pipelineimages.anew(fresh, tx.now)
+            if _is_another(bare, fresh, wish):  # whose time goes on: nobody waits longer for telling more
+                fresh = replace(pipelineimages.anew(fresh, tx.now), since=bare.since)
             pipeline_images.save(tx, replace(fresh, pipeline_id=pipeline_id))
         elif known.state is ImageState.WAITING:
             pipeline_images.save(tx, replace(known, next_look_at=None))
@@ -51,10 +51,10 @@ class AnnouncedImages:
         return ""
 
 
-def _is_another(image: PipelineImage, wish: ImageWish) -> bool:
+def _is_another(before: PipelineImage, image: PipelineImage, wish: ImageWish) -> bool:
     """Whether another file is meant than the one that was found."""
     if image.state is ImageState.WAITING:
         return False
     meant = (image.announced_job or wish.job, image.announced_path or wish.path)
     digest = image.announced_sha256
-    return (image.job_name, image.path) != meant or bool(digest and image.digest and digest != image.digest)
+    return (image.job_name, image.path) != meant or digest not in (before.announced_sha256, "", image.digest)

@@ -19,7 +19,7 @@ from ravebot.clock import is_due
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, StoreError
 from ravebot.gitlab.pipelines import Pipelines
-from ravebot.images.pipelines.making import ImageMaker, ImageTask
+from ravebot.images.pipelines.making import ImageMaker, ImageTask, surplus
 from ravebot.images.pipelines.room import left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages, settings
@@ -27,13 +27,13 @@ from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Sandbox, SandboxState
 from ravebot.sandboxes.pipelineimages import ImageKey, ImageState, PipelineImage, waits_for_image
-from ravebot.store import machines, pipeline_images, sandboxes
+from ravebot.store import pipeline_images, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import IMAGES, POOL
 
 log = structlog.get_logger()
 
-AT_ONCE = 2
+MADE_AT_ONCE, LOOKS_AT_ONCE = 4, 20
 _LOOK_SECONDS, _BUG_SECONDS = 2.0, 60.0
 _TIDY_EVERY = timedelta(minutes=1)
 _LONGEST_PAUSE = timedelta(hours=1)
@@ -44,7 +44,20 @@ class ImagePlan:
     """What is due, and every image that a queued sandbox waits for."""
 
     due: tuple[ImageTask, ...]
-    wanted: frozenset[ImageKey]
+    wanted: dict[ImageKey, PipelineImage]
+
+
+@dataclass(frozen=True)
+class RunningFlight:
+    """Work on an image that goes on."""
+
+    begun_with: PipelineImage
+    work: asyncio.Task[None]
+
+    @property
+    def makes(self) -> bool:
+        """Whether it is more than a look at GitLab."""
+        return self.begun_with.state is not ImageState.WAITING
 
 
 class PipelineImageLoop:
@@ -63,7 +76,11 @@ class PipelineImageLoop:
         self._database = database
         self._lifecycle = lifecycle
         self._pipelines = pipelines
-        self._flights: dict[ImageKey, asyncio.Task[None]] = {}
+        self._flights: dict[ImageKey, RunningFlight] = {}
+        self._turns: dict[
+            int, int
+        ] = {}  # of each project's latest image to be made, so that no project hinders another
+        self._tidying: asyncio.Task[None] | None = None
         self._tidied: datetime | None = None
         self._refused = ""
 
@@ -84,7 +101,8 @@ class PipelineImageLoop:
                         prepared = prepared or await self._prepare(workshop)
                         if prepared:
                             await self._pass(group, maker)
-                            await self._tidy(workshop, kept.keep)
+                            await self._heal(workshop)
+                            await self._tidy(group, maker, kept.keep)
                     except StoreError as error:
                         log.warning("images from pipelines could not be read or written", error=str(error))
                     await self._database.signals.wait(IMAGES, _LOOK_SECONDS)
@@ -108,12 +126,25 @@ class PipelineImageLoop:
             return
         plan = await self._database.write(self._plan)
         for key, flight in self._flights.items():
-            if key not in plan.wanted and not flight.cancelling():
-                flight.cancel()
+            wanted = plan.wanted.get(key)
+            if (wanted is None or wanted.told != flight.begun_with.told) and not flight.work.cancelling():
+                flight.work.cancel()
         for task in plan.due:
-            if task.image.key not in self._flights and len(self._flights) < AT_ONCE:
-                flight = self._flights[task.image.key] = group.create_task(self._fly(maker, task))
-                flight.add_done_callback(partial(self._landed, task.image.key))
+            if task.image.key not in self._flights and self._may_begin(task.image):
+                work = group.create_task(self._fly(maker, task))
+                self._flights[task.image.key] = RunningFlight(task.image, work)
+                work.add_done_callback(partial(self._landed, task.image.key))
+
+    def _may_begin(self, image: PipelineImage) -> bool:
+        """A look holds up nobody, and needs no turn. Of a project one image is made at a time."""
+        if image.state is ImageState.WAITING:
+            return sum(not flight.makes for flight in self._flights.values()) < LOOKS_AT_ONCE
+        busy = [key.ref.project_id for key, flight in self._flights.items() if flight.makes]
+        project = image.ref.project_id
+        if len(busy) >= MADE_AT_ONCE or project in busy:
+            return False
+        self._turns[project] = max(self._turns.values(), default=0) + 1
+        return True
 
     def _landed(self, key: ImageKey, _: asyncio.Task[None]) -> None:
         del self._flights[key]
@@ -121,7 +152,7 @@ class PipelineImageLoop:
 
     async def _fly(self, maker: ImageMaker, task: ImageTask) -> None:
         try:
-            await maker.work(task)
+            await (maker.look(task) if task.image.state is ImageState.WAITING else maker.make(task))
         except RavebotError as error:
             log.warning("image from a pipeline not made", mr=str(task.image.ref), error=str(error))
         except Exception:  # a bug, which must stop neither the others nor the bot
@@ -133,25 +164,28 @@ class PipelineImageLoop:
 
     def _plan(self, tx: Transaction) -> ImagePlan:
         due: list[ImageTask] = []
-        wanted: set[ImageKey] = set()
+        wanted: dict[ImageKey, PipelineImage] = {}
         for sandbox in _queued(tx):
             wish = settings.of_sandbox(tx, self._config, sandbox).image_wish
             if wish is None:
                 continue
             known = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
             image = known or pipelineimages.wanted(sandbox.mr, sandbox.sha, tx.now)
-            if image.state is ImageState.FAILED and image.changed_at < sandbox.created_at:  # it is asked for again
-                image = pipelineimages.anew(image, tx.now)
+            image = pipelineimages.asked_for(image, sandbox.created_at, tx.now)
             if pipelineimages.is_late(image, wish, tx.now):
                 image = pipelineimages.too_late(image, wish, tx.now)
             if image != known:
                 pipeline_images.save(tx, image)
-            wanted.add(image.key)
+            wanted[image.key] = image
             self._tell(tx, sandbox)
             if image.state not in (ImageState.READY, ImageState.FAILED) and _is_due(image, tx.now):
                 due.append(ImageTask(image, wish))
-        due.sort(key=lambda task: task.image.looked_at or task.image.since)
-        return ImagePlan(tuple(due), frozenset(wanted))
+        due.sort(key=self._turn)
+        return ImagePlan(tuple(due), wanted)
+
+    def _turn(self, task: ImageTask) -> tuple[int, datetime]:
+        """Who is first: in turn between projects, and then who has waited longest."""
+        return self._turns.get(task.image.ref.project_id, 0), task.image.looked_at or task.image.since
 
     def _changed(self, tx: Transaction, image: PipelineImage) -> None:
         sandbox = sandboxes.current(tx, image.ref)
@@ -170,17 +204,26 @@ class PipelineImageLoop:
             self._lifecycle.wait(tx, sandbox, "")
             tx.wake(POOL)
 
-    async def _tidy(self, workshop: ImageWorkshop, most_bytes: int) -> None:
-        """Forget files that somebody removed, and remove the least recently used ones above the limit."""
+    async def _heal(self, workshop: ImageWorkshop) -> None:
+        """Forget files that somebody removed, before a sandbox is to boot one; it is made again."""
+        if wanted := await self._database.read(_ready_images):
+            await self._drop(await asyncio.to_thread(workshop.gone, wanted))
+
+    async def _tidy(self, group: asyncio.TaskGroup, maker: ImageMaker, most_bytes: int) -> None:
+        """Now and then remove the least recently used images above the limit, and forget those that somebody removed.
+        It may have to wait for a conversion: nothing waits for it."""
         now = await self._database.read(lambda tx: tx.now)
-        if not is_due(self._tidied, _TIDY_EVERY, now):
-            return
-        self._tidied = now
-        known = await self._database.read(pipeline_images.files)
-        await self._drop(await asyncio.to_thread(workshop.gone, [file.image for file in known]))
-        for image in await self._database.write(lambda tx: _surplus(tx, most_bytes)):
-            log.info("image removed, as others were used more recently", image=image)
-            await asyncio.to_thread(workshop.remove, image)
+        if is_due(self._tidied, _TIDY_EVERY, now) and (self._tidying is None or self._tidying.done()):
+            self._tidied = now
+            self._tidying = group.create_task(self._tidy_now(maker, most_bytes))
+
+    async def _tidy_now(self, maker: ImageMaker, most_bytes: int) -> None:
+        try:
+            known = await self._database.read(pipeline_images.files)
+            await self._drop(await asyncio.to_thread(maker.workshop.gone, [file.image for file in known]))
+            await maker.evict(lambda tx: surplus(tx, most_bytes))
+        except (StoreError, OSError) as error:
+            log.warning("images from pipelines were not tidied", error=str(error))
 
     async def _drop(self, images: frozenset[str]) -> None:
         def drop(tx: Transaction) -> None:
@@ -195,27 +238,12 @@ def _queued(tx: Transaction) -> list[Sandbox]:
     return [one for one in sandboxes.live(tx) if one.state is SandboxState.QUEUED]
 
 
+def _ready_images(tx: Transaction) -> list[str]:
+    """Those that queued sandboxes are to boot."""
+    found = (pipeline_images.get(tx, one.mr, one.sha) for one in _queued(tx))
+    return [image.image for image in found if image is not None and image.image]
+
+
 def _is_due(image: PipelineImage, now: datetime) -> bool:
     """Also when the clock was set back."""
     return image.next_look_at is None or not timedelta(0) < image.next_look_at - now <= _LONGEST_PAUSE
-
-
-def _surplus(tx: Transaction, most_bytes: int) -> list[str]:
-    """Forget files above the limit, but none that a machine runs from or a queued sandbox waits to boot."""
-    in_use = {machine.image for machine in machines.live(tx)}
-    for sandbox in _queued(tx):
-        image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
-        if image is not None and image.image:
-            in_use.add(image.image)
-    pipeline_images.used(tx, in_use)
-    kept = pipeline_images.files(tx)
-    total = sum(file.bytes for file in kept)
-    removed = []
-    for file in kept:
-        if total <= most_bytes:
-            break
-        if file.image not in in_use:
-            pipeline_images.drop_file(tx, file.image)
-            removed.append(file.image)
-            total -= file.bytes
-    return removed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,11 +19,12 @@ from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, Unavailab
 from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import Abandoned, WorkGuard, left_bytes
+from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard, left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages
-from ravebot.sandboxes.pipelineimages import ImageFile, ImageKey, ImageState, ImageWish, PipelineImage
-from ravebot.store import merge_requests, pipeline_images
+from ravebot.sandboxes.model import SandboxState
+from ravebot.sandboxes.pipelineimages import ImageFile, ImageState, ImageWish, PipelineImage
+from ravebot.store import machines, merge_requests, pipeline_images, sandboxes
 from ravebot.store.database import Database, Transaction
 
 log = structlog.get_logger()
@@ -38,6 +39,13 @@ class ImageTask:
 
     image: PipelineImage
     wish: ImageWish
+
+
+@dataclass
+class ImageFlight:
+    """Work on one image. `row`: as this work has seen or left it last."""
+
+    row: PipelineImage
 
 
 @dataclass(frozen=True)
@@ -55,31 +63,50 @@ class ImageMaker:
     left: Callable[[Path], int] = left_bytes
     converting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def work(self, task: ImageTask) -> None:
-        """Take every step that can be taken now."""
-        key, image = task.image.key, task.image
+    async def look(self, task: ImageTask) -> None:
+        """Look at GitLab whether the job has left it."""
+        await self._step(ImageFlight(task.image), partial(self._look, wish=task.wish))
+
+    async def make(self, task: ImageTask) -> None:
+        """Download and convert it, or take one that is kept."""
+        await self._step(ImageFlight(task.image), self._make)
+
+    async def _step(self, flight: ImageFlight, step: Callable[[ImageFlight], Awaitable[None]]) -> None:
         try:
-            if image.state is ImageState.WAITING:
-                look = await self.pipelines.look(image.ref, image.announced_job or task.wish.job)
-                image = await self._change(
-                    key, lambda known, tx: pipelineimages.after_look(known, task.wish, look, tx.now)
-                )
-            if image.state in (ImageState.FETCHING, ImageState.CONVERTING):
-                await self._make(image)
+            await self._told(flight, step)
         except Abandoned:
-            pass  # the row says what is to be done, if it still is
+            log.info("image from a pipeline is another one by now", mr=str(flight.row.ref), sha=flight.row.sha)
+
+    async def _told(self, flight: ImageFlight, step: Callable[[ImageFlight], Awaitable[None]]) -> None:
+        """Take it; what goes wrong is told in the row."""
+        mr, sha = str(flight.row.ref), flight.row.sha
+        try:
+            await step(flight)
         except (NotFound, Forbidden, Refused, PipelineImageRefused) as error:
-            why = self._why(image, error)
-            log.info("no image from the pipeline", mr=str(key.ref), sha=key.sha, why=why)
-            await self._change(key, lambda known, tx: pipelineimages.failed(known, why, tx.now))
+            words = self._why(flight.row, error)
+            log.info("no image from the pipeline", mr=mr, sha=sha, why=words)
+            await self._change(flight, lambda tx, known: pipelineimages.failed(known, words, tx.now))
+        except Abandoned:
+            raise
         except (Unavailable, OSError) as error:
             why, pause = str(error), None
             if isinstance(error, OSError):
                 why = f"the host of the sandboxes can't keep it ({error.strerror}): an operator can make room"
             else:
                 pause = error.retry_after_seconds
-            log.info("image from the pipeline not yet", mr=str(key.ref), sha=key.sha, error=why)
-            await self._change(key, lambda known, tx: pipelineimages.again(known, why, tx.now, pause))
+            if isinstance(error, HostDiskShort):
+                lacking = error.lacking
+                await self.evict(lambda tx: least_used(tx, lacking))
+            log.info("image from the pipeline not yet", mr=mr, sha=sha, error=why)
+            await self._change(flight, lambda tx, known: pipelineimages.again(known, why, tx.now, pause))
+
+    async def evict(self, choose: Callable[[Transaction], list[str]]) -> None:
+        """Forget and remove the kept images that `choose` names. None is made meanwhile, as one of them could come back
+        under the same name."""
+        async with self.converting:
+            for image in await self.database.write(lambda tx: _forget(tx, choose(tx))):
+                log.info("image removed, as others were used more recently", image=image)
+                await asyncio.to_thread(self.workshop.remove, image)
 
     def _why(self, image: PipelineImage, error: RavebotError) -> str:
         if isinstance(error, NotFound | Forbidden) and image.state is ImageState.WAITING:
@@ -88,18 +115,32 @@ class ImageMaker:
             return f"the job {image.job_name} has left no file {image.path}, or it has expired: run the job again"
         return f"the image that the job {image.job_name} left can't be used: {error}"
 
-    async def _make(self, image: PipelineImage) -> None:
-        if await self._change_with(image.key, self._reuse) is not None:
+    async def _look(self, flight: ImageFlight, wish: ImageWish) -> None:
+        look = await self.pipelines.look(flight.row.ref, flight.row.announced_job or wish.job)
+        await self._change(flight, lambda tx, known: pipelineimages.after_look(known, wish, look, tx.now))
+
+    async def _make(self, flight: ImageFlight) -> None:
+        await self._forget_gone()
+        image = await self._change(flight, self._begin)
+        if image.state is not ImageState.FETCHING:
             return
         stopping = threading.Event()
         work = await asyncio.to_thread(self.workshop.begin)
         try:
             fetched = await self._ended(self._fetch(image, work, stopping), stopping)
             async with self.converting:
-                if await self._change_with(image.key, partial(self._arrived, digest=fetched.sha256)) is None:
-                    await self._ended(self._convert(image, work, fetched.sha256, stopping), stopping)
+                await self._forget_gone()
+                image = await self._change(flight, partial(self._arrived, digest=fetched.sha256))
+                if image.state is ImageState.CONVERTING:
+                    await self._ended(self._convert(flight, work, fetched.sha256, stopping), stopping)
         finally:
             await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
+
+    async def _forget_gone(self) -> None:
+        """Nothing is made from the memory of a file that somebody removed."""
+        known = await self.database.read(pipeline_images.files)
+        if gone := await asyncio.to_thread(self.workshop.gone, [file.image for file in known]):
+            await self.database.write(lambda tx: _forget(tx, gone))
 
     async def _fetch(self, image: PipelineImage, work: Path, stopping: threading.Event) -> FetchedArtifact:
         assert image.job_project_id is not None
@@ -119,7 +160,8 @@ class ImageMaker:
         log.info("image fetched", job=image.job_id, bytes=fetched.bytes, seconds=round(time.monotonic() - began, 1))
         return fetched
 
-    async def _convert(self, image: PipelineImage, work: Path, digest: str, stopping: threading.Event) -> None:
+    async def _convert(self, flight: ImageFlight, work: Path, digest: str, stopping: threading.Event) -> None:
+        image = flight.row
         assert image.job_project_id is not None
         late = "it took more than 20 minutes to convert it: make it with `qemu-img convert -O qcow2`"
         guard = WorkGuard(self.workshop.folder, stopping, time.monotonic() + _CONVERT_SECONDS, late, self.left)
@@ -137,22 +179,22 @@ class ImageMaker:
             pipeline_images.put_file(tx, file)
             return pipelineimages.ready(known, file, tx.now)
 
-        await self._change_with(image.key, keep)
+        await self._change(flight, keep)
 
-    def _reuse(self, tx: Transaction, known: PipelineImage) -> PipelineImage | None:
-        """From a file that is kept: of the same job, or with the SHA-256 that the job told. But a fork's job has to
-        show the file: otherwise a digest would be enough to get an image of the project's own."""
-        if known.job_project_id is None or known.job_id is None:
-            return None
+    def _begin(self, tx: Transaction, known: PipelineImage) -> PipelineImage:
+        """Ready from a file that is kept: of the same job, or with the SHA-256 that the job told. But a fork's job has
+        to show the file: otherwise a digest would be enough to get an image of the project's own."""
+        assert known.job_project_id is not None
+        assert known.job_id is not None
         digest = ""
         if same := pipeline_images.of_job(tx, known.job_project_id, known.job_id, known.path):
             digest = same.digest
         elif (mr := merge_requests.get(tx, known.ref)) and not mr.from_fork:
             digest = known.announced_sha256
         file = pipeline_images.file(tx, known.job_project_id, digest) if digest else None
-        return pipelineimages.ready(known, file, tx.now) if file else None
+        return pipelineimages.ready(known, file, tx.now) if file else pipelineimages.begun(known, tx.now)
 
-    def _arrived(self, tx: Transaction, known: PipelineImage, digest: str) -> PipelineImage | None:
+    def _arrived(self, tx: Transaction, known: PipelineImage, digest: str) -> PipelineImage:
         """It is downloaded; nothing is left to do if it was converted before. Raises PipelineImageRefused if it is not
         what the job announced."""
         assert known.job_project_id is not None
@@ -162,10 +204,7 @@ class ImageMaker:
                 " the two"
             )
         file = pipeline_images.file(tx, known.job_project_id, digest)
-        if file:
-            return pipelineimages.ready(known, file, tx.now)
-        self._save(tx, pipelineimages.converting(known, digest, tx.now))
-        return None
+        return pipelineimages.ready(known, file, tx.now) if file else pipelineimages.converting(known, digest, tx.now)
 
     async def _ended(self, work: Awaitable[T], stopping: threading.Event) -> T:
         """Its result. When cancelled, its thread is told, and waited for."""
@@ -180,27 +219,48 @@ class ImageMaker:
             raise
 
     async def _change(
-        self, key: ImageKey, step: Callable[[PipelineImage, Transaction], PipelineImage]
+        self, flight: ImageFlight, step: Callable[[Transaction, PipelineImage], PipelineImage]
     ) -> PipelineImage:
-        changed = await self._change_with(key, lambda tx, known: step(known, tx))
-        if changed is None:
-            raise Abandoned("its row is gone")
-        return changed
+        """Change the row, unless it is not what this flight was begun for any more: then Abandoned is raised."""
 
-    async def _change_with(
-        self, key: ImageKey, step: Callable[[Transaction, PipelineImage], PipelineImage | None]
-    ) -> PipelineImage | None:
-        """Change the row as it is now; nothing is changed where `step` returns nothing."""
-
-        def write(tx: Transaction) -> PipelineImage | None:
-            known = pipeline_images.get(tx, key.ref, key.sha)
-            fresh = step(tx, known) if known else None
-            if fresh is not None:
-                self._save(tx, fresh)
+        def write(tx: Transaction) -> PipelineImage:
+            known = pipeline_images.get(tx, flight.row.ref, flight.row.sha)
+            if known is None or not known.goes_on_from(flight.row):
+                raise Abandoned("the row says what is to be done, if anything still is")
+            fresh = step(tx, known)
+            pipeline_images.save(tx, fresh)
+            self.changed(tx, fresh)
             return fresh
 
-        return await self.database.write(write)
+        flight.row = await self.database.write(write)
+        return flight.row
 
-    def _save(self, tx: Transaction, image: PipelineImage) -> None:
-        pipeline_images.save(tx, image)
-        self.changed(tx, image)
+
+def _forget(tx: Transaction, images: Iterable[str]) -> list[str]:
+    gone = list(images)
+    for image in gone:
+        pipeline_images.drop_file(tx, image)
+    return gone
+
+
+def surplus(tx: Transaction, most_bytes: int) -> list[str]:
+    """Images above the limit, the least recently used ones first."""
+    return least_used(tx, sum(file.bytes for file in pipeline_images.files(tx)) - most_bytes)
+
+
+def least_used(tx: Transaction, least_bytes: int) -> list[str]:
+    """Images of so many bytes, but none that a machine runs from or a queued sandbox waits to boot."""
+    in_use = {machine.image for machine in machines.live(tx)}
+    for sandbox in sandboxes.live(tx):
+        image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+        if sandbox.state is SandboxState.QUEUED and image is not None and image.image:
+            in_use.add(image.image)
+    pipeline_images.used(tx, in_use)
+    chosen = []
+    for file in pipeline_images.files(tx):
+        if least_bytes <= 0:
+            break
+        if file.image not in in_use:
+            chosen.append(file.image)
+            least_bytes -= file.bytes
+    return chosen

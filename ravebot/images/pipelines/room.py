@@ -42,18 +42,20 @@ class WorkGuard:
             raise Abandoned("ravebot is stopping, or nobody needs the image any more")
         if time.monotonic() > self.until:
             raise PipelineImageRefused(self.what)
-        if self.left(self.folder) < 0:
-            raise HostDiskShort
+        if (left := self.left(self.folder)) < 0:
+            raise HostDiskShort(-left)
 
     def needs(self, count: int) -> None:
         """Raise unless there is room for so much more."""
         if (left := self.left(self.folder)) < count:
-            raise HostDiskShort(f"{in_bytes(count)} are needed, {in_bytes(max(0, left))} may be written")
+            figures = f"{in_bytes(count)} are needed, {in_bytes(max(0, left))} may be written"
+            raise HostDiskShort(count - left, figures)
 
 
 class HostDiskShort(Unavailable):
-    """The host's disk has too little room for the image."""
+    """The host's disk has too little room for the image: `lacking` bytes."""
 
-    def __init__(self, figures: str = "") -> None:
+    def __init__(self, lacking: int, figures: str = "") -> None:
+        self.lacking = lacking
         more = f": {figures}" if figures else ""
         super().__init__(f"the host of the sandboxes is short of disk for the image{more}; an operator can make room")

@@ -26,7 +26,7 @@ from ravebot.sandboxes.masking import masked
 from ravebot.sandboxes.model import Machine, MachineState
 from ravebot.sandboxes.settings import from_pipeline
 from ravebot.sandboxes.view import in_words, without_paths
-from ravebot.store import machines
+from ravebot.store import machines, pipeline_images
 from ravebot.store.database import Database, Transaction, uninterrupted
 
 log = structlog.get_logger()
@@ -62,8 +62,15 @@ class Builds:
 
     async def create(self, machine: Machine) -> None:
         await self.provider.open()  # the network and storage pool may have been removed since
+        await self._know_image(machine)
         # Otherwise a machine could appear after its row was removed, and would belong to nobody.
         await uninterrupted(self.provider.create(self._spec(machine)))
+
+    async def _know_image(self, machine: Machine) -> None:
+        """What a pipeline built can be made again when somebody removed the file: nothing is held for that."""
+        if from_pipeline(self.config, machine.image) and not await asyncio.to_thread(Path(machine.image).is_file):
+            await self.database.write(lambda tx: pipeline_images.drop_file(tx, machine.image))
+            raise ProviderError("its image is gone from the host: it is made again")
 
     async def start(self, machine: Machine) -> None:
         await self.guard.ensure()  # no machine starts before the firewall is verified

@@ -21,6 +21,7 @@ CREATE TABLE pipeline_images (
     image            TEXT NOT NULL DEFAULT '',   -- the file that machines start from
     virtual_bytes    INTEGER NOT NULL DEFAULT 0,
     tries            INTEGER NOT NULL DEFAULT 0,
+    begun            INTEGER NOT NULL DEFAULT 0, -- how often it was begun to be made, and nothing came of it
     looked_at        INTEGER,
     next_look_at     INTEGER,                    -- NULL: look at once
     PRIMARY KEY (project_id, iid, sha)

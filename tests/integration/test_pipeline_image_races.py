@@ -1,0 +1,209 @@
+"""What happens to an image of a pipeline while it is made: news from jobs, needs of others, a full disk, removals."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from ravebot.images.pipelines.making import ImageMaker, ImageTask, least_used, surplus
+from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.sandboxes import pipelineimages, settings
+from ravebot.sandboxes.pipelineimages import ImageState, PipelineImage
+from ravebot.store import pipeline_images
+from ravebot.store.database import Transaction
+from tests.integration.test_pipeline_images import Place, a_place, an_image, digest
+from tests.support.gitlab import MergeRequest
+from tests.support.records import BY_ALICE
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+]
+
+
+@dataclass
+class Yards:
+    """A place without its loop: steps are taken one by one."""
+
+    place: Place
+    maker: ImageMaker
+    threads: ThreadPoolExecutor
+
+    async def task(self, mr: MergeRequest) -> ImageTask:
+        """As the loop finds it."""
+        place, sandbox = self.place, await self.place.latest(mr)
+
+        def plan(tx: Transaction) -> ImageTask:
+            wish = settings.of_sandbox(tx, place.yard.config, sandbox).image_wish
+            assert wish
+            image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
+            image = image or pipelineimages.wanted(sandbox.mr, sandbox.sha, tx.now)
+            pipeline_images.save(tx, image)
+            return ImageTask(image, wish)
+
+        return await place.yard.write(plan)
+
+    async def row(self, mr: MergeRequest) -> PipelineImage:
+        ref = self.place.known(mr).ref
+        found = await self.place.yard.read(lambda tx: pipeline_images.get(tx, ref, mr.sha))
+        assert found
+        return found
+
+    async def makes(self, mr: MergeRequest) -> asyncio.Task[None]:
+        """Found at GitLab, and begun."""
+        await self.maker.look(await self.task(mr))
+        return asyncio.create_task(self.maker.make(await self.task(mr)))
+
+    async def until(self, so: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(10):
+            while not await so():
+                await asyncio.sleep(0.02)
+
+    async def is_at(self, mr: MergeRequest, state: ImageState) -> None:
+        async def so() -> bool:
+            return (await self.row(mr)).state is state
+
+        await self.until(so)
+
+
+@pytest.fixture
+async def yards(tmp_path: Path) -> AsyncIterator[Yards]:
+    async with a_place(tmp_path) as place:
+        await place.stop()
+        place.loop = None
+        config, database = place.yard.config, place.yard.database
+        kept = config.provider.pipeline_images
+        assert kept
+        shop = ImageWorkshop(place.folder, database.instance_id)
+        shop.prepare(())
+        with ThreadPoolExecutor(1) as threads:
+            maker = ImageMaker(kept, config, database, place.gitlab.pipelines, shop, threads, lambda *_: None)
+            yield Yards(place, maker, threads)
+
+
+async def test_what_is_announced_during_the_conversion_is_not_ready_with_the_old_file(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place, busy = yards.place, threading.Event()
+    mr, old, new = await place.open(), an_image(tmp_path), an_image(tmp_path)
+    job = place.builds(mr, old)
+    yards.threads.submit(busy.wait)
+    flight = await yards.makes(mr)
+    await yards.is_at(mr, ImageState.CONVERTING)
+    place.server.retry_job(job)
+    assert await place.announce(mr, digest(new)) == ""
+    busy.set()
+    await flight
+    row = await yards.row(mr)
+    assert (row.state, row.digest, row.announced_sha256) == (ImageState.WAITING, "", digest(new))
+
+
+@pytest.mark.parametrize("told", [{"path": "image/other.qcow2"}, {"sha256": "e" * 64}])
+async def test_what_is_announced_during_the_download_is_looked_for_and_fails_nothing(
+    yards: Yards, tmp_path: Path, told: dict[str, str]
+) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    async with yards.maker.converting:  # another one is converted
+        flight = await yards.makes(mr)
+        await yards.is_at(mr, ImageState.FETCHING)
+        assert await place.announce(mr, **told) == ""
+    await flight
+    row = await yards.row(mr)
+    assert (row.state, row.job_id) == (ImageState.WAITING, None)
+    assert place.kept() == []
+
+
+async def test_an_announcement_prolongs_no_waiting(yards: Yards, tmp_path: Path) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await yards.maker.look(await yards.task(mr))
+    since = (await yards.row(mr)).since
+    place.yard.pass_by(seconds=590)
+    assert await place.announce(mr, path="image/other.qcow2") == ""
+    row = await yards.row(mr)
+    assert (row.state, row.since) == (ImageState.WAITING, since)
+
+
+async def test_an_image_that_is_made_again_while_others_are_removed_stays(yards: Yards, tmp_path: Path) -> None:
+    place, image = yards.place, an_image(tmp_path)
+    first, second = await place.open(), await place.open()
+    place.builds(first, image)
+    await (await yards.makes(first))
+    known = place.known(first)
+    await place.yard.write(lambda tx: place.yard.intents.stop(tx, known, BY_ALICE))
+    place.builds(second, image)
+    async with yards.maker.converting:
+        removal = asyncio.create_task(yards.maker.evict(lambda tx: surplus(tx, 0)))
+        await asyncio.sleep(0.05)
+        assert len(place.kept()) == 1
+    await asyncio.gather(removal, await yards.makes(second))
+    row = await yards.row(second)
+    assert (row.state, Path(row.image).exists()) == (ImageState.READY, True)
+
+
+async def test_images_that_nobody_uses_go_first_when_the_disk_is_short(yards: Yards, tmp_path: Path) -> None:
+    place = yards.place
+    first, second = await place.open(), await place.open()
+    place.builds(first, an_image(tmp_path))
+    await (await yards.makes(first))
+    assert await place.yard.write(lambda tx: least_used(tx, 1)) == []  # a queued sandbox waits to boot it
+    known = place.known(first)
+    await place.yard.write(lambda tx: place.yard.intents.stop(tx, known, BY_ALICE))
+    place.builds(second, an_image(tmp_path))
+    yards.maker = replace(yards.maker, left=lambda _: -1)
+    await (await yards.makes(second))
+    assert "short of disk" in (await yards.row(second)).words
+    assert place.kept() == []
+
+
+async def test_downloads_that_hang_make_nobody_late(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        mr, gate = await place.open(), threading.Event()
+        downloads = place.gitlab.pipelines.downloads
+        for _ in range(downloads._max_workers):
+            downloads.submit(gate.wait)
+        place.builds(mr, an_image(tmp_path))
+        await place.waits_for(mr, "its image is downloaded: from the job build")
+        place.yard.pass_by(seconds=7200)
+        await place.waits_for(mr, "its image is downloaded: from the job build")
+        gate.set()
+        await place.is_in(mr, "ready")
+
+
+async def test_an_image_that_somebody_removed_is_made_again_for_the_next_sandbox(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        image = an_image(tmp_path)
+        first, second = await place.open(), await place.open()
+        place.builds(first, image)
+        await place.is_in(first, "ready")
+        await place.ends(first)
+        place.started_from()[0].unlink()
+        place.builds(second, image)
+        await place.is_in(second, "ready")
+        assert [path.exists() for path in place.started_from()] == [True, True]
+
+
+async def test_retry_lifts_the_hold_of_the_sandbox_s_own_image(tmp_path: Path) -> None:
+    async with a_place(tmp_path) as place:
+        image = an_image(tmp_path)
+        path = str(place.folder / f"{place.project.id}-{digest(image)}.qcow2")
+        place.provider.broken.add(path)
+        mr = await place.open()
+        place.builds(mr, image)
+        await place.is_in(mr, "ended")
+        place.provider.broken.clear()
+        place.yard.pass_by(seconds=1)
+        known = await place.yard.mr(place.known(mr))
+        assert (await place.yard.write(lambda tx: place.yard.intents.retry(tx, known, BY_ALICE))).accepted
+        await place.is_in(mr, "ready")
+        assert str(place.started_from()[-1]) == path
