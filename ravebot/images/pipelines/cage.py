@@ -25,6 +25,7 @@ from ravebot.images.pipelines.room import HostDiskShort
 _NOBODY = 65534
 _SETTING_USERS = (1 << 0) | (1 << 6) | (1 << 7)  # CAP_CHOWN, CAP_SETGID, CAP_SETUID: capabilities(7)
 _LOOK_SECONDS = 0.2
+_PERHAPS_LACKING_BYTES = 1024**3  # a program that finds the disk full does not say how much it lacks
 _KEPT_BYTES = 4096
 _PIECE_BYTES = 1024**2
 _POLITE = 10
@@ -171,7 +172,7 @@ def _problem(code: int, what: str, said: bytes) -> RavebotError:
     if code == -signal.SIGKILL:
         return PipelineImageRefused(f"{what} took more time or memory over it than an image may take: {how}")
     if any(words in text for words in _NO_ROOM):
-        return HostDiskShort()
+        return HostDiskShort(_PERHAPS_LACKING_BYTES)
     if code == -signal.SIGXFSZ or "File too large" in text:
         return TooLarge("it becomes larger than it may be when it is unpacked: make it smaller")
     if code < 0:

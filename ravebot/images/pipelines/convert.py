@@ -68,7 +68,8 @@ def convert(
         cage.run([*program, _options(source, kind), made.name], folder, allowed, guard, lambda _: None)
     except cage.TooLarge as error:
         if room < may:
-            raise HostDiskShort(f"it needs more than the {in_bytes(room)} that may be written") from error
+            figures = f"it needs more than the {in_bytes(room)} that may be written"
+            raise HostDiskShort(may - room, figures) from error
         raise
     return _take(made, target, virtual, guard)
 
