@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import yaml
@@ -98,12 +98,15 @@ class Ran:
     dotenv: str
 
 
-def run_job(jobs: dict[str, Any], name: str, shell: tuple[str, ...], answers: Answers, folder: Path) -> Ran:
-    """As a runner does: the lines of `before_script` and `script` in one shell; its curl notes its arguments."""
+def run_job(
+    jobs: dict[str, Any], name: str, shell: tuple[str, ...], answers: Answers, folder: Path, does: str = ""
+) -> Ran:
+    """As a runner does: the lines of `before_script` and `script` in one shell; curl notes its arguments, and `does`
+    something else than curl if that is given."""
     job, tools = jobs[name], folder / "bin"
     tools.mkdir()
-    noted, curl = folder / "arguments", shutil.which("curl")
-    (tools / "curl").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{noted}\nexec {curl} "$@"\n')
+    noted, then = folder / "arguments", does or f'exec {shutil.which("curl")} "$@"'
+    (tools / "curl").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{noted}\n{then}\n')
     (tools / "curl").chmod(0o755)
     done = subprocess.run(
         [*shell, "-c", "\n".join((*job["before_script"], *job["script"]))],
@@ -228,12 +231,62 @@ def test_a_build_announces_its_file_with_its_digest(
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / "sandbox.qcow2").write_bytes(b"QFI\xfb")
     answers.told = {"POST image": [(200, "state=noted\nmessage=it is known\n")]}
-    build = {**jobs["ravebot:review"], "script": ["CI_JOB_NAME=ravebot:build", "announce image/sandbox.qcow2"]}
+    name = 'build "arm", "sha256": "x & y=z'
+    build = {**jobs["ravebot:review"], "script": [f"CI_JOB_NAME='{name}'", "announce image/sandbox.qcow2"]}
     ran = run_job({"build": build}, "build", shell, answers, tmp_path)
     assert (ran.code, ran.printed) == (0, "Image: it is known\n")
     ((_, _, body),) = answers.asked
     digest = hashlib.sha256(b"QFI\xfb").hexdigest()
-    assert json.loads(body) == {"job": "ravebot:build", "path": "image/sandbox.qcow2", "sha256": digest}
+    assert dict(parse_qsl(body)) == {"job": name, "path": "image/sandbox.qcow2", "sha256": digest}
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+def test_what_ravebot_says_is_printed_as_it_is_and_draws_nothing(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    told = "set-up said \\033[2J\\rall is well\\nThe sandbox is ready."
+    answers.told = {"POST sandbox": [(422, f"state=failed\nreason={told}\x1b[2J\nlog=a\\tb\n")]}
+    ran = run_job(jobs, "ravebot:review", shell, answers, tmp_path)
+    assert (ran.code, ran.printed.splitlines()[-2:]) == (1, ["a\\tb", f"The sandbox failed: {told}[2J"])
+
+
+@pytest.mark.parametrize(
+    ("curl", "says"),
+    [
+        ("echo 'curl: (60) SSL certificate problem' >&2; printf '\nstatus 000\n'; exit 60", "SSL certificate problem"),
+        ("echo 'curl: (6) Could not resolve host: x' >&2; printf '\nstatus 000\n'; exit 6", "Could not resolve host"),
+        ("exit 127", "curl ended with 127"),
+    ],
+)
+def test_a_review_ends_at_once_where_asking_again_can_not_help(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, curl: str, says: str
+) -> None:
+    ran = run_job(jobs, "ravebot:review", ("dash",), answers, tmp_path, curl)
+    assert ran.code == 1
+    assert ran.printed.startswith("ravebot does not tell: http://")
+    assert says in ran.printed
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(170, 0), (190, 1)])
+def test_three_minutes_without_any_answer_are_enough(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, seconds: int, code: int
+) -> None:
+    script = f"answered=$(($(date +%s) - {seconds})); ask GET sandbox; is_passing"
+    job = {**jobs["ravebot:review"], "script": [script]}
+    silent = "echo 'curl: (7) Failed to connect' >&2; printf '\nstatus 000\n'; exit 7"
+    assert run_job({"job": job}, "job", ("dash",), answers, tmp_path, silent).code == code
+
+
+@pytest.mark.parametrize("patience", ["0.5", "1", "1e3"])
+def test_patience_that_is_not_whole_minutes_is_refused(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, patience: str
+) -> None:
+    review = jobs["ravebot:review"]
+    script = [re.sub(r'case "45" in', f'case "{patience}" in', line) for line in review["script"]]
+    assert script != review["script"]
+    ran = run_job({"x": {**review, "script": script}}, "x", ("dash",), answers, tmp_path)
+    assert (ran.code, answers.asked) == (1, [])
+    assert ran.printed.startswith("patience is a number of whole minutes, at least 2: correct it")
 
 
 def test_without_an_id_token_the_job_says_what_is_missing(pipeline: LocalPipeline) -> None:
