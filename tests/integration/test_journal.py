@@ -101,7 +101,8 @@ async def test_notes_have_the_lane_of_their_merge_request(world: World) -> None:
 
 async def test_a_project_with_two_rooms_is_told_of_in_both_and_one_with_none_only_in_its_note(tmp_path: Path) -> None:
     rooms = [{"room": "#a:x", "projects": ["group/*"]}, {"room": "#b:x", "projects": ["group/app"]}]
-    async with a_world(tmp_path, matrix={"rooms": rooms}) as world:
+    served = {"projects": ["group/*", "elsewhere/*"]}
+    async with a_world(tmp_path, matrix={"rooms": rooms}, gitlab=served) as world:
         await world.queued(a_merge_request(1))
         await world.queued(a_merge_request(2, project_path="elsewhere/app"))
         assert [(lane, kind) for _, lane, kind, _ in await world.outbox()] == [
