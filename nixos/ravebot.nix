@@ -13,6 +13,10 @@ let
   bridged = provider.network == "bridge";
   libvirtd = config.virtualisation.libvirtd;
 
+  # Of images from pipelines, where it is not below the state folder.
+  images = if provider.pipeline_images == null then null else provider.pipeline_images.folder;
+  imagesElsewhere = images != null && !(lib.hasPrefix "${state_dir}/" (toString images));
+
   # What neither the bot nor its backup needs.
   hardened = {
     NoNewPrivileges = true;
@@ -161,6 +165,7 @@ in
         RestartSec = 5;
         StateDirectory = lib.removePrefix "/var/lib/" state_dir;
         StateDirectoryMode = "0711";
+        ReadWritePaths = lib.optional imagesElsewhere "-${toString images}"; # `-`: it starts without it, and says so
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") given;
 
         # It runs as root, whose only capability changes rules and interfaces.

@@ -267,14 +267,63 @@ def test_a_review_ends_at_once_where_asking_again_can_not_help(
     assert says in ran.printed
 
 
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize(("curl_code", "passing"), [(3, False), (6, True), (35, True), (60, True), (77, True)])
+def test_what_ends_a_job_at_first_passes_once_ravebot_has_answered(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...], curl_code: int, passing: bool
+) -> None:
+    answers.told = {"POST stop": [(200, "state=stopping\nmessage=it ends\n")]}
+    script = "ask POST stop; ask GET broken; is_passing"
+    curl = (
+        f'case "$*" in *broken*) printf "\\nstatus 000\\n"; exit {curl_code};; esac; exec {shutil.which("curl")} "$@"'
+    )
+    job = {**jobs["ravebot:review"], "script": [script]}
+    assert (run_job({"job": job}, "job", shell, answers, tmp_path, curl).code == 0) == passing
+    assert [what for what, _, _ in answers.asked] == ["POST stop"]
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize("status", ["000", "429", "502", "503", "504"])
 @pytest.mark.parametrize(("seconds", "code"), [(170, 0), (190, 1)])
-def test_three_minutes_without_any_answer_are_enough(
-    jobs: dict[str, Any], answers: Answers, tmp_path: Path, seconds: int, code: int
+def test_three_minutes_without_an_answer_of_ravebot_s_own_are_enough(
+    jobs: dict[str, Any],
+    answers: Answers,
+    tmp_path: Path,
+    shell: tuple[str, ...],
+    status: str,
+    seconds: int,
+    code: int,
 ) -> None:
     script = f"answered=$(($(date +%s) - {seconds})); ask GET sandbox; is_passing"
     job = {**jobs["ravebot:review"], "script": [script]}
-    silent = "echo 'curl: (7) Failed to connect' >&2; printf '\nstatus 000\n'; exit 7"
-    assert run_job({"job": job}, "job", ("dash",), answers, tmp_path, silent).code == code
+    silent = f"echo '<h1>Bad Gateway</h1>'; printf '\nstatus {status}\n'; exit {7 if status == '000' else 0}"
+    assert run_job({"job": job}, "job", shell, answers, tmp_path, silent).code == code
+
+
+def test_ravebot_s_own_word_that_it_is_busy_is_an_answer(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path
+) -> None:
+    answers.told = {"GET sandbox": [(503, "error=it restarts\n")]}
+    job = {**jobs["ravebot:review"], "script": ["answered=$(($(date +%s) - 190)); ask GET sandbox; is_passing"]}
+    assert run_job({"job": job}, "job", ("dash",), answers, tmp_path).code == 0
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+def test_a_review_asks_for_a_sandbox_until_ravebot_has_taken_it(
+    jobs: dict[str, Any], answers: Answers, tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    away = (503, "error=it restarts\n")
+    answers.told = {
+        "POST image": [(200, "state=noted\nmessage=it is known\n")],
+        "POST sandbox": [*[away] * 7, STILL],
+        "GET sandbox?wait=20": [away, READY],
+    }
+    review = jobs["ravebot:review"]
+    hasty = {**review, "before_script": [*review["before_script"], "sleep() { :; }"]}
+    ran = run_job({"job": hasty}, "job", shell, answers, tmp_path)
+    assert ran.code == 0, ran.printed
+    assert "this job asks again: it restarts" in ran.printed
+    assert [what for what, _, _ in answers.asked[1:]] == ["POST sandbox"] * 8 + ["GET sandbox?wait=20"] * 2
 
 
 @pytest.mark.parametrize("patience", ["0.5", "1", "1e3"])

@@ -143,6 +143,21 @@ def test_the_unit_has_qemu_and_the_program_brings_the_rest(nix: Nix) -> None:
     assert unit["path"] == [{"package": "qemu"}]
 
 
+@pytest.mark.parametrize(
+    ("images", "paths"),
+    [
+        ("null", []),
+        ("{ }", []),
+        ('{ folder = "/var/lib/ravebot/built"; }', []),
+        ('{ folder = "/srv/images"; }', ["-/srv/images"]),
+    ],
+)
+def test_the_unit_may_write_to_a_folder_of_images_elsewhere(nix: Nix, images: str, paths: list[str]) -> None:
+    more = f"provider.pipeline_images = {images};"
+    found = nix.module("ravebot.nix", MINIMAL.replace("# more", more))["systemd"]["services"]
+    assert found["ravebot"]["serviceConfig"]["ReadWritePaths"] == paths
+
+
 def test_a_timer_backs_up_unless_it_is_switched_off(nix: Nix) -> None:
     found = nix.module("ravebot.nix", MINIMAL)["systemd"]
     timer, unit = found["timers"]["ravebot-backup"], found["services"]["ravebot-backup"]["serviceConfig"]

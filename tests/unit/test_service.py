@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.main import get_command
 
 from ravebot.cli import app
 from ravebot.config.file import fill
-from ravebot.config.model import Config
+from ravebot.config.model import Config, PipelineImagesConfig
 from ravebot.operations.service import beyond, completion, files, manual, ready, units
 from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import MARK, Installation, ThingKind, things
@@ -68,6 +69,25 @@ def test_a_unit_fits_another_installation() -> None:
     assert value(rendered("ravebot.service", Path("/var/lib/bots/a")), "StateDirectory") == "bots/a"
     logs = value(rendered("ravebot-logs.service", Path("/srv/rave bot")), "ReadWritePaths")
     assert logs == '-/var/log/libvirt/qemu "-/srv/rave bot/console"'
+
+
+def test_the_bot_may_write_to_a_folder_of_images_elsewhere(tmp_path: Path) -> None:
+    here = Installation(state_dir=Path("/srv/bot"), images_folder=Path("/srv/my images"), program=PROGRAM)
+    texts = {thing.path.name: thing.text() for thing in things(here) if thing.kind is ThingKind.UNIT and thing.text}
+    bot = texts["ravebot.service"].splitlines()
+    assert [line for line in bot if line.startswith("ReadWritePaths=")] == [
+        'ReadWritePaths="-/srv/my images"',
+        "ReadWritePaths=/srv/bot",
+    ]
+    assert not any("/srv/my images" in text for name, text in texts.items() if name != "ravebot.service")
+    (tmp_path / "ravebot.service").write_text(texts["ravebot.service"])
+    assert analyze("verify", "--man=no", str(tmp_path / "ravebot.service")) == ""
+
+    for folder in (None, Path("/srv/bot/images")):
+        within = things(replace(here, images_folder=folder))
+        text = next(thing.text for thing in within if thing.path.name == "ravebot.service")
+        assert text is not None
+        assert value(text(), "ReadWritePaths") == "/srv/bot"
 
 
 def test_no_unit_holds_or_passes_on_a_secret() -> None:
@@ -188,8 +208,10 @@ def test_uninstall_says_that_something_stays_only_of_what_is_outside_the_state_f
     inside = {"storage_pool": "/var/lib/ravebot/disks", "image": "/images/web.qcow2"}
     config = Config.model_validate(fill({"state_dir": "/var/lib/ravebot", "provider": inside}))
     assert [line.partition(":")[0] for line in beyond.kept(config)] == ["/images/web.qcow2"]
-    elsewhere = config.provider.model_copy(update={"storage_pool": Path("/disks")})
+    images = PipelineImagesConfig(folder=Path("/built"))
+    elsewhere = config.provider.model_copy(update={"storage_pool": Path("/disks"), "pipeline_images": images})
     assert [line.partition(":")[0] for line in beyond.kept(config.model_copy(update={"provider": elsewhere}))] == [
         "/images/web.qcow2",
         "/disks",
+        "/built",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +144,3 @@ def _take(made: Path, target: Path, virtual: int, guard: Callable[[], None]) -> 
     finally:
         os.close(folder)
     return Converted(found.st_blocks * 512, virtual)
-
-
-def clear(folder: Path) -> None:
-    """Remove a folder of work with all that is in it."""
-    shutil.rmtree(folder, ignore_errors=True)

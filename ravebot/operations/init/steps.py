@@ -15,7 +15,7 @@ from ravebot.matrix.client import LOGIN_FILE, login_text
 from ravebot.operations.doctor.finding import Finding, Verdict
 from ravebot.operations.doctor.matrix import kept_token, log_out, whoami
 from ravebot.operations.init import write
-from ravebot.operations.init.inquiry import Inquiry, secrets_folder
+from ravebot.operations.init.inquiry import Inquiry, lookup, secrets_folder
 from ravebot.operations.init.matrix import invite_missing, make_room
 from ravebot.operations.init.questions import BY_NAME
 from ravebot.operations.service import account, systemd
@@ -141,7 +141,9 @@ class InstallationSteps:
         self._say(text)
 
     def _install_service(self) -> None:
-        installation = Installation(config=self._inquiry.path, state_dir=self.state_dir)
+        folder = lookup(self._inquiry.existing, ("provider", "pipeline_images", "folder"))
+        images = Path(folder) if isinstance(folder, str) else None
+        installation = Installation(config=self._inquiry.path, state_dir=self.state_dir, images_folder=images)
         installed = install(installation, self._say)
         self.done += installed.changed
         self.start = installed.start

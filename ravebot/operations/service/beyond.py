@@ -36,6 +36,8 @@ def kept(config: Config) -> tuple[str, ...]:
         **dict.fromkeys(provider.images.values(), "an image for machines, which other installations may use"),
         provider.storage_pool: "the folder of the machines' disks, which libvirt made; it is empty then",
     }
+    if provider.pipeline_images is not None:
+        reasons[config.pipeline_images] = "the images that pipelines built; remove it by hand if no ravebot uses it"
     return tuple(f"{path}: {why}" for path, why in reasons.items() if not path.is_relative_to(config.state_dir))
 
 

@@ -31,6 +31,7 @@ class Installation:
     program: Path = Path(sys.executable).parent / "ravebot"
     user: str = units.USER
     root: Path = Path("/")
+    images_folder: Path | None = None  # `provider.pipeline_images.folder`
 
     @property
     def secrets(self) -> Path:
@@ -110,6 +111,7 @@ def _unit(name: str, installation: Installation) -> Thing:
         config=installation.config,
         state_dir=installation.state_dir,
         user=installation.user,
+        images_folder=installation.images_folder,
     )
     return Thing(ThingKind.UNIT, _UNITS / name, _WHAT.get(name, "a unit"), text=_marked("#", render))
 

@@ -9,6 +9,7 @@ PROGRAM = Path("/usr/local/bin/ravebot")
 CONFIG = Path("/etc/ravebot/config.yaml")
 STATE_DIR = Path("/var/lib/ravebot")
 USER = "ravebot"
+BOT = "ravebot.service"
 """What the files say; another installation's values are put in their place."""
 
 
@@ -18,10 +19,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.name for file in files if file.name.endswith((".service", ".timer"))))
 
 
-def render(name: str, *, program: Path, config: Path, state_dir: Path, user: str) -> str:
-    """A unit's text for that installation."""
+def render(
+    name: str, *, program: Path, config: Path, state_dir: Path, user: str, images_folder: Path | None = None
+) -> str:
+    """A unit's text for that installation. `images_folder`: of images from pipelines, if it is configured."""
     text = resources.files(__package__).joinpath("units", name).read_text("utf-8")
-    return "\n".join(_line(line, program, config, state_dir, user) for line in text.splitlines()) + "\n"
+    lines = [_line(line, program, config, state_dir, user) for line in text.splitlines()]
+    if name == BOT and images_folder is not None and not images_folder.is_relative_to(state_dir):
+        # `-`: without the folder ravebot starts all the same, and says what is wrong
+        lines.insert(lines.index("[Service]") + 1, f"ReadWritePaths={_quoted(f'-{images_folder}')}")
+    return "\n".join(lines) + "\n"
 
 
 def _line(line: str, program: Path, config: Path, state_dir: Path, user: str) -> str:

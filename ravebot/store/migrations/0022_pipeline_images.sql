@@ -5,7 +5,7 @@ CREATE TABLE pipeline_images (
     iid              INTEGER NOT NULL,
     sha              TEXT NOT NULL,
     state            TEXT NOT NULL,              -- waiting, fetching, converting, ready, failed
-    since            INTEGER NOT NULL,           -- when it was first needed, or anew after a failure
+    since            INTEGER NOT NULL,           -- its time begins: when its newest sandbox was asked for, or the file went
     changed_at       INTEGER NOT NULL,
     words            TEXT NOT NULL DEFAULT '',   -- what it waits for, or why there is none; for people
     announced_job    TEXT NOT NULL DEFAULT '',   -- by a job of the pipeline; empty: as `.rave.yml` says
