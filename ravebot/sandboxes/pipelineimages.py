@@ -176,8 +176,8 @@ def anew(known: PipelineImage, now: datetime) -> PipelineImage:
 
 def _to(known: PipelineImage, state: ImageState, now: datetime, words: str = "") -> PipelineImage:
     changed = known.changed_at if known.state is state else now
-    words, begun = words[:_LONGEST_WORDS], known.begun if state in _MAKING else 0
-    return replace(known, state=state, changed_at=changed, words=words, tries=0, begun=begun, next_look_at=None)
+    words, (begun, tries) = words[:_LONGEST_WORDS], (known.begun, known.tries) if state in _MAKING else (0, 0)
+    return replace(known, state=state, changed_at=changed, words=words, tries=tries, begun=begun, next_look_at=None)
 
 
 def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
@@ -256,7 +256,7 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
     """What a look makes of one that waits."""
     name, path = known.announced_job or wish.job, known.announced_path or wish.path
     pipeline, job = look.pipeline, look.job
-    known = replace(known, looked_at=now, tries=0)
+    known = replace(known, looked_at=now)
     if pipeline is None or (job is not None and not is_of(look, known.ref, known.sha)):
         return _later(known, f"no pipeline of {known.sha[:8]} has begun yet", now)
     known = replace(known, pipeline_id=pipeline.id, job_project_id=pipeline.project_id, path=path)
@@ -265,7 +265,8 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
             return _later(known, f"its pipeline has no job {name} yet", now)
         known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
         return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
-    known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url)
+    tries = known.tries if job.id == known.job_id else 0  # what troubled it may be what that job left
+    known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url, tries=tries)
     if job.status == "success":
         return fetching(known, now)
     if job.status in _ENDED_BADLY:

@@ -173,3 +173,14 @@ def test_the_time_begins_when_its_sandbox_was_asked_for() -> None:
     fresh = asked_for(late, LATER + timedelta(seconds=1), LATER + timedelta(seconds=2))
     assert (fresh.state, fresh.since) == (ImageState.WAITING, LATER + timedelta(seconds=2))
     assert asked_for(wanted(MR, A, NOON), LATER, LATER).since == LATER
+
+
+def test_a_trouble_with_the_same_file_is_tried_again_less_and_less_often_until_there_is_news() -> None:
+    image, pauses = wanted(MR, A, NOON), []
+    for _ in range(4):
+        image = again(converting(begun(after(look("success"), image), NOON), "a" * 64, NOON), "no room", NOON)
+        assert image.next_look_at
+        pauses.append((image.next_look_at - NOON).total_seconds())
+    assert pauses == [5, 10, 20, 40]
+    assert after(look("running"), image).tries == 0
+    assert after(PipelineLook(look("x").pipeline, FoundJob(10, "build", "success", "https://x/10")), image).tries == 0

@@ -20,7 +20,7 @@ from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
 from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard, left_bytes
-from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.pipelineimages import ImageFile, ImageState, ImageWish, PipelineImage
@@ -30,6 +30,7 @@ from ravebot.store.database import Database, Transaction
 log = structlog.get_logger()
 T = TypeVar("T")
 
+_NO_FOLDER = "the host's folder of images can't be used now: an operator finds the reason in ravebot's log"
 _FETCH_SECONDS, _CONVERT_SECONDS = 1800.0, 1200.0
 
 
@@ -51,7 +52,7 @@ class ImageFlight:
 @dataclass(frozen=True)
 class ImageMaker:
     """Makes images. `changed` is called in each transaction that changes a row; `threads` convert; `left`: how much may
-    still be written to a folder."""
+    still be written to a folder; `usable`: whether the folder of images is."""
 
     kept: PipelineImagesConfig
     config: Config
@@ -61,6 +62,7 @@ class ImageMaker:
     threads: ThreadPoolExecutor
     changed: Callable[[Transaction, PipelineImage], None]
     left: Callable[[Path], int] = left_bytes
+    usable: Callable[[], bool] = lambda: True
     converting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, task: ImageTask) -> None:
@@ -120,6 +122,8 @@ class ImageMaker:
         await self._change(flight, lambda tx, known: pipelineimages.after_look(known, wish, look, tx.now))
 
     async def _make(self, flight: ImageFlight) -> None:
+        if not self.usable():
+            raise Unavailable(_NO_FOLDER)
         await self._forget_gone()
         image = await self._change(flight, self._begin)
         if image.state is not ImageState.FETCHING:
@@ -139,7 +143,12 @@ class ImageMaker:
     async def _forget_gone(self) -> None:
         """Nothing is made from the memory of a file that somebody removed."""
         known = await self.database.read(pipeline_images.files)
-        if gone := await asyncio.to_thread(self.workshop.gone, [file.image for file in known]):
+        try:
+            gone = await asyncio.to_thread(self.workshop.gone, [file.image for file in known])
+        except NotOurFolder as error:
+            log.warning("no image can be made", error=str(error))
+            raise Unavailable(_NO_FOLDER) from error
+        if gone:
             await self.database.write(lambda tx: _forget(tx, gone))
 
     async def _fetch(self, image: PipelineImage, work: Path, stopping: threading.Event) -> FetchedArtifact:
