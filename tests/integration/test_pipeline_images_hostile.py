@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -459,3 +460,26 @@ def test_leftovers_of_an_earlier_process_are_removed_and_what_is_known_stays(ben
     lost = str(bench.shop.name(8, "c" * 64))
     assert bench.shop.prepare([str(known), lost]) == {lost}
     assert bench.traces() == [known.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")
+def test_where_ravebot_is_root_that_may_not_change_users_no_program_reads_an_image() -> None:
+    """Such a program would keep root's capability, as in a unit that runs as root with CAP_NET_ADMIN."""
+    code = (
+        "from pathlib import Path\n"
+        "from ravebot.errors import Unavailable\n"
+        "from ravebot.images.pipelines import cage\n"
+        "try:\n"
+        "    cage.run(['true'], Path('/'), cage.CageLimits(5, 2**30, 2**20), lambda: None, print)\n"
+        "except Unavailable as error:\n"
+        "    print(error)\n"
+    )
+    as_in_the_unit = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]
+    said = {
+        words: subprocess.run([*words, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for words in ((), tuple(as_in_the_unit))
+    }
+    assert said[()] == ""
+    assert said[tuple(as_in_the_unit)].startswith(
+        "images of pipelines need ravebot to run as a user of its own: it is root here without the right to change"
+    )

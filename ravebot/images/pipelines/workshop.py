@@ -96,6 +96,8 @@ class ImageWorkshop:
         """A new folder for one image; raises Unavailable if it can't be made."""
         if lacking := cage.missing(["qemu-img"]):
             raise Unavailable(f"{', '.join(lacking)} is not installed where ravebot runs: an operator can install it")
+        if why := cage.refused():
+            raise Unavailable(why)
         try:
             return Path(tempfile.mkdtemp(dir=self.folder / _WORK))
         except OSError as error:
