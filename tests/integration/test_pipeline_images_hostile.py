@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
 ]
 
-MIB = 1024**2
+MIB, TIB = 1024**2, 1024**4
 MOST = 64 * MIB
 
 
@@ -344,10 +344,11 @@ def test_a_host_without_room_is_not_blamed_on_the_image(disk: Path, tmp_path: Pa
     shop.prepare(())
     work = shop.begin()
     shutil.copyfile(made(disk, tmp_path), work / "fetched")
-    with pytest.raises(HostDiskShort, match=r"short of disk for the image: it needs more than the 512 KiB"):
+    with pytest.raises(HostDiskShort, match=r"short of disk for the image: it needs more than the 512 KiB") as short:
         convert(
-            work / "fetched", "i.qcow2", shop.name(7, "a"), ConvertLimits(MOST, MOST), lambda: None, lambda _: MIB // 2
+            work / "fetched", "i.qcow2", shop.name(7, "a"), ConvertLimits(TIB, TIB), lambda: None, lambda _: MIB // 2
         )
+    assert short.value.lacking < 1024 * MIB  # of what this disk may take, not the largest one
     cage.give(tmp_path)
     full = ["sh", "-c", "echo 'qemu-img: error while writing: No space left on device' >&2; exit 1"]
     with pytest.raises(HostDiskShort):
