@@ -578,6 +578,8 @@ async def test_an_image_of_which_the_host_can_t_tell_whether_it_is_there_stops_n
     await place.yard.write(ready)
     place.builds(other, an_image(tmp_path))
     await place.is_in(other, "ready")
+    await place.is_in(mr, "ended")
+    assert "its image can't be read on the host (File name too long)" in (await place.latest(mr)).end_detail
     assert place.loop
     assert not place.loop.done()
 
