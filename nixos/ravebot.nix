@@ -136,6 +136,16 @@ in
   };
 
   config = mkIf cfg.enable {
+    assertions = [
+      {
+        # Root's programs would keep its capability: ravebot starts none of those that read such images.
+        assertion =
+          provider.pipeline_images == null
+          || (config.systemd.services.ravebot.serviceConfig.User or "root") != "root";
+        message = "services.ravebot.settings.provider.pipeline_images needs ravebot to run as a user of its own: docs/nixos.md, The unit, says how";
+      }
+    ];
+
     environment.etc."ravebot/config.yaml".source = configFile;
     environment.systemPackages = [ cfg.package ];
 

@@ -10,6 +10,9 @@ from ravebot.backoff import Backoff
 from ravebot.sandboxes.model import MergeRequestRef
 
 LOOK_EVERY = timedelta(seconds=20)
+_PIPELINES_COME_WITHIN = timedelta(minutes=2)
+_TRIES_AT_THE_END = 3
+_SHORT_REST = timedelta(minutes=1)
 _PAUSES = Backoff.growing(5.0, 60.0)
 _LONGEST_WORDS = 400
 _MOST_BEGUN = 5
@@ -176,8 +179,8 @@ def anew(known: PipelineImage, now: datetime) -> PipelineImage:
 
 def _to(known: PipelineImage, state: ImageState, now: datetime, words: str = "") -> PipelineImage:
     changed = known.changed_at if known.state is state else now
-    words, begun = words[:_LONGEST_WORDS], known.begun if state in _MAKING else 0
-    return replace(known, state=state, changed_at=changed, words=words, tries=0, begun=begun, next_look_at=None)
+    words, (begun, tries) = words[:_LONGEST_WORDS], (known.begun, known.tries) if state in _MAKING else (0, 0)
+    return replace(known, state=state, changed_at=changed, words=words, tries=tries, begun=begun, next_look_at=None)
 
 
 def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
@@ -201,8 +204,10 @@ def begun(known: PipelineImage, now: datetime) -> PipelineImage:
 
 
 def asked_for(known: PipelineImage, since: datetime, now: datetime) -> PipelineImage:
-    """As a sandbox that was asked for at `since` needs it: its time begins then."""
-    if known.state is ImageState.FAILED and known.changed_at < since:
+    """As a sandbox that was asked for at `since` needs it: its time begins then, and nothing of an earlier one's counts
+    but what is ready."""
+    failed_before = known.state is ImageState.FAILED and known.changed_at < since
+    if failed_before or (known.state in _MAKING and known.since < since):
         known = anew(known, now)
     if known.state is ImageState.READY or known.since >= since:
         return known
@@ -227,12 +232,16 @@ def again(known: PipelineImage, why: str, now: datetime, pause_seconds: float | 
 
 
 def is_late(known: PipelineImage, wish: ImageWish, now: datetime) -> bool:
-    """Whether its time is over, and GitLab was asked at the end of it, or wants to be left alone for now. What is there
-    already may be fetched, and waiting for ravebot itself is no lateness."""
+    """Whether its time is over, and GitLab was asked at the end of it, or wants to be left alone for longer. A trouble
+    must have come three times in a row. What is there already may be fetched, and waiting for ravebot itself is no
+    lateness."""
     over = known.state is ImageState.WAITING and now - known.since >= wish.wait
     if not over or known.looked_at is None:
         return False
-    rests = known.next_look_at is not None and known.next_look_at > now
+    rest = known.next_look_at - now if known.next_look_at is not None else timedelta(0)
+    if 0 < known.tries < _TRIES_AT_THE_END:
+        return rest > _SHORT_REST
+    rests = rest > timedelta(0)
     return rests or known.looked_at - known.since >= wish.wait
 
 
@@ -256,22 +265,28 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
     """What a look makes of one that waits."""
     name, path = known.announced_job or wish.job, known.announced_path or wish.path
     pipeline, job = look.pipeline, look.job
-    known = replace(known, looked_at=now, tries=0)
+    known = replace(known, looked_at=now)
     if pipeline is None or (job is not None and not is_of(look, known.ref, known.sha)):
-        return _later(known, f"no pipeline of {known.sha[:8]} has begun yet", now)
+        return _later(known, wish, f"no pipeline of {known.sha[:8]} has begun yet", now)
     known = replace(known, pipeline_id=pipeline.id, job_project_id=pipeline.project_id, path=path)
     if job is None:
         if pipeline.status in _UNFINISHED_BEGINNINGS or not is_of(look, known.ref, known.sha):
-            return _later(known, f"its pipeline has no job {name} yet", now)
+            return _later(known, wish, f"its pipeline has no job {name} yet", now)
+        if not pipeline.ref.startswith("refs/merge-requests/") and now - known.since < _PIPELINES_COME_WITHIN:
+            return _later(known, wish, f"its branch's pipeline has no job {name}; another may follow", now)
         known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
         return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
-    known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url)
+    tries = known.tries if job.id == known.job_id else 0  # what troubled it may be what that job left
+    known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url, tries=tries)
     if job.status == "success":
         return fetching(known, now)
     if job.status in _ENDED_BADLY:
         return failed(known, f"the job {job.name}, which builds the image, ended as {job.status}", now)
-    return _later(known, f"the job {job.name} is not done, {_UNDER_WAY.get(job.status, f'it is {job.status}')}", now)
+    how = _UNDER_WAY.get(job.status, f"it is {job.status}")
+    return _later(known, wish, f"the job {job.name} is not done, {how}", now)
 
 
-def _later(known: PipelineImage, words: str, now: datetime) -> PipelineImage:
-    return replace(_to(known, ImageState.WAITING, now, words), next_look_at=now + LOOK_EVERY)
+def _later(known: PipelineImage, wish: ImageWish, words: str, now: datetime) -> PipelineImage:
+    """GitLab is asked again after a while, and at the end of the time."""
+    end, usual = known.since + wish.wait, now + LOOK_EVERY
+    return replace(_to(known, ImageState.WAITING, now, words), next_look_at=min(usual, end) if end > now else usual)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ravebot.config.model import Config, HttpTest, RunTest
 from ravebot.config.repository import FILE_NAME, ProjectFile, StartOnLabel
 from ravebot.sandboxes.model import Machine, MergeRequest, Sandbox
-from ravebot.sandboxes.pipelineimages import NOT_ASKED_YET, ImageState, ImageWish, PipelineImage
+from ravebot.sandboxes.pipelineimages import NOT_ASKED_YET, ImageState, ImageWish, PipelineImage, asked_for
 from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.store import images, merge_requests, pipeline_images, project_files
 from ravebot.store.database import Transaction
@@ -100,6 +100,8 @@ def of_sandbox(tx: Transaction, config: Config, sandbox: Sandbox) -> SandboxSett
     image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
     if image is not None and image.image and not from_pipeline(config, image.image):
         image = None  # it is in a folder that was configured before: the loop forgets it, and makes it anew
+    if image is not None:
+        image = asked_for(image, sandbox.created_at, tx.now)  # what an earlier sandbox was told is not this one's
     return _with_image(tx, found, found.image_wish, image)
 
 

@@ -48,3 +48,29 @@ def test_a_folder_whose_marking_was_interrupted_is_marked(tmp_path: Path) -> Non
     (tmp_path / MARKER).touch()
     ImageWorkshop(tmp_path, "a").prepare(())
     assert (tmp_path / MARKER).read_text() == "a\n"
+
+
+def test_a_file_that_a_machine_runs_from_stays_though_it_is_not_known_any_more(tmp_path: Path) -> None:
+    shop = ImageWorkshop(tmp_path, "a")
+    shop.prepare(())
+    booted, left = shop.name(7, "a" * 64), shop.name(7, "b" * 64)
+    for path in (booted, left):
+        path.write_text("x")
+    shop.prepare((), [str(booted)])
+    assert (booted.exists(), left.exists()) == (True, False)
+
+
+def test_in_a_folder_without_our_mark_nothing_counts_as_gone(tmp_path: Path) -> None:
+    shop = ImageWorkshop(tmp_path, "a")
+    shop.prepare(())
+    known = [str(shop.name(7, "a" * 64))]
+    assert shop.gone(known) == frozenset(known)
+    (tmp_path / MARKER).unlink()  # as when its disk is not mounted
+    with pytest.raises(NotOurFolder, match="not marked as this ravebot's any more: mount its disk again"):
+        shop.gone(known)
+
+
+def test_a_folder_whose_marking_was_killed_is_marked(tmp_path: Path) -> None:
+    (tmp_path / f".{MARKER}.{'0' * 16}.part").write_text("a")
+    ImageWorkshop(tmp_path, "a").prepare(())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MARKER, "work"]

@@ -7,7 +7,9 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,7 @@ async def test_what_is_announced_during_the_conversion_is_not_ready_with_the_old
     await flight
     row = await yards.row(mr)
     assert (row.state, row.digest, row.announced_sha256) == (ImageState.WAITING, "", digest(new))
+    assert place.kept() == []  # what was converted in vain
 
 
 @pytest.mark.parametrize("told", [{"path": "image/other.qcow2"}, {"sha256": "e" * 64}])
@@ -149,6 +152,58 @@ async def test_an_image_that_is_made_again_while_others_are_removed_stays(yards:
     await asyncio.gather(removal, await yards.makes(second))
     row = await yards.row(second)
     assert (row.state, Path(row.image).exists()) == (ImageState.READY, True)
+
+
+async def test_a_removal_that_is_cancelled_midway_leaves_no_file_that_no_row_knows(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place, chooses, goes_on = yards.place, threading.Event(), threading.Event()
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await (await yards.makes(mr))
+    known = place.known(mr)
+    await place.yard.write(lambda tx: place.yard.intents.stop(tx, known, BY_ALICE))
+
+    def choose(tx: Transaction) -> list[str]:
+        chooses.set()
+        goes_on.wait(5)
+        return surplus(tx, 0)
+
+    removal = asyncio.create_task(yards.maker.evict(choose))
+    await asyncio.to_thread(chooses.wait, 5)
+    removal.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with suppress(asyncio.CancelledError):
+        await removal
+    assert (await place.yard.read(pipeline_images.files), place.kept()) == ((), [])
+
+
+async def test_another_image_for_a_sandbox_that_had_one_gets_the_whole_time(yards: Yards, tmp_path: Path) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await (await yards.makes(mr))
+    place.yard.pass_by(seconds=3600)
+    assert await place.announce(mr, path="image/other.qcow2") == ""
+    row, task = await yards.row(mr), await yards.task(mr)
+    assert row.state is ImageState.WAITING
+    assert not pipelineimages.is_late(pipelineimages.again(row, "x", row.since, 3600), task.wish, row.since)
+    assert row.since == await place.yard.read(lambda tx: tx.now)
+
+
+async def test_the_failure_of_an_earlier_sandbox_is_not_that_of_the_next(yards: Yards) -> None:
+    place, config = yards.place, yards.place.yard.config
+    mr = await place.open()
+    place.server.finish_job(place.server.run_pipeline(mr).job("build"), "failed")
+    await yards.maker.look(await yards.task(mr))
+    sandbox = await place.latest(mr)
+    following = replace(sandbox, created_at=sandbox.created_at + timedelta(hours=1))
+    asked, next_asked = await place.yard.read(
+        lambda tx: (settings.of_sandbox(tx, config, sandbox), settings.of_sandbox(tx, config, following))
+    )
+    assert asked.image_failed.startswith("the job build, which builds the image, ended as failed")
+    assert (next_asked.image_failed, next_asked.image_waits) == ("", pipelineimages.NOT_ASKED_YET)
 
 
 async def test_images_that_nobody_uses_go_first_when_the_disk_is_short(yards: Yards, tmp_path: Path) -> None:

@@ -560,3 +560,40 @@ async def test_what_people_see_has_no_path_of_the_host(place: Place, tmp_path: P
     place.builds(mr, an_image(tmp_path))
     await place.waits_for(mr, "the host's folder of images can't be written to (No such file or directory)")
     assert str(place.folder) not in (await place.latest(mr)).wait_reason
+
+
+async def test_an_image_of_which_the_host_can_t_tell_whether_it_is_there_stops_nobody_else(
+    place: Place, tmp_path: Path
+) -> None:
+    mr, other = await place.open(), await place.open()
+    await place.waits_for(mr, "its pipeline")
+    unreadable = str(place.folder / ("x" * 300))  # the system has no answer but an error
+    ref = place.known(mr).ref
+
+    def ready(tx: Transaction) -> None:
+        known = pipeline_images.get(tx, ref, mr.sha)
+        assert known
+        pipeline_images.save(tx, replace(known, state=ImageState.READY, image=unreadable))
+
+    await place.yard.write(ready)
+    place.builds(other, an_image(tmp_path))
+    await place.is_in(other, "ready")
+    await place.is_in(mr, "ended")
+    assert "its image can't be read on the host (File name too long)" in (await place.latest(mr)).end_detail
+    assert place.loop
+    assert not place.loop.done()
+
+
+async def test_a_folder_that_is_not_ours_ends_the_waiting_as_any_other_trouble_does(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "precious").touch()
+    async with a_place(tmp_path) as place:
+        falls_back, fails = await place.open(FALLS_BACK + "wait_for_image: 2m\n"), await place.open()
+        for mr in (falls_back, fails):
+            place.builds(mr, an_image(tmp_path))
+        await place.waits_for(fails, "the host's folder of images can't be used now: an operator finds the reason")
+        await place.is_in(falls_back, "ready")
+        assert place.started_from() == [place.yard.config.provider.image]
+        await place.is_in(fails, "ended")
+        assert "there was no image after 10 minutes: the host's folder" in (await place.latest(fails)).end_detail
+        assert [path.name for path in place.folder.iterdir()] == ["precious"]

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
 ]
 
-MIB = 1024**2
+MIB, TIB = 1024**2, 1024**4
 MOST = 64 * MIB
 
 
@@ -343,10 +344,11 @@ def test_a_host_without_room_is_not_blamed_on_the_image(disk: Path, tmp_path: Pa
     shop.prepare(())
     work = shop.begin()
     shutil.copyfile(made(disk, tmp_path), work / "fetched")
-    with pytest.raises(HostDiskShort, match=r"short of disk for the image: it needs more than the 512 KiB"):
+    with pytest.raises(HostDiskShort, match=r"short of disk for the image: it needs more than the 512 KiB") as short:
         convert(
-            work / "fetched", "i.qcow2", shop.name(7, "a"), ConvertLimits(MOST, MOST), lambda: None, lambda _: MIB // 2
+            work / "fetched", "i.qcow2", shop.name(7, "a"), ConvertLimits(TIB, TIB), lambda: None, lambda _: MIB // 2
         )
+    assert short.value.lacking < 1024 * MIB  # of what this disk may take, not the largest one
     cage.give(tmp_path)
     full = ["sh", "-c", "echo 'qemu-img: error while writing: No space left on device' >&2; exit 1"]
     with pytest.raises(HostDiskShort):
@@ -459,3 +461,26 @@ def test_leftovers_of_an_earlier_process_are_removed_and_what_is_known_stays(ben
     lost = str(bench.shop.name(8, "c" * 64))
     assert bench.shop.prepare([str(known), lost]) == {lost}
     assert bench.traces() == [known.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")
+def test_where_ravebot_is_root_that_may_not_change_users_no_program_reads_an_image() -> None:
+    """Such a program would keep root's capability, as in a unit that runs as root with CAP_NET_ADMIN."""
+    code = (
+        "from pathlib import Path\n"
+        "from ravebot.errors import Unavailable\n"
+        "from ravebot.images.pipelines import cage\n"
+        "try:\n"
+        "    cage.run(['true'], Path('/'), cage.CageLimits(5, 2**30, 2**20), lambda: None, print)\n"
+        "except Unavailable as error:\n"
+        "    print(error)\n"
+    )
+    as_in_the_unit = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]
+    said = {
+        words: subprocess.run([*words, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for words in ((), tuple(as_in_the_unit))
+    }
+    assert said[()] == ""
+    assert said[tuple(as_in_the_unit)].startswith(
+        "images of pipelines need ravebot to run as a user of its own: it is root here without the right to change"
+    )

@@ -158,6 +158,17 @@ def test_the_unit_may_write_to_a_folder_of_images_elsewhere(nix: Nix, images: st
     assert found["ravebot"]["serviceConfig"]["ReadWritePaths"] == paths
 
 
+def test_images_from_pipelines_need_a_user_of_their_own(nix: Nix) -> None:
+    asks = MINIMAL.replace("# more", "provider.pipeline_images = { };")
+    user = 'systemd.services.ravebot.serviceConfig.User = "ravebot";'
+    own = asks.replace("virtualisation.", f"{user}\n  virtualisation.", 1)
+    held = [
+        [one["assertion"] for one in nix.module("ravebot.nix", configuration)["assertions"]]
+        for configuration in (MINIMAL, asks, own)
+    ]
+    assert held == [[True], [False], [True]]
+
+
 def test_a_timer_backs_up_unless_it_is_switched_off(nix: Nix) -> None:
     found = nix.module("ravebot.nix", MINIMAL)["systemd"]
     timer, unit = found["timers"]["ravebot-backup"], found["services"]["ravebot-backup"]["serviceConfig"]

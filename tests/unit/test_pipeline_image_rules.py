@@ -173,3 +173,51 @@ def test_the_time_begins_when_its_sandbox_was_asked_for() -> None:
     fresh = asked_for(late, LATER + timedelta(seconds=1), LATER + timedelta(seconds=2))
     assert (fresh.state, fresh.since) == (ImageState.WAITING, LATER + timedelta(seconds=2))
     assert asked_for(wanted(MR, A, NOON), LATER, LATER).since == LATER
+
+
+def test_a_trouble_with_the_same_file_is_tried_again_less_and_less_often_until_there_is_news() -> None:
+    image, pauses = wanted(MR, A, NOON), []
+    for _ in range(4):
+        image = again(converting(begun(after(look("success"), image), NOON), "a" * 64, NOON), "no room", NOON)
+        assert image.next_look_at
+        pauses.append((image.next_look_at - NOON).total_seconds())
+    assert pauses == [5, 10, 20, 40]
+    assert after(look("running"), image).tries == 0
+    assert after(PipelineLook(look("x").pipeline, FoundJob(10, "build", "success", "https://x/10")), image).tries == 0
+
+
+def test_a_branch_s_pipeline_without_the_job_is_waited_past_as_that_of_the_merge_request_may_follow() -> None:
+    seen = look(None, ref="feature")
+    first = after(seen)
+    assert (first.state, first.words) == (
+        ImageState.WAITING,
+        "its branch's pipeline has no job build; another may follow",
+    )
+    assert after_look(first, WISH, seen, NOON + timedelta(minutes=2)).state is ImageState.FAILED
+    assert after(look("success"), first).state is ImageState.FETCHING
+
+
+def test_the_last_look_is_at_the_end_of_the_time() -> None:
+    end = NOON + timedelta(minutes=20)
+    waiting = after_look(wanted(MR, A, NOON), WISH, look("running"), end - timedelta(seconds=5))
+    assert waiting.next_look_at == end
+    last = after_look(waiting, WISH, look("running"), end)
+    assert is_late(last, WISH, end)
+
+
+def test_one_trouble_at_the_end_of_the_time_is_not_the_end_but_three_are() -> None:
+    end, image = NOON + timedelta(minutes=20), after(look("running"))
+    late = []
+    for _ in range(3):
+        image = again(image, "GitLab does not answer", end)
+        late.append(is_late(image, WISH, end))
+    assert late == [False, False, True]
+
+
+@pytest.mark.parametrize("how_far", ["fetching", "converting"])
+def test_what_was_begun_for_an_earlier_sandbox_is_begun_anew_for_the_next(how_far: str) -> None:
+    image = begun(after(look("success")), LATER)
+    image = converting(image, "a" * 64, LATER) if how_far == "converting" else image
+    fresh = asked_for(image, LATER, LATER)
+    assert (fresh.state, fresh.job_id, fresh.since) == (ImageState.WAITING, None, LATER)
+    assert asked_for(image, NOON, LATER) == image

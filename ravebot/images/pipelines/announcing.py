@@ -42,8 +42,10 @@ class AnnouncedImages:
         if known is None or known.told != told:
             bare = known or pipelineimages.wanted(mr.ref, sha, tx.now)
             fresh = replace(bare, announced_job=job, announced_path=path, announced_sha256=sha256, next_look_at=None)
-            if _is_another(bare, fresh, wish):  # whose time goes on: nobody waits longer for telling more
-                fresh = replace(pipelineimages.anew(fresh, tx.now), since=bare.since)
+            if _is_another(bare, fresh, wish):
+                fresh = pipelineimages.anew(fresh, tx.now)
+                if bare.state is not ImageState.READY:  # whose time goes on: nobody waits longer for telling more
+                    fresh = replace(fresh, since=bare.since)
             pipeline_images.save(tx, replace(fresh, pipeline_id=pipeline_id))
         elif known.state is ImageState.WAITING:
             pipeline_images.save(tx, replace(known, next_look_at=None))

@@ -1,7 +1,8 @@
 """Runs a program that reads what a job built: without privileges, with limits, and without network where possible.
 
-Where ravebot is root with the right to change users, the program is `nobody`. Otherwise it is ravebot's user, without
-its capability. It is never told of another file than the one in its folder. Everything here blocks.
+Where ravebot is root with the right to change users, the program is `nobody`. Where ravebot is a user of its own, it is
+that user, without its capability. Where ravebot is root without that right, a program would keep what ravebot may do,
+so none is started. It is never told of another file than the one in its folder. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -59,6 +60,16 @@ def user() -> int | None:
     status = Path("/proc/self/status").read_text("ascii", "replace")
     held = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
     return _NOBODY if held & _SETTING_USERS == _SETTING_USERS else None
+
+
+def refused() -> str:
+    """Why no program may run here; nothing if it may: root's programs get every capability that root may have."""
+    if os.geteuid() != 0 or user() is not None:
+        return ""
+    return (
+        "images of pipelines need ravebot to run as a user of its own: it is root here without the right to change "
+        "users, so an operator sets User= and AmbientCapabilities=CAP_NET_ADMIN in its unit"
+    )
 
 
 @cache
@@ -123,6 +134,8 @@ def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryI
     ]  # fmt: skip
     powerless = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
     other = user()
+    if why := refused():
+        raise Unavailable(why)
     try:
         return subprocess.Popen(
             [*apart(), *powerless, *limited, *argv],

@@ -60,7 +60,7 @@ def convert(
     for path in (folder, source):
         cage.give(path)
     virtual = _inspect(source, kind, limits.disk_bytes, guard)
-    may, room = min(limits.disk_bytes + _OVERHEAD_BYTES, limits.kept_bytes), max(0, left(folder))
+    may, room = min(virtual + _OVERHEAD_BYTES, limits.kept_bytes), max(0, left(folder))
     program = ["qemu-img", "convert", "-q", "--image-opts", "-O", "qcow2", "-m", "4", "-W"]
     allowed = cage.CageLimits(_CPU_SECONDS, _MEMORY_BYTES, min(may, room))
     try:

@@ -27,7 +27,7 @@ from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Sandbox, SandboxState
 from ravebot.sandboxes.pipelineimages import ImageKey, ImageState, PipelineImage, waits_for_image
-from ravebot.store import pipeline_images, sandboxes
+from ravebot.store import machines, pipeline_images, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import IMAGES, POOL
 
@@ -82,7 +82,7 @@ class PipelineImageLoop:
         ] = {}  # of each project's latest image to be made, so that no project hinders another
         self._tidying: asyncio.Task[None] | None = None
         self._tidied: datetime | None = None
-        self._refused = ""
+        self._refused = self._trouble = ""
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -92,32 +92,37 @@ class PipelineImageLoop:
         workshop = ImageWorkshop(self._config.pipeline_images, self._database.instance_id)
         with ThreadPoolExecutor(1, thread_name_prefix="pipeline-image") as threads:
             maker = ImageMaker(
-                kept, self._config, self._database, self._pipelines, workshop, threads, self._changed, self._left
-            )
+                kept, self._config, self._database, self._pipelines, workshop, threads, self._changed, self._left,
+                lambda: not self._refused,
+            )  # fmt: skip
             prepared = False
             async with asyncio.TaskGroup() as group:
                 while True:
                     try:
                         prepared = prepared or await self._prepare(workshop)
+                        await self._pass(group, maker)
                         if prepared:
-                            await self._pass(group, maker)
                             await self._heal(workshop)
                             await self._tidy(group, maker, kept.keep)
-                    except StoreError as error:
-                        log.warning("images from pipelines could not be read or written", error=str(error))
+                        self._trouble = ""
+                    except (StoreError, OSError, NotOurFolder) as error:
+                        if str(error) != self._trouble:
+                            log.warning("images from pipelines could not be read or written", error=str(error))
+                        self._trouble = str(error)
                     await self._database.signals.wait(IMAGES, _LOOK_SECONDS)
 
     async def _prepare(self, workshop: ImageWorkshop) -> bool:
         """Remove leftovers, and forget files that are gone; whether the folder can be used."""
-        known = await self._database.read(pipeline_images.files)
+        known, booted = await self._database.read(_known_and_booted)
         try:
-            gone = await asyncio.to_thread(workshop.prepare, [file.image for file in known])
+            gone = await asyncio.to_thread(workshop.prepare, known, booted)
         except (OSError, NotOurFolder) as error:
             why = str(error)
             if why != self._refused:
                 log.error("provider.pipeline_images.folder can't be used", why=why)  # noqa: TRY400 - it is no bug
             self._refused = why
             return False
+        self._refused = ""
         await self._drop(gone)
         return True
 
@@ -222,7 +227,7 @@ class PipelineImageLoop:
             known = await self._database.read(pipeline_images.files)
             await self._drop(await asyncio.to_thread(maker.workshop.gone, [file.image for file in known]))
             await maker.evict(lambda tx: surplus(tx, most_bytes))
-        except (StoreError, OSError) as error:
+        except (StoreError, OSError, NotOurFolder) as error:
             log.warning("images from pipelines were not tidied", error=str(error))
 
     async def _drop(self, images: frozenset[str]) -> None:
@@ -236,6 +241,11 @@ class PipelineImageLoop:
 
 def _queued(tx: Transaction) -> list[Sandbox]:
     return [one for one in sandboxes.live(tx) if one.state is SandboxState.QUEUED]
+
+
+def _known_and_booted(tx: Transaction) -> tuple[list[str], list[str]]:
+    """The files that are kept, and those that machines run from."""
+    return [file.image for file in pipeline_images.files(tx)], [machine.image for machine in machines.live(tx)]
 
 
 def _ready_images(tx: Transaction) -> list[str]:

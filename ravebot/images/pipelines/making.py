@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,21 +16,22 @@ from typing import TypeVar
 import structlog
 
 from ravebot.config.model import Config, PipelineImagesConfig
-from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, Unavailable
+from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreError, Unavailable
 from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
 from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard, left_bytes
-from ravebot.images.pipelines.workshop import ImageWorkshop
+from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages
 from ravebot.sandboxes.model import SandboxState
 from ravebot.sandboxes.pipelineimages import ImageFile, ImageState, ImageWish, PipelineImage
 from ravebot.store import machines, merge_requests, pipeline_images, sandboxes
-from ravebot.store.database import Database, Transaction
+from ravebot.store.database import Database, Transaction, uninterrupted
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
+_NO_FOLDER = "the host's folder of images can't be used now: an operator finds the reason in ravebot's log"
 _FETCH_SECONDS, _CONVERT_SECONDS = 1800.0, 1200.0
 
 
@@ -51,7 +53,7 @@ class ImageFlight:
 @dataclass(frozen=True)
 class ImageMaker:
     """Makes images. `changed` is called in each transaction that changes a row; `threads` convert; `left`: how much may
-    still be written to a folder."""
+    still be written to a folder; `usable`: whether the folder of images is."""
 
     kept: PipelineImagesConfig
     config: Config
@@ -61,6 +63,7 @@ class ImageMaker:
     threads: ThreadPoolExecutor
     changed: Callable[[Transaction, PipelineImage], None]
     left: Callable[[Path], int] = left_bytes
+    usable: Callable[[], bool] = lambda: True
     converting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, task: ImageTask) -> None:
@@ -104,9 +107,12 @@ class ImageMaker:
         """Forget and remove the kept images that `choose` names. None is made meanwhile, as one of them could come back
         under the same name."""
         async with self.converting:
-            for image in await self.database.write(lambda tx: _forget(tx, choose(tx))):
-                log.info("image removed, as others were used more recently", image=image)
-                await asyncio.to_thread(self.workshop.remove, image)
+            await uninterrupted(self._evict(choose))  # otherwise a file could stay that no row knows
+
+    async def _evict(self, choose: Callable[[Transaction], list[str]]) -> None:
+        for image in await self.database.write(lambda tx: _forget(tx, choose(tx))):
+            log.info("image removed, as others were used more recently", image=image)
+            await asyncio.to_thread(self.workshop.remove, image)
 
     def _why(self, image: PipelineImage, error: RavebotError) -> str:
         if isinstance(error, NotFound | Forbidden) and image.state is ImageState.WAITING:
@@ -120,6 +126,8 @@ class ImageMaker:
         await self._change(flight, lambda tx, known: pipelineimages.after_look(known, wish, look, tx.now))
 
     async def _make(self, flight: ImageFlight) -> None:
+        if not self.usable():
+            raise Unavailable(_NO_FOLDER)
         await self._forget_gone()
         image = await self._change(flight, self._begin)
         if image.state is not ImageState.FETCHING:
@@ -139,7 +147,12 @@ class ImageMaker:
     async def _forget_gone(self) -> None:
         """Nothing is made from the memory of a file that somebody removed."""
         known = await self.database.read(pipeline_images.files)
-        if gone := await asyncio.to_thread(self.workshop.gone, [file.image for file in known]):
+        try:
+            gone = await asyncio.to_thread(self.workshop.gone, [file.image for file in known])
+        except NotOurFolder as error:
+            log.warning("no image can be made", error=str(error))
+            raise Unavailable(_NO_FOLDER) from error
+        if gone:
             await self.database.write(lambda tx: _forget(tx, gone))
 
     async def _fetch(self, image: PipelineImage, work: Path, stopping: threading.Event) -> FetchedArtifact:
@@ -179,7 +192,13 @@ class ImageMaker:
             pipeline_images.put_file(tx, file)
             return pipelineimages.ready(known, file, tx.now)
 
-        await self._change(flight, keep)
+        try:
+            await self._change(flight, keep)
+        except (Abandoned, StoreError):  # no row knows it: until the next start nothing else would remove it
+            with suppress(StoreError):
+                if str(target) not in await self.database.read(_booted):
+                    await asyncio.to_thread(self.workshop.remove, str(target))
+            raise
 
     def _begin(self, tx: Transaction, known: PipelineImage) -> PipelineImage:
         """Ready from a file that is kept: of the same job, or with the SHA-256 that the job told. But a fork's job has
@@ -243,6 +262,11 @@ def _forget(tx: Transaction, images: Iterable[str]) -> list[str]:
     return gone
 
 
+def _booted(tx: Transaction) -> set[str]:
+    """What machines run from."""
+    return {machine.image for machine in machines.live(tx)}
+
+
 def surplus(tx: Transaction, most_bytes: int) -> list[str]:
     """Images above the limit, the least recently used ones first."""
     return least_used(tx, sum(file.bytes for file in pipeline_images.files(tx)) - most_bytes)
@@ -250,7 +274,7 @@ def surplus(tx: Transaction, most_bytes: int) -> list[str]:
 
 def least_used(tx: Transaction, least_bytes: int) -> list[str]:
     """Images of so many bytes, but none that a machine runs from or a queued sandbox waits to boot."""
-    in_use = {machine.image for machine in machines.live(tx)}
+    in_use = _booted(tx)
     for sandbox in sandboxes.live(tx):
         image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
         if sandbox.state is SandboxState.QUEUED and image is not None and image.image:

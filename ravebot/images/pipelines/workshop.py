@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection
 from contextlib import suppress
@@ -14,6 +15,7 @@ import structlog
 
 from ravebot.errors import Unavailable
 from ravebot.images.pipelines import cage
+from ravebot.store.durable import remove_parts, write_file
 from ravebot.store.owner import give
 
 log = structlog.get_logger()
@@ -35,11 +37,11 @@ class ImageWorkshop:
     folder: Path
     owner: str = "main"
 
-    def prepare(self, known: Collection[str]) -> frozenset[str]:
+    def prepare(self, known: Collection[str], booted: Collection[str] = ()) -> frozenset[str]:
         """Make the folder and remove what an earlier process left; returns those of the known files that are gone.
 
-        Raises OSError, and NotOurFolder. QEMU's user must get there. Nobody else can list it, and a file's name has the
-        digest of what is in it.
+        `booted`: what machines run from, which stays though it may not be known any more. QEMU's user must get there.
+        Nobody else can list it, and a file's name has the digest of what is in it. Raises OSError, and NotOurFolder.
         """
         self.folder.mkdir(exist_ok=True, parents=True)
         self._claim()
@@ -49,35 +51,53 @@ class ImageWorkshop:
             give(path)
         for inner in (self.folder / _WORK).iterdir():
             shutil.rmtree(inner)
+        needed = {*known, *booted}
         for left in self.folder.iterdir():
-            if _OURS.fullmatch(left.name) and str(left) not in known and not left.is_dir():
+            if _OURS.fullmatch(left.name) and str(left) not in needed and not left.is_dir():
                 left.unlink()
         return self.gone(known)
 
     def _claim(self) -> None:
         """Mark an empty folder as ours; raises NotOurFolder if it is not and can't become ours."""
-        marker = self.folder / MARKER
-        try:
-            owner = marker.read_text("ascii", "replace").strip()
-        except FileNotFoundError:
-            owner = ""
+        owner = self._marked()
         if owner == self.owner:
             return
         if owner:
             raise NotOurFolder(f"{self.folder} has the images of another ravebot, {owner[:40]}: give this one its own")
-        if others := {path.name for path in self.folder.iterdir()} - {MARKER, "lost+found"}:
+        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(f".{MARKER}.")}
+        if others := names - {MARKER, "lost+found"}:
             raise NotOurFolder(f"{self.folder} holds other things, as {min(others)[:80]}: give it an empty folder")
-        marker.write_text(f"{self.owner}\n", "ascii")
+        marker = self.folder / MARKER
+        write_file(marker, f"{self.owner}\n".encode("ascii"))
+        marker.chmod(0o644)
         give(marker)
+        remove_parts(self.folder)
+
+    def _marked(self) -> str:
+        """Whose folder it is; nothing if nobody has marked it."""
+        try:
+            return (self.folder / MARKER).read_text("ascii", "replace").strip()
+        except FileNotFoundError:
+            return ""
 
     def gone(self, known: Collection[str]) -> frozenset[str]:
-        """Those of the known files that are not there; what is in another folder was made before this one was named."""
-        return frozenset(path for path in known if Path(path).parent != self.folder or not Path(path).is_file())
+        """Those of the known files that are not there; what is in another folder was made before this one was named.
+
+        Raises NotOurFolder where it can't be told, as when another disk is mounted there, and OSError.
+        """
+        if known and self._marked() != self.owner:
+            raise NotOurFolder(
+                f"{self.folder} is not marked as this ravebot's any more: mount its disk again, or restart ravebot, "
+                "which begins anew in an empty folder"
+            )
+        return frozenset(path for path in known if Path(path).parent != self.folder or not _is_there(Path(path)))
 
     def begin(self) -> Path:
         """A new folder for one image; raises Unavailable if it can't be made."""
         if lacking := cage.missing(["qemu-img"]):
             raise Unavailable(f"{', '.join(lacking)} is not installed where ravebot runs: an operator can install it")
+        if why := cage.refused():
+            raise Unavailable(why)
         try:
             return Path(tempfile.mkdtemp(dir=self.folder / _WORK))
         except OSError as error:
@@ -99,3 +119,11 @@ class ImageWorkshop:
         if Path(image).parent == self.folder:
             with suppress(FileNotFoundError):
                 Path(image).unlink()
+
+
+def _is_there(image: Path) -> bool:
+    """Whether it is a file; raises OSError where that can't be told."""
+    try:
+        return stat.S_ISREG(image.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -184,6 +184,8 @@ def pipeline_images(config: Config, qemu: QemuUser | None = None) -> Finding:
     assert kept is not None
     if lacking := cage.missing(["qemu-img"]):
         return failed(name, f"{', '.join(lacking)} is not installed", "apt-get install qemu-utils util-linux coreutils")
+    if why := cage.refused():
+        return failed(name, why, "docs/nixos.md, The unit, says how; ravebot's own unit does it already")
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return failed(name, f"{there} is not a folder", "change provider.pipeline_images.folder")

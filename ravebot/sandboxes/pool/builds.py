@@ -68,7 +68,13 @@ class Builds:
 
     async def _know_image(self, machine: Machine) -> None:
         """What a pipeline built can be made again when somebody removed the file: nothing is held for that."""
-        if from_pipeline(self.config, machine.image) and not await asyncio.to_thread(Path(machine.image).is_file):
+        if not from_pipeline(self.config, machine.image):
+            return
+        try:
+            is_there = await asyncio.to_thread(Path(machine.image).is_file)
+        except OSError as error:
+            raise ProviderError(f"its image can't be read on the host ({error.strerror})") from error
+        if not is_there:
             await self.database.write(lambda tx: pipeline_images.drop_file(tx, machine.image))
             raise ProviderError("its image is gone from the host: it is made again")
 
