@@ -122,6 +122,7 @@ types: with types; {
     "systemd.services.<name>.preStart" = lines;
     "systemd.services.<name>.restartTriggers" = listOf unspecified;
     "systemd.services.<name>.serviceConfig" = attrsOf anything; # what systemd takes
+    "systemd.services.<name>.unitConfig" = attrsOf anything; # what systemd takes
     "systemd.services.<name>.wantedBy" = listOf str;
     "systemd.services.<name>.wants" = listOf str;
     "systemd.timers.<name>.description" = str;

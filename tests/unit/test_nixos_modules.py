@@ -138,9 +138,9 @@ def test_each_secret_becomes_a_credential_that_the_configuration_names(nix: Nix)
     assert given["gitlabToken"] == "/run/secrets/gitlab"
 
 
-def test_the_unit_has_qemu_and_the_program_brings_the_rest(nix: Nix) -> None:
+def test_the_unit_has_what_agents_and_images_need_and_the_program_brings_the_rest(nix: Nix) -> None:
     unit = nix.module("ravebot.nix", MINIMAL)["systemd"]["services"]["ravebot"]
-    assert unit["path"] == [{"package": "qemu"}]
+    assert [one["package"] for one in unit["path"]] == ["qemu", "openssh", "util-linux", "gzip", "xz", "zstd"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ let
     outPath = "/nix/store/${lib'.fixedWidthString 32 "0" ""}-${name}";
   };
   text = name: written: package name // { inherit written; };
-  pkgs = lib'.genAttrs (recorded.packages ++ [ "grafana" "prometheus" "qemu" "ravebot" "vibe-kanban" ]) package // {
+  onHost = [ "gzip" "openssh" "qemu" "util-linux" "xz" "zstd" ];
+  others = [ "grafana" "prometheus" "ravebot" "vibe-kanban" ];
+  pkgs = lib'.genAttrs (recorded.packages ++ onHost ++ others) package // {
     callPackage = file: _: package (baseNameOf file);
     writeScriptBin = text;
     writeText = text;
