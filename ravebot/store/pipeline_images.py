@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -25,15 +25,6 @@ def save(tx: Transaction, image: PipelineImage) -> None:
     """Write the whole row; `image` must have been read in this same transaction."""
     key = {"project_id": image.ref.project_id, "iid": image.ref.iid}
     tx.upsert("pipeline_images", ("project_id", "iid", "sha"), dump(image, without=("ref",)) | key)
-
-
-def of_image(tx: Transaction, ref: MergeRequestRef, image: str) -> PipelineImage | None:
-    """The merge request's newest row whose image is that file."""
-    row = tx.one(
-        "SELECT * FROM pipeline_images WHERE project_id = ? AND iid = ? AND image = ? ORDER BY changed_at DESC LIMIT 1",
-        (ref.project_id, ref.iid, image),
-    )
-    return _image(row) if row else None
 
 
 def of_job(tx: Transaction, project_id: int, job_id: int, path: str) -> PipelineImage | None:
@@ -65,12 +56,13 @@ def used(tx: Transaction, images: Collection[str]) -> None:
         tx.execute("UPDATE pipeline_image_files SET used_at = ? WHERE image = ?", (tx.now_us, image))
 
 
-def drop_file(tx: Transaction, image: str) -> None:
-    """The file goes: what would boot it needs it made again."""
-    tx.execute("DELETE FROM pipeline_image_files WHERE image = ?", (image,))
-    for row in tx.all("SELECT * FROM pipeline_images WHERE image = ?", (image,)):
-        bare = replace(_image(row), state=ImageState.WAITING, image="", since=tx.now, next_look_at=None)
-        save(tx, bare)
+def drop_files(tx: Transaction, images: Iterable[str]) -> None:
+    """The files go: what would boot one needs it made again."""
+    for image in images:
+        tx.execute("DELETE FROM pipeline_image_files WHERE image = ?", (image,))
+        for row in tx.all("SELECT * FROM pipeline_images WHERE image = ?", (image,)):
+            bare = replace(_image(row), state=ImageState.WAITING, image="", since=tx.now, next_look_at=None)
+            save(tx, bare)
 
 
 def forget(tx: Transaction, older_than: timedelta) -> int:

@@ -19,7 +19,7 @@ from ravebot.clock import is_due
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError, StoreError
 from ravebot.gitlab.pipelines import Pipelines
-from ravebot.images.pipelines.making import ImageMaker, ImageTask, surplus
+from ravebot.images.pipelines.making import ImageMaker, ImageTask, booted_images, kept_images, surplus
 from ravebot.images.pipelines.room import left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages, settings
@@ -27,7 +27,7 @@ from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.model import EndReason, Sandbox, SandboxState
 from ravebot.sandboxes.pipelineimages import ImageKey, ImageState, PipelineImage, waits_for_image
-from ravebot.store import machines, pipeline_images, sandboxes
+from ravebot.store import pipeline_images, sandboxes
 from ravebot.store.database import Database, Transaction
 from ravebot.store.signals import IMAGES, POOL
 
@@ -77,9 +77,8 @@ class PipelineImageLoop:
         self._lifecycle = lifecycle
         self._pipelines = pipelines
         self._flights: dict[ImageKey, RunningFlight] = {}
-        self._turns: dict[
-            int, int
-        ] = {}  # of each project's latest image to be made, so that no project hinders another
+        # Of each project's latest image to be made, so that no project hinders another.
+        self._turns: dict[int, int] = {}
         self._tidying: asyncio.Task[None] | None = None
         self._tidied: datetime | None = None
         self._refused = self._trouble = ""
@@ -102,7 +101,7 @@ class PipelineImageLoop:
                         prepared = prepared or await self._prepare(workshop)
                         await self._pass(group, maker)
                         if prepared:
-                            await self._heal(workshop)
+                            await self._heal(maker)
                             await self._tidy(group, maker, kept.keep)
                         self._trouble = ""
                     except (StoreError, OSError, NotOurFolder) as error:
@@ -113,7 +112,7 @@ class PipelineImageLoop:
 
     async def _prepare(self, workshop: ImageWorkshop) -> bool:
         """Remove leftovers, and forget files that are gone; whether the folder can be used."""
-        known, booted = await self._database.read(_known_and_booted)
+        known, booted = await self._database.read(lambda tx: (kept_images(tx), booted_images(tx)))
         try:
             gone = await asyncio.to_thread(workshop.prepare, known, booted)
         except (OSError, NotOurFolder) as error:
@@ -123,7 +122,7 @@ class PipelineImageLoop:
             self._refused = why
             return False
         self._refused = ""
-        await self._drop(gone)
+        await self._database.write(lambda tx: pipeline_images.drop_files(tx, gone))
         return True
 
     async def _pass(self, group: asyncio.TaskGroup, maker: ImageMaker) -> None:
@@ -209,10 +208,10 @@ class PipelineImageLoop:
             self._lifecycle.wait(tx, sandbox, "")
             tx.wake(POOL)
 
-    async def _heal(self, workshop: ImageWorkshop) -> None:
-        """Forget files that somebody removed, before a sandbox is to boot one; it is made again."""
+    async def _heal(self, maker: ImageMaker) -> None:
+        """Forget files that somebody removed, before a sandbox is to boot one."""
         if wanted := await self._database.read(_ready_images):
-            await self._drop(await asyncio.to_thread(workshop.gone, wanted))
+            await maker.forget_gone(wanted)
 
     async def _tidy(self, group: asyncio.TaskGroup, maker: ImageMaker, most_bytes: int) -> None:
         """Now and then remove the least recently used images above the limit, and forget those that somebody removed.
@@ -224,28 +223,14 @@ class PipelineImageLoop:
 
     async def _tidy_now(self, maker: ImageMaker, most_bytes: int) -> None:
         try:
-            known = await self._database.read(pipeline_images.files)
-            await self._drop(await asyncio.to_thread(maker.workshop.gone, [file.image for file in known]))
+            await maker.forget_gone(await self._database.read(kept_images))
             await maker.evict(lambda tx: surplus(tx, most_bytes))
         except (StoreError, OSError, NotOurFolder) as error:
             log.warning("images from pipelines were not tidied", error=str(error))
 
-    async def _drop(self, images: frozenset[str]) -> None:
-        def drop(tx: Transaction) -> None:
-            for image in images:
-                pipeline_images.drop_file(tx, image)
-
-        if images:
-            await self._database.write(drop)
-
 
 def _queued(tx: Transaction) -> list[Sandbox]:
     return [one for one in sandboxes.live(tx) if one.state is SandboxState.QUEUED]
-
-
-def _known_and_booted(tx: Transaction) -> tuple[list[str], list[str]]:
-    """The files that are kept, and those that machines run from."""
-    return [file.image for file in pipeline_images.files(tx)], [machine.image for machine in machines.live(tx)]
 
 
 def _ready_images(tx: Transaction) -> list[str]:

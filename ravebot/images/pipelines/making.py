@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class ImageTask:
 
 
 @dataclass
-class ImageFlight:
+class ImageWork:
     """Work on one image. `row`: as this work has seen or left it last."""
 
     row: PipelineImage
@@ -68,19 +68,19 @@ class ImageMaker:
 
     async def look(self, task: ImageTask) -> None:
         """Look at GitLab whether the job has left it."""
-        await self._step(ImageFlight(task.image), partial(self._look, wish=task.wish))
+        await self._step(ImageWork(task.image), partial(self._look, wish=task.wish))
 
     async def make(self, task: ImageTask) -> None:
         """Download and convert it, or take one that is kept."""
-        await self._step(ImageFlight(task.image), self._make)
+        await self._step(ImageWork(task.image), self._make)
 
-    async def _step(self, flight: ImageFlight, step: Callable[[ImageFlight], Awaitable[None]]) -> None:
+    async def _step(self, flight: ImageWork, step: Callable[[ImageWork], Awaitable[None]]) -> None:
         try:
             await self._told(flight, step)
         except Abandoned:
             log.info("image from a pipeline is another one by now", mr=str(flight.row.ref), sha=flight.row.sha)
 
-    async def _told(self, flight: ImageFlight, step: Callable[[ImageFlight], Awaitable[None]]) -> None:
+    async def _told(self, flight: ImageWork, step: Callable[[ImageWork], Awaitable[None]]) -> None:
         """Take it; what goes wrong is told in the row."""
         mr, sha = str(flight.row.ref), flight.row.sha
         try:
@@ -110,7 +110,12 @@ class ImageMaker:
             await uninterrupted(self._evict(choose))  # otherwise a file could stay that no row knows
 
     async def _evict(self, choose: Callable[[Transaction], list[str]]) -> None:
-        for image in await self.database.write(lambda tx: _forget(tx, choose(tx))):
+        def forget(tx: Transaction) -> list[str]:
+            images = choose(tx)
+            pipeline_images.drop_files(tx, images)
+            return images
+
+        for image in await self.database.write(forget):
             log.info("image removed, as others were used more recently", image=image)
             await asyncio.to_thread(self.workshop.remove, image)
 
@@ -121,14 +126,14 @@ class ImageMaker:
             return f"the job {image.job_name} has left no file {image.path}, or it has expired: run the job again"
         return f"the image that the job {image.job_name} left can't be used: {error}"
 
-    async def _look(self, flight: ImageFlight, wish: ImageWish) -> None:
+    async def _look(self, flight: ImageWork, wish: ImageWish) -> None:
         look = await self.pipelines.look(flight.row.ref, flight.row.announced_job or wish.job)
         await self._change(flight, lambda tx, known: pipelineimages.after_look(known, wish, look, tx.now))
 
-    async def _make(self, flight: ImageFlight) -> None:
+    async def _make(self, flight: ImageWork) -> None:
         if not self.usable():
             raise Unavailable(_NO_FOLDER)
-        await self._forget_gone()
+        await self._remember_rightly()
         image = await self._change(flight, self._begin)
         if image.state is not ImageState.FETCHING:
             return
@@ -137,23 +142,25 @@ class ImageMaker:
         try:
             fetched = await self._ended(self._fetch(image, work, stopping), stopping)
             async with self.converting:
-                await self._forget_gone()
+                await self._remember_rightly()
                 image = await self._change(flight, partial(self._arrived, digest=fetched.sha256))
                 if image.state is ImageState.CONVERTING:
                     await self._ended(self._convert(flight, work, fetched.sha256, stopping), stopping)
         finally:
             await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
 
-    async def _forget_gone(self) -> None:
+    async def _remember_rightly(self) -> None:
         """Nothing is made from the memory of a file that somebody removed."""
-        known = await self.database.read(pipeline_images.files)
         try:
-            gone = await asyncio.to_thread(self.workshop.gone, [file.image for file in known])
+            await self.forget_gone(await self.database.read(kept_images))
         except NotOurFolder as error:
             log.warning("no image can be made", error=str(error))
             raise Unavailable(_NO_FOLDER) from error
-        if gone:
-            await self.database.write(lambda tx: _forget(tx, gone))
+
+    async def forget_gone(self, images: Collection[str]) -> None:
+        """Forget those that somebody removed: they are made again. Raises NotOurFolder and OSError."""
+        if gone := await asyncio.to_thread(self.workshop.gone, images):
+            await self.database.write(lambda tx: pipeline_images.drop_files(tx, gone))
 
     async def _fetch(self, image: PipelineImage, work: Path, stopping: threading.Event) -> FetchedArtifact:
         assert image.job_project_id is not None
@@ -173,7 +180,7 @@ class ImageMaker:
         log.info("image fetched", job=image.job_id, bytes=fetched.bytes, seconds=round(time.monotonic() - began, 1))
         return fetched
 
-    async def _convert(self, flight: ImageFlight, work: Path, digest: str, stopping: threading.Event) -> None:
+    async def _convert(self, flight: ImageWork, work: Path, digest: str, stopping: threading.Event) -> None:
         image = flight.row
         assert image.job_project_id is not None
         late = "it took more than 20 minutes to convert it: make it with `qemu-img convert -O qcow2`"
@@ -196,7 +203,7 @@ class ImageMaker:
             await self._change(flight, keep)
         except (Abandoned, StoreError):  # no row knows it: until the next start nothing else would remove it
             with suppress(StoreError):
-                if str(target) not in await self.database.read(_booted):
+                if str(target) not in await self.database.read(booted_images):
                     await asyncio.to_thread(self.workshop.remove, str(target))
             raise
 
@@ -238,7 +245,7 @@ class ImageMaker:
             raise
 
     async def _change(
-        self, flight: ImageFlight, step: Callable[[Transaction, PipelineImage], PipelineImage]
+        self, flight: ImageWork, step: Callable[[Transaction, PipelineImage], PipelineImage]
     ) -> PipelineImage:
         """Change the row, unless it is not what this flight was begun for any more: then Abandoned is raised."""
 
@@ -255,14 +262,12 @@ class ImageMaker:
         return flight.row
 
 
-def _forget(tx: Transaction, images: Iterable[str]) -> list[str]:
-    gone = list(images)
-    for image in gone:
-        pipeline_images.drop_file(tx, image)
-    return gone
+def kept_images(tx: Transaction) -> list[str]:
+    """Every image that is kept."""
+    return [file.image for file in pipeline_images.files(tx)]
 
 
-def _booted(tx: Transaction) -> set[str]:
+def booted_images(tx: Transaction) -> set[str]:
     """What machines run from."""
     return {machine.image for machine in machines.live(tx)}
 
@@ -274,7 +279,7 @@ def surplus(tx: Transaction, most_bytes: int) -> list[str]:
 
 def least_used(tx: Transaction, least_bytes: int) -> list[str]:
     """Images of so many bytes, but none that a machine runs from or a queued sandbox waits to boot."""
-    in_use = _booted(tx)
+    in_use = booted_images(tx)
     for sandbox in sandboxes.live(tx):
         image = pipeline_images.get(tx, sandbox.mr, sandbox.sha)
         if sandbox.state is SandboxState.QUEUED and image is not None and image.image:

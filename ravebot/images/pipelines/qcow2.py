@@ -129,7 +129,7 @@ class _Places:
         self._bits, self._file_bytes = cluster_bits, file_bytes
         self._taken = bytearray((file_bytes >> cluster_bits) + 1)
         self._packed = bytearray(file_bytes // _SECTOR + 1)  # how many compressed clusters begin in each sector
-        self._sector_bits = 62 - (cluster_bits - 8)  # of a compressed cluster: its offset is below, its length above
+        self._offset_bits = 62 - (cluster_bits - 8)  # of a compressed cluster: its offset is below, its length above
         # The shortest that zstd makes of a cluster: its frame, and each run of 128 KiB.
         self._most_in_sector = _SECTOR // (8 + 4 * ((1 << cluster_bits) >> 17)) + 1
 
@@ -143,8 +143,8 @@ class _Places:
 
     def take_packed(self, entry: int, others: set[int]) -> None:
         """A compressed cluster; `others`: the offsets of those in the same table."""
-        offset = entry & ((1 << self._sector_bits) - 1)
-        more = (entry & (_COMPRESSED - 1)) >> self._sector_bits  # sectors after that in which it begins
+        offset = entry & ((1 << self._offset_bits) - 1)
+        more = (entry & (_COMPRESSED - 1)) >> self._offset_bits  # sectors after that in which it begins
         sector = offset // _SECTOR
         if (sector + more) * _SECTOR >= self._file_bytes or offset >= self._file_bytes:
             raise _cut_off()

@@ -75,7 +75,7 @@ class Builds:
         except OSError as error:
             raise ProviderError(f"its image can't be read on the host ({error.strerror})") from error
         if not is_there:
-            await self.database.write(lambda tx: pipeline_images.drop_file(tx, machine.image))
+            await self.database.write(lambda tx: pipeline_images.drop_files(tx, [machine.image]))
             raise ProviderError("its image is gone from the host: it is made again")
 
     async def start(self, machine: Machine) -> None:
