@@ -61,6 +61,13 @@ class Show:
         mr = self.server.open_merge_request(self.project, self.alice, "Add a feature", branch, **more)
         return mr, await self.known(mr)
 
+    async def ready(self) -> tuple[MergeRequest, KnownMergeRequest]:
+        """One whose sandbox is ready, and shown as such."""
+        mr, known = await self.open()
+        await self.yard.make_ready(known)
+        await self.settle()
+        return mr, known
+
     async def known(self, mr: MergeRequest) -> KnownMergeRequest:
         return await self.gitlab.merge_request(MergeRequestRef(mr.project.id, mr.iid))
 
@@ -214,9 +221,7 @@ async def test_every_request_is_as_gitlab_describes_it(show: Show) -> None:
 
 
 async def test_a_stop_on_gitlabs_page_ends_the_sandbox(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     show.server.stop_environment(environment)
@@ -243,9 +248,7 @@ async def test_projects_are_asked_once_a_minute_however_many_sandboxes_they_have
 
 @pytest.mark.parametrize("by_itself", [True, False])
 async def test_a_stop_from_before_a_new_sandbox_does_not_end_it(show: Show, by_itself: bool) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     show.server.stop_environment(environment)  # by GitLab's clock, which is far ahead of ours
@@ -297,9 +300,7 @@ async def test_a_stop_is_seen_before_a_new_address_or_a_success_would_undo_it(sh
 
 
 async def test_one_that_somebody_deleted_is_not_made_again_by_a_deployment_of_new_code(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     show.server.delete_environment(environment)
@@ -313,9 +314,7 @@ async def test_one_that_somebody_deleted_is_not_made_again_by_a_deployment_of_ne
 
 
 async def test_a_stop_after_a_rebuild_ends_the_new_sandbox_though_that_only_waits(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     await show.yard.write(lambda tx: show.yard.intents.rebuild(tx, known, BY_ALICE))
     await show.settle()
     environment = show.environment(mr)
@@ -395,9 +394,7 @@ async def test_a_crash_at_any_write_leaves_one_environment_and_one_deployment_a_
 
 async def test_a_deployment_that_gitlab_makes_late_is_not_made_twice(show: Show) -> None:
     show.server.hold(1, method="POST", path="deployments")
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()  # until it waits
+    mr, _ = await show.ready()  # until it waits
     assert show.deployments() == []
     await show.server.let_go()
     await show.calm()
@@ -564,9 +561,7 @@ async def test_a_deployment_whose_end_is_refused_once_does_not_run_for_ever(show
 
 
 async def test_an_archived_project_is_asked_once_a_day_and_the_reason_is_named(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     for method in ("POST", "PUT", "DELETE"):
         show.server.fail(403, method=method)
     show.server.merge(mr)
@@ -643,9 +638,7 @@ async def test_a_rate_limit_is_waited_for_and_a_token_that_expired_heals(show: S
     show.server.fail(
         429, 1, retry_after=30 if form == "seconds" else format_datetime(until, usegmt=True), method="POST"
     )
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, _ = await show.ready()
     show.yard.pass_by(seconds=28)
     await show.settle()
     assert show.environment(mr) is None
@@ -693,9 +686,7 @@ async def test_a_fork_shows_nothing_before_its_commit_is_approved(show: Show) ->
 
 
 async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_stopped_one_can_be(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     show.server.delete_environment(environment)
@@ -708,9 +699,7 @@ async def test_an_environment_that_somebody_deleted_ends_the_sandbox_as_only_a_s
 
 
 async def test_a_project_that_can_not_be_seen_ends_no_sandbox(show: Show) -> None:
-    _, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    _, known = await show.ready()
     for status in (403, 404, 500):
         show.server.fail(status, 1)
         show.yard.pass_by(seconds=61)
@@ -719,9 +708,7 @@ async def test_a_project_that_can_not_be_seen_ends_no_sandbox(show: Show) -> Non
 
 
 async def test_one_that_gitlab_does_not_let_us_stop_is_told_and_removed_when_it_may_be(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     environment.protected = True
@@ -824,9 +811,7 @@ async def test_a_gitlab_that_hangs_on_environments_answers_other_requests(show: 
 
 
 async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show: Show) -> None:
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     stops = show.stops()
     show.yard.pass_by(seconds=61)
     await stops.look()
@@ -843,9 +828,7 @@ async def test_a_project_that_is_asked_for_is_looked_at_without_its_minute(show:
 
 async def test_a_stop_is_seen_though_the_clock_was_set_back(show: Show) -> None:
     show.yard.pass_by(days=1)
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, known = await show.ready()
     environment = show.environment(mr)
     assert environment
     show.server.stop_environment(environment)
@@ -859,9 +842,7 @@ async def test_a_request_without_an_answer_does_not_wait_for_a_clock_that_was_se
     for path in ("environments$", "statuses"):
         show.server.fail(502, 1, method="POST", path=path)
     show.server.fail(502, 1, method="POST", path="deployments$", after=True)
-    mr, known = await show.open()
-    await show.yard.make_ready(known)
-    await show.settle()
+    mr, _ = await show.ready()
     show.yard.pass_by(days=-1)
     await show.settle()
     assert show.changes().count("POST statuses") == 1, "GitLab may still be at work on it"
