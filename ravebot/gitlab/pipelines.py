@@ -98,7 +98,7 @@ def save(response: requests.Response, target: Path, most_bytes: int, guard: Writ
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Unavailable("something between ravebot and GitLab compresses files: it must leave artifacts as they are")
     length = response.headers.get("Content-Length", "")
-    announced = int(length) if length.isdigit() and len(length) < 20 else 0
+    announced = int(length) if length.isdecimal() and len(length) < 20 else 0
     if announced > most_bytes:
         raise _too_large(most_bytes)
     guard(announced)
