@@ -7,9 +7,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from ravebot.backoff import Backoff
+from ravebot.clock import Wait
 from ravebot.sandboxes.model import MergeRequestRef
 
 LOOK_EVERY = timedelta(seconds=20)
+_SECOND_LOOK_AFTER = timedelta(seconds=10)
 _PIPELINES_COME_WITHIN = timedelta(minutes=2)
 _TRIES_AT_THE_END = 3
 _SHORT_REST = timedelta(minutes=1)
@@ -205,13 +207,21 @@ def begun(known: PipelineImage, now: datetime) -> PipelineImage:
 
 def asked_for(known: PipelineImage, since: datetime, now: datetime) -> PipelineImage:
     """As a sandbox that was asked for at `since` needs it: its time begins then, and nothing of an earlier one's counts
-    but what is ready."""
-    failed_before = known.state is ImageState.FAILED and known.changed_at < since
+    but what is ready. A row from a time that has not come yet is an earlier one's: the clock was set back."""
+    since = min(since, now)
+    failed_before = known.state is ImageState.FAILED and not since <= known.changed_at <= now
     if failed_before or (known.state in _MAKING and known.since < since):
         known = anew(known, now)
-    if known.state is ImageState.READY or known.since >= since:
+    if known.state is ImageState.READY or since <= known.since <= now:
         return known
     return replace(known, since=since, begun=0)
+
+
+def is_due(known: PipelineImage, now: datetime) -> bool:
+    """Whether its pause is over."""
+    if known.next_look_at is None or known.looked_at is None:
+        return True
+    return Wait(known.looked_at, known.next_look_at).is_over(now)
 
 
 def converting(known: PipelineImage, digest: str, now: datetime) -> PipelineImage:
@@ -277,11 +287,16 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
         known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
         return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
     tries = known.tries if job.id == known.job_id else 0  # what troubled it may be what that job left
+    seen = known.words if job.id == known.job_id else ""
     known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url, tries=tries)
     if job.status == "success":
         return fetching(known, now)
     if job.status in _ENDED_BADLY:
-        return failed(known, f"the job {job.name}, which builds the image, ended as {job.status}", now)
+        why = f"the job {job.name}, which builds the image, ended as {job.status}"[:_LONGEST_WORDS]
+        if seen == why:
+            return failed(known, why, now)
+        # GitLab runs a job again a moment after it failed, and cancels those of pipelines that another one follows.
+        return replace(_later(known, wish, why, now), next_look_at=now + _SECOND_LOOK_AFTER)
     how = _UNDER_WAY.get(job.status, f"it is {job.status}")
     return _later(known, wish, f"the job {job.name} is not done, {how}", now)
 

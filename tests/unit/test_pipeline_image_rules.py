@@ -25,6 +25,7 @@ from ravebot.sandboxes.pipelineimages import (
     asked_for,
     begun,
     converting,
+    is_due,
     is_late,
     too_late,
     waits_for_image,
@@ -59,8 +60,8 @@ def after(seen: PipelineLook, image: PipelineImage | None = None) -> PipelineIma
         (look("pending"), ImageState.WAITING, "the job build is not done, no runner has taken it yet"),
         (look("manual"), ImageState.WAITING, "the job build is not done, a person has to start it"),
         (look("success"), ImageState.FETCHING, ""),
-        (look("failed"), ImageState.FAILED, "the job build, which builds the image, ended as failed"),
-        (look("canceled"), ImageState.FAILED, "the job build, which builds the image, ended as canceled"),
+        (look("failed"), ImageState.WAITING, "the job build, which builds the image, ended as failed"),
+        (look("canceled"), ImageState.WAITING, "the job build, which builds the image, ended as canceled"),
         (look(None, of="created"), ImageState.WAITING, "its pipeline has no job build yet"),
         (look(None), ImageState.FAILED, "the pipeline has no job build: image_job in .rave.yml names it"),
         (look("success", sha=B), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
@@ -221,3 +222,31 @@ def test_what_was_begun_for_an_earlier_sandbox_is_begun_anew_for_the_next(how_fa
     fresh = asked_for(image, LATER, LATER)
     assert (fresh.state, fresh.job_id, fresh.since) == (ImageState.WAITING, None, LATER)
     assert asked_for(image, NOON, LATER) == image
+
+
+def test_a_bad_end_counts_once_it_was_seen_twice_as_gitlab_runs_jobs_again_and_another_pipeline_may_follow() -> None:
+    first = after(look("failed"))
+    assert (first.state, first.words) == (ImageState.WAITING, "the job build, which builds the image, ended as failed")
+    assert first.next_look_at == LATER + timedelta(seconds=10)
+    retried = PipelineLook(look("x").pipeline, FoundJob(10, "build", "failed", "https://x/10"))
+    second = after(retried, first)
+    assert second.state is ImageState.WAITING
+    assert after(retried, second).state is ImageState.FAILED
+    assert after(look("success"), first).state is ImageState.FETCHING
+    assert after(look("failed"), replace(first, words="")).state is ImageState.WAITING
+
+
+def test_a_clock_that_is_set_back_neither_delays_a_look_nor_makes_an_image_late() -> None:
+    waiting = after_look(wanted(MR, A, NOON), WISH, look("running"), NOON)
+    assert not is_due(waiting, NOON + timedelta(seconds=19))
+    assert is_due(waiting, NOON + timedelta(seconds=20))
+    back = NOON - timedelta(minutes=40)
+    assert is_due(waiting, back)
+    assert asked_for(waiting, back, back).since == back
+    assert is_due(again(waiting, "slow down", NOON, 3600), back)
+
+
+def test_a_failure_of_a_time_that_has_not_come_is_an_earlier_sandbox_s() -> None:
+    back = NOON - timedelta(minutes=40)
+    fresh = asked_for(too_late(after(look("running")), WISH, LATER), back, back + timedelta(seconds=1))
+    assert (fresh.state, fresh.since) == (ImageState.WAITING, back + timedelta(seconds=1))

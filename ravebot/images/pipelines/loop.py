@@ -36,7 +36,6 @@ log = structlog.get_logger()
 MADE_AT_ONCE, LOOKS_AT_ONCE = 4, 20
 _LOOK_SECONDS, _BUG_SECONDS = 2.0, 60.0
 _TIDY_EVERY = timedelta(minutes=1)
-_LONGEST_PAUSE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class PipelineImageLoop:
                 pipeline_images.save(tx, image)
             wanted[image.key] = image
             self._tell(tx, sandbox)
-            if image.state not in (ImageState.READY, ImageState.FAILED) and _is_due(image, tx.now):
+            if image.state not in (ImageState.READY, ImageState.FAILED) and pipelineimages.is_due(image, tx.now):
                 due.append(ImageTask(image, wish))
         due.sort(key=self._turn)
         return ImagePlan(tuple(due), wanted)
@@ -237,8 +236,3 @@ def _ready_images(tx: Transaction) -> list[str]:
     """Those that queued sandboxes are to boot."""
     found = (pipeline_images.get(tx, one.mr, one.sha) for one in _queued(tx))
     return [image.image for image in found if image is not None and image.image]
-
-
-def _is_due(image: PipelineImage, now: datetime) -> bool:
-    """Also when the clock was set back."""
-    return image.next_look_at is None or not timedelta(0) < image.next_look_at - now <= _LONGEST_PAUSE
