@@ -23,7 +23,7 @@ import urllib3
 
 from ravebot.errors import Refused, Unavailable
 from ravebot.gitlab import fields
-from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.calls import in_thread, mr_address
 from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.transport import Transport
 from ravebot.sandboxes.model import MergeRequestRef
@@ -64,7 +64,7 @@ class Pipelines:
             if pipeline.project_id not in (ref.project_id, fields.optional_identifier(body, "source_project_id")):
                 raise Malformed("the head pipeline is of another project")
             listed = self._transport.list(f"/projects/{pipeline.project_id:d}/pipelines/{pipeline.id:d}/jobs")
-            found = (one for one in readable(islice(listed, _MOST_JOBS), _job) if one.name == job)
+            found = [_job(one) for one in islice(listed, _MOST_JOBS) if one.get("name") == job]
             return PipelineLook(pipeline, max(found, key=lambda one: one.id, default=None))
 
         return await in_thread(self._looks, ask)

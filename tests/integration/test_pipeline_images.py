@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -524,6 +524,17 @@ async def test_a_broken_connection_is_tried_again(place: Place, tmp_path: Path) 
     place.builds(mr, image)
     await place.waits_for(mr, "the connection to GitLab broke")
     place.server.restore()
+    await place.is_in(mr, "ready")
+
+
+async def test_a_job_of_which_gitlab_tells_in_another_form_for_a_moment_is_asked_for_again(
+    place: Place, tmp_path: Path
+) -> None:
+    mr = await place.open()
+    job = place.builds(mr, an_image(tmp_path))
+    job.status = cast("Any", None)
+    await place.waits_for(mr, "GitLab answered with something that is not its API")
+    job.status = "success"
     await place.is_in(mr, "ready")
 
 

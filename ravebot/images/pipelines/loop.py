@@ -6,7 +6,7 @@ Nothing is remembered only here: each look at the database finds what is to be d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -183,12 +183,8 @@ class PipelineImageLoop:
             self._tell(tx, sandbox)
             if image.state not in (ImageState.READY, ImageState.FAILED) and pipelineimages.is_due(image, tx.now):
                 due.append(ImageTask(image, wish))
-        due.sort(key=self._turn)
+        due.sort(key=lambda task: turn(task.image, self._turns))
         return ImagePlan(tuple(due), wanted)
-
-    def _turn(self, task: ImageTask) -> tuple[int, datetime]:
-        """Who is first: in turn between projects, and then who has waited longest."""
-        return self._turns.get(task.image.ref.project_id, 0), task.image.looked_at or task.image.since
 
     def _changed(self, tx: Transaction, image: PipelineImage) -> None:
         sandbox = sandboxes.current(tx, image.ref)
@@ -226,6 +222,12 @@ class PipelineImageLoop:
             await maker.evict(lambda tx: surplus(tx, most_bytes))
         except (StoreError, OSError, NotOurFolder) as error:
             log.warning("images from pipelines were not tidied", error=str(error))
+
+
+def turn(image: PipelineImage, turns: Mapping[int, int]) -> tuple[int, datetime]:
+    """Who is first: with looks who has waited longest, and images are made in turn between projects."""
+    mine = 0 if image.state is ImageState.WAITING else turns.get(image.ref.project_id, 0)
+    return mine, image.looked_at or image.since
 
 
 def _queued(tx: Transaction) -> list[Sandbox]:

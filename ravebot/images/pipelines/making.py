@@ -138,8 +138,10 @@ class ImageMaker:
         if image.state is not ImageState.FETCHING:
             return
         stopping = threading.Event()
-        work = await asyncio.to_thread(self.workshop.begin)
+        begun: list[Path] = []
         try:
+            await self._ended(asyncio.to_thread(lambda: begun.append(self.workshop.begin())), stopping)
+            work = begun[0]
             fetched = await self._ended(self._fetch(image, work, stopping), stopping)
             async with self.converting:
                 await self._remember_rightly()
@@ -147,7 +149,8 @@ class ImageMaker:
                 if image.state is ImageState.CONVERTING:
                     await self._ended(self._convert(flight, work, fetched.sha256, stopping), stopping)
         finally:
-            await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
+            for work in begun:
+                await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
 
     async def _remember_rightly(self) -> None:
         """Nothing is made from the memory of a file that somebody removed."""
@@ -213,7 +216,8 @@ class ImageMaker:
         assert known.job_project_id is not None
         assert known.job_id is not None
         digest = ""
-        if same := pipeline_images.of_job(tx, known.job_project_id, known.job_id, known.path):
+        same = pipeline_images.of_job(tx, known.job_project_id, known.job_id, known.path)
+        if same and known.announced_sha256 in ("", same.digest):
             digest = same.digest
         elif (mr := merge_requests.get(tx, known.ref)) and not mr.from_fork:
             digest = known.announced_sha256
