@@ -30,7 +30,7 @@ from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pipelineimages import FoundJob, FoundPipeline, PipelineLook
 from ravebot.sandboxes.view import in_bytes
 
-_MOST_JOBS = 500
+_MOST_JOBS = 2_000
 _PIECE_BYTES = 1024**2
 _PIECES_AHEAD = 16
 _LOOK_SECONDS = 1.0

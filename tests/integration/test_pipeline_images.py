@@ -538,6 +538,13 @@ async def test_a_job_of_which_gitlab_tells_in_another_form_for_a_moment_is_asked
     await place.is_in(mr, "ready")
 
 
+async def test_the_job_is_found_among_as_many_as_large_pipelines_have(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    pipeline = place.server.run_pipeline(mr, jobs=("build", *(f"test {n}/1499" for n in range(1, 1500))))
+    place.server.finish_job(pipeline.job("build"), artifacts={PATH: an_image(tmp_path)})
+    await place.is_in(mr, "ready")
+
+
 async def test_an_image_in_a_folder_that_was_configured_before_is_made_anew(place: Place, tmp_path: Path) -> None:
     mr = await place.open()
     place.builds(mr, an_image(tmp_path))
