@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.images.pipelines.loop import turn
+from ravebot.images.pipelines.loop import RunningFlight, turn
 from ravebot.images.pipelines.making import ImageMaker, ImageTask, least_used, surplus
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages, settings
@@ -26,6 +26,7 @@ from tests.integration.test_pipeline_images import Place, a_place, an_image, dig
 from tests.support.gitlab import MergeRequest
 from tests.support.records import BY_ALICE, NOON
 
+LATER = NOON + timedelta(minutes=1)
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
@@ -322,3 +323,14 @@ def test_looks_take_their_turns_by_time_so_that_one_project_s_many_hinder_no_oth
     assert sorted((later, earlier), key=lambda one: turn(one, {2: 5})) == [earlier, later]
     making = [pipelineimages.fetching(one, NOON) for one in (earlier, later)]
     assert sorted(making, key=lambda one: turn(one, {2: 5})) == [making[1], making[0]]
+
+
+async def test_work_for_an_earlier_sandbox_ends_when_the_image_is_looked_for_anew_and_a_look_goes_on() -> None:
+    looked = pipelineimages.wanted(MergeRequestRef(1, 1), "a" * 40, NOON)
+    made = pipelineimages.fetching(looked, NOON)
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(asyncio.sleep(0))
+        assert RunningFlight(made, work).is_stale(pipelineimages.asked_for(made, LATER, LATER))
+        assert not RunningFlight(made, work).is_stale(pipelineimages.converting(made, "b" * 64, NOON))
+        assert not RunningFlight(looked, work).is_stale(looked)
+        assert RunningFlight(looked, work).is_stale(None)

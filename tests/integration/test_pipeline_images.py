@@ -376,6 +376,7 @@ async def test_of_a_fork_only_the_image_of_the_very_commit_that_was_let_in_is_ta
 ) -> None:
     fork = place.server.add_project("mallory/app", public=True)
     theirs = await place.open(fork=fork)
+    assert "nobody let this fork's commit in yet" in await place.announce(theirs)
     approved = await place.let_in(theirs)
     place.server.push(theirs, {"evil": "code"})
     place.builds(theirs, an_image(tmp_path), project=fork)

@@ -58,6 +58,12 @@ class RunningFlight:
         """Whether it is more than a look at GitLab."""
         return self.begun_with.state is not ImageState.WAITING
 
+    def is_stale(self, wanted: PipelineImage | None) -> bool:
+        """Whether nobody needs its image any more, or it is looked for anew."""
+        if wanted is None or wanted.told != self.begun_with.told:
+            return True
+        return self.makes and wanted.state is ImageState.WAITING
+
 
 class PipelineImageLoop:
     """Does nothing where the operator has not switched such images on."""
@@ -129,8 +135,7 @@ class PipelineImageLoop:
             return
         plan = await self._database.write(self._plan)
         for key, flight in self._flights.items():
-            wanted = plan.wanted.get(key)
-            if (wanted is None or wanted.told != flight.begun_with.told) and not flight.work.cancelling():
+            if flight.is_stale(plan.wanted.get(key)) and not flight.work.cancelling():
                 flight.work.cancel()
         for task in plan.due:
             if task.image.key not in self._flights and self._may_begin(task.image):
