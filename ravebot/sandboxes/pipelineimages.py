@@ -189,6 +189,15 @@ def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
     return _to(known, ImageState.FAILED, now, why)
 
 
+def failed_twice(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
+    """A look showed no image. It counts once the next look shows the same: GitLab runs a job again a moment after it
+    failed, another pipeline follows one that was canceled, and a replica of its database may lag behind."""
+    if known.state is ImageState.WAITING and known.words == why[:_LONGEST_WORDS]:
+        return failed(known, why, now)
+    waiting = _to(known, ImageState.WAITING, now, why)
+    return replace(waiting, looked_at=now, next_look_at=now + _SECOND_LOOK_AFTER)
+
+
 def fetching(known: PipelineImage, now: datetime) -> PipelineImage:
     return _to(known, ImageState.FETCHING, now)
 
@@ -285,18 +294,15 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
         if not pipeline.ref.startswith("refs/merge-requests/") and now - known.since < _PIPELINES_COME_WITHIN:
             return _later(known, wish, f"its branch's pipeline has no job {name}; another may follow", now)
         known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
-        return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
+        return failed_twice(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
     tries = known.tries if job.id == known.job_id else 0  # what troubled it may be what that job left
     seen = known.words if job.id == known.job_id else ""
     known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url, tries=tries)
     if job.status == "success":
         return fetching(known, now)
     if job.status in _ENDED_BADLY:
-        why = f"the job {job.name}, which builds the image, ended as {job.status}"[:_LONGEST_WORDS]
-        if seen == why:
-            return failed(known, why, now)
-        # GitLab runs a job again a moment after it failed, and cancels those of pipelines that another one follows.
-        return replace(_later(known, wish, why, now), next_look_at=now + _SECOND_LOOK_AFTER)
+        why = f"the job {job.name}, which builds the image, ended as {job.status}"
+        return failed_twice(replace(known, words=seen), why, now)
     how = _UNDER_WAY.get(job.status, f"it is {job.status}")
     return _later(known, wish, f"the job {job.name} is not done, {how}", now)
 

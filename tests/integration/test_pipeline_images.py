@@ -546,6 +546,14 @@ async def test_the_job_is_found_among_as_many_as_large_pipelines_have(place: Pla
     await place.is_in(mr, "ready")
 
 
+async def test_a_pipeline_that_gitlab_does_not_show_for_a_moment_fails_nothing(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    place.server.fail(404, 1, path="/pipelines/[0-9]+/jobs")  # as from a replica of its database that lags behind
+    place.builds(mr, an_image(tmp_path))
+    await place.waits_for(mr, "ravebot may not see the jobs of its pipeline")
+    await place.is_in(mr, "ready")
+
+
 async def test_an_image_in_a_folder_that_was_configured_before_is_made_anew(place: Place, tmp_path: Path) -> None:
     mr = await place.open()
     place.builds(mr, an_image(tmp_path))

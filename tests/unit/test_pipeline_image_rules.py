@@ -63,7 +63,7 @@ def after(seen: PipelineLook, image: PipelineImage | None = None) -> PipelineIma
         (look("failed"), ImageState.WAITING, "the job build, which builds the image, ended as failed"),
         (look("canceled"), ImageState.WAITING, "the job build, which builds the image, ended as canceled"),
         (look(None, of="created"), ImageState.WAITING, "its pipeline has no job build yet"),
-        (look(None), ImageState.FAILED, "the pipeline has no job build: image_job in .rave.yml names it"),
+        (look(None), ImageState.WAITING, "the pipeline has no job build: image_job in .rave.yml names it"),
         (look("success", sha=B), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
         (look("success", sha=B, ref=MERGE, parents=(B, A)), ImageState.FETCHING, ""),
         (look("success", sha=B, ref=MERGE, parents=(B,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
@@ -194,7 +194,8 @@ def test_a_branch_s_pipeline_without_the_job_is_waited_past_as_that_of_the_merge
         ImageState.WAITING,
         "its branch's pipeline has no job build; another may follow",
     )
-    assert after_look(first, WISH, seen, NOON + timedelta(minutes=2)).state is ImageState.FAILED
+    second = after_look(first, WISH, seen, NOON + timedelta(minutes=2))
+    assert after_look(second, WISH, seen, NOON + timedelta(minutes=3)).state is ImageState.FAILED
     assert after(look("success"), first).state is ImageState.FETCHING
 
 
@@ -250,3 +251,10 @@ def test_a_failure_of_a_time_that_has_not_come_is_an_earlier_sandbox_s() -> None
     back = NOON - timedelta(minutes=40)
     fresh = asked_for(too_late(after(look("running")), WISH, LATER), back, back + timedelta(seconds=1))
     assert (fresh.state, fresh.since) == (ImageState.WAITING, back + timedelta(seconds=1))
+
+
+def test_a_job_that_is_not_there_is_missed_at_two_looks_before_it_counts() -> None:
+    first = after(look(None))
+    assert first.next_look_at == LATER + timedelta(seconds=10)
+    assert after(look("running"), first).state is ImageState.WAITING
+    assert after(look(None), first).state is ImageState.FAILED

@@ -88,7 +88,8 @@ class ImageMaker:
         except (NotFound, Forbidden, Refused, PipelineImageRefused) as error:
             words = self._why(flight.row, error)
             log.info("no image from the pipeline", mr=mr, sha=sha, why=words)
-            await self._change(flight, lambda tx, known: pipelineimages.failed(known, words, tx.now))
+            end = pipelineimages.failed_twice if flight.row.state is ImageState.WAITING else pipelineimages.failed
+            await self._change(flight, lambda tx, known: end(known, words, tx.now))
         except Abandoned:
             raise
         except (Unavailable, OSError) as error:
