@@ -54,10 +54,10 @@ from ravebot.operations import hostlock
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
-from ravebot.operations.audit import database_path
 from ravebot.operations.hooks.watch import HookWatch
 from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.news import Operators
+from ravebot.operations.offline import database_path
 from ravebot.operations.operator import Operator
 from ravebot.operations.readiness import Readiness
 from ravebot.operations.roomwatch import RoomWatch

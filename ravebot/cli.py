@@ -34,6 +34,7 @@ from ravebot.operations.init import cli as initial
 from ravebot.operations.projects import cli as projects
 from ravebot.operations.service import cli as service
 from ravebot.operations.tokens import cli as tokens
+from ravebot.operations.usage import cli as usage
 from ravebot.terminal import (
     DEFAULT_CONFIG,
     FAILED,
@@ -395,21 +396,7 @@ def audit(
         raise typer.Exit(FAILED)
 
 
-@app.command()
-def usage(
-    config: ConfigPath = DEFAULT_CONFIG,
-    since: Annotated[str | None, typer.Option(help="Only from then on: 7d for a week back, or 2026-01-31.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what the sandboxes of each project used."""
-    moment = _moment(since) if since else None
-    lines = asyncio.run(_client(config).usage(moment))
-    if as_json:
-        _print_json(lines)
-    else:
-        terminal.show_usage(output, lines)
-
-
+app.command(epilog=usage.MORE)(usage.usage)
 backups.add(app)
 app.command()(service.uninstall)
 app.command(hidden=True)(service.tend_logs)
@@ -490,18 +477,6 @@ def _duration(text: str) -> timedelta:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.now(UTC) - parse_duration(text)
-    except (ValueError, OverflowError):
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter("write how long ago, like 7d, or a date like 2026-01-31") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print_json(value: object) -> None:

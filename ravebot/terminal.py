@@ -25,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ravebot.config.file import InvalidConfigError
-from ravebot.operations.reports import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import AuditReport, CleanupReport, RemainsReport, SandboxLine, Strangers
 from ravebot.sandboxes import naming
-from ravebot.sandboxes.view import in_bytes, in_words
+from ravebot.sandboxes.view import in_words
 
 DEFAULT_CONFIG = Path("/etc/ravebot/config.yaml")
 FAILED, UNUSABLE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
@@ -204,23 +204,6 @@ def show_audit(output: Output, report: AuditReport) -> None:
         )
     elif checked:
         note(f"All {report.checked_rows} events are intact.", "green")
-
-
-def show_usage(output: Output, lines: Sequence[UsageLine]) -> None:
-    """`ravebot usage`."""
-    output.table(
-        ("Project", "Sandboxes", "Lived", "CPU time", "Peak memory"),
-        (
-            (
-                Cell(line.project, "bold"),
-                str(line.sandboxes),
-                in_words(line.lived),
-                f"{line.cpu_seconds:.0f} s",
-                in_bytes(line.memory_peak_bytes),
-            )
-            for line in lines
-        ),
-    )
 
 
 def show_cleanup(output: Output, report: CleanupReport) -> None:

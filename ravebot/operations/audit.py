@@ -8,15 +8,11 @@ from pathlib import Path
 from ravebot.clock import SystemClock
 from ravebot.commands import refs
 from ravebot.errors import Refused, StoreError
+from ravebot.operations.offline import opened
 from ravebot.operations.reports import AuditLine, AuditReport
 from ravebot.sandboxes.model import MergeRequestRef
-from ravebot.store import events, merge_requests, swap
+from ravebot.store import events, merge_requests
 from ravebot.store.database import Database, Transaction
-
-
-def database_path(state_dir: Path) -> Path:
-    """Where an instance keeps its database."""
-    return state_dir / swap.DATABASE
 
 
 def report(tx: Transaction, ref: str | None, verify: bool, limit: int) -> AuditReport:
@@ -42,10 +38,7 @@ async def read(database: Database, ref: str | None, verify: bool, limit: int) ->
 
 async def read_offline(state_dir: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
     """`report`, while no bot runs. Raises StoreError if there is no database, or if a bot uses it after all."""
-    path = database_path(state_dir)
-    if not (path.is_file() or swap.is_pending(state_dir)):
-        raise StoreError(f"there is no database {path}: has ravebot ever run with this state_dir?")
-    async with Database(path, SystemClock()) as database:
+    async with opened(state_dir, SystemClock()) as database:
         return await read(database, ref, verify, limit)
 
 

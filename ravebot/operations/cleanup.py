@@ -13,7 +13,7 @@ from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import MachineNotFound, RavebotError, Refused, StoreError
 from ravebot.operations import hostlock
-from ravebot.operations.audit import database_path
+from ravebot.operations.offline import database_path
 from ravebot.operations.reports import CleanupReport, Strangers
 from ravebot.parts import Core, make_core, make_firewall, make_gitlab, make_provider
 from ravebot.providers.base import Provider

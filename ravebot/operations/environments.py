@@ -9,7 +9,7 @@ from functools import partial
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig
 from ravebot.errors import RavebotError
-from ravebot.operations.audit import database_path
+from ravebot.operations.offline import database_path
 from ravebot.parts import make_gitlab
 from ravebot.sandboxes.environments.model import EnvironmentRecord, without_environment
 from ravebot.store import environments

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from ravebot.commands import refs
 from ravebot.commands.execute import CANNOT, execute
@@ -16,13 +15,14 @@ from ravebot.config.model import Config
 from ravebot.errors import NotFound
 from ravebot.operations import audit
 from ravebot.operations.cleanup import Cleaner, Wish, find_strangers
-from ravebot.operations.reports import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLines, UsageQuery
+from ravebot.operations.usage import report as usage
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor, Sandbox, SandboxState
+from ravebot.sandboxes.model import Actor, SandboxState
 from ravebot.sandboxes.view import SandboxView
-from ravebot.store import machines, merge_requests, sandboxes, stale_notes
+from ravebot.store import machines, stale_notes
 from ravebot.store.database import Database, Transaction
 
 
@@ -76,19 +76,9 @@ class Operator:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
         return await audit.read(self.database, ref, verify, limit)
 
-    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """The usage of sandboxes that became ready, or were kept, after that moment, by project."""
-
-        def gather(tx: Transaction) -> tuple[UsageLine, ...]:
-            found = sandboxes.used_since(tx, since or datetime.min.replace(tzinfo=UTC))
-            by_project: defaultdict[str, list[tuple[Sandbox, datetime]]] = defaultdict(list)
-            for sandbox, began in found:
-                mr = merge_requests.get(tx, sandbox.mr)
-                assert mr
-                by_project[mr.project_path].append((sandbox, began))
-            return tuple([_usage(tx, project, group) for project, group in sorted(by_project.items())])
-
-        return await self.database.read(gather)
+    async def usage(self, asked: UsageQuery) -> UsageLines:
+        """What was used, by group."""
+        return await self.database.read(lambda tx: usage.report(tx, asked))
 
     async def _live(self) -> tuple[SandboxLine, ...]:
         """Every sandbox that has not ended; those in the queue last, in its order."""
@@ -99,16 +89,6 @@ class Operator:
             return tuple([_line(tx, view) for view in ordered])
 
         return await self.database.read(gather)
-
-
-def _usage(tx: Transaction, project: str, group: list[tuple[Sandbox, datetime]]) -> UsageLine:
-    lived, cpu_seconds, peak = timedelta(0), 0.0, 0
-    for sandbox, since in group:
-        lived += (sandbox.ended_at or tx.now) - since
-        for machine in machines.of_sandbox(tx, sandbox.id):
-            cpu_seconds += machine.cpu_seconds
-            peak = max(peak, machine.memory_peak_bytes)
-    return UsageLine(project, len(group), lived, cpu_seconds, peak)
 
 
 def _line(tx: Transaction, view: SandboxView) -> SandboxLine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from ravebot.sandboxes.model import Actor
@@ -108,15 +109,56 @@ class AuditReport:
     broken_at: int | None = None
 
 
+class UsageBy(StrEnum):
+    """What use is added up by."""
+
+    PROJECT = "project"
+    PERSON = "person"  # the author of the merge request
+    AGENT = "agent"
+    WEEK = "week"  # of ISO 8601, in UTC
+
+
+@dataclass(frozen=True)
+class UsageQuery:
+    """Which use is asked for: of sandboxes and turns that ended from `since` until before `until`, and without `until`
+    of those that have not ended."""
+
+    by: tuple[UsageBy, ...] = (UsageBy.PROJECT,)
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 @dataclass(frozen=True)
 class UsageLine:
-    """What one project's sandboxes used."""
+    """What the sandboxes of one group used. `group`: its project, person or week, in the order that was asked for."""
 
-    project: str
+    group: tuple[str, ...]
     sandboxes: int
-    lived: timedelta
-    cpu_seconds: float
-    memory_peak_bytes: int
+    hours: float  # from ready to the end
+    queue_hours: float
+    queue_median_seconds: float
+    machine_hours: float
+    cpu_hours: float
+    memory_gib_hours: float
+    memory_peak_bytes: int  # of one machine, as the next
+    disk_peak_bytes: int
+    received_bytes: int  # by the guests, from their network
+    sent_bytes: int
+    visitor_bytes: int  # that people's connections moved
+    model_tokens: int
+
+
+@dataclass(frozen=True)
+class AgentUsageLine:
+    """What one agent did. `group`: its name, and the week if that was asked for."""
+
+    group: tuple[str, ...]
+    turns: int
+    hours: float  # that it worked
+    model_tokens: int
+
+
+UsageLines = tuple[UsageLine, ...] | tuple[AgentUsageLine, ...]
 
 
 class Operations(Protocol):
@@ -139,5 +181,5 @@ class Operations(Protocol):
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
 
-    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        """The usage of sandboxes that became ready, or were kept, after that moment, by project."""
+    async def usage(self, asked: UsageQuery) -> UsageLines:
+        """What was used, by group."""

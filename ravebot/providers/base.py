@@ -97,6 +97,8 @@ class Usage:
     cpu_seconds: float
     memory_peak_bytes: int
     disk_bytes: int  # actually allocated
+    received_bytes: int = 0  # by the guest from its network; 0 without one
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from ravebot.sandboxes.model import (
 from ravebot.sandboxes.pipelineimages import waits_for_image
 from ravebot.sandboxes.telling import TELLINGS
 from ravebot.sandboxes.wording import failed
-from ravebot.store import images, machines, merge_requests, outbox, sandboxes
+from ravebot.store import images, machines, merge_requests, outbox, sandboxes, usage
 from ravebot.store.database import Transaction
 from ravebot.store.signals import IMAGES, POOL
 
@@ -291,13 +291,11 @@ class Lifecycle:
             take_down(tx, machine)
             return
         ended = transitions.ended(sandbox, reason, detail, tx.now)
-        had = machines.of_sandbox(tx, sandbox.id)
         data: dict[str, object] = {
             "reason": ended.end_reason.value if ended.end_reason else "",
             "detail": ended.end_detail,
             "lived_seconds": tx.seconds_since(ended.ready_at) if ended.ready_at else None,
-            "cpu_seconds": sum(machine.cpu_seconds for machine in had),
-            "memory_peak_bytes": max((machine.memory_peak_bytes for machine in had), default=0),
+            **usage.of_sandbox(tx, sandbox.id).account(),
         }
         self._step(tx, ended, EventKind.SANDBOX_ENDED, data, actor, sandbox.machine_id)
         self.journal.warnings_over(tx, ended, ended.warned)

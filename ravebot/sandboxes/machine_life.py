@@ -213,9 +213,17 @@ def keep_host_keys(tx: Transaction, life: Lifecycle, machine: Machine, keys: tup
 
 def used(tx: Transaction, machine: Machine, usage: Usage) -> None:
     """Store what it used so far, for the summary at the end."""
-    cpu_seconds = max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds)
-    peak = max(machine.memory_peak_bytes, usage.memory_peak_bytes)
-    machines.save(tx, replace(machine, cpu_seconds=cpu_seconds, memory_peak_bytes=peak))
+    machines.save(
+        tx,
+        replace(
+            machine,
+            cpu_seconds=max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds),
+            memory_peak_bytes=max(machine.memory_peak_bytes, usage.memory_peak_bytes),
+            disk_peak_bytes=max(machine.disk_peak_bytes, usage.disk_bytes),
+            received_bytes=max(machine.received_bytes, machine.received_before_restart + usage.received_bytes),
+            sent_bytes=max(machine.sent_bytes, machine.sent_before_restart + usage.sent_bytes),
+        ),
+    )
 
 
 def looked_at(tx: Transaction, life: Lifecycle, machine: Machine, answers: bool) -> None:

@@ -174,6 +174,11 @@ class Machine:
     disk_bytes: int = 0
     vcpus: int = 0  # 0: made by an earlier version, as configured
     cpu_before_restart: float = 0.0
+    disk_peak_bytes: int = 0  # allocated on the host
+    received_bytes: int = 0  # by the guest, from its network
+    sent_bytes: int = 0
+    received_before_restart: int = 0
+    sent_before_restart: int = 0
     silent_since: datetime | None = None  # since when every check found the guest agent silent
     silent_seen_at: datetime | None = None  # the last of these checks
     unhealthy_told: bool = False

@@ -98,4 +98,6 @@ def building_again(machine: Machine, now: datetime) -> Machine:
         unhealthy_told=False,
         paused_since=None,
         cpu_before_restart=machine.cpu_seconds,
+        received_before_restart=machine.received_bytes,
+        sent_before_restart=machine.sent_bytes,
     )

@@ -81,5 +81,5 @@ def passed_on(tx: Transaction, by: str, to: str, within: timedelta) -> int:
 
 
 def forget_days(tx: Transaction, before: str) -> None:
-    """Drop the figures of the days before that one."""
-    tx.execute("DELETE FROM agent_budgets WHERE day < ?", (before,))
+    """Drop the figures of persons on the days before that one; those of agents stay, for the account of their use."""
+    tx.execute("DELETE FROM agent_budgets WHERE day < ? AND kind <> ?", (before, AGENT))

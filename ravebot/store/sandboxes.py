@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -88,20 +88,6 @@ def newest_id(tx: Transaction) -> int:
     """The highest id of all: a sandbox with a higher one came later."""
     row = tx.one("SELECT MAX(id) AS id FROM sandboxes")
     return row["id"] if row and row["id"] is not None else 0
-
-
-def used_since(tx: Transaction, moment: datetime) -> tuple[tuple[Sandbox, datetime], ...]:
-    """Those that became ready at that moment or later, or were kept as their set-up failed; and when that was."""
-    ready = _select(tx, "WHERE s.ready_at >= ? ORDER BY s.id", (to_us(moment),))
-    kept = _select(tx, "WHERE s.ready_at IS NULL AND s.expires_at IS NOT NULL ORDER BY s.id")
-    found = [(sandbox, sandbox.ready_at) for sandbox in ready]
-    found += [(sandbox, _kept_at(tx, sandbox)) for sandbox in kept]
-    return tuple([(sandbox, at) for sandbox, at in found if at is not None and at >= moment])
-
-
-def _kept_at(tx: Transaction, sandbox: Sandbox) -> datetime | None:
-    row = tx.one("SELECT MIN(at) AS at FROM events WHERE sandbox_id = ? AND kind = 'sandbox.kept'", (sandbox.id,))
-    return from_us(row["at"]) if row and row["at"] is not None else None
 
 
 def last_use_of_ports(tx: Transaction) -> dict[int, int]:

@@ -12,17 +12,26 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import aiohttp
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from ravebot.errors import Forbidden, NotRunningError, RavebotError, Refused, StoreError, Unavailable
-from ravebot.operations.reports import AuditReport, CleanupReport, Operations, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import (
+    AuditReport,
+    CleanupReport,
+    Operations,
+    SandboxLine,
+    Strangers,
+    UsageBy,
+    UsageLines,
+    UsageQuery,
+)
 from ravebot.sandboxes import naming
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
@@ -61,7 +70,9 @@ class AuditQuestion(AdminQuestion):
 
 
 class UsageQuestion(AdminQuestion):
-    since: datetime | None = None
+    by: tuple[UsageBy, ...] = Field((UsageBy.PROJECT,), min_length=1, max_length=4)
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
 
 
 Answer = Outcome | tuple[SandboxLine, ...]
@@ -70,7 +81,7 @@ _CLEANUP = TypeAdapter(CleanupReport)
 _STRANGERS = TypeAdapter(Strangers)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(AuditReport)
-_USAGE = TypeAdapter(tuple[UsageLine, ...])
+_USAGE: TypeAdapter[UsageLines] = TypeAdapter(UsageLines)
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -96,8 +107,8 @@ def make_app(operations: Operations) -> web.Application:
     async def audit(asked: AuditQuestion, _: Actor) -> AuditReport:
         return await operations.audit(asked.ref, asked.verify, asked.limit)
 
-    async def usage(asked: UsageQuestion, _: Actor) -> tuple[UsageLine, ...]:
-        return await operations.usage(asked.since)
+    async def usage(asked: UsageQuestion, _: Actor) -> UsageLines:
+        return await operations.usage(UsageQuery(**dict(asked)))
 
     app = web.Application(client_max_size=256 * 1024)
     app.router.add_post("/command", route(CommandQuestion, command))
@@ -223,8 +234,8 @@ class AdminClient:
     async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
         return await ask(self.path, "audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)
 
-    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        return await ask(self.path, "usage", UsageQuestion(since=since), _USAGE)
+    async def usage(self, asked: UsageQuery) -> UsageLines:
+        return await ask(self.path, "usage", UsageQuestion(**vars(asked)), _USAGE)
 
 
 async def ask(path: Path, what: str, question: AdminQuestion, answer: TypeAdapter[T]) -> T:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.clock import SystemClock
-from ravebot.operations.audit import database_path
+from ravebot.operations.offline import database_path
 from ravebot.operations.reports import SandboxLine
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MergeRequest, MergeRequestRef, Person
 from ravebot.store import events, merge_requests
@@ -139,7 +139,7 @@ async def test_run_with_a_wrong_configuration_does_not_start(here: Installation)
 
 
 async def test_without_a_bot_the_commands_say_so_and_end_with_3(here: Installation) -> None:
-    for arguments in (("list",), ("stop", "group/app!42"), ("usage",)):
+    for arguments in (("list",), ("stop", "group/app!42")):
         code, output, errors = await here.run(*arguments)
         assert (code, output) == (3, "")
         assert "start it with `ravebot run`" in errors
@@ -178,7 +178,11 @@ async def test_the_running_bots_answers_are_printed_for_pipes(here: Installation
         code, _, errors = await here.run("stop", "group/app!1")
         assert (code, errors) == (1, "ravebot: there is no sandbox of group/app!1\n")
         code, output, _ = await here.run("usage", "--since", "7d")
-        assert output.splitlines()[1] == "group/app\t3\t5 h\t12 s\t4.0 KiB"
+        assert output.splitlines()[1] == "group/app\t3\t5.0\t1.25\t20.0\t300 s\t4.0 KiB\t3.0 GiB\t2.0 KiB\t1.0 KiB\t70"
+        code, output, _ = await here.run("usage", "--by", "project", "--json")
+        assert (json.loads(output)[0]["project"], json.loads(output)[0]["cpu_hours"]) == ("group/app", 1.25)
+        code, output, _ = await here.run("usage", "--by", "agent", "--by", "week", "--csv")
+        assert output == "agent,week,turns,hours,model_tokens\ncoder,2026-W01,2,0.5,99\n"
         code, output, _ = await here.run("cleanup", "--older-than", "4h")
         assert (code, output.splitlines()[1]) == (0, "ended\tgroup/app!42")
         code, output, errors = await here.run("audit", "--verify")

@@ -22,7 +22,7 @@ import pytest
 
 from ravebot.clock import SystemClock
 from ravebot.operations import hostlock
-from ravebot.operations.audit import database_path
+from ravebot.operations.offline import database_path
 from ravebot.store import stale_notes
 from ravebot.store.database import Database
 from ravebot.web.admin import socket_path

@@ -22,8 +22,8 @@ from ravebot.access.nftables.nft import NetworkTools
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig, load
 from ravebot.config.model import HttpConfig, PipelineImagesConfig
-from ravebot.operations.audit import database_path
 from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network, running
+from ravebot.operations.offline import database_path
 from ravebot.store.database import Database
 from ravebot.web.checks import Check, CheckFunction, State
 from ravebot.web.metrics import Metrics

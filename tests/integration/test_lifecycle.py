@@ -207,6 +207,8 @@ async def test_the_end_gives_the_account_of_every_machine_that_the_sandbox_had(w
     await gone(world, await world.machine(MR))
     assert (await world.events())[-1].data == {
         "reason": "expired", "detail": "", "lived_seconds": 7200.0, "cpu_seconds": 15.5, "memory_peak_bytes": 500,
+        "up_seconds": 7200.0, "queued_seconds": 0.0, "machine_seconds": 7200.0, "disk_peak_bytes": 0,
+        "memory_byte_seconds": 7200.0 * second.memory_bytes, "received_bytes": 0, "sent_bytes": 0, "visitor_bytes": 0,
     }  # fmt: skip
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -65,39 +63,12 @@ async def test_a_reference_that_is_none_is_told_how_to_write_one(yard: Yard, ref
     assert refused.message.endswith("Write one like group/app!42.")
 
 
-async def test_usage_adds_up_what_a_projects_sandboxes_took(yard: Yard) -> None:
-    await yard.make_ready(MR)
-    yard.pass_by(hours=1)
-    await yard.told(replace(MR, state="merged"))
-    await yard.until(lambda: yard.is_in(MR, "ended"))
-    ended = (await yard.latest(MR)).ended_at
-    await yard.make_ready(SECOND)
-    yard.pass_by(minutes=30)
-    ready = (await yard.latest(SECOND)).ready_at
-    assert ended
-    assert ready
-    [line] = await operator(yard).usage(None)
-    assert (line.project, line.sandboxes) == ("group/app", 2)
-    assert timedelta(hours=1, minutes=30) <= line.lived < timedelta(hours=1, minutes=31)
-    assert line.cpu_seconds >= 1.5
-    [recent] = await operator(yard).usage(ready)
-    assert recent.sandboxes == 1
-    assert await operator(yard).usage(yard.clock.now()) == ()
-
-
-async def test_one_that_is_kept_after_its_set_up_failed_is_listed_as_such_and_its_use_counts(tmp_path: Path) -> None:
+async def test_one_that_is_kept_after_its_set_up_failed_is_listed_as_such(tmp_path: Path) -> None:
     async with a_yard(tmp_path, sandbox={"keep_failed": "15m"}) as yard:
         yard.provider.answers[HOW_A_JOB_GOES] = job_ended(3)
         await yard.make_ready(MR)  # in the database it is ready
         [line] = await operator(yard).command("list", (), OPS)  # type: ignore[misc]
         assert (line.state, line.web_url, line.ssh_command[:4]) == ("kept", "", "ssh ")
-        yard.pass_by(minutes=14)
-        await yard.told(replace(MR, state="merged"))
-        await yard.until(lambda: yard.is_in(MR, "ended"))
-        [used] = await operator(yard).usage(None)
-        assert used.sandboxes == 1
-        assert timedelta(minutes=14) <= used.lived < timedelta(minutes=15)
-        assert await operator(yard).usage(yard.clock.now()) == ()
 
 
 async def test_a_log_that_was_removed_under_the_running_bot_is_told_as_such(yard: Yard) -> None:

@@ -29,10 +29,10 @@ from ravebot.access.nftables.nft import NetworkTools
 from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig, load
 from ravebot.errors import StoreError
-from ravebot.operations.audit import database_path
 from ravebot.operations.doctor import Finding, Verdict, gitlab, machines, matrix, network, show, state
 from ravebot.operations.doctor.examine import clock
 from ravebot.operations.doctor.services import Answer
+from ravebot.operations.offline import database_path
 from ravebot.store.database import Database
 from ravebot.terminal import Output
 from ravebot.web.checks import State

@@ -13,7 +13,18 @@ import aiohttp
 import pytest
 
 from ravebot.errors import NotRunningError, Refused, StoreError, Unavailable
-from ravebot.operations.reports import AuditLine, AuditReport, CleanupReport, SandboxLine, Strangers, UsageLine
+from ravebot.operations.reports import (
+    AgentUsageLine,
+    AuditLine,
+    AuditReport,
+    CleanupReport,
+    SandboxLine,
+    Strangers,
+    UsageBy,
+    UsageLine,
+    UsageLines,
+    UsageQuery,
+)
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from ravebot.web import admin
@@ -37,6 +48,15 @@ LINE = SandboxLine(
     ready_at=NOW,
     expires_at=NOW + timedelta(hours=2),
 )
+USED = (
+    UsageLine(
+        group=("group/app",), sandboxes=3, hours=5.0, queue_hours=0.25, queue_median_seconds=300.0, machine_hours=5.5,
+        cpu_hours=1.25, memory_gib_hours=20.0, memory_peak_bytes=4096, disk_peak_bytes=3 * 1024**3,
+        received_bytes=2048, sent_bytes=1024, visitor_bytes=512, model_tokens=70,
+    ),
+)  # fmt: skip
+AGENTS_USED = (AgentUsageLine(("coder", "2026-W01"), turns=2, hours=0.5, model_tokens=99),)
+BY_WEEK = UsageQuery(by=(UsageBy.PROJECT, UsageBy.WEEK), since=NOW)
 STRANGERS = Strangers(("rave-main-1",), ("rave-1-rave-main-2.qcow2",), ("52:54:00:00:00:01",))
 AUDIT = AuditReport((AuditLine(7, NOW, "ready", "ravebot", "group/app!42", "rave-1", "{}"),), "f" * 64, 7, None)
 
@@ -76,9 +96,9 @@ class Bot:
         self.asked.append((ref, verify, limit))
         return AUDIT
 
-    async def usage(self, since: datetime | None) -> tuple[UsageLine, ...]:
-        self.asked.append(since)
-        return (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
+    async def usage(self, asked: UsageQuery) -> UsageLines:
+        self.asked.append(asked)
+        return AGENTS_USED if UsageBy.AGENT in asked.by else USED
 
 
 async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None:
@@ -92,14 +112,16 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         assert await client.strangers() == STRANGERS
         await client.replace_instance("0123456789")
         assert await client.audit("group/app!42", True, 50) == AUDIT
-        assert await client.usage(NOW) == (UsageLine("group/app", 3, timedelta(hours=5), 12.5, 4096),)
+        assert await client.usage(BY_WEEK) == USED
+        assert await client.usage(UsageQuery(by=(UsageBy.AGENT,))) == AGENTS_USED
     me = Actor("shell", getpass.getuser())
     assert bot.asked == [
         ("stop", ("group/app!42",), me),
         (timedelta(hours=4), False, True, False, me),
         "0123456789",
         ("group/app!42", True, 50),
-        NOW,
+        BY_WEEK,
+        UsageQuery(by=(UsageBy.AGENT,)),
     ]
 
 

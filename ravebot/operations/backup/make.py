@@ -19,10 +19,10 @@ from pathlib import Path
 
 from ravebot.clock import Clock
 from ravebot.errors import Refused, StoreError
-from ravebot.operations.audit import database_path
 from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import Manifest
 from ravebot.operations.backup.stopping import Stop
+from ravebot.operations.offline import database_path
 from ravebot.sandboxes import naming
 from ravebot.store import lock, owner, snapshot, swap
 from ravebot.store.durable import sync_folder

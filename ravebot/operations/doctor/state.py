@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ravebot.config.file import LoadedConfig
-from ravebot.operations.audit import database_path
 from ravebot.operations.doctor.finding import Finding, failed, guarded, ok, warning
+from ravebot.operations.offline import database_path
 from ravebot.sandboxes.view import in_bytes
 from ravebot.store import restored, swap
 from ravebot.store.database import Transaction, instance_id_path, migrations

@@ -1,0 +1,1 @@
+"""What was used: added up by project, person, agent and week."""

@@ -1,0 +1,82 @@
+"""`ravebot usage`: asks the running bot, or reads the database while none runs."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic_core import to_json
+
+from ravebot.config.file import read_state_dir
+from ravebot.config.values import parse_duration
+from ravebot.errors import NotRunningError
+from ravebot.operations.reports import UsageBy, UsageQuery
+from ravebot.terminal import DEFAULT_CONFIG, ConfigPath, Json, output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ravebot.operations.reports import UsageLines
+
+
+MORE = "A sandbox counts when it ended; one that has not ended, with what it used so far, in the present week."
+
+
+def usage(
+    config: ConfigPath = DEFAULT_CONFIG,
+    by: Annotated[
+        list[UsageBy] | None,
+        typer.Option(help="What to add up by; give it twice for both, like --by project --by week. Usual: project."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what ended from then on: 7d for a week back, or 2026-01-31.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only what ended before that: 7d, or 2026-01-31.")] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Show what was used, by project, person, agent or week; works with the bot down, too."""
+    from ravebot.operations.usage.show import as_csv as csv
+    from ravebot.operations.usage.show import as_records, show_usage
+
+    if as_json and as_csv:
+        raise typer.BadParameter("give one of --json and --csv")
+    now = datetime.now(UTC)
+    query = UsageQuery(
+        by=tuple(dict.fromkeys(by or [UsageBy.PROJECT])),
+        since=moment(since, now) if since else None,
+        until=moment(until, now) if until else None,
+    )
+    lines = asyncio.run(_used(config, query))
+    if as_json:
+        output.raw(to_json(as_records(lines, query.by), indent=2).decode())
+    elif as_csv:
+        output.raw(csv(lines, query.by))
+    else:
+        show_usage(output, lines, query.by)
+
+
+async def _used(config: Path, query: UsageQuery) -> UsageLines:
+    from ravebot.operations.usage.report import read_offline
+    from ravebot.web.admin import AdminClient, socket_path
+
+    state_dir = read_state_dir(config)
+    try:
+        return await AdminClient(socket_path(state_dir)).usage(query)
+    except NotRunningError:
+        return await read_offline(state_dir, query)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A moment as people write it: how long ago, or a date or time, in UTC unless it says otherwise."""
+    try:
+        return now - parse_duration(text)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    except ValueError as error:
+        raise typer.BadParameter("write how long ago, like 7d, or a date like 2026-01-31") from error

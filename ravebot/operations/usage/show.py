@@ -1,0 +1,80 @@
+"""How use is printed: a table with its sums on a terminal, tab-separated lines in a pipe, or CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines
+from ravebot.sandboxes.view import in_bytes
+from ravebot.terminal import Cell, Output, clean
+
+_TITLES = {UsageBy.PROJECT: "Project", UsageBy.PERSON: "Person", UsageBy.AGENT: "Agent", UsageBy.WEEK: "Week"}
+_SANDBOXES = (
+    "Sandboxes", "Hours", "CPU hours", "GiB hours", "Queue wait", "Peak memory", "Peak disk", "Received", "Sent",
+    "Tokens",
+)  # fmt: skip
+_AGENTS = ("Turns", "Hours", "Tokens")
+_RISKY = ("=", "+", "-", "@")
+
+
+def as_records(lines: UsageLines, by: Sequence[UsageBy]) -> list[dict[str, object]]:
+    """Each line with its groups under their names, for JSON and CSV."""
+    names = [one.value for one in by]
+    return [{**dict(zip(names, line.group, strict=True)), **_figures(line)} for line in lines]
+
+
+def as_csv(lines: UsageLines, by: Sequence[UsageBy]) -> str:
+    """CSV with a line of titles, also when nothing was used."""
+    kind = AgentUsageLine if UsageBy.AGENT in by else UsageLine
+    titles = [*(one.value for one in by), *(one.name for one in fields(kind) if one.name != "group")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, titles, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in record.items()} for record in as_records(lines, by))
+    return text.getvalue().rstrip("\n")
+
+
+def show_usage(output: Output, lines: UsageLines, by: Sequence[UsageBy]) -> None:
+    """`ravebot usage`."""
+    watched = output.console.is_terminal
+    if not lines and watched:
+        output.say("Nothing was used in that time.")
+        return
+    titles = [_TITLES[one] for one in by] + list(_AGENTS if UsageBy.AGENT in by else _SANDBOXES)
+    rows = [[*(Cell(name, "bold") for name in line.group), *map(Cell, _cells(line))] for line in lines]
+    output.table(titles, rows)
+
+
+def _figures(line: UsageLine | AgentUsageLine) -> Mapping[str, object]:
+    return {one.name: _rounded(getattr(line, one.name)) for one in fields(line) if one.name != "group"}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _cell(value: object) -> object:
+    """A name in one line; programs for tables take a text that begins so for a formula."""
+    if not isinstance(value, str):
+        return value
+    return "'" + clean(value) if value.startswith(_RISKY) else clean(value)
+
+
+def _cells(line: UsageLine | AgentUsageLine) -> tuple[str, ...]:
+    if isinstance(line, AgentUsageLine):
+        return str(line.turns), f"{line.hours:.1f}", str(line.model_tokens)
+    return (
+        str(line.sandboxes),
+        f"{line.hours:.1f}",
+        f"{line.cpu_hours:.2f}",
+        f"{line.memory_gib_hours:.1f}",
+        f"{line.queue_median_seconds:.0f} s",
+        in_bytes(line.memory_peak_bytes),
+        in_bytes(line.disk_peak_bytes),
+        in_bytes(line.received_bytes),
+        in_bytes(line.sent_bytes),
+        str(line.model_tokens),
+    )
