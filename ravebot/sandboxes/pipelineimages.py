@@ -277,7 +277,7 @@ def is_of(look: PipelineLook, ref: MergeRequestRef, sha: str) -> bool:
     if pipeline.sha == sha:
         return True
     merges = pipeline.ref in (f"refs/merge-requests/{ref.iid}/merge", f"refs/merge-requests/{ref.iid}/train")
-    return merges and job is not None and sha in job.parents
+    return merges and job is not None and job.parents[1:] == (sha,)  # the first parent is the target's
 
 
 def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: datetime) -> PipelineImage:

@@ -67,6 +67,11 @@ def after(seen: PipelineLook, image: PipelineImage | None = None) -> PipelineIma
         (look("success", sha=B), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
         (look("success", sha=B, ref=MERGE, parents=(B, A)), ImageState.FETCHING, ""),
         (look("success", sha=B, ref=MERGE, parents=(B,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+        (
+            look("success", sha=B, ref=MERGE, parents=(A, B)),
+            ImageState.WAITING,
+            "no pipeline of aaaaaaaa has begun yet",
+        ),
         (look("success", sha=B, ref="main", parents=(A,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
     ],
 )
