@@ -15,10 +15,12 @@ from ravebot.config.values import (
     AbsolutePath,
     ApiPath,
     Command,
+    DayOrLonger,
     Destination,
     DistinctDurations,
     Duration,
     FilePattern,
+    FortnightOrLonger,
     GuestNetwork,
     HostName,
     ImageName,
@@ -311,6 +313,16 @@ class Budgets(Section):
     sandbox: SandboxBudget = SandboxBudget()
 
 
+class KeepConfig(Section):
+    """How long what may be forgotten is kept."""
+
+    consoles: DayOrLonger = timedelta(days=7)
+    output: DayOrLonger = timedelta(days=7)
+    messages: DayOrLonger = timedelta(days=7)
+    requests: FortnightOrLonger = timedelta(days=14)  # GitLab and Matrix may deliver one again for that long
+    talks: DayOrLonger = timedelta(days=30)
+
+
 class Config(Section):
     """The whole configuration file."""
 
@@ -328,6 +340,7 @@ class Config(Section):
     agents: tuple[AgentConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
+    keep: KeepConfig = KeepConfig()
 
     @property
     def pipeline_images(self) -> Path:

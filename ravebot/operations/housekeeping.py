@@ -1,4 +1,4 @@
-"""Periodic work: old rows and logs are removed, and what waits is counted."""
+"""Periodic work: old rows and logs are removed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
-from ravebot.errors import RavebotError, StoreError
-from ravebot.providers.base import Provider
+from ravebot.config.model import KeepConfig
+from ravebot.errors import StoreError
 from ravebot.store import (
     agent_figures,
-    agent_queue,
     agent_texts,
     api_tokens,
     events,
@@ -32,30 +30,22 @@ from ravebot.store import (
     sandboxes,
 )
 from ravebot.store.database import Database
-from ravebot.store.targets import Target
-from ravebot.web.metrics import Metrics
 
 log = structlog.get_logger()
 
-KEEP_HANDLED = timedelta(days=14)
-"""GitLab and Matrix may deliver something again: its key must be kept for longer than that."""
-KEEP_OUTPUT = timedelta(days=7)
-KEEP_TEXTS = timedelta(days=30)
-"""What people and agents said to each other."""
+_KEEP_FACTS = timedelta(days=30)
+"""What was read of projects, and what persons used: no text of anybody's."""
 _ROWS_AT_ONCE = 500
 _DAY_SECONDS = 24 * 3600
-_COUNT_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """Two loops, `forget` and `count`; events are kept for good."""
+    """Forgets; events are kept for good."""
 
     clock: Clock
     database: Database
-    provider: Provider
-    metrics: Metrics
-    targets: tuple[Target, ...]
+    keep: KeepConfig
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
@@ -68,47 +58,24 @@ class Housekeeping:
             await asyncio.sleep(_DAY_SECONDS)
 
     async def _forget(self) -> None:
-        await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
-        await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
-        await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
-        await self.database.write(lambda tx: results.forget_output(tx, KEEP_OUTPUT))
-        await self.database.write(lambda tx: project_files.forget(tx, KEEP_TEXTS))
-        await self.database.write(lambda tx: pipeline_images.forget(tx, KEEP_TEXTS))
-        while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
+        keep = self.keep
+        await self.database.write(lambda tx: inbox.forget_handled(tx, keep.requests))
+        await self.database.write(lambda tx: outbox.forget_delivered(tx, keep.messages))
+        await self.database.write(lambda tx: sandboxes.forget_output(tx, keep.output))
+        await self.database.write(lambda tx: results.forget_output(tx, keep.output))
+        await self.database.write(lambda tx: project_files.forget(tx, _KEEP_FACTS))
+        await self.database.write(lambda tx: pipeline_images.forget(tx, _KEEP_FACTS))
+        while await self.database.write(lambda tx: agent_texts.forget(tx, keep.talks, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
-        while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):
+        while await self.database.write(lambda tx: runs.forget(tx, keep.output, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
         while await self.database.write(lambda tx: api_tokens.forget_answers(tx, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
-        await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - KEEP_TEXTS)))
+        await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - _KEEP_FACTS)))
         live = frozenset(machine.name for machine in await self.database.read(machines.live))
         for folder, pattern in self.logs:
-            await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)
+            await asyncio.to_thread(_forget_logs, folder, pattern, keep.consoles, live)
         log.info("event log", head=await self.database.read(events.head))
-
-    async def count(self) -> None:
-        """Update the metrics of the outbox, of agents and of the host."""
-        while True:
-            for measure in (self._count_outbox, self._count_turns, self._measure_host):
-                try:
-                    await measure()
-                except RavebotError as error:
-                    log.debug("not measured", error=str(error))  # the parts that need it report it
-            await asyncio.sleep(_COUNT_SECONDS)
-
-    async def _count_outbox(self) -> None:
-        for target in self.targets:
-            count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-            self.metrics.outbox_seen(target.name, count, self.clock.now() - oldest if oldest else None)
-
-    async def _count_turns(self) -> None:
-        by_state, waiters = await self.database.read(lambda tx: (agent_queue.count_states(tx), agent_queue.waiters(tx)))
-        oldest = min((one.since for one in waiters), default=None)
-        self.metrics.agents_seen(by_state, self.clock.now() - oldest if oldest else None)
-
-    async def _measure_host(self) -> None:
-        host = await self.provider.host()
-        self.metrics.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
 
 
 def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:

@@ -214,6 +214,11 @@ def begun(known: PipelineImage, now: datetime) -> PipelineImage:
     return replace(fetching(known, now), begun=known.begun + 1)
 
 
+def interrupted(known: PipelineImage) -> PipelineImage:
+    """Its making was ended in order, as when ravebot is stopped: that is no sign that the image ends ravebot."""
+    return replace(known, begun=max(0, known.begun - 1))
+
+
 def asked_for(known: PipelineImage, since: datetime, now: datetime) -> PipelineImage:
     """As a sandbox that was asked for at `since` needs it: its time begins then, and nothing of an earlier one's counts
     but what is ready. A row from a time that has not come yet is an earlier one's: the clock was set back."""

@@ -78,3 +78,10 @@ def page(tx: Transaction, after: VisitKey | None, which: Which, most: int) -> tu
         )
         for row in rows
     )  # fmt: skip
+
+
+def visitors(tx: Transaction, sandbox_id: SandboxId, service: str) -> int:
+    """How many sources ever connected to that service of a sandbox."""
+    row = tx.one("SELECT COUNT(*) AS n FROM connections WHERE sandbox_id = ? AND service = ?", (sandbox_id, service))
+    assert row
+    return int(row["n"])

@@ -25,6 +25,7 @@ from ravebot.sandboxes.pipelineimages import (
     asked_for,
     begun,
     converting,
+    interrupted,
     is_due,
     is_late,
     too_late,
@@ -164,6 +165,13 @@ def test_an_image_with_which_ravebot_ends_each_time_is_given_up_after_five() -> 
     assert given_up.words.startswith(
         "ravebot ended 5 times while it made the image that the job build left: an operator"
     )
+
+
+def test_a_ravebot_that_is_stopped_in_order_gives_up_no_image_however_often() -> None:
+    image = after(look("success"))
+    for _ in range(20):
+        image = interrupted(begun(image, LATER))
+    assert (image.state, image.begun) == (ImageState.FETCHING, 0)
 
 
 def test_what_ends_in_order_is_not_counted_nor_what_another_sandbox_asks_for() -> None:

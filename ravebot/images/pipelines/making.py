@@ -20,7 +20,7 @@ from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreErro
 from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard, left_bytes
+from ravebot.images.pipelines.room import Abandoned, WorkGuard, lacking_bytes, left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages
 from ravebot.sandboxes.model import SandboxState
@@ -98,8 +98,7 @@ class ImageMaker:
                 why = f"the host of the sandboxes can't keep it ({error.strerror}): an operator can make room"
             else:
                 pause = error.retry_after_seconds
-            if isinstance(error, HostDiskShort):
-                lacking = error.lacking
+            if lacking := lacking_bytes(error):
                 await self.evict(lambda tx: least_used(tx, lacking))
             log.info("image from the pipeline not yet", mr=mr, sha=sha, error=why)
             await self._change(flight, lambda tx, known: pipelineimages.again(known, why, tx.now, pause))
@@ -138,7 +137,20 @@ class ImageMaker:
         image = await self._change(flight, self._begin)
         if image.state is not ImageState.FETCHING:
             return
-        stopping = threading.Event()
+        try:
+            await self._made(flight)
+        except asyncio.CancelledError:
+            await uninterrupted(self._uncounted(flight))
+            raise
+
+    async def _uncounted(self, flight: ImageWork) -> None:
+        """Take back that it was begun."""
+        with suppress(Abandoned, StoreError):
+            await self._change(flight, lambda _, known: pipelineimages.interrupted(known))
+
+    async def _made(self, flight: ImageWork) -> None:
+        """Download and convert what was begun."""
+        image, stopping = flight.row, threading.Event()
         begun: list[Path] = []
         try:
             await self._ended(asyncio.to_thread(lambda: begun.append(self.workshop.begin())), stopping)

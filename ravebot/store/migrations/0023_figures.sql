@@ -12,3 +12,8 @@ CREATE TABLE weekly (
     week TEXT NOT NULL,                         -- of ISO 8601, in UTC: 2026-W48
     UNIQUE (what, week)
 ) STRICT;
+ALTER TABLE machines ADD COLUMN memory_used_bytes INTEGER NOT NULL DEFAULT 0;     -- as at the last look
+ALTER TABLE machines ADD COLUMN disk_used_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE machines ADD COLUMN measured_at INTEGER;                              -- with the next: to see how busy it is
+ALTER TABLE machines ADD COLUMN measured_cpu_seconds REAL NOT NULL DEFAULT 0;
+ALTER TABLE machines ADD COLUMN busy_since INTEGER;                               -- since when it uses all its processors
