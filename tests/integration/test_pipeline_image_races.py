@@ -262,3 +262,26 @@ async def test_retry_lifts_the_hold_of_the_sandbox_s_own_image(tmp_path: Path) -
         assert (await place.yard.write(lambda tx: place.yard.intents.retry(tx, known, BY_ALICE))).accepted
         await place.is_in(mr, "ready")
         assert str(place.started_from()[-1]) == path
+
+
+async def test_an_image_whose_making_is_stopped_in_order_many_times_is_not_given_up(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await yards.maker.look(await yards.task(mr))
+
+    async def begun() -> bool:
+        return (await yards.row(mr)).begun == 1
+
+    for _ in range(6):
+        async with yards.maker.converting:  # another one is converted
+            flight = asyncio.create_task(yards.maker.make(await yards.task(mr)))
+            await yards.until(begun)
+            flight.cancel()
+            with suppress(asyncio.CancelledError):
+                await flight
+        assert ((await yards.row(mr)).state, (await yards.row(mr)).begun) == (ImageState.FETCHING, 0)
+    await yards.maker.make(await yards.task(mr))
+    assert (await yards.row(mr)).state is ImageState.READY
