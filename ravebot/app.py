@@ -59,6 +59,7 @@ from ravebot.operations.agents.trials import Trials
 from ravebot.operations.hooks.watch import HookWatch
 from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.loghead import render_head
+from ravebot.operations.measuring import Measuring
 from ravebot.operations.news import Operators
 from ravebot.operations.offline import database_path
 from ravebot.operations.operator import Operator
@@ -129,7 +130,8 @@ class Bot:
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
         if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
-        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.metrics, TARGETS, tuple(logs))
+        housekeeping = Housekeeping(self.clock, self.database, tuple(logs))
+        measuring = Measuring(self.config, self.clock, self.database, self.provider, self.metrics, TARGETS)
         operator = Operator(self.config, self.database, self.core, self.provider, self.people)
         reception, approvals = self.agents.reception, self.agents.approvals
         trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver, self.agents.webhooks))
@@ -147,7 +149,8 @@ class Bot:
                 from ravebot.web.api.server import serve_api  # importing MCP's library takes a second
 
                 gate = Gate(self.database)
-                await doors.enter_async_context(serve_api(self.config.api, self.agents.tools, gate))
+                told = self.metrics.api_answered
+                await doors.enter_async_context(serve_api(self.config.api, self.agents.tools, gate, told))
             doors.callback(ready.tell, ready.STOPPING)
             ready.tell(ready.READY)
             log.info("ravebot runs", instance=self.config.instance, instance_id=self.database.instance_id)
@@ -161,7 +164,8 @@ class Bot:
                 self._watch_provider(),
                 self._watch_firewall(),
                 housekeeping.forget(),
-                housekeeping.count(),
+                measuring.run(),
+                measuring.watch_loop(),
                 self.state.run(),
                 stale_notes.run(),
                 *self._environments(),
@@ -270,6 +274,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
     """Open the database and create every part; closes them at the end. Raises Refused if the instance runs already."""
     config, secrets = loaded.config, loaded.secrets
     metrics = Metrics()
+    metrics.limits_known(config.pool.max_running, config.sandbox.ssh_ports.size, config.sandbox.web_ports.size)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(database_path(config.state_dir), clock))
         stack.enter_context(hostlock.held(database.instance_id))
@@ -277,12 +282,14 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         stack.push_async_callback(provider.close)
         firewall = make_firewall(config, database.instance_id, clock)
         stack.push_async_callback(firewall.close)
-        gitlab = make_gitlab(loaded, clock)
+        gitlab = make_gitlab(loaded, clock, metrics.gitlab_answered)
         stack.push_async_callback(gitlab.close)
         password = secrets.matrix_password or secrets.matrix_access_token
         if not password:
             raise ConfigError("matrix.password_file or matrix.access_token_file is needed, but no secret was read")
-        matrix = MatrixClient(config.matrix, password, config.state_dir, on_token=logs.hide)
+        matrix = MatrixClient(
+            config.matrix, password, config.state_dir, on_token=logs.hide, on_answer=metrics.matrix_answered
+        )
         stack.push_async_callback(matrix.close)
         people = People(config, database, gitlab)
         telling = ConversationTelling(config)

@@ -46,6 +46,7 @@ from ravebot.gitlab.ci.keys import JobKeys
 from ravebot.gitlab.ci.places import JobPlaces
 from ravebot.gitlab.ci.tokens import JobTokens
 from ravebot.gitlab.client import GitLab
+from ravebot.gitlab.transport import Told, tell_nobody
 from ravebot.images.pipelines.announcing import AnnouncedImages
 from ravebot.operations.gitlabroute import gitlab_route
 from ravebot.providers.base import Provider, Remains
@@ -151,7 +152,7 @@ def make_core(
         meter=meter,
     )
     builds = Builds(*shared, chain=chain, guard=guard, meter=meter)
-    health = Health(*shared, chain=chain)
+    health = Health(*shared, chain=chain, meter=meter)
     actions = Actions(config, database, provider, lifecycle, guard, meter, builds, health)
     admission = Admission(*shared, meter=meter, busy_ports=listening_ports)
     sweep = Sweep(clock, database, provider, meter, config.pool.orphan_sweep)
@@ -297,5 +298,6 @@ def make_job_routes(
     return JobRoutes(door, JobGate(tokens), on_answer)
 
 
-def make_gitlab(loaded: LoadedConfig, clock: Clock) -> GitLab:
-    return GitLab(str(loaded.config.gitlab.url), loaded.secrets.gitlab_token, clock, route=gitlab_route(loaded))
+def make_gitlab(loaded: LoadedConfig, clock: Clock, told: Told = tell_nobody) -> GitLab:
+    route = gitlab_route(loaded)
+    return GitLab(str(loaded.config.gitlab.url), loaded.secrets.gitlab_token, clock, route=route, told=told)

@@ -9,6 +9,7 @@ from datetime import datetime
 import structlog
 
 from ravebot.access.rules import Connections, Firewall, Repair, Rules, Service
+from ravebot.clock import age
 from ravebot.errors import Refused, Unavailable
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.journal import Journal
@@ -135,8 +136,9 @@ class Guard:
                     one.connections, one.dropped, one.bytes,
                 ),
             )  # fmt: skip
-            if one.dropped:
-                self._meter.connections_dropped(service, one.dropped)
+            self._meter.connected(service, one.connections, one.dropped)
             if first:
+                if sandbox.ready_at and connections.visitors(tx, sandbox.id, service) == 1:
+                    self._meter.first_access(service, age(sandbox.ready_at, one.first_seen))
                 data: dict[str, object] = {"service": service.value, "source": one.source}
                 self._journal.record(tx, EventKind.ACCESS_FIRST, sandbox=sandbox, data=data)

@@ -119,6 +119,11 @@ class PortRange(BaseModel):
     first: int = Field(ge=1024, le=65535)
     last: int = Field(ge=1024, le=65535)
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.last - self.first + 1
+
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:

@@ -32,7 +32,7 @@ from ravebot.gitlab.events import CommentPosted
 from ravebot.gitlab.fields import Json
 from ravebot.gitlab.pipelines import Pipelines
 from ravebot.gitlab.route import DIRECT, GitlabRoute
-from ravebot.gitlab.transport import TIMEOUT_SECONDS, Transport
+from ravebot.gitlab.transport import TIMEOUT_SECONDS, Told, Transport, tell_nobody
 from ravebot.sandboxes.model import MergeRequest, MergeRequestRef, Person
 
 T = TypeVar("T")
@@ -63,12 +63,13 @@ class GitLab:
         clock: Clock | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         route: GitlabRoute = DIRECT,
+        told: Told = tell_nobody,
     ) -> None:
         self.url = url.rstrip("/")
         self._clock = clock or SystemClock()
         self._own_id: tuple[int, int] | None = None  # after so many renewals of the token
         self._active: dict[int, datetime] = {}  # who was seen to be allowed to use GitLab, and when
-        self._transport = Transport(self.url, token, self._clock, timeout_seconds, route)
+        self._transport = Transport(self.url, token, self._clock, timeout_seconds, route, told)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gitlab")
         # Archives take long: they have threads of their own, so that they delay no note.
         self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="gitlab-archive")

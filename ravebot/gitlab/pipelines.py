@@ -23,14 +23,14 @@ import urllib3
 
 from ravebot.errors import Refused, Unavailable
 from ravebot.gitlab import fields
-from ravebot.gitlab.calls import in_thread, mr_address, readable
+from ravebot.gitlab.calls import in_thread, mr_address
 from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.transport import Transport
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pipelineimages import FoundJob, FoundPipeline, PipelineLook
 from ravebot.sandboxes.view import in_bytes
 
-_MOST_JOBS = 500
+_MOST_JOBS = 2_000
 _PIECE_BYTES = 1024**2
 _PIECES_AHEAD = 16
 _LOOK_SECONDS = 1.0
@@ -64,7 +64,7 @@ class Pipelines:
             if pipeline.project_id not in (ref.project_id, fields.optional_identifier(body, "source_project_id")):
                 raise Malformed("the head pipeline is of another project")
             listed = self._transport.list(f"/projects/{pipeline.project_id:d}/pipelines/{pipeline.id:d}/jobs")
-            found = (one for one in readable(islice(listed, _MOST_JOBS), _job) if one.name == job)
+            found = [_job(one) for one in islice(listed, _MOST_JOBS) if one.get("name") == job]
             return PipelineLook(pipeline, max(found, key=lambda one: one.id, default=None))
 
         return await in_thread(self._looks, ask)
@@ -98,7 +98,7 @@ def save(response: requests.Response, target: Path, most_bytes: int, guard: Writ
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Unavailable("something between ravebot and GitLab compresses files: it must leave artifacts as they are")
     length = response.headers.get("Content-Length", "")
-    announced = int(length) if length.isdigit() and len(length) < 20 else 0
+    announced = int(length) if length.isdecimal() and len(length) < 20 else 0
     if announced > most_bytes:
         raise _too_large(most_bytes)
     guard(announced)

@@ -24,10 +24,16 @@ from ravebot.gitlab.fields import Json, Malformed
 from ravebot.gitlab.route import DIRECT, GitlabRoute
 
 T = TypeVar("T")
+Told = Callable[[int | None, float], None]
+"""Called from any thread with each answer's status (None: there was none), and the seconds until it began."""
 _ITEMS_PER_PAGE = "100"
 TIMEOUT_SECONDS = 20.0  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_SECONDS = 3600.0
 _TRY_LATER = frozenset({408, 409, 425, 429, 499})  # 409: GitLab's "Resource lock"
+
+
+def tell_nobody(_status: int | None, _seconds: float) -> None:
+    """Where nobody counts."""
 
 
 class TokenRefused(Unavailable):
@@ -49,8 +55,9 @@ class _Elsewhere(requests.RequestException):
 class _Client:
     """One thread's connection; `retry_after` is the header of the last answer."""
 
-    def __init__(self, url: str, token: str, timeout_seconds: float, route: GitlabRoute) -> None:
+    def __init__(self, url: str, token: str, timeout_seconds: float, route: GitlabRoute, told: Told) -> None:
         self.retry_after = ""
+        self._told = told
         self.token = token
         self.session = requests.Session()
         self.session.trust_env = False  # no proxy, certificates or .netrc of whoever started ravebot
@@ -70,6 +77,7 @@ class _Client:
 
     def _remember(self, response: requests.Response, *_args: object, **_kwargs: object) -> None:
         self.retry_after = response.headers.get("Retry-After", "")
+        self._told(response.status_code, response.elapsed.total_seconds())
         if response.is_redirect and not _same_host(response.url, response.headers["Location"]):
             raise _Elsewhere
 
@@ -84,8 +92,9 @@ class Transport:
         clock: Clock,
         timeout_seconds: float = TIMEOUT_SECONDS,
         route: GitlabRoute = DIRECT,
+        told: Told = tell_nobody,
     ) -> None:
-        self._url, self._token, self._route = url, token, route
+        self._url, self._token, self._route, self._told = url, token, route, told
         self._renewing = threading.Lock()
         self.renewals = 0
         """How many times another token was found in its file, after GitLab had refused the one before."""
@@ -145,6 +154,8 @@ class Transport:
         try:
             return function(client.api)
         except (GitlabError, requests.RequestException) as error:
+            if isinstance(error, requests.RequestException) and error.response is None:
+                self._told(None, 0.0)
             refused = isinstance(error, GitlabError) and error.response_code == 401
             if refused and self._renewed(client.token) and again:
                 return self._run(function, again=False)
@@ -158,7 +169,9 @@ class Transport:
             if client is not None:
                 client.session.close()
                 self._sessions.remove(client.session)
-            client = self._local.client = _Client(self._url, self._token, self._timeout_seconds, self._route)
+            client = self._local.client = _Client(
+                self._url, self._token, self._timeout_seconds, self._route, self._told
+            )
             self._sessions.append(client.session)
         return client
 

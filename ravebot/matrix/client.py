@@ -44,7 +44,7 @@ def login_text(homeserver: str, user_id: str, device_id: str, access_token: str)
     )
 
 
-def _ignore(_: str) -> None:
+def _ignore(_: object) -> None:
     """The default callback; does nothing."""
 
 
@@ -54,7 +54,8 @@ class MatrixClient:
     `secret` is the password or the access token, depending on which file `config` names. Device id and token are stored
     in `state_dir/matrix.json`: transaction ids are per device and must stay valid after a restart. `timeout_seconds` is
     for a whole request, without the time that a long poll waits. `on_token` is called with every access token that a
-    login returns, so that logs can hide it: every homeserver has its own format.
+    login returns, so that logs can hide it: every homeserver has its own format. `on_answer` is called with the status
+    of each answer; None: there was none.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class MatrixClient:
         *,
         timeout_seconds: float = 30.0,
         on_token: Callable[[str], None] = _ignore,
+        on_answer: Callable[[int | None], None] = _ignore,
     ) -> None:
         self.homeserver = str(config.homeserver).rstrip("/")
         self._config = config
         self._secret = secret
         self._timeout_seconds = timeout_seconds
         self._on_token = on_token
+        self._on_answer = on_answer
         self._login_file = state_dir / LOGIN_FILE
         self._nio = AsyncClient(self.homeserver, config.user_id)
         self._ready = False
@@ -309,12 +312,14 @@ class MatrixClient:
                 async with answer:
                     raw = await _read(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._on_answer(None)
             if isinstance(error, aiohttp.ClientConnectorCertificateError):
                 why = f"the certificate of Matrix at {self.homeserver} is not trusted: install its CA on this host"
                 raise Unavailable(why) from error
             why = f"Matrix at {self.homeserver} does not answer ({str(error) or type(error).__name__})"
             fix = "ravebot tries again; check matrix.homeserver, the network and the homeserver's log"
             raise Unavailable(f"{why}: {fix}") from error
+        self._on_answer(answer.status)
         try:
             return judge(answer.status, answer.headers.get("Retry-After"), raw)
         except LoginLost as error:

@@ -1,4 +1,4 @@
-"""Periodic work: old rows and logs are removed, and what waits is counted."""
+"""Periodic work: old rows and logs are removed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
-from ravebot.errors import RavebotError, StoreError
-from ravebot.providers.base import Provider
+from ravebot.errors import StoreError
 from ravebot.store import (
     agent_figures,
-    agent_queue,
     agent_texts,
     alerts,
     api_tokens,
@@ -33,8 +30,6 @@ from ravebot.store import (
     sandboxes,
 )
 from ravebot.store.database import Database
-from ravebot.store.targets import Target
-from ravebot.web.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -47,18 +42,14 @@ KEEP_ALERTS = timedelta(days=30)
 """After they were resolved, or heard of last."""
 _ROWS_AT_ONCE = 500
 _DAY_SECONDS = 24 * 3600
-_COUNT_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """Two loops, `forget` and `count`; events are kept for good."""
+    """Forgets; events are kept for good."""
 
     clock: Clock
     database: Database
-    provider: Provider
-    metrics: Metrics
-    targets: tuple[Target, ...]
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
@@ -89,30 +80,6 @@ class Housekeeping:
         for folder, pattern in self.logs:
             await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)
         log.info("event log", head=await self.database.read(events.head))
-
-    async def count(self) -> None:
-        """Update the metrics of the outbox, of agents and of the host."""
-        while True:
-            for measure in (self._count_outbox, self._count_turns, self._measure_host):
-                try:
-                    await measure()
-                except RavebotError as error:
-                    log.debug("not measured", error=str(error))  # the parts that need it report it
-            await asyncio.sleep(_COUNT_SECONDS)
-
-    async def _count_outbox(self) -> None:
-        for target in self.targets:
-            count, oldest = await self.database.read(partial(outbox.backlog, target=target))
-            self.metrics.outbox_seen(target.name, count, self.clock.now() - oldest if oldest else None)
-
-    async def _count_turns(self) -> None:
-        by_state, waiters = await self.database.read(lambda tx: (agent_queue.count_states(tx), agent_queue.waiters(tx)))
-        oldest = min((one.since for one in waiters), default=None)
-        self.metrics.agents_seen(by_state, self.clock.now() - oldest if oldest else None)
-
-    async def _measure_host(self) -> None:
-        host = await self.provider.host()
-        self.metrics.capacity_seen(host.memory_available_bytes, host.disk_free_bytes, host.disk_promised_bytes)
 
 
 def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:

@@ -42,12 +42,12 @@ class Journal:
         Returns the rooms that are told.
         """
         event = events.append(tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data)
-        self._count(kind, sandbox, event)
+        mr = merge_requests.get(tx, sandbox.mr)
+        assert mr
+        self._count(kind, sandbox, event, mr.project_path)
         telling = TELLINGS.get(kind)
         if telling is None:
             return frozenset()
-        mr = merge_requests.get(tx, sandbox.mr)
-        assert mr
         calls = telling.calls(sandbox, event)
         if telling.card:
             self.refresh(tx, sandbox, mr, calls=calls)
@@ -71,14 +71,18 @@ class Journal:
             outbox.add(tx, NoteLane(mr.ref), Kind.WARNING, sandbox_id=sandbox.id, body=threshold)
         return rooms
 
-    def _count(self, kind: EventKind, sandbox: Sandbox, event: Event) -> None:
+    def _count(self, kind: EventKind, sandbox: Sandbox, event: Event, project: str) -> None:
         if kind is EventKind.SANDBOX_QUEUED:
             self._meter.sandbox_requested()
+        elif kind is EventKind.SANDBOX_STARTING and sandbox.attempt == 1:
+            self._meter.sandbox_started(event.at - sandbox.created_at)
         elif kind is EventKind.SANDBOX_READY and sandbox.ready_at == event.at:  # not after a restart of its machine
-            self._meter.sandbox_ready(event.at - sandbox.created_at)
+            self._meter.sandbox_ready(project, event.at - sandbox.created_at)
         elif kind is EventKind.SANDBOX_ENDED and sandbox.end_reason:
             lived = event.at - sandbox.ready_at if sandbox.ready_at else None
-            self._meter.sandbox_ended(sandbox.end_reason, lived)
+            self._meter.sandbox_ended(project, sandbox.end_reason, lived)
+        elif kind is EventKind.MACHINE_FORCED:
+            self._meter.machine_forced()
 
     def refresh(self, tx: Transaction, sandbox: Sandbox, mr: MergeRequest, *, calls: bool = False) -> None:
         """Queue a rewrite of the card and the status note; with `calls`, the card's notifies the owner."""

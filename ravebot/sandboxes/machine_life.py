@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import structlog
 
+from ravebot.clock import age
 from ravebot.providers.base import Usage
 from ravebot.sandboxes import settings
 from ravebot.sandboxes.decide import LOOKS_APART, UNHEALTHY_AFTER, Happened, Then
@@ -29,6 +31,10 @@ from ravebot.store import granted_keys, images, machines, merge_requests, sandbo
 from ravebot.store.database import Database, Transaction
 from ravebot.store.images import ImageRecord
 from ravebot.store.signals import POOL
+
+MEASURE_EVERY = timedelta(seconds=30)
+BUSY = 0.95
+"""The share of its processors' time that a machine uses which does nothing but compute."""
 
 log = structlog.get_logger()
 
@@ -211,19 +217,43 @@ def keep_host_keys(tx: Transaction, life: Lifecycle, machine: Machine, keys: tup
     return None
 
 
-def used(tx: Transaction, machine: Machine, usage: Usage) -> None:
-    """Store what it used so far, for the summary at the end."""
-    machines.save(
-        tx,
-        replace(
-            machine,
-            cpu_seconds=max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds),
-            memory_peak_bytes=max(machine.memory_peak_bytes, usage.memory_peak_bytes),
-            disk_peak_bytes=max(machine.disk_peak_bytes, usage.disk_bytes),
-            received_bytes=max(machine.received_bytes, machine.received_before_restart + usage.received_bytes),
-            sent_bytes=max(machine.sent_bytes, machine.sent_before_restart + usage.sent_bytes),
-        ),
+@dataclass(frozen=True)
+class Growth:
+    """By how much a machine's totals grew since the last look."""
+
+    cpu_seconds: float
+    received_bytes: int
+    sent_bytes: int
+
+
+def used(tx: Transaction, machine: Machine, usage: Usage) -> Growth:
+    """Store what it used so far, for the summary at the end and for metrics."""
+    cpu_seconds = max(machine.cpu_seconds, machine.cpu_before_restart + usage.cpu_seconds)
+    received = max(machine.received_bytes, machine.received_before_restart + usage.received_bytes)
+    sent = max(machine.sent_bytes, machine.sent_before_restart + usage.sent_bytes)
+    seen = replace(
+        machine,
+        cpu_seconds=cpu_seconds,
+        received_bytes=received,
+        sent_bytes=sent,
+        memory_used_bytes=usage.memory_peak_bytes,
+        memory_peak_bytes=max(machine.memory_peak_bytes, usage.memory_peak_bytes),
+        disk_used_bytes=usage.disk_bytes,
+        disk_peak_bytes=max(machine.disk_peak_bytes, usage.disk_bytes),
     )
+    machines.save(tx, _measured(seen, tx.now))
+    return Growth(cpu_seconds - machine.cpu_seconds, received - machine.received_bytes, sent - machine.sent_bytes)
+
+
+def _measured(machine: Machine, now: datetime) -> Machine:
+    """Whether it uses all its processors, judged once a while: the time between two looks is not exact."""
+    since = machine.measured_at
+    if since is not None and timedelta(0) <= now - since < MEASURE_EVERY:
+        return machine
+    grown, elapsed = machine.cpu_seconds - machine.measured_cpu_seconds, age(since or now, now).total_seconds()
+    busy = elapsed > 0 and grown >= BUSY * max(machine.vcpus, 1) * elapsed
+    busy_since = (machine.busy_since or since) if busy else None
+    return replace(machine, measured_at=now, measured_cpu_seconds=machine.cpu_seconds, busy_since=busy_since)
 
 
 def looked_at(tx: Transaction, life: Lifecycle, machine: Machine, answers: bool) -> None:

@@ -179,6 +179,11 @@ class Machine:
     sent_bytes: int = 0
     received_before_restart: int = 0
     sent_before_restart: int = 0
+    memory_used_bytes: int = 0  # at the last look, as the next
+    disk_used_bytes: int = 0
+    measured_at: datetime | None = None  # when its CPU time was compared last; it was `measured_cpu_seconds` then
+    measured_cpu_seconds: float = 0.0
+    busy_since: datetime | None = None  # since when it uses all its processors
     silent_since: datetime | None = None  # since when every check found the guest agent silent
     silent_seen_at: datetime | None = None  # the last of these checks
     unhealthy_told: bool = False

@@ -7,9 +7,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from ravebot.backoff import Backoff
+from ravebot.clock import Wait
 from ravebot.sandboxes.model import MergeRequestRef
 
 LOOK_EVERY = timedelta(seconds=20)
+_SECOND_LOOK_AFTER = timedelta(seconds=10)
 _PIPELINES_COME_WITHIN = timedelta(minutes=2)
 _TRIES_AT_THE_END = 3
 _SHORT_REST = timedelta(minutes=1)
@@ -187,6 +189,15 @@ def failed(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
     return _to(known, ImageState.FAILED, now, why)
 
 
+def failed_twice(known: PipelineImage, why: str, now: datetime) -> PipelineImage:
+    """A look showed no image. It counts once the next look shows the same: GitLab runs a job again a moment after it
+    failed, another pipeline follows one that was canceled, and a replica of its database may lag behind."""
+    if known.state is ImageState.WAITING and known.words == why[:_LONGEST_WORDS]:
+        return failed(known, why, now)
+    waiting = _to(known, ImageState.WAITING, now, why)
+    return replace(waiting, looked_at=now, next_look_at=now + _SECOND_LOOK_AFTER)
+
+
 def fetching(known: PipelineImage, now: datetime) -> PipelineImage:
     return _to(known, ImageState.FETCHING, now)
 
@@ -203,15 +214,28 @@ def begun(known: PipelineImage, now: datetime) -> PipelineImage:
     return replace(fetching(known, now), begun=known.begun + 1)
 
 
+def interrupted(known: PipelineImage) -> PipelineImage:
+    """Its making was ended in order, as when ravebot is stopped: that is no sign that the image ends ravebot."""
+    return replace(known, begun=max(0, known.begun - 1))
+
+
 def asked_for(known: PipelineImage, since: datetime, now: datetime) -> PipelineImage:
     """As a sandbox that was asked for at `since` needs it: its time begins then, and nothing of an earlier one's counts
-    but what is ready."""
-    failed_before = known.state is ImageState.FAILED and known.changed_at < since
+    but what is ready. A row from a time that has not come yet is an earlier one's: the clock was set back."""
+    since = min(since, now)
+    failed_before = known.state is ImageState.FAILED and not since <= known.changed_at <= now
     if failed_before or (known.state in _MAKING and known.since < since):
         known = anew(known, now)
-    if known.state is ImageState.READY or known.since >= since:
+    if known.state is ImageState.READY or since <= known.since <= now:
         return known
     return replace(known, since=since, begun=0)
+
+
+def is_due(known: PipelineImage, now: datetime) -> bool:
+    """Whether its pause is over."""
+    if known.next_look_at is None or known.looked_at is None:
+        return True
+    return Wait(known.looked_at, known.next_look_at).is_over(now)
 
 
 def converting(known: PipelineImage, digest: str, now: datetime) -> PipelineImage:
@@ -258,7 +282,7 @@ def is_of(look: PipelineLook, ref: MergeRequestRef, sha: str) -> bool:
     if pipeline.sha == sha:
         return True
     merges = pipeline.ref in (f"refs/merge-requests/{ref.iid}/merge", f"refs/merge-requests/{ref.iid}/train")
-    return merges and job is not None and sha in job.parents
+    return merges and job is not None and job.parents[1:] == (sha,)  # the first parent is the target's
 
 
 def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: datetime) -> PipelineImage:
@@ -275,13 +299,15 @@ def after_look(known: PipelineImage, wish: ImageWish, look: PipelineLook, now: d
         if not pipeline.ref.startswith("refs/merge-requests/") and now - known.since < _PIPELINES_COME_WITHIN:
             return _later(known, wish, f"its branch's pipeline has no job {name}; another may follow", now)
         known = replace(known, job_id=None, job_name=name, job_url=pipeline.url)
-        return failed(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
+        return failed_twice(known, f"the pipeline has no job {name}: image_job in .rave.yml names it", now)
     tries = known.tries if job.id == known.job_id else 0  # what troubled it may be what that job left
+    seen = known.words if job.id == known.job_id else ""
     known = replace(known, job_id=job.id, job_name=job.name, job_url=job.url, tries=tries)
     if job.status == "success":
         return fetching(known, now)
     if job.status in _ENDED_BADLY:
-        return failed(known, f"the job {job.name}, which builds the image, ended as {job.status}", now)
+        why = f"the job {job.name}, which builds the image, ended as {job.status}"
+        return failed_twice(replace(known, words=seen), why, now)
     how = _UNDER_WAY.get(job.status, f"it is {job.status}")
     return _later(known, wish, f"the job {job.name} is not done, {how}", now)
 

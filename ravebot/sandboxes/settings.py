@@ -102,7 +102,7 @@ def of_sandbox(tx: Transaction, config: Config, sandbox: Sandbox) -> SandboxSett
         image = None  # it is in a folder that was configured before: the loop forgets it, and makes it anew
     if image is not None:
         image = asked_for(image, sandbox.created_at, tx.now)  # what an earlier sandbox was told is not this one's
-    return _with_image(tx, found, found.image_wish, image)
+    return _with_image(tx, config, found, found.image_wish, image)
 
 
 def from_pipeline(config: Config, image: str) -> bool:
@@ -112,16 +112,22 @@ def from_pipeline(config: Config, image: str) -> bool:
 
 
 def _with_image(
-    tx: Transaction, found: SandboxSettings, wish: ImageWish, image: PipelineImage | None
+    tx: Transaction, config: Config, found: SandboxSettings, wish: ImageWish, image: PipelineImage | None
 ) -> SandboxSettings:
     """With the image that the commit's pipeline built, if there is one; otherwise what follows from that."""
     why = held = ""
     if image is not None and image.state is ImageState.READY:
-        record = images.get(tx, image.image)
-        if not record.held:
+        record, most = images.get(tx, image.image), max(config.sandbox.disk, config.limits.disk)
+        if image.virtual_bytes > most:  # the operator allowed more when it was made
+            why = (
+                f"the image that the job {image.job_name} built has a disk of {_in_bytes(image.virtual_bytes)}, and "
+                f"may have {_in_bytes(most)}: make it smaller, or have an operator raise limits.disk, and then retry"
+            )
+        elif record.held:
+            held = image.image
+            why = f"no machine comes up from the image that the job {image.job_name} built: {record.told}"
+        else:
             return replace(found, image=Path(image.image), disk=max(found.disk, image.virtual_bytes))
-        held = image.image
-        why = f"no machine comes up from the image that the job {image.job_name} built: {record.told}"
     elif image is not None and image.state is ImageState.FAILED:
         why = image.words
     if not why:

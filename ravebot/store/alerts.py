@@ -33,7 +33,7 @@ class Heard(StrEnum):
     REPEATED = "repeated"
     RESOLVED = "resolved"
     LATE = "late"  # it is over by what was heard before, or it was never heard that it fires
-    LEFT_OUT = "left out"  # too many fire
+    LEFT_OUT = "left_out"  # too many fire
 
 
 @dataclass(frozen=True)

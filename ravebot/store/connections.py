@@ -36,3 +36,10 @@ def add(tx: Transaction, seen: Visit) -> bool:
         return False
     tx.insert("connections", dump(seen))
     return True
+
+
+def visitors(tx: Transaction, sandbox_id: SandboxId, service: str) -> int:
+    """How many sources ever connected to that service of a sandbox."""
+    row = tx.one("SELECT COUNT(*) AS n FROM connections WHERE sandbox_id = ? AND service = ?", (sandbox_id, service))
+    assert row
+    return int(row["n"])

@@ -34,7 +34,7 @@ except OSError as error:
 
 
 @contextmanager
-def sending(size: int, piece: bytes, pause: float) -> Iterator[str]:
+def sending(size: int, piece: bytes, pause: float, length: bytes = b"") -> Iterator[str]:
     """The address of a server that sends one answer of that size, a piece at a time."""
     ended = threading.Event()
 
@@ -42,7 +42,7 @@ def sending(size: int, piece: bytes, pause: float) -> Iterator[str]:
         peer, _ = server.accept()
         with peer:
             peer.recv(65536)
-            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % (length or b"%d" % size))
             for _ in range(0, size, len(piece)):
                 if ended.wait(pause):
                     return
@@ -84,3 +84,9 @@ def test_a_disk_that_takes_only_a_part_of_what_came_is_noticed(tmp_path: Path) -
             [sys.executable, "-c", DOWNLOAD, address, tmp_path / "file"], capture_output=True, text=True, check=True
         )
     assert done.stdout == "noticed File too large\n"
+
+
+def test_a_length_that_is_no_number_is_as_good_as_none(tmp_path: Path) -> None:
+    with sending(5, b"hello", 0, length="²".encode("latin-1")) as address:
+        found = save(requests.get(address, stream=True, timeout=20), tmp_path / "file", 1024, lambda _: None)
+    assert found.bytes == 5

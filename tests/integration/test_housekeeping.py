@@ -18,6 +18,7 @@ import pytest
 from ravebot.agents.model import TurnState
 from ravebot.errors import Unavailable
 from ravebot.operations.housekeeping import KEEP_TEXTS, Housekeeping
+from ravebot.operations.measuring import Measuring
 from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
 from ravebot.store import agent_texts, api_tokens, conversations, inbox, outbox, sandboxes
 from ravebot.store.api_tokens import ApiToken, KeptAnswer, TokenId
@@ -40,7 +41,11 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
 
 
 def housekeeping(yard: Yard, *logs: tuple[Path, str]) -> Housekeeping:
-    return Housekeeping(yard.clock, yard.database, yard.provider, yard.metrics, TARGETS, logs)
+    return Housekeeping(yard.clock, yard.database, logs)
+
+
+def measuring(yard: Yard) -> Measuring:
+    return Measuring(yard.config, yard.clock, yard.database, yard.provider, yard.metrics, TARGETS)
 
 
 @asynccontextmanager
@@ -158,11 +163,11 @@ async def test_the_outbox_is_counted_though_the_provider_is_away_and_the_host_wh
     await yard.told(MR)
     yard.pass_by(seconds=90)
     yard.provider.fails["host"] = Unavailable("libvirt is away")
-    async with at_work(housekeeping(yard).count()), asyncio.timeout(5):
+    async with at_work(measuring(yard).run()), asyncio.timeout(5):
         while gauge(yard, 'outbox_oldest_seconds{target="gitlab"}') != 90:
             await asyncio.sleep(0.01)
     yard.provider.fails.clear()
-    async with at_work(housekeeping(yard).count()), asyncio.timeout(5):
+    async with at_work(measuring(yard).run()), asyncio.timeout(5):
         while gauge(yard, "host_disk_free_bytes") != yard.provider.host_usage.disk_free_bytes:
             await asyncio.sleep(0.01)
 
@@ -200,7 +205,7 @@ async def test_what_was_said_to_agents_is_forgotten_after_thirty_days_but_not_th
             return [row["text"] for row in rows]
 
         async def rows_left() -> int:
-            tables = ("agent_processes", "shown_turns", "agent_budgets")
+            tables = ("agent_processes", "shown_turns", "agent_budgets WHERE kind <> 'agent'")
             sql = " + ".join(f"(SELECT COUNT(*) FROM {table})" for table in tables)
             return (await world.yard.read(lambda tx: tx.all(f"SELECT {sql} AS n")))[0]["n"]  # type: ignore[no-any-return]
 
@@ -240,7 +245,7 @@ async def test_what_agents_have_to_do_and_what_they_gave_up_is_counted(tmp_path:
         await world.given(runs)
         world.yard.pass_by(minutes=5)
         counted = world.yard.metrics.registry.get_sample_value
-        async with at_work(housekeeping(world.yard).count()), asyncio.timeout(5):
+        async with at_work(measuring(world.yard).run()), asyncio.timeout(5):
             while not counted("ravebot_agent_waiting_seconds"):
                 await asyncio.sleep(0.01)
         states = ("accepted", "queued", "delivered", "failed", "dead")

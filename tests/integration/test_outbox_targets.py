@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.notify.delivery import Delivery, Sent
-from ravebot.operations.housekeeping import Housekeeping
+from ravebot.operations.measuring import Measuring
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import outbox
 from ravebot.store.database import Transaction
@@ -66,7 +66,7 @@ async def test_a_third_target_is_a_row_and_a_sender(tmp_path: Path) -> None:
         await say(yard, RoomLane(ROOM), "not for the agent")
         yard.pass_by(minutes=6)
         await say(yard, CODER, "second")
-        counts = Housekeeping(yard.clock, yard.database, yard.provider, metrics, ALL, ()).count
+        counts = Measuring(yard.config, yard.clock, yard.database, yard.provider, metrics, ALL).run
 
         async def counted(pending: int) -> None:
             line = f'ravebot_outbox_pending{{target="agent"}} {pending}.0'

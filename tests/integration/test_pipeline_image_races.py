@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.images.pipelines.loop import RunningFlight, turn
 from ravebot.images.pipelines.making import ImageMaker, ImageTask, least_used, surplus
 from ravebot.images.pipelines.workshop import ImageWorkshop
 from ravebot.sandboxes import pipelineimages, settings
+from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pipelineimages import ImageState, PipelineImage
 from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
 from tests.integration.test_pipeline_images import Place, a_place, an_image, digest
 from tests.support.gitlab import MergeRequest
-from tests.support.records import BY_ALICE
+from tests.support.records import BY_ALICE, NOON
 
+LATER = NOON + timedelta(minutes=1)
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
@@ -196,8 +199,10 @@ async def test_the_failure_of_an_earlier_sandbox_is_not_that_of_the_next(yards: 
     place, config = yards.place, yards.place.yard.config
     mr = await place.open()
     place.server.finish_job(place.server.run_pipeline(mr).job("build"), "failed")
-    await yards.maker.look(await yards.task(mr))
+    for _ in range(2):
+        await yards.maker.look(await yards.task(mr))
     sandbox = await place.latest(mr)
+    place.yard.pass_by(seconds=3600)
     following = replace(sandbox, created_at=sandbox.created_at + timedelta(hours=1))
     asked, next_asked = await place.yard.read(
         lambda tx: (settings.of_sandbox(tx, config, sandbox), settings.of_sandbox(tx, config, following))
@@ -262,3 +267,70 @@ async def test_retry_lifts_the_hold_of_the_sandbox_s_own_image(tmp_path: Path) -
         assert (await place.yard.write(lambda tx: place.yard.intents.retry(tx, known, BY_ALICE))).accepted
         await place.is_in(mr, "ready")
         assert str(place.started_from()[-1]) == path
+
+
+async def test_what_a_begun_work_leaves_goes_when_it_is_cancelled_at_its_very_beginning(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place, begins, goes_on = yards.place, threading.Event(), threading.Event()
+
+    class Slow(ImageWorkshop):
+        def begin(self) -> Path:
+            begins.set()
+            goes_on.wait(5)
+            return super().begin()
+
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    yards.maker = replace(yards.maker, workshop=Slow(place.folder, yards.maker.workshop.owner))
+    work = await yards.makes(mr)
+    await asyncio.to_thread(begins.wait, 5)
+    work.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with suppress(asyncio.CancelledError):
+        await work
+    assert list((place.folder / "work").iterdir()) == []
+
+
+async def test_an_image_of_the_same_job_is_not_taken_where_another_digest_was_announced(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place = yards.place
+    first, second = await place.open(), await place.open()
+    place.builds(first, an_image(tmp_path))
+    await (await yards.makes(first))
+    ready, ref = await yards.row(first), place.known(second).ref
+
+    def told(tx: Transaction) -> None:  # as for two merge requests of one branch, whose pipeline is the same
+        bare = pipelineimages.fetching(pipelineimages.wanted(ref, second.sha, tx.now), tx.now)
+        found = replace(bare, job_project_id=ready.job_project_id, job_id=ready.job_id, path=ready.path)
+        pipeline_images.save(tx, replace(found, announced_sha256="0" * 64))
+
+    await place.yard.write(told)
+    await yards.maker.make(await yards.task(second))
+    row = await yards.row(second)
+    assert (row.state, row.words.partition(", and")[0]) == (
+        ImageState.FAILED,
+        f"the image that the job  left can't be used: its SHA-256 is {ready.digest}",
+    )
+
+
+def test_looks_take_their_turns_by_time_so_that_one_project_s_many_hinder_no_other_s() -> None:
+    many, made = MergeRequestRef(1, 1), MergeRequestRef(2, 1)
+    earlier = replace(pipelineimages.wanted(made, "b" * 40, NOON), looked_at=NOON)
+    later = replace(pipelineimages.wanted(many, "a" * 40, NOON), looked_at=NOON + timedelta(seconds=1))
+    assert sorted((later, earlier), key=lambda one: turn(one, {2: 5})) == [earlier, later]
+    making = [pipelineimages.fetching(one, NOON) for one in (earlier, later)]
+    assert sorted(making, key=lambda one: turn(one, {2: 5})) == [making[1], making[0]]
+
+
+async def test_work_for_an_earlier_sandbox_ends_when_the_image_is_looked_for_anew_and_a_look_goes_on() -> None:
+    looked = pipelineimages.wanted(MergeRequestRef(1, 1), "a" * 40, NOON)
+    made = pipelineimages.fetching(looked, NOON)
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(asyncio.sleep(0))
+        assert RunningFlight(made, work).is_stale(pipelineimages.asked_for(made, LATER, LATER))
+        assert not RunningFlight(made, work).is_stale(pipelineimages.converting(made, "b" * 64, NOON))
+        assert not RunningFlight(looked, work).is_stale(looked)
+        assert RunningFlight(looked, work).is_stale(None)

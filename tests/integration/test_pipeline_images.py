@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -176,28 +177,54 @@ class Place:
         return [spec.image for spec in self.provider.booted]
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A GitLab with a project, of which Alice and our bot are Developers."""
+
+    server: GitLabServer
+    project: Project
+    alice: User
+    token: str
+
+
 @asynccontextmanager
-async def a_place(tmp_path: Path, keep: str = "1GiB", **changes: Any) -> AsyncIterator[Place]:
+async def a_peer() -> AsyncIterator[Peer]:
+    async with GitLabServer() as server:
+        bot, alice = server.add_user("ravebot", bot=True), server.add_user("alice")
+        project = server.add_project("group/app")
+        for user in (bot, alice):
+            server.set_role(project, user, DEVELOPER)
+        yield Peer(server, project, alice, server.token_for(bot))
+
+
+@asynccontextmanager
+async def a_place(tmp_path: Path, **changes: Any) -> AsyncIterator[Place]:
+    """With a GitLab of its own."""
+    async with a_peer() as peer, a_place_at(peer, tmp_path, **changes) as place:
+        yield place
+
+
+@asynccontextmanager
+async def a_place_at(
+    peer: Peer, tmp_path: Path, keep: str = "1GiB", largest: str = "8MiB", runs: bool = True, **changes: Any
+) -> AsyncIterator[Place]:
     folder = tmp_path / "images"
     provider = Recorder()
     section: dict[str, Any] = {
-        "provider": {"pipeline_images": {"folder": str(folder), "largest": "8MiB", "keep": keep}}
+        "provider": {"pipeline_images": {"folder": str(folder), "largest": largest, "keep": keep}}
     }
-    async with GitLabServer() as server:
-        section["gitlab"] = {"url": server.url}
-        async with a_yard(tmp_path, provider, **section, **changes) as yard:
-            bot, alice = server.add_user("ravebot", bot=True), server.add_user("alice")
-            project = server.add_project("group/app")
-            for user in (bot, alice):
-                server.set_role(project, user, DEVELOPER)
-            gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
-            place = Place(server, project, alice, yard, gitlab, provider, folder)
+    server = peer.server
+    section["gitlab"] = {"url": server.url}
+    async with a_yard(tmp_path, provider, **section, **changes) as yard:
+        gitlab = GitLab(server.url, peer.token, yard.clock, 2)
+        place = Place(server, peer.project, peer.alice, yard, gitlab, provider, folder)
+        if runs:
             place.run()
-            try:
-                yield place
-            finally:
-                await place.stop()
-                await gitlab.close()
+        try:
+            yield place
+        finally:
+            await place.stop()
+            await gitlab.close()
 
 
 @pytest.fixture
@@ -376,6 +403,7 @@ async def test_of_a_fork_only_the_image_of_the_very_commit_that_was_let_in_is_ta
 ) -> None:
     fork = place.server.add_project("mallory/app", public=True)
     theirs = await place.open(fork=fork)
+    assert "nobody let this fork's commit in yet" in await place.announce(theirs)
     approved = await place.let_in(theirs)
     place.server.push(theirs, {"evil": "code"})
     place.builds(theirs, an_image(tmp_path), project=fork)
@@ -527,6 +555,32 @@ async def test_a_broken_connection_is_tried_again(place: Place, tmp_path: Path) 
     await place.is_in(mr, "ready")
 
 
+async def test_a_job_of_which_gitlab_tells_in_another_form_for_a_moment_is_asked_for_again(
+    place: Place, tmp_path: Path
+) -> None:
+    mr = await place.open()
+    job = place.builds(mr, an_image(tmp_path))
+    job.status = cast("Any", None)
+    await place.waits_for(mr, "GitLab answered with something that is not its API")
+    job.status = "success"
+    await place.is_in(mr, "ready")
+
+
+async def test_the_job_is_found_among_as_many_as_large_pipelines_have(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    pipeline = place.server.run_pipeline(mr, jobs=("build", *(f"test {n}/1499" for n in range(1, 1500))))
+    place.server.finish_job(pipeline.job("build"), artifacts={PATH: an_image(tmp_path)})
+    await place.is_in(mr, "ready")
+
+
+async def test_a_pipeline_that_gitlab_does_not_show_for_a_moment_fails_nothing(place: Place, tmp_path: Path) -> None:
+    mr = await place.open()
+    place.server.fail(404, 1, path="/pipelines/[0-9]+/jobs")  # as from a replica of its database that lags behind
+    place.builds(mr, an_image(tmp_path))
+    await place.waits_for(mr, "ravebot may not see the jobs of its pipeline")
+    await place.is_in(mr, "ready")
+
+
 async def test_an_image_in_a_folder_that_was_configured_before_is_made_anew(place: Place, tmp_path: Path) -> None:
     mr = await place.open()
     place.builds(mr, an_image(tmp_path))
@@ -597,3 +651,28 @@ async def test_a_folder_that_is_not_ours_ends_the_waiting_as_any_other_trouble_d
         await place.is_in(fails, "ended")
         assert "there was no image after 10 minutes: the host's folder" in (await place.latest(fails)).end_detail
         assert [path.name for path in place.folder.iterdir()] == ["precious"]
+
+
+async def test_an_image_that_is_larger_than_the_operator_allows_by_now_is_not_booted(tmp_path: Path) -> None:
+    image = an_image(tmp_path, "96M")
+    async with a_peer() as peer:
+        async with a_place_at(peer, tmp_path, limits={"disk": "128MiB"}) as place:
+            mrs = [await place.open(), await place.open(FALLS_BACK)]
+            for mr in mrs:
+                place.builds(mr, image)
+                await place.is_in(mr, "ready")
+                await place.ends(mr)
+            assert place.provider.booted[0].disk_bytes == 96 * MIB
+        async with a_place_at(peer, tmp_path, limits={"disk": "64MiB"}) as place:
+            for mr in mrs:
+                known = await place.yard.mr(place.known(mr))
+                assert (await place.yard.write(partial(place.yard.intents.start, mr=known, actor=BY_ALICE))).accepted
+            await place.is_in(mrs[0], "ended")
+            await place.is_in(mrs[1], "ready")
+            why = (
+                "the image that the job build built has a disk of 96 MiB, and may have 64 MiB: make it smaller, or have"
+                " an operator raise limits.disk, and then retry"
+            )
+            assert (await place.latest(mrs[0])).end_detail == f"it has no image to start from: {why}"
+            assert f"the default image is used: {why}" in await place.note(mrs[1])
+            assert place.started_from() == [place.yard.config.provider.image]

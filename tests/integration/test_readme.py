@@ -165,7 +165,7 @@ def test_metrics_and_paths_that_are_named_are_there() -> None:
     metrics.stage_done("boot", True, 1.0)
     metrics.outbox_seen("matrix", 0, None)
     metrics.firewall_repaired(True)
-    metrics.connections_dropped(Service.SSH, 1)
+    metrics.connected(Service.SSH, 1, 1)
     exposed = metrics.exposition().decode()
     names = re.findall(r"`(ravebot_\w+)`", _TEXT)
     assert names

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequest, SandboxState, Stage, StageResult
+from ravebot.gitlab.ci.jobs import CiJob, HeadOf, JobPipeline
+from ravebot.gitlab.ci.places import runs_head
+from ravebot.sandboxes.model import NO_KEYS, EndReason, MergeRequest, Person, SandboxState, Stage, StageResult
 from ravebot.sandboxes.view import Access, SandboxView
 from ravebot.web.ci import standing
 from ravebot.web.ci.answers import JobAnswer
 from ravebot.web.ci.door import ImageTold
-from tests.support.records import NOON, A, B, a_merge_request, a_sandbox
+from tests.support.records import NOON, A, B, C, a_merge_request, a_sandbox
 
 MR = a_merge_request()
 ACCESS = Access("sandboxes.example.org", "rave", 42200, 43000, "https", "rave-test", ())
@@ -170,3 +172,12 @@ def test_only_what_can_be_an_artifact_is_taken_as_an_image(told: dict[str, str],
 
 def test_times_of_the_answer_are_whole_seconds_in_utc() -> None:
     assert heard(ready(expires_at=NOON + timedelta(hours=2))).said["expires"] == "2026-01-01T14:00:00+00:00"
+
+
+@pytest.mark.parametrize(("parents", "fits"), [((B, A), True), ((A, B), False), ((B,), False), ((), False)])
+def test_a_merged_results_pipeline_is_of_what_it_merges_and_not_of_the_target(
+    parents: tuple[str, ...], fits: bool
+) -> None:
+    pipeline = JobPipeline(5, 7, C, "refs/merge-requests/1/merge", "merge_request_event")
+    job = CiJob(9, "review", "running", Person(1, "alice"), None, False, pipeline, parents)
+    assert runs_head(job, HeadOf(replace(MR, head_sha=A), 5), "merge") == fits

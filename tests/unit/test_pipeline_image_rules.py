@@ -25,6 +25,8 @@ from ravebot.sandboxes.pipelineimages import (
     asked_for,
     begun,
     converting,
+    interrupted,
+    is_due,
     is_late,
     too_late,
     waits_for_image,
@@ -59,13 +61,18 @@ def after(seen: PipelineLook, image: PipelineImage | None = None) -> PipelineIma
         (look("pending"), ImageState.WAITING, "the job build is not done, no runner has taken it yet"),
         (look("manual"), ImageState.WAITING, "the job build is not done, a person has to start it"),
         (look("success"), ImageState.FETCHING, ""),
-        (look("failed"), ImageState.FAILED, "the job build, which builds the image, ended as failed"),
-        (look("canceled"), ImageState.FAILED, "the job build, which builds the image, ended as canceled"),
+        (look("failed"), ImageState.WAITING, "the job build, which builds the image, ended as failed"),
+        (look("canceled"), ImageState.WAITING, "the job build, which builds the image, ended as canceled"),
         (look(None, of="created"), ImageState.WAITING, "its pipeline has no job build yet"),
-        (look(None), ImageState.FAILED, "the pipeline has no job build: image_job in .rave.yml names it"),
+        (look(None), ImageState.WAITING, "the pipeline has no job build: image_job in .rave.yml names it"),
         (look("success", sha=B), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
         (look("success", sha=B, ref=MERGE, parents=(B, A)), ImageState.FETCHING, ""),
         (look("success", sha=B, ref=MERGE, parents=(B,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
+        (
+            look("success", sha=B, ref=MERGE, parents=(A, B)),
+            ImageState.WAITING,
+            "no pipeline of aaaaaaaa has begun yet",
+        ),
         (look("success", sha=B, ref="main", parents=(A,)), ImageState.WAITING, "no pipeline of aaaaaaaa has begun yet"),
     ],
 )
@@ -160,6 +167,13 @@ def test_an_image_with_which_ravebot_ends_each_time_is_given_up_after_five() -> 
     )
 
 
+def test_a_ravebot_that_is_stopped_in_order_gives_up_no_image_however_often() -> None:
+    image = after(look("success"))
+    for _ in range(20):
+        image = interrupted(begun(image, LATER))
+    assert (image.state, image.begun) == (ImageState.FETCHING, 0)
+
+
 def test_what_ends_in_order_is_not_counted_nor_what_another_sandbox_asks_for() -> None:
     image = begun(after(look("success")), LATER)
     assert again(image, "GitLab does not answer", LATER).begun == 0
@@ -193,7 +207,8 @@ def test_a_branch_s_pipeline_without_the_job_is_waited_past_as_that_of_the_merge
         ImageState.WAITING,
         "its branch's pipeline has no job build; another may follow",
     )
-    assert after_look(first, WISH, seen, NOON + timedelta(minutes=2)).state is ImageState.FAILED
+    second = after_look(first, WISH, seen, NOON + timedelta(minutes=2))
+    assert after_look(second, WISH, seen, NOON + timedelta(minutes=3)).state is ImageState.FAILED
     assert after(look("success"), first).state is ImageState.FETCHING
 
 
@@ -221,3 +236,38 @@ def test_what_was_begun_for_an_earlier_sandbox_is_begun_anew_for_the_next(how_fa
     fresh = asked_for(image, LATER, LATER)
     assert (fresh.state, fresh.job_id, fresh.since) == (ImageState.WAITING, None, LATER)
     assert asked_for(image, NOON, LATER) == image
+
+
+def test_a_bad_end_counts_once_it_was_seen_twice_as_gitlab_runs_jobs_again_and_another_pipeline_may_follow() -> None:
+    first = after(look("failed"))
+    assert (first.state, first.words) == (ImageState.WAITING, "the job build, which builds the image, ended as failed")
+    assert first.next_look_at == LATER + timedelta(seconds=10)
+    retried = PipelineLook(look("x").pipeline, FoundJob(10, "build", "failed", "https://x/10"))
+    second = after(retried, first)
+    assert second.state is ImageState.WAITING
+    assert after(retried, second).state is ImageState.FAILED
+    assert after(look("success"), first).state is ImageState.FETCHING
+    assert after(look("failed"), replace(first, words="")).state is ImageState.WAITING
+
+
+def test_a_clock_that_is_set_back_neither_delays_a_look_nor_makes_an_image_late() -> None:
+    waiting = after_look(wanted(MR, A, NOON), WISH, look("running"), NOON)
+    assert not is_due(waiting, NOON + timedelta(seconds=19))
+    assert is_due(waiting, NOON + timedelta(seconds=20))
+    back = NOON - timedelta(minutes=40)
+    assert is_due(waiting, back)
+    assert asked_for(waiting, back, back).since == back
+    assert is_due(again(waiting, "slow down", NOON, 3600), back)
+
+
+def test_a_failure_of_a_time_that_has_not_come_is_an_earlier_sandbox_s() -> None:
+    back = NOON - timedelta(minutes=40)
+    fresh = asked_for(too_late(after(look("running")), WISH, LATER), back, back + timedelta(seconds=1))
+    assert (fresh.state, fresh.since) == (ImageState.WAITING, back + timedelta(seconds=1))
+
+
+def test_a_job_that_is_not_there_is_missed_at_two_looks_before_it_counts() -> None:
+    first = after(look(None))
+    assert first.next_look_at == LATER + timedelta(seconds=10)
+    assert after(look("running"), first).state is ImageState.WAITING
+    assert after(look(None), first).state is ImageState.FAILED

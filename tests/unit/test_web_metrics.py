@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import timeit
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ravebot.agents.model import TurnState
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
-from ravebot.web.metrics import CI_RESULTS, Metrics
+from ravebot.store.figures import RunningMachine
+from ravebot.web.metrics import Metrics
+from ravebot.web.metrics.metrics import CI_RESULTS
+from tests.support.records import NOON
+
+GIB = 1024**3
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -20,8 +28,8 @@ def test_a_sandboxs_life_is_counted_and_measured() -> None:
     metrics = Metrics()
     metrics.sandbox_requested()
     metrics.stage_done(Stage.SETUP, ok=True, seconds=1.5)
-    metrics.sandbox_ready(timedelta(seconds=12))
-    metrics.sandbox_ended(EndReason.MERGED, timedelta(hours=1))
+    metrics.sandbox_ready("group/app", timedelta(seconds=12))
+    metrics.sandbox_ended("group/app", EndReason.MERGED, timedelta(hours=1))
     assert value(metrics, "sandboxes_requested_total") == 1
     assert value(metrics, "sandboxes_ready_total") == 1
     assert value(metrics, "sandboxes_ended_total", reason="merged") == 1
@@ -32,7 +40,7 @@ def test_a_sandboxs_life_is_counted_and_measured() -> None:
 
 def test_a_sandbox_that_never_was_ready_has_no_lifetime() -> None:
     metrics = Metrics()
-    metrics.sandbox_ended(EndReason.FAILED, None)
+    metrics.sandbox_ended("group/app", EndReason.FAILED, None)
     assert value(metrics, "sandbox_lifetime_seconds_count") == 0
 
 
@@ -115,3 +123,96 @@ def test_what_jobs_are_answered_is_counted_by_whose_fault_it_is() -> None:
         metrics.job_answered(status)
     counted = {result: value(metrics, "ci_requests_total", result=result) for result in CI_RESULTS}
     assert counted == {"answered": 5, "refused": 3, "unavailable": 2}
+
+
+def a_running_machine(number: int = 1, **facts: Any) -> RunningMachine:
+    plain: dict[str, Any] = {
+        "project": "group/app", "iid": number, "name": f"rave-main-{number}", "vcpus": 2, "memory_bytes": 4 * GIB,
+        "cpu_seconds": 12.5, "memory_used_bytes": GIB, "disk_used_bytes": 3 * GIB, "received_bytes": 700,
+        "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "busy_since": None,
+    }  # fmt: skip
+    return RunningMachine(**plain | facts)
+
+
+def shown(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples
+    }
+
+
+def test_each_running_machine_has_series_and_they_go_with_it() -> None:
+    metrics = Metrics()
+    metrics.running_seen([a_running_machine(42)], 1, 1)
+    labels = ("group/app", "group/app!42", "rave-main-42")
+    found = shown(metrics)
+    assert found["ravebot_machine_cpu_seconds_total", *labels] == 12.5
+    assert found["ravebot_machine_memory_limit_bytes", *labels] == 4 * GIB
+    assert found["ravebot_machine_expires_timestamp_seconds", *labels] == NOON.timestamp()
+    assert ("ravebot_machine_ready_timestamp_seconds", *labels) not in found
+    assert found["ravebot_project_memory_bytes", "group/app"] == GIB
+    metrics.running_seen([], 0, 0)
+    found = shown(metrics)
+    assert [name for name, *_ in found if name.startswith("ravebot_machine_cpu")] == []
+    assert found["ravebot_project_memory_bytes", "group/app"] == 0
+    assert found["ravebot_ports_used", "ssh"] == 0
+
+
+def test_a_label_can_break_out_of_nothing() -> None:
+    metrics, evil = Metrics(), 'a"} 1\nravebot_provider_connected 1\n\\'
+    metrics.running_seen([a_running_machine(project=evil)], 1, 1)
+    metrics.sandbox_ready(evil, timedelta(seconds=1))
+    found = shown(metrics)
+    assert found["ravebot_provider_connected",] == 0
+    assert found["ravebot_machine_vcpus", *sorted((evil, f"{evil}!1", "rave-main-1"))] == 2
+
+
+def test_the_first_fifty_projects_have_series_and_all_others_are_one() -> None:
+    metrics = Metrics()
+    for number in range(200):
+        metrics.sandbox_ready(f"group/{number}", timedelta(seconds=1))
+        metrics.machine_used(f"group/{number}", 2.0, 10, 5)
+    metrics.running_seen([a_running_machine(number, project=f"group/{number}") for number in range(200)], 9, 9)
+    found = shown(metrics)
+    assert len([key for key in found if key[0] == "ravebot_project_cpu_seconds_total"]) == 51
+    assert found["ravebot_project_cpu_seconds_total", "group/49"] == 2
+    assert found["ravebot_project_cpu_seconds_total", "other"] == 300
+    assert found["ravebot_project_sandboxes", "other"] == 150
+    assert found["ravebot_project_sandboxes_ready_total", "other"] == 150
+
+
+def test_a_thousand_machines_have_series_and_no_more() -> None:
+    metrics = Metrics()
+    metrics.running_seen([a_running_machine(number) for number in range(1200)], 0, 0)
+    assert len([key for key in shown(metrics) if key[0] == "ravebot_machine_vcpus"]) == 1000
+
+
+def test_a_scrape_writes_nothing_anew_however_many_machines_run() -> None:
+    """What a thousand machines cost is paid when they are measured: their text is there already."""
+    metrics = Metrics()
+    few = min(timeit.repeat(metrics.exposition, number=1, repeat=5))
+    metrics.running_seen([a_running_machine(number) for number in range(1000)], 0, 0)
+    many = min(timeit.repeat(metrics.exposition, number=1, repeat=5))
+    assert many < 2 * few + 0.005
+
+
+def test_turns_that_ended_before_we_looked_are_not_counted_again() -> None:
+    metrics = Metrics()
+    metrics.turns_seen({"done": 7})
+    assert value(metrics, "agent_turns_ended_total", state="done") == 0
+    metrics.turns_seen({"done": 9, "failed": 1})
+    assert value(metrics, "agent_turns_ended_total", state="done") == 2
+    assert value(metrics, "agent_turns_ended_total", state="failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [(200, "ok"), (304, "ok"), (404, "refused"), (429, "slow_down"), (500, "failed"), (None, "failed")],
+)
+def test_a_request_s_result_is_what_its_status_says(status: int | None, result: str) -> None:
+    metrics = Metrics()
+    metrics.gitlab_answered(status, 0.2)
+    metrics.matrix_answered(status)
+    assert value(metrics, "gitlab_requests_total", result=result) == 1
+    assert value(metrics, "matrix_requests_total", result=result) == 1
+    assert value(metrics, "gitlab_request_seconds_count") == (0 if status is None else 1)

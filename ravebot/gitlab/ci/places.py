@@ -58,7 +58,8 @@ def runs_head(job: CiJob, head: HeadOf, kind: str = "head") -> bool:
     """Whether a job's pipeline runs the merge request's newest commit, or GitLab's merge of it into the target."""
     if job.pipeline.sha == head.mr.head_sha:
         return True
-    merges = kind in ("merge", "train") and head.mr.head_sha in job.parents
+    # The first parent of such a merge is the target's: a head that was moved there is another commit.
+    merges = kind in ("merge", "train") and job.parents[1:] == (head.mr.head_sha,)
     return merges and head.pipeline_id == job.pipeline.id
 
 

@@ -32,6 +32,11 @@ class AnnouncedImages:
         if wish is None:
             if self.config.provider.pipeline_images is None:
                 return "this ravebot takes no images from pipelines: an operator can switch provider.pipeline_images on"
+            if mr.from_fork and mr.approved_sha != mr.head_sha:
+                return (
+                    "nobody let this fork's commit in yet, so .rave.yml of the target branch counts, which has no "
+                    "image_job: once a Developer did, the image is found without this"
+                )
             return (
                 ".rave.yml has no image_job at this commit, so the sandbox waits for no image: write `image_job: JOB`"
             )

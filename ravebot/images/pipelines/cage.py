@@ -2,7 +2,8 @@
 
 Where ravebot is root with the right to change users, the program is `nobody`. Where ravebot is a user of its own, it is
 that user, without its capability. Where ravebot is root without that right, a program would keep what ravebot may do,
-so none is started. It is never told of another file than the one in its folder. Everything here blocks.
+so none is started. It is never told of another file than the one in its folder, and ends when the thread that started
+it does, so also when ravebot is killed. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from typing import IO, BinaryIO
 
 from ravebot.errors import RavebotError, Unavailable
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import HostDiskShort
+from ravebot.images.pipelines.room import PERHAPS_LACKING_BYTES, HostDiskShort
 
 _NOBODY = 65534
 _SETTING_USERS = (1 << 0) | (1 << 6) | (1 << 7)  # CAP_CHOWN, CAP_SETGID, CAP_SETUID: capabilities(7)
 _LOOK_SECONDS = 0.2
-_PERHAPS_LACKING_BYTES = 1024**3  # a program that finds the disk full does not say how much it lacks
 _KEPT_BYTES = 4096
 _PIECE_BYTES = 1024**2
 _POLITE = 10
@@ -132,7 +132,7 @@ def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryI
         "prlimit", f"--cpu={limits.cpu_seconds}:{limits.cpu_seconds + 5}", f"--as={limits.memory_bytes}",
         f"--fsize={limits.file_bytes}", "--core=0", "--nofile=64", "nice", "-n", str(_POLITE),
     ]  # fmt: skip
-    powerless = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
+    powerless = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--pdeathsig=KILL"]
     other = user()
     if why := refused():
         raise Unavailable(why)
@@ -185,7 +185,7 @@ def _problem(code: int, what: str, said: bytes) -> RavebotError:
     if code == -signal.SIGKILL:
         return PipelineImageRefused(f"{what} took more time or memory over it than an image may take: {how}")
     if any(words in text for words in _NO_ROOM):
-        return HostDiskShort(_PERHAPS_LACKING_BYTES)
+        return HostDiskShort(PERHAPS_LACKING_BYTES)
     if code == -signal.SIGXFSZ or "File too large" in text:
         return TooLarge("it becomes larger than it may be when it is unpacked: make it smaller")
     if code < 0:

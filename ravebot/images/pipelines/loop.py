@@ -6,7 +6,7 @@ Nothing is remembered only here: each look at the database finds what is to be d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,7 +36,6 @@ log = structlog.get_logger()
 MADE_AT_ONCE, LOOKS_AT_ONCE = 4, 20
 _LOOK_SECONDS, _BUG_SECONDS = 2.0, 60.0
 _TIDY_EVERY = timedelta(minutes=1)
-_LONGEST_PAUSE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,12 @@ class RunningFlight:
     def makes(self) -> bool:
         """Whether it is more than a look at GitLab."""
         return self.begun_with.state is not ImageState.WAITING
+
+    def is_stale(self, wanted: PipelineImage | None) -> bool:
+        """Whether nobody needs its image any more, or it is looked for anew."""
+        if wanted is None or wanted.told != self.begun_with.told:
+            return True
+        return self.makes and wanted.state is ImageState.WAITING
 
 
 class PipelineImageLoop:
@@ -130,8 +135,7 @@ class PipelineImageLoop:
             return
         plan = await self._database.write(self._plan)
         for key, flight in self._flights.items():
-            wanted = plan.wanted.get(key)
-            if (wanted is None or wanted.told != flight.begun_with.told) and not flight.work.cancelling():
+            if flight.is_stale(plan.wanted.get(key)) and not flight.work.cancelling():
                 flight.work.cancel()
         for task in plan.due:
             if task.image.key not in self._flights and self._may_begin(task.image):
@@ -182,14 +186,10 @@ class PipelineImageLoop:
                 pipeline_images.save(tx, image)
             wanted[image.key] = image
             self._tell(tx, sandbox)
-            if image.state not in (ImageState.READY, ImageState.FAILED) and _is_due(image, tx.now):
+            if image.state not in (ImageState.READY, ImageState.FAILED) and pipelineimages.is_due(image, tx.now):
                 due.append(ImageTask(image, wish))
-        due.sort(key=self._turn)
+        due.sort(key=lambda task: turn(task.image, self._turns))
         return ImagePlan(tuple(due), wanted)
-
-    def _turn(self, task: ImageTask) -> tuple[int, datetime]:
-        """Who is first: in turn between projects, and then who has waited longest."""
-        return self._turns.get(task.image.ref.project_id, 0), task.image.looked_at or task.image.since
 
     def _changed(self, tx: Transaction, image: PipelineImage) -> None:
         sandbox = sandboxes.current(tx, image.ref)
@@ -229,6 +229,12 @@ class PipelineImageLoop:
             log.warning("images from pipelines were not tidied", error=str(error))
 
 
+def turn(image: PipelineImage, turns: Mapping[int, int]) -> tuple[int, datetime]:
+    """Who is first: with looks who has waited longest, and images are made in turn between projects."""
+    mine = 0 if image.state is ImageState.WAITING else turns.get(image.ref.project_id, 0)
+    return mine, image.looked_at or image.since
+
+
 def _queued(tx: Transaction) -> list[Sandbox]:
     return [one for one in sandboxes.live(tx) if one.state is SandboxState.QUEUED]
 
@@ -237,8 +243,3 @@ def _ready_images(tx: Transaction) -> list[str]:
     """Those that queued sandboxes are to boot."""
     found = (pipeline_images.get(tx, one.mr, one.sha) for one in _queued(tx))
     return [image.image for image in found if image is not None and image.image]
-
-
-def _is_due(image: PipelineImage, now: datetime) -> bool:
-    """Also when the clock was set back."""
-    return image.next_look_at is None or not timedelta(0) < image.next_look_at - now <= _LONGEST_PAUSE

@@ -20,7 +20,7 @@ from ravebot.errors import Forbidden, NotFound, RavebotError, Refused, StoreErro
 from ravebot.gitlab.pipelines import FetchedArtifact, Pipelines
 from ravebot.images.pipelines.convert import ConvertLimits, convert
 from ravebot.images.pipelines.qcow2 import PipelineImageRefused
-from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard, left_bytes
+from ravebot.images.pipelines.room import Abandoned, WorkGuard, lacking_bytes, left_bytes
 from ravebot.images.pipelines.workshop import ImageWorkshop, NotOurFolder
 from ravebot.sandboxes import pipelineimages
 from ravebot.sandboxes.model import SandboxState
@@ -88,7 +88,8 @@ class ImageMaker:
         except (NotFound, Forbidden, Refused, PipelineImageRefused) as error:
             words = self._why(flight.row, error)
             log.info("no image from the pipeline", mr=mr, sha=sha, why=words)
-            await self._change(flight, lambda tx, known: pipelineimages.failed(known, words, tx.now))
+            end = pipelineimages.failed_twice if flight.row.state is ImageState.WAITING else pipelineimages.failed
+            await self._change(flight, lambda tx, known: end(known, words, tx.now))
         except Abandoned:
             raise
         except (Unavailable, OSError) as error:
@@ -97,8 +98,7 @@ class ImageMaker:
                 why = f"the host of the sandboxes can't keep it ({error.strerror}): an operator can make room"
             else:
                 pause = error.retry_after_seconds
-            if isinstance(error, HostDiskShort):
-                lacking = error.lacking
+            if lacking := lacking_bytes(error):
                 await self.evict(lambda tx: least_used(tx, lacking))
             log.info("image from the pipeline not yet", mr=mr, sha=sha, error=why)
             await self._change(flight, lambda tx, known: pipelineimages.again(known, why, tx.now, pause))
@@ -137,9 +137,24 @@ class ImageMaker:
         image = await self._change(flight, self._begin)
         if image.state is not ImageState.FETCHING:
             return
-        stopping = threading.Event()
-        work = await asyncio.to_thread(self.workshop.begin)
         try:
+            await self._made(flight)
+        except asyncio.CancelledError:
+            await uninterrupted(self._uncounted(flight))
+            raise
+
+    async def _uncounted(self, flight: ImageWork) -> None:
+        """Take back that it was begun."""
+        with suppress(Abandoned, StoreError):
+            await self._change(flight, lambda _, known: pipelineimages.interrupted(known))
+
+    async def _made(self, flight: ImageWork) -> None:
+        """Download and convert what was begun."""
+        image, stopping = flight.row, threading.Event()
+        begun: list[Path] = []
+        try:
+            await self._ended(asyncio.to_thread(lambda: begun.append(self.workshop.begin())), stopping)
+            work = begun[0]
             fetched = await self._ended(self._fetch(image, work, stopping), stopping)
             async with self.converting:
                 await self._remember_rightly()
@@ -147,7 +162,8 @@ class ImageMaker:
                 if image.state is ImageState.CONVERTING:
                     await self._ended(self._convert(flight, work, fetched.sha256, stopping), stopping)
         finally:
-            await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
+            for work in begun:
+                await asyncio.shield(asyncio.to_thread(self.workshop.end, work))
 
     async def _remember_rightly(self) -> None:
         """Nothing is made from the memory of a file that somebody removed."""
@@ -213,7 +229,8 @@ class ImageMaker:
         assert known.job_project_id is not None
         assert known.job_id is not None
         digest = ""
-        if same := pipeline_images.of_job(tx, known.job_project_id, known.job_id, known.path):
+        same = pipeline_images.of_job(tx, known.job_project_id, known.job_id, known.path)
+        if same and known.announced_sha256 in ("", same.digest):
             digest = same.digest
         elif (mr := merge_requests.get(tx, known.ref)) and not mr.from_fork:
             digest = known.announced_sha256

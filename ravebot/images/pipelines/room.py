@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
@@ -14,6 +15,8 @@ from ravebot.images.pipelines.qcow2 import PipelineImageRefused
 from ravebot.sandboxes.view import in_bytes
 
 _LEAST_BYTES = 1024**3
+PERHAPS_LACKING_BYTES = 1024**3
+"""Where the system says only that its disk, or our quota of it, is full."""
 
 
 class Abandoned(Unavailable):
@@ -59,3 +62,11 @@ class HostDiskShort(Unavailable):
         self.lacking = lacking
         more = f": {figures}" if figures else ""
         super().__init__(f"the host of the sandboxes is short of disk for the image{more}; an operator can make room")
+
+
+def lacking_bytes(error: Exception) -> int:
+    """How much room would help against it; 0: none would."""
+    if isinstance(error, HostDiskShort):
+        return error.lacking
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return PERHAPS_LACKING_BYTES if full else 0

@@ -15,6 +15,7 @@ import structlog
 
 from ravebot.errors import Unavailable
 from ravebot.images.pipelines import cage
+from ravebot.images.pipelines.room import HostDiskShort, lacking_bytes
 from ravebot.store.durable import remove_parts, write_file
 from ravebot.store.owner import give
 
@@ -101,6 +102,8 @@ class ImageWorkshop:
         try:
             return Path(tempfile.mkdtemp(dir=self.folder / _WORK))
         except OSError as error:
+            if short := lacking_bytes(error):
+                raise HostDiskShort(short) from error
             log.warning("no image can be made", folder=str(self.folder), error=error.strerror)
             raise Unavailable(
                 f"the host's folder of images can't be written to ({error.strerror}): an operator can mend it"

@@ -14,6 +14,7 @@ from ravebot.errors import ProviderError, RavebotError
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.chain.stages import Chain
+from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.lifecycle import Lifecycle
 from ravebot.sandboxes.machine_life import change, sandbox_and_merge_request
 from ravebot.sandboxes.model import NO_KEYS, EventKind, Machine, MachineId, MergeRequest, Sandbox, SandboxState
@@ -38,6 +39,7 @@ class Health:
     provider: Provider
     lifecycle: Lifecycle
     chain: Chain
+    meter: Meter
     _keys_set: dict[MachineId, datetime] = field(default_factory=dict)
     """When they were. In memory only: after a restart they are set again."""
 
@@ -98,7 +100,13 @@ class Health:
         except ProviderError:
             return
 
-        await change(self.database, machine, lambda tx, fresh: machine_life.used(tx, fresh, used))
+        def store(tx: Transaction, fresh: Machine) -> None:
+            grown = machine_life.used(tx, fresh, used)
+            _, mr = sandbox_and_merge_request(tx, fresh)
+            if mr is not None:
+                self.meter.machine_used(mr.project_path, grown.cpu_seconds, grown.received_bytes, grown.sent_bytes)
+
+        await change(self.database, machine, store)
 
     def forget(self, machine: Machine) -> None:
         """It is gone."""

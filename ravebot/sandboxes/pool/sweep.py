@@ -73,7 +73,7 @@ class Sweep:
             events.append(tx, EventKind.ORPHAN_REMOVED, RAVEBOT, data={"kind": kind, "name": name})
 
         await self.database.write(removed)
-        self.meter.orphan_removed()
+        self.meter.orphan_removed(kind)
         log.warning("orphan removed", kind=kind, name=name)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +43,18 @@ SANDBOX_CALLS = CallRate(burst=60, per_second=5)
 log = structlog.get_logger()
 
 
+def _tell_nobody(_status: int) -> None:
+    """Where nobody counts."""
+
+
 @asynccontextmanager
-async def serve_api(config: ApiConfig, calls: ToolCalls, gate: Gate) -> AsyncIterator[tuple[str, int]]:
-    """Serve while the block runs; yields the address. Raises ConfigError when it can't be used."""
+async def serve_api(
+    config: ApiConfig, calls: ToolCalls, gate: Gate, told: Callable[[int], None] = _tell_nobody
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve while the block runs; yields the address. `told` gets the status of each answer.
+
+    Raises ConfigError when the address can't be used.
+    """
     assert config.address
     host, port = config.address
     try:
@@ -59,7 +68,7 @@ async def serve_api(config: ApiConfig, calls: ToolCalls, gate: Gate) -> AsyncIte
     try:
         async with (
             mcp.serving(calls, hosts_of(config, bound[1])) as speak,
-            listening(_app(calls, gate, speak), on, most=most),
+            listening(_app(calls, gate, speak, told), on, most=most),
         ):
             yield bound[0], bound[1]
     finally:
@@ -76,7 +85,7 @@ def hosts_of(config: ApiConfig, port: int) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _app(calls: ToolCalls, gate: Gate, speak: ASGIApp) -> ASGIApp:
+def _app(calls: ToolCalls, gate: Gate, speak: ASGIApp, told: Callable[[int], None]) -> ASGIApp:
     async def mcp_for_tokens(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         try:
@@ -92,7 +101,7 @@ def _app(calls: ToolCalls, gate: Gate, speak: ASGIApp) -> ASGIApp:
         exception_handlers={HTTPException: rest.not_served},
     )
     app.router.redirect_slashes = False
-    return _guarded(app)
+    return _guarded(app, told)
 
 
 class _Endpoint:
@@ -127,23 +136,25 @@ async def _speak(speak: ASGIApp, caller: Caller, scope: Scope, receive: Receive,
             )
 
 
-def _guarded(app: ASGIApp) -> ASGIApp:
+def _guarded(app: ASGIApp, told: Callable[[int], None] = _tell_nobody) -> ASGIApp:
     """Logs what fails in us, and says so to the client if nothing was answered yet."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
 
-        async def note(message: dict[str, object]) -> None:
+        async def note(message: Message) -> None:
             nonlocal begun
             begun = True
+            if message["type"] == "http.response.start":
+                told(message["status"])
             await send(message)
 
         try:
-            await app(scope, receive, note)  # type: ignore[arg-type]
+            await app(scope, receive, note)
         except Exception:
             log.exception("a request failed", path=str(scope.get("path"))[:200])
             if not begun:
-                await answer(ToolAnswer.of(mistake()))(scope, receive, send)
+                await answer(ToolAnswer.of(mistake()))(scope, receive, note)
 
     return guard
 
