@@ -121,6 +121,7 @@ class Bot:
     agents: AgentParts
     hooks: HookWatch
     refusals: Refusals  # of webhooks
+    alert_refusals: Refusals
     stops: EnvironmentStops
 
     async def run(self) -> None:
@@ -229,6 +230,7 @@ class Bot:
             chat=self.chat,
             gitlab=self.gitlab,
             webhooks=self.refusals,
+            alerts=self.alert_refusals,
             poller=self.poller,
             core=self.core,
             provider=self.provider,
@@ -247,7 +249,7 @@ class Bot:
             async def take(delivery: AlertDelivery) -> Counter[Heard]:
                 return await intake.take(delivery.alerts, delivery.left_out)
 
-            AlertDoor(self.alert_token, take, self.metrics).add_to(app)
+            AlertDoor(self.alert_token, take, self.metrics, self.alert_refusals).add_to(app)
 
         async def look_now(project_id: int, path: str) -> None:
             self.poller.ask_for(project_id, path)
@@ -354,6 +356,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             alert_token=secrets.alertmanager_token,
             hooks=hooks,
             refusals=refusals,
+            alert_refusals=Refusals(clock, "alerts of Alertmanager"),
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )

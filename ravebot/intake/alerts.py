@@ -49,6 +49,11 @@ class AlertIntake:
         return +meant
 
 
+def delivered_at(tx: Transaction) -> datetime | None:
+    """When Alertmanager sent something last."""
+    return _moment(tx, _DELIVERED)
+
+
 def _tell(tx: Transaction, alert: KnownAlert) -> None:
     outbox.add(tx, RoomLane(alert.room), Kind.ALERT, body={"alert": alert.id}, merge_key=f"alert:{alert.id}")
 

@@ -36,6 +36,14 @@ _WRONG = (
 log = structlog.get_logger()
 
 
+class AlertRefusals(Protocol):
+    """Remembers that Alertmanager is refused."""
+
+    def refused(self, why: str) -> None: ...
+
+    def accepted(self) -> None: ...
+
+
 class AlertMetrics(Protocol):
     def alerts_answered(self, result: str) -> None: ...
 
@@ -46,11 +54,16 @@ class AlertDoor:
     """The handler. `take` returns when the alerts are committed, with what they meant."""
 
     def __init__(
-        self, token: str, take: Callable[[AlertDelivery], Awaitable[Counter[Heard]]], metrics: AlertMetrics
+        self,
+        token: str,
+        take: Callable[[AlertDelivery], Awaitable[Counter[Heard]]],
+        metrics: AlertMetrics,
+        refusals: AlertRefusals,
     ) -> None:
         self._token = _digest(token)
         self._take = take
         self._metrics = metrics
+        self._refusals = refusals
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_post(PATH, self.handle)
@@ -67,7 +80,9 @@ class AlertDoor:
         if scheme.lower() != "bearer":
             return "forged", web.Response(status=401, text=_UNPROVEN, headers={"WWW-Authenticate": "Bearer"})
         if not hmac.compare_digest(_digest(token.strip()), self._token):
+            self._refusals.refused(_WRONG.strip())
             return "forged", web.Response(status=401, text=_WRONG, headers={"WWW-Authenticate": "Bearer"})
+        self._refusals.accepted()
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 body = await _body(request)
