@@ -41,6 +41,7 @@ let
     matrixPassword = "the password of the bot's Matrix account; give this or `matrixAccessToken`";
     matrixAccessToken = "an access token of the bot's Matrix account";
     gitlabToken = "a GitLab token with the scope api; required";
+    alertmanagerToken = "the bearer token of Alertmanager's webhook";
     gitlabProxyLogin = "NAME:PASSWORD for `gitlab.proxy`";
     gitlabWebhook = "the secret token of GitLab's webhooks; give this, `gitlabWebhookSigning`, or both";
     gitlabWebhookSigning = "the signing token (whsec_…) of GitLab's webhooks";

@@ -357,4 +357,8 @@ in
     };
     sandbox.tokens = key amount "20M" "How many tokens of models agents in one sandbox may use over its life.";
   };
+
+  monitoring = {
+    alertmanager_token_file = secretFile "alertmanagerToken";
+  };
 }

@@ -311,6 +311,12 @@ class Budgets(Section):
     sandbox: SandboxBudget = SandboxBudget()
 
 
+class MonitoringConfig(Section):
+    """What ravebot tells of how it is doing, beside its metrics."""
+
+    alertmanager_token_file: SecretFile | None = None
+
+
 class Config(Section):
     """The whole configuration file."""
 
@@ -328,6 +334,7 @@ class Config(Section):
     agents: tuple[AgentConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
+    monitoring: MonitoringConfig = MonitoringConfig()
 
     @property
     def pipeline_images(self) -> Path:

@@ -17,6 +17,7 @@ from ravebot.errors import StoreError
 from ravebot.store import (
     agent_figures,
     agent_texts,
+    alerts,
     api_tokens,
     events,
     inbox,
@@ -37,6 +38,8 @@ KEEP_HANDLED = timedelta(days=14)
 KEEP_OUTPUT = timedelta(days=7)
 KEEP_TEXTS = timedelta(days=30)
 """What people and agents said to each other."""
+KEEP_ALERTS = timedelta(days=30)
+"""After they were resolved, or heard of last."""
 _ROWS_AT_ONCE = 500
 _DAY_SECONDS = 24 * 3600
 
@@ -65,6 +68,7 @@ class Housekeeping:
         await self.database.write(lambda tx: results.forget_output(tx, KEEP_OUTPUT))
         await self.database.write(lambda tx: project_files.forget(tx, KEEP_TEXTS))
         await self.database.write(lambda tx: pipeline_images.forget(tx, KEEP_TEXTS))
+        await self.database.write(lambda tx: alerts.forget(tx, KEEP_ALERTS))
         while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
         while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):

@@ -56,6 +56,7 @@ class Readiness:
     chat: Chat
     gitlab: GitLab
     webhooks: Refusals
+    alerts: Refusals
     poller: Poller
     core: Core
     provider: Provider
@@ -75,6 +76,7 @@ class Readiness:
             "environments": self._environments,
             "agents": self._agents,
             "api": self._api,
+            "alerts": self._alerts,
             "state": self._state,
         }
 
@@ -214,6 +216,10 @@ class Readiness:
         if found != HTTPStatus.OK:
             return Check(State.FAILED, f"something else answers on api.listen ({host}:{port}): HTTP {found}")
         return Check(State.OK)
+
+    async def _alerts(self) -> Check:
+        problem = self.alerts.problem
+        return Check(State.DEGRADED, problem) if problem else Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()

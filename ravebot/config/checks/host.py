@@ -122,6 +122,15 @@ def rooms(config: Config) -> Iterator[Remark]:
                 yield Remark(("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects")
 
 
+def alerts(config: Config) -> Iterator[Remark]:
+    if config.monitoring.alertmanager_token_file is not None and config.matrix.operations_room is None:
+        yield Remark(
+            ("monitoring", "alertmanager_token_file"),
+            "there is no room to tell of alerts: set matrix.operations_room, or remove this",
+            (("monitoring", "alertmanager_token_file"), ("matrix", "operations_room")),
+        )
+
+
 def useless_warnings(config: Config) -> Iterator[Remark]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:
