@@ -360,5 +360,6 @@ in
 
   monitoring = {
     alertmanager_token_file = secretFile "alertmanagerToken";
+    usage_report = optional room "The room that is told each Monday what was used in the week before.";
   };
 }

@@ -70,6 +70,7 @@ from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.operations.tokens.operator import TokenOperator
+from ravebot.operations.usage.weekly import render_usage
 from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.parts import (
     AgentParts,
@@ -97,6 +98,9 @@ from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
 log = structlog.get_logger()
+
+_WEEKS_OF_USAGE = 2
+"""That are reported if ravebot was down; those before are for `ravebot usage`."""
 
 
 @dataclass
@@ -180,8 +184,10 @@ class Bot:
 
     def _weekly_news(self) -> tuple[WeeklyNews, ...]:
         """What is told once a week, and where."""
-        room = self.config.matrix.operations_room
-        return (WeeklyNews("log head", room, render_head),) if room else ()
+        operations, usage = self.config.matrix.operations_room, self.config.monitoring.usage_report
+        news = [WeeklyNews("log head", operations, render_head)] if operations else []
+        news += [WeeklyNews("usage", usage, render_usage, catch_up=_WEEKS_OF_USAGE)] if usage else []
+        return tuple(news)
 
     def _intake(self) -> Intake:
         """What handles the requests of people and GitLab."""

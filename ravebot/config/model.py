@@ -315,6 +315,7 @@ class MonitoringConfig(Section):
     """What ravebot tells of how it is doing, beside its metrics."""
 
     alertmanager_token_file: SecretFile | None = None
+    usage_report: RoomName | None = None
 
 
 class Config(Section):

@@ -33,8 +33,9 @@ def render_alert(alert: KnownAlert) -> Content:
         lines.append(theirs(alert.description, 600))
     lines.append(_times(alert))
     runbook = link(alert.runbook, "runbook")
-    if not resolved and runbook.plain != "runbook":  # it can be linked
-        lines.append(joined((words("What to do:"), runbook)))
+    if alert.runbook and not resolved:
+        linked = runbook.plain != "runbook"
+        lines.append(joined((words("What to do:"), runbook if linked else theirs(alert.runbook, 300))))
     content = message([joined(lines, "\n", "<br>")])
     quiet = resolved or alert.severity.lower() in _QUIET
     return content if quiet else content | {"msgtype": "m.text"}
