@@ -169,6 +169,8 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         ("pool: {lifetime: 2 hours}", "pool.lifetime", "write a duration like"),
         ("pool: {lifetime: 9h}", "pool", "lifetime must not be above max_lifetime"),
         ("pool: {lifetime: 0s}", "pool.lifetime", "longer than zero"),
+        ("keep: {requests: 13d23h}", "keep.requests", "must be at least 14d"),
+        ("keep: {output: 23h}", "keep.output", "must be at least 1d"),
         ("pool: {max_running: two}", "pool.max_running", "valid integer"),
         ("pool: {max_running: 90, max_running: 2}", "pool.max_running", "duplicate key, first in line 16"),
         ("pool: {warn_before: 30m}", "pool.warn_before", "write a list here"),
