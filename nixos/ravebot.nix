@@ -41,6 +41,7 @@ let
     matrixPassword = "the password of the bot's Matrix account; give this or `matrixAccessToken`";
     matrixAccessToken = "an access token of the bot's Matrix account";
     gitlabToken = "a GitLab token with the scope api; required";
+    alertmanagerToken = "the bearer token of Alertmanager's webhook";
     gitlabProxyLogin = "NAME:PASSWORD for `gitlab.proxy`";
     gitlabWebhook = "the secret token of GitLab's webhooks; give this, `gitlabWebhookSigning`, or both";
     gitlabWebhookSigning = "the signing token (whsec_…) of GitLab's webhooks";
@@ -180,6 +181,8 @@ in
 
         # It runs as root, whose only capability changes rules and interfaces.
         CapabilityBoundingSet = "CAP_NET_ADMIN";
+        # Landlock, and a filter of their own, for what reads images from pipelines.
+        SystemCallFilter = "@system-service landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp";
         ProtectHome = true;
         # Not ProtectKernelTunables: ravebot turns net.ipv4.ip_forward back on when something turned it off.
         DevicePolicy = "closed";

@@ -365,4 +365,9 @@ in
     requests = key duration "14d" "How long it is kept what became of requests; at least 14d.";
     talks = key duration "30d" "How long what people and agents said to each other is kept.";
   };
+
+  monitoring = {
+    alertmanager_token_file = secretFile "alertmanagerToken";
+    usage_report = optional room "The room that is told each Monday what was used in the week before.";
+  };
 }

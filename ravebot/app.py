@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from aiohttp import web as aiohttp_web
@@ -31,6 +32,7 @@ from ravebot.gitlab.receiver import webhook_handler
 from ravebot.gitlab.refusals import Refusals
 from ravebot.gitlab.webhook import WebhookDelivery, WebhookSecrets, signing_key
 from ravebot.images.pipelines.loop import PipelineImageLoop
+from ravebot.intake.alerts import AlertIntake
 from ravebot.intake.comments import AgentComments
 from ravebot.intake.conversations import RoomConversations
 from ravebot.intake.diffs import RoomDiffs
@@ -56,6 +58,7 @@ from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
 from ravebot.operations.hooks.watch import HookWatch
 from ravebot.operations.housekeeping import Housekeeping
+from ravebot.operations.loghead import render_head
 from ravebot.operations.measuring import Measuring
 from ravebot.operations.news import Operators
 from ravebot.operations.offline import database_path
@@ -67,6 +70,8 @@ from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.operations.tokens.operator import TokenOperator
+from ravebot.operations.usage.weekly import render_usage
+from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.parts import (
     AgentParts,
     Core,
@@ -81,15 +86,21 @@ from ravebot.parts import (
 from ravebot.providers.base import Provider
 from ravebot.sandboxes import naming
 from ravebot.store import inbox
+from ravebot.store.alerts import Heard
 from ravebot.store.database import Database
 from ravebot.store.signals import POOL
 from ravebot.store.targets import GITLAB, MATRIX, TARGETS, Target
 from ravebot.web import admin, adminagents, admintokens
+from ravebot.web.alerts.door import AlertDoor
+from ravebot.web.alerts.reading import AlertDelivery
 from ravebot.web.api.gate import Gate
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
 log = structlog.get_logger()
+
+_WEEKS_OF_USAGE = 2
+"""That are reported if ravebot was down; those before are for `ravebot usage`."""
 
 
 @dataclass
@@ -110,9 +121,11 @@ class Bot:
     deliveries: tuple[Delivery, ...]  # except Matrix's, which the chat runs while we are logged in
     state: StateWatch
     secrets: WebhookSecrets
+    alert_token: str | None = field(repr=False)
     agents: AgentParts
     hooks: HookWatch
     refusals: Refusals  # of webhooks
+    alert_refusals: Refusals
     stops: EnvironmentStops
 
     async def run(self) -> None:
@@ -165,8 +178,16 @@ class Bot:
                 self.agents.run(),
                 trials.run(),
                 self.hooks.run(),
+                Weekly(self.database, self._weekly_news()).run(),
             ):
                 group.create_task(loop)
+
+    def _weekly_news(self) -> tuple[WeeklyNews, ...]:
+        """What is told once a week, and where."""
+        operations, usage = self.config.matrix.operations_room, self.config.monitoring.usage_report
+        news = [WeeklyNews("log head", operations, render_head)] if operations else []
+        news += [WeeklyNews("usage", usage, render_usage, catch_up=_WEEKS_OF_USAGE)] if usage else []
+        return tuple(news)
 
     def _intake(self) -> Intake:
         """What handles the requests of people and GitLab."""
@@ -215,6 +236,7 @@ class Bot:
             chat=self.chat,
             gitlab=self.gitlab,
             webhooks=self.refusals,
+            alerts=self.alert_refusals,
             poller=self.poller,
             core=self.core,
             provider=self.provider,
@@ -222,10 +244,18 @@ class Bot:
             targets=TARGETS,
         )
         handler = webhook_handler(self.secrets, self.clock, accept, self.metrics.webhook_answered, self.refusals)
-        return make_app(handler, readiness.checks(), self.metrics, add_more=self._job_routes)
+        return make_app(handler, readiness.checks(), self.metrics, add_more=self._more_routes)
 
-    def _job_routes(self, app: aiohttp_web.Application) -> None:
-        """Open the door for jobs of GitLab's CI, where the configuration has one."""
+    def _more_routes(self, app: aiohttp_web.Application) -> None:
+        """Open the doors that the configuration asks for: for alerts, and for jobs of GitLab's CI."""
+        room = self.config.matrix.operations_room
+        if self.alert_token and room:
+            intake = AlertIntake(self.database, room)
+
+            async def take(delivery: AlertDelivery) -> Counter[Heard]:
+                return await intake.take(delivery.alerts, delivery.left_out)
+
+            AlertDoor(self.alert_token, take, self.metrics, self.alert_refusals).add_to(app)
 
         async def look_now(project_id: int, path: str) -> None:
             self.poller.ask_for(project_id, path)
@@ -329,8 +359,10 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             deliveries=tuple(deliveries.values()),
             state=StateWatch(clock, database, Operators(config.matrix.operations_room, database, matrix, rooms)),
             secrets=_webhook_secrets(secrets),
+            alert_token=secrets.alertmanager_token,
             hooks=hooks,
             refusals=refusals,
+            alert_refusals=Refusals(clock, "alerts of Alertmanager"),
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )

@@ -313,6 +313,13 @@ class Budgets(Section):
     sandbox: SandboxBudget = SandboxBudget()
 
 
+class MonitoringConfig(Section):
+    """What ravebot tells of how it is doing, beside its metrics."""
+
+    alertmanager_token_file: SecretFile | None = None
+    usage_report: RoomName | None = None
+
+
 class KeepConfig(Section):
     """How long what may be forgotten is kept."""
 
@@ -340,6 +347,7 @@ class Config(Section):
     agents: tuple[AgentConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
+    monitoring: MonitoringConfig = MonitoringConfig()
     keep: KeepConfig = KeepConfig()
 
     @property

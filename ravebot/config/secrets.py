@@ -28,6 +28,7 @@ class Secrets:
     webhook_signing: str | None = None
     previous_webhook_secret: str | None = None
     previous_webhook_signing: str | None = None
+    alertmanager_token: str | None = None
     agent_signing: Mapping[str, str] = field(default_factory=dict)  # by the agent's name
     model_keys: Mapping[str, str] = field(default_factory=dict)  # by the name in `models`
 
@@ -51,6 +52,7 @@ SECRET_KEYS: dict[str, tuple[str, ...]] = {
     "webhook_signing": ("gitlab", "webhook", "signing_token_file"),
     "previous_webhook_secret": ("gitlab", "webhook", "previous_secret_token_file"),
     "previous_webhook_signing": ("gitlab", "webhook", "previous_signing_token_file"),
+    "alertmanager_token": ("monitoring", "alertmanager_token_file"),
 }
 """For each secret, the key of the configuration that names its file."""
 LISTED_SECRETS: dict[str, tuple[str, tuple[str, ...]]] = {

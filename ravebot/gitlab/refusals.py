@@ -15,8 +15,8 @@ class Refusals:
     A stranger's forgeries are refused as well, but GitLab's own webhooks are accepted between them.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, what: str = "webhooks") -> None:
+        self._clock, self._what = clock, what
         self._count, self._why = 0, ""
         self._first = self._last = clock.now()
         self.last_at: datetime | None = None
@@ -37,6 +37,6 @@ class Refusals:
         if not self._count or abs(self._clock.now() - self._last) > _REMEMBERED:
             return ""
         return (
-            f"webhooks are refused ({self._count} since {self._first:%Y-%m-%d %H:%M} UTC, none was accepted since):"
+            f"{self._what} are refused ({self._count} since {self._first:%Y-%m-%d %H:%M} UTC, none was accepted since):"
             f" {self._why}"
         )

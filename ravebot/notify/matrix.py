@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -28,6 +29,7 @@ from ravebot.matrix.cards import (
 )
 from ravebot.matrix.content import Content, calling_edit, edit_of, in_thread
 from ravebot.matrix.text import one_line
+from ravebot.notify.alerts import alert_of, send_alert
 from ravebot.notify.conversations import ConversationClient, ConversationSender
 from ravebot.notify.delivery import Sent
 from ravebot.notify.talks import TALK_KINDS, TalkFacts
@@ -37,6 +39,7 @@ from ravebot.sandboxes.model import MergeRequest, SandboxId
 from ravebot.sandboxes.view import SandboxView
 from ravebot.sandboxes.wording import calls_owner
 from ravebot.store import outbox, sandboxes
+from ravebot.store.alerts import KnownAlert
 from ravebot.store.database import Database, Transaction
 from ravebot.store.outbox import Card, Message
 from ravebot.store.targets import Kind, RoomLane
@@ -70,6 +73,7 @@ class _RoomFacts:
     due: bool = False  # whether the warning that the row is about is still true
     superseded: bool = False  # whether a newer sandbox took its place
     calls: bool = False  # whether the owner is to be notified of the state
+    alert: KnownAlert | None = None
 
 
 class MatrixSender:
@@ -90,6 +94,8 @@ class MatrixSender:
     def look(self, tx: Transaction, message: Message) -> _RoomFacts | TalkFacts:
         if message.kind in TALK_KINDS:
             return self._talk.look(tx, message)
+        if message.kind is Kind.ALERT:
+            return _RoomFacts(alert=alert_of(tx, message))
         if message.sandbox_id is None:
             return _RoomFacts()
         sandbox_id, room = SandboxId(message.sandbox_id), message.lane
@@ -136,6 +142,14 @@ class MatrixSender:
             return await self._reply(message, room_id)
         if message.kind is Kind.NEWS:
             return Sent(await self._put(message, room_id, render_news(str(message.body.get("text", "")))))
+        if facts.alert is not None:
+            return await send_alert(
+                message,
+                facts.alert,
+                room_id,
+                partial(self._put, message, room_id),
+                partial(self._put_edit, message, room_id),
+            )
         view = facts.view
         if view is None:
             return _UNTRUE

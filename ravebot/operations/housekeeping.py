@@ -18,6 +18,7 @@ from ravebot.errors import StoreError
 from ravebot.store import (
     agent_figures,
     agent_texts,
+    alerts,
     api_tokens,
     events,
     inbox,
@@ -33,6 +34,8 @@ from ravebot.store.database import Database
 
 log = structlog.get_logger()
 
+_KEEP_ALERTS = timedelta(days=30)
+"""After they were resolved, or heard of last."""
 _KEEP_FACTS = timedelta(days=30)
 """What was read of projects, and what persons used: no text of anybody's."""
 _ROWS_AT_ONCE = 500
@@ -65,6 +68,7 @@ class Housekeeping:
         await self.database.write(lambda tx: results.forget_output(tx, keep.output))
         await self.database.write(lambda tx: project_files.forget(tx, _KEEP_FACTS))
         await self.database.write(lambda tx: pipeline_images.forget(tx, _KEEP_FACTS))
+        await self.database.write(lambda tx: alerts.forget(tx, _KEEP_ALERTS))
         while await self.database.write(lambda tx: agent_texts.forget(tx, keep.talks, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
         while await self.database.write(lambda tx: runs.forget(tx, keep.output, _ROWS_AT_ONCE)):

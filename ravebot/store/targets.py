@@ -31,6 +31,7 @@ class Kind(StrEnum):
     REPLY = "reply"
     SAY = "say"
     NEWS = "news"  # for the operators, about the whole installation
+    ALERT = "alert"  # for the operators, an alert of Prometheus: body {"alert": ID}
     EMOJI = "emoji"
     ANSWER = "answer"  # an agent's words: body {"turn": ID}, with "last": true at the turn's end
     RECEIPT = "receipt"  # the reaction on a message to an agent: body {"turn": ID, "receipt": which}

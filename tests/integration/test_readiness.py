@@ -63,6 +63,7 @@ class Ward:
     project: Project
     far: FarEnd
     webhooks: Refusals
+    alerts: Refusals
     targets: tuple[Target, ...] = TARGETS
 
     async def check(self, name: str, programs: str | None = None) -> Check:
@@ -75,6 +76,7 @@ class Ward:
             chat=self.chat,
             gitlab=self.gitlab,
             webhooks=self.webhooks,
+            alerts=self.alerts,
             poller=self.poller,
             core=yard.core,
             provider=yard.provider,
@@ -155,6 +157,7 @@ async def a_ward(
                     project,
                     FarEnd(),
                     Refusals(yard.clock),
+                    Refusals(yard.clock, "alerts of Alertmanager"),
                 )
             finally:
                 server.restore()

@@ -260,6 +260,14 @@ def test_a_mistake_in_the_provider_section_is_told(folder: Folder, provider: str
     assert says in problem.message
 
 
+def test_the_report_of_use_goes_to_a_room_that_is_known(folder: Folder) -> None:
+    problem = folder.one(
+        ("host: sandboxes.example.org", "host: sandboxes.example.org}\nmonitoring: {usage_report: '#x:y'")
+    )
+    assert problem.path == "monitoring.usage_report"
+    assert "a room that matrix.rooms lists, or that of matrix.operations_room" in problem.message
+
+
 def test_an_agent_in_sandboxes_needs_their_network(folder: Folder) -> None:
     agents = "agents: [{name: coder, owner: alice, projects: [group/app], acp: {command: [opencode, acp]}}]"
     problem = folder.one(("image: /images/sandbox.qcow2}", f"image: /images/sandbox.qcow2, network: none}}\n{agents}"))

@@ -18,6 +18,8 @@ def check(config: Config) -> Remarks:
         *host.folders(config),
         *host.networks(config),
         *host.lifetimes(config),
+        *host.alerts(config),
+        *host.usage_report(config),
         *agents.agents(config),
         *agents.default_agents(config),
         *models.models(config),

@@ -122,6 +122,27 @@ def rooms(config: Config) -> Iterator[Remark]:
                 yield Remark(("matrix", "rooms", place, "projects", index), f"{project} is not among gitlab.projects")
 
 
+def alerts(config: Config) -> Iterator[Remark]:
+    if config.monitoring.alertmanager_token_file is not None and config.matrix.operations_room is None:
+        yield Remark(
+            ("monitoring", "alertmanager_token_file"),
+            "there is no room to tell of alerts: set matrix.operations_room, or remove this",
+            (("monitoring", "alertmanager_token_file"), ("matrix", "operations_room")),
+        )
+
+
+def usage_report(config: Config) -> Iterator[Remark]:
+    """Only rooms that are known otherwise are looked up and joined."""
+    room = config.monitoring.usage_report
+    known = {*(one.room for one in config.matrix.rooms), config.matrix.operations_room}
+    if room is not None and room not in known:
+        yield Remark(
+            ("monitoring", "usage_report"),
+            "write a room that matrix.rooms lists, or that of matrix.operations_room",
+            (("monitoring", "usage_report"), ("matrix", "rooms")),
+        )
+
+
 def useless_warnings(config: Config) -> Iterator[Remark]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from ravebot.access.nftables.nft import NetworkTools
 from ravebot.config.file import LoadedConfig
-from ravebot.operations.doctor import gitlab, machines, matrix, network, running, state
+from ravebot.operations.doctor import alerts, gitlab, machines, matrix, network, running, state
 from ravebot.operations.doctor.finding import Finding, failed, ok, unchecked, warning
 from ravebot.operations.doctor.services import Answer
 
@@ -19,15 +19,16 @@ _SKEW_HARMFUL_SECONDS = 300
 async def examine(loaded: LoadedConfig, tools: NetworkTools | None = None) -> list[Finding]:
     """Check everything, change nothing. `tools` run in the network namespace whose rules are checked."""
     config = loaded.config
-    on_host, on_matrix, on_gitlab, on_machines, on_network, on_bot = await asyncio.gather(
+    on_host, on_matrix, on_gitlab, on_machines, on_network, on_bot, on_alerts = await asyncio.gather(
         gathered("state", state.check(loaded)),
         gathered("matrix", matrix.check(loaded)),
         gathered("gitlab", gitlab.check(loaded)),
         gathered("machines", machines.check(config)),
         gathered("network", network.check(config, tools or NetworkTools(), state.instance_id(config.state_dir))),
         gathered("running bot", running.check(config)),
+        gathered("alerts", alerts.check(loaded)),
     )
-    everything = [*on_host, *on_matrix, *on_gitlab, *on_machines, *on_network, *on_bot]
+    everything = [*on_host, *on_matrix, *on_gitlab, *on_machines, *on_network, *on_bot, *on_alerts]
     findings = [item for item in everything if isinstance(item, Finding)]
     return [*findings, *clock([item for item in everything if isinstance(item, Answer)])]
 

@@ -14,13 +14,18 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server
 _NAME = "running bot"
 
 
+def own_address(config: Config) -> str:
+    """Where the running bot listens, for requests from this host."""
+    host, port = config.http.address
+    host = _ANYWHERE.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 async def check(config: Config) -> AsyncIterator[Finding]:
     """Findings; none when no bot runs."""
     if holder(config.state_dir) is None:
         return
-    host, port = config.http.address
-    host = _ANYWHERE.get(host, host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/readyz"
+    url = f"{own_address(config)}/readyz"
     try:
         checks = (await get(url)).field("checks")
     except Unavailable as error:

@@ -34,6 +34,8 @@ MOST_PROJECTS = 50
 OTHER = "other"
 
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
+ALERT_ANSWERS = ("accepted", "forged", "malformed", "too_large", "unavailable")
+ALERT_RESULTS = ("new", "again", "repeated", "resolved", "late", "left_out", "malformed")
 CI_RESULTS = ("answered", "refused", "unavailable")
 SYNC_RESULTS = ("ok", "failed", "refused")
 SERVICES = ("ssh", "web")
@@ -127,6 +129,8 @@ class Metrics:
         self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
         self._webhooks = counter("webhooks", "Webhooks received, by result.", "result")
         self._webhook_seconds = histogram("webhook_seconds", "Time to answer a webhook.", _REQUEST_SECONDS)
+        self._alert_requests = counter("alert_requests", "Requests of Alertmanager, by result.", "result")
+        self._alerts = counter("alerts_received", "Alerts received from Alertmanager, by what they meant.", "result")
         self._ci = counter("ci_requests", "Requests of CI jobs.", "result")
         self._gitlab = counter("gitlab_requests", "Requests to GitLab, by result.", "result")
         self._gitlab_seconds = histogram("gitlab_request_seconds", "Time until GitLab answers.", _REQUEST_SECONDS)
@@ -167,6 +171,8 @@ class Metrics:
             (self._ended, tuple(reason.value for reason in EndReason)),
             (self._model_requests, MODEL_RESULTS),
             (self._webhooks, WEBHOOK_RESULTS),
+            (self._alert_requests, ALERT_ANSWERS),
+            (self._alerts, ALERT_RESULTS),
             (self._ci, CI_RESULTS),
             (self._syncs, SYNC_RESULTS),
             (self._polls, ("ok", "failed")),
@@ -321,6 +327,14 @@ class Metrics:
         """`result` is one of WEBHOOK_RESULTS."""
         self._webhooks.labels(_one_of(WEBHOOK_RESULTS, result)).inc()
         self._webhook_seconds.observe(seconds)
+
+    def alerts_answered(self, result: str) -> None:
+        """A request of Alertmanager got an answer; `result` is one of ALERT_ANSWERS."""
+        self._alert_requests.labels(_one_of(ALERT_ANSWERS, result)).inc()
+
+    def alerts_received(self, result: str, count: int) -> None:
+        """`result` is one of ALERT_RESULTS."""
+        self._alerts.labels(_one_of(ALERT_RESULTS, result)).inc(count)
 
     def job_answered(self, status: int) -> None:
         """A request of a CI job got an answer with that HTTP status."""
